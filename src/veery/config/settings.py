@@ -1,0 +1,124 @@
+"""`veery.toml`: one node's settings, declared once, unknown keys refused with their line."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from veery.errors import Refused
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relocation:
+    """The relocation server, as xend-config.sxp had it.
+
+    `hosts_allow`: regular expressions separated by spaces, each matched against the whole address or host
+    name of the caller; "" lets every node of the cluster in (its certificate is checked all the same)."""
+
+    address: str = ""
+    port: int = 8002
+    hosts_allow: str = ""
+    tls: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Api:
+    """The HTTP API between nodes. `address` "" means the node's own."""
+
+    address: str = ""
+    port: int = 8001
+    group: str = ""  # members of this group may use the unix socket too
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Etcd:
+    """The voter's ports, and seconds that a call may take."""
+
+    client_port: int = 2379
+    peer_port: int = 2380
+    deadline: float = 4.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorageSettings:
+    """Where volumes are: `pool` a folder for sparse files, `group` an LVM volume group; `portal_port` is tgtd's."""
+
+    pool: str = ""
+    group: str = ""
+    portal_port: int = 3260
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Qemu:
+    """The qemu driver. `accel`: auto (KVM when it really boots a guest, else TCG), kvm or tcg."""
+
+    binary: str = "qemu-system-x86_64"
+    accel: str = "auto"
+    machine: str = ""  # "": the driver's pinned default
+    log_level: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """One node. `state` survives a reboot (records, etcd's data, volumes); `run` does not (sockets, pids)."""
+
+    state: str = "/var/lib/veery"
+    run: str = "/run/veery"
+    log: str = "info"
+    presence_ttl: int = 10  # seconds a node counts as present after its last sign
+    relocation: Relocation = field(default_factory=Relocation)
+    api: Api = field(default_factory=Api)
+    etcd: Etcd = field(default_factory=Etcd)
+    storage: StorageSettings = field(default_factory=StorageSettings)
+    qemu: Qemu = field(default_factory=Qemu)
+
+
+DEFAULT_PATH = Path("/etc/veery/veery.toml")
+
+
+def load(path: Path) -> Settings:
+    """The settings in `path`; defaults where there is no such file. Raises Refused with file and line."""
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        return Settings()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refused(f"{path}: {error}") from error
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise Refused(f"{path}: {error}", hint="see docs/settings.md for the keys") from error
+    unknown = _unknown(data, Settings, ())
+    if unknown:
+        line = _line_of(text, unknown[-1])
+        raise Refused(
+            f"{path}:{line}: unknown key {'.'.join(unknown)!r}", hint="see docs/settings.md for the keys"
+        )
+    try:
+        return msgspec.convert(data, type=Settings)
+    except msgspec.ValidationError as error:
+        raise Refused(f"{path}: {error}", hint="see docs/settings.md for the keys") from error
+
+
+def _unknown(data: dict[str, object], kind: type, path: tuple[str, ...]) -> tuple[str, ...]:
+    fields = {item.name: item.type for item in msgspec.inspect.type_info(kind).fields}  # type: ignore[attr-defined]
+    for key, value in data.items():
+        if key not in fields:
+            return (*path, key)
+        inner = fields[key]
+        if isinstance(value, dict) and isinstance(inner, msgspec.inspect.DataclassType):
+            found = _unknown(value, inner.cls, (*path, key))
+            if found:
+                return found
+    return ()
+
+
+def _line_of(text: str, key: str) -> int:
+    for number, line in enumerate(text.splitlines(), 1):
+        if re.match(rf"\s*(\[.*)?[\"']?{re.escape(key)}\b", line):
+            return number
+    return 1

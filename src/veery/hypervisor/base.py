@@ -1,0 +1,191 @@
+"""What a hypervisor driver promises. `qemu.driver.QemuDriver` and `fake.FakeDriver` pass one contract suite
+(tests/contract/test_driver.py); a Xen driver joins them.
+
+A driver runs domains and asks nobody whether it may: the owner gate is above it, in veery.node and
+veery.migrate. Domains are named by their UUID. Everything a domain needs from outside (disks, taps) comes in
+as Attachments. A domain outlives the driver: `adopt` finds it again. Methods raise Refused when the domain is not there
+("no domain ... here"), Failed with the hypervisor's own words, OutcomeUnknown when it did not answer in time.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Protocol
+
+from veery.model.domain import (
+    DomainEvent,
+    DomainReading,
+    DomainSpec,
+    HostReading,
+    VcpuReading,
+)
+from veery.model.move import CopyResult, MoveProgress, MoveSettings
+from veery.model.volume import AttachedDisk, AttachedVif, Attachments
+
+Report = Callable[[MoveProgress], None]
+
+
+class Console(Protocol):
+    """One reader and writer of a domain's console; many may be open on one domain."""
+
+    async def read(self) -> bytes:
+        """The next bytes: first the backlog since boot, then what comes; b"" once the domain is gone."""
+        ...
+
+    async def write(self, data: bytes) -> None:
+        """Type `data`."""
+        ...
+
+    async def close(self) -> None:
+        """Leave; the domain does not notice."""
+        ...
+
+
+class Driver(Protocol):
+    """The hypervisor of one node."""
+
+    name: str
+
+    # ---- this machine
+    async def open(self) -> None:
+        """Make ready; find and take over the domains that already run here (after a restart of ours)."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of every domain without touching it."""
+        ...
+
+    async def host(self) -> HostReading:
+        """The machine: memory, processors, versions."""
+        ...
+
+    async def log(self) -> str:
+        """What `veery dmesg` prints."""
+        ...
+
+    # ---- domains
+    async def list(self) -> tuple[DomainReading, ...]:
+        """Every domain here, by domid. A domain whose hypervisor process does not answer is still listed."""
+        ...
+
+    async def spec(self, uuid: str) -> tuple[DomainSpec, Attachments]:
+        """What domain `uuid` was started with, including what was attached and detached since."""
+        ...
+
+    async def start(
+        self, spec: DomainSpec, attachments: Attachments, *, paused: bool = False
+    ) -> DomainReading:
+        """Start a domain. On failure nothing of it is left. Raises Refused for what it can see before
+        (missing kernel, no memory), Failed with the hypervisor's words."""
+        ...
+
+    async def destroy(self, uuid: str) -> None:
+        """End the domain at once. Returns only when it is proven that it can no longer write: its process
+        is gone. Succeeds if there is none."""
+        ...
+
+    async def shutdown(self, uuid: str) -> None:
+        """Ask the guest to power off; returns when asked."""
+        ...
+
+    async def reboot(self, uuid: str) -> None:
+        """Restart the guest; returns when asked."""
+        ...
+
+    async def pause(self, uuid: str) -> None:
+        """Stop the domain's processors."""
+        ...
+
+    async def unpause(self, uuid: str) -> None:
+        """Let them go on."""
+        ...
+
+    async def rename(self, uuid: str, name: str) -> None:
+        """Give the running domain another name."""
+        ...
+
+    async def set_memory(self, uuid: str, mebibytes: int) -> None:
+        """Ask the guest to balloon to `mebibytes` (at most its maxmem)."""
+        ...
+
+    async def vcpus(self, uuid: str) -> tuple[VcpuReading, ...]:
+        """Its virtual processors."""
+        ...
+
+    async def save(self, uuid: str, path: Path) -> None:
+        """Write the domain's memory and devices to `path` and leave it paused (or resume it on failure,
+        removing the file)."""
+        ...
+
+    async def restore(
+        self, spec: DomainSpec, attachments: Attachments, path: Path, *, paused: bool = False
+    ) -> DomainReading:
+        """Start the domain that `save` wrote. On failure nothing of it is left, `path` stays."""
+        ...
+
+    async def attach_disk(self, uuid: str, disk: AttachedDisk) -> None:
+        """Hot-plug a disk."""
+        ...
+
+    async def detach_disk(self, uuid: str, vdev: str) -> None:
+        """Hot-unplug a disk; returns once the guest let go, raises Failed if it does not."""
+        ...
+
+    async def resize_disk(self, uuid: str, vdev: str, size: int) -> None:
+        """Tell the guest that a disk has grown to `size` bytes."""
+        ...
+
+    async def attach_vif(self, uuid: str, vif: AttachedVif) -> None:
+        """Hot-plug an interface."""
+        ...
+
+    async def detach_vif(self, uuid: str, mac: str) -> None:
+        """Hot-unplug the interface with this MAC."""
+        ...
+
+    async def console(self, uuid: str) -> Console:
+        """Open its console."""
+        ...
+
+    async def backlog(self, uuid: str) -> bytes:
+        """The console's last bytes (at most 256 KiB), to go along on a move."""
+        ...
+
+    def events(self) -> AsyncIterator[DomainEvent]:
+        """Domains that stopped by themselves, in order, for ever. One reader."""
+        ...
+
+    # ---- one move: the source's side
+    async def send(
+        self, uuid: str, stream: socket.socket, settings: MoveSettings, report: Report
+    ) -> CopyResult:
+        """Copy the domain into `stream` (a connected TCP socket; with settings.tls the stream itself is
+        encrypted and authenticated with the node's certificate). Returns when everything was sent and the domain is paused here; raises
+        Failed with the reason, the domain running on, when the copy did not succeed or stalled for settings.stall
+        seconds. Cancelling the task cancels the copy; the domain runs on when the cancellation is through."""
+        ...
+
+    async def resume(self, uuid: str) -> None:
+        """Undo a finished or broken `send`: the domain runs on here. Idempotent. Only while the owner is us."""
+        ...
+
+    # ---- one move: the target's side
+    async def prepare(
+        self, spec: DomainSpec, attachments: Attachments, backlog: bytes, *, tls: bool
+    ) -> DomainReading:
+        """Start the empty half domain (state INCOMING) that waits for a stream. `spec` is the source's
+        `spec()`. On failure nothing of it is left."""
+        ...
+
+    async def receive(self, uuid: str, stream: socket.socket) -> None:
+        """Load `stream` (an accepted TCP socket) into the half domain; returns when everything is loaded and
+        it stands paused. Raises Failed when the stream broke; the half domain is then only good for
+        `destroy`."""
+        ...
+
+    async def finish(self, uuid: str, *, paused: bool = False) -> None:
+        """Let the loaded domain run (or make it a plain paused one), and announce its MACs.
+        Idempotent. Only after COMMIT."""
+        ...

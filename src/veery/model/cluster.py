@@ -1,0 +1,48 @@
+"""What the cluster agrees on: records and owners of domains, reservations of moves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from veery.model.domain import DomainSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Owner:
+    """The one node that may run domain `domain`. `revision` is the fencing token: the store's
+    modification revision of the key; `boot` names this run of the domain (a new one at each start)."""
+
+    domain: str
+    node: str
+    boot: str
+    revision: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DomainRecord:
+    """What outlives a run of a domain: its spec with UUID and MACs filled in. `saved` names the save
+    file's token that may still be restored ("" when none: the disks were written since)."""
+
+    spec: DomainSpec
+    saved: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reservation:
+    """A target's promise to take domain `domain` in, for move `move`; without it no COMMIT succeeds."""
+
+    domain: str
+    move: str
+    source: str
+    target: str
+    revision: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """The cluster itself: its name, its CA's certificate (PEM) and the naming part of its IQNs."""
+
+    name: str
+    id: str
+    ca: str
+    authority: str

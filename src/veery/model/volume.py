@@ -1,0 +1,90 @@
+"""Volumes: named disks, each one LUN behind one target; and how a node reaches a disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from veery.model.domain import DiskFormat, DiskSpec, VifSpec
+
+
+class Backing(StrEnum):
+    """Where a volume's bytes are on its storage node."""
+
+    FILE = "file"  # a sparse file
+    LVM = "lvm"  # a logical volume
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Volume:
+    """The record of one volume, kept in the store. `size` in bytes (a multiple of 512).
+
+    `path` is where the bytes are on storage node `node`; `tid` is tgt's target id (unique on that node),
+    the LUN is always 1. `portal` is "ADDRESS:PORT".
+    """
+
+    name: str
+    size: int
+    node: str
+    backing: Backing
+    path: str
+    iqn: str
+    tid: int
+    portal: str
+    ready: bool = True
+    created: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Initiator:
+    """One node's credentials at every target: its initiator name and its CHAP user and password."""
+
+    node: str
+    iqn: str
+    user: str
+    password: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IscsiLun:
+    """A LUN as an initiator reaches it."""
+
+    portal: str
+    iqn: str
+    lun: int
+    initiator: str
+    user: str
+    password: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalDisk:
+    """A file or block device of this node."""
+
+    path: str
+    format: DiskFormat
+    block: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttachedDisk:
+    """A disk of a domain file together with how this node reaches its bytes (None: an empty drive)."""
+
+    spec: DiskSpec
+    source: IscsiLun | LocalDisk | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttachedVif:
+    """An interface of a domain file together with the tap made for it on this node."""
+
+    spec: VifSpec
+    device: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attachments:
+    """All that the node prepares before a driver starts or receives a domain."""
+
+    disks: tuple[AttachedDisk, ...] = ()
+    vifs: tuple[AttachedVif, ...] = ()
