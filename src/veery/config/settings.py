@@ -95,9 +95,7 @@ def load(path: Path) -> Settings:
     unknown = _unknown(data, Settings, ())
     if unknown:
         line = _line_of(text, unknown[-1])
-        raise Refused(
-            f"{path}:{line}: unknown key {'.'.join(unknown)!r}", hint="see docs/settings.md for the keys"
-        )
+        raise Refused(f"{path}:{line}: unknown key {'.'.join(unknown)!r}", hint="see docs/settings.md for the keys")
     try:
         return msgspec.convert(data, type=Settings)
     except msgspec.ValidationError as error:

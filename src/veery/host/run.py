@@ -44,9 +44,7 @@ async def run(
             start_new_session=True,
         )
     except FileNotFoundError as error:
-        raise Refused(
-            f"{words[0]} is not installed", hint=f"install the package that has {words[0]}"
-        ) from error
+        raise Refused(f"{words[0]} is not installed", hint=f"install the package that has {words[0]}") from error
     try:
         async with asyncio.timeout(deadline):
             out, err = await process.communicate(stdin)

@@ -74,9 +74,7 @@ class Driver(Protocol):
         """What domain `uuid` was started with, including what was attached and detached since."""
         ...
 
-    async def start(
-        self, spec: DomainSpec, attachments: Attachments, *, paused: bool = False
-    ) -> DomainReading:
+    async def start(self, spec: DomainSpec, attachments: Attachments, *, paused: bool = False) -> DomainReading:
         """Start a domain. On failure nothing of it is left. Raises Refused for what it can see before
         (missing kernel, no memory), Failed with the hypervisor's words."""
         ...
@@ -158,13 +156,12 @@ class Driver(Protocol):
         ...
 
     # ---- one move: the source's side
-    async def send(
-        self, uuid: str, stream: socket.socket, settings: MoveSettings, report: Report
-    ) -> CopyResult:
-        """Copy the domain into `stream` (a connected TCP socket; with settings.tls the stream itself is
-        encrypted and authenticated with the node's certificate). Returns when everything was sent and the domain is paused here; raises
-        Failed with the reason, the domain running on, when the copy did not succeed or stalled for settings.stall
-        seconds. Cancelling the task cancels the copy; the domain runs on when the cancellation is through."""
+    async def send(self, uuid: str, stream: socket.socket, settings: MoveSettings, report: Report) -> CopyResult:
+        """Copy the domain into `stream` (a connected TCP socket; with settings.tls QEMU itself encrypts it and
+        authenticates both ends with the nodes' certificates). Returns when everything was sent and the domain
+        is paused here. Raises Failed with the reason, the domain running on, when the copy did not succeed or
+        no byte moved for settings.stall seconds. Cancelling the task cancels the copy; the domain runs on
+        when the cancellation is through."""
         ...
 
     async def resume(self, uuid: str) -> None:
@@ -172,9 +169,7 @@ class Driver(Protocol):
         ...
 
     # ---- one move: the target's side
-    async def prepare(
-        self, spec: DomainSpec, attachments: Attachments, backlog: bytes, *, tls: bool
-    ) -> DomainReading:
+    async def prepare(self, spec: DomainSpec, attachments: Attachments, backlog: bytes, *, tls: bool) -> DomainReading:
         """Start the empty half domain (state INCOMING) that waits for a stream. `spec` is the source's
         `spec()`. On failure nothing of it is left."""
         ...

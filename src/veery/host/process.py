@@ -1,0 +1,196 @@
+"""Long-lived outside programs that outlive us: etcd, tgtd, QEMU.
+
+A `Process` is named by pid and start time, so that a pid used again is not mistaken for it, and watched by a
+pidfd, so that its end is proven and not guessed. `Service` keeps one of them running."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from veery.errors import Failed, Refused
+from veery.host.files import write_atomic
+
+log = logging.getLogger(__name__)
+
+
+def start_ticks(pid: int) -> int:
+    """When process `pid` began, in clock ticks since boot (proc(5), field 22); 0 if it is gone or a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return 0 if fields[0] in "ZX" else int(fields[19])
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One running program: `pid`, and `ticks`, its start time."""
+
+    pid: int
+    ticks: int
+
+    @classmethod
+    def spawn(
+        cls,
+        argv: Sequence[str | Path],
+        *,
+        log_file: Path,
+        env: Mapping[str, str] | None = None,
+        pass_fds: Sequence[int] = (),
+        cwd: Path | None = None,
+    ) -> Process:
+        """Start `argv` in a session of its own, its output appended to `log_file`. It is not ended when we are.
+
+        Raises Refused when the program is not installed."""
+        words = [str(word) for word in argv]
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        with log_file.open("ab") as output:
+            try:
+                child = subprocess.Popen(
+                    words,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    env={**os.environ, **env} if env else None,
+                    pass_fds=pass_fds,
+                    cwd=cwd,
+                    start_new_session=True,
+                )
+            except FileNotFoundError as error:
+                raise Refused(
+                    f"{words[0]} is not installed", hint=f"install the package that has {words[0]}"
+                ) from error
+        child.returncode = 0  # ours to reap below, not Popen's
+        return cls(child.pid, start_ticks(child.pid))
+
+    @classmethod
+    def load(cls, path: Path) -> Process | None:
+        """The process that `save` wrote to `path`, if it still runs."""
+        try:
+            pid, ticks = (int(word) for word in path.read_text().split())
+        except (FileNotFoundError, ValueError):
+            return None
+        process = cls(pid, ticks)
+        return process if process.alive() else None
+
+    def save(self, path: Path) -> None:
+        """Write pid and start time to `path`."""
+        write_atomic(path, f"{self.pid} {self.ticks}\n")
+
+    def alive(self) -> bool:
+        """Whether it still runs; a zombie does not."""
+        return self.ticks != 0 and start_ticks(self.pid) == self.ticks
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal, to it and to no other; nothing happens if it is gone."""
+        with contextlib.suppress(ProcessLookupError):
+            handle = os.pidfd_open(self.pid)
+            try:
+                if self.alive():
+                    signal.pidfd_send_signal(handle, number)
+            finally:
+                os.close(handle)
+
+    async def gone(self) -> None:
+        """Return once it has ended (reaping it if it is our child)."""
+        try:
+            handle = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return
+        loop = asyncio.get_running_loop()
+        ended = loop.create_future()
+        try:
+            if self.alive():
+                loop.add_reader(handle, _mark, ended)
+                try:
+                    await ended
+                finally:
+                    loop.remove_reader(handle)
+        finally:
+            os.close(handle)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, os.WNOHANG)  # noqa: ASYNC222 (WNOHANG does not wait)
+
+    async def stop(self, *, grace: float, deadline: float = 10.0) -> None:
+        """SIGTERM, then SIGKILL after `grace` seconds (0: at once). Raises Failed if it is still there
+        `deadline` seconds after that."""
+        if grace > 0:
+            self.send(signal.SIGTERM)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(grace):
+                    await self.gone()
+                    return
+        self.send(signal.SIGKILL)
+        try:
+            async with asyncio.timeout(deadline):
+                await self.gone()
+        except TimeoutError as error:
+            raise Failed(
+                f"process {self.pid} does not end", hint="it hangs in the kernel: look at its /proc/PID/stack"
+            ) from error
+
+
+def _mark(ended: asyncio.Future[None]) -> None:
+    if not ended.done():
+        ended.set_result(None)
+
+
+class Service:
+    """Keeps one outside program running: adopts it after a restart of ours, starts it again when it ends."""
+
+    def __init__(
+        self,
+        name: str,
+        command: Callable[[], Sequence[str | Path]],
+        *,
+        run: Path,
+        env: Mapping[str, str] | None = None,
+        started: Callable[[], Awaitable[None]] | None = None,
+        pause: float = 0.5,
+    ) -> None:
+        """`command` gives the argv at each start; `run` holds NAME.pid and NAME.log; `started` is awaited
+        after each start or adoption; `pause` seconds pass before a restart (doubled while it keeps
+        failing, up to 10)."""
+        self.name, self._command, self._env, self._started = name, command, env, started
+        self._pid_file, self._log_file, self._pause = run / f"{name}.pid", run / f"{name}.log", pause
+        self.process: Process | None = None
+
+    async def run(self) -> None:
+        """For ever: adopt or start, wait for its end, again. Cancel to stop watching; the program runs on."""
+        wait = self._pause
+        loop = asyncio.get_running_loop()
+        while True:
+            begun = loop.time()
+            try:
+                self.process = Process.load(self._pid_file)
+                if self.process is None:
+                    self.process = Process.spawn(self._command(), log_file=self._log_file, env=self._env)
+                    self.process.save(self._pid_file)
+                    log.info("%s started, pid %d", self.name, self.process.pid)
+                else:
+                    log.info("%s found running, pid %d", self.name, self.process.pid)
+                if self._started:
+                    await self._started()
+            except (Refused, Failed, OSError) as error:
+                log.error("%s does not start: %s", self.name, error)
+            if self.process is not None:
+                await self.process.gone()
+                self.process = None
+                log.error("%s ended; see %s", self.name, self._log_file)
+            wait = self._pause if loop.time() - begun > 10 else min(wait * 2, 10.0)
+            await asyncio.sleep(wait)
+
+    async def stop(self) -> None:
+        """End the program (only when this node stops for good). Call after cancelling `run`."""
+        process = self.process or Process.load(self._pid_file)
+        if process is not None:
+            await process.stop(grace=5)
+        self._pid_file.unlink(missing_ok=True)
