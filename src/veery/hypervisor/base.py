@@ -156,9 +156,11 @@ class Driver(Protocol):
         ...
 
     # ---- one move: the source's side
-    async def send(self, uuid: str, stream: socket.socket, settings: MoveSettings, report: Report) -> CopyResult:
+    async def send(
+        self, uuid: str, stream: socket.socket, settings: MoveSettings, report: Report, *, peer: str
+    ) -> CopyResult:
         """Copy the domain into `stream` (a connected TCP socket; with settings.tls QEMU itself encrypts it and
-        authenticates both ends with the nodes' certificates). Returns when everything was sent and the domain
+        authenticates both ends with the nodes' certificates; `peer` is the target's node name). Returns when everything was sent and the domain
         is paused here. Raises Failed with the reason, the domain running on, when the copy did not succeed or
         no byte moved for settings.stall seconds. Cancelling the task cancels the copy; the domain runs on
         when the cancellation is through."""
@@ -169,9 +171,11 @@ class Driver(Protocol):
         ...
 
     # ---- one move: the target's side
-    async def prepare(self, spec: DomainSpec, attachments: Attachments, backlog: bytes, *, tls: bool) -> DomainReading:
+    async def prepare(
+        self, spec: DomainSpec, attachments: Attachments, backlog: bytes, *, tls: bool, peer: str
+    ) -> DomainReading:
         """Start the empty half domain (state INCOMING) that waits for a stream. `spec` is the source's
-        `spec()`. On failure nothing of it is left."""
+        `spec()`; with `tls` only a stream from node `peer` is taken; `backlog` is the console's past. On failure nothing of it is left."""
         ...
 
     async def receive(self, uuid: str, stream: socket.socket) -> None:
