@@ -1,0 +1,80 @@
+"""Telling the network where a domain is now, after a move.
+
+QEMU and the guest announce themselves too; this is the node's own word, for every driver. Three things learn:
+this node's bridge (its forwarding entry is set), the switches (a RARP frame with the domain's MAC as source,
+the form QEMU's announce_self sends: net/announce.c), and, where the file names an `ip=`, the neighbours' ARP
+tables (a gratuitous ARP, RFC 5227 section 3: an ARP request for the sender's own address)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import re
+import socket
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from veery.errors import Failed
+from veery.network.link import netlink
+
+ETH_P_ARP, ETH_P_RARP = 0x0806, 0x8035
+BROADCAST = b"\xff" * 6
+PAUSES = (0.05, 0.15, 0.25, 0.35)  # seconds between rounds: QEMU's announce-initial 50 ms, announce-step 100 ms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Voice:
+    """One interface to announce: its MAC, its tap `device`, its `bridge`, and the file's `ip=` ("" or words, of
+    which the IPv4 addresses are announced)."""
+
+    mac: str
+    device: str
+    bridge: str
+    ip: str = ""
+
+
+async def announce(voices: Sequence[Voice], *, pauses: Sequence[float] = PAUSES) -> None:
+    """Announce `voices` at once and again after each of `pauses` (seconds). Raises Failed where a bridge or a
+    tap is gone: then nothing more is sent."""
+    async with netlink() as kernel:
+        for voice in voices:
+            port = await kernel.find(voice.device)
+            if port is None:
+                raise Failed(f"cannot announce {voice.mac}: {voice.device} is gone")
+            if port.master:
+                await kernel.learn(port, voice.mac)
+    _send(voices)
+    for pause in pauses:
+        await asyncio.sleep(pause)
+        _send(voices)
+
+
+def frames(voice: Voice) -> tuple[bytes, ...]:
+    """The Ethernet frames that announce `voice`."""
+    mac = bytes.fromhex(voice.mac.replace(":", ""))
+    nowhere = b"\0" * 4
+    found = [_frame(mac, ETH_P_RARP, 3, mac, nowhere)]  # 3: RFC 903, "request reverse"
+    for word in re.split(r"[\s,]+", voice.ip):
+        with contextlib.suppress(ipaddress.AddressValueError):
+            found.append(_frame(mac, ETH_P_ARP, 1, b"\0" * 6, ipaddress.IPv4Address(word).packed))
+    return tuple(found)
+
+
+def _frame(mac: bytes, kind: int, operation: int, target: bytes, address: bytes) -> bytes:
+    """A broadcast from `mac` in ARP's form (RFC 826), with one `address` as the sender's and the target's."""
+    head = BROADCAST + mac + struct.pack("!H", kind)
+    body = struct.pack("!HHBBH", 1, 0x0800, 6, 4, operation) + mac + address + target + address
+    return (head + body).ljust(60, b"\0")  # Ethernet's least length without its checksum
+
+
+def _send(voices: Sequence[Voice]) -> None:
+    for voice in voices:
+        try:
+            with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as raw:
+                raw.bind((voice.bridge, 0))
+                for frame in frames(voice):
+                    raw.send(frame)
+        except OSError as error:
+            raise Failed(f"cannot announce {voice.mac} on {voice.bridge}: {error.strerror}") from error
