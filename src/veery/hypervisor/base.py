@@ -14,6 +14,8 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
+
 from veery.model.domain import (
     DomainEvent,
     DomainReading,
@@ -74,6 +76,17 @@ class Driver(Protocol):
         """What domain `uuid` was started with, including what was attached and detached since."""
         ...
 
+    async def pack(self, uuid: str) -> tuple[DomainSpec, msgspec.Raw]:
+        """What must go along with the domain's memory, on a move or in a save file: its spec as it is now, and
+        the driver's luggage (JSON, opaque to all others) from which `prepare` and `restore` build exactly the
+        same devices and go on counting its uptime."""
+        ...
+
+    async def take_domid(self) -> int:
+        """The id that the next domain will have, not given twice on this node until it reboots: the node names
+        taps after it and hands it to `start`, `restore` or `prepare` as `attachments.domid`."""
+        ...
+
     async def start(self, spec: DomainSpec, attachments: Attachments, *, paused: bool = False) -> DomainReading:
         """Start a domain. On failure nothing of it is left. Raises Refused for what it can see before
         (missing kernel, no memory), Failed with the hypervisor's words."""
@@ -112,15 +125,23 @@ class Driver(Protocol):
         """Its virtual processors."""
         ...
 
-    async def save(self, uuid: str, path: Path) -> None:
+    async def save(self, uuid: str, path: Path, *, offset: int = 0) -> None:
         """Write the domain's memory and devices to `path` and leave it paused (or resume it on failure,
-        removing the file)."""
+        removing the file). The first `offset` bytes of the file (a multiple of 4096) are the caller's and stay."""
         ...
 
     async def restore(
-        self, spec: DomainSpec, attachments: Attachments, path: Path, *, paused: bool = False
+        self,
+        spec: DomainSpec,
+        attachments: Attachments,
+        luggage: msgspec.Raw,
+        path: Path,
+        *,
+        offset: int = 0,
+        paused: bool = False,
     ) -> DomainReading:
-        """Start the domain that `save` wrote. On failure nothing of it is left, `path` stays."""
+        """Start the domain that `save` wrote; `spec` and `luggage` as `pack` gave them before.
+        On failure nothing of it is left, `path` stays."""
         ...
 
     async def attach_disk(self, uuid: str, disk: AttachedDisk) -> None:
@@ -159,11 +180,13 @@ class Driver(Protocol):
     async def send(
         self, uuid: str, stream: socket.socket, settings: MoveSettings, report: Report, *, peer: str
     ) -> CopyResult:
-        """Copy the domain into `stream` (a connected TCP socket; with settings.tls QEMU itself encrypts it and
-        authenticates both ends with the nodes' certificates; `peer` is the target's node name). Returns when everything was sent and the domain
-        is paused here. Raises Failed with the reason, the domain running on, when the copy did not succeed or
-        no byte moved for settings.stall seconds. Cancelling the task cancels the copy; the domain runs on
-        when the cancellation is through."""
+        """Copy the domain into `stream`, a connected TCP socket; with settings.tls the hypervisor itself encrypts
+        it and authenticates both ends by the nodes' certificates, `peer` being the target's node name. The
+        caller closes `stream` afterwards, whatever happens.
+
+        Returns when the target has loaded everything and the domain is paused here. Raises Failed with the
+        reason, the domain running on, when the copy did not succeed, or no byte moved for settings.stall
+        seconds. Cancelling the task cancels the copy; the domain runs on when the cancellation is through."""
         ...
 
     async def resume(self, uuid: str) -> None:
@@ -172,16 +195,24 @@ class Driver(Protocol):
 
     # ---- one move: the target's side
     async def prepare(
-        self, spec: DomainSpec, attachments: Attachments, backlog: bytes, *, tls: bool, peer: str
+        self,
+        spec: DomainSpec,
+        attachments: Attachments,
+        luggage: msgspec.Raw,
+        backlog: bytes,
+        *,
+        tls: bool,
+        peer: str,
     ) -> DomainReading:
-        """Start the empty half domain (state INCOMING) that waits for a stream. `spec` is the source's
-        `spec()`; with `tls` only a stream from node `peer` is taken; `backlog` is the console's past. On failure nothing of it is left."""
+        """Start the empty half domain (state INCOMING) that waits for a stream. `spec` and `luggage` are the
+        source's, from `pack`; `backlog` is the console's past; with `tls` only a stream from node `peer` is
+        taken. On failure nothing of it is left."""
         ...
 
     async def receive(self, uuid: str, stream: socket.socket) -> None:
         """Load `stream` (an accepted TCP socket) into the half domain; returns when everything is loaded and
         it stands paused. Raises Failed when the stream broke; the half domain is then only good for
-        `destroy`."""
+        `destroy`. The caller closes `stream`."""
         ...
 
     async def finish(self, uuid: str, *, paused: bool = False) -> None:

@@ -84,7 +84,10 @@ class AttachedVif:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attachments:
-    """All that the node prepares before a driver starts or receives a domain."""
+    """All that the node prepares before a driver starts or receives a domain.
 
+    `domid` is the id that the driver's `take_domid` gave for it (taps are named after it); 0: none was asked for."""
+
+    domid: int = 0
     disks: tuple[AttachedDisk, ...] = ()
     vifs: tuple[AttachedVif, ...] = ()
