@@ -1,0 +1,109 @@
+"""The lab's machines as network namespaces: a switch, a client outside, and the nodes with their xenbr0."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from veery.errors import Failed, Refused
+from veery.host.run import run
+from veery.lab import claim, members
+from veery.lab.plan import BRIDGE, CLIENT, CLIENT_ADDRESS, NAMESPACES, PREFIX, SWITCH, Machine, Plan, lab_of
+
+SWITCH_BRIDGE = "br0"
+_DEADLINE = 30.0
+_NO_IPV6 = "for f in /proc/sys/net/ipv6/conf/*/disable_ipv6; do [ ! -e $f ] || echo 1 >$f; done"
+
+
+async def build(plan: Plan) -> None:
+    """Make the namespaces and wire them. Raises Failed with ip(8)'s words; `remove` clears what was made."""
+    await _batch([f"netns add {name}" for name in plan.namespaces()])
+    # The nodes' addresses are IPv4, as the seed's; IPv6's own chatter would only disturb what is measured.
+    await asyncio.gather(*(inside(name, ["sh", "-c", _NO_IPV6]) for name in plan.namespaces()))
+    machines = (CLIENT, *(node.name for node in plan.nodes))
+    await _batch(_switch(plan, machines), inside=plan.namespace(SWITCH))
+    await asyncio.gather(
+        _batch(_client(), inside=plan.namespace(CLIENT)),
+        *(_batch(_node(node), inside=plan.namespace(node.name)) for node in plan.nodes),
+    )
+
+
+async def remove(lab: str, folder: Path) -> None:
+    """Remove all of lab `lab`, by name and by membership, whatever of it is there: processes, namespaces (with
+    all links in them), `folder`. Raises Failed when a process does not end."""
+    names = [path.name for path in _namespaces() if lab_of(path.name) == lab]
+    await members.kill([NAMESPACES / name for name in names])
+    if names:
+        await _batch([f"netns delete {name}" for name in names])
+    await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+
+async def sweep(labs: Path) -> tuple[str, ...]:
+    """Remove every lab that a dead run has left, and no other; their names. `labs` is where labs have their
+    folders. A lab in use, or made to stay, is left alone."""
+    found = {*claim.known(), *(lab_of(path.name) for path in _namespaces())} - {""}
+    found |= {path.name for path in labs.glob("*") if path.is_dir()}
+    swept = []
+    for lab in sorted(found):
+        try:
+            held = claim.Claim(lab)
+        except Refused:
+            continue
+        record = claim.read(lab)
+        if record is not None and record.stays:
+            held.release()
+            continue
+        await remove(lab, Path(record.folder) if record else labs / lab)
+        held.forget()
+        swept.append(lab)
+    return tuple(swept)
+
+
+async def inside(namespace: str, argv: Sequence[str | Path], *, deadline: float = _DEADLINE) -> str:
+    """Run `argv` in a namespace; its output. Raises Failed."""
+    return (await run(enter(namespace, argv), deadline=deadline)).out
+
+
+def enter(namespace: str, argv: Sequence[str | Path]) -> list[str | Path]:
+    """The command line that runs `argv` in a namespace, in the same process (nsenter(1) execs it)."""
+    return ["nsenter", f"--net={NAMESPACES / namespace}", "--", *argv]
+
+
+def _switch(plan: Plan, machines: Iterable[str]) -> list[str]:
+    lines = [f"link add {SWITCH_BRIDGE} type bridge", f"link set {SWITCH_BRIDGE} up"]
+    for name in machines:
+        lines.append(f"link add {name} type veth peer name eth0 netns {plan.namespace(name)}")
+        lines.append(f"link set {name} master {SWITCH_BRIDGE} up")
+    return lines
+
+
+def _client() -> list[str]:
+    return ["link set lo up", f"addr add {CLIENT_ADDRESS}/{PREFIX} dev eth0", "link set eth0 up"]
+
+
+def _node(node: Machine) -> list[str]:
+    """As the seed's ifcfg-eth0 and ifcfg-xenbr0; the bridge's MAC is set, so that it never follows its ports."""
+    return [
+        "link set lo up",
+        f"link add {BRIDGE} type bridge",
+        f"link set {BRIDGE} address {node.mac}",
+        f"link set eth0 address {node.mac} master {BRIDGE}",
+        "link set eth0 up",
+        f"addr add {node.address}/{PREFIX} brd + dev {BRIDGE}",
+        f"link set {BRIDGE} up",
+    ]
+
+
+async def _batch(lines: Sequence[str], *, inside: str = "") -> None:
+    where = ["-netns", inside] if inside else []
+    text = "\n".join(lines).encode() + b"\n"
+    result = await run(["ip", *where, "-batch", "-"], deadline=_DEADLINE, stdin=text, check=False)
+    if result.code:
+        said = (result.err.strip() or "no message").splitlines()[0]
+        raise Failed(f"building the lab: {said}", hint="run as root; veery lab down clears a half-built one")
+
+
+def _namespaces() -> list[Path]:
+    return list(NAMESPACES.iterdir()) if NAMESPACES.is_dir() else []
