@@ -1,0 +1,284 @@
+"""Debian packages from the machine's own mirror, without a change to the machine's own apt settings.
+
+The machine's sources are read, both forms of sources.list(5); what they say of Debian itself is written as one
+private deb822 file in the user's cache, with package lists of its own beside it. Only the standard library is used
+here: this runs before there is a virtual environment."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from veery.errors import Failed, Refused
+
+Report = Callable[[str, float], None]  # what is done now, and how much of it all: 0 to 1
+
+ETC = Path("/etc/apt")
+_UPDATE, _FETCH, _INSTALL = 300.0, 900.0, 1800.0  # seconds
+_LINE = re.compile(r"deb\s+(?:\[(?P<options>[^]]*)\]\s*)?(?P<uri>\S+)\s+(?P<suite>\S+)(?P<components>(?:\s+\S+)*)\s*$")
+_OPTIONS = {  # sources.list(5): options whose deb822 field is not just the capitalised word
+    "arch": "Architectures",
+    "lang": "Languages",
+    "target": "Targets",
+    "pdiffs": "PDiffs",
+    "by-hash": "By-Hash",
+    "signed-by": "Signed-By",
+    "check-date": "Check-Date",
+    "check-valid-until": "Check-Valid-Until",
+    "valid-until-min": "Valid-Until-Min",
+    "valid-until-max": "Valid-Until-Max",
+    "date-max-future": "Date-Max-Future",
+    "inrelease-path": "InRelease-Path",
+    "allow-insecure": "Allow-Insecure",
+    "allow-weak": "Allow-Weak",
+    "allow-downgrade-to-insecure": "Allow-Downgrade-To-Insecure",
+}
+_PLACE = ("Types", "URIs", "Suites", "Components", "Enabled")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One stanza: binary packages from `uris`; `options` are its further deb822 fields (Signed-By, Trusted, ...),
+    a value of several lines as it stands in the file."""
+
+    uris: tuple[str, ...]
+    suites: tuple[str, ...]
+    components: tuple[str, ...]
+    options: tuple[tuple[str, str], ...] = ()
+
+    def text(self) -> str:
+        """The stanza in deb822 form."""
+        rows = [
+            "Types: deb",
+            f"URIs: {' '.join(self.uris)}",
+            f"Suites: {' '.join(self.suites)}",
+            *([f"Components: {' '.join(self.components)}"] if self.components else []),
+            *(f"{name}: {value}" for name, value in self.options),
+        ]
+        return "\n".join(rows) + "\n"
+
+
+def machine_sources(etc: Path = ETC) -> tuple[Source, ...]:
+    """Every enabled source of binary packages, in apt's order: sources.list, then sources.list.d by name."""
+    found: list[Source] = []
+    folder = etc / "sources.list.d"
+    parts = sorted(folder.iterdir()) if folder.is_dir() else []
+    for path in (etc / "sources.list", *parts):
+        if not path.is_file():
+            continue
+        text = path.read_text(errors="replace")
+        if path.suffix == ".sources":
+            found += parse_stanzas(text)
+        elif path.suffix == ".list":
+            found += parse_lines(text)
+    return tuple(found)
+
+
+def parse_stanzas(text: str) -> list[Source]:
+    """The deb822 form: stanzas of `Field: value`, a line that begins with a blank goes on."""
+    found = []
+    for stanza in re.split(r"\n[ \t]*\n", "\n".join(row for row in text.splitlines() if not row.startswith("#"))):
+        fields: dict[str, str] = {}
+        name = ""
+        for row in stanza.splitlines():
+            if row[:1] in " \t" and name:
+                fields[name] += "\n" + row
+            elif ":" in row:
+                name, _, value = row.partition(":")
+                name = name.strip().lower()
+                fields[name] = value.strip()
+        if "deb" in fields.get("types", "").split() and fields.get("enabled", "yes").lower() not in (
+            "no",
+            "false",
+            "0",
+        ):
+            names = {place.lower() for place in _PLACE}
+            options = tuple((_spelt(key), value) for key, value in fields.items() if key not in names)
+            uris, suites, components = (tuple(fields.get(key, "").split()) for key in ("uris", "suites", "components"))
+            found.append(Source(uris, suites, components, options))
+    return found
+
+
+def parse_lines(text: str) -> list[Source]:
+    """The one-line form: `deb [option=value ...] uri suite component...`."""
+    found = []
+    for row in text.splitlines():
+        match = _LINE.match(row.partition("#")[0].strip())
+        if match:
+            options = tuple(_option(word) for word in (match["options"] or "").split())
+            found.append(Source((match["uri"],), (match["suite"],), tuple(match["components"].split()), options))
+    return found
+
+
+def _option(word: str) -> tuple[str, str]:
+    name, _, value = word.partition("=")
+    suffix = {"+": "-Add", "-": "-Remove"}.get(name[-1:], "")
+    return _spelt(name.rstrip("+-") if suffix else name) + suffix, value.replace(",", " ")
+
+
+def _spelt(name: str) -> str:
+    return _OPTIONS.get(name.lower(), name.title())
+
+
+def debian_sources(sources: Sequence[Source], codename: str, extra: Sequence[str] = ()) -> tuple[Source, ...]:
+    """Of `sources`, what serves Debian `codename` itself; and the suites `extra` ("bookworm-backports") from the same
+    mirror, where no source has them. Raises Refused when there is none."""
+    wanted = re.compile(rf"{re.escape(codename)}(-updates|-security|/updates|-backports)?/?")
+    chosen = []
+    for source in sources:
+        suites = tuple(suite for suite in source.suites if wanted.fullmatch(suite))
+        uris = tuple(uri for uri in source.uris if not uri.startswith("cdrom:"))
+        if suites and uris and "main" in source.components:
+            chosen.append(Source(uris, suites, source.components, source.options))
+    base = [source for source in chosen if codename in source.suites]
+    if not base:
+        raise Refused(
+            f"no apt source of this machine serves Debian {codename}",
+            hint="add Debian's mirror to /etc/apt/sources.list",
+        )
+    for suite in extra:
+        if not any(suite in source.suites for source in chosen):
+            chosen.append(Source(base[0].uris, (suite,), ("main",), base[0].options))
+    return tuple(chosen)
+
+
+def release(path: Path = Path("/etc/os-release")) -> str:
+    """The codename of this Debian. Raises Refused on anything else."""
+    rows = (row.partition("=") for row in path.read_text().splitlines() if "=" in row) if path.exists() else ()
+    fields = {name: value.strip().strip("\"'") for name, _, value in rows}
+    if fields.get("ID") != "debian" or not fields.get("VERSION_CODENAME"):
+        raise Refused(
+            f"packages are only installed by themselves on Debian, not on {fields.get('PRETTY_NAME', 'this system')}",
+            hint="install them with your system's own tool, then run again",
+        )
+    return fields["VERSION_CODENAME"]
+
+
+class Apt:
+    """apt with sources, lists and downloads of our own, in `folder`; the machine's other settings (proxies,
+    credentials, preferences) hold."""
+
+    def __init__(self, folder: Path, sources: Sequence[Source]) -> None:
+        self._folder = folder
+        self._options = {
+            "Dir::Etc::sourcelist": folder / "debian.sources",
+            "Dir::Etc::sourceparts": "/dev/null",
+            "Dir::State::lists": folder / "lists",
+            "Dir::Cache": folder / "cache",
+            "Dir::Cache::archives": folder / "cache" / "archives",
+            "APT::Sandbox::User": "root",  # _apt cannot read a user's cache
+            "Acquire::Retries": "3",
+            "Acquire::Languages": "none",
+            "DPkg::Lock::Timeout": "300",
+            "DPkg::Use-Pty": "0",
+        }
+        for name in ("lists/partial", "cache/archives/partial"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / "debian.sources").write_text("\n".join(source.text() for source in sources))
+        (folder / "debian.sources").chmod(0o600)  # a mirror's address may hold a password
+
+    def update(self, report: Report) -> None:
+        """Fetch the package lists. Raises Failed."""
+        report("fetching package lists", 0.0)
+        self._run("apt-get", "update", "-q", "--error-on=any", deadline=_UPDATE)
+
+    def install(self, packages: Sequence[str], report: Report, *, suite: str = "") -> None:
+        """Install `packages` with what they need, from `suite` first if one is named; nothing is removed.
+        Raises Failed."""
+        reader, writer = os.pipe()
+        with os.fdopen(reader) as status:
+            words = ("install", "-y", "-q", "--no-install-recommends", "--no-remove", *(["-t", suite] if suite else []))
+            command = self._command("apt-get", *words, *packages)
+            process = subprocess.Popen(
+                [*command, "-o", f"APT::Status-Fd={writer}"],
+                stdin=subprocess.DEVNULL,
+                stdout=(self._folder / "install.log").open("wb"),
+                stderr=subprocess.STDOUT,
+                pass_fds=(writer,),
+                env=_environment(),
+            )
+            os.close(writer)
+            try:
+                for text, fraction in progress(status):
+                    report(text, fraction)
+                code = process.wait(_INSTALL)
+            finally:
+                if process.poll() is None:
+                    process.terminate()
+                    process.wait(60)
+        if code:
+            said = _reason((self._folder / "install.log").read_text(errors="replace"))
+            raise Failed(f"apt-get install: {said}", hint=f"see {self._folder / 'install.log'}")
+        self.clean()
+
+    def depends(self, package: str) -> tuple[str, ...]:
+        """The names that `package`'s candidate depends on."""
+        shown = self._run("apt-cache", "show", "--no-all-versions", package, deadline=60.0)
+        match = re.search(r"^Depends: (.+)$", shown, re.MULTILINE)
+        return tuple(word.split()[0] for word in match[1].split(",")) if match else ()
+
+    def download(self, package: str, folder: Path) -> Path:
+        """Fetch `package`'s file into `folder`; its path. Raises Failed."""
+        self._run("apt-get", "download", "-q", package, deadline=_FETCH, cwd=folder)
+        found = sorted(folder.glob(f"{package}_*.deb"))
+        if not found:
+            raise Failed(f"apt-get download left no file of {package}", hint=f"look into {folder}")
+        return found[-1]
+
+    def clean(self) -> None:
+        """Remove the downloaded packages."""
+        for path in (self._folder / "cache" / "archives").glob("*.deb"):
+            path.unlink()
+
+    def _run(self, *words: str, deadline: float, cwd: Path | None = None) -> str:
+        try:
+            result = subprocess.run(
+                self._command(*words),
+                check=False,
+                capture_output=True,
+                text=True,
+                timeout=deadline,
+                stdin=subprocess.DEVNULL,
+                cwd=cwd,
+                env=_environment(),
+            )
+        except FileNotFoundError as error:
+            raise Refused(f"{words[0]} is not installed", hint="this set-up needs Debian's apt") from error
+        except subprocess.TimeoutExpired as error:
+            raise Failed(
+                f"{words[0]} {words[1]} did not end within {deadline:g} s", hint="is the mirror slow?"
+            ) from error
+        if result.returncode:
+            raise Failed(
+                f"{words[0]} {words[1]}: {_reason(result.stdout + result.stderr)}",
+                hint="see the mirror's address in /etc/apt",
+            )
+        return result.stdout
+
+    def _command(self, *words: str) -> list[str]:
+        return [*words, *(word for name, value in self._options.items() for word in ("-o", f"{name}={value}"))]
+
+
+def progress(status: Iterator[str]) -> Iterator[tuple[str, float]]:
+    """apt's status lines (README.progress-reporting) as (text, fraction): downloads are the first half."""
+    for row in status:
+        kind, _, rest = row.strip().partition(":")
+        fields = rest.split(":", 2)
+        if kind in ("dlstatus", "pmstatus") and len(fields) == 3:
+            half = 0.0 if kind == "dlstatus" else 0.5
+            yield ("downloading" if kind == "dlstatus" else fields[2]), half + min(float(fields[1]), 100.0) / 200
+
+
+def _reason(output: str) -> str:
+    """The line of apt's output that says why; without the password a mirror's address may hold."""
+    rows = [row.strip() for row in output.splitlines() if row.strip()]
+    told = [row for row in rows if row.startswith("E:")] or rows or ["no message"]
+    return re.sub(r"//[^/\s@]+@", "//", told[0].removeprefix("E:").strip())
+
+
+def _environment() -> Mapping[str, str]:
+    return {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}

@@ -1,0 +1,75 @@
+"""The guest kernel: Debian's own cloud kernel, unpacked into the user's cache and never installed.
+
+The metapackage linux-image-cloud-amd64 names the kernel of this Debian release; virtio and ext4 are in it or
+among its modules. Only the standard library is used here."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from veery.errors import Failed
+from veery.lab.apt import Report
+from veery.lab.packages import cache, private_apt
+
+METAPACKAGE = "linux-image-cloud-amd64"
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """A kernel for guests: `kernel` is the vmlinuz, `modules` its folder .../lib/modules/VERSION."""
+
+    kernel: Path
+    modules: Path
+    version: str
+
+
+def find() -> Guest | None:
+    """The kernel that `fetch` unpacked, the newest if there are several."""
+    found = sorted(_folder().glob("[!.]*/boot/vmlinuz-*"), key=lambda path: path.stat().st_mtime)
+    return _guest(found[-1]) if found else None
+
+
+def fetch(report: Report) -> Guest:
+    """The kernel, downloaded and unpacked if it is not there yet. Raises Refused, Failed."""
+    found = find()
+    if found:
+        return found
+    apt, _ = private_apt()
+    apt.update(report)
+    names = [name for name in apt.depends(METAPACKAGE) if name.startswith("linux-image-")]
+    if not names:
+        raise Failed(
+            f"{METAPACKAGE} names no kernel", hint="does the machine's mirror have this architecture's packages?"
+        )
+    _folder().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", dir=_folder()) as name:
+        scratch = Path(name)
+        report(f"downloading {names[0]}", 0.3)
+        package = apt.download(names[0], scratch)
+        report(f"unpacking {names[0]}", 0.7)
+        tree = scratch / "tree"
+        unpacked = subprocess.run(
+            ["dpkg", "-x", package, tree], check=False, capture_output=True, text=True, timeout=300
+        )
+        kernels = list(tree.glob("boot/vmlinuz-*"))
+        if unpacked.returncode or not kernels:
+            raise Failed(f"cannot unpack {package.name}: {unpacked.stderr.strip()}", hint="is the disk full?")
+        final = _folder() / kernels[0].name.removeprefix("vmlinuz-")
+        shutil.rmtree(final, ignore_errors=True)
+        tree.rename(final)
+    return _guest(final / "boot" / kernels[0].name)
+
+
+def _folder() -> Path:
+    return cache() / "guest"
+
+
+def _guest(kernel: Path) -> Guest:
+    version = kernel.name.removeprefix("vmlinuz-")
+    tree = kernel.parent.parent
+    places = (tree / "lib/modules" / version, tree / "usr/lib/modules" / version)
+    return Guest(kernel, next((place for place in places if place.is_dir()), places[0]), version)
