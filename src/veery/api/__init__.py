@@ -1,0 +1,1 @@
+"""The HTTP API: parse, call, render. docs/api.md has the routes."""

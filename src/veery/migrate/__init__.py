@@ -1,0 +1,1 @@
+"""One move of one domain from this node to another, or into this node."""

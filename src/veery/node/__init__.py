@@ -1,0 +1,1 @@
+"""The services of this node: its domains, its volumes, its peers."""

@@ -1,0 +1,226 @@
+"""Routes of domains and moves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+
+from veery.api.server import Lines, answer, body, error_body
+from veery.errors import Refused, VeeryError
+from veery.migrate.moves import Moves, ended_badly
+from veery.model.codec import convert, plain
+from veery.model.domain import DiskSpec, DomainSpec, VifSpec
+from veery.model.move import MoveSettings
+from veery.node.devices import Devices
+from veery.node.domains import Domains
+from veery.node.machine import Machine
+from veery.node.peers import Peers
+
+LEAVES = ("destroyed", "running", "paused")
+
+
+class DomainRoutes:
+    """What users order of domains."""
+
+    def __init__(self, domains: Domains, devices: Devices, moves: Moves, machine: Machine, *, peers: Peers) -> None:
+        self._domains, self._devices, self._moves = domains, devices, moves
+        self._machine, self._peers = machine, peers
+
+    def table(self) -> list[web.RouteDef]:
+        """The routes."""
+        one = "/v1/domains/{ref}"
+        return [
+            web.get("/v1/domains", self.list),
+            web.post("/v1/domains", self.create),
+            web.get(one, self.show),
+            web.delete(one, self.forget),
+            *(
+                web.post(f"{one}/{order}", self.order)
+                for order in ("destroy", "shutdown", "reboot", "pause", "unpause")
+            ),
+            web.post(f"{one}/rename", self.rename),
+            web.post(f"{one}/memory", self.memory),
+            web.post(f"{one}/save", self.save),
+            web.post("/v1/restore", self.restore),
+            web.get(f"{one}/vcpus", self.vcpus),
+            web.get(f"{one}/disks", self.disks),
+            web.post(f"{one}/disks", self.attach_disk),
+            web.delete(f"{one}/disks/{{vdev}}", self.detach_disk),
+            web.get(f"{one}/vifs", self.vifs),
+            web.post(f"{one}/vifs", self.attach_vif),
+            web.delete(f"{one}/vifs/{{which}}", self.detach_vif),
+            web.get(f"{one}/console", self.console),
+            web.post(f"{one}/migrate", self.migrate),
+            web.get("/v1/moves", self.moves),
+            web.get("/v1/moves/{move}", self.move),
+            web.post("/v1/moves/{move}/cancel", self.cancel),
+        ]
+
+    async def list(self, request: web.Request) -> web.Response:
+        """The domains here, or with ?cluster=1 those of every node that answers."""
+        if request.query.get("cluster"):
+            return answer(await self._machine.everywhere())
+        return answer({"node": self._domains.node, "domains": await self._machine.domains()})
+
+    async def show(self, request: web.Request) -> web.Response:
+        """One domain."""
+        reading = await self._domains.find(request.match_info["ref"])
+        owner = None
+        with contextlib.suppress(VeeryError):  # reading goes on while the store is away
+            owner = await self._domains.owner(reading.name)
+        return answer({"reading": reading, "spec": await self._domains.spec(reading.uuid), "owner": owner})
+
+    async def create(self, request: web.Request) -> web.Response:
+        """Start a domain."""
+        data = await body(request, spec=dict)
+        spec = convert(data["spec"], DomainSpec)
+        # A start is never cut short because its caller left: it would leave a domain that nobody asked after.
+        reading = await asyncio.shield(
+            asyncio.ensure_future(self._domains.create(spec, paused=bool(data.get("paused"))))
+        )
+        return answer({"reading": reading, "spec": await self._domains.spec(reading.uuid)})
+
+    async def forget(self, request: web.Request) -> web.Response:
+        """Forget a record."""
+        await self._domains.forget(request.match_info["ref"])
+        return answer({})
+
+    async def order(self, request: web.Request) -> web.Response:
+        """destroy, shutdown, reboot, pause, unpause."""
+        action = getattr(self._domains, request.path.rpartition("/")[2])
+        await asyncio.shield(asyncio.ensure_future(action(request.match_info["ref"])))
+        return answer({})
+
+    async def rename(self, request: web.Request) -> web.Response:
+        """Another name."""
+        await self._domains.rename(request.match_info["ref"], (await body(request, name=str))["name"])
+        return answer({})
+
+    async def memory(self, request: web.Request) -> web.Response:
+        """Balloon."""
+        await self._devices.set_memory(request.match_info["ref"], (await body(request, mebibytes=int))["mebibytes"])
+        return answer({})
+
+    async def save(self, request: web.Request) -> web.Response:
+        """To a file of this node."""
+        data = await body(request, path=str)
+        leave = data.get("leave", "destroyed")
+        path = _absolute(data["path"])
+        if leave not in LEAVES:
+            raise Refused(f"leave is not {leave!r}", hint=f"one of {', '.join(LEAVES)}")
+        await asyncio.shield(asyncio.ensure_future(self._domains.save(request.match_info["ref"], path, leave)))
+        return answer({})
+
+    async def restore(self, request: web.Request) -> web.Response:
+        """From a file of this node."""
+        data = await body(request, path=str)
+        work = self._domains.restore(
+            _absolute(data["path"]), paused=bool(data.get("paused")), force=bool(data.get("force"))
+        )
+        return answer({"reading": await asyncio.shield(asyncio.ensure_future(work))})
+
+    async def vcpus(self, request: web.Request) -> web.Response:
+        """Virtual processors."""
+        return answer(await self._domains.vcpus(request.match_info["ref"]))
+
+    async def disks(self, request: web.Request) -> web.Response:
+        """Disks, without the passwords that reach them."""
+        disks = await self._devices.disks(request.match_info["ref"])
+        return answer([_shown(plain(disk)) for disk in disks])
+
+    async def attach_disk(self, request: web.Request) -> web.Response:
+        """Hot-plug."""
+        disk = convert((await body(request, disk=dict))["disk"], DiskSpec)
+        await self._devices.attach_disk(request.match_info["ref"], disk)
+        return answer({})
+
+    async def detach_disk(self, request: web.Request) -> web.Response:
+        """Hot-unplug."""
+        await self._devices.detach_disk(request.match_info["ref"], request.match_info["vdev"])
+        return answer({})
+
+    async def vifs(self, request: web.Request) -> web.Response:
+        """Interfaces."""
+        return answer(await self._devices.vifs(request.match_info["ref"]))
+
+    async def attach_vif(self, request: web.Request) -> web.Response:
+        """Hot-plug."""
+        vif = convert((await body(request, vif=dict))["vif"], VifSpec)
+        return answer(await self._devices.attach_vif(request.match_info["ref"], vif))
+
+    async def detach_vif(self, request: web.Request) -> web.Response:
+        """Hot-unplug."""
+        await self._devices.detach_vif(request.match_info["ref"], request.match_info["which"])
+        return answer({})
+
+    async def console(self, request: web.Request) -> web.StreamResponse:
+        """Both ways until either side leaves."""
+        console = await self._domains.console(request.match_info["ref"])
+        socket = web.WebSocketResponse(max_msg_size=0, heartbeat=20)
+        try:
+            await socket.prepare(request)
+
+            async def show() -> None:
+                while data := await console.read():
+                    await socket.send_bytes(data)
+                await socket.close()
+
+            showing = asyncio.create_task(show())
+            try:
+                async for message in socket:
+                    if message.type is aiohttp.WSMsgType.BINARY:
+                        await console.write(message.data)
+                    elif message.type is aiohttp.WSMsgType.TEXT:
+                        await console.write(message.data.encode())
+            finally:
+                showing.cancel()
+                await asyncio.wait({showing})
+        finally:
+            await console.close()
+        return socket
+
+    async def migrate(self, request: web.Request) -> web.StreamResponse:
+        """Move a domain; the stream tells how it goes. The move goes on when the caller has left."""
+        data = await body(request, target=str)
+        settings = convert(data.get("settings") or {}, MoveSettings)
+        move = await self._domains.migrate(request.match_info["ref"], data["target"], settings)
+        async with Lines(request) as lines:
+            await lines.say("begin", move=move)
+            async for progress in self._moves.follow(move):
+                await lines.say("progress", move=move, progress=progress)
+            report = await self._moves.outcome(move)
+            if bad := ended_badly(report):
+                await lines.say("error", report=report, **error_body(bad))
+            else:
+                await lines.say("done", result=report)
+        return lines.response
+
+    async def moves(self, request: web.Request) -> web.Response:
+        """Moves out of this node."""
+        return answer(self._moves.list())
+
+    async def move(self, request: web.Request) -> web.Response:
+        """One of them."""
+        return answer(self._moves.report(request.match_info["move"]))
+
+    async def cancel(self, request: web.Request) -> web.Response:
+        """Stop it."""
+        return answer(await asyncio.shield(asyncio.ensure_future(self._moves.cancel(request.match_info["move"]))))
+
+
+def _absolute(text: str) -> Path:
+    path = Path(text)
+    if not path.is_absolute():
+        raise Refused(f"{text} is not an absolute path", hint="name it from the root, on the domain's node")
+    return path
+
+
+def _shown(disk: dict[str, Any]) -> dict[str, Any]:
+    if disk.get("source"):
+        disk["source"].pop("password", None)
+    return disk

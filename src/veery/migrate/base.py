@@ -1,0 +1,47 @@
+"""What a move needs of the node it happens on."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from veery.cluster.store import Store
+from veery.host.clock import Clock
+from veery.hypervisor.base import Driver
+from veery.migrate.journal import Journal
+from veery.migrate.phases import Hold
+from veery.model.domain import DomainSpec
+from veery.model.volume import Attachments
+
+
+class Attacher(Protocol):
+    """Prepares on this node what a domain needs from outside its hypervisor."""
+
+    async def blockers(self, spec: DomainSpec) -> Sequence[str]:
+        """Why this node cannot run `spec`: every reason at once, each a short sentence; changes nothing."""
+        ...
+
+    async def attach(self, spec: DomainSpec) -> Attachments:
+        """Disks resolved, taps made. On failure nothing is left."""
+        ...
+
+    async def detach(self, attachments: Attachments) -> None:
+        """Take what `attach` made away again. Idempotent."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """Where moves happen: this node's parts, built once by the daemon."""
+
+    node: str
+    store: Store
+    driver: Driver
+    attacher: Attacher
+    journal: Journal
+    clock: Clock
+    hold: Hold
+    server_tls: ssl.SSLContext
+    client_tls: ssl.SSLContext

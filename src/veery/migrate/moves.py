@@ -1,0 +1,182 @@
+"""The moves of this node: those under way, and the reports of those that ended."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
+from veery.host.files import write_atomic
+from veery.migrate.base import Ground
+from veery.migrate.phases import CANCELLABLE
+from veery.migrate.sender import Order, Sender
+from veery.migrate.settle import Settler
+from veery.model.codec import decode, encode
+from veery.model.domain import DomainReading
+from veery.model.move import MoveProgress, MoveReport, MoveSettings, MoveState
+from veery.model.node import Node
+
+log = logging.getLogger(__name__)
+
+KEPT = 100  # reports of ended moves
+
+
+@dataclass(slots=True, eq=False)
+class Running:
+    """A move under way: its sender, its task, its last progress, and who listens to it."""
+
+    move: str
+    domain: str
+    sender: Sender
+    task: asyncio.Task[MoveReport] | None = None
+    cancelled: bool = False
+    last: MoveProgress | None = None
+    listeners: list[asyncio.Queue[MoveProgress | None]] = field(default_factory=list)
+
+    def publish(self, progress: MoveProgress) -> None:
+        """Tell every listener; a slow one misses readings, never the end."""
+        self.last = progress
+        for queue in self.listeners:
+            if queue.full():
+                queue.get_nowait()
+            queue.put_nowait(progress)
+
+
+class Moves:
+    """Starts, follows, cancels and remembers moves out of this node."""
+
+    def __init__(self, ground: Ground, settler: Settler, folder: Path) -> None:
+        """Reports of ended moves are kept in `folder`."""
+        self._ground, self._settler, self._folder = ground, settler, folder
+        self._running: dict[str, Running] = {}
+        self._tasks: asyncio.TaskGroup | None = None
+
+    async def run(self) -> None:
+        """Own the tasks of all moves; for ever. Cancelled: every move is undone or brought to its end."""
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            await asyncio.Event().wait()
+
+    def busy(self, domain: str) -> str:
+        """Which move holds `domain`, in words; "" when none does."""
+        for running in self._running.values():
+            if running.domain == domain:
+                return f"{domain} is being moved ({running.sender.phase.value}, move {running.move})"
+        line = self._settler.busy(domain)
+        return f"move {line.move} of {domain} is being settled" if line else ""
+
+    def start(self, reading: DomainReading, target: Node, settings: MoveSettings) -> str:
+        """Begin to move a domain of this node; the move's id. Raises Refused when it is already moving."""
+        busy = self.busy(reading.name)
+        if busy:
+            raise Refused(busy, hint="veery moves shows it; veery move cancel MOVE stops it")
+        if self._tasks is None:
+            raise Refused("this node is not ready yet", hint="try again in a second")
+        move = secrets.token_hex(4)
+        order = Order(move=move, reading=reading, target=target, settings=settings)
+        running = Running(move, reading.name, None)  # type: ignore[arg-type]
+        running.sender = Sender(self._ground, self._settler, order, running.publish)
+        self._running[move] = running
+        running.task = self._tasks.create_task(self._run(running), name=f"move {move}")
+        return move
+
+    async def follow(self, move: str) -> AsyncIterator[MoveProgress]:
+        """Each progress of a move until its end; then ask `outcome`."""
+        running = self._running.get(move)
+        if running is None:
+            return
+        queue: asyncio.Queue[MoveProgress | None] = asyncio.Queue(64)
+        running.listeners.append(queue)
+        try:
+            if running.last is not None:
+                yield running.last
+            while (progress := await queue.get()) is not None:
+                yield progress
+        finally:
+            running.listeners.remove(queue)
+
+    async def outcome(self, move: str) -> MoveReport:
+        """The report of a move, once it has ended. Raises Refused for an unknown one."""
+        running = self._running.get(move)
+        if running is not None and running.task is not None:
+            await asyncio.wait({running.task})
+        return self.report(move)
+
+    async def cancel(self, move: str) -> MoveReport:
+        """Stop a move; returns when the domain runs on here. Raises Refused past the point of no return."""
+        running = self._running.get(move)
+        if running is None:
+            raise Refused(f"no move {move} is under way", hint="veery moves lists them")
+        if running.sender.phase not in CANCELLABLE:
+            raise Refused(f"move {move} is past COMMIT", hint="move the domain back when it has arrived")
+        running.cancelled = True
+        assert running.task is not None
+        running.task.cancel()
+        await asyncio.wait({running.task})
+        return self.report(move)
+
+    def report(self, move: str) -> MoveReport:
+        """How a move stands or ended. Raises Refused for an unknown one."""
+        if running := self._running.get(move):
+            return running.sender.report(MoveState.RUNNING)
+        path = self._folder / f"{move}.json"
+        if not move.isalnum() or not path.exists():
+            raise Refused(f"no move {move} here", hint="veery moves lists them")
+        return decode(path.read_bytes(), MoveReport)
+
+    def list(self) -> tuple[MoveReport, ...]:
+        """Moves under way and ended, the newest last."""
+        ended = [decode(path.read_bytes(), MoveReport) for path in self._folder.glob("*.json")]
+        under_way = [running.sender.report(MoveState.RUNNING) for running in self._running.values()]
+        return tuple(sorted(ended + under_way, key=lambda report: report.started))
+
+    # ---- inside
+
+    async def _run(self, running: Running) -> MoveReport:
+        sender = running.sender
+        try:
+            report = await sender.run()
+        except asyncio.CancelledError:
+            report = sender.report(MoveState.CANCELLED, reason="cancelled")
+        except OutcomeUnknown as error:
+            report = sender.report(MoveState.UNKNOWN, reason=error.message, hint=error.hint)
+        except VeeryError as error:
+            report = sender.report(MoveState.FAILED, reason=error.message, hint=error.hint)
+        except Exception as error:  # a bug of ours must not take the other moves along
+            log.exception("move=%s failed unexpectedly", running.move)
+            report = sender.report(MoveState.FAILED, reason=f"{type(error).__name__}: {error}")
+        finally:
+            del self._running[running.move]
+        self._keep(report)
+        log.info(
+            "move=%s domain=%s %s -> %s state=%s total_ms=%.0f downtime_ms=%.0f reason=%r",
+            report.id, report.domain, report.source, report.target, report.state, report.total_ms,
+            report.downtime_ms, report.reason,
+        )  # fmt: skip
+        for queue in running.listeners:
+            if queue.full():
+                queue.get_nowait()
+            queue.put_nowait(None)
+        return report
+
+    def _keep(self, report: MoveReport) -> None:
+        try:
+            write_atomic(self._folder / f"{report.id}.json", encode(report))
+            paths = sorted(self._folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
+            for path in paths[:-KEPT]:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            log.error("move=%s report not kept: %s", report.id, error)
+
+
+def ended_badly(report: MoveReport) -> VeeryError | None:
+    """The error that an ended move stands for; None when the domain has arrived."""
+    if report.state is MoveState.DONE:
+        return None
+    runs = f"; {report.domain} runs on {report.runs_on}" if report.runs_on else ""
+    kind = OutcomeUnknown if report.state is MoveState.UNKNOWN else Failed
+    return kind(f"{report.domain} was not moved to {report.target}: {report.reason}{runs}", hint=report.hint)

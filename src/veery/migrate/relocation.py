@@ -1,0 +1,189 @@
+"""The relocation server: the listener that takes moves in, as xend's did, on port 8002 by default.
+
+It admits by address (`relocation.hosts_allow`), then by certificate, and hands control connections to the
+receiver and streams to whoever waits for their token. Nothing a stranger sends gets further than 64 bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import secrets
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Iterator
+
+from veery.config.settings import Relocation
+from veery.errors import Failed, Refused, VeeryError
+from veery.host.tls import peer_name
+from veery.migrate.wire import FRAME_MAX, GREETING_BYTES, Channel, parse_greeting
+
+log = logging.getLogger(__name__)
+
+GREETING_DEADLINE = 5.0
+HANDSHAKE_DEADLINE = 10.0
+GREETINGS_MAX = 64  # connections that have not yet said who they are
+
+
+def allowed(hosts_allow: str, address: str, name: str) -> bool:
+    """Whether a caller may speak: "" lets all in; else one of the patterns, separated by spaces, must match
+    the whole address or name, as xend's relocation-hosts-allow did. Raises Refused for a bad pattern."""
+    patterns = hosts_allow.split()
+    try:
+        return not patterns or any(
+            re.fullmatch(pattern, text) for pattern in patterns for text in (address, name) if text
+        )
+    except re.error as error:
+        raise Refused(f"relocation.hosts_allow is no regular expression: {error}") from error
+
+
+class RelocationServer:
+    """The listener. `taken` is called with each authenticated control connection and owns it until it returns."""
+
+    def __init__(
+        self,
+        node: str,
+        address: str,
+        settings: Relocation,
+        tls: ssl.SSLContext,
+        taken: Callable[[Channel], Awaitable[None]],
+    ) -> None:
+        """`tls` must ask for a certificate of the cluster's CA. A bad hosts_allow raises Refused at once."""
+        allowed(settings.hosts_allow, "", "")
+        for pattern in settings.hosts_allow.split():
+            allowed(pattern, "x", "x")
+        self.node, self.address, self.port = node, settings.address or address, settings.port
+        self._hosts_allow, self._tls, self._taken = settings.hosts_allow, tls, taken
+        self._expected: dict[str, asyncio.Future[socket.socket]] = {}
+        self._greetings = asyncio.Semaphore(GREETINGS_MAX)
+        self._listener: socket.socket | None = None
+
+    def bind(self) -> None:
+        """Take the port. Raises Refused when it is in use."""
+        family = socket.AF_INET6 if ":" in self.address else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((self.address, self.port))
+            listener.listen(16)
+        except OSError as error:
+            listener.close()
+            raise Refused(
+                f"relocation port {self.address}:{self.port}: {error.strerror}",
+                hint=f"see who has it: ss -tlnp sport = :{self.port}; or set relocation.port in veery.toml",
+            ) from error
+        self._listener = listener
+
+    async def run(self) -> None:
+        """Serve for ever; each connection is a task of ours and ends with us."""
+        if self._listener is None:
+            self.bind()
+        assert self._listener is not None
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                while True:
+                    try:
+                        connection, address = await loop.sock_accept(self._listener)
+                    except OSError as error:  # out of file descriptors, or the caller left at once
+                        log.warning("relocation: accept: %s", error)
+                        await asyncio.sleep(0.1)
+                        continue
+                    tasks.create_task(self._serve(connection, address[0]))
+        finally:
+            self._listener.close()
+            self._listener = None
+
+    @contextlib.contextmanager
+    def expect(self) -> Iterator[tuple[str, asyncio.Future[socket.socket]]]:
+        """A fresh token, and the stream that will come with it; forgotten at the end of the `with`."""
+        token = secrets.token_hex(16)
+        future: asyncio.Future[socket.socket] = asyncio.get_running_loop().create_future()
+        self._expected[token] = future
+        try:
+            yield token, future
+        finally:
+            del self._expected[token]
+            if future.done() and not future.cancelled() and future.exception() is None:
+                future.result().close()
+            future.cancel()
+
+    async def _serve(self, connection: socket.socket, address: str) -> None:
+        try:
+            await self._greet(connection, address)
+        except VeeryError as error:
+            log.warning("relocation: %s: %s", address, error.message)
+        except (OSError, TimeoutError, ssl.SSLError) as error:
+            log.warning("relocation: %s: %s", address, error or "timeout")
+        except Exception:  # one caller must never end the server
+            log.exception("relocation: %s: unexpected", address)
+
+    async def _greet(self, connection: socket.socket, address: str) -> None:
+        loop = asyncio.get_running_loop()
+        kept = False
+        try:
+            async with self._greetings:
+                async with asyncio.timeout(GREETING_DEADLINE):
+                    if not allowed(self._hosts_allow, address, await _name_of(address, self._hosts_allow)):
+                        said = f"{address} is not in relocation.hosts_allow of {self.node}"
+                        await loop.sock_sendall(connection, f"NO {said}\n".encode())
+                        raise Refused(said)
+                    data = b""
+                    while len(data) < GREETING_BYTES:
+                        piece = await loop.sock_recv(connection, GREETING_BYTES - len(data))
+                        if not piece:
+                            raise Refused("closed before it said what it wants")
+                        data += piece
+                token = parse_greeting(data)
+                if token and (token not in self._expected or self._expected[token].done()):
+                    await loop.sock_sendall(connection, b"NO such move\n")
+                    raise Refused("a stream that nobody waits for")
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                await loop.sock_sendall(connection, b"OK\n")
+                if token:
+                    connection.setblocking(True)
+                    self._expected[token].set_result(connection)
+                    kept = True
+                    return
+            kept = True
+            await self._control(connection, address)
+        finally:
+            if not kept:
+                connection.close()
+
+    async def _control(self, connection: socket.socket, address: str) -> None:
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(limit=FRAME_MAX, loop=loop)
+        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+        try:
+            transport, _ = await loop.connect_accepted_socket(
+                lambda: protocol, connection, ssl=self._tls, ssl_handshake_timeout=HANDSHAKE_DEADLINE
+            )
+        except BaseException:
+            connection.close()
+            raise
+        writer = asyncio.StreamWriter(transport, protocol, reader, loop)
+        peer = peer_name(transport.get_extra_info("ssl_object"))
+        if not peer:
+            transport.close()
+            raise Refused(f"{address} shows no certificate of this cluster")
+        channel = Channel(reader, writer, peer)
+        try:
+            await self._taken(channel)
+        except Failed as error:
+            log.warning("relocation: %s: %s", peer, error.message)
+        finally:
+            await channel.close()
+
+
+async def _name_of(address: str, hosts_allow: str) -> str:
+    """The caller's host name, asked only where a pattern could want it; "" when it has none."""
+    if not re.search(r"[A-Za-z]{2}", hosts_allow):
+        return ""
+    try:
+        async with asyncio.timeout(2):
+            name, _ = await asyncio.get_running_loop().getnameinfo((address, 0), socket.NI_NAMEREQD)
+            return name
+    except (OSError, TimeoutError):
+        return ""

@@ -1,0 +1,306 @@
+"""The source's side of a move: one coroutine that reads as the table of phases does.
+
+Before COMMIT everything is undone from one stack; COMMIT empties it. A COMMIT whose answer was lost is settled
+by asking the store until it answers; meanwhile both copies stand paused."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from veery.cluster import owner as owners
+from veery.cluster.store import StoreUnavailable
+from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
+from veery.migrate import wire
+from veery.migrate.base import Ground
+from veery.migrate.journal import Line, Side
+from veery.migrate.phases import Steps
+from veery.migrate.settle import Settler
+from veery.model.cluster import Owner, Reservation
+from veery.model.domain import DomainReading, DomainState
+from veery.model.move import CopyResult, MoveProgress, MoveReport, MoveSettings, MoveState, Phase
+from veery.model.node import Node
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+CONNECT_DEADLINE = 5.0
+PREPARE_DEADLINE = 60.0
+LOADED_DEADLINE = 60.0
+FINISH_DEADLINE = 15.0
+FRESH = 0.05  # seconds for which the store's last answer counts as a sign that it answers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What to move where: `reading` as the domain stands here, `target` the node's record."""
+
+    move: str
+    reading: DomainReading
+    target: Node
+    settings: MoveSettings
+
+
+class Sender:
+    """One move out of this node."""
+
+    def __init__(self, ground: Ground, settler: Settler, order: Order, publish: Callable[[MoveProgress], None]) -> None:
+        """`publish` hears of every phase and every reading of the copy."""
+        self._ground, self._settler, self._order, self._publish = ground, settler, order, publish
+        self._started = ground.clock.epoch()
+        self._steps: Steps | None = None
+        self._copy: CopyResult | None = None
+        self._store_answered = float("-inf")
+
+    @property
+    def phase(self) -> Phase:
+        """Where the move stands."""
+        return (self._steps and self._steps.phase) or Phase.BEGIN
+
+    async def run(self) -> MoveReport:
+        """Move the domain; its report. Raises Refused (nothing changed), Failed (undone: the domain runs on
+        here) or OutcomeUnknown (the store decides; the settler is at it). Cancelling the task before COMMIT
+        undoes the move."""
+        ground, order = self._ground, self._order
+        owner = await self._own()
+        spec, luggage = await ground.driver.pack(order.reading.uuid)
+        paused = order.reading.state is DomainState.PAUSED
+        line = Line(
+            move=order.move,
+            side=Side.SOURCE,
+            domain=spec.name,
+            uuid=order.reading.uuid,
+            boot=owner.boot,
+            source=ground.node,
+            target=order.target.name,
+            owner_revision=owner.revision,
+            paused=paused,
+        )
+        self._steps = steps = Steps(line, ground.journal, ground.clock, ground.hold, self._entered)
+        async with contextlib.AsyncExitStack() as connection, contextlib.AsyncExitStack() as undo:
+            undo.push_async_callback(self._settler.undone, line)
+            await steps.enter(Phase.BEGIN)
+            channel = await wire.open_control(
+                order.target.relocation_address or order.target.address,
+                order.target.relocation_port,
+                order.target.name,
+                ground.client_tls,
+                CONNECT_DEADLINE,
+            )
+            connection.push_async_callback(channel.close)
+
+            await steps.enter(Phase.PREPARE)
+            await channel.send(
+                wire.Offer(
+                    move=order.move,
+                    source=ground.node,
+                    domain=spec.name,
+                    boot=owner.boot,
+                    owner_revision=owner.revision,
+                    driver=ground.driver.name,
+                    spec=spec,
+                    luggage=luggage,
+                    backlog=await ground.driver.backlog(order.reading.uuid),
+                    tls=order.settings.tls,
+                    paused=paused,
+                )
+            )
+            ready = await channel.expect(wire.Ready, PREPARE_DEADLINE)
+            steps.line = replace(steps.line, reservation_revision=ready.reservation)
+
+            await steps.enter(Phase.COPY)
+            undo.push_async_callback(ground.driver.resume, order.reading.uuid)
+            self._copy, loaded = await self._send(channel, ready)
+
+            await steps.enter(Phase.LOADED)
+            await self._both(loaded, asyncio.create_task(self._ask_store()))
+
+            await steps.enter(Phase.COMMIT)
+            await self._ask_store()
+            return await _whole(self._hand_over(owner, channel, steps, undo))
+
+    # ---- steps
+
+    async def _own(self) -> Owner:
+        name = self._order.reading.name
+        owner = await owners.read(self._ground.store, name)
+        if owner is None or owner.node != self._ground.node:
+            raise Refused(
+                f"{name} belongs to {owner.node if owner else 'no node'}, not to {self._ground.node}",
+                hint=f"ask where it runs: veery list --cluster; then: veery --node NODE migrate {name} ...",
+            )
+        return owner
+
+    async def _send(self, channel: wire.Channel, ready: wire.Ready) -> tuple[CopyResult, asyncio.Task[wire.Loaded]]:
+        """Copy the memory while listening to the target, which may give up first."""
+        order, target = self._order, self._order.target
+        stream: socket.socket = await wire.open_stream(
+            target.relocation_address or target.address, target.relocation_port, ready.token, CONNECT_DEADLINE
+        )
+        listening = asyncio.create_task(channel.expect(wire.Loaded, None), name=f"{order.move} listens")
+        sending = asyncio.create_task(
+            self._ground.driver.send(order.reading.uuid, stream, order.settings, self._progress, peer=target.name),
+            name=f"{order.move} sends",
+        )
+        try:
+            async with asyncio.timeout(order.settings.timeout or None):
+                await asyncio.wait({listening, sending}, return_when=asyncio.FIRST_COMPLETED)
+                if not sending.done() and listening.exception():
+                    await _stop(sending)
+                    listening.result()
+                return await sending, asyncio.create_task(_within(listening, LOADED_DEADLINE, target.name))
+        except TimeoutError as error:
+            raise Failed(
+                f"the copy did not end within {order.settings.timeout:g} s",
+                hint="give it more time, more bandwidth, or a longer --downtime",
+            ) from error
+        except VeeryError as error:
+            raise await _said_by_target(listening, error) from error
+        finally:
+            stream.close()
+            await _stop(sending)
+            if not sending.done() or sending.cancelled() or sending.exception():
+                await _stop(listening)
+
+    async def _both(self, loaded: asyncio.Task[wire.Loaded], asking: asyncio.Task[None]) -> None:
+        try:
+            await loaded
+            await asking
+        finally:
+            await _stop(loaded)
+            await _stop(asking)
+
+    async def _ask_store(self) -> None:
+        """Make sure, before anything is asked that cannot be taken back, that the store answers at all."""
+        now = self._ground.clock.now()
+        if now - self._store_answered > FRESH:
+            await self._own()
+            self._store_answered = self._ground.clock.now()
+
+    async def _hand_over(
+        self, owner: Owner, channel: wire.Channel, steps: Steps, undo: contextlib.AsyncExitStack
+    ) -> MoveReport:
+        """COMMIT and what follows it; never cut short."""
+        await self._commit(owner, steps.line, undo)
+        undo.pop_all()
+        return await self._after_commit(channel, steps)
+
+    async def _commit(self, owner: Owner, line: Line, undo: contextlib.AsyncExitStack) -> Owner:
+        ground = self._ground
+        try:
+            promise = Reservation(
+                domain=line.domain,
+                move=line.move,
+                source=line.source,
+                target=line.target,
+                revision=line.reservation_revision,
+            )
+            return await owners.commit(ground.store, owner, promise)
+        except StoreUnavailable:
+            raise  # surely not taken: undo
+        except OutcomeUnknown:
+            log.warning("move=%s COMMIT unanswered: asking the store who owns %s", line.move, line.domain)
+            try:
+                settled = await self._settler.ask(line, deadline=30.0)
+            except OutcomeUnknown:
+                undo.pop_all()
+                self._settler.later(line)
+                raise OutcomeUnknown(
+                    f"the store did not say whether {line.domain} moved; it stands paused until it does",
+                    hint="bring etcd back (veery node list); the move settles by itself",
+                ) from None
+            if settled is not None and settled.node == line.target:
+                return settled
+            raise Failed(f"{line.domain} was not handed over: the store did not take the COMMIT") from None
+
+    async def _after_commit(self, channel: wire.Channel, steps: Steps) -> MoveReport:
+        """The domain belongs to the target. Nothing is undone any more; what fails here is settled later."""
+        line = steps.line
+        reason = ""
+        try:
+            await steps.enter(Phase.FINISH)
+            await channel.send(wire.Finish())
+            await channel.expect(wire.Running, FINISH_DEADLINE)
+        except VeeryError as error:
+            reason = f"{line.target} owns it and has not yet said that it runs: {error.message}"
+            log.error("move=%s domain=%s %s", line.move, line.domain, reason)
+            self._settler.later(line)
+            return self.report(MoveState.DONE, reason=reason, hint=f"veery --node {line.target} list")
+        await steps.enter(Phase.CONFIRM)
+        await self._settler.leave(line)
+        report = self.report(MoveState.DONE)
+        steps.close()
+        return replace(report, phases=dict(steps.times), total_ms=round(steps.elapsed_ms(), 1))
+
+    # ---- telling
+
+    def report(self, state: MoveState, *, reason: str = "", hint: str = "") -> MoveReport:
+        """The move as it stands."""
+        order, steps, copy = self._order, self._steps, self._copy
+        moved = state is MoveState.DONE
+        return MoveReport(
+            id=order.move,
+            domain=order.reading.name,
+            source=self._ground.node,
+            target=order.target.name,
+            state=state,
+            phase=self.phase,
+            started=self._started,
+            total_ms=round(steps.elapsed_ms(), 1) if steps else 0.0,
+            downtime_ms=copy.downtime_ms if copy else 0.0,
+            bytes=copy.bytes if copy else 0,
+            rounds=copy.rounds if copy else 0,
+            dirty_rate=copy.dirty_rate if copy else 0.0,
+            phases=dict(steps.times) if steps else {},
+            reason=reason,
+            hint=hint,
+            runs_on=order.target.name if moved else "" if state is MoveState.UNKNOWN else self._ground.node,
+        )
+
+    def _entered(self, phase: Phase) -> None:
+        self._publish(MoveProgress(phase=phase))
+
+    def _progress(self, progress: MoveProgress) -> None:
+        self._publish(progress)
+
+
+async def _whole(work: Coroutine[Any, Any, T]) -> T:
+    """Do `work` to its end even when we are cancelled meanwhile: past COMMIT there is no way back."""
+    task = asyncio.create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
+
+
+async def _stop(task: asyncio.Task[Any]) -> None:
+    """Cancel `task` and wait until it is through with it; its outcome is not asked for."""
+    if not task.done():
+        task.cancel()
+    await asyncio.wait({task})
+
+
+async def _within(task: asyncio.Task[T], deadline: float, peer: str) -> T:
+    try:
+        async with asyncio.timeout(deadline):
+            return await task
+    except TimeoutError as error:
+        raise Failed(f"{peer} did not load what it was sent within {deadline:g} s") from error
+
+
+async def _said_by_target(listening: asyncio.Task[Any], error: VeeryError) -> VeeryError:
+    """The target's own reason, when it gives one shortly; else what we saw ourselves."""
+    with contextlib.suppress(TimeoutError, asyncio.CancelledError):
+        async with asyncio.timeout(1.0):
+            await asyncio.wait({listening})
+    if listening.done() and not listening.cancelled():
+        told = listening.exception()
+        if isinstance(told, VeeryError) and told is not error:
+            return Failed(f"{error.message} ({told.message})", hint=told.hint or error.hint)
+    return error

@@ -1,0 +1,132 @@
+"""How an unfinished move ends: read the owner, obey it. The same code after a crash, after a lost answer, and
+after an undo that could not reach the store.
+
+`drop` in veery.cluster.owner makes the answer final: once it has removed the reservation, no COMMIT of that move
+can succeed any more, not even one that is still on its way."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from veery.cluster import owner as owners
+from veery.cluster.store import StoreUnavailable
+from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
+from veery.migrate.base import Ground
+from veery.migrate.journal import Line, Side
+from veery.model.cluster import Owner
+
+log = logging.getLogger(__name__)
+
+RETRY = 0.5  # seconds between two tries while the store or the peer does not answer
+
+
+class Settler:
+    """Ends moves that did not end by themselves. `run` is its task; `later` may be called at any time."""
+
+    def __init__(self, ground: Ground) -> None:
+        """Nothing is done before `run`."""
+        self._ground = ground
+        self._waiting: asyncio.Queue[Line] = asyncio.Queue()
+        self._open: dict[str, Line] = {}
+
+    def busy(self, domain: str) -> Line | None:
+        """The move of `domain` that is still being settled, if there is one."""
+        return next((line for line in self._open.values() if line.domain == domain), None)
+
+    def later(self, line: Line) -> None:
+        """Settle `line` in the background, however long it takes."""
+        self._open[_key(line)] = line
+        self._waiting.put_nowait(line)
+
+    async def run(self) -> None:
+        """Settle what an earlier life of ours left in the journal, then whatever is asked for."""
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                line = await self._waiting.get()
+                tasks.create_task(self._settle(line), name=f"settle {line.move}")
+
+    def recall(self) -> None:
+        """Take up what the journal holds. Call once, before `run`, after the driver has found its domains."""
+        for line in self._ground.journal.open():
+            log.info("move=%s domain=%s side=%s found open in %s", line.move, line.domain, line.side, line.phase)
+            self.later(line)
+
+    async def ask(self, line: Line, *, deadline: float) -> Owner | None:
+        """Who owns the domain, for certain and for good. Raises OutcomeUnknown after `deadline` seconds."""
+        try:
+            async with asyncio.timeout(deadline):
+                while True:
+                    try:
+                        return await self._drop(line)
+                    except (StoreUnavailable, OutcomeUnknown) as error:
+                        log.warning("move=%s the store does not answer: %s", line.move, error.message)
+                        await self._ground.clock.sleep(RETRY)
+        except TimeoutError as error:
+            raise OutcomeUnknown(f"the store does not say who owns {line.domain}") from error
+
+    async def undone(self, line: Line) -> None:
+        """The last act of an undo at the source: no COMMIT was sent, the domain runs on; forget the promise.
+        Where the store does not answer, that is left for later."""
+        try:
+            async with asyncio.timeout(5):
+                await self._drop(line)
+        except (VeeryError, TimeoutError):
+            self.later(line)
+            return
+        self._ground.journal.strike(line)
+
+    async def leave(self, line: Line) -> None:
+        """The source's CONFIRM: its paused copy goes. Raises Failed."""
+        _, attachments = await self._ground.driver.spec(line.uuid)
+        await self._ground.driver.destroy(line.uuid)
+        await self._ground.attacher.detach(attachments)
+
+    # ---- inside
+
+    async def _drop(self, line: Line) -> Owner | None:
+        store = self._ground.store
+        promise = await owners.reservation(store, line.domain)
+        if promise is not None and promise.move == line.move:
+            return await owners.drop(store, promise)
+        return await owners.read(store, line.domain)  # no COMMIT of this move can succeed any more
+
+    async def _settle(self, line: Line) -> None:
+        try:
+            while True:
+                try:
+                    await self._settle_once(line)
+                    return
+                except (StoreUnavailable, OutcomeUnknown, Failed) as error:
+                    log.warning("move=%s domain=%s not settled yet: %s", line.move, line.domain, error.message)
+                except Exception:
+                    log.exception("move=%s domain=%s not settled yet", line.move, line.domain)
+                await self._ground.clock.sleep(RETRY)
+        finally:
+            self._open.pop(_key(line), None)
+
+    async def _settle_once(self, line: Line) -> None:
+        owner = await self.ask(line, deadline=3600)
+        here = owner is not None and owner.node == self._ground.node and owner.boot == line.boot
+        try:
+            if here:
+                await self._keep(line)
+            else:
+                await self.leave(line)
+        except Refused:  # there is no such domain here any more: then there is nothing to settle
+            log.info("move=%s domain=%s is not here", line.move, line.domain)
+        self._ground.journal.strike(line)
+        log.info(
+            "move=%s domain=%s settled: %s", line.move, line.domain, f"owner is {owner.node}" if owner else "no owner"
+        )
+
+    async def _keep(self, line: Line) -> None:
+        """The owner is us: the domain runs here."""
+        if line.side is Side.SOURCE:
+            await self._ground.driver.resume(line.uuid)
+        else:
+            await self._ground.driver.finish(line.uuid, paused=line.paused)
+
+
+def _key(line: Line) -> str:
+    return f"{line.move}.{line.side.value}"

@@ -1,0 +1,215 @@
+"""What the two ends of a move say to each other on the relocation port.
+
+A connection begins with 64 plain bytes that say what it is for, `VEERY/1 CONTROL` or
+`VEERY/1 STREAM TOKEN`, padded with spaces and ended by a newline; the server answers with one plain line,
+`OK` or `NO reason`. After a CONTROL greeting both ends speak TLS with the cluster's certificates and
+exchange frames: four bytes of length (network order) and one JSON message. After a STREAM greeting the socket is
+handed to the hypervisor, which does its own TLS. Messages of one move, in order:
+
+    source                         target
+    Offer       ->
+                                <- Ready | Problem
+    (opens the stream)
+                                <- Loaded | Problem
+    Finish      ->                              (after COMMIT)
+                                <- Running | Problem
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import ssl
+import struct
+from typing import TypeVar
+
+import msgspec
+
+from veery.errors import Failed, Refused, VeeryError, from_kind
+from veery.model.domain import DomainSpec
+
+T = TypeVar("T")
+
+GREETING_BYTES = 64
+FRAME_MAX = 8 << 20
+_GREETING = re.compile(rb"VEERY/1 (CONTROL|STREAM ([0-9a-f]{32})) *\n")
+
+
+class Offer(msgspec.Struct, frozen=True, tag="offer", kw_only=True):
+    """The source asks the target to take a domain in. `backlog` is the console's past; `luggage` what the
+    driver must know to build exactly the same devices; `paused`: it shall not run when it arrives."""
+
+    move: str
+    source: str
+    domain: str
+    boot: str
+    owner_revision: int
+    driver: str
+    spec: DomainSpec
+    luggage: msgspec.Raw = msgspec.Raw(b"null")
+    backlog: bytes = b""
+    tls: bool = True
+    paused: bool = False
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready", kw_only=True):
+    """The half domain waits for a stream that shows `token`; `reservation` is its promise's revision."""
+
+    token: str
+    reservation: int
+
+
+class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
+    """Everything is loaded; the domain stands paused at the target."""
+
+
+class Finish(msgspec.Struct, frozen=True, tag="finish"):
+    """The owner is the target now: let the domain run."""
+
+
+class Running(msgspec.Struct, frozen=True, tag="running"):
+    """It runs (or stands paused, where the user had paused it)."""
+
+
+class Problem(msgspec.Struct, frozen=True, tag="problem"):
+    """An error, as veery.errors has them."""
+
+    kind: str
+    message: str
+    hint: str = ""
+
+    @classmethod
+    def of(cls, error: VeeryError) -> Problem:
+        """The message that carries `error`."""
+        return cls(error.kind, error.message, error.hint)
+
+
+Message = Offer | Ready | Loaded | Finish | Running | Problem
+_decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
+
+
+def greeting(token: str = "") -> bytes:
+    """The first 64 bytes of a connection: a stream's with `token`, a control connection's without."""
+    words = f"VEERY/1 STREAM {token}" if token else "VEERY/1 CONTROL"
+    return words.encode().ljust(GREETING_BYTES - 1) + b"\n"
+
+
+def parse_greeting(data: bytes) -> str:
+    """The token in a greeting, "" for a control connection. Raises Refused for anything else."""
+    match = _GREETING.fullmatch(data)
+    if not match:
+        raise Refused("not a veery relocation greeting")
+    return (match.group(2) or b"").decode()
+
+
+class Channel:
+    """A control connection: whole messages, each with a deadline."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: str) -> None:
+        """`peer` is the node named by the other end's certificate."""
+        self.peer = peer
+        self._reader, self._writer = reader, writer
+
+    async def send(self, message: Message) -> None:
+        """Write one message. Raises Failed when the other end is gone."""
+        data = msgspec.json.encode(message)
+        try:
+            self._writer.write(struct.pack("!I", len(data)) + data)
+            async with asyncio.timeout(10):
+                await self._writer.drain()
+        except (OSError, TimeoutError) as error:
+            raise Failed(f"{self.peer} does not listen: {error or 'timeout'}") from error
+
+    async def receive(self, deadline: float | None) -> Message:
+        """The next message within `deadline` seconds (None: the caller has its own end for the wait).
+        Raises Failed when the other end is gone, silent or speaks nonsense."""
+        try:
+            async with asyncio.timeout(deadline):
+                (length,) = struct.unpack("!I", await self._reader.readexactly(4))
+                if length > FRAME_MAX:
+                    raise Failed(f"{self.peer} sent a message of {length} bytes")
+                return _decoder.decode(await self._reader.readexactly(length))
+        except TimeoutError as error:
+            raise Failed(f"{self.peer} said nothing for {deadline:g} s") from error
+        except (asyncio.IncompleteReadError, OSError) as error:
+            raise Failed(f"{self.peer} closed the connection", hint=f"look at veeryd's log on {self.peer}") from error
+        except msgspec.DecodeError as error:
+            raise Failed(f"{self.peer} sent an unreadable message: {error}", hint="compare `veery version`") from error
+
+    async def expect(self, kind: type[T], deadline: float | None) -> T:
+        """The next message, which must be a `kind`. A Problem is raised as the error that it carries."""
+        message = await self.receive(deadline)
+        if isinstance(message, Problem):
+            raise from_kind(message.kind, message.message, message.hint)
+        if not isinstance(message, kind):
+            raise Failed(f"{self.peer} said {type(message).__name__} where {kind.__name__} was due")
+        return message
+
+    async def close(self) -> None:
+        """Close it; never raises."""
+        self._writer.close()
+        try:
+            async with asyncio.timeout(2):
+                await self._writer.wait_closed()
+        except (OSError, TimeoutError):
+            pass
+
+
+async def _greet(address: str, port: int, token: str, deadline: float) -> socket.socket:
+    """A connected TCP socket on which the server has said OK."""
+    loop = asyncio.get_running_loop()
+    where = f"{address}:{port}"
+    try:
+        async with asyncio.timeout(deadline):
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            connection = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            try:
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                await loop.sock_connect(connection, (address, port))
+                await loop.sock_sendall(connection, greeting(token))
+                answer = b""
+                while not answer.endswith(b"\n") and len(answer) < 512:
+                    byte = await loop.sock_recv(connection, 1)
+                    if not byte:
+                        raise Failed(f"relocation server {where} closed the connection")
+                    answer += byte
+            except BaseException:
+                connection.close()
+                raise
+    except TimeoutError as error:
+        raise Failed(f"relocation server {where} does not answer", hint="is the path to it cut?") from error
+    except OSError as error:
+        raise Refused(
+            f"relocation server {where}: {error.strerror or error}", hint="is veeryd running there?"
+        ) from error
+    if answer.strip() != b"OK":
+        connection.close()
+        raise Refused(answer.decode(errors="replace").removeprefix("NO ").strip() or f"{where} refused")
+    return connection
+
+
+async def open_control(address: str, port: int, peer: str, tls: ssl.SSLContext, deadline: float) -> Channel:
+    """A control connection to node `peer`, whose certificate must name it. Raises Refused, Failed."""
+    connection = await _greet(address, port, "", deadline)
+    try:
+        async with asyncio.timeout(deadline):
+            reader, writer = await asyncio.open_connection(
+                sock=connection, ssl=tls, server_hostname=peer, limit=FRAME_MAX
+            )
+    except TimeoutError as error:
+        connection.close()
+        raise Failed(f"{peer} does not finish the TLS hand-shake") from error
+    except (ssl.SSLError, OSError) as error:
+        connection.close()
+        raise Refused(
+            f"{address} is not {peer} of this cluster: {error}", hint="compare `veery node list` and the certificates"
+        ) from error
+    return Channel(reader, writer, peer)
+
+
+async def open_stream(address: str, port: int, token: str, deadline: float) -> socket.socket:
+    """A connected, blocking TCP socket on which the target's hypervisor will read. Raises Refused, Failed."""
+    connection = await _greet(address, port, token, deadline)
+    connection.setblocking(True)
+    return connection

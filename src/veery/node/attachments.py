@@ -1,0 +1,167 @@
+"""What a domain needs from outside its hypervisor, made ready on this node: disks found, taps made."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import stat
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from veery.errors import Refused, VeeryError
+from veery.hypervisor.base import Driver
+from veery.model.domain import DiskFormat, DiskSpec, DomainSpec, VifSpec
+from veery.model.volume import AttachedDisk, AttachedVif, Attachments, Initiator, IscsiLun, LocalDisk, Volume
+from veery.network import bridge, tap
+
+log = logging.getLogger(__name__)
+
+PORTAL_DEADLINE = 3.0
+SHARED = frozenset({"nfs", "nfs4", "ceph", "cifs", "smb3", "glusterfs", "fuse.glusterfs", "ocfs2", "gfs2", "lustre"})
+"""Filesystems that two nodes may write at once."""
+
+
+class NodeAttacher:
+    """Disks and taps of this node."""
+
+    def __init__(
+        self,
+        node: str,
+        driver: Driver,
+        volume: Callable[[str], Awaitable[Volume | None]],
+        initiator: Callable[[], Awaitable[Initiator]],
+    ) -> None:
+        """`volume` finds a volume's record, `initiator` this node's credentials at every target."""
+        self._node, self._driver, self._volume, self._initiator = node, driver, volume, initiator
+
+    async def blockers(self, spec: DomainSpec) -> Sequence[str]:
+        """Why this node cannot run a copy of `spec` that runs elsewhere now: every reason; changes nothing."""
+        reasons: list[str] = []
+        for vif in spec.vifs:
+            try:
+                await bridge.require(vif.bridge)
+            except VeeryError as error:
+                reasons.append(error.message)
+        for disk in spec.disks:
+            try:
+                source = (await self.disk(disk)).source
+                if isinstance(source, IscsiLun):
+                    await _reach(source.portal)
+                elif isinstance(source, LocalDisk) and not _shared(source.path):
+                    reasons.append(f"{disk.target} is not on a filesystem that two nodes share")
+            except VeeryError as error:
+                reasons.append(error.message)
+        free = (await self._driver.host()).memory_free
+        if spec.memory > free:
+            reasons.append(f"{spec.memory} MiB of memory are wanted, {free} MiB are free")
+        return reasons
+
+    async def attach(self, spec: DomainSpec) -> Attachments:
+        """Disks resolved, taps made. On failure nothing is left. Raises Refused for what is missing."""
+        disks = tuple([await self.disk(disk) for disk in spec.disks])
+        domid = await self._driver.take_domid()
+        async with contextlib.AsyncExitStack() as undo:
+            vifs: list[AttachedVif] = []
+            for number, vif in enumerate(spec.vifs):
+                made = await self.vif(vif, domid, number)
+                undo.push_async_callback(tap.delete, made.device)
+                vifs.append(made)
+            undo.pop_all()
+        return Attachments(disks=disks, vifs=tuple(vifs), domid=domid)
+
+    async def detach(self, attachments: Attachments) -> None:
+        """Take the taps away again. Idempotent."""
+        for vif in attachments.vifs:
+            await tap.delete(vif.device)
+
+    async def disk(self, spec: DiskSpec) -> AttachedDisk:
+        """How this node reaches the bytes of a disk. Raises Refused where it cannot."""
+        if spec.volume:
+            volume = await self._volume(spec.volume)
+            if volume is None:
+                raise Refused(f"there is no volume {spec.volume}", hint="veery volume list shows those there are")
+            if not volume.ready:
+                raise Refused(f"volume {spec.volume} is not ready", hint="is it being filled or deleted?")
+            mine = await self._initiator()
+            lun = IscsiLun(
+                portal=volume.portal, iqn=volume.iqn, lun=1, initiator=mine.iqn, user=mine.user, password=mine.password
+            )
+            return AttachedDisk(spec=spec, source=lun)
+        if not spec.target:
+            return AttachedDisk(spec=spec, source=None)
+        path = Path(spec.target)
+        try:
+            mode = path.stat().st_mode
+        except OSError as error:
+            raise Refused(
+                f"disk {spec.vdev}: {path}: {error.strerror}",
+                hint=f"import it as a volume: veery volume import FILE, then volume=NAME (looked for on {self._node})",
+            ) from error
+        block = stat.S_ISBLK(mode)
+        if not block and not stat.S_ISREG(mode):
+            raise Refused(f"disk {spec.vdev}: {path} is neither a file nor a block device")
+        kind = spec.format if spec.format is not DiskFormat.EMPTY else DiskFormat.RAW
+        return AttachedDisk(spec=spec, source=LocalDisk(path=str(path), format=kind, block=block))
+
+    async def vif(self, spec: VifSpec, domid: int, number: int) -> AttachedVif:
+        """Make the tap of one interface."""
+        made = await tap.create(spec.vifname or tap.name_of(domid, number), spec.bridge, mtu=spec.mtu)
+        return AttachedVif(spec=spec, device=made.name)
+
+    async def drop_vif(self, vif: AttachedVif) -> None:
+        """Remove the tap of one interface."""
+        await tap.delete(vif.device)
+
+    async def require_bridge(self, spec: VifSpec) -> None:
+        """Raises Refused when the interface's bridge is missing or down."""
+        await bridge.require(spec.bridge)
+
+    async def default_bridge(self) -> str:
+        """The bridge of an interface that names none: xenbr0, as xl's default, or the only one there is."""
+        names = [each.name for each in await bridge.bridges()]
+        return names[0] if len(names) == 1 and "xenbr0" not in names else "xenbr0"
+
+    async def fill(self, spec: DomainSpec) -> DomainSpec:
+        """`spec` with each interface's bridge named."""
+        if all(vif.bridge for vif in spec.vifs):
+            return spec
+        default = await self.default_bridge()
+        return replace(spec, vifs=tuple(vif if vif.bridge else replace(vif, bridge=default) for vif in spec.vifs))
+
+    async def sweep(self) -> None:
+        """Remove taps that no domain here uses: a start or a move that was cut short left them."""
+        used: set[str] = set()
+        for reading in await self._driver.list():
+            _, attachments = await self._driver.spec(reading.uuid)
+            used.update(vif.device for vif in attachments.vifs)
+        for name in await tap.leftovers():
+            if name not in used:
+                log.warning("tap=%s removed: no domain uses it", name)
+                await tap.delete(name)
+
+
+async def _reach(portal: str) -> None:
+    address, _, port = portal.rpartition(":")
+    try:
+        async with asyncio.timeout(PORTAL_DEADLINE):
+            _, writer = await asyncio.open_connection(address.strip("[]"), int(port))
+            writer.close()
+    except (OSError, TimeoutError) as error:
+        raise Refused(
+            f"portal {portal} does not answer: {error or 'timeout'}", hint="is tgtd running there, and the path up?"
+        ) from error
+
+
+def _shared(path: str) -> bool:
+    """Whether `path` lies on a filesystem that several nodes may write (proc(5), mountinfo)."""
+    real = os.path.realpath(path)
+    best, kind = "", ""
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        left, _, right = line.partition(" - ")
+        mount = left.split()[4]
+        if (real == mount or real.startswith(mount.rstrip("/") + "/")) and len(mount) >= len(best):
+            best, kind = mount, right.split()[0]
+    return kind in SHARED

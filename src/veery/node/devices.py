@@ -1,0 +1,113 @@
+"""Disks and interfaces that come and go while a domain runs."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import replace
+from random import Random
+
+from veery.errors import Refused
+from veery.hypervisor.base import Driver
+from veery.model.cluster import DomainRecord
+from veery.model.domain import DiskSpec, DomainState, VifSpec
+from veery.model.volume import AttachedDisk, AttachedVif
+from veery.network import mac
+from veery.node.attachments import NodeAttacher
+from veery.node.domains import Domains
+
+
+class Devices:
+    """What users order of the devices of the domains here."""
+
+    def __init__(self, domains: Domains, driver: Driver, attacher: NodeAttacher) -> None:
+        """Everything is shared with the daemon, which owns it."""
+        self._domains, self._driver, self._attacher = domains, driver, attacher
+        self._random = Random(secrets.randbits(64))
+
+    async def set_memory(self, ref: str, mebibytes: int) -> None:
+        """Balloon to `mebibytes`."""
+        async with self._domains.held(ref) as reading:
+            await self._driver.set_memory(reading.uuid, mebibytes)
+
+    async def disks(self, ref: str) -> tuple[AttachedDisk, ...]:
+        """Its disks."""
+        _, attachments = await self._driver.spec((await self._domains.find(ref)).uuid)
+        return attachments.disks
+
+    async def vifs(self, ref: str) -> tuple[AttachedVif, ...]:
+        """Its interfaces."""
+        _, attachments = await self._driver.spec((await self._domains.find(ref)).uuid)
+        return attachments.vifs
+
+    async def attach_disk(self, ref: str, disk: DiskSpec) -> None:
+        """Hot-plug a disk."""
+        async with self._domains.held(ref) as reading:
+            await self._domains.ours(reading.name)
+            spec, attachments = await self._driver.spec(reading.uuid)
+            if any(each.spec.vdev == disk.vdev for each in attachments.disks):
+                raise Refused(f"{reading.name} has a disk {disk.vdev}", hint="take another name, for example xvdb")
+            attached = await self._attacher.disk(disk)
+            larger = replace(spec, disks=(*spec.disks, disk))
+            await self._domains.remember(DomainRecord(spec=larger))
+            try:
+                await self._domains.check_unshared(larger)
+                await self._driver.attach_disk(reading.uuid, attached)
+            except BaseException:
+                await self._domains.remember(DomainRecord(spec=spec))
+                raise
+
+    async def detach_disk(self, ref: str, vdev: str) -> None:
+        """Hot-unplug a disk."""
+        async with self._domains.held(ref) as reading:
+            spec, _ = await self._driver.spec(reading.uuid)
+            if not any(disk.vdev == vdev for disk in spec.disks):
+                raise Refused(f"{reading.name} has no disk {vdev}", hint=f"veery block-list {reading.name}")
+            await self._driver.detach_disk(reading.uuid, vdev)
+            await self._domains.remember(DomainRecord(spec=(await self._driver.spec(reading.uuid))[0]))
+
+    async def attach_vif(self, ref: str, vif: VifSpec) -> AttachedVif:
+        """Hot-plug an interface; as it came out, MAC and tap included."""
+        async with self._domains.held(ref) as reading:
+            await self._domains.ours(reading.name)
+            spec, attachments = await self._driver.spec(reading.uuid)
+            taken = await self._domains.macs()
+            if vif.mac and vif.mac.lower() in taken:
+                raise Refused(f"MAC {vif.mac} is in use", hint="leave mac= out to have one chosen")
+            named = replace(
+                vif,
+                mac=vif.mac.lower() or mac.generate(self._random, taken),
+                bridge=vif.bridge or await self._attacher.default_bridge(),
+            )
+            devices = {each.device for each in attachments.vifs}
+            number = next(n for n in range(len(devices) + 1) if f"vif{reading.domid}.{n}" not in devices)
+            made = await self._attacher.vif(named, reading.domid, number)
+            try:
+                await self._driver.attach_vif(reading.uuid, made)
+            except BaseException:
+                await self._attacher.drop_vif(made)
+                raise
+            await self._domains.remember(DomainRecord(spec=replace(spec, vifs=(*spec.vifs, named))))
+            return made
+
+    async def detach_vif(self, ref: str, which: str) -> None:
+        """Hot-unplug an interface, named by MAC or by its number."""
+        async with self._domains.held(ref) as reading:
+            _, attachments = await self._driver.spec(reading.uuid)
+            for number, vif in enumerate(attachments.vifs):
+                if which.lower() in (vif.spec.mac, str(number)):
+                    await self._driver.detach_vif(reading.uuid, vif.spec.mac)
+                    await self._attacher.drop_vif(vif)
+                    await self._domains.remember(DomainRecord(spec=(await self._driver.spec(reading.uuid))[0]))
+                    return
+            raise Refused(f"{reading.name} has no interface {which}", hint=f"veery network-list {reading.name}")
+
+    async def resized(self, volume: str, size: int) -> int:
+        """A volume has grown: tell the domains here that use it. How many were told."""
+        told = 0
+        for reading in await self._driver.list():
+            spec, _ = await self._driver.spec(reading.uuid)
+            for disk in spec.disks:
+                if disk.volume == volume and reading.state is not DomainState.INCOMING:
+                    await self._driver.resize_disk(reading.uuid, disk.vdev, size)
+                    told += 1
+        return told

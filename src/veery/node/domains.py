@@ -1,0 +1,370 @@
+"""The domains of this node: every start and stop goes through the owner key, and ends are handled as on_* says."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import uuid as uuids
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+from veery.cluster import owner as owners
+from veery.cluster.keys import DOMAINS, NODES, OWNERS
+from veery.cluster.store import Delete
+from veery.errors import Failed, Refused, VeeryError
+from veery.hypervisor.base import Console
+from veery.migrate.base import Ground
+from veery.migrate.moves import Moves
+from veery.migrate.receiver import Receiver
+from veery.model.cluster import DomainRecord, Owner
+from veery.model.domain import (
+    DomainReading,
+    DomainSpec,
+    DomainState,
+    VcpuReading,
+    VifSpec,
+)
+from veery.model.move import MoveSettings
+from veery.model.node import Node, Role
+from veery.network import mac
+from veery.node import savefile
+from veery.node.attachments import NodeAttacher
+
+log = logging.getLogger(__name__)
+
+
+class Domains:
+    """What users order of the domains of this node. A `ref` is a name, a domid or a UUID."""
+
+    def __init__(self, ground: Ground, attacher: NodeAttacher, *, moves: Moves, receiver: Receiver) -> None:
+        """Everything is shared with the daemon, which owns it."""
+        self.node, self.driver, self.attacher = ground.node, ground.driver, attacher
+        self._store, self._moves, self._receiver = ground.store, moves, receiver
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._random = Random(secrets.randbits(64))
+
+    # ---- reading
+
+    async def list(self) -> tuple[DomainReading, ...]:
+        """Every domain here, by domid."""
+        return await self.driver.list()
+
+    async def find(self, ref: str) -> DomainReading:
+        """The domain that `ref` names. Raises Refused, telling where it runs when that is elsewhere."""
+        for reading in await self.driver.list():
+            if ref in (reading.name, str(reading.domid), reading.uuid):
+                return reading
+        hint = "veery list shows those that are"
+        with contextlib.suppress(VeeryError):
+            owner = await owners.read(self._store, ref)
+            if owner is not None and owner.node != self.node:
+                hint = f"it runs on {owner.node}: veery --node {owner.node} ..."
+        raise Refused(f"no domain {ref} on {self.node}", hint=hint)
+
+    async def spec(self, ref: str) -> DomainSpec:
+        """The spec of a domain here, with what was attached since it started."""
+        spec, _ = await self.driver.spec((await self.find(ref)).uuid)
+        return spec
+
+    async def owner(self, name: str) -> Owner | None:
+        """Who owns domain `name`."""
+        return await owners.read(self._store, name)
+
+    async def vcpus(self, ref: str) -> tuple[VcpuReading, ...]:
+        """Its virtual processors."""
+        return await self.driver.vcpus((await self.find(ref)).uuid)
+
+    async def console(self, ref: str) -> Console:
+        """Open its console."""
+        return await self.driver.console((await self.find(ref)).uuid)
+
+    # ---- starting and ending
+
+    async def create(self, spec: DomainSpec, *, paused: bool = False) -> DomainReading:
+        """Start a domain. Raises Refused when its name is taken, another node owns it, or something it needs is
+        missing; Failed with the hypervisor's words. Either way nothing of it is left."""
+        async with self._hold(spec.name):
+            await self._not_here(spec.name)
+            record = await DOMAINS.get(self._store, spec.name)
+            spec = await self._settle_identity(await self.attacher.fill(spec), record)
+            await self._check_attachable(spec)
+            owner = await owners.claim(self._store, spec.name, self.node, secrets.token_hex(8), DomainRecord(spec=spec))
+            try:
+                await self.check_unshared(spec)
+                reading = await self._start(spec, paused=paused)
+            except BaseException:
+                await self._abandon(owner, record)
+                raise
+            log.info("domain=%s id=%d started boot=%s", spec.name, reading.domid, owner.boot)
+            return reading
+
+    async def destroy(self, ref: str) -> None:
+        """End a domain at once; it is over when this returns."""
+        async with self._hold((await self.find(ref)).name):
+            await self._end(await self.find(ref))
+
+    async def shutdown(self, ref: str) -> None:
+        """Ask the guest to power off."""
+        async with self.held(ref) as reading:
+            await self.driver.shutdown(reading.uuid)
+
+    async def reboot(self, ref: str) -> None:
+        """Restart the guest."""
+        async with self.held(ref) as reading:
+            await self.driver.reboot(reading.uuid)
+
+    async def pause(self, ref: str) -> None:
+        """Stop its processors."""
+        async with self.held(ref) as reading:
+            await self.driver.pause(reading.uuid)
+
+    async def unpause(self, ref: str) -> None:
+        """Let them go on. Only the owner's domain may (safety sentence 1)."""
+        async with self.held(ref) as reading:
+            await self.ours(reading.name)
+            await self.driver.unpause(reading.uuid)
+
+    async def rename(self, ref: str, name: str) -> None:
+        """Give it another name. Raises Refused when that one is taken anywhere in the cluster."""
+        async with self.held(ref) as reading:
+            await self.ours(reading.name)
+            await owners.rename(self._store, reading.name, name)
+            await self.driver.rename(reading.uuid, name)
+            log.info("domain=%s renamed to %s", reading.name, name)
+
+    async def forget(self, name: str) -> None:
+        """Delete the record of a domain that does not run (its UUID and MACs are lost)."""
+        async with self._hold(name):
+            owner = await owners.read(self._store, name)
+            if owner is not None:
+                raise Refused(f"{name} runs on {owner.node}", hint=f"veery --node {owner.node} destroy {name}")
+            if await DOMAINS.get(self._store, name) is None:
+                raise Refused(f"there is no domain {name}", hint="veery list --cluster shows those that run")
+            await self._forget(name)
+
+    # ---- saving
+
+    async def save(self, ref: str, path: Path, leave: str) -> None:
+        """Write its state to `path`; then it is gone ("destroyed"), "running" or "paused". Only the file of a
+        destroyed domain can be restored as it is: else its disks go on without it."""
+        async with self.held(ref) as reading:
+            owner = await self.ours(reading.name)
+            spec, _ = await self.driver.spec(reading.uuid)
+            token = secrets.token_hex(8)
+            was_paused = reading.state is DomainState.PAUSED
+            _, luggage = await self.driver.pack(reading.uuid)
+            await self.driver.save(reading.uuid, path)
+            try:
+                saved = savefile.Saved(spec=spec, token=token, luggage=luggage, paused=was_paused)
+                await asyncio.to_thread(savefile.append, path, saved)
+            except BaseException:
+                path.unlink(missing_ok=True)
+                if not was_paused:
+                    await self.driver.unpause(reading.uuid)
+                raise
+            if leave == "destroyed":
+                await self.remember(DomainRecord(spec=spec, saved=token))
+                await self._end(reading, owner)
+            elif leave == "running" and not was_paused:
+                await self.driver.unpause(reading.uuid)
+
+    async def restore(self, path: Path, *, paused: bool = False, force: bool = False) -> DomainReading:
+        """Start what `save` wrote. Raises Refused when its disks have been written since (unless `force`)."""
+        saved = await asyncio.to_thread(savefile.read, path)
+        spec = saved.spec
+        async with self._hold(spec.name):
+            await self._not_here(spec.name)
+            record = await DOMAINS.get(self._store, spec.name)
+            if not force and (record is None or record.saved != saved.token):
+                raise Refused(
+                    f"{path} is stale: {spec.name} has run since it was saved, its disks have moved on",
+                    hint="start it anew with veery create, or restore --force at the risk of its filesystems",
+                )
+            await self._check_attachable(spec)
+            owner = await owners.claim(self._store, spec.name, self.node, secrets.token_hex(8), DomainRecord(spec=spec))
+            try:
+                await self.check_unshared(spec)
+                attachments = await self.attacher.attach(spec)
+                try:
+                    return await self.driver.restore(
+                        spec, attachments, saved.luggage, path, paused=paused or saved.paused
+                    )
+                except BaseException:
+                    await self.attacher.detach(attachments)
+                    raise
+            except BaseException:
+                await self._abandon(owner, record)
+                raise
+
+    # ---- moving
+
+    async def migrate(self, ref: str, target: str, settings: MoveSettings) -> str:
+        """Begin to move a domain to node `target` (a name or an address); the move's id."""
+        async with self.held(ref) as reading:
+            if reading.state not in (DomainState.RUNNING, DomainState.BLOCKED, DomainState.PAUSED):
+                raise Refused(f"{reading.name} is {reading.state.value}", hint="only a living domain can move")
+            node = await self._target(target)
+            return self._moves.start(reading, node, settings)
+
+    async def _target(self, target: str) -> Node:
+        nodes = list((await NODES.all(self._store)).values())
+        node = next((each for each in nodes if target in (each.name, each.address)), None)
+        if node is None:
+            known = ", ".join(each.name for each in nodes)
+            raise Refused(f"there is no node {target}", hint=f"the cluster has {known}")
+        if node.name == self.node:
+            raise Refused(f"it runs on {self.node} already", hint="name another node: veery node list")
+        if not node.has(Role.HYPERVISOR):
+            raise Refused(f"{node.name} runs no domains", hint="name a hypervisor: veery node list")
+        return node
+
+    # ---- inside: identity, locks, owners
+
+    async def _settle_identity(self, spec: DomainSpec, record: DomainRecord | None) -> DomainSpec:
+        """UUID and MACs filled in: the file's, else those it had before, else new ones."""
+        before = record.spec if record else None
+        taken = await self.macs(but=spec.name)
+        vifs: list[VifSpec] = []
+        for number, vif in enumerate(spec.vifs):
+            old = before.vifs[number].mac if before and number < len(before.vifs) else ""
+            chosen = vif.mac.lower() or (old if old not in taken else "") or mac.generate(self._random, taken)
+            if chosen in taken:
+                raise Refused(f"MAC {chosen} is in use", hint="leave mac= out to have one chosen")
+            taken.add(chosen)
+            vifs.append(replace(vif, mac=chosen))
+        return replace(spec, uuid=spec.uuid or (before.uuid if before else "") or str(uuids.uuid4()), vifs=tuple(vifs))
+
+    async def macs(self, but: str = "") -> set[str]:
+        """Every MAC in the cluster's records, those of domain `but` left out."""
+        records = (await DOMAINS.all(self._store)).values()
+        return {vif.mac for record in records if record.spec.name != but for vif in record.spec.vifs}
+
+    async def _check_attachable(self, spec: DomainSpec) -> None:
+        """Refuse, before anything is claimed, what is already known to be missing."""
+        for vif in spec.vifs:
+            await self.attacher.require_bridge(vif)
+        for disk in spec.disks:
+            await self.attacher.disk(disk)
+
+    async def check_unshared(self, spec: DomainSpec) -> None:
+        """Refuse a volume that a running domain writes. Asked after our own claim stands, so that of two
+        starts at once at least one sees the other."""
+        wanted = {disk.volume for disk in spec.disks if disk.volume}
+        for owner in (await OWNERS.all(self._store)).values():
+            record = await DOMAINS.get(self._store, owner.domain) if owner.domain != spec.name else None
+            for disk in record.spec.disks if record else ():
+                if disk.volume in wanted and (disk.readwrite or _writes(spec, disk.volume)):
+                    raise Refused(
+                        f"volume {disk.volume} is in use by {owner.domain} on {owner.node}",
+                        hint=f"destroy {owner.domain} first, or give {spec.name} a volume of its own",
+                    )
+
+    async def _not_here(self, name: str) -> None:
+        if self._receiver.arriving(name):
+            raise Refused(f"{name} is on its way here", hint="veery list shows it when it has arrived")
+        for reading in await self.driver.list():
+            if reading.name == name:
+                raise Refused(
+                    f"{name} is already here (id {reading.domid}, {reading.state.value})",
+                    hint=f"veery console {name}, or veery destroy {name}",
+                )
+
+    async def remember(self, record: DomainRecord) -> None:
+        """Write a domain's record."""
+        await self._store.commit([], [DOMAINS.put(record.spec.name, record)])
+
+    async def _forget(self, name: str) -> None:
+        await self._store.commit([], [Delete(DOMAINS.key(name))])
+
+    async def ours(self, name: str) -> Owner:
+        """The owner key of a domain that is ours. Raises Refused when it is not."""
+        owner = await owners.read(self._store, name)
+        if owner is None or owner.node != self.node:
+            raise Refused(
+                f"{name} belongs to {owner.node if owner else 'no node'}, not to {self.node}",
+                hint="veery list --cluster shows where it runs",
+            )
+        return owner
+
+    async def _start(self, spec: DomainSpec, *, paused: bool) -> DomainReading:
+        attachments = await self.attacher.attach(spec)
+        try:
+            return await self.driver.start(spec, attachments, paused=paused)
+        except BaseException:
+            await self.attacher.detach(attachments)
+            raise
+
+    async def restart(self, reading: DomainReading, spec: DomainSpec, *, keep: bool = False) -> DomainReading:
+        """Start a domain of ours anew, under the same owner key; its old run is destroyed first, or `keep`t (it is
+        ended, renamed, and gets another UUID's place). The caller holds its lock."""
+        _, attachments = await self.driver.spec(reading.uuid)
+        if keep:
+            spec = replace(spec, uuid=str(uuids.uuid4()))
+        else:
+            await self.driver.destroy(reading.uuid)
+        await self.attacher.detach(attachments)
+        return await self._start(spec, paused=False)
+
+    async def _abandon(self, owner: Owner, record: DomainRecord | None) -> None:
+        """A start failed after its claim: give the name back, and the record as it was."""
+        try:
+            if record is not None:
+                await self.remember(record)
+            await owners.release(self._store, owner)
+            if record is None:
+                await self._forget(owner.domain)
+        except VeeryError as error:
+            log.error("domain=%s owner key not released yet: %s", owner.domain, error.message)
+
+    async def _end(self, reading: DomainReading, owner: Owner | None = None) -> None:
+        """Destroy, take the taps away, give the name back. The caller holds the lock."""
+        _, attachments = await self.driver.spec(reading.uuid)
+        await self.driver.destroy(reading.uuid)
+        await self.attacher.detach(attachments)
+        try:
+            owner = owner or await owners.read(self._store, reading.name)
+            if owner is not None and owner.node == self.node:
+                await owners.release(self._store, owner)
+        except VeeryError as error:  # the caretaker does it when the store is back
+            log.error("domain=%s owner key not released yet: %s", reading.name, error.message)
+        log.info("domain=%s id=%d ended", reading.name, reading.domid)
+
+    async def end(self, reading: DomainReading) -> None:
+        """As `destroy`, for one who holds the lock."""
+        await self._end(reading)
+
+    def locked(self, name: str) -> bool:
+        """Whether somebody is at work on domain `name` here."""
+        return self._locks[name].locked() or bool(self._moves.busy(name)) or bool(self._receiver.arriving(name))
+
+    @contextlib.asynccontextmanager
+    async def _hold(self, name: str) -> AsyncIterator[None]:
+        """One order at a time on a domain; none while it moves."""
+        try:
+            async with asyncio.timeout(30):
+                await self._locks[name].acquire()
+        except TimeoutError as error:
+            raise Failed(f"{name} is busy with another order", hint="try again when it has ended") from error
+        try:
+            if busy := self._moves.busy(name):
+                raise Refused(busy, hint="wait for its end (veery moves), or stop it (veery move cancel MOVE)")
+            if self._receiver.arriving(name):
+                raise Refused(f"{name} is on its way here", hint="wait for its end, or cancel it at its source")
+            yield
+        finally:
+            self._locks[name].release()
+
+    @contextlib.asynccontextmanager
+    async def held(self, ref: str) -> AsyncIterator[DomainReading]:
+        """Find a domain and hold it: nobody else acts on it meanwhile."""
+        async with self._hold((await self.find(ref)).name):
+            yield await self.find(ref)
+
+
+def _writes(spec: DomainSpec, volume: str) -> bool:
+    return any(disk.volume == volume and disk.readwrite for disk in spec.disks)

@@ -1,0 +1,86 @@
+"""This node as a machine: its own row among the domains, its readings, and the same of all nodes together."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any
+
+from veery.cluster.keys import ALIVE, NODES
+from veery.cluster.store import Store
+from veery.errors import VeeryError
+from veery.hypervisor.base import Driver
+from veery.model.domain import DomainReading, DomainState, HostReading
+from veery.model.node import Node, Role
+from veery.node.peers import Peers
+
+ZERO_UUID = "00000000-0000-0000-0000-000000000000"
+PEER_DEADLINE = 3.0
+
+
+class Machine:
+    """What this node tells of itself and of the others."""
+
+    def __init__(self, node: Node, driver: Driver, store: Store, peers: Peers) -> None:
+        """`node` is our own record."""
+        self.node, self.driver = node, driver
+        self._store, self._peers = store, peers
+
+    async def host(self) -> HostReading:
+        """The machine."""
+        return await self.driver.host()
+
+    async def domains(self) -> tuple[DomainReading, ...]:
+        """Every domain here; the machine itself, `Domain-0`, first, as xm has it."""
+        readings, host = await asyncio.gather(self.driver.list(), self.driver.host())
+        given = sum(reading.memory for reading in readings)
+        zero = DomainReading(
+            name="Domain-0",
+            uuid=ZERO_UUID,
+            domid=0,
+            state=DomainState.RUNNING,
+            memory=max(host.memory_total - given, 0),
+            vcpus=host.cpus,
+            cpu_seconds=_busy_seconds(),
+            started=_booted(),
+            pid=os.getpid(),
+        )
+        return (zero, *readings)
+
+    async def everywhere(self) -> dict[str, Any]:
+        """The domains of every hypervisor: {"nodes": {name: [DomainReading]}, "silent": [name]}."""
+        names = [name for name, node in (await NODES.all(self._store)).items() if node.has(Role.HYPERVISOR)]
+        answers = await asyncio.gather(*(self._of(name) for name in names))
+        found = dict(zip(names, answers, strict=True))
+        return {
+            "nodes": {name: domains for name, domains in found.items() if domains is not None},
+            "silent": [name for name, domains in found.items() if domains is None],
+        }
+
+    async def nodes(self) -> list[dict[str, Any]]:
+        """Every node's record, and whether its lease stands."""
+        alive = await ALIVE.all(self._store)
+        return [{"node": node, "alive": name in alive} for name, node in (await NODES.all(self._store)).items()]
+
+    async def _of(self, name: str) -> Any:
+        if name == self.node.name:
+            return await self.domains()
+        try:
+            answer = await self._peers.call(name, "GET", "/v1/domains", deadline=PEER_DEADLINE)
+        except VeeryError:
+            return None
+        return answer["domains"]
+
+
+def _busy_seconds() -> float:
+    """User, nice and system time of the whole machine since boot (proc(5), stat)."""
+    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:4]
+    return sum(int(field) for field in fields) / os.sysconf("SC_CLK_TCK")
+
+
+def _booted() -> float:
+    for line in Path("/proc/stat").read_text().splitlines():
+        if line.startswith("btime "):
+            return float(line.split()[1])
+    return 0.0

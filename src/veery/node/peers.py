@@ -1,0 +1,112 @@
+"""The other nodes' APIs, reached with this node's certificate."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import aiohttp
+
+from veery.errors import Failed, OutcomeUnknown, Refused, from_kind
+from veery.model.node import Node
+
+CONNECT_DEADLINE = 5.0
+
+
+class Peers:
+    """One client for all of them. Each node's certificate must carry its name."""
+
+    def __init__(self, tls: ssl.SSLContext, node: Callable[[str], Awaitable[Node]]) -> None:
+        """`node` finds a node's record by name or address; it raises Refused where there is none."""
+        self._tls, self._node = tls, node
+        self._session: aiohttp.ClientSession | None = None
+
+    async def call(self, name: str, method: str, path: str, body: Any = None, *, deadline: float = 30.0) -> Any:
+        """One request to node `name`; its JSON answer. Raises what that node raised, Refused when it is not
+        reachable, OutcomeUnknown when it did not answer in time."""
+        try:
+            async with asyncio.timeout(deadline):
+                async with await self.open(name, method, path, json=body) as response:
+                    return await read_answer(response)
+        except TimeoutError as error:
+            raise OutcomeUnknown(f"{name} did not answer within {deadline:g} s") from error
+        except aiohttp.ClientError as error:
+            raise OutcomeUnknown(f"{name} broke off: {error}") from error
+
+    async def open(
+        self,
+        name: str,
+        method: str,
+        path: str,
+        *,
+        json: Any = None,
+        data: Any = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> aiohttp.ClientResponse:
+        """Send a request; the response as it begins, to be closed by the caller. Raises Refused when the node
+        cannot be reached."""
+        node = await self._node(name)
+        try:
+            return await self._client().request(
+                method,
+                self._url(node, path),
+                json=json,
+                data=data,
+                headers=headers,
+                ssl=self._tls,
+                server_hostname=node.name,
+            )
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise Refused(f"{node.name} shows a wrong certificate: {error}", hint="has it been joined anew?") from error
+        except (aiohttp.ClientConnectorError, TimeoutError) as error:
+            raise Refused(
+                f"{node.name} ({node.address}:{node.api_port}) is not reachable: {error}",
+                hint="is veeryd running there?",
+            ) from error
+        except aiohttp.ClientError as error:
+            raise OutcomeUnknown(f"{node.name} broke off: {error}") from error
+
+    async def websocket(self, name: str, path: str) -> aiohttp.ClientWebSocketResponse:
+        """Open a WebSocket on node `name`. Raises Refused, Failed."""
+        node = await self._node(name)
+        try:
+            return await self._client().ws_connect(
+                self._url(node, path), ssl=self._tls, server_hostname=node.name, max_msg_size=0
+            )
+        except aiohttp.WSServerHandshakeError as error:
+            raise Failed(f"{node.name}: {error.message}") from error
+        except aiohttp.ClientError as error:
+            raise Refused(f"{node.name} is not reachable: {error}", hint="is veeryd running there?") from error
+
+    async def close(self) -> None:
+        """Let go of all connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    def _client(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_DEADLINE)
+            self._session = aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=64))
+        return self._session
+
+    def _url(self, node: Node, path: str) -> str:
+        host = f"[{node.address}]" if ":" in node.address else node.address
+        return f"https://{host}:{node.api_port}{path}"
+
+
+async def read_answer(response: aiohttp.ClientResponse) -> Any:
+    """The JSON of a response; an error in it is raised as ours."""
+    text = await response.text()
+    try:
+        answer = json.loads(text) if text else None
+    except ValueError as error:
+        raise Failed(f"unreadable answer ({response.status}): {text[:80]!r}", hint="compare `veery version`") from error
+    if response.status >= 400:
+        told = answer.get("error", {}) if isinstance(answer, dict) else {}
+        raise from_kind(
+            told.get("kind", "failed"), told.get("message", f"HTTP {response.status}"), told.get("hint", "")
+        )
+    return answer

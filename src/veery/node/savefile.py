@@ -1,0 +1,60 @@
+"""Save files: the hypervisor's own stream, and behind it what is needed to start it again.
+
+Layout: stream | JSON of `Saved` | length of the JSON (8 bytes, network order) | `VEERYSAVE1`. A hypervisor reads its
+stream up to the stream's own end mark (QEMU: QEMU_VM_EOF, migration/savevm.c) and no further."""
+
+from __future__ import annotations
+
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from veery.errors import Failed, Refused
+from veery.model.codec import decode, encode
+from veery.model.domain import DomainSpec
+
+MAGIC = b"VEERYSAVE1"
+_TAIL = struct.Struct("!Q10s")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """What stands behind the stream. `token` is that of the record which may be restored; `paused`: the user
+    had paused the domain."""
+
+    spec: DomainSpec
+    token: str
+    luggage: msgspec.Raw
+    paused: bool = False
+
+
+def append(path: Path, saved: Saved) -> None:
+    """Add `saved` to the stream in `path` and bring all of it to the disk. Raises Failed on a full disk."""
+    data = encode(saved)
+    try:
+        with path.open("ab") as file:
+            file.write(data + _TAIL.pack(len(data), MAGIC))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise Failed(f"{path}: {error.strerror}", hint="the domain goes on; save it where there is room") from error
+
+
+def read(path: Path) -> Saved:
+    """What `append` wrote. Raises Refused for any other file."""
+    try:
+        with path.open("rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            if end < _TAIL.size:
+                raise Refused(f"{path} is no save file of veery")
+            file.seek(end - _TAIL.size)
+            length, magic = _TAIL.unpack(file.read(_TAIL.size))
+            if magic != MAGIC or length > end - _TAIL.size:
+                raise Refused(f"{path} is no save file of veery", hint="was it cut short?")
+            file.seek(end - _TAIL.size - length)
+            return decode(file.read(length), Saved)
+    except OSError as error:
+        raise Refused(f"{path}: {error.strerror}") from error
