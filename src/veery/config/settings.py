@@ -63,6 +63,15 @@ class Qemu:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """The guest's kernel, whose modules go into the images that this node builds: a vmlinuz, and its
+    lib/modules/VERSION; "" means the kernel that this node itself runs."""
+
+    kernel: str = ""
+    modules: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """One node. `state` survives a reboot (records, etcd's data, volumes); `run` does not (sockets, pids)."""
 
@@ -75,6 +84,7 @@ class Settings:
     etcd: Etcd = field(default_factory=Etcd)
     storage: StorageSettings = field(default_factory=StorageSettings)
     qemu: Qemu = field(default_factory=Qemu)
+    image: Image = field(default_factory=Image)
 
 
 DEFAULT_PATH = Path("/etc/veery/veery.toml")

@@ -43,5 +43,4 @@ class Ground:
     journal: Journal
     clock: Clock
     hold: Hold
-    server_tls: ssl.SSLContext
     client_tls: ssl.SSLContext

@@ -1,0 +1,139 @@
+"""Routes of volumes, targets, images and networks."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from aiohttp import web
+
+from veery.api.server import Lines, answer, body, error_body, forward
+from veery.errors import Refused, VeeryError
+from veery.model.node import Role
+from veery.model.volume import Backing
+from veery.network.bridge import bridges
+from veery.node.domains import Domains
+from veery.node.images import Images
+from veery.node.machine import Machine
+from veery.node.peers import Peers
+from veery.node.volumes import VolumeService
+
+
+class StorageRoutes:
+    """What users order of storage. Orders for a volume of another node are forwarded to it."""
+
+    def __init__(
+        self, volumes: VolumeService, images: Images, domains: Domains | None, machine: Machine, *, peers: Peers
+    ) -> None:
+        self._volumes, self._images, self._domains = volumes, images, domains
+        self._machine, self._peers = machine, peers
+
+    def table(self) -> list[web.RouteDef]:
+        """The routes."""
+        one = "/v1/volumes/{name}"
+        return [
+            web.get("/v1/volumes", self.list),
+            web.post("/v1/volumes", self.create),
+            web.get(one, self.show),
+            web.delete(one, self.delete),
+            web.post(f"{one}/resize", self.resize),
+            web.post(f"{one}/resized", self.resized),
+            web.put(f"{one}/content", self.content),
+            web.post(f"{one}/image", self.image),
+            web.get("/v1/targets", self.targets),
+            web.get("/v1/networks", self.networks),
+        ]
+
+    async def list(self, _: web.Request) -> web.Response:
+        """All volumes of the cluster."""
+        return answer(await self._volumes.list())
+
+    async def show(self, request: web.Request) -> web.Response:
+        """One."""
+        volume = await self._volumes.find(request.match_info["name"])
+        return answer({"volume": volume, "used_by": await self._volumes.records.users(volume.name)})
+
+    async def create(self, request: web.Request) -> web.StreamResponse:
+        """On a storage node."""
+        data = await body(request, name=str, size=int)
+        node = await self._volumes.storage_node(str(data.get("node") or ""))
+        if node != self._volumes.node:
+            return answer(await self._peers.call(node, "POST", "/v1/volumes", {**data, "node": node}, deadline=120))
+        backing = str(data.get("backing") or "file")
+        if backing not in tuple(Backing):
+            raise Refused(f"no backing {backing!r}", hint=f"one of {', '.join(Backing)}")
+        work = self._volumes.mine().create(data["name"], data["size"], Backing(backing))
+        return answer(await asyncio.shield(asyncio.ensure_future(work)))
+
+    async def delete(self, request: web.Request) -> web.StreamResponse:
+        """With its bytes."""
+        if away := await self._away(request):
+            return await forward(request, self._peers, away)
+        work = self._volumes.mine().delete(request.match_info["name"])
+        await asyncio.shield(asyncio.ensure_future(work))
+        return answer({})
+
+    async def resize(self, request: web.Request) -> web.StreamResponse:
+        """Grow."""
+        if away := await self._away(request):
+            return await forward(request, self._peers, away)
+        size = (await body(request, size=int))["size"]
+        work = self._volumes.resize(request.match_info["name"], size)
+        return answer(await asyncio.shield(asyncio.ensure_future(work)))
+
+    async def resized(self, request: web.Request) -> web.Response:
+        """A storage node tells: the domains here that use the volume are to be told."""
+        size = (await body(request, size=int))["size"]
+        told = await self._domains.resized(request.match_info["name"], size) if self._domains else 0
+        return answer({"told": told})
+
+    async def content(self, request: web.Request) -> web.StreamResponse:
+        """Fill with the request's bytes."""
+        if away := await self._away(request):
+            return await forward(request, self._peers, away)
+        chunks = request.content.iter_chunked(1 << 20)
+        return answer(
+            await self._volumes.mine().write(request.match_info["name"], chunks, length=request.content_length)
+        )
+
+    async def image(self, request: web.Request) -> web.StreamResponse:
+        """Build an image into the volume; it goes on when the caller has left."""
+        if away := await self._away(request):
+            return await forward(request, self._peers, away)
+        kind = (await body(request, image=str))["image"]
+        name = request.match_info["name"]
+        self._volumes.mine()
+        async with Lines(request) as lines:
+            said: asyncio.Queue[tuple[str, float] | None] = asyncio.Queue()
+            work = asyncio.create_task(self._images.build(kind, name, lambda step, part: said.put_nowait((step, part))))
+            work.add_done_callback(lambda _: said.put_nowait(None))
+            while (news := await said.get()) is not None:
+                await lines.say("progress", step=news[0], fraction=news[1])
+            try:
+                await lines.say("done", result=await work)
+            except VeeryError as error:
+                await lines.say("error", **error_body(error))
+        return lines.response
+
+    async def targets(self, _: web.Request) -> web.Response:
+        """What tgtd serves on each storage node that answers."""
+        found: dict[str, Any] = {}
+        for row in await self._machine.nodes():
+            node = row["node"]
+            if not node.has(Role.STORAGE):
+                continue
+            if node.name == self._volumes.node:
+                found[node.name] = await self._volumes.mine().targets()
+            else:
+                told = await self._peers.call(node.name, "GET", "/v1/targets", deadline=15)
+                found[node.name] = told.get(node.name, [])
+        return answer(found)
+
+    async def networks(self, _: web.Request) -> web.Response:
+        """The bridges of this node."""
+        return answer({"node": self._volumes.node, "bridges": await bridges()})
+
+    async def _away(self, request: web.Request) -> str:
+        """The storage node of the volume in the request, when that is another one."""
+        volume = await self._volumes.find(request.match_info["name"])
+        return volume.node if volume.node != self._volumes.node else ""

@@ -1,0 +1,259 @@
+"""`veeryd`: builds this node's parts, once, and runs them until it is told to stop.
+
+Everything that has a state is made here and handed down; nothing below makes its own. Domains, etcd and tgtd
+are processes of their own: they do not end with us."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import veery
+from veery.api.cluster import ClusterRoutes
+from veery.api.domains import DomainRoutes
+from veery.api.server import ApiServer
+from veery.api.storage import StorageRoutes
+from veery.cluster import server as etcd_server
+from veery.cluster.etcd import EtcdStore
+from veery.cluster.identity import Identity, client_url
+from veery.cluster.identity import load as load_identity
+from veery.cluster.keys import INITIATORS, VOLUMES, node_at
+from veery.cluster.members import Membership
+from veery.cluster.presence import Heartbeat
+from veery.config.settings import DEFAULT_PATH, Settings
+from veery.config.settings import load as load_settings
+from veery.errors import Failed, Refused, VeeryError
+from veery.host import log as logs
+from veery.host import systemd, tls
+from veery.host.clock import RealClock
+from veery.host.process import Service
+from veery.hypervisor.base import Driver
+from veery.hypervisor.qemu.driver import QemuDriver
+from veery.migrate.base import Ground
+from veery.migrate.journal import Journal
+from veery.migrate.moves import Moves
+from veery.migrate.phases import Hold
+from veery.migrate.receiver import Receiver
+from veery.migrate.relocation import RelocationServer
+from veery.migrate.settle import Settler
+from veery.model.node import Role
+from veery.model.volume import Backing, Initiator, Volume
+from veery.node.attachments import NodeAttacher
+from veery.node.caretaker import Caretaker
+from veery.node.devices import Devices
+from veery.node.domains import Domains
+from veery.node.images import Images
+from veery.node.machine import Machine
+from veery.node.peers import Peers
+from veery.node.volumes import VolumeRecords, VolumeService
+from veery.storage.base import BytesStore
+from veery.storage.file import FileStore
+from veery.storage.lvm import LvmStore
+from veery.storage.tgt import TargetServer
+from veery.storage.volumes import Volumes
+
+log = logging.getLogger(__name__)
+
+
+class Daemon:
+    """This node's parts and their tasks."""
+
+    def __init__(self, settings: Settings, identity: Identity, tail: logs.Tail) -> None:
+        """Builds everything; nothing runs and no port is taken before `run`."""
+        self.settings, self.identity, self.node = settings, identity, identity.node
+        self.state, self.runtime = Path(settings.state), Path(settings.run)
+        self.clock = RealClock()
+        folder = self.state / "tls"
+        self.server_tls, self.client_tls = tls.server_context(folder), tls.client_context(folder)
+        own = client_url(settings, self.node)
+        voters = sorted(identity.voters, key=lambda url: url != own)
+        self.store = EtcdStore(voters, tls=self.client_tls, deadline=settings.etcd.deadline)
+        self.peers = Peers(self.client_tls, lambda name: node_at(self.store, name))
+        self.heartbeat = Heartbeat(self.store, self.node.name, ttl=settings.presence_ttl, clock=self.clock)
+        self.membership = Membership(settings, identity, self.store, clock=self.clock)
+        self.driver = self._driver(folder)
+        self.attacher = NodeAttacher(self.node.name, self.driver, self._volume, self._initiator)
+        self.ground = Ground(
+            node=self.node.name,
+            store=self.store,
+            driver=self.driver,
+            attacher=self.attacher,
+            journal=Journal(self.state / "journal"),
+            clock=self.clock,
+            hold=Hold(self.runtime / "hold"),
+            client_tls=self.client_tls,
+        )
+        self.settler = Settler(self.ground)
+        self.moves = Moves(self.ground, self.settler, self.state / "moves")
+        self.receiver = Receiver(self.ground, self.settler)
+        self.relocation = RelocationServer(
+            self.node.name, self.node.address, settings.relocation, self.server_tls, self.receiver.take
+        )
+        self.receiver.server = self.relocation
+        self.domains = Domains(self.ground, self.attacher, moves=self.moves, receiver=self.receiver)
+        self.machine = Machine(self.node, self.driver, self.store, self.peers)
+        self.volumes = self._volumes()
+        self.api = self._api(tail)
+
+    # ---- building
+
+    def _driver(self, folder: Path) -> Driver:
+        if self.node.driver not in ("", "qemu"):
+            raise Refused(f"no driver {self.node.driver!r}", hint="this version has: qemu")
+        return QemuDriver(self.runtime, folder, self.settings.qemu, self.clock)
+
+    def _volumes(self) -> VolumeService:
+        records = VolumeRecords(self.store)
+        here: Volumes | None = None
+        self.target: TargetServer | None = None
+        if self.node.has(Role.STORAGE):
+            storage = self.settings.storage
+            self.target = TargetServer(address=self.node.address, port=storage.portal_port, run=self.runtime)
+            stores: dict[Backing, BytesStore] = {Backing.FILE: FileStore(Path(storage.pool or self.state / "volumes"))}
+            if storage.group:
+                stores[Backing.LVM] = LvmStore(storage.group)
+            here = Volumes(
+                node=self.node.name,
+                server=self.target,
+                stores=stores,
+                records=records,
+                authority=self.identity.cluster.authority.removeprefix("iqn."),
+                clock=self.clock,
+            )
+        return VolumeService(self.node.name, self.store, self.peers, records, here)
+
+    def _api(self, tail: logs.Tail) -> ApiServer:
+        devices = Devices(self.domains, self.driver, self.attacher)
+        tables = [
+            DomainRoutes(self.domains, devices, self.moves, self.machine, peers=self.peers).table(),
+            StorageRoutes(self.volumes, Images(self.volumes), self.domains, self.machine, peers=self.peers).table(),
+            ClusterRoutes(self.membership, self.machine, tail).table(),
+        ]
+        return ApiServer(self.node.name, self.peers, tables, group=self.settings.api.group)
+
+    async def _volume(self, name: str) -> Volume | None:
+        return await VOLUMES.get(self.store, name)
+
+    async def _initiator(self) -> Initiator:
+        found = await INITIATORS.get(self.store, self.node.name)
+        if found is None:
+            raise Failed(f"{self.node.name} has no credentials at the targets", hint="join it anew")
+        return found
+
+    # ---- running
+
+    async def run(self) -> None:
+        """Take the ports, run everything, until cancelled. Raises Refused when a port is in use."""
+        address = self.settings.api.address or self.node.address
+        self.runtime.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self.relocation.bind()
+        await self.driver.open()
+        self.settler.recall()
+        await self._sweep()
+        await self.api.open(self.runtime / "api.sock", address, self.settings.api.port, self.server_tls)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for name, work in self._work():
+                    tasks.create_task(_lasting(name, work), name=name)
+                systemd.notify("READY=1", f"STATUS=node {self.node.name} of {self.identity.cluster.name}")
+                log.info("veeryd %s serves node %s", veery.__version__, self.node.name)
+        finally:
+            systemd.notify("STOPPING=1")
+            await self.api.close()
+            await self.driver.close()
+            await self.peers.close()
+            await self.store.close()
+
+    def _work(self) -> list[tuple[str, Coroutine[Any, Any, None]]]:
+        work: list[tuple[str, Coroutine[Any, Any, None]]] = [
+            ("membership", self.membership.run()),
+            ("heartbeat", self.heartbeat.run()),
+            ("relocation", self.relocation.run()),
+            ("settler", self.settler.run()),
+            ("moves", self.moves.run()),
+            ("caretaker", Caretaker(self.ground, self.domains).run()),
+            ("watchdog", _feed()),
+        ]
+        if self.identity.etcd is not None:
+            work.append(("etcd", etcd_server.service(self.settings, self.identity).run()))
+        if self.target is not None:
+            tgtd = Service(
+                "tgtd", self.target.command, run=self.runtime, env=self.target.env, started=self._target_started
+            )
+            work += [("tgtd", tgtd.run()), ("volumes", self.volumes.run())]
+        return work
+
+    async def _target_started(self) -> None:
+        assert self.target is not None
+        await self.target.ready()
+        await self.volumes.repair()
+
+    async def _sweep(self) -> None:
+        try:
+            await self.attacher.sweep()
+        except VeeryError as error:
+            log.warning("leftover taps not removed: %s", error.message)
+
+
+async def _lasting(name: str, work: Coroutine[Any, Any, None]) -> None:
+    """A part that ends by an error takes the daemon down with it: systemd starts us anew, domains run on."""
+    try:
+        await work
+    except asyncio.CancelledError:
+        raise
+    except BaseException:
+        log.exception("%s ended", name)
+        raise
+
+
+async def _feed() -> None:
+    """Tell systemd that the loop turns."""
+    interval = systemd.watchdog_interval()
+    while interval > 0:
+        systemd.notify("WATCHDOG=1")
+        await asyncio.sleep(interval)
+
+
+async def _serve(settings: Settings, tail: logs.Tail) -> None:
+    loop = asyncio.get_running_loop()
+    daemon = Daemon(settings, load_identity(Path(settings.state)), tail)
+    running = asyncio.create_task(daemon.run())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, running.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The entry point of `veeryd`."""
+    parser = argparse.ArgumentParser(
+        prog="veeryd", description="The daemon of one veery node. Domains run on when it stops, crashes or is upgraded."
+    )
+    path = os.environ.get("VEERY_SETTINGS", str(DEFAULT_PATH))
+    parser.add_argument("--settings", metavar="FILE", default=path, help=f"settings of this node ({path})")
+    parser.add_argument("--version", action="version", version=f"veeryd {veery.__version__}")
+    args = parser.parse_args(argv)
+    try:
+        settings = load_settings(Path(args.settings))
+        tail = logs.setup(settings.log)
+        asyncio.run(_serve(settings, tail))
+    except VeeryError as error:
+        print(f"veeryd: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(f"  hint: {error.hint}", file=sys.stderr)
+        return 1
+    except BaseExceptionGroup:
+        return 1  # logged where it ended
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,152 @@
+"""Volumes as a whole: their records in the store, the bytes and targets of this node where it is a storage node,
+and the domains that use them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Collection, Sequence
+
+from veery.cluster.keys import DOMAINS, INITIATORS, NODES, OWNERS, VOLUMES
+from veery.cluster.store import Delete, Store, StoreUnavailable, Unchanged
+from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
+from veery.model.node import Role
+from veery.model.volume import Initiator, Volume
+from veery.node.peers import Peers
+from veery.storage.volumes import Volumes
+
+log = logging.getLogger(__name__)
+
+REPAIR = 10.0  # seconds between two comparisons of tgtd with the records, besides those after each change
+
+
+class VolumeRecords:
+    """`veery.storage.volumes.Records` over the cluster's store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def volumes(self) -> Sequence[Volume]:
+        """As Records.volumes."""
+        return tuple((await VOLUMES.all(self._store)).values())
+
+    async def initiators(self) -> Sequence[Initiator]:
+        """As Records.initiators: of the nodes that run domains."""
+        nodes = await NODES.all(self._store)
+        found = await INITIATORS.all(self._store)
+        return tuple(one for name, one in found.items() if name in nodes and nodes[name].has(Role.HYPERVISOR))
+
+    async def denied(self) -> Collection[tuple[str, str]]:
+        """As Records.denied: nothing fences nodes yet."""
+        return ()
+
+    async def users(self, name: str) -> Sequence[str]:
+        """As Records.users: the domains that run, or are being started, and name the volume."""
+        found: list[str] = []
+        for domain, owner in (await OWNERS.all(self._store)).items():
+            record = await DOMAINS.get(self._store, domain)
+            if record is not None and any(disk.volume == name for disk in record.spec.disks):
+                found.append(f"{domain} on {owner.node}")
+        return found
+
+    async def put(self, volume: Volume, *, new: bool = False) -> None:
+        """As Records.put."""
+        conditions = [Unchanged(VOLUMES.key(volume.name), 0)] if new else []
+        if not (await self._store.commit(conditions, [VOLUMES.put(volume.name, volume)])).held:
+            raise Refused(f"there is a volume {volume.name} already", hint="veery volume list shows it")
+
+    async def remove(self, volume: Volume) -> None:
+        """As Records.remove."""
+        await self._store.commit([], [Delete(VOLUMES.key(volume.name))])
+
+
+class VolumeService:
+    """What users order of volumes. `here` is None where this node is no storage node."""
+
+    def __init__(self, node: str, store: Store, peers: Peers, records: VolumeRecords, here: Volumes | None) -> None:
+        self.node, self.records, self.here = node, records, here
+        self._store, self._peers = store, peers
+
+    async def list(self) -> list[dict[str, object]]:
+        """Every volume of the cluster with its users."""
+        users: dict[str, list[str]] = {}
+        for domain, owner in (await OWNERS.all(self._store)).items():
+            record = await DOMAINS.get(self._store, domain)
+            for disk in record.spec.disks if record else ():
+                users.setdefault(disk.volume, []).append(f"{domain} on {owner.node}")
+        return [{"volume": one, "used_by": users.get(one.name, [])} for one in await self.records.volumes()]
+
+    async def find(self, name: str) -> Volume:
+        """One volume. Raises Refused where there is none."""
+        volume = await VOLUMES.get(self._store, name)
+        if volume is None:
+            raise Refused(f"there is no volume {name}", hint="veery volume list shows those there are")
+        return volume
+
+    async def storage_node(self, wanted: str = "") -> str:
+        """The node that a new volume is made on: `wanted`, else this one, else the first storage node."""
+        names = [name for name, node in (await NODES.all(self._store)).items() if node.has(Role.STORAGE)]
+        if wanted and wanted not in names:
+            raise Refused(f"{wanted} is no storage node", hint=f"storage nodes: {', '.join(names) or 'none'}")
+        if not names:
+            raise Refused("the cluster has no storage node", hint="join one with --roles storage")
+        return wanted or (self.node if self.node in names else names[0])
+
+    def mine(self) -> Volumes:
+        """The volumes of this node. Raises Refused where it is no storage node."""
+        if self.here is None:
+            raise Refused(f"{self.node} is no storage node", hint="veery node list shows which are")
+        return self.here
+
+    async def resize(self, name: str, size: int) -> Volume:
+        """Grow a volume of this node and tell the domain that uses it."""
+        volume = await self.mine().resize(name, size)
+        for domain, owner in (await OWNERS.all(self._store)).items():
+            record = await DOMAINS.get(self._store, domain)
+            if record is None or not any(disk.volume == name for disk in record.spec.disks):
+                continue
+            try:
+                await self._peers.call(
+                    owner.node, "POST", f"/v1/volumes/{name}/resized", {"size": volume.size}, deadline=15
+                )
+            except VeeryError as error:
+                raise Failed(
+                    f"volume {name} has grown, but {domain} on {owner.node} was not told: {error.message}",
+                    hint=f"once {owner.node} answers: veery volume resize {name} {volume.size}",
+                ) from error
+        return volume
+
+    async def run(self) -> None:
+        """For ever, on a storage node: bring tgtd to what the records say, at each change of them and now and then."""
+        if self.here is None:
+            return
+        async with asyncio.TaskGroup() as tasks:
+            changed = asyncio.Event()
+            for prefix in (VOLUMES.prefix, INITIATORS.prefix, NODES.prefix):
+                tasks.create_task(self._watch(prefix, changed), name=f"watch {prefix}")
+            while True:
+                await self.repair()
+                try:
+                    async with asyncio.timeout(REPAIR):
+                        await changed.wait()
+                except TimeoutError:
+                    pass
+                changed.clear()
+
+    async def repair(self) -> None:
+        """Compare and mend once; what does not succeed is logged, and tried again later."""
+        try:
+            await self.mine().reconcile()
+        except (VeeryError, OSError) as error:
+            log.warning("targets not reconciled: %s", error)
+
+    async def _watch(self, prefix: str, changed: asyncio.Event) -> None:
+        while True:
+            try:
+                after = (await self._store.scan(prefix)).revision
+                changed.set()
+                async for _ in self._store.watch(prefix, after):
+                    changed.set()
+            except (StoreUnavailable, Failed, OutcomeUnknown) as error:
+                log.warning("watch of %s begins anew: %s", prefix, error)
+            await asyncio.sleep(1)
