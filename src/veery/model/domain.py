@@ -57,6 +57,8 @@ class DiskSpec:
     script: str = ""
     direct_io_safe: bool = False
     discard: bool | None = None
+    specification: str = ""
+    trusted: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,11 +81,15 @@ class VifSpec:
     rate: str = ""
     mtu: int = 0
     trusted: bool | None = None
+    devid: int = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DomainSpec:
-    """One domain as its file asks for it. Memory in MiB. `cmdline` is root= and extra= joined as xl does."""
+    """One domain as its file asks for it. Memory in MiB. `cmdline` is root= and extra= joined as xl does.
+
+    `xl` holds settings that mean something to Xen alone, as (key, value in the file's own syntax): the Xen driver
+    hands them to xl, others pass them over."""
 
     name: str
     uuid: str = ""
@@ -101,6 +107,8 @@ class DomainSpec:
     on_reboot: OnEvent = OnEvent.RESTART
     on_crash: OnEvent = OnEvent.DESTROY
     on_watchdog: OnEvent = OnEvent.DESTROY
+    on_soft_reset: OnEvent = OnEvent.SOFT_RESET
+    xl: tuple[tuple[str, str], ...] = ()
 
 
 class DomainState(StrEnum):

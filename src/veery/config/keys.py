@@ -1,0 +1,135 @@
+"""Every key of a domain file: xl.cfg(5) of Xen 4.17, and what xm had before it.
+
+`USED` means something to every driver. `XEN` means something to Xen alone: kept, with a warning, for the Xen driver.
+`IGNORED` has no effect, in xl either or because its tool is gone: a warning. `REFUSED` would change what the domain
+is or tie it to one machine: an error, unless its value is empty or 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Use(Enum):
+    """What veery does with a key."""
+
+    USED = "used"
+    XEN = "kept for Xen"
+    IGNORED = "ignored"
+    REFUSED = "refused"
+
+
+class Kind(Enum):
+    """The values a key takes; the sentence ends the error "KEY must be ..."."""
+
+    TEXT = "a 'string'"
+    NUMBER = "a number"
+    FLAG = "0 or 1"
+    ITEMS = "a [ list ]"
+    TEXT_OR_NUMBER = "a 'string' or a number"
+    TEXT_OR_ITEMS = "a 'string' or a [ list ]"
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key. `why` is the reason of a refusal or what a warning says; `instead` is the hint."""
+
+    kind: Kind
+    use: Use
+    why: str = ""
+    instead: str = ""
+
+
+def _of(kind: Kind, use: Use, names: str, why: str = "", instead: str = "") -> dict[str, Key]:
+    return {name: Key(kind, use, why, instead) for name in names.split()}
+
+
+_ONE_MACHINE = "it ties the domain to one machine, so that it could never move"
+_NO_EFFECT = "it has no effect in xl either"
+_XM = "only xm knew it"
+
+KEYS: dict[str, Key] = {
+    **_of(Kind.TEXT, Use.USED, "name uuid type kernel ramdisk cmdline root extra"),
+    **_of(Kind.TEXT, Use.USED, "builder", "it is deprecated", "write type="),
+    **_of(Kind.NUMBER, Use.USED, "memory maxmem vcpus maxvcpus"),
+    **_of(Kind.TEXT, Use.USED, "on_poweroff on_reboot on_crash on_watchdog on_soft_reset"),
+    **_of(Kind.TEXT, Use.USED, "on_shutdown", "it is xm's; read as on_poweroff", "write on_poweroff="),
+    **_of(Kind.ITEMS, Use.USED, "disk vif"),
+    # ---- Xen alone: scheduling, tuning, graphics, firmware, device model
+    **_of(
+        Kind.TEXT,
+        Use.XEN,
+        "init_seclabel seclabel pool pvshim_path pvshim_cmdline pvshim_extra vuart device_tree passthrough "
+        "firmware_override bios bios_path_override smbios_firmware acpi_firmware ms_vm_genid "
+        "device_model_override device_model_version device_model_stubdomain_seclabel device_model_user "
+        "stubdomain_kernel stubdomain_cmdline stubdomain_ramdisk keymap vga hdtype spicehost spicepasswd "
+        "spice_image_compression spice_streaming_video boot soundhw vendor_device gic_version tee "
+        "vnclisten vncpasswd display xauthority",
+    ),
+    **_of(
+        Kind.NUMBER,
+        Use.XEN,
+        "cpu_weight cap period slice latency extratime shadow_memory rtc_timeoffset videoram max_event_channels "
+        "max_grant_frames max_maptrack_frames max_grant_version mmio_hole rdm_mem_boundary usbversion spiceport "
+        "spicetls_port spiceusbredirection stubdomain_memory vmtrace_buf_kb vncdisplay",
+    ),
+    **_of(
+        Kind.FLAG,
+        Use.XEN,
+        "hap oos pvshim e820_host localtime acpi nestedhvm pae acpi_s3 acpi_s4 acpi_laptop_slate nx hpet vpt_align "
+        "apic altp2mhvm vnc vncunused sdl opengl dm_restrict stdvga spice spicedisable_ticketing spiceagent_mouse "
+        "spicevdagent spice_clipboard_sharing nographic usb vkb_device xen_platform_pci xend_suspend_evtchn_compat "
+        "msr_relaxed vpmu device_model_stubdomain_override",
+    ),
+    **_of(Kind.TEXT_OR_NUMBER, Use.XEN, "tsc_mode timer_mode altp2m"),
+    **_of(Kind.TEXT_OR_ITEMS, Use.XEN, "cpus cpus_soft cpuid viridian serial usbdevice"),
+    **_of(
+        Kind.ITEMS,
+        Use.XEN,
+        "vnuma vfb channel vkb vsnd vdispl pvcalls usbctrl mca_caps device_model_args device_model_args_pv "
+        "device_model_args_hvm",
+    ),
+    # ---- refused
+    **_of(Kind.TEXT, Use.REFUSED, "bootloader", "veery runs no bootloader", "give kernel= and ramdisk=, as files here"),
+    **_of(Kind.TEXT_OR_ITEMS, Use.REFUSED, "bootloader_args", "veery runs no bootloader", "leave it out"),
+    **_of(Kind.TEXT, Use.REFUSED, "firmware", "veery starts the kernel itself", "give kernel= and ramdisk="),
+    **_of(Kind.ITEMS, Use.REFUSED, "pci dtdev usbdev ioports irqs iomem vscsi vusb", _ONE_MACHINE, "leave it out"),
+    **_of(Kind.TEXT_OR_NUMBER, Use.REFUSED, "gfx_passthru", _ONE_MACHINE, "leave it out"),
+    **_of(Kind.TEXT, Use.REFUSED, "rdm", _ONE_MACHINE, "leave it out"),
+    **_of(Kind.ITEMS, Use.REFUSED, "p9", "it shares a folder of one machine", "give the domain a volume"),
+    **_of(Kind.ITEMS, Use.REFUSED, "vtpm", "a vTPM's secrets do not move along", "leave it out"),
+    **_of(Kind.FLAG, Use.REFUSED, "nomigrate", "every domain of veery can be moved", "leave it out"),
+    **_of(
+        Kind.FLAG,
+        Use.REFUSED,
+        "driver_domain blkif netif tpmif",
+        "disks and interfaces are served by the node itself",
+        "leave it out",
+    ),
+    **_of(
+        Kind.TEXT, Use.REFUSED, "restart", "xm itself had given it up", "write on_poweroff=, on_reboot= and on_crash="
+    ),
+    **_of(Kind.FLAG, Use.REFUSED, "pvh", "it is gone since Xen 4.10", "write type = 'pvh'"),
+    # ---- ignored
+    **_of(Kind.FLAG, Use.IGNORED, "pci_msitranslate pci_power_mgmt pci_permissive pci_seize", "it goes with pci="),
+    **_of(Kind.ITEMS, Use.IGNORED, "vif2", _NO_EFFECT),
+    **_of(Kind.TEXT_OR_NUMBER, Use.IGNORED, "vncviewer device_model", _NO_EFFECT),
+    **_of(
+        Kind.TEXT_OR_NUMBER,
+        Use.IGNORED,
+        "ip gateway netmask hostname interface dhcp nfs_server nfs_root",
+        "xm made it a part of the kernel's command line",
+        "put it into extra=",
+    ),
+    **_of(Kind.TEXT_OR_NUMBER, Use.IGNORED, "on_xend_start on_xend_stop", _XM, "see veery create --help"),
+    **_of(
+        Kind.TEXT_OR_NUMBER,
+        Use.IGNORED,
+        "bootargs bootentry cpu cpu_cap cpuid_check description fda fdb features guest_os_type isa loader "
+        "machine_address_size memory_sharing monitor monitor_path nics parallel s3_integrity superpages "
+        "suppress_spurious_page_faults target vcpu_avail vhpt vncconsole",
+        _XM,
+    ),
+    **_of(Kind.TEXT_OR_ITEMS, Use.IGNORED, "access_control", _XM),
+}
