@@ -1,0 +1,130 @@
+"""Every verb's name, module and one line. Kept apart from the verbs so that only the one that is called is loaded."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from veery.cli.parser import Parser
+    from veery.cli.session import Session
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verb:
+    """What a verb is: its options, its text, and the function that does it and returns the exit status.
+
+    `about` is the manual's text, `examples` one command a line (`command  # what it does`), `failure` what exit
+    status 1 may mean besides. `json` and `dry` say whether --json and -N mean anything to it."""
+
+    run: Callable[[Session, Namespace], int]
+    declare: Callable[[Parser], None]
+    about: str
+    examples: str = ""
+    failure: str = ""
+    json: bool = False
+    dry: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of `veery --help`; `module` is where its Verb stands, in that module's VERBS."""
+
+    name: str
+    module: str
+    summary: str
+
+    def load(self) -> Verb:
+        """The verb itself."""
+        verbs: dict[str, Verb] = importlib.import_module(f"veery.cli.{self.module}").VERBS
+        return verbs[self.name]
+
+
+GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
+    (
+        "Domains",
+        (
+            Entry("create", "create", "start a domain from its file"),
+            Entry("list", "reading", "list domains"),
+            Entry("console", "lifecycle", "attach to a domain's console"),
+            Entry("shutdown", "lifecycle", "ask a domain to power off"),
+            Entry("reboot", "lifecycle", "ask a domain to restart"),
+            Entry("destroy", "lifecycle", "end a domain at once"),
+            Entry("delete", "lifecycle", "forget a domain that does not run"),
+            Entry("pause", "lifecycle", "stop a domain's processors"),
+            Entry("unpause", "lifecycle", "let a paused domain go on"),
+            Entry("save", "lifecycle", "write a domain's state to a file"),
+            Entry("restore", "lifecycle", "start a saved domain where it stood"),
+            Entry("rename", "lifecycle", "give a domain another name"),
+            Entry("mem-set", "lifecycle", "set a domain's memory"),
+        ),
+    ),
+    (
+        "Moving",
+        (
+            Entry("migrate", "moves", "move a running domain to another node"),
+            Entry("moves", "moves", "list moves"),
+            Entry("move show", "moves", "show the report of a move"),
+            Entry("move cancel", "moves", "cancel a move that is under way"),
+        ),
+    ),
+    (
+        "Looking",
+        (
+            Entry("vcpu-list", "reading", "list virtual processors"),
+            Entry("vm-list", "reading", "list domains with their UUIDs"),
+            Entry("uptime", "reading", "show for how long domains have run"),
+            Entry("domid", "reading", "print the id of a domain"),
+            Entry("domname", "reading", "print the name of a domain"),
+            Entry("info", "reading", "show the node: processors, memory, versions"),
+            Entry("top", "reading", "watch what domains use"),
+            Entry("dmesg", "reading", "print the hypervisor's log"),
+        ),
+    ),
+    (
+        "Devices",
+        (
+            Entry("block-list", "devices", "list a domain's disks"),
+            Entry("block-attach", "devices", "plug a disk into a running domain"),
+            Entry("block-detach", "devices", "unplug a disk"),
+            Entry("network-list", "devices", "list a domain's network interfaces"),
+            Entry("network-attach", "devices", "plug a network interface into a running domain"),
+            Entry("network-detach", "devices", "unplug a network interface"),
+        ),
+    ),
+    (
+        "Storage and network",
+        (
+            Entry("volume list", "volumes", "list volumes"),
+            Entry("volume show", "volumes", "show one volume"),
+            Entry("volume create", "volumes", "make a volume"),
+            Entry("volume import", "volumes", "fill a volume from a file"),
+            Entry("volume resize", "volumes", "grow a volume, under a running domain too"),
+            Entry("volume delete", "volumes", "delete a volume"),
+            Entry("image build", "volumes", "build a guest's root filesystem into a volume"),
+            Entry("target list", "volumes", "show the iSCSI targets as tgtadm tells them"),
+            Entry("network list", "nodes", "list the bridges of a node"),
+        ),
+    ),
+    (
+        "Nodes",
+        (
+            Entry("node list", "nodes", "list the nodes of the cluster"),
+            Entry("node show", "nodes", "show one node"),
+            Entry("node token", "nodes", "make a token with which a new node may join"),
+            Entry("init", "nodes", "begin a cluster, with this machine as its first node"),
+            Entry("join", "nodes", "make this machine a node of a cluster"),
+            Entry("version", "nodes", "print the version"),
+            Entry("completion", "completion", "print a shell's completion script"),
+        ),
+    ),
+)
+
+
+def entries() -> dict[str, Entry]:
+    """Every verb by name."""
+    return {entry.name: entry for _, group in GROUPS for entry in group}

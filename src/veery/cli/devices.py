@@ -1,0 +1,225 @@
+"""Disks and network interfaces of a domain: block-* and network-*."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from veery.cli import tables
+from veery.cli.catalogue import Verb
+from veery.cli.parser import Parser
+from veery.cli.session import Session, Usage, pick
+from veery.client.http import domain_path
+from veery.errors import Failed, Refused, VeeryError
+from veery.model.domain import DiskSpec, VifSpec
+
+_PLUG = 120.0  # seconds; the guest has a say in it
+
+
+def _dry(session: Session, run: Callable[[Sequence[str]], tuple[int, str, str]], args: Namespace) -> int:
+    """xl's dry run: what the spec means, as the JSON that xl prints, with xl's words and exit status."""
+    # The domain must exist, as in xl; 0 always does, and no daemon is asked for it.
+    if args.domain != "0":
+        session.reading(args.domain)
+    code, out, err = run(args.specs)
+    for stream, text in ((sys.stderr, err), (sys.stdout, out)):
+        stream.flush()
+        stream.buffer.write(text.encode("utf-8", "surrogateescape"))
+    return code
+
+
+# ---- disks
+def _attach_disk(session: Session, args: Namespace) -> int:
+    if session.dry:
+        from veery.config.xljson import dry_run_disk
+
+        return _dry(session, dry_run_disk, args)
+    if not args.specs:
+        raise Usage("give the disk to attach", "block-attach")
+    from veery.config.disk import parse_disk
+    from veery.model.codec import plain
+
+    disk = parse_disk(*args.specs)
+    session.client.post(domain_path(session.domain(args.domain), "disks"), {"disk": plain(disk)}, deadline=_PLUG)
+    return 0
+
+
+def _detach_disk(session: Session, args: Namespace) -> int:
+    if args.force:
+        raise Refused(
+            "a disk is not torn from a guest that uses it", hint="leave -f away; veery destroy ends the domain"
+        )
+    path = domain_path(session.domain(args.domain), "disks", _vdev(session, args.domain, args.device))
+    session.client.delete(path, deadline=_PLUG)
+    return 0
+
+
+def _vdev(session: Session, domain: str, device: str) -> str:
+    """The vdev that `device` names: xl and xm take its number too (51712 for xvda)."""
+    if not device.isdigit():
+        return device
+    from veery.config.disk import device_number
+
+    for disk in _disks(session, session.domain(domain)):
+        if device_number(disk.vdev) == int(device):
+            return disk.vdev
+    raise Refused(f"domain {domain} has no disk {device}", hint="veery block-list shows its disks")
+
+
+def _disks(session: Session, domain: str) -> tuple[DiskSpec, ...]:
+    from veery.model.codec import convert
+
+    return convert(session.client.get(domain_path(domain, "disks")), tuple[DiskSpec, ...])
+
+
+def _list_disks(session: Session, args: Namespace) -> int:
+    rows, wrong = _devices(session, args.domains, _disks)
+    if session.json:
+        session.print_json([{"domid": domid, "disks": items} for domid, items in rows])
+    else:
+        print(*tables.disks(rows, session.tool), sep="\n")
+    return wrong
+
+
+# ---- interfaces
+def _attach_vif(session: Session, args: Namespace) -> int:
+    if session.dry:
+        from veery.config.xljson import dry_run_vif
+
+        return _dry(session, dry_run_vif, args)
+    from veery.config.vif import parse_vif
+    from veery.model.codec import plain
+
+    vif, warnings = parse_vif(",".join(args.specs))
+    for warning in warnings:
+        session.note(f"veery: {warning}")
+    session.client.post(domain_path(session.domain(args.domain), "vifs"), {"vif": plain(vif)}, deadline=_PLUG)
+    return 0
+
+
+def _detach_vif(session: Session, args: Namespace) -> int:
+    session.client.delete(domain_path(session.domain(args.domain), "vifs", args.device.lower()), deadline=_PLUG)
+    return 0
+
+
+def _vifs(session: Session, domain: str) -> tuple[VifSpec, ...]:
+    from veery.model.codec import convert
+
+    return convert(session.client.get(domain_path(domain, "vifs")), tuple[VifSpec, ...])
+
+
+def _list_vifs(session: Session, args: Namespace) -> int:
+    rows, wrong = _devices(session, args.domains, _vifs)
+    if session.json:
+        session.print_json([{"domid": domid, "vifs": items} for domid, items in rows])
+    else:
+        print(*tables.vifs(rows, session.tool), sep="\n")
+    return wrong
+
+
+def _devices(session: Session, words: list[str], read: Any) -> tuple[list[tuple[int, Any]], int]:
+    """(domid, devices) of each domain that is there, and the exit status: 1 where one is not (its line goes to
+    stderr, the others are still listed)."""
+    readings = session.readings()
+    rows, wrong = [], 0
+    for word in words:
+        try:
+            domid = pick(readings, word).domid
+            rows.append((domid, read(session, str(domid))))
+        except Failed:
+            raise
+        except VeeryError as error:
+            if len(words) == 1:
+                raise
+            session.note(f"veery: {error.message}")
+            wrong = 1
+    return rows, wrong
+
+
+# ---- arguments
+def _declare_list(parser: Parser) -> None:
+    parser.add_argument("domains", metavar="DOMAIN", nargs="+", help="names, ids or UUIDs")
+    parser.add_argument("-l", "--long", dest="json", action="store_true", help="the same as --json")
+
+
+def _declare_attach_disk(parser: Parser) -> None:
+    parser.add_argument("domain", metavar="DOMAIN", help="a domain's name, id or UUID")
+    parser.add_argument("specs", metavar="SPEC", nargs="*", help="the disk, in one word or several")
+
+
+def _declare_attach_vif(parser: Parser) -> None:
+    parser.add_argument("domain", metavar="DOMAIN", help="a domain's name, id or UUID")
+    parser.add_argument(
+        "specs", metavar="KEY=VALUE", nargs="*", help="as in a domain file's vif; none: the default bridge"
+    )
+
+
+def _declare_detach_disk(parser: Parser) -> None:
+    parser.add_argument("domain", metavar="DOMAIN", help="a domain's name, id or UUID")
+    parser.add_argument("device", metavar="VDEV", help="the disk, as xvdb or as the number that block-list prints")
+    parser.add_argument("-f", "--force", action="store_true", help="refused: tearing it away")
+
+
+def _declare_detach_vif(parser: Parser) -> None:
+    parser.add_argument("domain", metavar="DOMAIN", help="a domain's name, id or UUID")
+    parser.add_argument("device", metavar="DEVICE", help="its MAC address, or its place in network-list (0, 1, ...)")
+    parser.add_argument("-f", "--force", action="store_true", help="accepted as xm has it")
+
+
+VERBS: dict[str, Verb] = {
+    "block-list": Verb(
+        run=_list_disks,
+        declare=_declare_list,
+        about="""
+Prints the disks of one or more domains in xl's columns. Vdev is the device's number (51712 is xvda); BE-path is
+where its bytes are: a file, a device, or volume:NAME. evt-ch and ring-ref are Xen's and -1 elsewhere.""",
+        examples="veery block-list busybox\nveery block-list --json busybox",
+        json=True,
+    ),
+    "block-attach": Verb(
+        run=_attach_disk,
+        declare=_declare_attach_disk,
+        about="""
+Plugs a disk in while the domain runs. The spec is that of a domain file, described in xl-disk-configuration(5):
+TARGET,FORMAT,VDEV,ACCESS, or key=value pairs in one word or several; volume=NAME takes a volume of the cluster.
+With -N before the verb nothing is done and xl's JSON of the spec is printed.""",
+        examples="""
+veery block-attach busybox volume=data,vdev=xvdb
+veery block-attach busybox /var/lib/disks/data.raw,raw,xvdb,rw
+veery -N block-attach 0 /dev/vg/guest,raw,xvdb,rw      # what does this spec mean?""",
+        dry=True,
+    ),
+    "block-detach": Verb(
+        run=_detach_disk,
+        declare=_declare_detach_disk,
+        about="Unplugs a disk. The guest must let go of it first; if it does not, the disk stays and this fails.",
+        examples="veery block-detach busybox xvdb",
+    ),
+    "network-list": Verb(
+        run=_list_vifs,
+        declare=_declare_list,
+        about="""
+Prints the network interfaces of one or more domains in xl's columns; BE-path is the bridge and, where it is
+known, the host's end. evt-ch and ring references are Xen's and -1 elsewhere.""",
+        examples="veery network-list busybox",
+        json=True,
+    ),
+    "network-attach": Verb(
+        run=_attach_vif,
+        declare=_declare_attach_vif,
+        about="""
+Plugs a network interface in while the domain runs. The keys are those of xl-network-configuration(5): bridge,
+mac, model, vifname, rate, mtu and so on. Without mac= a stable address (00:16:3e...) is made. With -N before the
+verb nothing is done and xl's JSON of the spec is printed.""",
+        examples="veery network-attach busybox bridge=xenbr0\nveery -N network-attach 0 bridge=xenbr0 rate=10Mb/s",
+        dry=True,
+    ),
+    "network-detach": Verb(
+        run=_detach_vif,
+        declare=_declare_detach_vif,
+        about="Unplugs a network interface, named by its MAC address or by its place in network-list.",
+        examples="veery network-detach busybox 00:16:3e:12:34:56\nveery network-detach busybox 1",
+    ),
+}

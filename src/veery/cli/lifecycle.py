@@ -1,0 +1,324 @@
+"""What is done to one domain, from console and shutdown to rename and mem-set."""
+
+from __future__ import annotations
+
+import time
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from veery.cli.catalogue import Verb
+from veery.cli.parser import Parser
+from veery.cli.session import Session, Usage
+from veery.client.http import domain_path
+from veery.errors import Failed, Refused
+from veery.model.domain import DomainReading, DomainState
+
+_SLOW = 3600.0  # seconds for writing or reading a domain's whole memory
+_DOMAIN = "a domain's name, id or UUID"
+
+
+def _declare_domain(parser: Parser) -> None:
+    parser.add_argument("domain", metavar="DOMAIN", help=_DOMAIN)
+
+
+def _simple(action: str, *, deadline: float = 120.0) -> Callable[[Session, Namespace], int]:
+    def run(session: Session, args: Namespace) -> int:
+        session.client.post(domain_path(session.domain(args.domain), action), deadline=deadline)
+        return 0
+
+    return run
+
+
+# ---- console
+def attach(session: Session, domain: str, *, leave: str = "^]") -> int:
+    """Join the terminal to `domain`'s console; why it ended is told on stderr."""
+    from veery.client import console
+
+    key = leave.encode()
+    if len(leave) == 2 and leave[0] == "^":
+        key = bytes([ord(leave[1].upper()) & 0x1F])
+    why = console.attach(session.address, domain, leave=key)
+    if why:
+        session.note(f"\r\n[{_whereabouts(session, domain) or why}]")
+    return 0
+
+
+def _whereabouts(session: Session, domain: str) -> str:
+    """Where `domain` is now that its console has ended; "" if nothing is known."""
+    try:
+        owner = session.client.get(domain_path(domain)).get("owner") or {}
+        here = session.client.get("/v1/domains")["node"]
+    except Refused:
+        return f"domain {domain} is gone"
+    except Failed:
+        return ""
+    return f"domain {domain} moved to {owner['node']}" if owner.get("node", here) != here else ""
+
+
+def _console(session: Session, args: Namespace) -> int:
+    if args.type not in {"pv", "serial"} or args.number:
+        raise Refused("a domain has one console: the one the guest's kernel logs to", hint="leave -t and -n away")
+    return attach(session, session.domain(args.domain), leave=args.escape)
+
+
+def _declare_console(parser: Parser) -> None:
+    _declare_domain(parser)
+    parser.add_argument("-e", "--escape", metavar="KEY", default="^]", help="the key that leaves (^]: Ctrl and ])")
+    parser.add_argument(
+        "-t", dest="type", metavar="TYPE", default="pv", help="pv or serial, as xl has it; the same here"
+    )
+    parser.add_argument("-n", dest="number", metavar="NUMBER", type=int, default=0, help="only 0 is there")
+
+
+# ---- shutdown, reboot
+def _stop(action: str, doing: str) -> Callable[[Session, Namespace], int]:
+    def run(session: Session, args: Namespace) -> int:
+        if bool(args.domain) == args.all:
+            raise Usage("give a domain, or -a for all of them", action)
+        if args.all:
+            chosen: Sequence[DomainReading] = [item for item in session.readings() if item.domid]
+        else:
+            chosen = [session.reading(args.domain)]
+        for item in chosen:
+            if session.tool != "xm":
+                session.note(f"{doing} domain {item.domid if session.tool == 'xl' else item.name}")
+            session.client.post(domain_path(item.uuid or str(item.domid), action))
+        if args.wait:
+            _await(session, chosen, args.timeout, action)
+        return 0
+
+    return run
+
+
+def _await(session: Session, chosen: Sequence[DomainReading], timeout: float, action: str) -> None:
+    """Until each of `chosen` has ended or begun anew. Raises Failed after `timeout` seconds."""
+    end = time.monotonic() + timeout
+    waiting = {item.uuid: item for item in chosen}
+    while waiting:
+        now = {item.uuid: item for item in session.readings()}
+        for uuid, item in list(waiting.items()):
+            if _over(item, now.get(uuid)):
+                del waiting[uuid]
+                if session.tool == "xm":
+                    print(f"Domain {item.name} {'rebooted' if action == 'reboot' else 'terminated'}")
+        if waiting and time.monotonic() > end:
+            names = ", ".join(item.name for item in waiting.values())
+            raise Failed(
+                f"{names} still runs after {timeout:g} s", hint="veery console shows why; veery destroy ends it"
+            )
+        if waiting:
+            time.sleep(0.2)
+    if session.tool == "xm":
+        print(f"All domains {'rebooted' if action == 'reboot' else 'terminated'}")
+
+
+def _over(before: DomainReading, now: DomainReading | None) -> bool:
+    """Whether the run of a domain that we saw as `before` has ended: it is gone, has ended, or is another run."""
+    return (
+        now is None
+        or now.state in {DomainState.SHUTDOWN, DomainState.CRASHED}
+        or now.domid != before.domid
+        or now.started > before.started + 1
+    )
+
+
+def follow(session: Session, uuid: str) -> None:
+    """Return when domain `uuid` has ended here."""
+    while any(item.uuid == uuid for item in session.readings()):
+        time.sleep(1.0)
+
+
+def _declare_stop(parser: Parser) -> None:
+    parser.add_argument("domain", metavar="DOMAIN", nargs="?", default="", help=_DOMAIN)
+    parser.add_argument("-a", "--all", action="store_true", help="every domain of the node")
+    parser.add_argument("-w", "--wait", action="count", default=0, help="return when it is done")
+    parser.add_argument(
+        "-F", dest="fallback", action="store_true", help="accepted as xl has it; ACPI is always used where needed"
+    )
+    parser.add_argument("--timeout", metavar="SECONDS", type=float, default=600.0, help="how long -w waits (600)")
+
+
+# ---- destroy, delete
+def _destroy(session: Session, args: Namespace) -> int:
+    if args.domain in {"0", "Domain-0"}:
+        raise Refused("Domain-0 is this machine itself and is not destroyed", hint="veery list shows the domains")
+    session.client.post(domain_path(session.domain(args.domain), "destroy"), deadline=120.0)
+    return 0
+
+
+def _declare_destroy(parser: Parser) -> None:
+    _declare_domain(parser)
+    parser.add_argument(
+        "-f", dest="force", action="store_true", help="accepted as xl has it; Domain-0 is refused all the same"
+    )
+
+
+def _delete(session: Session, args: Namespace) -> int:
+    session.client.delete(domain_path(args.domain))
+    return 0
+
+
+# ---- save, restore
+def _save(session: Session, args: Namespace) -> int:
+    if args.config:
+        raise Refused("a save file holds the configuration that the domain runs with", hint=f"leave {args.config} away")
+    if args.keep_id:
+        raise Refused("a restored domain gets a new id", hint="leave -D away and use the name")
+    leave = "running" if args.running else "paused" if args.paused else "destroyed"
+    path = str(Path(args.file).absolute())
+    session.client.post(
+        domain_path(session.domain(args.domain), "save"), {"path": path, "leave": leave}, deadline=_SLOW
+    )
+    return 0
+
+
+def _declare_save(parser: Parser) -> None:
+    _declare_domain(parser)
+    parser.add_argument("file", metavar="FILE", help="where to write, on the domain's node")
+    parser.add_argument("config", metavar="CONFIG", nargs="?", default="", help="refused: xl's other configuration")
+    parser.add_argument("-c", "--checkpoint", dest="running", action="store_true", help="let the domain run on")
+    parser.add_argument("-p", dest="paused", action="store_true", help="leave the domain paused")
+    parser.add_argument("-D", dest="keep_id", action="store_true", help="refused: xl's keeping of the id")
+
+
+def _restore(session: Session, args: Namespace) -> int:
+    if len(args.files) > 2:
+        raise Usage("too many arguments", "restore")
+    if len(args.files) == 2:
+        raise Refused("a save file holds its configuration", hint=f"leave {args.files[0]} away")
+    if args.viewer or args.password:
+        raise Refused("veery shows no graphics", hint="leave -V and -A away; veery console shows the console")
+    path = str(Path(args.files[0]).absolute())
+    order = {"path": path, "paused": args.paused, "force": args.force}
+    reading = session.client.post("/v1/restore", order, deadline=_SLOW)["reading"]
+    if session.tool == "veery":
+        print(f"Restored domain {reading['name']} (id={reading['domid']})")
+    return attach(session, reading["name"]) if args.console else 0
+
+
+def _declare_restore(parser: Parser) -> None:
+    parser.add_argument("files", metavar="FILE", nargs="+", help="what veery save wrote, on this node")
+    parser.add_argument("-p", "--paused", dest="paused", action="store_true", help="leave the domain paused")
+    parser.add_argument("-c", dest="console", action="store_true", help="attach to its console")
+    parser.add_argument("--force", action="store_true", help="restore although its disks may have been written since")
+    parser.add_argument(
+        "-d", "-e", "-F", dest="ignored", action="store_true", help="accepted as xl has them; veeryd watches the domain"
+    )
+    parser.add_argument("-V", "--vncviewer", dest="viewer", action="store_true", help="refused: no graphics")
+    parser.add_argument("-A", "--vncviewer-autopass", dest="password", action="store_true", help="refused: no graphics")
+
+
+# ---- rename, mem-set
+def _rename(session: Session, args: Namespace) -> int:
+    session.client.post(domain_path(session.domain(args.domain), "rename"), {"name": args.name})
+    return 0
+
+
+def _declare_rename(parser: Parser) -> None:
+    _declare_domain(parser)
+    parser.add_argument("name", metavar="NAME", help="its new name")
+
+
+def _set_memory(session: Session, args: Namespace) -> int:
+    from veery.model.units import MIB, parse_size
+
+    mebibytes = parse_size(args.memory, default="M") // MIB
+    if mebibytes < 1:
+        raise Refused(f"{args.memory} is less than 1 MiB", hint="a bare number is MiB")
+    session.client.post(domain_path(session.domain(args.domain), "memory"), {"mebibytes": mebibytes})
+    return 0
+
+
+def _declare_memory(parser: Parser) -> None:
+    _declare_domain(parser)
+    parser.add_argument("memory", metavar="MEMORY", help="MiB, or a number with b, k, m, g or t")
+
+
+VERBS: dict[str, Verb] = {
+    "console": Verb(
+        run=_console,
+        declare=_declare_console,
+        about="""
+Shows what the domain printed since it booted, then what it prints, and types what you type. Ctrl-] leaves;
+the domain does not notice. Several consoles may be open on one domain.
+
+Without a terminal on stdin the console takes what comes from there and ends one second after the last
+answer, so that commands can be piped into a domain. When the domain moves away the console ends and says
+where to.""",
+        examples="veery console busybox\necho 'ip addr' | veery console busybox   # type one line, print the answer",
+    ),
+    "shutdown": Verb(
+        run=_stop("shutdown", "Shutting down"),
+        declare=_declare_stop,
+        about="""
+Asks the guest to power off, as its power button does, and returns at once. What happens then is the domain
+file's on_poweroff. With -w the command waits until the domain has ended.""",
+        examples="veery shutdown -w busybox\nveery shutdown -a -w                      # all domains of this node",
+    ),
+    "reboot": Verb(
+        run=_stop("reboot", "Rebooting"),
+        declare=_declare_stop,
+        about="Restarts the guest; what happens when it goes down is the domain file's on_reboot. -w waits for that.",
+        examples="veery reboot busybox",
+    ),
+    "destroy": Verb(
+        run=_destroy,
+        declare=_declare_destroy,
+        about="""
+Ends the domain as pulling the plug would. Returns when it is certain that the domain can no longer write to
+its disks. Its record (UUID, MAC addresses) stays until veery delete, so that the same file starts the same
+domain again.""",
+        examples="veery destroy busybox",
+    ),
+    "delete": Verb(
+        run=_delete,
+        declare=_declare_domain,
+        about="Forgets the record (UUID, MAC addresses) of a domain that does not run. Its volumes stay.",
+        examples="veery delete busybox",
+    ),
+    "pause": Verb(
+        run=_simple("pause"),
+        declare=_declare_domain,
+        about="The domain keeps its memory and its devices but runs no instruction until veery unpause.",
+        examples="veery pause busybox",
+    ),
+    "unpause": Verb(
+        run=_simple("unpause"),
+        declare=_declare_domain,
+        about="Undoes veery pause, and starts what veery create -p or veery restore -p left paused.",
+        examples="veery unpause busybox",
+    ),
+    "save": Verb(
+        run=_save,
+        declare=_declare_save,
+        about="""
+Writes the domain's memory and devices to FILE and ends it; veery restore starts it where it stood. The disks
+are not in the file: with -c and -p, once the domain runs on, they go on changing and the file can then only
+be restored with --force.""",
+        examples="veery save busybox /var/tmp/busybox.save\nveery restore /var/tmp/busybox.save",
+    ),
+    "restore": Verb(
+        run=_restore,
+        declare=_declare_restore,
+        about="""
+Starts the domain that veery save wrote to FILE, with its UUID, addresses and memory. Refused when the domain
+runs somewhere, and when its disks were or may have been written since (--force: the guest's memory and its
+disks then disagree, which can ruin its filesystems).""",
+        examples="veery restore /var/tmp/busybox.save",
+    ),
+    "rename": Verb(
+        run=_rename,
+        declare=_declare_rename,
+        about="Gives the domain another name, unique in the cluster. Its UUID and addresses stay.",
+        examples="veery rename busybox shrike",
+    ),
+    "mem-set": Verb(
+        run=_set_memory,
+        declare=_declare_memory,
+        about="""
+Asks the guest to use this much memory, at most its file's maxmem. The guest's balloon driver does it and may
+take its time; veery list shows how far it is.""",
+        examples="veery mem-set busybox 256\nveery mem-set busybox 1g",
+    ),
+}

@@ -1,0 +1,244 @@
+"""Nodes and the cluster: node ..., init, join, network list, version."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from pathlib import Path
+
+import veery
+from veery.cli import tables
+from veery.cli.catalogue import Verb
+from veery.cli.parser import Parser
+from veery.cli.session import Session, Usage
+from veery.errors import Refused, VeeryError
+
+_ROLES = ("hypervisor", "storage", "voter")
+
+
+# ---- node
+def _list(session: Session, args: Namespace) -> int:
+    rows = session.client.get("/v1/nodes")
+    if session.json:
+        session.print_json(rows)
+        return 0
+    cells = []
+    for row in sorted(rows, key=lambda row: str(row["node"]["name"])):
+        node = row["node"]
+        alive = "yes" if row["alive"] else "no"
+        cells.append(
+            (node["name"], node["address"], ",".join(node["roles"]), node["driver"] or "-", alive, node["version"])
+        )
+    print(*tables.plain(("Name", "Address", "Roles", "Driver", "Alive", "Version"), cells), sep="\n")
+    return 0
+
+
+def _show(session: Session, args: Namespace) -> int:
+    rows = {row["node"]["name"]: row for row in session.client.get("/v1/nodes")}
+    name = args.name or session.client.get("/v1/host")["node"]["name"]
+    if name not in rows:
+        raise Refused(f"no node {name}", hint="veery node list shows the nodes")
+    row = rows[name]
+    if session.json:
+        session.print_json(row)
+        return 0
+    node = row["node"]
+    pairs = {
+        "name": node["name"],
+        "address": node["address"],
+        "roles": ", ".join(node["roles"]),
+        "driver": node["driver"] or "-",
+        "alive": "yes" if row["alive"] else "no",
+        "api": f"{node['address']}:{node['api_port']}",
+        "relocation": f"{node['relocation_address'] or node['address']}:{node['relocation_port']}",
+        "initiator": node["initiator"] or "-",
+        "version": node["version"] or "-",
+    }
+    print(*(f"{name:<10}: {value}" for name, value in pairs.items()), sep="\n")
+    return 0
+
+
+def _token(session: Session, args: Namespace) -> int:
+    token = session.client.post("/v1/tokens")["token"]
+    address = session.client.get("/v1/host")["node"]["address"]
+    if session.json:
+        session.print_json({"token": token, "address": address})
+    else:
+        print(token if "@" in token else f"{token}@{address}")
+    return 0
+
+
+# ---- init, join
+def _roles(text: str, verb: str) -> tuple[str, ...]:
+    roles = tuple(word.strip() for word in text.split(",") if word.strip())
+    wrong = [word for word in roles if word not in _ROLES]
+    if wrong or not roles:
+        raise Usage(f"no role {wrong[0]!r}; roles are {', '.join(_ROLES)}" if wrong else "give a role", verb)
+    return roles
+
+
+def _settings_path(session: Session) -> Path:
+    from veery.config.settings import DEFAULT_PATH
+
+    return Path(session.settings or os.environ.get("VEERY_SETTINGS") or DEFAULT_PATH)
+
+
+def _init(session: Session, args: Namespace) -> int:
+    import asyncio
+
+    from veery.cluster import members
+    from veery.config.settings import load
+    from veery.model.node import Role
+
+    settings = load(_settings_path(session))
+    roles = tuple(Role(word) for word in _roles(args.roles, "init"))
+    asyncio.run(
+        members.init(
+            settings, name=args.name, address=args.address, roles=roles, cluster=args.cluster, driver=args.driver
+        )
+    )
+    print(f"Cluster {args.cluster} begun with node {args.name} ({args.address})")
+    return 0
+
+
+def _join(session: Session, args: Namespace) -> int:
+    import asyncio
+
+    from veery.cluster import members
+    from veery.config.settings import load
+    from veery.model.node import Role
+
+    token, at, address = args.token.rpartition("@")
+    if not at or not token or not address:
+        raise Usage("give TOKEN@ADDRESS, as veery node token prints it", "join")
+    settings = load(_settings_path(session))
+    roles = tuple(Role(word) for word in _roles(args.roles, "join"))
+    asyncio.run(
+        members.join(
+            settings, token=token, peer=address, name=args.name, address=args.address, roles=roles, driver=args.driver
+        )
+    )
+    print(f"Node {args.name} ({args.address}) joined")
+    return 0
+
+
+# ---- network list, version
+def _networks(session: Session, args: Namespace) -> int:
+    answer = session.client.get("/v1/networks")
+    if session.json:
+        session.print_json(answer)
+        return 0
+    rows = [
+        (
+            item["name"],
+            item["mac"],
+            str(item["mtu"]),
+            "up" if item["up"] else "down",
+            ", ".join(item["addresses"]) or "-",
+            ", ".join(port["name"] for port in item["ports"]) or "-",
+        )
+        for item in answer["bridges"]
+    ]
+    print(*tables.plain(("Bridge", "MAC", "MTU", "State", "Addresses", "Ports"), rows), sep="\n")
+    return 0
+
+
+def _version(session: Session, args: Namespace) -> int:
+    print(f"veery {veery.__version__}")
+    if args.all:
+        try:
+            rows = session.client.get("/v1/nodes")
+        except VeeryError as error:
+            session.note(f"veery: {error.message}")
+            return 1
+        for row in rows:
+            print(f"veeryd {row['node']['version'] or '?'} on {row['node']['name']}")
+    return 0
+
+
+# ---- arguments
+def _declare_nothing(parser: Parser) -> None:
+    pass
+
+
+def _declare_show(parser: Parser) -> None:
+    parser.add_argument(
+        "name", metavar="NODE", nargs="?", default="", help="a node's name; the one spoken to if left away"
+    )
+
+
+def _declare_member(parser: Parser, roles: str) -> None:
+    parser.add_argument("--name", metavar="NAME", required=True, help="what this node is to be called")
+    parser.add_argument("--address", metavar="ADDRESS", required=True, help="where the other nodes reach it")
+    parser.add_argument("--roles", metavar="ROLES", default=roles, help=f"some of hypervisor,storage,voter ({roles})")
+    parser.add_argument(
+        "--driver", metavar="DRIVER", choices=("qemu",), default="qemu", help="what runs domains here (qemu)"
+    )
+
+
+def _declare_init(parser: Parser) -> None:
+    _declare_member(parser, "hypervisor,storage,voter")
+    parser.add_argument("--cluster", metavar="NAME", default="veery", help="the cluster's name (veery)")
+
+
+def _declare_join(parser: Parser) -> None:
+    parser.add_argument("token", metavar="TOKEN@ADDRESS", help="as veery node token prints it on a node of the cluster")
+    _declare_member(parser, "hypervisor,voter")
+
+
+def _declare_version(parser: Parser) -> None:
+    parser.add_argument("-a", "--all", action="store_true", help="that of each node's daemon too")
+
+
+VERBS: dict[str, Verb] = {
+    "node list": Verb(
+        run=_list,
+        declare=_declare_nothing,
+        about="Lists the nodes of the cluster: address, roles, and whether each gave a sign of life lately.",
+        examples="veery node list",
+        json=True,
+    ),
+    "node show": Verb(
+        run=_show,
+        declare=_declare_show,
+        about="Prints all of one node: addresses and ports, driver, initiator name.",
+        examples="veery node show test1",
+        json=True,
+    ),
+    "node token": Verb(
+        run=_token,
+        declare=_declare_nothing,
+        about="Makes a token with which one new node may join within an hour, and prints it as TOKEN@ADDRESS.",
+        examples="veery node token",
+        json=True,
+    ),
+    "init": Verb(
+        run=_init,
+        declare=_declare_init,
+        about="""
+Begins a cluster: makes its certificate authority, this node's certificate, and a store (etcd) with one member.
+veeryd must not be running; it is started afterwards. Nothing else needs to be set up.""",
+        examples="veery init --name stor --address 172.16.31.3 --roles storage,voter\nsystemctl start veeryd",
+    ),
+    "join": Verb(
+        run=_join,
+        declare=_declare_join,
+        about="""
+Makes this machine a node of the cluster that the token is from: gets its certificate and the cluster's settings
+from the node at ADDRESS, whose identity the token proves. veeryd must not be running; it is started afterwards.""",
+        examples="veery join 7kd2...@172.16.31.3 --name test1 --address 172.16.31.1\nsystemctl start veeryd",
+    ),
+    "network list": Verb(
+        run=_networks,
+        declare=_declare_nothing,
+        about="Lists the bridges of the node that domains may be plugged into, with their ports.",
+        examples="veery --node test1 network list",
+        json=True,
+    ),
+    "version": Verb(
+        run=_version,
+        declare=_declare_version,
+        about="Prints the version of this command, and with -a those of the daemons.",
+        examples="veery version -a",
+    ),
+}

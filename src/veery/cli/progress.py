@@ -1,0 +1,131 @@
+"""How long work is shown: a live bar on a terminal, plain lines elsewhere. Always on stderr; results go to stdout."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol
+
+from veery.model.units import format_seconds, format_size
+
+if TYPE_CHECKING:
+    from veery.model.move import MoveProgress
+
+_EVERY = 1.0  # seconds between two plain lines of one step
+
+
+class Meter(Protocol):
+    """Shows one piece of work."""
+
+    def show(self, step: str, fraction: float | None, detail: str) -> None:
+        """The work is in `step`, `fraction` (0..1) of it done where that is known; `detail` is figures."""
+        ...
+
+    def __enter__(self) -> Meter: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def meter(title: str, *, quiet: bool = False) -> Meter:
+    """The meter that fits stderr."""
+    if quiet:
+        return QuietMeter()
+    if sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb":
+        return BarMeter(title)
+    return PlainMeter(title)
+
+
+class QuietMeter:
+    """Shows nothing."""
+
+    def show(self, step: str, fraction: float | None, detail: str) -> None:
+        """As Meter.show."""
+
+    def __enter__(self) -> QuietMeter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+
+class PlainMeter(QuietMeter):
+    """One line for each step as it begins, and at most one a second within it."""
+
+    def __init__(self, title: str) -> None:
+        self._title, self._step, self._at = title, "", 0.0
+
+    def __enter__(self) -> PlainMeter:
+        return self
+
+    def show(self, step: str, fraction: float | None, detail: str) -> None:
+        """As Meter.show."""
+        now = time.monotonic()
+        if step == self._step and now - self._at < _EVERY:
+            return
+        self._step, self._at = step, now
+        percent = f"{100 * fraction:3.0f} %" if fraction is not None else ""
+        print("  ".join(part for part in (self._title, step, percent, detail) if part), file=sys.stderr, flush=True)
+
+
+class BarMeter(QuietMeter):
+    """A live bar."""
+
+    def __init__(self, title: str) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[detail]}"))
+        console = Console(stderr=True, highlight=False, markup=False)
+        self._progress = Progress(*columns, TimeElapsedColumn(), console=console, transient=True)
+        self._title = title
+        self._task = self._progress.add_task(title, total=None, detail="")
+
+    def __enter__(self) -> BarMeter:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def show(self, step: str, fraction: float | None, detail: str) -> None:
+        """As Meter.show."""
+        total = None if fraction is None else 1.0
+        percent = "" if fraction is None else f"{100 * fraction:3.0f} %  "
+        words = f"{self._title}  {step}"
+        self._progress.update(
+            self._task, description=words, total=total, completed=fraction or 0, detail=f"{percent}{detail}"
+        )
+
+
+def copied(progress: MoveProgress) -> float | None:
+    """How much of a copy is done, 0..1: what is no longer missing. None before the amount is known."""
+    return max(0.0, 1 - progress.remaining / progress.total) if progress.total > 0 else None
+
+
+def left(progress: MoveProgress) -> float | None:
+    """Seconds until a copy ends if it goes on so: what remains, at the rate by which copying outruns dirtying.
+    None where it does not."""
+    gain = progress.rate - progress.dirty_rate
+    return progress.remaining / gain if gain > 0 else None
+
+
+def figures(progress: MoveProgress) -> str:
+    """Rate, dirty rate, rounds and remaining time of a copy, for people; "" before it began."""
+    if not progress.total:
+        return ""
+    parts = [f"{format_size(progress.rate)}/s"]
+    if progress.dirty_rate:
+        parts.append(f"dirtied {format_size(progress.dirty_rate)}/s")
+    if progress.rounds > 1:
+        parts.append(f"round {progress.rounds}")
+    seconds = left(progress)
+    parts.append("not converging" if seconds is None and progress.rate else f"{format_seconds(seconds or 0)} left")
+    return ", ".join(parts)

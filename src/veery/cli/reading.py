@@ -1,0 +1,286 @@
+"""What only looks: list, vm-list, vcpu-list, uptime, domid, domname, info, top, dmesg."""
+
+from __future__ import annotations
+
+import time
+from argparse import Namespace
+
+from veery.cli import tables
+from veery.cli.catalogue import Verb
+from veery.cli.parser import Parser
+from veery.cli.session import NoDomain, Session, pick
+from veery.client.http import domain_path
+from veery.errors import Refused
+from veery.model.domain import DomainReading
+
+_STATES = """
+States, as xm and xl print them:
+  r  running            s  shut down: it ended and was kept
+  b  blocked: idle      c  crashed
+  p  paused             d  being destroyed"""
+
+
+def _declare_domains(parser: Parser) -> None:
+    parser.add_argument("domains", metavar="DOMAIN", nargs="*", help="names, ids or UUIDs; all where none is given")
+
+
+def _chosen(session: Session, words: list[str]) -> tuple[DomainReading, ...]:
+    readings = session.readings()
+    return tuple(pick(readings, word) for word in words) if words else readings
+
+
+# ---- list
+def _list(session: Session, args: Namespace) -> int:
+    if args.context or args.pool or args.numa:
+        raise Refused("there are no security labels, cpupools or NUMA placement here", hint="leave -Z, -c and -n away")
+    if args.cluster:
+        return _list_cluster(session, args)
+    chosen = _chosen(session, args.domains)
+    if session.json:
+        session.print_json(chosen)
+    elif args.long:
+        from veery.cli.long import print_long
+
+        print_long(session, chosen)
+    else:
+        print(*tables.domains(chosen, session.tool, verbose=args.verbose), sep="\n")
+    return 0
+
+
+def _list_cluster(session: Session, args: Namespace) -> int:
+    from veery.model.codec import convert
+
+    answer = session.client.get("/v1/domains", cluster="1")
+    if session.json:
+        session.print_json(answer)
+    else:
+        print(f"{tables.LIST_HEADER}\tNode")
+        for node, rows in sorted(answer["nodes"].items()):
+            for item in convert(rows, tuple[DomainReading, ...]):
+                if not args.domains or {item.name, item.uuid} & set(args.domains):
+                    print(f"{tables.domain_row(item)}\t{node}")
+    for node in answer["silent"]:
+        session.note(f"veery: node {node} does not answer; its domains are not in this list")
+    return 1 if answer["silent"] else 0
+
+
+def _declare_list(parser: Parser) -> None:
+    _declare_domains(parser)
+    parser.add_argument(
+        "-l", "--long", action="store_true", help="the domains' configurations, as the JSON that xl prints"
+    )
+    parser.add_argument("-v", "--verbose", action="store_true", help="UUIDs and why a domain ended, too")
+    parser.add_argument("-A", "--cluster", action="store_true", help="the domains of all nodes")
+    parser.add_argument("-Z", "--context", action="store_true", help="refused: xl's security labels")
+    parser.add_argument("-c", "--cpupool", dest="pool", action="store_true", help="refused: xl's cpupools")
+    parser.add_argument("-n", "--numa", action="store_true", help="refused: xl's NUMA affinity")
+
+
+# ---- the others
+def _vm_list(session: Session, args: Namespace) -> int:
+    print(*tables.vm_list(session.readings()), sep="\n")
+    return 0
+
+
+def _vcpu_list(session: Session, args: Namespace) -> int:
+    from veery.model.codec import convert
+    from veery.model.domain import VcpuReading
+
+    rows = []
+    for item in _chosen(session, args.domains):
+        answer = session.client.get(domain_path(str(item.domid), "vcpus"))
+        rows.append((item, convert(answer, tuple[VcpuReading, ...])))
+    if session.json:
+        session.print_json([{"domain": item, "vcpus": processors} for item, processors in rows])
+    else:
+        print(*tables.vcpus(rows, session.tool), sep="\n")
+    return 0
+
+
+def _uptime(session: Session, args: Namespace) -> int:
+    chosen = _chosen(session, args.domains)
+    print(*tables.uptime(chosen, time.time(), session.tool, short=args.short), sep="\n")
+    return 0
+
+
+def _declare_uptime(parser: Parser) -> None:
+    _declare_domains(parser)
+    parser.add_argument("-s", "--short", action="store_true", help="without seconds, after the time of day")
+
+
+def _domid(session: Session, args: Namespace) -> int:
+    for item in session.readings():
+        if item.name == args.name:
+            print(item.domid)
+            return 0
+    raise NoDomain(args.name)
+
+
+def _declare_domid(parser: Parser) -> None:
+    parser.add_argument("name", metavar="NAME", help="a domain's name")
+
+
+def _domname(session: Session, args: Namespace) -> int:
+    if not args.domid.isdigit():
+        raise Refused("Invalid domain id.", hint="an id is a number; veery list shows it")
+    print(session.reading(args.domid).name)
+    return 0
+
+
+def _declare_domname(parser: Parser) -> None:
+    parser.add_argument("domid", metavar="DOMID", help="a domain's id")
+
+
+def _info(session: Session, args: Namespace) -> int:
+    from veery.model.codec import convert
+    from veery.model.domain import HostReading
+
+    if args.numa:
+        raise Refused("there is no NUMA placement here", hint="leave -n away")
+    answer = session.client.get("/v1/host")
+    if session.json:
+        session.print_json(answer)
+        return 0
+    for name, value in tables.info(convert(answer["host"], HostReading)):
+        if not args.name:
+            print(f"{name:<23}: {value}")
+        elif name.startswith(args.name):
+            print(value)
+    return 0
+
+
+def _declare_info(parser: Parser) -> None:
+    parser.add_argument(
+        "name", metavar="NAME", nargs="?", default="", help="print only the values whose names begin so"
+    )
+    parser.add_argument("-n", "--numa", action="store_true", help="refused: xl's NUMA topology")
+
+
+def _dmesg(session: Session, args: Namespace) -> int:
+    if args.clear:
+        raise Refused("the log is kept, not cleared", hint="leave -c away")
+    text = session.client.get("/v1/log")["text"]
+    print(text, end="" if text.endswith("\n") or not text else "\n")
+    return 0
+
+
+def _declare_dmesg(parser: Parser) -> None:
+    parser.add_argument("-c", "--clear", action="store_true", help="refused: clearing the log")
+
+
+# ---- top
+def _top(session: Session, args: Namespace) -> int:
+    import sys
+
+    screen = sys.stdout.isatty() and not args.batch
+    rounds = args.iterations or (0 if screen or args.batch else 1)
+    before: dict[str, float] = {}
+    at = time.monotonic()
+    count = 0
+    while True:
+        host, readings = session.client.get("/v1/host")["host"], session.readings()
+        now = time.monotonic()
+        lines = _usage(readings, before, now - at, int(host["memory_total"]))
+        print("\x1b[H\x1b[J" if screen else "", end="")
+        print(f"veery top - {time.strftime('%H:%M:%S')}  {host['host']}: {host['cpus']} CPUs, ", end="")
+        print(f"{host['memory_total']} MiB, {host['memory_free']} MiB free, {len(readings) - 1} domains")
+        print(*lines, sep="\n", flush=True)
+        before, at = {item.uuid: item.cpu_seconds for item in readings}, now
+        count += 1
+        if rounds and count >= rounds:
+            return 0
+        try:
+            time.sleep(args.delay)
+        except KeyboardInterrupt:
+            return 0
+
+
+def _usage(readings: tuple[DomainReading, ...], before: dict[str, float], span: float, memory: int) -> list[str]:
+    """The lines of one round; CPU(%) of one processor since the round before, `span` seconds ago."""
+    rows = []
+    for item in readings:
+        used = item.cpu_seconds - before.get(item.uuid, item.cpu_seconds)
+        share = 100 * used / span if span > 0 and before else 0.0
+        cells = (
+            f"{share:.1f}",
+            str(item.memory),
+            f"{100 * item.memory / memory if memory else 0:.1f}",
+            str(item.vcpus),
+        )
+        letters = tables.state_letters(item.state, "xl")
+        rows.append((item.name[:24], letters, f"{item.cpu_seconds:.0f}", *cells))
+    rows.sort(key=lambda row: -float(row[3]))
+    return list(tables.plain(("NAME", "STATE", "CPU(sec)", "CPU(%)", "MEM(MiB)", "MEM(%)", "VCPUS"), rows))
+
+
+def _declare_top(parser: Parser) -> None:
+    parser.add_argument("-b", "--batch", action="store_true", help="print below one another, not over one another")
+    parser.add_argument("-d", "--delay", metavar="SECONDS", type=float, default=3.0, help="between two rounds (3)")
+    parser.add_argument("-i", "--iterations", metavar="COUNT", type=int, default=0, help="end after so many rounds")
+
+
+VERBS: dict[str, Verb] = {
+    "list": Verb(
+        run=_list,
+        declare=_declare_list,
+        about=f"""
+Prints name, id, memory (MiB), virtual processors, state and processor seconds of each domain, in the columns of
+xm and xl. The first is Domain-0: the node itself.
+{_STATES}""",
+        examples="veery list\nveery list -A              # all nodes\nveery list -l busybox | jq '.[0].config'",
+        failure="with -A, when a node did not answer: the list lacks its domains",
+        json=True,
+    ),
+    "vm-list": Verb(
+        run=_vm_list,
+        declare=lambda parser: None,
+        about="Prints UUID, id and name of each domain but Domain-0.",
+        examples="veery vm-list",
+    ),
+    "vcpu-list": Verb(
+        run=_vcpu_list,
+        declare=_declare_domains,
+        about="Prints for each virtual processor on which CPU it ran last, its state and the seconds it used.",
+        examples="veery vcpu-list busybox",
+        json=True,
+    ),
+    "uptime": Verb(
+        run=_uptime,
+        declare=_declare_uptime,
+        about="Prints how long ago each domain booted. A move does not set it back.",
+        examples="veery uptime busybox",
+    ),
+    "domid": Verb(
+        run=_domid,
+        declare=_declare_domid,
+        about="Prints the id that the domain has on this node.",
+        examples="veery domid busybox",
+    ),
+    "domname": Verb(
+        run=_domname,
+        declare=_declare_domname,
+        about="Prints the name of the domain with this id.",
+        examples="veery domname 3",
+    ),
+    "info": Verb(
+        run=_info,
+        declare=_declare_info,
+        about="Prints one fact a line, `name : value`. total_memory and free_memory are in MiB, cpu_mhz in MHz.",
+        examples="veery info\nveery info free_memory\nveery --node test2 info",
+        json=True,
+    ),
+    "top": Verb(
+        run=_top,
+        declare=_declare_top,
+        about="""
+Shows processor and memory use of each domain, the busiest first, again every few seconds; Ctrl-C ends. CPU(%)
+is of one processor. Where stdout is no terminal one round is printed, unless -b or -i ask for more.""",
+        examples="veery top\nveery top -b -i 2 -d 1      # two rounds, one second apart, for a script",
+    ),
+    "dmesg": Verb(
+        run=_dmesg,
+        declare=_declare_dmesg,
+        about="Prints what the hypervisor logged on this node; with the qemu driver, what the QEMU processes said.",
+        examples="veery dmesg",
+    ),
+}

@@ -1,0 +1,122 @@
+"""What a verb works with: the daemon, the options given before the verb, and whose voice to speak in."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from veery.client.address import Address, find
+from veery.client.http import Client, domain_path
+from veery.errors import Refused, VeeryError
+
+if TYPE_CHECKING:
+    from veery.model.domain import DomainReading
+
+
+class Usage(Exception):
+    """The command line cannot be understood: exit status 2. `verb` is where the help lies."""
+
+    def __init__(self, message: str, verb: str = "") -> None:
+        super().__init__(message)
+        self.message, self.verb = message, verb
+
+
+class NoDomain(Refused):
+    """There is no domain of that name or id on the node; xm and xl have words and exit statuses of their own."""
+
+    def __init__(self, word: str) -> None:
+        super().__init__(f"no domain {word} here", hint="veery list shows the domains of this node, with -A of all")
+        self.word = word
+
+
+@dataclass
+class Session:
+    """One command. `tool` is "veery", or "xl" or "xm" where we were called by that name."""
+
+    tool: str = "veery"
+    node: str = ""
+    settings: str = ""
+    lab: str = ""
+    json: bool = False
+    dry: bool = False
+    verb: str = ""
+    _client: Client | None = field(default=None, repr=False)
+
+    @property
+    def address(self) -> Address:
+        """The daemon's. Raises Refused."""
+        return find(self.settings, self.node, self.lab)
+
+    @property
+    def client(self) -> Client:
+        """The daemon. Raises Refused."""
+        if self._client is None:
+            self._client = Client(self.address)
+        return self._client
+
+    def domain(self, word: str) -> str:
+        """How to name domain `word` (a name, a domid or a UUID) in the API.
+
+        xm and xl say in words of their own that there is no such domain, so for them it is looked up first;
+        for veery the daemon's own answer is good."""
+        return word if self.tool == "veery" else str(self.reading(word).domid)
+
+    def readings(self) -> tuple[DomainReading, ...]:
+        """Every domain on the node, Domain-0 first."""
+        return tuple(_reading(row) for row in self.client.get("/v1/domains")["domains"])
+
+    def reading(self, word: str) -> DomainReading:
+        """Domain `word`. Raises NoDomain."""
+        return pick(self.readings(), word)
+
+    def spec(self, word: str) -> dict[str, Any]:
+        """{"reading", "spec", "owner"} of domain `word`, as plain values."""
+        answer: dict[str, Any] = self.client.get(domain_path(self.domain(word)))
+        return answer
+
+    def note(self, text: str) -> None:
+        """Say something that is not the command's result."""
+        print(text, file=sys.stderr, flush=True)
+
+    def print_json(self, value: object) -> None:
+        """Print `value` (plain values, dataclasses) as the command's result."""
+        import json
+
+        print(json.dumps(value, indent=2, ensure_ascii=False, default=_plain))
+
+
+def pick(readings: tuple[DomainReading, ...], word: str) -> DomainReading:
+    """The domain that `word` names: its domid if it is a number, else its name or UUID. Raises NoDomain."""
+    for reading in readings:
+        if word in {str(reading.domid), reading.uuid} if word.isdigit() else word in {reading.name, reading.uuid}:
+            return reading
+    raise NoDomain(word)
+
+
+def _reading(row: dict[str, Any]) -> DomainReading:
+    """As codec.convert, for the one value that the quickest commands need: importing msgspec takes as long as
+    all the rest of `veery list`."""
+    from veery.model.domain import DomainReading, DomainState
+
+    known = {name: row[name] for name in DomainReading.__slots__ if name in row}
+    known["state"] = DomainState(known["state"])
+    return DomainReading(**known)
+
+
+def _plain(value: object) -> object:
+    import dataclasses
+
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def sentence(error: Exception) -> tuple[str, str]:
+    """(message, hint) for whatever went wrong."""
+    if isinstance(error, VeeryError):
+        return error.message, error.hint
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}", ""
+    line = " ".join(str(error).split())
+    return f"internal error: {type(error).__name__}: {line}", "VEERY_DEBUG=1 shows where; please report it"

@@ -1,0 +1,159 @@
+"""The tables that xm and xl print, to the letter, and a plain one for what only veery has.
+
+Formats: xl's from tools/xl/xl_info.c, xl_vcpu.c, xl_block.c and xl_nic.c of Xen 4.17; xm's from
+tools/python/xen/xm/main.py of Xen 4.2. Scripts read these columns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+from veery.model.domain import LETTERS, DiskSpec, DomainReading, DomainState, HostReading, VcpuReading, VifSpec
+
+
+def state_letters(state: DomainState, tool: str) -> str:
+    """The State column. A crashed domain is `---sc-` to xl (shut down, for reason c) and `----c-` to xm."""
+    return "---sc-" if state is DomainState.CRASHED and tool != "xm" else LETTERS[state]
+
+
+def domains(readings: Iterable[DomainReading], tool: str, *, verbose: bool = False) -> Iterator[str]:
+    """`list`; `verbose` adds xl's -v columns."""
+    if tool == "xm":
+        yield f"{'Name':<40} {'ID':>5} {'Mem':>5} {'VCPUs':>5} {'State':>10} {'Time(s)':>9}"
+        for item in readings:
+            yield (
+                f"{item.name:<40} {item.domid:>5} {item.memory:>5} {item.vcpus:>5} "
+                f"{state_letters(item.state, tool):>10} {item.cpu_seconds:8.1f}"
+            )
+        return
+    yield LIST_HEADER + ("   UUID                            Reason-Code\tSecurity Label" if verbose else "")
+    for item in readings:
+        yield domain_row(item) + (f" {item.uuid} {_reason(item.state):>8} {'-':>16}" if verbose else "")
+
+
+LIST_HEADER = "Name                                        ID   Mem VCPUs\tState\tTime(s)"
+
+
+def domain_row(item: DomainReading) -> str:
+    """One line of xl's `list`."""
+    letters = state_letters(item.state, "xl")
+    return f"{item.name:<40} {item.domid:>5} {item.memory:>5} {item.vcpus:>5}     {letters}  {item.cpu_seconds:8.1f}"
+
+
+def _reason(state: DomainState) -> str:
+    return {DomainState.SHUTDOWN: "0", DomainState.CRASHED: "3"}.get(state, "-")  # SHUTDOWN_poweroff, SHUTDOWN_crash
+
+
+def vm_list(readings: Iterable[DomainReading]) -> Iterator[str]:
+    """`vm-list`: guests only."""
+    yield "UUID                                  ID    name"
+    for item in readings:
+        if item.domid:
+            yield f"{item.uuid}  {item.domid}    {item.name:<30}"
+
+
+def vcpus(rows: Iterable[tuple[DomainReading, Sequence[VcpuReading]]], tool: str) -> Iterator[str]:
+    """`vcpu-list`. We pin nothing, so that every affinity is "all"."""
+    affinity = "CPU Affinity" if tool == "xm" else "Affinity (Hard / Soft)"
+    yield f"{'Name':<32} {'ID':>5} {'VCPU':>5} {'CPU':>5} {'State':>5} {'Time(s)':>9} {affinity}"
+    for domain, processors in rows:
+        for item in processors:
+            cpu = str(item.cpu) if item.cpu >= 0 else "-"
+            head, state = f"{domain.name:<32} {domain.domid:>5} {item.number:>5}", vcpu_letters(domain.state)
+            if tool == "xm":
+                yield f"{head} {cpu:>5} {state:>5}  {item.seconds:8.1f} any cpu"
+            else:  # xl's rows lack the space between VCPU and CPU that its header has
+                yield f"{head}{cpu:>5} {state:>5} {item.seconds:9.1f}  all / all"
+
+
+def vcpu_letters(state: DomainState) -> str:
+    """Running, blocked, or offline: of a virtual processor as far as its domain's state tells."""
+    return {DomainState.RUNNING: "r--", DomainState.BLOCKED: "-b-"}.get(state, "--p")
+
+
+def uptime(readings: Iterable[DomainReading], now: float, tool: str, *, short: bool) -> Iterator[str]:
+    """`uptime`; `now` in seconds of the epoch."""
+    if not short:
+        yield f"{'Name':<33} {'ID':>4} Uptime" + (" " if tool == "xm" else "")
+    for item in readings:
+        length = _length(max(0, int(now - item.started)), seconds=not short)
+        if short:
+            yield f" {time.strftime('%H:%M:%S', time.localtime(now))} up {length}, {item.name} ({item.domid})"
+        elif tool == "xm":
+            yield f"{item.name:<32} {item.domid:>5} {length}"
+        else:
+            yield f"{item.name:<33} {item.domid:>4} {length}"
+
+
+def _length(span: int, *, seconds: bool) -> str:
+    days, rest = divmod(span, 86400)
+    text = f"{days} day{'s' if days > 1 else ''}, " if days else ""
+    text += f"{rest // 3600:2d}:{rest // 60 % 60:02d}"
+    return f"{text}:{rest % 60:02d}" if seconds else text
+
+
+def info(host: HostReading) -> list[tuple[str, str]]:
+    """The rows of `info`, in xl's order as far as we have them; the driver's own facts take their places."""
+    rows = {
+        "host": host.host,
+        "release": host.release,
+        "version": host.version,
+        "machine": host.machine,
+        "nr_cpus": str(host.cpus),
+        "max_cpu_id": str(host.cpus - 1),
+        "cpu_mhz": f"{host.cpu_mhz:.3f}",
+        "cpu_model": host.cpu_model,
+        "total_memory": str(host.memory_total),
+        "free_memory": str(host.memory_free),
+        "free_cpus": "0",
+        "accelerator": host.accelerator,
+        **{f"{name}_version": version for name, version in host.software.items()},
+        **host.facts,
+    }
+    rows.setdefault("xend_config_format", "4")
+    return list(rows.items())
+
+
+def disks(rows: Iterable[tuple[int, Sequence[DiskSpec]]], tool: str) -> Iterator[str]:
+    """`block-list` of (domid, disks). Event channel and ring are Xen's and -1 elsewhere; BE-path is where the
+    bytes are."""
+    from veery.config.disk import device_number
+
+    if tool == "xm":
+        yield "Vdev  BE handle state evt-ch ring-ref BE-path"
+    else:
+        yield f"{'Vdev':<5} {'BE':<3} {'handle':<6} {'state':<5} {'evt-ch':<6} {'ring-ref':<8} {'BE-path':<30}"
+    for domid, items in rows:
+        for disk in items:
+            number, path = device_number(disk.vdev) or 0, f"volume:{disk.volume}" if disk.volume else disk.target
+            if tool == "xm":
+                yield f"{number:<5}  {0:<3}  {0:<3}   {4:<3}    {-1:<3}    {-1:<5} {path:<30}  "
+            else:
+                yield f"{number:<5} {0:<3} {domid:<6} {4:<5} {-1:<6} {-1:<8} {path:<30}"
+
+
+def vifs(rows: Iterable[tuple[int, Sequence[VifSpec]]], tool: str) -> Iterator[str]:
+    """`network-list` of (domid, interfaces); BE-path names bridge and host interface."""
+    if tool == "xm":
+        yield "Idx BE     MAC Addr.     handle state evt-ch tx-/rx-ring-ref BE-path"
+    else:
+        yield (
+            f"{'Idx':<3} {'BE':<2} {'Mac Addr.':<17} {'handle':<6} {'state':<5} {'evt-ch':<6} "
+            f"{'tx-':>5}/{'rx-ring-ref':<5} {'BE-path':<30}"
+        )
+    for _domid, items in rows:
+        for index, vif in enumerate(items):
+            path = f"{vif.bridge}/{vif.vifname}" if vif.vifname else vif.bridge
+            if tool == "xm":
+                head = f"{index:<3} {0:<3}{vif.mac:<17}    {index:<3}   {4:<3}    {-1:<3}   "
+                yield f"{head}{-1:<5}/{-1:<5}   {path:<30}  "
+            else:
+                yield f"{index:<3} {0:<2} {vif.mac}{index:>6} {4:>5} {-1:>6} {-1:>5}/{-1:<11} {path:<30}"
+
+
+def plain(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """A table of veery's own: columns as wide as their contents, two spaces between, the last one ragged."""
+    lines = [tuple(headers), *(tuple(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(headers))]
+    for line in lines:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()

@@ -1,0 +1,325 @@
+"""Storage: volume ..., image build, target list."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import quote
+
+from veery.cli import tables
+from veery.cli.catalogue import Verb
+from veery.cli.parser import Parser
+from veery.cli.progress import Meter, meter
+from veery.cli.session import Session
+from veery.errors import Failed, OutcomeUnknown, Refused
+from veery.model.units import format_seconds, format_size, parse_size
+
+_CHUNK = 1 << 20
+_ORDER = 300.0  # seconds for an order to the storage node
+_MAGIC = {  # first bytes -> qemu-img's name of the format
+    b"QFI\xfb": "qcow2",
+    b"QED\x00": "qed",
+    b"KDMV": "vmdk",
+    b"vhdxfile": "vhdx",
+    b"conectix": "vpc",
+}
+
+
+def _path(name: str, *rest: str) -> str:
+    return "/v1/volumes/" + "/".join(quote(word, safe="") for word in (name, *rest))
+
+
+# ---- list, show
+def _list(session: Session, args: Namespace) -> int:
+    rows = session.client.get("/v1/volumes")
+    if session.json:
+        session.print_json(rows)
+        return 0
+    headers = ("Name", "Size", "Node", "Backing", "Ready", "Used by")
+    cells = [_cells(row) for row in sorted(rows, key=lambda row: str(row["volume"]["name"]))]
+    print(*tables.plain(headers, cells), sep="\n")
+    return 0
+
+
+def _cells(row: dict[str, object]) -> tuple[str, ...]:
+    volume, used = row["volume"], row["used_by"]
+    assert isinstance(volume, dict) and isinstance(used, list)
+    ready = "yes" if volume["ready"] else "no"
+    return volume["name"], format_size(volume["size"]), volume["node"], volume["backing"], ready, ", ".join(used) or "-"
+
+
+def _show(session: Session, args: Namespace) -> int:
+    answer = session.client.get(_path(args.name))
+    if session.json:
+        session.print_json(answer)
+        return 0
+    volume = answer["volume"]
+    made = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(volume["created"])) if volume["created"] else "-"
+    rows = {
+        "name": volume["name"],
+        "size": f"{format_size(volume['size'])} ({volume['size']} bytes)",
+        "node": volume["node"],
+        "backing": f"{volume['backing']} {volume['path']}",
+        "target": f"{volume['iqn']} (tid {volume['tid']}, LUN 1)",
+        "portal": volume["portal"],
+        "ready": "yes" if volume["ready"] else "no: its content was not written to the end",
+        "created": made,
+        "used by": ", ".join(answer["used_by"]) or "-",
+    }
+    print(*(f"{name:<8}: {value}" for name, value in rows.items()), sep="\n")
+    return 0
+
+
+# ---- create, resize, delete
+def _make(session: Session, name: str, size: int, backing: str = "", node: str = "") -> None:
+    order = {"name": name, "size": size, "backing": backing, "node": node}
+    session.client.post("/v1/volumes", order, deadline=_ORDER)
+
+
+def _create(session: Session, args: Namespace) -> int:
+    _make(session, args.name, parse_size(args.size), args.backing, args.on)
+    return 0
+
+
+def _resize(session: Session, args: Namespace) -> int:
+    session.client.post(_path(args.name, "resize"), {"size": parse_size(args.size)}, deadline=_ORDER)
+    return 0
+
+
+def _delete(session: Session, args: Namespace) -> int:
+    session.client.delete(_path(args.name), deadline=_ORDER)
+    return 0
+
+
+def _ensure(session: Session, name: str, size: int, asked: str) -> bool:
+    """Make volume `name` of `size` bytes where there is none; whether it was made. Raises Refused where it is there
+    and too small, or where a size was asked for that it does not have."""
+    volumes = {row["volume"]["name"]: row["volume"] for row in session.client.get("/v1/volumes")}
+    there = volumes.get(name)
+    if there is None:
+        _make(session, name, size)
+        return True
+    if there["size"] < size:
+        raise Refused(
+            f"volume {name} has {format_size(there['size'])}, {format_size(size)} are needed",
+            hint=f"veery volume resize {name} {size}",
+        )
+    if asked and there["size"] != size:
+        raise Refused(f"volume {name} is there, with {format_size(there['size'])}", hint="leave --size away")
+    return False
+
+
+# ---- import
+def _import(session: Session, args: Namespace) -> int:
+    source = Path(args.file)
+    if not source.exists():
+        raise Refused(f"no file {source}", hint="name a disk image on this machine")
+    scratch = tempfile.TemporaryDirectory(prefix="veery-import-", dir=os.environ.get("TMPDIR", "/var/tmp"))
+    with scratch as folder, meter(f"volume {args.name}", quiet=args.quiet) as shown:
+        kind = image_format(source)
+        raw = source if kind == "raw" else _convert(source, kind, Path(folder) / "raw", shown)
+        with raw.open("rb") as file:
+            length = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            size = max(parse_size(args.size) if args.size else 0, -(-length // 512) * 512)
+            made = _ensure(session, args.name, size, args.size)
+            again = f"import it again, or veery volume delete {args.name}" if made else "import it again"
+            _upload(session, _path(args.name, "content"), _chunks(file, length, shown), length, again)
+    if not args.quiet:
+        print(f"Imported {source} into volume {args.name} ({format_size(length)})")
+    return 0
+
+
+def image_format(path: Path) -> str:
+    """The format of a disk image by its first (for vpc its last) bytes, in qemu-img's words; "raw" if none is known."""
+    with path.open("rb") as file:
+        head = file.read(512)
+        if path.is_file() and path.stat().st_size >= 512:
+            file.seek(-512, os.SEEK_END)
+        tail = file.read(512)
+    for magic, name in _MAGIC.items():
+        if head.startswith(magic) or (name == "vpc" and tail.startswith(magic)):
+            return name
+    return "raw"
+
+
+def _convert(source: Path, kind: str, raw: Path, shown: Meter) -> Path:
+    """`source` as a raw file. Raises Refused without qemu-img, Failed with its words."""
+    import asyncio
+
+    from veery.host.run import run
+
+    shown.show(f"converting from {kind}", None, "")
+    asyncio.run(run(["qemu-img", "convert", "-f", kind, "-O", "raw", source, raw], deadline=3600.0))
+    return raw
+
+
+def _upload(session: Session, path: str, chunks: Iterator[bytes], length: int, again: str) -> None:
+    left = "the volume is left half filled"
+    try:
+        session.client.upload(path, chunks, length)
+    except KeyboardInterrupt:
+        raise Failed(left, hint=again) from None
+    except (Failed, OutcomeUnknown) as error:
+        raise type(error)(f"{error.message}; {left}", hint=error.hint or again) from error
+
+
+def _chunks(file: BinaryIO, length: int, shown: Meter) -> Iterator[bytes]:
+    begun, done = time.monotonic(), 0
+    while done < length and (data := file.read(min(_CHUNK, length - done))):
+        yield data
+        done += len(data)
+        rate = done / max(time.monotonic() - begun, 1e-3)
+        left = format_seconds((length - done) / rate)
+        shown.show(
+            "uploading",
+            done / length,
+            f"{format_size(done)} of {format_size(length)}, {format_size(rate)}/s, {left} left",
+        )
+
+
+# ---- image
+def _build(session: Session, args: Namespace) -> int:
+    if args.size or args.name not in {row["volume"]["name"] for row in session.client.get("/v1/volumes")}:
+        _ensure(session, args.name, parse_size(args.size or "1G"), args.size)
+    with meter(f"image {args.image}", quiet=args.quiet) as shown:
+        for event in session.client.stream(_path(args.name, "image"), {"image": args.image}):
+            if event["event"] == "progress":
+                shown.show(event["step"], event.get("fraction"), "")
+    if not args.quiet:
+        print(f"Built {args.image} into volume {args.name}")
+    return 0
+
+
+# ---- targets
+def _targets(session: Session, args: Namespace) -> int:
+    answer = session.client.get("/v1/targets")
+    if session.json:
+        session.print_json(answer)
+        return 0
+    rows = []
+    for node, targets in sorted(answer.items()):
+        for target in targets:
+            disks = [lun for lun in target["luns"] if lun["lun"]]
+            seen = sorted({item["initiator"] for item in target["sessions"]})
+            rows.append(
+                (
+                    node,
+                    str(target["tid"]),
+                    target["iqn"],
+                    target["state"],
+                    ", ".join(f"{lun['lun']}: {lun['path']} ({lun['size_mb']} MB)" for lun in disks) or "-",
+                    ", ".join(target["acl"]) or "nobody",
+                    ", ".join(target["accounts"]) or "-",
+                    ", ".join(seen) or "-",
+                )
+            )
+    print(*tables.plain(("Node", "Tid", "Target", "State", "LUNs", "ACL", "Accounts", "Logged in"), rows), sep="\n")
+    return 0
+
+
+# ---- arguments
+def _declare_name(parser: Parser) -> None:
+    parser.add_argument("name", metavar="NAME", help="the volume")
+
+
+def _declare_create(parser: Parser) -> None:
+    _declare_name(parser)
+    parser.add_argument("size", metavar="SIZE", help="bytes, or a number with K, M, G or T (powers of 1024)")
+    parser.add_argument("--backing", metavar="KIND", choices=("file", "lvm"), default="", help="file (sparse) or lvm")
+    parser.add_argument("--on", metavar="NODE", default="", help="the storage node; needed where there are several")
+
+
+def _declare_resize(parser: Parser) -> None:
+    _declare_name(parser)
+    parser.add_argument("size", metavar="SIZE", help="the new size, not smaller than the old")
+
+
+def _declare_import(parser: Parser) -> None:
+    _declare_name(parser)
+    parser.add_argument("file", metavar="FILE", help="a disk image on this machine: raw, qcow2, qed, vmdk, vhdx or vpc")
+    parser.add_argument("--size", metavar="SIZE", default="", help="the size of the volume, if larger than the image")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+
+
+def _declare_build(parser: Parser) -> None:
+    parser.add_argument("image", metavar="IMAGE", choices=("busybox",), help="busybox: the only one so far")
+    parser.add_argument(
+        "--volume", dest="name", metavar="NAME", required=True, help="the volume; made where there is none"
+    )
+    parser.add_argument("--size", metavar="SIZE", default="", help="the size of a volume that is made (1G)")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+
+
+def _declare_nothing(parser: Parser) -> None:
+    pass
+
+
+VERBS: dict[str, Verb] = {
+    "volume list": Verb(
+        run=_list,
+        declare=_declare_nothing,
+        about="Lists the cluster's volumes: size, storage node, what they lie on, and which domains use them.",
+        examples="veery volume list",
+        json=True,
+    ),
+    "volume show": Verb(
+        run=_show,
+        declare=_declare_name,
+        about="Prints all of one volume: its iSCSI target and portal, and where its bytes are.",
+        examples="veery volume show root",
+        json=True,
+    ),
+    "volume create": Verb(
+        run=_create,
+        declare=_declare_create,
+        about="""
+Makes a volume: a disk on a storage node, behind an iSCSI target of its own that every node of the cluster may
+use, each with its own password. A domain file names it as volume=NAME.""",
+        examples="veery volume create root 1G\nveery volume create data 20G --backing lvm --on stor",
+    ),
+    "volume import": Verb(
+        run=_import,
+        declare=_declare_import,
+        about="""
+Fills a volume from a disk image, and makes the volume where there is none. What is not raw is recognised by its
+first bytes and converted with qemu-img first (in TMPDIR, or /var/tmp). A volume that a domain uses is refused.""",
+        examples="veery volume import root debian-12-genericcloud-amd64.qcow2 --size 10G",
+    ),
+    "volume resize": Verb(
+        run=_resize,
+        declare=_declare_resize,
+        about="""
+Makes a volume larger; never smaller. A domain that runs on it sees the new size at once. The filesystem inside is
+its own affair (resize2fs).""",
+        examples="veery volume resize root 2G",
+    ),
+    "volume delete": Verb(
+        run=_delete,
+        declare=_declare_name,
+        about="Deletes a volume and its bytes, for good. Refused while a domain uses it.",
+        examples="veery volume delete data",
+    ),
+    "image build": Verb(
+        run=_build,
+        declare=_declare_build,
+        about="""
+Builds a small guest into a volume: an ext4 root with a static busybox and the network and disk modules of the
+guest kernel. Nothing is mounted, and the same parts give the same bytes.""",
+        examples="veery image build busybox --volume root --size 1G",
+    ),
+    "target list": Verb(
+        run=_targets,
+        declare=_declare_nothing,
+        about="""
+Shows what `tgtadm --op show` tells on each storage node: targets, logical units, who may come in (ACL and CHAP
+accounts) and who is logged in.""",
+        examples="veery target list\nveery --json target list",
+        json=True,
+    ),
+}

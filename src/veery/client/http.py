@@ -1,0 +1,182 @@
+"""The other end of docs/api.md: a small synchronous client over the daemon's unix socket.
+
+Synchronous and on the standard library alone, because a command's start-up time is mostly its imports."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import socket
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from veery.client.address import Address
+from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError, from_kind
+
+NODE_HEADER = "X-Veery-Node"
+_KIND_OF_STATUS = {403: "refused", 404: "refused", 409: "refused", 504: "unknown"}
+
+
+def connect_unix(path: Path, timeout: float) -> socket.socket:
+    """A stream socket connected to `path`, which may be longer than the 107 bytes that fit in an address.
+
+    Raises OSError."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.settimeout(timeout)
+    try:
+        if len(os.fsencode(path)) < 108:
+            sock.connect(str(path))
+        else:
+            folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                sock.connect(f"/proc/self/fd/{folder}/{path.name}")
+            finally:
+                os.close(folder)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+class _Connection(http.client.HTTPConnection):
+    """HTTP over a unix socket."""
+
+    def __init__(self, path: Path, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path, self._seconds = path, timeout
+
+    def connect(self) -> None:
+        self.sock = connect_unix(self._path, self._seconds)
+
+
+def domain_path(domain: str, *rest: str) -> str:
+    """`/v1/domains/DOMAIN[/REST...]`, quoted."""
+    return "/v1/domains/" + "/".join(quote(word, safe="") for word in (domain, *rest))
+
+
+class Client:
+    """One daemon. Each call makes its own connection; `deadline` is the seconds without a sign of life after
+    which a call is given up.
+
+    Every method raises what the daemon answered (Refused, Failed, OutcomeUnknown); Refused where no daemon
+    listens; and where the answer is lost Failed for a reading, OutcomeUnknown for an order."""
+
+    def __init__(self, address: Address, *, deadline: float = 60.0) -> None:
+        self.address, self._deadline = address, deadline
+
+    def get(self, path: str, **query: str) -> Any:
+        """Read `path`."""
+        return self._call("GET", f"{path}?{urlencode(query)}" if query else path)
+
+    def post(self, path: str, body: object = None, *, deadline: float = 0.0) -> Any:
+        """Order `path` with JSON `body`."""
+        return self._call("POST", path, {} if body is None else body, deadline)
+
+    def delete(self, path: str, *, deadline: float = 0.0) -> Any:
+        """Remove `path`."""
+        return self._call("DELETE", path, None, deadline)
+
+    def stream(self, path: str, body: object = None, *, silence: float = 120.0) -> Iterator[dict[str, Any]]:
+        """Order long work; yields its events up to and with {"event": "done", "result": ...}.
+
+        Raises the error that it ended with; OutcomeUnknown after `silence` seconds without news."""
+        connection = self._open(silence)
+        with contextlib.closing(connection):
+            response = self._ask(connection, "POST", path, json.dumps({} if body is None else body).encode())
+            while line := self._receive("POST", path, response.readline):
+                event = json.loads(line)
+                if event["event"] == "error":
+                    raise _error(event["error"])
+                yield event
+                if event["event"] == "done":
+                    return
+        raise OutcomeUnknown(
+            f"veeryd ended before {path} did", hint="it may go on; look with veery moves or veery list"
+        )
+
+    def upload(self, path: str, chunks: Iterable[bytes], size: int) -> Any:
+        """Put `size` bytes, given as `chunks`, to `path`. A refusal in the middle is raised as such."""
+        connection = self._open(self._deadline)
+        with contextlib.closing(connection):
+            headers = {"Content-Length": str(size), "Content-Type": "application/octet-stream"}
+            try:
+                connection.request("PUT", path, body=chunks, headers={**self._headers(), **headers})
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # the daemon has answered already and reads no more; its answer says why
+            except OSError as error:
+                raise self._lost("PUT", path, error) from error
+            return self._answer(connection, "PUT", path)
+
+    # ---- one call
+    def _call(self, method: str, path: str, body: object = None, deadline: float = 0.0) -> Any:
+        connection = self._open(deadline or self._deadline)
+        with contextlib.closing(connection):
+            data = None if body is None else json.dumps(body).encode()
+            response = self._ask(connection, method, path, data)
+            text = self._receive(method, path, response.read)
+            return json.loads(text) if text else {}
+
+    def _headers(self) -> dict[str, str]:
+        return {NODE_HEADER: self.address.node} if self.address.node else {}
+
+    def _open(self, deadline: float) -> _Connection:
+        connection = _Connection(self.address.socket, deadline)
+        try:
+            connection.connect()
+        except PermissionError as error:
+            raise Refused(
+                f"may not use {self.address.socket}", hint="run as root, or as a member of the group in api.group"
+            ) from error
+        except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError) as error:
+            raise Refused(f"no veeryd answers at {self.address.socket}", hint=self.address.start) from error
+        except OSError as error:
+            raise Refused(f"cannot reach {self.address.socket}: {error}", hint=self.address.start) from error
+        return connection
+
+    def _ask(self, connection: _Connection, method: str, path: str, data: bytes | None) -> http.client.HTTPResponse:
+        headers = self._headers() | ({"Content-Type": "application/json"} if data is not None else {})
+        try:
+            connection.request(method, path, body=data, headers=headers)
+        except OSError as error:
+            raise self._lost(method, path, error) from error
+        return self._response(connection, method, path)
+
+    def _response(self, connection: _Connection, method: str, path: str) -> http.client.HTTPResponse:
+        response: http.client.HTTPResponse = self._receive(method, path, connection.getresponse)
+        if response.status >= 400:
+            raise _refusal(response.status, self._receive(method, path, response.read))
+        return response
+
+    def _answer(self, connection: _Connection, method: str, path: str) -> Any:
+        text = self._receive(method, path, self._response(connection, method, path).read)
+        return json.loads(text) if text else {}
+
+    def _receive(self, method: str, path: str, read: Any) -> Any:
+        try:
+            return read()
+        except (OSError, http.client.HTTPException) as error:
+            raise self._lost(method, path, error) from error
+
+    def _lost(self, method: str, path: str, error: Exception) -> VeeryError:
+        silent = isinstance(error, TimeoutError)
+        message = f"veeryd {'does not answer' if silent else 'ended the connection'} ({method} {path})"
+        if method == "GET":
+            return Failed(message, hint="look at veeryd's log")
+        return OutcomeUnknown(message, hint="it may or may not be done; look with veery list, and at veeryd's log")
+
+
+def _refusal(status: int, body: bytes) -> VeeryError:
+    try:
+        return _error(json.loads(body)["error"])
+    except (ValueError, KeyError, TypeError):
+        text = body.decode(errors="replace").strip().splitlines()
+        said = text[0][:200] if text else "no message"
+        return from_kind(_KIND_OF_STATUS.get(status, "failed"), f"veeryd answers {status}: {said}")
+
+
+def _error(error: dict[str, Any]) -> VeeryError:
+    return from_kind(str(error["kind"]), str(error["message"]), str(error.get("hint", "")))
