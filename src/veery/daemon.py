@@ -22,11 +22,10 @@ from veery.api.domains import DomainRoutes
 from veery.api.server import ApiServer
 from veery.api.storage import StorageRoutes
 from veery.cluster import server as etcd_server
-from veery.cluster.etcd import EtcdStore
-from veery.cluster.identity import Identity, client_url
+from veery.cluster.identity import Identity
 from veery.cluster.identity import load as load_identity
 from veery.cluster.keys import INITIATORS, VOLUMES, node_at
-from veery.cluster.members import Membership
+from veery.cluster.members import open_store
 from veery.cluster.presence import Heartbeat
 from veery.config.settings import DEFAULT_PATH, Settings
 from veery.config.settings import load as load_settings
@@ -52,6 +51,7 @@ from veery.node.devices import Devices
 from veery.node.domains import Domains
 from veery.node.images import Images
 from veery.node.machine import Machine
+from veery.node.membership import Membership
 from veery.node.peers import Peers
 from veery.node.volumes import VolumeRecords, VolumeService
 from veery.storage.base import BytesStore
@@ -73,12 +73,10 @@ class Daemon:
         self.clock = RealClock()
         folder = self.state / "tls"
         self.server_tls, self.client_tls = tls.server_context(folder), tls.client_context(folder)
-        own = client_url(settings, self.node)
-        voters = sorted(identity.voters, key=lambda url: url != own)
-        self.store = EtcdStore(voters, tls=self.client_tls, deadline=settings.etcd.deadline)
+        self.store = open_store(settings, identity)
         self.peers = Peers(self.client_tls, lambda name: node_at(self.store, name))
         self.heartbeat = Heartbeat(self.store, self.node.name, ttl=settings.presence_ttl, clock=self.clock)
-        self.membership = Membership(settings, identity, self.store, clock=self.clock)
+        self.membership = Membership(settings, identity, self.store)
         self.driver = self._driver(folder)
         self.attacher = NodeAttacher(self.node.name, self.driver, self._volume, self._initiator)
         self.ground = Ground(
@@ -134,7 +132,9 @@ class Daemon:
         devices = Devices(self.domains, self.driver, self.attacher)
         tables = [
             DomainRoutes(self.domains, devices, self.moves, self.machine, peers=self.peers).table(),
-            StorageRoutes(self.volumes, Images(self.volumes), self.domains, self.machine, peers=self.peers).table(),
+            StorageRoutes(
+                self.volumes, Images(self.volumes, self.settings.image), self.domains, self.machine, peers=self.peers
+            ).table(),
             ClusterRoutes(self.membership, self.machine, tail).table(),
         ]
         return ApiServer(self.node.name, self.peers, tables, group=self.settings.api.group)

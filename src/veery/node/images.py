@@ -12,6 +12,18 @@ KINDS = ("busybox",)
 class Images:
     """Builds images by name."""
 
-    def __init__(self, volumes: VolumeService, *, kernel: Path, modules: Path) -> None:
-        """`kernel` and `modules` are the guest's: a vmlinuz, and a lib/modules/VERSION."""
-        self._volumes, self._kernel, self._modules = volumes, kernel, modules
+    def __init__(self, volumes: VolumeService, settings: Image) -> None:
+        """`settings` name the guest's kernel, whose modules go in."""
+        self._volumes, self._settings = volumes, settings
+
+    async def build(self, kind: str, volume: str, report: Callable[[str, float], None]) -> Volume:
+        """Fill volume `volume` of this node with image `kind`; `report` hears of each step and how far it has
+        come (0 to 1). Raises Refused when the kind is unknown, the volume in use or too small."""
+        if kind not in KINDS:
+            raise Refused(f"no image {kind!r}", hint=f"there is {', '.join(KINDS)}")
+        release = platform.release()
+        kernel = Path(self._settings.kernel or f"/boot/vmlinuz-{release}")
+        modules = Path(self._settings.modules or f"/lib/modules/{release}")
+        async with self._volumes.mine().filling(volume) as filled:
+            await image.build_into(Path(filled.path), filled.size, kernel=kernel, modules=modules, report=report)
+        return await self._volumes.find(volume)

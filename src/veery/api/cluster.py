@@ -1,0 +1,57 @@
+"""Routes of the node itself, of its cluster, and of joining."""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiohttp import web
+
+from veery.api.server import answer, body
+from veery.cluster.join import JoinRequest
+from veery.host.log import Tail
+from veery.model.codec import convert
+from veery.node.machine import Machine
+from veery.node.membership import Membership
+
+
+class ClusterRoutes:
+    """What users ask of nodes."""
+
+    def __init__(self, membership: Membership, machine: Machine, tail: Tail) -> None:
+        self._membership, self._machine, self._tail = membership, machine, tail
+
+    def table(self) -> list[web.RouteDef]:
+        """The routes."""
+        return [
+            web.get("/v1/host", self.host),
+            web.get("/v1/log", self.log),
+            web.get("/v1/nodes", self.nodes),
+            web.post("/v1/tokens", self.token),
+            web.get("/v1/ca", self.ca),
+            web.post("/v1/join", self.join),
+        ]
+
+    async def host(self, _: web.Request) -> web.Response:
+        """This machine."""
+        host, domains = await asyncio.gather(self._machine.host(), self._machine.driver.list())
+        return answer({"node": self._machine.node, "host": host, "domains": len(domains)})
+
+    async def log(self, _: web.Request) -> web.Response:
+        """The hypervisor's log, then ours."""
+        return answer({"text": await self._machine.driver.log() + self._tail.text()})
+
+    async def nodes(self, _: web.Request) -> web.Response:
+        """All nodes."""
+        return answer(await self._machine.nodes())
+
+    async def token(self, _: web.Request) -> web.Response:
+        """For one newcomer."""
+        return answer({"token": await self._membership.token()})
+
+    async def ca(self, _: web.Request) -> web.Response:
+        """Open to all: the CA's certificate."""
+        return answer(self._membership.ca())
+
+    async def join(self, request: web.Request) -> web.Response:
+        """Open to all who hold a token."""
+        return answer(await self._membership.admit(convert(await body(request), JoinRequest)))

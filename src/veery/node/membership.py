@@ -1,0 +1,75 @@
+"""This node as a member: what it owes the cluster at its start and from time to time, and how it lets others in."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+from veery.cluster import join, keys, members
+from veery.cluster.etcd import EtcdStore
+from veery.cluster.identity import Identity
+from veery.config.settings import Settings
+from veery.errors import VeeryError
+from veery.model.node import Node
+
+log = logging.getLogger(__name__)
+
+RETRY = 0.5
+REFRESH = 20.0  # seconds between two looks at who has a vote
+
+
+class Membership:
+    """One a daemon; `run` is its task."""
+
+    def __init__(self, settings: Settings, identity: Identity, store: EtcdStore) -> None:
+        """Nothing is asked before `run`."""
+        self._settings, self.identity, self._store = settings, identity, store
+
+    async def run(self) -> None:
+        """For ever: put our records right, ask for our vote, follow the voters as they change."""
+        await self._insist("records", self._introduce)
+        await self._insist("vote", lambda: members.promote(self._store.voters, self._settings, self.identity))
+        while True:
+            await self._insist("voters", self._refresh)
+            await asyncio.sleep(REFRESH)
+
+    def ca(self) -> join.CaReply:
+        """GET /v1/ca."""
+        return join.CaReply(ca=self.identity.cluster.ca)
+
+    async def token(self) -> str:
+        """A token with which one node may join."""
+        return await join.make_token(self._store)
+
+    async def admit(self, request: join.JoinRequest) -> join.JoinReply:
+        """POST /v1/join."""
+        return await join.admit(self._store, self._store.voters, request)
+
+    async def _introduce(self) -> None:
+        await members.bootstrap(self._store, Path(self._settings.state), self.identity)
+        mine = self.identity.node
+        recorded = await keys.NODES.get(self._store, mine.name)
+        await members.update(self._store, _as_recorded(mine, recorded))
+
+    async def _refresh(self) -> None:
+        self.identity = await members.refresh(self._store, self._settings, self.identity)
+
+    async def _insist(self, what: str, work: Callable[[], Awaitable[object]]) -> None:
+        said = ""
+        while True:
+            try:
+                await work()
+                return
+            except VeeryError as error:
+                if error.message != said:
+                    log.warning("membership: %s wait: %s", what, error.message)
+                said = error.message
+            await asyncio.sleep(RETRY)
+
+
+def _as_recorded(mine: Node, recorded: Node | None) -> Node:
+    """Our record as our settings have it, with the initiator name that the cluster gave us."""
+    return replace(mine, initiator=mine.initiator or (recorded.initiator if recorded else ""))
