@@ -133,7 +133,7 @@ class Daemon:
         tables = [
             DomainRoutes(self.domains, devices, self.moves, self.machine, peers=self.peers).table(),
             StorageRoutes(
-                self.volumes, Images(self.volumes, self.settings.image), self.domains, self.machine, peers=self.peers
+                self.volumes, Images(self.volumes, self.settings.image), devices, self.machine, peers=self.peers
             ).table(),
             ClusterRoutes(self.membership, self.machine, tail).table(),
         ]

@@ -46,7 +46,8 @@ def error_body(error: VeeryError) -> dict[str, Any]:
 
 
 async def body(request: web.Request, **wanted: type) -> dict[str, Any]:
-    """The request's JSON object. Raises Refused where it is none, or a key in `wanted` is missing or of a wrong type."""
+    """The request's JSON object. Raises Refused where it is none, or a key in `wanted` is
+    missing or of a wrong type."""
     raw = await request.read()
     try:
         data = msgspec.json.decode(raw) if raw else {}

@@ -12,7 +12,7 @@ from veery.errors import Refused, VeeryError
 from veery.model.node import Role
 from veery.model.volume import Backing
 from veery.network.bridge import bridges
-from veery.node.domains import Domains
+from veery.node.devices import Devices
 from veery.node.images import Images
 from veery.node.machine import Machine
 from veery.node.peers import Peers
@@ -23,9 +23,9 @@ class StorageRoutes:
     """What users order of storage. Orders for a volume of another node are forwarded to it."""
 
     def __init__(
-        self, volumes: VolumeService, images: Images, domains: Domains | None, machine: Machine, *, peers: Peers
+        self, volumes: VolumeService, images: Images, devices: Devices, machine: Machine, *, peers: Peers
     ) -> None:
-        self._volumes, self._images, self._domains = volumes, images, domains
+        self._volumes, self._images, self._devices = volumes, images, devices
         self._machine, self._peers = machine, peers
 
     def table(self) -> list[web.RouteDef]:
@@ -84,7 +84,7 @@ class StorageRoutes:
     async def resized(self, request: web.Request) -> web.Response:
         """A storage node tells: the domains here that use the volume are to be told."""
         size = (await body(request, size=int))["size"]
-        told = await self._domains.resized(request.match_info["name"], size) if self._domains else 0
+        told = await self._devices.resized(request.match_info["name"], size)
         return answer({"told": told})
 
     async def content(self, request: web.Request) -> web.StreamResponse:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import platform
+from collections.abc import Callable
 from pathlib import Path
 
+from veery.config.settings import Image
+from veery.errors import Refused
+from veery.model.volume import Volume
 from veery.node.volumes import VolumeService
+from veery.storage import image
 
 KINDS = ("busybox",)
 
