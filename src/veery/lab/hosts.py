@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -40,6 +42,11 @@ async def remove(lab: str, folder: Path) -> None:
     await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
+def stands(lab: str) -> bool:
+    """Whether any namespace of `lab` exists."""
+    return any(lab_of(path.name) == lab for path in _namespaces())
+
+
 async def sweep(labs: Path) -> tuple[str, ...]:
     """Remove every lab that a dead run has left, and no other; their names. `labs` is where labs have their
     folders. A lab in use, or made to stay, is left alone."""
@@ -69,6 +76,20 @@ async def inside(namespace: str, argv: Sequence[str | Path], *, deadline: float 
 def enter(namespace: str, argv: Sequence[str | Path]) -> list[str | Path]:
     """The command line that runs `argv` in a namespace, in the same process (nsenter(1) execs it)."""
     return ["nsenter", f"--net={NAMESPACES / namespace}", "--", *argv]
+
+
+def environ(plan: Plan, machine: str) -> dict[str, str]:
+    """What a command inside `machine` has in its environment beside ours: our programs in PATH and, on a node, its
+    settings."""
+    found = {"VEERY_LAB": plan.lab, "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"}
+    if machine not in (CLIENT, SWITCH):
+        found["VEERY_SETTINGS"] = str(plan.settings(machine))
+    return found
+
+
+def members_of(plan: Plan, machine: str) -> tuple[members.Member, ...]:
+    """The processes that run inside `machine`."""
+    return members.members([NAMESPACES / plan.namespace(machine)])
 
 
 def _switch(plan: Plan, machines: Iterable[str]) -> list[str]:

@@ -1,10 +1,9 @@
-"""`python3 -m veery.lab.setup packages|guest`: the parts of the set-up that come before the virtual environment.
+"""`python3 -m veery.lab.setup packages guest`: the parts of the set-up that come before the virtual environment.
 
 The Makefile calls it with the system's Python and nothing but the standard library."""
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 
@@ -36,28 +35,37 @@ class Bar:
         sys.stderr.flush()
 
 
-def main(arguments: list[str]) -> int:
-    """Do one part; 0, 1 with a message, or 2 for a wrong word."""
-    if arguments not in (["packages"], ["guest"]):
-        sys.stderr.write("usage: python3 -m veery.lab.setup packages|guest\n")
+def main(parts: list[str]) -> int:
+    """Do `parts` in order, silently where nothing is to be done; 0, 1 with a message, or 2 for a wrong word."""
+    if not parts or set(parts) - set(_PARTS):
+        sys.stderr.write(f"usage: python3 -m veery.lab.setup {'|'.join(_PARTS)}...\n")
         return 2
-    if os.geteuid():
-        sys.stderr.write("error: the set-up installs packages: run as root\n")
-        return 1
-    part = arguments[0]
-    bar = Bar("packages" if part == "packages" else "guest kernel")
-    try:
-        if part == "packages":
-            done = packages.install(bar)
-            bar.end(f"installed {' '.join(done)}" if done else "all there")
-        else:
-            bar.end(f"{guest.fetch(bar).version}, in {packages.cache() / 'guest'}")
-    except VeeryError as error:
-        bar.end(f"error: {error.message}")
-        if error.hint:
-            sys.stderr.write(f"hint: {error.hint}\n")
-        return 1
+    for part in parts:
+        bar = Bar(part)
+        try:
+            done = _PARTS[part](bar)
+        except VeeryError as error:
+            bar.end(f"error: {error.message}")
+            if error.hint:
+                sys.stderr.write(f"  hint: {error.hint}\n")
+            return 1
+        if done:
+            bar.end(done)
     return 0
+
+
+def _packages(bar: Bar) -> str:
+    done = packages.install(bar)
+    return f"installed {' '.join(done)}" if done else ""
+
+
+def _guest(bar: Bar) -> str:
+    if guest.find():
+        return ""
+    return f"kernel {guest.fetch(bar).version}, unpacked in {packages.cache() / 'guest'}"
+
+
+_PARTS = {"packages": _packages, "guest": _guest}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,84 @@
+# veery: the two commands are `make demo` and `make test`; both do all their own set-up.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+DRIVER ?= qemu
+PYTEST ?=
+
+# The system's own Python where it is new enough: a pyenv shim in PATH may name one that has no Debian packages.
+PYTHON := $(shell for each in /usr/bin/python3 python3; do \
+	$$each -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$each && break; done)
+SETUP := PYTHONPATH=src PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m veery.lab.setup
+BIN := .venv/bin
+VENV := .cache/venv.stamp
+
+ifneq ($(DRIVER),qemu)
+$(error DRIVER=$(DRIVER): the drivers are: qemu)
+endif
+ifeq ($(PYTHON),)
+$(error veery needs Python 3.11 or later as /usr/bin/python3 or python3)
+endif
+
+.PHONY: help demo test check bench lab setup root lock clean FORCE
+
+help: ## print this
+	@echo 'usage: make TARGET'
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  \1	\2/p' $(MAKEFILE_LIST) | expand -t 12
+	@echo 'PYTEST=... is handed on to pytest, for example PYTEST="-k tap tests/unit".'
+
+demo: root setup ## the seed's experiment on real parts, told as a story (about a minute)
+	@$(BIN)/veery lab demo
+
+test: root setup ## every check and every test
+	@$(MAKE) --no-print-directory check
+	@$(BIN)/python -m pytest $(or $(PYTEST),tests/unit tests/contract tests/integration)
+
+check: $(VENV) ## format, lint, types and layers
+	@$(BIN)/ruff format --check --quiet . || { echo 'error: format with: $(BIN)/ruff format .'; exit 1; }
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy --no-error-summary
+	@PYTHONPATH=src $(BIN)/lint-imports --no-logo --config pyproject.toml >.cache/layers.log 2>&1 \
+		|| { cat .cache/layers.log; exit 1; }
+	@echo 'format, lint, types, layers: good'
+
+bench: root setup ## measure moves beside a bare QMP script; writes bench/latest.json
+	@$(BIN)/python bench/run.py
+
+lab: root setup ## build the lab and leave it standing (veery lab down removes it)
+	@$(BIN)/veery lab up
+
+setup: system $(VENV) ## only the set-up: packages, guest kernel, .venv
+
+lock: $(VENV) ## resolve pyproject.toml anew into packaging/requirements.lock
+	@cd packaging && ../$(BIN)/pip-compile --quiet --upgrade --extra dev --generate-hashes --allow-unsafe --strip-extras \
+		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options --no-header --no-annotate \
+		--cache-dir ../.cache/pip-tools --output-file requirements.lock ../pyproject.toml
+	@sed -i '1i # Made by `make lock`: every package that .venv holds, with the hashes of its files. Not to be edited.' \
+		packaging/requirements.lock
+
+clean: ## remove what was made in this folder (.venv, .cache); downloads stay in ~/.cache/veery
+	@rm -rf .venv .cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build bench/latest.json
+	@find . -name __pycache__ -prune -exec rm -rf {} +
+
+# ---- set-up
+root:
+	@[ "$$(id -u)" = 0 ] || { echo 'error: the lab makes network namespaces and installs packages: run make as root' >&2; exit 1; }
+
+.PHONY: system
+system: root
+	@$(SETUP) packages guest
+
+# Made anew when the lock changes, and when the work tree was moved (the stamp holds its path).
+$(VENV): packaging/requirements.lock pyproject.toml $(if $(filter $(CURDIR),$(shell cat $(VENV) 2>/dev/null)),,FORCE)
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || $(SETUP) packages
+	@mkdir -p .cache
+	@$(BIN)/python -c '' 2>/dev/null || { rm -rf .venv; echo 'python: making .venv'; $(PYTHON) -m venv .venv; }
+	@echo 'python: installing the packages of packaging/requirements.lock'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r packaging/requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@echo '$(CURDIR)' >$@
+
+FORCE:

@@ -1,0 +1,100 @@
+"""Real faults for a lab's machines: power, cables, frozen and killed programs. Nothing is simulated.
+
+A cut is a `blackhole` queue (tc-stab(8) family; in every kernel) on one end of the cable, so that each direction can
+be cut alone and the card still shows its carrier, as behind a broken switch."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from enum import StrEnum
+
+from veery.errors import Refused
+from veery.lab import members
+from veery.lab.members import Member
+from veery.lab.plan import NAMESPACES, SWITCH
+from veery.lab.services import Lab
+
+
+class Direction(StrEnum):
+    """Which way a cable is cut."""
+
+    BOTH = "both"
+    IN = "in"  # the machine hears nothing
+    OUT = "out"  # the machine is not heard
+
+
+async def cut(lab: Lab, node: str, direction: Direction = Direction.BOTH) -> None:
+    """Cut the cable of `node` (or of the client). Frames sent from now on are lost without a sign."""
+    for where, device in _ends(node, direction):
+        await lab.run(where, ["tc", "qdisc", "replace", "dev", device, "root", "blackhole"])
+
+
+async def heal(lab: Lab, node: str) -> None:
+    """Mend the cable of `node`, whichever way it was cut."""
+    for where, device in _ends(node, Direction.BOTH):
+        shown = (await lab.run(where, ["tc", "qdisc", "show", "dev", device])).out
+        if "blackhole" in shown:
+            await lab.run(where, ["tc", "qdisc", "delete", "dev", device, "root"])
+
+
+async def power_off(lab: Lab, node: str) -> None:
+    """Take the power away: the cable first, so that not even the kernel's FIN or RST gets out, then every process.
+    What a reboot would empty is emptied: the taps and the run folder; the disk (state) stays."""
+    await cut(lab, node)
+    await members.kill([NAMESPACES / lab.plan.namespace(node)])
+    shown = (await lab.run(node, ["ip", "-o", "link", "show", "type", "tun"])).out
+    for row in shown.splitlines():
+        await lab.run(node, ["ip", "link", "delete", row.split(":")[1].strip()])
+    run = lab.plan.home(node) / "run"
+    shutil.rmtree(run)
+    run.mkdir()
+
+
+async def power_on(lab: Lab, node: str) -> None:
+    """Give the power back: cable and veeryd, which starts what the node had."""
+    await heal(lab, node)
+    await lab.start(node)
+
+
+def freeze(lab: Lab, node: str) -> tuple[Member, ...]:
+    """Stop every process of `node` (SIGSTOP), as a machine that hangs; those stopped. The kernel still answers."""
+    return _signal(lab.members(node), signal.SIGSTOP)
+
+
+def thaw(lab: Lab, node: str) -> tuple[Member, ...]:
+    """Let a frozen node go on."""
+    return _signal(lab.members(node), signal.SIGCONT)
+
+
+def find(lab: Lab, node: str, program: str) -> tuple[Member, ...]:
+    """The processes on `node` whose program's name begins with `program`: "veeryd", "etcd", "tgtd", "qemu-system".
+    Raises Refused when there is none."""
+    found = tuple(member for member in lab.members(node) if member.program.startswith(program))
+    if not found:
+        running = ", ".join(sorted({member.program for member in lab.members(node)})) or "nothing"
+        raise Refused(f"no {program} runs on {node}", hint=f"there runs {running}")
+    return found
+
+
+async def kill(lab: Lab, node: str, program: str) -> tuple[Member, ...]:
+    """SIGKILL the processes that `find` finds, and wait for their end."""
+    found = find(lab, node, program)
+    await members.end(found)
+    return found
+
+
+def _signal(found: tuple[Member, ...], number: signal.Signals) -> tuple[Member, ...]:
+    for member in found:
+        member.process.send(number)
+    return found
+
+
+def _ends(node: str, direction: Direction) -> list[tuple[str, str]]:
+    """(machine, device) whose sending side is to be stopped: the switch's port, the machine's own card."""
+    ends = []
+    if direction is not Direction.OUT:
+        ends.append((SWITCH, node))
+    if direction is not Direction.IN:
+        ends.append((node, "eth0"))
+    return ends

@@ -1,0 +1,260 @@
+"""A lab with its services: one veeryd a node, joined into one cluster, as a user would do it by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from veery.client.address import Address
+from veery.client.http import Client
+from veery.errors import Failed, Refused, VeeryError
+from veery.host.files import write_atomic
+from veery.host.process import Process
+from veery.host.run import Result, run
+from veery.lab import hosts
+from veery.lab.claim import Claim, Record, read
+from veery.lab.members import Member
+from veery.lab.plan import Machine, Plan, plan
+from veery.model.node import Role
+
+Report = Callable[[str, float], None]  # what is done now, and how much of it all: 0 to 1
+
+_ORDER = 60.0  # seconds for one command
+_READY = 60.0  # seconds for a daemon to answer, or for the cluster to be whole
+
+
+def silent(_text: str, _fraction: float) -> None:
+    """A Report that says nothing."""
+
+
+@dataclass
+class Lab:
+    """A lab that this process holds; `down` removes it, `leave` lets it stand."""
+
+    plan: Plan
+    _claim: Claim
+
+    # ---- up and down
+    @classmethod
+    async def up(cls, name: str, *, hypervisors: int = 2, stays: bool = False, report: Report = silent) -> Lab:
+        """Build lab `name`, and clear away first what a dead run left of it. On failure nothing of it is left but
+        the message. With `stays` it outlives this process.
+
+        Raises Refused when the name is taken or does not fit, Failed with what did not start."""
+        drawn = plan(name, hypervisors)
+        if os.geteuid():
+            raise Refused("the lab makes network namespaces", hint="run as root")
+        lab = cls(drawn, Claim(name))
+        try:
+            record = read(name)
+            await hosts.remove(name, Path(record.folder) if record else drawn.folder)
+            lab._claim.write(Record(str(drawn.folder), hypervisors, os.getpid(), stays))
+            report("namespaces and bridges", 0.0)
+            for node in drawn.nodes:
+                _furnish(drawn, node)
+            await hosts.build(drawn)
+            await lab._boot(report)
+        except BaseException:
+            await lab.down()
+            raise
+        return lab
+
+    @classmethod
+    def attach(cls, name: str) -> Lab:
+        """The lab `name` that stands (`veery lab up`), taken by this process. Raises Refused where there is none,
+        or another process has it."""
+        claim = Claim(name)
+        record = read(name)
+        if record is None or not hosts.stands(name):
+            claim.release() if record else claim.forget()
+            raise Refused(f"lab {name} is not up", hint="veery lab up")
+        return cls(plan(name, record.hypervisors), claim)
+
+    async def down(self) -> None:
+        """Remove the lab: processes, namespaces, folder."""
+        await hosts.remove(self.plan.lab, self.plan.folder)
+        self._claim.forget()
+
+    def leave(self) -> None:
+        """Let go; the lab stands on if it was made to stay."""
+        self._claim.release()
+
+    # ---- its nodes
+    async def run(
+        self,
+        node: str,
+        argv: Sequence[str | Path],
+        *,
+        deadline: float = _ORDER,
+        check: bool = True,
+        stdin: bytes | None = None,
+    ) -> Result:
+        """Run a command on `node` (or "client", "switch"), as host.run.run does."""
+        return await run(self.enter(node, argv), deadline=deadline, check=check, stdin=stdin, env=self.environ(node))
+
+    async def veery(
+        self, node: str, *words: str, deadline: float = _ORDER, check: bool = True, stdin: bytes | None = None
+    ) -> Result:
+        """Run `veery WORDS...` on `node`, speaking to that node's daemon. Raises Failed with its message."""
+        result = await self.run(node, [_program("veery"), *words], deadline=deadline, check=False, stdin=stdin)
+        if check and result.code:
+            rows = (result.err.strip() or result.out.strip() or "no message").splitlines()
+            raise Failed(f"veery {' '.join(words)} on {node}: {rows[0]}", hint="; ".join(rows[1:3]))
+        return result
+
+    async def json(self, node: str, *words: str, deadline: float = _ORDER) -> Any:
+        """What `veery WORDS...` prints on `node`, as JSON. Raises Failed."""
+        return json.loads((await self.veery(node, *words, deadline=deadline)).out)
+
+    def client(self, node: str, *, deadline: float = _ORDER) -> Client:
+        """The HTTP API of `node`'s daemon."""
+        return Client(Address(self.plan.home(node) / "run" / "api.sock"), deadline=deadline)
+
+    def enter(self, node: str, argv: Sequence[str | Path]) -> list[str | Path]:
+        """The command line that runs `argv` inside `node`."""
+        return hosts.enter(self.plan.namespace(node), argv)
+
+    def environ(self, node: str) -> dict[str, str]:
+        """What `veery lab exec` adds to the environment there: the node's settings, and our programs in PATH."""
+        return hosts.environ(self.plan, node)
+
+    def members(self, node: str) -> tuple[Member, ...]:
+        """The processes that run on `node`."""
+        return hosts.members_of(self.plan, node)
+
+    def log(self, node: str, name: str = "veeryd") -> Path:
+        """The log file of a service that the lab itself starts on `node`."""
+        return self.plan.home(node) / "log" / f"{name}.log"
+
+    # ---- its daemons
+    async def start(self, node: str) -> Process:
+        """Start veeryd on `node`, and wait until it answers. Raises Failed with the end of its log."""
+        argv = self.enter(node, [_program("veeryd"), "--settings", self.plan.settings(node)])
+        process = Process.spawn(argv, log_file=self.log(node), env=self.environ(node))
+        await self.ready(node, process)
+        return process
+
+    async def ready(self, node: str, process: Process | None = None) -> None:
+        """Return once `node`'s daemon answers (and knows its cluster). Raises Failed."""
+        client = self.client(node, deadline=5.0)
+
+        async def answers() -> str:
+            if process is not None and not process.alive():
+                raise Failed(f"veeryd on {node} ended at once: {self._last_words(node)}", hint=f"see {self.log(node)}")
+            try:
+                await asyncio.to_thread(client.get, "/v1/nodes")
+            except VeeryError as error:
+                return error.message
+            return ""
+
+        await _until(answers, f"veeryd on {node} does not answer", hint=f"see {self.log(node)}")
+
+    async def healthy(self) -> None:
+        """Return once every node is alive in the eyes of every other. Raises Failed."""
+        wanted = {machine.name for machine in self.plan.nodes}
+
+        async def whole() -> str:
+            for name in wanted:
+                rows = await asyncio.to_thread(self.client(name).get, "/v1/nodes")
+                missing = wanted - {row["node"]["name"] for row in rows if row["alive"]}
+                if missing:
+                    return f"{name} misses {', '.join(sorted(missing))}"
+            return ""
+
+        await _until(
+            whole, f"the cluster of lab {self.plan.lab} is not whole", hint=f"see the logs in {self.plan.folder}"
+        )
+
+    async def _boot(self, report: Report) -> None:
+        first, *others = self.plan.nodes
+        report(f"veery init on {first.name}", 0.1)
+        await self._init(first)
+        await self.start(first.name)
+        done = 0
+
+        async def join(machine: Machine) -> None:
+            nonlocal done
+            await self._join(machine, first)
+            await self.start(machine.name)
+            done += 1
+            report(f"{machine.name} has joined", 0.4 + 0.5 * done / len(others))
+
+        report(f"{', '.join(machine.name for machine in others)} join", 0.4)
+        await _all([join(machine) for machine in others])
+        report("waiting for the cluster to be whole", 0.9)
+        await self.healthy()
+
+    async def _init(self, machine: Machine) -> None:
+        await self.veery(machine.name, "init", *_described(machine), "--cluster", "lab")
+
+    async def _join(self, machine: Machine, first: Machine) -> None:
+        token = (await self.veery(first.name, "node", "token")).out.split()[-1]
+        await self.veery(machine.name, "join", f"{token}@{first.address}", *_described(machine))
+
+    def _last_words(self, node: str) -> str:
+        with suppress(OSError):
+            rows = self.log(node).read_text(errors="replace").strip().splitlines()
+            return rows[-1] if rows else "it said nothing"
+        return "it said nothing"
+
+
+def _described(machine: Machine) -> list[str]:
+    roles = ",".join(role.value for role in machine.roles)
+    return ["--name", machine.name, "--address", machine.address, "--roles", roles]
+
+
+def _furnish(drawn: Plan, node: Machine) -> None:
+    """Make a node's folders and its settings file."""
+    home = drawn.home(node.name)
+    for name in ("etc", "lib", "run", "log"):
+        (home / name).mkdir(parents=True)
+    rows = [
+        f"# node {node.name} of lab {drawn.lab}, written by veery lab up",
+        f"state = {_quoted(home / 'lib')}",
+        f"run = {_quoted(home / 'run')}",
+    ]
+    if Role.HYPERVISOR in node.roles:  # as the seed's xend-config.sxp
+        rows += ["", "[relocation]", f'address = "{node.address}"', "port = 8002", 'hosts_allow = ""']
+    if Role.STORAGE in node.roles:
+        rows += ["", "[storage]", f"pool = {_quoted(home / 'lib' / 'volumes')}"]
+    write_atomic(drawn.settings(node.name), "\n".join(rows) + "\n", mode=0o644)
+
+
+def _quoted(path: Path) -> str:
+    return json.dumps(str(path))  # TOML's basic strings and JSON's agree on what a path can hold
+
+
+def _program(name: str) -> Path:
+    """One of our own programs, beside the Python that runs us."""
+    return Path(sys.executable).with_name(name)
+
+
+async def _all(works: Sequence[Awaitable[None]]) -> None:
+    """Await `works` together; the first failure ends the others and is raised."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for work in works:
+                group.create_task(_one(work))
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+
+
+async def _one(work: Awaitable[None]) -> None:
+    await work
+
+
+async def _until(check: Callable[[], Awaitable[str]], message: str, *, hint: str, within: float = _READY) -> None:
+    """Ask `check` until it returns ""; Failed with `message` and its last answer after `within` seconds."""
+    ends = time.monotonic() + within
+    while why := await check():
+        if time.monotonic() > ends:
+            raise Failed(f"{message}: {why}", hint=hint)
+        await asyncio.sleep(0.05)
