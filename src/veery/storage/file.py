@@ -1,0 +1,123 @@
+"""Volumes as sparse raw files in a folder, the pool."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from pathlib import Path
+
+from veery.errors import Failed, Refused
+from veery.model.units import format_size
+
+
+class FileStore:
+    """As base.BytesStore. A file is as large as its volume and takes only the room of what was written."""
+
+    def __init__(self, pool: Path) -> None:
+        """`pool` is made when first needed; it must be an absolute path that tgtd can be given."""
+        self._pool = pool
+
+    def path(self, name: str) -> Path:
+        """As BytesStore.path."""
+        return self._pool / f"{name}.img"
+
+    async def size(self, name: str) -> int | None:
+        """As BytesStore.size."""
+        try:
+            return self.path(name).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    async def free(self) -> int:
+        """As BytesStore.free: the filesystem's room, of which sparse files may have promised more than there is."""
+        return shutil.disk_usage(self._ready()).free
+
+    async def create(self, name: str, size: int) -> int:
+        """As BytesStore.create. Sparse files may promise more than there is together, but none alone."""
+        pool, path = self._ready(), self.path(name)
+        await self._room(size)
+        try:
+            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        except FileExistsError as error:
+            raise Refused(f"{path} is there already", hint="no volume's record names it: move it away") from error
+        except OSError as error:
+            raise Failed(f"{path}: {error.strerror}") from error
+        try:
+            os.truncate(handle, size)
+            os.fsync(handle)
+            _sync_folder(pool)
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            raise Failed(f"{path}: {error.strerror}") from error
+        finally:
+            os.close(handle)
+        return size
+
+    async def grow(self, name: str, size: int) -> int:
+        """As BytesStore.grow."""
+        now = await self._there(name)
+        if size > now:
+            await self._room(size - now)
+            self._truncate(name, size)
+        return max(size, now)
+
+    async def clear(self, name: str) -> None:
+        """As BytesStore.clear: gives the room back."""
+        size = await self._there(name)
+        await asyncio.to_thread(self._truncate, name, 0)
+        self._truncate(name, size)
+
+    async def delete(self, name: str) -> None:
+        """As BytesStore.delete."""
+        try:
+            await asyncio.to_thread(self.path(name).unlink)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise Failed(f"{self.path(name)}: {error.strerror}") from error
+        _sync_folder(self._pool)
+
+    def _ready(self) -> Path:
+        text = str(self._pool)
+        if not self._pool.is_absolute() or "," in text or any(sign.isspace() for sign in text):
+            raise Refused(
+                f"volumes cannot be kept in {text!r}",
+                hint="set storage.pool to an absolute path without commas and spaces",
+            )
+        try:
+            self._pool.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise Refused(f"{self._pool}: {error.strerror}", hint="set storage.pool to a folder") from error
+        return self._pool
+
+    async def _there(self, name: str) -> int:
+        size = await self.size(name)
+        if size is None:
+            raise Failed(f"{self.path(name)} is gone", hint=f"bring it back, or: veery volume delete {name}")
+        return size
+
+    async def _room(self, size: int) -> None:
+        free = await self.free()
+        if size > free:
+            raise Refused(
+                f"{format_size(size)} do not fit: {self._pool} has {format_size(free)} left",
+                hint="choose a smaller size, or make room there",
+            )
+
+    def _truncate(self, name: str, size: int) -> None:
+        path = self.path(name)
+        try:
+            with path.open("rb+") as file:
+                file.truncate(size)
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise Failed(f"{path}: {error.strerror}") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

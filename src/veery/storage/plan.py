@@ -1,0 +1,283 @@
+"""What to change at tgtd so that it is what the records say: pure, no clock, no await.
+
+The order is the point. An ACL entry whose account is not bound lets anyone in who claims that name (tgt.py), so
+doors close first, accounts come before ACL entries, and ACL entries come last. Every prefix of the plan leaves
+tgtd in a state from which `decide` finds its way, so a crash in between costs nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+from veery.model.volume import Initiator, Volume
+from veery.storage.tgt import Lun, Target, shown_size
+
+LUN = 1  # of every volume; LUN 0 is tgt's controller
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """One target as it should be. `size` is that of the bytes as they are on disk now."""
+
+    tid: int
+    iqn: str
+    path: str
+    size: int
+    sync: bool
+    admitted: tuple[Initiator, ...]
+
+    @property
+    def scsi_id(self) -> str:
+        """The designator of INQUIRY page 0x83: the same for this volume wherever and whenever it is served."""
+        return f"veery-{hashlib.sha256(self.iqn.encode()).hexdigest()[:24]}"
+
+    @property
+    def serial(self) -> str:
+        """The serial number of INQUIRY page 0x80."""
+        return hashlib.sha256(self.iqn.encode()).hexdigest()[:20]
+
+
+def wanted(volume: Volume, size: int, *, sync: bool, admitted: Sequence[Initiator]) -> Wanted:
+    """The target of `volume`, whose bytes are `size` large."""
+    return Wanted(tid=volume.tid, iqn=volume.iqn, path=volume.path, size=size, sync=sync, admitted=tuple(admitted))
+
+
+# ---------------------------------------------------------------- steps; `tid` 0: no target's own
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    """Take a whole target away."""
+
+    tid: int
+    target: Target
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Deny:
+    """Remove an ACL entry."""
+
+    tid: int
+    entry: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Close an initiator's sessions."""
+
+    tid: int
+    initiator: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Delete an account."""
+
+    tid: int
+    user: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Enrol:
+    """Make an account."""
+
+    tid: int
+    user: str
+    password: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Make:
+    """Make an empty target."""
+
+    tid: int
+    iqn: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Serve:
+    """Give a target its LUN."""
+
+    tid: int
+    path: str
+    sync: bool
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """Set the LUN's identity."""
+
+    tid: int
+    scsi_id: str
+    serial: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """Have the LUN's new size seen."""
+
+    tid: int
+    path: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """Let an account authenticate at a target."""
+
+    tid: int
+    user: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unbind:
+    """No longer so."""
+
+    tid: int
+    user: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Allow:
+    """Add an ACL entry."""
+
+    tid: int
+    initiator: str
+    why: str
+
+
+Step = Remove | Deny | Close | Forget | Enrol | Make | Serve | Name | Reload | Bind | Unbind | Allow
+
+
+def describe(step: Step) -> str:
+    """One line for the log: no passwords."""
+    about = {
+        field: value
+        for field in ("iqn", "entry", "initiator", "user", "path")
+        if (value := getattr(step, field, "")) and "#" not in value
+    }
+    where = f" target {step.tid}" if step.tid else ""
+    return f"{type(step).__name__.lower()}{where} {' '.join(about.values())}: {step.why}"
+
+
+def mark(user: str, password: str) -> str:
+    """The name of an account that says which password account `user` has. It is bound to nothing, so it opens
+    nothing; it lives and dies with tgtd's memory, as the password does, which cannot be read back."""
+    digest = hashlib.sha256(user.encode() + b"\0" + password.encode()).hexdigest()
+    return f"{user}#{digest[:20]}"
+
+
+def decide(
+    targets: Sequence[Wanted],
+    initiators: Sequence[Initiator],
+    observed: Sequence[Target],
+    accounts: Collection[str],
+) -> tuple[Step, ...]:
+    """The steps from `observed` and its `accounts` to `targets`, with `initiators` (all of them) enrolled."""
+    wanted_by_iqn = {one.iqn: one for one in targets}
+    removed, kept = [], {}
+    for target in observed:
+        reason = _misfit(target, wanted_by_iqn.get(target.iqn))
+        if reason:
+            removed.append(Remove(target.tid, target, reason))
+        else:
+            kept[target.iqn] = target
+    passwords = {one.user: one.password for one in initiators}
+    marks = {user: mark(user, password) for user, password in passwords.items()}
+    stale = {user for user in passwords if user in accounts and marks[user] not in accounts}
+    known = {user for user in passwords if user in accounts} - stale
+
+    doors: list[Step] = []
+    late: list[Step] = []
+    allows: list[Step] = []
+    for one in targets:
+        target = kept.get(one.iqn) or Target(tid=one.tid, iqn=one.iqn, state="")
+        shut = tuple(_doors(one, target, stale))
+        doors += shut
+        open_ = set(target.acl) - {step.entry for step in shut if isinstance(step, Deny)}
+        late += _body(one, target, new=one.iqn not in kept)
+        users = {initiator.user for initiator in one.admitted}
+        bound = set(target.accounts) - stale
+        late += [Bind(one.tid, user, "an admitted node's") for user in sorted(users - bound)]
+        late += [Unbind(one.tid, user, "of no admitted node") for user in sorted((bound - users) & known)]
+        allows += [
+            Allow(one.tid, initiator.iqn, f"node {initiator.node} is admitted")
+            for initiator in one.admitted
+            if initiator.iqn not in open_
+        ]
+    expected = set(passwords) | set(marks.values())
+    return (
+        *removed,
+        *doors,
+        *(Forget(0, user, "its password changed") for user in sorted(stale)),
+        *_enrol(passwords, marks, known),
+        *late,
+        *(Forget(0, user, "no record names it") for user in sorted(set(accounts) - expected)),
+        *allows,
+    )
+
+
+def _misfit(target: Target, one: Wanted | None) -> str:
+    """Why a target must go and perhaps be made anew; "" if it can stay."""
+    if one is None:
+        return "no record names it"
+    if target.tid != one.tid:
+        return f"its id should be {one.tid}"
+    strangers = [lun.lun for lun in target.luns if lun.lun not in {0, LUN}]
+    if strangers:
+        return f"LUN {strangers[0]} is not ours"
+    lun = target.lun(LUN)
+    return _lun_misfit(lun, one) if lun else ""
+
+
+def _lun_misfit(lun: Lun, one: Wanted) -> str:
+    if lun.path != one.path:
+        return f"its LUN is {lun.path or 'empty'}"
+    if ("sync" in lun.flags) != one.sync:
+        return f"its writes should {'' if one.sync else 'not '}be synchronous"
+    return ""
+
+
+def _doors(one: Wanted, target: Target, stale: set[str]) -> Iterator[Deny | Close]:
+    """What to shut at a target that stays."""
+    admitted = {initiator.iqn: initiator for initiator in one.admitted}
+    for entry in target.acl:
+        if entry not in admitted:
+            yield Deny(one.tid, entry, "not admitted")
+        elif admitted[entry].user in stale:
+            yield Deny(one.tid, entry, "its password changed")
+        elif admitted[entry].user not in target.accounts:
+            yield Deny(one.tid, entry, "its account is not bound")
+    for initiator in dict.fromkeys(session.initiator for session in target.sessions):
+        if initiator not in admitted:
+            yield Close(one.tid, initiator, "not admitted")
+
+
+def _body(one: Wanted, target: Target, *, new: bool) -> Iterator[Step]:
+    """The target itself and its LUN."""
+    if new:
+        yield Make(one.tid, one.iqn, "recorded")
+    lun = target.lun(LUN)
+    if lun is None:
+        yield Serve(one.tid, one.path, one.sync, "recorded")
+    elif lun.size_mb != shown_size(one.size) or not lun.online:
+        yield Reload(one.tid, one.path, f"tgtd shows {lun.size_mb} MB")
+    if lun is None or (lun.scsi_id, lun.serial) != (one.scsi_id, one.serial):
+        yield Name(one.tid, one.scsi_id, one.serial, "recorded")
+
+
+def _enrol(passwords: dict[str, str], marks: dict[str, str], known: set[str]) -> Iterator[Enrol]:
+    for user in sorted(set(passwords) - known):
+        yield Enrol(0, user, passwords[user], "recorded")
+        yield Enrol(0, marks[user], passwords[user], "says which password it is")

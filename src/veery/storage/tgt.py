@@ -1,0 +1,497 @@
+"""tgtd, the iSCSI target, driven live through tgtadm; one private daemon a storage node.
+
+Facts this module rests on, seen in tgt 1.0.85 and read in its sources (usr/ of fujita/tgt):
+
+- TGT_IPC_SOCKET is a prefix: ".0" (the control port) is appended, and the whole must fit sun_path (mgmt.c,
+  ipc_init). Without it every network namespace shares one socket.
+- A portal that cannot be bound is dropped, and with no portal left tgtd listens on every address, port 3260
+  (iscsi_tcp.c, iscsi_tcp_init). A second --iscsi replaces the first. So the portals are read back.
+- An ACL entry on a target that has no account bound lets anyone in who claims that name (iscsid.c,
+  text_scan_security). So accounts are bound before the first ACL entry and leave after the last.
+- Target names may hold letters, digits, "." ":" "-" only (target.c, tgt_target_create).
+- LUN parameters are split at commas, so a path with a comma cannot be given.
+- Passwords cannot be read back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import re
+import socket
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from veery.errors import Failed, OutcomeUnknown, Refused
+from veery.host.run import run
+
+log = logging.getLogger(__name__)
+
+SUN_PATH = 107  # bytes of a unix socket's path, without its final NUL (unix(7))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connection:
+    """One TCP connection of a session; `address` is "" once tgtd closed it and only waits for its last I/O."""
+
+    cid: int
+    address: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """One I_T nexus: initiator `initiator` is logged in. `sid` is the session's TSIH."""
+
+    sid: int
+    initiator: str
+    alias: str = ""
+    connections: tuple[Connection, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lun:
+    """One logical unit. `size_mb` is tgt's own rounding (`shown_size`); `path` "" for the controller, LUN 0."""
+
+    lun: int
+    kind: str
+    scsi_id: str
+    serial: str
+    size_mb: int
+    block_size: int
+    online: bool
+    readonly: bool
+    backing: str
+    path: str
+    flags: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """One target as `tgtadm --op show` tells it. `acl` holds initiator names and addresses; `accounts` the
+    CHAP users that may come in."""
+
+    tid: int
+    iqn: str
+    state: str
+    luns: tuple[Lun, ...] = ()
+    sessions: tuple[Session, ...] = ()
+    accounts: tuple[str, ...] = ()
+    outgoing: str = ""
+    acl: tuple[str, ...] = ()
+
+    def lun(self, number: int) -> Lun | None:
+        """Logical unit `number`, if it is there."""
+        return next((lun for lun in self.luns if lun.lun == number), None)
+
+
+def shown_size(size: int) -> int:
+    """The "MB" that tgt prints for `size` bytes (target.c, print_disksize). Two sizes that are whole MiB
+    never show the same."""
+    sectors = size // 512
+    return (sectors - (sectors // 625 - 974)) // 1950
+
+
+# ---------------------------------------------------------------- what tgtadm prints
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A target while its lines are read."""
+
+    tid: int
+    iqn: str
+    state: str = ""
+    luns: list[dict[str, str]] = field(default_factory=list)
+    sessions: list[dict[str, str]] = field(default_factory=list)
+    connections: list[list[dict[str, str]]] = field(default_factory=list)
+    accounts: list[str] = field(default_factory=list)
+    acl: list[str] = field(default_factory=list)
+
+    def take(self, section: str, text: str) -> None:
+        """One line of `section`, without its indentation."""
+        if section == "Account":
+            self.accounts.append(text)
+            return
+        if section == "ACL":
+            self.acl.append(text)
+            return
+        key, _, value = text.partition(":")
+        value = value.strip()
+        if section == "System" and key == "State":
+            self.state = value
+        elif section == "LUN":
+            if key == "LUN":
+                self.luns.append({})
+            self.luns[-1][key] = value
+        elif section == "I_T nexus":
+            if key == "I_T nexus":
+                self.sessions.append({})
+                self.connections.append([])
+            if key == "Connection":
+                self.connections[-1].append({})
+            place = self.connections[-1][-1] if self.connections[-1] else self.sessions[-1]
+            place[key] = value
+
+    def target(self) -> Target:
+        """The finished value. Raises KeyError or ValueError where a line is missing or not a number."""
+        outgoing = [name.removesuffix(" (outgoing)") for name in self.accounts if name.endswith(" (outgoing)")]
+        return Target(
+            tid=self.tid,
+            iqn=self.iqn,
+            state=self.state,
+            luns=tuple(_lun(fields) for fields in self.luns),
+            sessions=tuple(map(_session, self.sessions, self.connections)),
+            accounts=tuple(name for name in self.accounts if not name.endswith(" (outgoing)")),
+            outgoing=outgoing[0] if outgoing else "",
+            acl=tuple(self.acl),
+        )
+
+
+def _lun(fields: dict[str, str]) -> Lun:
+    size, _, block = fields["Size"].partition(" MB, Block size: ")
+    return Lun(
+        lun=int(fields["LUN"]),
+        kind=fields["Type"],
+        scsi_id=fields["SCSI ID"],
+        serial=fields["SCSI SN"],
+        size_mb=int(size),
+        block_size=int(block),
+        online=fields["Online"] == "Yes",
+        readonly=fields["Readonly"] == "Yes",
+        backing=fields["Backing store type"],
+        path="" if fields["Backing store path"] == "None" else fields["Backing store path"],
+        flags=fields["Backing store flags"],
+    )
+
+
+def _session(fields: dict[str, str], connections: list[dict[str, str]]) -> Session:
+    initiator, _, alias = fields.get("Initiator", "").partition(" alias: ")
+    return Session(
+        sid=int(fields["I_T nexus"]),
+        initiator=initiator,
+        alias="" if alias == "none" else alias,
+        connections=tuple(
+            Connection(cid=int(one["Connection"]), address=one.get("IP Address", "")) for one in connections
+        ),
+    )
+
+
+_TARGET = re.compile(r"Target (\d+): (\S+)")
+_SECTION = re.compile(r" {4}(\S.*) information:")
+
+
+def parse_targets(text: str) -> tuple[Target, ...]:
+    """`tgtadm --mode target --op show` as values. Raises Failed with the first line that does not fit."""
+    drafts: list[_Draft] = []
+    section = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            if match := _TARGET.fullmatch(line):
+                drafts.append(_Draft(int(match[1]), match[2]))
+            elif match := _SECTION.fullmatch(line):
+                section = match[1]
+            elif line.startswith(" " * 8):
+                drafts[-1].take(section, line.strip())
+            elif line.strip():
+                raise ValueError(line)
+        except (IndexError, ValueError) as error:
+            raise Failed(f"tgtadm: line {number} is not understood: {line.strip()!r}") from error
+    try:
+        return tuple(draft.target() for draft in drafts)
+    except (KeyError, ValueError) as error:
+        raise Failed(f"tgtadm: a field is missing or not a number: {error}") from error
+
+
+_CONNECTION = re.compile(r"Session: (\d+)\n {4}Connection: (\d+)\n {8}Initiator: (.*)\n {8}(?:IP Address: (.*))?\n")
+
+
+def parse_connections(text: str) -> tuple[Session, ...]:
+    """`tgtadm --mode conn --op show --tid N`: every connection that tgtd still holds, one Session each.
+    Raises Failed where it is not understood."""
+    found, at = [], 0
+    while match := _CONNECTION.match(text, at):
+        sid, cid, initiator, address = match.groups()
+        connection = Connection(cid=int(cid), address=address or "")
+        found.append(Session(sid=int(sid), initiator=initiator, connections=(connection,)))
+        at = match.end()
+    if text[at:].strip():
+        raise Failed(f"tgtadm: connections are not understood: {text[at:].strip().splitlines()[0]!r}")
+    return tuple(found)
+
+
+# ---------------------------------------------------------------- the daemon and its calls
+
+
+class TargetServer:
+    """One private tgtd: how to start it, and every call to it. Each call ends within `deadline` seconds.
+
+    Run it by `veery.host.process.Service("tgtd", server.command, run=..., env=server.env, started=...)`: it
+    then outlives our daemon and comes back when it dies. All calls raise Failed with tgtadm's own words, Failed
+    "tgtd does not answer" when there is none, OutcomeUnknown when the deadline passed.
+    """
+
+    def __init__(self, *, address: str, port: int, run: Path, deadline: float = 10.0) -> None:
+        """`address`:`port` is the portal, the only one; `run` a folder of ours for the control socket."""
+        self.address, self.port, self._run, self._deadline = address, port, run, deadline
+        self.portal = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+        self.env = {"TGT_IPC_SOCKET": str(run / "tgt")}
+
+    # ---- the daemon
+    def command(self) -> list[str]:
+        """The argv of tgtd. Raises Refused when it could not work: the control socket's path is too long, the
+        address is not this node's, the port is taken."""
+        path = f"{self.env['TGT_IPC_SOCKET']}.0"
+        if len(path.encode()) > SUN_PATH:
+            raise Refused(
+                f"tgtd's socket {path} is longer than {SUN_PATH} bytes", hint="choose a shorter run folder (run = ...)"
+            )
+        self._run.mkdir(parents=True, exist_ok=True)
+        family = socket.AF_INET6 if ":" in self.address else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((self.address, self.port))
+                probe.listen()
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    raise Refused(
+                        f"port {self.portal} is in use",
+                        hint="stop what listens there (ss -ltnp), or set storage.portal_port",
+                    ) from error
+                raise Refused(
+                    f"cannot listen on {self.portal}: {error.strerror}", hint="is the address on this node?"
+                ) from error
+        return ["tgtd", "-f", "--iscsi", f"portal={self.portal}"]
+
+    async def ready(self, *, deadline: float = 10.0) -> None:
+        """Return once tgtd answers and listens on our portal and no other. Raises Failed, having ended a fresh
+        tgtd that listens elsewhere (it falls back to every address, port 3260)."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + deadline
+        while True:
+            try:
+                portals = re.findall(r"^Portal: (\S+),\d+$", (await self._call("portal", "show")), re.MULTILINE)
+                break
+            except Failed:
+                if loop.time() >= end:
+                    raise
+                await asyncio.sleep(0.05)
+        if portals != [self.portal]:
+            if not await self.targets():
+                await self._call("sys", "delete")  # ends a tgtd that has no targets
+            raise Failed(
+                f"tgtd listens on {', '.join(portals) or 'nothing'} instead of {self.portal}",
+                hint=f"is {self.portal} in use, or not an address of this node?",
+            )
+
+    async def _call(self, mode: str, op: str, *words: str) -> str:
+        argv = ["tgtadm", "--lld", "iscsi", "--mode", mode, "--op", op, *words]
+        result = await run(argv, deadline=self._deadline, check=False, env={**self.env, "LC_ALL": "C"})
+        if result.code:
+            said = (result.err.strip() or result.out.strip() or f"exit {result.code}").splitlines()[-1]
+            if "tgt daemon" in said:  # "failed to send request hdr to tgt daemon", "can't connect to tgt daemon"
+                raise Failed(
+                    f"tgtd does not answer at {self.env['TGT_IPC_SOCKET']}.0",
+                    hint=f"it is started again by itself; if not, see {self._run}/tgtd.log",
+                )
+            raise Failed(f"tgtd, {op} {mode}: {said.removeprefix('tgtadm: ')}")
+        return result.out
+
+    # ---- reading
+    async def targets(self) -> tuple[Target, ...]:
+        """Every target with its LUNs, accounts, ACL and sessions, by tid."""
+        return parse_targets(await self._call("target", "show"))
+
+    async def accounts(self) -> frozenset[str]:
+        """The names of all accounts, bound or not."""
+        return frozenset(line.strip() for line in (await self._call("account", "show")).splitlines()[1:])
+
+    async def connections(self, tid: int) -> tuple[Session, ...]:
+        """Every connection of target `tid` that is logged in or still has I/O in flight."""
+        return parse_connections(await self._call("conn", "show", "--tid", str(tid)))
+
+    # ---- targets and LUNs
+    async def new_target(self, tid: int, iqn: str) -> None:
+        """An empty target; without ACL entries it lets nobody in."""
+        await self._call("target", "new", "--tid", str(tid), f"--targetname={iqn}")
+
+    async def remove_target(self, target: Target, *, deadline: float = 10.0) -> None:
+        """Shut a target's doors, close its sessions, wait for their I/O, remove it. Not an error if it is gone.
+
+        Never with tgtadm's --force: tgtd ends itself when a session still has I/O (target.c, iscsi_target_destroy)."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + deadline
+        for entry in target.acl:
+            await self.deny(target.tid, entry)
+        while True:
+            for session in await self.connections(target.tid):
+                await self.close_sessions(target.tid, session.initiator, deadline=max(end - loop.time(), 0.1))
+            try:
+                await self._call("target", "delete", "--tid", str(target.tid))
+                return
+            except Failed as error:  # an unfinished login may have come in meanwhile
+                if "still active" not in error.message or loop.time() >= end:
+                    raise
+            await asyncio.sleep(0.02)
+
+    async def new_lun(self, tid: int, lun: int, path: str, *, sync: bool) -> None:
+        """Serve the file or block device `path`; with `sync` it is opened O_SYNC: a write is acknowledged
+        when it is on the disk."""
+        flags = ["--bsoflags=sync"] if sync else []
+        where = ["--tid", str(tid), "--lun", str(lun), f"--backing-store={path}", "--bstype=rdwr"]
+        await self._call("logicalunit", "new", *where, *flags)
+
+    async def name_lun(self, tid: int, lun: int, *, scsi_id: str, serial: str) -> None:
+        """Set what INQUIRY pages 0x83 and 0x80 tell (at most 36 characters each, no commas)."""
+        await self._update(tid, lun, f"scsi_id={scsi_id},scsi_sn={serial}")
+
+    async def reload_lun(self, tid: int, lun: int, path: str) -> None:
+        """Have tgtd see that `path` has grown, sessions staying open: it closes the file and opens it again.
+
+        One request, so no command is taken in between; but a write that is in a worker thread during those
+        microseconds may fail. Pause the domain around it to be strict (docs/storage.md)."""
+        await self._update(tid, lun, f"online=0,path={path},online=1")
+
+    async def _update(self, tid: int, lun: int, parameters: str) -> None:
+        where = ["--tid", str(tid), "--lun", str(lun)]
+        await self._call("logicalunit", "update", *where, f"--params={parameters}")
+
+    # ---- who may come in
+    async def new_account(self, user: str, password: str) -> None:
+        """A CHAP account, bound to nothing yet. Raises Failed "already exists"."""
+        # tgtadm takes the password as an argument only: other users of this machine could see it in ps(1)
+        # for some milliseconds. A storage node has no other users.
+        await self._call("account", "new", f"--user={user}", f"--password={password}")
+
+    async def delete_account(self, user: str) -> None:
+        """Remove an account; tgtd unbinds it from every target."""
+        await self._call("account", "delete", f"--user={user}")
+
+    async def bind_account(self, tid: int, user: str) -> None:
+        """Let `user` authenticate at target `tid`."""
+        await self._call("account", "bind", "--tid", str(tid), f"--user={user}")
+
+    async def unbind_account(self, tid: int, user: str) -> None:
+        """No longer so; open sessions stay."""
+        await self._call("account", "unbind", "--tid", str(tid), f"--user={user}")
+
+    async def allow(self, tid: int, initiator: str) -> None:
+        """An ACL entry by initiator name."""
+        await self._call("target", "bind", "--tid", str(tid), f"--initiator-name={initiator}")
+
+    async def deny(self, tid: int, entry: str) -> None:
+        """Remove an ACL entry (an initiator name or an address); open sessions stay."""
+        kinds = ["--initiator-name", "--initiator-address"]  # the listing does not tell which one it is
+        if not entry.startswith(("iqn.", "eui.", "naa.")):
+            kinds.reverse()
+        for kind in kinds:
+            try:
+                await self._call("target", "unbind", "--tid", str(tid), f"{kind}={entry}")
+                return
+            except Failed as error:
+                if kind == kinds[-1] or "does not exist" not in error.message:
+                    raise
+
+    async def close_connection(self, tid: int, sid: int, cid: int) -> None:
+        """Close one connection. Not an error if it is gone."""
+        try:
+            await self._call("conn", "delete", "--tid", str(tid), "--sid", str(sid), "--cid", str(cid))
+        except Failed as error:
+            if "can't find the" not in error.message:
+                raise
+
+    # ---- fencing
+    async def close_sessions(self, tid: int, initiator: str, *, deadline: float = 10.0) -> int:
+        """Close every session of `initiator` at target `tid`, and return how many there were once none is left
+        and none of their I/O is in flight: tgtd keeps a connection listed until its last command has
+        returned (conn.c, conn_close). Raises OutcomeUnknown when they are still there at the deadline."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + deadline
+        closed: set[tuple[int, int]] = set()
+        while True:
+            held = [one for one in await self.connections(tid) if one.initiator == initiator]
+            if not held:
+                return len(closed)
+            for session in held:
+                for connection in session.connections:
+                    if (session.sid, connection.cid) not in closed:
+                        await self.close_connection(tid, session.sid, connection.cid)
+                        closed.add((session.sid, connection.cid))
+            if loop.time() >= end:
+                raise OutcomeUnknown(
+                    f"{initiator} still has I/O in flight at target {tid}",
+                    hint="the disk beneath hangs; ask again, and start nothing on that volume before",
+                )
+            await asyncio.sleep(0.01)
+
+    async def cut(self, iqn: str, initiator: str, *, user: str = "", deadline: float = 10.0) -> int:
+        """Prove that `initiator` can no longer write to target `iqn`; the number of sessions closed.
+
+        Its ACL entry goes, then (`user`) its account's binding, then every session, then all is read back. A
+        login that passed the ACL before the cut and is not finished could still become a session (iscsid.c:
+        login_start checks, login_finish does not); it is seen as a TCP connection at the portal that tgtd
+        does not list, and waited for. Raises OutcomeUnknown when the proof is not had within `deadline` seconds:
+        then nothing may be started elsewhere. Succeeds when there is no such target."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + deadline
+        target = next((one for one in await self.targets() if one.iqn == iqn), None)
+        if target is None:
+            return 0
+        if initiator in target.acl:
+            await self.deny(target.tid, initiator)
+        others = [name for name in target.acl if name != initiator]
+        if user in target.accounts and (len(target.accounts) > 1 or not others):
+            await self.unbind_account(target.tid, user)
+        closed = 0
+        while True:
+            closed += await self.close_sessions(target.tid, initiator, deadline=max(end - loop.time(), 0.1))
+            half = await self._half_logins()
+            after = next((one for one in await self.targets() if one.iqn == iqn), None)
+            if after is None or (
+                initiator not in after.acl and not any(one.initiator == initiator for one in after.sessions)
+            ):
+                if not half:
+                    log.info("cut %s from %s: %d sessions closed", initiator, iqn, closed)
+                    return closed
+                why = f"an unfinished login from {', '.join(sorted(half))} might still become one of its sessions"
+            else:
+                why = "it came in again"
+            if loop.time() >= end:
+                raise OutcomeUnknown(
+                    f"not proven that {initiator} is cut from {iqn}: {why}",
+                    hint="ask again, and start nothing on that volume before",
+                )
+            await asyncio.sleep(0.05)
+
+    async def _half_logins(self) -> Counter[str]:
+        """Peers' addresses with TCP connections to the portal that belong to no session of any target."""
+        peers = established(self.port)
+        for target in await self.targets():
+            for session in target.sessions:
+                peers.subtract(one.address for one in session.connections)
+        return +peers
+
+
+def established(port: int, root: Path = Path("/proc/self/net")) -> Counter[str]:
+    """How many TCP connections to local `port` each peer's address has, in this network namespace
+    (proc(5), /proc/net/tcp: states 01 ESTABLISHED and 08 CLOSE_WAIT, which may still hold unread bytes)."""
+    found: Counter[str] = Counter()
+    for name, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
+        try:
+            lines = (root / name).read_text().splitlines()[1:]
+        except FileNotFoundError:
+            continue
+        for line in lines:
+            _, local, remote, state, *_ = line.split()
+            if state in {"01", "08"} and int(local.rpartition(":")[2], 16) == port:
+                found[_address(family, remote.rpartition(":")[0])] += 1
+    return found
+
+
+def _address(family: int, digits: str) -> str:
+    """An address of /proc/net/tcp: 32-bit words, each in the machine's (little-endian) order."""
+    raw = bytes.fromhex(digits)
+    text = socket.inet_ntop(family, b"".join(raw[at : at + 4][::-1] for at in range(0, len(raw), 4)))
+    return text.removeprefix("::ffff:") if "." in text else text

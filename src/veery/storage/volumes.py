@@ -1,0 +1,383 @@
+"""The volumes of one storage node: made, grown, filled, deleted, and served by tgtd as the records say.
+
+The record comes first and goes last, so that bytes without a record never lie about: a crash in between leaves
+a volume that is listed as not ready and can be deleted. `reconcile` brings tgtd to what the records say, after
+each of its starts and after each change."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from veery.errors import Failed, Refused, VeeryError
+from veery.host.clock import Clock
+from veery.model.units import format_size
+from veery.model.volume import Backing, Initiator, Volume
+from veery.storage import plan
+from veery.storage.base import BytesStore, whole
+from veery.storage.names import check_volume_name, volume_iqn
+from veery.storage.tgt import Target, TargetServer
+
+log = logging.getLogger(__name__)
+
+PIECE = 64 << 10  # bytes: what is all zeros in this grain is not written
+BUFFER = 4 << 20  # bytes gathered before they go to the disk
+
+
+class Records(Protocol):
+    """What the cluster remembers of storage. Methods raise what the store raises."""
+
+    async def volumes(self) -> Sequence[Volume]:
+        """Every volume, of every node."""
+        ...
+
+    async def initiators(self) -> Sequence[Initiator]:
+        """The credentials of every node that may reach volumes; each has a user name of its own."""
+        ...
+
+    async def denied(self) -> Collection[tuple[str, str]]:
+        """(volume name, initiator IQN) pairs that are fenced: never let in until they are taken off this list."""
+        ...
+
+    async def users(self, name: str) -> Sequence[str]:
+        """Who uses volume `name`, for people: "busybox on test1"."""
+        ...
+
+    async def put(self, volume: Volume, *, new: bool = False) -> None:
+        """Write a record. With `new`, raises Refused when there is one of that name."""
+        ...
+
+    async def remove(self, volume: Volume) -> None:
+        """Remove a record."""
+        ...
+
+
+class Volumes:
+    """The volumes of node `node`."""
+
+    def __init__(
+        self,
+        *,
+        node: str,
+        server: TargetServer,
+        stores: Mapping[Backing, BytesStore],
+        records: Records,
+        authority: str,
+        clock: Clock,
+        sync: bool = True,
+    ) -> None:
+        """`stores` are the kinds of backing that this node has; `authority` is the naming part of IQNs
+        ("2026-11.lab.veery"); with `sync` a write is acknowledged when it is on the disk (docs/storage.md)."""
+        self._node, self._server, self._stores, self._records = node, server, stores, records
+        self._authority, self._clock, self._sync = authority, clock, sync
+        self._lock = asyncio.Lock()  # one reader and writer of tgtd and of the id numbers at a time
+        self._busy: dict[str, str] = {}  # volume name: what is being done to it
+
+    # ---- reading
+    async def here(self) -> tuple[Volume, ...]:
+        """The volumes of this node, by name."""
+        mine = (one for one in await self._records.volumes() if one.node == self._node)
+        return tuple(sorted(mine, key=lambda one: one.name))
+
+    async def get(self, name: str) -> Volume:
+        """One volume of this node. Raises Refused where there is none."""
+        found = next((one for one in await self.here() if one.name == name), None)
+        if found is None:
+            raise Refused(f"there is no volume {name} on {self._node}", hint="see: veery volume list")
+        return found
+
+    async def targets(self) -> tuple[Target, ...]:
+        """What tgtd serves now."""
+        return await self._server.targets()
+
+    # ---- making and unmaking
+    async def create(self, name: str, size: int, backing: Backing = Backing.FILE) -> Volume:
+        """A new volume of `size` bytes (rounded up to whole MiB), all zeros, served at once. Raises Refused."""
+        check_volume_name(name)
+        if size <= 0:
+            raise Refused(f"a volume of {size} bytes cannot be made", hint="give a size, for example 1G")
+        store = self._store(backing)
+        await self._answering()
+        with self._doing(name, "made"):
+            async with self._lock:
+                others = await self._records.volumes()
+                if any(one.name == name for one in others):
+                    raise Refused(f"there is a volume {name} already", hint="choose another name")
+                volume = Volume(
+                    name=name,
+                    size=whole(size),
+                    node=self._node,
+                    backing=backing,
+                    path=str(store.path(name)),
+                    iqn=volume_iqn(self._authority, name),
+                    # unique in the whole cluster: tgt makes the disk's NAA name out of it (spc.c, spc_lu_init),
+                    # and two disks of one name would be taken for two paths to one disk by multipathd
+                    tid=1 + max((one.tid for one in others), default=0),
+                    portal=self._server.portal,
+                    ready=False,
+                    created=self._clock.epoch(),
+                )
+                await self._records.put(volume, new=True)
+            try:
+                real = await store.create(name, volume.size)
+            except BaseException:
+                await self._records.remove(volume)
+                raise
+            volume = replace(volume, size=real, ready=True)
+            await self._records.put(volume)
+        await self._serve(volume)
+        return volume
+
+    async def resize(self, name: str, size: int) -> Volume:
+        """Grow a volume to `size` bytes (rounded up), sessions staying open; the domain that uses it is then
+        told by its driver. Raises Refused, also for a smaller size."""
+        with self._doing(name, "resized"):
+            volume = self._whole(await self.get(name))
+            if whole(size) < volume.size:
+                raise Refused(
+                    f"volume {name} has {format_size(volume.size)} and cannot shrink",
+                    hint="make a smaller volume and copy the content",
+                )
+            await self._answering()
+            real = await self._store(volume.backing).grow(name, whole(size))
+            volume = replace(volume, size=real)
+            await self._records.put(volume)
+        await self._serve(volume)
+        return volume
+
+    async def delete(self, name: str) -> None:
+        """Remove a volume and its bytes. Raises Refused while a domain uses it."""
+        with self._doing(name, "deleted"):
+            volume = await self.get(name)
+            await self._unused(volume)
+            await self._answering()
+            store = self._store(volume.backing)
+            await self._withdraw(volume)
+            await store.delete(name)
+            await self._records.remove(volume)
+
+    # ---- filling
+    async def write(self, name: str, chunks: AsyncIterator[bytes], *, length: int | None = None) -> Volume:
+        """Replace a volume's content by `chunks` (`length` bytes, where known); the rest is zeros. Raises
+        Refused when it is in use or `length` is too much, Failed when the bytes turn out to be too many or the disk
+        is full: the volume is then not ready, and can be written again or deleted."""
+        volume = await self.get(name)
+        if length is not None and length > volume.size:
+            raise _too_large(volume, length, Refused)
+        async with self.filling(name) as volume:
+            with await asyncio.to_thread(Path(volume.path).open, "rb+", buffering=0) as file:
+                offset, held = 0, bytearray()
+                async for chunk in chunks:
+                    held += chunk
+                    if offset + len(held) > volume.size:
+                        raise _too_large(volume, offset + len(held), Failed)
+                    while len(held) >= BUFFER:
+                        await asyncio.to_thread(_write_sparse, file, offset, bytes(held[:BUFFER]))
+                        offset += BUFFER
+                        del held[:BUFFER]
+                await asyncio.to_thread(_write_sparse, file, offset, bytes(held))
+        return await self.get(name)
+
+    @asynccontextmanager
+    async def filling(self, name: str) -> AsyncIterator[Volume]:
+        """Within it the volume is served to nobody and its path is all zeros, for the caller to write. After it
+        the bytes are on the disk and the volume is served again; after an error it stays not ready."""
+        with self._doing(name, "written"):
+            volume = await self.get(name)
+            await self._unused(volume)
+            await self._answering()
+            store = self._store(volume.backing)
+            await self._withdraw(volume)
+            volume = replace(volume, ready=False)
+            try:
+                await store.clear(name)
+                yield volume
+                await asyncio.to_thread(_sync, Path(volume.path))
+            except OSError as error:
+                raise Failed(
+                    f"volume {name} could not be written: {error.strerror}",
+                    hint=f"it is not ready; write it again, or: veery volume delete {name}",
+                ) from error
+            await self._records.put(replace(volume, ready=True))
+        await self._serve(volume)
+
+    # ---- serving
+    async def reconcile(self) -> tuple[plan.Step, ...]:
+        """Bring tgtd to what the records say; the steps that it took. One target's trouble does not hold up
+        the others: raises the first error after all has been tried."""
+        done, troubles = await self._reconcile()
+        for trouble in troubles.values():
+            raise trouble
+        return done
+
+    async def _serve(self, volume: Volume) -> None:
+        """Reconcile, and raise what went wrong with `volume`; other volumes' troubles are only logged."""
+        _, troubles = await self._reconcile()
+        if volume.tid in troubles:
+            raise troubles[volume.tid]
+
+    async def _reconcile(self) -> tuple[tuple[plan.Step, ...], dict[int, VeeryError]]:
+        begun = time.monotonic()
+        done: list[plan.Step] = []
+        broken: dict[int, VeeryError] = {}
+        async with self._lock:
+            initiators = await self._records.initiators()
+            targets, missing = await self._wanted(initiators)
+            observed = await self._server.targets()
+            for step in plan.decide(targets, initiators, observed, await self._server.accounts()):
+                if step.tid in broken:
+                    continue
+                try:
+                    await self._act(step)
+                except VeeryError as error:
+                    if step.tid == 0:
+                        raise
+                    broken[step.tid] = error
+                else:
+                    done.append(step)
+                    log.info("tgtd: %s", plan.describe(step))
+        if done:
+            log.info("tgtd: %d steps in %.0f ms", len(done), 1000 * (time.monotonic() - begun))
+        broken |= missing
+        for tid, trouble in broken.items():
+            log.error("target %d: %s", tid, trouble.message)
+        return tuple(done), broken
+
+    async def cut(self, name: str, initiator: str) -> int:
+        """Prove that `initiator` can no longer write to volume `name`; the number of sessions closed. The pair
+        must be in `Records.denied` first, or the next reconcile lets it in again. Raises OutcomeUnknown."""
+        volume = await self.get(name)
+        user = next((one.user for one in await self._records.initiators() if one.iqn == initiator), "")
+        async with self._lock:
+            return await self._server.cut(volume.iqn, initiator, user=user)
+
+    async def _wanted(self, initiators: Sequence[Initiator]) -> tuple[list[plan.Wanted], dict[int, VeeryError]]:
+        """The targets as they should be, and the volumes whose bytes are not there. Those stay in the plan: tgtd
+        may hold the open file, and their doors must be right all the same."""
+        denied = await self._records.denied()
+        found: list[plan.Wanted] = []
+        missing: dict[int, VeeryError] = {}
+        for volume in await self.here():
+            if not volume.ready:
+                continue
+            try:
+                size = await self._store(volume.backing).size(volume.name)
+            except VeeryError as error:
+                size, missing[volume.tid] = volume.size, error
+            if size is None:
+                size = volume.size
+                missing[volume.tid] = Failed(
+                    f"volume {volume.name}: {volume.path} is gone",
+                    hint=f"bring it back, or: veery volume delete {volume.name}",
+                )
+            admitted = [one for one in initiators if (volume.name, one.iqn) not in denied]
+            found.append(plan.wanted(volume, size, sync=self._sync, admitted=admitted))
+        return found, missing
+
+    async def _act(self, step: plan.Step) -> None:
+        server = self._server
+        match step:
+            case plan.Remove():
+                await server.remove_target(step.target)
+            case plan.Deny():
+                await server.deny(step.tid, step.entry)
+            case plan.Close():
+                await server.close_sessions(step.tid, step.initiator)
+            case plan.Forget():
+                await server.delete_account(step.user)
+            case plan.Enrol():
+                await server.new_account(step.user, step.password)
+            case plan.Make():
+                await server.new_target(step.tid, step.iqn)
+            case plan.Serve():
+                await server.new_lun(step.tid, plan.LUN, step.path, sync=step.sync)
+            case plan.Name():
+                await server.name_lun(step.tid, plan.LUN, scsi_id=step.scsi_id, serial=step.serial)
+            case plan.Reload():
+                await server.reload_lun(step.tid, plan.LUN, step.path)
+            case plan.Bind():
+                await server.bind_account(step.tid, step.user)
+            case plan.Unbind():
+                await server.unbind_account(step.tid, step.user)
+            case plan.Allow():
+                await server.allow(step.tid, step.initiator)
+
+    # ---- smaller parts
+    async def _withdraw(self, volume: Volume) -> None:
+        """Record the volume as not ready and take its target away."""
+        await self._records.put(replace(volume, ready=False))
+        async with self._lock:
+            for target in await self._server.targets():
+                if target.iqn == volume.iqn:
+                    await self._server.remove_target(target)
+
+    async def _unused(self, volume: Volume) -> None:
+        users = await self._records.users(volume.name)
+        if users:
+            raise Refused(f"volume {volume.name} is used by {', '.join(users)}", hint="shut that down first")
+
+    async def _answering(self) -> None:
+        try:
+            await self._server.targets()
+        except Failed as error:
+            raise Refused(error.message, hint=error.hint) from error
+
+    def _store(self, backing: Backing) -> BytesStore:
+        try:
+            return self._stores[backing]
+        except KeyError:
+            raise Refused(
+                f"{self._node} has no {backing} storage",
+                hint="set storage.pool (files) or storage.group (LVM) in its settings",
+            ) from None
+
+    def _whole(self, volume: Volume) -> Volume:
+        if not volume.ready:
+            raise Refused(
+                f"volume {volume.name} is not ready: its making or filling was broken off",
+                hint=f"fill it (volume import, image build), or: veery volume delete {volume.name}",
+            )
+        return volume
+
+    @contextmanager
+    def _doing(self, name: str, what: str) -> Iterator[None]:
+        if name in self._busy:
+            raise Refused(f"volume {name} is being {self._busy[name]}", hint="try again when that has ended")
+        self._busy[name] = what
+        try:
+            yield
+        finally:
+            del self._busy[name]
+
+
+def _too_large(volume: Volume, length: int, kind: type[VeeryError]) -> VeeryError:
+    return kind(
+        f"{length} bytes do not fit into volume {volume.name} of {volume.size} bytes",
+        hint=f"grow it first: veery volume resize {volume.name} SIZE",
+    )
+
+
+def _write_sparse(file: BinaryIO, offset: int, data: bytes) -> None:
+    """Write `data` at `offset` of an all-zero file, leaving holes where it is zero. Raises OSError."""
+    zeros, view = bytes(PIECE), memoryview(data)
+    for at in range(0, len(data), PIECE):
+        piece = view[at : at + PIECE]
+        if piece != zeros[: len(piece)]:
+            done = 0
+            while done < len(piece):
+                done += os.pwrite(file.fileno(), piece[done:], offset + at + done)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,301 @@
+"""Volumes on a real tgtd, reached by QEMU's own iSCSI initiator."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import pytest
+from storage_parts import TEST1, TEST2, Storage, login, qemu_io, storage
+
+from veery.errors import Failed, Refused
+from veery.host.process import Process
+from veery.host.run import run
+from veery.model.units import MIB
+from veery.model.volume import Backing, Initiator, Volume
+from veery.storage import plan
+from veery.storage.tgt import Target, shown_size
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[Storage]:
+    async with storage(TEST1, TEST2) as made:
+        yield made
+
+
+async def chunks(*pieces: bytes) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
+
+
+@asynccontextmanager
+async def writing(volume: Volume, initiator: Initiator) -> AsyncIterator[None]:
+    """One QEMU process that writes, and goes on writing or trying to."""
+    process = await asyncio.create_subprocess_exec(
+        "qemu-io",
+        *login(volume, initiator),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    assert process.stdin
+    process.stdin.write(b"".join(b"write -P %d 0 4k\n" % (number % 256) for number in range(1_000_000)))
+    try:
+        yield
+    finally:
+        process.kill()
+        process.stdin.close()
+        await process.wait()
+
+
+async def only(node: Storage) -> Target:
+    (target,) = await node.volumes.targets()
+    return target
+
+
+async def test_created_volume_is_served_to_every_node_and_to_nobody_else(node: Storage) -> None:
+    volume = await node.volumes.create("busybox", 8 * MIB)
+
+    assert volume.iqn == "iqn.2026-11.lab.veery:busybox"
+    target = await only(node)
+    lun = target.lun(1)
+    assert lun is not None
+    assert (lun.path, lun.flags, lun.size_mb) == (volume.path, "sync", shown_size(8 * MIB))
+    assert set(target.acl) == {TEST1.iqn, TEST2.iqn}
+    assert set(target.accounts) == {"test1", "test2"}
+
+    written = await qemu_io(volume, TEST1, "write -P 0x5a 1M 64k", "flush")
+    assert written.code == 0, written
+    read = await qemu_io(volume, TEST2, "read -P 0x5a 1M 64k", "read -P 0 2M 64k")
+    assert read.code == 0, read
+    assert "verification failed" not in read.out
+
+    wrong = await qemu_io(volume, TEST1, "read 0 512", password="not-the-secret")
+    assert wrong.code == 1
+    assert "Authentication failure" in wrong.err
+    stranger = await qemu_io(volume, TEST1, "read 0 512", name="iqn.2026-11.lab.veery:node:test9")
+    assert stranger.code == 1
+    assert "Target not found" in stranger.err
+
+
+async def test_killed_tgtd_comes_back_the_same_passwords_included(node: Storage) -> None:
+    volumes = [await node.volumes.create(f"disk{number}", 4 * MIB) for number in range(3)]
+    before = await node.volumes.targets(), await node.server.accounts()
+
+    await node.again()
+
+    assert node.starts == 2
+    assert (await node.volumes.targets(), await node.server.accounts()) == before
+    assert (await qemu_io(volumes[2], TEST2, "write 0 4k")).code == 0
+    assert (await qemu_io(volumes[2], TEST2, "read 0 4k", password="not-the-secret")).code == 1
+    assert await node.volumes.reconcile() == ()
+
+
+async def test_reconcile_repairs_what_was_changed_behind_its_back(node: Storage) -> None:
+    volume = await node.volumes.create("busybox", 4 * MIB)
+    good = await only(node), await node.server.accounts()
+    server = node.server
+
+    await server.new_target(77, "iqn.2026-11.lab.veery:stranger")
+    await server.allow(77, "ALL")
+    await server.deny(volume.tid, TEST1.iqn)
+    await server.unbind_account(volume.tid, "test2")  # its ACL entry is now open to anyone
+    await server.allow(volume.tid, "iqn.2026-11.lab.veery:intruder")
+    await server.new_account("intruder", "intruder-secret")
+    await server.bind_account(volume.tid, "intruder")
+    await server.name_lun(volume.tid, 1, scsi_id="other", serial="other")
+
+    assert await node.volumes.reconcile() != ()
+    target = await only(node)
+    assert set(target.acl) == set(good[0].acl)
+    assert replace(target, acl=(), accounts=()) == replace(good[0], acl=(), accounts=())
+    assert sorted(target.accounts) == sorted(good[0].accounts)
+    assert await server.accounts() == good[1]
+    assert await node.volumes.reconcile() == ()
+
+
+async def test_a_new_password_replaces_the_old_one(node: Storage) -> None:
+    volume = await node.volumes.create("busybox", 4 * MIB)
+    renewed = replace(TEST1, password="a-newer-secret")
+    node.records.known = [renewed, TEST2]
+
+    await node.volumes.reconcile()
+
+    assert (await qemu_io(volume, renewed, "read 0 512")).code == 0
+    assert (await qemu_io(volume, TEST1, "read 0 512")).code == 1
+    assert (await qemu_io(volume, TEST2, "read 0 512")).code == 0
+    node.records.known = [TEST2]
+    await node.volumes.reconcile()
+    assert (await qemu_io(volume, renewed, "read 0 512")).code == 1
+    assert not [user for user in await node.server.accounts() if user.startswith("test1")]
+
+
+async def test_resize_reaches_open_sessions_and_never_shrinks(node: Storage) -> None:
+    volume = await node.volumes.create("busybox", 4 * MIB)
+    command = ["qemu-io", *login(volume, TEST1)]
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    try:
+        assert process.stdin and process.stdout
+        process.stdin.write(b"write -P 7 0 4k\n")
+        await process.stdin.drain()
+        async with asyncio.timeout(20):
+            while b"wrote 4096" not in (await process.stdout.readline()):
+                pass
+        grown = await node.volumes.resize("busybox", 6 * MIB)
+        assert grown.size == 6 * MIB
+        (session,) = (await only(node)).sessions
+        assert session.initiator == TEST1.iqn
+        out, _ = await asyncio.wait_for(process.communicate(b"read -P 7 0 4k\nquit\n"), 20)
+        assert b"read 4096/4096" in out
+        assert b"failed" not in out
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert (await qemu_io(volume, TEST2, "write 5M 4k")).code == 0
+    info = await run(["qemu-img", "info", *login(volume, TEST2)], deadline=20)
+    assert f"({6 * MIB} bytes)" in info.out
+    with pytest.raises(Refused, match="cannot shrink"):
+        await node.volumes.resize("busybox", 5 * MIB)
+    assert (await node.volumes.get("busybox")).size == 6 * MIB
+
+
+async def test_import_is_sparse_zeroes_the_rest_and_refuses_too_much(node: Storage) -> None:
+    volume = await node.volumes.create("busybox", 32 * MIB)
+    await qemu_io(volume, TEST1, "write -P 9 30M 1M")
+    data = b"head" + bytes(9 * MIB) + b"tail"
+
+    done = await node.volumes.write("busybox", chunks(data[:3], data[3:5_000_001], data[5_000_001:]), length=len(data))
+
+    assert done.ready
+    path = node.pool / "busybox.img"
+    content = path.read_bytes()
+    assert content[: len(data)] == data
+    assert len(content) == 32 * MIB
+    assert not any(content[len(data) :])
+    assert path.stat().st_blocks * 512 < MIB
+    assert (await qemu_io(volume, TEST1, "read 0 4k")).code == 0
+
+    with pytest.raises(Refused, match="do not fit"):
+        await node.volumes.write("busybox", chunks(b"x"), length=33 * MIB)
+    assert (await node.volumes.get("busybox")).ready
+    with pytest.raises(Failed, match="do not fit"):
+        await node.volumes.write("busybox", chunks(*[b"x" * MIB] * 33))
+    assert not (await node.volumes.get("busybox")).ready
+    assert await node.volumes.targets() == ()
+    with pytest.raises(Refused, match="not ready"):
+        await node.volumes.resize("busybox", 64 * MIB)
+    await node.volumes.write("busybox", chunks(b"whole again"))
+    assert (await qemu_io(volume, TEST1, "read 0 4k")).code == 0
+
+
+async def test_delete_is_refused_while_used_and_then_leaves_nothing(node: Storage) -> None:
+    volume = await node.volumes.create("busybox", 4 * MIB)
+    node.records.used["busybox"] = ["busybox on test1"]
+    with pytest.raises(Refused, match="used by busybox on test1"):
+        await node.volumes.delete("busybox")
+    with pytest.raises(Refused, match="used by busybox on test1"):
+        await node.volumes.write("busybox", chunks(b"x"))
+    assert (await qemu_io(volume, TEST1, "read 0 512")).code == 0
+
+    node.records.used.clear()
+    await node.volumes.delete("busybox")
+    assert await node.volumes.targets() == ()
+    assert list(node.pool.iterdir()) == []
+    assert node.records.kept == {}
+    with pytest.raises(Refused, match="no volume busybox"):
+        await node.volumes.delete("busybox")
+
+
+async def test_refusals_change_nothing(node: Storage) -> None:
+    await node.volumes.create("busybox", 4 * MIB)
+    before = await node.volumes.targets()
+    for name, size, words in [
+        ("busybox", MIB, "already"),
+        ("Upper", MIB, "cannot be a volume's name"),
+        ("none", 0, "cannot be made"),
+        ("huge", 1 << 60, "do not fit"),
+    ]:
+        with pytest.raises(Refused, match=words):
+            await node.volumes.create(name, size)
+    with pytest.raises(Refused, match="no lvm storage"):
+        await node.volumes.create("other", MIB, Backing.LVM)
+    (node.pool / "orphan.img").write_bytes(b"precious")
+    with pytest.raises(Refused, match="is there already"):
+        await node.volumes.create("orphan", MIB)
+    assert (node.pool / "orphan.img").read_bytes() == b"precious"
+    assert list(node.records.kept) == ["busybox"]
+    assert await node.volumes.targets() == before
+
+
+async def test_lost_backing_file_is_named_and_the_others_are_served(node: Storage) -> None:
+    await node.volumes.create("gone", 4 * MIB)
+    good = await node.volumes.create("good", 4 * MIB)
+    (node.pool / "gone.img").unlink()
+    assert node.service.process is not None
+    await node.service.process.stop(grace=0)
+    async with asyncio.timeout(30):
+        while node.service.process is None or not isinstance(node.service.process, Process):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        await node.server.ready()
+        with pytest.raises(Failed, match=r"gone\.img is gone"):
+            await node.volumes.reconcile()
+    assert (await qemu_io(good, TEST1, "read 0 512")).code == 0
+    assert (await qemu_io(await node.volumes.get("gone"), TEST1, "read 0 512")).code == 1
+    other = await node.volumes.create("third", 4 * MIB)
+    assert (await qemu_io(other, TEST1, "read 0 512")).code == 0
+    await node.volumes.delete("gone")
+    assert await node.volumes.reconcile() == ()
+
+
+async def test_nothing_changes_while_tgtd_does_not_answer(node: Storage) -> None:
+    volume = await node.volumes.create("busybox", 4 * MIB)
+    assert node.service.process is not None
+    node.server.env["TGT_IPC_SOCKET"] += ".nobody"
+    for attempt in (
+        node.volumes.create("other", MIB),
+        node.volumes.resize("busybox", 8 * MIB),
+        node.volumes.delete("busybox"),
+        node.volumes.write("busybox", chunks(b"x")),
+    ):
+        with pytest.raises(Refused, match="tgtd does not answer"):
+            await attempt
+    assert node.records.kept == {"busybox": volume}
+    assert (node.pool / "busybox.img").stat().st_size == 4 * MIB
+
+
+async def test_cut_ends_sessions_and_holds_over_reconcile_and_restart(node: Storage) -> None:
+    volume = await node.volumes.create("busybox", 4 * MIB)
+    path = node.pool / "busybox.img"
+    async with writing(volume, TEST1):
+        before = path.stat().st_mtime_ns
+        async with asyncio.timeout(30):
+            while path.stat().st_mtime_ns == before:
+                await asyncio.sleep(0.02)
+        node.records.fenced.add(("busybox", TEST1.iqn))
+
+        assert await node.volumes.cut("busybox", TEST1.iqn) >= 1
+
+        target = await only(node)
+        assert target.acl == (TEST2.iqn,)
+        assert target.accounts == ("test2",)
+        assert target.sessions == ()
+        before = path.stat().st_mtime_ns
+        await asyncio.sleep(0.5)  # the writer retries all the while
+        assert path.stat().st_mtime_ns == before
+        assert await node.volumes.reconcile() == ()
+        await node.again()
+        await asyncio.sleep(0.3)
+        assert path.stat().st_mtime_ns == before
+        assert not (await only(node)).sessions
+        assert (await qemu_io(volume, TEST2, "write 0 4k")).code == 0
+        # the fenced node's secret under the other's name does not help it either
+        assert (await qemu_io(volume, TEST1, "read 0 4k", name=TEST2.iqn)).code == 1
+    node.records.fenced.clear()
+    steps = await node.volumes.reconcile()
+    assert [type(step) for step in steps] == [plan.Bind, plan.Allow]
+    assert (await qemu_io(volume, TEST1, "read 0 4k")).code == 0
