@@ -18,6 +18,7 @@ handed to the hypervisor, which does its own TLS. Messages of one move, in order
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import socket
 import ssl
@@ -181,7 +182,8 @@ async def _greet(address: str, port: int, token: str, deadline: float) -> socket
         raise Failed(f"relocation server {where} does not answer", hint="is the path to it cut?") from error
     except OSError as error:
         raise Refused(
-            f"relocation server {where}: {error.strerror or error}", hint="is veeryd running there?"
+            f"relocation server {where}: {os.strerror(error.errno) if error.errno else error}",
+            hint="is veeryd running there?",
         ) from error
     if answer.strip() != b"OK":
         connection.close()

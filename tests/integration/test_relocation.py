@@ -1,0 +1,209 @@
+"""The relocation server against strangers, garbage and its own kind, on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from veery.config.settings import Relocation
+from veery.errors import Failed, Refused
+from veery.host import tls
+from veery.migrate import wire
+from veery.migrate.relocation import RelocationServer, allowed
+
+ADDRESS = "127.0.0.1"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((ADDRESS, 0))
+        return int(probe.getsockname()[1])
+
+
+def certificates(folder: Path, names: tuple[str, ...]) -> dict[str, Path]:
+    """A CA and a certificate for each of `names`."""
+    now = time.time()
+    authority = tls.make_ca("test", epoch=now)
+    made = {}
+    for name in names:
+        request = tls.make_request(name)
+        cert = tls.sign(authority, request.cert, name=name, addresses=[ADDRESS], epoch=now)
+        made[name] = folder / name
+        tls.write_folder(made[name], ca=authority.cert, node=tls.KeyPair(cert, request.key))
+    return made
+
+
+class Running:
+    """A relocation server in a thread of its own; its receiver answers every offer with a Problem."""
+
+    def __init__(self, folders: dict[str, Path], hosts_allow: str = "") -> None:
+        self.port, self.folders = free_port(), folders
+        self.peers: list[str] = []
+        self.server = RelocationServer(
+            "test2",
+            ADDRESS,
+            Relocation(port=self.port, hosts_allow=hosts_allow),
+            tls.server_context(folders["test2"]),
+            self.taken,
+        )
+        self.server.bind()
+        self._started: Future[asyncio.AbstractEventLoop] = Future()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._main()))
+        self._thread.start()
+        self.loop = self._started.result(10)
+
+    async def taken(self, channel: wire.Channel) -> None:
+        self.peers.append(channel.peer)
+        await channel.receive(5)
+        await channel.send(wire.Problem("refused", "no room", "try elsewhere"))
+
+    async def _main(self) -> None:
+        self._task = asyncio.current_task()
+        self._started.set_result(asyncio.get_running_loop())
+        with contextlib.suppress(asyncio.CancelledError):
+            await self.server.run()
+
+    def close(self) -> None:
+        assert self._task is not None
+        self.loop.call_soon_threadsafe(self._task.cancel)
+        self._thread.join(20)
+
+    def speak(self, data: bytes) -> bytes:
+        """Send `data`, say no more, and return all that is answered."""
+        with socket.create_connection((ADDRESS, self.port), timeout=20) as caller:
+            answered = b""
+            with contextlib.suppress(ConnectionError):
+                caller.sendall(data)
+                caller.shutdown(socket.SHUT_WR)
+                while piece := caller.recv(4096):
+                    answered += piece
+            return answered
+
+    async def offer(self, name: str = "test1") -> None:
+        """A whole conversation as node `name`; raises what the server says."""
+        channel = await wire.open_control(ADDRESS, self.port, "test2", tls.client_context(self.folders[name]), 10)
+        try:
+            await channel.send(wire.Finish())
+            await channel.expect(wire.Ready, 10)
+        finally:
+            await channel.close()
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return certificates(tmp_path_factory.mktemp("tls"), ("test1", "test2"))
+
+
+@pytest.fixture(scope="module")
+def running(folders: dict[str, Path]) -> Iterator[Running]:
+    server = Running(folders)
+    yield server
+    server.close()
+
+
+GREETINGS = st.sampled_from([wire.greeting(), wire.greeting("0" * 32), wire.greeting()[:40], b"GET / HTTP/1.1\r\n\r\n"])
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.one_of(st.binary(max_size=300), st.builds(lambda a, b: a + b, GREETINGS, st.binary(max_size=300))))
+def test_garbage_never_gets_further_than_its_greeting(running: Running, data: bytes) -> None:
+    before = list(running.peers)
+    answered = running.speak(data)
+    # Nothing, a plain refusal, or OK and then only TLS records (an alert), never a message.
+    rest = answered.removeprefix(b"OK\n")
+    assert rest == b"" or rest.startswith((b"NO ", b"\x15\x03", b"\x16\x03"))
+    assert running.peers == before
+
+
+def test_after_all_that_a_node_is_served(running: Running) -> None:
+    with pytest.raises(Refused, match="no room") as caught:
+        asyncio.run(running.offer())
+    assert caught.value.hint == "try elsewhere"
+    assert running.peers[-1] == "test1"
+
+
+def test_a_certificate_of_another_ca_is_turned_away(running: Running, tmp_path: Path) -> None:
+    strangers = certificates(tmp_path, ("test1",))
+    before = list(running.peers)
+
+    async def call() -> None:
+        context = tls.client_context(strangers["test1"])
+        channel = await wire.open_control(ADDRESS, running.port, "test2", context, 10)
+        await channel.send(wire.Finish())
+        await channel.receive(10)
+
+    with pytest.raises((Refused, Failed)):
+        asyncio.run(call())
+    assert running.peers == before
+
+
+def test_a_server_that_is_another_node_is_not_trusted(running: Running, folders: dict[str, Path]) -> None:
+    async def call() -> None:
+        await wire.open_control(ADDRESS, running.port, "test9", tls.client_context(folders["test1"]), 10)
+
+    with pytest.raises(Refused, match="is not test9"):
+        asyncio.run(call())
+
+
+def test_an_address_not_allowed_is_told_so(folders: dict[str, Path]) -> None:
+    server = Running(folders, hosts_allow=r"172\.16\.31\.[12] ^test1$")
+    try:
+        with pytest.raises(Refused, match=r"127\.0\.0\.1 is not in relocation\.hosts_allow of test2"):
+            asyncio.run(server.offer())
+        assert server.peers == []
+    finally:
+        server.close()
+
+
+def test_a_port_in_use_is_refused_with_a_hint(folders: dict[str, Path]) -> None:
+    with socket.socket() as other:
+        other.bind((ADDRESS, 0))
+        other.listen()
+        port = other.getsockname()[1]
+        context = tls.server_context(folders["test2"])
+
+        async def never(channel: wire.Channel) -> None:
+            raise AssertionError(channel.peer)
+
+        server = RelocationServer("test2", ADDRESS, Relocation(port=port), context, never)
+        with pytest.raises(Refused, match="in use") as caught:
+            server.bind()
+        assert "relocation.port" in caught.value.hint
+
+
+def test_nobody_there_is_refused(folders: dict[str, Path]) -> None:
+    async def call() -> None:
+        await wire.open_control(ADDRESS, free_port(), "test2", tls.client_context(folders["test1"]), 10)
+
+    with pytest.raises(Refused, match="refused") as caught:
+        asyncio.run(call())
+    assert "veeryd" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("patterns", "address", "name", "expected"),
+    [
+        ("", "10.0.0.1", "", True),
+        (r"^localhost$ ^.*\.example\.org$", "10.0.0.1", "a.example.org", True),
+        (r"^localhost$", "10.0.0.1", "localhost.evil", False),
+        (r"10\.0\.0\.1", "10.0.0.11", "", False),
+        (r"10\.0\.0\..*", "10.0.0.11", "", True),
+    ],
+)
+def test_hosts_allow_matches_the_whole_name_or_address(patterns: str, address: str, name: str, expected: bool) -> None:
+    assert allowed(patterns, address, name) is expected
+
+
+def test_a_pattern_that_is_no_pattern_is_refused() -> None:
+    with pytest.raises(Refused, match="hosts_allow"):
+        RelocationServer("a", ADDRESS, Relocation(hosts_allow="(("), None, None)  # type: ignore[arg-type]
