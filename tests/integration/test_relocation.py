@@ -82,7 +82,7 @@ class Running:
         """Send `data`, say no more, and return all that is answered."""
         with socket.create_connection((ADDRESS, self.port), timeout=20) as caller:
             answered = b""
-            with contextlib.suppress(ConnectionError):
+            with contextlib.suppress(OSError):  # a reset, as of one who is turned away
                 caller.sendall(data)
                 caller.shutdown(socket.SHUT_WR)
                 while piece := caller.recv(4096):
