@@ -6,7 +6,7 @@ from argparse import Namespace
 
 from veery.cli.catalogue import Verb
 from veery.cli.parser import Parser
-from veery.cli.session import Session, Usage
+from veery.cli.session import Session, Usage, as_reading
 from veery.errors import Refused
 
 _START = 180.0  # seconds
@@ -41,19 +41,19 @@ def _start(session: Session, args: Namespace, spec: object) -> int:
     from veery.model.codec import plain
 
     answer = session.client.post("/v1/domains", {"spec": plain(spec), "paused": args.paused}, deadline=_START)
-    reading = answer["reading"]
+    reading = as_reading(answer["reading"])
     if session.json:
         session.print_json(answer)
     elif session.tool != "xl" and not args.quiet:
-        print(f"Started domain {reading['name']} (id={reading['domid']})", flush=True)
+        print(f"Started domain {reading.name} (id={reading.domid})", flush=True)
     if args.console:
         from veery.cli.lifecycle import attach
 
-        return attach(session, reading["uuid"])
+        return attach(session, reading)
     if args.foreground:
         from veery.cli.lifecycle import follow
 
-        follow(session, reading["uuid"])
+        follow(session, reading)
     return 0
 
 

@@ -10,10 +10,10 @@ from typing import Any
 from veery.cli import tables
 from veery.cli.catalogue import Verb
 from veery.cli.parser import Parser
-from veery.cli.session import Session, Usage, pick
+from veery.cli.session import NoDomain, Session, Usage, pick
 from veery.client.http import domain_path
-from veery.errors import Failed, Refused, VeeryError
-from veery.model.domain import DiskSpec, VifSpec
+from veery.errors import Refused
+from veery.model.domain import DiskSpec
 
 _PLUG = 120.0  # seconds; the guest has a say in it
 
@@ -62,24 +62,22 @@ def _vdev(session: Session, domain: str, device: str) -> str:
         return device
     from veery.config.disk import device_number
 
-    for disk in _disks(session, session.domain(domain)):
-        if device_number(disk.vdev) == int(device):
-            return disk.vdev
+    for row in session.client.get(domain_path(session.domain(domain), "disks")):
+        vdev: str = row["spec"]["vdev"]
+        if device_number(vdev) == int(device):
+            return vdev
     raise Refused(f"domain {domain} has no disk {device}", hint="veery block-list shows its disks")
 
 
-def _disks(session: Session, domain: str) -> tuple[DiskSpec, ...]:
+def _list_disks(session: Session, args: Namespace) -> int:
+    rows, wrong = _devices(session, args.domains, "disks")
+    if session.json or args.long:
+        session.print_json([{"domid": domid, "disks": items} for domid, items in rows])
+        return wrong
     from veery.model.codec import convert
 
-    return convert(session.client.get(domain_path(domain, "disks")), tuple[DiskSpec, ...])
-
-
-def _list_disks(session: Session, args: Namespace) -> int:
-    rows, wrong = _devices(session, args.domains, _disks)
-    if session.json:
-        session.print_json([{"domid": domid, "disks": items} for domid, items in rows])
-    else:
-        print(*tables.disks(rows, session.tool), sep="\n")
+    specs = ((domid, [convert(item["spec"], DiskSpec) for item in items]) for domid, items in rows)
+    print(*tables.disks(specs, session.tool), sep="\n")
     return wrong
 
 
@@ -104,22 +102,20 @@ def _detach_vif(session: Session, args: Namespace) -> int:
     return 0
 
 
-def _vifs(session: Session, domain: str) -> tuple[VifSpec, ...]:
-    from veery.model.codec import convert
-
-    return convert(session.client.get(domain_path(domain, "vifs")), tuple[VifSpec, ...])
-
-
 def _list_vifs(session: Session, args: Namespace) -> int:
-    rows, wrong = _devices(session, args.domains, _vifs)
-    if session.json:
+    rows, wrong = _devices(session, args.domains, "vifs")
+    if session.json or args.long:
         session.print_json([{"domid": domid, "vifs": items} for domid, items in rows])
-    else:
-        print(*tables.vifs(rows, session.tool), sep="\n")
+        return wrong
+    from veery.model.codec import convert
+    from veery.model.volume import AttachedVif
+
+    vifs = ((domid, [convert(item, AttachedVif) for item in items]) for domid, items in rows)
+    print(*tables.vifs(vifs, session.tool), sep="\n")
     return wrong
 
 
-def _devices(session: Session, words: list[str], read: Any) -> tuple[list[tuple[int, Any]], int]:
+def _devices(session: Session, words: list[str], kind: str) -> tuple[list[tuple[int, Any]], int]:
     """(domid, devices) of each domain that is there, and the exit status: 1 where one is not (its line goes to
     stderr, the others are still listed)."""
     readings = session.readings()
@@ -127,21 +123,20 @@ def _devices(session: Session, words: list[str], read: Any) -> tuple[list[tuple[
     for word in words:
         try:
             domid = pick(readings, word).domid
-            rows.append((domid, read(session, str(domid))))
-        except Failed:
-            raise
-        except VeeryError as error:
+        except NoDomain as error:
             if len(words) == 1:
                 raise
             session.note(f"veery: {error.message}")
             wrong = 1
+        else:
+            rows.append((domid, session.client.get(domain_path(str(domid), kind))))
     return rows, wrong
 
 
 # ---- arguments
 def _declare_list(parser: Parser) -> None:
     parser.add_argument("domains", metavar="DOMAIN", nargs="+", help="names, ids or UUIDs")
-    parser.add_argument("-l", "--long", dest="json", action="store_true", help="the same as --json")
+    parser.add_argument("-l", "--long", action="store_true", help="the same as --json")
 
 
 def _declare_attach_disk(parser: Parser) -> None:
@@ -201,8 +196,8 @@ veery -N block-attach 0 /dev/vg/guest,raw,xvdb,rw      # what does this spec mea
         run=_list_vifs,
         declare=_declare_list,
         about="""
-Prints the network interfaces of one or more domains in xl's columns; BE-path is the bridge and, where it is
-known, the host's end. evt-ch and ring references are Xen's and -1 elsewhere.""",
+Prints the network interfaces of one or more domains in xl's columns; BE-path is the bridge and
+the host's end. evt-ch and ring references are Xen's and -1 elsewhere.""",
         examples="veery network-list busybox",
         json=True,
     ),

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from veery.cli.catalogue import Verb
 from veery.cli.parser import Parser
-from veery.cli.session import Session, Usage
+from veery.cli.session import Session, Usage, as_reading
 from veery.client.http import domain_path
-from veery.errors import Failed, Refused
+from veery.errors import Failed, Refused, VeeryError
 from veery.model.domain import DomainReading, DomainState
 
 _SLOW = 3600.0  # seconds for writing or reading a domain's whole memory
@@ -31,35 +31,36 @@ def _simple(action: str, *, deadline: float = 120.0) -> Callable[[Session, Names
 
 
 # ---- console
-def attach(session: Session, domain: str, *, leave: str = "^]") -> int:
+def attach(session: Session, domain: DomainReading, *, leave: str = "^]") -> int:
     """Join the terminal to `domain`'s console; why it ended is told on stderr."""
     from veery.client import console
 
     key = leave.encode()
     if len(leave) == 2 and leave[0] == "^":
         key = bytes([ord(leave[1].upper()) & 0x1F])
-    why = console.attach(session.address, domain, leave=key)
+    why = console.attach(session.address, domain.uuid, leave=key)
     if why:
-        session.note(f"\r\n[{_whereabouts(session, domain) or why}]")
+        session.note(f"\n[{_whereabouts(session, domain) or why}]")
     return 0
 
 
-def _whereabouts(session: Session, domain: str) -> str:
-    """Where `domain` is now that its console has ended; "" if nothing is known."""
+def _whereabouts(session: Session, domain: DomainReading) -> str:
+    """Where `domain` is now that its console has ended; "" if it is still here, or nothing is known."""
     try:
-        owner = session.client.get(domain_path(domain)).get("owner") or {}
-        here = session.client.get("/v1/domains")["node"]
-    except Refused:
-        return f"domain {domain} is gone"
-    except Failed:
+        here = any(item.uuid == domain.uuid for item in session.readings())
+        nodes = {} if here else session.client.get("/v1/domains", cluster="1")["nodes"]
+    except VeeryError:
         return ""
-    return f"domain {domain} moved to {owner['node']}" if owner.get("node", here) != here else ""
+    for node, rows in nodes.items():
+        if any(row["uuid"] == domain.uuid for row in rows):
+            return f"domain {domain.name} moved to {node}"
+    return "" if here else f"domain {domain.name} has ended"
 
 
 def _console(session: Session, args: Namespace) -> int:
     if args.type not in {"pv", "serial"} or args.number:
         raise Refused("a domain has one console: the one the guest's kernel logs to", hint="leave -t and -n away")
-    return attach(session, session.domain(args.domain), leave=args.escape)
+    return attach(session, session.reading(args.domain), leave=args.escape)
 
 
 def _declare_console(parser: Parser) -> None:
@@ -123,9 +124,9 @@ def _over(before: DomainReading, now: DomainReading | None) -> bool:
     )
 
 
-def follow(session: Session, uuid: str) -> None:
-    """Return when domain `uuid` has ended here."""
-    while any(item.uuid == uuid for item in session.readings()):
+def follow(session: Session, domain: DomainReading) -> None:
+    """Return when `domain` has ended here."""
+    while any(item.uuid == domain.uuid for item in session.readings()):
         time.sleep(1.0)
 
 
@@ -191,10 +192,10 @@ def _restore(session: Session, args: Namespace) -> int:
         raise Refused("veery shows no graphics", hint="leave -V and -A away; veery console shows the console")
     path = str(Path(args.files[0]).absolute())
     order = {"path": path, "paused": args.paused, "force": args.force}
-    reading = session.client.post("/v1/restore", order, deadline=_SLOW)["reading"]
+    reading = as_reading(session.client.post("/v1/restore", order, deadline=_SLOW)["reading"])
     if session.tool == "veery":
-        print(f"Restored domain {reading['name']} (id={reading['domid']})")
-    return attach(session, reading["name"]) if args.console else 0
+        print(f"Restored domain {reading.name} (id={reading.domid})")
+    return attach(session, reading) if args.console else 0
 
 
 def _declare_restore(parser: Parser) -> None:

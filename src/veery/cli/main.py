@@ -58,9 +58,8 @@ def _run(session: Session, words: list[str], extra: Mapping[str, Extra]) -> int:
     if words[0] in {"--version", "-V"}:
         words[0] = "version"
     if words[0] in extra:
-        if session.json:
-            words.append("--json")
-        return extra[words[0]].main(words[1:])
+        common = [*(["--json"] if session.json else []), *(["--lab", session.lab] if session.lab else [])]
+        return extra[words[0]].main([*common, *words[1:]])
     entry, rest = find(words, extra)
     from veery.cli.parser import run_verb
 

@@ -15,8 +15,8 @@ from veery.cli.parser import Parser
 from veery.cli.progress import copied, figures, meter
 from veery.cli.session import Session
 from veery.client.http import domain_path
-from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
-from veery.model.move import MoveProgress, MoveReport, MoveSettings, MoveState
+from veery.errors import OutcomeUnknown, Refused, VeeryError
+from veery.model.move import MoveProgress, MoveReport, MoveSettings
 from veery.model.units import format_size
 
 
@@ -70,7 +70,7 @@ class _Migration:
         self._cancelled = False
 
     def run(self, path: str, order: dict[str, Any]) -> MoveReport:
-        """Do it. Raises as the daemon says, and Failed with where the domain runs when it was cancelled."""
+        """Do it. Raises as the daemon says; of a cancelled move it says where the domain runs."""
         from veery.model.codec import convert
 
         before = signal.signal(signal.SIGINT, self._interrupted)
@@ -80,12 +80,12 @@ class _Migration:
                     if event["event"] == "done":
                         return self._ended(convert(event["result"], MoveReport))
                     self._learn(event)
+                    if event["event"] != "progress":
+                        continue
                     progress = convert(event["progress"], MoveProgress)
                     shown.show(
                         progress.phase, copied(progress) if progress.phase == "COPY" else None, figures(progress)
                     )
-        except Failed as error:
-            raise self._placed(error) from error
         except KeyboardInterrupt:
             where = f"veery move show {self._id}" if self._id else "veery moves"
             raise OutcomeUnknown("left before the move ended; it goes on or is being undone", hint=where) from None
@@ -116,35 +116,9 @@ class _Migration:
             self._session.note(f"veery: not cancelled: {error.message}")
 
     def _ended(self, report: MoveReport) -> MoveReport:
-        if report.state is MoveState.DONE:
-            if self._cancelled:
-                self._session.note("veery: too late to cancel: the move was past its point of no return")
-            return report
-        raise _failure(report)
-
-    def _placed(self, error: Failed) -> VeeryError:
-        """`error` with where the domain runs, as the move's report tells it."""
-        from veery.model.codec import convert
-
-        if not self._id:
-            return error
-        try:
-            report = convert(self._session.client.get(f"/v1/moves/{self._id}"), MoveReport)
-        except VeeryError:
-            return error
-        return _failure(report) if report.state is not MoveState.RUNNING else error
-
-
-def _failure(report: MoveReport) -> VeeryError:
-    where = f"; it runs on {report.runs_on}" if report.runs_on else ""
-    if report.state is MoveState.CANCELLED:
-        return Failed(f"move of {report.domain} cancelled{where}")
-    if report.state is MoveState.UNKNOWN:
-        return OutcomeUnknown(
-            f"move of {report.domain}: {report.reason or 'outcome unknown'}",
-            hint=report.hint or f"veery move show {report.id} tells when it is settled",
-        )
-    return Failed(f"{report.domain} did not move: {report.reason or 'no reason given'}{where}", hint=report.hint)
+        if self._cancelled:
+            self._session.note(f"veery: too late to cancel: {report.domain} runs on {report.runs_on or report.target}")
+        return report
 
 
 def summary(report: MoveReport) -> str:

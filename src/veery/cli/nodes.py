@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import veery
 from veery.cli import tables
@@ -13,7 +14,8 @@ from veery.cli.parser import Parser
 from veery.cli.session import Session, Usage
 from veery.errors import Refused, VeeryError
 
-_ROLES = ("hypervisor", "storage", "voter")
+if TYPE_CHECKING:
+    from veery.config.settings import Settings
 
 
 # ---- node
@@ -69,34 +71,29 @@ def _token(session: Session, args: Namespace) -> int:
 
 
 # ---- init, join
-def _roles(text: str, verb: str) -> tuple[str, ...]:
-    roles = tuple(word.strip() for word in text.split(",") if word.strip())
-    wrong = [word for word in roles if word not in _ROLES]
-    if wrong or not roles:
-        raise Usage(f"no role {wrong[0]!r}; roles are {', '.join(_ROLES)}" if wrong else "give a role", verb)
-    return roles
+def _member(args: Namespace, verb: str) -> dict[str, Any]:
+    """What init and join say of the new node."""
+    from veery.model.node import Role
+
+    words = [word.strip() for word in args.roles.split(",") if word.strip()]
+    wrong = [word for word in words if word not in tuple(Role)]
+    if wrong or not words:
+        raise Usage(f"no role {''.join(wrong[:1])!r}; roles are {', '.join(Role)}", verb)
+    roles = tuple(Role(word) for word in words)
+    driver = args.driver or ("qemu" if Role.HYPERVISOR in roles else "")
+    return {"name": args.name, "address": args.address, "roles": roles, "driver": driver}
 
 
-def _settings_path(session: Session) -> Path:
-    from veery.config.settings import DEFAULT_PATH
+def _settings(session: Session) -> Settings:
+    from veery.config.settings import DEFAULT_PATH, load
 
-    return Path(session.settings or os.environ.get("VEERY_SETTINGS") or DEFAULT_PATH)
+    return load(Path(session.settings or os.environ.get("VEERY_SETTINGS") or DEFAULT_PATH))
 
 
 def _init(session: Session, args: Namespace) -> int:
-    import asyncio
+    from veery.cluster.identity import init
 
-    from veery.cluster import members
-    from veery.config.settings import load
-    from veery.model.node import Role
-
-    settings = load(_settings_path(session))
-    roles = tuple(Role(word) for word in _roles(args.roles, "init"))
-    asyncio.run(
-        members.init(
-            settings, name=args.name, address=args.address, roles=roles, cluster=args.cluster, driver=args.driver
-        )
-    )
+    init(_settings(session), cluster=args.cluster, **_member(args, "init"))
     print(f"Cluster {args.cluster} begun with node {args.name} ({args.address})")
     return 0
 
@@ -104,20 +101,12 @@ def _init(session: Session, args: Namespace) -> int:
 def _join(session: Session, args: Namespace) -> int:
     import asyncio
 
-    from veery.cluster import members
-    from veery.config.settings import load
-    from veery.model.node import Role
+    from veery.cluster.join import join
 
     token, at, address = args.token.rpartition("@")
     if not at or not token or not address:
         raise Usage("give TOKEN@ADDRESS, as veery node token prints it", "join")
-    settings = load(_settings_path(session))
-    roles = tuple(Role(word) for word in _roles(args.roles, "join"))
-    asyncio.run(
-        members.join(
-            settings, token=token, peer=address, name=args.name, address=args.address, roles=roles, driver=args.driver
-        )
-    )
+    asyncio.run(join(_settings(session), token=token, peer=address, **_member(args, "join")))
     print(f"Node {args.name} ({args.address}) joined")
     return 0
 
@@ -172,7 +161,7 @@ def _declare_member(parser: Parser, roles: str) -> None:
     parser.add_argument("--address", metavar="ADDRESS", required=True, help="where the other nodes reach it")
     parser.add_argument("--roles", metavar="ROLES", default=roles, help=f"some of hypervisor,storage,voter ({roles})")
     parser.add_argument(
-        "--driver", metavar="DRIVER", choices=("qemu",), default="qemu", help="what runs domains here (qemu)"
+        "--driver", metavar="DRIVER", choices=("qemu",), default="", help="what runs domains on a hypervisor (qemu)"
     )
 
 

@@ -88,6 +88,8 @@ def _vcpu_list(session: Session, args: Namespace) -> int:
 
     rows = []
     for item in _chosen(session, args.domains):
+        if not item.domid and not args.domains:
+            continue  # the machine itself: nothing of it is virtual
         answer = session.client.get(domain_path(str(item.domid), "vcpus"))
         rows.append((item, convert(answer, tuple[VcpuReading, ...])))
     if session.json:
@@ -123,7 +125,7 @@ def _declare_domid(parser: Parser) -> None:
 def _domname(session: Session, args: Namespace) -> int:
     if not args.domid.isdigit():
         raise Refused("Invalid domain id.", hint="an id is a number; veery list shows it")
-    print(session.reading(args.domid).name)
+    print(pick(session.readings(), args.domid).name)
     return 0
 
 

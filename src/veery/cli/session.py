@@ -64,16 +64,13 @@ class Session:
 
     def readings(self) -> tuple[DomainReading, ...]:
         """Every domain on the node, Domain-0 first."""
-        return tuple(_reading(row) for row in self.client.get("/v1/domains")["domains"])
+        return tuple(as_reading(row) for row in self.client.get("/v1/domains")["domains"])
 
     def reading(self, word: str) -> DomainReading:
-        """Domain `word`. Raises NoDomain."""
+        """Domain `word`. Raises NoDomain for xm and xl; for veery what the daemon says, which may know more."""
+        if self.tool == "veery":
+            return as_reading(self.client.get(domain_path(word))["reading"])
         return pick(self.readings(), word)
-
-    def spec(self, word: str) -> dict[str, Any]:
-        """{"reading", "spec", "owner"} of domain `word`, as plain values."""
-        answer: dict[str, Any] = self.client.get(domain_path(self.domain(word)))
-        return answer
 
     def note(self, text: str) -> None:
         """Say something that is not the command's result."""
@@ -94,9 +91,9 @@ def pick(readings: tuple[DomainReading, ...], word: str) -> DomainReading:
     raise NoDomain(word)
 
 
-def _reading(row: dict[str, Any]) -> DomainReading:
-    """As codec.convert, for the one value that the quickest commands need: importing msgspec takes as long as
-    all the rest of `veery list`."""
+def as_reading(row: dict[str, Any]) -> DomainReading:
+    """A DomainReading out of its JSON: codec.convert for the one value that the quickest commands need, since to
+    import msgspec takes as long as all the rest of `veery list`."""
     from veery.model.domain import DomainReading, DomainState
 
     known = {name: row[name] for name in DomainReading.__slots__ if name in row}

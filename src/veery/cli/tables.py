@@ -8,7 +8,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
-from veery.model.domain import LETTERS, DiskSpec, DomainReading, DomainState, HostReading, VcpuReading, VifSpec
+from veery.model.domain import LETTERS, DiskSpec, DomainReading, DomainState, HostReading, VcpuReading
+from veery.model.volume import AttachedVif
 
 
 def state_letters(state: DomainState, tool: str) -> str:
@@ -132,7 +133,7 @@ def disks(rows: Iterable[tuple[int, Sequence[DiskSpec]]], tool: str) -> Iterator
                 yield f"{number:<5} {0:<3} {domid:<6} {4:<5} {-1:<6} {-1:<8} {path:<30}"
 
 
-def vifs(rows: Iterable[tuple[int, Sequence[VifSpec]]], tool: str) -> Iterator[str]:
+def vifs(rows: Iterable[tuple[int, Sequence[AttachedVif]]], tool: str) -> Iterator[str]:
     """`network-list` of (domid, interfaces); BE-path names bridge and host interface."""
     if tool == "xm":
         yield "Idx BE     MAC Addr.     handle state evt-ch tx-/rx-ring-ref BE-path"
@@ -142,8 +143,8 @@ def vifs(rows: Iterable[tuple[int, Sequence[VifSpec]]], tool: str) -> Iterator[s
             f"{'tx-':>5}/{'rx-ring-ref':<5} {'BE-path':<30}"
         )
     for _domid, items in rows:
-        for index, vif in enumerate(items):
-            path = f"{vif.bridge}/{vif.vifname}" if vif.vifname else vif.bridge
+        for index, item in enumerate(items):
+            vif, path = item.spec, f"{item.spec.bridge}/{item.device}"
             if tool == "xm":
                 head = f"{index:<3} {0:<3}{vif.mac:<17}    {index:<3}   {4:<3}    {-1:<3}   "
                 yield f"{head}{-1:<5}/{-1:<5}   {path:<30}  "
