@@ -12,7 +12,7 @@ from enum import StrEnum
 from veery.errors import Refused
 from veery.lab import members
 from veery.lab.members import Member
-from veery.lab.plan import NAMESPACES, SWITCH
+from veery.lab.plan import SWITCH
 from veery.lab.services import Lab
 
 
@@ -42,7 +42,7 @@ async def power_off(lab: Lab, node: str) -> None:
     """Take the power away: the cable first, so that not even the kernel's FIN or RST gets out, then every process.
     What a reboot would empty is emptied: the taps and the run folder; the disk (state) stays."""
     await cut(lab, node)
-    await members.kill([NAMESPACES / lab.plan.namespace(node)])
+    await members.kill(lambda: lab.members(node))
     shown = (await lab.run(node, ["ip", "-o", "link", "show", "type", "tun"])).out
     for row in shown.splitlines():
         await lab.run(node, ["ip", "link", "delete", row.split(":")[1].strip()])

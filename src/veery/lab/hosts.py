@@ -36,7 +36,7 @@ async def remove(lab: str, folder: Path) -> None:
     """Remove all of lab `lab`, by name and by membership, whatever of it is there: processes, namespaces (with
     all links in them), `folder`. Raises Failed when a process does not end."""
     names = [path.name for path in _namespaces() if lab_of(path.name) == lab]
-    await members.kill([NAMESPACES / name for name in names])
+    await members.kill(lambda: members.members([NAMESPACES / name for name in names]))
     if names:
         await _batch([f"netns delete {name}" for name in names])
     await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)

@@ -1,11 +1,11 @@
-"""The processes of network namespaces: found by membership, not by name, so that none is missed or mistaken."""
+"""Processes found by the network namespace they are in or by a mark in their environment, never by name."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,32 +38,36 @@ def members(namespaces: Collection[Path]) -> tuple[Member, ...]:
     for path in namespaces:
         with suppress(FileNotFoundError):
             wanted.add(_identity(path))
-    found = []
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit():
-            continue
-        with suppress(OSError):  # it ended while we looked
-            if _identity(folder / "ns/net") in wanted:
-                pid = int(folder.name)
-                words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
-                found.append(Member(Process(pid, start_ticks(pid)), tuple(words[:-1])))
-    return tuple(member for member in found if member.process.ticks and member.process.pid != os.getpid())
+
+    def inside(folder: Path) -> bool:
+        return _identity(folder / "ns/net") in wanted
+
+    return _living(inside)
 
 
-async def kill(namespaces: Collection[Path], *, deadline: float = 20.0) -> int:
-    """SIGKILL everything inside, again until nothing is left; how many there were. Raises Failed after
+def marked(name: str, value: str) -> tuple[Member, ...]:
+    """The living processes, but for this one, that have `name`=`value` in the environment they were started with."""
+    wanted = f"{name}={value}".encode()
+
+    def has(folder: Path) -> bool:
+        return wanted in (folder / "environ").read_bytes().split(b"\0")
+
+    return _living(has)
+
+
+async def kill(find: Callable[[], tuple[Member, ...]], *, deadline: float = 20.0) -> tuple[Member, ...]:
+    """SIGKILL all that `find` finds, again until it finds nothing; those that there were. Raises Failed after
     `deadline` seconds."""
-    count = 0
+    killed: tuple[Member, ...] = ()
     try:
         async with asyncio.timeout(deadline):
-            while inside := members(namespaces):
-                count += len(inside)
-                await end(inside)
+            while found := find():
+                killed += found
+                await end(found)
     except TimeoutError as error:
-        raise Failed(
-            f"processes of the lab do not end within {deadline:g} s", hint="they hang in the kernel"
-        ) from error
-    return count
+        names = ", ".join(f"{member.program} ({member.process.pid})" for member in find())
+        raise Failed(f"{names} did not end within {deadline:g} s", hint="they hang in the kernel") from error
+    return killed
 
 
 async def end(processes: Sequence[Member]) -> None:
@@ -76,3 +80,17 @@ async def end(processes: Sequence[Member]) -> None:
 def _identity(path: Path) -> tuple[int, int]:
     status = path.stat()
     return status.st_dev, status.st_ino
+
+
+def _living(chosen: Callable[[Path], bool]) -> tuple[Member, ...]:
+    """The living processes whose folder in /proc is `chosen`, but for this one."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit() or folder.name == str(os.getpid()):
+            continue
+        with suppress(OSError):  # it ended while we looked
+            if chosen(folder):
+                words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                pid = int(folder.name)
+                found.append(Member(Process(pid, start_ticks(pid)), tuple(words[:-1])))
+    return tuple(member for member in found if member.process.ticks)

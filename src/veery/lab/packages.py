@@ -20,7 +20,6 @@ OTHERS = ("tgt", "etcd-server", "busybox-static", "lvm2", "iproute2", "e2fsprogs
 BACKPORTS = {"bookworm": "bookworm-backports"}
 
 _POLICY = Path("/usr/sbin/policy-rc.d")
-_SAVED = Path("/usr/sbin/policy-rc.d.veery-saved")
 _MARK = "# written by veery's set-up, for the time of one apt-get install"
 
 
@@ -91,22 +90,26 @@ def install(report: Report) -> tuple[str, ...]:
 
 
 @contextmanager
-def services_kept_down() -> Iterator[None]:
-    """While this lasts, installed packages start no service (invoke-rc.d's policy-rc.d says 101)."""
-    restore_policy()
-    if os.path.lexists(_POLICY):
-        _POLICY.rename(_SAVED)
+def services_kept_down(policy: Path = _POLICY) -> Iterator[None]:
+    """While this lasts, installed packages start no service (invoke-rc.d(8) obeys policy-rc.d's 101)."""
+    restore_policy(policy)
+    if os.path.lexists(policy):
+        policy.rename(_saved(policy))
     try:
-        _POLICY.write_text(f"#!/bin/sh\n{_MARK}\nexit 101\n")
-        _POLICY.chmod(0o755)
+        policy.write_text(f"#!/bin/sh\n{_MARK}\nexit 101\n")
+        policy.chmod(0o755)
         yield
     finally:
-        restore_policy()
+        restore_policy(policy)
 
 
-def restore_policy() -> None:
+def restore_policy(policy: Path = _POLICY) -> None:
     """Put back what `services_kept_down` replaced; also what a killed run left."""
-    if _POLICY.is_file() and _MARK in _POLICY.read_text(errors="replace"):
-        _POLICY.unlink()
-    if os.path.lexists(_SAVED) and not os.path.lexists(_POLICY):
-        _SAVED.rename(_POLICY)
+    if policy.is_file() and _MARK in policy.read_text(errors="replace"):
+        policy.unlink()
+    if os.path.lexists(_saved(policy)) and not os.path.lexists(policy):
+        _saved(policy).rename(policy)
+
+
+def _saved(policy: Path) -> Path:
+    return policy.with_name(policy.name + ".veery-saved")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -62,8 +63,11 @@ class Lab:
                 _furnish(drawn, node)
             await hosts.build(drawn)
             await lab._boot(report)
-        except BaseException:
+        except BaseException as error:
+            logs = lab._keep_logs()
             await lab.down()
+            if isinstance(error, VeeryError) and logs:
+                error.hint = f"the nodes' logs are in {logs}"
             raise
         return lab
 
@@ -197,7 +201,17 @@ class Lab:
 
     async def _join(self, machine: Machine, first: Machine) -> None:
         token = (await self.veery(first.name, "node", "token")).out.split()[-1]
-        await self.veery(machine.name, "join", f"{token}@{first.address}", *_described(machine))
+        await self.veery(machine.name, "join", token, *_described(machine))
+
+    def _keep_logs(self) -> Path | None:
+        """Save the nodes' logs from a lab that did not come up; their folder, None if there are none."""
+        kept = self.plan.folder.parent.parent / "failed" / self.plan.lab
+        shutil.rmtree(kept, ignore_errors=True)
+        for node in self.plan.nodes:
+            for path in self.plan.home(node.name).glob("*/*.log"):
+                (kept / node.name).mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, kept / node.name)
+        return kept if kept.exists() else None
 
     def _last_words(self, node: str) -> str:
         with suppress(OSError):

@@ -1,0 +1,72 @@
+"""What every test may use: the lab, the guest kernel; and a run that leaves nothing behind.
+
+A run that was killed is swept by the next one: its processes, mounts, loop devices, labs and files."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from veery.client.address import lab_folder
+from veery.lab import guest as kernels
+from veery.lab import hosts
+from veery.lab.guest import Guest
+from veery.lab.scratch import Scratch, sweep
+from veery.lab.services import Lab
+
+SCRATCH = pytest.StashKey[Scratch]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Sweep what dead runs left; then give this one its folder."""
+    sweep()
+    if os.geteuid() == 0:
+        asyncio.run(hosts.sweep(lab_folder().parent))
+    config.stash[SCRATCH] = Scratch()
+    if not config.option.basetemp:
+        config.option.basetemp = str(config.stash[SCRATCH].folder / "t")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Who asks for the lab is marked with it."""
+    for item in items:
+        if "lab" in getattr(item, "fixturenames", ()):
+            item.add_marker("lab")
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """A run that leaves processes behind has failed."""
+    left = session.config.stash[SCRATCH].close()
+    for member in left:
+        print(f"\nleft behind: {member.process.pid} {' '.join(member.words)[:200]}")
+    if left and exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    """A lab of this run's own: stor, test1, test2 and the client, whole and healthy."""
+    made: Lab = _aside(lambda: Lab.up(f"t{os.getpid()}"))
+    try:
+        yield made
+    finally:
+        _aside(made.down)
+
+
+@pytest.fixture(scope="session")
+def guest() -> Guest:
+    """The guest kernel that the set-up unpacked."""
+    found = kernels.find()
+    assert found is not None, "no guest kernel: run make setup"
+    return found
+
+
+def _aside(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    """Run `work` in an event loop of its own, away from the tests' one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(lambda: asyncio.run(work())).result()
