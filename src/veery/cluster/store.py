@@ -17,6 +17,13 @@ class StoreUnavailable(Failed):
     """The store gave no answer within its deadline; for a read or a lease nothing has changed."""
 
 
+class Compacted(Failed):
+    """A watch asked for changes that the store no longer keeps: scan again, and watch from there."""
+
+    def __init__(self, prefix: str, after: int) -> None:
+        super().__init__(f"compacted: changes of {prefix!r} after revision {after} are gone", hint="scan again")
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One key as it stands. `revision` is that of its last change, `created` that of its creation."""
@@ -93,12 +100,13 @@ class Store(Protocol):
         """Do all `operations` if all `conditions` hold, at one revision; else do nothing and say so.
 
         Raises StoreUnavailable when it surely was not sent or not taken, OutcomeUnknown when the answer was
-        lost: it may or may not have been done."""
+        lost: it may or may not have been done; Failed when the operations are impossible (a key named twice,
+        a lease that has ended, a full store): nothing was done."""
         ...
 
     def watch(self, prefix: str, after: int) -> AsyncIterator[Change]:
         """Every change under `prefix` with a revision above `after`, in order, none left out, for ever:
-        it reconnects by itself. Raises Failed("compacted") when `after` is too old: scan again."""
+        it reconnects by itself. Raises Compacted when `after` is too old: scan again."""
         ...
 
     async def grant(self, ttl: int) -> int:

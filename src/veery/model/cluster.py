@@ -40,9 +40,26 @@ class Reservation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """The cluster itself: its name, its CA's certificate (PEM) and the naming part of its IQNs."""
+    """The cluster itself: its name, its CA's certificate (PEM) and the naming part of its IQNs, as in
+    "iqn.2026-11.internal.lab" (RFC 7143, 4.2.7.5): a name is `authority`, a colon and the rest."""
 
     name: str
     id: str
     ca: str
     authority: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Presence:
+    """A node's sign of life, bound to its lease. `started` is when its daemon began, in seconds of the epoch."""
+
+    node: str
+    started: float
+    version: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Token:
+    """A permission to join, used once. It is kept under the hash of its secret; `expires` in seconds of the epoch."""
+
+    expires: float

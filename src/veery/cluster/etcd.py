@@ -1,0 +1,223 @@
+"""The store in etcd: `Store` in terms of etcd's v3 API (etcd api/etcdserverpb/rpc.proto), keys under /veery/."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from typing import Any
+
+import msgspec
+
+from veery.cluster.gateway import Declined, Gateway, Unanswered
+from veery.cluster.store import (
+    Change,
+    Committed,
+    Compacted,
+    Delete,
+    Entry,
+    Put,
+    Snapshot,
+    StoreUnavailable,
+    Unchanged,
+)
+from veery.cluster.voters import Voters
+from veery.errors import OutcomeUnknown
+
+PREFIX = b"/veery/"
+PAGE = 1000  # keys in one answer of a scan
+NOT_FOUND = 5  # gRPC's code
+
+
+class _Header(msgspec.Struct):
+    revision: int = 0
+
+
+class _KeyValue(msgspec.Struct):
+    key: bytes = b""
+    value: bytes = b""
+    mod_revision: int = 0
+    create_revision: int = 0
+    lease: int = 0
+
+
+class _Range(msgspec.Struct):
+    header: _Header
+    kvs: list[_KeyValue] = []
+    more: bool = False
+
+
+class _Txn(msgspec.Struct):
+    header: _Header
+    succeeded: bool = False
+
+
+class _Lease(msgspec.Struct):
+    ID: int = 0
+    TTL: int = 0
+
+
+class _Kept(msgspec.Struct):
+    result: _Lease = msgspec.field(default_factory=_Lease)
+
+
+class _Event(msgspec.Struct):
+    kv: _KeyValue
+    type: str = "PUT"
+
+
+class _Watched(msgspec.Struct):
+    header: _Header = msgspec.field(default_factory=_Header)
+    created: bool = False
+    canceled: bool = False
+    compact_revision: int = 0
+    events: list[_Event] = []
+
+
+class _Message(msgspec.Struct):
+    result: _Watched
+
+
+class _Nothing(msgspec.Struct):
+    pass
+
+
+class EtcdStore:
+    """A `Store` on an etcd cluster; `voters` are the cluster's members themselves."""
+
+    def __init__(
+        self,
+        endpoints: Sequence[str],
+        *,
+        tls: ssl.SSLContext | None = None,
+        deadline: float = 4.0,
+        quiet: float = 10.0,
+        prefix: bytes = PREFIX,
+    ) -> None:
+        """`endpoints`: "https://172.16.31.1:2379", the preferred one first; `deadline`: seconds a call may take;
+        `quiet`: seconds after which a watch that heard nothing, not even etcd's progress notes, asks anew."""
+        self.gateway = Gateway(endpoints, tls=tls, deadline=deadline)
+        self.voters = Voters(self.gateway)
+        self._quiet, self._prefix = quiet, prefix
+
+    async def get(self, key: str) -> Entry | None:
+        """As Store.get."""
+        answer = await self.gateway.read("/v3/kv/range", {"key": self._key(key)}, _Range)
+        return self._entry(answer.kvs[0]) if answer.kvs else None
+
+    async def scan(self, prefix: str) -> Snapshot:
+        """As Store.scan; a large one comes in pages, all of the first one's revision."""
+        begin, end = self._key(prefix), _end_of(self._key(prefix))
+        found: list[Entry] = []
+        revision = 0
+        while True:
+            body = {"key": begin, "range_end": end, "limit": PAGE, "revision": revision}
+            answer = await self.gateway.read("/v3/kv/range", body, _Range)
+            revision = revision or answer.header.revision
+            found += map(self._entry, answer.kvs)
+            if not answer.more:
+                return Snapshot(tuple(found), revision)
+            begin = answer.kvs[-1].key + b"\0"
+
+    async def commit(self, conditions: Sequence[Unchanged], operations: Sequence[Put | Delete]) -> Committed:
+        """As Store.commit: one transaction of etcd's."""
+        body = {
+            "compare": [
+                {"key": self._key(each.key), "target": "MOD", "result": "EQUAL", "mod_revision": each.revision}
+                for each in conditions
+            ],
+            "success": [self._operation(each) for each in operations],
+        }
+        answer = await self.gateway.write("/v3/kv/txn", body, _Txn)
+        return Committed(answer.succeeded, answer.header.revision)
+
+    async def watch(self, prefix: str, after: int) -> AsyncIterator[Change]:
+        """As Store.watch: asked anew from the last revision seen whenever it breaks, falls silent, or the member
+        it hangs on loses its leader."""
+        pause = 0.05
+        while not self.gateway.closed:
+            with contextlib.suppress(Unanswered, StoreUnavailable, msgspec.DecodeError):
+                async with contextlib.aclosing(self._messages(prefix, after)) as messages:
+                    async for message in messages:
+                        if message.compact_revision:
+                            raise Compacted(prefix, after)
+                        if message.canceled:
+                            break
+                        pause = 0.05
+                        for event in message.events:
+                            yield self._change(event)
+                        after = max(after, _reached(message))
+            if not self.gateway.closed:
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 1.0)
+
+    async def grant(self, ttl: int) -> int:
+        """As Store.grant. A lease that was granted and not told of ends by itself."""
+        try:
+            return (await self.gateway.write("/v3/lease/grant", {"TTL": ttl}, _Lease)).ID
+        except OutcomeUnknown as error:
+            raise StoreUnavailable(error.message, hint=error.hint) from error
+
+    async def keep(self, lease: int) -> float:
+        """As Store.keep."""
+        return float((await self.gateway.read("/v3/lease/keepalive", {"ID": lease}, _Kept)).result.TTL)
+
+    async def revoke(self, lease: int) -> None:
+        """As Store.revoke; one that has ended already is no error."""
+        try:
+            await self.gateway.read("/v3/lease/revoke", {"ID": lease}, _Nothing)
+        except Declined as error:
+            if error.code != NOT_FOUND:
+                raise
+
+    async def close(self) -> None:
+        """As Store.close."""
+        await self.gateway.close()
+
+    async def _messages(self, prefix: str, after: int) -> AsyncGenerator[_Watched, None]:
+        """One stream's messages. A member that lags far behind sends history first, then what is new."""
+        key = self._key(prefix)
+        create = {"key": key, "range_end": _end_of(key), "start_revision": after + 1, "progress_notify": True}
+        stream = self.gateway.lines("/v3/watch", {"create_request": create}, quiet=self._quiet)
+        async with contextlib.aclosing(stream) as lines:
+            async for line in lines:
+                yield msgspec.json.decode(line, type=_Message, strict=False).result
+
+    def _key(self, key: str) -> bytes:
+        return self._prefix + key.encode()
+
+    def _name(self, key: bytes) -> str:
+        return key.removeprefix(self._prefix).decode()
+
+    def _entry(self, kv: _KeyValue) -> Entry:
+        return Entry(self._name(kv.key), kv.value, kv.mod_revision, kv.create_revision, kv.lease)
+
+    def _change(self, event: _Event) -> Change:
+        kv = event.kv
+        return Change(self._name(kv.key), None if event.type == "DELETE" else self._entry(kv), kv.mod_revision)
+
+    def _operation(self, operation: Put | Delete) -> dict[str, Any]:
+        key = self._key(operation.key)
+        if isinstance(operation, Put):
+            return {"request_put": {"key": key, "value": operation.value, "lease": operation.lease}}
+        if operation.prefix:
+            return {"request_delete_range": {"key": key, "range_end": _end_of(key)}}
+        return {"request_delete_range": {"key": key}}
+
+
+def _reached(message: _Watched) -> int:
+    """The revision up to which a watch has now seen everything.
+
+    A message of events holds all of a revision's, but its header may be ahead of what is still to come; a
+    progress note (no events) is only sent to a watcher that has seen all up to its header's
+    (mvcc/watchable_store.go, progress); the first one, `created`, says nothing."""
+    if message.events:
+        return message.events[-1].kv.mod_revision
+    return 0 if message.created else message.header.revision
+
+
+def _end_of(prefix: bytes) -> bytes:
+    """The first key after all that begin with `prefix` (rpc.proto, RangeRequest.range_end); it is never all 0xff."""
+    kept = prefix.rstrip(b"\xff")
+    return kept[:-1] + bytes([kept[-1] + 1])

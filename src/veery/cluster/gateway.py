@@ -1,0 +1,237 @@
+"""etcd's v3 API as JSON over HTTP: one call to whichever member answers, and one stream.
+
+etcd serves its gRPC API as JSON too (etcd docs, dev-guide/api_grpc_gateway); int64 are strings there, bytes
+base64. What matters here is what is known when a call ends badly: a member that says so, or a connection that
+was never made, has done nothing, and another member is asked; a request that was sent and not answered may
+have been done."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncGenerator, Awaitable, Sequence
+from typing import Any, TypeVar
+
+import aiohttp
+import msgspec
+
+from veery.cluster.store import StoreUnavailable
+from veery.errors import Failed, OutcomeUnknown
+
+T = TypeVar("T")
+
+HINT = "see `veery nodes`; most voters must be up and reach each other"
+
+# Answers after which the request has surely not been carried out (etcd api/v3rpc/rpctypes/error.go, raft/raft.go,
+# and grpc's picker, which speaks when the gateway cannot reach its own server).
+NOT_DONE = (
+    "etcdserver: no leader",
+    "etcdserver: not capable",
+    "etcdserver: too many requests",
+    "etcdserver: unhealthy cluster",
+    "etcdserver: rpc not supported for learner",
+    "raft proposal dropped",
+    "all SubConns are in TransientFailure",
+    "there is no connection available",
+)
+# gRPC codes of answers that no other member would give differently: invalid argument, not found, already exists,
+# failed precondition, out of range.
+FINAL = frozenset({3, 5, 6, 9, 11})
+RESOURCE_EXHAUSTED = 8
+
+PAUSE = 0.1  # seconds between two rounds over all members
+# Have a member without a leader say so at once instead of waiting for one (rpctypes/md.go); streams end with it.
+LEADER = {"Grpc-Metadata-hasleader": "true"}
+
+
+class Declined(Failed):
+    """etcd understood and declined: `code` is gRPC's, `reason` its own words. Nothing was done."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        full = code == RESOURCE_EXHAUSTED
+        super().__init__(
+            "the store is full" if full else f"the store refuses: {reason.removeprefix('etcdserver: ')}",
+            hint="delete what is not needed, then compact and defragment etcd" if full else "",
+        )
+        self.code = code
+        self.reason = reason
+
+
+class NotDone(Exception):
+    """One member did not do it; another may."""
+
+
+class Unanswered(Exception):
+    """One member may have done it: it was asked, and gave no usable answer."""
+
+
+class _Error(msgspec.Struct):
+    message: str = ""
+    error: str = ""
+    code: int = 0
+
+
+class Gateway:
+    """Calls to the members of one etcd cluster, over connections that are kept."""
+
+    def __init__(self, endpoints: Sequence[str], *, tls: ssl.SSLContext | None, deadline: float) -> None:
+        """`endpoints`: "https://172.16.31.1:2379", the preferred one first; `deadline`: seconds a call may take."""
+        self._endpoints = tuple(endpoints)
+        self._at = 0
+        self._tls = tls
+        self._session: aiohttp.ClientSession | None = None
+        self.deadline = deadline
+        self.closed = False
+        self._waits: set[asyncio.Timeout] = set()
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """The members that are asked."""
+        return self._endpoints
+
+    def use(self, endpoints: Sequence[str]) -> None:
+        """Ask these members from now on; the one in use stays in use if it is among them."""
+        current = self._endpoints[self._at % len(self._endpoints)]
+        self._endpoints = tuple(endpoints) or self._endpoints
+        self._at = self._endpoints.index(current) if current in self._endpoints else 0
+
+    async def read(self, path: str, body: Any, type: type[T]) -> T:
+        """Ask until a member answers; asking twice must do no harm. Raises StoreUnavailable, Declined."""
+        return await self._rounds(path, body, type, again=True)
+
+    async def write(self, path: str, body: Any, type: type[T]) -> T:
+        """Ask until a member takes the request; it is never sent twice where it may have been taken.
+
+        Raises StoreUnavailable (surely not done), Declined (the same), OutcomeUnknown."""
+        return await self._rounds(path, body, type, again=False)
+
+    async def ask(
+        self,
+        endpoint: str,
+        path: str,
+        body: Any,
+        type: type[T],
+        *,
+        within: float,
+        connect: float = 0,
+        leader: bool = True,
+    ) -> T:
+        """Ask this one member, once; with `leader`, one that knows no leader declines. Raises NotDone, Unanswered,
+        Declined."""
+        try:
+            status, data = await self._within(within, self._exchange(endpoint + path, body, connect or within, leader))
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise NotDone(f"{endpoint}: {error}") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise Unanswered(f"{endpoint}: {error or 'no answer in time'}") from error
+        if status != 200:
+            raise _judge(endpoint, status, data)
+        try:
+            return msgspec.json.decode(data, type=type, strict=False)
+        except msgspec.DecodeError as error:
+            raise Unanswered(f"{endpoint}: unreadable answer: {error}") from error
+
+    async def lines(self, path: str, body: Any, *, quiet: float) -> AsyncGenerator[bytes, None]:
+        """The lines of one stream from one member, which is another one each time the last failed.
+
+        Raises Unanswered when it ends, or when it was silent for `quiet` seconds."""
+        endpoint = self._endpoints[self._at % len(self._endpoints)]
+        rest, answer = b"", None
+        try:
+            answer = await self._within(quiet, self._send(endpoint + path, body, self.deadline, leader=True))
+            while piece := await self._within(quiet, answer.content.readany()):
+                *whole, rest = (rest + piece).split(b"\n")
+                for line in whole:
+                    if line.startswith(b'{"error"'):  # it has no leader, no vote, or is stopping
+                        raise Unanswered(f"{endpoint}: {line.decode(errors='replace')}")
+                    yield line
+            raise Unanswered(f"{endpoint}: the stream ended")
+        except (aiohttp.ClientError, OSError) as error:
+            self._skip(endpoint)
+            raise Unanswered(f"{endpoint}: {error or 'silent for too long'}") from error
+        except Unanswered:
+            self._skip(endpoint)
+            raise
+        finally:
+            if answer is not None:
+                if (connection := answer.connection) is not None and connection.transport is not None:
+                    connection.transport.abort()  # a TLS farewell would wait for a member that may be frozen
+                answer.close()
+
+    async def close(self) -> None:
+        """Let go of all connections; no call is possible any more."""
+        self.closed = True
+        for wait in self._waits:  # closing a connection does not wake who reads from it
+            wait.reschedule(0)
+        if self._session is not None:
+            await self._session.close()
+
+    async def _rounds(self, path: str, body: Any, type: type[T], *, again: bool) -> T:
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + self.deadline
+        tried, why = 0, "it was not asked"
+        while (left := ends - loop.time()) > 0 and not self.closed:
+            endpoint = self._endpoints[self._at % len(self._endpoints)]
+            # The members not yet tried share what time is left, so that one frozen member does not use it all up.
+            share = left / max(1, len(self._endpoints) - tried)
+            try:
+                return await self.ask(endpoint, path, body, type, within=share if again else left, connect=0.9 * share)
+            except NotDone as error:
+                why = str(error)
+            except Unanswered as error:
+                why = str(error)
+                if not again:
+                    self._skip(endpoint)
+                    raise OutcomeUnknown(f"the store's answer was lost ({why})", hint=HINT) from error
+            self._skip(endpoint)
+            tried += 1
+            if tried % len(self._endpoints) == 0:
+                await asyncio.sleep(min(PAUSE, max(0.0, ends - loop.time())))
+        raise StoreUnavailable(f"the store does not answer ({why})", hint=HINT)
+
+    async def _exchange(self, url: str, body: Any, connect: float, leader: bool) -> tuple[int, bytes]:
+        async with await self._send(url, body, connect, leader=leader) as answer:
+            return answer.status, await answer.read()
+
+    async def _send(self, url: str, body: Any, connect: float, *, leader: bool) -> aiohttp.ClientResponse:
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect)
+        headers = LEADER if leader else None
+        return await self._open().post(url, data=msgspec.json.encode(body), headers=headers, timeout=timeout)
+
+    async def _within(self, seconds: float, call: Awaitable[T]) -> T:
+        """What `call` gives. Raises TimeoutError after `seconds`, or when we are closed."""
+        async with asyncio.timeout(seconds) as wait:
+            self._waits.add(wait)
+            try:
+                return await call
+            finally:
+                self._waits.discard(wait)
+
+    def _skip(self, endpoint: str) -> None:
+        """Prefer the next member, unless another call has moved on already."""
+        if self._endpoints[self._at % len(self._endpoints)] == endpoint:
+            self._at = (self._at + 1) % len(self._endpoints)
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self.closed:
+            raise StoreUnavailable("the connection to the store is closed")
+        if self._session is None:
+            # 30 s: the node's own presence keeps one connection warm, so that COMMIT need not shake hands first,
+            # and one that has been idle for longer may have died unseen.
+            connector = aiohttp.TCPConnector(ssl=self._tls or False, limit=0, keepalive_timeout=30)
+            self._session = aiohttp.ClientSession(connector=connector)
+        return self._session
+
+
+def _judge(endpoint: str, status: int, data: bytes) -> Exception:
+    """What an answer other than 200 means for the request."""
+    try:
+        told = msgspec.json.decode(data, type=_Error, strict=False)
+    except msgspec.DecodeError:
+        return Unanswered(f"{endpoint}: HTTP {status}")
+    reason = told.message or told.error
+    if any(words in reason for words in NOT_DONE):
+        return NotDone(f"{endpoint}: {reason}")
+    if told.code in FINAL or (told.code == RESOURCE_EXHAUSTED and "space" in reason):
+        return Declined(told.code, reason)
+    return Unanswered(f"{endpoint}: {reason or f'HTTP {status}'}")

@@ -1,0 +1,188 @@
+"""Who this node is: what `veery init` and `veery join` leave in the state folder, and the daemon starts from.
+
+STATE/identity.json    Identity; written last, so that it stands for all the rest
+STATE/bootstrap.json   Bootstrap; on the first node only, until its daemon has put it into the store
+STATE/tls/             host/tls.py
+STATE/etcd/            etcd's data, on voters"""
+
+from __future__ import annotations
+
+import base64
+import ipaddress
+import re
+import secrets
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import veery
+from veery.config.settings import Settings
+from veery.errors import Refused
+from veery.host import tls
+from veery.host.files import write_atomic
+from veery.model import codec
+from veery.model.cluster import Cluster
+from veery.model.node import Node, Role
+from veery.model.volume import Initiator
+
+_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EtcdStart:
+    """How a voter's etcd begins its life, as etcd's flags of these names; without meaning once it has data."""
+
+    initial_cluster: str
+    initial_cluster_state: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """This node and its cluster. `voters` are etcd's client URLs, kept up to date while the node runs; `etcd` is
+    None where the node is no voter."""
+
+    cluster: Cluster
+    node: Node
+    voters: tuple[str, ...]
+    etcd: EtcdStart | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bootstrap:
+    """What the first daemon puts into the store."""
+
+    ca_key: str
+    initiator: Initiator
+
+
+def init(
+    settings: Settings,
+    *,
+    name: str,
+    address: str,
+    roles: Sequence[Role],
+    driver: str,
+    cluster: str,
+    epoch: float | None = None,
+) -> Identity:
+    """Make a new cluster with this node as its first voter. Nothing runs and nobody is asked: starting veeryd
+    does the rest. Raises Refused when the node has a cluster already or a name or address is unfit."""
+    now = time.time() if epoch is None else epoch
+    state = fresh_state(settings)
+    check_name(cluster, "cluster")
+    if Role.VOTER not in roles:
+        raise Refused(f"the first node of a cluster must be a {Role.VOTER}", hint="add voter to --roles")
+    node = describe(settings, name=name, address=address, roles=roles, driver=driver)
+    ca = tls.make_ca(cluster, epoch=now)
+    request = tls.make_request(name)
+    cert = tls.sign(ca, request.cert, name=name, addresses=[address], epoch=now)
+    month = time.strftime("%Y-%m", time.gmtime(now))
+    record = Cluster(
+        name=cluster, id=str(uuid.uuid4()), ca=ca.cert, authority=f"iqn.{month}.internal.{cluster.replace('.', '-')}"
+    )
+    initiator = make_initiator(record, name)
+    node = replace(node, initiator=initiator.iqn)
+    identity = Identity(
+        cluster=record,
+        node=node,
+        voters=(client_url(settings, node),),
+        etcd=EtcdStart(initial_cluster=f"{name}={peer_url(settings, node)}", initial_cluster_state="new"),
+    )
+    tls.write_folder(state / "tls", ca=ca.cert, node=tls.KeyPair(cert, request.key))
+    write_atomic(state / "bootstrap.json", codec.encode(Bootstrap(ca_key=ca.key, initiator=initiator)), sync=True)
+    save(state, identity)
+    return identity
+
+
+def load(state: Path) -> Identity:
+    """Who this node is. Raises Refused when it belongs to no cluster, Failed when the file is unreadable."""
+    try:
+        data = (state / "identity.json").read_bytes()
+    except FileNotFoundError as error:
+        raise Refused("this node belongs to no cluster", hint="run `veery init` or `veery join` first") from error
+    except OSError as error:
+        raise Refused(f"{error.filename}: {error.strerror}", hint="are you root?") from error
+    return codec.decode(data, Identity)
+
+
+def save(state: Path, identity: Identity) -> None:
+    """Write `identity` to the state folder. Raises OSError."""
+    write_atomic(state / "identity.json", codec.encode(identity), sync=True)
+
+
+def load_bootstrap(state: Path) -> Bootstrap | None:
+    """What is still to be put into the store; None when that is done, or was never this node's to do."""
+    try:
+        return codec.decode((state / "bootstrap.json").read_bytes(), Bootstrap)
+    except FileNotFoundError:
+        return None
+
+
+def fresh_state(settings: Settings) -> Path:
+    """The state folder, made where it is missing. Raises Refused when the node has a cluster already."""
+    state = Path(settings.state)
+    if (state / "identity.json").exists():
+        raise Refused(
+            f"this node belongs to cluster {load(state).cluster.name} already",
+            hint=f"to begin anew, stop veeryd and remove {state}",
+        )
+    if (state / "etcd" / "member").exists():
+        raise Refused(f"{state}/etcd holds another cluster's data", hint="move it away first")
+    try:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refused(f"{state}: {error.strerror}", hint="are you root?") from error
+    return state
+
+
+def describe(settings: Settings, *, name: str, address: str, roles: Sequence[Role], driver: str) -> Node:
+    """The record of this node as its settings have it. Raises Refused for an unfit name or address."""
+    check_name(name, "node")
+    try:
+        where = ipaddress.ip_address(address)
+    except ValueError as error:
+        raise Refused(f"not an IP address: {address!r}", hint="give the one that the other nodes reach") from error
+    if where.is_unspecified or where.is_multicast:
+        raise Refused(f"no node can be reached at {address}", hint="give the one that the other nodes reach")
+    if not roles:
+        raise Refused(f"node {name} has no role", hint=f"give some of {', '.join(Role)}")
+    return Node(
+        name=name,
+        address=address,
+        roles=tuple(dict.fromkeys(roles)),
+        driver=driver,
+        api_port=settings.api.port,
+        relocation_address=settings.relocation.address or address,
+        relocation_port=settings.relocation.port,
+        version=veery.__version__,
+    )
+
+
+def check_name(name: str, what: str) -> None:
+    """Raise Refused unless `name` can stand in a certificate, an IQN and a key of the store."""
+    if not _NAME.fullmatch(name):
+        raise Refused(f"not a {what} name: {name!r}", hint="use a-z, 0-9, '-' and '.', at most 63 of them")
+
+
+def make_initiator(cluster: Cluster, node: str) -> Initiator:
+    """New credentials for `node` at every target: CHAP secrets have 12 to 16 characters where Windows or some
+    targets are met (RFC 7143, 12.1.3 asks for 96 bits: these are 16 of 6 bits each)."""
+    password = base64.urlsafe_b64encode(secrets.token_bytes(12)).decode()
+    return Initiator(node=node, iqn=f"{cluster.authority}:node:{node}", user=node, password=password)
+
+
+def bracketed(address: str) -> str:
+    """`address` as it stands in a URL."""
+    return f"[{address}]" if ":" in address else address
+
+
+def client_url(settings: Settings, node: Node) -> str:
+    """Where `node`'s etcd answers."""
+    return f"https://{bracketed(node.address)}:{settings.etcd.client_port}"
+
+
+def peer_url(settings: Settings, node: Node) -> str:
+    """Where `node`'s etcd meets the other members."""
+    return f"https://{bracketed(node.address)}:{settings.etcd.peer_port}"

@@ -1,0 +1,313 @@
+"""How a node comes in: a token carried over by a person, then two requests.
+
+The token holds a secret, of which the store keeps only the hash, and the fingerprint of the cluster's CA. The
+newcomer fetches the CA's certificate from any node (GET /v1/ca, not verified), holds it against the
+fingerprint, and from then on speaks only with whoever has a certificate of that CA: so the secret is never told
+to a stranger. Its key never leaves it; what it sends is a certificate request (POST /v1/join)."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import logging
+import re
+import secrets
+import ssl
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import aiohttp
+
+from veery.cluster import keys
+from veery.cluster.identity import (
+    EtcdStart,
+    Identity,
+    bracketed,
+    check_name,
+    client_url,
+    describe,
+    fresh_state,
+    make_initiator,
+    peer_url,
+    save,
+)
+from veery.cluster.store import Delete, Put, Store, Unchanged
+from veery.cluster.voters import Voter, Voters
+from veery.config.settings import Settings
+from veery.errors import Failed, OutcomeUnknown, Refused, from_kind
+from veery.host import tls
+from veery.host.log import decision
+from veery.model import codec
+from veery.model.cluster import Cluster, Token
+from veery.model.node import Node, Role
+from veery.model.volume import Initiator
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+LIFETIME = 3600  # seconds a token is good for
+SKEW = 30.0  # seconds by which two nodes' clocks may differ: logs and certificates are compared by them
+JOINING_TTL = 120  # seconds; longer than an admission can take
+TURN = 20.0  # seconds a newcomer waits for its turn
+ANSWER = 75.0  # seconds for the cluster's answer to a newcomer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaReply:
+    """The answer of GET /v1/ca: the CA's certificate, PEM."""
+
+    ca: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JoinRequest:
+    """The body of POST /v1/join. `csr` PEM; `epoch` the newcomer's clock; `peer` its etcd's peer URL, "" for no
+    voter."""
+
+    secret: str
+    node: Node
+    csr: str
+    epoch: float
+    peer: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JoinReply:
+    """The answer of POST /v1/join: the node's record as it now stands, its certificate (PEM), etcd's client URLs,
+    and for a voter how its etcd begins."""
+
+    cluster: Cluster
+    node: Node
+    cert: str
+    voters: tuple[str, ...]
+    etcd: EtcdStart | None = None
+
+
+async def make_token(store: Store, *, epoch: float | None = None) -> str:
+    """A new token, good once, for one hour. Raises Failed, StoreUnavailable, OutcomeUnknown."""
+    now = time.time() if epoch is None else epoch
+    record = await keys.cluster(store)
+    secret = secrets.token_urlsafe(16)
+    lease = await store.grant(LIFETIME)
+    await store.commit([], [keys.TOKENS.put(_hash(secret), Token(expires=now + LIFETIME), lease=lease)])
+    log.info(decision("token.made", seconds=LIFETIME))
+    mark = base64.urlsafe_b64encode(bytes.fromhex(tls.fingerprint(record.ca))).decode().rstrip("=")
+    return f"veery.{secret}.{mark}"
+
+
+def read_token(token: str) -> tuple[str, str]:
+    """The secret and the CA's fingerprint (hex) in `token`. Raises Refused when it is not one."""
+    match = re.fullmatch(r"veery\.([\w-]{16,64})\.([\w-]{43})", token.strip(), re.ASCII)
+    if not match:
+        raise Refused("not a token", hint="make one with `veery token` on a node of the cluster, and copy all of it")
+    return match[1], base64.urlsafe_b64decode(match[2] + "=").hex()
+
+
+async def admit(store: Store, voters: Voters, request: JoinRequest, *, epoch: float | None = None) -> JoinReply:
+    """Let a newcomer in: check it, sign its certificate, record it, and make room for its vote.
+
+    Raises Refused (nothing has changed, the token stays good), StoreUnavailable, OutcomeUnknown."""
+    now = time.time() if epoch is None else epoch
+    token = await _check(store, request, now)
+    cluster = await keys.cluster(store)
+    ca_key = await store.get(keys.CA_KEY)
+    if ca_key is None:
+        raise Failed("the cluster's CA key is not in the store", hint="is veeryd running on the node of `veery init`?")
+    node = request.node
+    cert = tls.sign(
+        tls.KeyPair(cluster.ca, ca_key.value.decode()), request.csr, name=node.name, addresses=[node.address], epoch=now
+    )
+    initiator = make_initiator(cluster, node.name)
+    node = replace(node, initiator=initiator.iqn)
+    async with _turn(store, node.name) as turn:
+        await _check(store, request, now)
+        members = await _seat(store, voters, node, request.peer)
+        conditions = [turn, token, Unchanged(keys.NODES.key(node.name), 0)]
+        if not await _record(store, conditions, token, node, initiator):
+            await _unseat(voters, request.peer)
+            raise Refused(f"the token was used, or the name {node.name} taken, meanwhile", hint="make another token")
+    log.info(decision("node.admitted", node=node.name, address=node.address, roles=",".join(node.roles)))
+    start = None
+    if request.peer:
+        names = [f"{_name_of(each, request)}={url}" for each in members for url in each.peers]
+        start = EtcdStart(initial_cluster=",".join(names), initial_cluster_state="existing")
+    clients = tuple(url for each in members if not each.learner for url in each.clients)
+    return JoinReply(cluster=cluster, node=node, cert=cert, voters=clients, etcd=start)
+
+
+async def join(
+    settings: Settings,
+    *,
+    token: str,
+    peer: str,
+    name: str,
+    address: str,
+    roles: Sequence[Role],
+    driver: str,
+    epoch: float | None = None,
+) -> Identity:
+    """Make this node one of the cluster that `token` comes from, by way of its node `peer` ("172.16.31.1",
+    "node1:8001"); starting veeryd does the rest.
+
+    Raises Refused (nothing has changed), Failed, OutcomeUnknown."""
+    secret, mark = read_token(token)
+    state = fresh_state(settings)
+    node = describe(settings, name=name, address=address, roles=roles, driver=driver)
+    base = f"https://{_with_port(peer, settings.api.port)}"
+    told = await _call("GET", f"{base}/v1/ca", CaReply, tls.unverified_context(), within=10)
+    if tls.fingerprint(told.ca) != mark:
+        raise Refused(
+            f"{peer} is not of the cluster that made the token", hint="check the address; make a new token there"
+        )
+    key = tls.make_request(name)
+    request = JoinRequest(
+        secret=secret,
+        node=node,
+        csr=key.cert,
+        epoch=time.time() if epoch is None else epoch,
+        peer=peer_url(settings, node) if Role.VOTER in node.roles else "",
+    )
+    reply = await _call("POST", f"{base}/v1/join", JoinReply, tls.pinned_context(told.ca), within=ANSWER, body=request)
+    if tls.fingerprint(reply.cluster.ca) != mark:
+        raise Failed(
+            f"{peer} answered with another cluster's CA", hint=f"have {name} put out with `veery leave {name}`"
+        )
+    own = (client_url(settings, node),) if reply.etcd else ()
+    identity = Identity(cluster=reply.cluster, node=reply.node, voters=own + reply.voters, etcd=reply.etcd)
+    tls.write_folder(state / "tls", ca=told.ca, node=tls.KeyPair(reply.cert, key.key))
+    save(state, identity)
+    return identity
+
+
+async def _check(store: Store, request: JoinRequest, now: float) -> Unchanged:
+    """Whether the newcomer may come in; the condition that its token is still there."""
+    key = keys.TOKENS.key(_hash(request.secret))
+    entry = await store.get(key)
+    if entry is None or keys.TOKENS.value(entry).expires < now:
+        raise Refused("the token is unknown, used or too old", hint="make another with `veery token`")
+    node = request.node
+    check_name(node.name, "node")
+    ahead = request.epoch - now
+    if abs(ahead) > SKEW:
+        raise Refused(
+            f"the clock of {node.name} is {abs(ahead):.0f} s {'ahead' if ahead > 0 else 'behind'}",
+            hint="set it, for example by running chrony or systemd-timesyncd there, and try again",
+        )
+    if not node.roles or (Role.VOTER in node.roles) != bool(request.peer):
+        raise Refused(f"the request of {node.name} contradicts itself", hint="is another version of veery at work?")
+    for other in (await keys.NODES.all(store)).values():
+        if other.name == node.name:
+            raise Refused(f"the name {node.name} is taken", hint="choose another, or `veery leave` the old one first")
+        if other.address == node.address:
+            raise Refused(f"{node.address} is {other.name}'s address", hint="give the address of this node")
+    return Unchanged(key, entry.revision)
+
+
+@contextlib.asynccontextmanager
+async def _turn(store: Store, name: str) -> AsyncIterator[Unchanged]:
+    """One newcomer at a time: the condition that it is still ours. Raises Refused when another takes too long."""
+    loop = asyncio.get_running_loop()
+    ends = loop.time() + TURN
+    lease = await store.grant(JOINING_TTL)
+    try:
+        while True:
+            done = await store.commit([Unchanged(keys.JOINING, 0)], [Put(keys.JOINING, name.encode(), lease)])
+            if done.held:
+                break
+            if loop.time() > ends:
+                entry = await store.get(keys.JOINING)
+                other = entry.value.decode() if entry else "another node"
+                raise Refused(f"{other} is being let in", hint="try again in a minute")
+            await asyncio.sleep(0.25)
+        yield Unchanged(keys.JOINING, done.revision)
+    finally:
+        with contextlib.suppress(Failed):
+            await store.revoke(lease)
+
+
+async def _seat(store: Store, voters: Voters, node: Node, peer: str) -> tuple[Voter, ...]:
+    """The members once the newcomer is one of them (unchanged where `peer` is ""). What an admission that died
+    half-way left behind, a learner that never started and that no node's record knows, is put out first."""
+    members = await voters.all()
+    if not peer:
+        return members
+    known = [bracketed(each.address) for each in (await keys.NODES.all(store)).values()]
+    for member in members:
+        stray = member.learner and not member.name and peer not in member.peers
+        if stray and not any(f"//{address}:" in url for url in member.peers for address in known):
+            await voters.remove(member.id)
+    return await voters.add_learner(peer)
+
+
+async def _unseat(voters: Voters, peer: str) -> None:
+    for member in await voters.all() if peer else ():
+        if peer in member.peers and member.learner:
+            await voters.remove(member.id)
+
+
+async def _record(
+    store: Store, conditions: Sequence[Unchanged], token: Unchanged, node: Node, initiator: Initiator
+) -> bool:
+    """Use the token up and write the node's records; whether that was done."""
+    operations: list[Put | Delete] = [
+        Delete(token.key),
+        keys.NODES.put(node.name, node),
+        keys.INITIATORS.put(node.name, initiator),
+    ]
+    try:
+        return (await store.commit(conditions, operations)).held
+    except OutcomeUnknown:
+        written = await keys.INITIATORS.get(store, node.name)
+        return written == initiator  # its password is new: nobody else wrote it
+
+
+def _name_of(member: Voter, request: JoinRequest) -> str:
+    if request.peer in member.peers:
+        return request.node.name
+    return member.name or f"member-{member.id:x}"
+
+
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _with_port(peer: str, port: int) -> str:
+    """HOST:PORT out of "172.16.31.1", "fd00::1", "[fd00::1]:8001", "node1" or "node1:8001"."""
+    if peer.count(":") > 1 and not peer.startswith("["):
+        return f"[{peer}]:{port}"
+    return peer if re.search(r":\d+$", peer) else f"{peer}:{port}"
+
+
+async def _call(method: str, url: str, type: type[T], context: ssl.SSLContext, *, within: float, body: Any = None) -> T:
+    """One request to a node of the cluster. Raises what the node raised, Refused when it cannot be reached."""
+    data = codec.encode(body) if body is not None else None
+    headers = {"Content-Type": "application/json"} if data else {}
+    where = url.split("/")[2]
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=within, sock_connect=5)) as session,
+            session.request(method, url, data=data, headers=headers, ssl=context) as answer,
+        ):
+            status, content = answer.status, await answer.read()
+    except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
+        raise Refused(
+            f"{where} is not reached: {error}", hint="is veeryd running there, and is the address right?"
+        ) from error
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        raise OutcomeUnknown(
+            f"the answer of {where} was lost: {error or 'none in time'}",
+            hint="see `veery nodes` there: if this node is listed, `veery leave` it before trying again",
+        ) from error
+    if status != 200:
+        try:
+            told = codec.decode(content, dict[str, dict[str, str]])["error"]
+            failure = from_kind(told.get("kind", ""), told.get("message", ""), told.get("hint", ""))
+        except (Failed, KeyError):
+            failure = Failed(f"{where} answered with HTTP {status}")
+        raise failure
+    return codec.decode(content, type)

@@ -1,0 +1,105 @@
+"""The names of all keys in the store, and what stands under them.
+
+| key | value |
+|---|---|
+| cluster | Cluster |
+| ca/key | the CA's private key, PEM |
+| token/SHA256 | Token; the hash is that of its secret |
+| joining | the name of the node that is being let in; bound to a lease |
+| node/NAME, alive/NAME, initiator/NAME | Node, Presence (bound to the node's lease), Initiator |
+| domain/NAME, owner/NAME, reservation/NAME | DomainRecord, Owner, Reservation of a domain |
+| volume/NAME | Volume |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
+
+from veery.cluster.store import Entry, Put, Store
+from veery.errors import Failed, Refused
+from veery.model import codec
+from veery.model.cluster import Cluster, DomainRecord, Owner, Presence, Reservation, Token
+from veery.model.node import Node
+from veery.model.volume import Initiator, Volume
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T")
+
+_UNFIT = re.compile(r"[/\x00-\x1f\x7f]")
+
+
+@dataclass(frozen=True, slots=True)
+class Kind(Generic[T]):
+    """All records of one type: `prefix` and the record's name make its key."""
+
+    prefix: str
+    type: type[T]
+
+    def key(self, name: str) -> str:
+        """The key of the record called `name`. Raises Refused for a name that no key can have."""
+        if not name or len(name) > 200 or _UNFIT.search(name):
+            raise Refused(f"not a name: {name!r}", hint="a name has 1 to 200 characters, no '/' among them")
+        return self.prefix + name
+
+    def name(self, key: str) -> str:
+        """The name of the record at `key`."""
+        return key.removeprefix(self.prefix)
+
+    def value(self, entry: Entry) -> T:
+        """The record in `entry`; its field `revision`, where it has one, is the entry's. Raises Failed."""
+        value = codec.decode(entry.value, self.type)
+        if hasattr(value, "revision"):
+            return cast(T, dataclasses.replace(cast("DataclassInstance", value), revision=entry.revision))
+        return value
+
+    def put(self, name: str, value: T, *, lease: int = 0) -> Put:
+        """The operation that writes `value`; a `revision` in it is not written."""
+        if hasattr(value, "revision"):
+            value = cast(T, dataclasses.replace(cast("DataclassInstance", value), revision=0))
+        return Put(self.key(name), codec.encode(value), lease)
+
+    async def get(self, store: Store, name: str) -> T | None:
+        """The record called `name`, if there is one. Raises StoreUnavailable."""
+        entry = await store.get(self.key(name))
+        return self.value(entry) if entry else None
+
+    async def all(self, store: Store) -> dict[str, T]:
+        """All records of this kind by name, sorted. Raises StoreUnavailable."""
+        snapshot = await store.scan(self.prefix)
+        return {self.name(entry.key): self.value(entry) for entry in snapshot.entries}
+
+
+NODES = Kind("node/", Node)
+ALIVE = Kind("alive/", Presence)
+INITIATORS = Kind("initiator/", Initiator)
+DOMAINS = Kind("domain/", DomainRecord)
+OWNERS = Kind("owner/", Owner)
+RESERVATIONS = Kind("reservation/", Reservation)
+VOLUMES = Kind("volume/", Volume)
+TOKENS = Kind("token/", Token)
+
+CLUSTER = "cluster"
+CA_KEY = "ca/key"
+JOINING = "joining"
+
+
+async def cluster(store: Store) -> Cluster:
+    """The cluster's own record. Raises Failed before the first daemon has written it, StoreUnavailable."""
+    entry = await store.get(CLUSTER)
+    if entry is None:
+        raise Failed("the cluster has no record yet", hint="is veeryd running on the node of `veery init`?")
+    return codec.decode(entry.value, Cluster)
+
+
+async def node_at(store: Store, where: str) -> Node:
+    """The node named `where`, or the one at that address. Raises Refused, naming those there are."""
+    nodes = await NODES.all(store)
+    for node in nodes.values():
+        if where in (node.name, node.address):
+            return node
+    raise Refused(f"no node {where!r}", hint=f"the nodes are {', '.join(nodes) or 'none yet'}")

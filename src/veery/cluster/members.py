@@ -1,0 +1,143 @@
+"""The daemon's side of membership: from a state folder to a store, and what keeps both true to each other.
+
+In a daemon's life:
+    identity = identity.load(state)
+    store    = open_store(settings, identity)
+    a voter runs server.service(...), with ready() as its `started`
+    await bootstrap(store, state, identity)      tried again until it succeeds
+    tasks: promote(...), Heartbeat(...).run(), refresh(...) now and then"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+from pathlib import Path
+
+from veery.cluster import keys
+from veery.cluster.etcd import EtcdStore
+from veery.cluster.identity import Identity, client_url, describe, load_bootstrap, peer_url, save
+from veery.cluster.store import Delete, Put, Store, StoreUnavailable, Unchanged
+from veery.cluster.voters import Voters
+from veery.config.settings import Settings
+from veery.errors import Failed, OutcomeUnknown, Refused
+from veery.host import tls
+from veery.host.log import decision
+from veery.model import codec
+from veery.model.node import Node
+
+log = logging.getLogger(__name__)
+
+PROMOTION_PAUSE = 1.0  # seconds between two tries of a learner
+
+
+def open_store(settings: Settings, identity: Identity) -> EtcdStore:
+    """The store of this node's cluster; nothing is asked yet. Raises Refused when the certificates are unfit."""
+    context = tls.client_context(Path(settings.state) / "tls")
+    return EtcdStore(_own_first(settings, identity), tls=context, deadline=settings.etcd.deadline)
+
+
+async def bootstrap(store: Store, state: Path, identity: Identity) -> None:
+    """Put the first node's records into the store, once, and then forget the CA's key here.
+
+    Nothing to do on any other node, or later. Raises Failed when the store is another cluster's,
+    StoreUnavailable, OutcomeUnknown: call it again."""
+    first = load_bootstrap(state)
+    if first is None:
+        return
+    node = identity.node
+    done = await store.commit(
+        [Unchanged(keys.CLUSTER, 0)],
+        [
+            Put(keys.CLUSTER, codec.encode(identity.cluster)),
+            Put(keys.CA_KEY, first.ca_key.encode()),
+            keys.NODES.put(node.name, node),
+            keys.INITIATORS.put(node.name, first.initiator),
+        ],
+    )
+    if done.held:
+        log.info(decision("cluster.made", cluster=identity.cluster.name, node=node.name))
+    elif (await keys.cluster(store)).id != identity.cluster.id:
+        raise Failed("the store belongs to another cluster", hint="is another etcd on this node's ports?")
+    (state / "bootstrap.json").unlink(missing_ok=True)
+
+
+async def promote(voters: Voters, settings: Settings, identity: Identity) -> None:
+    """Return once this node's etcd has its vote (at once where it is no voter): a learner asks for it until it is
+    given. Raises Refused when etcd no longer knows this member."""
+    if identity.etcd is None:
+        return
+    peer = peer_url(settings, identity.node)
+    while True:
+        try:
+            own = next((member for member in await voters.all() if peer in member.peers), None)
+            if own is None:
+                raise Refused(f"etcd does not know this node at {peer}", hint="was it put out with `veery leave`?")
+            if not own.learner:
+                return
+            await voters.promote(own.id)
+            log.info(decision("voter.promoted", node=identity.node.name))
+            return
+        except (StoreUnavailable, OutcomeUnknown) as error:
+            log.warning(decision("voter.waits", node=identity.node.name, reason=str(error)))
+        except Refused as error:
+            if "in sync" not in error.message:
+                raise
+        await asyncio.sleep(PROMOTION_PAUSE)
+
+
+async def refresh(store: EtcdStore, settings: Settings, identity: Identity) -> Identity:
+    """Learn who has a vote now; `store` and the state folder follow. Raises StoreUnavailable."""
+    members = await store.voters.all()
+    urls = tuple(sorted(url for member in members if not member.learner for url in member.clients))
+    if urls and set(urls) != set(identity.voters):
+        identity = dataclasses.replace(identity, voters=urls)
+        save(Path(settings.state), identity)
+        log.info(decision("voters.changed", voters=",".join(urls)))
+    store.gateway.use(_own_first(settings, identity))
+    return identity
+
+
+async def update(store: Store, settings: Settings, identity: Identity) -> Node:
+    """Have this node's record say what its settings and its version say now; the record.
+
+    Raises Refused when the node was put out, StoreUnavailable, OutcomeUnknown."""
+    old = identity.node
+    node = describe(settings, name=old.name, address=old.address, roles=old.roles, driver=old.driver)
+    node = dataclasses.replace(node, initiator=old.initiator)
+    entry = await store.get(keys.NODES.key(node.name))
+    if entry is None:
+        raise Refused(f"node {node.name} is no longer in the cluster", hint="join it again with an empty state folder")
+    if keys.NODES.value(entry) != node:
+        await store.commit([Unchanged(entry.key, entry.revision)], [keys.NODES.put(node.name, node)])
+    return node
+
+
+async def leave(store: Store, voters: Voters, settings: Settings, name: str) -> None:
+    """Put node `name` out of the cluster: its vote, then its records. Its certificate stays valid until it ends.
+
+    Raises Refused while it has domains or volumes, or when its vote is needed; StoreUnavailable, OutcomeUnknown:
+    call it again."""
+    entry = await store.get(keys.NODES.key(name))
+    if entry is None:
+        raise Refused(f"no node {name!r}", hint="see `veery nodes`")
+    node = keys.NODES.value(entry)
+    domains = [owner.domain for owner in (await keys.OWNERS.all(store)).values() if owner.node == name]
+    if domains:
+        raise Refused(f"node {name} runs {', '.join(domains)}", hint="migrate or destroy them first")
+    volumes = [volume.name for volume in (await keys.VOLUMES.all(store)).values() if volume.node == name]
+    if volumes:
+        raise Refused(f"node {name} holds volume {', '.join(volumes)}", hint="delete them first")
+    peer = peer_url(settings, node)
+    for member in await voters.all():
+        if member.name == name or peer in member.peers:
+            await voters.remove(member.id)
+    gone: list[Put | Delete] = [Delete(kind.key(name)) for kind in (keys.NODES, keys.INITIATORS, keys.ALIVE)]
+    await store.commit([Unchanged(entry.key, entry.revision)], gone)
+    log.info(decision("node.left", node=name))
+
+
+def _own_first(settings: Settings, identity: Identity) -> tuple[str, ...]:
+    """The voters' URLs, this node's own before the others: it is near."""
+    own = client_url(settings, identity.node)
+    return tuple(sorted(identity.voters, key=lambda url: url != own))

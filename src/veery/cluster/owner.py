@@ -1,0 +1,205 @@
+"""The owner gate: who may run a domain, decided by compare-and-set and by nothing else.
+
+    claim     nobody     -> a node       a domain starts
+    reserve                              a target promises to take it in
+    commit    source     -> target       the point of no return of a move; uses the reservation up
+    drop                                 either side's way out before it; takes the reservation away
+    release   a node     -> nobody       a domain has ended
+
+`commit` asks for the reservation as it was made, and takes it away; so does `drop`. At most one of the two
+can find it, whichever side calls when: that is the whole proof, and tests/unit/cluster/test_owner.py tries it."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+from veery.cluster.keys import DOMAINS, OWNERS, RESERVATIONS
+from veery.cluster.store import Delete, Put, Store, StoreUnavailable, Unchanged
+from veery.errors import Refused
+from veery.host.log import decision
+from veery.model.cluster import DomainRecord, Owner, Reservation
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 8  # each lost to somebody else's change; more in a row means a fault, not a race
+
+
+class OwnedElsewhere(Refused):
+    """The gate is shut: `owner` has the domain (None: nobody has)."""
+
+    def __init__(self, message: str, owner: Owner | None, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.owner = owner
+
+
+async def read(store: Store, domain: str) -> Owner | None:
+    """Who may run `domain` now. Raises StoreUnavailable."""
+    return await OWNERS.get(store, domain)
+
+
+async def reservation(store: Store, domain: str) -> Reservation | None:
+    """The promise that stands for `domain` now. Raises StoreUnavailable."""
+    return await RESERVATIONS.get(store, domain)
+
+
+async def claim(store: Store, domain: str, node: str, boot: str, record: DomainRecord | None) -> Owner:
+    """Make `node` the owner of `domain`, which nobody owns, for its run `boot`; write `record` with it.
+
+    Asking again after OutcomeUnknown, with the same `boot`, is safe. Raises OwnedElsewhere naming the owner,
+    StoreUnavailable, OutcomeUnknown."""
+    wanted = Owner(domain=domain, node=node, boot=boot)
+    operations = [OWNERS.put(domain, wanted)] + ([DOMAINS.put(domain, record)] if record else [])
+    for _ in range(ATTEMPTS):
+        done = await store.commit([Unchanged(OWNERS.key(domain), 0)], operations)
+        if done.held:
+            log.info(decision("owner.claim", domain=domain, node=node, boot=boot, revision=done.revision))
+            return dataclasses.replace(wanted, revision=done.revision)
+        owner = await read(store, domain)
+        if owner and (owner.node, owner.boot) == (node, boot):
+            return owner
+        if owner:
+            raise OwnedElsewhere(
+                f"domain {domain} runs on {owner.node}", owner, hint=f"move it with `veery migrate {domain} {node}`"
+            )
+    raise _contended(domain)
+
+
+async def release(store: Store, owner: Owner) -> None:
+    """Let go of a domain that has ended: only while `owner` is unchanged. Nothing happens when nobody owns it.
+    A reservation goes with it: what has ended is not moved.
+
+    Raises OwnedElsewhere when it has another owner, or another run, by now; StoreUnavailable, OutcomeUnknown."""
+    key = OWNERS.key(owner.domain)
+    operations = [Delete(key), Delete(RESERVATIONS.key(owner.domain))]
+    if (await store.commit([Unchanged(key, owner.revision)], operations)).held:
+        log.info(decision("owner.release", domain=owner.domain, node=owner.node, revision=owner.revision))
+        return
+    now = await read(store, owner.domain)
+    if now is not None:
+        raise OwnedElsewhere(f"domain {owner.domain} belongs to {now.node} by now", now)
+
+
+async def reserve(store: Store, domain: str, move: str, source: str, target: str) -> Reservation:
+    """Promise `domain`, which `source` owns, to `target` for the move `move`.
+
+    Asking again for the same move gives the same answer. Raises OwnedElsewhere when `source` does not own it,
+    Refused when another move has it, StoreUnavailable, OutcomeUnknown."""
+    wanted = Reservation(domain=domain, move=move, source=source, target=target)
+    key = RESERVATIONS.key(domain)
+    for _ in range(ATTEMPTS):
+        owner = await read(store, domain)
+        if owner is None or owner.node != source:
+            where = f"runs on {owner.node}" if owner else "does not run"
+            raise OwnedElsewhere(f"domain {domain} {where}, not on {source}", owner)
+        done = await store.commit(
+            [Unchanged(key, 0), Unchanged(OWNERS.key(domain), owner.revision)], [RESERVATIONS.put(domain, wanted)]
+        )
+        if done.held:
+            log.info(decision("owner.reserve", domain=domain, move=move, source=source, target=target))
+            return dataclasses.replace(wanted, revision=done.revision)
+        other = await reservation(store, domain)
+        if other and (other.move, other.source, other.target) == (move, source, target):
+            return other
+        if other:
+            raise Refused(
+                f"domain {domain} is being moved to {other.target}", hint=f"see `veery moves`; the move is {other.move}"
+            )
+    raise _contended(domain)
+
+
+async def drop(store: Store, reservation: Reservation) -> Owner | None:
+    """Take `reservation` away; who owns the domain, read at the very revision at which it was gone.
+
+    When the answer is the reservation's target, COMMIT came first: go on. When it is not, COMMIT can no longer
+    succeed: the target destroys its half, the source resumes. Raises StoreUnavailable, OutcomeUnknown: ask again."""
+    domain = reservation.domain
+    for _ in range(ATTEMPTS):
+        owner = await read(store, domain)
+        done = await store.commit(
+            [
+                Unchanged(OWNERS.key(domain), owner.revision if owner else 0),
+                Unchanged(RESERVATIONS.key(domain), reservation.revision),
+            ],
+            [Delete(RESERVATIONS.key(domain))],
+        )
+        if done.held:
+            log.info(decision("owner.drop", domain=domain, move=reservation.move, owner=owner.node if owner else "-"))
+            return owner
+        now = await RESERVATIONS.get(store, domain)
+        if now is None or now.revision != reservation.revision:
+            return await read(store, domain)
+    raise _contended(domain)
+
+
+async def commit(store: Store, owner: Owner, reservation: Reservation) -> Owner:
+    """THE point of no return: the target becomes the owner, if owner and reservation both stand as given.
+
+    Asking again after OutcomeUnknown is safe. Raises OwnedElsewhere (with the owner as it is) when the gate is
+    shut: nothing was changed by us. StoreUnavailable: surely not done. OutcomeUnknown: read the owner first."""
+    domain, target = owner.domain, reservation.target
+    wanted = Owner(domain=domain, node=target, boot=owner.boot)
+    done = await store.commit(
+        [
+            Unchanged(OWNERS.key(domain), owner.revision),
+            Unchanged(RESERVATIONS.key(domain), reservation.revision),
+        ],
+        [OWNERS.put(domain, wanted), Delete(RESERVATIONS.key(domain))],
+    )
+    if done.held:
+        log.info(
+            decision(
+                "owner.commit",
+                domain=domain,
+                move=reservation.move,
+                source=owner.node,
+                target=target,
+                revision=done.revision,
+            )
+        )
+        return dataclasses.replace(wanted, revision=done.revision)
+    now = await read(store, domain)
+    if now and (now.node, now.boot) == (target, owner.boot) and now.revision > owner.revision:
+        return now
+    where = f"{now.node} has it" if now else "nobody has it"
+    raise OwnedElsewhere(f"domain {domain} is not given to {target}: {where}", now)
+
+
+async def rename(store: Store, old: str, new: str) -> Owner | None:
+    """Give domain `old`, running or not, the name `new`, in its record and its owner key alike; the new owner.
+
+    Raises Refused when there is no such record, `new` is taken, or a move is under way; StoreUnavailable,
+    OutcomeUnknown."""
+    for _ in range(ATTEMPTS):
+        entry, owner = await store.get(DOMAINS.key(old)), await read(store, old)
+        if entry is None:
+            raise Refused(f"no domain {old!r}", hint="see `veery list`")
+        record = DOMAINS.value(entry)
+        operations: list[Put | Delete] = [
+            Delete(DOMAINS.key(old)),
+            DOMAINS.put(new, dataclasses.replace(record, spec=dataclasses.replace(record.spec, name=new))),
+        ]
+        if owner:
+            operations += [Delete(OWNERS.key(old)), OWNERS.put(new, dataclasses.replace(owner, domain=new))]
+        done = await store.commit(
+            [
+                Unchanged(DOMAINS.key(old), entry.revision),
+                Unchanged(OWNERS.key(old), owner.revision if owner else 0),
+                Unchanged(RESERVATIONS.key(old), 0),
+                Unchanged(DOMAINS.key(new), 0),
+                Unchanged(OWNERS.key(new), 0),
+            ],
+            operations,
+        )
+        if done.held:
+            log.info(decision("domain.rename", domain=old, to=new, revision=done.revision))
+            return dataclasses.replace(owner, domain=new, revision=done.revision) if owner else None
+        if await reservation(store, old):
+            raise Refused(f"domain {old} is being moved", hint="rename it when the move has ended")
+        if await store.get(DOMAINS.key(new)) or await read(store, new):
+            raise Refused(f"the name {new} is taken", hint="see `veery list`")
+    raise _contended(old)
+
+
+def _contended(domain: str) -> StoreUnavailable:
+    return StoreUnavailable(f"the records of domain {domain} change faster than they can be read", hint="try again")

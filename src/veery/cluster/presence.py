@@ -1,0 +1,79 @@
+"""A node's sign of life: the key alive/NODE under a lease, judged by the node's own monotonic clock.
+
+etcd's lease is a hint to the others. To the node itself what counts is when it *asked* for the last renewal
+that was granted: from then on it may believe in its presence for the lease's time, whatever etcd or the network
+do, and not a moment longer (etcd-io/etcd#11490)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import veery
+from veery.cluster.keys import ALIVE
+from veery.cluster.store import Store
+from veery.errors import Failed, OutcomeUnknown
+from veery.host.clock import Clock
+from veery.host.log import decision
+from veery.model.cluster import Presence
+
+log = logging.getLogger(__name__)
+
+RETRY = 0.25  # seconds before another try
+
+
+class Heartbeat:
+    """Keeps alive/NODE there. `run` is to be somebody's task; `lost` may be asked at any time."""
+
+    def __init__(self, store: Store, node: str, *, ttl: int, clock: Clock) -> None:
+        """`ttl`: seconds without a renewal after which the node counts as absent."""
+        self._store, self._node, self._ttl, self._clock = store, node, ttl, clock
+        self._presence = Presence(node=node, started=clock.epoch(), version=veery.__version__)
+        self._lease = 0
+        self._until = clock.now()
+
+    def remaining(self) -> float:
+        """Seconds for which the node still counts as present; 0 when it does not."""
+        return max(0.0, self._until - self._clock.now())
+
+    def lost(self) -> bool:
+        """Whether the node has to take it that the others hold it for absent."""
+        return self.remaining() <= 0
+
+    async def run(self) -> None:
+        """For ever: renew each third of the time, so that two tries may fail. Cancel to stop; the key then goes
+        when its time is over, or at once with `withdraw`."""
+        present: bool | None = None
+        while True:
+            try:
+                async with asyncio.timeout(self._ttl / 3):
+                    await self._renew()
+            except (Failed, OutcomeUnknown, TimeoutError) as error:
+                if self.lost() and present is not False:
+                    present = False
+                    log.error(decision("presence.lost", node=self._node, reason=str(error) or "no answer in time"))
+                await self._clock.sleep(RETRY)
+                continue
+            if present is not True:
+                present = True
+                log.info(decision("presence.kept", node=self._node, ttl=self._ttl))
+            await self._clock.sleep(self._ttl / 3)
+
+    async def withdraw(self) -> None:
+        """Take the key away now: this node leaves in good order. Raises StoreUnavailable."""
+        lease, self._lease, self._until = self._lease, 0, self._clock.now()
+        if lease:
+            await self._store.revoke(lease)
+
+    async def _renew(self) -> None:
+        asked = self._clock.now()
+        good_for = await self._store.keep(self._lease) if self._lease else 0.0
+        if good_for <= 0:
+            self._lease = await self._store.grant(self._ttl)
+            lease, good_for = self._lease, float(self._ttl)
+            try:
+                await self._store.commit([], [ALIVE.put(self._node, self._presence, lease=lease)])
+            except BaseException:
+                self._lease = 0  # whether the key hangs on it is not known: begin again with another
+                raise
+        self._until = asked + good_for

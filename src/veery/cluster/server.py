@@ -1,0 +1,94 @@
+"""etcd as this node runs it: its command line, and when it is ready. It outlives the daemon (host/process.py).
+
+Flags as in etcd 3.4 to 3.5 (Debian 12 and 13). All ports ask for a certificate of the cluster's CA. The JSON
+gateway inside etcd calls etcd's own port with the *server's* certificate, which is therefore good for clients
+too, and for the address that the call comes from."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import platform
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from veery.cluster.identity import Identity, client_url, peer_url
+from veery.cluster.store import StoreUnavailable
+from veery.cluster.voters import Voters
+from veery.config.settings import Settings
+from veery.errors import Failed
+from veery.host.process import Service
+
+HEARTBEAT = 200  # ms; with ELECTION ms without one a member stands for election
+ELECTION = 2000  # etcd docs, tuning: ten heartbeats; longer than a busy node's worst fsync
+PROGRESS = 2  # seconds between two notes of progress on a quiet watch; a client's `quiet` must be well above
+QUOTA = 256 << 20  # bytes of data; a cluster of a thousand domains needs a few MiB
+SNAPSHOT = 5000  # transactions kept in memory for slow members; etcd's own 100000 costs hundreds of MiB
+
+
+def command(settings: Settings, identity: Identity) -> list[str | Path]:
+    """etcd's argv on this voter. Raises Failed on a node that is none."""
+    node, start = identity.node, identity.etcd
+    if start is None:
+        raise Failed(f"node {node.name} is no voter")
+    state, folder = Path(settings.state), Path(settings.state) / "tls"
+    client, peer = client_url(settings, node), peer_url(settings, node)
+    listen = [client]
+    if not ipaddress.ip_address(node.address).is_loopback:
+        listen.append(f"https://127.0.0.1:{settings.etcd.client_port}")
+    words: list[str | Path] = ["etcd", "--name", node.name, "--data-dir", state / "etcd"]
+    words += ["--listen-client-urls", ",".join(listen), "--advertise-client-urls", client]
+    words += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]
+    words += ["--initial-cluster", start.initial_cluster, "--initial-cluster-state", start.initial_cluster_state]
+    words += ["--initial-cluster-token", identity.cluster.id]
+    for side in ("", "peer-"):
+        words += [f"--{side}client-cert-auth", f"--{side}trusted-ca-file", folder / "ca-cert.pem"]
+        words += [f"--{side}cert-file", folder / "server-cert.pem", f"--{side}key-file", folder / "server-key.pem"]
+    # A node with several addresses calls from any of them; that its certificate is of our CA is what counts.
+    words += ["--experimental-peer-skip-client-san-verification"]
+    words += ["--heartbeat-interval", str(HEARTBEAT), "--election-timeout", str(ELECTION), "--pre-vote"]
+    # Its check would have every third voter wait 5 s (HealthInterval). A learner costs no majority, a promotion
+    # asks whether it has caught up with or without the check, and Voters.remove does what remains.
+    words += ["--strict-reconfig-check=false"]
+    words += ["--snapshot-count", str(SNAPSHOT), "--quota-backend-bytes", str(QUOTA)]
+    words += ["--auto-compaction-mode", "periodic", "--auto-compaction-retention", "1h"]
+    words += ["--experimental-watch-progress-notify-interval", f"{PROGRESS}s"]
+    words += ["--logger", "zap", "--log-level", "warn", "--log-outputs", "stderr"]
+    return words
+
+
+def environment() -> dict[str, str]:
+    """What etcd 3.4 asks for in its environment on a processor that its authors do not test."""
+    machine = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm"}.get(platform.machine(), platform.machine())
+    return {} if machine == "amd64" else {"ETCD_UNSUPPORTED_ARCH": machine}
+
+
+def service(settings: Settings, identity: Identity, *, started: Callable[[], Awaitable[None]] | None = None) -> Service:
+    """The service that keeps this voter's etcd running; `started` as in host/process.py."""
+    folder = Path(settings.state) / "etcd"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return Service(
+        "etcd",
+        lambda: command(settings, identity),
+        run=Path(settings.run),
+        env=environment(),
+        started=started,
+    )
+
+
+async def ready(voters: Voters, endpoint: str, *, deadline: float) -> None:
+    """Return once the member at `endpoint` knows a leader. Raises StoreUnavailable after `deadline` seconds."""
+    loop = asyncio.get_running_loop()
+    ends = loop.time() + deadline
+    while True:
+        why = "it knows no leader: most of the other voters are not up"
+        try:
+            if (await voters.status(endpoint, within=min(2.0, deadline))).leader:
+                return
+        except StoreUnavailable as error:
+            why = str(error)
+        if loop.time() > ends:
+            raise StoreUnavailable(
+                f"etcd is not ready after {deadline:g} s: {why}", hint="see etcd.log in the run folder"
+            )
+        await asyncio.sleep(0.1)

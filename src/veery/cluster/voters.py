@@ -1,0 +1,153 @@
+"""The voters: etcd's own members, as its cluster and maintenance calls show and change them.
+
+A new member comes in as a learner, which has no vote and so cannot cost the cluster its majority, and is
+promoted when it has caught up (etcd docs, learning/design-learner)."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import msgspec
+
+from veery.cluster.gateway import Declined, Gateway, NotDone, Unanswered
+from veery.cluster.store import StoreUnavailable
+from veery.errors import OutcomeUnknown, Refused
+
+PATIENCE = 20.0  # seconds for which a change of members may be declined as too early
+TOO_EARLY = ("in sync with leader", "too many learner members", "not enough started members")
+
+
+@dataclass(frozen=True, slots=True)
+class Voter:
+    """One etcd member. `name` is "" until it has started once; a `learner` has no vote yet."""
+
+    id: int
+    name: str
+    peers: tuple[str, ...]
+    clients: tuple[str, ...]
+    learner: bool
+
+
+@dataclass(frozen=True, slots=True)
+class VoterStatus:
+    """How one member sees itself: `leader` 0 means that it knows none; `size` of its data in bytes."""
+
+    id: int
+    version: str
+    leader: int
+    learner: bool
+    index: int
+    size: int
+
+
+class _Member(msgspec.Struct):
+    ID: int = 0
+    name: str = ""
+    peerURLs: list[str] = []  # noqa: N815 (etcd's word)
+    clientURLs: list[str] = []  # noqa: N815
+    isLearner: bool = False  # noqa: N815
+
+    def voter(self) -> Voter:
+        return Voter(self.ID, self.name, tuple(self.peerURLs), tuple(self.clientURLs), self.isLearner)
+
+
+class _Members(msgspec.Struct):
+    members: list[_Member] = []
+
+
+class _Header(msgspec.Struct):
+    member_id: int = 0
+
+
+class _Status(msgspec.Struct):
+    header: _Header
+    version: str = ""
+    leader: int = 0
+    dbSize: int = 0  # noqa: N815
+    raftAppliedIndex: int = 0  # noqa: N815
+    isLearner: bool = False  # noqa: N815
+
+
+class Voters:
+    """The members behind one gateway."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def all(self) -> tuple[Voter, ...]:
+        """All members, learners too. Raises StoreUnavailable."""
+        answer = await self._gateway.read("/v3/cluster/member/list", {}, _Members)
+        return tuple(member.voter() for member in answer.members)
+
+    async def status(self, endpoint: str, *, within: float = 2.0) -> VoterStatus:
+        """How the member at `endpoint` is. Raises StoreUnavailable."""
+        try:
+            told = await self._gateway.ask(endpoint, "/v3/maintenance/status", {}, _Status, within=within, leader=False)
+        except (NotDone, Unanswered, Declined) as error:
+            raise StoreUnavailable(f"the voter does not answer ({error})") from error
+        return VoterStatus(
+            told.header.member_id, told.version, told.leader, told.isLearner, told.raftAppliedIndex, told.dbSize
+        )
+
+    async def add_learner(self, peer: str) -> tuple[Voter, ...]:
+        """Let a member in whose peer URL is `peer`; all members, with it. One that waits there already is kept.
+
+        etcd takes one learner at a time, so another's promotion is waited for. Raises Refused, StoreUnavailable,
+        OutcomeUnknown."""
+        members = await self.all()
+        if any(peer in member.peers for member in members):
+            return members
+        await self._insist(
+            "/v3/cluster/member/add", {"peerURLs": [peer], "isLearner": True}, done="Peer URLs already exists"
+        )
+        return await self.all()
+
+    async def promote(self, member: int) -> None:
+        """Give learner `member` its vote, waiting while it catches up. Raises as `add_learner`."""
+        await self._insist("/v3/cluster/member/promote", {"ID": member}, done="can only promote a learner member")
+
+    async def remove(self, member: int) -> None:
+        """Put `member` out. It is refused where the others that answer would be no majority among themselves.
+
+        Raises Refused, StoreUnavailable, OutcomeUnknown."""
+        members = await self.all()
+        leaving = next((each for each in members if each.id == member), None)
+        if leaving is None:
+            return
+        others = [each for each in members if each.id != member and not each.learner]
+        if not leaving.learner:
+            up = [each for each in others if await self._answers(each)]
+            if not others or len(up) <= len(others) // 2:
+                raise Refused(
+                    f"without voter {leaving.name} only {len(up)} of {len(others)} voters would be up",
+                    hint="bring the others up first, or make another node a voter",
+                )
+        await self._insist("/v3/cluster/member/remove", {"ID": member}, done="member not found")
+
+    async def _answers(self, voter: Voter) -> bool:
+        for endpoint in voter.clients:
+            try:
+                return (await self.status(endpoint)).leader != 0
+            except StoreUnavailable:
+                continue
+        return False
+
+    async def _insist(self, path: str, body: dict[str, object], *, done: str) -> None:
+        """Ask for a change of members until etcd finds that the time has come. Asking twice does no harm: it then
+        declines with the words `done`."""
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + PATIENCE
+        while True:
+            try:
+                await self._gateway.write(path, body, _Members)
+                return
+            except Declined as error:
+                if error.reason.endswith(done):
+                    return
+                if loop.time() > ends or not any(words in error.reason for words in TOO_EARLY):
+                    raise Refused(error.message, hint="try again when all voters are up") from error
+            except (OutcomeUnknown, StoreUnavailable):
+                if loop.time() > ends:
+                    raise
+            await asyncio.sleep(0.25)

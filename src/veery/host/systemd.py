@@ -1,0 +1,33 @@
+"""systemd's side of a service: sd_notify(3) and sd_watchdog_enabled(3), without their library."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+
+
+def notify(*lines: str, environ: Mapping[str, str] = os.environ) -> bool:
+    """Send `lines` ("READY=1", "STATUS=...", "WATCHDOG=1", "STOPPING=1") to systemd.
+
+    False, and nothing done, where systemd did not start us or does not listen."""
+    path = environ.get("NOTIFY_SOCKET", "")
+    if not path:
+        return False
+    address = "\0" + path[1:] if path.startswith("@") else path
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as channel:
+            channel.sendto("\n".join(lines).encode(), address)
+    except OSError:
+        return False
+    return True
+
+
+def watchdog_interval(environ: Mapping[str, str] = os.environ) -> float:
+    """Seconds between two WATCHDOG=1, half of what systemd allows; 0 where it watches no dog of ours."""
+    try:
+        if int(environ.get("WATCHDOG_PID", os.getpid())) != os.getpid():
+            return 0.0
+        return int(environ.get("WATCHDOG_USEC", "0")) / 2e6
+    except ValueError:
+        return 0.0

@@ -1,0 +1,237 @@
+"""The cluster's own certificates: a CA, one certificate a node, and the ssl contexts that use them.
+
+The folder STATE/tls has the names that QEMU's tls-creds-x509 asks for (qemu docs/system/tls.rst): ca-cert.pem,
+server-cert.pem, server-key.pem, client-cert.pem, client-key.pem. A node is server and client with one
+certificate; etcd, QEMU and our own API all read the same files.
+
+`cryptography` is imported only where a certificate is made: a running daemon does without its memory."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import ipaddress
+import ssl
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from veery.errors import Refused
+from veery.host.files import write_atomic
+
+if TYPE_CHECKING:
+    from cryptography import x509
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+CA_DAYS = 3653
+NODE_DAYS = 1827
+BACKDATED = datetime.timedelta(hours=1)  # a node whose clock is behind must still find its certificate valid
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPair:
+    """A certificate and its private key, both PEM."""
+
+    cert: str
+    key: str
+
+
+def make_ca(cluster: str, *, epoch: float) -> KeyPair:
+    """A new CA for `cluster`, good for ten years from `epoch` (EC P-256)."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+
+    key = _new_key()
+    name = _subject(f"veery {cluster} CA")
+    builder = (
+        _builder(name, name, key.public_key(), epoch, CA_DAYS)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_usage(ca=True), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+    )
+    return KeyPair(_pem(builder.sign(key, hashes.SHA256())), _key_pem(key))
+
+
+def make_request(name: str) -> KeyPair:
+    """A new key, with the certificate request that node `name` sends (as `cert`)."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+
+    key = _new_key()
+    request = x509.CertificateSigningRequestBuilder().subject_name(_subject(name)).sign(key, hashes.SHA256())
+    return KeyPair(_pem(request), _key_pem(key))
+
+
+def sign(ca: KeyPair, request: str, *, name: str, addresses: Sequence[str], epoch: float) -> str:
+    """The certificate (PEM) of node `name` at `addresses` for the key in `request` (PEM).
+
+    Nothing but the key is taken from the request. Raises Refused when it is not a sound request."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import ExtendedKeyUsageOID
+
+    try:
+        csr = x509.load_pem_x509_csr(request.encode())
+    except ValueError as error:
+        raise Refused(f"the certificate request of {name} is unreadable") from error
+    public = csr.public_key()
+    if not csr.is_signature_valid or not isinstance(public, ec.EllipticCurvePublicKey):
+        raise Refused(f"the certificate request of {name} is not signed by an EC key of its own")
+    issuer = x509.load_pem_x509_certificate(ca.cert.encode())
+    signer = serialization.load_pem_private_key(ca.key.encode(), None)
+    if not isinstance(signer, ec.EllipticCurvePrivateKey):
+        raise Refused("the cluster's CA key is not an EC key")
+    # 127.0.0.1: etcd's JSON gateway and the node's own daemon come in by loopback.
+    places: list[x509.GeneralName] = [x509.DNSName(name), x509.DNSName("localhost")]
+    places += [x509.IPAddress(ipaddress.ip_address(each)) for each in dict.fromkeys([*addresses, "127.0.0.1"])]
+    builder = (
+        _builder(_subject(name), issuer.subject, public, epoch, NODE_DAYS)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(ca=False), critical=True)
+        .add_extension(
+            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
+            critical=False,
+        )
+        .add_extension(x509.SubjectAlternativeName(places), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
+    )
+    return _pem(builder.sign(signer, hashes.SHA256()))
+
+
+def write_folder(folder: Path, *, ca: str, node: KeyPair) -> None:
+    """Write the node's five PEM files into `folder`, keys readable by their owner alone."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_atomic(folder / "ca-cert.pem", ca, mode=0o644, sync=True)
+    for side in ("server", "client"):
+        write_atomic(folder / f"{side}-key.pem", node.key, mode=0o600, sync=True)
+        write_atomic(folder / f"{side}-cert.pem", node.cert, mode=0o644, sync=True)
+
+
+def server_context(folder: Path) -> ssl.SSLContext:
+    """For a listener: callers are asked for a certificate; one of another CA is turned away, none is let in
+    (`peer_name` is then ""). Raises Refused when the folder is unfit."""
+    context = _context(ssl.PROTOCOL_TLS_SERVER, folder, "server")
+    context.verify_mode = ssl.CERT_OPTIONAL
+    return context
+
+
+def client_context(folder: Path) -> ssl.SSLContext:
+    """For a caller: shows our certificate, and checks the other's CA and address. Raises Refused as above."""
+    return _context(ssl.PROTOCOL_TLS_CLIENT, folder, "client")
+
+
+def pinned_context(ca: str) -> ssl.SSLContext:
+    """For a newcomer that holds the CA's certificate (PEM) and nothing else. Any node of the cluster may answer,
+    by whatever name it was called. Raises Refused when `ca` is not a certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname = False
+    try:
+        context.load_verify_locations(cadata=ca)
+    except (ssl.SSLError, ValueError) as error:
+        raise Refused("the CA's certificate is unreadable") from error
+    return context
+
+
+def unverified_context() -> ssl.SSLContext:
+    """For fetching the CA's certificate, which is then judged by its fingerprint."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def peer_name(connection: ssl.SSLObject | ssl.SSLSocket | None) -> str:
+    """The node whose certificate the other side showed (its common name); "" when it showed none."""
+    shown: dict[str, Any] = (connection.getpeercert() or {}) if connection is not None else {}
+    for part in shown.get("subject", ()):
+        for key, value in part:
+            if key == "commonName":
+                return str(value)
+    return ""
+
+
+def fingerprint(cert: str) -> str:
+    """SHA-256 of a PEM certificate's DER form, in hex. Raises Refused when it is not PEM."""
+    try:
+        return hashlib.sha256(ssl.PEM_cert_to_DER_cert(cert)).hexdigest()
+    except ValueError as error:
+        raise Refused("not a PEM certificate") from error
+
+
+def _context(protocol: ssl._SSLMethod, folder: Path, side: str) -> ssl.SSLContext:
+    context = ssl.SSLContext(protocol)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    try:
+        context.load_verify_locations(folder / "ca-cert.pem")
+        context.load_cert_chain(folder / f"{side}-cert.pem", folder / f"{side}-key.pem")
+    except OSError as error:  # ssl.SSLError is one
+        raise Refused(
+            f"the certificates in {folder} are unfit: {error.strerror or error}",
+            hint="run `veery init` or `veery join`",
+        ) from error
+    return context
+
+
+def _new_key() -> ec.EllipticCurvePrivateKey:
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def _subject(name: str) -> x509.Name:
+    from cryptography import x509
+
+    return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+
+
+def _usage(*, ca: bool) -> x509.KeyUsage:
+    """The bits that QEMU looks for (crypto/tlscredsx509.c: certificate signing for a CA, digital signature and
+    key encipherment for the others, the latter though an EC key never enciphers one)."""
+    from cryptography import x509
+
+    return x509.KeyUsage(
+        digital_signature=not ca,
+        key_encipherment=not ca,
+        key_cert_sign=ca,
+        crl_sign=ca,
+        content_commitment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, public: ec.EllipticCurvePublicKey, epoch: float, days: int
+) -> x509.CertificateBuilder:
+    from cryptography import x509
+
+    begin = datetime.datetime.fromtimestamp(epoch, datetime.UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(public)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(begin - BACKDATED)
+        .not_valid_after(begin + datetime.timedelta(days=days))
+    )
+
+
+def _pem(thing: x509.Certificate | x509.CertificateSigningRequest) -> str:
+    from cryptography.hazmat.primitives import serialization
+
+    return thing.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def _key_pem(key: ec.EllipticCurvePrivateKey) -> str:
+    from cryptography.hazmat.primitives import serialization
+
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    ).decode()
