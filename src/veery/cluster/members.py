@@ -98,19 +98,21 @@ async def refresh(store: EtcdStore, settings: Settings, identity: Identity) -> I
     return identity
 
 
-async def update(store: Store, settings: Settings, identity: Identity) -> Node:
-    """Have this node's record say what its settings and its version say now; the record.
-
-    Raises Refused when the node was put out, StoreUnavailable, OutcomeUnknown."""
+def current(settings: Settings, identity: Identity) -> Node:
+    """This node's record as its settings and its version have it today."""
     old = identity.node
     node = describe(settings, name=old.name, address=old.address, roles=old.roles, driver=old.driver)
-    node = dataclasses.replace(node, initiator=old.initiator)
+    return dataclasses.replace(node, initiator=old.initiator)
+
+
+async def update(store: Store, node: Node) -> None:
+    """Have the store's record of this node say what `node` says (see `current`). Raises Refused when the node was
+    put out, StoreUnavailable, OutcomeUnknown."""
     entry = await store.get(keys.NODES.key(node.name))
     if entry is None:
         raise Refused(f"node {node.name} is no longer in the cluster", hint="join it again with an empty state folder")
     if keys.NODES.value(entry) != node:
         await store.commit([Unchanged(entry.key, entry.revision)], [keys.NODES.put(node.name, node)])
-    return node
 
 
 async def leave(store: Store, voters: Voters, settings: Settings, name: str) -> None:
