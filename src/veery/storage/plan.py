@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from veery.model.volume import Initiator, Volume
-from veery.storage.tgt import Lun, Target, shown_size
+from veery.storage.tgt import Lun, Target, filler, is_filler, shown_size
 
 LUN = 1  # of every volume; LUN 0 is tgt's controller
 
@@ -84,7 +84,7 @@ class Forget:
 
 @dataclass(frozen=True, slots=True)
 class Enrol:
-    """Make an account."""
+    """Make an account; with `password` "", one whose password nobody knows."""
 
     tid: int
     user: str
@@ -132,19 +132,21 @@ class Reload:
 
 @dataclass(frozen=True, slots=True)
 class Bind:
-    """Let an account authenticate at a target."""
+    """Let an account authenticate at a target, in the place of `filler` when that is not ""."""
 
     tid: int
     user: str
+    filler: str
     why: str
 
 
 @dataclass(frozen=True, slots=True)
 class Unbind:
-    """No longer so."""
+    """No longer so; `filler` takes its place (tgt.TargetServer.unbind_account)."""
 
     tid: int
     user: str
+    filler: str
     why: str
 
 
@@ -196,36 +198,59 @@ def decide(
     passwords = {one.user: one.password for one in initiators}
     marks = {user: mark(user, password) for user, password in passwords.items()}
     stale = {user for user in passwords if user in accounts and marks[user] not in accounts}
-    known = {user for user in passwords if user in accounts} - stale
+    expected = set(passwords) | set(marks.values())
+    gone = {user for user in accounts if user not in expected and not is_filler(user)}
 
     doors: list[Step] = []
-    late: list[Step] = []
-    allows: list[Step] = []
+    bodies: list[Step] = []
+    unbinds: list[Unbind] = []
+    binds: list[Bind] = []
+    allows: list[Allow] = []
     for one in targets:
         target = kept.get(one.iqn) or Target(tid=one.tid, iqn=one.iqn, state="")
         shut = tuple(_doors(one, target, stale))
         doors += shut
+        bodies += _body(one, target, new=one.iqn not in kept)
+        taken, given = _bindings(one, target, stale)
+        unbinds += taken
+        binds += given
         open_ = set(target.acl) - {step.entry for step in shut if isinstance(step, Deny)}
-        late += _body(one, target, new=one.iqn not in kept)
-        users = {initiator.user for initiator in one.admitted}
-        bound = set(target.accounts) - stale
-        late += [Bind(one.tid, user, "an admitted node's") for user in sorted(users - bound)]
-        late += [Unbind(one.tid, user, "of no admitted node") for user in sorted((bound - users) & known)]
         allows += [
             Allow(one.tid, initiator.iqn, f"node {initiator.node} is admitted")
             for initiator in one.admitted
             if initiator.iqn not in open_
         ]
-    expected = set(passwords) | set(marks.values())
+    fillers = {step.filler for step in unbinds} - set(accounts)
     return (
         *removed,
         *doors,
+        *(Enrol(0, user, "", "fills a place") for user in sorted(fillers)),
+        *unbinds,
         *(Forget(0, user, "its password changed") for user in sorted(stale)),
-        *_enrol(passwords, marks, known),
-        *late,
-        *(Forget(0, user, "no record names it") for user in sorted(set(accounts) - expected)),
+        *(Forget(0, user, "no record names it") for user in sorted(gone)),
+        *_enrol(passwords, marks, {user for user in passwords if user in accounts} - stale),
+        *bodies,
+        *binds,
         *allows,
     )
+
+
+def _bindings(one: Wanted, target: Target, stale: set[str]) -> tuple[list[Unbind], list[Bind]]:
+    """Which accounts leave and which enter a target."""
+    users = {initiator.user for initiator in one.admitted}
+    fillers = [user for user in target.accounts if is_filler(user)]
+    unbinds = []
+    for user in target.accounts:
+        if not is_filler(user) and (user not in users or user in stale):
+            place = filler(fillers)
+            fillers.append(place)
+            why = "its password changed" if user in stale else "of no admitted node"
+            unbinds.append(Unbind(one.tid, user, place, why))
+    staying = set(target.accounts) - {step.user for step in unbinds}
+    binds = []
+    for user in sorted(users - staying):
+        binds.append(Bind(one.tid, user, fillers.pop(0) if fillers else "", "an admitted node's"))
+    return unbinds, binds
 
 
 def _misfit(target: Target, one: Wanted | None) -> str:
@@ -278,6 +303,7 @@ def _body(one: Wanted, target: Target, *, new: bool) -> Iterator[Step]:
 
 
 def _enrol(passwords: dict[str, str], marks: dict[str, str], known: set[str]) -> Iterator[Enrol]:
+    """The accounts that are missing, each followed by its mark: an account without one is made anew."""
     for user in sorted(set(passwords) - known):
         yield Enrol(0, user, passwords[user], "recorded")
         yield Enrol(0, marks[user], passwords[user], "says which password it is")

@@ -9,18 +9,25 @@ Facts this module rests on, seen in tgt 1.0.85 and read in its sources (usr/ of 
 - An ACL entry on a target that has no account bound lets anyone in who claims that name (iscsid.c,
   text_scan_security). So accounts are bound before the first ACL entry and leave after the last.
 - Target names may hold letters, digits, "." ":" "-" only (target.c, tgt_target_create).
+- Unbinding an account leaves a hole in the target's table (target.c, account_ctl); while it is there, tgtd
+  dies at the next "show" and refuses the accounts behind it. So another account fills it at once.
 - LUN parameters are split at commas, so a path with a comma cannot be given.
 - Passwords cannot be read back.
+- tgtd ignores SIGTERM (tgtd.c, signal_catch): it ends by tgtadm --mode sys --op delete, or by SIGKILL, which
+  harms nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import logging
 import re
+import secrets
 import socket
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -91,6 +98,16 @@ def shown_size(size: int) -> int:
     never show the same."""
     sectors = size // 512
     return (sectors - (sectors // 625 - 974)) // 1950
+
+
+def is_filler(user: str) -> bool:
+    """Whether an account is one that only fills a place: its name is "#" and a number."""
+    return bool(re.fullmatch(r"#\d+", user))
+
+
+def filler(bound: Collection[str]) -> str:
+    """The name of a filler that is not among the accounts `bound` to a target."""
+    return next(name for number in itertools.count() if (name := f"#{number}") not in bound)
 
 
 # ---------------------------------------------------------------- what tgtadm prints
@@ -360,22 +377,27 @@ class TargetServer:
 
     # ---- who may come in
     async def new_account(self, user: str, password: str) -> None:
-        """A CHAP account, bound to nothing yet. Raises Failed "already exists"."""
+        """A CHAP account, bound to nothing yet; with `password` "", one that nobody can use."""
+        password = password or secrets.token_urlsafe(12)
         # tgtadm takes the password as an argument only: other users of this machine could see it in ps(1)
         # for some milliseconds. A storage node has no other users.
         await self._call("account", "new", f"--user={user}", f"--password={password}")
 
     async def delete_account(self, user: str) -> None:
-        """Remove an account; tgtd unbinds it from every target."""
+        """Remove an account, which must be bound to no target: tgtd would unbind it and leave holes."""
         await self._call("account", "delete", f"--user={user}")
 
-    async def bind_account(self, tid: int, user: str) -> None:
-        """Let `user` authenticate at target `tid`."""
+    async def bind_account(self, tid: int, user: str, *, instead: str = "") -> None:
+        """Let `user` authenticate at target `tid`; it takes the place of the filler `instead`, if that is given."""
+        if instead:
+            await self._call("account", "unbind", "--tid", str(tid), f"--user={instead}")
         await self._call("account", "bind", "--tid", str(tid), f"--user={user}")
 
-    async def unbind_account(self, tid: int, user: str) -> None:
-        """No longer so; open sessions stay."""
+    async def unbind_account(self, tid: int, user: str, place: str) -> None:
+        """No longer let `user` authenticate at target `tid`; open sessions stay. The account `place` (`filler`)
+        fills the hole at once; nothing may ask tgtd for its targets in between."""
         await self._call("account", "unbind", "--tid", str(tid), f"--user={user}")
+        await self._call("account", "bind", "--tid", str(tid), f"--user={place}")
 
     async def allow(self, tid: int, initiator: str) -> None:
         """An ACL entry by initiator name."""
@@ -441,9 +463,11 @@ class TargetServer:
             return 0
         if initiator in target.acl:
             await self.deny(target.tid, initiator)
-        others = [name for name in target.acl if name != initiator]
-        if user in target.accounts and (len(target.accounts) > 1 or not others):
-            await self.unbind_account(target.tid, user)
+        if user in target.accounts:
+            place = filler(target.accounts)
+            if place not in await self.accounts():
+                await self.new_account(place, "")
+            await self.unbind_account(target.tid, user, place)
         closed = 0
         while True:
             closed += await self.close_sessions(target.tid, initiator, deadline=max(end - loop.time(), 0.1))

@@ -303,9 +303,9 @@ class Volumes:
             case plan.Reload():
                 await server.reload_lun(step.tid, plan.LUN, step.path)
             case plan.Bind():
-                await server.bind_account(step.tid, step.user)
+                await server.bind_account(step.tid, step.user, instead=step.filler)
             case plan.Unbind():
-                await server.unbind_account(step.tid, step.user)
+                await server.unbind_account(step.tid, step.user, step.filler)
             case plan.Allow():
                 await server.allow(step.tid, step.initiator)
 
