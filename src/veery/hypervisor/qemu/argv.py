@@ -1,0 +1,139 @@
+"""A domain as QEMU's command line. Pure: no file is read and nothing is started here.
+
+Two QEMUs may meet in one migration only when their lines build the same machine, so all that may differ between
+nodes or versions of veery comes out of the Build, which travels with the domain."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from veery.hypervisor.qemu import devices
+from veery.hypervisor.qemu.build import Build, disk_id, vif_id
+from veery.model.domain import DomainSpec, OnEvent
+from veery.model.volume import Attachments
+
+TB_SIZE = 32
+"""MiB of translated code that TCG keeps; its own default, up to 1 GiB, costs memory for nothing in a small guest."""
+SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+RESTARTS = frozenset({OnEvent.RESTART, OnEvent.SOFT_RESET})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wiring:
+    """What the new process finds open: the listening sockets of its two monitors and its console, by number;
+    `secrets` maps a secret's id to a descriptor that holds it; `console_log` takes what the guest prints."""
+
+    monitors: tuple[int, ...]
+    console: int
+    console_log: Path
+    secrets: Mapping[str, int]
+
+
+Command = Callable[[Wiring], list[str]]
+"""A command line that waits only for its descriptors to be known."""
+
+
+def build_argv(
+    binary: str, spec: DomainSpec, attachments: Attachments, build: Build, wiring: Wiring, *, incoming: bool
+) -> list[str]:
+    """The command line. The machine is always stopped at first (-S): the driver lets it go once it has written
+    down that it exists. No password stands in it."""
+    return [
+        binary,
+        *("-name", f"guest={_commas(spec.name)},debug-threads=on"),
+        *("-uuid", spec.uuid),
+        *("-no-user-config", "-nodefaults", "-display", "none", "-msg", "timestamp=on", "-S"),
+        *("-sandbox", SANDBOX),
+        *("-machine", f"{build.machine},usb=off,vmport=off,smbus=off,sata={'on' if build.sata else 'off'}"),
+        *("-accel", "kvm" if build.accel == "kvm" else f"tcg,thread=multi,tb-size={TB_SIZE}"),
+        *("-cpu", build.cpu),
+        *("-m", f"size={build.memory}M"),
+        *("-smp", f"cpus={spec.vcpus},maxcpus={max(spec.vcpus, spec.maxvcpus)}"),
+        *_ends(spec),
+        *_boot(spec),
+        *_monitors(wiring),
+        *_board(build),
+        *_disks(spec, attachments, build, wiring),
+        *_vifs(attachments, build),
+        *(("-incoming", "defer") if incoming else ()),
+    ]
+
+
+def _commas(text: str | Path) -> str:
+    """QEMU's key=value lists double a comma that is meant."""
+    return str(text).replace(",", ",,")
+
+
+def _ends(spec: DomainSpec) -> list[str]:
+    """A domain that ends stays there, stopped, until the layer above has read why and done what on_* says. Only
+    a reboot that shall be a plain restart is left to the machine itself, which resets in milliseconds."""
+    reboot = "reset" if spec.on_reboot in RESTARTS else "shutdown"
+    return ["-action", f"reboot={reboot},shutdown=pause,panic=pause,watchdog=pause"]
+
+
+def _boot(spec: DomainSpec) -> list[str]:
+    if not spec.kernel:
+        return ["-boot", "strict=on"]
+    words = ["-kernel", spec.kernel, "-append", devices.command_line(spec.cmdline, spec.disks)]
+    return words + (["-initrd", spec.ramdisk] if spec.ramdisk else [])
+
+
+def _monitors(wiring: Wiring) -> list[str]:
+    words: list[str] = []
+    for number, descriptor in enumerate(wiring.monitors):
+        words += ["-chardev", f"socket,id=qmp{number},fd={descriptor},server=on,wait=off"]
+        words += ["-mon", f"chardev=qmp{number},mode=control"]
+    log = f"logfile={_commas(wiring.console_log)},logappend=on"
+    words += ["-chardev", f"socket,id=console,fd={wiring.console},server=on,wait=off,{log}"]
+    return words
+
+
+def _board(build: Build) -> list[str]:
+    words = ["-device", _json({"driver": "isa-serial", "chardev": "console", "id": "console0"})]
+    words += ["-device", _json({"driver": "pvpanic", "id": "panic"})]
+    words += ["-device", _json({"driver": "virtio-balloon-pci", "id": "balloon", "bus": "pcie.0", "addr": "0x3"})]
+    for port in range(build.ports):
+        options: devices.Options = {
+            "driver": "pcie-root-port",
+            "id": f"port{port}",
+            "bus": "pcie.0",
+            "addr": f"{0x10 + port // 8:#x}.{port % 8}",
+            "chassis": port + 1,
+            "port": port,
+            "io-reserve": 0,
+        }
+        if port % 8 == 0:
+            options["multifunction"] = True
+        words += ["-device", _json(options)]
+    return words
+
+
+def _disks(spec: DomainSpec, attachments: Attachments, build: Build, wiring: Wiring) -> list[str]:
+    words: list[str] = []
+    for number, disk in enumerate(attachments.disks):
+        if devices.secret(disk):
+            name = devices.secret_id(disk)
+            source = f"/proc/self/fd/{wiring.secrets[name]}"
+            words += ["-object", _json({"qom-type": "secret", "id": name, "file": source})]
+        node = devices.blockdev(disk)
+        if node is not None:
+            words += ["-blockdev", _json(node)]
+        slot = build.slots[disk_id(disk.spec)]
+        bootindex = None if spec.kernel or (node is None and not disk.spec.cdrom) else number + 1
+        words += ["-device", _json(devices.disk_device(disk, slot, bootindex=bootindex))]
+    return words
+
+
+def _vifs(attachments: Attachments, build: Build) -> list[str]:
+    words: list[str] = []
+    for vif in attachments.vifs:
+        words += ["-netdev", _json(devices.netdev(vif))]
+        words += ["-device", _json(devices.vif_device(vif, build.slots[vif_id(vif.spec)]))]
+    return words
+
+
+def _json(options: devices.Options) -> str:
+    return json.dumps(options, separators=(",", ":"))

@@ -1,0 +1,91 @@
+"""How one domain's machine is built: all that a move's target must build again, byte for byte.
+
+Every disk and interface sits behind a PCIe root port of its own, so that each may be unplugged and its place is
+a number that travels: a guest sees a device move when its PCI address changes. Layout 1:
+
+    00:03.0        balloon
+    00:10.0 ...    root ports 0, 1, 2, ... (eight functions a slot), a disk or an interface behind each
+    SATA           CD-ROM drives, on the chip set's own controller, present only where there are any
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from veery.errors import Refused
+from veery.model.domain import DiskSpec, DomainSpec, VifSpec
+
+LAYOUT = 1
+MACHINE = "pc-q35-9.0"
+CPU = "qemu64,+pni,+popcnt,+ssse3,+sse4.1,+sse4.2"
+"""x86-64-v2: every processor since 2009 has it, and TCG, so a domain may move between unlike machines."""
+MAX_PORTS = 64
+SATA_PORTS = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Build:
+    """`memory` in MiB; `ports` root ports; `slots` maps a device's id to its port (SATA port for a CD-ROM);
+    `started` is the second of the epoch at which the guest booted."""
+
+    layout: int = LAYOUT
+    machine: str = MACHINE
+    accel: str
+    cpu: str = CPU
+    memory: int
+    ports: int
+    slots: dict[str, int] = field(default_factory=dict)
+    sata: bool = False
+    started: float = 0.0
+
+    def free_port(self) -> int:
+        """The lowest root port with nothing behind it. Raises Refused when all are taken."""
+        taken = {port for name, port in self.slots.items() if not name.startswith("cd-")}
+        for port in range(self.ports):
+            if port not in taken:
+                return port
+        raise Refused(f"all {self.ports} places for devices are taken", hint="detach one, or create the domain with it")
+
+    def plug(self, device: str, port: int) -> Build:
+        """This build with `device` behind `port`."""
+        return replace(self, slots={**self.slots, device: port})
+
+    def unplug(self, device: str) -> Build:
+        """This build without `device`."""
+        return replace(self, slots={name: port for name, port in self.slots.items() if name != device})
+
+
+def disk_id(disk: DiskSpec) -> str:
+    """The QEMU id of a disk; a CD-ROM's begins with "cd-"."""
+    return f"{'cd' if disk.cdrom else 'disk'}-{disk.vdev}"
+
+
+def vif_id(vif: VifSpec) -> str:
+    """The QEMU id of an interface. Raises Refused where no MAC was given to it."""
+    if not vif.mac:
+        raise Refused("an interface without a MAC", hint="the domain's record gives it one")
+    return f"vif-{vif.mac.replace(':', '').lower()}"
+
+
+def lay_out(spec: DomainSpec, *, machine: str, accel: str, started: float) -> Build:
+    """The build of a new domain: disks first, then interfaces, four places and more to spare.
+
+    Raises Refused for two devices of one name and for more than there is room for."""
+    names = [disk_id(disk) for disk in spec.disks if not disk.cdrom] + [vif_id(vif) for vif in spec.vifs]
+    drives = [disk_id(disk) for disk in spec.disks if disk.cdrom]
+    for name in names + drives:
+        if (names + drives).count(name) > 1:
+            raise Refused(f"{spec.name}: {name} is given twice")
+    ports = -(-(len(names) + 4) // 8) * 8
+    if ports > MAX_PORTS or len(drives) > SATA_PORTS:
+        raise Refused(f"{spec.name}: too many devices", hint=f"at most {MAX_PORTS - 4} and {SATA_PORTS} CD-ROM drives")
+    slots = {name: number for number, name in enumerate(names)} | {name: n for n, name in enumerate(drives)}
+    return Build(
+        machine=machine,
+        accel=accel,
+        memory=max(spec.memory, spec.maxmem),
+        ports=ports,
+        slots=slots,
+        sata=bool(drives),
+        started=started,
+    )

@@ -1,0 +1,267 @@
+"""One domain that runs here: its process, its monitor, and what we know of it.
+
+What `reading` tells is kept up to date by QMP's events and by /proc, so that a list needs no question to QEMU and
+answers at once even when one QEMU is stopped or stuck."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from veery.errors import Failed, OutcomeUnknown, VeeryError
+from veery.host.clock import Clock
+from veery.host.process import Process
+from veery.hypervisor.qemu.console import ConsoleHub
+from veery.hypervisor.qemu.monitor import Monitor
+from veery.hypervisor.qemu.process import Home, Record, Stage
+from veery.model.domain import DomainEnd, DomainReading, DomainState, VcpuReading
+from veery.model.units import MIB
+
+log = logging.getLogger(__name__)
+
+TICK = os.sysconf("SC_CLK_TCK")
+BUSY = 0.1
+"""Share of one processor above which a domain counts as running, below as blocked (idle)."""
+RECONNECT = 0.5
+
+Ended = Callable[["Domain", DomainEnd], None]
+
+ENDS: dict[str, DomainEnd] = {  # QAPI's RunState, as seen on (re)connect
+    "shutdown": DomainEnd.POWEROFF,
+    "guest-panicked": DomainEnd.CRASH,
+    "internal-error": DomainEnd.CRASH,
+    "watchdog": DomainEnd.WATCHDOG,
+}
+
+
+def end_of(event: str, data: Mapping[str, Any]) -> DomainEnd | None:
+    """Why the domain stopped by itself, None where the event does not say that it did."""
+    if event == "SHUTDOWN":
+        if data.get("reason") == "guest-panic":
+            return DomainEnd.CRASH
+        return DomainEnd.REBOOT if data.get("reason") == "guest-reset" else DomainEnd.POWEROFF
+    if event == "GUEST_PANICKED":
+        return DomainEnd.CRASH
+    if event == "WATCHDOG":
+        return DomainEnd.WATCHDOG
+    return None
+
+
+class Domain:
+    """One domain; `record` is what is written down of it."""
+
+    def __init__(self, home: Home, record: Record, process: Process, clock: Clock, ended: Ended) -> None:
+        """`ended` is called when it stopped by itself, and when its process is gone (DIED)."""
+        self.home, self.record, self.process = home, record, process
+        self._clock, self._ended = clock, ended
+        self.monitor = Monitor(record.spec.name, home.monitors[0], self._event)
+        self.console = ConsoleHub(record.spec.name, home.console_log, home.port)
+        self.lock = asyncio.Lock()  # one change of its devices at a time
+        self.unplugged: dict[str, asyncio.Future[None]] = {}
+        self.on_unplug: Callable[[str], None] = lambda device: None
+        self.dying = False
+        self.gone = asyncio.Event()
+        self._runstate = "prelaunch"
+        self._memory = record.build.memory
+        self._threads: tuple[int, ...] = ()
+        self._sample = (clock.now(), 0.0)
+        self._busy = True
+        self._met = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    # ---- life
+
+    async def connect(self, *, deadline: float) -> None:
+        """Meet a new QEMU, and watch it from then on. Raises Failed with its own words when it has ended."""
+        try:
+            await self._meet(deadline)
+        except Failed as error:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(2):
+                    await self.process.gone()
+            words = self.home.words()
+            raise Failed(f"{self.record.spec.name}: {words}" if words else error.message) from error
+        self.adopt()
+
+    def adopt(self) -> None:
+        """Watch a domain that runs already; meets its QEMU as soon as it answers."""
+        self._task = asyncio.create_task(self._watch(), name=f"watch {self.record.spec.name}")
+
+    async def met(self) -> None:
+        """Return once QEMU has answered, or has ended."""
+        await self._met.wait()
+
+    def renamed(self, name: str) -> None:
+        """Use `name` in messages from now on."""
+        self.monitor.name = self.console.name = name
+
+    async def let_go(self) -> None:
+        """Stop watching; the domain does not notice."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+        await self.monitor.close()
+        await self.console.close()
+
+    async def kill(self) -> None:
+        """End the process; returns when it is gone. Raises Failed when the kernel does not let it go."""
+        self.dying = True
+        await self.process.stop(grace=0)
+
+    async def _meet(self, deadline: float) -> None:
+        await self.monitor.connect(deadline=deadline)
+        status = await self.monitor.execute("query-status", deadline=deadline)
+        self._runstate = status["status"]
+        self._threads = tuple(cpu["thread-id"] for cpu in await self.monitor.execute("query-cpus-fast"))
+        self._memory = (await self.monitor.execute("query-balloon"))["actual"] // MIB
+        end = ENDS.get(self._runstate)
+        if end is not None and self.record.ended is None:
+            self._stopped(end)
+        self._met.set()
+
+    async def _watch(self) -> None:
+        """Hold the monitor's connection until the process is gone."""
+        gone = asyncio.create_task(self.process.gone(), name="gone")
+        try:
+            while not gone.done():
+                held = asyncio.create_task(self._hold(), name="hold")
+                await asyncio.wait({gone, held}, return_when=asyncio.FIRST_COMPLETED)
+                held.cancel()
+                (result,) = await asyncio.gather(held, return_exceptions=True)
+                if isinstance(result, Exception):
+                    log.error("domain=%s monitor: %r", self.record.spec.name, result)
+                    await asyncio.sleep(RECONNECT)
+        finally:
+            gone.cancel()
+        self.console.end()
+        await self.monitor.close()
+        self.gone.set()
+        self._met.set()
+        self._ended(self, DomainEnd.DIED)
+
+    async def _hold(self) -> None:
+        """Return when the connection is lost; make it again first if it is."""
+        if not self.monitor.connected:
+            try:
+                await self._meet(deadline=2.0)
+            except VeeryError:
+                await asyncio.sleep(RECONNECT)
+                return
+        await self.monitor.lost()
+
+    # ---- what is known
+
+    def update(self, **changes: Any) -> None:
+        """Write down `changes` of the record."""
+        self.record = replace(self.record, **changes)
+        self.home.write(self.record)
+
+    def reading(self) -> DomainReading:
+        """As Driver.list gives it."""
+        used = self._cpu_seconds()
+        now, (then, before) = self._clock.now(), self._sample
+        if now - then >= 0.1:
+            self._busy = (used - before) / (now - then) > BUSY
+            self._sample = (now, used)
+        return DomainReading(
+            name=self.record.spec.name,
+            uuid=self.record.spec.uuid,
+            domid=self.record.domid,
+            state=self._state(),
+            memory=self._memory,
+            vcpus=self.record.spec.vcpus,
+            cpu_seconds=used,
+            started=self.record.build.started,
+            pid=self.process.pid,
+        )
+
+    def _state(self) -> DomainState:
+        if self.dying:
+            return DomainState.DYING
+        if self.record.stage is Stage.INCOMING:
+            return DomainState.INCOMING
+        if self.record.ended is not None:
+            return DomainState.CRASHED if self.record.ended is DomainEnd.CRASH else DomainState.SHUTDOWN
+        if self._runstate not in {"running", "suspended"}:
+            return DomainState.PAUSED
+        return DomainState.RUNNING if self._busy else DomainState.BLOCKED
+
+    def _cpu_seconds(self) -> float:
+        return _times(Path(f"/proc/{self.process.pid}/stat"))[0]
+
+    async def vcpus(self) -> tuple[VcpuReading, ...]:
+        """Its processors: TCG and KVM give each a thread of its own."""
+        readings = []
+        for number, thread in enumerate(self._threads):
+            seconds, cpu = _times(Path(f"/proc/{self.process.pid}/task/{thread}/stat"))
+            readings.append(VcpuReading(number=number, cpu=cpu, seconds=seconds))
+        return tuple(readings)
+
+    async def status(self, *, deadline: float = 5.0) -> str:
+        """QEMU's own word for the domain's state (QAPI RunState)."""
+        status = await self.monitor.execute("query-status", deadline=deadline)
+        self._runstate = status["status"]
+        return self._runstate
+
+    # ---- events
+
+    def _event(self, name: str, data: Mapping[str, Any]) -> None:
+        match name:
+            case "STOP":
+                self._runstate = "paused"
+            case "RESUME":
+                self._runstate = "running"
+            case "SUSPEND":
+                self._runstate = "suspended"
+            case "WAKEUP":
+                self._runstate = "running"
+            case "BALLOON_CHANGE":
+                self._memory = int(data["actual"]) // MIB
+            case "RESET" if data.get("guest"):
+                self.update(ended=None, build=replace(self.record.build, started=self._clock.epoch()))
+            case "DEVICE_DELETED" if "device" in data:
+                self.on_unplug(str(data["device"]))
+            case "DEVICE_UNPLUG_GUEST_ERROR" if data.get("device") in self.unplugged:
+                waiting = self.unplugged[str(data["device"])]
+                if not waiting.done():
+                    waiting.set_exception(Failed(f"{self.record.spec.name} refuses to let go of its device"))
+            case _:
+                end = end_of(name, data)
+                if end is not None and self.record.ended is None:
+                    self._stopped(end)
+
+    def _stopped(self, end: DomainEnd) -> None:
+        self.update(ended=end)
+        self._ended(self, end)
+
+    # ---- orders
+
+    async def cont(self) -> None:
+        """Let the processors go on. Raises Failed, OutcomeUnknown."""
+        await self.monitor.execute("cont", deadline=20.0)
+
+    async def stop(self) -> None:
+        """Stop the processors, all writes done. Raises Failed, OutcomeUnknown."""
+        await self.monitor.execute("stop", deadline=20.0)
+
+    async def announce(self) -> None:
+        """Tell the bridges where the domain's addresses are now (RARP for each MAC, five times, soon)."""
+        try:
+            await self.monitor.execute("announce-self", {"initial": 20, "max": 200, "rounds": 5, "step": 50})
+        except (Failed, OutcomeUnknown) as error:
+            log.warning("domain=%s was not announced: %s", self.record.spec.name, error)
+
+
+def _times(path: Path) -> tuple[float, int]:
+    """Processor seconds and last processor out of a stat file (proc(5), fields 14, 15 and 39); (0, -1) if gone."""
+    try:
+        fields = path.read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0, -1
+    return (int(fields[11]) + int(fields[12])) / TICK, int(fields[36])

@@ -1,0 +1,176 @@
+"""Devices that come and go while the domain runs.
+
+An unplug is a request to the guest, which may answer late or never. So the back end is taken away, and the record
+changed, when DEVICE_DELETED comes, whoever still waits for it then."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from dataclasses import replace
+from typing import Any
+
+from veery.errors import Failed, Refused, VeeryError
+from veery.hypervisor.qemu import devices
+from veery.hypervisor.qemu.build import disk_id, vif_id
+from veery.hypervisor.qemu.domain import Domain
+from veery.hypervisor.qemu.monitor import CommandError
+from veery.model.volume import AttachedDisk, AttachedVif
+
+log = logging.getLogger(__name__)
+
+UNPLUG_DEADLINE = 15.0
+OPEN_DEADLINE = 20.0
+"""A LUN is logged into while QEMU answers nothing else."""
+
+
+async def attach_disk(domain: Domain, disk: AttachedDisk) -> None:
+    """As Driver.attach_disk."""
+    name = disk_id(disk.spec)
+    if disk.spec.cdrom or disk.source is None:
+        raise Refused("a CD-ROM drive cannot be attached to a running domain", hint="create the domain with it")
+    node = devices.blockdev(disk)
+    async with domain.lock, contextlib.AsyncExitStack() as undo:
+        port = _place(domain, name, disk.spec.vdev)
+        if devices.secret(disk):
+            secret = devices.secret_id(disk)
+            options = {"qom-type": "secret", "id": secret, "data": devices.secret(disk)}
+            await domain.monitor.execute("object-add", options)
+            undo.push_async_callback(_try, domain, "object-del", {"id": secret})
+        await domain.monitor.execute("blockdev-add", node, deadline=OPEN_DEADLINE)
+        undo.push_async_callback(_try, domain, "blockdev-del", {"node-name": name})
+        await domain.monitor.execute("device_add", devices.disk_device(disk, port))
+        undo.pop_all()
+        record = domain.record
+        domain.update(
+            spec=replace(record.spec, disks=(*record.spec.disks, disk.spec)),
+            attachments=replace(record.attachments, disks=(*record.attachments.disks, disk)),
+            build=record.build.plug(name, port),
+        )
+
+
+async def attach_vif(domain: Domain, vif: AttachedVif) -> None:
+    """As Driver.attach_vif."""
+    name = vif_id(vif.spec)
+    async with domain.lock, contextlib.AsyncExitStack() as undo:
+        port = _place(domain, name, vif.spec.mac)
+        await domain.monitor.execute("netdev_add", devices.netdev(vif))
+        undo.push_async_callback(_try, domain, "netdev_del", {"id": devices.tap_id(vif)})
+        await domain.monitor.execute("device_add", devices.vif_device(vif, port))
+        undo.pop_all()
+        record = domain.record
+        domain.update(
+            spec=replace(record.spec, vifs=(*record.spec.vifs, vif.spec)),
+            attachments=replace(record.attachments, vifs=(*record.attachments.vifs, vif)),
+            build=record.build.plug(name, port),
+        )
+
+
+async def detach_disk(domain: Domain, vdev: str) -> None:
+    """As Driver.detach_disk."""
+    disk = _disk(domain, vdev)
+    if disk.spec.cdrom:
+        raise Refused(f"{vdev} is a CD-ROM drive of the machine itself: it cannot be unplugged")
+    await _unplug(domain, disk_id(disk.spec), vdev)
+
+
+async def detach_vif(domain: Domain, mac: str) -> None:
+    """As Driver.detach_vif."""
+    for vif in domain.record.attachments.vifs:
+        if vif.spec.mac.lower() == mac.lower():
+            await _unplug(domain, vif_id(vif.spec), mac)
+            return
+    raise Refused(f"{domain.record.spec.name} has no interface {mac}")
+
+
+async def resize_disk(domain: Domain, vdev: str, size: int) -> None:
+    """As Driver.resize_disk. A LUN or a block device has grown already and is only looked at again."""
+    disk = _disk(domain, vdev)
+    await domain.monitor.execute(
+        "block_resize", {"node-name": disk_id(disk.spec), "size": size}, deadline=OPEN_DEADLINE
+    )
+
+
+def watch_unplugs(domain: Domain) -> None:
+    """From now on, take away what an unplugged device leaves behind."""
+    tasks: set[asyncio.Task[None]] = set()
+
+    def unplugged(device: str) -> None:
+        if device in domain.record.build.slots:
+            task = asyncio.create_task(_forget(domain, device), name=f"{domain.record.spec.name} lost {device}")
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+
+    domain.on_unplug = unplugged
+
+
+async def settle_unplugs(domain: Domain) -> None:
+    """Forget what was unplugged while nobody listened (a restart of ours). Raises VeeryError."""
+    found = await domain.monitor.execute("qom-list", {"path": "/machine/peripheral"})
+    present = {item["name"] for item in found}
+    for device in domain.record.build.slots:
+        if device not in present:
+            await _forget(domain, device)
+
+
+async def _unplug(domain: Domain, device: str, name: str) -> None:
+    async with domain.lock:
+        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        domain.unplugged[device] = waiting
+        try:
+            with contextlib.suppress(CommandError):  # "already in the process of unplug": wait on
+                await domain.monitor.execute("device_del", {"id": device})
+            async with asyncio.timeout(UNPLUG_DEADLINE):
+                await waiting
+        except TimeoutError as error:
+            raise Failed(
+                f"{domain.record.spec.name} does not let go of {name}",
+                hint="its guest must support hot-unplug and be up; it is detached as soon as the guest does",
+            ) from error
+        finally:
+            del domain.unplugged[device]
+
+
+async def _forget(domain: Domain, device: str) -> None:
+    """Remove the back end and the record of a device that is no more."""
+    record = domain.record
+    waiting = domain.unplugged.get(device)
+    for disk in record.attachments.disks:
+        if disk_id(disk.spec) == device:
+            await _try(domain, "blockdev-del", {"node-name": device})
+            if devices.secret(disk):
+                await _try(domain, "object-del", {"id": devices.secret_id(disk)})
+    for vif in record.attachments.vifs:
+        if vif_id(vif.spec) == device:
+            await _try(domain, "netdev_del", {"id": devices.tap_id(vif)})
+    record = domain.record
+    disks = tuple(disk for disk in record.attachments.disks if disk_id(disk.spec) != device)
+    vifs = tuple(vif for vif in record.attachments.vifs if vif_id(vif.spec) != device)
+    domain.update(
+        spec=replace(record.spec, disks=tuple(d.spec for d in disks), vifs=tuple(v.spec for v in vifs)),
+        attachments=replace(record.attachments, disks=disks, vifs=vifs),
+        build=record.build.unplug(device),
+    )
+    if waiting is not None and not waiting.done():
+        waiting.set_result(None)
+
+
+async def _try(domain: Domain, command: str, arguments: dict[str, Any]) -> None:
+    try:
+        await domain.monitor.execute(command, arguments)
+    except VeeryError as error:
+        log.warning("domain=%s %s: %s", domain.record.spec.name, command, error)
+
+
+def _place(domain: Domain, device: str, name: str) -> int:
+    if device in domain.record.build.slots:
+        raise Refused(f"{domain.record.spec.name} has {name} already")
+    return domain.record.build.free_port()
+
+
+def _disk(domain: Domain, vdev: str) -> AttachedDisk:
+    for disk in domain.record.attachments.disks:
+        if disk.spec.vdev == vdev:
+            return disk
+    raise Refused(f"{domain.record.spec.name} has no disk {vdev}", hint=f"veery block-list {domain.record.spec.name}")

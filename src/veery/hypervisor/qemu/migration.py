@@ -1,0 +1,293 @@
+"""Memory to and from a stream or a file: the two sides of a move, save and restore.
+
+The stream is a TCP socket made elsewhere; QEMU is given a copy of it (getfd, SCM_RIGHTS). The source runs with
+return-path, so that its `completed` means that the target has loaded everything. Until somebody calls `finish` or
+`resume` both copies stand still, and neither can be let go by mistake: Stage says what each is for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from veery.errors import Failed, VeeryError
+from veery.host.clock import Clock
+from veery.hypervisor.base import Report
+from veery.hypervisor.qemu.domain import Domain
+from veery.hypervisor.qemu.monitor import CommandError, Monitor
+from veery.hypervisor.qemu.process import Stage
+from veery.hypervisor.qemu.transfer import Info, Transfer
+from veery.model.move import CopyResult, MoveProgress, MoveSettings, Phase
+
+log = logging.getLogger(__name__)
+
+UNLIMITED = 1 << 40
+"""Bytes/s for "no limit"; QEMU multiplies it with milliseconds, so it must not be the largest number there is."""
+STALL = 60.0
+"""Seconds without a byte before a receiver, a save or a restore gives up; a sender has its own setting."""
+RUN_ON_DEADLINE = 10.0
+TLS_OBJECT, AUTHZ_OBJECT, STREAM = "move-tls", "move-peer", "move"
+
+
+# ---- a move's source
+
+
+async def send(
+    domain: Domain,
+    stream: socket.socket,
+    settings: MoveSettings,
+    report: Report,
+    *,
+    tls: Path | None,
+    peer: str,
+    clock: Clock,
+) -> CopyResult:
+    """As Driver.send; `tls` is the folder of the node's certificates, None for a plain stream."""
+
+    def pulse(info: Info) -> object:
+        report(_progress(info))
+        return info.get("ram", {}).get("transferred")
+
+    domain.update(stage=Stage.SENDING)
+    async with contextlib.AsyncExitStack() as undo:
+        undo.push_async_callback(whole, _run_on_if_it_can, domain, clock)
+        transfer = Transfer(domain, clock)
+        undo.push_async_callback(transfer.close)
+        await transfer.open()
+        if tls is not None:
+            await _put_object(transfer.monitor, TLS_OBJECT, **_credentials(tls, "client"))
+        await transfer.set_up(
+            max_bandwidth=settings.bandwidth or UNLIMITED,
+            downtime_limit=settings.downtime,
+            tls_creds=TLS_OBJECT if tls else "",
+            tls_hostname=peer if tls else "",
+        )
+        if not settings.live:
+            await domain.stop()
+        await transfer.monitor.pass_fd(STREAM, stream.fileno())
+        undo.push_async_callback(whole, transfer.cancel, stream)
+        await transfer.monitor.execute("migrate", {"channels": [_channel_socket()]})
+        info = await transfer.follow(stall=settings.stall, pulse=pulse, timeout=settings.timeout)
+        undo.pop_all()
+    await transfer.close()
+    report(_progress(info))
+    return _result(info)
+
+
+async def resume(domain: Domain, clock: Clock) -> None:
+    """As Driver.resume."""
+    if domain.record.stage not in {Stage.SENDING, Stage.SAVING}:
+        return
+    async with contextlib.AsyncExitStack() as stack:
+        transfer = Transfer(domain, clock)
+        stack.push_async_callback(transfer.close)
+        await transfer.open()
+        await transfer.cancel(None)
+    await _run_on(domain, clock)
+
+
+async def _run_on(domain: Domain, clock: Clock) -> None:
+    """The domain runs on here, unless a user had paused it or it ended by itself.
+
+    Raises Failed or OutcomeUnknown where QEMU does not; it is then still marked as held by a move."""
+    away = await domain.status() == "postmigrate"
+    if not domain.record.held and domain.record.ended is None:
+        end = clock.now() + RUN_ON_DEADLINE
+        while await domain.status() != "running":
+            try:
+                await domain.cont()
+            except CommandError:  # "Migration is not finalized yet": it is about to be, or to let it run itself
+                if clock.now() > end:
+                    raise
+                await asyncio.sleep(0.02)
+    domain.update(stage=Stage.RUNNING)
+    if away:  # the target may have told the bridges that it is there
+        await domain.announce()
+
+
+async def _run_on_if_it_can(domain: Domain, clock: Clock) -> None:
+    """The same as the last step of a failed copy, whose own error is the one to tell."""
+    try:
+        await _run_on(domain, clock)
+    except VeeryError as error:
+        log.error("domain=%s does not run on after a failed copy: %s", domain.record.spec.name, error)
+
+
+# ---- a move's target
+
+
+async def await_stream(domain: Domain, *, tls: Path | None, peer: str, clock: Clock) -> None:
+    """Make an empty half domain ready for `receive`; with `tls`, only a stream from node `peer` is taken."""
+    async with contextlib.AsyncExitStack() as stack:
+        transfer = Transfer(domain, clock)
+        stack.push_async_callback(transfer.close)
+        await transfer.open()
+        if tls is None:
+            await transfer.set_up()
+            return
+        await _put_object(transfer.monitor, TLS_OBJECT, **_credentials(tls, "server"))
+        await _put_object(transfer.monitor, AUTHZ_OBJECT, **{"qom-type": "authz-simple", "identity": f"CN={peer}"})
+        await transfer.set_up(tls_creds=TLS_OBJECT, tls_authz=AUTHZ_OBJECT)
+
+
+async def receive(domain: Domain, stream: socket.socket, clock: Clock) -> None:
+    """As Driver.receive."""
+    async with contextlib.AsyncExitStack() as stack:
+        transfer = Transfer(domain, clock)
+        stack.push_async_callback(transfer.close)
+        await transfer.open()
+        await transfer.monitor.pass_fd(STREAM, stream.fileno())
+        await _migrate_incoming(transfer, _channel_socket())
+        await transfer.follow(stall=STALL, pulse=lambda info: _received(stream))
+
+
+async def finish(domain: Domain, *, paused: bool) -> None:
+    """As Driver.finish."""
+    if domain.record.stage is not Stage.INCOMING:
+        return
+    status = await domain.status()
+    if status == "inmigrate":
+        raise Failed(f"{domain.record.spec.name} is not loaded yet", hint="receive() was not through")
+    if not paused and status != "running":
+        await domain.cont()
+    domain.update(stage=Stage.RUNNING, held=paused)
+    await domain.announce()
+
+
+# ---- files
+
+
+async def save(domain: Domain, path: Path, offset: int, clock: Clock) -> None:
+    """As Driver.save."""
+    domain.update(stage=Stage.SAVING)
+    async with contextlib.AsyncExitStack() as undo:
+        undo.push_async_callback(whole, _run_on_if_it_can, domain, clock)
+        undo.callback(path.unlink, missing_ok=True)
+        transfer = Transfer(domain, clock)
+        undo.push_async_callback(transfer.close)
+        await transfer.open()
+        await transfer.set_up(max_bandwidth=UNLIMITED, downtime_limit=300, tls_creds="", tls_hostname="")
+        await domain.stop()
+        undo.push_async_callback(whole, transfer.cancel, None)
+        await transfer.monitor.execute("migrate", {"channels": [_channel_file(path, offset)]})
+        await transfer.follow(stall=STALL, pulse=lambda info: info.get("ram", {}).get("transferred"))
+        try:
+            await asyncio.to_thread(_sync, path)
+        except OSError as error:
+            raise Failed(f"{path}: {error.strerror}") from error
+        undo.pop_all()
+    await transfer.close()
+    domain.update(stage=Stage.RUNNING, held=True)
+
+
+async def load(domain: Domain, path: Path, offset: int, clock: Clock) -> None:
+    """Fill a half domain from a file that `save` wrote. Raises Failed."""
+    async with contextlib.AsyncExitStack() as stack:
+        transfer = Transfer(domain, clock)
+        stack.push_async_callback(transfer.close)
+        await transfer.open()
+        await transfer.set_up()
+        await _migrate_incoming(transfer, _channel_file(path, offset))
+        await transfer.follow(stall=STALL, pulse=lambda info: _read_bytes(domain.process.pid))
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# ---- what QEMU is told and tells
+
+
+async def _put_object(monitor: Monitor, name: str, **options: Any) -> None:
+    """Make an object anew: an earlier attempt may have left one, and certificates are renewed."""
+    with contextlib.suppress(CommandError):
+        await monitor.execute("object-del", {"id": name})
+    await monitor.execute("object-add", {"id": name, **options})
+
+
+def _credentials(tls: Path, endpoint: str) -> dict[str, Any]:
+    return {"qom-type": "tls-creds-x509", "dir": str(tls), "endpoint": endpoint, "verify-peer": True}
+
+
+def _channel_socket() -> dict[str, Any]:
+    return {"channel-type": "main", "addr": {"transport": "socket", "type": "fd", "str": STREAM}}
+
+
+def _channel_file(path: Path, offset: int) -> dict[str, Any]:
+    return {"channel-type": "main", "addr": {"transport": "file", "filename": str(path), "offset": offset}}
+
+
+async def _migrate_incoming(transfer: Transfer, channel: dict[str, Any]) -> None:
+    arguments: dict[str, Any] = {"channels": [channel], "exit-on-error": False}
+    try:
+        await transfer.monitor.execute("migrate-incoming", arguments)
+    except CommandError as error:
+        if "exit-on-error" not in error.message:
+            raise
+        del arguments["exit-on-error"]  # QEMU 9.0 knows it not, and exits when the stream breaks
+        await transfer.monitor.execute("migrate-incoming", arguments)
+
+
+def _progress(info: Info) -> MoveProgress:
+    ram = info.get("ram", {})
+    return MoveProgress(
+        phase=Phase.COPY,
+        transferred=ram.get("transferred", 0),
+        remaining=ram.get("remaining", 0),
+        total=ram.get("total", 0),
+        rate=ram.get("mbps", 0.0) * 1e6 / 8,
+        dirty_rate=float(ram.get("dirty-pages-rate", 0) * ram.get("page-size", 4096)),
+        rounds=ram.get("dirty-sync-count", 0),
+    )
+
+
+def _result(info: Info) -> CopyResult:
+    progress = _progress(info)
+    return CopyResult(
+        downtime_ms=float(info.get("downtime", 0)),
+        bytes=progress.transferred,
+        rounds=progress.rounds,
+        dirty_rate=progress.dirty_rate,
+        setup_ms=float(info.get("setup-time", 0)),
+    )
+
+
+def _received(stream: socket.socket) -> int:
+    """Bytes that came in on a TCP socket, whoever read them (struct tcp_info, linux/tcp.h, tcpi_bytes_received)."""
+    try:
+        data = stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192)
+        return int(struct.unpack_from("=Q", data, 128)[0])
+    except (OSError, struct.error):
+        return 0
+
+
+def _read_bytes(pid: int) -> int:
+    """Bytes that a process has read, from anywhere (proc(5), /proc/PID/io, rchar)."""
+    try:
+        return int(Path(f"/proc/{pid}/io").read_text().split()[1])
+    except (OSError, ValueError):
+        return 0
+
+
+async def whole(work: Callable[..., Awaitable[None]], *arguments: Any) -> None:
+    """Await `work(*arguments)` to its end even if we are cancelled meanwhile; that is raised afterwards."""
+    task = asyncio.ensure_future(work(*arguments))
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    task.result()
+    if cancelled is not None:
+        raise cancelled

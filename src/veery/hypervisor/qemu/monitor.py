@@ -1,0 +1,127 @@
+"""One QMP connection: every command has a deadline, every event goes to one handler.
+
+QMP: docs/interop/qmp-spec. A QEMU that is stopped or stuck answers nothing at all, and a QMP socket serves one
+client at a time; so a domain has two sockets, `Monitor` is one connection to one of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from qemu.qmp import (
+    EventListener,
+    ExecInterruptedError,
+    ExecuteError,
+    Message,
+    QMPClient,
+    QMPError,
+    Runstate,
+    StateError,
+)
+
+from veery.errors import Failed, OutcomeUnknown
+
+EventHandler = Callable[[str, Mapping[str, Any]], None]
+
+DEADLINE = 5.0
+
+
+class CommandError(Failed):
+    """QEMU understood a command and said no; the message is QEMU's own."""
+
+
+class Monitor:
+    """A connection to the QMP socket at `path`, of the domain called `name` in messages."""
+
+    def __init__(self, name: str, path: Path, on_event: EventHandler) -> None:
+        """`on_event(name, data)` is called in order, before the reply of a command that caused it."""
+        self.name, self._path, self._on_event = name, path, on_event
+        self._client: QMPClient | None = None
+        self._lock = asyncio.Lock()
+
+    @property
+    def connected(self) -> bool:
+        """Whether QEMU is at the other end now."""
+        return self._client is not None and self._client.runstate is Runstate.RUNNING
+
+    async def connect(self, *, deadline: float = DEADLINE) -> None:
+        """Greet QEMU. Raises Failed when it hangs up, OutcomeUnknown when it does not answer in time."""
+        async with self._lock:
+            if self.connected:
+                return
+            await self._drop()
+            client = QMPClient("veery")
+            client.logger.setLevel(logging.CRITICAL + 1)  # what goes wrong is raised here, and told once
+            client.remove_listener(client.events)  # it would keep every event for ever
+            client.register_listener(EventListener(event_filter=self._take))
+            try:
+                async with asyncio.timeout(deadline):
+                    await client.connect(str(self._path))
+            except TimeoutError as error:
+                raise self._silent("a greeting") from error
+            except (QMPError, OSError) as error:
+                raise Failed(f"{self.name}: QEMU hung up") from error
+            self._client = client
+
+    def _take(self, event: Message) -> bool:
+        """A listener's filter sees each event as it is read, where its queue would be read some time later."""
+        data = event.get("data")
+        self._on_event(str(event["event"]), data if isinstance(data, dict) else {})
+        return False
+
+    async def execute(
+        self, command: str, arguments: Mapping[str, Any] | None = None, *, deadline: float = DEADLINE
+    ) -> Any:
+        """Run `command`; its return value. Raises CommandError with QEMU's words, Failed when the connection
+        is gone, OutcomeUnknown when there is no answer within `deadline` seconds."""
+        client = self._client
+        if client is None:
+            raise Failed(f"{self.name}: no connection to QEMU")
+        try:
+            async with asyncio.timeout(deadline):
+                return await client.execute(command, arguments)
+        except TimeoutError as error:
+            raise self._silent(command) from error
+        except ExecuteError as error:
+            raise CommandError(f"{self.name}: {error}") from error
+        except (ExecInterruptedError, StateError) as error:
+            raise Failed(f"{self.name}: QEMU hung up") from error
+
+    async def pass_fd(self, name: str, descriptor: int) -> None:
+        """Give QEMU a copy of `descriptor`, for this connection's next commands to call `name` (QMP's getfd)."""
+        if self._client is None:
+            raise Failed(f"{self.name}: no connection to QEMU")
+        try:
+            self._client.send_fd_scm(descriptor)
+        except (OSError, QMPError) as error:
+            raise Failed(f"{self.name}: QEMU takes no descriptor: {error}") from error
+        await self.execute("getfd", {"fdname": name})
+
+    async def lost(self) -> None:
+        """Return when the connection has ended."""
+        while self.connected:
+            assert self._client is not None
+            await self._client.runstate_changed()
+
+    async def close(self) -> None:
+        """Hang up."""
+        async with self._lock:
+            await self._drop()
+
+    async def _drop(self) -> None:
+        client, self._client = self._client, None
+        if client is None or client.runstate is Runstate.IDLE:
+            return
+        # disconnect() raises again whatever ended the connection; a QEMU that reads nothing cannot be flushed
+        with contextlib.suppress(QMPError, OSError, EOFError, TimeoutError):
+            async with asyncio.timeout(1):
+                await client.disconnect()
+
+    def _silent(self, what: str) -> OutcomeUnknown:
+        return OutcomeUnknown(
+            f"{self.name}: QEMU does not answer ({what})", hint="it is stopped or stuck: see its process on this node"
+        )

@@ -1,0 +1,153 @@
+"""One domain's QEMU process and its folder.
+
+    RUN/domains/DOMID/
+        record.json     all that is known of the domain (secrets too: mode 0600)
+        pid             pid and start time
+        qmp0 qmp1       the monitors' sockets; one client at a time each: qmp1 serves moves and emergencies
+        port            the console's socket
+        console.log     what the guest printed
+        qemu.log        QEMU's own complaints
+
+The folder's name is the domid, short on purpose: a socket's path may have 107 bytes. The sockets are made and
+listened on here and inherited by QEMU, so that the first connect needs no waiting for a file to appear."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from veery.errors import Refused
+from veery.host.files import write_atomic
+from veery.host.process import Process, start_ticks
+from veery.hypervisor.qemu import devices
+from veery.hypervisor.qemu.argv import Command, Wiring
+from veery.hypervisor.qemu.build import Build
+from veery.model import codec
+from veery.model.domain import DomainEnd, DomainSpec
+from veery.model.volume import Attachments
+
+SOCKET_PATH_MAX = 107  # sun_path less its final zero, unix(7)
+
+
+class Stage(StrEnum):
+    """What a domain's process is for, now."""
+
+    STARTING = "starting"  # no answer was given yet: a restart of ours throws it away
+    RUNNING = "running"  # it is the domain
+    INCOMING = "incoming"  # half a domain: only `finish` lets it run
+    SENDING = "sending"  # being copied away, or copied: only `resume` lets it run
+    SAVING = "saving"  # being written to a file: a restart of ours lets it run on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One domain as written down. `held`: paused by a user. `ended`: it stopped by itself, for that reason."""
+
+    domid: int
+    spec: DomainSpec
+    attachments: Attachments
+    build: Build
+    stage: Stage
+    held: bool = False
+    ended: DomainEnd | None = None
+
+
+class Home:
+    """The folder of one domain."""
+
+    def __init__(self, path: Path) -> None:
+        """`path` need not exist yet."""
+        self.path = path
+        self.monitors = (path / "qmp0", path / "qmp1")
+        self.port = path / "port"
+        self.console_log = path / "console.log"
+        self.qemu_log = path / "qemu.log"
+        self._pid, self._record = path / "pid", path / "record.json"
+
+    def make(self, record: Record, backlog: bytes = b"") -> None:
+        """Make the folder; `backlog` is the console's past."""
+        if len(os.fsencode(self.monitors[0])) > SOCKET_PATH_MAX:
+            raise Refused(f"{self.path}: too long for a socket's path", hint="give veeryd a shorter `run` folder")
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.path.mkdir(mode=0o700, parents=True)
+        self.console_log.write_bytes(backlog)
+        self.write(record)
+
+    def write(self, record: Record) -> None:
+        """Replace what is written down."""
+        write_atomic(self._record, codec.encode(record))
+
+    def read(self) -> Record | None:
+        """What was written down, None if nothing was. Raises Failed where it cannot be understood."""
+        try:
+            return codec.decode(self._record.read_bytes(), Record)
+        except FileNotFoundError:
+            return None
+
+    def spawn(self, argv: Command, attachments: Attachments) -> Process:
+        """Start QEMU; `argv` makes its command line once the descriptors are known."""
+        with contextlib.ExitStack() as ours:
+            monitors = tuple(ours.enter_context(_listen(path)).fileno() for path in self.monitors)
+            port = ours.enter_context(_listen(self.port)).fileno()
+            secrets = {
+                devices.secret_id(disk): ours.enter_context(_in_memory(devices.secret(disk)))
+                for disk in attachments.disks
+                if devices.secret(disk)
+            }
+            wiring = Wiring(monitors=monitors, console=port, console_log=self.console_log, secrets=secrets)
+            process = Process.spawn(
+                argv(wiring), log_file=self.qemu_log, pass_fds=(*monitors, port, *secrets.values()), cwd=Path("/")
+            )
+        process.save(self._pid)
+        return process
+
+    def process(self) -> Process | None:
+        """The QEMU of this folder, if it runs; also one whose pid we had no time to write down."""
+        if self._pid.exists():
+            return Process.load(self._pid)
+        mark = os.fsencode(self.console_log)
+        for entry in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                if mark in entry.read_bytes():
+                    pid = int(entry.parent.name)
+                    return Process(pid, start_ticks(pid))
+        return None
+
+    def words(self) -> str:
+        """The last thing that QEMU complained of, "" when it did not."""
+        try:
+            lines = self.qemu_log.read_text(errors="replace").strip().splitlines()
+        except FileNotFoundError:
+            return ""
+        said = [line for line in lines if ": warning: " not in line and "terminating on signal" not in line]
+        return re.sub(r"^(\S+Z )?qemu-system-\w+: (-\S+ \{.*?\}: |-\S+ \S+: )?", "", said[-1]) if said else ""
+
+    def remove(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _listen(path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(4)
+        yield listener
+
+
+@contextlib.contextmanager
+def _in_memory(text: str) -> Iterator[int]:
+    """A descriptor of a file that exists in memory alone (memfd_create(2)), holding `text`."""
+    handle = os.memfd_create("secret")
+    try:
+        os.write(handle, text.encode())
+        yield handle
+    finally:
+        os.close(handle)

@@ -1,0 +1,252 @@
+"""The domains of this node: launched, found again after a restart of ours, seen off."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import time
+from collections.abc import AsyncIterator, Coroutine
+from pathlib import Path
+
+from veery.errors import Failed, Refused, VeeryError
+from veery.host.clock import Clock
+from veery.host.files import write_atomic
+from veery.host.process import Process
+from veery.hypervisor.qemu import hotplug, machine, migration
+from veery.hypervisor.qemu.argv import Command
+from veery.hypervisor.qemu.build import Build
+from veery.hypervisor.qemu.domain import Domain
+from veery.hypervisor.qemu.process import Home, Record, Stage
+from veery.model.domain import DomainEnd, DomainEvent, DomainSpec
+from veery.model.volume import Attachments, LocalDisk
+
+log = logging.getLogger(__name__)
+
+START_DEADLINE = 30.0
+"""QEMU logs into its LUNs before it answers."""
+OVERHEAD = 64
+"""MiB that a QEMU takes beside its domain's memory."""
+TRIM_EVERY = 5.0
+LOG_MAX = 256 << 10
+
+
+class Roster:
+    """Every domain here by its UUID; `events` is the driver's news."""
+
+    def __init__(self, run: Path, clock: Clock) -> None:
+        """`run` holds domains/ and qemu.log."""
+        self._homes, self._log_file, self._clock = run / "domains", run / "qemu.log", clock
+        self._domains: dict[str, Domain] = {}
+        self._starting: dict[str, str] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.events: asyncio.Queue[DomainEvent] = asyncio.Queue()
+
+    async def open(self) -> None:
+        """Find the domains that run already."""
+        stamp = self._homes / "boot"
+        if self._homes.exists() and (not stamp.exists() or stamp.read_text() != machine.boot_id()):
+            shutil.rmtree(self._homes)  # pids of another boot mean nothing
+        write_atomic(stamp, machine.boot_id())
+        for path in sorted(self._homes.glob("[0-9]*"), key=lambda path: int(path.name)):
+            await self._adopt(Home(path))
+        self._task(self._trim(), "trim console logs")
+
+    async def close(self) -> None:
+        """Let go of every domain without touching it."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for domain in self._domains.values():
+            await domain.let_go()
+        self._domains.clear()
+
+    def domains(self) -> list[Domain]:
+        """All, by domid."""
+        return sorted(self._domains.values(), key=lambda domain: domain.record.domid)
+
+    def domain(self, uuid: str) -> Domain:
+        """The domain. Raises Refused when it is not here."""
+        domain = self._domains.get(uuid)
+        if domain is None or uuid in self._starting:
+            raise Refused(f"no domain {uuid} here", hint="veery list shows those there are")
+        return domain
+
+    def free(self, uuid: str) -> Domain:
+        """A domain that no move and no save holds. Raises Refused."""
+        domain = self.domain(uuid)
+        if domain.record.stage is not Stage.RUNNING:
+            raise Refused(
+                f"{domain.record.spec.name} is {domain.record.stage}: a move or a save holds it",
+                hint="wait for its end, or cancel it",
+            )
+        return domain
+
+    def refuse_taken(self, uuid: str, name: str) -> None:
+        """Raises Refused where another domain has `name`."""
+        names = {one.record.spec.uuid: one.record.spec.name for one in self._domains.values()} | self._starting
+        if any(taken == name for other, taken in names.items() if other != uuid):
+            raise Refused(f"{name} is the name of another domain here", hint="veery list shows those there are")
+
+    def take_domid(self) -> int:
+        """As Driver.take_domid."""
+        counter = self._homes / "next"
+        domid = int(counter.read_text()) if counter.exists() else 1
+        write_atomic(counter, str(domid + 1))
+        return domid
+
+    # ---- coming and going
+
+    @contextlib.asynccontextmanager
+    async def launching(
+        self,
+        spec: DomainSpec,
+        attachments: Attachments,
+        build: Build,
+        stage: Stage,
+        *,
+        command: Command,
+        backlog: bytes = b"",
+    ) -> AsyncIterator[Domain]:
+        """A new QEMU, connected and on the list; when the body fails, nothing is left of it."""
+        if spec.uuid in self._domains or spec.uuid in self._starting:
+            raise Refused(f"{spec.name} is here already", hint="veery list shows those there are")
+        self.refuse_taken(spec.uuid, spec.name)
+        await _check(spec, attachments, build)
+        self._starting[spec.uuid] = spec.name
+        domid = attachments.domid or self.take_domid()
+        home, domain = Home(self._homes / str(domid)), None
+        try:
+            record = Record(domid=domid, spec=spec, attachments=attachments, build=build, stage=stage)
+            home.make(record, backlog)
+            domain = self._new(home, record, home.spawn(command, attachments))
+            await domain.connect(deadline=START_DEADLINE)
+            yield domain
+            self.note(f"{spec.name} ({domid}) {'comes in' if stage is Stage.INCOMING else 'started'}")
+        except BaseException:
+            if domain is not None:
+                await migration.whole(self._see_off, domain)
+            home.remove()
+            raise
+        finally:
+            del self._starting[spec.uuid]
+
+    async def destroy(self, uuid: str) -> None:
+        """As Driver.destroy: SIGKILL, and the process seen off by its pidfd."""
+        domain = self._domains.get(uuid)
+        if domain is not None:
+            await self._see_off(domain)
+            self.note(f"{domain.record.spec.name} ({domain.record.domid}) destroyed")
+
+    async def _see_off(self, domain: Domain) -> None:
+        await domain.kill()
+        await self._forget(domain)
+
+    async def _forget(self, domain: Domain) -> None:
+        """The process is gone: take the domain off the list and remove its folder."""
+        if self._domains.get(domain.record.spec.uuid) is domain:
+            del self._domains[domain.record.spec.uuid]
+        await domain.let_go()
+        words = domain.home.words()
+        if words:
+            self.note(f"{domain.record.spec.name} ({domain.record.domid}) QEMU said: {words}")
+        domain.home.remove()
+
+    def _new(self, home: Home, record: Record, process: Process) -> Domain:
+        domain = Domain(home, record, process, self._clock, self._ended)
+        hotplug.watch_unplugs(domain)
+        self._domains[record.spec.uuid] = domain
+        return domain
+
+    async def _adopt(self, home: Home) -> None:
+        try:
+            record = home.read()
+        except Failed as error:
+            log.error("%s: %s; it is left alone", home.path, error)
+            return
+        process = home.process()
+        if record is None or process is None or record.stage is Stage.STARTING:
+            if process is not None:  # nobody was told that it started
+                await process.stop(grace=0)
+            if record is not None and record.stage is Stage.RUNNING:
+                log.error("domain=%s ended while we were away: %s", record.spec.name, home.words() or "no message")
+                self.events.put_nowait(DomainEvent(record.spec.uuid, DomainEnd.DIED))
+            home.remove()
+            return
+        domain = self._new(home, record, process)
+        domain.adopt()
+        log.info("domain=%s found running, pid %d", record.spec.name, process.pid)
+        if record.ended is not None:  # whoever was told of it may have died with us
+            self.events.put_nowait(DomainEvent(record.spec.uuid, record.ended))
+        self._task(self._settle(domain), f"settle {record.spec.name}")
+
+    async def _settle(self, domain: Domain) -> None:
+        """Mend what a restart of ours cut short."""
+        try:
+            await domain.met()
+            await hotplug.settle_unplugs(domain)
+            if domain.record.stage is Stage.SAVING:
+                await migration.resume(domain, self._clock)
+        except VeeryError as error:
+            log.error("domain=%s %s", domain.record.spec.name, error)
+
+    def _ended(self, domain: Domain, end: DomainEnd) -> None:
+        record = domain.record
+        if end is DomainEnd.DIED:
+            if domain.dying or record.spec.uuid in self._starting:
+                return
+            log.error("domain=%s QEMU ended: %s", record.spec.name, domain.home.words() or "no message")
+            self._task(self._forget(domain), f"forget {record.spec.name}")
+        self.note(f"{record.spec.name} ({record.domid}) ended: {end}")
+        if record.stage is not Stage.INCOMING:
+            self.events.put_nowait(DomainEvent(record.spec.uuid, end))
+
+    # ---- the log, and tasks
+
+    def note(self, line: str) -> None:
+        """Add a line to what `log` tells."""
+        if self._log_file.exists() and self._log_file.stat().st_size > LOG_MAX:
+            self._log_file.replace(self._log_file.with_suffix(".log.1"))
+        self._log_file.parent.mkdir(parents=True, exist_ok=True)
+        with self._log_file.open("a") as file:
+            file.write(f"{time.strftime('%F %T', time.localtime(self._clock.epoch()))} {line}\n")
+
+    def text(self) -> str:
+        """All such lines."""
+        try:
+            return self._log_file.read_text(errors="replace")
+        except FileNotFoundError:
+            return ""
+
+    async def _trim(self) -> None:
+        while True:
+            await asyncio.sleep(TRIM_EVERY)
+            for domain in self._domains.values():
+                try:
+                    domain.console.trim()
+                except OSError as error:
+                    log.warning("domain=%s console log: %s", domain.record.spec.name, error)
+
+    def _task(self, work: Coroutine[None, None, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+async def _check(spec: DomainSpec, attachments: Attachments, build: Build) -> None:
+    """Raises Refused for what can be seen before anything is started."""
+    if not spec.uuid:
+        raise Refused(f"{spec.name} has no UUID", hint="the domain's record gives it one")
+    for what, path in (("kernel", spec.kernel), ("ramdisk", spec.ramdisk)):
+        if path and not Path(path).is_file():
+            raise Refused(f"{spec.name}: {what} {path} is not there", hint="each node needs its own copy of it")
+    for disk in attachments.disks:
+        if isinstance(disk.source, LocalDisk) and not Path(disk.source.path).exists():
+            raise Refused(f"{spec.name}: disk {disk.spec.vdev}: {disk.source.path} is not there")
+    free = (await machine.reading(None)).memory_free
+    if build.memory + OVERHEAD > free:
+        raise Refused(
+            f"{spec.name}: not enough memory: {build.memory} MiB and {OVERHEAD} for QEMU are wanted, {free} are free",
+            hint="give it less memory=, or end another domain",
+        )

@@ -1,0 +1,141 @@
+"""One migration of one QEMU, whichever way it goes: set up, followed to its end, cancelled.
+
+It is driven through the domain's second monitor, which belongs to it, so that no other command stands in its way.
+QEMU's side of it: docs/devel/migration, QAPI's migration.json; what it does when things break was tried."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from veery.errors import Failed, OutcomeUnknown, VeeryError
+from veery.host.clock import Clock
+from veery.hypervisor.qemu.domain import Domain
+from veery.hypervisor.qemu.monitor import Monitor
+
+log = logging.getLogger(__name__)
+
+POLL = 0.1
+QUERY_DEADLINE = 2.0
+CANCEL_DEADLINE = 5.0
+OVER = frozenset({"completed", "failed", "cancelled"})
+
+Info = Mapping[str, Any]
+
+
+class Transfer:
+    """One migration of one QEMU, seen through a monitor of its own: `open` it, `close` it."""
+
+    def __init__(self, domain: Domain, clock: Clock) -> None:
+        """For `domain`, which side it is on does not matter."""
+        self.domain, self._clock = domain, clock
+        self._news = asyncio.Event()
+        self.status = ""
+        self.monitor = Monitor(domain.record.spec.name, domain.home.monitors[1], self._event)
+
+    async def open(self) -> None:
+        """Connect. Raises Failed, OutcomeUnknown."""
+        await self.monitor.connect()
+
+    async def close(self) -> None:
+        """Hang up; the migration does not notice."""
+        await self.monitor.close()
+
+    def _event(self, name: str, data: Mapping[str, Any]) -> None:
+        if name == "MIGRATION":
+            self.status = str(data["status"])
+            self._news.set()
+
+    async def set_up(self, **parameters: Any) -> None:
+        """Capabilities and `parameters` (underscores for dashes)."""
+        names = ("events", "return-path")
+        capabilities = [{"capability": name, "state": True} for name in names]
+        await self.monitor.execute("migrate-set-capabilities", {"capabilities": capabilities})
+        values = {name.replace("_", "-"): value for name, value in parameters.items()}
+        if values:
+            await self.monitor.execute("migrate-set-parameters", values)
+
+    async def query(self) -> Info:
+        """query-migrate. Raises OutcomeUnknown when QEMU is silent."""
+        info: Info = await self.monitor.execute("query-migrate", deadline=QUERY_DEADLINE)
+        self.status = str(info.get("status", ""))
+        return info
+
+    async def change(self, seconds: float) -> None:
+        """Return on the next change of status, on the end of the process, or after `seconds`."""
+        gone = asyncio.create_task(self.domain.gone.wait())
+        news = asyncio.create_task(self._news.wait())
+        try:
+            await asyncio.wait({gone, news}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+            news.cancel()
+        self._news.clear()
+
+    async def follow(self, *, stall: float, pulse: Callable[[Info], object], timeout: float = 0.0) -> Info:
+        """Wait for the end. `pulse` makes of a reading a value that changes as long as bytes move.
+
+        Returns the last reading, its status "completed". Raises Failed when it failed, was cancelled, stood still
+        for `stall` seconds, took longer than `timeout` (0: none), or QEMU ended."""
+        name = self.domain.record.spec.name
+        begun = moved = self._clock.now()
+        last: object = None
+        while True:
+            if self.domain.gone.is_set():
+                raise Failed(f"{name}: QEMU ended: {self.domain.home.words() or 'no message'}")
+            silence = ""
+            with contextlib.suppress(OutcomeUnknown):
+                info = await self.query()
+                if self.status == "completed":
+                    return info
+                if self.status in OVER:
+                    raise Failed(f"{name}: {info.get('error-desc') or 'the copy was ' + self.status}")
+                value = pulse(info)
+                if value != last:
+                    last, moved = value, self._clock.now()
+                silence = "no byte moved"
+            now = self._clock.now()
+            if now - moved > stall:
+                raise Failed(
+                    f"{name}: {silence or 'QEMU did not answer'} for {stall:g} s", hint="is the path to the target up?"
+                )
+            if timeout and now - begun > timeout:
+                raise Failed(
+                    f"{name}: the copy did not end within {timeout:g} s", hint="give it more bandwidth, or pause it"
+                )
+            await self.change(POLL)
+
+    async def cancel(self, stream: socket.socket | None) -> None:
+        """Stop a copy that is under way, and see to it that the domain runs on, as far as it did before.
+
+        A QEMU that waits for the network is freed by shutting `stream` down. Never raises."""
+        try:
+            with contextlib.suppress(Failed):
+                await self.query()
+            if self.status and self.status not in OVER:
+                await self.monitor.execute("migrate_cancel", deadline=QUERY_DEADLINE)
+            if not await self._over(CANCEL_DEADLINE) and stream is not None:
+                _shut(stream)
+                await self._over(CANCEL_DEADLINE)
+        except VeeryError as error:
+            log.warning("domain=%s copy not cancelled in order: %s", self.domain.record.spec.name, error)
+            if stream is not None:
+                _shut(stream)
+
+    async def _over(self, seconds: float) -> bool:
+        end = self._clock.now() + seconds
+        while self._clock.now() < end:
+            await self.query()
+            if not self.status or self.status in OVER:
+                return True
+            await self.change(POLL)
+        return False
+
+
+def _shut(stream: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        stream.shutdown(socket.SHUT_RDWR)
