@@ -172,7 +172,10 @@ def domain_json(spec: DomainSpec, domid: int) -> dict[str, Any]:
     running: dict[str, Any] = {}
     for name, value in build.items():
         if name == "sched_params":
-            running |= {"video_memkb": 0, name: {"sched": "credit2", "weight": 256, "cap": 0}}
+            running |= {
+                "video_memkb": 8192 if spec.type is DomainType.HVM else 0,
+                name: {"sched": "credit2", "weight": 256, "cap": 0},
+            }
         elif name == "arch_x86":
             running[name] = {"msr_relaxed": "False"}
         else:
