@@ -116,9 +116,11 @@ class Voters:
         if leaving is None:
             return
         others = [each for each in members if each.id != member and not each.learner]
+        if not others:
+            raise Refused(f"{leaving.name} is the last voter", hint="make another node a voter first")
         if not leaving.learner:
             up = [each for each in others if await self._answers(each)]
-            if not others or len(up) <= len(others) // 2:
+            if len(up) <= len(others) // 2:
                 raise Refused(
                     f"without voter {leaving.name} only {len(up)} of {len(others)} voters would be up",
                     hint="bring the others up first, or make another node a voter",

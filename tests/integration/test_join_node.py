@@ -1,0 +1,130 @@
+"""How nodes come in and go out, and what is refused, with a real etcd and over real TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+from cluster_parts import Member, another, first, rig
+
+from veery.cluster import identity, join, keys, members
+from veery.errors import Refused
+from veery.host import tls
+from veery.model.cluster import Owner
+from veery.model.node import Role
+
+
+async def _join(newcomer: Member, token: str, peer: str, **other: object) -> identity.Identity:
+    wish: dict[str, object] = {
+        "name": newcomer.name,
+        "address": newcomer.address,
+        "roles": [Role.HYPERVISOR],
+        "driver": "qemu",
+    }
+    return await join.join(newcomer.settings, token=token, peer=peer, **{**wish, **other})  # type: ignore[arg-type]
+
+
+def _untouched(newcomer: Member) -> bool:
+    state = Path(newcomer.settings.state)
+    return not (state / "identity.json").exists() and not (state / "tls").exists()
+
+
+async def test_who_is_let_in_and_who_is_not(tmp_path: Path) -> None:
+    async with rig(tmp_path) as make:
+        one, two, three = make("test1"), make("test2"), make("test3")
+        await first(one)
+        token = await join.make_token(one.store)
+        with pytest.raises(Refused, match="the name test1 is taken"):
+            await _join(two, token, one.address, name="test1")
+        with pytest.raises(Refused, match="is test1's address"):
+            await _join(two, token, one.address, address=one.address)
+        with pytest.raises(Refused, match=r"clock of test2 is 4[0-9] s ahead") as skewed:
+            await _join(two, token, one.address, epoch=time.time() + 45)
+        assert "chrony" in skewed.value.hint
+        with pytest.raises(Refused, match=r"clock of test2 is .* behind"):
+            await _join(two, token, one.address, epoch=time.time() - 45)
+        with pytest.raises(Refused, match="not an IP address"):
+            await _join(two, token, one.address, address="somewhere")
+        with pytest.raises(Refused, match="not a token"):
+            await _join(two, "veery.short.one", one.address)
+        with pytest.raises(Refused, match="is not reached"):
+            await _join(two, token, f"{two.address}:{two.settings.api.port}")
+        assert _untouched(two)
+
+        who = await _join(two, token, f"{one.address}:{one.settings.api.port}")
+        assert who.etcd is None
+        assert who.voters == (one.url,)
+        assert identity.load(Path(two.settings.state)) == who
+        await two.start()
+        record = await keys.NODES.get(two.store, "test2")
+        assert record == who.node
+        assert record.initiator.endswith(":node:test2")
+
+        with pytest.raises(Refused, match="belongs to cluster lab already"):
+            await _join(two, token, one.address)
+        with pytest.raises(Refused, match="token is unknown, used or too old"):
+            await _join(three, token, one.address)
+        stale = await join.make_token(one.store, epoch=time.time() - 3700)
+        with pytest.raises(Refused, match="token is unknown, used or too old"):
+            await _join(three, stale, one.address)
+        assert _untouched(three)
+        assert list(await keys.NODES.all(one.store)) == ["test1", "test2"]
+
+
+async def test_only_the_hash_of_a_token_is_kept(tmp_path: Path) -> None:
+    async with rig(tmp_path) as make:
+        one = make("test1")
+        await first(one)
+        token = await join.make_token(one.store)
+        secret, mark = join.read_token(token)
+        assert mark == tls.fingerprint(one.identity.cluster.ca)
+        kept = (await one.store.scan("")).entries
+        assert any(entry.key.startswith("token/") and entry.lease for entry in kept)
+        assert not any(secret in entry.key or secret.encode() in entry.value for entry in kept)
+
+
+async def test_another_cluster_at_the_address_learns_nothing(tmp_path: Path) -> None:
+    async with rig(tmp_path) as make:
+        one, two, three = make("test1"), make("other"), make("test3")
+        await first(one)
+        await first(two)
+        token = await join.make_token(one.store)
+        with pytest.raises(Refused, match="is not of the cluster that made the token"):
+            await _join(three, token, two.address)
+        assert _untouched(three)
+
+
+async def test_of_two_with_one_token_one_comes_in(tmp_path: Path) -> None:
+    async with rig(tmp_path) as make:
+        one, two, three = make("test1"), make("test2"), make("test3")
+        await first(one)
+        token = await join.make_token(one.store)
+        done = await asyncio.gather(*(_join(each, token, one.address) for each in (two, three)), return_exceptions=True)
+        assert sorted(type(each) for each in done if isinstance(each, Exception)) == [Refused]
+        assert len(await keys.NODES.all(one.store)) == 2
+        assert await one.store.get(keys.JOINING) is None
+
+
+async def test_voters_leave_but_never_the_majority(tmp_path: Path) -> None:
+    async with rig(tmp_path) as make:
+        one, two = make("test1"), make("test2")
+        await first(one)
+        await one.store.voters.add_learner("https://127.31.16.99:1")  # an admission that died half-way
+        await another(two, one)
+        assert sorted(voter.name for voter in await one.store.voters.all()) == ["test1", "test2"]
+
+        await one.store.commit([], [keys.OWNERS.put("busybox", Owner(domain="busybox", node="test2", boot="b"))])
+        with pytest.raises(Refused, match="node test2 runs busybox"):
+            await members.leave(one.store, one.store.voters, one.settings, "test2")
+        await one.store.commit([], [keys.OWNERS.put("busybox", Owner(domain="busybox", node="test1", boot="b"))])
+
+        await members.leave(one.store, one.store.voters, one.settings, "test2")
+        assert [voter.name for voter in await one.store.voters.all()] == ["test1"]
+        assert list(await keys.NODES.all(one.store)) == ["test1"]
+        assert await keys.INITIATORS.get(one.store, "test2") is None
+        with pytest.raises(Refused, match="no node 'test2'"):
+            await members.leave(one.store, one.store.voters, one.settings, "test2")
+        with pytest.raises(Refused, match="test1 is the last voter"):
+            await one.store.voters.remove((await one.store.voters.all())[0].id)
