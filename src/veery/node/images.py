@@ -10,7 +10,7 @@ from veery.config.settings import Image
 from veery.errors import Refused
 from veery.model.volume import Volume
 from veery.node.volumes import VolumeService
-from veery.storage import image
+
 
 KINDS = ("busybox",)
 
@@ -27,6 +27,8 @@ class Images:
         come (0 to 1). Raises Refused when the kind is unknown, the volume in use or too small."""
         if kind not in KINDS:
             raise Refused(f"no image {kind!r}", hint=f"there is {', '.join(KINDS)}")
+        from veery.storage import image
+
         release = platform.release()
         kernel = Path(self._settings.kernel or f"/boot/vmlinuz-{release}")
         modules = Path(self._settings.modules or f"/lib/modules/{release}")
