@@ -31,23 +31,32 @@ async def chunks(*pieces: bytes) -> AsyncIterator[bytes]:
 
 
 @asynccontextmanager
-async def writing(volume: Volume, initiator: Initiator) -> AsyncIterator[None]:
-    """One QEMU process that writes, and goes on writing or trying to."""
+async def talking(
+    volume: Volume, initiator: Initiator, out: int = asyncio.subprocess.PIPE
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """One qemu-io that has the volume open and takes commands."""
     process = await asyncio.create_subprocess_exec(
         "qemu-io",
         *login(volume, initiator),
         stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.DEVNULL,
+        stdout=out,
+        stderr=asyncio.subprocess.STDOUT,
     )
-    assert process.stdin
-    process.stdin.write(b"".join(b"write -P %d 0 4k\n" % (number % 256) for number in range(1_000_000)))
     try:
-        yield
+        yield process
     finally:
-        process.kill()
-        process.stdin.close()
-        await process.wait()
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+@asynccontextmanager
+async def writing(volume: Volume, initiator: Initiator) -> AsyncIterator[None]:
+    """One qemu-io that writes, and goes on writing or trying to."""
+    async with talking(volume, initiator, asyncio.subprocess.DEVNULL) as process:
+        assert process.stdin
+        process.stdin.write(b"".join(b"write -q -P %d 0 4k\n" % (number % 256) for number in range(1_000_000)))
+        yield
 
 
 async def only(node: Storage) -> Target:
@@ -133,36 +142,50 @@ async def test_a_new_password_replaces_the_old_one(node: Storage) -> None:
     assert not [user for user in await node.server.accounts() if user.startswith("test1")]
 
 
-async def test_resize_reaches_open_sessions_and_never_shrinks(node: Storage) -> None:
+async def test_quiet_resize_keeps_the_session_and_nothing_shrinks(node: Storage) -> None:
     volume = await node.volumes.create("busybox", 4 * MIB)
-    command = ["qemu-io", *login(volume, TEST1)]
-    process = await asyncio.create_subprocess_exec(
-        *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-    )
-    try:
+    async with talking(volume, TEST1) as process:
         assert process.stdin and process.stdout
         process.stdin.write(b"write -P 7 0 4k\n")
-        await process.stdin.drain()
         async with asyncio.timeout(20):
             while b"wrote 4096" not in (await process.stdout.readline()):
                 pass
-        grown = await node.volumes.resize("busybox", 6 * MIB)
+        (before,) = (await only(node)).sessions
+
+        grown = await node.volumes.resize("busybox", 5 * MIB + 1, quiet=True)
+
         assert grown.size == 6 * MIB
-        (session,) = (await only(node)).sessions
-        assert session.initiator == TEST1.iqn
+        assert (await only(node)).sessions == (before,)
         out, _ = await asyncio.wait_for(process.communicate(b"read -P 7 0 4k\nquit\n"), 20)
         assert b"read 4096/4096" in out
         assert b"failed" not in out
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
     assert (await qemu_io(volume, TEST2, "write 5M 4k")).code == 0
     info = await run(["qemu-img", "info", *login(volume, TEST2)], deadline=20)
     assert f"({6 * MIB} bytes)" in info.out
     with pytest.raises(Refused, match="cannot shrink"):
         await node.volumes.resize("busybox", 5 * MIB)
     assert (await node.volumes.get("busybox")).size == 6 * MIB
+
+
+async def test_resize_under_load_costs_a_pause_and_no_error(node: Storage) -> None:
+    volume = await node.volumes.create("busybox", 4 * MIB)
+    path = node.pool / "busybox.img"
+    commands = b"".join(b"aio_write -q -P 3 %d 4k\n" % (4096 * (number % 1000)) for number in range(5000))
+    async with talking(volume, TEST1) as process:
+        assert process.stdin
+        before = path.stat().st_mtime_ns
+        process.stdin.write(commands)
+        async with asyncio.timeout(20):
+            while path.stat().st_mtime_ns == before:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+        await node.volumes.resize("busybox", 6 * MIB)
+        lun = (await only(node)).lun(1)
+        assert lun is not None
+        assert lun.size_mb == shown_size(6 * MIB)
+        out, _ = await asyncio.wait_for(process.communicate(b"aio_flush\nread -P 3 0 4000k\nquit\n"), 60)
+        assert b"read 4096000/4096000" in out
+        assert b"failed" not in out
+        assert b"error" not in out
 
 
 async def test_import_is_sparse_zeroes_the_rest_and_refuses_too_much(node: Storage) -> None:

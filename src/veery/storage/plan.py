@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from veery.model.volume import Initiator, Volume
 from veery.storage.tgt import Lun, Target, filler, is_filler, shown_size
@@ -126,6 +126,7 @@ class Reload:
     """Have the LUN's new size seen."""
 
     tid: int
+    target: Target
     path: str
     why: str
 
@@ -210,15 +211,16 @@ def decide(
         target = kept.get(one.iqn) or Target(tid=one.tid, iqn=one.iqn, state="")
         shut = tuple(_doors(one, target, stale))
         doors += shut
+        denied = {step.entry for step in shut if isinstance(step, Deny)}
+        target = replace(target, acl=tuple(entry for entry in target.acl if entry not in denied))
         bodies += _body(one, target, new=one.iqn not in kept)
         taken, given = _bindings(one, target, stale)
         unbinds += taken
         binds += given
-        open_ = set(target.acl) - {step.entry for step in shut if isinstance(step, Deny)}
         allows += [
             Allow(one.tid, initiator.iqn, f"node {initiator.node} is admitted")
             for initiator in one.admitted
-            if initiator.iqn not in open_
+            if initiator.iqn not in target.acl
         ]
     fillers = {step.filler for step in unbinds} - set(accounts)
     return (
@@ -297,7 +299,7 @@ def _body(one: Wanted, target: Target, *, new: bool) -> Iterator[Step]:
     if lun is None:
         yield Serve(one.tid, one.path, one.sync, "recorded")
     elif lun.size_mb != shown_size(one.size) or not lun.online:
-        yield Reload(one.tid, one.path, f"tgtd shows {lun.size_mb} MB")
+        yield Reload(one.tid, target, one.path, f"tgtd shows {lun.size_mb} MB")
     if lun is None or (lun.scsi_id, lun.serial) != (one.scsi_id, one.serial):
         yield Name(one.tid, one.scsi_id, one.serial, "recorded")
 

@@ -135,9 +135,13 @@ class Volumes:
         await self._serve(volume)
         return volume
 
-    async def resize(self, name: str, size: int) -> Volume:
-        """Grow a volume to `size` bytes (rounded up), sessions staying open; the domain that uses it is then
-        told by its driver. Raises Refused, also for a smaller size."""
+    async def resize(self, name: str, size: int, *, quiet: bool = False) -> Volume:
+        """Grow a volume to `size` bytes (rounded up); the domain that uses it is then told by its driver. Raises
+        Refused, also for a smaller size.
+
+        With `quiet` the caller promises that nothing is in flight (the domain is paused): its session stays
+        open. Without, open sessions are closed for the moment; their initiators come back in about two seconds,
+        and the guest sees a pause and no error."""
         with self._doing(name, "resized"):
             volume = self._whole(await self.get(name))
             if whole(size) < volume.size:
@@ -149,6 +153,9 @@ class Volumes:
             real = await self._store(volume.backing).grow(name, whole(size))
             volume = replace(volume, size=real)
             await self._records.put(volume)
+            if quiet:
+                async with self._lock:
+                    await self._server.reload_lun(volume.tid, plan.LUN, volume.path)
         await self._serve(volume)
         return volume
 
@@ -301,7 +308,7 @@ class Volumes:
             case plan.Name():
                 await server.name_lun(step.tid, plan.LUN, scsi_id=step.scsi_id, serial=step.serial)
             case plan.Reload():
-                await server.reload_lun(step.tid, plan.LUN, step.path)
+                await server.reload_closed(step.target, plan.LUN, step.path)
             case plan.Bind():
                 await server.bind_account(step.tid, step.user, instead=step.filler)
             case plan.Unbind():
