@@ -183,7 +183,7 @@ With -N before the verb nothing is done and xl's JSON of the spec is printed."""
         examples="""
 veery block-attach busybox volume=data,vdev=xvdb
 veery block-attach busybox /var/lib/disks/data.raw,raw,xvdb,rw
-veery -N block-attach 0 /dev/vg/guest,raw,xvdb,rw      # what does this spec mean?""",
+veery -N block-attach 0 /dev/vg/guest,raw,xvdb,rw   # what does it mean?""",
         dry=True,
     ),
     "block-detach": Verb(

@@ -245,7 +245,7 @@ COMMIT a move that fails leaves the domain running where it was; from there on i
         examples="""
 veery migrate busybox test2
 veery migrate --live --rate 100M --downtime 30 busybox 172.16.31.2
-veery --json migrate busybox test2                      # the report, for a script""",
+veery --json migrate busybox test2      # the report, for a script""",
         failure="when cancelled: the domain runs on where it was",
         json=True,
     ),

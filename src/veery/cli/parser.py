@@ -128,7 +128,7 @@ def overview(extra: Mapping[str, str]) -> str:
         "",
         "Environment:",
         "  VEERY_NODE, VEERY_SETTINGS, VEERY_LAB   stand for the options of those names",
-        "  VEERY_DEBUG=1                           show where in the program an error arose",
+        "  VEERY_DEBUG=1                           show where an error arose",
         "",
         "Exit status:",
         _indent(_EXITS.format("")),

@@ -1,0 +1,103 @@
+"""xm and xl by a symbolic link: their words, flags and exit statuses."""
+
+from __future__ import annotations
+
+import pytest
+from cli_standin import BUSYBOX, REPORT, Lines, Run, StandIn, refused
+
+
+def test_no_such_domain_in_each_tools_words(daemon: StandIn, run: Run) -> None:
+    for words in (["list", "wren"], ["destroy", "wren"], ["pause", "wren"], ["migrate", "wren", "test2"]):
+        told = run(*words, tool="xm")
+        assert (told.code, told.err) == (3, "Error: Domain 'wren' does not exist.\n"), words
+        told = run(*words, tool="xl")
+        assert (told.code, told.err) == (1, "wren is an invalid domain identifier (rc=-6)\n"), words
+    assert run("domname", "9", tool="xl").err.startswith("Can't get domain name of domain id '9'")
+
+
+def test_usage(run: Run) -> None:
+    told = run("destroy", tool="xl")
+    assert (told.code, told.err.startswith("'xl destroy'")) == (2, True)
+    told = run("destroy", tool="xm")
+    assert (told.code, told.err.startswith("Error: ")) == (1, True)
+    assert (run("vcpu-pin", tool="xl").code, run("vcpu-pin", tool="xl").err) == (1, "command not implemented\n")
+    assert run("vcpu-pin", tool="xm").err.startswith("Error: Subcommand vcpu-pin not found!\n")
+    assert run("-Z", "list", tool="xl").code == 1
+
+
+def test_help(run: Run) -> None:
+    told = run("help", tool="xl")
+    assert (told.code, told.out.splitlines()[0]) == (0, "Usage xl [-vfNtT] <subcommand> [args]")
+    assert run("help", "list", tool="xl").out.startswith("usage: xl list")
+    assert run(tool="xm").code == 1
+
+
+def test_unique_beginnings(daemon: StandIn, run: Run) -> None:
+    assert run("li", tool="xl").out == run("list", tool="xl").out
+    assert run("re", tool="xl").err == "command not implemented\n"  # reboot, restore, rename
+
+
+def test_veerys_own_verbs_are_not_theirs(daemon: StandIn, run: Run) -> None:
+    assert run("volume", "list", tool="xl").code == 1
+    assert run("moves", tool="xm").code == 1
+
+
+def test_dry_run(run: Run) -> None:
+    told = run("-N", "block-attach", "0", "raw:/dev/vg/guest-volume,hda,w", tool="xl")
+    assert (told.code, '"vdev": "hda"' in told.out) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "path", "body"),
+    [
+        (["block-attach", "busybox", "phy:/dev/sdb", "xvdb", "w"], "/v1/domains/3/disks", {"target": "/dev/sdb"}),
+        (["block-attach", "busybox", "/dev/sdb", "xvdb", "r"], "/v1/domains/3/disks", {"readwrite": False}),
+        (["network-attach", "busybox", "bridge=xenbr0"], "/v1/domains/3/vifs", {"bridge": "xenbr0"}),
+        (["shutdown", "-R", "busybox"], f"/v1/domains/{BUSYBOX['uuid']}/reboot", {}),
+        (["shutdown", "-H", "busybox"], f"/v1/domains/{BUSYBOX['uuid']}/shutdown", {}),
+        (["save", "-c", "busybox", "/b"], "/v1/domains/3/save", {"leave": "running"}),
+        (["mem-set", "busybox", "64"], "/v1/domains/3/memory", {"mebibytes": 64}),
+    ],
+)
+def test_xms_arguments(daemon: StandIn, run: Run, words: list[str], path: str, body: dict[str, object]) -> None:
+    daemon.routes[f"POST {path}"] = {}
+    told = run(*words, tool="xm")
+    assert (told.code, told.out, told.err) == (0, "", "")
+    [(_, seen, sent)] = daemon.orders()
+    assert seen == path
+    sent = sent.get("disk", sent.get("vif", sent))
+    assert {key: sent[key] for key in body} == body
+
+
+def test_migrate(daemon: StandIn, run: Run) -> None:
+    path = "POST /v1/domains/3/migrate"
+    daemon.routes[path] = Lines([{"event": "begin", "move": "m1"}, {"event": "done", "result": REPORT}])
+    told = run("migrate", "-l", "busybox", "172.16.31.2", tool="xm")
+    assert (told.code, told.out, told.err) == (0, "", "")
+    told = run("migrate", "busybox", "172.16.31.2", tool="xl")
+    assert (told.code, told.err.splitlines()[-1]) == (0, "Migration successful.")
+    assert run("migrate", "busybox", "172.16.31.2", tool="xm").code == 0
+    assert run("migrate", "-l", "-p", "8002", "-s", "busybox", "172.16.31.2", tool="xm").code == 0
+    assert [order[2]["settings"]["live"] for order in daemon.orders()] == [True, True, False, True]
+    told = run("migrate", "-p", "9000", "busybox", "172.16.31.2", tool="xm")
+    assert (told.code, "relocation port" in told.err) == (1, True)
+
+
+def test_a_failed_migration_in_xls_words(daemon: StandIn, run: Run) -> None:
+    daemon.routes["POST /v1/domains/3/migrate"] = refused("test2 has no bridge xenbr0", "make it there")
+    told = run("migrate", "busybox", "test2", tool="xl")
+    assert told.code == 1
+    assert told.err.splitlines()[-1] == "Migration failed, resuming at sender."
+    assert "xl: test2 has no bridge xenbr0" in told.err
+
+
+def test_xm_list_v_is_vcpu_list(daemon: StandIn, run: Run) -> None:
+    assert run("list", "-v", tool="xm").out == run("vcpu-list", tool="xm").out
+
+
+def test_xm_shutdown_waits_in_xms_words(daemon: StandIn, run: Run) -> None:
+    listed = daemon.routes["GET /v1/domains"]
+    rounds = iter([listed, {**listed, "domains": []}])
+    daemon.routes["GET /v1/domains"] = lambda _: next(rounds)
+    daemon.routes[f"POST /v1/domains/{BUSYBOX['uuid']}/shutdown"] = {}
+    assert run("shutdown", "-w", "busybox", tool="xm").out == "Domain busybox terminated\nAll domains terminated\n"

@@ -1,0 +1,224 @@
+"""Work that takes long: migrate with its progress and Ctrl-C, uploads."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_standin import REPORT, VOLUME, Lines, Run, StandIn, refused
+
+from veery.cli.progress import copied, figures, left
+from veery.cli.volumes import image_format
+from veery.model.move import MoveProgress, Phase
+
+MIB = 1 << 20
+VEERY = (sys.executable, "-m", "veery")
+
+
+def progress(phase: str, **values: Any) -> dict[str, Any]:
+    """A line of a move's stream."""
+    return {"event": "progress", "move": "m1", "progress": {"phase": phase, **values}}
+
+
+COPY = {
+    "transferred": 32 * MIB,
+    "remaining": 96 * MIB,
+    "total": 128 * MIB,
+    "rate": 64.0 * MIB,
+    "dirty_rate": 16.0 * MIB,
+}
+STREAM = [
+    {"event": "begin", "move": "m1"},
+    progress("BEGIN"),
+    progress("PREPARE"),
+    progress("COPY", **COPY),
+    progress("COPY", **{**COPY, "remaining": 32 * MIB}),
+    progress("COMMIT"),
+    {"event": "done", "result": REPORT},
+]
+
+
+def test_progress_in_plain_lines(daemon: StandIn, run: Run) -> None:
+    daemon.routes["POST /v1/domains/busybox/migrate"] = Lines(STREAM)
+    told = run("migrate", "busybox", "test2")
+    assert told.code == 0
+    assert told.out == "busybox moved from test1 to test2 in 0.31 s: downtime 14 ms, 131.2 MiB in 3 rounds\n"
+    assert told.err.splitlines() == [
+        "busybox -> test2  BEGIN",
+        "busybox -> test2  PREPARE",
+        "busybox -> test2  COPY   25 %  64.0 MiB/s, dirtied 16.0 MiB/s, 0:02 left",
+        "busybox -> test2  COMMIT",
+    ]
+    assert daemon.orders()[0][2] == {
+        "target": "test2",
+        "settings": {"live": True, "bandwidth": 0, "downtime": 50, "timeout": 0.0, "stall": 15.0, "tls": True},
+    }
+
+
+def test_the_report_as_json(daemon: StandIn, run: Run) -> None:
+    daemon.routes["POST /v1/domains/busybox/migrate"] = Lines(STREAM)
+    assert json.loads(run("--json", "migrate", "-q", "busybox", "test2").out) == REPORT
+
+
+def test_a_move_that_fails_says_where_the_domain_runs(daemon: StandIn, run: Run) -> None:
+    error = {"kind": "failed", "message": "busybox was not moved to test2: no; busybox runs on test1", "hint": "x"}
+    daemon.routes["POST /v1/domains/busybox/migrate"] = Lines([*STREAM[:2], {"event": "error", "error": error}])
+    told = run("migrate", "-q", "busybox", "test2")
+    assert (told.code, told.out) == (1, "")
+    assert told.err == "veery: busybox was not moved to test2: no; busybox runs on test1\n  hint: x\n"
+
+
+def test_the_report_in_words(daemon: StandIn, run: Run) -> None:
+    daemon.routes["GET /v1/moves/m1"] = REPORT
+    daemon.routes["GET /v1/moves"] = [REPORT]
+    assert run("move", "show", "m1").out.splitlines() == [
+        "move m1: busybox from test1 to test2, done in CONFIRM",
+        "  total 310 ms, downtime 14 ms, 131.2 MiB in 3 rounds, dirtied 0 B/s",
+        "  BEGIN          1.0 ms",
+        "  COPY         200.5 ms",
+        "  the domain runs on test2",
+    ]
+    assert run("moves").out.splitlines()[1].split()[:6] == ["m1", "busybox", "test1", "test2", "done", "CONFIRM"]
+
+
+def test_figures() -> None:
+    half = MoveProgress(phase=Phase.COPY, remaining=50 * MIB, total=100 * MIB, rate=20.0 * MIB, dirty_rate=10.0 * MIB)
+    assert (copied(half), left(half)) == (0.5, 5.0)
+    stuck = MoveProgress(phase=Phase.COPY, remaining=50 * MIB, total=100 * MIB, rate=20.0 * MIB, dirty_rate=20.0 * MIB)
+    assert left(stuck) is None
+    assert figures(stuck) == "20.0 MiB/s, dirtied 20.0 MiB/s, not converging"
+    assert copied(MoveProgress(phase=Phase.BEGIN)) is None
+    assert figures(MoveProgress(phase=Phase.BEGIN)) == ""
+
+
+class Cancellable:
+    """A move that stays in COPY until somebody cancels it; `gone` when it was."""
+
+    def __init__(self, daemon: StandIn) -> None:
+        self.cancelled = False
+        error = {"kind": "failed", "message": "busybox was not moved to test2: cancelled; busybox runs on test1"}
+        lines = [STREAM[0], progress("COPY", **COPY), self.wait, {"event": "error", "error": error}]
+        daemon.routes["POST /v1/domains/busybox/migrate"] = Lines(lines)
+        daemon.routes["POST /v1/moves/m1/cancel"] = self.cancel
+
+    def wait(self) -> None:
+        end = time.monotonic() + 60
+        while not self.cancelled and time.monotonic() < end:
+            time.sleep(0.02)
+
+    def cancel(self, _: bytes) -> dict[str, Any]:
+        self.cancelled = True
+        return {}
+
+
+def test_ctrl_c_cancels_and_says_where_it_runs(daemon: StandIn) -> None:
+    Cancellable(daemon)
+    command = [*VEERY, "migrate", "busybox", "test2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        said = process.stderr.readline()
+        assert "COPY" in said
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert out == ""
+    assert "cancelling" in err
+    assert err.splitlines()[-1] == "veery: busybox was not moved to test2: cancelled; busybox runs on test1"
+
+
+def test_a_second_ctrl_c_leaves(daemon: StandIn) -> None:
+    stuck = Cancellable(daemon)
+    daemon.routes["POST /v1/moves/m1/cancel"] = {}  # it takes its time
+    command = [*VEERY, "migrate", "busybox", "test2"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert "COPY" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        while "cancelling" not in (line := process.stderr.readline()):
+            assert line
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    stuck.cancelled = True
+    assert process.returncode == 1
+    assert err.splitlines()[-1] == "  hint: veery move show m1"
+
+
+def test_a_live_bar_on_a_terminal(daemon: StandIn) -> None:
+    daemon.routes["POST /v1/domains/busybox/migrate"] = Lines([*STREAM[:4], 0.4, *STREAM[4:]])
+    ours, theirs = pty.openpty()
+    environ = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    with subprocess.Popen([*VEERY, "migrate", "busybox", "test2"], stderr=theirs, env=environ) as process:
+        os.close(theirs)
+        seen = b""
+        while True:
+            try:
+                data = os.read(ours, 4096)
+            except OSError:  # the other side of a pty was closed
+                break
+            if not data:
+                break
+            seen += data
+        assert process.wait(60) == 0
+    os.close(ours)
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", seen.decode())
+    assert "busybox -> test2  COPY" in text
+    assert "64.0 MiB/s" in text
+    assert "━" in text
+
+
+# ---- uploads
+def test_import_makes_the_volume_and_sends_the_bytes(daemon: StandIn, run: Run, folder: Path) -> None:
+    data = os.urandom(3 * MIB + 512)
+    (folder / "disk.raw").write_bytes(data)
+    daemon.routes |= {"GET /v1/volumes": [], "POST /v1/volumes": VOLUME, "PUT /v1/volumes/root/content": VOLUME}
+    told = run("volume", "import", "root", "disk.raw")
+    assert (told.code, told.out) == (0, "Imported disk.raw into volume root (3.0 MiB)\n")
+    assert "volume root  uploading" in told.err
+    [(_, _, made), (method, path, sent)] = daemon.orders()
+    assert made["size"] == len(data)
+    assert (method, path, sent == data) == ("PUT", "/v1/volumes/root/content", True)
+
+
+def test_import_converts_what_is_not_raw(daemon: StandIn, run: Run, folder: Path) -> None:
+    raw = b"veery" * 1000 + bytes(MIB - 5000)
+    (folder / "disk.raw").write_bytes(raw)
+    subprocess.run(["qemu-img", "convert", "-O", "qcow2", "disk.raw", "disk.qcow2"], cwd=folder, check=True, timeout=60)
+    assert image_format(folder / "disk.qcow2") == "qcow2"
+    volume = {**VOLUME, "size": 2 * MIB}
+    daemon.routes |= {"GET /v1/volumes": [{"volume": volume, "used_by": []}], "PUT /v1/volumes/root/content": VOLUME}
+    assert run("volume", "import", "root", "disk.qcow2", "-q").code == 0
+    assert daemon.orders()[0][2] == raw
+
+
+@pytest.mark.parametrize("kind", ["qcow2", "qed", "vmdk", "vhdx", "vpc", "raw"])
+def test_formats_are_known_by_their_bytes(tmp_path: Path, kind: str) -> None:
+    made = tmp_path / "image"
+    subprocess.run(["qemu-img", "create", "-q", "-f", kind, made, "1M"], check=True, timeout=60)
+    assert image_format(made) == kind
+
+
+def test_import_refused_in_the_middle(daemon: StandIn, run: Run, folder: Path) -> None:
+    with (folder / "disk.raw").open("wb") as file:
+        file.truncate(64 * MIB)
+    daemon.routes["GET /v1/volumes"] = [{"volume": VOLUME, "used_by": []}]
+    daemon.routes["PUT /v1/volumes/root/content"] = refused("volume root is used by busybox on test1", "shut it down")
+    told = run("volume", "import", "root", "disk.raw", "-q")
+    assert (told.code, told.err) == (1, "veery: volume root is used by busybox on test1\n  hint: shut it down\n")
+
+
+def test_import_checks_before_it_sends(daemon: StandIn, run: Run, folder: Path) -> None:
+    (folder / "disk.raw").write_bytes(bytes(2 * MIB))
+    daemon.routes["GET /v1/volumes"] = [{"volume": {**VOLUME, "size": MIB}, "used_by": []}]
+    told = run("volume", "import", "root", "disk.raw")
+    assert (told.code, told.err.splitlines()[0]) == (1, "veery: volume root has 1.0 MiB, 2.0 MiB are needed")
+    assert run("volume", "import", "root", "none.raw").err.startswith("veery: no file none.raw")
+    assert daemon.orders() == []
