@@ -56,9 +56,11 @@ def namespaces(drawn: Plan) -> list[str]:
 async def sleep(lab: Lab, node: str) -> None:
     """Start a process that stays on `node`; returns once it is inside."""
     Process.spawn(lab.enter(node, ["sleep", "600"]), log_file=lab.log(node, "sleep"))
-    async with asyncio.timeout(20):
-        while "sleep" not in {member.program for member in lab.members(node)}:
-            await asyncio.sleep(0.01)
+    for _ in range(2000):
+        if "sleep" in {member.program for member in lab.members(node)}:
+            return
+        await asyncio.sleep(0.01)
+    pytest.fail(f"sleep is not on {node}")
 
 
 async def probe_of(lab: Lab, *addresses: str) -> Probe:

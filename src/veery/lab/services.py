@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from veery.client.address import Address
+from veery.client.address import Address, lab_folder
 from veery.client.http import Client
+from veery.config.settings import Qemu
 from veery.errors import Failed, Refused, VeeryError
 from veery.host.files import write_atomic
 from veery.host.process import Process
 from veery.host.run import Result, run
+from veery.hypervisor.qemu import machine
 from veery.lab import hosts
 from veery.lab.claim import Claim, Record, read
 from veery.lab.members import Member
@@ -58,9 +60,11 @@ class Lab:
             record = read(name)
             await hosts.remove(name, Path(record.folder) if record else drawn.folder)
             lab._claim.write(Record(str(drawn.folder), hypervisors, os.getpid(), stays))
-            report("namespaces and bridges", 0.0)
+            report("trying the hypervisor", 0.0)
+            accelerator = await _accelerator()
+            report("namespaces and bridges", 0.05)
             for node in drawn.nodes:
-                _furnish(drawn, node)
+                _furnish(drawn, node, accelerator)
             await hosts.build(drawn)
             await lab._boot(report)
         except BaseException as error:
@@ -162,20 +166,23 @@ class Lab:
         await _until(answers, f"veeryd on {node} does not answer", hint=f"see {self.log(node)}")
 
     async def healthy(self) -> None:
-        """Return once every node is alive in the eyes of every other. Raises Failed."""
-        wanted = {machine.name for machine in self.plan.nodes}
+        """Return once every node is alive in the eyes of every other, and every voter has its vote. Raises Failed."""
+        await _until(self._ailing, f"the cluster of lab {self.plan.lab} is not whole", hint=f"see {self.plan.folder}")
 
-        async def whole() -> str:
-            for name in wanted:
+    async def _ailing(self) -> str:
+        """What the cluster lacks, "" if nothing."""
+        wanted = {node.name for node in self.plan.nodes}
+        for name in wanted:
+            try:
                 rows = await asyncio.to_thread(self.client(name).get, "/v1/nodes")
-                missing = wanted - {row["node"]["name"] for row in rows if row["alive"]}
-                if missing:
-                    return f"{name} misses {', '.join(sorted(missing))}"
-            return ""
-
-        await _until(
-            whole, f"the cluster of lab {self.plan.lab} is not whole", hint=f"see the logs in {self.plan.folder}"
-        )
+            except VeeryError as error:
+                return f"{name}: {error.message}"
+            if missing := wanted - {row["node"]["name"] for row in rows if row["alive"]}:
+                return f"{name} misses {', '.join(sorted(missing))}"
+        voters = sum(Role.VOTER in node.roles for node in self.plan.nodes)
+        first = self.plan.nodes[0].name
+        shown = await self.run(first, [sys.executable, "-m", "veery.lab.voters", self.plan.settings(first)])
+        return "" if int(shown.out) == voters else f"{shown.out.strip()} of {voters} voters have their vote"
 
     async def _boot(self, report: Report) -> None:
         first, *others = self.plan.nodes
@@ -184,24 +191,24 @@ class Lab:
         await self.start(first.name)
         done = 0
 
-        async def join(machine: Machine) -> None:
+        async def join(node: Machine) -> None:
             nonlocal done
-            await self._join(machine, first)
-            await self.start(machine.name)
+            await self._join(node, first)
+            await self.start(node.name)
             done += 1
-            report(f"{machine.name} has joined", 0.4 + 0.5 * done / len(others))
+            report(f"{node.name} has joined", 0.4 + 0.5 * done / len(others))
 
-        report(f"{', '.join(machine.name for machine in others)} join", 0.4)
-        await _all([join(machine) for machine in others])
+        report(f"{', '.join(node.name for node in others)} join", 0.4)
+        await _all([join(node) for node in others])
         report("waiting for the cluster to be whole", 0.9)
         await self.healthy()
 
-    async def _init(self, machine: Machine) -> None:
-        await self.veery(machine.name, "init", *_described(machine), "--cluster", "lab")
+    async def _init(self, node: Machine) -> None:
+        await self.veery(node.name, "init", *_described(node), "--cluster", "lab")
 
-    async def _join(self, machine: Machine, first: Machine) -> None:
+    async def _join(self, node: Machine, first: Machine) -> None:
         token = (await self.veery(first.name, "node", "token")).out.split()[-1]
-        await self.veery(machine.name, "join", token, *_described(machine))
+        await self.veery(node.name, "join", token, *_described(node))
 
     def _keep_logs(self) -> Path | None:
         """Save the nodes' logs from a lab that did not come up; their folder, None if there are none."""
@@ -220,12 +227,17 @@ class Lab:
         return "it said nothing"
 
 
-def _described(machine: Machine) -> list[str]:
-    roles = ",".join(role.value for role in machine.roles)
-    return ["--name", machine.name, "--address", machine.address, "--roles", roles]
+def _described(node: Machine) -> list[str]:
+    roles = ",".join(role.value for role in node.roles)
+    return ["--name", node.name, "--address", node.address, "--roles", roles]
 
 
-def _furnish(drawn: Plan, node: Machine) -> None:
+async def _accelerator() -> str:
+    """What QEMU runs with here, found out once a boot for all nodes of all labs: they share the machine."""
+    return (await machine.find(Qemu(), lab_folder().parent.parent / "qemu.json")).accel
+
+
+def _furnish(drawn: Plan, node: Machine, accelerator: str) -> None:
     """Make a node's folders and its settings file."""
     home = drawn.home(node.name)
     for name in ("etc", "lib", "run", "log"):
@@ -234,6 +246,9 @@ def _furnish(drawn: Plan, node: Machine) -> None:
         f"# node {node.name} of lab {drawn.lab}, written by veery lab up",
         f"state = {_quoted(home / 'lib')}",
         f"run = {_quoted(home / 'run')}",
+        "",
+        "[qemu]",
+        f'accel = "{accelerator}"',
     ]
     if Role.HYPERVISOR in node.roles:  # as the seed's xend-config.sxp
         rows += ["", "[relocation]", f'address = "{node.address}"', "port = 8002", 'hosts_allow = ""']
