@@ -1,0 +1,104 @@
+"""Typing into a domain's console and reading what it answers, as a user would: for demo, bench and tests."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+from types import TracebackType
+
+import aiohttp
+
+from veery.client.address import Address
+from veery.client.http import NODE_HEADER, domain_path
+from veery.errors import Failed
+
+
+class Shell:
+    """A shell that waits on a domain's console:
+
+        async with Shell(address, "busybox") as shell:
+            await shell.run("uptime")
+
+    Whatever was on the console before is in `seen` first. Raises Failed when the console ends or stays silent."""
+
+    def __init__(self, address: Address, domain: str) -> None:
+        """`address` is the daemon of the node that the domain runs on."""
+        self._address, self._domain = address, domain
+        self._session: aiohttp.ClientSession | None = None
+        self._socket: aiohttp.ClientWebSocketResponse | None = None
+        self.seen = ""
+
+    async def __aenter__(self) -> Shell:
+        connector = aiohttp.UnixConnector(path=str(self._address.socket))
+        self._session = aiohttp.ClientSession(
+            connector=connector, timeout=aiohttp.ClientTimeout(total=None, sock_connect=10)
+        )
+        try:
+            headers = {NODE_HEADER: self._address.node} if self._address.node else {}
+            async with asyncio.timeout(20):
+                self._socket = await self._session.ws_connect(
+                    f"http://localhost{domain_path(self._domain, 'console')}", headers=headers, max_msg_size=0
+                )
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            await self._session.close()
+            raise Failed(f"the console of {self._domain} does not open: {error}") from error
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._socket is not None:
+            await self._socket.close()
+        if self._session is not None:
+            await self._session.close()
+
+    async def type(self, text: str) -> None:
+        """Type `text` and Return."""
+        assert self._socket is not None
+        await self._socket.send_bytes(text.encode() + b"\n")
+
+    async def expect(self, pattern: str, *, deadline: float = 60.0) -> str:
+        """Wait until `pattern` is on the console; what stood before its end, which is then forgotten."""
+        try:
+            async with asyncio.timeout(deadline):
+                while (match := re.search(pattern, self.seen)) is None:
+                    await self._more()
+        except TimeoutError as error:
+            raise Failed(
+                f"{self._domain}: no {pattern!r} on the console within {deadline:g} s; last: {self.seen[-300:]!r}"
+            ) from error
+        before, self.seen = self.seen[: match.end()], self.seen[match.end() :]
+        return before
+
+    async def run(self, command: str, *, deadline: float = 60.0) -> str:
+        """Run one command line; its output without the prompt. Its exit code is not looked at.
+
+        The end mark is typed in two halves, so that the echo of the command line is not taken for it."""
+        mark = secrets.token_hex(4)
+        await self.type(f"{command}; echo {mark[:4]}''{mark[4:]}")
+        said = await self.expect(rf"\n{mark}\r?\n", deadline=deadline)
+        # What is typed before the prompt is there is echoed twice: by the terminal, then by the shell.
+        after_echo = said.rpartition(f"{mark[:4]}''{mark[4:]}")[2]
+        return after_echo.rpartition(mark)[0].replace("\r", "").strip("\n")
+
+    async def ready(self, *, deadline: float = 120.0) -> None:
+        """Wait until a shell answers: it is asked again now and then, for what is typed while it boots is lost."""
+        end = asyncio.get_running_loop().time() + deadline
+        while True:
+            try:
+                await self.run("true", deadline=2.0)
+                return
+            except Failed:
+                if asyncio.get_running_loop().time() > end or self._socket is None or self._socket.closed:
+                    raise
+
+    async def _more(self) -> None:
+        assert self._socket is not None
+        message = await self._socket.receive()
+        if message.type is aiohttp.WSMsgType.BINARY:
+            self.seen += message.data.decode(errors="replace")
+        elif message.type is aiohttp.WSMsgType.TEXT:
+            self.seen += message.data
+        else:
+            raise Failed(f"the console of {self._domain} ended")
