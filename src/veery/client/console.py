@@ -97,8 +97,10 @@ class _Joined:
         with _input(loop, self._typed):
             await asyncio.wait((reader, writer), return_when=asyncio.FIRST_COMPLETED)
         ended = reader.done()
-        for task in (reader, writer):
-            task.cancel()
+        writer.cancel()
+        # The reader is not cancelled: aiohttp then drops the connection, and what was typed last with it. A close
+        # in good order ends it too.
+        await self._socket.close()
         results = await asyncio.gather(reader, writer, return_exceptions=True)
         for result in results:
             if isinstance(result, Exception):
