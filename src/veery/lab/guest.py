@@ -1,10 +1,11 @@
-"""The guest kernel: Debian's own cloud kernel, unpacked into the user's cache and never installed.
+"""The guest kernel: Debian's own cloud kernel, unpacked into the user's cache and never installed, and its initramfs.
 
 The metapackage linux-image-cloud-amd64 names the kernel of this Debian release; virtio and ext4 are in it or
 among its modules. Only the standard library is used here."""
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import subprocess
 import tempfile
@@ -14,23 +15,27 @@ from pathlib import Path
 from veery.errors import Failed
 from veery.lab.apt import Report
 from veery.lab.packages import cache, private_apt
+from veery.storage.image import build_initramfs
 
 METAPACKAGE = "linux-image-cloud-amd64"
 
 
 @dataclass(frozen=True, slots=True)
 class Guest:
-    """A kernel for guests: `kernel` is the vmlinuz, `modules` its folder .../lib/modules/VERSION."""
+    """A kernel for guests: `kernel` is the vmlinuz, `modules` its folder .../lib/modules/VERSION, `ramdisk` what
+    mounts the root= of its command line and goes on there."""
 
     kernel: Path
     modules: Path
+    ramdisk: Path
     version: str
 
 
 def find() -> Guest | None:
     """The kernel that `fetch` unpacked, the newest if there are several."""
     found = sorted(_folder().glob("[!.]*/boot/vmlinuz-*"), key=lambda path: path.stat().st_mtime)
-    return _guest(found[-1]) if found else None
+    guest = _guest(found[-1]) if found else None
+    return guest if guest and guest.ramdisk.exists() else None
 
 
 def fetch(report: Report) -> Guest:
@@ -58,7 +63,10 @@ def fetch(report: Report) -> Guest:
         kernels = list(tree.glob("boot/vmlinuz-*"))
         if unpacked.returncode or not kernels:
             raise Failed(f"cannot unpack {package.name}: {unpacked.stderr.strip()}", hint="is the disk full?")
-        final = _folder() / kernels[0].name.removeprefix("vmlinuz-")
+        made = _guest(kernels[0])
+        report("building its initramfs", 0.9)
+        asyncio.run(build_initramfs(made.ramdisk, kernel=made.kernel, modules=made.modules))
+        final = _folder() / made.version
         shutil.rmtree(final, ignore_errors=True)
         tree.rename(final)
     return _guest(final / "boot" / kernels[0].name)
@@ -72,4 +80,5 @@ def _guest(kernel: Path) -> Guest:
     version = kernel.name.removeprefix("vmlinuz-")
     tree = kernel.parent.parent
     places = (tree / "lib/modules" / version, tree / "usr/lib/modules" / version)
-    return Guest(kernel, next((place for place in places if place.is_dir()), places[0]), version)
+    modules = next((place for place in places if place.is_dir()), places[0])
+    return Guest(kernel, modules, kernel.with_name(f"initramfs-{version}"), version)

@@ -22,7 +22,7 @@ from veery.host.files import write_atomic
 from veery.host.process import Process
 from veery.host.run import Result, run
 from veery.hypervisor.qemu import machine
-from veery.lab import hosts
+from veery.lab import guest, hosts
 from veery.lab.claim import Claim, Record, read
 from veery.lab.members import Member
 from veery.lab.plan import Machine, Plan, plan
@@ -254,6 +254,8 @@ def _furnish(drawn: Plan, node: Machine, accelerator: str) -> None:
         rows += ["", "[relocation]", f'address = "{node.address}"', "port = 8002", 'hosts_allow = ""']
     if Role.STORAGE in node.roles:
         rows += ["", "[storage]", f"pool = {_quoted(home / 'lib' / 'volumes')}"]
+        if kernel := guest.find():
+            rows += ["", "[image]", f"kernel = {_quoted(kernel.kernel)}", f"modules = {_quoted(kernel.modules)}"]
     write_atomic(drawn.settings(node.name), "\n".join(rows) + "\n", mode=0o644)
 
 
