@@ -238,8 +238,10 @@ class Volumes:
             initiators = await self._records.initiators()
             targets, missing = await self._wanted(initiators)
             observed = await self._server.targets()
+            # a resize under way has its LUN reloaded itself, perhaps without closing its sessions
+            resizing = {volume_iqn(self._authority, name) for name in self._busy}
             for step in plan.decide(targets, initiators, observed, await self._server.accounts()):
-                if step.tid in broken:
+                if step.tid in broken or (isinstance(step, plan.Reload) and step.target.iqn in resizing):
                     continue
                 try:
                     await self._act(step)

@@ -1,0 +1,125 @@
+"""A guest kernel's modules: which are wanted, what they depend on, in which order they load.
+
+Debian's kernel packages bring no modules.dep (depmod runs when they are installed, and ours are only unpacked),
+so dependencies are read from the modules' own .modinfo: "depends=a,b" and "alias=...", each ended by a NUL."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from veery.errors import Refused
+
+VIRTIO = ("virtio_pci", "virtio_blk", "virtio_net", "virtio_balloon")
+XEN = ("xen-blkfront", "xen-netfront")
+BUTTON = ("button", "evdev")  # the ACPI power button, and how user space hears of it
+WANTED = (*VIRTIO, *XEN, *BUTTON)
+NEEDED = ("virtio_pci", "virtio_blk", "virtio_net")
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """One module file. `depends` and `name` have "_" for "-", as the kernel writes them."""
+
+    name: str
+    path: Path  # relative to .../lib/modules/VERSION
+    depends: tuple[str, ...]
+    aliases: tuple[str, ...]
+
+
+def canonical(name: str) -> str:
+    """`name` as the kernel writes it: "xen-netfront" is "xen_netfront"."""
+    return name.replace("-", "_")
+
+
+class ModuleTree:
+    """The folder .../lib/modules/VERSION."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises Refused where there is no such folder, or no modules in it."""
+        self.folder, self.version = folder, folder.name
+        self._files = {canonical(path.stem): path.relative_to(folder) for path in sorted(folder.rglob("*.ko"))}
+        if not self._files:
+            raise Refused(f"there are no kernel modules in {folder}", hint="name the folder .../lib/modules/VERSION")
+        builtin = folder / "modules.builtin"
+        lines = builtin.read_text().split() if builtin.exists() else []
+        self._builtin = {canonical(Path(line).stem) for line in lines}
+
+    def read(self, name: str) -> Module:
+        """Module `name`. Raises KeyError."""
+        path = self._files[canonical(name)]
+        fields = re.findall(rb"(?<=\0)(depends|alias)=([^\0]*)(?=\0)", (self.folder / path).read_bytes())
+        values = [(key.decode(), value.decode(errors="replace")) for key, value in fields]
+        depends = [canonical(one) for key, value in values if key == "depends" for one in value.split(",") if one]
+        aliases = sorted(value for key, value in values if key == "alias")
+        return Module(canonical(name), path, tuple(depends), tuple(aliases))
+
+    def load_order(self, names: Iterable[str] = WANTED) -> tuple[Module, ...]:
+        """The modules `names` and all they depend on, dependencies first; those built in or not there are left
+        out. Raises Refused where one of NEEDED is neither a module nor built in."""
+        order: dict[str, Module] = {}
+
+        def add(name: str) -> None:
+            if name in order or name in self._builtin or name not in self._files:
+                return
+            module = self.read(name)
+            for other in sorted(module.depends):
+                add(other)
+            order[name] = module
+
+        for name in names:
+            add(canonical(name))
+        for name in NEEDED:
+            if name not in order and name not in self._builtin:
+                raise Refused(f"{self.folder} has no module {name}", hint="choose a kernel for virtual machines")
+        return tuple(order.values())
+
+
+def dep_file(order: Iterable[Module]) -> str:
+    """modules.dep, as modprobe reads it: each module with all that it needs, nearest first."""
+    known = {module.name: module for module in order}
+
+    def needs(name: str) -> list[str]:
+        found: list[str] = []
+        for other in known[name].depends:
+            for one in (other, *needs(other)) if other in known else ():
+                if one not in found:
+                    found.append(one)
+        return found
+
+    lines = [f"{known[name].path}: {' '.join(str(known[one].path) for one in needs(name))}".rstrip() for name in known]
+    return "\n".join(sorted(lines)) + "\n"
+
+
+def alias_file(order: Iterable[Module]) -> str:
+    """modules.alias, as modprobe reads it."""
+    return "".join(f"alias {alias} {module.name}\n" for module in order for alias in module.aliases)
+
+
+def kernel_version(kernel: Path) -> str:
+    """The version in a bzImage's header (Documentation/arch/x86/boot.rst: "HdrS" at 0x202, kernel_version at
+    0x20e). Raises Refused where it is not one."""
+    try:
+        with kernel.open("rb") as file:
+            head = file.read(0x8000)
+    except OSError as error:
+        raise Refused(f"{kernel}: {error.strerror}", hint="name the guest's kernel, a vmlinuz") from error
+    if head[0x202:0x206] != b"HdrS":
+        raise Refused(f"{kernel} is not a Linux kernel for x86 (bzImage)", hint="name the guest's vmlinuz")
+    at = struct.unpack_from("<H", head, 0x20E)[0] + 0x200
+    return head[at : at + 200].split(b"\0")[0].split(b" ")[0].decode(errors="replace")
+
+
+def matching(kernel: Path, modules: Path) -> ModuleTree:
+    """The modules of `kernel`. Raises Refused where `modules` are another kernel's."""
+    version = kernel_version(kernel)
+    tree = ModuleTree(modules)
+    if tree.version != version:
+        raise Refused(
+            f"{kernel} is Linux {version}, and {modules} are not its modules",
+            hint=f"name the folder .../lib/modules/{version}",
+        )
+    return tree
