@@ -59,7 +59,7 @@ def _run(session: Session, words: list[str], extra: Mapping[str, Extra]) -> int:
         words[0] = "version"
     if words[0] in extra:
         common = [*(["--json"] if session.json else []), *(["--lab", session.lab] if session.lab else [])]
-        return extra[words[0]].main([*common, *words[1:]])
+        return extra[words[0]].main([*words[1:2], *common, *words[2:]])
     entry, rest = find(words, extra)
     from veery.cli.parser import run_verb
 

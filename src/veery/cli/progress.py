@@ -55,10 +55,10 @@ class QuietMeter:
 
 
 class PlainMeter(QuietMeter):
-    """One line for each step as it begins, and at most one a second within it."""
+    """One line for each step as it begins, one when its first figures come, and then at most one a second."""
 
     def __init__(self, title: str) -> None:
-        self._title, self._step, self._at = title, "", 0.0
+        self._title, self._step, self._detailed, self._at = title, "", False, 0.0
 
     def __enter__(self) -> PlainMeter:
         return self
@@ -66,9 +66,10 @@ class PlainMeter(QuietMeter):
     def show(self, step: str, fraction: float | None, detail: str) -> None:
         """As Meter.show."""
         now = time.monotonic()
-        if step == self._step and now - self._at < _EVERY:
+        new = step != self._step or (detail and not self._detailed)
+        if not new and now - self._at < _EVERY:
             return
-        self._step, self._at = step, now
+        self._step, self._detailed, self._at = step, bool(detail), now
         percent = f"{100 * fraction:3.0f} %" if fraction is not None else ""
         print("  ".join(part for part in (self._title, step, percent, detail) if part), file=sys.stderr, flush=True)
 

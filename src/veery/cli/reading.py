@@ -26,7 +26,11 @@ def _declare_domains(parser: Parser) -> None:
 
 def _chosen(session: Session, words: list[str]) -> tuple[DomainReading, ...]:
     readings = session.readings()
-    return tuple(pick(readings, word) for word in words) if words else readings
+    try:
+        return tuple(pick(readings, word) for word in words) if words else readings
+    except NoDomain as error:
+        session.reading(error.word)  # the daemon may know where it runs, and says so
+        raise
 
 
 # ---- list

@@ -8,7 +8,7 @@ import time
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from urllib.parse import quote
 
 from veery.cli import tables
@@ -202,25 +202,19 @@ def _targets(session: Session, args: Namespace) -> int:
     if session.json:
         session.print_json(answer)
         return 0
-    rows = []
-    for node, targets in sorted(answer.items()):
-        for target in targets:
-            disks = [lun for lun in target["luns"] if lun["lun"]]
-            seen = sorted({item["initiator"] for item in target["sessions"]})
-            rows.append(
-                (
-                    node,
-                    str(target["tid"]),
-                    target["iqn"],
-                    target["state"],
-                    ", ".join(f"{lun['lun']}: {lun['path']} ({lun['size_mb']} MB)" for lun in disks) or "-",
-                    ", ".join(target["acl"]) or "nobody",
-                    ", ".join(target["accounts"]) or "-",
-                    ", ".join(seen) or "-",
-                )
-            )
-    print(*tables.plain(("Node", "Tid", "Target", "State", "LUNs", "ACL", "Accounts", "Logged in"), rows), sep="\n")
+    rows = [_target(node, target) for node, targets in sorted(answer.items()) for target in targets]
+    print(*tables.plain(("Node", "Tid", "Target", "State", "LUN", "ACL", "Accounts", "Logged in"), rows), sep="\n")
     return 0
+
+
+def _target(node: str, target: dict[str, Any]) -> tuple[str, ...]:
+    """A row of target list. Initiators that share the target's naming authority are shown by what follows it."""
+    authority = target["iqn"].partition(":")[0] + ":"
+    initiators = {item["initiator"].removeprefix(authority) for item in target["sessions"]}
+    acl = [name.removeprefix(authority) for name in target["acl"]]
+    luns = [f"{lun['lun']}: {lun['path']} {lun['size_mb']} MB" for lun in target["luns"] if lun["lun"]]
+    listed = (luns, acl or ["nobody"], target["accounts"], sorted(initiators))
+    return (node, str(target["tid"]), target["iqn"], target["state"], *(", ".join(item) or "-" for item in listed))
 
 
 # ---- arguments

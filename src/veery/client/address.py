@@ -11,6 +11,7 @@ from veery.errors import Refused
 SOCKET = "api.sock"
 DEFAULT_SETTINGS = "/etc/veery/veery.toml"
 DEFAULT_RUN = "/run/veery"
+_START = "systemctl start veeryd"
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,7 @@ class Address:
 
     socket: Path
     node: str = ""
-    start: str = "systemctl start veeryd"
+    start: str = _START
 
 
 def lab_folder(lab: str = "") -> Path:
@@ -35,11 +36,15 @@ def find(settings: str = "", node: str = "", lab: str = "") -> Address:
 
     A node of a lab that is up is spoken to directly, unless a settings file is named; any other node through the
     local daemon. Raises Refused where the settings file is bad or named and missing."""
+    start = _START
     if node and not settings:
-        folder = lab_folder(lab) / node
+        folder = lab_folder(lab)
+        if (folder / node).is_dir():
+            return Address(folder / node / "run" / SOCKET, start="veery lab up")
         if folder.is_dir():
-            return Address(folder / "run" / SOCKET, start="veery lab up")
-    return Address(_run_folder(settings) / SOCKET, node)
+            nodes = sorted(path.name for path in folder.iterdir() if path.is_dir())
+            start += f"; the nodes of lab {folder.name} are {', '.join(nodes)}"
+    return Address(_run_folder(settings) / SOCKET, node, start)
 
 
 def _run_folder(settings: str) -> Path:

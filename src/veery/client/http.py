@@ -94,9 +94,7 @@ class Client:
                 yield event
                 if event["event"] == "done":
                     return
-        raise OutcomeUnknown(
-            f"veeryd ended before {path} did", hint="it may go on; look with veery moves or veery list"
-        )
+        raise OutcomeUnknown(f"veeryd ended its answer early (POST {path})", hint="it may go on; veeryd's log tells")
 
     def upload(self, path: str, chunks: Iterable[bytes], size: int) -> Any:
         """Put `size` bytes, given as `chunks`, to `path`. A refusal in the middle is raised as such."""

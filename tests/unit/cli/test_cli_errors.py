@@ -144,6 +144,7 @@ def test_a_lab_node_is_spoken_to_directly(run: Run, folder: Path, monkeypatch: p
         stand.close()
     assert "hint: veery lab up" in run("--node", "test1", "list").err
     assert find(node="test1", lab="other").node == "test1"
+    assert "the nodes of lab lab are test1" in run("--node", "test7", "list").err
     assert find(node="test1").start == "veery lab up"
 
 

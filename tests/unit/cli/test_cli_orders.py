@@ -223,7 +223,10 @@ def test_networks_and_targets(daemon: StandIn, run: Run) -> None:
         "acl": ["iqn.2026-01.example:test1"],
     }
     daemon.routes["GET /v1/targets"] = {"stor": [target]}
-    assert "1: /pool/root (1074 MB)" in run("target", "list").out
+    cells = [cell.strip() for cell in run("target", "list").out.splitlines()[1].split("  ") if cell]
+    assert cells == [
+        "stor", "1", "iqn.2026-01.example:root", "ready", "1: /pool/root 1074 MB", "test1", "test1", "test1",
+    ]  # fmt: skip
 
 
 def test_image_build_makes_the_volume(daemon: StandIn, run: Run) -> None:
@@ -267,3 +270,9 @@ def test_a_refusal_is_told_in_two_lines(daemon: StandIn, run: Run) -> None:
     )
     told = run("destroy", "wren")
     assert (told.code, told.err) == (1, "veery: no domain wren on test1\n  hint: veery list shows those that are\n")
+
+
+def test_list_says_where_a_domain_is_if_the_daemon_knows(daemon: StandIn, run: Run) -> None:
+    daemon.routes["GET /v1/domains/wren"] = refused("no domain wren on test1", "it runs on test2")
+    told = run("list", "wren")
+    assert (told.code, told.err) == (1, "veery: no domain wren on test1\n  hint: it runs on test2\n")
