@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -17,7 +18,7 @@ from typing import Any
 from veery.client.address import Address, lab_folder
 from veery.client.http import Client
 from veery.config.settings import Qemu
-from veery.errors import Failed, Refused, VeeryError
+from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
 from veery.host.files import write_atomic
 from veery.host.process import Process
 from veery.host.run import Result, run
@@ -109,7 +110,12 @@ class Lab:
         return await run(self.enter(node, argv), deadline=deadline, check=check, stdin=stdin, env=self.environ(node))
 
     async def veery(
-        self, node: str, *words: str, deadline: float = _ORDER, check: bool = True, stdin: bytes | None = None
+        self,
+        node: str,
+        *words: str,
+        deadline: float = _ORDER,
+        check: bool = True,
+        stdin: bytes | None = None,
     ) -> Result:
         """Run `veery WORDS...` on `node`, speaking to that node's daemon. Raises Failed with its message."""
         result = await self.run(node, [_program("veery"), *words], deadline=deadline, check=False, stdin=stdin)
@@ -117,6 +123,33 @@ class Lab:
             rows = (result.err.strip() or result.out.strip() or "no message").splitlines()
             raise Failed(f"veery {' '.join(words)} on {node}: {rows[0]}", hint="; ".join(rows[1:3]))
         return result
+
+    async def watch(self, node: str, *words: str, report: Report, deadline: float = _ORDER) -> str:
+        """As `veery`, for what takes long: each line of progress goes to `report` as it comes. Returns its output."""
+        argv = [str(word) for word in self.enter(node, [_program("veery"), *words])]
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(
+            *argv, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe, env={**os.environ, **self.environ(node)}
+        )
+        assert process.stdout is not None and process.stderr is not None
+        said = ""
+        try:
+            async with asyncio.timeout(deadline):
+                while line := (await process.stderr.readline()).decode(errors="replace").strip():
+                    percent = re.search(r"(\d+) %", line)
+                    report(" ".join(line.split()), int(percent[1]) / 100 if percent else 0.0)
+                    said = line
+                out = (await process.stdout.read()).decode(errors="replace")
+                await process.wait()
+        except TimeoutError as error:
+            raise OutcomeUnknown(f"veery {' '.join(words)} on {node} did not end within {deadline:g} s") from error
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        if process.returncode:
+            raise Failed(f"veery {' '.join(words)} on {node}: {said or out.strip()}")
+        return out
 
     async def json(self, node: str, *words: str, deadline: float = _ORDER) -> Any:
         """What `veery WORDS...` prints on `node`, as JSON. Raises Failed."""

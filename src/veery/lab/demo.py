@@ -1,0 +1,349 @@
+"""The seed's experiment, end to end, on real parts: told as a story, or as one JSON object.
+
+Everything is done as a user would do it, by `veery` on the nodes; only the client's probe, the login test and the
+typing into the console are the lab's own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import platform
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+import veery
+from veery.client.address import Address, lab_folder
+from veery.errors import Failed, Refused, VeeryError
+from veery.host.files import write_atomic
+from veery.host.run import Result
+from veery.lab import guest as kernels
+from veery.lab import hosts, packages
+from veery.lab.guest import Guest
+from veery.lab.plan import BRIDGE, CLIENT, CLIENT_ADDRESS, DOMAIN_ADDRESS
+from veery.lab.probe import Probe
+from veery.lab.services import Lab
+from veery.lab.shell import Shell
+from veery.lab.story import Story
+
+NAME = "busybox"
+INTERVAL = 0.002  # seconds between two probes
+_SETTLE = 0.4  # seconds for which the client goes on probing after a move
+_COMMAND = 120.0
+
+_FILE = """\
+kernel = "{guest.kernel}"
+ramdisk = "{guest.ramdisk}"
+name = "busybox"
+memory = "512"
+vcpus = 1
+disk = ['volume=busybox,vdev=xvda,access=w']
+root = "/dev/xvda ro"
+extra = "selinux=0 init=/bin/sh"
+vif = ['bridge={bridge}']
+on_crash = "destroy"
+on_reboot = "destroy"
+on_poweroff = "destroy"
+"""
+
+
+def run(name: str, *, as_json: bool) -> int:
+    """Run the demo in lab `name`, and remove it; 0 when every check held, else 1."""
+    story = Story(None if as_json else Console(highlight=False))
+    demo = Demo(story)
+    error: VeeryError | None = None
+    try:
+        asyncio.run(_until_ended(demo, name))
+    except VeeryError as raised:
+        if not as_json:
+            raise
+        error = raised
+    good = error is None and all(story.checks.values())
+    if as_json:
+        print(json.dumps(demo.result(error), indent=2))
+    else:
+        demo.tables()
+        held = sum(story.checks.values())
+        story.note(f"{held} of {len(story.checks)} checks held; the lab is gone")
+    return 0 if good else 1
+
+
+async def _until_ended(demo: Demo, name: str) -> None:
+    """Run `demo`; SIGTERM ends it as Ctrl-C does, with everything cleared away."""
+    task = asyncio.ensure_future(demo.play(name))
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    try:
+        await task
+    except asyncio.CancelledError:
+        raise Failed("the demo was ended before its end", hint="its lab is gone; run it again") from None
+
+
+@dataclass
+class Demo:
+    """One run. `moves` and `versions` are what the JSON tells of them."""
+
+    story: Story
+    moves: list[dict[str, Any]] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+    _lab: Lab | None = None
+    _before: dict[str, str] = field(default_factory=dict)
+    _typed: float = 0.0  # monotonic second at which `_before` was read
+
+    @property
+    def lab(self) -> Lab:
+        """The lab, while it stands."""
+        assert self._lab is not None
+        return self._lab
+
+    async def play(self, name: str) -> None:
+        """The whole story. Raises what stopped it; the lab is gone either way."""
+        guest = kernels.find()
+        if guest is None:
+            raise Refused("there is no guest kernel yet", hint="make setup")
+        await hosts.sweep(lab_folder().parent)
+        with self.story.step(
+            "Two nodes and a storage server, in network namespaces of this machine",
+            "three machines; ifcfg-xenbr0 and xend-config.sxp (xend-relocation-port 8002) on two of them",
+        ):
+            with self.story.progress("building the lab") as report:
+                self._lab = await Lab.up(name, report=report)
+            self.story.command("here", f"veery lab up --lab {name}")
+            for node in self.lab.plan.nodes:
+                roles = ", ".join(role.value for role in node.roles)
+                self.story.note(f"{node.name:<6} {node.address:<12} {BRIDGE} {node.mac}  {roles}")
+        try:
+            await self._storage()
+            await self._start(guest)
+            await self._move_and_look()
+            await self._versions(guest)
+        finally:
+            await self.lab.down()
+
+    # ---- the seed's part one: shared storage
+    async def _storage(self) -> None:
+        with self.story.step(
+            "A target and its LUN, with an ACL and a CHAP password for each node",
+            "vim /etc/tgt/targets.conf; service tgtd start; tgtadm --op show",
+        ):
+            await self._veery("stor", "volume", "create", NAME, "1G")
+            (target,) = (await self.lab.json("stor", "target", "list", "--json"))["stor"]
+            self.story.command("stor", "veery target list --json")
+            lun, names = target["luns"][-1], [name.rpartition(":")[2] for name in target["acl"]]
+            self.story.note(f"target {target['iqn']}, LUN {lun['lun']}, {lun['size_mb']} MB, {lun['path']}")
+            self.story.note(f"ACL {', '.join(target['acl'])}; CHAP accounts {', '.join(target['accounts'])}")
+            closed = sorted(names) == sorted(target["accounts"]) == ["test1", "test2"]
+            self.story.check(
+                "target_has_acl_and_chap", closed, "only test1 and test2 may log in, each with its password"
+            )
+        with self.story.step(
+            "Both nodes reach it", "iscsiadm -m discovery -t st -p 172.16.31.3; iscsiadm -m node -T ... -l"
+        ):
+            for node in ("test1", "test2"):
+                seen = await self._reach(node)
+                good = seen.code == 0 and int(seen.out or 0) == 1 << 30
+                self.story.check(f"{node}_reaches_the_lun", good, f"{node} logs in and sees 1 GiB")
+            wrong = await self._reach("test1", "a-wrong-password")
+            refused = wrong.code != 0 and "Authentication" in wrong.err
+            self.story.check("wrong_password_refused", refused, "a wrong password is turned away")
+
+    async def _reach(self, node: str, *password: str) -> Result:
+        words: list[str | Path] = [
+            sys.executable,
+            "-m",
+            "veery.lab.reach",
+            self.lab.plan.settings(node),
+            NAME,
+            *password,
+        ]
+        return await self.lab.run(node, words, check=False)
+
+    # ---- parts two and three: the domain
+    async def _start(self, guest: Guest) -> None:
+        with self.story.step(
+            "A busybox root filesystem, built into the volume",
+            "dd, mke2fs, make && make install, cp -a _install/* /mnt, cp xen-netfront.ko",
+        ):
+            await self._veery("stor", "image", "build", NAME, "--volume", NAME)
+        with self.story.step("The domain's file", "vim /etc/xen/busybox; scp it to test2"):
+            text = _FILE.format(guest=guest, bridge=BRIDGE)
+            for node in ("test1", "test2"):
+                write_atomic(self.lab.plan.home(node) / "etc" / NAME, text, mode=0o644)
+            self.story.command("test1", f"cat {NAME}", text)
+        with self.story.step("The domain starts on test1", "xm create -c busybox"):
+            await self._veery(
+                "test1", "create", str(self.lab.plan.home("test1") / "etc" / NAME), shown=f"create {NAME}"
+            )
+            with self.story.waiting("booting"):
+                async with self._shell("test1") as shell:
+                    await shell.ready()
+            listed = await self._veery("test1", "list")
+            self.story.check("runs_on_test1", _row(listed) is not None, "it runs on test1")
+        with self.story.step("An address, typed into its console", f"ifconfig eth0 {DOMAIN_ADDRESS} up"):
+            async with self._shell("test1") as shell:
+                await self._type(shell, "mount -o remount,rw /")
+                await self._type(shell, f"ifconfig eth0 {DOMAIN_ADDRESS} up")
+                await self._type(shell, "echo written on test1 > /note; sync")
+                self._before = await self._look(shell, show=True)
+            self._typed = time.monotonic()
+            self.story.check("address_set", self._before["address"] == DOMAIN_ADDRESS, f"eth0 has {DOMAIN_ADDRESS}")
+
+    # ---- part four: moving
+    async def _move_and_look(self) -> None:
+        probe = await Probe.start(partial(self.lab.enter, CLIENT), [DOMAIN_ADDRESS], interval=INTERVAL)
+        try:
+            with self.story.step("A client outside asks it every 2 ms", "(the seed had no client)"):
+                await probe.answered(deadline=60)
+                self.story.check("client_is_answered", True, f"{CLIENT_ADDRESS} gets answers from {DOMAIN_ADDRESS}")
+            with self.story.step("It moves, live, to test2", "xm migrate -l busybox 172.16.31.2"):
+                await self._migrate(probe, "test1", "test2")
+            with self.story.step("It is on test2 now, and nowhere else", "xm list on both nodes"):
+                here, there = [_row(await self._veery(node, "list")) for node in ("test1", "test2")]
+                self.story.check("gone_from_test1", here is None, "test1 has it no more")
+                self.story.check("runs_on_test2", there is not None, "test2 runs it")
+            with self.story.step("Its console on test2 shows the same machine", "xm console busybox; ifconfig"):
+                await self._compare("test2")
+            with self.story.step(
+                "A second start of it, on test1, is refused", "xm create -c busybox on test1 and on test2, on one disk"
+            ):
+                await self._create_again()
+            with self.story.step("And back again", "(the seed stopped here)"):
+                await self._migrate(probe, "test2", "test1")
+                back = _row(await self._veery("test1", "list"))
+                self.story.check("back_on_test1", back is not None, "it runs on test1 again")
+                async with self._shell("test1") as shell:
+                    note = await shell.run("cat /note")
+                self.story.check("file_came_back", "on test2" in note, "and has what it wrote on test2")
+            reading = (await probe.read())[DOMAIN_ADDRESS]
+            answering = reading.age_ms is not None and reading.age_ms < 1000
+            self.story.check("client_still_answered", answering, "the client is still answered")
+        finally:
+            await probe.stop()
+
+    async def _migrate(self, probe: Probe, source: str, target: str) -> None:
+        await probe.mark()
+        out = await self._veery(source, "migrate", "--live", NAME, target, "--json", quiet=True)
+        await asyncio.sleep(_SETTLE)
+        reading = (await probe.read())[DOMAIN_ADDRESS]
+        report = json.loads(out)
+        self.moves.append(
+            {
+                "from": source,
+                "to": target,
+                "total_ms": report["total_ms"],
+                "downtime_ms": report["downtime_ms"],
+                "gap_ms": reading.gap_ms,
+                "bytes": report["bytes"],
+                "rounds": report["rounds"],
+                "phases": report["phases"],
+            }
+        )
+        answered = reading.gap_ms is not None and reading.age_ms is not None and reading.age_ms < 1000
+        self.story.check(
+            f"moved_to_{target}",
+            report["state"] == "done" and answered,
+            f"in {report['total_ms']:.0f} ms; the client missed it for {reading.gap_ms} ms at most",
+        )
+
+    async def _compare(self, node: str) -> None:
+        async with self._shell(node) as shell:
+            await shell.run("echo 3 > /proc/sys/vm/drop_caches")  # so that the file is read from the disk
+            after = await self._look(shell, show=True)
+            await self._type(shell, "echo and on test2 >> /note && sync && cat /note")
+            note = await shell.run("cat /note")
+        before, passed = self._before, time.monotonic() - self._typed
+        went_on = float(before["uptime"]) < float(after["uptime"]) < float(before["uptime"]) + passed + 5
+        check = self.story.check
+        check("same_address", after["address"] == before["address"] != "", f"the same address, {after['address']}")
+        check("same_mac", after["mac"] == before["mac"] != "", f"the same MAC, {after['mac']} (the seed's had changed)")
+        check("uptime_went_on", went_on, f"its uptime went on, from {before['uptime']} to {after['uptime']} s")
+        check("same_boot", after["boot"] == before["boot"] != "", "and its boot id is the same")
+        check("file_readable", "written on test1" in after["note"], "the file written on test1 is there")
+        check("file_writable", "and on test2" in note, "and can be written")
+
+    async def _create_again(self) -> None:
+        path = self.lab.plan.home("test1") / "etc" / NAME
+        result = await self.lab.veery("test1", "create", str(path), check=False)
+        self.story.command("test1", f"veery create {NAME}", result.err)
+        refused = result.code == 1 and "test2" in result.err
+        self.story.check("second_create_refused", refused, "refused: test2 owns it")
+
+    # ---- the end
+    async def _versions(self, guest: Guest) -> None:
+        software = (await asyncio.to_thread(self.lab.client("test1").get, "/v1/host"))["host"]
+        found = packages.installed(("tgt", "etcd-server", "busybox-static"))
+        self.versions = {
+            "veery": veery.__version__,
+            "python": platform.python_version(),
+            "accelerator": software["accelerator"],
+            **software["software"],
+            "guest kernel": guest.version,
+            **{name.partition("-")[0]: version for name, version in found.items()},
+        }
+
+    def result(self, error: VeeryError | None) -> dict[str, Any]:
+        """The JSON object; `error` is what stopped the demo."""
+        told: dict[str, Any] = {"moves": self.moves, "checks": self.story.checks, "versions": self.versions}
+        if error is not None:
+            told["error"] = {"kind": error.kind, "message": error.message, "hint": error.hint}
+        return told
+
+    def tables(self) -> None:
+        """The figures of the moves, and the versions."""
+        if not self.moves:
+            return
+        figures: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
+            ("total", lambda move: f"{move['total_ms']:.0f} ms"),
+            ("downtime, as QEMU tells it", lambda move: f"{move['downtime_ms']:.0f} ms"),
+            ("longest gap the client saw", lambda move: f"{move['gap_ms']} ms"),
+            ("copied", lambda move: f"{move['bytes'] / (1 << 20):.0f} MiB"),
+            ("rounds", lambda move: str(move["rounds"])),
+        ]
+        rows = [[name, *(tell(move) for move in self.moves)] for name, tell in figures]
+        for phase in self.moves[0]["phases"]:
+            rows.append([f"  phase {phase}", *(f"{move['phases'].get(phase, 0):.0f} ms" for move in self.moves)])
+        ways = [f"{move['from']} → {move['to']}" for move in self.moves]
+        self.story.table(f"{NAME}, 512 MiB, moved while it ran", ("", *ways), rows)
+        self.story.note(", ".join(f"{name} {version}" for name, version in self.versions.items()))
+
+    # ---- small things
+    async def _veery(self, node: str, *words: str, shown: str = "", quiet: bool = False) -> str:
+        """Run veery on a node, with a bar where it tells its progress; tell the command and, but for `quiet`, its
+        output. Raises Failed."""
+        typed = f"veery {shown or ' '.join(words)}"
+        with self.story.progress(typed) as report:
+            out = await self.lab.watch(node, *words, report=report, deadline=_COMMAND)
+        self.story.command(node, typed, "" if quiet else out)
+        return out
+
+    def _shell(self, node: str) -> Shell:
+        return Shell(Address(self.lab.plan.home(node) / "run" / "api.sock"), NAME)
+
+    async def _type(self, shell: Shell, line: str) -> None:
+        self.story.command("busybox", line, await shell.run(line))
+
+    async def _look(self, shell: Shell, *, show: bool) -> dict[str, str]:
+        """What makes the machine itself: its address and MAC, uptime, boot id, and the file."""
+        card = await shell.run("ifconfig eth0")
+        if show:
+            self.story.command("busybox", "ifconfig eth0", "\n".join(card.splitlines()[:2]))
+        address, mac = re.search(r"inet addr:(\S+)", card), re.search(r"HWaddr (\S+)", card)
+        return {
+            "address": address[1] if address else "",
+            "mac": mac[1] if mac else "",
+            "uptime": (await shell.run("cat /proc/uptime")).split()[0],
+            "boot": (await shell.run("cat /proc/sys/kernel/random/boot_id")).strip(),
+            "note": await shell.run("cat /note"),
+        }
+
+
+def _row(listed: str) -> str | None:
+    """The domain's row in what `veery list` printed."""
+    return next((row for row in listed.splitlines() if row.split()[:1] == [NAME]), None)
