@@ -211,8 +211,8 @@ class Driver(Protocol):
 
     async def receive(self, uuid: str, stream: socket.socket) -> None:
         """Load `stream` (an accepted TCP socket) into the half domain; returns when everything is loaded and
-        it stands paused. Raises Failed when the stream broke; the half domain is then only good for
-        `destroy`. The caller closes `stream`."""
+        it stands paused. Raises Failed when the stream broke, which is then shut down, so that the
+        sender notices at once; the half domain is only good for `destroy`. The caller closes `stream`."""
         ...
 
     async def finish(self, uuid: str, *, paused: bool = False) -> None:

@@ -22,7 +22,7 @@ from veery.hypervisor.base import Report
 from veery.hypervisor.qemu.domain import Domain
 from veery.hypervisor.qemu.monitor import CommandError, Monitor
 from veery.hypervisor.qemu.process import Stage
-from veery.hypervisor.qemu.transfer import Info, Transfer
+from veery.hypervisor.qemu.transfer import Info, Transfer, shut
 from veery.model.move import CopyResult, MoveProgress, MoveSettings, Phase
 
 log = logging.getLogger(__name__)
@@ -63,6 +63,7 @@ async def send(
         if tls is not None:
             await _put_object(transfer.monitor, TLS_OBJECT, **_credentials(tls, "client"))
         await transfer.set_up(
+            return_path=True,
             max_bandwidth=settings.bandwidth or UNLIMITED,
             downtime_limit=settings.downtime,
             tls_creds=TLS_OBJECT if tls else "",
@@ -129,22 +130,25 @@ async def await_stream(domain: Domain, *, tls: Path | None, peer: str, clock: Cl
         stack.push_async_callback(transfer.close)
         await transfer.open()
         if tls is None:
-            await transfer.set_up()
+            await transfer.set_up(return_path=True)
             return
         await _put_object(transfer.monitor, TLS_OBJECT, **_credentials(tls, "server"))
         await _put_object(transfer.monitor, AUTHZ_OBJECT, **{"qom-type": "authz-simple", "identity": f"CN={peer}"})
-        await transfer.set_up(tls_creds=TLS_OBJECT, tls_authz=AUTHZ_OBJECT)
+        await transfer.set_up(return_path=True, tls_creds=TLS_OBJECT, tls_authz=AUTHZ_OBJECT)
 
 
 async def receive(domain: Domain, stream: socket.socket, clock: Clock) -> None:
     """As Driver.receive."""
-    async with contextlib.AsyncExitStack() as stack:
-        transfer = Transfer(domain, clock)
-        stack.push_async_callback(transfer.close)
-        await transfer.open()
-        await transfer.monitor.pass_fd(STREAM, stream.fileno())
-        await _migrate_incoming(transfer, _channel_socket())
-        await transfer.follow(stall=STALL, pulse=lambda info: _received(stream))
+    async with contextlib.AsyncExitStack() as undo:
+        undo.callback(shut, stream)
+        async with contextlib.AsyncExitStack() as stack:
+            transfer = Transfer(domain, clock)
+            stack.push_async_callback(transfer.close)
+            await transfer.open()
+            await transfer.monitor.pass_fd(STREAM, stream.fileno())
+            await _migrate_incoming(transfer, _channel_socket())
+            await transfer.follow(stall=STALL, pulse=lambda info: _received(stream))
+        undo.pop_all()
 
 
 async def finish(domain: Domain, *, paused: bool) -> None:
@@ -172,7 +176,7 @@ async def save(domain: Domain, path: Path, offset: int, clock: Clock) -> None:
         transfer = Transfer(domain, clock)
         undo.push_async_callback(transfer.close)
         await transfer.open()
-        await transfer.set_up(max_bandwidth=UNLIMITED, downtime_limit=300, tls_creds="", tls_hostname="")
+        await transfer.set_up(return_path=False, max_bandwidth=UNLIMITED, tls_creds="", tls_hostname="")
         await domain.stop()
         undo.push_async_callback(whole, transfer.cancel, None)
         await transfer.monitor.execute("migrate", {"channels": [_channel_file(path, offset)]})
@@ -192,7 +196,7 @@ async def load(domain: Domain, path: Path, offset: int, clock: Clock) -> None:
         transfer = Transfer(domain, clock)
         stack.push_async_callback(transfer.close)
         await transfer.open()
-        await transfer.set_up()
+        await transfer.set_up(return_path=False)
         await _migrate_incoming(transfer, _channel_file(path, offset))
         await transfer.follow(stall=STALL, pulse=lambda info: _read_bytes(domain.process.pid))
 

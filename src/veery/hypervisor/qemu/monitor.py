@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from qemu.qmp import (
-    EventListener,
     ExecInterruptedError,
     ExecuteError,
     Message,
@@ -56,8 +55,7 @@ class Monitor:
             await self._drop()
             client = QMPClient("veery")
             client.logger.setLevel(logging.CRITICAL + 1)  # what goes wrong is raised here, and told once
-            client.remove_listener(client.events)  # it would keep every event for ever
-            client.register_listener(EventListener(event_filter=self._take))
+            client.events.event_filter = self._take
             try:
                 async with asyncio.timeout(deadline):
                     await client.connect(str(self._path))
@@ -68,7 +66,7 @@ class Monitor:
             self._client = client
 
     def _take(self, event: Message) -> bool:
-        """A listener's filter sees each event as it is read, where its queue would be read some time later."""
+        """The listener's filter sees each event as it is read, where its queue would keep them until asked."""
         data = event.get("data")
         self._on_event(str(event["event"]), data if isinstance(data, dict) else {})
         return False

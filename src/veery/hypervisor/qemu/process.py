@@ -30,8 +30,8 @@ from veery.hypervisor.qemu import devices
 from veery.hypervisor.qemu.argv import Command, Wiring
 from veery.hypervisor.qemu.build import Build
 from veery.model import codec
-from veery.model.domain import DomainEnd, DomainSpec
-from veery.model.volume import Attachments
+from veery.model.domain import DiskSpec, DomainEnd, DomainSpec
+from veery.model.volume import AttachedDisk, AttachedVif, Attachments, IscsiLun, LocalDisk
 
 SOCKET_PATH_MAX = 107  # sun_path less its final zero, unix(7)
 
@@ -59,6 +59,36 @@ class Record:
     ended: DomainEnd | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Disk:
+    """An AttachedDisk as JSON can tell it: which of the two kinds of source it has."""
+
+    spec: DiskSpec
+    lun: IscsiLun | None = None
+    local: LocalDisk | None = None
+
+    @classmethod
+    def of(cls, disk: AttachedDisk) -> _Disk:
+        source = disk.source
+        return cls(
+            spec=disk.spec,
+            lun=source if isinstance(source, IscsiLun) else None,
+            local=source if isinstance(source, LocalDisk) else None,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Written:
+    domid: int
+    spec: DomainSpec
+    disks: tuple[_Disk, ...]
+    vifs: tuple[AttachedVif, ...]
+    build: Build
+    stage: Stage
+    held: bool
+    ended: DomainEnd | None
+
+
 class Home:
     """The folder of one domain."""
 
@@ -82,14 +112,34 @@ class Home:
 
     def write(self, record: Record) -> None:
         """Replace what is written down."""
-        write_atomic(self._record, codec.encode(record))
+        written = _Written(
+            domid=record.domid,
+            spec=record.spec,
+            disks=tuple(_Disk.of(disk) for disk in record.attachments.disks),
+            vifs=record.attachments.vifs,
+            build=record.build,
+            stage=record.stage,
+            held=record.held,
+            ended=record.ended,
+        )
+        write_atomic(self._record, codec.encode(written))
 
     def read(self) -> Record | None:
         """What was written down, None if nothing was. Raises Failed where it cannot be understood."""
         try:
-            return codec.decode(self._record.read_bytes(), Record)
+            written = codec.decode(self._record.read_bytes(), _Written)
         except FileNotFoundError:
             return None
+        disks = tuple(AttachedDisk(spec=disk.spec, source=disk.lun or disk.local) for disk in written.disks)
+        return Record(
+            domid=written.domid,
+            spec=written.spec,
+            attachments=Attachments(domid=written.domid, disks=disks, vifs=written.vifs),
+            build=written.build,
+            stage=written.stage,
+            held=written.held,
+            ended=written.ended,
+        )
 
     def spawn(self, argv: Command, attachments: Attachments) -> Process:
         """Start QEMU; `argv` makes its command line once the descriptors are known."""

@@ -50,10 +50,10 @@ class Transfer:
             self.status = str(data["status"])
             self._news.set()
 
-    async def set_up(self, **parameters: Any) -> None:
-        """Capabilities and `parameters` (underscores for dashes)."""
-        names = ("events", "return-path")
-        capabilities = [{"capability": name, "state": True} for name in names]
+    async def set_up(self, *, return_path: bool, **parameters: Any) -> None:
+        """Capabilities and `parameters` (underscores for dashes). A file cannot answer: no return path there."""
+        wanted = {"events": True, "return-path": return_path}
+        capabilities = [{"capability": name, "state": state} for name, state in wanted.items()]
         await self.monitor.execute("migrate-set-capabilities", {"capabilities": capabilities})
         values = {name.replace("_", "-"): value for name, value in parameters.items()}
         if values:
@@ -119,12 +119,12 @@ class Transfer:
             if self.status and self.status not in OVER:
                 await self.monitor.execute("migrate_cancel", deadline=QUERY_DEADLINE)
             if not await self._over(CANCEL_DEADLINE) and stream is not None:
-                _shut(stream)
+                shut(stream)
                 await self._over(CANCEL_DEADLINE)
         except VeeryError as error:
             log.warning("domain=%s copy not cancelled in order: %s", self.domain.record.spec.name, error)
             if stream is not None:
-                _shut(stream)
+                shut(stream)
 
     async def _over(self, seconds: float) -> bool:
         end = self._clock.now() + seconds
@@ -136,6 +136,7 @@ class Transfer:
         return False
 
 
-def _shut(stream: socket.socket) -> None:
+def shut(stream: socket.socket) -> None:
+    """Break a connection, whoever else holds it."""
     with contextlib.suppress(OSError):
         stream.shutdown(socket.SHUT_RDWR)

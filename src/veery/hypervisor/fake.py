@@ -1,0 +1,503 @@
+"""A hypervisor made of memory alone: for tests, simulations and trying things out.
+
+It keeps every promise of base.Driver (the contract suite says so) and lets its user do what a guest or bad luck
+would: `end`, `crash_process`, `print`, `fail`, `hang`. Moves go over real sockets: what one driver writes, the
+other reads. Drivers that share a `World` (fakeworld.py) are watched by it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+
+from veery.errors import Failed, Refused, VeeryError
+from veery.host.clock import Clock
+from veery.hypervisor.base import Report
+from veery.hypervisor.fakeworld import (
+    KEEP,
+    ROUNDS,
+    FakeConsole,
+    FakeDomain,
+    Header,
+    Saved,
+    World,
+    progress,
+    read,
+    started_of,
+    state_of,
+    unless,
+    write,
+)
+from veery.model import codec
+from veery.model.domain import (
+    DomainEnd,
+    DomainEvent,
+    DomainReading,
+    DomainSpec,
+    HostReading,
+    OnEvent,
+    VcpuReading,
+)
+from veery.model.move import CopyResult, MoveSettings
+from veery.model.units import MIB
+from veery.model.volume import AttachedDisk, AttachedVif, Attachments
+
+RATE = 1 << 30
+"""Bytes/s of a copy without a limit."""
+
+Step = str
+"""The name of a driver's method, or "copy": half way through a send."""
+
+
+class FakeDriver:
+    """As base.Driver, of node `node` in `world`, with `memory` MiB."""
+
+    name = "fake"
+
+    def __init__(self, node: str, world: World, clock: Clock, *, memory: int = 65536, cpus: int = 8) -> None:
+        """Joins `world` at once."""
+        self.node, self.world, self._clock, self._memory, self._cpus = node, world, clock, memory, cpus
+        self._domains: dict[str, FakeDomain] = {}
+        self._next = 1
+        self._events: asyncio.Queue[DomainEvent] = asyncio.Queue()
+        self._failures: dict[Step, list[VeeryError]] = {}
+        self._hangs: dict[Step, asyncio.Event] = {}
+        self._lines: list[str] = []
+        world.drivers[node] = self
+
+    # ---- what a guest, or bad luck, would do
+
+    def fail(self, step: Step, error: VeeryError) -> None:
+        """The next call of `step` raises `error`, before it has changed anything; may be called several times."""
+        self._failures.setdefault(step, []).append(error)
+
+    def hang(self, step: Step) -> Callable[[], None]:
+        """Calls of `step` wait until the function returned here is called."""
+        gate = self._hangs[step] = asyncio.Event()
+
+        def release() -> None:
+            self._hangs.pop(step, None)
+            gate.set()
+
+        return release
+
+    def end(self, uuid: str, end: DomainEnd) -> None:
+        """The guest powers off, reboots or crashes by itself."""
+        domain = self._domain(uuid)
+        if end is DomainEnd.REBOOT and domain.spec.on_reboot in {OnEvent.RESTART, OnEvent.SOFT_RESET}:
+            domain.started = self._clock.epoch()
+            return
+        self._stop(domain)
+        domain.ended = end
+        self._events.put_nowait(DomainEvent(uuid, end))
+
+    def crash_process(self, uuid: str) -> None:
+        """The domain's process is gone, and nobody asked for it."""
+        domain = self._domain(uuid)
+        self._drop(domain)
+        if domain.stage != "incoming":
+            self._events.put_nowait(DomainEvent(uuid, DomainEnd.DIED))
+
+    def print(self, uuid: str, data: bytes) -> None:
+        """The guest prints `data`."""
+        domain = self._domain(uuid)
+        domain.console += data
+        domain.printed.set()
+
+    def runs(self, uuid: str) -> bool:
+        """Whether the processors of domain `uuid` run here."""
+        domain = self._domains.get(uuid)
+        return domain is not None and domain.running
+
+    async def _step(self, step: Step) -> None:
+        gate = self._hangs.get(step)
+        if gate is not None:
+            await gate.wait()
+        failures = self._failures.get(step)
+        if failures:
+            raise failures.pop(0)
+
+    # ---- this machine
+
+    async def open(self) -> None:
+        """As Driver.open: the domains are where they were."""
+        await self._step("open")
+
+    async def close(self) -> None:
+        """As Driver.close."""
+
+    async def host(self) -> HostReading:
+        """As Driver.host."""
+        used = sum(max(domain.memory, domain.most) for domain in self._domains.values())
+        return HostReading(
+            host=self.node,
+            release="0",
+            version="fake",
+            machine="x86_64",
+            cpus=self._cpus,
+            cpu_mhz=1000.0,
+            cpu_model="fake",
+            memory_total=self._memory,
+            memory_free=self._memory - used,
+            accelerator="fake",
+            software={"fake": "1"},
+            facts={},
+        )
+
+    async def log(self) -> str:
+        """As Driver.log."""
+        return "".join(f"{line}\n" for line in self._lines)
+
+    # ---- domains
+
+    async def list(self) -> tuple[DomainReading, ...]:
+        """As Driver.list."""
+        return tuple(self._reading(domain) for domain in sorted(self._domains.values(), key=lambda one: one.domid))
+
+    async def spec(self, uuid: str) -> tuple[DomainSpec, Attachments]:
+        """As Driver.spec."""
+        domain = self._domain(uuid)
+        return domain.spec, domain.attachments
+
+    async def pack(self, uuid: str) -> tuple[DomainSpec, msgspec.Raw]:
+        """As Driver.pack; the luggage is when it was started."""
+        domain = self._domain(uuid)
+        return domain.spec, msgspec.Raw(codec.encode({"started": domain.started}))
+
+    async def take_domid(self) -> int:
+        """As Driver.take_domid."""
+        self._next += 1
+        return self._next - 1
+
+    async def start(self, spec: DomainSpec, attachments: Attachments, *, paused: bool = False) -> DomainReading:
+        """As Driver.start."""
+        await self._check(spec)
+        await self._step("start")
+        domain = await self._make(spec, attachments, self._clock.epoch())
+        domain.held = paused
+        if not paused:
+            self._go(domain)
+        self._lines.append(f"{spec.name} started")
+        return self._reading(domain)
+
+    async def destroy(self, uuid: str) -> None:
+        """As Driver.destroy."""
+        await self._step("destroy")
+        domain = self._domains.get(uuid)
+        if domain is not None:
+            self._drop(domain)
+
+    async def shutdown(self, uuid: str) -> None:
+        """As Driver.shutdown; this guest obeys."""
+        self._domain(uuid)
+        await self._step("shutdown")
+        self.end(uuid, DomainEnd.POWEROFF)
+
+    async def reboot(self, uuid: str) -> None:
+        """As Driver.reboot; this guest obeys."""
+        self._domain(uuid)
+        await self._step("reboot")
+        self.end(uuid, DomainEnd.REBOOT)
+
+    async def pause(self, uuid: str) -> None:
+        """As Driver.pause."""
+        domain = self._free(uuid)
+        await self._step("pause")
+        self._stop(domain)
+        domain.held = True
+
+    async def unpause(self, uuid: str) -> None:
+        """As Driver.unpause."""
+        domain = self._free(uuid)
+        await self._step("unpause")
+        domain.held = False
+        self._go(domain)
+
+    async def rename(self, uuid: str, name: str) -> None:
+        """As Driver.rename."""
+        domain = self._domain(uuid)
+        if any(other.spec.name == name for other in self._domains.values() if other is not domain):
+            raise Refused(f"{name} is the name of another domain here")
+        domain.spec = replace(domain.spec, name=name)
+
+    async def set_memory(self, uuid: str, mebibytes: int) -> None:
+        """As Driver.set_memory; this guest obeys."""
+        domain = self._domain(uuid)
+        if not 1 <= mebibytes <= domain.most:
+            raise Refused(f"{mebibytes} MiB: {domain.spec.name} may have 1 to {domain.most} MiB")
+        domain.memory = mebibytes
+        domain.spec = replace(domain.spec, memory=mebibytes, maxmem=domain.most)
+
+    async def vcpus(self, uuid: str) -> tuple[VcpuReading, ...]:
+        """As Driver.vcpus."""
+        domain = self._domain(uuid)
+        return tuple(
+            VcpuReading(number=number, cpu=-1, seconds=self._seconds(domain)) for number in range(domain.spec.vcpus)
+        )
+
+    async def save(self, uuid: str, path: Path, *, offset: int = 0) -> None:
+        """As Driver.save."""
+        domain = self._free(uuid)
+        self._stop(domain)
+        try:
+            await self._step("save")
+            data = codec.encode(Saved(domain.spec, bytes(domain.console)))
+            with path.open("r+b" if path.exists() else "wb") as file:
+                file.seek(offset)
+                file.write(data)
+        except (VeeryError, OSError) as error:
+            path.unlink(missing_ok=True)
+            if not domain.held:
+                self._go(domain)
+            raise error if isinstance(error, VeeryError) else Failed(f"{path}: {error.strerror}") from error
+        domain.held = True
+
+    async def restore(
+        self,
+        spec: DomainSpec,
+        attachments: Attachments,
+        luggage: msgspec.Raw,
+        path: Path,
+        *,
+        offset: int = 0,
+        paused: bool = False,
+    ) -> DomainReading:
+        """As Driver.restore."""
+        await self._check(spec)
+        await self._step("restore")
+        try:
+            saved = codec.decode(path.read_bytes()[offset:], Saved)
+        except FileNotFoundError as error:
+            raise Refused(f"{path}: no such file") from error
+        domain = await self._make(spec, attachments, started_of(luggage))
+        domain.console[:] = saved.console
+        domain.held = paused
+        if not paused:
+            self._go(domain)
+        return self._reading(domain)
+
+    async def attach_disk(self, uuid: str, disk: AttachedDisk) -> None:
+        """As Driver.attach_disk."""
+        domain = self._free(uuid)
+        if any(each.vdev == disk.spec.vdev for each in domain.spec.disks):
+            raise Refused(f"{domain.spec.name} has {disk.spec.vdev} already")
+        await self._step("attach_disk")
+        self._devices(domain, (*domain.attachments.disks, disk), domain.attachments.vifs)
+
+    async def detach_disk(self, uuid: str, vdev: str) -> None:
+        """As Driver.detach_disk; this guest lets go."""
+        domain = self._free(uuid)
+        kept = tuple(each for each in domain.attachments.disks if each.spec.vdev != vdev)
+        if len(kept) == len(domain.attachments.disks):
+            raise Refused(f"{domain.spec.name} has no disk {vdev}")
+        await self._step("detach_disk")
+        self._devices(domain, kept, domain.attachments.vifs)
+
+    async def resize_disk(self, uuid: str, vdev: str, size: int) -> None:
+        """As Driver.resize_disk."""
+        domain = self._domain(uuid)
+        if not any(each.vdev == vdev for each in domain.spec.disks):
+            raise Refused(f"{domain.spec.name} has no disk {vdev}")
+        await self._step("resize_disk")
+
+    async def attach_vif(self, uuid: str, vif: AttachedVif) -> None:
+        """As Driver.attach_vif."""
+        domain = self._free(uuid)
+        if any(each.mac == vif.spec.mac for each in domain.spec.vifs):
+            raise Refused(f"{domain.spec.name} has {vif.spec.mac} already")
+        await self._step("attach_vif")
+        self._devices(domain, domain.attachments.disks, (*domain.attachments.vifs, vif))
+
+    async def detach_vif(self, uuid: str, mac: str) -> None:
+        """As Driver.detach_vif; this guest lets go."""
+        domain = self._free(uuid)
+        kept = tuple(each for each in domain.attachments.vifs if each.spec.mac != mac)
+        if len(kept) == len(domain.attachments.vifs):
+            raise Refused(f"{domain.spec.name} has no interface {mac}")
+        await self._step("detach_vif")
+        self._devices(domain, domain.attachments.disks, kept)
+
+    async def console(self, uuid: str) -> FakeConsole:
+        """As Driver.console."""
+        return FakeConsole(self._domain(uuid))
+
+    async def backlog(self, uuid: str) -> bytes:
+        """As Driver.backlog."""
+        return bytes(self._domain(uuid).console[-KEEP:])
+
+    async def events(self) -> AsyncIterator[DomainEvent]:
+        """As Driver.events."""
+        while True:
+            yield await self._events.get()
+
+    # ---- moves
+
+    async def send(
+        self, uuid: str, stream: socket.socket, settings: MoveSettings, report: Report, *, peer: str
+    ) -> CopyResult:
+        """As Driver.send. As long as the memory takes at settings.bandwidth; the last round with the domain paused."""
+        domain = self._free(uuid)
+        domain.stage = "sending"
+        try:
+            await self._step("send")
+            if not settings.live:
+                self._stop(domain)
+            total = domain.memory * MIB
+            rate = settings.bandwidth or RATE
+            await write(stream, codec.encode(Header(uuid, total)) + b"\n", settings.stall)
+            for number in range(1, ROUNDS + 1):
+                if number == ROUNDS:
+                    self._stop(domain)
+                await self._clock.sleep(total / ROUNDS / rate)
+                await write(stream, b".", settings.stall)
+                report(progress(number, total, rate))
+                await self._step("copy")
+            await read(stream, settings.stall)
+        except BaseException as error:
+            domain.stage = "running"
+            if not domain.gone.is_set() and not domain.held and domain.ended is None:
+                self._go(domain)
+            if isinstance(error, OSError):
+                raise Failed(f"{domain.spec.name}: {error or 'no byte moved'}") from error
+            raise
+        return CopyResult(downtime_ms=total / ROUNDS / rate * 1000, bytes=total, rounds=ROUNDS)
+
+    async def resume(self, uuid: str) -> None:
+        """As Driver.resume."""
+        domain = self._domain(uuid)
+        await self._step("resume")
+        if domain.stage == "sending":
+            domain.stage = "running"
+            if not domain.held and domain.ended is None:
+                self._go(domain)
+
+    async def prepare(
+        self,
+        spec: DomainSpec,
+        attachments: Attachments,
+        luggage: msgspec.Raw,
+        backlog: bytes,
+        *,
+        tls: bool,
+        peer: str,
+    ) -> DomainReading:
+        """As Driver.prepare."""
+        await self._check(spec)
+        await self._step("prepare")
+        domain = await self._make(spec, attachments, started_of(luggage))
+        domain.stage = "incoming"
+        domain.console[:] = backlog
+        return self._reading(domain)
+
+    async def receive(self, uuid: str, stream: socket.socket) -> None:
+        """As Driver.receive."""
+        domain = self._domain(uuid)
+        try:
+            await self._step("receive")
+            await unless(domain.gone, self._load(domain, stream))
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                stream.shutdown(socket.SHUT_RDWR)
+            if isinstance(error, OSError):
+                raise Failed(f"{domain.spec.name}: the stream broke: {error}") from error
+            raise
+
+    async def _load(self, domain: FakeDomain, stream: socket.socket) -> None:
+        head = b""
+        while not head.endswith(b"\n"):
+            head += await read(stream, 60)
+        if codec.decode(head, Header).uuid != domain.spec.uuid:
+            raise Failed(f"{domain.spec.name}: another domain came in")
+        for _ in range(ROUNDS):
+            await read(stream, 60)
+        domain.loaded = True
+        await write(stream, b"!", 60)
+
+    async def finish(self, uuid: str, *, paused: bool = False) -> None:
+        """As Driver.finish."""
+        domain = self._domain(uuid)
+        await self._step("finish")
+        if domain.stage != "incoming":
+            return
+        if not domain.loaded:
+            raise Failed(f"{domain.spec.name} is not loaded yet")
+        domain.stage, domain.held = "running", paused
+        if not paused:
+            self._go(domain)
+
+    # ---- inside
+
+    def _domain(self, uuid: str) -> FakeDomain:
+        domain = self._domains.get(uuid)
+        if domain is None:
+            raise Refused(f"no domain {uuid} here")
+        return domain
+
+    def _free(self, uuid: str) -> FakeDomain:
+        domain = self._domain(uuid)
+        if domain.stage != "running":
+            raise Refused(f"{domain.spec.name} is {domain.stage}: a move holds it")
+        return domain
+
+    async def _check(self, spec: DomainSpec) -> None:
+        if spec.uuid in self._domains:
+            raise Refused(f"{spec.name} is here already")
+        if any(other.spec.name == spec.name for other in self._domains.values()):
+            raise Refused(f"{spec.name} is the name of another domain here")
+        if spec.kernel and not Path(spec.kernel).is_file():
+            raise Refused(f"{spec.name}: kernel {spec.kernel} is not there")
+        free = (await self.host()).memory_free
+        if max(spec.memory, spec.maxmem) > free:
+            raise Refused(f"{spec.name}: not enough memory: {free} MiB are free")
+
+    async def _make(self, spec: DomainSpec, attachments: Attachments, started: float) -> FakeDomain:
+        domain = self._domains[spec.uuid] = FakeDomain(
+            spec=spec,
+            attachments=attachments,
+            domid=attachments.domid or await self.take_domid(),
+            started=started,
+            memory=spec.memory,
+            most=max(spec.memory, spec.maxmem),
+        )
+        return domain
+
+    def _drop(self, domain: FakeDomain) -> None:
+        self._stop(domain)
+        domain.gone.set()
+        domain.printed.set()
+        del self._domains[domain.spec.uuid]
+
+    def _go(self, domain: FakeDomain) -> None:
+        if not domain.running:
+            domain.running, domain.since = True, self._clock.now()
+            self.world.look(domain.spec.uuid, self._clock.now())
+
+    def _stop(self, domain: FakeDomain) -> None:
+        domain.ran, domain.running = self._seconds(domain), False
+
+    def _seconds(self, domain: FakeDomain) -> float:
+        return domain.ran + (self._clock.now() - domain.since if domain.running else 0.0)
+
+    def _reading(self, domain: FakeDomain) -> DomainReading:
+        return DomainReading(
+            name=domain.spec.name,
+            uuid=domain.spec.uuid,
+            domid=domain.domid,
+            state=state_of(domain),
+            memory=domain.memory,
+            vcpus=domain.spec.vcpus,
+            cpu_seconds=self._seconds(domain),
+            started=domain.started,
+        )
+
+    @staticmethod
+    def _devices(domain: FakeDomain, disks: tuple[AttachedDisk, ...], vifs: tuple[AttachedVif, ...]) -> None:
+        domain.attachments = replace(domain.attachments, disks=disks, vifs=vifs)
+        domain.spec = replace(
+            domain.spec, disks=tuple(each.spec for each in disks), vifs=tuple(each.spec for each in vifs)
+        )

@@ -1,0 +1,175 @@
+"""What fake drivers are made of: the world they share, their domains, consoles and streams."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Coroutine
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import msgspec
+
+from veery.errors import Failed
+from veery.model import codec
+from veery.model.domain import DomainEnd, DomainSpec, DomainState
+from veery.model.move import MoveProgress, Phase
+from veery.model.volume import Attachments
+
+KEEP = 256 << 10
+ROUNDS = 4
+
+
+class Runner(Protocol):
+    """A driver, as the world sees it."""
+
+    def runs(self, uuid: str) -> bool:
+        """Whether the processors of domain `uuid` run there."""
+        ...
+
+
+@dataclass(slots=True)
+class World:
+    """What several fake drivers have in common. `twice` lists every (time, uuid, nodes) at which a domain ran in
+    more than one place: it must stay empty."""
+
+    drivers: dict[str, Runner] = field(default_factory=dict)
+    twice: list[tuple[float, str, tuple[str, ...]]] = field(default_factory=list)
+
+    def running(self, uuid: str) -> tuple[str, ...]:
+        """The nodes on which the processors of domain `uuid` run now."""
+        return tuple(name for name, driver in self.drivers.items() if driver.runs(uuid))
+
+    def look(self, uuid: str, now: float) -> None:
+        """Note it if domain `uuid` runs twice."""
+        nodes = self.running(uuid)
+        if len(nodes) > 1:
+            self.twice.append((now, uuid, nodes))
+
+
+@dataclass(slots=True)
+class FakeDomain:
+    """One fake domain. `stage` as the qemu driver's: running, incoming, sending."""
+
+    spec: DomainSpec
+    attachments: Attachments
+    domid: int
+    started: float
+    running: bool = False
+    stage: str = "running"
+    loaded: bool = False
+    held: bool = False
+    ended: DomainEnd | None = None
+    memory: int = 0
+    most: int = 0
+    ran: float = 0.0
+    since: float = 0.0
+    console: bytearray = field(default_factory=bytearray)
+    printed: asyncio.Event = field(default_factory=asyncio.Event)
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Header(msgspec.Struct):
+    """What a fake stream begins with; `size` in bytes."""
+
+    uuid: str
+    size: int
+
+
+class Saved(msgspec.Struct):
+    """What a fake save file holds."""
+
+    spec: DomainSpec
+    console: bytes
+
+
+class FakeConsole:
+    """As base.Console. What is typed is echoed, as a terminal does."""
+
+    def __init__(self, domain: FakeDomain) -> None:
+        """Begin at the backlog of `domain`."""
+        self._domain, self._place, self._closed = domain, max(0, len(domain.console) - KEEP), False
+
+    async def read(self) -> bytes:
+        """As base.Console.read."""
+        while not self._closed:
+            data = bytes(self._domain.console[self._place :])
+            if data:
+                self._place += len(data)
+                return data
+            if self._domain.gone.is_set():
+                break
+            self._domain.printed.clear()
+            await self._domain.printed.wait()
+        return b""
+
+    async def write(self, data: bytes) -> None:
+        """As base.Console.write."""
+        if self._domain.gone.is_set() or not self._domain.running:
+            raise Failed(f"the console of {self._domain.spec.name} takes no input")
+        self._domain.console += data
+        self._domain.printed.set()
+
+    async def close(self) -> None:
+        """As base.Console.close."""
+        self._closed = True
+        self._domain.printed.set()
+
+
+def state_of(domain: FakeDomain) -> DomainState:
+    """What a list shows."""
+    if domain.stage == "incoming":
+        return DomainState.INCOMING
+    if domain.ended is not None:
+        return DomainState.CRASHED if domain.ended is DomainEnd.CRASH else DomainState.SHUTDOWN
+    return DomainState.RUNNING if domain.running else DomainState.PAUSED
+
+
+def started_of(luggage: msgspec.Raw) -> float:
+    """When the domain that `luggage` belongs to was started."""
+    return codec.decode(bytes(luggage), dict[str, float])["started"]
+
+
+def progress(number: int, total: int, rate: float) -> MoveProgress:
+    """The reading after round `number`."""
+    done = total * number // ROUNDS
+    return MoveProgress(
+        phase=Phase.COPY, transferred=done, remaining=total - done, total=total, rate=rate, rounds=number
+    )
+
+
+async def unless(gone: asyncio.Event, work: Coroutine[None, None, None]) -> None:
+    """Await `work`; raises ConnectionError as soon as `gone` is set."""
+    working, ending = asyncio.ensure_future(work), asyncio.ensure_future(gone.wait())
+    try:
+        await asyncio.wait({working, ending}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ConnectionError("it was destroyed")
+        working.result()
+    finally:
+        working.cancel()
+        ending.cancel()
+        await asyncio.wait({working, ending})
+
+
+async def _timely(work: Awaitable[bytes | None], stall: float) -> bytes:
+    try:
+        async with asyncio.timeout(stall):
+            return await work or b""
+    except TimeoutError as error:
+        raise ConnectionError(f"no byte moved for {stall:g} s") from error
+
+
+async def write(stream: socket.socket, data: bytes, stall: float) -> None:
+    """All of `data`. Raises ConnectionError when it does not go out within `stall` seconds."""
+    stream.setblocking(False)
+    await _timely(asyncio.get_running_loop().sock_sendall(stream, data), stall)
+
+
+async def read(stream: socket.socket, stall: float) -> bytes:
+    """One byte. Raises ConnectionError at the end of the stream."""
+    stream.setblocking(False)
+    data = await _timely(asyncio.get_running_loop().sock_recv(stream, 1), stall)
+    if not data:
+        raise ConnectionError("the other end is gone")
+    return data

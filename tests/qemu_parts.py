@@ -1,0 +1,154 @@
+"""A domain that boots in two seconds, for tests of the qemu driver: a kernel, one static program, a shell."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import shutil
+import socket
+import stat
+import subprocess
+import uuid
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from veery.hypervisor.base import Console, Driver
+from veery.lab.guest import Guest
+from veery.model.domain import DiskFormat, DiskSpec, DomainSpec, VifSpec
+from veery.model.volume import AttachedDisk, AttachedVif, Attachments, LocalDisk
+
+T = TypeVar("T")
+MODULES = """virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci failover net_failover virtio_net
+virtio_blk virtio_balloon pvpanic pvpanic-mmio button evdev""".split()  # noqa: SIM905
+INIT = """#!/bin/sh
+/bin/busybox --install -s /bin
+mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
+for module in MODULES; do insmod /modules/$module.ko; done
+acpid -f -c /etc/acpi -l /dev/null &
+echo READY
+exec setsid cttyhack sh
+"""
+BOOT = 60.0
+
+
+def initramfs(guest: Guest, path: Path) -> Path:
+    """A cpio archive (newc) with busybox and the modules of `guest`, written to `path`."""
+    directory, program, link = stat.S_IFDIR | 0o755, stat.S_IFREG | 0o755, stat.S_IFLNK | 0o777
+    names = ["bin", "dev", "proc", "sys", "tmp", "etc", "etc/acpi", "etc/acpi/PWRF", "modules"]
+    entries = [(name, directory, b"") for name in names]
+    entries += [("bin/busybox", program, Path("/bin/busybox").read_bytes()), ("bin/sh", link, b"busybox")]
+    entries += [("init", program, INIT.replace("MODULES", " ".join(MODULES)).encode())]
+    entries += [("etc/acpi/PWRF/00000080", program, b"#!/bin/sh\npoweroff -f\n")]
+    for module in MODULES:
+        found = next(guest.modules.rglob(f"{module}.ko"), None)
+        if found is not None:
+            entries.append((f"modules/{module}.ko", program, found.read_bytes()))
+    archive = bytearray()
+    for number, (name, mode, data) in enumerate([*entries, ("TRAILER!!!", 0, b"")], 1):
+        words = [number, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name) + 1, 0]
+        archive += b"070701" + b"".join(b"%08X" % word for word in words) + name.encode() + b"\0"
+        archive += bytes(-len(archive) % 4) + data
+        archive += bytes(-len(archive) % 4)
+    path.write_bytes(archive)
+    return path
+
+
+def domain(guest: Guest, ramdisk: Path, name: str = "busybox", **changes: object) -> DomainSpec:
+    """A domain of 96 MiB that boots `guest` into a shell."""
+    values: dict[str, object] = {
+        "name": name,
+        "uuid": str(uuid.uuid4()),
+        "kernel": str(guest.kernel),
+        "ramdisk": str(ramdisk),
+        "cmdline": "quiet panic=-1",
+        "memory": 96,
+    }
+    return DomainSpec(**(values | changes))  # type: ignore[arg-type]
+
+
+def disk(path: Path, vdev: str = "xvda", size: int = 8 << 20) -> AttachedDisk:
+    """A sparse file as a disk; it is made if it is not there."""
+    if not path.exists():
+        with path.open("wb") as file:
+            file.truncate(size)
+    spec = DiskSpec(vdev=vdev, target=str(path))
+    return AttachedDisk(spec=spec, source=LocalDisk(path=str(path), format=DiskFormat.RAW, block=False))
+
+
+def attached(spec: DomainSpec) -> Attachments:
+    """What a node would make of the file disks of `spec`, which has no interface."""
+    return Attachments(disks=tuple(disk(Path(each.target), each.vdev) for each in spec.disks))
+
+
+def vif(device: str, mac: str) -> AttachedVif:
+    """An interface on a tap that exists."""
+    return AttachedVif(spec=VifSpec(bridge="none", mac=mac), device=device)
+
+
+@contextlib.contextmanager
+def tap(name: str) -> Iterator[str]:
+    """A tap on no bridge."""
+    subprocess.run(["ip", "tuntap", "add", name, "mode", "tap"], check=True)
+    try:
+        yield name
+    finally:
+        subprocess.run(["ip", "link", "del", name], check=True)
+
+
+def stream() -> tuple[socket.socket, socket.socket]:
+    """Two ends of a TCP connection."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        near = socket.create_connection(listener.getsockname())
+        far, _ = listener.accept()
+    return near, far
+
+
+async def becomes(probe: Callable[[], Awaitable[T]], good: Callable[[T], bool], *, seconds: float = BOOT) -> T:
+    """The first answer of `probe` that is `good`."""
+    async with asyncio.timeout(seconds):
+        while True:
+            if good(answer := await probe()):
+                return answer
+            await asyncio.sleep(0.02)
+
+
+async def until(console: Console, text: bytes, *, seconds: float = BOOT) -> bytes:
+    """What the console says up to `text`."""
+    heard = b""
+    async with asyncio.timeout(seconds):
+        while text not in heard:
+            data = await console.read()
+            assert data, f"the console ended: {heard[-500:]!r}"
+            heard += data
+    return heard
+
+
+async def booted(driver: Driver, uuid: str, *, times: int = 1) -> None:
+    """Return when the guest's shell has come up for the `times`th time."""
+    await becomes(lambda: driver.backlog(uuid), lambda text: text.count(b"READY") >= times)
+
+
+async def shell(driver: Driver, uuid: str, command: str, *, seconds: float = BOOT) -> str:
+    """Run `command` in the guest; what it printed."""
+    mark = secrets.token_hex(4)
+    console = await driver.console(uuid)
+    try:
+        await console.write(f"echo be''gin-{mark}; {command}; echo e''nd-{mark}\n".encode())
+        heard = await until(console, f"end-{mark}".encode(), seconds=seconds)
+    finally:
+        await console.close()
+    return heard.decode(errors="replace").rpartition(f"begin-{mark}")[2].partition(f"end-{mark}")[0].strip()
+
+
+@contextlib.contextmanager
+def small_folder(path: Path, size: str) -> Iterator[Path]:
+    """A folder with room for `size` bytes ("4m")."""
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path], check=True)
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", path], check=True)
+        shutil.rmtree(path)
