@@ -199,7 +199,8 @@ def decide(
     passwords = {one.user: one.password for one in initiators}
     marks = {user: mark(user, password) for user, password in passwords.items()}
     stale = {user for user in passwords if user in accounts and marks[user] not in accounts}
-    expected = set(passwords) | set(marks.values())
+    known = {user for user in passwords if user in accounts} - stale
+    expected = set(passwords) | {marks[user] for user in known}  # a mark without its account says nothing
     gone = {user for user in accounts if user not in expected and not is_filler(user)}
 
     doors: list[Step] = []
@@ -230,7 +231,7 @@ def decide(
         *unbinds,
         *(Forget(0, user, "its password changed") for user in sorted(stale)),
         *(Forget(0, user, "no record names it") for user in sorted(gone)),
-        *_enrol(passwords, marks, {user for user in passwords if user in accounts} - stale),
+        *_enrol(passwords, marks, known),
         *bodies,
         *binds,
         *allows,
