@@ -5,7 +5,7 @@ domains died with it and the owner key alone decides."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -38,7 +38,6 @@ class Line:
     reservation_revision: int = 0
     paused: bool = False
     phase: Phase = Phase.BEGIN
-    devices: tuple[str, ...] = field(default_factory=tuple)
 
     def at(self, phase: Phase) -> Line:
         """The same line, in `phase`."""

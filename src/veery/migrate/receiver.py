@@ -9,7 +9,7 @@ import socket
 from dataclasses import replace
 
 from veery.cluster import owner as owners
-from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
+from veery.errors import Failed, Refused, VeeryError
 from veery.migrate import wire
 from veery.migrate.base import Ground
 from veery.migrate.journal import Line, Side
@@ -152,14 +152,15 @@ class Receiver:
         """Something failed: make sure who owns the domain, then obey. Usually that means to drop our copy."""
         try:
             owner = await self._settler.ask(line, deadline=5)
-        except OutcomeUnknown:
+            if owner is not None and owner.node == self._ground.node and owner.boot == line.boot:
+                await self._ground.driver.finish(line.uuid, paused=line.paused)
+                log.warning("move=%s domain=%s is ours by the store, and runs here", line.move, line.domain)
+            else:
+                await self._ground.driver.destroy(line.uuid)
+                if attachments is not None:
+                    await self._ground.attacher.detach(attachments)
+        except VeeryError as error:
+            log.error("move=%s domain=%s not settled yet: %s", line.move, line.domain, error.message)
             self._settler.later(line)
             return
-        if owner is not None and owner.node == self._ground.node and owner.boot == line.boot:
-            await self._ground.driver.finish(line.uuid, paused=line.paused)
-            log.warning("move=%s domain=%s is ours by the store, and runs here", line.move, line.domain)
-        else:
-            await self._ground.driver.destroy(line.uuid)
-            if attachments is not None:
-                await self._ground.attacher.detach(attachments)
         self._ground.journal.strike(line)

@@ -231,8 +231,14 @@ class Sender:
             log.error("move=%s domain=%s %s", line.move, line.domain, reason)
             self._settler.later(line)
             return self.report(MoveState.DONE, reason=reason, hint=f"veery --node {line.target} list")
-        await steps.enter(Phase.CONFIRM)
-        await self._settler.leave(line)
+        try:
+            await steps.enter(Phase.CONFIRM)
+            await self._settler.leave(line)
+        except VeeryError as error:
+            reason = f"its copy on {line.source} is paused and not yet removed: {error.message}"
+            log.error("move=%s domain=%s %s", line.move, line.domain, reason)
+            self._settler.later(line)
+            return self.report(MoveState.DONE, reason=reason)
         report = self.report(MoveState.DONE)
         steps.close()
         return replace(report, phases=dict(steps.times), total_ms=round(steps.elapsed_ms(), 1))

@@ -1,0 +1,234 @@
+"""Whole moves between two nodes with fake drivers: every way they can end, and what is then true."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import Phase as HPhase
+from hypothesis import strategies as st
+from two_nodes import UUID, Pair, make_certificates, two_nodes
+
+from veery.errors import Failed, OutcomeUnknown, Refused
+from veery.migrate.journal import Line, Side
+from veery.model.move import MoveSettings, MoveState, Phase
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_certificates(tmp_path_factory.mktemp("tls"))
+
+
+async def entered(pair: Pair, phase: Phase) -> None:
+    """Return once the move has come to `phase` at its source."""
+    async with asyncio.timeout(20):
+        while all(line.phase is not phase for line in pair.a.ground.journal.open()):
+            await asyncio.sleep(0.005)
+
+
+def held(pair: Pair, phase: str) -> Path:
+    pair.a.hold.mkdir(parents=True, exist_ok=True)
+    path = pair.a.hold / phase
+    path.touch()
+    return path
+
+
+async def test_there_and_back(tmp_path: Path, certificates: Path) -> None:
+    async with two_nodes(tmp_path, certificates) as pair:
+        there = await pair.a.move(pair.b)
+        await pair.check("b")
+        assert there.state is MoveState.DONE
+        assert list(there.phases) == [phase.value for phase in Phase]
+        assert there.bytes == 64 << 20
+        assert (await pair.b.move(pair.a)).state is MoveState.DONE
+        await pair.check("a")
+        assert [report.id for report in pair.a.moves.list()] == [there.id]
+
+
+async def test_a_paused_domain_stays_paused(tmp_path: Path, certificates: Path) -> None:
+    async with two_nodes(tmp_path, certificates) as pair:
+        await pair.a.driver.pause(UUID)
+        assert (await pair.a.move(pair.b)).state is MoveState.DONE
+        await pair.settled()
+        assert pair.world.running(UUID) == ()
+        await pair.b.driver.unpause(UUID)
+        await pair.check("b")
+
+
+async def test_every_blocker_is_told_at_once(tmp_path: Path, certificates: Path) -> None:
+    async with two_nodes(tmp_path, certificates) as pair:
+        pair.b.attacher.reasons = ["there is no bridge xenbr7", "there is no volume v9"]
+        report = await pair.a.move(pair.b)
+        assert report.state is MoveState.FAILED
+        assert "xenbr7" in report.reason
+        assert "v9" in report.reason
+        await pair.check("a")
+
+
+@pytest.mark.parametrize("side", ["a", "b"])
+@pytest.mark.parametrize("step", ["prepare", "receive", "send", "copy"])
+async def test_a_failed_step_is_undone(tmp_path: Path, certificates: Path, side: str, step: str) -> None:
+    async with two_nodes(tmp_path, certificates) as pair:
+        hit = (step in ("prepare", "receive")) == (side == "b")
+        getattr(pair, side).driver.fail(step, Failed("a fault", hint="mend it"))
+        report = await pair.a.move(pair.b)
+        if hit:
+            assert report.state is MoveState.FAILED
+            assert "a fault" in report.reason
+        await pair.check("a" if hit else "b")
+        if hit:  # a retry right after works
+            assert (await pair.a.move(pair.b)).state is MoveState.DONE
+            await pair.check("b")
+
+
+@pytest.mark.parametrize("done", [True, False])
+async def test_commit_without_an_answer_is_settled_by_the_store(tmp_path: Path, certificates: Path, done: bool) -> None:
+    async with two_nodes(tmp_path, certificates) as pair:
+        brake = held(pair, "COMMIT")
+        moving = asyncio.create_task(pair.a.move(pair.b))
+        await entered(pair, Phase.COMMIT)
+        pair.a.store.lose_next_answer(done=done)
+        brake.unlink()
+        report = await moving
+        assert report.state is (MoveState.DONE if done else MoveState.FAILED)
+        await pair.check("b" if done else "a")
+
+
+async def test_store_away_at_commit_undoes(tmp_path: Path, certificates: Path) -> None:
+    async with two_nodes(tmp_path, certificates) as pair:
+        brake = held(pair, "COMMIT")
+        moving = asyncio.create_task(pair.a.move(pair.b))
+        await entered(pair, Phase.COMMIT)
+        pair.a.store.set_available(False)
+        brake.unlink()
+        assert (await moving).state is MoveState.FAILED
+        assert pair.world.running(UUID) == ("a",)
+        pair.a.store.set_available(True)
+        await pair.check("a")
+
+
+@pytest.mark.parametrize("phase", ["BEGIN", "PREPARE", "COPY", "LOADED"])
+async def test_cancel_before_commit(tmp_path: Path, certificates: Path, phase: str) -> None:
+    async with two_nodes(tmp_path, certificates) as pair:
+        brake = held(pair, phase)
+        move = pair.a.moves.start(await pair.a.reading(), pair.b.node, MoveSettings())
+        await entered(pair, Phase(phase))
+        report = await pair.a.moves.cancel(move)
+        brake.unlink()
+        assert report.state is MoveState.CANCELLED
+        assert report.runs_on == "a"
+        await pair.check("a")
+
+
+async def test_cancel_after_commit_is_refused(tmp_path: Path, certificates: Path) -> None:
+    async with two_nodes(tmp_path, certificates) as pair:
+        brake = held(pair, "FINISH")
+        move = pair.a.moves.start(await pair.a.reading(), pair.b.node, MoveSettings())
+        await entered(pair, Phase.FINISH)
+        with pytest.raises(Refused, match="past COMMIT"):
+            await pair.a.moves.cancel(move)
+        brake.unlink()
+        assert (await pair.a.moves.outcome(move)).state is MoveState.DONE
+        await pair.check("b")
+
+
+async def test_the_timeout_ends_a_slow_copy(tmp_path: Path, certificates: Path) -> None:
+    async with two_nodes(tmp_path, certificates) as pair:
+        report = await pair.a.move(pair.b, MoveSettings(bandwidth=1 << 20, timeout=0.2))
+        assert report.state is MoveState.FAILED
+        assert "0.2 s" in report.reason
+        await pair.check("a")
+
+
+async def test_a_second_move_is_refused(tmp_path: Path, certificates: Path) -> None:
+    async with two_nodes(tmp_path, certificates) as pair:
+        release = pair.a.driver.hang("copy")
+        reading = await pair.a.reading()
+        move = pair.a.moves.start(reading, pair.b.node, MoveSettings())
+        await entered(pair, Phase.COPY)
+        with pytest.raises(Refused, match="is being moved"):
+            pair.a.moves.start(reading, pair.b.node, MoveSettings())
+        release()
+        assert (await pair.a.moves.outcome(move)).state is MoveState.DONE
+        await pair.check("b")
+
+
+async def test_the_target_that_fails_to_finish_does_so_later(tmp_path: Path, certificates: Path) -> None:
+    """The owner is the target: nothing may bring the source's copy back to life; the target tries again."""
+    async with two_nodes(tmp_path, certificates) as pair:
+        pair.b.driver.fail("finish", Failed("not now"))
+        report = await pair.a.move(pair.b)
+        assert report.state is MoveState.DONE
+        await pair.check("b")
+
+
+async def test_the_source_that_fails_to_destroy_its_copy_does_so_later(tmp_path: Path, certificates: Path) -> None:
+    async with two_nodes(tmp_path, certificates) as pair:
+        pair.a.driver.fail("destroy", Failed("not now"))
+        report = await pair.a.move(pair.b)
+        assert report.state is MoveState.DONE
+        assert "not yet removed" in report.reason
+        await pair.check("b")
+
+
+async def test_the_journal_of_a_dead_source_is_settled(tmp_path: Path, certificates: Path) -> None:
+    """A daemon that died in COPY left a line and a paused copy: the next one lets the domain run on."""
+    async with two_nodes(tmp_path, certificates) as pair:
+        owner_revision = (await pair.a.store.get("owner/busybox")).revision  # type: ignore[union-attr]
+        line = Line(
+            move="dead",
+            side=Side.SOURCE,
+            domain="busybox",
+            uuid=UUID,
+            boot="boot",
+            source="a",
+            target="b",
+            owner_revision=owner_revision,
+            phase=Phase.COPY,
+        )
+        pair.a.ground.journal.write(line)
+        pair.a.settler.recall()
+        assert pair.a.settler.busy("busybox")
+        await pair.check("a")
+
+
+NO_SHRINKING = [HPhase.explicit, HPhase.generate]  # a story that hangs costs half a minute each time
+FAULTS = st.sampled_from(
+    [None, ("a", "send"), ("a", "copy"), ("b", "prepare"), ("b", "receive"), ("b", "finish"), ("a", "destroy")]
+)
+LOST = st.sampled_from([None, ("a", True), ("a", False), ("b", True), ("b", False)])
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), phases=NO_SHRINKING)
+@given(fault=FAULTS, lost=LOST, at=st.sampled_from(list(Phase)[1:6]), cancel=st.booleans())
+def test_whatever_happens_it_runs_once_and_on_its_owner(
+    tmp_path_factory: pytest.TempPathFactory, certificates: Path, fault: tuple[str, str] | None,
+    lost: tuple[str, bool] | None, at: Phase, cancel: bool,
+) -> None:  # fmt: skip
+    async def story() -> None:
+        async with two_nodes(tmp_path_factory.mktemp("story"), certificates) as pair:
+            if fault:
+                getattr(pair, fault[0]).driver.fail(fault[1], Failed("a fault"))
+            brake = held(pair, at.value)
+            moving = asyncio.create_task(pair.a.move(pair.b))
+            while not moving.done() and all(line.phase is not at for line in pair.a.ground.journal.open()):
+                await asyncio.sleep(0.002)
+            if lost:
+                getattr(pair, lost[0]).store.lose_next_answer(done=lost[1])
+            if cancel:
+                for report in pair.a.moves.list():
+                    if report.state is MoveState.RUNNING:
+                        try:
+                            await pair.a.moves.cancel(report.id)
+                        except (Refused, OutcomeUnknown):
+                            pass
+            brake.unlink()
+            await moving
+            await pair.settled()
+            owner = await pair.owner()
+            assert owner in ("a", "b")
+            await pair.check(owner)
+
+    asyncio.run(story())

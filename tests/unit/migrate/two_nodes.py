@@ -1,0 +1,167 @@
+"""Two nodes with fake drivers and a store in memory, and between them the real relocation protocol on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from veery.cluster import owner as owners
+from veery.cluster.memory import MemoryStore
+from veery.config.settings import Relocation
+from veery.host import tls
+from veery.host.clock import RealClock
+from veery.hypervisor.fake import FakeDriver
+from veery.hypervisor.fakeworld import World
+from veery.migrate.base import Ground
+from veery.migrate.journal import Journal
+from veery.migrate.moves import Moves
+from veery.migrate.phases import Hold
+from veery.migrate.receiver import Receiver
+from veery.migrate.relocation import RelocationServer
+from veery.migrate.settle import Settler
+from veery.model.cluster import DomainRecord
+from veery.model.domain import DomainReading, DomainSpec
+from veery.model.move import MoveReport, MoveSettings
+from veery.model.node import Node, Role
+from veery.model.volume import Attachments
+
+ADDRESS = "127.0.0.1"
+UUID = "11111111-2222-4333-8444-555555555555"
+SPEC = DomainSpec(name="busybox", uuid=UUID, memory=64)
+
+
+def make_certificates(folder: Path) -> Path:
+    """One folder a node under `folder`, of one CA."""
+    now = time.time()
+    authority = tls.make_ca("test", epoch=now)
+    for name in ("a", "b"):
+        request = tls.make_request(name)
+        cert = tls.sign(authority, request.cert, name=name, addresses=[ADDRESS], epoch=now)
+        tls.write_folder(folder / name, ca=authority.cert, node=tls.KeyPair(cert, request.key))
+    return folder
+
+
+class BareAttacher:
+    """A node without disks or taps."""
+
+    def __init__(self) -> None:
+        self.reasons: list[str] = []
+        self.attached = 0
+
+    async def blockers(self, spec: DomainSpec) -> Sequence[str]:
+        """As Attacher."""
+        return self.reasons
+
+    async def attach(self, spec: DomainSpec) -> Attachments:
+        """As Attacher."""
+        self.attached += 1
+        return Attachments()
+
+    async def detach(self, attachments: Attachments) -> None:
+        """As Attacher."""
+        self.attached -= 1
+
+
+@dataclass
+class Side:
+    """One node."""
+
+    node: Node
+    store: MemoryStore
+    driver: FakeDriver
+    attacher: BareAttacher
+    ground: Ground
+    settler: Settler
+    moves: Moves
+    hold: Path
+
+    async def reading(self) -> DomainReading:
+        """The domain, as it stands here."""
+        (found,) = await self.driver.list()
+        return found
+
+    async def move(self, target: Side, settings: MoveSettings | None = None) -> MoveReport:
+        """Move the domain there; the report."""
+        return await self.moves.outcome(self.moves.start(await self.reading(), target.node, settings or MoveSettings()))
+
+
+@dataclass
+class Pair:
+    """Both nodes; the domain runs on `a`."""
+
+    a: Side
+    b: Side
+    world: World
+
+    async def owner(self) -> str:
+        """Who the store says owns the domain."""
+        owner = await owners.read(self.a.store.view(), "busybox")
+        return owner.node if owner else ""
+
+    async def settled(self) -> None:
+        """Return once nothing is open on either node."""
+        async with asyncio.timeout(30):
+            while self.a.ground.journal.open() or self.b.ground.journal.open() or self.a.moves.busy("busybox"):
+                await asyncio.sleep(0.01)
+
+    async def check(self, where: str) -> None:
+        """Exactly one copy, on the owner, running; it never ran twice; nothing is left."""
+        await self.settled()
+        assert self.world.running(UUID) == (where,)
+        assert self.world.twice == []
+        assert await self.owner() == where
+        assert await owners.reservation(self.a.store, "busybox") is None
+        rest = self.b if where == "a" else self.a
+        assert await rest.driver.list() == ()
+        assert rest.attacher.attached <= 0
+
+
+@contextlib.asynccontextmanager
+async def two_nodes(folder: Path, certificates: Path) -> AsyncIterator[Pair]:
+    """Both nodes up, the domain running on `a`."""
+    clock, world = RealClock(), World()
+    root = MemoryStore(clock)
+    async with asyncio.TaskGroup() as tasks:
+        running: list[asyncio.Task[None]] = []
+        sides = []
+        for name in ("a", "b"):
+            with socket.socket() as free:
+                free.bind((ADDRESS, 0))
+                port = free.getsockname()[1]
+            node = Node(name=name, address=ADDRESS, roles=(Role.HYPERVISOR,), relocation_port=port)
+            store, driver, attacher = root.view(), FakeDriver(name, world, clock), BareAttacher()
+            hold = folder / name / "hold"
+            ground = Ground(
+                node=name,
+                store=store,
+                driver=driver,
+                attacher=attacher,
+                journal=Journal(folder / name / "journal"),
+                clock=clock,
+                hold=Hold(hold),
+                client_tls=tls.client_context(certificates / name),
+            )
+            settler = Settler(ground)
+            moves = Moves(ground, settler, folder / name / "moves")
+            receiver = Receiver(ground, settler)
+            server_tls = tls.server_context(certificates / name)
+            server = RelocationServer(name, ADDRESS, Relocation(port=port), server_tls, receiver.take)
+            receiver.server = server
+            server.bind()
+            running += [tasks.create_task(each.run()) for each in (settler, moves, server)]
+            sides.append(Side(node, store, driver, attacher, ground, settler, moves, hold))
+        await asyncio.sleep(0)
+        a, b = sides
+        await owners.claim(root.view(), "busybox", "a", "boot", DomainRecord(spec=SPEC))
+        a.attacher.attached += 1
+        await a.driver.start(SPEC, Attachments())
+        try:
+            yield Pair(a, b, world)
+        finally:
+            for task in running:
+                task.cancel()
