@@ -166,6 +166,7 @@ class Volumes:
             await self._unused(volume)
             await self._answering()
             store = self._store(volume.backing)
+            await self._set_apart(volume)
             await self._withdraw(volume)
             await store.delete(name)
             await self._records.remove(volume)
@@ -201,6 +202,7 @@ class Volumes:
             await self._unused(volume)
             await self._answering()
             store = self._store(volume.backing)
+            await self._set_apart(volume)
             await self._withdraw(volume)
             volume = replace(volume, ready=False)
             try:
@@ -238,10 +240,11 @@ class Volumes:
             initiators = await self._records.initiators()
             targets, missing = await self._wanted(initiators)
             observed = await self._server.targets()
-            # a resize under way has its LUN reloaded itself, perhaps without closing its sessions
-            resizing = {volume_iqn(self._authority, name) for name in self._busy}
+            # A resize under way has its LUN reloaded itself, perhaps without closing its sessions; who deletes or fills
+            # a volume takes the target away himself, once he knows that nobody uses it.
+            busy = {volume_iqn(self._authority, name) for name in self._busy}
             for step in plan.decide(targets, initiators, observed, await self._server.accounts()):
-                if step.tid in broken or (isinstance(step, plan.Reload) and step.target.iqn in resizing):
+                if step.tid in broken or (isinstance(step, plan.Reload | plan.Remove) and step.target.iqn in busy):
                     continue
                 try:
                     await self._act(step)
@@ -319,9 +322,30 @@ class Volumes:
                 await server.allow(step.tid, step.initiator)
 
     # ---- smaller parts
-    async def _withdraw(self, volume: Volume) -> None:
-        """Record the volume as not ready and take its target away."""
+    async def _set_apart(self, volume: Volume) -> None:
+        """Mark the volume as not ready, and only then make sure that nobody uses it: a domain that starts claims its
+        name first and reads the mark after that, so of the two at least one sees the other. Raises Refused, the mark
+        being as it was, where somebody does."""
         await self._records.put(replace(volume, ready=False))
+        try:
+            await self._unused(volume)
+        except BaseException:
+            await self._insist(volume)
+            raise
+
+    async def _insist(self, volume: Volume) -> None:
+        """Put the record back as it was, for as long as that takes within reason."""
+        for pause in (0.5, 1, 2, 4, 8, None):
+            try:
+                await self._records.put(volume)
+                return
+            except VeeryError as error:
+                log.error("volume %s: its record says not ready, wrongly: %s", volume.name, error.message)
+            if pause:
+                await self._clock.sleep(pause)
+
+    async def _withdraw(self, volume: Volume) -> None:
+        """Take the target away."""
         async with self._lock:
             for target in await self._server.targets():
                 if target.iqn == volume.iqn:
