@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import stat
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from veery.network import bridge, tap
 log = logging.getLogger(__name__)
 
 PORTAL_DEADLINE = 3.0
+FRESH = 60.0  # seconds in which a tap may wait for its domain to show
 SHARED = frozenset({"nfs", "nfs4", "ceph", "cifs", "smb3", "glusterfs", "fuse.glusterfs", "ocfs2", "gfs2", "lustre"})
 """Filesystems that two nodes may write at once."""
 
@@ -36,6 +38,7 @@ class NodeAttacher:
     ) -> None:
         """`volume` finds a volume's record, `initiator` this node's credentials at every target."""
         self._node, self._driver, self._volume, self._initiator = node, driver, volume, initiator
+        self._made: dict[str, float] = {}  # tap: when we made it
 
     async def blockers(self, spec: DomainSpec) -> Sequence[str]:
         """Why this node cannot run a copy of `spec` that runs elsewhere now: every reason; changes nothing."""
@@ -108,7 +111,9 @@ class NodeAttacher:
 
     async def vif(self, spec: VifSpec, domid: int, number: int) -> AttachedVif:
         """Make the tap of one interface."""
-        made = await tap.create(spec.vifname or tap.name_of(domid, number), spec.bridge, mtu=spec.mtu)
+        name = spec.vifname or tap.name_of(domid, number)
+        self._made[name] = time.monotonic()
+        made = await tap.create(name, spec.bridge, mtu=spec.mtu)
         return AttachedVif(spec=spec, device=made.name)
 
     async def drop_vif(self, vif: AttachedVif) -> None:
@@ -132,13 +137,18 @@ class NodeAttacher:
         return replace(spec, vifs=tuple(vif if vif.bridge else replace(vif, bridge=default) for vif in spec.vifs))
 
     async def sweep(self) -> None:
-        """Remove taps that no domain here uses: a start or a move that was cut short left them."""
+        """Remove taps that no domain here uses: of a domain whose process died, of a start or a move that was cut
+        short. One that we made a moment ago and no domain had yet is left alone: its domain is about to show."""
+        found = await tap.leftovers()
         used: set[str] = set()
         for reading in await self._driver.list():
-            _, attachments = await self._driver.spec(reading.uuid)
-            used.update(vif.device for vif in attachments.vifs)
-        for name in await tap.leftovers():
-            if name not in used:
+            with contextlib.suppress(Refused):  # it ended while we looked
+                _, attachments = await self._driver.spec(reading.uuid)
+                used.update(vif.device for vif in attachments.vifs)
+        now = time.monotonic()
+        self._made = {name: made for name, made in self._made.items() if now - made < FRESH and name not in used}
+        for name in found:
+            if name not in used and name not in self._made:
                 log.warning("tap=%s removed: no domain uses it", name)
                 await tap.delete(name)
 

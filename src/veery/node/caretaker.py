@@ -6,22 +6,24 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
+from collections.abc import Awaitable
 from dataclasses import replace
 
 from veery.cluster import owner as owners
-from veery.cluster.keys import OWNERS
+from veery.cluster.keys import DOMAINS, OWNERS
 from veery.errors import Refused, VeeryError
 from veery.migrate.base import Ground
-from veery.model.cluster import DomainRecord
+from veery.model.cluster import DomainRecord, Owner
 from veery.model.domain import DomainEnd, DomainEvent, DomainReading, DomainSpec, DomainState, OnEvent
-from veery.node.domains import Domains
+from veery.node.domains import Domains, ended_name
 
 log = logging.getLogger(__name__)
 
 TIDY = 5.0  # seconds between two looks at the owner keys
 RETRY = 1.0
 QUICK = 60.0  # a domain that ends sooner than this after its start is restarted ever more slowly
-PAUSE_MAX = 30.0
+PAUSE_MAX = 20.0  # less than a user's order waits for ours to end
+RESTARTS = frozenset({OnEvent.RESTART, OnEvent.COREDUMP_RESTART, OnEvent.SOFT_RESET, OnEvent.RENAME_RESTART})
 
 
 def answer(spec: DomainSpec, end: DomainEnd) -> OnEvent:
@@ -35,9 +37,17 @@ def answer(spec: DomainSpec, end: DomainEnd) -> OnEvent:
     }[end]
 
 
-def pause_before(lived: float, quick_ends: int) -> float:
-    """Seconds to wait before a restart: none after a life of a minute, else 1, 2, 4 ... up to 30."""
-    return 0.0 if lived >= QUICK else min(2.0**quick_ends, PAUSE_MAX)
+def _wish(spec: DomainSpec, end: DomainEnd) -> OnEvent:
+    wish = answer(spec, end)
+    log.info("domain=%s end=%s answer=%s", spec.name, end.value, wish.value)
+    if wish in (OnEvent.COREDUMP_DESTROY, OnEvent.COREDUMP_RESTART):
+        log.warning("domain=%s: no core is dumped, this driver cannot", spec.name)
+    return wish
+
+
+def pause_before(quick_ends: int) -> float:
+    """Seconds to wait before a restart after so many short lives one after the other: 0, 1, 2, 4 ... up to 20."""
+    return min(2.0 ** (quick_ends - 1), PAUSE_MAX) if quick_ends else 0.0
 
 
 class Caretaker:
@@ -47,6 +57,8 @@ class Caretaker:
         """Nothing is done before `run`."""
         self._ground, self._domains = ground, domains
         self._quick_ends: defaultdict[str, int] = defaultdict(int)
+        self._restarted: dict[str, float] = {}  # domain: when we last started it again
+        self._missing: set[tuple[str, int]] = set()
 
     async def run(self) -> None:
         """For ever."""
@@ -58,54 +70,95 @@ class Caretaker:
     # ---- a domain ended by itself
 
     async def _handle(self, event: DomainEvent) -> None:
+        """Until it is done: somebody else may be at work on the domain, or the store be away."""
+        act = self._died if event.end is DomainEnd.DIED else self._stopped
+        said = ""
         while True:
             try:
-                reading = await self._domains.find(event.uuid)
-                if not self._domains.locked(reading.name):
-                    async with self._domains.held(event.uuid) as held:
-                        await self._answer(held, event.end)
+                if await act(event):
                     return
-            except Refused:
-                return  # destroyed or moved away meanwhile
             except VeeryError as error:
-                log.error("domain=%s end=%s not handled yet: %s", event.uuid, event.end, error.message)
+                if error.message != said:
+                    log.warning("domain=%s end=%s waits: %s", event.uuid, event.end.value, error.message)
+                said = error.message
             await self._ground.clock.sleep(RETRY)
 
-    async def _answer(self, reading: DomainReading, end: DomainEnd) -> None:
-        """Do as the file says. The caller holds the domain."""
-        await self._domains.ours(reading.name)
-        if end is not DomainEnd.DIED and reading.state not in (DomainState.SHUTDOWN, DomainState.CRASHED):
-            return  # it lives again
-        spec, _ = await self._ground.driver.spec(reading.uuid)
-        wish = answer(spec, end)
-        log.info("domain=%s end=%s answer=%s", reading.name, end.value, wish.value)
-        if wish is OnEvent.PRESERVE and end is not DomainEnd.DIED:
-            return
-        if wish in (OnEvent.RESTART, OnEvent.COREDUMP_RESTART, OnEvent.SOFT_RESET, OnEvent.RENAME_RESTART):
-            await self._restart(reading, spec, keep=wish is OnEvent.RENAME_RESTART and end is not DomainEnd.DIED)
-        else:
-            await self._domains.end(reading)
-
-    async def _restart(self, reading: DomainReading, spec: DomainSpec, *, keep: bool) -> None:
-        lived = self._ground.clock.epoch() - reading.started
-        quick = self._quick_ends[reading.name]
-        self._quick_ends[reading.name] = 0 if lived >= QUICK else quick + 1
-        pause = pause_before(lived, quick) if quick else 0.0
-        if pause:
-            log.warning("domain=%s ended %d times soon after its start: restart in %g s", reading.name, quick, pause)
-            await self._ground.clock.sleep(pause)
-        if keep:
-            await self._set_aside(reading)
+    async def _stopped(self, event: DomainEvent) -> bool:
+        """The guest ended, its process waits: do as the file says. Whether that is done."""
         try:
-            await self._domains.restart(reading, spec, keep=keep)
-        except VeeryError as error:
-            log.error("domain=%s does not restart: %s", reading.name, error.message)
-            owner = await self._domains.ours(reading.name)
-            await owners.release(self._ground.store, owner)
+            name = (await self._domains.find(event.uuid)).name
+        except Refused:
+            return True  # destroyed, or moved away, meanwhile
+        if self._domains.locked(name):
+            return False
+        async with self._domains.hold(name):
+            try:
+                reading = await self._domains.find(event.uuid)
+            except Refused:
+                return True
+            if reading.name != name:
+                return False
+            if reading.state not in (DomainState.SHUTDOWN, DomainState.CRASHED):
+                return True  # it lives again
+            owner = await owners.read(self._ground.store, name)
+            if owner is None or owner.node != self._ground.node:
+                return True  # one that was set aside, or another node's: see _adopt
+            spec, _ = await self._ground.driver.spec(reading.uuid)
+            await self._answer(reading, spec, event.end, owner)
+        return True
 
-    async def _set_aside(self, reading: DomainReading) -> None:
-        """rename-restart: the old run stays, paused, as NAME-ended-DOMID; it never runs again, so it needs no owner."""
-        await self._ground.driver.rename(reading.uuid, f"{reading.name}-ended-{reading.domid}")
+    async def _answer(self, reading: DomainReading, spec: DomainSpec, end: DomainEnd, owner: Owner) -> None:
+        wish = _wish(spec, end)
+        if wish is OnEvent.PRESERVE:
+            return
+        if wish not in RESTARTS:
+            await self._domains.end(reading)
+            return
+        await self._breathe(spec.name)
+        keep = wish is OnEvent.RENAME_RESTART
+        if keep:  # the old run stays, under another name; it never runs again, so it needs no owner
+            await self._ground.driver.rename(reading.uuid, ended_name(reading))
+        await self._start(owner, self._domains.restart(reading, spec, keep=keep))
+
+    async def _died(self, event: DomainEvent) -> bool:
+        """Its process is gone, and all that the driver knew of it; the record says what to do. Whether that is done."""
+        records = (await DOMAINS.all(self._ground.store)).values()
+        spec = next((record.spec for record in records if record.spec.uuid == event.uuid), None)
+        if spec is None:
+            return True
+        if self._domains.locked(spec.name):
+            return False
+        async with self._domains.hold(spec.name):
+            await self._domains.attacher.sweep()
+            owner = await owners.read(self._ground.store, spec.name)
+            here = any(spec.name == reading.name for reading in await self._ground.driver.list())
+            if here or owner is None or owner.node != self._ground.node:
+                return True
+            if _wish(spec, event.end) in RESTARTS:
+                await self._breathe(spec.name)
+                await self._start(owner, self._domains.revive(spec))
+            else:
+                await owners.release(self._ground.store, owner)
+        return True
+
+    async def _breathe(self, name: str) -> None:
+        """Wait a little before a restart when the ones before did not last."""
+        now = self._ground.clock.now()
+        lived = now - self._restarted.get(name, -QUICK)
+        quick = self._quick_ends[name] = 0 if lived >= QUICK else self._quick_ends[name] + 1
+        if quick:
+            pause = pause_before(quick)
+            log.warning("domain=%s ended %d times soon after its start: restart in %g s", name, quick, pause)
+            await self._ground.clock.sleep(pause)
+        self._restarted[name] = self._ground.clock.now()
+
+    async def _start(self, owner: Owner, restart: Awaitable[object]) -> None:
+        try:
+            await restart
+        except VeeryError as error:
+            log.error("domain=%s does not restart: %s", owner.domain, error.message)
+            if owner.domain not in {reading.name for reading in await self._ground.driver.list()}:
+                await owners.release(self._ground.store, owner)
 
     # ---- names and runs fit together
 
@@ -114,9 +167,10 @@ class Caretaker:
             try:
                 await self._adopt()
                 await self._give_back()
+                await self._domains.attacher.sweep()
             except VeeryError as error:
                 log.warning("owner keys not looked at: %s", error.message)
-            await self._ground.clock.sleep(TIDY)
+            await self._ground.clock.sleep(1.0 if self._missing else TIDY)
 
     async def _adopt(self) -> None:
         """A domain that runs here must be ours; the copy of another's must not run (safety sentence 1)."""
@@ -151,13 +205,17 @@ class Caretaker:
         )
 
     async def _give_back(self) -> None:
-        """Names that we own and whose domain is gone: it ended, or this node went down with it."""
+        """Names that we own and whose domain is gone: this node went down with it, or an end of ours was cut short.
+        Only at the second look: a domain that died is _died's first, which may start it again."""
+        missing = set()
         for name, owner in (await OWNERS.all(self._ground.store)).items():
             if owner.node != self._ground.node or self._domains.locked(name):
                 continue
             # Read after the keys were: a start claims its name, under the lock, before its domain is here.
             if name in {reading.name for reading in await self._ground.driver.list()} or self._domains.locked(name):
                 continue
-            log.warning("domain=%s is not here any more: name given back", name)
-            self._quick_ends.pop(name, None)
-            await owners.release(self._ground.store, owner)
+            if (name, owner.revision) in self._missing:
+                log.warning("domain=%s is not here any more: name given back", name)
+                await owners.release(self._ground.store, owner)
+            missing.add((name, owner.revision))
+        self._missing = missing

@@ -46,12 +46,14 @@ class Devices:
             spec, attachments = await self._driver.spec(reading.uuid)
             if any(each.spec.vdev == disk.vdev for each in attachments.disks):
                 raise Refused(f"{reading.name} has a disk {disk.vdev}", hint="take another name, for example xvdb")
-            attached = await self._attacher.disk(disk)
+            await self._attacher.disk(disk)
             larger = replace(spec, disks=(*spec.disks, disk))
             await self._domains.remember(DomainRecord(spec=larger))
             try:
                 await self._domains.check_unshared(larger)
-                await self._driver.attach_disk(reading.uuid, attached)
+                # Looked at again now that the record names it: who deletes or fills a volume marks it first, then asks
+                # for its users.
+                await self._driver.attach_disk(reading.uuid, await self._attacher.disk(disk))
             except BaseException:
                 await self._domains.remember(DomainRecord(spec=spec))
                 raise
@@ -61,6 +63,7 @@ class Devices:
         async with self._domains.held(ref) as reading:
             spec, _ = await self._driver.spec(reading.uuid)
             if not any(disk.vdev == vdev for disk in spec.disks):
+                await self._domains.remember(DomainRecord(spec=spec))  # its guest may have let go of it too late
                 raise Refused(f"{reading.name} has no disk {vdev}", hint=f"veery block-list {reading.name}")
             await self._driver.detach_disk(reading.uuid, vdev)
             await self._domains.remember(DomainRecord(spec=(await self._driver.spec(reading.uuid))[0]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import secrets
 import uuid as uuids
 from collections import defaultdict
@@ -31,11 +32,24 @@ from veery.model.domain import (
 )
 from veery.model.move import MoveSettings
 from veery.model.node import Node, Role
+from veery.model.volume import Attachments
 from veery.network import mac
 from veery.node import savefile
 from veery.node.attachments import NodeAttacher
 
 log = logging.getLogger(__name__)
+
+_NAME = re.compile(r"[A-Za-z0-9_.:+-]{1,80}")
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+
+
+def check_name(name: str) -> None:
+    """Raises Refused for a name that no domain can have: it must never be taken for an id, a UUID or the machine
+    itself. The characters are xend's (tools/python/xen/xend/XendDomainInfo.py, check_name)."""
+    if not _NAME.fullmatch(name):
+        raise Refused(f"not a name for a domain: {name!r}", hint="1 to 80 letters, digits and _ . : + -")
+    if name.isdigit() or _UUID.fullmatch(name) or name == "Domain-0":
+        raise Refused(f"not a name for a domain: {name}", hint="it would be taken for an id; choose another")
 
 
 class Domains:
@@ -88,7 +102,8 @@ class Domains:
     async def create(self, spec: DomainSpec, *, paused: bool = False) -> DomainReading:
         """Start a domain. Raises Refused when its name is taken, another node owns it, or something it needs is
         missing; Failed with the hypervisor's words. Either way nothing of it is left."""
-        async with self._hold(spec.name):
+        check_name(spec.name)
+        async with self.hold(spec.name):
             await self._not_here(spec.name)
             record = await DOMAINS.get(self._store, spec.name)
             spec = await self._settle_identity(await self.attacher.fill(spec), record)
@@ -105,7 +120,7 @@ class Domains:
 
     async def destroy(self, ref: str) -> None:
         """End a domain at once; it is over when this returns."""
-        async with self._hold((await self.find(ref)).name):
+        async with self.hold((await self.find(ref)).name):
             await self._end(await self.find(ref))
 
     async def shutdown(self, ref: str) -> None:
@@ -127,19 +142,22 @@ class Domains:
         """Let them go on. Only the owner's domain may (safety sentence 1)."""
         async with self.held(ref) as reading:
             await self.ours(reading.name)
+            await self._disks_move_on(reading.name)
             await self.driver.unpause(reading.uuid)
 
     async def rename(self, ref: str, name: str) -> None:
         """Give it another name. Raises Refused when that one is taken anywhere in the cluster."""
+        check_name(name)
         async with self.held(ref) as reading:
             await self.ours(reading.name)
+            await self._not_here(name)
             await owners.rename(self._store, reading.name, name)
             await self.driver.rename(reading.uuid, name)
             log.info("domain=%s renamed to %s", reading.name, name)
 
     async def forget(self, name: str) -> None:
         """Delete the record of a domain that does not run (its UUID and MACs are lost)."""
-        async with self._hold(name):
+        async with self.hold(name):
             owner = await owners.read(self._store, name)
             if owner is not None:
                 raise Refused(f"{name} runs on {owner.node}", hint=f"veery --node {owner.node} destroy {name}")
@@ -151,33 +169,51 @@ class Domains:
 
     async def save(self, ref: str, path: Path, leave: str) -> None:
         """Write its state to `path`; then it is gone ("destroyed"), "running" or "paused". Only the file of a
-        destroyed domain can be restored as it is: else its disks go on without it."""
+        destroyed domain can be restored as it is: else its disks go on without it. On failure the domain goes on
+        and a file that stood at `path` before is still there."""
+        savefile.check_place(path)
         async with self.held(ref) as reading:
             owner = await self.ours(reading.name)
-            spec, _ = await self.driver.spec(reading.uuid)
             token = secrets.token_hex(8)
             was_paused = reading.state is DomainState.PAUSED
-            _, luggage = await self.driver.pack(reading.uuid)
-            await self.driver.save(reading.uuid, path)
+            part = path.with_name(f".{path.name}.part")
+            spec, luggage = await self.driver.pack(reading.uuid)
+            await self.driver.save(reading.uuid, part)
             try:
                 saved = savefile.Saved(spec=spec, token=token, luggage=luggage, paused=was_paused)
-                await asyncio.to_thread(savefile.append, path, saved)
+                await asyncio.to_thread(savefile.finish, part, path, saved)
+                if leave == "destroyed":
+                    await self._promise(spec, token, path)
             except BaseException:
-                path.unlink(missing_ok=True)
+                part.unlink(missing_ok=True)
                 if not was_paused:
                     await self.driver.unpause(reading.uuid)
                 raise
             if leave == "destroyed":
-                await self.remember(DomainRecord(spec=spec, saved=token))
                 await self._end(reading, owner)
             elif leave == "running" and not was_paused:
                 await self.driver.unpause(reading.uuid)
+
+    async def _promise(self, spec: DomainSpec, token: str, path: Path) -> None:
+        """From now on the file at `path` may be restored. Where that cannot be written down the file goes."""
+        try:
+            await self.remember(DomainRecord(spec=spec, saved=token))
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+    async def _disks_move_on(self, name: str) -> None:
+        """The domain is about to run: what was saved of it before no longer fits its disks. (It ends when it is
+        saved; but a daemon may have died between the two.)"""
+        record = await DOMAINS.get(self._store, name)
+        if record is not None and record.saved:
+            await self.remember(replace(record, saved=""))
 
     async def restore(self, path: Path, *, paused: bool = False, force: bool = False) -> DomainReading:
         """Start what `save` wrote. Raises Refused when its disks have been written since (unless `force`)."""
         saved = await asyncio.to_thread(savefile.read, path)
         spec = saved.spec
-        async with self._hold(spec.name):
+        async with self.hold(spec.name):
             await self._not_here(spec.name)
             record = await DOMAINS.get(self._store, spec.name)
             if not force and (record is None or record.saved != saved.token):
@@ -229,6 +265,7 @@ class Domains:
         """UUID and MACs filled in: the file's, else those it had before, else new ones."""
         before = record.spec if record else None
         taken = await self.macs(but=spec.name)
+        await self._check_uuid(spec)
         vifs: list[VifSpec] = []
         for number, vif in enumerate(spec.vifs):
             old = before.vifs[number].mac if before and number < len(before.vifs) else ""
@@ -238,6 +275,11 @@ class Domains:
             taken.add(chosen)
             vifs.append(replace(vif, mac=chosen))
         return replace(spec, uuid=spec.uuid or (before.uuid if before else "") or str(uuids.uuid4()), vifs=tuple(vifs))
+
+    async def _check_uuid(self, spec: DomainSpec) -> None:
+        for name, other in (await DOMAINS.all(self._store)).items() if spec.uuid else ():
+            if name != spec.name and other.spec.uuid == spec.uuid:
+                raise Refused(f"UUID {spec.uuid} is that of domain {name}", hint="leave uuid= out to have one chosen")
 
     async def macs(self, but: str = "") -> set[str]:
         """Every MAC in the cluster's records, those of domain `but` left out."""
@@ -254,7 +296,13 @@ class Domains:
     async def check_unshared(self, spec: DomainSpec) -> None:
         """Refuse a volume that a running domain writes. Asked after our own claim stands, so that of two
         starts at once at least one sees the other."""
-        wanted = {disk.volume for disk in spec.disks if disk.volume}
+        named = [disk.volume for disk in spec.disks if disk.volume]
+        wanted = set(named)
+        for volume in wanted:
+            if named.count(volume) > 1 and _writes(spec, volume):
+                raise Refused(
+                    f"{spec.name} would have volume {volume} twice, and write it", hint="name it once, or read-only (r)"
+                )
         for owner in (await OWNERS.all(self._store)).values():
             record = await DOMAINS.get(self._store, owner.domain) if owner.domain != spec.name else None
             for disk in record.spec.disks if record else ():
@@ -300,14 +348,19 @@ class Domains:
             raise
 
     async def restart(self, reading: DomainReading, spec: DomainSpec, *, keep: bool = False) -> DomainReading:
-        """Start a domain of ours anew, under the same owner key; its old run is destroyed first, or `keep`t (it is
-        ended, renamed, and gets another UUID's place). The caller holds its lock."""
+        """Start a domain of ours anew, under the same owner key; its old run is destroyed first, or `keep`t (it has
+        ended and was renamed; the new run gets another UUID). The caller holds its lock."""
         _, attachments = await self.driver.spec(reading.uuid)
         if keep:
             spec = replace(spec, uuid=str(uuids.uuid4()))
+            await self.remember(DomainRecord(spec=spec))
         else:
             await self.driver.destroy(reading.uuid)
         await self.attacher.detach(attachments)
+        return await self._start(spec, paused=False)
+
+    async def revive(self, spec: DomainSpec) -> DomainReading:
+        """Start a domain of ours whose process is gone, under the same owner key. The caller holds its lock."""
         return await self._start(spec, paused=False)
 
     async def _abandon(self, owner: Owner, record: DomainRecord | None) -> None:
@@ -325,7 +378,7 @@ class Domains:
         """Destroy, take the taps away, give the name back. The caller holds the lock."""
         _, attachments = await self.driver.spec(reading.uuid)
         await self.driver.destroy(reading.uuid)
-        await self.attacher.detach(attachments)
+        await self._detach(attachments)
         try:
             owner = owner or await owners.read(self._store, reading.name)
             if owner is not None and owner.node == self.node:
@@ -333,6 +386,15 @@ class Domains:
         except VeeryError as error:  # the caretaker does it when the store is back
             log.error("domain=%s owner key not released yet: %s", reading.name, error.message)
         log.info("domain=%s id=%d ended", reading.name, reading.domid)
+
+    async def _detach(self, attachments: Attachments) -> None:
+        """Take the taps away, but for those whose name (vifname=) another domain here uses by now: one that was
+        set aside lost its own when it was."""
+        used: set[str] = set()
+        for reading in await self.driver.list():
+            used.update(vif.device for vif in (await self.driver.spec(reading.uuid))[1].vifs)
+        mine = tuple(vif for vif in attachments.vifs if vif.device not in used)
+        await self.attacher.detach(replace(attachments, vifs=mine))
 
     async def end(self, reading: DomainReading) -> None:
         """As `destroy`, for one who holds the lock."""
@@ -343,7 +405,7 @@ class Domains:
         return self._locks[name].locked() or bool(self._moves.busy(name)) or bool(self._receiver.arriving(name))
 
     @contextlib.asynccontextmanager
-    async def _hold(self, name: str) -> AsyncIterator[None]:
+    async def hold(self, name: str) -> AsyncIterator[None]:
         """One order at a time on a domain; none while it moves."""
         try:
             async with asyncio.timeout(30):
@@ -362,8 +424,13 @@ class Domains:
     @contextlib.asynccontextmanager
     async def held(self, ref: str) -> AsyncIterator[DomainReading]:
         """Find a domain and hold it: nobody else acts on it meanwhile."""
-        async with self._hold((await self.find(ref)).name):
+        async with self.hold((await self.find(ref)).name):
             yield await self.find(ref)
+
+
+def ended_name(reading: DomainReading) -> str:
+    """What a domain is called that ended and was set aside (rename-restart)."""
+    return f"{reading.name[:60]}-ended-{reading.domid}"
 
 
 def _writes(spec: DomainSpec, volume: str) -> bool:

@@ -11,7 +11,6 @@ from veery.errors import Refused
 from veery.model.volume import Volume
 from veery.node.volumes import VolumeService
 
-
 KINDS = ("busybox",)
 
 

@@ -31,14 +31,25 @@ class Saved:
     paused: bool = False
 
 
-def append(path: Path, saved: Saved) -> None:
-    """Add `saved` to the stream in `path` and bring all of it to the disk. Raises Failed on a full disk."""
+def check_place(path: Path) -> None:
+    """Raises Refused where no file can be written at `path`."""
+    if path.is_dir() or not path.parent.is_dir():
+        what = "is a folder" if path.is_dir() else "its folder is not there"
+        raise Refused(f"{path}: {what}", hint="name a file in a folder of the domain's node")
+    if not os.access(path.parent, os.W_OK):
+        raise Refused(f"{path.parent} cannot be written to", hint="name a file in another folder")
+
+
+def finish(part: Path, path: Path, saved: Saved) -> None:
+    """Add `saved` to the stream in `part`, bring all of it to the disk, and only then call it `path`. Raises Failed
+    on a full disk."""
     data = encode(saved)
     try:
-        with path.open("ab") as file:
+        with part.open("ab") as file:
             file.write(data + _TAIL.pack(len(data), MAGIC))
             file.flush()
             os.fsync(file.fileno())
+        part.replace(path)
     except OSError as error:
         raise Failed(f"{path}: {error.strerror}", hint="the domain goes on; save it where there is room") from error
 
@@ -49,7 +60,7 @@ def read(path: Path) -> Saved:
         with path.open("rb") as file:
             end = file.seek(0, os.SEEK_END)
             if end < _TAIL.size:
-                raise Refused(f"{path} is no save file of veery")
+                raise Refused(f"{path} is no save file of veery", hint="name a file that veery save wrote")
             file.seek(end - _TAIL.size)
             length, magic = _TAIL.unpack(file.read(_TAIL.size))
             if magic != MAGIC or length > end - _TAIL.size:
@@ -57,4 +68,4 @@ def read(path: Path) -> Saved:
             file.seek(end - _TAIL.size - length)
             return decode(file.read(length), Saved)
     except OSError as error:
-        raise Refused(f"{path}: {error.strerror}") from error
+        raise Refused(f"{path}: {error.strerror}", hint="name a file that veery save wrote, on this node") from error
