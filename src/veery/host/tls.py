@@ -1,8 +1,8 @@
 """The cluster's own certificates: a CA, one certificate a node, and the ssl contexts that use them.
 
 The folder STATE/tls has the names that QEMU's tls-creds-x509 asks for (qemu docs/system/tls.rst): ca-cert.pem,
-server-cert.pem, server-key.pem, client-cert.pem, client-key.pem. A node is server and client with one
-certificate; etcd, QEMU and our own API all read the same files.
+server-cert.pem, server-key.pem, client-cert.pem, client-key.pem, dh-params.pem. A node is server and client with
+one certificate; etcd, QEMU and our own API all read the same files.
 
 `cryptography` is imported only where a certificate is made: a running daemon does without its memory."""
 
@@ -23,6 +23,22 @@ from veery.host.files import write_atomic
 if TYPE_CHECKING:
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric import ec
+
+DH_PARAMETERS = """\
+-----BEGIN DH PARAMETERS-----
+MIIBiAKCAYEA//////////+t+FRYortKmq/cViAnPTzx2LnFg84tNpWp4TZBFGQz
++8yTnc4kmz75fS/jY2MMddj2gbICrsRhetPfHtXV/WVhJDP1H18GbtCFY2VVPe0a
+87VXE15/V8k1mE8McODmi3fipona8+/och3xWKE2rec1MKzKT0g6eXq8CrGCsyT7
+YdEIqUuyyOP7uWrat2DX9GgdT0Kj3jlN9K5W7edjcrsZCwenyO4KbXCeAvzhzffi
+7MA0BM0oNC9hkXL+nOmFg/+OTxIy7vKBg8P+OxtMb61zO7X8vC7CIAXFjvGDfRaD
+ssbzSibBsu/6iGtCOGEfz9zeNVs7ZRkDW7w09N75nAI4YbRvydbmyQd62R0mkff3
+7lmMsPrBhtkcrv4TCYUTknC0EwyTvEN5RPT9RFLi103TZPLiHnH1S/9croKrnJ32
+nuhtK8UiNjoNq8Uhl5sN6todv5pC1cRITgq80Gv6U93vPBsg7j/VnXwl5B0rZsYu
+N///////////AgEC
+-----END DH PARAMETERS-----
+"""
+"""ffdhe3072 of RFC 7919, as PKCS #3. A QEMU that finds no such file makes parameters of its own each time it is to
+listen (crypto/tlscreds.c, before 10.2): 0.2 to 2 s of every move, to no end, as TLS 1.3 uses none."""
 
 CA_DAYS = 3653
 NODE_DAYS = 1827
@@ -102,8 +118,9 @@ def sign(ca: KeyPair, request: str, *, name: str, addresses: Sequence[str], epoc
 
 
 def write_folder(folder: Path, *, ca: str, node: KeyPair) -> None:
-    """Write the node's five PEM files into `folder`, keys readable by their owner alone."""
+    """Write the node's PEM files into `folder`, keys readable by their owner alone."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_atomic(folder / "dh-params.pem", DH_PARAMETERS, mode=0o644)
     write_atomic(folder / "ca-cert.pem", ca, mode=0o644, sync=True)
     for side in ("server", "client"):
         write_atomic(folder / f"{side}-key.pem", node.key, mode=0o600, sync=True)
