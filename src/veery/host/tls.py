@@ -38,7 +38,7 @@ N///////////AgEC
 -----END DH PARAMETERS-----
 """
 """ffdhe3072 of RFC 7919, as PKCS #3. A QEMU that finds no such file makes parameters of its own each time it is to
-listen (crypto/tlscreds.c, before 10.2): 0.2 to 2 s of every move, to no end, as TLS 1.3 uses none."""
+listen (crypto/tlscreds.c; seen in 10.0): 0.2 to 2 s of every move, to no end, as TLS 1.3 uses none."""
 
 CA_DAYS = 3653
 NODE_DAYS = 1827
