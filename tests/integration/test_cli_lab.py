@@ -158,6 +158,10 @@ def test_a_domains_life(user: User, wren: Path) -> None:
     user("test1", "rename", "wren", "robin")
     assert rows(user, "test1") == ["Domain-0", "robin"]
     user("test1", "rename", "robin", "wren")
+    user("test1", "save", "wren", str(user.folder / "wren.save"))
+    assert rows(user, "test1") == ["Domain-0"]
+    assert user("test1", "restore", str(user.folder / "wren.save")).stdout.startswith("Restored domain wren (id=")
+    assert "thirty-one" in user("test1", "console", "wren", typed="echo thirty-$(echo one)\n").stdout
 
     moved = user("test1", "migrate", "wren", "test2")
     assert moved.stdout.startswith("wren moved from test1 to test2 in ")
@@ -166,7 +170,7 @@ def test_a_domains_life(user: User, wren: Path) -> None:
         "BEGIN", "PREPARE", "COPY", "LOADED", "COMMIT", "FINISH", "CONFIRM",
     ]  # fmt: skip
     assert (rows(user, "test1"), rows(user, "test2")) == (["Domain-0"], ["Domain-0", "wren"])
-    assert "twenty-one" in user("test2", "console", "wren").stdout  # its past came along
+    assert "thirty-one" in user("test2", "console", "wren").stdout  # its past came along
     assert "it runs on test2" in user("test1", "destroy", "wren", code=1).stderr
     moves = json.loads(user("test1", "moves", "--json").stdout)
     assert user("test1", "move", "show", moves[-1]["id"]).stdout.startswith(f"move {moves[-1]['id']}: wren from test1")

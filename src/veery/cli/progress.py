@@ -120,7 +120,7 @@ def left(progress: MoveProgress) -> float | None:
 
 def figures(progress: MoveProgress) -> str:
     """Rate, dirty rate, rounds and remaining time of a copy, for people; "" before it began."""
-    if not progress.total:
+    if not progress.total or not progress.rate:
         return ""
     parts = [f"{format_size(progress.rate)}/s"]
     if progress.dirty_rate:
@@ -128,5 +128,5 @@ def figures(progress: MoveProgress) -> str:
     if progress.rounds > 1:
         parts.append(f"round {progress.rounds}")
     seconds = left(progress)
-    parts.append("not converging" if seconds is None and progress.rate else f"{format_seconds(seconds or 0)} left")
+    parts.append("not converging" if seconds is None else f"{format_seconds(seconds)} left")
     return ", ".join(parts)

@@ -96,6 +96,7 @@ def test_figures() -> None:
     stuck = MoveProgress(phase=Phase.COPY, remaining=50 * MIB, total=100 * MIB, rate=20.0 * MIB, dirty_rate=20.0 * MIB)
     assert left(stuck) is None
     assert figures(stuck) == "20.0 MiB/s, dirtied 20.0 MiB/s, not converging"
+    assert figures(MoveProgress(phase=Phase.COPY, remaining=MIB, total=MIB)) == ""  # nothing measured yet
     assert copied(MoveProgress(phase=Phase.BEGIN)) is None
     assert figures(MoveProgress(phase=Phase.BEGIN)) == ""
 
