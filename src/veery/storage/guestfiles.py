@@ -21,7 +21,7 @@ PATH=/sbin:/bin:/usr/sbin:/usr/bin
 mkdir -p /dev/pts && mount -t devpts devpts /dev/pts 2>/dev/null
 mount -o remount,rw /
 [ -s /etc/hostname ] && hostname -F /etc/hostname
-modprobe -aq virtio_net virtio_balloon xen-netfront button evdev 2>/dev/null
+modprobe -aq virtio_net virtio_balloon xen-netfront button evdev pvpanic-mmio 2>/dev/null
 ifconfig lo 127.0.0.1 up
 [ -x /etc/rc.d/rc.local ] && /etc/rc.d/rc.local
 pidof acpid >/dev/null || acpid -l /dev/null -p /dev/null

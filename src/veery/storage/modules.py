@@ -16,7 +16,8 @@ from veery.errors import Refused
 VIRTIO = ("virtio_pci", "virtio_blk", "virtio_net", "virtio_balloon")
 XEN = ("xen-blkfront", "xen-netfront")
 BUTTON = ("button", "evdev")  # the ACPI power button, and how user space hears of it
-WANTED = (*VIRTIO, *XEN, *BUTTON)
+PANIC = ("pvpanic_mmio",)  # tells the hypervisor that the kernel has panicked (on_crash); the ISA device's too
+WANTED = (*VIRTIO, *XEN, *BUTTON, *PANIC)
 NEEDED = ("virtio_pci", "virtio_blk", "virtio_net")
 
 
