@@ -171,7 +171,7 @@ class Demo:
             "A busybox root filesystem, built into the volume",
             "dd, mke2fs, make && make install, cp -a _install/* /mnt, cp xen-netfront.ko",
         ):
-            await self._veery("stor", "image", "build", NAME, "--volume", NAME)
+            await self._veery("stor", "image", "build", NAME, "--volume", NAME, slow=True)
         with self.story.step("The domain's file", "vim /etc/xen/busybox; scp it to test2"):
             text = _FILE.format(guest=guest, bridge=BRIDGE)
             for node in ("test1", "test2"):
@@ -229,7 +229,7 @@ class Demo:
 
     async def _migrate(self, probe: Probe, source: str, target: str) -> None:
         await probe.mark()
-        out = await self._veery(source, "migrate", "--live", NAME, target, "--json", quiet=True)
+        out = await self._veery(source, "migrate", "--live", NAME, target, "--json", slow=True)
         await asyncio.sleep(_SETTLE)
         reading = (await probe.read())[DOMAIN_ADDRESS]
         report = json.loads(out)
@@ -314,13 +314,17 @@ class Demo:
         self.story.note(", ".join(f"{name} {version}" for name, version in self.versions.items()))
 
     # ---- small things
-    async def _veery(self, node: str, *words: str, shown: str = "", quiet: bool = False) -> str:
-        """Run veery on a node, with a bar where it tells its progress; tell the command and, but for `quiet`, its
-        output. Raises Failed."""
+    async def _veery(self, node: str, *words: str, shown: str = "", slow: bool = False) -> str:
+        """Run veery on a node; tell the command and its output, or, of a `slow` one, show its progress as a bar.
+        Raises Failed."""
         typed = f"veery {shown or ' '.join(words)}"
-        with self.story.progress(typed) as report:
-            out = await self.lab.watch(node, *words, report=report, deadline=_COMMAND)
-        self.story.command(node, typed, "" if quiet else out)
+        if slow:
+            with self.story.progress(typed) as report:
+                out = await self.lab.watch(node, *words, report=report, deadline=_COMMAND)
+            self.story.command(node, typed)
+        else:
+            out = (await self.lab.veery(node, *words, deadline=_COMMAND)).out
+            self.story.command(node, typed, out)
         return out
 
     def _shell(self, node: str) -> Shell:
