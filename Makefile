@@ -45,7 +45,7 @@ check: $(VENV) ## format, lint, types and layers
 	@echo 'format, lint, types, layers: good'
 
 bench: root setup ## measure moves beside a bare QMP script; writes bench/latest.json
-	@$(BIN)/python bench/run.py
+	@$(BIN)/python -m bench
 
 lab: root setup ## build the lab and leave it standing (veery lab down removes it)
 	@$(BIN)/veery lab up
