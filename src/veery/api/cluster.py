@@ -26,6 +26,7 @@ class ClusterRoutes:
             web.get("/v1/host", self.host),
             web.get("/v1/log", self.log),
             web.get("/v1/nodes", self.nodes),
+            web.delete("/v1/nodes/{name}", self.leave),
             web.post("/v1/tokens", self.token),
             web.get("/v1/ca", self.ca),
             web.post("/v1/join", self.join),
@@ -43,6 +44,11 @@ class ClusterRoutes:
     async def nodes(self, _: web.Request) -> web.Response:
         """All nodes."""
         return answer(await self._machine.nodes())
+
+    async def leave(self, request: web.Request) -> web.Response:
+        """Put a node out of the cluster: its vote, then its records."""
+        await asyncio.shield(asyncio.ensure_future(self._membership.leave(request.match_info["name"])))
+        return answer({})
 
     async def token(self, _: web.Request) -> web.Response:
         """For one newcomer."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 from aiohttp import web
 
 from veery.api.server import Lines, answer, body, error_body, forward
-from veery.errors import Refused, VeeryError
+from veery.errors import Failed, Refused, VeeryError
 from veery.model.node import Role
 from veery.model.volume import Backing
 from veery.network.bridge import bridges
@@ -17,6 +18,8 @@ from veery.node.images import Images
 from veery.node.machine import Machine
 from veery.node.peers import Peers
 from veery.node.volumes import VolumeService
+
+log = logging.getLogger(__name__)
 
 
 class StorageRoutes:
@@ -113,6 +116,11 @@ class StorageRoutes:
                 await lines.say("done", result=await work)
             except VeeryError as error:
                 await lines.say("error", **error_body(error))
+            except Exception as error:
+                log.exception("image %s into %s", kind, name)
+                await lines.say(
+                    "error", **error_body(Failed(f"{type(error).__name__}: {error}", hint="see veeryd's log"))
+                )
         return lines.response
 
     async def targets(self, _: web.Request) -> web.Response:

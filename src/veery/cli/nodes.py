@@ -6,6 +6,7 @@ import os
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import veery
 from veery.cli import tables
@@ -67,6 +68,11 @@ def _token(session: Session, args: Namespace) -> int:
         session.print_json({"token": token, "address": address})
     else:
         print(token if "@" in token else f"{token}@{address}")
+    return 0
+
+
+def _leave(session: Session, args: Namespace) -> int:
+    session.client.delete(f"/v1/nodes/{quote(args.name, safe='')}", deadline=60)
     return 0
 
 
@@ -165,6 +171,10 @@ def _declare_member(parser: Parser, roles: str) -> None:
     )
 
 
+def _declare_leave(parser: Parser) -> None:
+    parser.add_argument("name", metavar="NODE", help="its name, as veery node list shows it")
+
+
 def _declare_init(parser: Parser) -> None:
     _declare_member(parser, "hypervisor,storage,voter")
     parser.add_argument("--cluster", metavar="NAME", default="veery", help="the cluster's name (veery)")
@@ -200,6 +210,14 @@ VERBS: dict[str, Verb] = {
         about="Makes a token with which one new node may join within an hour, and prints it as TOKEN@ADDRESS.",
         examples="veery node token",
         json=True,
+    ),
+    "node leave": Verb(
+        run=_leave,
+        declare=_declare_leave,
+        about="""
+Puts a node out of the cluster: its vote in the store, its access to the targets, its record. It must run no domains
+and hold no volumes. Stop its veeryd afterwards and remove its state folder before it joins anew.""",
+        examples="veery node leave test3",
     ),
     "init": Verb(
         run=_init,

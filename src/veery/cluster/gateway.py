@@ -20,7 +20,7 @@ from veery.errors import Failed, OutcomeUnknown
 
 T = TypeVar("T")
 
-HINT = "see `veery nodes`; most voters must be up and reach each other"
+HINT = "see `veery node list`; most voters must be up and reach each other"
 
 # Answers after which the request has surely not been carried out (etcd api/v3rpc/rpctypes/error.go, raft/raft.go,
 # and grpc's picker, which speaks when the gateway cannot reach its own server).

@@ -104,7 +104,9 @@ def read_token(token: str) -> tuple[str, str]:
     """The secret and the CA's fingerprint (hex) in `token`. Raises Refused when it is not one."""
     match = re.fullmatch(r"veery\.([\w-]{16,64})\.([\w-]{43})", token.strip(), re.ASCII)
     if not match:
-        raise Refused("not a token", hint="make one with `veery token` on a node of the cluster, and copy all of it")
+        raise Refused(
+            "not a token", hint="make one with `veery node token` on a node of the cluster, and copy all of it"
+        )
     return match[1], base64.urlsafe_b64decode(match[2] + "=").hex()
 
 
@@ -175,7 +177,7 @@ async def join(
     reply = await _call("POST", f"{base}/v1/join", JoinReply, tls.pinned_context(told.ca), within=ANSWER, body=request)
     if tls.fingerprint(reply.cluster.ca) != mark:
         raise Failed(
-            f"{peer} answered with another cluster's CA", hint=f"have {name} put out with `veery leave {name}`"
+            f"{peer} answered with another cluster's CA", hint=f"have {name} put out with `veery node leave {name}`"
         )
     own = (client_url(settings, node),) if reply.etcd else ()
     identity = Identity(cluster=reply.cluster, node=reply.node, voters=own + reply.voters, etcd=reply.etcd)
@@ -189,7 +191,7 @@ async def _check(store: Store, request: JoinRequest, now: float) -> Unchanged:
     key = keys.TOKENS.key(_hash(request.secret))
     entry = await store.get(key)
     if entry is None or keys.TOKENS.value(entry).expires < now:
-        raise Refused("the token is unknown, used or too old", hint="make another with `veery token`")
+        raise Refused("the token is unknown, used or too old", hint="make another with `veery node token`")
     node = request.node
     check_name(node.name, "node")
     ahead = request.epoch - now
@@ -202,7 +204,9 @@ async def _check(store: Store, request: JoinRequest, now: float) -> Unchanged:
         raise Refused(f"the request of {node.name} contradicts itself", hint="is another version of veery at work?")
     for other in (await keys.NODES.all(store)).values():
         if other.name == node.name:
-            raise Refused(f"the name {node.name} is taken", hint="choose another, or `veery leave` the old one first")
+            raise Refused(
+                f"the name {node.name} is taken", hint="choose another, or `veery node leave` the old one first"
+            )
         if other.address == node.address:
             raise Refused(f"{node.address} is {other.name}'s address", hint="give the address of this node")
     return Unchanged(key, entry.revision)
@@ -301,7 +305,7 @@ async def _call(method: str, url: str, type: type[T], context: ssl.SSLContext, *
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         raise OutcomeUnknown(
             f"the answer of {where} was lost: {error or 'none in time'}",
-            hint="see `veery nodes` there: if this node is listed, `veery leave` it before trying again",
+            hint="see `veery node list` there: if this node is listed, `veery node leave` it before trying again",
         ) from error
     if status != 200:
         try:

@@ -72,7 +72,7 @@ async def promote(voters: Voters, settings: Settings, identity: Identity) -> Non
         try:
             own = next((member for member in await voters.all() if peer in member.peers), None)
             if own is None:
-                raise Refused(f"etcd does not know this node at {peer}", hint="was it put out with `veery leave`?")
+                raise Refused(f"etcd does not know this node at {peer}", hint="was it put out with `veery node leave`?")
             if not own.learner:
                 return
             await voters.promote(own.id)
@@ -122,7 +122,7 @@ async def leave(store: Store, voters: Voters, settings: Settings, name: str) -> 
     call it again."""
     entry = await store.get(keys.NODES.key(name))
     if entry is None:
-        raise Refused(f"no node {name!r}", hint="see `veery nodes`")
+        raise Refused(f"no node {name!r}", hint="see `veery node list`")
     node = keys.NODES.value(entry)
     domains = [owner.domain for owner in (await keys.OWNERS.all(store)).values() if owner.node == name]
     if domains:

@@ -45,17 +45,14 @@ def main(words: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     form = argparse.RawDescriptionHelpFormatter
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--lab", metavar="NAME", default=argparse.SUPPRESS, help="the lab (or VEERY_LAB; lab)")
-    common.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
     parser = argparse.ArgumentParser(
-        prog="veery lab", description=_ABOUT, epilog=_EXAMPLES, formatter_class=form, parents=[common]
+        prog="veery lab", description=_ABOUT, epilog=_EXAMPLES, formatter_class=form, parents=[_common()]
     )
     parser.set_defaults(lab=os.environ.get("VEERY_LAB") or "", json=False)
     verbs = parser.add_subparsers(metavar="VERB", required=True, title="verbs")
 
     def verb(name: str, act: object, text: str) -> argparse.ArgumentParser:
-        made = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", parents=[common])
+        made = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", parents=[_common()])
         made.set_defaults(act=act)
         return made
 
@@ -68,6 +65,14 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("command", metavar="COMMAND", nargs=argparse.REMAINDER, help="the command and its arguments")
     verb("demo", _demo, "run the whole experiment in a lab of its own, and remove it")
     return parser
+
+
+def _common() -> argparse.ArgumentParser:
+    """The options that stand before or after the verb. Made anew for each parser: set_defaults writes into them."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--lab", metavar="NAME", default=argparse.SUPPRESS, help="the lab (or VEERY_LAB; lab)")
+    common.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
+    return common
 
 
 def _up(arguments: Namespace) -> int:

@@ -44,6 +44,10 @@ class Membership:
         """A token with which one node may join."""
         return await join.make_token(self._store)
 
+    async def leave(self, name: str) -> None:
+        """Put node `name` out. Raises Refused while it has domains or volumes, or its vote is needed."""
+        await members.leave(self._store, self._store.voters, self._settings, name)
+
     async def admit(self, request: join.JoinRequest) -> join.JoinReply:
         """POST /v1/join."""
         return await join.admit(self._store, self._store.voters, request)
