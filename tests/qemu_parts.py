@@ -11,10 +11,17 @@ import stat
 import subprocess
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
+
+from veery.config.settings import Qemu
+from veery.host.clock import RealClock
 from veery.hypervisor.base import Console, Driver
+from veery.hypervisor.qemu.driver import QemuDriver
 from veery.lab.guest import Guest
 from veery.model.domain import DiskFormat, DiskSpec, DomainSpec, VifSpec
 from veery.model.volume import AttachedDisk, AttachedVif, Attachments, LocalDisk
@@ -27,6 +34,7 @@ INIT = """#!/bin/sh
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
 for module in MODULES; do insmod /modules/$module.ko; done
 acpid -f -c /etc/acpi -l /dev/null &
+until ls -l /proc/$!/fd | grep -q event; do sleep 0.1; done
 echo READY
 exec setsid cttyhack sh
 """
@@ -66,6 +74,43 @@ def domain(guest: Guest, ramdisk: Path, name: str = "busybox", **changes: object
         "memory": 96,
     }
     return DomainSpec(**(values | changes))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A domain that has booted, in a file: to wake it takes a tenth of the time that a boot takes."""
+
+    spec: DomainSpec
+    luggage: msgspec.Raw
+    path: Path
+
+
+def snapshot(guest: Guest, folder: Path) -> Snapshot:
+    """Boot a domain of 96 (at most 128) MiB with a shell, and save it in `folder`. Not for a running loop."""
+
+    async def make() -> Snapshot:
+        driver = QemuDriver(folder / "run", None, Qemu(accel="tcg"), RealClock())
+        await driver.open()
+        spec = domain(guest, initramfs(guest, folder / "initrd"), maxmem=128)
+        try:
+            await driver.start(spec, Attachments())
+            await booted(driver, spec.uuid)
+            packed, luggage = await driver.pack(spec.uuid)
+            await driver.save(spec.uuid, folder / "saved")
+            return Snapshot(packed, msgspec.Raw(bytes(luggage)), folder / "saved")
+        finally:
+            await driver.destroy(spec.uuid)
+            await driver.close()
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(lambda: asyncio.run(make())).result()
+
+
+async def awake(driver: Driver, snapshot: Snapshot, name: str = "busybox", **changes: object) -> DomainSpec:
+    """A domain that runs, woken from `snapshot` under a UUID of its own; its spec."""
+    spec = replace(snapshot.spec, name=name, uuid=str(uuid.uuid4()), **changes)  # type: ignore[arg-type]
+    await driver.restore(spec, Attachments(), snapshot.luggage, snapshot.path)
+    return spec
 
 
 def disk(path: Path, vdev: str = "xvda", size: int = 8 << 20) -> AttachedDisk:

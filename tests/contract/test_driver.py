@@ -44,6 +44,11 @@ class FakeRig:
     def spec(self, name: str = "busybox", **changes: Any) -> DomainSpec:
         return DomainSpec(**({"name": name, "uuid": str(uuids.uuid4()), "memory": 96} | changes))
 
+    async def up(self, driver: FakeDriver, name: str = "busybox", **changes: Any) -> DomainSpec:
+        spec = self.spec(name, **changes)
+        await driver.start(spec, Attachments())
+        return spec
+
     async def booted(self, driver: FakeDriver, uuid: str, times: int = 1) -> None:
         driver.print(uuid, b"READY\r\n")
 
@@ -69,8 +74,8 @@ class FakeRig:
 class QemuRig:
     """Two QEMU drivers on one machine, with folders of their own."""
 
-    def __init__(self, folder: Path, guest: Guest, ramdisk: Path) -> None:
-        self.folder, self._guest, self._ramdisk = folder, guest, ramdisk
+    def __init__(self, folder: Path, guest: Guest, snapshot: parts.Snapshot) -> None:
+        self.folder, self._guest, self._snapshot = folder, guest, snapshot
         self.near = self._driver(folder / "test1")
         self.far = self._driver(folder / "test2")
 
@@ -78,7 +83,10 @@ class QemuRig:
         return QemuDriver(run, None, Qemu(accel="tcg"), RealClock())
 
     def spec(self, name: str = "busybox", **changes: Any) -> DomainSpec:
-        return parts.domain(self._guest, self._ramdisk, name, **changes)
+        return parts.domain(self._guest, Path(self._snapshot.spec.ramdisk), name, **changes)
+
+    async def up(self, driver: QemuDriver, name: str = "busybox", **changes: Any) -> DomainSpec:
+        return await parts.awake(driver, self._snapshot, name, **changes)
 
     async def booted(self, driver: QemuDriver, uuid: str, times: int = 1) -> None:
         await parts.booted(driver, uuid, times=times)
@@ -120,8 +128,8 @@ Rig = Any  # FakeRig | QemuRig: each calls its own drivers by more than the Prot
 
 
 @pytest.fixture(scope="module")
-def ramdisk(guest: Guest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return parts.initramfs(guest, tmp_path_factory.mktemp("guest") / "initrd")
+def snapshot(guest: Guest, tmp_path_factory: pytest.TempPathFactory) -> parts.Snapshot:
+    return parts.snapshot(guest, tmp_path_factory.mktemp("snapshot"))
 
 
 @pytest.fixture(params=["fake", "qemu"])
@@ -130,7 +138,7 @@ async def rig(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[R
     if request.param == "fake":
         made = FakeRig(tmp_path)
     else:
-        made = QemuRig(tmp_path, request.getfixturevalue("guest"), request.getfixturevalue("ramdisk"))
+        made = QemuRig(tmp_path, request.getfixturevalue("guest"), request.getfixturevalue("snapshot"))
     await made.near.open()
     await made.far.open()
     try:
@@ -298,9 +306,9 @@ async def test_domains_outlive_the_driver(rig: Rig) -> None:
 
 
 async def test_guests_end_by_themselves(rig: Rig) -> None:
-    driver, spec, other = rig.near, rig.spec(), rig.spec("stays-down", on_reboot=OnEvent.DESTROY)
+    driver, spec = rig.near, rig.spec()
     first = await driver.start(spec, Attachments())
-    await driver.start(other, Attachments())
+    other = await rig.up(driver, "stays-down", on_reboot=OnEvent.DESTROY)
     await rig.booted(driver, spec.uuid)
     await asyncio.sleep(0.01)
     await driver.reboot(spec.uuid)
@@ -308,7 +316,6 @@ async def test_guests_end_by_themselves(rig: Rig) -> None:
     assert reading.state in UP
     assert reading.pid == first.pid
 
-    await rig.booted(driver, other.uuid)
     await rig.tell(driver, other.uuid, DomainEnd.REBOOT)
     assert await event(driver) == DomainEvent(other.uuid, DomainEnd.REBOOT)
     assert (await the(driver, other.uuid)).state is DomainState.SHUTDOWN
@@ -321,9 +328,8 @@ async def test_guests_end_by_themselves(rig: Rig) -> None:
 
 
 async def test_a_crash(rig: Rig) -> None:
-    driver, spec = rig.near, rig.spec(on_crash=OnEvent.PRESERVE)
-    await driver.start(spec, Attachments())
-    await rig.booted(driver, spec.uuid)
+    driver = rig.near
+    spec = await rig.up(driver, on_crash=OnEvent.PRESERVE)
     await rig.tell(driver, spec.uuid, DomainEnd.CRASH)
     assert await event(driver) == DomainEvent(spec.uuid, DomainEnd.CRASH)
     assert (await the(driver, spec.uuid)).state is DomainState.CRASHED
@@ -367,9 +373,7 @@ async def test_moves_there_and_back(rig: Rig) -> None:
 
 
 async def test_moves_that_fail_leave_the_domain_running(rig: Rig) -> None:
-    spec = rig.spec()
-    await rig.near.start(spec, Attachments())
-    await rig.booted(rig.near, spec.uuid)
+    spec = await rig.up(rig.near)
     slow = replace(PLAIN, bandwidth=32 << 20)
 
     move = Move(rig.near, rig.far, spec.uuid, slow)  # the target dies in the middle
@@ -407,9 +411,7 @@ async def test_moves_that_fail_leave_the_domain_running(rig: Rig) -> None:
 
 
 async def test_a_stream_that_stands_still(rig: Rig) -> None:
-    spec = rig.spec()
-    await rig.near.start(spec, Attachments())
-    await rig.booted(rig.near, spec.uuid)
+    spec = await rig.up(rig.near)
     near, far = parts.stream()
     with contextlib.closing(near), contextlib.closing(far), pytest.raises(Failed, match="no byte moved"):
         await rig.near.send(spec.uuid, near, replace(PLAIN, stall=1.0), lambda _: None, peer="test2")
@@ -419,10 +421,9 @@ async def test_a_stream_that_stands_still(rig: Rig) -> None:
 
 async def test_devices_come_and_go(rig: Rig, tmp_path: Path) -> None:
     disks = (parts.disk(tmp_path / "a.img", "xvda"), parts.disk(tmp_path / "b.img", "xvdb"))
-    spec = rig.spec(disks=(disks[0].spec,))
-    await rig.near.start(spec, Attachments(disks=disks[:1]))
-    await rig.booted(rig.near, spec.uuid)
-    await rig.near.attach_disk(spec.uuid, disks[1])
+    spec = await rig.up(rig.near)
+    for disk in disks:
+        await rig.near.attach_disk(spec.uuid, disk)
     await refused(rig.near.attach_disk(spec.uuid, disks[1]))
     assert (await rig.near.spec(spec.uuid))[0].disks == (disks[0].spec, disks[1].spec)
     await rig.near.resize_disk(spec.uuid, "xvdb", 16 << 20)
@@ -436,9 +437,8 @@ async def test_devices_come_and_go(rig: Rig, tmp_path: Path) -> None:
 
 
 async def test_save_and_restore(rig: Rig, tmp_path: Path) -> None:
-    spec, path = rig.spec(), tmp_path / "save"
-    before = await rig.near.start(spec, Attachments())
-    await rig.booted(rig.near, spec.uuid)
+    spec, path = await rig.up(rig.near), tmp_path / "save"
+    before = await the(rig.near, spec.uuid)
     path.write_bytes(b"header".ljust(4096))
     packed, luggage = await rig.near.pack(spec.uuid)
     luggage = msgspec.Raw(bytes(luggage))

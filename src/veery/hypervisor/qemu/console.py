@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import fcntl
 import os
 import struct
+import termios
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +24,7 @@ KEEP = 256 << 10
 TRIM = 1 << 20
 """The log gives disk space back when it holds more than this."""
 TYPE_DEADLINE = 5.0
+LINGER = 2.0
 _IN_MODIFY = 0x2
 _PUNCH_HOLE = 0x3  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, fallocate(2)
 
@@ -110,14 +113,15 @@ class ConsoleHub:
     async def _hang_up(self) -> None:
         writer, self._writer = self._writer, None
         drain, self._drain = self._drain, None
-        if drain is not None:
-            drain.cancel()
-            await asyncio.wait({drain})
         if writer is not None:
+            await _taken(writer)
             writer.close()
             with contextlib.suppress(OSError, TimeoutError):
                 async with asyncio.timeout(1):
                     await writer.wait_closed()
+        if drain is not None:
+            drain.cancel()
+            await asyncio.wait({drain})
 
     def _wake(self) -> None:
         for console in self._open:
@@ -171,6 +175,19 @@ async def _discard(reader: asyncio.StreamReader) -> None:
     with contextlib.suppress(OSError):
         while await reader.read(1 << 16):
             pass
+
+
+async def _taken(writer: asyncio.StreamWriter) -> None:
+    """Wait for QEMU to have read what was typed: it drops the rest when we hang up. A serial port takes sixteen
+    bytes at a time, and a paused guest none, so the wait has an end."""
+    handle = writer.get_extra_info("socket").fileno()
+    end = asyncio.get_running_loop().time() + LINGER
+    with contextlib.suppress(OSError):
+        while asyncio.get_running_loop().time() < end:
+            (left,) = struct.unpack("i", fcntl.ioctl(handle, termios.TIOCOUTQ, bytes(4)))
+            if not left or writer.is_closing():
+                return
+            await asyncio.sleep(0.01)
 
 
 class _Watch:
