@@ -14,6 +14,7 @@ PYTHON := $(shell for each in /usr/bin/python3 python3; do \
 SETUP := PYTHONPATH=src PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m veery.lab.setup
 BIN := .venv/bin
 VENV := .cache/venv.stamp
+PIP = $(BIN)/python -m pip install --disable-pip-version-check
 
 ifneq ($(DRIVER),qemu)
 $(error DRIVER=$(DRIVER): the drivers are: qemu)
@@ -77,8 +78,8 @@ $(VENV): packaging/requirements.lock pyproject.toml $(if $(filter $(CURDIR),$(sh
 	@mkdir -p .cache
 	@$(BIN)/python -c '' 2>/dev/null || { rm -rf .venv; echo 'python: making .venv'; $(PYTHON) -m venv .venv; }
 	@echo 'python: installing the packages of packaging/requirements.lock'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r packaging/requirements.lock
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@{ $(PIP) --require-hashes -r packaging/requirements.lock && $(PIP) --no-deps --no-build-isolation -e .; } \
+		>.cache/pip.log 2>&1 || { tail -n 20 .cache/pip.log; echo 'error: see .cache/pip.log' >&2; exit 1; }
 	@echo '$(CURDIR)' >$@
 
 FORCE:
