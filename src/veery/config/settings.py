@@ -22,7 +22,6 @@ class Relocation:
     address: str = ""
     port: int = 8002
     hosts_allow: str = ""
-    tls: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +58,6 @@ class Qemu:
     binary: str = "qemu-system-x86_64"
     accel: str = "auto"
     machine: str = ""  # "": the driver's pinned default
-    log_level: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
