@@ -13,8 +13,8 @@ Facts this module rests on, seen in tgt 1.0.85 and read in its sources (usr/ of 
   dies at the next "show" and refuses the accounts behind it. So another account fills it at once.
 - LUN parameters are split at commas, so a path with a comma cannot be given.
 - Passwords cannot be read back.
-- tgtd ignores SIGTERM (tgtd.c, signal_catch): it ends by tgtadm --mode sys --op delete, or by SIGKILL, which
-  harms nothing.
+- tgtd ignores SIGTERM (tgtd.c, signal_catch); SIGKILL harms nothing. tgtadm --mode sys --op delete hangs when
+  another tgtd takes the socket over at once (tgtadm.c, ipc_mgmt_rsp).
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from veery.errors import Failed, OutcomeUnknown, Refused
+from veery.host.process import Process, start_ticks
 from veery.host.run import run
 from veery.storage import sockets
 
@@ -298,7 +299,8 @@ class TargetServer:
                 await asyncio.sleep(0.05)
         if portals != [self.portal]:
             if not await self.targets():
-                await self._call("sys", "delete")  # ends a tgtd that has no targets
+                pid = sockets.server_pid(f"{self.env['TGT_IPC_SOCKET']}.0")
+                await Process(pid, start_ticks(pid)).stop(grace=0)
             raise Failed(
                 f"tgtd listens on {', '.join(portals) or 'nothing'} instead of {self.portal}",
                 hint=f"is {self.portal} in use, or not an address of this node?",
