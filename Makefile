@@ -23,7 +23,7 @@ ifeq ($(PYTHON),)
 $(error veery needs Python 3.11 or later as /usr/bin/python3 or python3)
 endif
 
-.PHONY: help demo test check bench lab setup root lock clean FORCE
+.PHONY: help demo test check faults bench lab setup root lock clean FORCE
 
 help: ## print this
 	@echo 'usage: make TARGET'
@@ -35,7 +35,7 @@ demo: root setup ## the seed's experiment on real parts, told as a story (about 
 
 test: root setup ## every check and every test
 	@$(MAKE) --no-print-directory check
-	@$(BIN)/python -m pytest $(or $(PYTEST),tests/unit tests/contract tests/integration)
+	@$(BIN)/python -m pytest $(or $(PYTEST),-m 'not slow' tests/unit tests/contract tests/integration tests/faults)
 
 check: $(VENV) ## format, lint, types and layers
 	@$(BIN)/ruff format --check --quiet . || { echo 'error: format with: $(BIN)/ruff format .'; exit 1; }
@@ -44,6 +44,9 @@ check: $(VENV) ## format, lint, types and layers
 	@PYTHONPATH=src $(BIN)/lint-imports --no-logo --config pyproject.toml >.cache/layers.log 2>&1 \
 		|| { cat .cache/layers.log; exit 1; }
 	@echo 'format, lint, types, layers: good'
+
+faults: root setup ## kill daemons, QEMUs, links, etcd and power in every phase of a move (about 10 minutes)
+	@$(BIN)/python -m pytest tests/faults
 
 bench: root setup ## measure moves beside a bare QMP script; writes bench/latest.json
 	@$(BIN)/python -m bench
