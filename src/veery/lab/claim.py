@@ -6,6 +6,7 @@ boot, as the namespaces are."""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from dataclasses import asdict, dataclass
@@ -34,9 +35,12 @@ class Claim:
     def __init__(self, lab: str) -> None:
         """Take lab `lab`. Raises Refused when a living process has it."""
         self._path = FOLDER / lab
-        FOLDER.mkdir(mode=0o755, parents=True, exist_ok=True)
         while True:
-            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            FOLDER.mkdir(mode=0o755, parents=True, exist_ok=True)
+            try:
+                self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            except FileNotFoundError:  # the last of other labs has just removed the folder
+                continue
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -60,8 +64,10 @@ class Claim:
         os.close(self._file)
 
     def forget(self) -> None:
-        """The lab is no more: remove the file and let go."""
+        """The lab is no more: remove the file, and the folder if it was the last, and let go."""
         self._path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            FOLDER.rmdir()
         os.close(self._file)
 
 
