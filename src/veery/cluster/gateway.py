@@ -8,6 +8,7 @@ have been done."""
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from collections.abc import AsyncGenerator, Awaitable, Sequence
 from typing import Any, TypeVar
@@ -121,7 +122,7 @@ class Gateway:
         try:
             status, data = await self._within(within, self._exchange(endpoint + path, body, connect or within, leader))
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise NotDone(f"{endpoint}: {error}") from error
+            raise NotDone(f"{endpoint}: {_reason(error)}") from error
         except (aiohttp.ClientError, OSError) as error:
             raise Unanswered(f"{endpoint}: {error or 'no answer in time'}") from error
         if status != 200:
@@ -221,6 +222,18 @@ class Gateway:
             connector = aiohttp.TCPConnector(ssl=self._tls or False, limit=0, keepalive_timeout=30)
             self._session = aiohttp.ClientSession(connector=connector)
         return self._session
+
+
+def _reason(error: aiohttp.ClientError) -> str:
+    """Why there was no connection, in the system's words and not in aiohttp's."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return str(error.certificate_error)
+    if isinstance(error, aiohttp.ClientConnectorError):
+        system = error.os_error
+        if isinstance(system, ssl.SSLError):  # its errno is OpenSSL's
+            return f"TLS: {system.reason or system}"
+        return os.strerror(system.errno) if system.errno else str(system)
+    return "no connection in time"
 
 
 def _judge(endpoint: str, status: int, data: bytes) -> Exception:
