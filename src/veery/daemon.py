@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ class Daemon:
             self.node.name, self.node.address, settings.relocation, self.server_tls, self.receiver.take
         )
         self.receiver.server = self.relocation
-        self.domains = Domains(self.ground, self.attacher, moves=self.moves, receiver=self.receiver)
+        self.domains = Domains(self.node, self.ground, self.attacher, moves=self.moves, receiver=self.receiver)
         self.machine = Machine(self.node, self.driver, self.store, self.peers)
         self.volumes = self._volumes()
         self.api = self._api(tail)
@@ -106,7 +107,10 @@ class Daemon:
     def _driver(self, folder: Path) -> Driver:
         if self.node.driver not in ("", "qemu"):
             raise Refused(f"no driver {self.node.driver!r}", hint="this version has: qemu")
-        return QemuDriver(self.runtime, folder, self.settings.qemu, self.clock)
+        qemu = self.settings.qemu
+        if not self.node.has(Role.HYPERVISOR):  # it reads the machine and runs nothing: no need to try KVM out
+            qemu = replace(qemu, accel="tcg")
+        return QemuDriver(self.runtime, folder, qemu, self.clock)
 
     def _volumes(self) -> VolumeService:
         records = VolumeRecords(self.store)

@@ -55,8 +55,11 @@ def check_name(name: str) -> None:
 class Domains:
     """What users order of the domains of this node. A `ref` is a name, a domid or a UUID."""
 
-    def __init__(self, ground: Ground, attacher: NodeAttacher, *, moves: Moves, receiver: Receiver) -> None:
-        """Everything is shared with the daemon, which owns it."""
+    def __init__(
+        self, record: Node, ground: Ground, attacher: NodeAttacher, *, moves: Moves, receiver: Receiver
+    ) -> None:
+        """`record` is this node's own; everything is shared with the daemon, which owns it."""
+        self._record = record
         self.node, self.driver, self.attacher = ground.node, ground.driver, attacher
         self._store, self._moves, self._receiver = ground.store, moves, receiver
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -102,6 +105,8 @@ class Domains:
     async def create(self, spec: DomainSpec, *, paused: bool = False) -> DomainReading:
         """Start a domain. Raises Refused when its name is taken, another node owns it, or something it needs is
         missing; Failed with the hypervisor's words. Either way nothing of it is left."""
+        if not self._record.has(Role.HYPERVISOR):
+            raise Refused(f"{self.node} runs no domains", hint="name a hypervisor with --node: veery node list")
         check_name(spec.name)
         async with self.hold(spec.name):
             await self._not_here(spec.name)
