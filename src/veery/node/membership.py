@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from pathlib import Path
 
-from veery.cluster import join, keys, members
+from veery.cluster import join, members
 from veery.cluster.etcd import EtcdStore
 from veery.cluster.identity import Identity
 from veery.config.settings import Settings
 from veery.errors import VeeryError
-from veery.model.node import Node
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +52,7 @@ class Membership:
 
     async def _introduce(self) -> None:
         await members.bootstrap(self._store, Path(self._settings.state), self.identity)
-        mine = self.identity.node
-        recorded = await keys.NODES.get(self._store, mine.name)
-        await members.update(self._store, _as_recorded(mine, recorded))
+        await members.update(self._store, members.current(self._settings, self.identity))
 
     async def _refresh(self) -> None:
         self.identity = await members.refresh(self._store, self._settings, self.identity)
@@ -72,8 +68,3 @@ class Membership:
                     log.warning("membership: %s wait: %s", what, error.message)
                 said = error.message
             await asyncio.sleep(RETRY)
-
-
-def _as_recorded(mine: Node, recorded: Node | None) -> Node:
-    """Our record as our settings have it, with the initiator name that the cluster gave us."""
-    return replace(mine, initiator=mine.initiator or (recorded.initiator if recorded else ""))
