@@ -308,6 +308,7 @@ class Domains:
                 raise Refused(
                     f"{spec.name} would have volume {volume} twice, and write it", hint="name it once, or read-only (r)"
                 )
+        await self._check_files(spec)
         for owner in (await OWNERS.all(self._store)).values():
             record = await DOMAINS.get(self._store, owner.domain) if owner.domain != spec.name else None
             for disk in record.spec.disks if record else ():
@@ -315,6 +316,21 @@ class Domains:
                     raise Refused(
                         f"volume {disk.volume} is in use by {owner.domain} on {owner.node}",
                         hint=f"destroy {owner.domain} first, or give {spec.name} a volume of its own",
+                    )
+
+    async def _check_files(self, spec: DomainSpec) -> None:
+        """The same for files and devices of this node, by whatever path they are named."""
+        wanted = {os.path.realpath(disk.target): disk for disk in spec.disks if disk.target}
+        for reading in await self.driver.list():
+            if reading.name == spec.name or not wanted:
+                continue
+            other, _ = await self.driver.spec(reading.uuid)
+            for disk in other.disks:
+                mine = wanted.get(os.path.realpath(disk.target)) if disk.target else None
+                if mine is not None and (mine.readwrite or disk.readwrite):
+                    raise Refused(
+                        f"{mine.target} is in use by {reading.name}",
+                        hint=f"destroy {reading.name} first, or give {spec.name} a disk of its own",
                     )
 
     async def _not_here(self, name: str) -> None:
