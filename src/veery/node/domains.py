@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import re
 import secrets
 import uuid as uuids
@@ -185,7 +186,8 @@ class Domains:
             spec, luggage = await self.driver.pack(reading.uuid)
             await self.driver.save(reading.uuid, part)
             try:
-                saved = savefile.Saved(spec=spec, token=token, luggage=luggage, paused=was_paused)
+                backlog = await self.driver.backlog(reading.uuid)
+                saved = savefile.Saved(spec=spec, token=token, luggage=luggage, backlog=backlog, paused=was_paused)
                 await asyncio.to_thread(savefile.finish, part, path, saved)
                 if leave == "destroyed":
                     await self._promise(spec, token, path)
@@ -233,7 +235,12 @@ class Domains:
                 attachments = await self.attacher.attach(spec)
                 try:
                     return await self.driver.restore(
-                        spec, attachments, saved.luggage, path, paused=paused or saved.paused
+                        spec,
+                        attachments,
+                        saved.luggage,
+                        path,
+                        backlog=saved.backlog,
+                        paused=paused or saved.paused,
                     )
                 except BaseException:
                     await self.attacher.detach(attachments)
