@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import msgspec
@@ -132,7 +132,7 @@ class EtcdStore:
         answer = await self.gateway.write("/v3/kv/txn", body, _Txn)
         return Committed(answer.succeeded, answer.header.revision)
 
-    async def watch(self, prefix: str, after: int) -> AsyncIterator[Change]:
+    async def watch(self, prefix: str, after: int) -> AsyncGenerator[Change, None]:
         """As Store.watch: asked anew from the last revision seen whenever it breaks, falls silent, or the member
         it hangs on loses its leader."""
         pause = 0.05

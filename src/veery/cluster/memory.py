@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import bisect
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
 from veery.cluster.store import (
@@ -156,7 +156,7 @@ class MemoryStore:
             raise OutcomeUnknown("the store's answer was lost")
         return Committed(held, data.revision)
 
-    async def watch(self, prefix: str, after: int) -> AsyncIterator[Change]:
+    async def watch(self, prefix: str, after: int) -> AsyncGenerator[Change, None]:
         """As Store.watch."""
         data, event = self._data, asyncio.Event()
         data.watchers.add(event)

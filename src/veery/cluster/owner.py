@@ -11,6 +11,7 @@ can find it, whichever side calls when: that is the whole proof, and tests/unit/
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 
@@ -36,6 +37,21 @@ class OwnedElsewhere(Refused):
 async def read(store: Store, domain: str) -> Owner | None:
     """Who may run `domain` now. Raises StoreUnavailable."""
     return await OWNERS.get(store, domain)
+
+
+async def given(store: Store, reservation: Reservation, boot: str) -> Owner:
+    """Return once the reservation's target owns the domain, for its run `boot`, as the store's own history tells it.
+
+    What is seen may be past already: `read` is the one to ask where nobody else vouches for it. Waits for ever
+    where that does not happen; raises Compacted when the reservation is too old."""
+    key = OWNERS.key(reservation.domain)
+    async with contextlib.aclosing(store.watch(key, reservation.revision)) as changes:
+        async for change in changes:
+            if change.key == key and change.entry is not None:
+                owner = OWNERS.value(change.entry)
+                if (owner.node, owner.boot) == (reservation.target, boot):
+                    return owner
+    raise StoreUnavailable(f"the watch of {reservation.domain}'s owner has ended")
 
 
 async def reservation(store: Store, domain: str) -> Reservation | None:

@@ -6,7 +6,7 @@ its own prefix. Two implementations pass the same contract suite (tests/contract
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -104,7 +104,7 @@ class Store(Protocol):
         a lease that has ended, a full store): nothing was done."""
         ...
 
-    def watch(self, prefix: str, after: int) -> AsyncIterator[Change]:
+    def watch(self, prefix: str, after: int) -> AsyncGenerator[Change, None]:
         """Every change under `prefix` with a revision above `after`, in order, none left out, for ever:
         it reconnects by itself. Raises Compacted when `after` is too old: scan again."""
         ...

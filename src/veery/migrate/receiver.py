@@ -6,15 +6,18 @@ import asyncio
 import contextlib
 import logging
 import socket
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 from veery.cluster import owner as owners
 from veery.errors import Failed, Refused, VeeryError
+from veery.host import tasks
 from veery.migrate import wire
 from veery.migrate.base import Ground
 from veery.migrate.journal import Line, Side
 from veery.migrate.relocation import RelocationServer
 from veery.migrate.settle import Settler
+from veery.model.cluster import Owner, Reservation
 from veery.model.move import Phase
 from veery.model.volume import Attachments
 
@@ -22,6 +25,7 @@ log = logging.getLogger(__name__)
 
 OFFER_DEADLINE = 15.0
 STREAM_DEADLINE = 20.0
+HEAD_START = 0.01  # seconds for the watch to tell who the owner is, before the store is asked
 FINISH_DEADLINE = 180.0  # from Loaded to Finish: the source may be asking a slow store
 
 
@@ -93,17 +97,23 @@ class Receiver:
         attachments: Attachments | None = None
         try:
             await ground.hold.at(Phase.PREPARE)
-            reservation = await owners.reserve(ground.store, offer.domain, offer.move, offer.source, ground.node)
+            reserving = asyncio.create_task(self._reserve(offer), name=f"{offer.move} reserves")
+            try:
+                attachments = await ground.attacher.attach(offer.spec)
+            finally:  # to its end: a promise made after we have given up would stand for ever
+                await asyncio.wait({reserving})
+                failed = reserving.exception()
+            if failed is not None:
+                raise failed
+            reservation = reserving.result()
             line = ground.journal.write(replace(line, reservation_revision=reservation.revision))
-            attachments = await ground.attacher.attach(offer.spec)
-            await ground.driver.prepare(
-                offer.spec, attachments, offer.luggage, offer.backlog, tls=offer.tls, peer=offer.source
-            )
-            await self._load(channel, offer, line)
-            owner = await owners.read(ground.store, offer.domain)
-            if owner is None or owner.node != ground.node or owner.revision <= line.owner_revision:
-                raise Failed(f"{offer.domain} was called ours, but the store says otherwise")
-            await ground.driver.finish(offer.spec.uuid, paused=offer.paused)
+            async with self._watching(reservation, offer.boot) as given:
+                await ground.driver.prepare(
+                    offer.spec, attachments, offer.luggage, offer.backlog, tls=offer.tls, peer=offer.source
+                )
+                await self._load(channel, offer, line)
+                await self._make_sure(line, given)
+                await ground.driver.finish(offer.spec.uuid, paused=offer.paused)
         except (VeeryError, OSError, TimeoutError) as error:
             await self._give_up(line, attachments)
             if isinstance(error, VeeryError):
@@ -112,9 +122,35 @@ class Receiver:
         except asyncio.CancelledError:
             self._settler.later(line)
             raise
-        await channel.send(wire.Running())
         ground.journal.strike(line)
         log.info("move=%s domain=%s runs here", line.move, line.domain)
+        await channel.send(wire.Running())
+
+    async def _reserve(self, offer: wire.Offer) -> Reservation:
+        node = self._ground.node
+        return await owners.reserve(self._ground.store, offer.domain, offer.move, offer.source, node)
+
+    @contextlib.asynccontextmanager
+    async def _watching(self, reservation: Reservation, boot: str) -> AsyncIterator[asyncio.Task[Owner]]:
+        """Watch the owner key from the reservation on; the task ends when we are seen to own the domain. So the
+        news of COMMIT is here as soon as the source's own word, and need not be asked for in the gap."""
+        watching = asyncio.create_task(
+            owners.given(self._ground.store, reservation, boot), name=f"{reservation.move} watches the owner"
+        )
+        try:
+            yield watching
+        finally:
+            await tasks.stop(watching)
+
+    async def _make_sure(self, line: Line, given: asyncio.Task[Owner]) -> None:
+        """The source has just said that we own the domain: see it in the store, which the watch has usually told by
+        now. Raises Failed where it is not so, StoreUnavailable."""
+        await asyncio.wait({given}, timeout=HEAD_START)
+        if given.done() and given.exception() is None:
+            return
+        owner = await owners.read(self._ground.store, line.domain)
+        if owner is None or owner.node != self._ground.node or owner.revision <= line.owner_revision:
+            raise Failed(f"{line.domain} was called ours, but the store says otherwise")
 
     async def _load(self, channel: wire.Channel, offer: wire.Offer, line: Line) -> None:
         """Ready, stream, Loaded, Finish; returns when the source has said that we own the domain."""
@@ -130,14 +166,12 @@ class Receiver:
                     listening.result()  # raises: the source is gone
                     raise Failed(f"{offer.source} said it was finished before everything was loaded")
                 loading.result()
+                await channel.send(wire.Loaded())  # before the journal: the domain stands still from here on
                 ground.journal.write(line.at(Phase.LOADED))
-                await channel.send(wire.Loaded())
                 async with asyncio.timeout(FINISH_DEADLINE):
                     await listening
             finally:
-                for task in (listening, loading):
-                    task.cancel()
-                await asyncio.wait({listening, loading})
+                await tasks.stop(listening, loading)
 
     async def _receive(self, offer: wire.Offer, arrival: asyncio.Future[socket.socket]) -> None:
         try:

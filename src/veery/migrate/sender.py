@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from veery.cluster import owner as owners
 from veery.cluster.store import StoreUnavailable
 from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
+from veery.host import tasks
 from veery.migrate import wire
 from veery.migrate.base import Ground
 from veery.migrate.journal import Line, Side
@@ -33,7 +34,7 @@ CONNECT_DEADLINE = 5.0
 PREPARE_DEADLINE = 60.0
 LOADED_DEADLINE = 60.0
 FINISH_DEADLINE = 15.0
-FRESH = 0.05  # seconds for which the store's last answer counts as a sign that it answers
+FRESH = 0.1  # seconds for which the store's last answer counts as a sign that it answers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +57,7 @@ class Sender:
         self._steps: Steps | None = None
         self._copy: CopyResult | None = None
         self._store_answered = float("-inf")
+        self._asking: asyncio.Task[None] | None = None
 
     @property
     def phase(self) -> Phase:
@@ -83,6 +85,7 @@ class Sender:
         )
         self._steps = steps = Steps(line, ground.journal, ground.clock, ground.hold, self._entered)
         async with contextlib.AsyncExitStack() as connection, contextlib.AsyncExitStack() as undo:
+            connection.push_async_callback(self._stop_asking)
             undo.push_async_callback(self._settler.undone, line)
             await steps.enter(Phase.BEGIN)
             channel = await wire.open_control(
@@ -118,7 +121,7 @@ class Sender:
             self._copy, loaded = await self._send(channel, ready)
 
             await steps.enter(Phase.LOADED)
-            await self._both(loaded, asyncio.create_task(self._ask_store()))
+            await self._settled(loaded)
 
             await steps.enter(Phase.COMMIT)
             await self._ask_store()
@@ -151,7 +154,7 @@ class Sender:
             async with asyncio.timeout(order.settings.timeout or None):
                 await asyncio.wait({listening, sending}, return_when=asyncio.FIRST_COMPLETED)
                 if not sending.done() and listening.exception():
-                    await _stop(sending)
+                    await tasks.stop(sending)
                     listening.result()
                 return await sending, asyncio.create_task(_within(listening, LOADED_DEADLINE, target.name))
         except TimeoutError as error:
@@ -163,17 +166,17 @@ class Sender:
             raise await _said_by_target(listening, error) from error
         finally:
             stream.close()
-            await _stop(sending)
+            await tasks.stop(sending)
             if not sending.done() or sending.cancelled() or sending.exception():
-                await _stop(listening)
+                await tasks.stop(listening)
 
-    async def _both(self, loaded: asyncio.Task[wire.Loaded], asking: asyncio.Task[None]) -> None:
+    async def _settled(self, loaded: asyncio.Task[wire.Loaded]) -> None:
+        """The target has everything, and the store was seen to answer."""
         try:
             await loaded
-            await asking
+            await self._ask_soon()
         finally:
-            await _stop(loaded)
-            await _stop(asking)
+            await tasks.stop(loaded)
 
     async def _ask_store(self) -> None:
         """Make sure, before anything is asked that cannot be taken back, that the store answers at all."""
@@ -181,6 +184,16 @@ class Sender:
         if now - self._store_answered > FRESH:
             await self._own()
             self._store_answered = self._ground.clock.now()
+
+    def _ask_soon(self) -> asyncio.Task[None]:
+        """Begin to ask the store, if that was not begun before."""
+        if self._asking is None:
+            self._asking = asyncio.create_task(self._ask_store(), name=f"{self._order.move} asks the store")
+        return self._asking
+
+    async def _stop_asking(self) -> None:
+        if self._asking is not None:
+            await tasks.stop(self._asking)
 
     async def _hand_over(
         self, owner: Owner, channel: wire.Channel, steps: Steps, undo: contextlib.AsyncExitStack
@@ -272,6 +285,8 @@ class Sender:
         self._publish(MoveProgress(phase=phase))
 
     def _progress(self, progress: MoveProgress) -> None:
+        if progress.stopped:  # from here on every millisecond is one of the gap's
+            self._ask_soon()
         self._publish(progress)
 
 
@@ -283,13 +298,6 @@ async def _whole(work: Coroutine[Any, Any, T]) -> T:
     except asyncio.CancelledError:
         await asyncio.wait({task})
         raise
-
-
-async def _stop(task: asyncio.Task[Any]) -> None:
-    """Cancel `task` and wait until it is through with it; its outcome is not asked for."""
-    if not task.done():
-        task.cancel()
-    await asyncio.wait({task})
 
 
 async def _within(task: asyncio.Task[T], deadline: float, peer: str) -> T:

@@ -43,7 +43,8 @@ class MoveSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MoveProgress:
-    """One reading of a running copy. Bytes; rates in bytes/s."""
+    """One reading of a running copy. Bytes; rates in bytes/s. `stopped`: the domain stands still for the rest of
+    it, which is its last part."""
 
     phase: Phase
     transferred: int = 0
@@ -52,6 +53,7 @@ class MoveProgress:
     rate: float = 0.0
     dirty_rate: float = 0.0
     rounds: int = 0
+    stopped: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -252,6 +252,7 @@ def _progress(info: Info) -> MoveProgress:
         rate=ram.get("mbps", 0.0) * 1e6 / 8,
         dirty_rate=float(ram.get("dirty-pages-rate", 0) * ram.get("page-size", 4096)),
         rounds=ram.get("dirty-sync-count", 0),
+        stopped=info.get("status") == "device",
     )
 
 
