@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from veery.errors import Refused, VeeryError
+from veery.host import tasks
 from veery.hypervisor.base import Driver
 from veery.model.domain import DiskFormat, DiskSpec, DomainSpec, VifSpec
 from veery.model.volume import AttachedDisk, AttachedVif, Attachments, Initiator, IscsiLun, LocalDisk, Volume
@@ -42,21 +43,15 @@ class NodeAttacher:
 
     async def blockers(self, spec: DomainSpec) -> Sequence[str]:
         """Why this node cannot run a copy of `spec` that runs elsewhere now: every reason; changes nothing."""
+        looks = [bridge.require(name) for name in dict.fromkeys(vif.bridge for vif in spec.vifs)]
+        looks += [self._reachable(disk) for disk in spec.disks]
+        found = await asyncio.gather(*looks, return_exceptions=True)
         reasons: list[str] = []
-        for vif in spec.vifs:
-            try:
-                await bridge.require(vif.bridge)
-            except VeeryError as error:
+        for error in found:
+            if isinstance(error, VeeryError):
                 reasons.append(error.message)
-        for disk in spec.disks:
-            try:
-                source = (await self.disk(disk)).source
-                if isinstance(source, IscsiLun):
-                    await _reach(source.portal)
-                elif isinstance(source, LocalDisk) and not _shared(source.path):
-                    reasons.append(f"{disk.target} is not on a filesystem that two nodes share")
-            except VeeryError as error:
-                reasons.append(error.message)
+            elif error is not None:
+                raise error
         free = (await self._driver.host()).memory_free
         if spec.memory > free:
             reasons.append(f"{spec.memory} MiB of memory are wanted, {free} MiB are free")
@@ -64,15 +59,19 @@ class NodeAttacher:
 
     async def attach(self, spec: DomainSpec) -> Attachments:
         """Disks resolved, taps made. On failure nothing is left. Raises Refused for what is missing."""
-        disks = tuple([await self.disk(disk) for disk in spec.disks])
         domid = await self._driver.take_domid()
-        async with contextlib.AsyncExitStack() as undo:
-            vifs: list[AttachedVif] = []
-            for number, vif in enumerate(spec.vifs):
-                made = await self.vif(vif, domid, number)
-                undo.push_async_callback(tap.delete, made.device)
-                vifs.append(made)
-            undo.pop_all()
+        finding = asyncio.create_task(self._disks(spec), name=f"disks of {spec.name}")
+        try:
+            async with contextlib.AsyncExitStack() as undo:
+                vifs: list[AttachedVif] = []
+                for number, vif in enumerate(spec.vifs):
+                    made = await self.vif(vif, domid, number)
+                    undo.push_async_callback(tap.delete, made.device)
+                    vifs.append(made)
+                disks = await finding
+                undo.pop_all()
+        finally:
+            await tasks.stop(finding)
         return Attachments(disks=disks, vifs=tuple(vifs), domid=domid)
 
     async def detach(self, attachments: Attachments) -> None:
@@ -80,15 +79,25 @@ class NodeAttacher:
         for vif in attachments.vifs:
             await tap.delete(vif.device)
 
+    async def _disks(self, spec: DomainSpec) -> tuple[AttachedDisk, ...]:
+        return tuple(await asyncio.gather(*map(self.disk, spec.disks)))
+
+    async def _reachable(self, spec: DiskSpec) -> None:
+        """Raises Refused where this node cannot use a disk that another node uses now."""
+        source = (await self.disk(spec)).source
+        if isinstance(source, IscsiLun):
+            await _reach(source.portal)
+        elif isinstance(source, LocalDisk) and not _shared(source.path):
+            raise Refused(f"{spec.target} is not on a filesystem that two nodes share", hint="import it as a volume")
+
     async def disk(self, spec: DiskSpec) -> AttachedDisk:
         """How this node reaches the bytes of a disk. Raises Refused where it cannot."""
         if spec.volume:
-            volume = await self._volume(spec.volume)
+            volume, mine = await asyncio.gather(self._volume(spec.volume), self._initiator())
             if volume is None:
                 raise Refused(f"there is no volume {spec.volume}", hint="veery volume list shows those there are")
             if not volume.ready:
                 raise Refused(f"volume {spec.volume} is not ready", hint="is it being filled or deleted?")
-            mine = await self._initiator()
             lun = IscsiLun(
                 portal=volume.portal, iqn=volume.iqn, lun=1, initiator=mine.iqn, user=mine.user, password=mine.password
             )
