@@ -10,6 +10,9 @@ Each carries one sentence and a hint: the next thing to do. They are logged once
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 
 class VeeryError(Exception):
     """The base of every error that a user may see: a `message` of one line and a `hint` (may be empty)."""
@@ -38,6 +41,16 @@ class OutcomeUnknown(VeeryError):
     """The order was sent and its answer was lost; only a later reading can tell what happened."""
 
     kind = "unknown"
+
+
+@contextlib.contextmanager
+def hinting(hint: str) -> Iterator[None]:
+    """Errors that pass through here without a hint get this one."""
+    try:
+        yield
+    except VeeryError as error:
+        error.hint = error.hint or hint
+        raise
 
 
 KINDS: dict[str, type[VeeryError]] = {cls.kind: cls for cls in (Refused, Failed, OutcomeUnknown)}

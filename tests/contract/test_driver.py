@@ -447,11 +447,13 @@ async def test_save_and_restore(rig: Rig, tmp_path: Path) -> None:
     assert (await the(rig.near, spec.uuid)).state is DomainState.PAUSED
     await rig.near.unpause(spec.uuid)  # "xl save -c": it may go on
     assert await rig.alive(rig.near, spec.uuid)
+    backlog = await rig.near.backlog(spec.uuid)
     await rig.near.destroy(spec.uuid)
 
     with pytest.raises(Refused):
         await rig.far.restore(packed, Attachments(), luggage, tmp_path / "missing")
-    after = await rig.far.restore(packed, Attachments(), luggage, path, offset=4096)
+    after = await rig.far.restore(packed, Attachments(), luggage, path, backlog=backlog, offset=4096)
+    assert (await rig.far.backlog(spec.uuid)).startswith(backlog)
     assert after.started == before.started
     assert after.state in UP
     assert await rig.alive(rig.far, spec.uuid)

@@ -218,9 +218,7 @@ class Node:
     async def shell(self, name: str) -> AsyncIterator[Terminal]:
         """The shell on the domain's console."""
         async with self.console(name) as shown:
-            await shown.expect(PROMPT)
-            shown.type("\n")
-            await shown.expect(PROMPT)
+            await shown.expect(PROMPT)  # in the backlog, which is there from the boot on
             yield shown
 
     async def booted(self, name: str) -> None:

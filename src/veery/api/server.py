@@ -26,6 +26,10 @@ from veery.node.peers import Peers
 log = logging.getLogger(__name__)
 
 STATUS = {"refused": 409, "failed": 500, "unknown": 504}
+HINTS = {  # where whoever raised it knew nothing better
+    "failed": "veery dmesg and veeryd's log on that node may tell more",
+    "unknown": "it may or may not be done: look with veery list before you try again",
+}
 LOCAL = "local"
 OPEN_ROUTES = frozenset({("GET", "/v1/ca"), ("POST", "/v1/join")})
 NODE_HEADER = "X-Veery-Node"
@@ -42,7 +46,7 @@ def answer(value: Any, *, status: int = 200) -> web.Response:
 
 def error_body(error: VeeryError) -> dict[str, Any]:
     """An error as the API shows it."""
-    return {"error": {"kind": error.kind, "message": error.message, "hint": error.hint}}
+    return {"error": {"kind": error.kind, "message": error.message, "hint": error.hint or HINTS.get(error.kind, "")}}
 
 
 async def body(request: web.Request, **wanted: type) -> dict[str, Any]:

@@ -137,11 +137,12 @@ class Driver(Protocol):
         luggage: msgspec.Raw,
         path: Path,
         *,
+        backlog: bytes = b"",
         offset: int = 0,
         paused: bool = False,
     ) -> DomainReading:
-        """Start the domain that `save` wrote; `spec` and `luggage` as `pack` gave them before.
-        On failure nothing of it is left, `path` stays."""
+        """Start the domain that `save` wrote; `spec` and `luggage` as `pack` gave them before, `backlog` is the
+        console's past. On failure nothing of it is left, `path` stays."""
         ...
 
     async def attach_disk(self, uuid: str, disk: AttachedDisk) -> None:
@@ -169,7 +170,7 @@ class Driver(Protocol):
         ...
 
     async def backlog(self, uuid: str) -> bytes:
-        """The console's last bytes (at most 256 KiB), to go along on a move."""
+        """The console's last bytes (at most 256 KiB), to go along on a move or into a save file."""
         ...
 
     def events(self) -> AsyncIterator[DomainEvent]:

@@ -264,6 +264,7 @@ class FakeDriver:
         luggage: msgspec.Raw,
         path: Path,
         *,
+        backlog: bytes = b"",
         offset: int = 0,
         paused: bool = False,
     ) -> DomainReading:
@@ -275,7 +276,7 @@ class FakeDriver:
         except FileNotFoundError as error:
             raise Refused(f"{path}: no such file") from error
         domain = await self._make(spec, attachments, started_of(luggage))
-        domain.console[:] = saved.console
+        domain.console[:] = backlog
         domain.held = paused
         if not paused:
             self._go(domain)

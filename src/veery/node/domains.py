@@ -18,7 +18,7 @@ from random import Random
 from veery.cluster import owner as owners
 from veery.cluster.keys import DOMAINS, NODES, OWNERS
 from veery.cluster.store import Delete
-from veery.errors import Failed, Refused, VeeryError
+from veery.errors import Failed, Refused, VeeryError, hinting
 from veery.hypervisor.base import Console
 from veery.migrate.base import Ground
 from veery.migrate.moves import Moves
@@ -184,7 +184,8 @@ class Domains:
             was_paused = reading.state is DomainState.PAUSED
             part = path.with_name(f".{path.name}.part")
             spec, luggage = await self.driver.pack(reading.uuid)
-            await self.driver.save(reading.uuid, part)
+            with hinting("the domain goes on; save it where there is room"):
+                await self.driver.save(reading.uuid, part)
             try:
                 backlog = await self.driver.backlog(reading.uuid)
                 saved = savefile.Saved(spec=spec, token=token, luggage=luggage, backlog=backlog, paused=was_paused)
@@ -232,16 +233,13 @@ class Domains:
             owner = await owners.claim(self._store, spec.name, self.node, secrets.token_hex(8), DomainRecord(spec=spec))
             try:
                 await self.check_unshared(spec)
+                held = paused or saved.paused
                 attachments = await self.attacher.attach(spec)
                 try:
-                    return await self.driver.restore(
-                        spec,
-                        attachments,
-                        saved.luggage,
-                        path,
-                        backlog=saved.backlog,
-                        paused=paused or saved.paused,
-                    )
+                    with hinting(f"is {path.name} damaged? veery create starts {spec.name} anew"):
+                        return await self.driver.restore(
+                            spec, attachments, saved.luggage, path, backlog=saved.backlog, paused=held
+                        )
                 except BaseException:
                     await self.attacher.detach(attachments)
                     raise
@@ -370,7 +368,8 @@ class Domains:
     async def _start(self, spec: DomainSpec, *, paused: bool) -> DomainReading:
         attachments = await self.attacher.attach(spec)
         try:
-            return await self.driver.start(spec, attachments, paused=paused)
+            with hinting("nothing of it is left; veery dmesg may tell more"):
+                return await self.driver.start(spec, attachments, paused=paused)
         except BaseException:
             await self.attacher.detach(attachments)
             raise

@@ -22,12 +22,13 @@ _TAIL = struct.Struct("!Q10s")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Saved:
-    """What stands behind the stream. `token` is that of the record which may be restored; `paused`: the user
-    had paused the domain."""
+    """What stands behind the stream. `token` is that of the record which may be restored; `backlog`: the
+    console's past; `paused`: the user had paused the domain."""
 
     spec: DomainSpec
     token: str
     luggage: msgspec.Raw
+    backlog: bytes = b""
     paused: bool = False
 
 

@@ -159,6 +159,7 @@ class QemuDriver:
         luggage: msgspec.Raw,
         path: Path,
         *,
+        backlog: bytes = b"",
         offset: int = 0,
         paused: bool = False,
     ) -> DomainReading:
@@ -167,7 +168,9 @@ class QemuDriver:
         if not path.is_file():
             raise Refused(f"{path}: no such file")
         command = self._command(spec, attachments, plan, incoming=True)
-        async with self._roster.launching(spec, attachments, plan, Stage.STARTING, command=command) as domain:
+        async with self._roster.launching(
+            spec, attachments, plan, Stage.STARTING, command=command, backlog=backlog
+        ) as domain:
             await migration.load(domain, path, offset, self._clock)
             if not paused:
                 await domain.cont()
