@@ -23,11 +23,17 @@ log = logging.getLogger(__name__)
 
 def start_ticks(pid: int) -> int:
     """When process `pid` began, in clock ticks since boot (proc(5), field 22); 0 if it is gone or a zombie."""
+    state, ticks = _stat(pid)
+    return 0 if state in "ZX" else ticks
+
+
+def _stat(pid: int) -> tuple[str, int]:
+    """State and start time of `pid`, also of a zombie; ("X", 0) if it is gone."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return 0 if fields[0] in "ZX" else int(fields[19])
+        return "X", 0
+    return fields[0], int(fields[19])
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +114,9 @@ class Process:
         loop = asyncio.get_running_loop()
         ended = loop.create_future()
         try:
-            if self.alive():
+            # A process whose first thread has ended shows as a zombie while others still run, and write: ask the
+            # pidfd, which tells of the last one's end.
+            if _stat(self.pid)[1] == self.ticks:
                 loop.add_reader(handle, _mark, ended)
                 try:
                     await ended
