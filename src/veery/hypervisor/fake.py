@@ -246,7 +246,7 @@ class FakeDriver:
         self._stop(domain)
         try:
             await self._step("save")
-            data = codec.encode(Saved(domain.spec, bytes(domain.console)))
+            data = codec.encode(Saved(domain.spec))
             with path.open("r+b" if path.exists() else "wb") as file:
                 file.seek(offset)
                 file.write(data)
@@ -272,7 +272,7 @@ class FakeDriver:
         await self._check(spec)
         await self._step("restore")
         try:
-            saved = codec.decode(path.read_bytes()[offset:], Saved)
+            codec.decode(path.read_bytes()[offset:], Saved)
         except FileNotFoundError as error:
             raise Refused(f"{path}: no such file") from error
         domain = await self._make(spec, attachments, started_of(luggage))

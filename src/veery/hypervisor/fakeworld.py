@@ -80,7 +80,6 @@ class Saved(msgspec.Struct):
     """What a fake save file holds."""
 
     spec: DomainSpec
-    console: bytes
 
 
 class FakeConsole:

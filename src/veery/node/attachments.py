@@ -22,7 +22,7 @@ from veery.network import bridge, tap
 log = logging.getLogger(__name__)
 
 PORTAL_DEADLINE = 3.0
-FRESH = 60.0  # seconds in which a tap may wait for its domain to show
+FRESH = 10.0  # seconds in which a tap waits for its domain to show; it takes milliseconds
 SHARED = frozenset({"nfs", "nfs4", "ceph", "cifs", "smb3", "glusterfs", "fuse.glusterfs", "ocfs2", "gfs2", "lustre"})
 """Filesystems that two nodes may write at once."""
 
@@ -89,6 +89,11 @@ class NodeAttacher:
             await _reach(source.portal)
         elif isinstance(source, LocalDisk) and not _shared(source.path):
             raise Refused(f"{spec.target} is not on a filesystem that two nodes share", hint="import it as a volume")
+
+    def taken(self, attachments: Attachments) -> None:
+        """A domain has them now: whatever of them is left when it is gone may be swept."""
+        for vif in attachments.vifs:
+            self._made.pop(vif.device, None)
 
     async def disk(self, spec: DiskSpec) -> AttachedDisk:
         """How this node reaches the bytes of a disk. Raises Refused where it cannot."""

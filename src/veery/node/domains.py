@@ -132,22 +132,26 @@ class Domains:
     async def shutdown(self, ref: str) -> None:
         """Ask the guest to power off."""
         async with self.held(ref) as reading:
+            _alive(reading)
             await self.driver.shutdown(reading.uuid)
 
     async def reboot(self, ref: str) -> None:
         """Restart the guest."""
         async with self.held(ref) as reading:
+            _alive(reading)
             await self.driver.reboot(reading.uuid)
 
     async def pause(self, ref: str) -> None:
         """Stop its processors."""
         async with self.held(ref) as reading:
+            _alive(reading)
             await self.driver.pause(reading.uuid)
 
     async def unpause(self, ref: str) -> None:
         """Let them go on. Only the owner's domain may (safety sentence 1)."""
         async with self.held(ref) as reading:
             await self.ours(reading.name)
+            _alive(reading)
             await self._disks_move_on(reading.name)
             await self.driver.unpause(reading.uuid)
 
@@ -180,6 +184,7 @@ class Domains:
         savefile.check_place(path)
         async with self.held(ref) as reading:
             owner = await self.ours(reading.name)
+            _alive(reading)
             token = secrets.token_hex(8)
             was_paused = reading.state is DomainState.PAUSED
             part = path.with_name(f".{path.name}.part")
@@ -237,12 +242,15 @@ class Domains:
                 attachments = await self.attacher.attach(spec)
                 try:
                     with hinting(f"is {path.name} damaged? veery create starts {spec.name} anew"):
-                        return await self.driver.restore(
+                        reading = await self.driver.restore(
                             spec, attachments, saved.luggage, path, backlog=saved.backlog, paused=held
                         )
                 except BaseException:
                     await self.attacher.detach(attachments)
                     raise
+                self.attacher.taken(attachments)
+                log.info("domain=%s id=%d restored boot=%s", spec.name, reading.domid, owner.boot)
+                return reading
             except BaseException:
                 await self._abandon(owner, record)
                 raise
@@ -369,10 +377,12 @@ class Domains:
         attachments = await self.attacher.attach(spec)
         try:
             with hinting("nothing of it is left; veery dmesg may tell more"):
-                return await self.driver.start(spec, attachments, paused=paused)
+                reading = await self.driver.start(spec, attachments, paused=paused)
         except BaseException:
             await self.attacher.detach(attachments)
             raise
+        self.attacher.taken(attachments)
+        return reading
 
     async def restart(self, reading: DomainReading, spec: DomainSpec, *, keep: bool = False) -> DomainReading:
         """Start a domain of ours anew, under the same owner key; its old run is destroyed first, or `keep`t (it has
@@ -453,6 +463,12 @@ class Domains:
         """Find a domain and hold it: nobody else acts on it meanwhile."""
         async with self.hold((await self.find(ref)).name):
             yield await self.find(ref)
+
+
+def _alive(reading: DomainReading) -> None:
+    if reading.state in (DomainState.SHUTDOWN, DomainState.CRASHED):
+        what = "has crashed" if reading.state is DomainState.CRASHED else "has shut down"
+        raise Refused(f"{reading.name} {what}", hint=f"veery destroy {reading.name}, then veery create starts it anew")
 
 
 def ended_name(reading: DomainReading) -> str:
