@@ -170,5 +170,5 @@ async def another(member: Member, by: Member, *roles: Role) -> None:
 
 async def eventually(check: Callable[[], object], *, within: float = 30.0) -> None:
     async with asyncio.timeout(within):
-        while not check():  # noqa: ASYNC110 (what is checked has no event)
+        while not check():
             await asyncio.sleep(0.05)
