@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import fcntl
 import logging
 import os
 import signal
@@ -155,14 +156,15 @@ class Daemon:
     # ---- running
 
     async def run(self) -> None:
-        """Take the ports, run everything, until cancelled. Raises Refused when a port is in use."""
+        """Take the ports, run everything, until cancelled. Raises Refused when a port is in use, or another veeryd
+        is at work here: nothing is touched before that is known."""
         address = self.settings.api.address or self.node.address
-        self.runtime.mkdir(mode=0o755, parents=True, exist_ok=True)
+        lock = _lock(self.runtime)
         self.relocation.bind()
         await self.driver.open()
         self.settler.recall()
-        await self._sweep()
         await self.api.open(self.runtime / "api.sock", address, self.settings.api.port, self.server_tls)
+        await self._sweep()
         try:
             async with asyncio.TaskGroup() as tasks:
                 for name, work in self._work():
@@ -175,6 +177,7 @@ class Daemon:
             await self.driver.close()
             await self.peers.close()
             await self.store.close()
+            os.close(lock)
 
     def _work(self) -> list[tuple[str, Coroutine[Any, Any, None]]]:
         work: list[tuple[str, Coroutine[Any, Any, None]]] = [
@@ -205,6 +208,24 @@ class Daemon:
             await self.attacher.sweep()
         except VeeryError as error:
             log.warning("leftover taps not removed: %s", error.message)
+
+
+def _lock(folder: Path) -> int:
+    """Make the run folder ours while the descriptor is open. Raises Refused when it is another veeryd's, or cannot be
+    made."""
+    try:
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise Refused(f"{folder}: {error.strerror}", hint="set run in veery.toml to a folder for root") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise Refused(
+            f"another veeryd is at work in {folder}", hint="stop that one first: systemctl stop veeryd"
+        ) from error
+    return handle
 
 
 async def _lasting(name: str, work: Coroutine[Any, Any, None]) -> None:

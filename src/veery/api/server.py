@@ -110,15 +110,8 @@ class ApiServer:
         self._runner = web.AppRunner(self._app, access_log=None, shutdown_timeout=2.0)
 
     async def open(self, path: Path, address: str, port: int, tls: ssl.SSLContext) -> None:
-        """Take both doors. Raises Refused when the port is in use."""
+        """Take both doors. Raises Refused when the port is in use; the socket at `path` is then untouched."""
         await self._runner.setup()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-        listener = socket.socket(socket.AF_UNIX)
-        listener.bind(str(path))
-        path.chmod(0o666)  # who comes in is judged by SO_PEERCRED, as is said in a clear answer
-        listener.setblocking(False)
-        await web.SockSite(self._runner, listener).start()
         try:
             await web.TCPSite(self._runner, address, port, ssl_context=tls).start()
         except OSError as error:
@@ -126,6 +119,13 @@ class ApiServer:
                 f"API port {address}:{port}: {os.strerror(error.errno or 0)}",
                 hint=f"see who has it: ss -tlnp sport = :{port}; or set api.port in veery.toml",
             ) from error
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(path))
+        path.chmod(0o666)  # who comes in is judged by SO_PEERCRED, as is said in a clear answer
+        listener.setblocking(False)
+        await web.SockSite(self._runner, listener).start()
 
     async def close(self) -> None:
         """Let callers finish for two seconds, then close."""
@@ -182,7 +182,8 @@ class ApiServer:
 
 
 async def forward(request: web.Request, peers: Peers, node: str) -> web.StreamResponse:
-    """Send a request on to `node` and its answer back, as they come."""
+    """Send a request on to `node` and its answer back, as they come. Raises Refused when that node does not answer."""
+    await peers.awake(node)
     if request.headers.get("Upgrade", "").lower() == "websocket":
         return await _forward_websocket(request, peers, node)
     headers = {key: value for key, value in request.headers.items() if key.lower() not in HOP_HEADERS}

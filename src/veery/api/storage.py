@@ -61,6 +61,7 @@ class StorageRoutes:
         data = await body(request, name=str, size=int)
         node = await self._volumes.storage_node(str(data.get("node") or ""))
         if node != self._volumes.node:
+            await self._peers.awake(node)
             return answer(await self._peers.call(node, "POST", "/v1/volumes", {**data, "node": node}, deadline=120))
         backing = str(data.get("backing") or "file")
         if backing not in tuple(Backing):

@@ -117,7 +117,7 @@ def _ensure(session: Session, name: str, size: int, asked: str) -> bool:
 # ---- import
 def _import(session: Session, args: Namespace) -> int:
     source = Path(args.file)
-    if not source.exists():
+    if source.is_dir() or not source.exists():
         raise Refused(f"no file {source}", hint="name a disk image on this machine")
     scratch = tempfile.TemporaryDirectory(prefix="veery-import-", dir=os.environ.get("TMPDIR", "/var/tmp"))
     with scratch as folder, meter(f"volume {args.name}", quiet=args.quiet) as shown:

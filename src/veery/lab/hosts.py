@@ -81,7 +81,12 @@ def enter(namespace: str, argv: Sequence[str | Path]) -> list[str | Path]:
 def environ(plan: Plan, machine: str) -> dict[str, str]:
     """What a command inside `machine` has in its environment beside ours: our programs in PATH and, on a node, its
     settings."""
-    found = {"VEERY_LAB": plan.lab, "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"}
+    # VEERY_NODE is the caller's: inside a node, veery speaks to that node
+    found = {
+        "VEERY_LAB": plan.lab,
+        "VEERY_NODE": "",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}",
+    }
     if machine not in (CLIENT, SWITCH):
         found["VEERY_SETTINGS"] = str(plan.settings(machine))
     return found

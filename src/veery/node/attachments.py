@@ -119,7 +119,7 @@ class NodeAttacher:
             ) from error
         block = stat.S_ISBLK(mode)
         if not block and not stat.S_ISREG(mode):
-            raise Refused(f"disk {spec.vdev}: {path} is neither a file nor a block device")
+            raise Refused(f"disk {spec.vdev}: {path} is neither a file nor a block device", hint="name one of the two")
         kind = spec.format if spec.format is not DiskFormat.EMPTY else DiskFormat.RAW
         return AttachedDisk(spec=spec, source=LocalDisk(path=str(path), format=kind, block=block))
 

@@ -40,7 +40,7 @@ from veery.node.attachments import NodeAttacher
 
 log = logging.getLogger(__name__)
 
-_NAME = re.compile(r"[A-Za-z0-9_.:+-]{1,80}")
+_NAME = re.compile(r"[A-Za-z0-9_.:+-]{1,100}")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
@@ -48,7 +48,7 @@ def check_name(name: str) -> None:
     """Raises Refused for a name that no domain can have: it must never be taken for an id, a UUID or the machine
     itself. The characters are xend's (tools/python/xen/xend/XendDomainInfo.py, check_name)."""
     if not _NAME.fullmatch(name):
-        raise Refused(f"not a name for a domain: {name!r}", hint="1 to 80 letters, digits and _ . : + -")
+        raise Refused(f"not a name for a domain: {name!r}", hint="1 to 100 letters, digits and _ . : + -")
     if name.isdigit() or _UUID.fullmatch(name) or name == "Domain-0":
         raise Refused(f"not a name for a domain: {name}", hint="it would be taken for an id; choose another")
 
@@ -473,7 +473,7 @@ def _alive(reading: DomainReading) -> None:
 
 def ended_name(reading: DomainReading) -> str:
     """What a domain is called that ended and was set aside (rename-restart)."""
-    return f"{reading.name[:60]}-ended-{reading.domid}"
+    return f"{reading.name[:80]}-ended-{reading.domid}"
 
 
 def _writes(spec: DomainSpec, volume: str) -> bool:

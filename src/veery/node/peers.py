@@ -14,6 +14,7 @@ from veery.errors import Failed, OutcomeUnknown, Refused, from_kind
 from veery.model.node import Node
 
 CONNECT_DEADLINE = 5.0
+AWAKE_DEADLINE = 5.0
 
 
 class Peers:
@@ -35,6 +36,15 @@ class Peers:
             raise OutcomeUnknown(f"{name} did not answer within {deadline:g} s") from error
         except aiohttp.ClientError as error:
             raise OutcomeUnknown(f"{name} broke off: {error}") from error
+
+    async def awake(self, name: str) -> None:
+        """Return when node `name` answers at all: a machine that hangs still takes connections. Raises Refused."""
+        try:
+            await self.call(name, "GET", "/v1/ca", deadline=AWAKE_DEADLINE)
+        except OutcomeUnknown as error:
+            raise Refused(
+                error.message, hint="is veeryd stuck there, or the machine? nothing was asked of it"
+            ) from error
 
     async def open(
         self,

@@ -21,6 +21,7 @@ CPU = "qemu64,+pni,+popcnt,+ssse3,+sse4.1,+sse4.2"
 """x86-64-v2: every processor since 2009 has it, and TCG, so a domain may move between unlike machines."""
 MAX_PORTS = 64
 SATA_PORTS = 6
+MAX_VCPUS = 255  # more want x2APIC, which CPU has not
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,11 +72,13 @@ def lay_out(spec: DomainSpec, *, machine: str, accel: str, started: float) -> Bu
     """The build of a new domain: disks first, then interfaces, four places and more to spare.
 
     Raises Refused for two devices of one name and for more than there is room for."""
+    if max(spec.vcpus, spec.maxvcpus) > MAX_VCPUS:
+        raise Refused(f"{spec.name}: a domain has at most {MAX_VCPUS} processors here", hint="lower vcpus and maxvcpus")
     names = [disk_id(disk) for disk in spec.disks if not disk.cdrom] + [vif_id(vif) for vif in spec.vifs]
     drives = [disk_id(disk) for disk in spec.disks if disk.cdrom]
     for name in names + drives:
         if (names + drives).count(name) > 1:
-            raise Refused(f"{spec.name}: {name} is given twice")
+            raise Refused(f"{spec.name}: {name} is given twice", hint="give each disk and MAC once")
     ports = -(-(len(names) + 4) // 8) * 8
     if ports > MAX_PORTS or len(drives) > SATA_PORTS:
         raise Refused(f"{spec.name}: too many devices", hint=f"at most {MAX_PORTS - 4} and {SATA_PORTS} CD-ROM drives")
