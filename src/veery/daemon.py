@@ -161,10 +161,11 @@ class Daemon:
         address = self.settings.api.address or self.node.address
         lock = _lock(self.runtime)
         self.relocation.bind()
+        self.api.bind(address, self.settings.api.port)
         await self.driver.open()
+        await self._sweep()  # before anybody can order a domain, whose taps it would take for leftovers
         self.settler.recall()
-        await self.api.open(self.runtime / "api.sock", address, self.settings.api.port, self.server_tls)
-        await self._sweep()
+        await self.api.open(self.runtime / "api.sock", self.server_tls)
         try:
             async with asyncio.TaskGroup() as tasks:
                 for name, work in self._work():

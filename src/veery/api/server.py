@@ -108,18 +108,29 @@ class ApiServer:
         for table in tables:
             self._app.add_routes(table)
         self._runner = web.AppRunner(self._app, access_log=None, shutdown_timeout=2.0)
+        self._listener: socket.socket | None = None
 
-    async def open(self, path: Path, address: str, port: int, tls: ssl.SSLContext) -> None:
-        """Take both doors. Raises Refused when the port is in use; the socket at `path` is then untouched."""
-        await self._runner.setup()
+    def bind(self, address: str, port: int) -> None:
+        """Take the port; nobody is answered yet. Raises Refused when it is in use."""
+        listener = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setblocking(False)
         try:
-            await web.TCPSite(self._runner, address, port, ssl_context=tls).start()
+            listener.bind((address, port))
+            listener.listen(128)  # else two could bind it, and only the first to listen would know
         except OSError as error:
+            listener.close()
             raise Refused(
                 f"API port {address}:{port}: {os.strerror(error.errno or 0)}",
                 hint=f"see who has it: ss -tlnp sport = :{port}; or set api.port in veery.toml",
             ) from error
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._listener = listener
+
+    async def open(self, path: Path, tls: ssl.SSLContext) -> None:
+        """Answer at both doors: the port that `bind` took, and the unix socket `path`."""
+        assert self._listener is not None, "bind first"
+        await self._runner.setup()
+        await web.SockSite(self._runner, self._listener, ssl_context=tls).start()
         path.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(path))
