@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from veery.config.settings import Relocation
 from veery.errors import Failed, Refused, VeeryError
 from veery.host.tls import peer_name
-from veery.migrate.wire import FRAME_MAX, GREETING_BYTES, Channel, parse_greeting
+from veery.migrate.wire import FRAME_MAX, GREETING_BYTES, SO_RCVBUFFORCE, Channel, keep_shallow, parse_greeting
 
 log = logging.getLogger(__name__)
 
@@ -143,6 +143,7 @@ class RelocationServer:
                 await loop.sock_sendall(connection, b"OK\n")
                 if token:
                     connection.setblocking(True)
+                    keep_shallow(connection, SO_RCVBUFFORCE)
                     self._expected[token].set_result(connection)
                     kept = True
                     return

@@ -18,6 +18,7 @@ handed to the hypervisor, which does its own TLS. Messages of one move, in order
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import socket
@@ -34,6 +35,9 @@ T = TypeVar("T")
 
 GREETING_BYTES = 64
 FRAME_MAX = 8 << 20
+SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h
+FASTEST = 1_250_000_000  # bytes/s of the fastest path that a stream's buffers are made for
+SHALLOWEST, DEEPEST = 256 << 10, 2 << 20
 _GREETING = re.compile(rb"VEERY/1 (CONTROL|STREAM ([0-9a-f]{32})) *\n")
 
 
@@ -214,4 +218,18 @@ async def open_stream(address: str, port: int, token: str, deadline: float) -> s
     """A connected, blocking TCP socket on which the target's hypervisor will read. Raises Refused, Failed."""
     connection = await _greet(address, port, token, deadline)
     connection.setblocking(True)
+    keep_shallow(connection, SO_SNDBUFFORCE)
     return connection
+
+
+def keep_shallow(stream: socket.socket, option: int) -> None:
+    """Let a stream's buffer at this end (SO_SNDBUFFORCE or SO_RCVBUFFORCE) hold no more than its path needs.
+
+    What the buffers hold when the domain stops is part of its downtime, since the target still has to load it;
+    left alone they grow to many megabytes. A path so long that it needs as much keeps the kernel's own tuning."""
+    with contextlib.suppress(OSError, struct.error):  # not allowed, or an older kernel: the move is only slower
+        told = stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192)
+        (round_trip,) = struct.unpack_from("=I", told, 148)  # tcpi_min_rtt in us, linux/tcp.h
+        wanted = FASTEST * round_trip // 1_000_000
+        if wanted <= DEEPEST:
+            stream.setsockopt(socket.SOL_SOCKET, option, max(SHALLOWEST, wanted))
