@@ -186,8 +186,9 @@ class Driver(Protocol):
         caller closes `stream` afterwards, whatever happens.
 
         Returns when the target has loaded everything and the domain is paused here. Raises Failed with the
-        reason, the domain running on, when the copy did not succeed, or no byte moved for settings.stall
-        seconds. Cancelling the task cancels the copy; the domain runs on when the cancellation is through."""
+        reason, the domain running on and the stream shut down, when the copy did not succeed, or no byte moved for
+        settings.stall seconds. Cancelling the task cancels the copy; the domain runs on when the cancellation is
+        through."""
         ...
 
     async def resume(self, uuid: str) -> None:

@@ -360,6 +360,8 @@ class FakeDriver:
                 await self._step("copy")
             await read(stream, settings.stall)
         except BaseException as error:
+            with contextlib.suppress(OSError):
+                stream.shutdown(socket.SHUT_RDWR)
             domain.stage = "running"
             if not domain.gone.is_set() and not domain.held and domain.ended is None:
                 self._go(domain)

@@ -56,6 +56,7 @@ async def send(
 
     domain.update(stage=Stage.SENDING)
     async with contextlib.AsyncExitStack() as undo:
+        undo.callback(shut, stream)
         undo.push_async_callback(whole, _run_on_if_it_can, domain, clock)
         transfer = Transfer(domain, clock)
         undo.push_async_callback(transfer.close)
@@ -139,6 +140,13 @@ async def await_stream(domain: Domain, *, tls: Path | None, peer: str, clock: Cl
 
 async def receive(domain: Domain, stream: socket.socket, clock: Clock) -> None:
     """As Driver.receive."""
+
+    def pulse(info: Info) -> object:
+        words = domain.home.words()
+        if info.get("status") == "setup" and words:  # a TLS handshake that failed: only its log knows
+            raise Failed(f"{domain.record.spec.name}: {words}", hint="do both nodes belong to one cluster?")
+        return _received(stream)
+
     async with contextlib.AsyncExitStack() as undo:
         undo.callback(shut, stream)
         async with contextlib.AsyncExitStack() as stack:
@@ -147,7 +155,7 @@ async def receive(domain: Domain, stream: socket.socket, clock: Clock) -> None:
             await transfer.open()
             await transfer.monitor.pass_fd(STREAM, stream.fileno())
             await _migrate_incoming(transfer, _channel_socket())
-            await transfer.follow(stall=STALL, pulse=lambda info: _received(stream))
+            await transfer.follow(stall=STALL, pulse=pulse)
         undo.pop_all()
 
 

@@ -41,6 +41,7 @@ class Monitor:
         self.name, self._path, self._on_event = name, path, on_event
         self._client: QMPClient | None = None
         self._lock = asyncio.Lock()
+        self._up = asyncio.Event()
 
     @property
     def connected(self) -> bool:
@@ -64,6 +65,7 @@ class Monitor:
             except (QMPError, OSError) as error:
                 raise Failed(f"{self.name}: QEMU hung up") from error
             self._client = client
+            self._up.set()
 
     def _take(self, event: Message) -> bool:
         """The listener's filter sees each event as it is read, where its queue would keep them until asked."""
@@ -75,13 +77,14 @@ class Monitor:
         self, command: str, arguments: Mapping[str, Any] | None = None, *, deadline: float = DEADLINE
     ) -> Any:
         """Run `command`; its return value. Raises CommandError with QEMU's words, Failed when the connection
-        is gone, OutcomeUnknown when there is no answer within `deadline` seconds."""
-        client = self._client
-        if client is None:
-            raise Failed(f"{self.name}: no connection to QEMU")
+        is gone, OutcomeUnknown when there is no answer within `deadline` seconds. Where the connection is just
+        being made, it is waited for."""
         try:
             async with asyncio.timeout(deadline):
-                return await client.execute(command, arguments)
+                await self._up.wait()
+                if self._client is None:
+                    raise Failed(f"{self.name}: QEMU hung up")
+                return await self._client.execute(command, arguments)
         except TimeoutError as error:
             raise self._silent(command) from error
         except ExecuteError as error:
@@ -106,12 +109,14 @@ class Monitor:
             await self._client.runstate_changed()
 
     async def close(self) -> None:
-        """Hang up."""
+        """Hang up for good: whoever waits for the connection is told."""
         async with self._lock:
             await self._drop()
+            self._up.set()
 
     async def _drop(self) -> None:
         client, self._client = self._client, None
+        self._up.clear()
         if client is None or client.runstate is Runstate.IDLE:
             return
         # disconnect() raises again whatever ended the connection; a QEMU that reads nothing cannot be flushed

@@ -171,13 +171,19 @@ class Home:
         return None
 
     def words(self) -> str:
-        """The last thing that QEMU complained of, "" when it did not."""
+        """What QEMU complained of last, "" when it did not: at most two lines, without its name and options."""
         try:
-            lines = self.qemu_log.read_text(errors="replace").strip().splitlines()
+            lines = self.qemu_log.read_text(errors="replace").splitlines()
         except FileNotFoundError:
             return ""
-        said = [line for line in lines if ": warning: " not in line and "terminating on signal" not in line]
-        return re.sub(r"^(\S+Z )?qemu-system-\w+: (-\S+ \{.*?\}: |-\S+ \S+: )?", "", said[-1]) if said else ""
+        said, other = [], ""
+        for line in lines:  # advice without the program's name may follow an error: it is left out
+            match = re.match(r"(?:\S+Z )?qemu-system-\w+: (?:-\S+ \{.*?\}: |-\S+ \S+: )?(.*)", line)
+            if match is None:
+                other = line
+            elif not re.match(r"warning: |terminating on signal", match.group(1)):
+                said.append(match.group(1))
+        return "; ".join(said[-2:]) or other
 
     def remove(self) -> None:
         """Remove the folder."""

@@ -93,7 +93,10 @@ class Transfer:
                 if self.status == "completed":
                     return info
                 if self.status in OVER:
-                    raise Failed(f"{name}: {info.get('error-desc') or 'the copy was ' + self.status}")
+                    reason = info.get("error-desc") or f"the copy was {self.status}"
+                    if "load of migration failed" in reason:  # why, stands in its log alone
+                        reason = self.domain.home.words() or reason
+                    raise Failed(f"{name}: {reason}")
                 value = pulse(info)
                 if value != last:
                     last, moved = value, self._clock.now()
