@@ -24,6 +24,7 @@ from veery.model.domain import (
     VcpuReading,
 )
 from veery.model.move import CopyResult, MoveProgress, MoveSettings
+from veery.model.plan import Abilities, Blocker, MemoryReading
 from veery.model.volume import AttachedDisk, AttachedVif, Attachments
 
 Report = Callable[[MoveProgress], None]
@@ -175,6 +176,25 @@ class Driver(Protocol):
 
     def events(self) -> AsyncIterator[DomainEvent]:
         """Domains that stopped by themselves, in order, for ever. One reader."""
+        ...
+
+    # ---- before a move
+    async def abilities(self) -> Abilities:
+        """What this node's hypervisor can build."""
+        ...
+
+    async def obstacles(self, spec: DomainSpec, luggage: msgspec.Raw) -> tuple[Blocker, ...]:
+        """Why a domain, packed like this elsewhere, cannot be built here: every reason. Memory, disks and bridges
+        are the caller's. Raises Failed for luggage that it cannot read."""
+        ...
+
+    async def sample(self, uuid: str) -> MemoryReading:
+        """Look at the domain's memory for about a second; the guest does not notice."""
+        ...
+
+    def give(self, features: frozenset[str]) -> str:
+        """From now on new domains get a processor with these `features` (of those, what is of use to guests); the
+        hypervisor's own words for it. Domains that run keep theirs."""
         ...
 
     # ---- one move: the source's side

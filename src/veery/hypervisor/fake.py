@@ -44,6 +44,7 @@ from veery.model.domain import (
     VcpuReading,
 )
 from veery.model.move import CopyResult, MoveSettings
+from veery.model.plan import Abilities, Blocker, MemoryReading, Obstacle
 from veery.model.units import MIB
 from veery.model.volume import AttachedDisk, AttachedVif, Attachments
 
@@ -68,6 +69,8 @@ class FakeDriver:
         self._failures: dict[Step, list[VeeryError]] = {}
         self._hangs: dict[Step, asyncio.Event] = {}
         self._lines: list[str] = []
+        self.able = Abilities(driver=self.name, version="1", accelerator="none", features=("fpu",))
+        self.given: tuple[str, ...] = ()
         world.drivers[node] = self
 
     # ---- what a guest, or bad luck, would do
@@ -335,6 +338,31 @@ class FakeDriver:
         """As Driver.events."""
         while True:
             yield await self._events.get()
+
+    # ---- before a move
+
+    async def abilities(self) -> Abilities:
+        """As Driver.abilities."""
+        return self.able
+
+    async def obstacles(self, spec: DomainSpec, luggage: msgspec.Raw) -> tuple[Blocker, ...]:
+        """As Driver.obstacles."""
+        started_of(luggage)
+        await self._step("obstacles")
+        if spec.kernel and not Path(spec.kernel).is_file():
+            return (Blocker(kind=Obstacle.KERNEL, reason=f"it has no kernel {spec.kernel}"),)
+        return ()
+
+    async def sample(self, uuid: str) -> MemoryReading:
+        """As Driver.sample: all its memory is in use, and none of it changes."""
+        size = self._domain(uuid).memory * MIB
+        await self._step("sample")
+        return MemoryReading(total=size, used=size, dirtied=((0.05, 0.0),))
+
+    def give(self, features: frozenset[str]) -> str:
+        """As Driver.give."""
+        self.given = tuple(sorted(features))
+        return f"fake,{','.join(self.given)}"
 
     # ---- moves
 

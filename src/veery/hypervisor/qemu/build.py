@@ -68,7 +68,7 @@ def vif_id(vif: VifSpec) -> str:
     return f"vif-{vif.mac.replace(':', '').lower()}"
 
 
-def lay_out(spec: DomainSpec, *, machine: str, accel: str, started: float) -> Build:
+def lay_out(spec: DomainSpec, *, machine: str, accel: str, started: float, cpu: str = CPU) -> Build:
     """The build of a new domain: disks first, then interfaces, four places and more to spare.
 
     Raises Refused for two devices of one name and for more than there is room for."""
@@ -86,6 +86,7 @@ def lay_out(spec: DomainSpec, *, machine: str, accel: str, started: float) -> Bu
     return Build(
         machine=machine,
         accel=accel,
+        cpu=cpu,
         memory=max(spec.memory, spec.maxmem),
         ports=ports,
         slots=slots,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 from collections.abc import AsyncIterator
@@ -15,13 +16,16 @@ from veery.errors import Refused
 from veery.host.clock import Clock
 from veery.hypervisor.base import Report
 from veery.hypervisor.qemu import argv, build, hotplug, machine, migration
+from veery.hypervisor.qemu.abilities import ask, obstacles, words
 from veery.hypervisor.qemu.build import Build
 from veery.hypervisor.qemu.console import QemuConsole
 from veery.hypervisor.qemu.process import Stage
 from veery.hypervisor.qemu.roster import Roster
+from veery.hypervisor.qemu.sample import sample
 from veery.model import codec
 from veery.model.domain import DomainEvent, DomainReading, DomainSpec, HostReading, VcpuReading
 from veery.model.move import CopyResult, MoveSettings
+from veery.model.plan import Abilities, Blocker, MemoryReading, Obstacle
 from veery.model.units import MIB
 from veery.model.volume import AttachedDisk, AttachedVif, Attachments
 
@@ -39,6 +43,8 @@ class QemuDriver:
         self._roster = Roster(run, clock)
         self._qemu: machine.Hypervisor | None = None
         self._missing: Refused | None = None
+        self._able = Abilities(driver=self.name, version="", accelerator="")
+        self._cpu = build.CPU
 
     # ---- this machine
 
@@ -47,6 +53,7 @@ class QemuDriver:
         try:
             self._qemu = await machine.find(self._settings, self._run / "accel.json")
             self._qemu.check()
+            self._able = await ask(self._qemu)
             self._roster.note(f"QEMU {self._qemu.version}, accelerator {self._qemu.accel} ({self._qemu.reason})")
         except Refused as error:
             self._missing = error
@@ -89,7 +96,7 @@ class QemuDriver:
         """As Driver.start."""
         qemu = self._ready()
         plan = build.lay_out(
-            spec, machine=self._settings.machine or build.MACHINE, accel=qemu.accel, started=self._clock.epoch()
+            spec, machine=self._settings.machine or build.MACHINE, accel=qemu.accel, started=self._clock.epoch(), cpu=self._cpu
         )
         command = self._command(spec, attachments, plan, incoming=False)
         async with self._roster.launching(spec, attachments, plan, Stage.STARTING, command=command) as domain:
@@ -211,6 +218,28 @@ class QemuDriver:
         while True:
             yield await self._roster.events.get()
 
+    # ---- before a move
+
+    async def abilities(self) -> Abilities:
+        """As Driver.abilities."""
+        return self._able
+
+    async def obstacles(self, spec: DomainSpec, luggage: msgspec.Raw) -> tuple[Blocker, ...]:
+        """As Driver.obstacles."""
+        if self._missing is not None:
+            return (Blocker(kind=Obstacle.VERSION, reason=self._missing.message, hint=self._missing.hint),)
+        return obstacles(self._able, spec, codec.decode(bytes(luggage), Build))
+
+    async def sample(self, uuid: str) -> MemoryReading:
+        """As Driver.sample."""
+        domain = self._roster.domain(uuid)
+        return await asyncio.to_thread(sample, domain.process.pid, domain.record.build.memory * MIB)
+
+    def give(self, features: frozenset[str]) -> str:
+        """As Driver.give."""
+        self._cpu = words(features, self._able.accelerator)
+        return self._cpu
+
     # ---- moves
 
     async def send(
@@ -267,11 +296,10 @@ class QemuDriver:
 
     def _unpack(self, spec: DomainSpec, luggage: msgspec.Raw) -> Build:
         """The build that came with a domain. Raises Refused where this node cannot build it."""
-        qemu, plan = self._ready(), codec.decode(bytes(luggage), Build)
-        if plan.accel != qemu.accel:
-            raise Refused(f"{spec.name} runs under {plan.accel}, this node has {qemu.accel}")
-        if plan.layout != build.LAYOUT:
-            raise Refused(f"{spec.name} is built by layout {plan.layout}, this node knows {build.LAYOUT}")
+        self._ready()
+        plan = codec.decode(bytes(luggage), Build)
+        for blocker in obstacles(self._able, spec, plan):
+            raise Refused(f"{spec.name} cannot be built here: {blocker.reason}", hint=blocker.hint)
         return plan
 
     def _command(self, spec: DomainSpec, attachments: Attachments, plan: Build, *, incoming: bool) -> argv.Command:

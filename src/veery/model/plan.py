@@ -1,0 +1,140 @@
+"""What is known before a move: what stands in its way, what it would copy, and how long that should take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from veery.model.move import MoveSettings
+
+
+class Obstacle(StrEnum):
+    """What kind of thing a blocker is about."""
+
+    DOMAIN = "domain"  # its state, its owner, another move of it
+    NODE = "node"  # the target does not answer, or runs no domains
+    PORT = "port"  # the relocation port: closed, filtered, hosts_allow, certificates
+    NAME = "name"  # the target has such a domain
+    DRIVER = "driver"  # hypervisor or accelerator differ
+    VERSION = "version"  # the hypervisor's version, the machine type, the layout
+    CPU = "cpu"  # processor features
+    MEMORY = "memory"
+    NETWORK = "network"  # a bridge
+    KERNEL = "kernel"  # a file that boots the domain
+    VOLUME = "volume"  # a volume's record, portal, or access to it
+    STORAGE = "storage"  # a disk that only one node has
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blocker:
+    """One reason why a move cannot be made, and what would lift it."""
+
+    kind: Obstacle
+    reason: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Abilities:
+    """What a node's hypervisor can build: `version` as it tells it, `machines` the machine types it knows,
+    `features` the processor features that guests can have under `accelerator` (dashes between words)."""
+
+    driver: str
+    version: str
+    accelerator: str
+    machines: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryReading:
+    """A domain's memory, seen by samples of its pages; bytes. `total` is all it has, `used` what is not zero.
+
+    `dirtied` tells how many bytes differ after how many seconds: ((0.1, 4096.0), ...), by growing seconds. `packed` is
+    the size of a sample after compression over its size before, 1.0 where it does not compress."""
+
+    total: int
+    used: int
+    dirtied: tuple[tuple[float, float], ...] = ()
+    packed: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overhead:
+    """What a move takes besides the copying of memory; ms. `before` COPY; `after`: CONFIRM; `away`: the domain stands
+    still for it, from the end of the copy until it runs (LOADED, COMMIT, FINISH). `copy`: COPY's own fixed part."""
+
+    before: float
+    copy: float
+    away: float
+    after: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Path:
+    """The way between the two nodes. `rate`: bytes/s that a copy gets through it; `scan`: bytes/s at which zero pages
+    are looked through; `source` of the figures in words ("3 earlier moves", "a probe of 100 ms")."""
+
+    rate: float
+    scan: float
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """What a move should come to. Times in ms, rates in bytes/s.
+
+    `converges`: it ends by itself under these settings; where not, `total_ms` and the rest tell how far it would
+    be when the copy stops getting nearer to its end, and `needed` the downtime (ms) with which it would."""
+
+    converges: bool
+    total_ms: float
+    gap_ms: float
+    bytes: int
+    rounds: int
+    rate: float
+    dirty_rate: float
+    needed: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The answer to `veery migrate --plan`. `back`: what would keep the domain from coming back again."""
+
+    domain: str
+    source: str
+    target: str
+    settings: MoveSettings
+    possible: bool
+    blockers: tuple[Blocker, ...] = ()
+    back: tuple[Blocker, ...] = ()
+    memory: MemoryReading | None = None
+    path: Path | None = None
+    overhead: Overhead | None = None
+    forecast: Forecast | None = None
+    facts: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Processor:
+    """What node `node`'s processor gives to guests, as its hypervisor tells it; `model` in words."""
+
+    node: str
+    accelerator: str
+    model: str
+    version: str
+    features: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Baseline:
+    """The processor that every new domain of the cluster gets under `accelerator`: what all of `nodes` can give.
+
+    `level` is the x86-64 psABI's (1 to 4) that it comes up to, `cpu` the hypervisor's own words for it."""
+
+    accelerator: str
+    cpu: str
+    level: int
+    features: tuple[str, ...]
+    nodes: tuple[str, ...]
+    revision: int = 0

@@ -1,0 +1,138 @@
+"""One look at a LUN as its initiator would have it: log in, ask what it is, leave. Nothing is written.
+
+It is the target that answers whether it lets this node in, by name, address and password; a record can be wrong.
+iSCSI: RFC 7143 (11.12 login, 13.1 its keys, 12.1.3 CHAP with MD5); INQUIRY: SPC-4, 6.4. One connection, no digests."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+import struct
+
+from veery.errors import Failed, Refused
+from veery.model.volume import IscsiLun
+
+LOGIN, LOGIN_RESPONSE, COMMAND, COMMAND_RESPONSE, DATA_IN = 0x03, 0x23, 0x01, 0x21, 0x25
+IMMEDIATE, FINAL = 0x40, 0x80
+SECURITY, OPERATIONAL, FULL = 0, 1, 3
+CLASSES = {0x0201: "wrong name or password", 0x0202: "not let in", 0x0203: "no such target", 0x0301: "no service there"}
+"""Status-Class and -Detail of a login that failed (RFC 7143, 11.13.5), in our words."""
+
+
+async def check(lun: IscsiLun, *, deadline: float) -> None:
+    """Return when `lun` can be used. Raises Refused with what stands in the way: portal, target, access or LUN."""
+    address, _, port = lun.portal.rpartition(":")
+    try:
+        async with asyncio.timeout(deadline):
+            reader, writer = await asyncio.open_connection(address.strip("[]"), int(port))
+            try:
+                session = _Session(lun, reader, writer)
+                await session.login()
+                await session.inquire()
+            finally:
+                writer.close()
+    except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
+        gone = isinstance(error, asyncio.IncompleteReadError)
+        raise Refused(
+            f"portal {lun.portal} {'hangs up' if gone else 'does not answer'}: {error or 'timeout'}",
+            hint="is tgtd running there, and the path up?",
+        ) from error
+
+
+class _Session:
+    """The few PDUs of one connection."""
+
+    def __init__(self, lun: IscsiLun, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._lun, self._reader, self._writer = lun, reader, writer
+        self._isid = b"\x80" + secrets.token_bytes(5)  # a random one: no session of QEMU's is replaced by ours
+        self._expected = 0  # the next status number
+
+    async def login(self) -> None:
+        """Through security and operational negotiation. Raises Refused."""
+        lun = self._lun
+        told = await self._negotiate(
+            SECURITY,
+            SECURITY,
+            {
+                "InitiatorName": lun.initiator,
+                "SessionType": "Normal",
+                "TargetName": lun.iqn,
+                "AuthMethod": "CHAP" if lun.user else "None",
+            },
+        )
+        if told.get("AuthMethod") == "CHAP":
+            told = await self._negotiate(SECURITY, SECURITY, {"CHAP_A": "5"})
+            try:
+                number, challenge = int(told["CHAP_I"]), bytes.fromhex(told["CHAP_C"].removeprefix("0x"))
+            except (KeyError, ValueError) as error:
+                raise Refused(f"portal {lun.portal} asks for no password that we know of") from error
+            proof = hashlib.md5(bytes([number]) + lun.password.encode() + challenge).hexdigest()
+            await self._negotiate(SECURITY, OPERATIONAL, {"CHAP_N": lun.user, "CHAP_R": f"0x{proof}"}, go_on=True)
+        await self._negotiate(OPERATIONAL, FULL, {"HeaderDigest": "None", "DataDigest": "None"}, go_on=True)
+
+    async def inquire(self) -> None:
+        """INQUIRY: whether the LUN is there. Raises Refused."""
+        wanted = 36
+        header = struct.pack(
+            "!BBHI8sIIII16s",
+            COMMAND | IMMEDIATE,
+            FINAL | 0x40,  # read
+            0,
+            0,
+            struct.pack("!BB6x", 0, self._lun.lun),
+            2,
+            wanted,
+            1,
+            self._expected,
+            struct.pack("!BBBHB10x", 0x12, 0, 0, wanted, 0),
+        )
+        self._writer.write(header)
+        while True:
+            answer, data = await self._pdu()
+            code = answer[0] & 0x3F
+            if code == DATA_IN and data:
+                if data[0] >> 5:  # peripheral qualifier: 0 means that something is behind it
+                    raise Refused(f"{self._lun.iqn} has no LUN {self._lun.lun}", hint="veery target list shows it")
+                return
+            if code == COMMAND_RESPONSE:
+                raise Refused(f"{self._lun.iqn}: LUN {self._lun.lun} answers with status {answer[3]:#x}")
+
+    async def _negotiate(self, stage: int, following: int, keys: dict[str, str], *, go_on: bool = False) -> dict[str, str]:
+        """One login request; the keys of its answer. With `go_on` it asks for the stage `following`, and gets it."""
+        text = "".join(f"{key}={value}\0" for key, value in keys.items()).encode()
+        flags = stage << 2 | (0x80 | following if go_on else 0)
+        header = struct.pack(
+            "!BBBBI6sHIHHII16x",
+            LOGIN | IMMEDIATE,
+            flags,
+            0,
+            0,
+            len(text),
+            self._isid,
+            0,
+            1,
+            0,
+            0,
+            1,
+            self._expected,
+        )
+        self._writer.write(header + text + bytes(-len(text) % 4))
+        answer, data = await self._pdu()
+        if answer[0] & 0x3F != LOGIN_RESPONSE:
+            raise Failed(f"portal {self._lun.portal} answers a login with {answer[0] & 0x3F:#x}")
+        status = struct.unpack_from("!H", answer, 36)[0]
+        if status:
+            raise Refused(
+                f"{self._lun.iqn} does not let {self._lun.initiator} in: {CLASSES.get(status, f'status {status:#06x}')}",
+                hint="veery target list shows whom it lets in; the storage node's veeryd mends it within 10 s",
+            )
+        pairs = (word.partition("=") for word in data.decode(errors="replace").split("\0") if word)
+        return {key: value for key, _, value in pairs}
+
+    async def _pdu(self) -> tuple[bytes, bytes]:
+        header = await self._reader.readexactly(48)
+        length = int.from_bytes(header[5:8], "big")
+        data = await self._reader.readexactly(length + -length % 4 + 4 * header[4])
+        self._expected = int.from_bytes(header[24:28], "big") + 1
+        return header, data[4 * header[4] :][:length]
