@@ -184,8 +184,8 @@ class Driver(Protocol):
         ...
 
     async def obstacles(self, spec: DomainSpec, luggage: msgspec.Raw) -> tuple[Blocker, ...]:
-        """Why a domain, packed like this elsewhere, cannot be built here: every reason. Memory, disks and bridges
-        are the caller's. Raises Failed for luggage that it cannot read."""
+        """Why a domain, packed like this elsewhere, cannot be built here: every reason, want of memory too.
+        Disks and bridges are the caller's. Raises Failed for luggage that it cannot read."""
         ...
 
     async def sample(self, uuid: str) -> MemoryReading:

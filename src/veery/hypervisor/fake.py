@@ -44,7 +44,7 @@ from veery.model.domain import (
     VcpuReading,
 )
 from veery.model.move import CopyResult, MoveSettings
-from veery.model.plan import Abilities, Blocker, MemoryReading, Obstacle
+from veery.model.plan import Abilities, Blocker, MemoryReading, Obstacle, no_room
 from veery.model.units import MIB
 from veery.model.volume import AttachedDisk, AttachedVif, Attachments
 
@@ -349,9 +349,10 @@ class FakeDriver:
         """As Driver.obstacles."""
         started_of(luggage)
         await self._step("obstacles")
+        found = no_room(max(spec.memory, spec.maxmem), (await self.host()).memory_free)
         if spec.kernel and not Path(spec.kernel).is_file():
-            return (Blocker(kind=Obstacle.KERNEL, reason=f"it has no kernel {spec.kernel}"),)
-        return ()
+            found += (Blocker(kind=Obstacle.KERNEL, reason=f"it has no kernel {spec.kernel}"),)
+        return found
 
     async def sample(self, uuid: str) -> MemoryReading:
         """As Driver.sample: all its memory is in use, and none of it changes."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,14 +12,15 @@ from veery.hypervisor.base import Driver
 from veery.migrate.journal import Journal
 from veery.migrate.phases import Hold
 from veery.model.domain import DomainSpec
+from veery.model.plan import Blocker
 from veery.model.volume import Attachments
 
 
 class Attacher(Protocol):
     """Prepares on this node what a domain needs from outside its hypervisor."""
 
-    async def blockers(self, spec: DomainSpec) -> Sequence[str]:
-        """Why this node cannot run `spec`: every reason at once, each a short sentence; changes nothing."""
+    async def blockers(self, spec: DomainSpec) -> tuple[Blocker, ...]:
+        """Why this node cannot run `spec`: every reason at once; changes nothing."""
         ...
 
     async def attach(self, spec: DomainSpec) -> Attachments:

@@ -14,6 +14,7 @@ from veery.errors import Failed, Refused, VeeryError
 from veery.host import tasks
 from veery.migrate import wire
 from veery.migrate.base import Ground
+from veery.migrate.check import inspect, refusal
 from veery.migrate.journal import Line, Side
 from veery.migrate.relocation import RelocationServer
 from veery.migrate.settle import Settler
@@ -62,21 +63,12 @@ class Receiver:
             raise Refused(f"{offer.domain} is already on its way here")
         self._arriving[offer.domain] = offer
         try:
-            await self._check(offer)
+            found = await inspect(self._ground, offer.spec, offer.luggage, offer.driver)
+            if found:
+                raise refusal(self._ground.node, offer.domain, found)
             await self._reserved(channel, offer)
         finally:
             del self._arriving[offer.domain]
-
-    async def _check(self, offer: wire.Offer) -> None:
-        ground = self._ground
-        reasons = list(await ground.attacher.blockers(offer.spec))
-        if offer.driver != ground.driver.name:
-            reasons.insert(0, f"its driver is {ground.driver.name}, the domain's is {offer.driver}")
-        for reading in await ground.driver.list():
-            if reading.uuid == offer.spec.uuid or reading.name == offer.domain:
-                reasons.append(f"it still has a domain {reading.name} (id {reading.domid})")
-        if reasons:
-            raise Refused(f"{ground.node} cannot take {offer.domain}: {'; '.join(reasons)}", hint="nothing was changed")
 
     async def _reserved(self, channel: wire.Channel, offer: wire.Offer) -> None:
         """Promise, prepare, load, and go as the owner key says."""

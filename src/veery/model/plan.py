@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from veery.model.domain import DomainSpec
 from veery.model.move import MoveSettings
+from veery.model.node import Node
 
 
 class Obstacle(StrEnum):
@@ -32,6 +34,15 @@ class Blocker:
     kind: Obstacle
     reason: str
     hint: str = ""
+
+
+def no_room(wanted: int, free: int) -> tuple[Blocker, ...]:
+    """The blocker of a node with `free` MiB for a domain that takes `wanted`; none where it fits."""
+    if wanted <= free:
+        return ()
+    reason = f"{wanted} MiB of memory are wanted, {free} MiB are free"
+    hint = "move or end another domain there, or balloon one: veery mem-set"
+    return (Blocker(kind=Obstacle.MEMORY, reason=reason, hint=hint),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,3 +149,26 @@ class Baseline:
     features: tuple[str, ...]
     nodes: tuple[str, ...]
     revision: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What a source asks a target before a move. `luggage` is the driver's (JSON text); `home` the source's record,
+    to which the domain would come back."""
+
+    domain: str
+    source: str
+    driver: str
+    spec: DomainSpec
+    luggage: str
+    home: Node
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remark:
+    """A target's answer: what stands in the way there, and whether it can reach the source's relocation port."""
+
+    node: str
+    blockers: tuple[Blocker, ...]
+    way_back: tuple[Blocker, ...]
+    abilities: Abilities

@@ -8,7 +8,7 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,8 +16,10 @@ from veery.errors import Refused, VeeryError
 from veery.host import tasks
 from veery.hypervisor.base import Driver
 from veery.model.domain import DiskFormat, DiskSpec, DomainSpec, VifSpec
+from veery.model.plan import Blocker, Obstacle
 from veery.model.volume import AttachedDisk, AttachedVif, Attachments, Initiator, IscsiLun, LocalDisk, Volume
 from veery.network import bridge, tap
+from veery.storage import login
 
 log = logging.getLogger(__name__)
 
@@ -41,21 +43,33 @@ class NodeAttacher:
         self._node, self._driver, self._volume, self._initiator = node, driver, volume, initiator
         self._made: dict[str, float] = {}  # tap: when we made it
 
-    async def blockers(self, spec: DomainSpec) -> Sequence[str]:
-        """Why this node cannot run a copy of `spec` that runs elsewhere now: every reason; changes nothing."""
-        looks = [bridge.require(name) for name in dict.fromkeys(vif.bridge for vif in spec.vifs)]
-        looks += [self._reachable(disk) for disk in spec.disks]
-        found = await asyncio.gather(*looks, return_exceptions=True)
-        reasons: list[str] = []
-        for error in found:
-            if isinstance(error, VeeryError):
-                reasons.append(error.message)
-            elif error is not None:
-                raise error
-        free = (await self._driver.host()).memory_free
-        if spec.memory > free:
-            reasons.append(f"{spec.memory} MiB of memory are wanted, {free} MiB are free")
-        return reasons
+    async def blockers(self, spec: DomainSpec) -> tuple[Blocker, ...]:
+        """Why this node cannot run a copy of `spec` that runs elsewhere now: every reason; changes nothing.
+
+        Each volume's target is asked whether it lets this node in; disks and bridges are looked at all at once."""
+        looks = [self._bridge_blockers(vif.bridge) for vif in spec.vifs]
+        looks += [self._disk_blockers(disk) for disk in spec.disks]
+        return tuple(dict.fromkeys(blocker for each in await asyncio.gather(*looks) for blocker in each))
+
+    async def _bridge_blockers(self, name: str) -> tuple[Blocker, ...]:
+        try:
+            await bridge.require(name)
+        except VeeryError as error:
+            return (Blocker(kind=Obstacle.NETWORK, reason=error.message, hint=error.hint),)
+        return ()
+
+    async def _disk_blockers(self, disk: DiskSpec) -> tuple[Blocker, ...]:
+        kind = Obstacle.VOLUME if disk.volume else Obstacle.STORAGE
+        try:
+            source = (await self.disk(disk)).source
+            if isinstance(source, IscsiLun):
+                await login.check(source, deadline=PORTAL_DEADLINE)
+        except VeeryError as error:
+            return (Blocker(kind=kind, reason=error.message, hint=error.hint),)
+        if isinstance(source, LocalDisk) and not _shared(source.path):
+            reason = f"{disk.target} is not on a filesystem that two nodes share"
+            return (Blocker(kind=kind, reason=reason, hint="make it a volume: veery volume import FILE"),)
+        return ()
 
     async def attach(self, spec: DomainSpec) -> Attachments:
         """Disks resolved, taps made. On failure nothing is left. Raises Refused for what is missing."""
@@ -165,18 +179,6 @@ class NodeAttacher:
             if name not in used and name not in self._made:
                 log.warning("tap=%s removed: no domain uses it", name)
                 await tap.delete(name)
-
-
-async def _reach(portal: str) -> None:
-    address, _, port = portal.rpartition(":")
-    try:
-        async with asyncio.timeout(PORTAL_DEADLINE):
-            _, writer = await asyncio.open_connection(address.strip("[]"), int(port))
-            writer.close()
-    except (OSError, TimeoutError) as error:
-        raise Refused(
-            f"portal {portal} does not answer: {error or 'timeout'}", hint="is tgtd running there, and the path up?"
-        ) from error
 
 
 def _shared(path: str) -> bool:

@@ -98,7 +98,9 @@ class _Session:
             if code == COMMAND_RESPONSE:
                 raise Refused(f"{self._lun.iqn}: LUN {self._lun.lun} answers with status {answer[3]:#x}")
 
-    async def _negotiate(self, stage: int, following: int, keys: dict[str, str], *, go_on: bool = False) -> dict[str, str]:
+    async def _negotiate(
+        self, stage: int, following: int, keys: dict[str, str], *, go_on: bool = False
+    ) -> dict[str, str]:
         """One login request; the keys of its answer. With `go_on` it asks for the stage `following`, and gets it."""
         text = "".join(f"{key}={value}\0" for key, value in keys.items()).encode()
         flags = stage << 2 | (0x80 | following if go_on else 0)
@@ -123,8 +125,9 @@ class _Session:
             raise Failed(f"portal {self._lun.portal} answers a login with {answer[0] & 0x3F:#x}")
         status = struct.unpack_from("!H", answer, 36)[0]
         if status:
+            words = CLASSES.get(status, f"status {status:#06x}")
             raise Refused(
-                f"{self._lun.iqn} does not let {self._lun.initiator} in: {CLASSES.get(status, f'status {status:#06x}')}",
+                f"{self._lun.iqn} does not let {self._lun.initiator} in: {words}",
                 hint="veery target list shows whom it lets in; the storage node's veeryd mends it within 10 s",
             )
         pairs = (word.partition("=") for word in data.decode(errors="replace").split("\0") if word)

@@ -14,6 +14,7 @@ from two_nodes import UUID, Pair, make_certificates, two_nodes
 from veery.errors import Failed, OutcomeUnknown, Refused
 from veery.migrate.journal import Line, Side
 from veery.model.move import MoveSettings, MoveState, Phase
+from veery.model.plan import Blocker, Obstacle
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,10 @@ async def test_a_paused_domain_stays_paused(tmp_path: Path, certificates: Path) 
 
 async def test_every_blocker_is_told_at_once(tmp_path: Path, certificates: Path) -> None:
     async with two_nodes(tmp_path, certificates) as pair:
-        pair.b.attacher.reasons = ["there is no bridge xenbr7", "there is no volume v9"]
+        pair.b.attacher.reasons = (
+            Blocker(kind=Obstacle.NETWORK, reason="there is no bridge xenbr7", hint="make it"),
+            Blocker(kind=Obstacle.VOLUME, reason="there is no volume v9", hint="make it"),
+        )
         report = await pair.a.move(pair.b)
         assert report.state is MoveState.FAILED
         assert "xenbr7" in report.reason

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from veery.model.cluster import DomainRecord
 from veery.model.domain import DomainReading, DomainSpec
 from veery.model.move import MoveReport, MoveSettings
 from veery.model.node import Node, Role
+from veery.model.plan import Blocker
 from veery.model.volume import Attachments
 
 ADDRESS = "127.0.0.1"
@@ -50,10 +51,10 @@ class BareAttacher:
     """A node without disks or taps."""
 
     def __init__(self) -> None:
-        self.reasons: list[str] = []
+        self.reasons: tuple[Blocker, ...] = ()
         self.attached = 0
 
-    async def blockers(self, spec: DomainSpec) -> Sequence[str]:
+    async def blockers(self, spec: DomainSpec) -> tuple[Blocker, ...]:
         """As Attacher."""
         return self.reasons
 

@@ -29,9 +29,11 @@ LEVELS: tuple[frozenset[str], ...] = (  # x86-64 psABI, "Micro-Architecture Leve
     frozenset({"abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "xsave"}),
     frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}),
 )
-WORTH = frozenset().union(*LEVELS[1:]) | frozenset(
-    "adx aes amd-ssbd clflushopt erms fsgsbase ibpb invpcid md-clear pclmulqdq pcid pdpe1gb rdrand rdseed rdtscp sha-ni "
-    "smap smep spec-ctrl ssbd stibp virt-ssbd xsavec xsaveopt".split()
+WORTH = frozenset().union(
+    *LEVELS[1:],
+    {"adx", "aes", "clflushopt", "erms", "fsgsbase", "invpcid", "pclmulqdq", "pcid", "pdpe1gb", "rdrand", "rdseed"},
+    {"rdtscp", "sha-ni", "smap", "smep", "xsavec", "xsaveopt"},
+    {"amd-ssbd", "ibpb", "md-clear", "spec-ctrl", "ssbd", "stibp", "virt-ssbd"},
 )
 """Features worth giving to guests where every node has them: speed, random numbers, and what mitigations ask for."""
 
@@ -84,7 +86,7 @@ def plain(name: str) -> str:
 def words(features: Iterable[str], accelerator: str) -> str:
     """QEMU's -cpu for a processor with `features`.
 
-    Under TCG it is always the same: TCG emulates the same processor on every machine, and more of it would be slower."""
+    Under TCG it is always the same: what TCG emulates does not depend on the machine, and more would be slower."""
     if accelerator != "kvm":
         return build.CPU
     given = sorted(WORTH & set(features))

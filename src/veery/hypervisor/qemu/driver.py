@@ -20,12 +20,12 @@ from veery.hypervisor.qemu.abilities import ask, obstacles, words
 from veery.hypervisor.qemu.build import Build
 from veery.hypervisor.qemu.console import QemuConsole
 from veery.hypervisor.qemu.process import Stage
-from veery.hypervisor.qemu.roster import Roster
+from veery.hypervisor.qemu.roster import OVERHEAD, Roster
 from veery.hypervisor.qemu.sample import sample
 from veery.model import codec
 from veery.model.domain import DomainEvent, DomainReading, DomainSpec, HostReading, VcpuReading
 from veery.model.move import CopyResult, MoveSettings
-from veery.model.plan import Abilities, Blocker, MemoryReading, Obstacle
+from veery.model.plan import Abilities, Blocker, MemoryReading, Obstacle, no_room
 from veery.model.units import MIB
 from veery.model.volume import AttachedDisk, AttachedVif, Attachments
 
@@ -96,7 +96,11 @@ class QemuDriver:
         """As Driver.start."""
         qemu = self._ready()
         plan = build.lay_out(
-            spec, machine=self._settings.machine or build.MACHINE, accel=qemu.accel, started=self._clock.epoch(), cpu=self._cpu
+            spec,
+            machine=self._settings.machine or build.MACHINE,
+            accel=qemu.accel,
+            started=self._clock.epoch(),
+            cpu=self._cpu,
         )
         command = self._command(spec, attachments, plan, incoming=False)
         async with self._roster.launching(spec, attachments, plan, Stage.STARTING, command=command) as domain:
@@ -228,7 +232,8 @@ class QemuDriver:
         """As Driver.obstacles."""
         if self._missing is not None:
             return (Blocker(kind=Obstacle.VERSION, reason=self._missing.message, hint=self._missing.hint),)
-        return obstacles(self._able, spec, codec.decode(bytes(luggage), Build))
+        plan = codec.decode(bytes(luggage), Build)
+        return obstacles(self._able, spec, plan) + no_room(plan.memory + OVERHEAD, (await self.host()).memory_free)
 
     async def sample(self, uuid: str) -> MemoryReading:
         """As Driver.sample."""
