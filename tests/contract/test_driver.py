@@ -20,13 +20,13 @@ import qemu_parts as parts
 from veery.config.settings import Qemu
 from veery.errors import Failed, Refused
 from veery.host.clock import RealClock
-from veery.hypervisor.base import Driver
+from veery.hypervisor.base import ALONE, Driver
 from veery.hypervisor.fake import FakeDriver
 from veery.hypervisor.fakeworld import World
 from veery.hypervisor.qemu.driver import QemuDriver
 from veery.lab.guest import Guest
 from veery.model.domain import DomainEnd, DomainEvent, DomainReading, DomainSpec, DomainState, OnEvent
-from veery.model.move import CopyResult, MoveProgress, MoveSettings, Phase
+from veery.model.move import CopyResult, Means, MoveProgress, MoveSettings, Phase, Tuning
 from veery.model.volume import Attachments
 
 PLAIN = MoveSettings(tls=False)
@@ -170,8 +170,10 @@ async def refused(work: Awaitable[object]) -> str:
 class Move:
     """One move of domain `uuid` from `near` to `far`, step by step."""
 
-    def __init__(self, near: Driver, far: Driver, uuid: str, settings: MoveSettings = PLAIN) -> None:
-        self.near, self.far, self.uuid, self.settings = near, far, uuid, settings
+    def __init__(
+        self, near: Driver, far: Driver, uuid: str, settings: MoveSettings = PLAIN, means: Means = ALONE
+    ) -> None:
+        self.near, self.far, self.uuid, self.settings, self.means = near, far, uuid, settings, means
         self.progress: list[MoveProgress] = []
         self._streams: tuple[socket.socket, ...] = ()
 
@@ -187,7 +189,7 @@ class Move:
         """Send and receive; `cut` is called once bytes have moved."""
         self._streams = near, far = parts.stream()
         sending = asyncio.create_task(
-            self.near.send(self.uuid, near, self.settings, self.progress.append, peer="test2")
+            self.near.send(self.uuid, near, self.settings, self.progress.append, peer="test2", means=self.means)
         )
         receiving = asyncio.create_task(self.far.receive(self.uuid, far))
         try:
@@ -408,6 +410,48 @@ async def test_moves_that_fail_leave_the_domain_running(rig: Rig) -> None:
 
     await Move(rig.near, rig.far, spec.uuid, replace(PLAIN, live=False)).whole()
     assert await rig.alive(rig.far, spec.uuid)
+
+
+async def test_a_copy_is_held_and_tuned(rig: Rig) -> None:
+    spec = await rig.up(rig.near)
+    await refused(rig.near.tune(spec.uuid, Tuning(bandwidth=0)))
+    slow = replace(PLAIN, bandwidth=4 << 20)
+    move = Move(rig.near, rig.far, spec.uuid, slow, Means(hold=True, throttle=True, delta=True))
+    await move.prepare()
+    copying = asyncio.create_task(move.copy())
+    await move.moving()
+    await rig.near.tune(spec.uuid, Tuning(bandwidth=0, downtime=2000, throttle=20))
+
+    async def rounds() -> int:
+        return max((reading.rounds for reading in move.progress), default=0)
+
+    first = await parts.becomes(rounds, lambda count: count >= 2)
+    await parts.becomes(rounds, lambda count: count > first)  # it goes on, though all would fit the downtime
+    assert not copying.done()
+    assert (await the(rig.near, spec.uuid)).state in UP
+    await rig.near.tune(spec.uuid, Tuning(stop=True))
+    result = await copying
+    assert result.rounds > first
+    await refused(rig.near.tune(spec.uuid, Tuning(bandwidth=0)))
+    await rig.far.finish(spec.uuid)
+    await rig.near.destroy(spec.uuid)
+    assert await rig.alive(rig.far, spec.uuid)
+
+
+async def test_a_held_copy_that_was_stopped_and_fails_runs_on(rig: Rig) -> None:
+    spec = await rig.up(rig.near)
+    move = Move(rig.near, rig.far, spec.uuid, replace(PLAIN, bandwidth=4 << 20), Means(hold=True))
+    await move.prepare()
+
+    async def stop_and_cut() -> None:
+        await rig.near.tune(spec.uuid, Tuning(stop=True))
+        assert (await the(rig.near, spec.uuid)).state is DomainState.PAUSED
+        await rig.far.destroy(spec.uuid)
+
+    with pytest.raises(Failed):
+        await move.copy(stop_and_cut)
+    assert (await the(rig.near, spec.uuid)).state in UP
+    assert await rig.alive(rig.near, spec.uuid)
 
 
 async def test_a_stream_that_stands_still(rig: Rig) -> None:

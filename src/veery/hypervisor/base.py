@@ -10,9 +10,9 @@ as Attachments. A domain outlives the driver: `adopt` finds it again. Methods ra
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -23,11 +23,13 @@ from veery.model.domain import (
     HostReading,
     VcpuReading,
 )
-from veery.model.move import CopyResult, MoveProgress, MoveSettings
+from veery.model.move import CopyResult, Means, MoveProgress, MoveSettings, Tuning
 from veery.model.plan import Abilities, Blocker, MemoryReading
-from veery.model.volume import AttachedDisk, AttachedVif, Attachments
+from veery.model.volume import AttachedDisk, AttachedVif, Attachments, CarriedDisk
 
 Report = Callable[[MoveProgress], None]
+ALONE = Means()
+"""A copy that nobody steers."""
 
 
 class Console(Protocol):
@@ -199,16 +201,28 @@ class Driver(Protocol):
 
     # ---- one move: the source's side
     async def send(
-        self, uuid: str, stream: socket.socket, settings: MoveSettings, report: Report, *, peer: str
+        self,
+        uuid: str,
+        stream: socket.socket,
+        settings: MoveSettings,
+        report: Report,
+        *,
+        peer: str,
+        means: Means = ALONE,
     ) -> CopyResult:
         """Copy the domain into `stream`, a connected TCP socket; with settings.tls the hypervisor itself encrypts
         it and authenticates both ends by the nodes' certificates, `peer` being the target's node name. The
         caller closes `stream` afterwards, whatever happens.
 
         Returns when the target has loaded everything and the domain is paused here. Raises Failed with the
-        reason, the domain running on and the stream shut down, when the copy did not succeed, or no byte moved for
-        settings.stall seconds. Cancelling the task cancels the copy; the domain runs on when the cancellation is
-        through."""
+        reason, the domain running on and the stream shut down, when the copy did not succeed, no byte moved for
+        settings.stall seconds, or the switch-over took longer than means.guard. Cancelling the task cancels the copy; the domain
+        runs on when the cancellation is through. `report` hears of the copy several times a second."""
+        ...
+
+    async def tune(self, uuid: str, tuning: Tuning) -> None:
+        """Change a `send` that is under way. Raises Refused where none is, Failed for what its means do not allow.
+        Once stopped, a domain stays so until the copy has ended; when it fails the domain runs on."""
         ...
 
     async def resume(self, uuid: str) -> None:
@@ -240,4 +254,31 @@ class Driver(Protocol):
     async def finish(self, uuid: str, *, paused: bool = False) -> None:
         """Let the loaded domain run (or make it a plain paused one), and announce its MACs.
         Idempotent. Only after COMMIT."""
+        ...
+
+
+@runtime_checkable
+class DiskMover(Protocol):
+    """What a driver has besides if it can take a domain's local disks along on a move; one that cannot lacks it.
+
+    The target, after `prepare`: export_disks. The source: mirror_disks, then `send`, which ends the mirrors while the
+    domain stands still for the last time, so that both copies are the same when it is loaded. `resume` undoes all of
+    it. The target's `receive` takes the export back once everything is loaded."""
+
+    async def local_disks(self, uuid: str) -> tuple[CarriedDisk, ...]:
+        """The files and block devices of this node that the domain writes, with their sizes as they are now."""
+        ...
+
+    async def export_disks(self, uuid: str, vdevs: Sequence[str], *, tls: bool, peer: str) -> Path:
+        """Let these disks of a half domain be written through the unix socket that is returned; with `tls` only by
+        node `peer`. Only after `prepare`."""
+        ...
+
+    async def mirror_disks(
+        self, uuid: str, vdevs: Sequence[str], through: str, settings: MoveSettings, report: Report, *, peer: str
+    ) -> None:
+        """Copy the disks through the abstract unix socket `through`, behind which the target's export is. Returns
+        when the copies are whole; from then on each write of the domain goes to both, until `send` or `resume`.
+
+        Raises Failed with the reason, the domain running on and no mirror left. Cancelling the task does the same."""
         ...

@@ -17,11 +17,14 @@ import msgspec
 
 from veery.errors import Failed, Refused, VeeryError
 from veery.host.clock import Clock
-from veery.hypervisor.base import Report
+from veery.hypervisor.base import ALONE, Report
 from veery.hypervisor.fakeworld import (
+    END,
     KEEP,
-    ROUNDS,
+    LEAST,
+    SLICES,
     FakeConsole,
+    FakeCopy,
     FakeDomain,
     Header,
     Saved,
@@ -43,13 +46,10 @@ from veery.model.domain import (
     OnEvent,
     VcpuReading,
 )
-from veery.model.move import CopyResult, MoveSettings
+from veery.model.move import CopyResult, Means, MoveSettings, Tuning
 from veery.model.plan import Abilities, Blocker, MemoryReading, Obstacle, no_room
 from veery.model.units import MIB
 from veery.model.volume import AttachedDisk, AttachedVif, Attachments
-
-RATE = 1 << 30
-"""Bytes/s of a copy without a limit."""
 
 Step = str
 """The name of a driver's method, or "copy": half way through a send."""
@@ -69,6 +69,7 @@ class FakeDriver:
         self._failures: dict[Step, list[VeeryError]] = {}
         self._hangs: dict[Step, asyncio.Event] = {}
         self._lines: list[str] = []
+        self._copies: dict[str, FakeCopy] = {}
         self.able = Abilities(driver=self.name, version="1", accelerator="none", features=("fpu",))
         self.given: tuple[str, ...] = ()
         world.drivers[node] = self
@@ -124,6 +125,10 @@ class FakeDriver:
         failures = self._failures.get(step)
         if failures:
             raise failures.pop(0)
+
+    def writes(self, uuid: str, rate: float) -> None:
+        """The guest writes `rate` bytes of its memory a second, never the same ones twice in a pass."""
+        self._domain(uuid).writes = rate
 
     # ---- this machine
 
@@ -368,25 +373,30 @@ class FakeDriver:
     # ---- moves
 
     async def send(
-        self, uuid: str, stream: socket.socket, settings: MoveSettings, report: Report, *, peer: str
+        self,
+        uuid: str,
+        stream: socket.socket,
+        settings: MoveSettings,
+        report: Report,
+        *,
+        peer: str,
+        means: Means = ALONE,
     ) -> CopyResult:
-        """As Driver.send. As long as the memory takes at settings.bandwidth; the last round with the domain paused."""
+        """As Driver.send. A pass takes as long as its bytes do at the bandwidth; what `writes` said is dirtied in it
+        is the next pass; once that fits the downtime, or the domain was stopped, it is the last."""
         domain = self._free(uuid)
         domain.stage = "sending"
+        copy = self._copies[uuid] = FakeCopy(settings.bandwidth, settings.downtime, means)
         try:
             await self._step("send")
             if not settings.live:
                 self._stop(domain)
             total = domain.memory * MIB
-            rate = settings.bandwidth or RATE
             await write(stream, codec.encode(Header(uuid, total)) + b"\n", settings.stall)
-            for number in range(1, ROUNDS + 1):
-                if number == ROUNDS:
-                    self._stop(domain)
-                await self._clock.sleep(total / ROUNDS / rate)
-                await write(stream, b".", settings.stall)
-                report(progress(number, total, rate))
-                await self._step("copy")
+            last = await self._passes(domain, copy, stream, settings, report)
+            self._stop(domain)
+            await self._clock.sleep(last / copy.rate)
+            await write(stream, END, settings.stall)
             await read(stream, settings.stall)
         except BaseException as error:
             with contextlib.suppress(OSError):
@@ -397,7 +407,47 @@ class FakeDriver:
             if isinstance(error, OSError):
                 raise Failed(f"{domain.spec.name}: {error or 'no byte moved'}") from error
             raise
-        return CopyResult(downtime_ms=total / ROUNDS / rate * 1000, bytes=total, rounds=ROUNDS)
+        finally:
+            del self._copies[uuid]
+        return CopyResult(downtime_ms=last / copy.rate * 1000, bytes=copy.sent + last, rounds=copy.rounds)
+
+    async def _passes(
+        self, domain: FakeDomain, copy: FakeCopy, stream: socket.socket, settings: MoveSettings, report: Report
+    ) -> int:
+        """Pass after pass while the domain runs; the bytes of the last one, for which it is to stand still."""
+        total = remaining = domain.memory * MIB
+        while True:
+            copy.rounds += 1
+            begun, left = self._clock.now(), remaining
+            for _ in range(SLICES):
+                piece = remaining // SLICES
+                await self._clock.sleep(max(piece / copy.rate, LEAST))
+                await write(stream, b".", settings.stall)
+                copy.sent, left = copy.sent + piece, left - piece
+                report(progress(copy, left, total))
+                await self._step("copy")
+            seconds = self._clock.now() - begun
+            written = domain.writes * (1 - copy.throttle / 100) if domain.running else 0.0
+            remaining, copy.dirty_rate = min(total, int(written * seconds)), written
+            fits = not copy.means.hold and remaining / copy.rate * 1000 <= copy.downtime
+            if not domain.running or fits:
+                return remaining
+
+    async def tune(self, uuid: str, tuning: Tuning) -> None:
+        """As Driver.tune."""
+        domain = self._domain(uuid)
+        copy = self._copies.get(uuid)
+        if copy is None:
+            raise Refused(f"{domain.spec.name} is not being copied")
+        await self._step("tune")
+        copy.bandwidth = copy.bandwidth if tuning.bandwidth is None else tuning.bandwidth
+        copy.downtime = copy.downtime if tuning.downtime is None else tuning.downtime
+        if tuning.throttle is not None:
+            if not copy.means.throttle:
+                raise Failed(f"{domain.spec.name} cannot be slowed in this copy")
+            copy.throttle = tuning.throttle
+        if tuning.stop:
+            self._stop(domain)
 
     async def resume(self, uuid: str) -> None:
         """As Driver.resume."""
@@ -445,8 +495,8 @@ class FakeDriver:
             head += await read(stream, 60)
         if codec.decode(head, Header).uuid != domain.spec.uuid:
             raise Failed(f"{domain.spec.name}: another domain came in")
-        for _ in range(ROUNDS):
-            await read(stream, 60)
+        while await read(stream, 60) != END:
+            pass
         domain.loaded = True
         await write(stream, b"!", 60)
 

@@ -13,11 +13,17 @@ import msgspec
 from veery.errors import Failed
 from veery.model import codec
 from veery.model.domain import DomainEnd, DomainSpec, DomainState
-from veery.model.move import MoveProgress, Phase
+from veery.model.move import Means, MoveProgress, Phase
 from veery.model.volume import Attachments
 
 KEEP = 256 << 10
-ROUNDS = 4
+RATE = 1 << 30
+"""Bytes/s of a copy without a limit."""
+SLICES = 4
+"""Readings in one pass."""
+LEAST = 0.002
+"""Seconds that a slice takes at least."""
+END = b"e"
 
 
 class Runner(Protocol):
@@ -58,6 +64,7 @@ class FakeDomain:
     running: bool = False
     stage: str = "running"
     loaded: bool = False
+    writes: float = 0.0
     held: bool = False
     ended: DomainEnd | None = None
     memory: int = 0
@@ -129,11 +136,35 @@ def started_of(luggage: msgspec.Raw) -> float:
     return codec.decode(bytes(luggage), dict[str, float])["started"]
 
 
-def progress(number: int, total: int, rate: float) -> MoveProgress:
-    """The reading after round `number`."""
-    done = total * number // ROUNDS
+@dataclass(slots=True)
+class FakeCopy:
+    """A copy under way: what may be tuned, and how far it is."""
+
+    bandwidth: int
+    downtime: int
+    means: Means
+    throttle: int = 0
+    rounds: int = 0
+    sent: int = 0
+    dirty_rate: float = 0.0
+
+    @property
+    def rate(self) -> int:
+        """Bytes/s."""
+        return self.bandwidth or RATE
+
+
+def progress(copy: FakeCopy, left: int, total: int) -> MoveProgress:
+    """The reading of `copy` with `left` bytes of this pass to go."""
     return MoveProgress(
-        phase=Phase.COPY, transferred=done, remaining=total - done, total=total, rate=rate, rounds=number
+        phase=Phase.COPY,
+        transferred=copy.sent,
+        remaining=left,
+        total=total,
+        rate=copy.rate,
+        dirty_rate=copy.dirty_rate,
+        rounds=copy.rounds,
+        throttle=copy.throttle,
     )
 
 

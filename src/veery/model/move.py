@@ -21,6 +21,7 @@ class Phase(StrEnum):
 class MoveState(StrEnum):
     """How a move stands."""
 
+    QUEUED = "queued"  # waits until fewer moves are under way; nothing has begun
     RUNNING = "running"  # under way
     DONE = "done"  # the domain runs on the target
     CANCELLED = "cancelled"  # by a user; the domain runs on the source
@@ -30,23 +31,60 @@ class MoveState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MoveSettings:
-    """How memory is copied. `bandwidth` in bytes/s (0: unlimited), `downtime` in ms, `timeout` in s
-    for the whole COPY (0: none), `stall` in s without a byte moving before the copy is given up."""
+    """How memory is copied. `policy` names what is done about a domain that is written to faster than it can be
+    copied (veery.migrate.policy). `bandwidth` in bytes/s (0: unlimited), `downtime` in ms, `timeout` in s for the
+    whole COPY (0: the policy's own), `stall` in s without a byte moving before the copy is given up.
 
+    `with_disks`: the disks that only the source has go along; to the folder `disk_dir` of the target ("": where the
+    target's settings say, else the same path). With `remove_source` the source's files are removed at CONFIRM, else
+    they are kept under another name."""
+
+    policy: str = "balanced"
     live: bool = True
     bandwidth: int = 0
     downtime: int = 50
     timeout: float = 0.0
     stall: float = 15.0
     tls: bool = True
+    with_disks: bool = False
+    disk_dir: str = ""
+    remove_source: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Means:
+    """What a copy may use, settled before it begins. `hold`: it never switches over by itself, only once it is told
+    to stop the domain; `throttle`: the domain's processors can be slowed; `delta`: pages sent before are sent as
+    differences; `guard`: ms after which a switch-over that is not through is given up (0: never)."""
+
+    hold: bool = False
+    throttle: bool = False
+    delta: bool = False
+    guard: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuning:
+    """What to change of a copy under way; None: as it is. `bandwidth` in bytes/s (0: unlimited), `downtime` in ms,
+    `throttle` in percent of the processors' time taken away, from the next rounds on; `stop`: stop the domain, so
+    that the copy ends with what is left."""
+
+    bandwidth: int | None = None
+    downtime: int | None = None
+    throttle: int | None = None
+    stop: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MoveProgress:
-    """One reading of a running copy. Bytes; rates in bytes/s. `stopped`: the domain stands still for the rest of
-    it, which is its last part."""
+    """One reading of a running copy. Bytes; rates in bytes/s; `throttle` in percent, `downtime` the limit in ms;
+    `stopped`: the domain stands still for the rest of it; `note` says in words what has just changed: a new round, a step of the policy, a wait. `step` says what COPY is at where it copies more than
+    memory: "disks", then "memory"; `disk_total` and `disk_remaining` are the local disks' share of it."""
 
     phase: Phase
+    step: str = ""
+    disk_total: int = 0
+    disk_remaining: int = 0
     transferred: int = 0
     remaining: int = 0
     total: int = 0
@@ -54,11 +92,37 @@ class MoveProgress:
     dirty_rate: float = 0.0
     rounds: int = 0
     stopped: bool = False
+    throttle: int = 0
+    downtime: int = 0
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """A reading of the copy as the report keeps it: `at` seconds after COPY began, `downtime` the limit in ms."""
+
+    at: float
+    rounds: int
+    transferred: int
+    remaining: int
+    rate: float
+    dirty_rate: float
+    throttle: int
+    downtime: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remark:
+    """One line of a move's story: what was done `at` seconds after COPY began, and why."""
+
+    at: float
+    text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CopyResult:
-    """What the hypervisor says of a finished copy. Milliseconds and bytes."""
+    """What the hypervisor says of a finished copy. Milliseconds and bytes. Where we stopped the domain ourselves,
+    `downtime_ms` counts from then."""
 
     downtime_ms: float
     bytes: int
@@ -69,7 +133,8 @@ class CopyResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MoveReport:
-    """The report of one move: `phases` maps a phase to its milliseconds; `started` seconds of the epoch."""
+    """The report of one move: `phases` maps a phase to its milliseconds; `started` seconds of the epoch.
+    `disk_bytes` is the size of the local disks that went along, `kept` where the source's copies of them are now."""
 
     id: str
     domain: str
@@ -87,3 +152,8 @@ class MoveReport:
     reason: str = ""
     hint: str = ""
     runs_on: str = ""
+    policy: str = ""
+    samples: tuple[Sample, ...] = ()
+    story: tuple[Remark, ...] = ()
+    disk_bytes: int = 0
+    kept: tuple[str, ...] = ()

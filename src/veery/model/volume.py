@@ -67,6 +67,22 @@ class LocalDisk:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CarriedDisk:
+    """A disk that only the source of a move has, and that goes along. `size` in bytes as the guest sees it,
+    `allocated` those that its file takes; `inode` tells that file from a later one at the same path (0: a device).
+    `target` is its file on the move's target, once that has chosen one."""
+
+    vdev: str
+    path: str
+    format: DiskFormat
+    block: bool
+    size: int
+    allocated: int
+    inode: int = 0
+    target: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AttachedDisk:
     """A disk of a domain file together with how this node reaches its bytes (None: an empty drive)."""
 

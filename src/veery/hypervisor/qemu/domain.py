@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from veery.errors import Failed, OutcomeUnknown, VeeryError
 from veery.host.clock import Clock
@@ -22,6 +22,10 @@ from veery.hypervisor.qemu.monitor import Monitor
 from veery.hypervisor.qemu.process import Home, Record, Stage
 from veery.model.domain import DomainEnd, DomainReading, DomainState, VcpuReading
 from veery.model.units import MIB
+
+if TYPE_CHECKING:
+    from veery.hypervisor.qemu.mirror import Mirrors
+    from veery.hypervisor.qemu.transfer import Transfer
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +69,9 @@ class Domain:
         self.lock = asyncio.Lock()  # one change of its devices at a time
         self.unplugged: dict[str, asyncio.Future[None]] = {}
         self.on_unplug: Callable[[str], None] = lambda device: None
+        self.listeners: set[Callable[[str, Mapping[str, Any]], None]] = set()  # each hears every event first
+        self.mirrors: Mirrors | None = None  # its disks are being copied away
+        self.copying: Transfer | None = None  # it is being copied away
         self.dying = False
         self.gone = asyncio.Event()
         self._runstate = "prelaunch"
@@ -212,6 +219,8 @@ class Domain:
     # ---- events
 
     def _event(self, name: str, data: Mapping[str, Any]) -> None:
+        for listener in tuple(self.listeners):
+            listener(name, data)
         match name:
             case "STOP":
                 self._runstate = "paused"

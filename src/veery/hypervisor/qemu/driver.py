@@ -14,7 +14,7 @@ import msgspec
 from veery.config.settings import Qemu
 from veery.errors import Refused
 from veery.host.clock import Clock
-from veery.hypervisor.base import Report
+from veery.hypervisor.base import ALONE, Report
 from veery.hypervisor.qemu import argv, build, hotplug, machine, migration
 from veery.hypervisor.qemu.abilities import ask, obstacles, words
 from veery.hypervisor.qemu.build import Build
@@ -24,7 +24,7 @@ from veery.hypervisor.qemu.roster import OVERHEAD, Roster
 from veery.hypervisor.qemu.sample import sample
 from veery.model import codec
 from veery.model.domain import DomainEvent, DomainReading, DomainSpec, HostReading, VcpuReading
-from veery.model.move import CopyResult, MoveSettings
+from veery.model.move import CopyResult, Means, MoveSettings, Tuning
 from veery.model.plan import Abilities, Blocker, MemoryReading, Obstacle, no_room
 from veery.model.units import MIB
 from veery.model.volume import AttachedDisk, AttachedVif, Attachments
@@ -248,12 +248,25 @@ class QemuDriver:
     # ---- moves
 
     async def send(
-        self, uuid: str, stream: socket.socket, settings: MoveSettings, report: Report, *, peer: str
+        self,
+        uuid: str,
+        stream: socket.socket,
+        settings: MoveSettings,
+        report: Report,
+        *,
+        peer: str,
+        means: Means = ALONE,
     ) -> CopyResult:
         """As Driver.send."""
         domain = self._roster.free(uuid)
         tls = self._certificates() if settings.tls else None
-        return await migration.send(domain, stream, settings, report, tls=tls, peer=peer, clock=self._clock)
+        return await migration.send(
+            domain, stream, settings, report, tls=tls, peer=peer, means=means, clock=self._clock
+        )
+
+    async def tune(self, uuid: str, tuning: Tuning) -> None:
+        """As Driver.tune."""
+        await migration.tune(self._roster.domain(uuid), tuning)
 
     async def resume(self, uuid: str) -> None:
         """As Driver.resume."""

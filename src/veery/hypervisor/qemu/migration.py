@@ -16,14 +16,14 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from veery.errors import Failed, VeeryError
+from veery.errors import Failed, Refused, VeeryError
 from veery.host.clock import Clock
 from veery.hypervisor.base import Report
 from veery.hypervisor.qemu.domain import Domain
 from veery.hypervisor.qemu.monitor import CommandError, Monitor
 from veery.hypervisor.qemu.process import Stage
-from veery.hypervisor.qemu.transfer import Info, Transfer, shut
-from veery.model.move import CopyResult, MoveProgress, MoveSettings, Phase
+from veery.hypervisor.qemu.transfer import POLL_HELD, Info, Transfer, shut
+from veery.model.move import CopyResult, Means, MoveProgress, MoveSettings, Phase, Tuning
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,8 @@ UNLIMITED = 1 << 40
 STALL = 60.0
 """Seconds without a byte before a receiver, a save or a restore gives up; a sender has its own setting."""
 RUN_ON_DEADLINE = 10.0
+NO_THROTTLE = 1
+"""Percent: the least that QEMU takes; a hundredth is not felt."""
 TLS_OBJECT, AUTHZ_OBJECT, STREAM = "move-tls", "move-peer", "move"
 
 
@@ -46,6 +48,7 @@ async def send(
     *,
     tls: Path | None,
     peer: str,
+    means: Means,
     clock: Clock,
 ) -> CopyResult:
     """As Driver.send; `tls` is the folder of the node's certificates, None for a plain stream."""
@@ -54,6 +57,7 @@ async def send(
         report(_progress(info))
         return info.get("ram", {}).get("transferred")
 
+    throttle = _throttle(NO_THROTTLE) if means.throttle else {}
     domain.update(stage=Stage.SENDING)
     async with contextlib.AsyncExitStack() as undo:
         undo.callback(shut, stream)
@@ -65,21 +69,59 @@ async def send(
             await _put_object(transfer.monitor, TLS_OBJECT, **_credentials(tls, "client"))
         await transfer.set_up(
             return_path=True,
+            means=means,
+            **throttle,
             max_bandwidth=settings.bandwidth or UNLIMITED,
             downtime_limit=settings.downtime,
             tls_creds=TLS_OBJECT if tls else "",
             tls_hostname=peer if tls else "",
         )
+        if means.hold:
+            transfer.poll = POLL_HELD
         if not settings.live:
             await domain.stop()
+            transfer.stopped_at = clock.now()
+        domain.copying = transfer
+        undo.callback(_let_go, domain)
         await transfer.monitor.pass_fd(STREAM, stream.fileno())
         undo.push_async_callback(whole, transfer.cancel, stream)
         await transfer.monitor.execute("migrate", {"channels": [_channel_socket()]})
-        info = await transfer.follow(stall=settings.stall, pulse=pulse, timeout=settings.timeout)
+        info = await transfer.follow(stall=settings.stall, pulse=pulse, timeout=settings.timeout, guard=means.guard)
         undo.pop_all()
+    stood = (clock.now() - transfer.stopped_at) * 1000 if transfer.stopped_at else 0.0
+    domain.copying = None
     await transfer.close()
     report(_progress(info))
-    return _result(info)
+    return _result(info, stood)
+
+
+async def tune(domain: Domain, tuning: Tuning) -> None:
+    """As Driver.tune."""
+    transfer = domain.copying
+    if transfer is None:
+        raise Refused(f"{domain.record.spec.name} is not being copied")
+    parameters: dict[str, Any] = {}
+    if tuning.bandwidth is not None:
+        parameters["max-bandwidth"] = tuning.bandwidth or UNLIMITED
+    if tuning.downtime is not None:
+        parameters["downtime-limit"] = tuning.downtime
+    if tuning.throttle is not None:
+        parameters |= {name.replace("_", "-"): value for name, value in _throttle(tuning.throttle).items()}
+    if parameters:
+        await transfer.monitor.execute("migrate-set-parameters", parameters)
+    if tuning.stop:
+        await transfer.stop()
+
+
+def _let_go(domain: Domain) -> None:
+    domain.copying = None
+
+
+def _throttle(percent: int) -> dict[str, int]:
+    """Parameters by which auto-converge goes to `percent` in one step, at the next two rounds in which as much was
+    written as was sent (ram.c, mig_throttle_guest_down). QEMU wants at least 1."""
+    value = min(max(percent, NO_THROTTLE), 99)
+    return {"cpu_throttle_initial": value, "cpu_throttle_increment": value, "max_cpu_throttle": value}
 
 
 async def resume(domain: Domain, clock: Clock) -> None:
@@ -261,13 +303,14 @@ def _progress(info: Info) -> MoveProgress:
         dirty_rate=float(ram.get("dirty-pages-rate", 0) * ram.get("page-size", 4096)),
         rounds=ram.get("dirty-sync-count", 0),
         stopped=info.get("status") == "device",
+        throttle=info.get("cpu-throttle-percentage", 0),
     )
 
 
-def _result(info: Info) -> CopyResult:
+def _result(info: Info, stood: float) -> CopyResult:
     progress = _progress(info)
     return CopyResult(
-        downtime_ms=float(info.get("downtime", 0)),
+        downtime_ms=max(float(info.get("downtime", 0)), round(stood, 1)),
         bytes=progress.transferred,
         rounds=progress.rounds,
         dirty_rate=progress.dirty_rate,

@@ -16,12 +16,17 @@ from veery.errors import Failed, OutcomeUnknown, VeeryError
 from veery.host.clock import Clock
 from veery.hypervisor.qemu.domain import Domain
 from veery.hypervisor.qemu.monitor import Monitor
+from veery.model.move import Means
 
 log = logging.getLogger(__name__)
 
 POLL = 0.1
+POLL_HELD = 0.02
+"""Seconds between two readings of a copy that waits for our word: what it reads decides when the domain stops."""
 QUERY_DEADLINE = 2.0
 CANCEL_DEADLINE = 5.0
+GENTLER = "try when it is quieter, with more bandwidth, or --policy balanced"
+PLAIN = Means()
 OVER = frozenset({"completed", "failed", "cancelled"})
 
 Info = Mapping[str, Any]
@@ -35,6 +40,9 @@ class Transfer:
         self.domain, self._clock = domain, clock
         self._news = asyncio.Event()
         self.status = ""
+        self.device_since = 0.0  # when the domain was seen stopped for the switch-over
+        self.stopped_at = 0.0  # when we stopped the domain ourselves
+        self.poll = POLL
         self.monitor = Monitor(domain.record.spec.name, domain.home.monitors[1], self._event)
 
     async def open(self) -> None:
@@ -48,11 +56,22 @@ class Transfer:
     def _event(self, name: str, data: Mapping[str, Any]) -> None:
         if name == "MIGRATION":
             self.status = str(data["status"])
+            if self.status == "device":
+                self.device_since = self._clock.now()
             self._news.set()
 
-    async def set_up(self, *, return_path: bool, **parameters: Any) -> None:
-        """Capabilities and `parameters` (underscores for dashes). A file cannot answer: no return path there."""
-        wanted = {"events": True, "return-path": return_path}
+    async def set_up(self, *, return_path: bool, means: Means = PLAIN, **parameters: Any) -> None:
+        """Capabilities and `parameters` (underscores for dashes). A file cannot answer: no return path there.
+
+        switchover-ack holds a copy: the source waits for a word of the target, which gives it only where it has the
+        capability too (ours has not), or until the domain stands still (migration.c, migration_can_switchover)."""
+        wanted = {
+            "events": True,
+            "return-path": return_path,
+            "switchover-ack": means.hold,
+            "auto-converge": means.throttle,
+            "xbzrle": means.delta,
+        }
         capabilities = [{"capability": name, "state": state} for name, state in wanted.items()]
         await self.monitor.execute("migrate-set-capabilities", {"capabilities": capabilities})
         values = {name.replace("_", "-"): value for name, value in parameters.items()}
@@ -76,11 +95,14 @@ class Transfer:
             news.cancel()
         self._news.clear()
 
-    async def follow(self, *, stall: float, pulse: Callable[[Info], object], timeout: float = 0.0) -> Info:
+    async def follow(
+        self, *, stall: float, pulse: Callable[[Info], object], timeout: float = 0.0, guard: float = 0.0
+    ) -> Info:
         """Wait for the end. `pulse` makes of a reading a value that changes as long as bytes move.
 
         Returns the last reading, its status "completed". Raises Failed when it failed, was cancelled, stood still
-        for `stall` seconds, took longer than `timeout` (0: none), or QEMU ended."""
+        for `stall` seconds, took longer than `timeout` (0: none), stood stopped for more than `guard` ms (0: any
+        time), or QEMU ended."""
         name = self.domain.record.spec.name
         begun = moved = self._clock.now()
         last: object = None
@@ -110,7 +132,20 @@ class Transfer:
                 raise Failed(
                     f"{name}: the copy did not end within {timeout:g} s", hint="give it more bandwidth, or pause it"
                 )
-            await self.change(POLL)
+            pause = self.poll
+            if guard and self.device_since:
+                left = self.device_since + guard / 1000 - now
+                if left <= 0:
+                    raise Failed(f"{name}: the switch-over took more than {guard:g} ms", hint=GENTLER)
+                pause = min(pause, left)
+            await self.change(pause)
+
+    async def stop(self) -> None:
+        """Stop the domain: what remains is now all there is to send. Raises Failed, OutcomeUnknown."""
+        if not self.stopped_at:
+            begun = self._clock.now()
+            await self.domain.stop()
+            self.stopped_at = begun
 
     async def cancel(self, stream: socket.socket | None) -> None:
         """Stop a copy that is under way, and see to it that the domain runs on, as far as it did before.

@@ -1,0 +1,174 @@
+"""What to do about a copy, given how it went so far: pure functions, no clock but an argument.
+
+A copy goes in rounds. The first sends all of the memory, each later one what was written during the one before; the
+most that was ever missing in a round is what it found written: its `need`. Need over speed is how long the domain
+would have to stand still if it were stopped for that round. A copy gets on when its needs shrink."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from veery.migrate.policy import Policy
+from veery.model.move import Sample
+from veery.model.units import format_size
+
+KEPT = 16  # rounds that are remembered
+SHRINKING = 0.7  # a need below this share of the one before counts as progress
+SPARE = 1.1  # limits and bounds are set with a tenth to spare
+SETTLING = 1  # rounds more after a throttle, which takes hold only after some
+AHEAD = 0.5  # of a slowed domain's writing, the share of the link's speed that is aimed at
+SWITCH = 0.5  # seconds kept free at the end of a bound, for the switch-over itself
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """One pass over what is missing. `need` in bytes, `rate` and `dirty_rate` (the highest seen) in bytes/s, `began`
+    in seconds after the copy did."""
+
+    number: int
+    began: float
+    need: int
+    rate: float
+    dirty_rate: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Course:
+    """Where the copy stands on its policy's ladder: the limit on the downtime (ms), the throttle (percent), whether
+    the domain was stopped; `since`: seconds after the copy began at which that was last changed."""
+
+    downtime: int
+    throttle: int = 0
+    stopped: bool = False
+    since: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stay:
+    """Nothing is to be changed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """Go on as `course` says, because of `why`."""
+
+    course: Course
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GiveUp:
+    """End the copy; the domain runs on."""
+
+    why: str
+    hint: str
+
+
+Action = Stay | Change | GiveUp
+
+
+def fold(rounds: Sequence[Round], sample: Sample) -> tuple[Round, ...]:
+    """The rounds, with one more reading of the copy."""
+    if not rounds or sample.rounds > rounds[-1].number:
+        fresh = Round(
+            number=sample.rounds,
+            began=sample.at,
+            need=sample.remaining,
+            rate=sample.rate,
+            dirty_rate=sample.dirty_rate,
+        )
+        return (*rounds, fresh)[-KEPT:]
+    last = rounds[-1]
+    grown = replace(
+        last,
+        need=max(last.need, sample.remaining),
+        rate=max(last.rate, sample.rate),
+        dirty_rate=max(last.dirty_rate, sample.dirty_rate),
+    )
+    return (*rounds[:-1], grown)
+
+
+def speed(rounds: Sequence[Round]) -> float:
+    """How fast the copy went of late, bytes/s; 0.0: not known yet."""
+    return max((each.rate for each in rounds[-3:]), default=0.0)
+
+
+def milliseconds(size: float, rate: float) -> float:
+    """How long `size` bytes take at `rate`; for ever at none."""
+    return size / rate * 1000 if rate > 0 else float("inf")
+
+
+def bound(policy: Policy, asked: float, total: int, rate: float) -> float:
+    """Seconds within which the copy is to end: what the user `asked` for, else the policy's; 0.0: none."""
+    if asked or not policy.bound:
+        return asked
+    return max(policy.bound, policy.passes * total / rate if rate > 0 else 0.0)
+
+
+def ready(rounds: Sequence[Round], sample: Sample, course: Course) -> bool:
+    """Whether a copy that is held could switch over now, within its limit."""
+    if not rounds or rounds[-1].number < 2:
+        return False
+    return milliseconds(max(sample.remaining, 0), speed(rounds)) <= course.downtime
+
+
+def decide(
+    policy: Policy, first: int, end: float, course: Course, rounds: Sequence[Round], sample: Sample, now: float
+) -> Action:
+    """The next step of a copy that began `now` seconds ago, `first` the user's limit in ms, `end` its bound."""
+    if course.stopped:
+        return Stay()
+    rate = speed(rounds)
+    if end:
+        if policy.stop and now + sample.remaining / (rate or 1.0) * SPARE + SWITCH >= end:
+            why = f"stopped: {format_size(sample.remaining)} are left and the bound of {end:g} s is near"
+            return Change(course=replace(course, stopped=True, since=now), why=why)
+        if now >= end and not policy.stop:
+            return GiveUp(
+                why=f"the copy did not end within {end:g} s",
+                hint="give it more time or bandwidth, or --policy must-finish",
+            )
+    tries = [each for each in rounds if each.number >= 2 and each.began >= course.since]
+    patience = policy.patience + (SETTLING if course.throttle else 0)
+    if len(tries) <= patience or rate <= 0:
+        return Stay()
+    judged = tries[-patience - 1 :]
+    least = min(each.need for each in judged)
+    if judged[-1].need <= SHRINKING * judged[0].need or milliseconds(least, rate) <= course.downtime:
+        return Stay()
+    return _climb(policy, first, course, judged, rate, now)
+
+
+def _climb(policy: Policy, first: int, course: Course, judged: Sequence[Round], rate: float, now: float) -> Action:
+    """The copy does not get on: the smallest step that should help, by the least that was missing of late."""
+    needed = milliseconds(min(each.need for each in judged), rate) * SPARE
+    dirty = max(each.dirty_rate for each in judged)
+    higher = [limit for limit in policy.limits(first) if limit > course.downtime]
+    enough = [limit for limit in higher if limit >= needed]
+    slower = [percent for percent in policy.throttle if percent > course.throttle]
+    stands = f"it needs {needed:.0f} ms where {course.downtime} ms are allowed"
+    if enough:
+        why = f"limit {enough[0]} ms: {stands}"
+        return Change(course=replace(course, downtime=enough[0], since=now), why=why)
+    if slower:
+        wanted = 100 * (1 - AHEAD * rate / dirty) if dirty > 0 else 0.0
+        percent = next((each for each in slower if each >= wanted), slower[-1])
+        limit = higher[-1] if higher else course.downtime
+        why = f"throttle {percent} %, limit {limit} ms: {_outrun(dirty, rate)}"
+        return Change(course=Course(downtime=limit, throttle=percent, since=now), why=why)
+    if higher:
+        why = f"limit {higher[0]} ms: {stands}"
+        return Change(course=replace(course, downtime=higher[0], since=now), why=why)
+    if policy.stop:
+        why = f"stopped: throttled by {course.throttle} % {_outrun(dirty, rate)}"
+        return Change(course=replace(course, stopped=True, since=now), why=why)
+    slowed = f", slowed by {course.throttle} %" if course.throttle else ""
+    return GiveUp(
+        why=f"it does not get on: {_outrun(dirty, rate)}{slowed}; {stands}",
+        hint="move it when it is quieter, give it more bandwidth, a longer --downtime, or --policy must-finish",
+    )
+
+
+def _outrun(dirty: float, rate: float) -> str:
+    return f"it writes {format_size(dirty)}/s, the copy makes {format_size(rate)}/s"

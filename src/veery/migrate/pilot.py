@@ -1,0 +1,211 @@
+"""Steers one copy: hears each reading, asks the policy, and tells the driver. Holds the copy until its turn."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NoReturn
+
+from veery.errors import Failed, Refused, VeeryError
+from veery.host.clock import Clock
+from veery.hypervisor.base import Driver
+from veery.migrate import converge
+from veery.migrate.converge import Change, Course, GiveUp, Round
+from veery.migrate.policy import find
+from veery.migrate.turns import Turn
+from veery.model.move import Means, MoveProgress, MoveSettings, Phase, Remark, Sample, Tuning
+from veery.model.units import format_size
+
+log = logging.getLogger(__name__)
+
+TICK = 0.1
+SAMPLES = 240
+"""Readings that a report keeps; when there are more, every second of the older ones goes."""
+STORY = 100
+CRAWL = 64 << 10
+"""Bytes/s of a copy that waits for its turn: it keeps its place and leaves the machine to the others."""
+CALM = 0.05
+"""A domain that writes less than this share of the link's speed loses nothing by crawling."""
+EXCESS = 2.0
+"""Times its bound after which even a copy that must finish is given up: then it is not the domain's fault."""
+
+
+class Pilot:
+    """One copy. `run` is its task and never returns: it is cancelled when the copy has ended."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        uuid: str,
+        settings: MoveSettings,
+        clock: Clock,
+        publish: Callable[[MoveProgress], None],
+        turn: Turn | None,
+    ) -> None:
+        """`turn` is the move's place in the row, None where nobody need wait. Raises Refused for an unknown policy."""
+        self._driver, self._uuid, self._settings, self._clock = driver, uuid, settings, clock
+        self._publish, self._turn = publish, turn
+        self.policy = find(settings.policy)
+        self.samples: list[Sample] = []
+        self.story: list[Remark] = []
+        self._first, self._bandwidth = settings.downtime, settings.bandwidth
+        self._course = Course(downtime=settings.downtime, stopped=not settings.live)
+        self._rounds: tuple[Round, ...] = ()
+        self._sample = Sample(
+            at=0.0, rounds=0, transferred=0, remaining=0, rate=0.0, dirty_rate=0.0, throttle=0, downtime=0
+        )
+        self._total = 0
+        self._began = clock.now()
+        self._news = asyncio.Event()
+        self._crawling = False
+        self._released: float | None = None
+        self._last: MoveProgress | None = None
+        self._round = 0
+        if turn is not None:
+            turn.granted = self._news.set
+
+    @property
+    def means(self) -> Means:
+        """What the copy may use."""
+        live = self._settings.live
+        return Means(
+            hold=self._turn is not None,
+            throttle=bool(self.policy.throttle) and live,
+            delta=self.policy.delta and self._settings.bandwidth > 0 and live,
+            guard=self.policy.guard * self._settings.downtime if live else 0.0,
+        )
+
+    def hear(self, progress: MoveProgress) -> None:
+        """A reading of the copy, from the driver."""
+        sample = Sample(
+            at=round(self._now(), 3),
+            rounds=progress.rounds,
+            transferred=progress.transferred,
+            remaining=progress.remaining,
+            rate=progress.rate,
+            dirty_rate=progress.dirty_rate,
+            throttle=progress.throttle,
+            downtime=self._course.downtime,
+        )
+        self._sample, self._total = sample, progress.total or self._total
+        if not self._crawling and progress.total:
+            self._rounds = converge.fold(self._rounds, sample)
+        note = ""
+        if progress.rounds > self._round >= 1 and not self._crawling:
+            note = f"round {progress.rounds}: {format_size(progress.remaining)} were written meanwhile"
+        self._round = max(self._round, progress.rounds)
+        self._keep(sample)
+        self._last = replace(progress, downtime=self._course.downtime)
+        self._publish(replace(self._last, note=note))
+        self._news.set()
+
+    async def change(self, tuning: Tuning) -> None:
+        """What the user wants changed: bandwidth, downtime. Raises Refused where there is no copy to change."""
+        if not self._crawling:
+            await self._driver.tune(self._uuid, tuning)
+        elif tuning.downtime is not None:
+            await self._driver.tune(self._uuid, replace(tuning, bandwidth=None))
+        said = []
+        if tuning.bandwidth is not None:
+            self._bandwidth = tuning.bandwidth
+            said.append(f"bandwidth {format_size(tuning.bandwidth)}/s" if tuning.bandwidth else "bandwidth unlimited")
+        if tuning.downtime is not None:
+            self._first = tuning.downtime
+            self._course = replace(self._course, downtime=tuning.downtime)
+            said.append(f"limit {tuning.downtime} ms")
+        self._course = replace(self._course, since=self._now())
+        self._rounds = self._rounds[-1:] if self._rounds else ()
+        self._rounds = tuple(replace(each, rate=0.0) for each in self._rounds)
+        self._say(", ".join(said) + ": asked for")
+
+    async def run(self) -> NoReturn:
+        """Steer. Raises Failed when the policy gives the copy up."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TICK):
+                    await self._news.wait()
+            self._news.clear()
+            if self._turn is not None:
+                await self._mind_the_turn(self._turn)
+            await self._judge()
+
+    # ---- inside
+
+    def _now(self) -> float:
+        return self._clock.now() - self._began
+
+    async def _judge(self) -> None:
+        now, rate = self._now(), converge.speed(self._rounds)
+        end = converge.bound(self.policy, self._settings.timeout, self._total, rate)
+        if end and now >= EXCESS * end:
+            raise Failed(f"the copy did not end within {EXCESS * end:g} s", hint="is the path to the target up?")
+        rounds = () if self._crawling else self._rounds
+        action = converge.decide(self.policy, self._first, end, self._course, rounds, self._sample, now)
+        match action:
+            case GiveUp():
+                self._say(action.why)
+                raise Failed(action.why, hint=action.hint)
+            case Change():
+                await self._set(action.course, action.why)
+
+    async def _set(self, course: Course, why: str) -> None:
+        before, self._course = self._course, course
+        tuning = Tuning(
+            downtime=course.downtime if course.downtime != before.downtime else None,
+            throttle=course.throttle if course.throttle != before.throttle else None,
+            stop=course.stopped,
+        )
+        self._say(why)
+        if course.stopped and self._crawling:
+            await self._crawl(False)
+        await self._tune(tuning)
+
+    async def _mind_the_turn(self, turn: Turn) -> None:
+        if self._course.stopped:
+            return
+        if turn.ready_since is None:
+            if not converge.ready(self._rounds, self._sample, self._course):
+                return
+            turn.ready()
+            if not turn.mine and self._sample.dirty_rate < CALM * converge.speed(self._rounds):
+                await self._crawl(True)
+            if not turn.mine:
+                self._say("could switch over; waits for its turn")
+        if not turn.mine:
+            return
+        if self._released is None:
+            self._say("its turn to switch over")
+            if self._crawling:
+                await self._crawl(False)
+            self._released = self._now()
+            self._course = replace(self._course, since=self._released)
+        elif self._sample.at > self._released and converge.ready(self._rounds, self._sample, self._course):
+            await self._set(replace(self._course, stopped=True, since=self._now()), "switches over")
+
+    async def _crawl(self, slow: bool) -> None:
+        self._crawling = slow
+        await self._tune(Tuning(bandwidth=CRAWL if slow else self._bandwidth))
+
+    async def _tune(self, tuning: Tuning) -> None:
+        """A copy that has just ended cannot be changed any more, and need not be."""
+        try:
+            await self._driver.tune(self._uuid, tuning)
+        except Refused:
+            pass
+        except VeeryError as error:
+            log.warning("uuid=%s copy not changed: %s", self._uuid, error.message)
+
+    def _say(self, text: str) -> None:
+        if len(self.story) < STORY:
+            self.story.append(Remark(at=round(self._now(), 3), text=text))
+        log.info("uuid=%s at=%.2f %s", self._uuid, self._now(), text)
+        self._publish(replace(self._last or MoveProgress(phase=Phase.COPY), note=text))
+
+    def _keep(self, sample: Sample) -> None:
+        self.samples.append(sample)
+        if len(self.samples) > SAMPLES:
+            half = len(self.samples) // 2
+            self.samples = self.samples[:half:2] + self.samples[half:]
