@@ -92,8 +92,8 @@ class Daemon:
             client_tls=self.client_tls,
         )
         self.settler = Settler(self.ground)
-        self.moves = Moves(self.ground, self.settler, self.state / "moves")
-        self.receiver = Receiver(self.ground, self.settler)
+        self.moves = Moves(self.ground, self.settler, self.state / "moves", settings.moves)
+        self.receiver = Receiver(self.ground, self.settler, settings.moves)
         self.relocation = RelocationServer(
             self.node.name, self.node.address, settings.relocation, self.server_tls, self.receiver.take
         )

@@ -61,6 +61,15 @@ class Qemu:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MoveLimits:
+    """How many moves may be under way at once: `out` of this node, `into` it, and from it to any one other node."""
+
+    out: int = 8
+    into: int = 8
+    link: int = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
     """The guest's kernel, whose modules go into the images that this node builds: a vmlinuz, and its
     lib/modules/VERSION; "" means the kernel that this node itself runs."""
@@ -82,6 +91,7 @@ class Settings:
     etcd: Etcd = field(default_factory=Etcd)
     storage: StorageSettings = field(default_factory=StorageSettings)
     qemu: Qemu = field(default_factory=Qemu)
+    moves: MoveLimits = field(default_factory=MoveLimits)
     image: Image = field(default_factory=Image)
 
 
@@ -105,9 +115,12 @@ def load(path: Path) -> Settings:
         line = _line_of(text, unknown[-1])
         raise Refused(f"{path}:{line}: unknown key {'.'.join(unknown)!r}", hint="see docs/settings.md for the keys")
     try:
-        return msgspec.convert(data, type=Settings)
+        settings = msgspec.convert(data, type=Settings)
     except msgspec.ValidationError as error:
         raise Refused(f"{path}: {error}", hint="see docs/settings.md for the keys") from error
+    if min(settings.moves.out, settings.moves.into, settings.moves.link) < 1:
+        raise Refused(f"{path}:{_line_of(text, 'moves')}: limits of moves are 1 or more", hint="see docs/settings.md")
+    return settings
 
 
 def _unknown(data: dict[str, object], kind: type, path: tuple[str, ...]) -> tuple[str, ...]:

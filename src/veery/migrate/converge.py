@@ -114,7 +114,7 @@ def ready(rounds: Sequence[Round], sample: Sample, course: Course) -> bool:
 
 
 def decide(
-    policy: Policy, first: int, end: float, course: Course, rounds: Sequence[Round], sample: Sample, now: float
+    policy: Policy, course: Course, rounds: Sequence[Round], sample: Sample, *, first: int, end: float, now: float
 ) -> Action:
     """The next step of a copy that began `now` seconds ago, `first` the user's limit in ms, `end` its bound."""
     if course.stopped:
@@ -137,10 +137,10 @@ def decide(
     least = min(each.need for each in judged)
     if judged[-1].need <= SHRINKING * judged[0].need or milliseconds(least, rate) <= course.downtime:
         return Stay()
-    return _climb(policy, first, course, judged, rate, now)
+    return _climb(policy, course, judged, rate, first=first, now=now)
 
 
-def _climb(policy: Policy, first: int, course: Course, judged: Sequence[Round], rate: float, now: float) -> Action:
+def _climb(policy: Policy, course: Course, judged: Sequence[Round], rate: float, *, first: int, now: float) -> Action:
     """The copy does not get on: the smallest step that should help, by the least that was missing of late."""
     needed = milliseconds(min(each.need for each in judged), rate) * SPARE
     dirty = max(each.dirty_rate for each in judged)

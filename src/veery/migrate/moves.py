@@ -6,23 +6,27 @@ import asyncio
 import logging
 import secrets
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from veery.config.settings import MoveLimits
 from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
 from veery.host.files import write_atomic
 from veery.migrate.base import Ground
 from veery.migrate.phases import CANCELLABLE
+from veery.migrate.policy import find as find_policy
 from veery.migrate.sender import Order, Sender
 from veery.migrate.settle import Settler
+from veery.migrate.turns import Places, Turns
 from veery.model.codec import decode, encode
 from veery.model.domain import DomainReading
-from veery.model.move import MoveProgress, MoveReport, MoveSettings, MoveState
+from veery.model.move import MoveProgress, MoveReport, MoveSettings, MoveState, Phase, Tuning
 from veery.model.node import Node
 
 log = logging.getLogger(__name__)
 
 KEPT = 100  # reports of ended moves
+DEFAULT_LIMITS = MoveLimits()
 
 
 @dataclass(slots=True, eq=False)
@@ -33,6 +37,7 @@ class Running:
     domain: str
     sender: Sender
     task: asyncio.Task[MoveReport] | None = None
+    queued: bool = True
     cancelled: bool = False
     last: MoveProgress | None = None
     listeners: list[asyncio.Queue[MoveProgress | None]] = field(default_factory=list)
@@ -49,9 +54,10 @@ class Running:
 class Moves:
     """Starts, follows, cancels and remembers moves out of this node."""
 
-    def __init__(self, ground: Ground, settler: Settler, folder: Path) -> None:
-        """Reports of ended moves are kept in `folder`."""
+    def __init__(self, ground: Ground, settler: Settler, folder: Path, limits: MoveLimits = DEFAULT_LIMITS) -> None:
+        """Reports of ended moves are kept in `folder`; more moves than `limits` allow wait."""
         self._ground, self._settler, self._folder = ground, settler, folder
+        self._places, self._turns = Places(limits.out, limits.link), Turns(ground.clock)
         self._running: dict[str, Running] = {}
         self._tasks: asyncio.TaskGroup | None = None
 
@@ -70,7 +76,9 @@ class Moves:
         return f"move {line.move} of {domain} is being settled" if line else ""
 
     def start(self, reading: DomainReading, target: Node, settings: MoveSettings) -> str:
-        """Begin to move a domain of this node; the move's id. Raises Refused when it is already moving."""
+        """Begin to move a domain of this node, or put it into the queue; the move's id. Raises Refused when it is
+        already moving, or its policy is unknown."""
+        find_policy(settings.policy)
         busy = self.busy(reading.name)
         if busy:
             raise Refused(busy, hint="veery moves shows it; veery move cancel MOVE stops it")
@@ -79,7 +87,7 @@ class Moves:
         move = secrets.token_hex(4)
         order = Order(move=move, reading=reading, target=target, settings=settings)
         running = Running(move, reading.name, None)  # type: ignore[arg-type]
-        running.sender = Sender(self._ground, self._settler, order, running.publish)
+        running.sender = Sender(self._ground, self._settler, order, running.publish, self._turns)
         self._running[move] = running
         running.task = self._tasks.create_task(self._run(running), name=f"move {move}")
         return move
@@ -119,27 +127,36 @@ class Moves:
         await asyncio.wait({running.task})
         return self.report(move)
 
+    async def change(self, move: str, tuning: Tuning) -> None:
+        """Change the bandwidth or the downtime of a copy under way. Raises Refused where nothing is copied."""
+        running = self._running.get(move)
+        if running is None:
+            raise Refused(f"no move {move} is under way", hint="veery moves lists them")
+        await running.sender.change(tuning)
+
     def report(self, move: str) -> MoveReport:
         """How a move stands or ended. Raises Refused for an unknown one."""
         if running := self._running.get(move):
-            return running.sender.report(MoveState.RUNNING)
+            return _standing(running)
         path = self._folder / f"{move}.json"
         if not move.isalnum() or not path.exists():
             raise Refused(f"no move {move} here", hint="veery moves lists them")
         return decode(path.read_bytes(), MoveReport)
 
     def list(self) -> tuple[MoveReport, ...]:
-        """Moves under way and ended, the newest last."""
+        """Moves queued, under way and ended, the newest last; without their samples and story."""
         ended = [decode(path.read_bytes(), MoveReport) for path in self._folder.glob("*.json")]
-        under_way = [running.sender.report(MoveState.RUNNING) for running in self._running.values()]
-        return tuple(sorted(ended + under_way, key=lambda report: report.started))
+        reports = ended + [_standing(running) for running in self._running.values()]
+        return tuple(
+            replace(report, samples=(), story=()) for report in sorted(reports, key=lambda report: report.started)
+        )
 
     # ---- inside
 
     async def _run(self, running: Running) -> MoveReport:
         sender = running.sender
         try:
-            report = await sender.run()
+            report = await self._in_turn(running)
         except asyncio.CancelledError:
             report = sender.report(MoveState.CANCELLED, reason="cancelled")
         except OutcomeUnknown as error:
@@ -163,6 +180,19 @@ class Moves:
             queue.put_nowait(None)
         return report
 
+    async def _in_turn(self, running: Running) -> MoveReport:
+        """Wait in the queue, then move."""
+        target = running.sender.target
+        if not self._places.free(target):
+            note = f"waits for other moves of {self._ground.node} to end"
+            running.publish(MoveProgress(phase=Phase.BEGIN, note=note))
+        await self._places.take(target)
+        try:
+            running.queued = False
+            return await running.sender.run()
+        finally:
+            self._places.leave(target)
+
     def _keep(self, report: MoveReport) -> None:
         try:
             write_atomic(self._folder / f"{report.id}.json", encode(report))
@@ -171,6 +201,10 @@ class Moves:
                 path.unlink(missing_ok=True)
         except OSError as error:
             log.error("move=%s report not kept: %s", report.id, error)
+
+
+def _standing(running: Running) -> MoveReport:
+    return running.sender.report(MoveState.QUEUED if running.queued else MoveState.RUNNING)
 
 
 def ended_badly(report: MoveReport) -> VeeryError | None:

@@ -41,6 +41,7 @@ class Pilot:
         driver: Driver,
         uuid: str,
         settings: MoveSettings,
+        *,
         clock: Clock,
         publish: Callable[[MoveProgress], None],
         turn: Turn | None,
@@ -143,7 +144,7 @@ class Pilot:
         if end and now >= EXCESS * end:
             raise Failed(f"the copy did not end within {EXCESS * end:g} s", hint="is the path to the target up?")
         rounds = () if self._crawling else self._rounds
-        action = converge.decide(self.policy, self._first, end, self._course, rounds, self._sample, now)
+        action = converge.decide(self.policy, self._course, rounds, self._sample, first=self._first, end=end, now=now)
         match action:
             case GiveUp():
                 self._say(action.why)

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 from veery.cluster import owner as owners
+from veery.config.settings import MoveLimits
 from veery.errors import Failed, Refused, VeeryError
 from veery.host import tasks
 from veery.migrate import wire
@@ -25,6 +26,8 @@ from veery.model.volume import Attachments
 log = logging.getLogger(__name__)
 
 OFFER_DEADLINE = 15.0
+WAIT_EVERY = 1.0
+DEFAULT_LIMITS = MoveLimits()
 STREAM_DEADLINE = 20.0
 HEAD_START = 0.01  # seconds for the watch to tell who the owner is, before the store is asked
 FINISH_DEADLINE = 180.0  # from Loaded to Finish: the source may be asking a slow store
@@ -33,8 +36,9 @@ FINISH_DEADLINE = 180.0  # from Loaded to Finish: the source may be asking a slo
 class Receiver:
     """Takes domains in. One call of `take` is one control connection."""
 
-    def __init__(self, ground: Ground, settler: Settler) -> None:
-        """`server` is set by the daemon once both are built."""
+    def __init__(self, ground: Ground, settler: Settler, limits: MoveLimits = DEFAULT_LIMITS) -> None:
+        """`server` is set by the daemon once both are built. At most `limits.into` domains come in at once."""
+        self._places = asyncio.Semaphore(limits.into)
         self._ground, self._settler = ground, settler
         self.server: RelocationServer | None = None
         self._arriving: dict[str, wire.Offer] = {}
@@ -63,12 +67,29 @@ class Receiver:
             raise Refused(f"{offer.domain} is already on its way here")
         self._arriving[offer.domain] = offer
         try:
-            found = await inspect(self._ground, offer.spec, offer.luggage, offer.driver)
-            if found:
-                raise refusal(self._ground.node, offer.domain, found)
-            await self._reserved(channel, offer)
+            async with self._room(channel, offer):
+                found = await inspect(self._ground, offer.spec, offer.luggage, offer.driver)
+                if found:
+                    raise refusal(self._ground.node, offer.domain, found)
+                await self._reserved(channel, offer)
         finally:
             del self._arriving[offer.domain]
+
+    @contextlib.asynccontextmanager
+    async def _room(self, channel: wire.Channel, offer: wire.Offer) -> AsyncIterator[None]:
+        """A place among those that come in. Raises Failed when the source has left while it waited."""
+        while True:
+            try:
+                async with asyncio.timeout(WAIT_EVERY if self._places.locked() else None):
+                    await self._places.acquire()
+                break
+            except TimeoutError:
+                log.info("move=%s domain=%s waits for a place", offer.move, offer.domain)
+                await channel.send(wire.Wait())
+        try:
+            yield
+        finally:
+            self._places.release()
 
     async def _reserved(self, channel: wire.Channel, offer: wire.Offer) -> None:
         """Promise, prepare, load, and go as the owner key says."""

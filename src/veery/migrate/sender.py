@@ -21,10 +21,12 @@ from veery.migrate import wire
 from veery.migrate.base import Ground
 from veery.migrate.journal import Line, Side
 from veery.migrate.phases import Steps
+from veery.migrate.pilot import Pilot
 from veery.migrate.settle import Settler
+from veery.migrate.turns import Turn, Turns
 from veery.model.cluster import Owner, Reservation
 from veery.model.domain import DomainReading, DomainState
-from veery.model.move import CopyResult, MoveProgress, MoveReport, MoveSettings, MoveState, Phase
+from veery.model.move import CopyResult, MoveProgress, MoveReport, MoveSettings, MoveState, Phase, Tuning
 from veery.model.node import Node
 
 log = logging.getLogger(__name__)
@@ -50,14 +52,24 @@ class Order:
 class Sender:
     """One move out of this node."""
 
-    def __init__(self, ground: Ground, settler: Settler, order: Order, publish: Callable[[MoveProgress], None]) -> None:
-        """`publish` hears of every phase and every reading of the copy."""
+    def __init__(
+        self, ground: Ground, settler: Settler, order: Order, publish: Callable[[MoveProgress], None], turns: Turns
+    ) -> None:
+        """`publish` hears of every phase and every reading of the copy; `turns` says when to switch over."""
         self._ground, self._settler, self._order, self._publish = ground, settler, order, publish
+        self._turns = turns
+        self._turn: Turn | None = None
+        self._pilot: Pilot | None = None
         self._started = ground.clock.epoch()
         self._steps: Steps | None = None
         self._copy: CopyResult | None = None
         self._store_answered = float("-inf")
         self._asking: asyncio.Task[None] | None = None
+
+    @property
+    def target(self) -> str:
+        """The node that it goes to."""
+        return self._order.target.name
 
     @property
     def phase(self) -> Phase:
@@ -68,6 +80,24 @@ class Sender:
         """Move the domain; its report. Raises Refused (nothing changed), Failed (undone: the domain runs on
         here) or OutcomeUnknown (the store decides; the settler is at it). Cancelling the task before COMMIT
         undoes the move."""
+        if not _stands(self._order):
+            self._turn = self._turns.join(self._order.move)
+        try:
+            return await self._run()
+        finally:
+            self._leave_row()
+
+    def _leave_row(self) -> None:
+        if self._turn is not None:
+            self._turn.close()
+
+    async def change(self, tuning: Tuning) -> None:
+        """What the user wants changed of the copy under way. Raises Refused where there is none."""
+        if self._pilot is None or self.phase is not Phase.COPY:
+            raise Refused(f"move {self._order.move} copies nothing now", hint="veery move show tells where it is")
+        await self._pilot.change(tuning)
+
+    async def _run(self) -> MoveReport:
         ground, order = self._ground, self._order
         owner = await self._own()
         spec, luggage = await ground.driver.pack(order.reading.uuid)
@@ -113,7 +143,7 @@ class Sender:
                     paused=paused,
                 )
             )
-            ready = await channel.expect(wire.Ready, PREPARE_DEADLINE)
+            ready = await self._ready(channel)
             steps.line = replace(steps.line, reservation_revision=ready.reservation)
 
             await steps.enter(Phase.COPY)
@@ -139,33 +169,56 @@ class Sender:
             )
         return owner
 
+    async def _ready(self, channel: wire.Channel) -> wire.Ready:
+        """The target's promise; while too many domains come in there, it says again and again that we wait."""
+        while True:
+            message = await channel.expect((wire.Ready, wire.Wait), PREPARE_DEADLINE)
+            if isinstance(message, wire.Ready):
+                return message
+            note = f"{channel.peer} takes in others first"
+            self._publish(MoveProgress(phase=Phase.PREPARE, note=note))
+
+    def _take_pilot(self) -> Pilot:
+        """Who steers the copy. A move that is alone takes its turn at once and lets the hypervisor switch over."""
+        ground, order, turn = self._ground, self._order, self._turn
+        if turn is not None and turn.alone:
+            turn.take()
+            turn = None
+        self._pilot = Pilot(
+            ground.driver, order.reading.uuid, order.settings, clock=ground.clock, publish=self._progress, turn=turn
+        )
+        return self._pilot
+
     async def _send(self, channel: wire.Channel, ready: wire.Ready) -> tuple[CopyResult, asyncio.Task[wire.Loaded]]:
         """Copy the memory while listening to the target, which may give up first."""
         order, target = self._order, self._order.target
         stream: socket.socket = await wire.open_stream(
             target.relocation_address or target.address, target.relocation_port, ready.token, CONNECT_DEADLINE
         )
+        pilot = self._take_pilot()
+        settings = replace(order.settings, timeout=0.0)  # the pilot's
         listening = asyncio.create_task(channel.expect(wire.Loaded, None), name=f"{order.move} listens")
         sending = asyncio.create_task(
-            self._ground.driver.send(order.reading.uuid, stream, order.settings, self._progress, peer=target.name),
+            self._ground.driver.send(
+                order.reading.uuid, stream, settings, pilot.hear, peer=target.name, means=pilot.means
+            ),
             name=f"{order.move} sends",
         )
+        steering = asyncio.create_task(pilot.run(), name=f"{order.move} steers")
         try:
-            async with asyncio.timeout(order.settings.timeout or None):
-                await asyncio.wait({listening, sending}, return_when=asyncio.FIRST_COMPLETED)
-                if not sending.done() and listening.exception():
-                    await tasks.stop(sending)
-                    listening.result()
-                return await sending, asyncio.create_task(_within(listening, LOADED_DEADLINE, target.name))
-        except TimeoutError as error:
-            raise Failed(
-                f"the copy did not end within {order.settings.timeout:g} s",
-                hint="give it more time, more bandwidth, or a longer --downtime",
-            ) from error
+            await asyncio.wait({listening, sending, steering}, return_when=asyncio.FIRST_COMPLETED)
+            if not sending.done() and steering.done():
+                await tasks.stop(sending)
+                steering.result()
+            if not sending.done() and listening.exception():
+                await tasks.stop(sending)
+                listening.result()
+            return await sending, asyncio.create_task(_within(listening, LOADED_DEADLINE, target.name))
         except VeeryError as error:
-            raise await _said_by_target(listening, error) from error
+            raise error if steering.done() else await _said_by_target(listening, error) from error
         finally:
             stream.close()
+            await tasks.stop(steering)
             await tasks.stop(sending)
             if not sending.done() or sending.cancelled() or sending.exception():
                 await tasks.stop(listening)
@@ -244,6 +297,7 @@ class Sender:
             log.error("move=%s domain=%s %s", line.move, line.domain, reason)
             self._settler.later(line)
             return self.report(MoveState.DONE, reason=reason, hint=f"veery --node {line.target} list")
+        self._leave_row()
         try:
             await steps.enter(Phase.CONFIRM)
             await self._settler.leave(line)
@@ -278,6 +332,9 @@ class Sender:
             phases=dict(steps.times) if steps else {},
             reason=reason,
             hint=hint,
+            policy=order.settings.policy,
+            samples=tuple(self._pilot.samples) if self._pilot else (),
+            story=tuple(self._pilot.story) if self._pilot else (),
             runs_on=order.target.name if moved else "" if state is MoveState.UNKNOWN else self._ground.node,
         )
 
@@ -288,6 +345,11 @@ class Sender:
         if progress.stopped:  # from here on every millisecond is one of the gap's
             self._ask_soon()
         self._publish(progress)
+
+
+def _stands(order: Order) -> bool:
+    """Whether the domain stands still throughout: its gap is none, or all of the copy, whoever else moves."""
+    return order.reading.state is DomainState.PAUSED or not order.settings.live
 
 
 async def _whole(work: Coroutine[Any, Any, T]) -> T:

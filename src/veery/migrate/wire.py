@@ -8,7 +8,7 @@ handed to the hypervisor, which does its own TLS. Messages of one move, in order
 
     source                         target
     Offer       ->
-                                <- Ready | Problem
+                                <- Wait ... Ready | Problem
     (opens the stream)
                                 <- Loaded | Problem
     Finish      ->                              (after COMMIT)
@@ -65,6 +65,10 @@ class Ready(msgspec.Struct, frozen=True, tag="ready", kw_only=True):
     reservation: int
 
 
+class Wait(msgspec.Struct, frozen=True, tag="wait"):
+    """Too many domains are coming in; said again every few seconds until there is room."""
+
+
 class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
     """Everything is loaded; the domain stands paused at the target."""
 
@@ -90,7 +94,7 @@ class Problem(msgspec.Struct, frozen=True, tag="problem"):
         return cls(error.kind, error.message, error.hint)
 
 
-Message = Offer | Ready | Loaded | Finish | Running | Problem
+Message = Offer | Ready | Wait | Loaded | Finish | Running | Problem
 _decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 
 
@@ -142,13 +146,14 @@ class Channel:
         except msgspec.DecodeError as error:
             raise Failed(f"{self.peer} sent an unreadable message: {error}", hint="compare `veery version`") from error
 
-    async def expect(self, kind: type[T], deadline: float | None) -> T:
-        """The next message, which must be a `kind`. A Problem is raised as the error that it carries."""
+    async def expect(self, kind: type[T] | tuple[type[T], ...], deadline: float | None) -> T:
+        """The next message, which must be of `kind`, or one of them. A Problem is raised as the error that it carries."""
         message = await self.receive(deadline)
         if isinstance(message, Problem):
             raise from_kind(message.kind, message.message, message.hint)
         if not isinstance(message, kind):
-            raise Failed(f"{self.peer} said {type(message).__name__} where {kind.__name__} was due")
+            due = kind[0] if isinstance(kind, tuple) else kind
+            raise Failed(f"{self.peer} said {type(message).__name__} where {due.__name__} was due")
         return message
 
     async def close(self) -> None:
