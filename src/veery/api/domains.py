@@ -15,9 +15,10 @@ from veery.errors import Refused, VeeryError
 from veery.migrate.moves import Moves, ended_badly
 from veery.model.codec import convert, plain
 from veery.model.domain import DiskSpec, DomainSpec, VifSpec
-from veery.model.move import MoveSettings
+from veery.model.move import MoveSettings, Tuning
 from veery.node.devices import Devices
 from veery.node.domains import Domains
+from veery.node.evacuation import Evacuation
 from veery.node.machine import Machine
 from veery.node.peers import Peers
 
@@ -59,6 +60,8 @@ class DomainRoutes:
             web.get("/v1/moves", self.moves),
             web.get("/v1/moves/{move}", self.move),
             web.post("/v1/moves/{move}/cancel", self.cancel),
+            web.post("/v1/moves/{move}/set", self.change),
+            web.post("/v1/evacuate", self.evacuate),
         ]
 
     async def list(self, request: web.Request) -> web.Response:
@@ -211,6 +214,37 @@ class DomainRoutes:
     async def cancel(self, request: web.Request) -> web.Response:
         """Stop it."""
         return answer(await asyncio.shield(asyncio.ensure_future(self._moves.cancel(request.match_info["move"]))))
+
+    async def change(self, request: web.Request) -> web.Response:
+        """Change a copy under way."""
+        data = await body(request)
+        tuning = Tuning(bandwidth=_positive(data, "bandwidth", 0), downtime=_positive(data, "downtime", 1))
+        if tuning == Tuning():
+            raise Refused("nothing is to be changed", hint="name bandwidth, downtime or both")
+        await self._moves.change(request.match_info["move"], tuning)
+        return answer({})
+
+    async def evacuate(self, request: web.Request) -> web.StreamResponse:
+        """Move several domains, or all; the stream tells how each goes."""
+        data = await body(request, targets=list, domains=list)
+        settings = convert(data.get("settings") or {}, MoveSettings)
+        evacuation = Evacuation(self._domains, self._moves, self._machine, self._peers)
+        begun = await evacuation.begin(
+            convert(data["domains"], list[str]), convert(data["targets"], list[str]), settings
+        )
+        async with Lines(request) as lines:
+            await lines.say("begin", moves=begun.moves, refused=begun.refused)
+            async for move, progress in evacuation.follow(begun):
+                await lines.say("progress", move=move, progress=progress)
+            await lines.say("done", result={"reports": await evacuation.reports(begun), "refused": begun.refused})
+        return lines.response
+
+
+def _positive(data: dict[str, Any], key: str, least: int) -> int | None:
+    value = data.get(key)
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+        raise Refused(f"{key} is a whole number from {least} on, not {value!r}", hint="see docs/api.md")
+    return value
 
 
 def _absolute(text: str) -> Path:

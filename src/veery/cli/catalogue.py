@@ -66,10 +66,11 @@ GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
     (
         "Moving",
         (
-            Entry("migrate", "moves", "move a running domain to another node"),
-            Entry("moves", "moves", "list moves"),
-            Entry("move show", "moves", "show the report of a move"),
-            Entry("move cancel", "moves", "cancel a move that is under way"),
+            Entry("migrate", "moves", "move running domains to another node"),
+            Entry("moves", "movelist", "list moves"),
+            Entry("move show", "movelist", "show the report of a move"),
+            Entry("move set", "movelist", "change the bandwidth or downtime of a move under way"),
+            Entry("move cancel", "movelist", "cancel a move that is under way"),
         ),
     ),
     (

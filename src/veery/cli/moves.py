@@ -1,19 +1,17 @@
-"""Moves: migrate, moves, move show, move cancel."""
+"""Moving: migrate, of one domain or of many."""
 
 from __future__ import annotations
 
 import signal
 import threading
-import time
 from argparse import Namespace
 from types import FrameType
 from typing import Any
 
-from veery.cli import tables
 from veery.cli.catalogue import Verb
 from veery.cli.parser import Parser
 from veery.cli.progress import copied, figures, meter
-from veery.cli.session import Session
+from veery.cli.session import Session, Usage
 from veery.client.http import domain_path
 from veery.errors import OutcomeUnknown, Refused, VeeryError
 from veery.model.move import MoveProgress, MoveReport, MoveSettings
@@ -23,17 +21,15 @@ from veery.model.units import format_size
 # ---- migrate
 def _migrate(session: Session, args: Namespace) -> int:
     _refuse(args)
+    from veery.cli.evacuation import evacuate
     from veery.model.codec import plain
-    from veery.model.units import parse_size
 
-    settings = MoveSettings(
-        live=args.live,
-        bandwidth=parse_size(args.rate) if args.rate else 0,
-        downtime=args.downtime,
-        timeout=args.timeout,
-        stall=args.stall,
-        tls=args.tls,
-    )
+    settings = _settings(args)
+    if args.all or args.to:
+        return evacuate(session, settings, args.words, args.to, everything=args.all, quiet=args.quiet)
+    if len(args.words) != 2:
+        raise Usage("migrate wants a domain and a node; several domains need --to NODE", "migrate")
+    args.domain, args.target = args.words
     order = {"target": args.target, "settings": plain(settings)}
     move = _Migration(session, args.domain, quiet=args.quiet or session.tool == "xm")
     report = move.run(domain_path(session.domain(args.domain), "migrate"), order)
@@ -44,6 +40,20 @@ def _migrate(session: Session, args: Namespace) -> int:
     elif session.tool == "veery" and not args.quiet:
         print(summary(report))
     return 0
+
+
+def _settings(args: Namespace) -> MoveSettings:
+    from veery.model.units import parse_size
+
+    return MoveSettings(
+        policy=args.policy,
+        live=args.live,
+        bandwidth=parse_size(args.rate) if args.rate else 0,
+        downtime=args.downtime,
+        timeout=args.timeout,
+        stall=args.stall,
+        tls=args.tls,
+    )
 
 
 def _refuse(args: Namespace) -> None:
@@ -83,6 +93,8 @@ class _Migration:
                     if event["event"] != "progress":
                         continue
                     progress = convert(event["progress"], MoveProgress)
+                    if progress.note:
+                        shown.say(progress.note)
                     shown.show(
                         progress.phase, copied(progress) if progress.phase == "COPY" else None, figures(progress)
                     )
@@ -131,17 +143,50 @@ def summary(report: MoveReport) -> str:
 
 
 def _declare_migrate(parser: Parser) -> None:
-    parser.add_argument("domain", metavar="DOMAIN", help="a domain's name, id or UUID")
-    parser.add_argument("target", metavar="NODE", help="a node's name or address")
+    parser.add_argument(
+        "words", metavar="DOMAIN NODE", nargs="*", help="a domain (name, id or UUID) and the node it goes to"
+    )
+    parser.add_argument(
+        "--to",
+        metavar="NODE",
+        action="append",
+        default=[],
+        help="move all the domains named, or all there are, to this node; given again: spread over these nodes",
+    )
+    parser.add_argument(
+        "--all", action="store_true", help="move every domain of the node away (of NODE, where one is named)"
+    )
+    parser.add_argument(
+        "--policy",
+        metavar="NAME",
+        default="balanced",
+        help="what is done about a domain that writes faster than can be copied: gentle, balanced, must-finish",
+    )
     parser.add_argument(
         "-l", "--live", action="store_true", default=True, help="let the domain run during the copy: the default"
     )
     parser.add_argument("--no-live", dest="live", action="store_false", help="stop it for the copy")
     parser.add_argument(
-        "--rate", metavar="BYTES", default="", help="copy at most so many bytes a second, for example 100M"
+        "--rate",
+        "--bandwidth",
+        metavar="BYTES",
+        default="",
+        help="copy at most so many bytes a second, for example 100M",
     )
-    parser.add_argument("--downtime", metavar="MS", type=int, default=50, help="pause it for at most so many ms (50)")
-    parser.add_argument("--timeout", metavar="SECONDS", type=float, default=0.0, help="give the copy up after so long")
+    parser.add_argument(
+        "--downtime",
+        metavar="MS",
+        type=int,
+        default=50,
+        help="pause it for at most so many ms (50); policies climb from there",
+    )
+    parser.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=float,
+        default=0.0,
+        help="give the copy up after so long; with must-finish: end by then",
+    )
     parser.add_argument(
         "--stall", metavar="SECONDS", type=float, default=15.0, help="give it up when nothing moved so long (15)"
     )
@@ -164,70 +209,6 @@ def _declare_migrate(parser: Parser) -> None:
     parser.add_argument("-D", dest="keep_id", action="store_true", help="refused: xl's keeping of the id")
 
 
-# ---- moves
-def _reports(session: Session) -> tuple[MoveReport, ...]:
-    from veery.model.codec import convert
-
-    return convert(session.client.get("/v1/moves"), tuple[MoveReport, ...])
-
-
-def _moves(session: Session, args: Namespace) -> int:
-    reports = _reports(session)
-    if session.json:
-        session.print_json(reports)
-        return 0
-    rows = [
-        (
-            item.id,
-            item.domain,
-            item.source,
-            item.target,
-            item.state,
-            item.phase,
-            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(item.started)),
-            f"{item.total_ms / 1000:.2f} s",
-            f"{item.downtime_ms:.0f} ms",
-        )
-        for item in sorted(reports, key=lambda item: item.started)
-    ]
-    headers = ("ID", "Domain", "From", "To", "State", "Phase", "Started", "Total", "Downtime")
-    print(*tables.plain(headers, rows), sep="\n")
-    return 0
-
-
-def _show(session: Session, args: Namespace) -> int:
-    from veery.model.codec import convert
-
-    report = convert(session.client.get(f"/v1/moves/{args.move}"), MoveReport)
-    if session.json:
-        session.print_json(report)
-        return 0
-    print(
-        f"move {report.id}: {report.domain} from {report.source} to {report.target}, {report.state} in {report.phase}"
-    )
-    print(
-        f"  total {report.total_ms:.0f} ms, downtime {report.downtime_ms:.0f} ms, {format_size(report.bytes)}", end=""
-    )
-    print(f" in {report.rounds} rounds, dirtied {format_size(report.dirty_rate)}/s")
-    for phase, milliseconds in report.phases.items():
-        print(f"  {phase:<8} {milliseconds:9.1f} ms")
-    if report.runs_on:
-        print(f"  the domain runs on {report.runs_on}")
-    for label, text in (("reason", report.reason), ("hint", report.hint)):
-        if text:
-            print(f"  {label}: {text}")
-    return 0
-
-
-def _cancel(session: Session, args: Namespace) -> int:
-    session.client.post(f"/v1/moves/{args.move}/cancel")
-    return 0
-
-
-def _declare_move(parser: Parser) -> None:
-    parser.add_argument("move", metavar="ID", help="a move's id, as veery moves prints it")
-
-
 VERBS: dict[str, Verb] = {
     "migrate": Verb(
         run=_migrate,
@@ -238,35 +219,28 @@ few milliseconds. Its disks must be reachable from both nodes (volumes are). Eve
 checked before anything starts.
 
 While it goes on, phase, percent, rate, dirty rate and remaining time are shown: as a bar on a terminal, else one
-line a phase and at most one a second, on stderr. The last line, on stdout, tells total time, downtime and bytes.
+line a phase and at most one a second, on stderr. Each new round, step of the policy and wait is said in words. The
+last line, on stdout, tells total time, downtime and bytes.
+
+Policies: gentle never stands longer than --downtime and gives up where that cannot be; balanced (the default) raises
+the limit step by step when the copy does not get on, then slows the domain; must-finish ends within its bound
+(--timeout, else 30 seconds or more for a large domain) and at last stops the domain for the rest. docs/moves.md
+pictures them.
+
+With --all or --to, many domains move at once: their memory is copied side by side, their last steps take turns, so
+that none stands still for longer than alone. Without --to they are spread over all other nodes that are alive, by
+free memory. More than the nodes' limits allow (docs/settings.md) wait in a queue that `veery moves` shows.
 
 Ctrl-C cancels the move and says where the domain runs; a second Ctrl-C leaves without waiting. Up to the phase
 COMMIT a move that fails leaves the domain running where it was; from there on it runs on the target.""",
         examples="""
 veery migrate busybox test2
 veery migrate --live --rate 100M --downtime 30 busybox 172.16.31.2
+veery migrate --policy must-finish --timeout 60 db test2
+veery migrate --to test2 web mail db    # several at once
+veery migrate --all test1               # every domain of test1
 veery --json migrate busybox test2      # the report, for a script""",
         failure="when cancelled: the domain runs on where it was",
         json=True,
-    ),
-    "moves": Verb(
-        run=_moves,
-        declare=lambda parser: None,
-        about="Lists the moves that this node took part in, the latest last.",
-        examples="veery moves",
-        json=True,
-    ),
-    "move show": Verb(
-        run=_show,
-        declare=_declare_move,
-        about="Prints the report of one move: what it was, how it ended, the milliseconds of each phase.",
-        examples="veery move show 5f0c3a",
-        json=True,
-    ),
-    "move cancel": Verb(
-        run=_cancel,
-        declare=_declare_move,
-        about="Cancels a move that has not reached COMMIT; the domain runs on at its source. Returns at once.",
-        examples="veery move cancel 5f0c3a",
     ),
 }

@@ -23,6 +23,10 @@ class Meter(Protocol):
         """The work is in `step`, `fraction` (0..1) of it done where that is known; `detail` is figures."""
         ...
 
+    def say(self, text: str) -> None:
+        """Something that happened, in words: why it goes back, what is waited for."""
+        ...
+
     def __enter__(self) -> Meter: ...
 
     def __exit__(
@@ -44,6 +48,9 @@ class QuietMeter:
 
     def show(self, step: str, fraction: float | None, detail: str) -> None:
         """As Meter.show."""
+
+    def say(self, text: str) -> None:
+        """As Meter.say."""
 
     def __enter__(self) -> QuietMeter:
         return self
@@ -72,6 +79,10 @@ class PlainMeter(QuietMeter):
         self._step, self._detailed, self._at = step, bool(detail), now
         percent = f"{100 * fraction:3.0f} %" if fraction is not None else ""
         print("  ".join(part for part in (self._title, step, percent, detail) if part), file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        """As Meter.say."""
+        print(f"{self._title}  {text}", file=sys.stderr, flush=True)
 
 
 class BarMeter(QuietMeter):
@@ -105,6 +116,10 @@ class BarMeter(QuietMeter):
             self._task, description=words, total=total, completed=fraction or 0, detail=f"{percent}{detail}"
         )
 
+    def say(self, text: str) -> None:
+        """As Meter.say: a line above the bar."""
+        self._progress.console.print(f"{self._title}  {text}")
+
 
 def copied(progress: MoveProgress) -> float | None:
     """How much of a copy is done, 0..1: what is no longer missing. None before the amount is known."""
@@ -127,6 +142,8 @@ def figures(progress: MoveProgress) -> str:
         parts.append(f"dirtied {format_size(progress.dirty_rate)}/s")
     if progress.rounds > 1:
         parts.append(f"round {progress.rounds}")
+    if progress.throttle > 1:
+        parts.append(f"slowed by {progress.throttle} %")
     seconds = left(progress)
     parts.append("not converging" if seconds is None else f"{format_seconds(seconds)} left")
     return ", ".join(parts)

@@ -216,8 +216,8 @@ class Driver(Protocol):
 
         Returns when the target has loaded everything and the domain is paused here. Raises Failed with the
         reason, the domain running on and the stream shut down, when the copy did not succeed, no byte moved for
-        settings.stall seconds, or the switch-over took longer than means.guard. Cancelling the task cancels the copy; the domain
-        runs on when the cancellation is through. `report` hears of the copy several times a second."""
+        settings.stall seconds, or the switch-over took longer than means.guard. Cancelling the task cancels the
+        copy; the domain runs on when the cancellation is through. `report` hears of it several times a second."""
         ...
 
     async def tune(self, uuid: str, tuning: Tuning) -> None:

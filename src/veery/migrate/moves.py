@@ -26,6 +26,7 @@ from veery.model.node import Node
 log = logging.getLogger(__name__)
 
 KEPT = 100  # reports of ended moves
+BEAT = 15.0  # seconds after which a listener hears again where a move stands, though nothing happened
 DEFAULT_LIMITS = MoveLimits()
 
 
@@ -102,7 +103,14 @@ class Moves:
         try:
             if running.last is not None:
                 yield running.last
-            while (progress := await queue.get()) is not None:
+            while True:
+                try:
+                    async with asyncio.timeout(BEAT):
+                        progress = await queue.get()
+                except TimeoutError:  # the listener's own deadline is for a daemon that is gone
+                    progress = replace(running.last or MoveProgress(phase=Phase.BEGIN), note="")
+                if progress is None:
+                    return
                 yield progress
         finally:
             running.listeners.remove(queue)

@@ -147,7 +147,7 @@ class Channel:
             raise Failed(f"{self.peer} sent an unreadable message: {error}", hint="compare `veery version`") from error
 
     async def expect(self, kind: type[T] | tuple[type[T], ...], deadline: float | None) -> T:
-        """The next message, which must be of `kind`, or one of them. A Problem is raised as the error that it carries."""
+        """The next message, of `kind` or of one of them. A Problem is raised as the error that it carries."""
         message = await self.receive(deadline)
         if isinstance(message, Problem):
             raise from_kind(message.kind, message.message, message.hint)

@@ -78,8 +78,9 @@ class Tuning:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MoveProgress:
     """One reading of a running copy. Bytes; rates in bytes/s; `throttle` in percent, `downtime` the limit in ms;
-    `stopped`: the domain stands still for the rest of it; `note` says in words what has just changed: a new round, a step of the policy, a wait. `step` says what COPY is at where it copies more than
-    memory: "disks", then "memory"; `disk_total` and `disk_remaining` are the local disks' share of it."""
+    `stopped`: the domain stands still for the rest of it; `note` says in words what has just changed: a new round, a
+    step of the policy, a wait. `step` says what COPY is at where it copies more than memory: "disks", then "memory";
+    `disk_total` and `disk_remaining` are the local disks' share of it."""
 
     phase: Phase
     step: str = ""

@@ -58,15 +58,65 @@ def test_progress_in_plain_lines(daemon: StandIn, run: Run) -> None:
         "busybox -> test2  COPY   25 %  64.0 MiB/s, dirtied 16.0 MiB/s, 0:02 left",
         "busybox -> test2  COMMIT",
     ]
-    assert daemon.orders()[0][2] == {
-        "target": "test2",
-        "settings": {"live": True, "bandwidth": 0, "downtime": 50, "timeout": 0.0, "stall": 15.0, "tls": True},
-    }
+    order = daemon.orders()[0][2]
+    assert order["target"] == "test2"
+    asked = {"policy": "balanced", "live": True, "bandwidth": 0, "downtime": 50, "timeout": 0.0, "stall": 15.0}
+    assert order["settings"].items() >= asked.items()
 
 
 def test_the_report_as_json(daemon: StandIn, run: Run) -> None:
     daemon.routes["POST /v1/domains/busybox/migrate"] = Lines(STREAM)
-    assert json.loads(run("--json", "migrate", "-q", "busybox", "test2").out) == REPORT
+    told = json.loads(run("--json", "migrate", "-q", "busybox", "test2").out)
+    assert told.items() >= REPORT.items()
+
+
+def test_a_new_round_says_why_it_goes_back(daemon: StandIn, run: Run) -> None:
+    again = progress("COPY", **{**COPY, "rounds": 2, "note": "round 2: 96.0 MiB were written meanwhile"})
+    daemon.routes["POST /v1/domains/busybox/migrate"] = Lines([*STREAM[:4], again, *STREAM[5:]])
+    assert "busybox -> test2  round 2: 96.0 MiB were written meanwhile" in run("migrate", "busybox", "test2").err
+
+
+def test_many_domains_in_one_order(daemon: StandIn, run: Run) -> None:
+    bad = {**REPORT, "id": "m2", "domain": "wren", "state": "failed", "reason": "it does not get on"}
+    lines = [
+        {"event": "begin", "moves": {"busybox": "m1", "wren": "m2"}, "refused": {"lark": "it is crashed"}},
+        {**progress("COPY", **COPY), "move": "m1"},
+        {**progress("COPY", note="waits for its turn"), "move": "m2"},
+        {"event": "done", "result": {"reports": [REPORT, bad], "refused": {"lark": "it is crashed"}}},
+    ]
+    daemon.routes["POST /v1/evacuate"] = Lines(lines)
+    told = run("migrate", "--to", "test2", "--policy", "gentle", "busybox", "wren", "lark")
+    assert told.code == 1
+    assert told.out == "busybox moved to test2: downtime 14 ms\n"
+    assert told.err.splitlines() == [
+        "lark  refused: it is crashed",
+        "busybox  COPY  64.0 MiB/s, dirtied 16.0 MiB/s, 0:02 left",
+        "wren  COPY",
+        "wren  waits for its turn",
+        "veery: wren was not moved to test2: it does not get on",
+        "veery: 2 of 3 domains were not moved",
+    ]
+    (_, _, order) = daemon.orders()[0]
+    assert (order["targets"], order["domains"]) == (["test2"], ["busybox", "wren", "lark"])
+    assert order["settings"]["policy"] == "gentle"
+    assert run("migrate", "busybox").code == 2
+    assert run("migrate", "--to", "test2").code == 2
+    assert run("migrate", "--all", "a", "b").code == 2
+
+
+def test_a_move_is_changed_and_its_time_line_shown(daemon: StandIn, run: Run) -> None:
+    sample = {"at": 0.1, "rounds": 1, "transferred": MIB, "remaining": 2 * MIB, "rate": 3.0 * MIB, "dirty_rate": 0.0}
+    later = {**sample, "at": 2.5, "rounds": 2, "throttle": 80, "downtime": 400}
+    story = [{"at": 2.1, "text": "throttle 80 %, limit 400 ms: it writes too much"}]
+    samples = [{**sample, "throttle": 0, "downtime": 50}, later]
+    daemon.routes["GET /v1/moves/m1"] = {**REPORT, "policy": "balanced", "samples": samples, "story": story}
+    lines = run("move", "show", "m1").out.splitlines()
+    assert [line.split()[0] for line in lines if line.strip()[:1].isdigit()] == ["0.10", "2.10", "2.50"]
+    assert any("80 %" in line and "400 ms" in line and "2.0 MiB" in line for line in lines)
+    daemon.routes["POST /v1/moves/m1/set"] = {}
+    assert run("move", "set", "m1", "--bandwidth", "32M", "--downtime", "100").code == 0
+    assert daemon.orders()[-1][2] == {"bandwidth": 32 * MIB, "downtime": 100}
+    assert run("move", "set", "m1").code == 2
 
 
 def test_a_move_that_fails_says_where_the_domain_runs(daemon: StandIn, run: Run) -> None:

@@ -1,0 +1,126 @@
+"""Several domains of this node moved away in one order: which goes where, and how all of them end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from veery.errors import Refused, VeeryError
+from veery.migrate.moves import Moves
+from veery.model.codec import convert
+from veery.model.domain import DomainReading, DomainState, HostReading
+from veery.model.move import MoveProgress, MoveReport, MoveSettings
+from veery.model.node import Node, Role
+from veery.node.domains import Domains
+from veery.node.machine import Machine
+from veery.node.peers import Peers
+
+MOVABLE = (DomainState.RUNNING, DomainState.BLOCKED, DomainState.PAUSED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """What was begun: `moves` by domain, and for each domain that was refused the reason."""
+
+    moves: dict[str, str]
+    refused: dict[str, str]
+
+
+def spread(domains: Iterable[tuple[str, int]], free: Mapping[str, int]) -> dict[str, str]:
+    """A node for each domain (name, MiB): the largest first, each to where most memory (`free`, MiB) is left.
+
+    Every domain gets a node, also where none has room: that node says so, with all its reasons."""
+    left = dict(free)
+    chosen: dict[str, str] = {}
+    for name, memory in sorted(domains, key=lambda each: (-each[1], each[0])):
+        node = max(sorted(left), key=lambda each: left[each])
+        chosen[name] = node
+        left[node] -= memory
+    return chosen
+
+
+class Evacuation:
+    """Begins many moves and follows them."""
+
+    def __init__(self, domains: Domains, moves: Moves, machine: Machine, peers: Peers) -> None:
+        """Everything is shared with the daemon, which owns it."""
+        self._domains, self._moves, self._machine, self._peers = domains, moves, machine, peers
+
+    async def begin(self, refs: Sequence[str], targets: Sequence[str], settings: MoveSettings) -> Begun:
+        """Begin to move domains `refs` (none: all that live here) to nodes `targets` (none: all others that are alive).
+        Raises Refused when there is nothing to move, or nowhere to move it."""
+        readings = await self._chosen(refs)
+        nodes = await self._nodes(targets)
+        free = dict(zip(nodes, await asyncio.gather(*(self._free(name) for name in nodes)), strict=True))
+        moves, refused = {}, {}
+        for name, node in spread(((each.name, each.memory) for each in readings), free).items():
+            try:
+                moves[name] = await self._domains.migrate(name, node, settings)
+            except VeeryError as error:
+                refused[name] = error.message
+        return Begun(moves=moves, refused=refused)
+
+    async def follow(self, begun: Begun) -> AsyncIterator[tuple[str, MoveProgress]]:
+        """Progress of each move by its id, until all have ended."""
+        queue: asyncio.Queue[tuple[str, MoveProgress] | None] = asyncio.Queue(256)
+
+        async def hear(move: str) -> None:
+            async for progress in self._moves.follow(move):
+                await queue.put((move, progress))
+
+        async def hear_all() -> None:
+            await asyncio.gather(*(hear(move) for move in begun.moves.values()))
+            await queue.put(None)
+
+        hearing = asyncio.create_task(hear_all())
+        try:
+            while (item := await queue.get()) is not None:
+                yield item
+        finally:
+            hearing.cancel()
+            await asyncio.wait({hearing})
+
+    async def reports(self, begun: Begun) -> list[MoveReport]:
+        """How each move ended, in the order in which they were begun."""
+        return [await self._moves.outcome(move) for move in begun.moves.values()]
+
+    # ---- inside
+
+    async def _chosen(self, refs: Sequence[str]) -> list[DomainReading]:
+        if refs:
+            return [await self._domains.find(ref) for ref in dict.fromkeys(refs)]
+        found = [each for each in await self._domains.driver.list() if each.state in MOVABLE]
+        if not found:
+            raise Refused(f"{self._domains.node} has no domains to move", hint="veery list shows them")
+        return found
+
+    async def _nodes(self, targets: Sequence[str]) -> list[str]:
+        rows = await self._machine.nodes()
+        if targets:
+            return [self._named(target, [row["node"] for row in rows]) for target in dict.fromkeys(targets)]
+        here = self._domains.node
+        names = [
+            row["node"].name
+            for row in rows
+            if row["alive"] and row["node"].name != here and row["node"].has(Role.HYPERVISOR)
+        ]
+        if not names:
+            raise Refused("no other hypervisor is alive", hint="veery node list shows the nodes; name one with --to")
+        return names
+
+    def _named(self, target: str, nodes: Sequence[Node]) -> str:
+        for node in nodes:
+            if target in (node.name, node.address):
+                if node.name == self._domains.node:
+                    raise Refused(f"{node.name} is where they are", hint="name another node")
+                return node.name
+        raise Refused(f"there is no node {target}", hint="the cluster has " + ", ".join(node.name for node in nodes))
+
+    async def _free(self, name: str) -> int:
+        """MiB of memory that are free on a node; 0 where it does not say."""
+        try:
+            told = await self._peers.call(name, "GET", "/v1/host", deadline=5)
+        except VeeryError:
+            return 0
+        return convert(told["host"], HostReading).memory_free
