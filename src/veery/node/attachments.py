@@ -96,14 +96,6 @@ class NodeAttacher:
     async def _disks(self, spec: DomainSpec) -> tuple[AttachedDisk, ...]:
         return tuple(await asyncio.gather(*map(self.disk, spec.disks)))
 
-    async def _reachable(self, spec: DiskSpec) -> None:
-        """Raises Refused where this node cannot use a disk that another node uses now."""
-        source = (await self.disk(spec)).source
-        if isinstance(source, IscsiLun):
-            await _reach(source.portal)
-        elif isinstance(source, LocalDisk) and not _shared(source.path):
-            raise Refused(f"{spec.target} is not on a filesystem that two nodes share", hint="import it as a volume")
-
     def taken(self, attachments: Attachments) -> None:
         """A domain has them now: whatever of them is left when it is gone may be swept."""
         for vif in attachments.vifs:
