@@ -90,6 +90,7 @@ class Daemon:
             clock=self.clock,
             hold=Hold(self.runtime / "hold"),
             client_tls=self.client_tls,
+            disk_folder=settings.storage.local,
         )
         self.settler = Settler(self.ground)
         self.moves = Moves(self.ground, self.settler, self.state / "moves", settings.moves)

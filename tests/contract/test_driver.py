@@ -59,6 +59,13 @@ class FakeRig:
         assert self.world.twice == []
         return driver.runs(uuid)
 
+    async def scribble(self, driver: FakeDriver, uuid: str, text: str, block: int) -> None:
+        """Write `text` at a block of 4 KiB of the domain's only disk."""
+        (disk,) = await driver.local_disks(uuid)
+        with Path(disk.path).open("r+b") as file:
+            file.seek(block * 4096)
+            file.write(text.encode())
+
     async def kill(self, driver: FakeDriver, reading: DomainReading) -> None:
         driver.crash_process(reading.uuid)
 
@@ -103,6 +110,10 @@ class QemuRig:
 
     async def alive(self, driver: QemuDriver, uuid: str) -> bool:
         return await parts.shell(driver, uuid, "echo $((6*7))") == "42"
+
+    async def scribble(self, driver: QemuDriver, uuid: str, text: str, block: int) -> None:
+        command = f"printf {text} | dd of=/dev/vda bs=4096 seek={block} conv=notrunc,sync,fsync 2>/dev/null; echo done"
+        assert await parts.shell(driver, uuid, command) == "done"
 
     async def kill(self, driver: QemuDriver, reading: DomainReading) -> None:
         os.kill(reading.pid, signal.SIGKILL)

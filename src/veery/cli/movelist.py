@@ -84,6 +84,9 @@ def _show(session: Session, args: Namespace) -> int:
         print(f"  {phase:<8} {milliseconds:9.1f} ms")
     for line in timeline(report):
         print(line)
+    if report.disk_bytes:
+        kept = f"; kept on {report.source}: {', '.join(report.kept)}" if report.kept else ""
+        print(f"  {format_size(report.disk_bytes)} of its disks went along{kept}")
     if report.runs_on:
         print(f"  the domain runs on {report.runs_on}")
     for label, text in (("reason", report.reason), ("hint", report.hint)):

@@ -53,11 +53,18 @@ def _settings(args: Namespace) -> MoveSettings:
         timeout=args.timeout,
         stall=args.stall,
         tls=args.tls,
+        with_disks=args.with_disks,
+        disk_dir=args.disk_dir,
+        remove_source=args.remove_source,
     )
 
 
 def _refuse(args: Namespace) -> None:
-    """What xl's migrate can and ours cannot, each with its reason."""
+    """What xl's migrate can and ours cannot, each with its reason; and flags that mean nothing alone."""
+    if (args.disk_dir or args.remove_source) and not args.with_disks:
+        raise Refused("--disk-dir and --remove-source are about disks that move", hint="add --with-disks")
+    if args.disk_dir and not args.disk_dir.startswith("/"):
+        raise Refused(f"{args.disk_dir} is not an absolute path", hint="name it from the root, on the target")
     if args.config:
         raise Refused("a domain moves with the configuration it runs with", hint="leave -C away")
     if args.command:
@@ -96,7 +103,9 @@ class _Migration:
                     if progress.note:
                         shown.say(progress.note)
                     shown.show(
-                        progress.phase, copied(progress) if progress.phase == "COPY" else None, figures(progress)
+                        f"{progress.phase} {progress.step}".strip(),
+                        copied(progress) if progress.phase == "COPY" else None,
+                        figures(progress),
                     )
         except KeyboardInterrupt:
             where = f"veery move show {self._id}" if self._id else "veery moves"
@@ -136,9 +145,11 @@ class _Migration:
 def summary(report: MoveReport) -> str:
     """A finished move in one line."""
     rounds = f" in {report.rounds} round{'s' if report.rounds != 1 else ''}" if report.rounds else ""
+    disks = f", {format_size(report.disk_bytes)} of disks" if report.disk_bytes else ""
+    kept = f"; kept on {report.source}: {', '.join(report.kept)}" if report.kept else ""
     return (
         f"{report.domain} moved from {report.source} to {report.target} in {report.total_ms / 1000:.2f} s: "
-        f"downtime {report.downtime_ms:.0f} ms, {format_size(report.bytes)}{rounds}"
+        f"downtime {report.downtime_ms:.0f} ms, {format_size(report.bytes)}{rounds}{disks}{kept}"
     )
 
 
@@ -193,6 +204,15 @@ def _declare_migrate(parser: Parser) -> None:
     parser.add_argument(
         "--no-tls", dest="tls", action="store_false", help="do not encrypt (both nodes' settings must allow it)"
     )
+    parser.add_argument(
+        "--with-disks", action="store_true", help="take along the disks that only its node has (files, devices)"
+    )
+    parser.add_argument(
+        "--disk-dir", metavar="DIR", default="", help="their folder on NODE; else [storage] local, else the same path"
+    )
+    parser.add_argument(
+        "--remove-source", action="store_true", help="remove their files here at the end, else FILE.moved-to-NODE"
+    )
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
     parser.add_argument(
         "-d",
@@ -215,8 +235,8 @@ VERBS: dict[str, Verb] = {
         declare=_declare_migrate,
         about="""
 Moves a running domain to another node, live: its memory is copied while it runs, and it stops only for the last
-few milliseconds. Its disks must be reachable from both nodes (volumes are). Everything that can be checked is
-checked before anything starts.
+few milliseconds. Its disks must be reachable from both nodes (volumes are), or go along with --with-disks. Everything
+that can be checked is checked before anything starts.
 
 While it goes on, phase, percent, rate, dirty rate and remaining time are shown: as a bar on a terminal, else one
 line a phase and at most one a second, on stderr. Each new round, step of the policy and wait is said in words. The
@@ -231,11 +251,15 @@ With --all or --to, many domains move at once: their memory is copied side by si
 that none stands still for longer than alone. Without --to they are spread over all other nodes that are alive, by
 free memory. More than the nodes' limits allow (docs/settings.md) wait in a queue that `veery moves` shows.
 
+With --with-disks, disks that are files or devices of its node alone go along: they are copied while it runs, then
+each write goes to both nodes until it has moved. Nothing here is removed before it runs there.
+
 Ctrl-C cancels the move and says where the domain runs; a second Ctrl-C leaves without waiting. Up to the phase
 COMMIT a move that fails leaves the domain running where it was; from there on it runs on the target.""",
         examples="""
 veery migrate busybox test2
 veery migrate --live --rate 100M --downtime 30 busybox 172.16.31.2
+veery migrate --with-disks --disk-dir /srv/disks busybox test2
 veery migrate --policy must-finish --timeout 60 db test2
 veery migrate --to test2 web mail db    # several at once
 veery migrate --all test1               # every domain of test1

@@ -123,14 +123,15 @@ class BarMeter(QuietMeter):
 
 def copied(progress: MoveProgress) -> float | None:
     """How much of a copy is done, 0..1: what is no longer missing. None before the amount is known."""
-    return max(0.0, 1 - progress.remaining / progress.total) if progress.total > 0 else None
+    total, remaining = progress.total + progress.disk_total, progress.remaining + progress.disk_remaining
+    return max(0.0, 1 - remaining / total) if total > 0 else None
 
 
 def left(progress: MoveProgress) -> float | None:
     """Seconds until a copy ends if it goes on so: what remains, at the rate by which copying outruns dirtying.
     None where it does not."""
     gain = progress.rate - progress.dirty_rate
-    return progress.remaining / gain if gain > 0 else None
+    return (progress.remaining + progress.disk_remaining) / gain if gain > 0 else None
 
 
 def figures(progress: MoveProgress) -> str:

@@ -148,19 +148,23 @@ async def drop(store: Store, reservation: Reservation) -> Owner | None:
     raise _contended(domain)
 
 
-async def commit(store: Store, owner: Owner, reservation: Reservation) -> Owner:
-    """THE point of no return: the target becomes the owner, if owner and reservation both stand as given.
+async def commit(store: Store, owner: Owner, reservation: Reservation, record: DomainRecord | None = None) -> Owner:
+    """THE point of no return: the target becomes the owner, if owner and reservation both stand as given. `record`,
+    if there is one, becomes the domain's in the same transaction.
 
     Asking again after OutcomeUnknown is safe. Raises OwnedElsewhere (with the owner as it is) when the gate is
     shut: nothing was changed by us. StoreUnavailable: surely not done. OutcomeUnknown: read the owner first."""
     domain, target = owner.domain, reservation.target
     wanted = Owner(domain=domain, node=target, boot=owner.boot)
+    operations: list[Put | Delete] = [OWNERS.put(domain, wanted), Delete(RESERVATIONS.key(domain))]
+    if record is not None:
+        operations.append(DOMAINS.put(domain, record))
     done = await store.commit(
         [
             Unchanged(OWNERS.key(domain), owner.revision),
             Unchanged(RESERVATIONS.key(domain), reservation.revision),
         ],
-        [OWNERS.put(domain, wanted), Delete(RESERVATIONS.key(domain))],
+        operations,
     )
     if done.held:
         log.info(

@@ -44,10 +44,12 @@ class Etcd:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorageSettings:
-    """Where volumes are: `pool` a folder for sparse files, `group` an LVM volume group; `portal_port` is tgtd's."""
+    """Where volumes are: `pool` a folder for sparse files, `group` an LVM volume group; `portal_port` is tgtd's.
+    `local` is a folder for the disks that come in with their domain (migrate --with-disks); "": the path they had."""
 
     pool: str = ""
     group: str = ""
+    local: str = ""
     portal_port: int = 3260
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import msgspec
 
 from veery.errors import Failed, Refused, VeeryError
 from veery.host.clock import Clock
+from veery.hypervisor import fakedisks
 from veery.hypervisor.base import ALONE, Report
 from veery.hypervisor.fakeworld import (
     END,
@@ -46,10 +47,10 @@ from veery.model.domain import (
     OnEvent,
     VcpuReading,
 )
-from veery.model.move import CopyResult, Means, MoveSettings, Tuning
+from veery.model.move import CopyResult, Means, MoveProgress, MoveSettings, Phase, Tuning
 from veery.model.plan import Abilities, Blocker, MemoryReading, Obstacle, no_room
 from veery.model.units import MIB
-from veery.model.volume import AttachedDisk, AttachedVif, Attachments
+from veery.model.volume import AttachedDisk, AttachedVif, Attachments, CarriedDisk
 
 Step = str
 """The name of a driver's method, or "copy": half way through a send."""
@@ -384,7 +385,9 @@ class FakeDriver:
     ) -> CopyResult:
         """As Driver.send. A pass takes as long as its bytes do at the bandwidth; what `writes` said is dirtied in it
         is the next pass; once that fits the downtime, or the domain was stopped, it is the last."""
-        domain = self._free(uuid)
+        domain = self._domain(uuid)
+        if not domain.mirrors:
+            self._free(uuid)
         domain.stage = "sending"
         copy = self._copies[uuid] = FakeCopy(settings.bandwidth, settings.downtime, means)
         try:
@@ -395,10 +398,14 @@ class FakeDriver:
             await write(stream, codec.encode(Header(uuid, total)) + b"\n", settings.stall)
             last = await self._passes(domain, copy, stream, settings, report)
             self._stop(domain)
+            for mirror in domain.mirrors:
+                await mirror.push()
             await self._clock.sleep(last / copy.rate)
             await write(stream, END, settings.stall)
             await read(stream, settings.stall)
+            domain.end_disks()
         except BaseException as error:
+            domain.end_disks()
             with contextlib.suppress(OSError):
                 stream.shutdown(socket.SHUT_RDWR)
             domain.stage = "running"
@@ -453,6 +460,7 @@ class FakeDriver:
         """As Driver.resume."""
         domain = self._domain(uuid)
         await self._step("resume")
+        domain.end_disks()
         if domain.stage == "sending":
             domain.stage = "running"
             if not domain.held and domain.ended is None:
@@ -482,6 +490,7 @@ class FakeDriver:
         try:
             await self._step("receive")
             await unless(domain.gone, self._load(domain, stream))
+            domain.end_disks()
         except BaseException as error:
             with contextlib.suppress(OSError):
                 stream.shutdown(socket.SHUT_RDWR)
@@ -511,6 +520,41 @@ class FakeDriver:
         domain.stage, domain.held = "running", paused
         if not paused:
             self._go(domain)
+
+    # ---- disks that go along
+
+    async def local_disks(self, uuid: str) -> tuple[CarriedDisk, ...]:
+        """As DiskMover.local_disks."""
+        return fakedisks.look(self._domain(uuid).attachments)
+
+    async def export_disks(self, uuid: str, vdevs: Sequence[str], *, tls: bool, peer: str) -> Path:
+        """As DiskMover.export_disks."""
+        domain = self._domain(uuid)
+        await self._step("export_disks")
+        paths = fakedisks.paths_of(domain.attachments)
+        domain.export = fakedisks.Export({vdev: paths[vdev] for vdev in vdevs})
+        await domain.export.open()
+        return domain.export.path
+
+    async def mirror_disks(
+        self, uuid: str, vdevs: Sequence[str], through: str, settings: MoveSettings, report: Report, *, peer: str
+    ) -> None:
+        """As DiskMover.mirror_disks."""
+        domain = self._free(uuid)
+        paths = fakedisks.paths_of(domain.attachments)
+        total = left = sum(paths[vdev].stat().st_size for vdev in vdevs)
+        domain.stage = "sending"
+        try:
+            for vdev in vdevs:
+                mirror = await fakedisks.Mirror.open(vdev, paths[vdev], through)
+                domain.mirrors.append(mirror)
+                left -= await mirror.push()
+                report(MoveProgress(phase=Phase.COPY, step="disks", disk_total=total, disk_remaining=left))
+            await self._step("mirror_disks")
+        except BaseException:
+            domain.end_disks()
+            domain.stage = "running"
+            raise
 
     # ---- inside
 
@@ -552,6 +596,7 @@ class FakeDriver:
         self._stop(domain)
         domain.gone.set()
         domain.printed.set()
+        domain.end_disks()
         del self._domains[domain.spec.uuid]
 
     def _go(self, domain: FakeDomain) -> None:

@@ -11,6 +11,7 @@ from typing import Protocol
 import msgspec
 
 from veery.errors import Failed
+from veery.hypervisor.fakedisks import Export, Mirror
 from veery.model import codec
 from veery.model.domain import DomainEnd, DomainSpec, DomainState
 from veery.model.move import Means, MoveProgress, Phase
@@ -74,6 +75,17 @@ class FakeDomain:
     console: bytearray = field(default_factory=bytearray)
     printed: asyncio.Event = field(default_factory=asyncio.Event)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
+    export: Export | None = None
+    mirrors: list[Mirror] = field(default_factory=list)
+
+    def end_disks(self) -> None:
+        """No disk of it is carried any more."""
+        for mirror in self.mirrors:
+            mirror.close()
+        self.mirrors = []
+        if self.export is not None:
+            self.export.close()
+        self.export = None
 
 
 class Header(msgspec.Struct):

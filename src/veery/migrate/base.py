@@ -34,7 +34,8 @@ class Attacher(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """Where moves happen: this node's parts, built once by the daemon."""
+    """Where moves happen: this node's parts, built once by the daemon. `disk_folder` is for the files of disks that
+    come in with their domain ("": the path that they had)."""
 
     node: str
     store: Store
@@ -44,3 +45,4 @@ class Ground:
     clock: Clock
     hold: Hold
     client_tls: ssl.SSLContext
+    disk_folder: str = ""

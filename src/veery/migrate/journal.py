@@ -13,6 +13,7 @@ from veery.errors import Failed
 from veery.host.files import write_atomic
 from veery.model.codec import decode, encode
 from veery.model.move import Phase
+from veery.model.volume import CarriedDisk
 
 
 class Side(StrEnum):
@@ -25,7 +26,8 @@ class Side(StrEnum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
     """One move as this node remembers it. `owner_revision` is the fencing token under which it began,
-    `reservation_revision` that of the target's promise (0: none yet); `paused`: the user had paused it."""
+    `reservation_revision` that of the target's promise (0: none yet); `paused`: the user had paused it. `disks` go
+    along: at the source with the inode of its file, at the target with that of the one it made (0: not yet made)."""
 
     move: str
     side: Side
@@ -37,6 +39,8 @@ class Line:
     owner_revision: int
     reservation_revision: int = 0
     paused: bool = False
+    disks: tuple[CarriedDisk, ...] = ()
+    remove_source: bool = False
     phase: Phase = Phase.BEGIN
 
     def at(self, phase: Phase) -> Line:

@@ -6,22 +6,27 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+
+import msgspec
 
 from veery.cluster import owner as owners
 from veery.config.settings import MoveLimits
 from veery.errors import Failed, Refused, VeeryError
 from veery.host import tasks
-from veery.migrate import wire
+from veery.hypervisor.base import DiskMover
+from veery.migrate import disks, wire
 from veery.migrate.base import Ground
 from veery.migrate.check import inspect, refusal
 from veery.migrate.journal import Line, Side
+from veery.migrate.pump import Pump, inlet
 from veery.migrate.relocation import RelocationServer
 from veery.migrate.settle import Settler
 from veery.model.cluster import Owner, Reservation
 from veery.model.move import Phase
-from veery.model.volume import Attachments
+from veery.model.volume import Attachments, CarriedDisk
+from veery.storage import local
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +73,9 @@ class Receiver:
         self._arriving[offer.domain] = offer
         try:
             async with self._room(channel, offer):
-                found = await inspect(self._ground, offer.spec, offer.luggage, offer.driver)
-                if found:
+                spec = disks.staying(offer.spec, offer.disks)
+                found = await inspect(self._ground, spec, offer.luggage, offer.driver)
+                if found := (*found, *disks.blockers(self._ground.driver, self._choose(offer))):
                     raise refusal(self._ground.node, offer.domain, found)
                 await self._reserved(channel, offer)
         finally:
@@ -104,6 +110,7 @@ class Receiver:
             target=ground.node,
             owner_revision=offer.owner_revision,
             paused=offer.paused,
+            disks=self._choose(offer),
             phase=Phase.PREPARE,
         )
         ground.journal.write(line)
@@ -112,7 +119,9 @@ class Receiver:
             await ground.hold.at(Phase.PREPARE)
             reserving = asyncio.create_task(self._reserve(offer), name=f"{offer.move} reserves")
             try:
-                attachments = await ground.attacher.attach(offer.spec)
+                line = await self._make_disks(line)
+                spec = disks.arrived(offer.spec, line.disks)
+                attachments = await ground.attacher.attach(spec)
             finally:  # to its end: a promise made after we have given up would stand for ever
                 await asyncio.wait({reserving})
                 failed = reserving.exception()
@@ -122,7 +131,7 @@ class Receiver:
             line = ground.journal.write(replace(line, reservation_revision=reservation.revision))
             async with self._watching(reservation, offer.boot) as given:
                 await ground.driver.prepare(
-                    offer.spec, attachments, offer.luggage, offer.backlog, tls=offer.tls, peer=offer.source
+                    spec, attachments, offer.luggage, offer.backlog, tls=offer.tls, peer=offer.source
                 )
                 await self._load(channel, offer, line)
                 await self._make_sure(line, given)
@@ -169,10 +178,16 @@ class Receiver:
         """Ready, stream, Loaded, Finish; returns when the source has said that we own the domain."""
         ground = self._ground
         assert self.server is not None
-        with self.server.expect() as (token, arrival):
-            await channel.send(wire.Ready(token=token, reservation=line.reservation_revision))
+        async with contextlib.AsyncExitStack() as stack:
+            token, arrival = stack.enter_context(self.server.expect())
+            ready = wire.Ready(token=token, reservation=line.reservation_revision, disks=line.disks)
+            disk_pump: Pump | None = None
+            if line.disks:
+                disk_token, disk_pump = await stack.enter_async_context(self._disks_come_in(offer, line.disks))
+                ready = msgspec.structs.replace(ready, disk_token=disk_token)
+            await channel.send(ready)
             listening = asyncio.create_task(channel.expect(wire.Finish, None), name=f"{offer.move} listens")
-            loading = asyncio.create_task(self._receive(offer, arrival), name=f"{offer.move} loads")
+            loading = asyncio.create_task(self._receive(offer, arrival, disk_pump), name=f"{offer.move} loads")
             try:
                 await asyncio.wait({listening, loading}, return_when=asyncio.FIRST_COMPLETED)
                 if not loading.done():
@@ -186,14 +201,49 @@ class Receiver:
             finally:
                 await tasks.stop(listening, loading)
 
-    async def _receive(self, offer: wire.Offer, arrival: asyncio.Future[socket.socket]) -> None:
-        try:
-            async with asyncio.timeout(STREAM_DEADLINE):
-                stream = await arrival
-        except TimeoutError as error:
-            raise Failed(f"{offer.source} opened no stream") from error
+    async def _receive(self, offer: wire.Offer, arrival: asyncio.Future[socket.socket], disk_pump: Pump | None) -> None:
+        while not arrival.done():  # the disks come first, and may take long
+            await asyncio.wait({arrival}, timeout=STREAM_DEADLINE)
+            if not arrival.done() and not (disk_pump and disk_pump.open):
+                raise Failed(f"{offer.source} opened no stream")
+        stream = arrival.result()
         await self._ground.hold.at(Phase.COPY)
         await self._ground.driver.receive(offer.spec.uuid, stream)
+
+    # ---- disks that come along
+
+    def _choose(self, offer: wire.Offer) -> tuple[CarriedDisk, ...]:
+        """The disks of the offer, each with its file here; not made yet."""
+        chosen = local.choose(offer.disks, offer.disk_dir or self._ground.disk_folder, offer.domain)
+        return tuple(replace(disk, inode=0) for disk in chosen)
+
+    async def _make_disks(self, line: Line) -> Line:
+        """Make their files; the journal knows each before there is anything in it."""
+        for number, disk in enumerate(line.disks):
+            taken = (*line.disks[:number], local.take(disk), *line.disks[number + 1 :])
+            line = self._ground.journal.write(replace(line, disks=taken))
+        for disk in line.disks:
+            await local.form(disk)
+        return line
+
+    @contextlib.asynccontextmanager
+    async def _disks_come_in(self, offer: wire.Offer, files: Sequence[CarriedDisk]) -> AsyncIterator[tuple[str, Pump]]:
+        """Let the source write the half domain's disks: the token that its streams must show, and what carries them."""
+        driver = self._ground.driver
+        assert self.server is not None and isinstance(driver, DiskMover)
+        names = [disk.vdev for disk in offer.disks]
+        pump = inlet(
+            await driver.export_disks(offer.spec.uuid, names, tls=offer.tls, peer=offer.source), STREAM_DEADLINE
+        )
+        try:
+            with self.server.admit(pump.carry) as token:
+                syncing = asyncio.create_task(local.sync(files), name=f"{offer.move} syncs disks")
+                try:
+                    yield token, pump
+                finally:
+                    await tasks.stop(syncing)
+        finally:
+            await pump.close()
 
     async def _give_up(self, line: Line, attachments: Attachments | None) -> None:
         """Something failed: make sure who owns the domain, then obey. Usually that means to drop our copy."""
@@ -206,6 +256,7 @@ class Receiver:
                 await self._ground.driver.destroy(line.uuid)
                 if attachments is not None:
                     await self._ground.attacher.detach(attachments)
+                await self._settler.clear_disks(line)
         except VeeryError as error:
             log.error("move=%s domain=%s not settled yet: %s", line.move, line.domain, error.message)
             self._settler.later(line)

@@ -56,6 +56,7 @@ class RelocationServer:
         self.node, self.address, self.port = node, settings.address or address, settings.port
         self._hosts_allow, self._tls, self._taken = settings.hosts_allow, tls, taken
         self._expected: dict[str, asyncio.Future[socket.socket]] = {}
+        self._open: dict[str, Callable[[socket.socket], None]] = {}
         self._greetings = asyncio.Semaphore(GREETINGS_MAX)
         self._listener: socket.socket | None = None
 
@@ -109,6 +110,21 @@ class RelocationServer:
                 future.result().close()
             future.cancel()
 
+    @contextlib.contextmanager
+    def admit(self, taken: Callable[[socket.socket], None]) -> Iterator[str]:
+        """A fresh token; until the end of the `with` each stream that comes with it is handed to `taken`, which
+        owns it."""
+        token = secrets.token_hex(16)
+        self._open[token] = taken
+        try:
+            yield token
+        finally:
+            del self._open[token]
+
+    def _awaited(self, token: str) -> bool:
+        future = self._expected.get(token)
+        return token in self._open or (future is not None and not future.done())
+
     async def _serve(self, connection: socket.socket, address: str) -> None:
         try:
             await self._greet(connection, address)
@@ -136,11 +152,15 @@ class RelocationServer:
                             raise Refused("closed before it said what it wants")
                         data += piece
                 token = parse_greeting(data)
-                if token and (token not in self._expected or self._expected[token].done()):
+                if token and not self._awaited(token):
                     await loop.sock_sendall(connection, b"NO such move\n")
                     raise Refused("a stream that nobody waits for")
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 await loop.sock_sendall(connection, b"OK\n")
+                if token in self._open:
+                    kept = True
+                    self._open[token](connection)
+                    return
                 if token:
                     connection.setblocking(True)
                     keep_shallow(connection, SO_RCVBUFFORCE)

@@ -17,17 +17,19 @@ from veery.cluster import owner as owners
 from veery.cluster.store import StoreUnavailable
 from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
 from veery.host import tasks
-from veery.migrate import wire
+from veery.hypervisor.base import DiskMover
+from veery.migrate import disks, pump, wire
 from veery.migrate.base import Ground
 from veery.migrate.journal import Line, Side
 from veery.migrate.phases import Steps
 from veery.migrate.pilot import Pilot
 from veery.migrate.settle import Settler
 from veery.migrate.turns import Turn, Turns
-from veery.model.cluster import Owner, Reservation
+from veery.model.cluster import DomainRecord, Owner, Reservation
 from veery.model.domain import DomainReading, DomainState
 from veery.model.move import CopyResult, MoveProgress, MoveReport, MoveSettings, MoveState, Phase, Tuning
 from veery.model.node import Node
+from veery.model.units import MIB
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -63,6 +65,8 @@ class Sender:
         self._started = ground.clock.epoch()
         self._steps: Steps | None = None
         self._copy: CopyResult | None = None
+        self._record: DomainRecord | None = None  # what COMMIT writes where disks go along
+        self._disk_bytes = 0
         self._store_answered = float("-inf")
         self._asking: asyncio.Task[None] | None = None
 
@@ -102,6 +106,14 @@ class Sender:
         owner = await self._own()
         spec, luggage = await ground.driver.pack(order.reading.uuid)
         paused = order.reading.state is DomainState.PAUSED
+        going = await disks.carried(
+            ground.driver,
+            order.reading.uuid,
+            order.settings,
+            node=ground.node,
+            name=spec.name,
+            target=order.target.name,
+        )
         line = Line(
             move=order.move,
             side=Side.SOURCE,
@@ -112,6 +124,7 @@ class Sender:
             target=order.target.name,
             owner_revision=owner.revision,
             paused=paused,
+            remove_source=order.settings.remove_source,
         )
         self._steps = steps = Steps(line, ground.journal, ground.clock, ground.hold, self._entered)
         async with contextlib.AsyncExitStack() as connection, contextlib.AsyncExitStack() as undo:
@@ -141,13 +154,21 @@ class Sender:
                     backlog=await ground.driver.backlog(order.reading.uuid),
                     tls=order.settings.tls,
                     paused=paused,
+                    disks=going,
+                    disk_dir=order.settings.disk_dir,
                 )
             )
             ready = await self._ready(channel)
-            steps.line = replace(steps.line, reservation_revision=ready.reservation)
+            steps.line = replace(
+                steps.line, reservation_revision=ready.reservation, disks=disks.matched(going, ready.disks)
+            )
 
             await steps.enter(Phase.COPY)
             undo.push_async_callback(ground.driver.resume, order.reading.uuid)
+            if steps.line.disks:
+                self._record = await disks.record(ground.store, steps.line)
+                through = await connection.enter_async_context(self._way_for_disks(ready))
+                await self._send_disks(channel, steps.line, through)
             self._copy, loaded = await self._send(channel, ready)
 
             await steps.enter(Phase.LOADED)
@@ -168,6 +189,47 @@ class Sender:
                 hint=f"ask where it runs: veery list --cluster; then: veery --node NODE migrate {name} ...",
             )
         return owner
+
+    def _way_for_disks(self, ready: wire.Ready) -> contextlib.AbstractAsyncContextManager[str]:
+        """The socket behind which the target's disks are."""
+        target, settings = self._order.target, self._order.settings
+
+        async def connect() -> socket.socket:
+            return await wire.open_stream(
+                target.relocation_address or target.address, target.relocation_port, ready.disk_token, CONNECT_DEADLINE
+            )
+
+        return pump.outlet(connect, self._order.reading.pid, settings.stall)
+
+    async def _send_disks(self, channel: wire.Channel, line: Line, through: str) -> None:
+        """Copy the local disks while listening to the target, which may give up; from then on each write goes to
+        both nodes."""
+        driver, order = self._ground.driver, self._order
+        assert isinstance(driver, DiskMover)
+        self._disk_bytes = sum(disk.size for disk in line.disks)
+        listening = asyncio.create_task(channel.expect(wire.Loaded, None), name=f"{order.move} listens")
+        names = [disk.vdev for disk in line.disks]
+        copying = asyncio.create_task(
+            driver.mirror_disks(
+                order.reading.uuid, names, through, order.settings, self._disk_progress, peer=order.target.name
+            ),
+            name=f"{order.move} copies disks",
+        )
+        try:
+            async with asyncio.timeout(order.settings.timeout or None):
+                await asyncio.wait({listening, copying}, return_when=asyncio.FIRST_COMPLETED)
+                if not copying.done():
+                    listening.result()
+                    raise Failed(f"{order.target.name} spoke out of turn while disks were copied")
+                await copying
+        except TimeoutError as error:
+            raise Failed(
+                f"its disks were not copied within {order.settings.timeout:g} s", hint="give it more time (--timeout)"
+            ) from error
+        except VeeryError as error:
+            raise await _said_by_target(listening, error) from error
+        finally:
+            await tasks.stop(copying, listening)
 
     async def _ready(self, channel: wire.Channel) -> wire.Ready:
         """The target's promise; while too many domains come in there, it says again and again that we wait."""
@@ -266,7 +328,7 @@ class Sender:
                 target=line.target,
                 revision=line.reservation_revision,
             )
-            return await owners.commit(ground.store, owner, promise)
+            return await owners.commit(ground.store, owner, promise, self._record)
         except StoreUnavailable:
             raise  # surely not taken: undo
         except OutcomeUnknown:
@@ -336,12 +398,22 @@ class Sender:
             samples=tuple(self._pilot.samples) if self._pilot else (),
             story=tuple(self._pilot.story) if self._pilot else (),
             runs_on=order.target.name if moved else "" if state is MoveState.UNKNOWN else self._ground.node,
+            disk_bytes=self._disk_bytes,
+            kept=disks.kept(steps.line) if moved and steps else (),
         )
 
     def _entered(self, phase: Phase) -> None:
         self._publish(MoveProgress(phase=phase))
 
+    def _disk_progress(self, progress: MoveProgress) -> None:
+        """Its memory is still all to do: so the bar that shows both goes one way."""
+        memory = self._order.reading.memory * MIB
+        self._disk_bytes = progress.disk_total
+        self._publish(replace(progress, total=memory, remaining=memory))
+
     def _progress(self, progress: MoveProgress) -> None:
+        if self._disk_bytes:
+            progress = replace(progress, step="memory", disk_total=self._disk_bytes)
         if progress.stopped:  # from here on every millisecond is one of the gap's
             self._ask_soon()
         self._publish(progress)

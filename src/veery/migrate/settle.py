@@ -12,6 +12,7 @@ import logging
 from veery.cluster import owner as owners
 from veery.cluster.store import StoreUnavailable
 from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
+from veery.migrate import disks
 from veery.migrate.base import Ground
 from veery.migrate.journal import Line, Side
 from veery.model.cluster import Owner
@@ -77,7 +78,7 @@ class Settler:
         self._ground.journal.strike(line)
 
     async def leave(self, line: Line) -> None:
-        """The source's CONFIRM: its paused copy goes. Raises Failed.
+        """The source's CONFIRM: its paused copy goes, its local disks are put aside. Raises Failed.
 
         Its taps go at the same time: it will not use them again, and the kernel takes some 20 ms for one."""
         driver, attacher = self._ground.driver, self._ground.attacher
@@ -87,6 +88,12 @@ class Settler:
         ):
             if error is not None:
                 raise error
+        await self.clear_disks(line)
+
+    async def clear_disks(self, line: Line) -> None:
+        """The domain is not ours (any more): see to the files of the disks that went along. Raises Failed,
+        StoreUnavailable."""
+        await disks.settle(self._ground.store, line, self._ground.node)
 
     # ---- inside
 
@@ -121,6 +128,8 @@ class Settler:
                 await self.leave(line)
         except Refused:  # there is no such domain here any more: then there is nothing to settle
             log.info("move=%s domain=%s is not here", line.move, line.domain)
+            if not here:
+                await self.clear_disks(line)
         self._ground.journal.strike(line)
         log.info(
             "move=%s domain=%s settled: %s", line.move, line.domain, f"owner is {owner.node}" if owner else "no owner"

@@ -30,6 +30,7 @@ import msgspec
 
 from veery.errors import Failed, Refused, VeeryError, from_kind
 from veery.model.domain import DomainSpec
+from veery.model.volume import CarriedDisk
 
 T = TypeVar("T")
 
@@ -43,7 +44,8 @@ _GREETING = re.compile(rb"VEERY/1 (CONTROL|STREAM ([0-9a-f]{32})) *\n")
 
 class Offer(msgspec.Struct, frozen=True, tag="offer", kw_only=True):
     """The source asks the target to take a domain in. `backlog` is the console's past; `luggage` what the
-    driver must know to build exactly the same devices; `paused`: it shall not run when it arrives."""
+    driver must know to build exactly the same devices; `paused`: it shall not run when it arrives. `disks` go along,
+    to `disk_dir` ("": the target chooses)."""
 
     move: str
     source: str
@@ -56,13 +58,18 @@ class Offer(msgspec.Struct, frozen=True, tag="offer", kw_only=True):
     backlog: bytes = b""
     tls: bool = True
     paused: bool = False
+    disks: tuple[CarriedDisk, ...] = ()
+    disk_dir: str = ""
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready", kw_only=True):
-    """The half domain waits for a stream that shows `token`; `reservation` is its promise's revision."""
+    """The half domain waits for a stream that shows `token`; `reservation` is its promise's revision. `disks` are
+    those of the offer with their files at the target, to be written through streams that show `disk_token`."""
 
     token: str
     reservation: int
+    disks: tuple[CarriedDisk, ...] = ()
+    disk_token: str = ""
 
 
 class Wait(msgspec.Struct, frozen=True, tag="wait"):

@@ -21,10 +21,12 @@ class Owner:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DomainRecord:
     """What outlives a run of a domain: its spec with UUID and MACs filled in. `saved` names the save
-    file's token that may still be restored ("" when none: the disks were written since)."""
+    file's token that may still be restored ("" when none: the disks were written since). `home` is the node to which
+    its local disks were moved ("": they never were): whatever another node has of them is stale."""
 
     spec: DomainSpec
     saved: str = ""
+    home: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -135,7 +135,7 @@ class CopyResult:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MoveReport:
     """The report of one move: `phases` maps a phase to its milliseconds; `started` seconds of the epoch.
-    `disk_bytes` is the size of the local disks that went along, `kept` where the source's copies of them are now."""
+    `disk_bytes` are those of the local disks that were copied, `kept` where the source's copies of them are now."""
 
     id: str
     domain: str

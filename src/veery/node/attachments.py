@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import stat
 import time
 from collections.abc import Awaitable, Callable
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from veery.errors import Refused, VeeryError
 from veery.host import tasks
+from veery.host.mounts import shared
 from veery.hypervisor.base import Driver
 from veery.model.domain import DiskFormat, DiskSpec, DomainSpec, VifSpec
 from veery.model.plan import Blocker, Obstacle
@@ -25,8 +25,6 @@ log = logging.getLogger(__name__)
 
 PORTAL_DEADLINE = 3.0
 FRESH = 10.0  # seconds in which a tap waits for its domain to show; it takes milliseconds
-SHARED = frozenset({"nfs", "nfs4", "ceph", "cifs", "smb3", "glusterfs", "fuse.glusterfs", "ocfs2", "gfs2", "lustre"})
-"""Filesystems that two nodes may write at once."""
 
 
 class NodeAttacher:
@@ -66,9 +64,9 @@ class NodeAttacher:
                 await login.check(source, deadline=PORTAL_DEADLINE)
         except VeeryError as error:
             return (Blocker(kind=kind, reason=error.message, hint=error.hint),)
-        if isinstance(source, LocalDisk) and not _shared(source.path):
+        if isinstance(source, LocalDisk) and not shared(source.path):
             reason = f"{disk.target} is not on a filesystem that two nodes share"
-            return (Blocker(kind=kind, reason=reason, hint="make it a volume: veery volume import FILE"),)
+            return (Blocker(kind=kind, reason=reason, hint="take it along: --with-disks; or: veery volume import"),)
         return ()
 
     async def attach(self, spec: DomainSpec) -> Attachments:
@@ -171,15 +169,3 @@ class NodeAttacher:
             if name not in used and name not in self._made:
                 log.warning("tap=%s removed: no domain uses it", name)
                 await tap.delete(name)
-
-
-def _shared(path: str) -> bool:
-    """Whether `path` lies on a filesystem that several nodes may write (proc(5), mountinfo)."""
-    real = os.path.realpath(path)
-    best, kind = "", ""
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        left, _, right = line.partition(" - ")
-        mount = left.split()[4]
-        if (real == mount or real.startswith(mount.rstrip("/") + "/")) and len(mount) >= len(best):
-            best, kind = mount, right.split()[0]
-    return kind in SHARED

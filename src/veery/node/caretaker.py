@@ -196,12 +196,13 @@ class Caretaker:
         spec, _ = await self._ground.driver.spec(reading.uuid)
         log.warning("domain=%s runs here and nobody owns it: claimed", reading.name)
         boot = reading.uuid.replace("-", "")[:16]
+        before = await DOMAINS.get(self._ground.store, reading.name)
         await owners.claim(
             self._ground.store,
             reading.name,
             self._ground.node,
             boot,
-            DomainRecord(spec=replace(spec, name=reading.name)),
+            DomainRecord(spec=replace(spec, name=reading.name), home=before.home if before else ""),
         )
 
     async def _give_back(self) -> None:

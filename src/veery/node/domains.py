@@ -19,6 +19,7 @@ from veery.cluster import owner as owners
 from veery.cluster.keys import DOMAINS, NODES, OWNERS
 from veery.cluster.store import Delete
 from veery.errors import Failed, Refused, VeeryError, hinting
+from veery.host.mounts import shared
 from veery.hypervisor.base import Console
 from veery.migrate.base import Ground
 from veery.migrate.moves import Moves
@@ -114,7 +115,9 @@ class Domains:
             record = await DOMAINS.get(self._store, spec.name)
             spec = await self._settle_identity(await self.attacher.fill(spec), record)
             await self._check_attachable(spec)
-            owner = await owners.claim(self._store, spec.name, self.node, secrets.token_hex(8), DomainRecord(spec=spec))
+            self._check_home(spec, record)
+            claimed = DomainRecord(spec=spec, home=record.home if record else "")
+            owner = await owners.claim(self._store, spec.name, self.node, secrets.token_hex(8), claimed)
             try:
                 await self.check_unshared(spec)
                 reading = await self._start(spec, paused=paused)
@@ -235,7 +238,9 @@ class Domains:
                     hint="start it anew with veery create, or restore --force at the risk of its filesystems",
                 )
             await self._check_attachable(spec)
-            owner = await owners.claim(self._store, spec.name, self.node, secrets.token_hex(8), DomainRecord(spec=spec))
+            self._check_home(spec, record)
+            claimed = DomainRecord(spec=spec, home=record.home if record else "")
+            owner = await owners.claim(self._store, spec.name, self.node, secrets.token_hex(8), claimed)
             try:
                 await self.check_unshared(spec)
                 held = paused or saved.paused
@@ -304,6 +309,19 @@ class Domains:
         records = (await DOMAINS.all(self._store)).values()
         return {vif.mac for record in records if record.spec.name != but for vif in record.spec.vifs}
 
+    def _check_home(self, spec: DomainSpec, record: DomainRecord | None) -> None:
+        """Refuse a start from files that were left behind when the domain's local disks moved to another node."""
+        if record is None or record.home in ("", self.node):
+            return
+        before = {disk.vdev: disk.target for disk in record.spec.disks}
+        for disk in spec.disks:
+            if disk.target and disk.readwrite and not disk.cdrom and not shared(disk.target):
+                raise Refused(
+                    f"{disk.vdev} of {spec.name} was moved to {record.home}: {disk.target} here is stale",
+                    hint=f"veery --node {record.home} create (there it is {before.get(disk.vdev) or 'gone'}); "
+                    f"veery delete {spec.name} forgets that",
+                )
+
     async def _check_attachable(self, spec: DomainSpec) -> None:
         """Refuse, before anything is claimed, what is already known to be missing."""
         for vif in spec.vifs:
@@ -357,7 +375,10 @@ class Domains:
                 )
 
     async def remember(self, record: DomainRecord) -> None:
-        """Write a domain's record."""
+        """Write a domain's record; where its local disks are stays as it was."""
+        before = await DOMAINS.get(self._store, record.spec.name)
+        if before is not None:
+            record = replace(record, home=before.home)
         await self._store.commit([], [DOMAINS.put(record.spec.name, record)])
 
     async def _forget(self, name: str) -> None:

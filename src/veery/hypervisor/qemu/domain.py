@@ -24,6 +24,7 @@ from veery.model.domain import DomainEnd, DomainReading, DomainState, VcpuReadin
 from veery.model.units import MIB
 
 if TYPE_CHECKING:
+    from veery.hypervisor.qemu.mirror import Mirrors
     from veery.hypervisor.qemu.transfer import Transfer
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ class Domain:
         self.unplugged: dict[str, asyncio.Future[None]] = {}
         self.on_unplug: Callable[[str], None] = lambda device: None
         self.listeners: set[Callable[[str, Mapping[str, Any]], None]] = set()  # each hears every event first
+        self.mirrors: Mirrors | None = None  # its disks are being copied away
         self.copying: Transfer | None = None  # it is being copied away
         self.dying = False
         self.gone = asyncio.Event()

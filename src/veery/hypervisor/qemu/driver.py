@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from veery.config.settings import Qemu
 from veery.errors import Refused
 from veery.host.clock import Clock
 from veery.hypervisor.base import ALONE, Report
-from veery.hypervisor.qemu import argv, build, hotplug, machine, migration
+from veery.hypervisor.qemu import argv, build, hotplug, machine, migration, mirror
 from veery.hypervisor.qemu.abilities import ask, obstacles, words
 from veery.hypervisor.qemu.build import Build
 from veery.hypervisor.qemu.console import QemuConsole
@@ -27,7 +27,7 @@ from veery.model.domain import DomainEvent, DomainReading, DomainSpec, HostReadi
 from veery.model.move import CopyResult, Means, MoveSettings, Tuning
 from veery.model.plan import Abilities, Blocker, MemoryReading, Obstacle, no_room
 from veery.model.units import MIB
-from veery.model.volume import AttachedDisk, AttachedVif, Attachments
+from veery.model.volume import AttachedDisk, AttachedVif, Attachments, CarriedDisk
 
 log = logging.getLogger(__name__)
 
@@ -258,11 +258,11 @@ class QemuDriver:
         means: Means = ALONE,
     ) -> CopyResult:
         """As Driver.send."""
-        domain = self._roster.free(uuid)
+        mirrors = self._roster.domain(uuid).mirrors
+        domain = mirrors.domain if mirrors else self._roster.free(uuid)
         tls = self._certificates() if settings.tls else None
-        return await migration.send(
-            domain, stream, settings, report, tls=tls, peer=peer, means=means, clock=self._clock
-        )
+        sending = migration.send(domain, stream, settings, report, tls=tls, peer=peer, means=means, clock=self._clock)
+        return await (mirror.send(mirrors, sending) if mirrors else sending)
 
     async def tune(self, uuid: str, tuning: Tuning) -> None:
         """As Driver.tune."""
@@ -270,7 +270,10 @@ class QemuDriver:
 
     async def resume(self, uuid: str) -> None:
         """As Driver.resume."""
-        await migration.resume(self._roster.domain(uuid), self._clock)
+        domain = self._roster.domain(uuid)
+        await mirror.end(domain, self._clock)
+        await migration.resume(domain, self._clock)
+        await mirror.forget_pause(domain)
 
     async def prepare(
         self,
@@ -294,11 +297,34 @@ class QemuDriver:
 
     async def receive(self, uuid: str, stream: socket.socket) -> None:
         """As Driver.receive."""
-        await migration.receive(self._roster.domain(uuid), stream, self._clock)
+        domain = self._roster.domain(uuid)
+        await migration.receive(domain, stream, self._clock)
+        await mirror.unexport(domain)
 
     async def finish(self, uuid: str, *, paused: bool = False) -> None:
         """As Driver.finish."""
-        await migration.finish(self._roster.domain(uuid), paused=paused)
+        domain = self._roster.domain(uuid)
+        await mirror.unexport(domain)
+        await migration.finish(domain, paused=paused)
+
+    # ---- disks that go along
+
+    async def local_disks(self, uuid: str) -> tuple[CarriedDisk, ...]:
+        """As DiskMover.local_disks."""
+        return await mirror.local_disks(self._roster.domain(uuid))
+
+    async def export_disks(self, uuid: str, vdevs: Sequence[str], *, tls: bool, peer: str) -> Path:
+        """As DiskMover.export_disks."""
+        certificates = self._certificates() if tls else None
+        return await mirror.export(self._roster.domain(uuid), vdevs, tls=certificates, peer=peer)
+
+    async def mirror_disks(
+        self, uuid: str, vdevs: Sequence[str], through: str, settings: MoveSettings, report: Report, *, peer: str
+    ) -> None:
+        """As DiskMover.mirror_disks."""
+        mirrors = mirror.Mirrors(self._roster.free(uuid), vdevs, self._clock)
+        tls = self._certificates() if settings.tls else None
+        await mirrors.copy(through, settings, report, tls=tls, peer=peer)
 
     # ---- checks
 

@@ -1,0 +1,358 @@
+"""Local disks that go along on a move: the target's QEMU serves its empty files by NBD, the source's mirrors into them.
+
+QEMU's own way for storage that is not shared (docs/interop/live-block-operations.rst; QAPI's block-core.json and
+block-export.json). A mirror in copy mode write-blocking holds each write of the guest until the target has it too, so
+it converges whatever the guest does. The memory copy then pauses before its switch-over (pause-before-switchover): the
+processors stand, the mirrors are ended there, and both disks are the same when the target is loaded."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
+from veery.host.clock import Clock
+from veery.hypervisor.base import Report
+from veery.hypervisor.qemu.build import disk_id
+from veery.hypervisor.qemu.domain import Domain
+from veery.hypervisor.qemu.monitor import CommandError
+from veery.hypervisor.qemu.process import Stage
+from veery.model.move import CopyResult, MoveProgress, MoveSettings, Phase
+from veery.model.volume import CarriedDisk, LocalDisk
+
+log = logging.getLogger(__name__)
+
+PREFIX = "mirror-"
+"""What the names of our jobs and of their targets begin with."""
+TLS_OBJECT, AUTHZ_OBJECT = "disk-tls", "disk-peer"
+OPEN_DEADLINE = 20.0
+END_DEADLINE = 30.0
+POLL = 0.2
+
+
+# ---- what there is to carry
+
+
+async def local_disks(domain: Domain) -> tuple[CarriedDisk, ...]:
+    """As DiskMover.local_disks. Raises Failed, OutcomeUnknown."""
+    mine = [
+        (disk.spec.vdev, disk_id(disk.spec), disk.source)
+        for disk in domain.record.attachments.disks
+        if isinstance(disk.source, LocalDisk) and disk.spec.readwrite and not disk.spec.cdrom
+    ]
+    if not mine:
+        return ()
+    nodes = await domain.monitor.execute("query-named-block-nodes", {"flat": True})
+    sizes = {node["node-name"]: node["image"]["virtual-size"] for node in nodes}
+    found = []
+    for vdev, name, source in mine:
+        stat = Path(source.path).stat()
+        found.append(
+            CarriedDisk(
+                vdev=vdev,
+                path=source.path,
+                format=source.format,
+                block=source.block,
+                size=sizes[name],
+                allocated=sizes[name] if source.block else stat.st_blocks * 512,
+                inode=0 if source.block else stat.st_ino,
+            )
+        )
+    return tuple(found)
+
+
+# ---- a move's target
+
+
+def socket_of(domain: Domain) -> Path:
+    """Where a half domain's disks are served."""
+    return domain.home.path / "nbd"
+
+
+async def export(domain: Domain, vdevs: Sequence[str], *, tls: Path | None, peer: str) -> Path:
+    """As DiskMover.export_disks; `tls` is the folder of the node's certificates, None for a plain stream."""
+    if domain.record.stage is not Stage.INCOMING:
+        raise Refused(f"{domain.record.spec.name} is no half domain: its disks are its own")
+    path = socket_of(domain)
+    server: dict[str, Any] = {"addr": {"type": "unix", "data": {"path": str(path)}}}
+    if tls is not None:
+        await _object(domain, TLS_OBJECT, **_credentials(tls, "server"))
+        await _object(domain, AUTHZ_OBJECT, **{"qom-type": "authz-simple", "identity": f"CN={peer}"})
+        server |= {"tls-creds": TLS_OBJECT, "tls-authz": AUTHZ_OBJECT}
+    await domain.monitor.execute("nbd-server-start", server)
+    for vdev in vdevs:
+        options = {"type": "nbd", "id": f"export-{vdev}", "node-name": f"disk-{vdev}", "name": vdev, "writable": True}
+        await domain.monitor.execute("block-export-add", options)
+    return path
+
+
+async def unexport(domain: Domain) -> None:
+    """Serve the disks no more. It must be done before the processors go: until then the device does not claim its
+    disk, and then it does not share it. Idempotent. Raises Failed, OutcomeUnknown."""
+    path = socket_of(domain)
+    if not path.exists():
+        return
+    with contextlib.suppress(CommandError):  # "NBD server not running"
+        await domain.monitor.execute("nbd-server-stop", deadline=OPEN_DEADLINE)
+    path.unlink(missing_ok=True)
+    for name in (TLS_OBJECT, AUTHZ_OBJECT):
+        with contextlib.suppress(CommandError):
+            await domain.monitor.execute("object-del", {"id": name})
+
+
+# ---- a move's source
+
+
+class Mirrors:
+    """The open mirrors of one domain. What ends them: `switch_over` in order, `drop` at any time."""
+
+    def __init__(self, domain: Domain, vdevs: Sequence[str], clock: Clock) -> None:
+        """Nothing is done before `copy`."""
+        self.domain, self._clock = domain, clock
+        self.jobs = {f"{PREFIX}{vdev}": vdev for vdev in vdevs}
+        self._news = asyncio.Event()
+        self._ended: dict[str, str] = {}  # job: what went wrong, "" when nothing did
+        self._migration = ""
+        self.switched = False
+
+    async def copy(self, through: str, settings: MoveSettings, report: Report, *, tls: Path | None, peer: str) -> None:
+        """Start them all and wait until each is whole. Raises Failed; nothing is left then."""
+        domain = self.domain
+        domain.update(stage=Stage.SENDING)
+        domain.listeners.add(self._hear)
+        try:
+            extra: dict[str, Any] = {}
+            if tls is not None:
+                await _object(domain, TLS_OBJECT, **_credentials(tls, "client"))
+                extra = {"tls-creds": TLS_OBJECT, "tls-hostname": peer}
+            for job, vdev in self.jobs.items():
+                await self._start(job, vdev, through, settings.bandwidth // len(self.jobs), extra)
+            await self._whole(settings, report)
+            domain.mirrors = self
+        except BaseException:
+            await _to_the_end(self.drop())
+            domain.update(stage=Stage.RUNNING)
+            raise
+
+    async def switch_over(self) -> None:
+        """Wait for the memory copy's pause, end the mirrors, let the copy go on. Raises Failed when a mirror breaks."""
+        execute = self.domain.monitor.execute
+        while self._migration != "pre-switchover":
+            self._check()
+            if not await self._change(1.0):  # an event may have been missed while the monitor was away
+                with contextlib.suppress(VeeryError):
+                    self._migration = str((await execute("query-migrate", deadline=2)).get("status", ""))
+        begun = self._clock.now()
+        for job in self.jobs:
+            await execute("block-job-cancel", {"device": job})  # of one that is whole: it ends there, in order
+        async with _within(f"{self.domain.record.spec.name}: its disks were not written out"):
+            while len(self._ended) < len(self.jobs):
+                await self._change(POLL)
+                self._check()
+        for job in self.jobs:
+            await execute("blockdev-del", {"node-name": job})
+        self.switched = True
+        took = (self._clock.now() - begun) * 1000
+        log.info("domain=%s its %d mirrors ended in %.0f ms", self.domain.record.spec.name, len(self.jobs), took)
+        await execute("migrate-continue", {"state": "pre-switchover"})
+
+    async def drop(self) -> None:
+        """End what is left of them at once; the domain's own disks are as they were. Never raises; where QEMU does
+        not obey, the domain goes on having mirrors, and `end` tries again."""
+        self.domain.listeners.discard(self._hear)
+        try:
+            await sweep(self.domain, self._clock)
+            self.domain.mirrors = None
+        except VeeryError as error:
+            log.error("domain=%s mirrors not ended: %s", self.domain.record.spec.name, error.message)
+
+    # ---- inside
+
+    async def _start(self, job: str, vdev: str, through: str, speed: int, extra: dict[str, Any]) -> None:
+        node = {
+            "driver": "nbd",
+            "node-name": job,
+            "server": {"type": "unix", "path": through, "abstract": True},
+            "export": vdev,
+            "discard": "unmap",  # so that what is zero here takes no room there
+            **extra,
+        }
+        await self.domain.monitor.execute("blockdev-add", node, deadline=OPEN_DEADLINE)
+        mirror = {
+            "job-id": job,
+            "device": f"disk-{vdev}",
+            "target": job,
+            "sync": "full",
+            "copy-mode": "write-blocking",
+            "speed": speed,
+        }
+        await self.domain.monitor.execute("blockdev-mirror", mirror, deadline=OPEN_DEADLINE)
+
+    async def _whole(self, settings: MoveSettings, report: Report) -> None:
+        name, now = self.domain.record.spec.name, self._clock.now()
+        moved, before, rate = now, (now, 0), 0.0
+        while True:
+            self._check()
+            rows: list[dict[str, Any]] = []
+            with contextlib.suppress(OutcomeUnknown):
+                rows = await self.domain.monitor.execute("query-block-jobs", deadline=2)
+            mine = [row for row in rows if row["device"] in self.jobs]
+            now, done = self._clock.now(), sum(row["offset"] for row in mine)
+            if mine and done != before[1]:
+                fresh = (done - before[1]) / max(now - before[0], 0.001)
+                rate = fresh if not rate else 0.7 * rate + 0.3 * fresh
+                moved, before = now, (now, done)
+            if len(mine) == len(self.jobs):
+                total = sum(row["len"] for row in mine)
+                left = total - done
+                report(MoveProgress(phase=Phase.COPY, step="disks", rate=rate, disk_total=total, disk_remaining=left))
+                if all(row["ready"] for row in mine):
+                    return
+            if now - moved > settings.stall:
+                raise Failed(
+                    f"{name}: nothing of its disks was copied for {settings.stall:g} s",
+                    hint="is the path to the target up?",
+                )
+            await self._change(POLL)
+
+    def _check(self) -> None:
+        """Raises Failed for a mirror that broke."""
+        for job, error in self._ended.items():
+            if error:
+                raise Failed(f"{self.domain.record.spec.name}: the copy of its {self.jobs[job]} broke: {error}")
+
+    def _hear(self, name: str, data: Mapping[str, Any]) -> None:
+        job = str(data.get("device", ""))
+        if name == "MIGRATION":
+            self._migration = str(data["status"])
+        elif name == "BLOCK_JOB_COMPLETED" and job in self.jobs:
+            self._ended[job] = str(data.get("error", ""))
+        elif name == "BLOCK_JOB_CANCELLED" and job in self.jobs:
+            self._ended[job] = "it was cancelled"
+        elif name != "BLOCK_JOB_READY":
+            return
+        self._news.set()
+
+    async def _change(self, seconds: float) -> bool:
+        """Whether something was heard within `seconds`."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._news.wait()
+        except TimeoutError:
+            return False
+        self._news.clear()
+        return True
+
+
+async def send(mirrors: Mirrors, sending: Coroutine[Any, Any, CopyResult]) -> CopyResult:
+    """Do `sending`, the memory copy of a domain whose disks are mirrored, and end the mirrors in its pause.
+
+    Whatever happens, no mirror is left. Raises Failed when a mirror breaks: the copy is then undone."""
+    domain = mirrors.domain
+    try:
+        await _pausing(domain, on=True)
+    except BaseException:
+        sending.close()
+        await _to_the_end(mirrors.drop())
+        domain.update(stage=Stage.RUNNING)
+        raise
+    copying = asyncio.create_task(sending)
+    switching = asyncio.create_task(mirrors.switch_over())
+    try:
+        await asyncio.wait({copying, switching}, return_when=asyncio.FIRST_COMPLETED)
+        if switching.done() and switching.exception():
+            copying.cancel()
+            await asyncio.wait({copying})
+            await switching
+        result = await copying
+        if not mirrors.switched:
+            raise Failed(f"{domain.record.spec.name}: its memory was copied before its disks were whole")
+        return result
+    finally:
+        for task in (copying, switching):
+            task.cancel()
+        await _to_the_end(_joined(copying, switching))
+        await _to_the_end(mirrors.drop())
+
+
+async def end(domain: Domain, clock: Clock) -> None:
+    """End what mirrors a domain held by a move has, also those of an earlier life of ours. Raises Failed,
+    OutcomeUnknown: ask again."""
+    if domain.mirrors is None and domain.record.stage is not Stage.SENDING:
+        return
+    async with _within(f"{domain.record.spec.name}: QEMU does not answer"):
+        await domain.met()
+    await sweep(domain, clock)
+    domain.mirrors = None
+
+
+async def sweep(domain: Domain, clock: Clock) -> None:
+    """End every mirror that a move has left, whoever started it. Idempotent. Raises Failed, OutcomeUnknown."""
+    execute, until = domain.monitor.execute, clock.now() + END_DEADLINE
+    while jobs := [row["device"] for row in await execute("query-block-jobs") if row["device"].startswith(PREFIX)]:
+        if clock.now() > until:
+            raise Failed(f"{domain.record.spec.name}: {', '.join(jobs)} does not end")
+        for job in jobs:
+            with contextlib.suppress(CommandError):  # it has just ended
+                await execute("block-job-cancel", {"device": job, "force": True})
+        await asyncio.sleep(0.05)
+    for node in await execute("query-named-block-nodes", {"flat": True}):
+        if node["node-name"].startswith(PREFIX):
+            with contextlib.suppress(CommandError):
+                await execute("blockdev-del", {"node-name": node["node-name"]})
+    with contextlib.suppress(CommandError):
+        await execute("object-del", {"id": TLS_OBJECT})
+    await forget_pause(domain)
+
+
+async def forget_pause(domain: Domain) -> None:
+    """Memory copies to come do not pause. Nothing happens while one is under way. Raises Failed, OutcomeUnknown."""
+    with contextlib.suppress(CommandError):
+        await _pausing(domain, on=False)
+
+
+async def _pausing(domain: Domain, *, on: bool) -> None:
+    """Whether a memory copy stops before its switch-over and waits for migrate-continue."""
+    wanted = [{"capability": "pause-before-switchover", "state": on}]
+    await domain.monitor.execute("migrate-set-capabilities", {"capabilities": wanted})
+
+
+async def _object(domain: Domain, name: str, **options: Any) -> None:
+    with contextlib.suppress(CommandError):
+        await domain.monitor.execute("object-del", {"id": name})
+    await domain.monitor.execute("object-add", {"id": name, **options})
+
+
+def _credentials(tls: Path, endpoint: str) -> dict[str, Any]:
+    return {"qom-type": "tls-creds-x509", "dir": str(tls), "endpoint": endpoint, "verify-peer": True}
+
+
+@contextlib.asynccontextmanager
+async def _within(message: str) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(END_DEADLINE):
+            yield
+    except TimeoutError as error:
+        raise Failed(f"{message} within {END_DEADLINE:g} s") from error
+
+
+async def _joined(*tasks: asyncio.Task[Any]) -> None:
+    await asyncio.wait(tasks)
+
+
+async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
+    """Await `work` to its end even if we are cancelled meanwhile; that is raised afterwards."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    task.result()
+    if cancelled is not None:
+        raise cancelled

@@ -1,0 +1,138 @@
+"""Disks that are files of one node alone: made at the target of a move, put aside or removed where they came from."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from veery.errors import Failed
+from veery.host.run import run
+from veery.model.domain import DiskFormat
+from veery.model.plan import Blocker, Obstacle
+from veery.model.units import format_size
+from veery.model.volume import CarriedDisk
+
+FORMATS = frozenset({DiskFormat.RAW, DiskFormat.QCOW2})
+"""What can be made empty at the target."""
+ELSEWHERE = "name another folder of the target for its disks: --disk-dir"
+DEADLINE = 60.0
+SYNC_EVERY = 0.5
+
+log = logging.getLogger(__name__)
+
+
+def choose(disks: Sequence[CarriedDisk], folder: str, domain: str) -> tuple[CarriedDisk, ...]:
+    """`disks`, each with its file on this node: DOMAIN-VDEV.FORMAT in `folder`, the same path where that is ""."""
+    return tuple(
+        replace(disk, target=f"{folder.rstrip('/')}/{domain}-{disk.vdev}.{disk.format.value}" if folder else disk.path)
+        for disk in disks
+    )
+
+
+def blockers(disks: Sequence[CarriedDisk]) -> tuple[Blocker, ...]:
+    """Why the files of `disks` cannot be made here: every reason; changes nothing."""
+    reasons: list[str] = []
+    room: dict[int, list[int]] = {}  # filesystem: what is free there, and what is wanted
+    for disk in disks:
+        path = Path(disk.target)
+        if disk.format not in FORMATS:
+            reasons.append(f"{disk.vdev} is {disk.format.value}, only raw and qcow2 files move with their domain")
+        elif not path.is_absolute():
+            reasons.append(f"{path} is not an absolute path")
+        elif disk.block and disk.target == disk.path:
+            reasons.append(f"{disk.vdev} is the device {path}, and comes as a file")
+        elif not path.parent.is_dir():
+            reasons.append(f"there is no folder {path.parent}")
+        elif path.exists() or path.is_symlink():
+            reasons.append(f"{path} is there already")
+        else:
+            stat = os.statvfs(path.parent)
+            known = room.setdefault(path.parent.stat().st_dev, [stat.f_bavail * stat.f_frsize, 0])
+            known[1] += disk.allocated
+    reasons += [
+        f"its disks want {format_size(wanted)}, {format_size(free)} are free"
+        for free, wanted in room.values()
+        if wanted > free
+    ]
+    return tuple(Blocker(kind=Obstacle.STORAGE, reason=reason, hint=ELSEWHERE) for reason in reasons)
+
+
+def take(disk: CarriedDisk) -> CarriedDisk:
+    """Take the name disk.target, which must be free, by an empty file; the disk with its inode. Raises Failed."""
+    path = Path(disk.target)
+    try:
+        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        try:
+            return replace(disk, inode=os.fstat(handle).st_ino)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise Failed(f"{path}: {error.strerror}", hint=ELSEWHERE) from error
+
+
+async def form(disk: CarriedDisk) -> None:
+    """Give the file that was taken its size and format; it takes hardly any room yet. Raises Failed."""
+    if disk.format is not DiskFormat.RAW:
+        command = ["qemu-img", "create", "-q", "-f", disk.format.value, disk.target, str(disk.size)]
+        await run(command, deadline=DEADLINE)
+        return
+    try:
+        os.truncate(disk.target, disk.size)
+    except OSError as error:
+        raise Failed(f"{disk.target}: {error.strerror}", hint=ELSEWHERE) from error
+
+
+async def sync(disks: Sequence[CarriedDisk]) -> None:
+    """Write what comes into the files out to their disk again and again, until cancelled: the last flush, for which
+    the domain stands still, then finds little to do, and the page cache does not fill with what comes in."""
+    while True:
+        await asyncio.sleep(SYNC_EVERY)
+        for disk in disks:
+            try:
+                await asyncio.to_thread(_sync, disk.target)
+            except OSError as error:  # the hypervisor that writes it will say so too
+                log.warning("%s: %s", disk.target, error.strerror)
+
+
+def _sync(path: str) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fdatasync(handle)
+    finally:
+        os.close(handle)
+
+
+def unmake(disk: CarriedDisk) -> None:
+    """Remove the file that was taken for a disk, and no other: where its inode was not yet known, one that is empty.
+    Idempotent. Raises Failed."""
+    path = Path(disk.target)
+    try:
+        stat = path.stat()
+        if disk.inode == stat.st_ino or (not disk.inode and stat.st_size == 0):
+            path.unlink()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise Failed(f"{path}: {error.strerror}", hint="remove it by hand") from error
+
+
+def aside(disk: CarriedDisk, node: str) -> Path:
+    """Where the source's copy of a disk is kept that went to `node`."""
+    return Path(f"{disk.path}.moved-to-{node}")
+
+
+def put_aside(disk: CarriedDisk, node: str, *, remove: bool) -> None:
+    """Take the source's copy of a disk that went to `node` out of the way: rename it (over an older copy of the same
+    disk), or remove it. A device stays as it is. Idempotent; another file of that name is left alone. Raises Failed."""
+    path = Path(disk.path)
+    if disk.block:
+        return
+    try:
+        if path.exists() and path.stat().st_ino == disk.inode:
+            path.unlink() if remove else path.replace(aside(disk, node))
+    except OSError as error:
+        raise Failed(f"{path}: {error.strerror}", hint=f"it is stale: {node} has the disk now") from error
