@@ -53,6 +53,7 @@ def _settings(args: Namespace) -> MoveSettings:
         timeout=args.timeout,
         stall=args.stall,
         tls=args.tls,
+        turns=args.turns,
         with_disks=args.with_disks,
         disk_dir=args.disk_dir,
         remove_source=args.remove_source,
@@ -212,6 +213,9 @@ def _declare_migrate(parser: Parser) -> None:
     )
     parser.add_argument(
         "--remove-source", action="store_true", help="remove their files here at the end, else FILE.moved-to-NODE"
+    )
+    parser.add_argument(
+        "--no-turns", dest="turns", action="store_false", help="switch over when ready, whoever else does so now"
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
     parser.add_argument(

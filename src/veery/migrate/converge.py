@@ -17,7 +17,7 @@ KEPT = 16  # rounds that are remembered
 SHRINKING = 0.7  # a need below this share of the one before counts as progress
 SPARE = 1.1  # limits and bounds are set with a tenth to spare
 SETTLING = 1  # rounds more after a throttle, which takes hold only after some
-AHEAD = 0.5  # of a slowed domain's writing, the share of the link's speed that is aimed at
+AHEAD = 0.35  # of a slowed domain's writing, the share of the link's speed that is aimed at: pages are written twice
 SWITCH = 0.5  # seconds kept free at the end of a bound, for the switch-over itself
 
 
@@ -121,7 +121,7 @@ def decide(
         return Stay()
     rate = speed(rounds)
     if end:
-        if policy.stop and now + sample.remaining / (rate or 1.0) * SPARE + SWITCH >= end:
+        if policy.stop and now + _seconds_for(sample.remaining, rate, end) + SWITCH >= end:
             why = f"stopped: {format_size(sample.remaining)} are left and the bound of {end:g} s is near"
             return Change(course=replace(course, stopped=True, since=now), why=why)
         if now >= end and not policy.stop:
@@ -138,6 +138,11 @@ def decide(
     if judged[-1].need <= SHRINKING * judged[0].need or milliseconds(least, rate) <= course.downtime:
         return Stay()
     return _climb(policy, course, judged, rate, first=first, now=now)
+
+
+def _seconds_for(size: int, rate: float, end: float) -> float:
+    """How long what is left takes once the domain stands; half the bound as long as the speed is not known."""
+    return size / rate * SPARE if rate > 0 else end / 2
 
 
 def _climb(policy: Policy, course: Course, judged: Sequence[Round], rate: float, *, first: int, now: float) -> Action:

@@ -84,7 +84,7 @@ class Sender:
         """Move the domain; its report. Raises Refused (nothing changed), Failed (undone: the domain runs on
         here) or OutcomeUnknown (the store decides; the settler is at it). Cancelling the task before COMMIT
         undoes the move."""
-        if not _stands(self._order):
+        if self._order.settings.turns and not _stands(self._order):
             self._turn = self._turns.join(self._order.move)
         try:
             return await self._run()

@@ -33,7 +33,8 @@ class MoveState(StrEnum):
 class MoveSettings:
     """How memory is copied. `policy` names what is done about a domain that is written to faster than it can be
     copied (veery.migrate.policy). `bandwidth` in bytes/s (0: unlimited), `downtime` in ms, `timeout` in s for the
-    whole COPY (0: the policy's own), `stall` in s without a byte moving before the copy is given up.
+    whole COPY (0: the policy's own), `stall` in s without a byte moving before the copy is given up. `turns`: where
+    several domains move at once, it waits for its turn to switch over.
 
     `with_disks`: the disks that only the source has go along; to the folder `disk_dir` of the target ("": where the
     target's settings say, else the same path). With `remove_source` the source's files are removed at CONFIRM, else
@@ -46,6 +47,7 @@ class MoveSettings:
     timeout: float = 0.0
     stall: float = 15.0
     tls: bool = True
+    turns: bool = True
     with_disks: bool = False
     disk_dir: str = ""
     remove_source: bool = False
