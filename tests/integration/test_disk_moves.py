@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,15 +40,23 @@ class Nomad:
         return {f"{path.parent.name}/{path.name}" for folder in (self.here, self.there) for path in folder.iterdir()}
 
 
-async def _make(near: Node, workshop: Workshop, folder: Path) -> Nomad:
+@pytest.fixture(scope="module")
+def image(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root filesystem to copy."""
+    path = tmp_path_factory.mktemp("image") / "root.img"
+    with path.open("wb") as file:
+        file.truncate(ROOT)
+    aside(build_into(path, ROOT, kernel=workshop.guest.kernel, modules=workshop.guest.modules))
+    return path
+
+
+async def _make(near: Node, workshop: Workshop, image: Path, folder: Path) -> Nomad:
     await workshop.clear(NAME)
     nomad = Nomad(folder / NAME, folder / "here", folder / "there")
     for path in (nomad.here, nomad.there):
         path.mkdir()
     root, data = nomad.here / "root.img", nomad.here / "data.qcow2"
-    with root.open("wb") as file:
-        file.truncate(ROOT)
-    await build_into(root, ROOT, kernel=workshop.guest.kernel, modules=workshop.guest.modules)
+    shutil.copyfile(image, root)
     await run(["qemu-img", "create", "-q", "-f", "qcow2", data, str(DATA)], deadline=30)
     disks = [f"{root},raw,xvda,w", f"{data},qcow2,xvdb,w"]
     workshop.file(NAME, disk=disks).replace(nomad.file)
@@ -59,9 +68,9 @@ async def _make(near: Node, workshop: Workshop, folder: Path) -> Nomad:
 
 
 @pytest.fixture
-def nomad(near: Node, workshop: Workshop, tmp_path: Path) -> Iterator[Nomad]:
+def nomad(near: Node, workshop: Workshop, image: Path, tmp_path: Path) -> Iterator[Nomad]:
     """A domain with two local disks that runs on test1 and counts."""
-    yield aside(_make(near, workshop, tmp_path))
+    yield aside(_make(near, workshop, image, tmp_path))
     aside(workshop.clear(NAME))
 
 
@@ -206,7 +215,7 @@ async def _copying(lab: Lab, nomad: Nomad, *more: str) -> Any:
     return moving
 
 
-@pytest.mark.parametrize("victim", ["test2", "test1"])
+@pytest.mark.parametrize("victim", ["test2", pytest.param("test1", marks=pytest.mark.slow)])
 async def test_a_daemon_killed_while_disks_flow(nomad: Nomad, near: Node, far: Node, lab: Lab, victim: str) -> None:
     before = await count(near)
     moving = await _copying(lab, nomad)

@@ -25,11 +25,11 @@ from veery.migrate.receiver import Receiver
 from veery.migrate.relocation import RelocationServer
 from veery.migrate.settle import Settler
 from veery.model.cluster import DomainRecord
-from veery.model.domain import DomainReading, DomainSpec
+from veery.model.domain import DiskFormat, DomainReading, DomainSpec
 from veery.model.move import MoveReport, MoveSettings
 from veery.model.node import Node, Role
 from veery.model.plan import Blocker
-from veery.model.volume import Attachments
+from veery.model.volume import AttachedDisk, Attachments, LocalDisk
 
 ADDRESS = "127.0.0.1"
 UUID = "11111111-2222-4333-8444-555555555555"
@@ -47,8 +47,13 @@ def make_certificates(folder: Path) -> Path:
     return folder
 
 
+def local_disk(path: str) -> LocalDisk:
+    """A raw file as a disk's bytes."""
+    return LocalDisk(path=path, format=DiskFormat.RAW, block=False)
+
+
 class BareAttacher:
-    """A node without disks or taps."""
+    """A node without taps, whose disks are raw files."""
 
     def __init__(self) -> None:
         self.reasons: tuple[Blocker, ...] = ()
@@ -61,7 +66,8 @@ class BareAttacher:
     async def attach(self, spec: DomainSpec) -> Attachments:
         """As Attacher."""
         self.attached += 1
-        return Attachments()
+        disks = (AttachedDisk(spec=disk, source=local_disk(disk.target)) for disk in spec.disks)
+        return Attachments(disks=tuple(disks))
 
     async def detach(self, attachments: Attachments) -> None:
         """As Attacher."""

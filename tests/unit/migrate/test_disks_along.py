@@ -1,0 +1,241 @@
+"""Moves with local disks between two nodes with fake drivers: where the bytes are, and which files are left."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from two_nodes import SPEC, UUID, Pair, local_disk, make_certificates, two_nodes
+
+from veery.cluster.keys import DOMAINS
+from veery.errors import Failed
+from veery.migrate.journal import Line, Side
+from veery.model.cluster import DomainRecord
+from veery.model.domain import DiskFormat, DiskSpec
+from veery.model.move import MoveReport, MoveSettings, MoveState, Phase
+from veery.model.volume import AttachedDisk, CarriedDisk
+from veery.storage import local
+
+DATA = bytes(range(256)) * 512
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_certificates(tmp_path_factory.mktemp("tls"))
+
+
+@dataclass
+class Stage:
+    """Both nodes, and a folder for the disks of each."""
+
+    pair: Pair
+    here: Path
+    there: Path
+
+    @property
+    def along(self) -> MoveSettings:
+        """The orders of a move that takes the disk to `there`."""
+        return MoveSettings(with_disks=True, disk_dir=str(self.there), stall=5.0)
+
+    async def home(self) -> tuple[str, str]:
+        """Where the store says the disk is: node, path."""
+        record = await DOMAINS.get(self.pair.a.store.view(), "busybox")
+        assert record is not None
+        return record.home, record.spec.disks[0].target
+
+    def files(self) -> set[str]:
+        return {f"{path.parent.name}/{path.name}" for folder in (self.here, self.there) for path in folder.iterdir()}
+
+    async def undone(self) -> None:
+        """It runs on `a`, from the disk that it had; nothing of the other is left."""
+        await self.pair.check("a")
+        assert self.files() == {"here/root.img"}
+        assert (self.here / "root.img").read_bytes() == DATA
+        assert (await self.home())[0] == ""
+
+
+@contextlib.asynccontextmanager
+async def stage(folder: Path, certificates: Path) -> AsyncIterator[Stage]:
+    here, there = folder / "here", folder / "there"
+    here.mkdir()
+    there.mkdir()
+    path = here / "root.img"
+    path.write_bytes(DATA)
+    async with two_nodes(folder, certificates) as pair:
+        disk = DiskSpec(vdev="xvda", target=str(path))
+        await pair.a.driver.attach_disk(UUID, AttachedDisk(spec=disk, source=local_disk(str(path))))
+        record = DomainRecord(spec=replace(SPEC, disks=(disk,)))
+        await pair.a.store.view().commit([], [DOMAINS.put("busybox", record)])
+        yield Stage(pair, here, there)
+
+
+async def test_there_and_back(tmp_path: Path, certificates: Path) -> None:
+    async with stage(tmp_path, certificates) as made:
+        report = await made.pair.a.move(made.pair.b, made.along)
+        assert report.state is MoveState.DONE, report.reason
+        await made.pair.check("b")
+        assert made.files() == {"here/root.img.moved-to-b", "there/busybox-xvda.raw"}
+        assert report.kept == (str(made.here / "root.img.moved-to-b"),)
+        assert (made.there / "busybox-xvda.raw").read_bytes() == DATA
+        assert await made.home() == ("b", str(made.there / "busybox-xvda.raw"))
+        (disk,) = (await made.pair.b.driver.spec(UUID))[0].disks
+        assert disk.target == str(made.there / "busybox-xvda.raw")
+
+        back = MoveSettings(with_disks=True, disk_dir=str(made.here), remove_source=True)
+        report = await made.pair.b.move(made.pair.a, back)
+        assert report.state is MoveState.DONE, report.reason
+        await made.pair.check("a")
+        assert made.files() == {"here/root.img.moved-to-b", "here/busybox-xvda.raw"}
+        assert report.kept == ()
+        assert await made.home() == ("a", str(made.here / "busybox-xvda.raw"))
+
+
+async def test_the_bar_goes_one_way(tmp_path: Path, certificates: Path) -> None:
+    async with stage(tmp_path, certificates) as made:
+        moves = made.pair.a.moves
+        move = moves.start(await made.pair.a.reading(), made.pair.b.node, made.along)
+        seen = [each async for each in moves.follow(move) if each.phase is Phase.COPY and each.total]
+        assert {each.step for each in seen} == {"disks", "memory"}
+        missing = [each.remaining + each.disk_remaining for each in seen]
+        assert missing == sorted(missing, reverse=True)
+        assert {each.disk_total for each in seen} == {len(DATA)}
+        assert (await moves.outcome(move)).disk_bytes == len(DATA)
+
+
+async def test_without_the_flag_it_is_named(tmp_path: Path, certificates: Path) -> None:
+    async with stage(tmp_path, certificates) as made:
+        report = await made.pair.a.move(made.pair.b)
+        assert report.state is MoveState.FAILED
+        assert "only a has xvda" in report.reason
+        assert "--with-disks busybox b" in report.hint
+        await made.undone()
+
+
+@pytest.mark.parametrize(
+    ("side", "step"),
+    [("b", "prepare"), ("b", "export_disks"), ("a", "mirror_disks"), ("a", "send"), ("a", "copy"), ("b", "receive")],
+)
+async def test_a_failed_step_is_undone(tmp_path: Path, certificates: Path, side: str, step: str) -> None:
+    async with stage(tmp_path, certificates) as made:
+        getattr(made.pair, side).driver.fail(step, Failed("a fault", hint="mend it"))
+        report = await made.pair.a.move(made.pair.b, made.along)
+        assert report.state is MoveState.FAILED
+        assert "a fault" in report.reason
+        await made.undone()
+        assert (await made.pair.a.move(made.pair.b, made.along)).state is MoveState.DONE
+        await made.pair.check("b")
+
+
+async def test_cancelled_while_disks_are_copied(tmp_path: Path, certificates: Path) -> None:
+    async with stage(tmp_path, certificates) as made:
+        release = made.pair.a.driver.hang("mirror_disks")
+        moves = made.pair.a.moves
+        move = moves.start(await made.pair.a.reading(), made.pair.b.node, made.along)
+        async with asyncio.timeout(20):
+            while not (made.there / "busybox-xvda.raw").exists():
+                await asyncio.sleep(0.01)
+        report = await moves.cancel(move)
+        release()
+        assert report.state is MoveState.CANCELLED
+        await made.undone()
+
+
+@pytest.mark.parametrize("done", [True, False])
+async def test_commit_without_an_answer(tmp_path: Path, certificates: Path, done: bool) -> None:
+    """Owner and home change together or not at all."""
+    async with stage(tmp_path, certificates) as made:
+        made.pair.a.hold.mkdir(parents=True)
+        brake = made.pair.a.hold / "COMMIT"
+        brake.touch()
+        moving = asyncio.create_task(made.pair.a.move(made.pair.b, made.along))
+        async with asyncio.timeout(20):
+            while all(line.phase is not Phase.COMMIT for line in made.pair.a.ground.journal.open()):
+                await asyncio.sleep(0.01)
+        made.pair.a.store.lose_next_answer(done=done)
+        brake.unlink()
+        assert (await moving).state is (MoveState.DONE if done else MoveState.FAILED)
+        if not done:
+            await made.undone()
+            return
+        await made.pair.check("b")
+        assert made.files() == {"here/root.img.moved-to-b", "there/busybox-xvda.raw"}
+        assert (await made.home())[0] == "b"
+
+
+async def test_a_dead_target_s_files_are_removed(tmp_path: Path, certificates: Path) -> None:
+    """Its daemon died while disks came in: only what its journal says that it made goes."""
+    async with stage(tmp_path, certificates) as made:
+        mine, other = made.there / "busybox-xvda.raw", made.there / "busybox-xvdb.raw"
+        disk = CarriedDisk(
+            vdev="xvda", path="/x", format=DiskFormat.RAW, block=False, size=4096, allocated=0, target=str(mine)
+        )
+        taken = local.take(disk)
+        other.write_bytes(b"another's")  # it came to be after the journal was written
+        line = Line(
+            move="dead",
+            side=Side.TARGET,
+            domain="busybox",
+            uuid=UUID,
+            boot="boot",
+            source="a",
+            target="b",
+            owner_revision=1,
+            disks=(taken, replace(disk, vdev="xvdb", target=str(other))),
+            phase=Phase.COPY,
+        )
+        made.pair.b.ground.journal.write(line)
+        made.pair.b.settler.recall()
+        await made.pair.settled()
+        assert made.files() == {"here/root.img", "there/busybox-xvdb.raw"}
+
+
+async def test_every_blocker_is_told(tmp_path: Path, certificates: Path) -> None:
+    async with stage(tmp_path, certificates) as made:
+
+        async def reason(settings: MoveSettings) -> MoveReport:
+            return await made.pair.a.move(made.pair.b, settings)
+
+        assert "root.img is there already" in (await reason(MoveSettings(with_disks=True))).reason
+        there = (await reason(replace(made.along, disk_dir="/no/such"))).reason
+        assert "there is no folder /no/such" in there
+        (made.there / "busybox-xvda.raw").touch()
+        assert "busybox-xvda.raw is there already" in (await reason(made.along)).reason
+        (made.there / "busybox-xvda.raw").unlink()
+        await made.undone()
+
+
+def test_where_a_disk_goes() -> None:
+    disk = CarriedDisk(vdev="xvdb", path="/dev/vg/data", format=DiskFormat.RAW, block=True, size=1, allocated=1)
+    (same,) = local.choose((disk,), "", "db")
+    assert same.target == "/dev/vg/data"
+    assert [each.reason for each in local.blockers((same,))] == ["xvdb is the device /dev/vg/data, and comes as a file"]
+    (chosen,) = local.choose((replace(disk, format=DiskFormat.QCOW2),), "/srv/disks/", "db")
+    assert chosen.target == "/srv/disks/db-xvdb.qcow2"
+    (odd,) = local.blockers((replace(disk, format=DiskFormat.VHD, target="/srv/x"),))
+    assert "only raw and qcow2" in odd.reason
+    (much,) = local.blockers((replace(disk, target="/tmp/veery-no-such.raw", allocated=1 << 60),))
+    assert "are free" in much.reason
+
+
+def test_an_older_copy_gives_way_and_a_stranger_does_not(tmp_path: Path) -> None:
+    path = tmp_path / "root.img"
+    path.write_bytes(b"new")
+    disk = CarriedDisk(
+        vdev="xvda",
+        path=str(path),
+        format=DiskFormat.RAW,
+        block=False,
+        size=3,
+        allocated=0,
+        inode=path.stat().st_ino,
+    )
+    (tmp_path / "root.img.moved-to-b").write_bytes(b"old")
+    local.put_aside(disk, "b", remove=False)
+    assert (tmp_path / "root.img.moved-to-b").read_bytes() == b"new"
+    path.write_bytes(b"a stranger's")
+    local.put_aside(disk, "b", remove=True)
+    assert path.read_bytes() == b"a stranger's"
