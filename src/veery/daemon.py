@@ -39,13 +39,16 @@ from veery.host.process import Service
 from veery.hypervisor.base import Driver
 from veery.hypervisor.qemu.driver import QemuDriver
 from veery.migrate.base import Ground
+from veery.migrate.check import Scout
 from veery.migrate.journal import Journal
 from veery.migrate.moves import Moves
 from veery.migrate.phases import Hold
 from veery.migrate.receiver import Receiver
 from veery.migrate.relocation import RelocationServer
 from veery.migrate.settle import Settler
+from veery.model.codec import convert, plain
 from veery.model.node import Role
+from veery.model.plan import Question, Reply
 from veery.model.volume import Backing, Initiator, Volume
 from veery.node.attachments import NodeAttacher
 from veery.node.caretaker import Caretaker
@@ -55,6 +58,7 @@ from veery.node.images import Images
 from veery.node.machine import Machine
 from veery.node.membership import Membership
 from veery.node.peers import Peers
+from veery.node.processors import Processors
 from veery.node.volumes import VolumeRecords, VolumeService
 from veery.storage.base import BytesStore
 from veery.storage.file import FileStore
@@ -99,8 +103,12 @@ class Daemon:
             self.node.name, self.node.address, settings.relocation, self.server_tls, self.receiver.take
         )
         self.receiver.server = self.relocation
-        self.domains = Domains(self.node, self.ground, self.attacher, moves=self.moves, receiver=self.receiver)
+        self.scout = Scout(self.ground, self.node, self.moves.list, self._ask)
+        self.domains = Domains(
+            self.node, self.ground, self.attacher, moves=self.moves, receiver=self.receiver, scout=self.scout
+        )
         self.machine = Machine(self.node, self.driver, self.store, self.peers)
+        self.processors = Processors(self.node, self.store, self.driver)
         self.volumes = self._volumes()
         self.api = self._api(tail)
 
@@ -141,12 +149,16 @@ class Daemon:
             StorageRoutes(
                 self.volumes, Images(self.volumes, self.settings.image), devices, self.machine, peers=self.peers
             ).table(),
-            ClusterRoutes(self.membership, self.machine, tail).table(),
+            ClusterRoutes(self.membership, self.machine, self.processors, tail).table(),
         ]
         return ApiServer(self.node.name, self.peers, tables, group=self.settings.api.group)
 
     async def _volume(self, name: str) -> Volume | None:
         return await VOLUMES.get(self.store, name)
+
+    async def _ask(self, name: str, question: Question) -> Reply:
+        answer = await self.peers.call(name, "POST", "/v1/question", plain(question), deadline=15)
+        return convert(answer, Reply)
 
     async def _initiator(self) -> Initiator:
         found = await INITIATORS.get(self.store, self.node.name)
@@ -189,6 +201,7 @@ class Daemon:
             ("settler", self.settler.run()),
             ("moves", self.moves.run()),
             ("caretaker", Caretaker(self.ground, self.domains).run()),
+            ("processors", self.processors.run()),
             ("watchdog", _feed()),
         ]
         if self.identity.etcd is not None:

@@ -12,19 +12,21 @@ from veery.host.log import Tail
 from veery.model.codec import convert
 from veery.node.machine import Machine
 from veery.node.membership import Membership
+from veery.node.processors import Processors
 
 
 class ClusterRoutes:
     """What users ask of nodes."""
 
-    def __init__(self, membership: Membership, machine: Machine, tail: Tail) -> None:
-        self._membership, self._machine, self._tail = membership, machine, tail
+    def __init__(self, membership: Membership, machine: Machine, processors: Processors, tail: Tail) -> None:
+        self._membership, self._machine, self._processors, self._tail = membership, machine, processors, tail
 
     def table(self) -> list[web.RouteDef]:
         """The routes."""
         return [
             web.get("/v1/host", self.host),
             web.get("/v1/log", self.log),
+            web.get("/v1/cpu", self.cpu),
             web.get("/v1/nodes", self.nodes),
             web.delete("/v1/nodes/{name}", self.leave),
             web.post("/v1/tokens", self.token),
@@ -40,6 +42,10 @@ class ClusterRoutes:
     async def log(self, _: web.Request) -> web.Response:
         """The hypervisor's log, then ours."""
         return answer({"text": await self._machine.driver.log() + self._tail.text()})
+
+    async def cpu(self, _: web.Request) -> web.Response:
+        """The processor that new domains get."""
+        return answer(await self._processors.show())
 
     async def nodes(self, _: web.Request) -> web.Response:
         """All nodes."""

@@ -16,6 +16,7 @@ from veery.migrate.moves import Moves, ended_badly
 from veery.model.codec import convert, plain
 from veery.model.domain import DiskSpec, DomainSpec, VifSpec
 from veery.model.move import MoveSettings, Tuning
+from veery.model.plan import Question
 from veery.node.devices import Devices
 from veery.node.domains import Domains
 from veery.node.evacuation import Evacuation
@@ -57,6 +58,8 @@ class DomainRoutes:
             web.delete(f"{one}/vifs/{{which}}", self.detach_vif),
             web.get(f"{one}/console", self.console),
             web.post(f"{one}/migrate", self.migrate),
+            web.post(f"{one}/plan", self.plan),
+            web.post("/v1/question", self.question),
             web.get("/v1/moves", self.moves),
             web.get("/v1/moves/{move}", self.move),
             web.post("/v1/moves/{move}/cancel", self.cancel),
@@ -202,6 +205,16 @@ class DomainRoutes:
             else:
                 await lines.say("done", result=report)
         return lines.response
+
+    async def plan(self, request: web.Request) -> web.Response:
+        """What a move would meet and come to."""
+        data = await body(request, target=str)
+        settings = convert(data.get("settings") or {}, MoveSettings)
+        return answer(await self._domains.plan(request.match_info["ref"], data["target"], settings))
+
+    async def question(self, request: web.Request) -> web.Response:
+        """Another node asks whether this one could take a domain in."""
+        return answer(await self._domains.reply(convert(await body(request), Question)))
 
     async def moves(self, request: web.Request) -> web.Response:
         """Moves out of this node."""

@@ -25,12 +25,18 @@ def _migrate(session: Session, args: Namespace) -> int:
     from veery.model.codec import plain
 
     settings = _settings(args)
+    if args.plan and (args.all or args.to):
+        raise Usage("--plan wants one domain and one node", "migrate")
     if args.all or args.to:
         return evacuate(session, settings, args.words, args.to, everything=args.all, quiet=args.quiet)
     if len(args.words) != 2:
         raise Usage("migrate wants a domain and a node; several domains need --to NODE", "migrate")
     args.domain, args.target = args.words
     order = {"target": args.target, "settings": plain(settings)}
+    if args.plan:
+        from veery.cli.plan import tell
+
+        return tell(session, session.client.post(domain_path(session.domain(args.domain), "plan"), order))
     move = _Migration(session, args.domain, quiet=args.quiet or session.tool == "xm")
     report = move.run(domain_path(session.domain(args.domain), "migrate"), order)
     if session.json:
@@ -217,6 +223,9 @@ def _declare_migrate(parser: Parser) -> None:
     parser.add_argument(
         "--no-turns", dest="turns", action="store_false", help="switch over when ready, whoever else does so now"
     )
+    parser.add_argument(
+        "--plan", action="store_true", help="move nothing: tell what stands in the way, and how long it would take"
+    )
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
     parser.add_argument(
         "-d",
@@ -259,9 +268,14 @@ With --with-disks, disks that are files or devices of its node alone go along: t
 each write goes to both nodes until it has moved. Nothing here is removed before it runs there.
 
 Ctrl-C cancels the move and says where the domain runs; a second Ctrl-C leaves without waiting. Up to the phase
-COMMIT a move that fails leaves the domain running where it was; from there on it runs on the target.""",
+COMMIT a move that fails leaves the domain running where it was; from there on it runs on the target.
+
+With --plan nothing moves. Everything that stands in the way is told at once, each with what would lift it; then the
+time and the gap that are to be expected, from the domain's memory, the way to the target and earlier moves; then
+what would keep the domain from coming back. Exit status 1 when something stands in the way.""",
         examples="""
 veery migrate busybox test2
+veery migrate --plan busybox test2
 veery migrate --live --rate 100M --downtime 30 busybox 172.16.31.2
 veery migrate --with-disks --disk-dir /srv/disks busybox test2
 veery migrate --policy must-finish --timeout 60 db test2

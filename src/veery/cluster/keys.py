@@ -9,6 +9,7 @@
 | node/NAME, alive/NAME, initiator/NAME | Node, Presence (bound to the node's lease), Initiator |
 | domain/NAME, owner/NAME, reservation/NAME | DomainRecord, Owner, Reservation of a domain |
 | volume/NAME | Volume |
+| processor/NAME, baseline/ACCELERATOR | Processor of a node, Baseline of all of them |
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from veery.errors import Failed, Refused
 from veery.model import codec
 from veery.model.cluster import Cluster, DomainRecord, Owner, Presence, Reservation, Token
 from veery.model.node import Node
+from veery.model.plan import Baseline, Processor
 from veery.model.volume import Initiator, Volume
 
 if TYPE_CHECKING:
@@ -82,6 +84,8 @@ OWNERS = Kind("owner/", Owner)
 RESERVATIONS = Kind("reservation/", Reservation)
 VOLUMES = Kind("volume/", Volume)
 TOKENS = Kind("token/", Token)
+PROCESSORS = Kind("processor/", Processor)
+BASELINES = Kind("baseline/", Baseline)
 
 CLUSTER = "cluster"
 CA_KEY = "ca/key"

@@ -134,7 +134,9 @@ async def leave(store: Store, voters: Voters, settings: Settings, name: str) -> 
     for member in await voters.all():
         if member.name == name or peer in member.peers:
             await voters.remove(member.id)
-    gone: list[Put | Delete] = [Delete(kind.key(name)) for kind in (keys.NODES, keys.INITIATORS, keys.ALIVE)]
+    gone: list[Put | Delete] = [
+        Delete(kind.key(name)) for kind in (keys.NODES, keys.INITIATORS, keys.ALIVE, keys.PROCESSORS)
+    ]
     await store.commit([Unchanged(entry.key, entry.revision)], gone)
     log.info(decision("node.left", node=name))
 

@@ -194,9 +194,9 @@ class Driver(Protocol):
         """Look at the domain's memory for about a second; the guest does not notice."""
         ...
 
-    def give(self, features: frozenset[str]) -> str:
-        """From now on new domains get a processor with these `features` (of those, what is of use to guests); the
-        hypervisor's own words for it. Domains that run keep theirs."""
+    def give(self, features: frozenset[str]) -> tuple[str, tuple[str, ...]]:
+        """From now on new domains get a processor with these `features`, as far as they are of use to guests: the
+        hypervisor's own words for it, and the features that it has. Domains that run keep theirs."""
         ...
 
     # ---- one move: the source's side

@@ -366,10 +366,10 @@ class FakeDriver:
         await self._step("sample")
         return MemoryReading(total=size, used=size, dirtied=((0.05, 0.0),))
 
-    def give(self, features: frozenset[str]) -> str:
+    def give(self, features: frozenset[str]) -> tuple[str, tuple[str, ...]]:
         """As Driver.give."""
         self.given = tuple(sorted(features))
-        return f"fake,{','.join(self.given)}"
+        return f"fake,{','.join(self.given)}", self.given
 
     # ---- moves
 

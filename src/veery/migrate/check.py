@@ -6,19 +6,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
 from veery.cluster import owner as owners
 from veery.errors import Refused, VeeryError
-from veery.migrate import wire
+from veery.migrate import bandwidth, disks, plan, wire
 from veery.migrate.base import Ground
 from veery.model.domain import DomainReading, DomainSpec, DomainState
+from veery.model.move import MoveReport, MoveSettings
 from veery.model.node import Node
-from veery.model.plan import Blocker, Obstacle, Question, Remark
+from veery.model.plan import Blocker, Obstacle, Plan, Question, Reply
+from veery.model.volume import CarriedDisk
+from veery.storage import local
 
 CONNECT_DEADLINE = 5.0
+PROBES = 3
+Ask = Callable[[str, Question], Awaitable[Reply]]
+Earlier = Callable[[], Sequence[MoveReport]]
 LIVING = frozenset({DomainState.RUNNING, DomainState.BLOCKED, DomainState.PAUSED})
 
 
@@ -59,13 +66,14 @@ def refusal(node: str, domain: str, found: Sequence[Blocker]) -> Refused:
     )
 
 
-async def remark(ground: Ground, question: Question) -> Remark:
+async def reply(ground: Ground, question: Question) -> Reply:
     """The target's answer to a question of another node."""
-    spec, home = question.spec, question.home
-    found, way_back = await asyncio.gather(
-        inspect(ground, spec, msgspec.Raw(question.luggage.encode()), question.driver), port(ground, home)
-    )
-    return Remark(node=ground.node, blockers=found, way_back=way_back, abilities=await ground.driver.abilities())
+    luggage = msgspec.Raw(question.luggage.encode())
+    spec = disks.staying(question.spec, question.disks)
+    found, way_back = await asyncio.gather(inspect(ground, spec, luggage, question.driver), port(ground, question.home))
+    chosen = local.choose(question.disks, question.disk_dir or ground.disk_folder, question.domain)
+    found += disks.blockers(ground.driver, chosen)
+    return Reply(node=ground.node, blockers=found, way_back=way_back, abilities=await ground.driver.abilities())
 
 
 async def port(ground: Ground, node: Node) -> tuple[Blocker, ...]:
@@ -104,3 +112,83 @@ async def here(ground: Ground, reading: DomainReading, target: Node) -> tuple[Bl
             Blocker(kind=Obstacle.DOMAIN, reason=reason, hint=f"wait for its end, or: veery move cancel {promise.move}")
         )
     return tuple(found)
+
+
+class Scout:
+    """The source's eyes before a move."""
+
+    def __init__(self, ground: Ground, node: Node, earlier: Earlier, ask: Ask) -> None:
+        """`node` is our own record; `earlier` gives the reports of our moves, the newest last; `ask` puts a question
+        to another node's API."""
+        self._ground, self._node, self._earlier, self._ask = ground, node, earlier, ask
+
+    async def plan(self, reading: DomainReading, target: Node, settings: MoveSettings) -> Plan:
+        """What a move of the domain to `target` would meet, and come to. Takes about two seconds, most of them looking
+        at the domain's memory; changes nothing. Raises Failed where the store or the domain's hypervisor is silent."""
+        ground = self._ground
+        spec, luggage = await ground.driver.pack(reading.uuid)
+        going, cannot = await self._going(reading, target, settings)
+        question = Question(
+            domain=spec.name,
+            source=ground.node,
+            driver=ground.driver.name,
+            spec=spec,
+            luggage=bytes(luggage).decode(),
+            home=self._node,
+            disks=going,
+            disk_dir=settings.disk_dir,
+        )
+        mine, home, way, (told, silence), memory = await asyncio.gather(
+            here(ground, reading, target),
+            inspect(ground, spec, luggage, ground.driver.name, returning=True),
+            port(ground, target),
+            self._answer(target, question),
+            ground.driver.sample(reading.uuid),
+        )
+        probed = 0.0
+        if not way:
+            for _ in range(PROBES):  # the best of them: a busy processor makes a probe slow, and no probe too quick
+                with contextlib.suppress(VeeryError):
+                    probed = max(probed, await bandwidth.probe(target, ground.client_tls))
+        return plan.make(
+            plan.Observations(
+                domain=spec.name,
+                source=ground.node,
+                target=target.name,
+                settings=settings,
+                here=(*mine, *cannot),
+                way=way,
+                silence=silence,
+                reply=told,
+                home=home,
+                memory=memory,
+                earlier=tuple(self._earlier()),
+                probed=probed,
+                disk_bytes=sum(disk.allocated for disk in going),
+            )
+        )
+
+    async def _going(
+        self, reading: DomainReading, target: Node, settings: MoveSettings
+    ) -> tuple[tuple[CarriedDisk, ...], tuple[Blocker, ...]]:
+        """The disks that would go along, or why they would not."""
+        driver, node = self._ground.driver, self._ground.node
+        try:
+            going = await disks.carried(
+                driver, reading.uuid, settings, node=node, name=reading.name, target=target.name
+            )
+        except Refused as error:
+            return (), (Blocker(kind=Obstacle.STORAGE, reason=error.message, hint=error.hint),)
+        return going, ()
+
+    async def reply(self, question: Question) -> Reply:
+        """Our own answer, when we are the target."""
+        return await reply(self._ground, question)
+
+    async def _answer(self, target: Node, question: Question) -> tuple[Reply | None, tuple[Blocker, ...]]:
+        """The target's reply, or why there is none."""
+        try:
+            return await self._ask(target.name, question), ()
+        except VeeryError as error:
+            reason = f"{target.name} does not say whether it could take {question.domain}: {error.message}"
+            return None, (Blocker(kind=Obstacle.NODE, reason=reason, hint=error.hint or "compare `veery version`"),)

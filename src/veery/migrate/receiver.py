@@ -17,6 +17,7 @@ from veery.errors import Failed, Refused, VeeryError
 from veery.host import tasks
 from veery.hypervisor.base import DiskMover
 from veery.migrate import disks, wire
+from veery.migrate.bandwidth import count
 from veery.migrate.base import Ground
 from veery.migrate.check import inspect, refusal
 from veery.migrate.journal import Line, Side
@@ -62,6 +63,8 @@ class Receiver:
                 log.warning("move=%s domain=%s not taken in: %s", message.move, message.domain, error.message)
                 with contextlib.suppress(Failed):
                     await channel.send(wire.Problem.of(error))
+        elif isinstance(message, wire.Pour):
+            await count(channel, message)
         else:
             await channel.send(wire.Problem("refused", "begin with an offer"))
 

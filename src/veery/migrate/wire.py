@@ -101,7 +101,20 @@ class Problem(msgspec.Struct, frozen=True, tag="problem"):
         return cls(error.kind, error.message, error.hint)
 
 
-Message = Offer | Ready | Wait | Loaded | Finish | Running | Problem
+class Pour(msgspec.Struct, frozen=True, tag="pour"):
+    """No move: bytes of no meaning follow, to be counted for so many seconds."""
+
+    seconds: float
+
+
+class Poured(msgspec.Struct, frozen=True, tag="poured"):
+    """So many came in so many seconds."""
+
+    bytes: int
+    seconds: float
+
+
+Message = Offer | Ready | Wait | Loaded | Finish | Running | Problem | Pour | Poured
 _decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 
 
@@ -162,6 +175,28 @@ class Channel:
             due = kind[0] if isinstance(kind, tuple) else kind
             raise Failed(f"{self.peer} said {type(message).__name__} where {due.__name__} was due")
         return message
+
+    async def pour(self, data: bytes) -> None:
+        """Write bytes that are no message. Raises Failed when the other end is gone."""
+        try:
+            self._writer.write(data)
+            await self._writer.drain()
+        except OSError as error:
+            raise Failed(f"{self.peer} hung up") from error
+
+    async def catch(self, deadline: float) -> int:
+        """Read bytes that are no message, and forget them; how many, 0 at the end. Raises Failed after `deadline`."""
+        try:
+            async with asyncio.timeout(deadline):
+                return len(await self._reader.read(1 << 20))
+        except TimeoutError as error:
+            raise Failed(f"{self.peer} sent nothing for {deadline:g} s") from error
+        except OSError as error:
+            raise Failed(f"{self.peer} hung up") from error
+
+    def drop(self) -> None:
+        """Close it at once, whatever is still to be sent."""
+        self._writer.transport.abort()
 
     async def close(self) -> None:
         """Close it; never raises."""

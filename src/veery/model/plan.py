@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 
 from veery.model.domain import DomainSpec
 from veery.model.move import MoveSettings
 from veery.model.node import Node
+from veery.model.volume import CarriedDisk
 
 
 class Obstacle(StrEnum):
@@ -72,31 +74,35 @@ class MemoryReading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overhead:
-    """What a move takes besides the copying of memory; ms. `before` COPY; `after`: CONFIRM; `away`: the domain stands
-    still for it, from the end of the copy until it runs (LOADED, COMMIT, FINISH). `copy`: COPY's own fixed part."""
+    """What a move takes besides the copying of memory; ms. `before` COPY; `copy`: COPY's own fixed part; `stand`: the
+    least downtime of the hypervisor's; `away`: the domain still stands, until it runs (LOADED, COMMIT, FINISH);
+    `after`: CONFIRM."""
 
     before: float
     copy: float
+    stand: float
     away: float
     after: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Path:
+class Link:
     """The way between the two nodes. `rate`: bytes/s that a copy gets through it; `scan`: bytes/s at which zero pages
-    are looked through; `source` of the figures in words ("3 earlier moves", "a probe of 100 ms")."""
+    are looked through; `probed`: bytes/s that a probe got through just now, 0: none was made; `source` of the rate in
+    words ("3 earlier moves")."""
 
     rate: float
     scan: float
+    probed: float
     source: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
-    """What a move should come to. Times in ms, rates in bytes/s.
+    """What a move should come to. Times in ms, rates in bytes/s; `gap_ms` is what a client outside misses.
 
-    `converges`: it ends by itself under these settings; where not, `total_ms` and the rest tell how far it would
-    be when the copy stops getting nearer to its end, and `needed` the downtime (ms) with which it would."""
+    `converges`: it comes to its end under these settings, with the limit `downtime` (ms) and the `throttle` (percent)
+    to which its policy goes, by `steps`. Where not, `why`, and `needed` is the downtime (ms) with which it would."""
 
     converges: bool
     total_ms: float
@@ -105,6 +111,11 @@ class Forecast:
     rounds: int
     rate: float
     dirty_rate: float
+    downtime: int = 0
+    throttle: int = 0
+    steps: tuple[str, ...] = ()
+    why: str = ""
+    disk_bytes: int = 0
     needed: float = 0.0
 
 
@@ -120,10 +131,9 @@ class Plan:
     blockers: tuple[Blocker, ...] = ()
     back: tuple[Blocker, ...] = ()
     memory: MemoryReading | None = None
-    path: Path | None = None
+    link: Link | None = None
     overhead: Overhead | None = None
     forecast: Forecast | None = None
-    facts: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +164,7 @@ class Baseline:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
     """What a source asks a target before a move. `luggage` is the driver's (JSON text); `home` the source's record,
-    to which the domain would come back."""
+    to which the domain would come back; `disks` those that would go along, to the folder `disk_dir`."""
 
     domain: str
     source: str
@@ -162,13 +172,40 @@ class Question:
     spec: DomainSpec
     luggage: str
     home: Node
+    disks: tuple[CarriedDisk, ...] = ()
+    disk_dir: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Remark:
+class Reply:
     """A target's answer: what stands in the way there, and whether it can reach the source's relocation port."""
 
     node: str
     blockers: tuple[Blocker, ...]
     way_back: tuple[Blocker, ...]
     abilities: Abilities
+
+
+LEVELS: tuple[frozenset[str], ...] = (  # x86-64 psABI, "Micro-Architecture Levels", what each adds; QEMU's names
+    frozenset({"cmov", "cx8", "fpu", "fxsr", "mmx", "sse", "sse2", "syscall"}),
+    frozenset({"cx16", "lahf-lm", "popcnt", "pni", "sse4-1", "sse4-2", "ssse3"}),
+    frozenset({"abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "xsave"}),
+    frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}),
+)
+
+
+def level(features: Iterable[str]) -> int:
+    """The x86-64 level that `features` come up to, 0 for none."""
+    have, reached = set(features), 0
+    for number, wanted in enumerate(LEVELS, 1):
+        if not wanted <= have:
+            break
+        reached = number
+    return reached
+
+
+def common(processors: Sequence[Processor]) -> tuple[str, ...]:
+    """The features that all of `processors` can give, sorted."""
+    if not processors:
+        return ()
+    return tuple(sorted(frozenset.intersection(*(frozenset(one.features) for one in processors))))

@@ -22,6 +22,7 @@ from veery.errors import Failed, Refused, VeeryError, hinting
 from veery.host.mounts import shared
 from veery.hypervisor.base import Console
 from veery.migrate.base import Ground
+from veery.migrate.check import Scout
 from veery.migrate.moves import Moves
 from veery.migrate.receiver import Receiver
 from veery.model.cluster import DomainRecord, Owner
@@ -34,6 +35,7 @@ from veery.model.domain import (
 )
 from veery.model.move import MoveSettings
 from veery.model.node import Node, Role
+from veery.model.plan import Blocker, Obstacle, Plan, Question, Reply
 from veery.model.volume import Attachments
 from veery.network import mac
 from veery.node import savefile
@@ -58,12 +60,13 @@ class Domains:
     """What users order of the domains of this node. A `ref` is a name, a domid or a UUID."""
 
     def __init__(
-        self, record: Node, ground: Ground, attacher: NodeAttacher, *, moves: Moves, receiver: Receiver
+        self, record: Node, ground: Ground, attacher: NodeAttacher, *, moves: Moves, receiver: Receiver, scout: Scout
     ) -> None:
         """`record` is this node's own; everything is shared with the daemon, which owns it."""
         self._record = record
         self.node, self.driver, self.attacher = ground.node, ground.driver, attacher
         self._store, self._moves, self._receiver = ground.store, moves, receiver
+        self._scout = scout
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._random = Random(secrets.randbits(64))
 
@@ -269,6 +272,19 @@ class Domains:
                 raise Refused(f"{reading.name} is {reading.state.value}", hint="only a living domain can move")
             node = await self._target(target)
             return self._moves.start(reading, node, settings)
+
+    async def plan(self, ref: str, target: str, settings: MoveSettings) -> Plan:
+        """What moving a domain to node `target` would meet and come to. Changes nothing."""
+        reading, node = await self.find(ref), await self._target(target)
+        plan = await self._scout.plan(reading, node, settings)
+        if busy := self._moves.busy(reading.name):
+            blocker = Blocker(kind=Obstacle.DOMAIN, reason=busy, hint="wait for its end, or: veery move cancel MOVE")
+            plan = replace(plan, possible=False, blockers=(blocker, *plan.blockers))
+        return plan
+
+    async def reply(self, question: Question) -> Reply:
+        """What this node says to a node that asks whether it could take a domain in."""
+        return await self._scout.reply(question)
 
     async def _target(self, target: str) -> Node:
         nodes = list((await NODES.all(self._store)).values())

@@ -17,18 +17,12 @@ from veery.hypervisor.qemu import build
 from veery.hypervisor.qemu.build import Build
 from veery.hypervisor.qemu.machine import OLDEST, Hypervisor
 from veery.model.domain import DomainSpec
-from veery.model.plan import Abilities, Blocker, Obstacle
+from veery.model.plan import LEVELS, Abilities, Blocker, Obstacle
 
 log = logging.getLogger(__name__)
 
 DEADLINE = 10.0
 BASE = "qemu64"
-LEVELS: tuple[frozenset[str], ...] = (  # x86-64 psABI, "Micro-Architecture Levels", what each adds; QEMU's names
-    frozenset({"cmov", "cx8", "fpu", "fxsr", "mmx", "sse", "sse2", "syscall"}),
-    frozenset({"cx16", "lahf-lm", "popcnt", "pni", "sse4-1", "sse4-2", "ssse3"}),
-    frozenset({"abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "xsave"}),
-    frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}),
-)
 WORTH = frozenset().union(
     *LEVELS[1:],
     {"adx", "aes", "clflushopt", "erms", "fsgsbase", "invpcid", "pclmulqdq", "pcid", "pdpe1gb", "rdrand", "rdseed"},
@@ -83,29 +77,19 @@ def plain(name: str) -> str:
     return re.sub(r"[._]", "-", name)
 
 
-def words(features: Iterable[str], accelerator: str) -> str:
-    """QEMU's -cpu for a processor with `features`.
+def processor(features: Iterable[str], accelerator: str) -> tuple[str, tuple[str, ...]]:
+    """QEMU's -cpu for a processor with `features`, and those that it has.
 
     Under TCG it is always the same: what TCG emulates does not depend on the machine, and more would be slower."""
     if accelerator != "kvm":
-        return build.CPU
+        return build.CPU, tuple(sorted(LEVELS[0] | LEVELS[1]))
     given = sorted(WORTH & set(features))
-    return ",".join([BASE, *(f"+{name}" for name in given)])
+    return ",".join([BASE, *(f"+{name}" for name in given)]), tuple(sorted(LEVELS[0].union(given)))
 
 
 def needs(cpu: str) -> frozenset[str]:
     """The features that a -cpu adds to its model."""
     return frozenset(plain(word[1:]) for word in cpu.split(",") if word.startswith("+"))
-
-
-def level(features: Iterable[str]) -> int:
-    """The x86-64 level that `features` come up to, 0 for none."""
-    have, reached = set(features), 0
-    for number, wanted in enumerate(LEVELS, 1):
-        if not wanted <= have:
-            break
-        reached = number
-    return reached
 
 
 def obstacles(able: Abilities, spec: DomainSpec, plan: Build) -> tuple[Blocker, ...]:

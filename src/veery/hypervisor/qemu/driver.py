@@ -16,7 +16,7 @@ from veery.errors import Refused
 from veery.host.clock import Clock
 from veery.hypervisor.base import ALONE, Report
 from veery.hypervisor.qemu import argv, build, hotplug, machine, migration, mirror
-from veery.hypervisor.qemu.abilities import ask, obstacles, words
+from veery.hypervisor.qemu.abilities import ask, obstacles, processor
 from veery.hypervisor.qemu.build import Build
 from veery.hypervisor.qemu.console import QemuConsole
 from veery.hypervisor.qemu.process import Stage
@@ -240,10 +240,10 @@ class QemuDriver:
         domain = self._roster.domain(uuid)
         return await asyncio.to_thread(sample, domain.process.pid, domain.record.build.memory * MIB)
 
-    def give(self, features: frozenset[str]) -> str:
+    def give(self, features: frozenset[str]) -> tuple[str, tuple[str, ...]]:
         """As Driver.give."""
-        self._cpu = words(features, self._able.accelerator)
-        return self._cpu
+        self._cpu, given = processor(features, self._able.accelerator)
+        return self._cpu, given
 
     # ---- moves
 

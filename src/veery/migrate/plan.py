@@ -1,0 +1,215 @@
+"""A move foretold: pure functions from what was observed to blockers, expected time and expected gap.
+
+The copy is played through in rounds, as QEMU does it (migration/ram.c, migration_iteration_run): the first sends
+all that is not zero, each later one what was written meanwhile; when what is left could be sent within the limit on
+the downtime, the domain is stopped for it. What its policy would do about a domain that outruns the link is asked of
+veery.migrate.converge itself, which steers real copies too."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from veery.migrate.converge import Change, Course, GiveUp, Round, bound, decide, fold
+from veery.migrate.policy import find
+from veery.model.move import MoveReport, MoveSettings, MoveState, Phase, Sample
+from veery.model.plan import Blocker, Forecast, Link, MemoryReading, Overhead, Plan, Reply
+from veery.model.units import KIB, MIB
+
+RECENT = 5  # earlier moves that are asked
+ROUNDS_MAX = 400
+STAND = 12.0  # ms for which QEMU stops a domain at least: its processors stop, its devices' state goes over
+OUTSIDE = 40.0  # ms more that a client misses it: until its neighbours send its frames to the new place
+IDLE = 256 * KIB  # bytes that even an idle domain writes in a round
+ENGINE = 100.0 * MIB  # bytes/s that QEMU copies at least where nothing is known yet
+SCAN = 2000.0 * MIB  # bytes/s at which it looks through zero pages
+USUAL = Overhead(before=60.0, copy=60.0, stand=STAND, away=20.0, after=15.0)
+"""Where no earlier move tells: seen on a lab of one machine."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observations:
+    """All that is known before a move. `here`: what holds the domain on its source; `way`: what is wrong with the
+    way to the target's relocation port; `reply`: the target's answer (None: it gave none, and `silence` says why);
+    `home`: what would keep it from being taken in by its source again; `earlier`: reports of this node's moves, the
+    newest last; `probed`: bytes/s through the relocation port, 0: not probed; `disk_bytes` go along first."""
+
+    domain: str
+    source: str
+    target: str
+    settings: MoveSettings
+    here: tuple[Blocker, ...] = ()
+    way: tuple[Blocker, ...] = ()
+    silence: tuple[Blocker, ...] = ()
+    reply: Reply | None = None
+    home: tuple[Blocker, ...] = ()
+    memory: MemoryReading | None = None
+    earlier: tuple[MoveReport, ...] = ()
+    probed: float = 0.0
+    disk_bytes: int = 0
+
+
+def make(seen: Observations) -> Plan:
+    """The plan: what stands in the way, each once, and what the move would come to."""
+    there = seen.reply.blockers if seen.reply else ()
+    blockers = tuple(dict.fromkeys((*seen.here, *seen.silence, *seen.way, *there)))
+    back = tuple(dict.fromkeys((*seen.home, *(seen.reply.way_back if seen.reply else ()))))
+    link, overhead = learn(seen.earlier, seen.target, seen.settings, seen.probed)
+    forecast = foretell(seen.memory, link, overhead, seen.settings) if seen.memory else None
+    if forecast is not None and seen.disk_bytes:
+        total = forecast.total_ms + seen.disk_bytes / link.rate * 1000
+        forecast = replace(forecast, total_ms=round(total, 1), disk_bytes=seen.disk_bytes)
+    return Plan(
+        domain=seen.domain,
+        source=seen.source,
+        target=seen.target,
+        settings=seen.settings,
+        possible=not blockers,
+        blockers=blockers,
+        back=back,
+        memory=seen.memory,
+        link=link,
+        overhead=overhead,
+        forecast=forecast,
+    )
+
+
+def learn(
+    reports: Sequence[MoveReport], target: str, settings: MoveSettings, probed: float = 0.0
+) -> tuple[Link, Overhead]:
+    """The way to `target` as earlier moves and a probe of it show it, and what a move takes besides the copy.
+
+    Earlier moves tell what QEMU can do; those that were much slower than the quickest had a cap, and are passed
+    over. A probe tells of a link that is narrower than that; where no move was made yet, it also tells how quick the
+    processors are: on a wide link QEMU gets about a third of it through."""
+    done = [each for each in reports if each.state is MoveState.DONE and Phase.CONFIRM in each.phases]
+    alike = [each for each in done if each.target == target][-RECENT:] or done[-RECENT:]
+    overhead = _overhead(alike)
+    speeds = [_speed(each, overhead.copy) for each in alike]
+    best = max(speeds, default=0.0)
+    engine = statistics.median(each for each in speeds if each >= best / 2) if best else max(ENGINE, probed / 3)
+    words = f"{len(alike)} earlier move{'s' if len(alike) != 1 else ''}" if any(speeds) else "no earlier move"
+    rate = engine
+    if probed and probed < engine:
+        rate, words = probed, f"a probe of the link; {words}"
+    if settings.bandwidth and settings.bandwidth < rate:
+        rate, words = float(settings.bandwidth), "the bandwidth asked for"
+    return Link(rate=rate, scan=SCAN, probed=probed, source=words), overhead
+
+
+def _overhead(reports: Sequence[MoveReport]) -> Overhead:
+    if not reports:
+        return USUAL
+
+    def spent(*names: Phase) -> float:
+        return statistics.median(sum(each.phases.get(name, 0.0) for name in names) for each in reports)
+
+    return Overhead(
+        before=spent(Phase.BEGIN, Phase.PREPARE),
+        copy=USUAL.copy,
+        stand=max(STAND, min(each.downtime_ms for each in reports)),
+        away=spent(Phase.LOADED, Phase.COMMIT, Phase.FINISH),
+        after=spent(Phase.CONFIRM),
+    )
+
+
+def _speed(report: MoveReport, fixed: float) -> float:
+    """Bytes/s of an earlier copy, 0.0 where it was too short to tell."""
+    spent = report.phases.get(Phase.COPY, 0.0) - fixed
+    measured = report.bytes / spent * 1000 if spent > fixed and report.bytes > 8 * MIB else 0.0
+    return max([measured, *(sample.rate for sample in report.samples[:1] if measured)])
+
+
+def written(memory: MemoryReading, seconds: float) -> float:
+    """Bytes that differ after `seconds`: between the looks that were taken as a line, after the last one as between
+    the last two; never more than is in use."""
+    points = [(0.0, 0.0), *memory.dirtied]
+    most = float(max(memory.used, points[-1][1]))
+    for (before, low), (after, high) in itertools.pairwise(points):
+        if seconds <= after:
+            return min(most, max(low, low + (high - low) * (seconds - before) / (after - before)))
+    if len(points) == 1:
+        return 0.0
+    (before, low), (after, high) = points[-2:]
+    slope = max(0.0, (high - low) / (after - before))
+    return min(most, high + slope * (seconds - after))
+
+
+@dataclass(slots=True)
+class _Copy:
+    """A copy as it is played through. `sent` in bytes, `now` in seconds since it began."""
+
+    now: float = 0.0
+    sent: float = 0.0
+    number: int = 1
+
+
+def foretell(memory: MemoryReading, link: Link, overhead: Overhead, settings: MoveSettings) -> Forecast:
+    """What the move comes to. More bandwidth never makes it longer, more writing never shorter."""
+    policy, rate = find(settings.policy), max(link.rate, 1.0)
+    course = Course(downtime=settings.downtime)
+    end = bound(policy, settings.timeout, memory.used, rate)
+    copy, need, steps = _Copy(), float(memory.used), []
+    rounds: tuple[Round, ...] = ()
+    gave_up = ""
+    standing = 0.0 if settings.live else need / rate
+    spent = need / rate + (memory.total - memory.used) / link.scan
+    while settings.live:
+        copy.now += spent
+        copy.sent += need
+        slowed = spent * (100 - course.throttle) / 100
+        fresh = IDLE + written(memory, slowed)
+        copy.number += 1
+        if fresh / rate * 1000 <= course.downtime or course.stopped:
+            need = fresh
+            break
+        need = fresh
+        spent = need / rate
+        sample = _sample(copy, need, rate, written(memory, 1.0), course)
+        rounds = fold(rounds, sample)
+        action = decide(policy, course, rounds, sample, first=settings.downtime, end=end, now=copy.now)
+        if isinstance(action, GiveUp) or copy.number > ROUNDS_MAX:
+            gave_up = action.why if isinstance(action, GiveUp) else "it never comes to an end"
+            break
+        if isinstance(action, Change):
+            course = action.course
+            steps.append(action.why)
+            if course.stopped:
+                break
+    if settings.live:
+        standing = need / rate
+        copy.sent += need
+    away = overhead.stand + standing * 1000 + overhead.away
+    total = overhead.before + overhead.copy + copy.now * 1000 + away + overhead.after
+    if not settings.live:
+        total += (memory.total - memory.used) / link.scan * 1000
+        copy.sent = need
+    return Forecast(
+        converges=not gave_up,
+        total_ms=round(total, 1),
+        gap_ms=round(away + OUTSIDE, 1),
+        bytes=int(copy.sent),
+        rounds=copy.number,
+        rate=rate,
+        dirty_rate=written(memory, 1.0),
+        downtime=course.downtime,
+        throttle=course.throttle,
+        steps=tuple(steps),
+        why=gave_up,
+        needed=round(need / rate * 1000, 1) if gave_up else 0.0,
+    )
+
+
+def _sample(copy: _Copy, need: float, rate: float, dirty: float, course: Course) -> Sample:
+    return Sample(
+        at=copy.now,
+        rounds=copy.number,
+        transferred=int(copy.sent),
+        remaining=int(need),
+        rate=rate,
+        dirty_rate=dirty,
+        throttle=course.throttle,
+        downtime=course.downtime,
+    )

@@ -1,0 +1,123 @@
+"""The processor that new domains get: the cluster's baseline, worked out by every hypervisor from what all of them
+can give, and kept in the store."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from veery.cluster.keys import BASELINES, NODES, PROCESSORS
+from veery.cluster.store import Store, Unchanged
+from veery.errors import VeeryError
+from veery.host.log import decision
+from veery.hypervisor.base import Driver
+from veery.model.node import Node, Role
+from veery.model.plan import Baseline, Processor, common, level
+
+log = logging.getLogger(__name__)
+
+PERIOD = 20.0  # seconds between two looks at what the nodes say, besides the one at each change
+RETRY = 1.0
+
+
+class Processors:
+    """One a daemon; `run` is its task."""
+
+    def __init__(self, node: Node, store: Store, driver: Driver) -> None:
+        self._node, self._store, self._driver = node, store, driver
+        self._changed = asyncio.Event()
+
+    async def run(self) -> None:
+        """For ever: say what this node can give, restate the baseline where it has changed, give it to new domains."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._watch(), name="watch processors")
+            said = ""
+            while True:
+                self._changed.clear()
+                pause = PERIOD
+                try:
+                    await self.restate()
+                except VeeryError as error:
+                    if error.message != said:
+                        log.warning("baseline: %s", error.message)
+                    said, pause = error.message, RETRY
+                try:
+                    async with asyncio.timeout(pause):
+                        await self._changed.wait()
+                except TimeoutError:
+                    pass
+
+    async def restate(self) -> None:
+        """Once. Raises StoreUnavailable, OutcomeUnknown, Failed."""
+        if not self._node.has(Role.HYPERVISOR):
+            return
+        mine = await self._own()
+        known = await self._all()
+        if known.get(mine.node) != mine:
+            await self._store.commit([], [PROCESSORS.put(mine.node, mine)])
+            known[mine.node] = mine
+        alike = [one for one in known.values() if one.accelerator == mine.accelerator and one.features]
+        if not alike:
+            return
+        cpu, features = self._driver.give(frozenset(common(alike)))
+        wanted = Baseline(
+            accelerator=mine.accelerator,
+            cpu=cpu,
+            level=level(features),
+            features=features,
+            nodes=tuple(sorted(one.node for one in alike)),
+        )
+        entry = await self._store.get(BASELINES.key(mine.accelerator))
+        old = BASELINES.value(entry) if entry else None
+        if old is None or (old.cpu, old.features, old.nodes) != (wanted.cpu, wanted.features, wanted.nodes):
+            unchanged = Unchanged(BASELINES.key(mine.accelerator), entry.revision if entry else 0)
+            done = await self._store.commit([unchanged], [BASELINES.put(mine.accelerator, wanted)])
+            if done.held:
+                nodes = ",".join(wanted.nodes)
+                log.info(decision("baseline", accelerator=mine.accelerator, level=wanted.level, nodes=nodes))
+
+    async def show(self) -> dict[str, object]:
+        """GET /v1/cpu: {"baselines": [Baseline], "processors": [Processor and its level]}."""
+        processors = (await self._all()).values()
+        used = {one.accelerator for one in processors}
+        baselines = [one for name, one in (await BASELINES.all(self._store)).items() if name in used]
+        rows = [
+            {
+                "node": one.node,
+                "accelerator": one.accelerator,
+                "model": one.model,
+                "version": one.version,
+                "level": level(one.features),
+                "features": one.features,
+            }
+            for one in processors
+        ]
+        return {"baselines": baselines, "processors": rows}
+
+    # ---- inside
+
+    async def _own(self) -> Processor:
+        able, host = await asyncio.gather(self._driver.abilities(), self._driver.host())
+        return Processor(
+            node=self._node.name,
+            accelerator=able.accelerator,
+            model=host.cpu_model,
+            version=able.version,
+            features=able.features,
+        )
+
+    async def _all(self) -> dict[str, Processor]:
+        """What the nodes of the cluster said; one that left does not count."""
+        nodes = await NODES.all(self._store)
+        return {name: one for name, one in (await PROCESSORS.all(self._store)).items() if name in nodes}
+
+    async def _watch(self) -> None:
+        while True:
+            try:
+                after = (await self._store.scan(PROCESSORS.prefix)).revision
+                self._changed.set()
+                async for _ in self._store.watch(PROCESSORS.prefix, after):
+                    self._changed.set()
+            except VeeryError as error:
+                log.warning("watch of %s begins anew: %s", PROCESSORS.prefix, error.message)
+            await asyncio.sleep(RETRY)
