@@ -1,0 +1,204 @@
+"""A move foretold: what never may be otherwise, whatever the figures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from veery.hypervisor.qemu import build
+from veery.hypervisor.qemu.abilities import needs, obstacles, processor
+from veery.hypervisor.qemu.build import Build
+from veery.migrate.plan import IDLE, STAND, USUAL, Observations, foretell, learn, make, written
+from veery.model.domain import DomainSpec
+from veery.model.move import MoveReport, MoveSettings, MoveState, Phase
+from veery.model.plan import (
+    LEVELS,
+    Abilities,
+    Blocker,
+    Link,
+    MemoryReading,
+    Obstacle,
+    Processor,
+    Reply,
+    common,
+    level,
+)
+from veery.model.units import MIB
+
+SPEC = DomainSpec(name="busybox", uuid="11111111-2222-4333-8444-555555555555", memory=512)
+ABLE = Abilities(driver="qemu", version="10.0.2", accelerator="tcg", machines=(build.MACHINE,))
+
+
+def memory(used: float, pace: float = 0.0, most: float = 0.0, total: int = 4096 * MIB) -> MemoryReading:
+    """`used` bytes in use, `pace` bytes/s of them written, `most` in all."""
+    looks = (0.05, 0.2, 0.8)
+    dirtied = tuple((seconds, min(pace * seconds, most or used)) for seconds in looks)
+    return MemoryReading(total=total, used=int(used), dirtied=dirtied)
+
+
+def link(rate: float) -> Link:
+    return Link(rate=rate, scan=2000.0 * MIB, probed=0.0, source="test")
+
+
+SIZES = st.floats(1 * MIB, 4000 * MIB)
+PACES = st.floats(0, 2000 * MIB)
+RATES = st.floats(1 * MIB, 4000 * MIB)
+
+
+@given(used=SIZES, pace=PACES, slow=RATES, more=st.floats(1.0, 50.0))
+@settings(max_examples=200, deadline=None)
+def test_a_quicker_link_never_copies_a_round_slower(used: float, pace: float, slow: float, more: float) -> None:
+    gentle = MoveSettings(policy="gentle")
+    narrow = foretell(memory(used, pace), link(slow), USUAL, gentle)
+    wide = foretell(memory(used, pace), link(slow * more), USUAL, gentle)
+    if narrow.converges:
+        assert wide.converges
+        assert wide.total_ms <= narrow.total_ms + gentle.downtime + 1
+
+
+@given(used=SIZES, rate=RATES, pace=PACES)
+@settings(max_examples=200, deadline=None)
+def test_an_end_is_always_foretold_and_a_gentle_gap_is_within_its_limit(used: float, rate: float, pace: float) -> None:
+    gentle = MoveSettings(policy="gentle", downtime=100)
+    found = foretell(memory(used, pace), link(rate), USUAL, gentle)
+    idle = foretell(memory(used), link(rate), USUAL, gentle)
+    assert found.bytes >= int(used)
+    assert found.total_ms >= used / rate * 1000
+    if found.converges:
+        assert found.gap_ms <= 100 + STAND + USUAL.away + 41
+        assert idle.total_ms <= found.total_ms + 101
+    else:
+        assert found.why
+        assert found.needed > 100
+
+
+@given(seconds=st.floats(0, 100), longer=st.floats(0, 100), pace=PACES, used=SIZES)
+def test_more_time_never_writes_less_and_never_more_than_there_is(
+    seconds: float, longer: float, pace: float, used: float
+) -> None:
+    reading = memory(used, pace)
+    assert written(reading, seconds) <= written(reading, seconds + longer) <= max(used, pace * 0.8) + 1
+
+
+def test_a_quick_writer_over_little_memory_is_told_from_a_slow_one_over_much() -> None:
+    quick = memory(512 * MIB, 1000 * MIB, most=10 * MIB)
+    slow = memory(512 * MIB, 12.5 * MIB)
+    assert abs(written(quick, 0.8) - written(slow, 0.8)) < MIB
+    assert written(quick, 8.0) < 11 * MIB < 99 * MIB < written(slow, 8.0)
+
+
+def test_policies_differ_where_a_domain_outruns_the_link() -> None:
+    flat_out, path = memory(512 * MIB, 200 * MIB), link(64 * MIB)
+    gentle = foretell(flat_out, path, USUAL, MoveSettings(policy="gentle"))
+    balanced = foretell(flat_out, path, USUAL, MoveSettings(policy="balanced"))
+    forced = foretell(flat_out, path, USUAL, MoveSettings(policy="must-finish"))
+    assert not gentle.converges
+    assert gentle.needed > 1000
+    assert balanced.steps
+    assert forced.converges
+    stopped = foretell(flat_out, path, USUAL, MoveSettings(live=False))
+    assert stopped.gap_ms > 8000
+    assert stopped.rounds == 1
+
+
+def report(target: str, copy: float, sent: int, state: MoveState = MoveState.DONE) -> MoveReport:
+    times = {Phase.BEGIN: 5.0, Phase.PREPARE: 95.0, Phase.COPY: copy, Phase.LOADED: 4.0, Phase.COMMIT: 3.0}
+    times |= {Phase.FINISH: 13.0, Phase.CONFIRM: 30.0}
+    return MoveReport(
+        id="1",
+        domain="busybox",
+        source="a",
+        target=target,
+        state=state,
+        phase=Phase.CONFIRM,
+        started=0.0,
+        downtime_ms=20.0,
+        bytes=sent,
+        phases={phase.value: spent for phase, spent in times.items()},
+    )
+
+
+def test_what_earlier_moves_and_a_probe_teach() -> None:
+    bare, usual = learn((), "b", MoveSettings())
+    assert usual == USUAL
+    assert bare.source == "no earlier move"
+    moved = (report("b", 1060.0, 200 * MIB), report("b", 1060.0, 200 * MIB), report("c", 10060.0, 200 * MIB))
+    path, overhead = learn(moved, "b", MoveSettings())
+    assert round(path.rate / MIB) == 200
+    assert (overhead.before, overhead.away, overhead.after, overhead.stand) == (100.0, 20.0, 30.0, 20.0)
+    assert learn(moved, "b", MoveSettings(), probed=50.0 * MIB)[0].rate == 50.0 * MIB
+    assert learn(moved, "b", MoveSettings(), probed=900.0 * MIB)[0].rate == path.rate
+    assert learn(moved, "b", MoveSettings(bandwidth=MIB))[0].rate == MIB
+    capped = (*moved, report("b", 60060.0, 200 * MIB))
+    assert learn(capped, "b", MoveSettings())[0].rate == path.rate
+    failed = tuple(replace(each, state=MoveState.FAILED) for each in moved)
+    assert learn(failed, "b", MoveSettings())[1] == USUAL
+
+
+def test_a_plan_tells_every_blocker_once_and_what_would_keep_it_from_coming_back() -> None:
+    bridge = Blocker(kind=Obstacle.NETWORK, reason="there is no bridge xenbr7", hint="make it")
+    shut = Blocker(kind=Obstacle.PORT, reason="connection refused", hint="start veeryd")
+    paused = Blocker(kind=Obstacle.DOMAIN, reason="busybox is crashed")
+    old = Blocker(kind=Obstacle.VERSION, reason="a has an older QEMU")
+    seen = Observations(
+        domain="busybox",
+        source="a",
+        target="b",
+        settings=MoveSettings(),
+        here=(paused,),
+        way=(shut,),
+        reply=Reply(node="b", blockers=(bridge, bridge), way_back=(shut,), abilities=ABLE),
+        home=(old,),
+    )
+    plan = make(seen)
+    assert plan.blockers == (paused, shut, bridge)
+    assert plan.back == (old, shut)
+    assert not plan.possible
+    assert plan.forecast is None
+    free = make(replace(seen, here=(), way=(), reply=None, memory=memory(64 * MIB)))
+    assert free.possible
+    assert free.forecast is not None
+    assert free.forecast.bytes >= 64 * MIB + IDLE
+    with_disk = make(replace(seen, memory=memory(64 * MIB), disk_bytes=1000 * MIB))
+    assert with_disk.forecast is not None
+    assert with_disk.forecast.total_ms > free.forecast.total_ms + 1000
+
+
+def test_what_a_node_cannot_build() -> None:
+    plan = Build(accel="tcg", memory=512, ports=8)
+    assert obstacles(ABLE, SPEC, plan) == ()
+    older = replace(ABLE, version="7.2.22", machines=("pc-q35-7.2",), features=("pni", "popcnt"))
+    spec = replace(SPEC, kernel="/nowhere/vmlinuz")
+    found = obstacles(older, spec, replace(plan, cpu="qemu64,+avx2,+pni", layout=99))
+    assert [each.kind for each in found] == [
+        Obstacle.VERSION,
+        Obstacle.VERSION,
+        Obstacle.VERSION,
+        Obstacle.CPU,
+        Obstacle.KERNEL,
+    ]
+    assert "corrupts memory" in found[0].reason
+    assert "avx2" in found[3].reason
+    assert "pni" not in found[3].reason
+    assert all(each.hint for each in found)
+    kvm = obstacles(replace(older, accelerator="kvm", machines=()), SPEC, replace(plan, accel="kvm"))
+    assert [each.kind for each in kvm] == [Obstacle.CPU]  # under KVM an old QEMU corrupts nothing
+    assert [each.kind for each in obstacles(ABLE, SPEC, replace(plan, accel="kvm"))] == [Obstacle.DRIVER]
+
+
+FEATURES = st.frozensets(st.sampled_from(sorted(frozenset().union(*LEVELS))))
+
+
+@given(sets=st.lists(FEATURES, min_size=1, max_size=5))
+def test_every_node_can_give_the_baseline(sets: list[frozenset[str]]) -> None:
+    nodes = [
+        Processor(node=str(number), accelerator="kvm", model="", version="", features=tuple(sorted(one)))
+        for number, one in enumerate(sets)
+    ]
+    shared = common(nodes)
+    words, given_ = processor(shared, "kvm")
+    assert all(needs(words) <= one for one in sets)
+    assert level(given_) <= max(1, min(level(LEVELS[0] | one) for one in sets))
+    assert processor(shared, "tcg")[0] == build.CPU
