@@ -56,7 +56,7 @@ class Scene:
 
 
 def file_of(guest: Guest, name: str, memory: int) -> str:
-    """A domain without a disk, which stays in its initramfs."""
+    """A domain whose root is the volume `name`."""
     return "\n".join(
         [
             f'name = "{name}"',
@@ -64,7 +64,9 @@ def file_of(guest: Guest, name: str, memory: int) -> str:
             f'ramdisk = "{guest.ramdisk}"',
             f"memory = {memory}",
             f"vif = ['bridge={BRIDGE}']",
-            'extra = "quiet rdinit=/bin/sh"',
+            f"disk = ['volume={name},xvda,w']",
+            'root = "/dev/xvda rw"',
+            'extra = "quiet"',
             "",
         ]
     )
@@ -78,6 +80,8 @@ async def scene(lab: Lab, kernel: Guest, folder: Path, *, count: int, memory: in
     try:
         for name, address in addresses.items():
             (folder / name).write_text(file_of(kernel, name, memory))
+            await lab.veery("stor", "volume", "create", name, "64M")
+            await lab.veery("stor", "image", "build", "busybox", "--volume", name, deadline=180)
             await lab.veery("test1", "create", str(folder / name), deadline=120)
             async with Shell(lab.client("test1").address, name) as shell:
                 await shell.ready()
@@ -91,7 +95,7 @@ async def scene(lab: Lab, kernel: Guest, folder: Path, *, count: int, memory: in
         for name in addresses:
             for node in NODES:
                 await lab.veery(node, "destroy", name, check=False)
-            await lab.veery("test1", "delete", name, check=False)
+            await lab.veery("test1", "volume", "delete", name, check=False)
 
 
 async def watched(stage: Scene, into: Seen, move: Callable[[], Awaitable[None]], names: list[str]) -> None:

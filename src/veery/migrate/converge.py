@@ -121,8 +121,8 @@ def decide(
         return Stay()
     rate = speed(rounds)
     if end:
-        if policy.stop and now + _seconds_for(sample.remaining, rate, end) + SWITCH >= end:
-            why = f"stopped: {format_size(sample.remaining)} are left and the bound of {end:g} s is near"
+        if policy.stop and now + _seconds_for(left := _left(rounds, sample), rate, end) + SWITCH >= end:
+            why = f"stopped: up to {format_size(left)} are left and the bound of {end:g} s is near"
             return Change(course=replace(course, stopped=True, since=now), why=why)
         if now >= end and not policy.stop:
             return GiveUp(
@@ -138,6 +138,12 @@ def decide(
     if judged[-1].need <= SHRINKING * judged[0].need or milliseconds(least, rate) <= course.downtime:
         return Stay()
     return _climb(policy, course, judged, rate, first=first, now=now)
+
+
+def _left(rounds: Sequence[Round], sample: Sample) -> int:
+    """What is to be sent if the domain is stopped now: what is known to be missing, or as much as a round found of
+    late, for what was written during this round is not counted yet."""
+    return max([sample.remaining, *(each.need for each in rounds[-2:] if each.number >= 2)])
 
 
 def _seconds_for(size: int, rate: float, end: float) -> float:

@@ -86,6 +86,7 @@ class Side:
     settler: Settler
     moves: Moves
     hold: Path
+    receiver: Receiver
 
     async def reading(self) -> DomainReading:
         """The domain, as it stands here."""
@@ -161,7 +162,7 @@ async def two_nodes(folder: Path, certificates: Path) -> AsyncIterator[Pair]:
             receiver.server = server
             server.bind()
             running += [tasks.create_task(each.run()) for each in (settler, moves, server)]
-            sides.append(Side(node, store, driver, attacher, ground, settler, moves, hold))
+            sides.append(Side(node, store, driver, attacher, ground, settler, moves, hold, receiver))
         await asyncio.sleep(0)
         a, b = sides
         await owners.claim(root.view(), "busybox", "a", "boot", DomainRecord(spec=SPEC))

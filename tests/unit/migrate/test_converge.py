@@ -1,0 +1,170 @@
+"""The policies, asked with recorded and with invented series of readings."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from veery.errors import Refused
+from veery.migrate import converge
+from veery.migrate.converge import Change, Course, GiveUp, Round, Stay
+from veery.migrate.policy import BALANCED, GENTLE, MUST_FINISH, POLICIES, Policy, find
+from veery.model.move import Sample
+
+MIB = 1 << 20
+RATE = 64.0 * MIB
+
+# (second, round, MiB left, MiB/s written): a domain that rewrites 90 MiB without pause, over 64 MiB/s, on a real QEMU
+WRITER = (
+    (0.0, 1, 255, 0), (1.0, 1, 180, 0), (2.7, 2, 94, 35), (3.5, 2, 40, 35), (4.8, 3, 92, 45), (6.0, 3, 20, 45),
+    (7.2, 4, 88, 39), (8.7, 5, 90, 59), (10.7, 6, 71, 34), (12.0, 7, 88, 50),
+)  # fmt: skip
+# the same domain, idle
+IDLE = ((0.0, 1, 255, 0), (1.0, 1, 180, 0), (2.7, 2, 3, 1), (2.8, 3, 1, 1))
+
+
+def sample(at: float, rounds: int, left: float, written: float) -> Sample:
+    return Sample(
+        at=at,
+        rounds=rounds,
+        transferred=int(at * RATE),
+        remaining=int(left * MIB),
+        rate=RATE,
+        dirty_rate=written * MIB,
+        throttle=0,
+        downtime=50,
+    )
+
+
+def play(policy: Policy, series: tuple[tuple[float, int, float, float], ...], *, end: float = 0.0) -> list[object]:
+    """What a policy does in turn about a series of readings; its steps are believed to have been taken."""
+    course, rounds, done = Course(downtime=50), (), []
+    for row in series:
+        reading = sample(*row)
+        rounds = converge.fold(rounds, reading)
+        action = converge.decide(policy, course, rounds, reading, first=50, end=end, now=row[0])
+        if isinstance(action, Change):
+            course = action.course
+        if not isinstance(action, Stay):
+            done.append(action)
+        if isinstance(action, GiveUp):
+            break
+    return done
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.name)
+def test_an_idle_domain_is_left_alone(policy: Policy) -> None:
+    assert play(policy, IDLE) == []
+
+
+def test_gentle_gives_up_and_changes_nothing() -> None:
+    (only,) = play(GENTLE, WRITER)
+    assert isinstance(only, GiveUp)
+    assert "50 ms are allowed" in only.why
+    assert "must-finish" in only.hint
+
+
+def test_balanced_slows_a_domain_that_no_limit_helps() -> None:
+    first = play(BALANCED, WRITER)[0]
+    assert isinstance(first, Change)
+    assert first.course.throttle >= 30
+    assert first.course.downtime == 400
+    assert not first.course.stopped
+
+
+def test_balanced_takes_the_smallest_limit_that_is_enough() -> None:
+    series = ((0.0, 1, 255, 0), (3.0, 2, 9, 3), (3.2, 3, 8, 3), (3.4, 4, 9, 3), (3.6, 5, 8, 3))
+    first = play(BALANCED, series)[0]
+    assert isinstance(first, Change)
+    assert (first.course.downtime, first.course.throttle) == (200, 0)  # 8 MiB at 64 MiB/s are 125 ms
+
+
+def test_must_finish_stops_the_domain_before_its_bound() -> None:
+    saw = tuple((tick / 10, 1 + tick // 14, 90 * (1 - tick % 14 / 14), 60.0) for tick in range(120))
+    done = play(MUST_FINISH, saw, end=12.0)
+    assert isinstance(done[-1], Change)
+    assert done[-1].course.stopped
+    assert done[-1].course.since + 90 * MIB / RATE <= 12.0
+
+
+def test_a_bound_without_a_stop_is_given_up() -> None:
+    (only,) = play(GENTLE, WRITER[:4], end=3.0)
+    assert isinstance(only, GiveUp)
+    assert "3 s" in only.why
+
+
+def test_the_speed_is_not_known_at_first_and_nobody_is_stopped_for_it() -> None:
+    fresh = Sample(
+        at=0.1, rounds=1, transferred=0, remaining=1 << 40, rate=0.0, dirty_rate=0.0, throttle=0, downtime=50
+    )
+    rounds = converge.fold((), fresh)
+    action = converge.decide(MUST_FINISH, Course(downtime=50), rounds, fresh, first=50, end=30.0, now=0.1)
+    assert action == Stay()
+
+
+def test_a_policy_bounds_a_large_domain_by_its_size() -> None:
+    assert converge.bound(MUST_FINISH, 0.0, 1 << 30, RATE) == 48.0  # three passes of 16 s
+    assert converge.bound(MUST_FINISH, 0.0, 1 << 20, RATE) == 30.0
+    assert converge.bound(MUST_FINISH, 7.0, 1 << 30, RATE) == 7.0
+    assert converge.bound(BALANCED, 0.0, 1 << 30, RATE) == 0.0
+
+
+def test_ready_is_what_fits_the_limit() -> None:
+    rounds = (Round(number=2, began=1.0, need=8 * MIB, rate=RATE, dirty_rate=0.0),)
+    last = sample(1.1, 2, 3, 1)
+    assert converge.ready(rounds, last, Course(downtime=50))
+    assert not converge.ready(rounds, sample(1.1, 2, 4, 1), Course(downtime=50))
+    assert not converge.ready((), last, Course(downtime=50))
+
+
+def test_policies_by_name() -> None:
+    assert [find(policy.name) for policy in POLICIES] == list(POLICIES)
+    with pytest.raises(Refused, match="no policy 'post-copy'") as caught:
+        find("post-copy")
+    assert "is lost" in caught.value.hint
+
+
+READINGS = st.lists(
+    st.tuples(st.floats(0.01, 3), st.booleans(), st.floats(0, 4096), st.floats(0, 2000)), min_size=1, max_size=60
+)
+
+
+@given(policy=st.sampled_from(POLICIES), steps=READINGS, end=st.sampled_from([0.0, 5.0, 20.0, 60.0]))
+def test_whatever_comes_the_ladder_is_only_climbed(
+    policy: Policy, steps: list[tuple[float, bool, float, float]], end: float
+) -> None:
+    at, number, series = 0.0, 1, []
+    for seconds, fresh, left, written in steps:
+        at, number = at + seconds, number + fresh
+        series.append((at, number, left, written))
+    done = play(policy, tuple(series), end=end)
+    courses = [Course(downtime=50), *(each.course for each in done if isinstance(each, Change))]
+    for before, after in pairwise(courses):
+        assert after.downtime >= before.downtime
+        assert after.throttle >= before.throttle
+        assert (after.downtime, after.throttle, after.stopped) != (before.downtime, before.throttle, before.stopped)
+        assert not before.stopped, "a stopped domain is not stopped again"
+    assert courses[-1].downtime <= max(policy.limits(50))
+    assert courses[-1].throttle <= max((0, *policy.throttle))
+    assert policy.stop or not any(course.stopped for course in courses)
+    assert not (policy.stop and any(isinstance(each, GiveUp) for each in done)), "must-finish never gives up here"
+    if policy.stop and end and at > end:
+        assert courses[-1].stopped
+    if policy is GENTLE:
+        assert courses == [Course(downtime=50)]
+
+
+@given(steps=READINGS)
+def test_rounds_are_folded_in_order_and_bounded(steps: list[tuple[float, bool, float, float]]) -> None:
+    rounds: tuple[Round, ...] = ()
+    number, at = 1, 0.0
+    for seconds, fresh, left, written in steps:
+        number, at = number + fresh, at + seconds
+        rounds = converge.fold(rounds, sample(at, number, left, written))
+    assert 0 < len(rounds) <= converge.KEPT
+    assert [each.number for each in rounds] == sorted({each.number for each in rounds})
+    assert rounds[-1].number == number
+    assert rounds[-1].need >= int(steps[-1][2] * MIB)
