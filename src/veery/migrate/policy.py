@@ -77,3 +77,13 @@ def find(name: str) -> Policy:
     if name == "post-copy":
         hint += "; post-copy is not offered: a domain whose target dies in it is lost"
     raise Refused(f"there is no policy {name!r}", hint=hint)
+
+
+def picture(policy: Policy) -> str:
+    """The policy's ladder as docs/moves.md shows it, the first rung at the foot; a test keeps the two alike."""
+    steps = [f"limit {limit:>4} ms" for limit in policy.limits(50)]
+    steps += [f"throttle {percent:>2} %, limit {policy.limits(50)[-1]} ms" for percent in policy.throttle]
+    end = "the domain is stopped for the rest" if policy.stop else "given up: the domain runs on"
+    rungs = [f"  |  {step:<28}|" for step in reversed(steps)]
+    title = f"{policy.name}: {policy.about}"
+    return "\n".join([title, f"  ^  {end}", *rungs, f"     a step after {policy.patience} rounds without progress"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from veery.errors import Refused
 from veery.migrate import converge
 from veery.migrate.converge import Change, Course, GiveUp, Round, Stay
-from veery.migrate.policy import BALANCED, GENTLE, MUST_FINISH, POLICIES, Policy, find
+from veery.migrate.policy import BALANCED, GENTLE, MUST_FINISH, POLICIES, Policy, find, picture
 from veery.model.move import Sample
 
 MIB = 1 << 20
@@ -168,3 +169,9 @@ def test_rounds_are_folded_in_order_and_bounded(steps: list[tuple[float, bool, f
     assert [each.number for each in rounds] == sorted({each.number for each in rounds})
     assert rounds[-1].number == number
     assert rounds[-1].need >= int(steps[-1][2] * MIB)
+
+
+def test_the_pictures_in_the_docs_are_those_of_the_data() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "moves.md").read_text()
+    for policy in POLICIES:
+        assert picture(policy) in text
