@@ -174,6 +174,35 @@ async def test_what_breaks_leaves_the_domain_running(rig: Rig, tmp_path: Path) -
     assert await rig.alive(rig.far, spec.uuid)
 
 
+async def test_a_qemu_killed_while_its_disk_is_copied(rig: Rig, tmp_path: Path) -> None:
+    if not isinstance(rig, QemuRig):
+        return
+    spec = await with_disk(rig, tmp_path / "near.img")
+    slow = DiskMove(rig.near, rig.far, spec.uuid, replace(PLAIN, bandwidth=1 << 20))
+    async with way(await slow.prepare_disk(tmp_path / "far.img")) as through:
+        copying = asyncio.create_task(slow.mirror(through))
+        await parts.becomes(lambda: asyncio.sleep(0.05, slow.progress), bool)
+        await rig.kill(rig.near, await the(rig.near, spec.uuid))
+        with pytest.raises(Failed):
+            await copying
+    await parts.becomes(rig.near.list, lambda found: not found)
+    assert not list((rig.folder / "test1" / "domains").glob("[0-9]*"))
+    await rig.far.destroy(spec.uuid)
+
+    spec = await with_disk(rig, tmp_path / "more.img")  # and the target's
+    slow = DiskMove(rig.near, rig.far, spec.uuid, replace(PLAIN, bandwidth=1 << 20))
+    async with way(await slow.prepare_disk(tmp_path / "there.img")) as through:
+        copying = asyncio.create_task(slow.mirror(through))
+        await parts.becomes(lambda: asyncio.sleep(0.05, slow.progress), bool)
+        await rig.kill(rig.far, await the(rig.far, spec.uuid))
+        with pytest.raises(Failed, match="xvda broke"):
+            await copying
+    assert (await the(rig.near, spec.uuid)).state in UP
+    await rig.near.pause(spec.uuid)
+    await rig.near.unpause(spec.uuid)
+    assert await rig.alive(rig.near, spec.uuid)
+
+
 async def test_a_daemon_that_died_with_its_mirrors(rig: Rig, tmp_path: Path) -> None:
     if not isinstance(rig, QemuRig):
         return

@@ -32,6 +32,8 @@ TLS_OBJECT, AUTHZ_OBJECT = "disk-tls", "disk-peer"
 OPEN_DEADLINE = 20.0
 END_DEADLINE = 30.0
 POLL = 0.2
+BURST = 16 << 20
+"""Bytes that a job with a speed limit has under way before it rests (block/mirror.c: 16 requests of 1 MiB)."""
 
 
 # ---- what there is to carry
@@ -134,8 +136,7 @@ class Mirrors:
             await self._whole(settings, report)
             domain.mirrors = self
         except BaseException:
-            await _to_the_end(self.drop())
-            domain.update(stage=Stage.RUNNING)
+            await _to_the_end(self.give_up())
             raise
 
     async def switch_over(self) -> None:
@@ -164,11 +165,18 @@ class Mirrors:
         """End what is left of them at once; the domain's own disks are as they were. Never raises; where QEMU does
         not obey, the domain goes on having mirrors, and `end` tries again."""
         self.domain.listeners.discard(self._hear)
+        self.domain.mirrors = self
         try:
             await sweep(self.domain, self._clock)
             self.domain.mirrors = None
         except VeeryError as error:
             log.error("domain=%s mirrors not ended: %s", self.domain.record.spec.name, error.message)
+
+    async def give_up(self) -> None:
+        """As `drop`, and the domain, which has run all the time, is its own again. Never raises."""
+        await self.drop()
+        if not self.domain.gone.is_set() and self.domain.mirrors is None:
+            self.domain.update(stage=Stage.RUNNING)
 
     # ---- inside
 
@@ -195,6 +203,7 @@ class Mirrors:
     async def _whole(self, settings: MoveSettings, report: Report) -> None:
         name, now = self.domain.record.spec.name, self._clock.now()
         moved, before, rate = now, (now, 0), 0.0
+        pause = BURST * len(self.jobs) / settings.bandwidth if settings.bandwidth else 0.0
         while True:
             self._check()
             rows: list[dict[str, Any]] = []
@@ -212,7 +221,7 @@ class Mirrors:
                 report(MoveProgress(phase=Phase.COPY, step="disks", rate=rate, disk_total=total, disk_remaining=left))
                 if all(row["ready"] for row in mine):
                     return
-            if now - moved > settings.stall:
+            if now - moved > settings.stall + pause:
                 raise Failed(
                     f"{name}: nothing of its disks was copied for {settings.stall:g} s",
                     hint="is the path to the target up?",
@@ -257,8 +266,7 @@ async def send(mirrors: Mirrors, sending: Coroutine[Any, Any, CopyResult]) -> Co
         await _pausing(domain, on=True)
     except BaseException:
         sending.close()
-        await _to_the_end(mirrors.drop())
-        domain.update(stage=Stage.RUNNING)
+        await _to_the_end(mirrors.give_up())
         raise
     copying = asyncio.create_task(sending)
     switching = asyncio.create_task(mirrors.switch_over())
