@@ -8,6 +8,7 @@ veery.migrate.converge itself, which steers real copies too."""
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +22,8 @@ from veery.model.units import KIB, MIB
 RECENT = 5  # earlier moves that are asked
 ROUNDS_MAX = 400
 STAND = 12.0  # ms for which QEMU stops a domain at least: its processors stop, its devices' state goes over
-OUTSIDE = 40.0  # ms more that a client misses it: until its neighbours send its frames to the new place
+OUTSIDE = 40.0  # ms more that a client misses it: until it is awake, and its frames go to the new place;
+WAKING = 1.0  # and so many times more what the last steps take: on a busy machine both are slow
 IDLE = 256 * KIB  # bytes that even an idle domain writes in a round
 ENGINE = 100.0 * MIB  # bytes/s that QEMU copies at least where nothing is known yet
 SCAN = 2000.0 * MIB  # bytes/s at which it looks through zero pages
@@ -82,8 +84,8 @@ def learn(
     """The way to `target` as earlier moves and a probe of it show it, and what a move takes besides the copy.
 
     Earlier moves tell what QEMU can do; those that were much slower than the quickest had a cap, and are passed
-    over. A probe tells of a link that is narrower than that; where no move was made yet, it also tells how quick the
-    processors are: on a wide link QEMU gets about a third of it through."""
+    over. A probe tells of a link that is narrower than that. On a wide one it tells how quick the processors are
+    just now: QEMU gets about a third of it through; between that and what was before, the mean is taken."""
     done = [each for each in reports if each.state is MoveState.DONE and Phase.CONFIRM in each.phases]
     alike = [each for each in done if each.target == target][-RECENT:] or done[-RECENT:]
     overhead = _overhead(alike)
@@ -91,6 +93,8 @@ def learn(
     best = max(speeds, default=0.0)
     engine = statistics.median(each for each in speeds if each >= best / 2) if best else max(ENGINE, probed / 3)
     words = f"{len(alike)} earlier move{'s' if len(alike) != 1 else ''}" if any(speeds) else "no earlier move"
+    if best and probed > 2 * engine:
+        engine = math.sqrt(engine * max(engine, probed / 3))
     rate = engine
     if probed and probed < engine:
         rate, words = probed, f"a probe of the link; {words}"
@@ -109,7 +113,7 @@ def _overhead(reports: Sequence[MoveReport]) -> Overhead:
     return Overhead(
         before=spent(Phase.BEGIN, Phase.PREPARE),
         copy=USUAL.copy,
-        stand=max(STAND, min(each.downtime_ms for each in reports)),
+        stand=max(STAND, sorted(each.downtime_ms for each in reports)[len(reports) // 4]),
         away=spent(Phase.LOADED, Phase.COMMIT, Phase.FINISH),
         after=spent(Phase.CONFIRM),
     )
@@ -189,7 +193,7 @@ def foretell(memory: MemoryReading, link: Link, overhead: Overhead, settings: Mo
     return Forecast(
         converges=not gave_up,
         total_ms=round(total, 1),
-        gap_ms=round(away + OUTSIDE, 1),
+        gap_ms=round(away + OUTSIDE + WAKING * overhead.away, 1),
         bytes=int(copy.sent),
         rounds=copy.number,
         rate=rate,

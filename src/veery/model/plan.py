@@ -75,8 +75,8 @@ class MemoryReading:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overhead:
     """What a move takes besides the copying of memory; ms. `before` COPY; `copy`: COPY's own fixed part; `stand`: the
-    least downtime of the hypervisor's; `away`: the domain still stands, until it runs (LOADED, COMMIT, FINISH);
-    `after`: CONFIRM."""
+    hypervisor's downtime where little is left to send; `away`: the domain still stands, until it runs (LOADED, COMMIT,
+    FINISH); `after`: CONFIRM."""
 
     before: float
     copy: float
