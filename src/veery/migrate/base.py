@@ -31,6 +31,11 @@ class Attacher(Protocol):
         """Take what `attach` made away again. Idempotent."""
         ...
 
+    async def announce(self, attachments: Attachments) -> None:
+        """Tell this node's bridges, the switches and the neighbours that the domain's addresses are here: several
+        rounds, in about a second. Raises Failed where a tap or a bridge is gone."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Ground:

@@ -63,10 +63,20 @@ class Receiver:
                 log.warning("move=%s domain=%s not taken in: %s", message.move, message.domain, error.message)
                 with contextlib.suppress(Failed):
                     await channel.send(wire.Problem.of(error))
+            else:
+                await self._announce(message)
         elif isinstance(message, wire.Pour):
             await count(channel, message)
         else:
             await channel.send(wire.Problem("refused", "begin with an offer"))
+
+    async def _announce(self, offer: wire.Offer) -> None:
+        """Tell the network where the domain is now, in several rounds; it runs already."""
+        try:
+            _, attachments = await self._ground.driver.spec(offer.spec.uuid)
+            await self._ground.attacher.announce(attachments)
+        except VeeryError as error:  # it may have moved on, or ended
+            log.warning("move=%s domain=%s not announced: %s", offer.move, offer.domain, error.message)
 
     async def _take_in(self, channel: wire.Channel, offer: wire.Offer) -> None:
         if channel.peer != offer.source:

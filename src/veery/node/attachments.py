@@ -18,7 +18,7 @@ from veery.hypervisor.base import Driver
 from veery.model.domain import DiskFormat, DiskSpec, DomainSpec, VifSpec
 from veery.model.plan import Blocker, Obstacle
 from veery.model.volume import AttachedDisk, AttachedVif, Attachments, Initiator, IscsiLun, LocalDisk, Volume
-from veery.network import bridge, tap
+from veery.network import announce, bridge, tap
 from veery.storage import login
 
 log = logging.getLogger(__name__)
@@ -90,6 +90,16 @@ class NodeAttacher:
         """Take the taps away again. Idempotent."""
         for vif in attachments.vifs:
             await tap.delete(vif.device)
+
+    async def announce(self, attachments: Attachments) -> None:
+        """Tell this node's bridges, the switches and the neighbours that these addresses are here now: several
+        rounds. Raises Failed where a tap or a bridge is gone."""
+        voices = [
+            announce.Voice(mac=vif.spec.mac, device=vif.device, bridge=vif.spec.bridge, ip=vif.spec.ip)
+            for vif in attachments.vifs
+        ]
+        if voices:
+            await announce.announce(voices)
 
     async def _disks(self, spec: DomainSpec) -> tuple[AttachedDisk, ...]:
         return tuple(await asyncio.gather(*map(self.disk, spec.disks)))

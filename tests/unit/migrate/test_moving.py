@@ -46,6 +46,7 @@ async def test_there_and_back(tmp_path: Path, certificates: Path) -> None:
         assert (await pair.b.move(pair.a)).state is MoveState.DONE
         await pair.check("a")
         assert [report.id for report in pair.a.moves.list()] == [there.id]
+        assert (pair.a.attacher.announced, pair.b.attacher.announced) == (1, 1)
 
 
 async def test_a_paused_domain_stays_paused(tmp_path: Path, certificates: Path) -> None:

@@ -58,6 +58,7 @@ class BareAttacher:
     def __init__(self) -> None:
         self.reasons: tuple[Blocker, ...] = ()
         self.attached = 0
+        self.announced = 0
 
     async def blockers(self, spec: DomainSpec) -> tuple[Blocker, ...]:
         """As Attacher."""
@@ -68,6 +69,10 @@ class BareAttacher:
         self.attached += 1
         disks = (AttachedDisk(spec=disk, source=local_disk(disk.target)) for disk in spec.disks)
         return Attachments(disks=tuple(disks))
+
+    async def announce(self, attachments: Attachments) -> None:
+        """As Attacher."""
+        self.announced += 1
 
     async def detach(self, attachments: Attachments) -> None:
         """As Attacher."""
