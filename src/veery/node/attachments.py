@@ -18,10 +18,10 @@ from veery.hypervisor.base import Driver
 from veery.model.domain import DiskFormat, DiskSpec, DomainSpec, VifSpec
 from veery.model.volume import AttachedDisk, AttachedVif, Attachments, Initiator, IscsiLun, LocalDisk, Volume
 from veery.network import bridge, tap
+from veery.storage import portal
 
 log = logging.getLogger(__name__)
 
-PORTAL_DEADLINE = 3.0
 FRESH = 10.0  # seconds in which a tap waits for its domain to show; it takes milliseconds
 SHARED = frozenset({"nfs", "nfs4", "ceph", "cifs", "smb3", "glusterfs", "fuse.glusterfs", "ocfs2", "gfs2", "lustre"})
 """Filesystems that two nodes may write at once."""
@@ -86,7 +86,7 @@ class NodeAttacher:
         """Raises Refused where this node cannot use a disk that another node uses now."""
         source = (await self.disk(spec)).source
         if isinstance(source, IscsiLun):
-            await _reach(source.portal)
+            await portal.require(source.portal, source.initiator)
         elif isinstance(source, LocalDisk) and not _shared(source.path):
             raise Refused(f"{spec.target} is not on a filesystem that two nodes share", hint="import it as a volume")
 
@@ -130,6 +130,12 @@ class NodeAttacher:
         made = await tap.create(name, spec.bridge, mtu=spec.mtu)
         return AttachedVif(spec=spec, device=made.name)
 
+    async def reach(self, disks: Sequence[DiskSpec]) -> None:
+        """Make sure that the disks are there and their targets answer. Raises Refused."""
+        sources = [(await self.disk(disk)).source for disk in disks]
+        for address, initiator in {(one.portal, one.initiator) for one in sources if isinstance(one, IscsiLun)}:
+            await portal.require(address, initiator)
+
     async def drop_vif(self, vif: AttachedVif) -> None:
         """Remove the tap of one interface."""
         await tap.delete(vif.device)
@@ -165,18 +171,6 @@ class NodeAttacher:
             if name not in used and name not in self._made:
                 log.warning("tap=%s removed: no domain uses it", name)
                 await tap.delete(name)
-
-
-async def _reach(portal: str) -> None:
-    address, _, port = portal.rpartition(":")
-    try:
-        async with asyncio.timeout(PORTAL_DEADLINE):
-            _, writer = await asyncio.open_connection(address.strip("[]"), int(port))
-            writer.close()
-    except (OSError, TimeoutError) as error:
-        raise Refused(
-            f"portal {portal} does not answer: {error or 'timeout'}", hint="is tgtd running there, and the path up?"
-        ) from error
 
 
 def _shared(path: str) -> bool:
