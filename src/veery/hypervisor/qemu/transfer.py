@@ -15,7 +15,7 @@ from typing import Any
 from veery.errors import Failed, OutcomeUnknown, VeeryError
 from veery.host.clock import Clock
 from veery.hypervisor.qemu.domain import Domain
-from veery.hypervisor.qemu.monitor import Monitor
+from veery.hypervisor.qemu.monitor import Command, Monitor
 
 log = logging.getLogger(__name__)
 
@@ -52,12 +52,7 @@ class Transfer:
 
     async def set_up(self, *, return_path: bool, **parameters: Any) -> None:
         """Capabilities and `parameters` (underscores for dashes). A file cannot answer: no return path there."""
-        wanted = {"events": True, "return-path": return_path}
-        capabilities = [{"capability": name, "state": state} for name, state in wanted.items()]
-        await self.monitor.execute("migrate-set-capabilities", {"capabilities": capabilities})
-        values = {name.replace("_", "-"): value for name, value in parameters.items()}
-        if values:
-            await self.monitor.execute("migrate-set-parameters", values)
+        await self.monitor.execute_all(*orders(return_path=return_path, **parameters))
 
     async def query(self) -> Info:
         """query-migrate. Raises OutcomeUnknown when QEMU is silent."""
@@ -137,6 +132,14 @@ class Transfer:
                 return True
             await self.change(POLL)
         return False
+
+
+def orders(*, return_path: bool, **parameters: Any) -> tuple[Command, ...]:
+    """The commands of `Transfer.set_up`."""
+    wanted = {"events": True, "return-path": return_path}
+    capabilities = [{"capability": name, "state": state} for name, state in wanted.items()]
+    values = {name.replace("_", "-"): value for name, value in parameters.items()}
+    return ("migrate-set-capabilities", {"capabilities": capabilities}), ("migrate-set-parameters", values)
 
 
 def shut(stream: socket.socket) -> None:
