@@ -22,7 +22,7 @@ from veery.hypervisor.base import Report
 from veery.hypervisor.qemu.domain import Domain
 from veery.hypervisor.qemu.monitor import CommandError, Monitor
 from veery.hypervisor.qemu.process import Stage
-from veery.hypervisor.qemu.transfer import Info, Transfer, shut
+from veery.hypervisor.qemu.transfer import Info, Transfer, orders, shut
 from veery.model.move import CopyResult, MoveProgress, MoveSettings, Phase
 
 log = logging.getLogger(__name__)
@@ -124,18 +124,17 @@ async def _run_on_if_it_can(domain: Domain, clock: Clock) -> None:
 # ---- a move's target
 
 
-async def await_stream(domain: Domain, *, tls: Path | None, peer: str, clock: Clock) -> None:
+async def await_stream(domain: Domain, *, tls: Path | None, peer: str) -> None:
     """Make an empty half domain ready for `receive`; with `tls`, only a stream from node `peer` is taken."""
-    async with contextlib.AsyncExitStack() as stack:
-        transfer = Transfer(domain, clock)
-        stack.push_async_callback(transfer.close)
-        await transfer.open()
-        if tls is None:
-            await transfer.set_up(return_path=True)
-            return
-        await _put_object(transfer.monitor, TLS_OBJECT, **_credentials(tls, "server"))
-        await _put_object(transfer.monitor, AUTHZ_OBJECT, **{"qom-type": "authz-simple", "identity": f"CN={peer}"})
-        await transfer.set_up(return_path=True, tls_creds=TLS_OBJECT, tls_authz=AUTHZ_OBJECT)
+    if tls is None:
+        await domain.monitor.execute_all(*orders(return_path=True))
+        return
+    authz = {"qom-type": "authz-simple", "id": AUTHZ_OBJECT, "identity": f"CN={peer}"}
+    await domain.monitor.execute_all(
+        ("object-add", {"id": TLS_OBJECT, **_credentials(tls, "server")}),
+        ("object-add", authz),
+        *orders(return_path=True, tls_creds=TLS_OBJECT, tls_authz=AUTHZ_OBJECT),
+    )
 
 
 async def receive(domain: Domain, stream: socket.socket, clock: Clock) -> None:
