@@ -76,8 +76,8 @@ async def send(
         undo.push_async_callback(whole, transfer.cancel, stream)
         await transfer.monitor.execute("migrate", {"channels": [_channel_socket()]})
         info = await transfer.follow(stall=settings.stall, pulse=pulse, timeout=settings.timeout)
+        await transfer.close()
         undo.pop_all()
-    await transfer.close()
     report(_progress(info))
     return _result(info)
 
@@ -192,8 +192,8 @@ async def save(domain: Domain, path: Path, offset: int, clock: Clock) -> None:
             await asyncio.to_thread(_sync, path)
         except OSError as error:
             raise Failed(f"{path}: {error.strerror}") from error
+        await transfer.close()
         undo.pop_all()
-    await transfer.close()
     domain.update(stage=Stage.RUNNING, held=True)
 
 
