@@ -32,7 +32,9 @@ UNLIMITED = 1 << 40
 STALL = 60.0
 """Seconds without a byte before a receiver, a save or a restore gives up; a sender has its own setting."""
 RUN_ON_DEADLINE = 10.0
-TLS_OBJECT, AUTHZ_OBJECT, STREAM = "move-tls", "move-peer", "move"
+AUTHZ_OBJECT, STREAM = "move-peer", "move"
+PRIORITY = "NORMAL:-VERS-ALL:+VERS-TLS1.3:-CIPHER-ALL:+AES-128-GCM:+AES-256-GCM:+CHACHA20-POLY1305"
+"""GnuTLS's priority string: TLS 1.3 alone, as everywhere else here; the cheapest of its ciphers first."""
 
 
 # ---- a move's source
@@ -62,12 +64,12 @@ async def send(
         undo.push_async_callback(transfer.close)
         await transfer.open()
         if tls is not None:
-            await _put_object(transfer.monitor, TLS_OBJECT, **_credentials(tls, "client"))
+            await _put_object(transfer.monitor, credentials(tls, "client"))
         await transfer.set_up(
             return_path=True,
             max_bandwidth=settings.bandwidth or UNLIMITED,
             downtime_limit=settings.downtime,
-            tls_creds=TLS_OBJECT if tls else "",
+            tls_creds=credentials(tls, "client")["id"] if tls else "",
             tls_hostname=peer if tls else "",
         )
         if not settings.live:
@@ -129,11 +131,12 @@ async def await_stream(domain: Domain, *, tls: Path | None, peer: str) -> None:
     if tls is None:
         await domain.monitor.execute_all(*orders(return_path=True))
         return
+    mine = credentials(tls, "server")
     authz = {"qom-type": "authz-simple", "id": AUTHZ_OBJECT, "identity": f"CN={peer}"}
     await domain.monitor.execute_all(
-        ("object-add", {"id": TLS_OBJECT, **_credentials(tls, "server")}),
+        ("object-add", mine),
         ("object-add", authz),
-        *orders(return_path=True, tls_creds=TLS_OBJECT, tls_authz=AUTHZ_OBJECT),
+        *orders(return_path=True, tls_creds=mine["id"], tls_authz=AUTHZ_OBJECT),
     )
 
 
@@ -219,15 +222,26 @@ def _sync(path: Path) -> None:
 # ---- what QEMU is told and tells
 
 
-async def _put_object(monitor: Monitor, name: str, **options: Any) -> None:
-    """Make an object anew: an earlier attempt may have left one, and certificates are renewed."""
-    with contextlib.suppress(CommandError):
-        await monitor.execute("object-del", {"id": name})
-    await monitor.execute("object-add", {"id": name, **options})
+async def _put_object(monitor: Monitor, options: dict[str, Any]) -> None:
+    """Make an object; anew where an earlier attempt has left one, since certificates are renewed."""
+    try:
+        await monitor.execute("object-add", options)
+    except CommandError:
+        with contextlib.suppress(CommandError):
+            await monitor.execute("object-del", {"id": options["id"]})
+        await monitor.execute("object-add", options)
 
 
-def _credentials(tls: Path, endpoint: str) -> dict[str, Any]:
-    return {"qom-type": "tls-creds-x509", "dir": str(tls), "endpoint": endpoint, "verify-peer": True}
+def credentials(tls: Path, endpoint: str) -> dict[str, Any]:
+    """The object that holds the certificates in `tls`; `endpoint` is "client" (the source) or "server"."""
+    return {
+        "id": f"move-{endpoint}",  # a domain that came here keeps its "server", and may go on as a "client"
+        "qom-type": "tls-creds-x509",
+        "dir": str(tls),
+        "endpoint": endpoint,
+        "verify-peer": True,
+        "priority": PRIORITY,
+    }
 
 
 def _channel_socket() -> dict[str, Any]:
