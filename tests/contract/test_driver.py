@@ -202,7 +202,7 @@ class Move:
         sending = asyncio.create_task(
             self.near.send(self.uuid, near, self.settings, self.progress.append, peer="test2", means=self.means)
         )
-        receiving = asyncio.create_task(self.far.receive(self.uuid, far))
+        receiving = asyncio.create_task(self._receive(far))
         try:
             if cut is not None:
                 await self.moving()
@@ -216,6 +216,13 @@ class Move:
             await asyncio.gather(sending, receiving, return_exceptions=True)
             near.close()
             far.close()
+
+    async def _receive(self, stream: socket.socket) -> None:
+        try:
+            await self.far.receive(self.uuid, stream)
+        except Failed:
+            stream.close()
+            raise
 
     async def moving(self) -> None:
         """Return once bytes have moved."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from veery.errors import VeeryError
+from veery.host.run import Result
 from veery.lab.services import Lab
 from veery.lab.shell import Shell
 
@@ -38,13 +39,14 @@ class Proof:
         path.touch()
         return path
 
-    async def held(self, node: str, phase: str) -> None:
-        """Return once the move has come to `phase` on `node`."""
+    async def held(self, node: str, phase: str, moving: asyncio.Task[Result]) -> None:
+        """Return once the move has come to `phase` on `node`; a move that ended before that is told."""
         wanted = f"held in {phase}"
         log = self.lab.log(node)
-        begin = log.stat().st_size
+        begin = max(0, log.stat().st_size - 400)
         async with asyncio.timeout(SETTLE):
-            while wanted not in log.read_bytes()[max(0, begin - 400) :].decode(errors="replace"):
+            while wanted not in log.read_bytes()[begin:].decode(errors="replace"):
+                assert not moving.done(), f"it ended before {phase}: {moving.result()}"
                 await asyncio.sleep(0.05)
 
     async def life(self, node: str) -> Life:

@@ -69,7 +69,7 @@ async def test_daemon_killed(proof: Proof, phase: str, victim: str) -> None:
     hold = proof.hold("test1", phase)
     try:
         moving = asyncio.create_task(_move(lab))
-        await proof.held("test1", phase)
+        await proof.held("test1", phase, moving)
         for node in VICTIMS[victim]:
             await faults.kill(lab, node, "veeryd")
     finally:
@@ -96,7 +96,7 @@ async def test_half_domain_killed_in_copy(proof: Proof) -> None:
     hold = proof.hold("test2", "COPY")
     try:
         moving = asyncio.create_task(_move(lab))
-        await proof.held("test2", "COPY")
+        await proof.held("test2", "COPY", moving)
         await faults.kill(lab, "test2", "qemu-system")
     finally:
         hold.unlink()
@@ -114,7 +114,7 @@ async def test_cancelled_by_its_user(proof: Proof, phase: str) -> None:
     hold = proof.hold("test1", phase)
     try:
         moving = asyncio.create_task(_move(lab))
-        await proof.held("test1", phase)
+        await proof.held("test1", phase, moving)
         moves = await lab.json("test1", "moves", "--json")
         running = [move["id"] for move in moves if move["state"] == "running"]
         await lab.veery("test1", "move", "cancel", running[0])
@@ -133,7 +133,7 @@ async def test_a_second_move_of_one_domain_is_refused(proof: Proof) -> None:
     hold = proof.hold("test1", "COPY")
     try:
         moving = asyncio.create_task(_move(lab))
-        await proof.held("test1", "COPY")
+        await proof.held("test1", "COPY", moving)
         second = await lab.veery("test1", "migrate", "judged", "test2", check=False)
         destroyed = await lab.veery("test1", "destroy", "judged", check=False)
         elsewhere = await lab.veery("test2", "destroy", "judged", check=False)
@@ -155,7 +155,7 @@ async def test_link_cut_for_good_in_copy(proof: Proof) -> None:
     hold = proof.hold("test1", "COPY")
     try:
         moving = asyncio.create_task(_move(lab))
-        await proof.held("test1", "COPY")
+        await proof.held("test1", "COPY", moving)
         await faults.cut(lab, "test2")
         hold.unlink()
         told = await moving
@@ -178,7 +178,7 @@ async def test_quorum_lost_before_commit(proof: Proof) -> None:
     frozen = []
     try:
         moving = asyncio.create_task(_move(lab))
-        await proof.held("test1", "COMMIT")
+        await proof.held("test1", "COMMIT", moving)
         for node in ("stor", "test2"):
             for member in faults.find(lab, node, "etcd"):
                 member.process.send(signal.SIGSTOP)
@@ -204,7 +204,7 @@ async def test_target_powered_off_after_commit_and_back(proof: Proof) -> None:
     hold = proof.hold("test1", "FINISH")
     try:
         moving = asyncio.create_task(_move(lab))
-        await proof.held("test1", "FINISH")
+        await proof.held("test1", "FINISH", moving)
         await faults.power_off(lab, "test2")
     finally:
         hold.unlink()

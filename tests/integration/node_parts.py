@@ -157,6 +157,11 @@ class Node:
         """Run `veery WORDS...`, whatever comes of it."""
         return await self.lab.veery(self.name, *map(str, words), check=False, stdin=stdin, deadline=within)
 
+    async def beyond(self, node: str, *words: str | Path, stdin: bytes | None = None, within: float = 90.0) -> Result:
+        """Run `veery --node NODE WORDS...` here, so that this node's daemon sends it on, as outside a lab."""
+        argv = ["env", "-u", "VEERY_LAB", "veery", "--node", node, *words]
+        return await self.lab.run(self.name, argv, check=False, stdin=stdin, deadline=within)
+
     async def refused(self, *words: str | Path, code: int = 1, within: float = 90.0) -> str:
         """Run what must end in one line and a hint; both, as printed."""
         result = await self.result(*words, within=within)
@@ -258,7 +263,7 @@ class Workshop:
     ramdisk: Path
     folder: Path
 
-    def file(self, name: str, *, volume: str = "", **keys: object) -> Path:
+    def file(self, name: str, /, *, volume: str = "", **keys: object) -> Path:
         """A domain file; `keys` beside the usual ones, or instead of them (None: left out)."""
         known: dict[str, object] = {
             "name": name,

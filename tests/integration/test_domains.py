@@ -62,8 +62,8 @@ async def test_console_on_a_terminal(lark: Path, near: Node) -> None:
 
 
 async def test_console_from_another_node(lark: Path, far: Node) -> None:
-    said = await far.veery("--node", "test1", "console", NAME, stdin=b"echo far-$((1 + 1))\n")
-    assert "far-2" in said
+    said = await far.beyond("test1", "console", NAME, stdin=b"echo far-$((1 + 1))\n")
+    assert (said.code, "far-2" in said.out) == (0, True)
 
 
 async def test_looking(lark: Path, near: Node) -> None:

@@ -77,8 +77,9 @@ class DomainRoutes:
         """One domain."""
         reading = await self._domains.find(request.match_info["ref"])
         owner = None
-        with contextlib.suppress(VeeryError):  # reading goes on while the store is away
-            owner = await self._domains.owner(reading.name)
+        with contextlib.suppress(VeeryError, TimeoutError):  # reading goes on while the store is away
+            async with asyncio.timeout(1.0):
+                owner = await self._domains.owner(reading.name)
         return answer({"reading": reading, "spec": await self._domains.spec(reading.uuid), "owner": owner})
 
     async def create(self, request: web.Request) -> web.Response:

@@ -38,7 +38,7 @@ GREETING_BYTES = 64
 FRAME_MAX = 8 << 20
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h
 FASTEST = 1_250_000_000  # bytes/s of the fastest path that a stream's buffers are made for
-SHALLOWEST, DEEPEST = 256 << 10, 2 << 20
+SHALLOWEST, DEEPEST = 512 << 10, 2 << 20
 _GREETING = re.compile(rb"VEERY/1 (CONTROL|STREAM ([0-9a-f]{32})) *\n")
 
 

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import stat
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,11 +19,10 @@ from veery.model.domain import DiskFormat, DiskSpec, DomainSpec, VifSpec
 from veery.model.plan import Blocker, Obstacle
 from veery.model.volume import AttachedDisk, AttachedVif, Attachments, Initiator, IscsiLun, LocalDisk, Volume
 from veery.network import announce, bridge, tap
-from veery.storage import login
+from veery.storage import login, portal
 
 log = logging.getLogger(__name__)
 
-PORTAL_DEADLINE = 3.0
 FRESH = 10.0  # seconds in which a tap waits for its domain to show; it takes milliseconds
 
 
@@ -61,7 +60,7 @@ class NodeAttacher:
         try:
             source = (await self.disk(disk)).source
             if isinstance(source, IscsiLun):
-                await login.check(source, deadline=PORTAL_DEADLINE)
+                await login.check(source, deadline=portal.DEADLINE)
         except VeeryError as error:
             return (Blocker(kind=kind, reason=error.message, hint=error.hint),)
         if isinstance(source, LocalDisk) and not shared(source.path):
@@ -143,6 +142,12 @@ class NodeAttacher:
         self._made[name] = time.monotonic()
         made = await tap.create(name, spec.bridge, mtu=spec.mtu)
         return AttachedVif(spec=spec, device=made.name)
+
+    async def reach(self, disks: Sequence[DiskSpec]) -> None:
+        """Make sure that the disks are there and their targets answer. Raises Refused."""
+        sources = [(await self.disk(disk)).source for disk in disks]
+        for address, initiator in {(one.portal, one.initiator) for one in sources if isinstance(one, IscsiLun)}:
+            await portal.require(address, initiator)
 
     async def drop_vif(self, vif: AttachedVif) -> None:
         """Remove the tap of one interface."""

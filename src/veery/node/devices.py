@@ -46,7 +46,7 @@ class Devices:
             spec, attachments = await self._driver.spec(reading.uuid)
             if any(each.spec.vdev == disk.vdev for each in attachments.disks):
                 raise Refused(f"{reading.name} has a disk {disk.vdev}", hint="take another name, for example xvdb")
-            await self._attacher.disk(disk)
+            await self._attacher.reach([disk])
             larger = replace(spec, disks=(*spec.disks, disk))
             await self._domains.remember(DomainRecord(spec=larger))
             try:

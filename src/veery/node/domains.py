@@ -342,8 +342,7 @@ class Domains:
         """Refuse, before anything is claimed, what is already known to be missing."""
         for vif in spec.vifs:
             await self.attacher.require_bridge(vif)
-        for disk in spec.disks:
-            await self.attacher.disk(disk)
+        await self.attacher.reach(spec.disks)
 
     async def check_unshared(self, spec: DomainSpec) -> None:
         """Refuse a volume that a running domain writes. Asked after our own claim stands, so that of two

@@ -31,6 +31,9 @@ class Images:
         release = platform.release()
         kernel = Path(self._settings.kernel or f"/boot/vmlinuz-{release}")
         modules = Path(self._settings.modules or f"/lib/modules/{release}")
-        async with self._volumes.mine().filling(volume) as filled:
+        volumes = self._volumes.mine()
+        # What can be refused is refused before the volume loses what is in it.
+        await image.check((await volumes.get(volume)).size, kernel=kernel, modules=modules)
+        async with volumes.filling(volume) as filled:
             await image.build_into(Path(filled.path), filled.size, kernel=kernel, modules=modules, report=report)
         return await self._volumes.find(volume)

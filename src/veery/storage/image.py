@@ -68,6 +68,16 @@ class Entry:
 # ---------------------------------------------------------------- the root filesystem
 
 
+async def check(size: int, *, kernel: Path, modules: Path, busybox: Path = Path("/bin/busybox")) -> None:
+    """Raises Refused, as `build_into` would, for whatever can be seen before anything is written."""
+    if size < SMALLEST:
+        raise Refused(
+            f"{format_size(size)} are too small for the busybox image", hint=f"it needs {format_size(SMALLEST)}"
+        )
+    matching(kernel, modules)
+    await _applets(busybox)
+
+
 async def build_into(
     path: Path,
     size: int,
@@ -82,10 +92,7 @@ async def build_into(
     `kernel` is the guest's vmlinuz, `modules` its .../lib/modules/VERSION; `report` hears of each step and the
     fraction done before it. Raises Refused where something is missing or `size` is too small, Failed with the
     words of mke2fs or debugfs; `path` is then useless."""
-    if size < SMALLEST:
-        raise Refused(
-            f"{format_size(size)} are too small for the busybox image", hint=f"it needs {format_size(SMALLEST)}"
-        )
+    await check(size, kernel=kernel, modules=modules, busybox=busybox)
     report("choosing the kernel's modules", 0.0)
     tree = matching(kernel, modules)
     entries = sorted(_root(tree, busybox, await _applets(busybox)), key=lambda entry: entry.path)

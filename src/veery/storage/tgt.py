@@ -308,7 +308,15 @@ class TargetServer:
 
     async def _call(self, mode: str, op: str, *words: str) -> str:
         argv = ["tgtadm", "--lld", "iscsi", "--mode", mode, "--op", op, *words]
-        result = await run(argv, deadline=self._deadline, check=False, env={**self.env, "LC_ALL": "C"})
+        try:
+            result = await run(argv, deadline=self._deadline, check=False, env={**self.env, "LC_ALL": "C"})
+        except OutcomeUnknown as error:
+            if op != "show":
+                raise
+            raise Failed(
+                f"tgtd does not answer at {self.env['TGT_IPC_SOCKET']}.0 within {self._deadline:g} s",
+                hint="it hangs: look at its process on the storage node",
+            ) from error
         if result.code:
             said = (result.err.strip() or result.out.strip() or f"exit {result.code}").splitlines()[-1]
             if "tgt daemon" in said:  # "failed to send request hdr to tgt daemon", "can't connect to tgt daemon"

@@ -292,7 +292,7 @@ class QemuDriver:
         async with self._roster.launching(
             spec, attachments, plan, Stage.INCOMING, command=command, backlog=backlog
         ) as domain:
-            await migration.await_stream(domain, tls=certificates, peer=peer, clock=self._clock)
+            await migration.await_stream(domain, tls=certificates, peer=peer)
         return domain.reading()
 
     async def receive(self, uuid: str, stream: socket.socket) -> None:

@@ -22,7 +22,7 @@ from veery.hypervisor.base import Report
 from veery.hypervisor.qemu.domain import Domain
 from veery.hypervisor.qemu.monitor import CommandError, Monitor
 from veery.hypervisor.qemu.process import Stage
-from veery.hypervisor.qemu.transfer import POLL_HELD, Info, Transfer, shut
+from veery.hypervisor.qemu.transfer import POLL_HELD, Info, Transfer, orders, shut
 from veery.model.move import CopyResult, Means, MoveProgress, MoveSettings, Phase, Tuning
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,9 @@ STALL = 60.0
 RUN_ON_DEADLINE = 10.0
 NO_THROTTLE = 1
 """Percent: the least that QEMU takes; a hundredth is not felt."""
-TLS_OBJECT, AUTHZ_OBJECT, STREAM = "move-tls", "move-peer", "move"
+AUTHZ_OBJECT, STREAM = "move-peer", "move"
+PRIORITY = "NORMAL:-VERS-ALL:+VERS-TLS1.3:-CIPHER-ALL:+AES-128-GCM:+AES-256-GCM:+CHACHA20-POLY1305"
+"""GnuTLS's priority string: TLS 1.3 alone, as everywhere else here; the cheapest of its ciphers first."""
 
 
 # ---- a move's source
@@ -66,14 +68,14 @@ async def send(
         undo.push_async_callback(transfer.close)
         await transfer.open()
         if tls is not None:
-            await _put_object(transfer.monitor, TLS_OBJECT, **_credentials(tls, "client"))
+            await _put_object(transfer.monitor, credentials(tls, "client"))
         await transfer.set_up(
             return_path=True,
             means=means,
             **throttle,
             max_bandwidth=settings.bandwidth or UNLIMITED,
             downtime_limit=settings.downtime,
-            tls_creds=TLS_OBJECT if tls else "",
+            tls_creds=credentials(tls, "client")["id"] if tls else "",
             tls_hostname=peer if tls else "",
         )
         if means.hold:
@@ -87,10 +89,10 @@ async def send(
         undo.push_async_callback(whole, transfer.cancel, stream)
         await transfer.monitor.execute("migrate", {"channels": [_channel_socket()]})
         info = await transfer.follow(stall=settings.stall, pulse=pulse, timeout=settings.timeout, guard=means.guard)
+        stood = (clock.now() - transfer.stopped_at) * 1000 if transfer.stopped_at else 0.0
+        domain.copying = None
+        await transfer.close()
         undo.pop_all()
-    stood = (clock.now() - transfer.stopped_at) * 1000 if transfer.stopped_at else 0.0
-    domain.copying = None
-    await transfer.close()
     report(_progress(info))
     return _result(info, stood)
 
@@ -166,18 +168,18 @@ async def _run_on_if_it_can(domain: Domain, clock: Clock) -> None:
 # ---- a move's target
 
 
-async def await_stream(domain: Domain, *, tls: Path | None, peer: str, clock: Clock) -> None:
+async def await_stream(domain: Domain, *, tls: Path | None, peer: str) -> None:
     """Make an empty half domain ready for `receive`; with `tls`, only a stream from node `peer` is taken."""
-    async with contextlib.AsyncExitStack() as stack:
-        transfer = Transfer(domain, clock)
-        stack.push_async_callback(transfer.close)
-        await transfer.open()
-        if tls is None:
-            await transfer.set_up(return_path=True)
-            return
-        await _put_object(transfer.monitor, TLS_OBJECT, **_credentials(tls, "server"))
-        await _put_object(transfer.monitor, AUTHZ_OBJECT, **{"qom-type": "authz-simple", "identity": f"CN={peer}"})
-        await transfer.set_up(return_path=True, tls_creds=TLS_OBJECT, tls_authz=AUTHZ_OBJECT)
+    if tls is None:
+        await domain.monitor.execute_all(*orders(return_path=True))
+        return
+    mine = credentials(tls, "server")
+    authz = {"qom-type": "authz-simple", "id": AUTHZ_OBJECT, "identity": f"CN={peer}"}
+    await domain.monitor.execute_all(
+        ("object-add", mine),
+        ("object-add", authz),
+        *orders(return_path=True, tls_creds=mine["id"], tls_authz=AUTHZ_OBJECT),
+    )
 
 
 async def receive(domain: Domain, stream: socket.socket, clock: Clock) -> None:
@@ -235,8 +237,8 @@ async def save(domain: Domain, path: Path, offset: int, clock: Clock) -> None:
             await asyncio.to_thread(_sync, path)
         except OSError as error:
             raise Failed(f"{path}: {error.strerror}") from error
+        await transfer.close()
         undo.pop_all()
-    await transfer.close()
     domain.update(stage=Stage.RUNNING, held=True)
 
 
@@ -262,15 +264,26 @@ def _sync(path: Path) -> None:
 # ---- what QEMU is told and tells
 
 
-async def _put_object(monitor: Monitor, name: str, **options: Any) -> None:
-    """Make an object anew: an earlier attempt may have left one, and certificates are renewed."""
-    with contextlib.suppress(CommandError):
-        await monitor.execute("object-del", {"id": name})
-    await monitor.execute("object-add", {"id": name, **options})
+async def _put_object(monitor: Monitor, options: dict[str, Any]) -> None:
+    """Make an object; anew where an earlier attempt has left one, since certificates are renewed."""
+    try:
+        await monitor.execute("object-add", options)
+    except CommandError:
+        with contextlib.suppress(CommandError):
+            await monitor.execute("object-del", {"id": options["id"]})
+        await monitor.execute("object-add", options)
 
 
-def _credentials(tls: Path, endpoint: str) -> dict[str, Any]:
-    return {"qom-type": "tls-creds-x509", "dir": str(tls), "endpoint": endpoint, "verify-peer": True}
+def credentials(tls: Path, endpoint: str) -> dict[str, Any]:
+    """The object that holds the certificates in `tls`; `endpoint` is "client" (the source) or "server"."""
+    return {
+        "id": f"move-{endpoint}",  # a domain that came here keeps its "server", and may go on as a "client"
+        "qom-type": "tls-creds-x509",
+        "dir": str(tls),
+        "endpoint": endpoint,
+        "verify-peer": True,
+        "priority": PRIORITY,
+    }
 
 
 def _channel_socket() -> dict[str, Any]:

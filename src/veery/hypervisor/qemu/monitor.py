@@ -25,6 +25,7 @@ from qemu.qmp import (
 from veery.errors import Failed, OutcomeUnknown
 
 EventHandler = Callable[[str, Mapping[str, Any]], None]
+Command = tuple[str, Mapping[str, Any]]
 
 DEADLINE = 5.0
 
@@ -91,6 +92,14 @@ class Monitor:
             raise CommandError(f"{self.name}: {error}") from error
         except (ExecInterruptedError, StateError) as error:
             raise Failed(f"{self.name}: QEMU hung up") from error
+
+    async def execute_all(self, *commands: Command) -> None:
+        """Run `commands` in order, all sent at once. Raises as `execute` does, for the first that failed; those
+        after it are tried all the same."""
+        told = await asyncio.gather(*(self.execute(*command) for command in commands), return_exceptions=True)
+        for each in told:
+            if isinstance(each, BaseException):
+                raise each
 
     async def pass_fd(self, name: str, descriptor: int) -> None:
         """Give QEMU a copy of `descriptor`, for this connection's next commands to call `name` (QMP's getfd)."""

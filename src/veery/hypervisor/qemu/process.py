@@ -111,7 +111,9 @@ class Home:
         self.write(record)
 
     def write(self, record: Record) -> None:
-        """Replace what is written down."""
+        """Replace what is written down; nothing happens once the folder is gone."""
+        if not self.path.is_dir():
+            return
         written = _Written(
             domid=record.domid,
             spec=record.spec,

@@ -15,7 +15,7 @@ from typing import Any
 from veery.errors import Failed, OutcomeUnknown, VeeryError
 from veery.host.clock import Clock
 from veery.hypervisor.qemu.domain import Domain
-from veery.hypervisor.qemu.monitor import Monitor
+from veery.hypervisor.qemu.monitor import Command, Monitor
 from veery.model.move import Means
 
 log = logging.getLogger(__name__)
@@ -65,18 +65,7 @@ class Transfer:
 
         switchover-ack holds a copy: the source waits for a word of the target, which gives it only where it has the
         capability too (ours has not), or until the domain stands still (migration.c, migration_can_switchover)."""
-        wanted = {
-            "events": True,
-            "return-path": return_path,
-            "switchover-ack": means.hold,
-            "auto-converge": means.throttle,
-            "xbzrle": means.delta,
-        }
-        capabilities = [{"capability": name, "state": state} for name, state in wanted.items()]
-        await self.monitor.execute("migrate-set-capabilities", {"capabilities": capabilities})
-        values = {name.replace("_", "-"): value for name, value in parameters.items()}
-        if values:
-            await self.monitor.execute("migrate-set-parameters", values)
+        await self.monitor.execute_all(*orders(return_path=return_path, means=means, **parameters))
 
     async def query(self) -> Info:
         """query-migrate. Raises OutcomeUnknown when QEMU is silent."""
@@ -172,6 +161,20 @@ class Transfer:
                 return True
             await self.change(POLL)
         return False
+
+
+def orders(*, return_path: bool, means: Means = PLAIN, **parameters: Any) -> tuple[Command, ...]:
+    """The commands of `Transfer.set_up`."""
+    wanted = {
+        "events": True,
+        "return-path": return_path,
+        "switchover-ack": means.hold,
+        "auto-converge": means.throttle,
+        "xbzrle": means.delta,
+    }
+    capabilities = [{"capability": name, "state": state} for name, state in wanted.items()]
+    values = {name.replace("_", "-"): value for name, value in parameters.items()}
+    return ("migrate-set-capabilities", {"capabilities": capabilities}), ("migrate-set-parameters", values)
 
 
 def shut(stream: socket.socket) -> None:

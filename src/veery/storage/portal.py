@@ -1,0 +1,49 @@
+"""Whether a target portal answers: not only its machine's kernel, which takes connections for a daemon that hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import struct
+
+from veery.errors import Refused
+
+DEADLINE = 3.0
+_LOGIN = struct.Struct("!BBBBI6sHIHHII16x")
+_LOGIN_RESPONSE, _REJECT = 0x23, 0x3F
+
+
+def greeting(initiator: str) -> bytes:
+    """The first Login Request of a discovery session (RFC 7143, 11.12), which every target answers, if only with a
+    refusal; nothing is logged in to."""
+    text = f"InitiatorName={initiator}\0SessionType=Discovery\0AuthMethod=None\0".encode()
+    immediate, transit_to_operational = 0x43, 0x81
+    isid = b"\x80veery"  # qualifier format "random"
+    header = _LOGIN.pack(immediate, transit_to_operational, 0, 0, len(text), isid, 0, 1, 0, 0, 1, 0)
+    return header + text + bytes(-len(text) % 4)
+
+
+async def require(portal: str, initiator: str, *, deadline: float = DEADLINE) -> None:
+    """Return once the target daemon at `portal` ("ADDRESS:PORT") has answered. Raises Refused."""
+    address, _, port = portal.rpartition(":")
+    try:
+        async with asyncio.timeout(deadline):
+            reader, writer = await asyncio.open_connection(address.strip("[]"), int(port))
+            try:
+                writer.write(greeting(initiator))
+                opcode = (await reader.readexactly(48))[0] & 0x3F
+            finally:
+                writer.close()
+    except TimeoutError as error:
+        raise Refused(
+            f"target portal {portal} does not answer", hint="does tgtd hang there? is the path up?"
+        ) from error
+    except OSError as error:
+        raise Refused(
+            f"target portal {portal}: {os.strerror(error.errno) if error.errno else error}",
+            hint="is tgtd running there, and the path up?",
+        ) from error
+    except asyncio.IncompleteReadError as error:
+        raise Refused(f"target portal {portal} hung up", hint="see the log of tgtd there") from error
+    if opcode not in (_LOGIN_RESPONSE, _REJECT):
+        raise Refused(f"{portal} is no iSCSI target", hint="what listens there? ss -tlnp on that node")

@@ -1,0 +1,60 @@
+"""The journal of open moves: the last whole line counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from veery.errors import Failed
+from veery.migrate.journal import Journal, Line, Side
+from veery.model.move import Phase
+
+LINE = Line(
+    move="m1", side=Side.SOURCE, domain="d", uuid="u", boot="b", source="test1", target="test2", owner_revision=7
+)
+
+
+def file_of(folder: Path) -> Path:
+    (path,) = folder.glob("*.json")
+    return path
+
+
+def test_the_last_line_of_each_move_counts(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal")
+    for phase in (Phase.BEGIN, Phase.PREPARE, Phase.COPY):
+        journal.write(LINE.at(phase))
+    assert Journal(tmp_path / "journal").open() == (LINE.at(Phase.COPY),)
+    journal.strike(LINE)
+    assert journal.open() == ()
+
+
+@pytest.mark.parametrize("cut", [b"\n", b'\n{"move":"m1","side":"sou'])
+def test_a_line_cut_short_does_not_count(tmp_path: Path, cut: bytes) -> None:
+    journal = Journal(tmp_path)
+    journal.write(LINE.at(Phase.COPY))
+    with file_of(tmp_path).open("ab") as file:
+        file.write(cut)
+    assert journal.open() == (LINE.at(Phase.COPY),)
+    journal.write(LINE.at(Phase.LOADED))  # by the same daemon, which met a full disk in between
+    assert journal.open() == (LINE.at(Phase.LOADED),)
+
+
+def test_what_nobody_understands_is_not_passed_over(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.write(LINE)
+    file_of(tmp_path).write_bytes(b"what?\n")
+    with pytest.raises(Failed, match="unreadable"):
+        journal.open()
+
+
+def test_a_file_without_a_line_began_nothing(tmp_path: Path) -> None:
+    (tmp_path / "m1.source.json").touch()
+    assert Journal(tmp_path).open() == ()
+
+
+def test_no_room_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(Failed, match="journal") as caught:
+        Journal(tmp_path / "file" / "journal").write(LINE)
+    assert "make room" in caught.value.hint
