@@ -8,7 +8,6 @@ veery.migrate.converge itself, which steers real copies too."""
 from __future__ import annotations
 
 import itertools
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +24,8 @@ STAND = 12.0  # ms for which QEMU stops a domain at least: its processors stop, 
 OUTSIDE = 40.0  # ms more that a client misses it: until it is awake, and its frames go to the new place;
 WAKING = 1.0  # and so many times more what the last steps take: on a busy machine both are slow
 IDLE = 256 * KIB  # bytes that even an idle domain writes in a round
-ENGINE = 100.0 * MIB  # bytes/s that QEMU copies at least where nothing is known yet
+ENGINE = 100.0 * MIB  # bytes/s that QEMU copies where nothing is known
+NARROW = 60.0 * MIB  # bytes/s of a link up to which QEMU fills it
 SCAN = 2000.0 * MIB  # bytes/s at which it looks through zero pages
 USUAL = Overhead(before=60.0, copy=60.0, stand=STAND, away=20.0, after=15.0)
 """Where no earlier move tells: seen on a lab of one machine."""
@@ -83,21 +83,21 @@ def learn(
 ) -> tuple[Link, Overhead]:
     """The way to `target` as earlier moves and a probe of it show it, and what a move takes besides the copy.
 
-    Earlier moves tell what QEMU can do; those that were much slower than the quickest had a cap, and are passed
-    over. A probe tells of a link that is narrower than that. On a wide one it tells how quick the processors are
-    just now: QEMU gets about a third of it through; between that and what was before, the mean is taken."""
+    On a wide link both a probe and QEMU are bound by the processors as they are just now, and QEMU gets about a third
+    of the probe's speed; a link narrower than `NARROW` bounds both alike. Without a probe earlier moves tell; those
+    that were much slower than the quickest had a cap, and are passed over."""
     done = [each for each in reports if each.state is MoveState.DONE and Phase.CONFIRM in each.phases]
     alike = [each for each in done if each.target == target][-RECENT:] or done[-RECENT:]
     overhead = _overhead(alike)
     speeds = [_speed(each, overhead.copy) for each in alike]
     best = max(speeds, default=0.0)
-    engine = statistics.median(each for each in speeds if each >= best / 2) if best else max(ENGINE, probed / 3)
-    words = f"{len(alike)} earlier move{'s' if len(alike) != 1 else ''}" if any(speeds) else "no earlier move"
-    if best and probed > 2 * engine:
-        engine = math.sqrt(engine * max(engine, probed / 3))
-    rate = engine
-    if probed and probed < engine:
-        rate, words = probed, f"a probe of the link; {words}"
+    if probed:
+        rate, words = max(probed / 3, min(probed, NARROW)), "a probe just now"
+    elif best:
+        rate = statistics.median(each for each in speeds if each >= best / 2)
+        words = f"{len(alike)} earlier move{'s' if len(alike) != 1 else ''}"
+    else:
+        rate, words = ENGINE, "no probe and no earlier move"
     if settings.bandwidth and settings.bandwidth < rate:
         rate, words = float(settings.bandwidth), "the bandwidth asked for"
     return Link(rate=rate, scan=SCAN, probed=probed, source=words), overhead
