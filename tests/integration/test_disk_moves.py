@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-import shutil
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +55,7 @@ async def _make(near: Node, workshop: Workshop, image: Path, folder: Path) -> No
     for path in (nomad.here, nomad.there):
         path.mkdir()
     root, data = nomad.here / "root.img", nomad.here / "data.qcow2"
-    shutil.copyfile(image, root)
+    await run(["cp", "--sparse=always", image, root], deadline=30)
     await run(["qemu-img", "create", "-q", "-f", "qcow2", data, str(DATA)], deadline=30)
     disks = [f"{root},raw,xvda,w", f"{data},qcow2,xvdb,w"]
     workshop.file(NAME, disk=disks).replace(nomad.file)
