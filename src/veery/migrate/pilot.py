@@ -107,8 +107,6 @@ class Pilot:
         """What the user wants changed: bandwidth, downtime. Raises Refused where there is no copy to change."""
         if not self._crawling:
             await self._driver.tune(self._uuid, tuning)
-        elif tuning.downtime is not None:
-            await self._driver.tune(self._uuid, replace(tuning, bandwidth=None))
         said = []
         if tuning.bandwidth is not None:
             self._bandwidth = tuning.bandwidth
@@ -187,8 +185,11 @@ class Pilot:
             await self._set(replace(self._course, stopped=True, since=self._now()), "switches over")
 
     async def _crawl(self, slow: bool) -> None:
+        """With a limit of nothing QEMU looks for no freshly written pages. It would else do so without pause once
+        nothing is left to send, under the lock that its monitor and its guest need (migration_iteration_run)."""
         self._crawling = slow
-        await self._tune(Tuning(bandwidth=CRAWL if slow else self._bandwidth))
+        bandwidth, downtime = (CRAWL, 0) if slow else (self._bandwidth, self._course.downtime)
+        await self._tune(Tuning(bandwidth=bandwidth, downtime=downtime))
 
     async def _tune(self, tuning: Tuning) -> None:
         """A copy that has just ended cannot be changed any more, and need not be."""
