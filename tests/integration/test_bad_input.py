@@ -92,6 +92,26 @@ async def test_a_uuid_and_a_mac_that_are_another_domains(shop: Workshop, near: N
     await near.veery("delete", "wrong")
 
 
+async def test_starts_at_once(shop: Workshop, near: Node, far: Node) -> None:
+    """The same domain on both nodes, then two domains with one volume: never do both run; who lost leaves nothing."""
+    before, there = await near.traces(), await far.traces()
+    one, other = (shop.file(name, volume="spare", memory=64) for name in ("one", "other"))
+    for left, right in ((one, one), (one, other), (other, one)):
+        results = await asyncio.gather(near.result("create", "-p", left), far.result("create", "-p", right))
+        running = [*await near.domains(), *await far.domains()]
+        running.remove("idle")
+        assert len(running) <= 1
+        assert [result.code for result in results].count(0) == len(running)
+        for result in results:
+            assert result.code == 0 or "on test" in result.err or "here" in result.err
+        for node, result, path in zip((near, far), results, (left, right), strict=True):
+            if result.code == 0:
+                await node.veery("destroy", path.name)
+        for path in {left, right}:
+            await near.result("delete", path.name)
+        assert (await near.traces(), await far.traces()) == (before, there)
+
+
 async def test_orders(shop: Workshop, near: Node) -> None:
     before = await near.traces()
     orders = {
