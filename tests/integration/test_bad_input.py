@@ -77,19 +77,21 @@ async def test_domain_files(shop: Workshop, near: Node) -> None:
     assert (await near.json("volume", "show", "--json", "spare"))["used_by"] == []
 
 
-async def test_a_uuid_and_a_mac_that_are_another_domains(shop: Workshop, near: Node, far: Node) -> None:
+async def test_what_is_another_domains(shop: Workshop, near: Node, far: Node) -> None:
     path = shop.file("wrong", volume="spare", memory=64)
-    await near.veery("create", "-p", path)
-    (taken,) = await near.json("list", "-l", "wrong")
+    await far.veery("create", "-p", path)
+    (taken,) = await far.json("list", "-l", "wrong")
     before, there = await near.traces(), await far.traces()
     uuid, mac = taken["config"]["c_info"]["uuid"], taken["config"]["nics"][0]["mac"]
     other = shop.file("other", disk=None, root=None, memory=64, uuid=uuid)
-    assert f"UUID {uuid} is that of domain wrong" in await far.refused("create", other)
+    assert f"UUID {uuid} is that of domain wrong" in await near.refused("create", other)
     other = shop.file("other", disk=None, root=None, memory=64, vif=[f"mac={mac},bridge=xenbr0"])
-    assert f"MAC {mac} is in use" in await far.refused("create", other)
+    assert f"MAC {mac} is in use" in await near.refused("create", other)
+    assert "the name idle is taken" in await far.refused("rename", "wrong", "idle")
     assert (await near.traces(), await far.traces()) == (before, there)
-    await near.veery("destroy", "wrong")
-    await near.veery("delete", "wrong")
+    await far.veery("destroy", "wrong")
+    assert "the name wrong is taken" in await near.refused("rename", "idle", "wrong")  # its record has it still
+    await far.veery("delete", "wrong")
 
 
 async def test_starts_at_once(shop: Workshop, near: Node, far: Node) -> None:
