@@ -29,6 +29,7 @@ help: ## print this
 	@echo 'usage: make TARGET'
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  \1	\2/p' $(MAKEFILE_LIST) | expand -t 12
 	@echo 'PYTEST=... is handed on to pytest, for example PYTEST="-k tap tests/unit".'
+	@echo 'BENCH=... is handed on to the bench, for example BENCH="--rounds 5 --parts moves".'
 
 demo: root setup ## the seed's experiment on real parts, told as a story (about a minute)
 	@$(BIN)/veery lab demo
@@ -49,7 +50,7 @@ faults: root setup ## kill daemons, QEMUs, links, etcd and power in every phase 
 	@$(BIN)/python -m pytest tests/faults
 
 bench: root setup ## measure moves beside a bare QMP script; writes bench/latest.json
-	@$(BIN)/python -m bench
+	@$(BIN)/python -m bench $(BENCH)
 
 lab: root setup ## build the lab and leave it standing (veery lab down removes it)
 	@$(BIN)/veery lab up

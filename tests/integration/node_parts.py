@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import ctypes
+import http.client
 import json
 import os
 import pty
 import re
 import secrets
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -18,29 +20,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from veery.host import tls
 from veery.host.process import start_ticks
 from veery.host.run import Result
 from veery.lab.guest import Guest
+from veery.lab.plan import NAMESPACES
 from veery.lab.services import Lab
 
 T = TypeVar("T")
 LEAVE = "\x1d"  # Ctrl-]
 PROMPT = r"[~/] # "
-_OWNERS = """
-import asyncio, json, sys
-from pathlib import Path
-from veery.cluster.identity import load
-from veery.cluster.keys import DOMAINS, OWNERS
-from veery.cluster.members import open_store
-from veery.config.settings import load as load_settings
-async def main():
-    settings = load_settings(Path(sys.argv[1]))
-    store = open_store(settings, load(Path(settings.state)))
-    owners, records = await OWNERS.all(store), await DOMAINS.all(store)
-    print(json.dumps([{name: each.node for name, each in owners.items()}, sorted(records)]))
-    await store.close()
-asyncio.run(main())
-"""
 
 
 def aside(work: Coroutine[Any, Any, T]) -> T:
@@ -204,10 +193,13 @@ class Node:
         return {**found, "owners": owners, "records": records}
 
     async def store(self) -> tuple[dict[str, str], list[str]]:
-        """Owner keys (domain: node) and the names of the domains' records, by the store itself."""
-        shown = await self.lab.run("stor", [sys.executable, "-c", _OWNERS, self.lab.plan.settings("stor")])
-        owners, records = json.loads(shown.out)
-        return owners, records
+        """Owner keys (domain: node) and the names of the domains' records, by etcd itself."""
+
+        def read() -> tuple[dict[str, str], list[str]]:
+            owners = {name: str(value["node"]) for name, value in _scan(self.lab, "owner/").items()}
+            return owners, sorted(_scan(self.lab, "domain/"))
+
+        return await asyncio.to_thread(_inside, NAMESPACES / self.lab.plan.namespace("stor"), read)
 
     async def targets(self) -> list[dict[str, Any]]:
         """What tgtd serves."""
@@ -238,6 +230,33 @@ class Node:
             return name not in await self.domains()
 
         await until(absent, f"{name} gone from {self.name}")
+
+
+def _inside(namespace: Path, work: Callable[[], T]) -> T:
+    """Do `work` in a network namespace (setns(2)), in a thread of its own."""
+
+    def entered() -> T:
+        with namespace.open() as file:
+            if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), 0x40000000):  # CLONE_NEWNET
+                raise OSError(ctypes.get_errno(), "setns")
+        return work()
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(entered).result()
+
+
+def _scan(lab: Lab, prefix: str) -> dict[str, Any]:
+    """What stands in etcd under `prefix` (its JSON gateway), without the prefix."""
+    context = tls.client_context(lab.plan.home("stor") / "lib/tls")
+    begin = f"/veery/{prefix}".encode()
+    body = {"key": begin, "range_end": begin[:-1] + bytes([begin[-1] + 1])}
+    connection = http.client.HTTPSConnection(lab.plan.node("stor").address, 2379, context=context, timeout=20)
+    with contextlib.closing(connection):
+        text = json.dumps({key: base64.b64encode(value).decode() for key, value in body.items()})
+        connection.request("POST", "/v3/kv/range", text)
+        answer = json.loads(connection.getresponse().read())
+    found = ((base64.b64decode(row["key"]), base64.b64decode(row["value"])) for row in answer.get("kvs", ()))
+    return {key.removeprefix(begin).decode(): json.loads(value) for key, value in found}
 
 
 async def until(wanted: Callable[[], Awaitable[T]], what: str, *, within: float = 60.0) -> T:

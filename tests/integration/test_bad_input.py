@@ -77,19 +77,41 @@ async def test_domain_files(shop: Workshop, near: Node) -> None:
     assert (await near.json("volume", "show", "--json", "spare"))["used_by"] == []
 
 
-async def test_a_uuid_and_a_mac_that_are_another_domains(shop: Workshop, near: Node, far: Node) -> None:
+async def test_what_is_another_domains(shop: Workshop, near: Node, far: Node) -> None:
     path = shop.file("wrong", volume="spare", memory=64)
-    await near.veery("create", "-p", path)
-    (taken,) = await near.json("list", "-l", "wrong")
+    await far.veery("create", "-p", path)
+    (taken,) = await far.json("list", "-l", "wrong")
     before, there = await near.traces(), await far.traces()
     uuid, mac = taken["config"]["c_info"]["uuid"], taken["config"]["nics"][0]["mac"]
     other = shop.file("other", disk=None, root=None, memory=64, uuid=uuid)
-    assert f"UUID {uuid} is that of domain wrong" in await far.refused("create", other)
+    assert f"UUID {uuid} is that of domain wrong" in await near.refused("create", other)
     other = shop.file("other", disk=None, root=None, memory=64, vif=[f"mac={mac},bridge=xenbr0"])
-    assert f"MAC {mac} is in use" in await far.refused("create", other)
+    assert f"MAC {mac} is in use" in await near.refused("create", other)
+    assert "the name idle is taken" in await far.refused("rename", "wrong", "idle")
     assert (await near.traces(), await far.traces()) == (before, there)
-    await near.veery("destroy", "wrong")
-    await near.veery("delete", "wrong")
+    await far.veery("destroy", "wrong")
+    assert "the name wrong is taken" in await near.refused("rename", "idle", "wrong")  # its record has it still
+    await far.veery("delete", "wrong")
+
+
+async def test_starts_at_once(shop: Workshop, near: Node, far: Node) -> None:
+    """The same domain on both nodes, then two domains with one volume: never do both run; who lost leaves nothing."""
+    before, there = await near.traces(), await far.traces()
+    one, other = (shop.file(name, volume="spare", memory=64) for name in ("one", "other"))
+    for left, right in ((one, one), (one, other), (other, one)):
+        results = await asyncio.gather(near.result("create", "-p", left), far.result("create", "-p", right))
+        running = [*await near.domains(), *await far.domains()]
+        running.remove("idle")
+        assert len(running) <= 1
+        assert [result.code for result in results].count(0) == len(running)
+        for result in results:
+            assert result.code == 0 or "on test" in result.err or "here" in result.err
+        for node, result, path in zip((near, far), results, (left, right), strict=True):
+            if result.code == 0:
+                await node.veery("destroy", path.name)
+        for path in {left, right}:
+            await near.result("delete", path.name)
+        assert (await near.traces(), await far.traces()) == (before, there)
 
 
 async def test_orders(shop: Workshop, near: Node) -> None:

@@ -96,21 +96,25 @@ async def release(store: Store, owner: Owner) -> None:
         raise OwnedElsewhere(f"domain {owner.domain} belongs to {now.node} by now", now)
 
 
-async def reserve(store: Store, domain: str, move: str, source: str, target: str) -> Reservation:
-    """Promise `domain`, which `source` owns, to `target` for the move `move`.
+async def reserve(store: Store, domain: str, move: str, source: str, target: str, *, revision: int = 0) -> Reservation:
+    """Promise `domain`, which `source` owns, to `target` for the move `move`. `revision` is that of the owner key, as
+    the source has just read it (0: it is read here): one question less to the store.
 
     Asking again for the same move gives the same answer. Raises OwnedElsewhere when `source` does not own it,
     Refused when another move has it, StoreUnavailable, OutcomeUnknown."""
     wanted = Reservation(domain=domain, move=move, source=source, target=target)
     key = RESERVATIONS.key(domain)
     for _ in range(ATTEMPTS):
-        owner = await read(store, domain)
-        if owner is None or owner.node != source:
-            where = f"runs on {owner.node}" if owner else "does not run"
-            raise OwnedElsewhere(f"domain {domain} {where}, not on {source}", owner)
+        if not revision:
+            owner = await read(store, domain)
+            if owner is None or owner.node != source:
+                where = f"runs on {owner.node}" if owner else "does not run"
+                raise OwnedElsewhere(f"domain {domain} {where}, not on {source}", owner)
+            revision = owner.revision
         done = await store.commit(
-            [Unchanged(key, 0), Unchanged(OWNERS.key(domain), owner.revision)], [RESERVATIONS.put(domain, wanted)]
+            [Unchanged(key, 0), Unchanged(OWNERS.key(domain), revision)], [RESERVATIONS.put(domain, wanted)]
         )
+        revision = 0
         if done.held:
             log.info(decision("owner.reserve", domain=domain, move=move, source=source, target=target))
             return dataclasses.replace(wanted, revision=done.revision)

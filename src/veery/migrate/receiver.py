@@ -135,6 +135,9 @@ class Receiver:
                 line = await self._make_disks(line)
                 spec = disks.arrived(offer.spec, line.disks)
                 attachments = await ground.attacher.attach(spec)
+                await ground.driver.prepare(
+                    spec, attachments, offer.luggage, offer.backlog, tls=offer.tls, peer=offer.source
+                )
             finally:  # to its end: a promise made after we have given up would stand for ever
                 await asyncio.wait({reserving})
                 failed = reserving.exception()
@@ -143,9 +146,6 @@ class Receiver:
             reservation = reserving.result()
             line = ground.journal.write(replace(line, reservation_revision=reservation.revision))
             async with self._watching(reservation, offer.boot) as given:
-                await ground.driver.prepare(
-                    spec, attachments, offer.luggage, offer.backlog, tls=offer.tls, peer=offer.source
-                )
                 await self._load(channel, offer, line)
                 await self._make_sure(line, given)
                 await ground.driver.finish(offer.spec.uuid, paused=offer.paused)
@@ -162,8 +162,15 @@ class Receiver:
         await channel.send(wire.Running())
 
     async def _reserve(self, offer: wire.Offer) -> Reservation:
-        node = self._ground.node
-        return await owners.reserve(self._ground.store, offer.domain, offer.move, offer.source, node)
+        """The promise, while the half domain starts; it stands before the source hears that we are ready."""
+        return await owners.reserve(
+            self._ground.store,
+            offer.domain,
+            offer.move,
+            offer.source,
+            self._ground.node,
+            revision=offer.owner_revision,
+        )
 
     @contextlib.asynccontextmanager
     async def _watching(self, reservation: Reservation, boot: str) -> AsyncIterator[asyncio.Task[Owner]]:
