@@ -433,6 +433,10 @@ class FakeDriver:
                 copy.sent, left = copy.sent + piece, left - piece
                 report(progress(copy, left, total))
                 await self._step("copy")
+            while copy.means.hold and not copy.downtime and domain.running:
+                report(progress(copy, 0, total))  # it looks for no freshly written pages
+                await self._clock.sleep(0.01)
+                await self._step("copy")
             seconds = self._clock.now() - begun
             written = domain.writes * (1 - copy.throttle / 100) if domain.running else 0.0
             remaining, copy.dirty_rate = min(total, int(written * seconds)), written

@@ -27,8 +27,6 @@ SAMPLES = 240
 STORY = 100
 CRAWL = 64 << 10
 """Bytes/s of a copy that waits for its turn: it keeps its place and leaves the machine to the others."""
-CALM = 0.05
-"""A domain that writes less than this share of the link's speed loses nothing by crawling."""
 EXCESS = 2.0
 """Times its bound after which even a copy that must finish is given up: then it is not the domain's fault."""
 
@@ -65,8 +63,16 @@ class Pilot:
         self._released: float | None = None
         self._last: MoveProgress | None = None
         self._round = 0
+        self._quiet = turn is not None  # held before its turn: freshly written pages are not looked for
         if turn is not None:
             turn.granted = self._news.set
+
+    @property
+    def limit(self) -> int:
+        """The limit on the downtime (ms) to begin with. With none QEMU looks for no freshly written pages. It would
+        else do so without pause once nothing is left to send, under the lock that its monitor and its guest need
+        (migration_iteration_run): a held copy does it in its turn."""
+        return 0 if self._turn is not None else self._settings.downtime
 
     @property
     def means(self) -> Means:
@@ -105,8 +111,10 @@ class Pilot:
 
     async def change(self, tuning: Tuning) -> None:
         """What the user wants changed: bandwidth, downtime. Raises Refused where there is no copy to change."""
-        if not self._crawling:
+        if not self._quiet:
             await self._driver.tune(self._uuid, tuning)
+        elif not self._crawling and tuning.bandwidth is not None:
+            await self._driver.tune(self._uuid, Tuning(bandwidth=tuning.bandwidth))
         said = []
         if tuning.bandwidth is not None:
             self._bandwidth = tuning.bandwidth
@@ -158,7 +166,7 @@ class Pilot:
             stop=course.stopped,
         )
         self._say(why)
-        if course.stopped and self._crawling:
+        if course.stopped and self._quiet:
             await self._crawl(False)
         await self._tune(tuning)
 
@@ -166,28 +174,24 @@ class Pilot:
         if self._course.stopped:
             return
         if turn.ready_since is None:
-            if not converge.ready(self._rounds, self._sample, self._course):
+            if not self._sample.rounds or self._sample.remaining:
                 return
             turn.ready()
-            if not turn.mine and self._sample.dirty_rate < CALM * converge.speed(self._rounds):
-                await self._crawl(True)
             if not turn.mine:
-                self._say("could switch over; waits for its turn")
+                await self._crawl(True)
+                self._say("all is sent once; waits for its turn to switch over")
         if not turn.mine:
             return
         if self._released is None:
             self._say("its turn to switch over")
-            if self._crawling:
-                await self._crawl(False)
+            await self._crawl(False)
             self._released = self._now()
             self._course = replace(self._course, since=self._released)
         elif self._sample.at > self._released and converge.ready(self._rounds, self._sample, self._course):
             await self._set(replace(self._course, stopped=True, since=self._now()), "switches over")
 
     async def _crawl(self, slow: bool) -> None:
-        """With a limit of nothing QEMU looks for no freshly written pages. It would else do so without pause once
-        nothing is left to send, under the lock that its monitor and its guest need (migration_iteration_run)."""
-        self._crawling = slow
+        self._crawling = self._quiet = slow
         bandwidth, downtime = (CRAWL, 0) if slow else (self._bandwidth, self._course.downtime)
         await self._tune(Tuning(bandwidth=bandwidth, downtime=downtime))
 

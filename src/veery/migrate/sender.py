@@ -258,7 +258,7 @@ class Sender:
             target.relocation_address or target.address, target.relocation_port, ready.token, CONNECT_DEADLINE
         )
         pilot = self._take_pilot()
-        settings = replace(order.settings, timeout=0.0)  # the pilot's
+        settings = replace(order.settings, timeout=0.0, downtime=pilot.limit)  # the bound is the pilot's
         listening = asyncio.create_task(channel.expect(wire.Loaded, None), name=f"{order.move} listens")
         sending = asyncio.create_task(
             self._ground.driver.send(
