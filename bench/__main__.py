@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -27,7 +28,7 @@ PARTS = ("moves", "daemon")  # the daemon's memory is read when it has moved dom
 async def run(lab: Lab, kernel: Guest, arguments: argparse.Namespace) -> Figures:
     """Measure what `arguments` ask for in `lab`."""
     figures = Figures()
-    with tempfile.TemporaryDirectory(prefix="veery-bench-") as name:
+    with tempfile.TemporaryDirectory(prefix="bench", dir=lab.plan.folder) as name:  # goes with the lab, come what may
         folder = Path(name)
         if "moves" in arguments.parts:
             await moves.measure(
@@ -46,6 +47,7 @@ async def run(lab: Lab, kernel: Guest, arguments: argparse.Namespace) -> Figures
 
 
 async def _main(arguments: argparse.Namespace) -> Figures:
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, _this_task().cancel)
     kernel = kernels.find()
     if kernel is None:
         raise Refused("there is no guest kernel", hint="make setup")
@@ -63,6 +65,12 @@ async def _main(arguments: argparse.Namespace) -> Figures:
         return await run(lab, kernel, arguments)
     finally:
         await lab.down()
+
+
+def _this_task() -> asyncio.Task[object]:
+    task = asyncio.current_task()
+    assert task is not None
+    return task
 
 
 def _say(line: str) -> None:
@@ -90,6 +98,9 @@ def main(words: list[str]) -> int:
     arguments = parser().parse_args(words)
     try:
         figures = asyncio.run(_main(arguments))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        sys.stderr.write("bench: ended before its end; nothing is left of it\n")
+        return 1
     except VeeryError as error:
         sys.stderr.write(f"bench: {error.message}\n" + (f"  hint: {error.hint}\n" if error.hint else ""))
         return 1

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from veery.errors import Failed
 from veery.hypervisor.qemu.argv import Wiring, build_argv
 from veery.hypervisor.qemu.build import Build
 from veery.hypervisor.qemu.devices import secret, secret_id
@@ -46,14 +47,14 @@ class Qmp:
         self.execute("qmp_capabilities")
 
     def execute(self, command: str, **arguments: Any) -> Any:
-        """Run a command; its answer. Raises RuntimeError with QEMU's words."""
+        """Run a command; its answer. Raises Failed with QEMU's words."""
         self._socket.sendall(json.dumps({"execute": command, "arguments": arguments}).encode())
         while True:
             message = self._message(DEADLINE)
             if "event" in message:
                 self.events.append(message)
             elif "error" in message:
-                raise RuntimeError(f"{command}: {message['error']['desc']}")
+                raise Failed(f"{command}: {message['error']['desc']}")
             else:
                 return message["return"]
 
@@ -77,10 +78,10 @@ class Qmp:
         while b"\n" not in self._data:
             ready, _, _ = select.select([self._socket], [], [], max(0.0, ends - time.monotonic()))
             if not ready:
-                raise RuntimeError("QEMU does not answer")
+                raise Failed("QEMU does not answer")
             piece = self._socket.recv(1 << 16)
             if not piece:
-                raise RuntimeError("QEMU hung up")
+                raise Failed("QEMU hung up")
             self._data += piece
         line, _, self._data = self._data.partition(b"\n")
         message: dict[str, Any] = json.loads(line)
@@ -144,14 +145,14 @@ class Bare:
             running.end()
 
     def type(self, line: str) -> None:
-        """Type `line` into its console, as soon as a shell answers there. Raises RuntimeError after DEADLINE."""
+        """Type `line` into its console, as soon as a shell answers there. Raises Failed after DEADLINE."""
         assert self.here is not None
         log, ends = self.here.folder / "console.log", time.monotonic() + DEADLINE
         with socket.socket(socket.AF_UNIX) as port:
             port.connect(str(self.here.folder / "port"))
             while b"\nready" not in log.read_bytes():
                 if time.monotonic() > ends:
-                    raise RuntimeError(f"no shell on the console: {log.read_text(errors='replace')[-300:]}")
+                    raise Failed(f"no shell on the console: {log.read_text(errors='replace')[-300:]}")
                 port.sendall(b"echo re''ady\n")
                 time.sleep(0.5)
             port.sendall(f"{line}\n".encode())
@@ -165,20 +166,12 @@ class Bare:
         begun = time.perf_counter()
         arrived = self._spawn(target, incoming=True)
         spawned = time.perf_counter()
-        for running, endpoint in ((arrived, "server"), (source, "client")):
-            _set_up(running.qmp, running.host.tls if tls else None, endpoint, target.name)
-        source.qmp.events.clear()
-        address = {"transport": "socket", "type": "inet", "host": target.address, "port": str(PORT)}
-        channels = [{"channel-type": "main", "addr": address}]
-        arrived.qmp.execute("migrate-incoming", channels=channels)
-        source.qmp.execute("migrate", channels=channels)
-        end = source.qmp.wait(_ended)
-        if end["data"]["status"] != "completed":
-            raise RuntimeError(f"bare move: {end['data']['status']}")
+        try:
+            info = _copy(source, arrived, tls=tls)
+        except BaseException:
+            arrived.end()
+            raise
         copied = time.perf_counter()
-        if arrived.qmp.execute("query-status")["status"] != "running":
-            arrived.qmp.wait(lambda event: event["event"] == "RESUME")
-        info = source.qmp.execute("query-migrate")
         source.end()
         ended = time.perf_counter()
         self.here = arrived
@@ -222,11 +215,29 @@ class Bare:
                 )
         try:
             return Running(host, process, Qmp(folder / "qmp0"), tap, folder)
-        except (OSError, RuntimeError) as error:
+        except (OSError, Failed) as error:
             process.kill()
             process.wait()
             _ip(host, f"link del {tap}")
-            raise RuntimeError(f"bare QEMU: {(folder / 'qemu.log').read_text()[-300:]}") from error
+            raise Failed(f"bare QEMU: {(folder / 'qemu.log').read_text()[-300:]}") from error
+
+
+def _copy(source: Running, arrived: Running, *, tls: bool) -> dict[str, Any]:
+    """Migrate until the domain runs on the other side; what QEMU tells of it. Raises Failed."""
+    for running, endpoint in ((arrived, "server"), (source, "client")):
+        _set_up(running.qmp, running.host.tls if tls else None, endpoint, arrived.host.name)
+    source.qmp.events.clear()
+    address = {"transport": "socket", "type": "inet", "host": arrived.host.address, "port": str(PORT)}
+    channels = [{"channel-type": "main", "addr": address}]
+    arrived.qmp.execute("migrate-incoming", channels=channels)
+    source.qmp.execute("migrate", channels=channels)
+    status = source.qmp.wait(_over)["data"]["status"]
+    if status != "completed":
+        raise Failed(f"a move by hand ended as {status}")
+    if arrived.qmp.execute("query-status")["status"] != "running":
+        arrived.qmp.wait(lambda event: event["event"] == "RESUME")
+    info: dict[str, Any] = source.qmp.execute("query-migrate")
+    return info
 
 
 def _set_up(qmp: Qmp, tls: Path | None, endpoint: str, target: str) -> None:
@@ -242,7 +253,7 @@ def _set_up(qmp: Qmp, tls: Path | None, endpoint: str, target: str) -> None:
         qmp.execute(command, **arguments)
 
 
-def _ended(event: dict[str, Any]) -> bool:
+def _over(event: dict[str, Any]) -> bool:
     return event["event"] == "MIGRATION" and event["data"]["status"] in {"completed", "failed", "cancelled"}
 
 

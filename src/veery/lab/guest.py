@@ -15,7 +15,7 @@ from pathlib import Path
 from veery.errors import Failed
 from veery.lab.apt import Report
 from veery.lab.packages import cache, private_apt
-from veery.storage.image import build_initramfs
+from veery.storage import guestfiles, image, modules
 
 METAPACKAGE = "linux-image-cloud-amd64"
 
@@ -36,6 +36,15 @@ def find() -> Guest | None:
     found = sorted(_folder().glob("[!.]*/boot/vmlinuz-*"), key=lambda path: path.stat().st_mtime)
     guest = _guest(found[-1]) if found else None
     return guest if guest and guest.ramdisk.exists() else None
+
+
+def refresh(guest: Guest) -> bool:
+    """Build the initramfs anew where what it is made by is newer; whether it was. Raises Refused."""
+    sources = (image.__file__, guestfiles.__file__, modules.__file__)
+    if max(Path(source).stat().st_mtime for source in sources) <= guest.ramdisk.stat().st_mtime:
+        return False
+    asyncio.run(image.build_initramfs(guest.ramdisk, kernel=guest.kernel, modules=guest.modules))
+    return True
 
 
 def fetch(report: Report) -> Guest:
@@ -65,7 +74,7 @@ def fetch(report: Report) -> Guest:
             raise Failed(f"cannot unpack {package.name}: {unpacked.stderr.strip()}", hint="is the disk full?")
         made = _guest(kernels[0])
         report("building its initramfs", 0.9)
-        asyncio.run(build_initramfs(made.ramdisk, kernel=made.kernel, modules=made.modules))
+        asyncio.run(image.build_initramfs(made.ramdisk, kernel=made.kernel, modules=made.modules))
         final = _folder() / made.version
         shutil.rmtree(final, ignore_errors=True)
         tree.rename(final)

@@ -60,8 +60,8 @@ def _packages(bar: Bar) -> str:
 
 
 def _guest(bar: Bar) -> str:
-    if guest.find():
-        return ""
+    if found := guest.find():
+        return "initramfs built anew" if guest.refresh(found) else ""
     return f"kernel {guest.fetch(bar).version}, unpacked in {packages.cache() / 'guest'}"
 
 
