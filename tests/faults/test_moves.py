@@ -183,11 +183,12 @@ async def test_quorum_lost_before_commit(proof: Proof) -> None:
             for member in faults.find(lab, node, "etcd"):
                 member.process.send(signal.SIGSTOP)
                 frozen.append(member.process)
+        await asyncio.sleep(0.5)  # until the store's last answer no longer counts as a sign that it answers
         hold.unlink()
         told = await moving
         assert told.code == 1
         rows = await proof.readings()
-        assert rows["test1"]["state"] in ("running", "blocked")
+        assert rows["test1"]["state"] in ("running", "blocked"), told.err[-400:]
     finally:
         hold.unlink(missing_ok=True)
         for process in frozen:
