@@ -97,9 +97,9 @@ class Receiver:
         attachments: Attachments | None = None
         try:
             await ground.hold.at(Phase.PREPARE)
+            attachments = await ground.attacher.attach(offer.spec)
             reserving = asyncio.create_task(self._reserve(offer), name=f"{offer.move} reserves")
             try:
-                attachments = await ground.attacher.attach(offer.spec)
                 await ground.driver.prepare(
                     offer.spec, attachments, offer.luggage, offer.backlog, tls=offer.tls, peer=offer.source
                 )

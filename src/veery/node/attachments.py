@@ -39,6 +39,7 @@ class NodeAttacher:
     ) -> None:
         """`volume` finds a volume's record, `initiator` this node's credentials at every target."""
         self._node, self._driver, self._volume, self._initiator = node, driver, volume, initiator
+        self._mine: Initiator | None = None
         self._made: dict[str, float] = {}  # tap: when we made it
 
     async def blockers(self, spec: DomainSpec) -> Sequence[str]:
@@ -80,7 +81,7 @@ class NodeAttacher:
             await tap.delete(vif.device)
 
     async def _disks(self, spec: DomainSpec) -> tuple[AttachedDisk, ...]:
-        return tuple(await asyncio.gather(*map(self.disk, spec.disks)))
+        return tuple([await self.disk(disk) for disk in spec.disks])  # a question at a time: one warm connection
 
     async def _reachable(self, spec: DiskSpec) -> None:
         """Raises Refused where this node cannot use a disk that another node uses now."""
@@ -95,14 +96,21 @@ class NodeAttacher:
         for vif in attachments.vifs:
             self._made.pop(vif.device, None)
 
+    async def _credentials(self) -> Initiator:
+        """This node's credentials: asked for once, since only joining anew changes them."""
+        if self._mine is None:
+            self._mine = await self._initiator()
+        return self._mine
+
     async def disk(self, spec: DiskSpec) -> AttachedDisk:
         """How this node reaches the bytes of a disk. Raises Refused where it cannot."""
         if spec.volume:
-            volume, mine = await asyncio.gather(self._volume(spec.volume), self._initiator())
+            volume = await self._volume(spec.volume)
             if volume is None:
                 raise Refused(f"there is no volume {spec.volume}", hint="veery volume list shows those there are")
             if not volume.ready:
                 raise Refused(f"volume {spec.volume} is not ready", hint="is it being filled or deleted?")
+            mine = await self._credentials()
             lun = IscsiLun(
                 portal=volume.portal, iqn=volume.iqn, lun=1, initiator=mine.iqn, user=mine.user, password=mine.password
             )
