@@ -159,6 +159,9 @@ async def test_a_start_that_was_cut_short(martin: Path, near: Node, lab: Lab, wo
     path = workshop.file("half", volume="second")
     order = await frozen_start(near, lab, path)
     assert len(near.qemus()) == 2
+    assert (await near.domain("half"))["state"] == "paused"  # it can be looked at
+    (shown,) = await near.json("network-list", "--json", "half")
+    assert shown["vifs"][0]["device"] in await near.taps()
     await faults.kill(lab, "test1", "veeryd")
     assert (await order).code == 1
     await lab.start("test1")

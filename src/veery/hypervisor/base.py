@@ -72,7 +72,8 @@ class Driver(Protocol):
 
     # ---- domains
     async def list(self) -> tuple[DomainReading, ...]:
-        """Every domain here, by domid. A domain whose hypervisor process does not answer is still listed."""
+        """Every domain here, by domid. A domain whose hypervisor process does not answer is still listed, and so is
+        one that is just starting: it can be looked at (`spec`, `console`), and takes no orders yet."""
         ...
 
     async def spec(self, uuid: str) -> tuple[DomainSpec, Attachments]:

@@ -80,7 +80,7 @@ class QemuDriver:
 
     async def spec(self, uuid: str) -> tuple[DomainSpec, Attachments]:
         """As Driver.spec."""
-        record = self._roster.domain(uuid).record
+        record = self._roster.present(uuid).record
         return record.spec, record.attachments
 
     async def pack(self, uuid: str) -> tuple[DomainSpec, msgspec.Raw]:
@@ -211,7 +211,7 @@ class QemuDriver:
 
     async def console(self, uuid: str) -> QemuConsole:
         """As Driver.console."""
-        return self._roster.domain(uuid).console.open()
+        return self._roster.present(uuid).console.open()
 
     async def backlog(self, uuid: str) -> bytes:
         """As Driver.backlog."""

@@ -66,11 +66,18 @@ class Roster:
         """All, by domid."""
         return sorted(self._domains.values(), key=lambda domain: domain.record.domid)
 
-    def domain(self, uuid: str) -> Domain:
-        """The domain. Raises Refused when it is not here."""
+    def present(self, uuid: str) -> Domain:
+        """The domain, to be looked at: it may be just starting. Raises Refused when it is not here."""
         domain = self._domains.get(uuid)
-        if domain is None or uuid in self._starting:
+        if domain is None:
             raise Refused(f"no domain {uuid} here", hint="veery list shows those there are")
+        return domain
+
+    def domain(self, uuid: str) -> Domain:
+        """The domain, up and ready for orders. Raises Refused when it is not here, or not yet."""
+        domain = self.present(uuid)
+        if uuid in self._starting:
+            raise Refused(f"{domain.record.spec.name} is just starting", hint="try again when it has started")
         return domain
 
     def free(self, uuid: str) -> Domain:
