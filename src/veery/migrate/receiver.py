@@ -130,11 +130,11 @@ class Receiver:
         attachments: Attachments | None = None
         try:
             await ground.hold.at(Phase.PREPARE)
+            line = await self._make_disks(line)
+            spec = disks.arrived(offer.spec, line.disks)
+            attachments = await ground.attacher.attach(spec)
             reserving = asyncio.create_task(self._reserve(offer), name=f"{offer.move} reserves")
             try:
-                line = await self._make_disks(line)
-                spec = disks.arrived(offer.spec, line.disks)
-                attachments = await ground.attacher.attach(spec)
                 await ground.driver.prepare(
                     spec, attachments, offer.luggage, offer.backlog, tls=offer.tls, peer=offer.source
                 )

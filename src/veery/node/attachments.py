@@ -101,7 +101,8 @@ class NodeAttacher:
             await announce.announce(voices)
 
     async def _disks(self, spec: DomainSpec) -> tuple[AttachedDisk, ...]:
-        return tuple(await asyncio.gather(*map(self.disk, spec.disks)))
+        """One question at a time to the store, over the connection that is open already."""
+        return tuple([await self.disk(disk) for disk in spec.disks])
 
     def taken(self, attachments: Attachments) -> None:
         """A domain has them now: whatever of them is left when it is gone may be swept."""
@@ -111,11 +112,12 @@ class NodeAttacher:
     async def disk(self, spec: DiskSpec) -> AttachedDisk:
         """How this node reaches the bytes of a disk. Raises Refused where it cannot."""
         if spec.volume:
-            volume, mine = await asyncio.gather(self._volume(spec.volume), self._initiator())
+            volume = await self._volume(spec.volume)
             if volume is None:
                 raise Refused(f"there is no volume {spec.volume}", hint="veery volume list shows those there are")
             if not volume.ready:
                 raise Refused(f"volume {spec.volume} is not ready", hint="is it being filled or deleted?")
+            mine = await self._initiator()
             lun = IscsiLun(
                 portal=volume.portal, iqn=volume.iqn, lun=1, initiator=mine.iqn, user=mine.user, password=mine.password
             )
