@@ -132,7 +132,7 @@ async def test_power_off_ends_everything_on_one_node_only(bare: Lab) -> None:
 
 async def test_frozen_processes_stand_still_until_thawed(bare: Lab) -> None:
     await sleep(bare, "test1")
-    (frozen,) = faults.freeze(bare, "test1")
+    (frozen,) = await faults.freeze(bare, "test1")
     assert state(frozen.process.pid) == "T"
     faults.thaw(bare, "test1")
     async with asyncio.timeout(20):  # it goes on when the scheduler comes to it

@@ -5,11 +5,12 @@ be cut alone and the card still shows its carrier, as behind a broken switch."""
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import signal
 from enum import StrEnum
 
-from veery.errors import Refused
+from veery.errors import Failed, Refused
 from veery.lab import members
 from veery.lab.members import Member
 from veery.lab.plan import SWITCH
@@ -57,14 +58,29 @@ async def power_on(lab: Lab, node: str) -> None:
     await lab.start(node)
 
 
-def freeze(lab: Lab, node: str) -> tuple[Member, ...]:
-    """Stop every process of `node` (SIGSTOP), as a machine that hangs; those stopped. The kernel still answers."""
-    return _signal(lab.members(node), signal.SIGSTOP)
+async def freeze(lab: Lab, node: str, *, deadline: float = 20.0) -> tuple[Member, ...]:
+    """Stop every process of `node` (SIGSTOP), as a machine that hangs; those stopped. The kernel still answers. What
+    was on a processor goes on until the signal reaches it: we come back when each thread stands. Raises Failed after
+    `deadline` seconds."""
+    frozen: dict[int, Member] = {}
+    try:
+        async with asyncio.timeout(deadline):
+            while moving := [each for each in lab.members(node) if not each.standing()]:
+                for each in moving:
+                    each.process.send(signal.SIGSTOP)
+                    frozen[each.process.pid] = each
+                await asyncio.sleep(0.01)
+    except TimeoutError as error:
+        raise Failed(f"{node} was not frozen within {deadline:g} s", hint="a process hangs in the kernel") from error
+    return tuple(frozen.values())
 
 
 def thaw(lab: Lab, node: str) -> tuple[Member, ...]:
     """Let a frozen node go on."""
-    return _signal(lab.members(node), signal.SIGCONT)
+    thawed = lab.members(node)
+    for member in thawed:
+        member.process.send(signal.SIGCONT)
+    return thawed
 
 
 def find(lab: Lab, node: str, program: str) -> tuple[Member, ...]:
@@ -81,12 +97,6 @@ async def kill(lab: Lab, node: str, program: str) -> tuple[Member, ...]:
     """SIGKILL the processes that `find` finds, and wait for their end."""
     found = find(lab, node, program)
     await members.end(found)
-    return found
-
-
-def _signal(found: tuple[Member, ...], number: signal.Signals) -> tuple[Member, ...]:
-    for member in found:
-        member.process.send(number)
     return found
 
 

@@ -30,6 +30,15 @@ class Member:
             return named[0] if named else names[0]
         return names[0] if names else ""
 
+    def standing(self) -> bool:
+        """Whether every thread of it is stopped (or ended): proc(5), state T, Z or X."""
+        states = []
+        with suppress(OSError):  # a thread ended while we looked
+            for stat in Path(f"/proc/{self.process.pid}/task").glob("*/stat"):
+                states.append(stat.read_text().rpartition(")")[2].split()[0])
+            return all(state in "TZX" for state in states)
+        return False
+
 
 def members(namespaces: Collection[Path]) -> tuple[Member, ...]:
     """The living processes inside the network namespaces that these files name (missing files are passed over).
