@@ -10,6 +10,11 @@
 | domain/NAME, owner/NAME, reservation/NAME | DomainRecord, Owner, Reservation of a domain |
 | volume/NAME | Volume |
 | processor/NAME, baseline/ACCELERATOR | Processor of a node, Baseline of all of them |
+| ha/DOMAIN, run/DOMAIN, group/NAME | HaRecord (what is asked), RunRecord (what the brain did), Group |
+| fence/NODE, history/NODE, intent/NODE | FenceRecord, NodeHistory, NodeIntent |
+| leader | LeaderRecord, bound to the leader's lease |
+| disarmed | Disarmed, while the brain is to do nothing |
+| event/NUMBER | Event; numbers of 20 digits, so that they sort by time |
 """
 
 from __future__ import annotations
@@ -23,6 +28,17 @@ from veery.cluster.store import Entry, Put, Store
 from veery.errors import Failed, Refused
 from veery.model import codec
 from veery.model.cluster import Cluster, DomainRecord, Owner, Presence, Reservation, Token
+from veery.model.ha import (
+    Disarmed,
+    Event,
+    FenceRecord,
+    Group,
+    HaRecord,
+    LeaderRecord,
+    NodeHistory,
+    NodeIntent,
+    RunRecord,
+)
 from veery.model.node import Node
 from veery.model.plan import Baseline, Processor
 from veery.model.volume import Initiator, Volume
@@ -86,10 +102,21 @@ VOLUMES = Kind("volume/", Volume)
 TOKENS = Kind("token/", Token)
 PROCESSORS = Kind("processor/", Processor)
 BASELINES = Kind("baseline/", Baseline)
+POLICIES = Kind("ha/", HaRecord)
+RUNS = Kind("run/", RunRecord)
+GROUPS = Kind("group/", Group)
+FENCES = Kind("fence/", FenceRecord)
+HISTORIES = Kind("history/", NodeHistory)
+INTENTS = Kind("intent/", NodeIntent)
+LEADERS = Kind("", LeaderRecord)  # one record: LEADER
+DISARM = Kind("", Disarmed)  # one record: DISARMED
+EVENTS = Kind("event/", Event)
 
 CLUSTER = "cluster"
 CA_KEY = "ca/key"
 JOINING = "joining"
+LEADER = "leader"
+DISARMED = "disarmed"
 
 
 async def cluster(store: Store) -> Cluster:
