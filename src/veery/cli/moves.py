@@ -221,7 +221,7 @@ def _declare_migrate(parser: Parser) -> None:
         "--remove-source", action="store_true", help="remove their files here at the end, else FILE.moved-to-NODE"
     )
     parser.add_argument(
-        "--no-turns", dest="turns", action="store_false", help="switch over when ready, whoever else does so now"
+        "--no-turns", dest="turns", action="store_false", help="copy and switch over at once, whoever else does so now"
     )
     parser.add_argument(
         "--plan", action="store_true", help="move nothing: tell what stands in the way, and how long it would take"

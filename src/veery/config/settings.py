@@ -64,11 +64,13 @@ class Qemu:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MoveLimits:
-    """How many moves may be under way at once: `out` of this node, `into` it, and from it to any one other node."""
+    """How many moves may be under way at once: `out` of this node, `into` it, and from it to any one other node.
+    `copies`: how many of those out of it copy at the same time; 0: one, or two with eight processors and more."""
 
     out: int = 8
     into: int = 8
     link: int = 8
+    copies: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +122,7 @@ def load(path: Path) -> Settings:
         settings = msgspec.convert(data, type=Settings)
     except msgspec.ValidationError as error:
         raise Refused(f"{path}: {error}", hint="see docs/settings.md for the keys") from error
-    if min(settings.moves.out, settings.moves.into, settings.moves.link) < 1:
+    if min(settings.moves.out, settings.moves.into, settings.moves.link, settings.moves.copies + 1) < 1:
         raise Refused(f"{path}:{_line_of(text, 'moves')}: limits of moves are 1 or more", hint="see docs/settings.md")
     return settings
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
@@ -58,7 +59,7 @@ class Moves:
     def __init__(self, ground: Ground, settler: Settler, folder: Path, limits: MoveLimits = DEFAULT_LIMITS) -> None:
         """Reports of ended moves are kept in `folder`; more moves than `limits` allow wait."""
         self._ground, self._settler, self._folder = ground, settler, folder
-        self._places, self._turns = Places(limits.out, limits.link), Turns(ground.clock)
+        self._places, self._turns = Places(limits.out, limits.link), Turns(ground.clock, copies_at_once(limits.copies))
         self._running: dict[str, Running] = {}
         self._tasks: asyncio.TaskGroup | None = None
 
@@ -209,6 +210,12 @@ class Moves:
                 path.unlink(missing_ok=True)
         except OSError as error:
             log.error("move=%s report not kept: %s", report.id, error)
+
+
+def copies_at_once(wanted: int) -> int:
+    """How many copies go at a time out of this node: `wanted`, or where that is 0 what its processors carry. A copy
+    through TLS takes one; two fill most paths, and more make each switch-over wait for the others' pages."""
+    return wanted or max(1, min(2, (os.cpu_count() or 1) // 4))
 
 
 def _standing(running: Running) -> MoveReport:

@@ -15,7 +15,7 @@ from veery.hypervisor.base import Driver
 from veery.migrate import converge
 from veery.migrate.converge import Change, Course, GiveUp, Round
 from veery.migrate.policy import find
-from veery.migrate.turns import Turn
+from veery.migrate.turns import LINGER, SOON, Turn
 from veery.model.move import Means, MoveProgress, MoveSettings, Phase, Remark, Sample, Tuning
 from veery.model.units import format_size
 
@@ -42,11 +42,14 @@ class Pilot:
         *,
         clock: Clock,
         publish: Callable[[MoveProgress], None],
-        turn: Turn | None,
+        turn: Turn | None = None,
+        held: bool = False,
     ) -> None:
-        """`turn` is the move's place in the row, None where nobody need wait. Raises Refused for an unknown policy."""
+        """`turn` is the move's place in the row, None where it stands in none; with `held` it has to wait there until
+        it may switch over. Raises Refused for an unknown policy."""
         self._driver, self._uuid, self._settings, self._clock = driver, uuid, settings, clock
-        self._publish, self._turn = publish, turn
+        self._publish, self._place = publish, turn
+        self._turn = turn if held else None
         self.policy = find(settings.policy)
         self.samples: list[Sample] = []
         self.story: list[Remark] = []
@@ -63,8 +66,9 @@ class Pilot:
         self._released: float | None = None
         self._last: MoveProgress | None = None
         self._round = 0
-        self._quiet = turn is not None  # held before its turn: freshly written pages are not looked for
-        if turn is not None:
+        self._quiet = held  # held before its turn: freshly written pages are not looked for
+        self._passed: float | None = None  # when all of the memory had been sent once
+        if turn is not None and held:
             turn.granted = self._news.set
 
     @property
@@ -135,6 +139,8 @@ class Pilot:
                 async with asyncio.timeout(TICK):
                     await self._news.wait()
             self._news.clear()
+            if self._place is not None:
+                self._mind_the_others(self._place)
             if self._turn is not None:
                 await self._mind_the_turn(self._turn)
             await self._judge()
@@ -169,6 +175,16 @@ class Pilot:
         if course.stopped and self._quiet:
             await self._crawl(False)
         await self._tune(tuning)
+
+    def _mind_the_others(self, place: Turn) -> None:
+        """Those that wait to copy should know how soon they can, and not wait for one that does not get on."""
+        sample = self._sample
+        if sample.rate > 0 and sample.remaining / sample.rate < SOON:
+            place.near()
+        if self._passed is None and (sample.rounds > 1 or self._crawling):
+            self._passed = self._now()
+        if self._passed is not None and self._now() - self._passed > LINGER:
+            place.linger()
 
     async def _mind_the_turn(self, turn: Turn) -> None:
         if self._course.stopped:

@@ -87,6 +87,8 @@ class Sender:
         if self._order.settings.turns and not _stands(self._order):
             self._turn = self._turns.join(self._order.move)
         try:
+            if self._turn is not None:
+                await self._turn.prepare()
             return await self._run()
         finally:
             self._leave_row()
@@ -163,6 +165,8 @@ class Sender:
                 steps.line, reservation_revision=ready.reservation, disks=disks.matched(going, ready.disks)
             )
 
+            if self._turn is not None:
+                await self._turn.copy()
             await steps.enter(Phase.COPY)
             undo.push_async_callback(ground.driver.resume, order.reading.uuid)
             if steps.line.disks:
@@ -237,17 +241,25 @@ class Sender:
             message = await channel.expect((wire.Ready, wire.Wait), PREPARE_DEADLINE)
             if isinstance(message, wire.Ready):
                 return message
+            if self._turn is not None:
+                self._turn.aside()
             note = f"{channel.peer} takes in others first"
             self._publish(MoveProgress(phase=Phase.PREPARE, note=note))
 
     def _take_pilot(self) -> Pilot:
         """Who steers the copy. A move that is alone takes its turn at once and lets the hypervisor switch over."""
         ground, order, turn = self._ground, self._order, self._turn
-        if turn is not None and turn.alone:
+        held = turn is not None and not turn.alone
+        if turn is not None and not held:
             turn.take()
-            turn = None
         self._pilot = Pilot(
-            ground.driver, order.reading.uuid, order.settings, clock=ground.clock, publish=self._progress, turn=turn
+            ground.driver,
+            order.reading.uuid,
+            order.settings,
+            clock=ground.clock,
+            publish=self._progress,
+            turn=turn,
+            held=held,
         )
         return self._pilot
 

@@ -1,6 +1,7 @@
-"""Many moves out of one node: how many copy at once, and who may switch over next.
+"""Many moves out of one node: how many at once, how many of them copy, and who may switch over next.
 
-Copies run side by side, for they cost the domains little. Switch-overs take turns: two at once make both domains
+A copy takes a processor at each end and much of the path. So only `copies` of them go at a time, and one
+more prepares its target meanwhile. Those that copy together take turns to switch over: two at once make both domains
 stand still for longer. A copy that could switch over is held in its rounds until its turn comes."""
 
 from __future__ import annotations
@@ -8,26 +9,49 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 
 from veery.host.clock import Clock
 
 PATIENCE = 2.0
 """Seconds for which a copy that is ready waits until the others are: their copying would lengthen its gap."""
+LINGER = 3.0
+"""Seconds after its first pass for which a copy keeps the others from beginning theirs."""
+SOON = 5.0
+"""Seconds that a copy has still to go when the next move may prepare its target: a promise there should not be old."""
+
+
+class Stage(Enum):
+    """How far a move has come, as far as the others are concerned."""
+
+    QUEUED = "has asked nothing of its target yet"
+    ASIDE = "its target takes in others first"
+    PREPARING = "its target makes ready, or is"
+    COPYING = "copies, and keeps as many others from it"
+    LINGERING = "copies for longer than the others should wait for"
 
 
 @dataclass(eq=False)
 class Turn:
-    """One move's place in the row. `ready_since`: when it could have switched over (None: it still copies)."""
+    """One move's place in the row. `ready_since`: when it could have switched over (None: it still copies);
+    `soon`: it has only seconds to copy."""
 
     move: str
     turns: Turns
     granted: Callable[[], None] = lambda: None
+    stage: Stage = Stage.QUEUED
+    soon: bool = False
     ready_since: float | None = None
 
     @property
     def alone(self) -> bool:
-        """Whether no other move is under way: then nobody needs to wait for anybody."""
-        return self.turns.members == [self]
+        """Whether no other move copies: then nobody needs to wait for anybody."""
+        return not any(each.copying for each in self.turns.members if each is not self)
+
+    @property
+    def copying(self) -> bool:
+        """Whether it copies."""
+        return self.stage in (Stage.COPYING, Stage.LINGERING)
 
     @property
     def mine(self) -> bool:
@@ -37,6 +61,37 @@ class Turn:
     def take(self) -> None:
         """Take the turn at once, for a move that is alone."""
         self.turns.holder = self
+
+    async def prepare(self) -> None:
+        """Return once its target may make ready. First come, first served."""
+        await self.turns.until(lambda: self.turns.may_prepare(self))
+        self.stage = Stage.PREPARING
+
+    def aside(self) -> None:
+        """Its target lets it wait: the others need not."""
+        self.stage = Stage.ASIDE
+        self.turns.changed()
+
+    async def copy(self) -> None:
+        """Return once it may copy."""
+        await self.turns.until(self.turns.may_copy)
+        self.stage = Stage.COPYING
+        self.turns.changed()
+
+    def near(self) -> None:
+        """It has only seconds to copy. Idempotent."""
+        if not self.soon:
+            self.soon = True
+            self.turns.changed()
+
+    def linger(self) -> None:
+        """It does not end as soon as it should: let others begin. Idempotent."""
+        if self.stage is Stage.COPYING:
+            self.stage = Stage.LINGERING
+            if self.mine:
+                self.turns.holder = None
+            self.turns.look()
+            self.turns.changed()
 
     def ready(self) -> None:
         """It can switch over; `granted` is called as soon as it may."""
@@ -51,16 +106,18 @@ class Turn:
             if self.mine:
                 self.turns.holder = None
             self.turns.look()
+            self.turns.changed()
 
 
 class Turns:
     """The row of one source node."""
 
-    def __init__(self, clock: Clock) -> None:
-        """Nobody is in it."""
-        self.clock = clock
+    def __init__(self, clock: Clock, copies: int) -> None:
+        """Nobody is in it; at most `copies` copy at once."""
+        self.clock, self.copies = clock, copies
         self.members: list[Turn] = []
         self.holder: Turn | None = None
+        self._news = asyncio.Event()
 
     def join(self, move: str) -> Turn:
         """A move begins."""
@@ -68,17 +125,40 @@ class Turns:
         self.members.append(turn)
         return turn
 
+    def may_prepare(self, turn: Turn) -> bool:
+        """Whether it is the first that waits, and there is a place, or one comes free within seconds."""
+        first = next(each for each in self.members if each.stage is Stage.QUEUED)
+        copying = [each for each in self.members if each.stage is Stage.COPYING]
+        busy = len(copying) + sum(each.stage is Stage.PREPARING for each in self.members)
+        soon = any(each.soon for each in copying)
+        return first is turn and busy < self.copies + soon
+
+    def may_copy(self) -> bool:
+        """Whether there is a place for one more copy."""
+        return sum(each.stage is Stage.COPYING for each in self.members) < self.copies
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        """Return once `holds` is true; it is asked again at every change."""
+        while not holds():
+            await self._news.wait()
+
+    def changed(self) -> None:
+        """Somebody has come further: whoever waits looks again."""
+        news, self._news = self._news, asyncio.Event()
+        news.set()
+
     def look(self) -> None:
         """Give the turn to whom it is due."""
         if self.holder is not None:
             return
         now = self.clock.now()
-        chosen = choose(self.members, now)
+        copying = [each for each in self.members if each.stage is Stage.COPYING or each.ready_since is not None]
+        chosen = choose(copying, now)
         if chosen is not None:
             self.holder = chosen
             chosen.granted()
             return
-        waiting = [each.ready_since for each in self.members if each.ready_since is not None]
+        waiting = [each.ready_since for each in copying if each.ready_since is not None]
         if waiting:
             asyncio.get_running_loop().call_later(max(min(waiting) + PATIENCE - now, 0) + 0.01, self.look)
 

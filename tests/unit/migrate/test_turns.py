@@ -13,7 +13,7 @@ from veery.cluster import owner as owners
 from veery.errors import Refused
 from veery.host.clock import RealClock
 from veery.migrate import turns
-from veery.migrate.turns import Places, Turns, choose
+from veery.migrate.turns import Places, Stage, Turns, choose
 from veery.model.cluster import DomainRecord
 from veery.model.domain import DomainSpec
 from veery.model.move import MoveReport, MoveSettings, MoveState, Tuning
@@ -29,8 +29,12 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 async def test_turns_are_given_one_at_a_time_in_order() -> None:
-    row = Turns(RealClock())
+    row = Turns(RealClock(), 3)
     first, second, third = (row.join(name) for name in "abc")
+    queued = row.join("queued")
+    for each in (first, second, third):
+        await each.prepare()
+        await each.copy()
     assert not first.alone
     second.ready()
     assert row.holder is None  # the others still copy, and would lengthen its gap
@@ -44,12 +48,85 @@ async def test_turns_are_given_one_at_a_time_in_order() -> None:
     assert third.mine
     assert third.alone
     third.close()
-    assert row.members == []
+    assert row.members == [queued]
     assert row.holder is None
 
 
+def waits(work: asyncio.Task[None]) -> bool:
+    return not work.done()
+
+
+async def turned(times: int = 5) -> None:
+    for _ in range(times):
+        await asyncio.sleep(0)
+
+
+async def test_one_copies_and_one_more_makes_ready() -> None:
+    row = Turns(RealClock(), 1)
+    first, second, third = (row.join(name) for name in "abc")
+    await first.prepare()
+    preparing = [asyncio.create_task(each.prepare()) for each in (third, second)]
+    await turned()
+    assert all(map(waits, preparing))
+    await first.copy()
+    await turned()
+    assert all(map(waits, preparing))  # a promise of their targets could grow old
+    first.near()
+    await preparing[1]  # first come, first served
+    copying = asyncio.create_task(second.copy())
+    await turned()
+    assert waits(preparing[0])
+    assert waits(copying)
+    first.close()
+    await copying
+    second.near()
+    await preparing[0]
+    assert second.alone
+
+
+async def test_one_that_does_not_get_on_does_not_keep_the_others() -> None:
+    row = Turns(RealClock(), 1)
+    first, second = row.join("a"), row.join("b")
+    for each in (first, second):
+        if each is second:
+            first.linger()
+        await each.prepare()
+        await each.copy()
+        if each is first:
+            each.take()
+    assert not second.alone
+    assert not first.mine
+    second.ready()
+    assert second.mine
+
+
+async def test_one_whose_target_is_full_does_not_keep_the_others() -> None:
+    row = Turns(RealClock(), 1)
+    first, second = row.join("a"), row.join("b")
+    await first.prepare()
+    waiting = asyncio.create_task(second.prepare())
+    await turned()
+    assert waits(waiting)
+    first.aside()
+    await waiting
+    await second.copy()
+
+
+async def test_who_waits_for_a_place_may_leave() -> None:
+    row = Turns(RealClock(), 1)
+    first, second, third = (row.join(name) for name in "abc")
+    await first.prepare()
+    left, waiting = (asyncio.create_task(each.prepare()) for each in (second, third))
+    await turned()
+    left.cancel()
+    second.close()
+    first.close()
+    await waiting
+    assert third.stage is Stage.PREPARING
+
+
 async def test_who_waits_long_enough_waits_no_more_for_the_others() -> None:
-    row = Turns(RealClock())
+    row = Turns(RealClock(), 2)
     ready, slow = row.join("ready"), row.join("slow")
     ready.ready_since = 10.0
     assert choose(row.members, 10.0 + turns.PATIENCE - 0.1) is None
@@ -101,6 +178,7 @@ async def test_many_at_once_switch_over_one_after_the_other(
 ) -> None:
     caplog.set_level("INFO")
     async with two_nodes(tmp_path, certificates) as pair:
+        pair.a.moves._turns.copies = 5
         names = {spec.uuid: spec.name for spec in await with_more(pair, 4)}
         reports = await all_moved(pair, MoveSettings(bandwidth=512 * MIB))
         assert [report.state for report in reports] == [MoveState.DONE] * 5
