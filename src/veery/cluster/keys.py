@@ -11,7 +11,7 @@
 | volume/NAME | Volume |
 | processor/NAME, baseline/ACCELERATOR | Processor of a node, Baseline of all of them |
 | ha/DOMAIN, run/DOMAIN, group/NAME | HaRecord (what is asked), RunRecord (what the brain did), Group |
-| fence/NODE, history/NODE, intent/NODE | FenceRecord, NodeHistory, NodeIntent |
+| fence/NODE, means/NODE, history/NODE, intent/NODE | FenceRecord, FenceMeans, NodeHistory, NodeIntent |
 | leader | LeaderRecord, bound to the leader's lease |
 | disarmed | Disarmed, while the brain is to do nothing |
 | event/NUMBER | Event; numbers of 20 digits, so that they sort by time |
@@ -31,6 +31,7 @@ from veery.model.cluster import Cluster, DomainRecord, Owner, Presence, Reservat
 from veery.model.ha import (
     Disarmed,
     Event,
+    FenceMeans,
     FenceRecord,
     Group,
     HaRecord,
@@ -106,6 +107,7 @@ POLICIES = Kind("ha/", HaRecord)
 RUNS = Kind("run/", RunRecord)
 GROUPS = Kind("group/", Group)
 FENCES = Kind("fence/", FenceRecord)
+MEANS = Kind("means/", FenceMeans)
 HISTORIES = Kind("history/", NodeHistory)
 INTENTS = Kind("intent/", NodeIntent)
 LEADERS = Kind("", LeaderRecord)  # one record: LEADER

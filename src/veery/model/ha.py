@@ -123,6 +123,15 @@ class Proof:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FenceMeans:
+    """means/NODE: how the node can be fenced; it writes this itself, while it is well. `methods` in the order to be
+    tried; `watchdog`: seconds after its last renewal of its lease at which its watchdog has fired for certain."""
+
+    methods: tuple[str, ...] = ()
+    watchdog: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeHistory:
     """history/NODE: when it was fenced, epoch, the last few, oldest first."""
 
@@ -220,16 +229,12 @@ class NodeReading:
     load: float = 0.0
     sick: str = ""
     copies: tuple[RunningCopy, ...] = ()
-    methods: tuple[str, ...] = ()
-    watchdog: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeView:
     """One node. `absent`/`present`: seconds for which the leader itself has seen its lease gone/there, without break;
-    exactly one of them is not None. `reading`: the newest that its daemon gave, `fresh`: given since it is present.
-    `methods`: its fences in the order to be tried; `watchdog`: seconds after its last renewal at which its watchdog
-    has fired for certain (0: has none)."""
+    exactly one of them is not None. `reading`: the newest that its daemon gave, `fresh`: given since it is present."""
 
     record: Node
     absent: float | None = None
@@ -237,8 +242,7 @@ class NodeView:
     sign: Sign | None = None
     reading: NodeReading | None = None
     fresh: bool = False
-    methods: tuple[str, ...] = ()
-    watchdog: float = 0.0
+    means: FenceMeans = FenceMeans()
     fence: FenceRecord | None = None
     intent: NodeIntent | None = None
     history: NodeHistory = NodeHistory()
@@ -251,8 +255,8 @@ class NodeView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DomainView:
-    """One domain. `memory` MiB it takes on a node; `local`: it has disks that only its node has. `move`: the promise
-    of the move under way."""
+    """One domain. `memory` MiB it takes on a node; `tied`: the one node that has its disks ("": they are volumes, any
+    node reaches them; "?": nobody knows). `move`: the promise of the move under way."""
 
     name: str
     memory: int
@@ -260,14 +264,16 @@ class DomainView:
     owner: Owner | None = None
     run: RunRecord | None = None
     move: Reservation | None = None
-    local: bool = False
+    tied: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterView:
     """The cluster at `revision` of the store. `quorum`: the store answered. `settled`: seconds for which it has
     answered without break, by the leader's clock. `witnesses`: storage nodes that told of heartbeats just now.
-    `acting`: subjects ("domain/x", "node/y") with an action under way at this leader."""
+    Of this leader itself: `acting`, subjects ("domain/x", "node/y") with an action under way; `resting`, those whose
+    last action failed a moment ago, with what was said; `starting`, domain to node, and `moving`, domain to
+    (source, target), the orders under way."""
 
     revision: int
     quorum: bool
@@ -278,10 +284,9 @@ class ClusterView:
     groups: Mapping[str, Group] = field(default_factory=dict)
     disarmed: Disarmed | None = None
     acting: frozenset[str] = frozenset()
-    starting: Mapping[str, str] = field(default_factory=dict)  # domain -> node, starts under way at this leader
-    moving: Mapping[str, tuple[str, str]] = field(
-        default_factory=dict
-    )  # domain -> (source, target), ordered, under way
+    resting: Mapping[str, str] = field(default_factory=dict)
+    starting: Mapping[str, str] = field(default_factory=dict)
+    moving: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
 # ---- what is to be done
@@ -371,6 +376,13 @@ class Drop(Action):
     """Take away the promise of a move whose target is proven fenced."""
 
     promise: Reservation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Steady(Action):
+    """A domain has run long enough: its tries are forgotten."""
+
+    run: RunRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

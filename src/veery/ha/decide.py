@@ -1,0 +1,41 @@
+"""The decision: one view in, actions with their reasons out. Pure: no await, no clock but an argument."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from veery.ha.picture import Picture, note
+from veery.ha.rules.fencing import fence_silent
+from veery.ha.rules.moving import come_home, drain, leave_cut_off
+from veery.ha.rules.recovery import readmit_returned, recover_fenced, settle_moves
+from veery.ha.rules.waiting import forget_tries, place_waiting
+from veery.model.ha import Action, ClusterView, Level, Rules
+
+RULES: tuple[Callable[[Picture], Iterator[Action]], ...] = (  # earlier ones have the first claim on room and turns
+    fence_silent,
+    recover_fenced,
+    settle_moves,
+    readmit_returned,
+    leave_cut_off,
+    place_waiting,
+    drain,
+    come_home,
+    forget_tries,
+)
+
+
+def decide(view: ClusterView, now: float, rules: Rules) -> tuple[Action, ...]:
+    """What is to be done about the cluster as it is in `view`. `now`: seconds of the epoch; it paces tries and
+    delays, and no safety hangs on it.
+
+    At most one action about each subject that does something; Notes say why nothing is done where that matters."""
+    if not view.quorum:
+        return (
+            note("cluster", "no-quorum", "the store has no quorum: domains run on, nothing is decided", Level.ALARM),
+        )
+    if view.disarmed is not None:
+        by = f" by {view.disarmed.by}" if view.disarmed.by else ""
+        why = f": {view.disarmed.reason}" if view.disarmed.reason else ""
+        return (note("cluster", "disarmed", f"disarmed{by}{why}; nothing is done until `veery arm`", Level.WARNING),)
+    picture = Picture.of(view, now, rules)
+    return tuple(action for rule in RULES for action in rule(picture))

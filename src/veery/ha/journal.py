@@ -1,0 +1,74 @@
+"""Events: what the brain did and found, written to the store by the leader, a few at a time, the oldest dropped."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+
+from veery.cluster.keys import EVENTS
+from veery.cluster.store import Compacted, Delete, Put, Store, Unchanged
+from veery.model.ha import Event
+
+AT_ONCE = 50  # events in one transaction
+SLACK = 100  # so many above `keep` before the oldest are dropped
+
+
+class Journal:
+    """Collects events and writes them; `keep` of them stay."""
+
+    def __init__(self, store: Store, *, keep: int = 2000) -> None:
+        self._store, self._keep = store, keep
+        self._waiting: list[Event] = []
+        self._count: int | None = None  # written, as far as this leader knows
+        self._last = 0
+
+    def add(self, event: Event) -> None:
+        """Have `event` written by the next `flush`; of too many the oldest are let go."""
+        self._waiting = [*self._waiting, event][-self._keep :]
+
+    async def flush(self, guard: Unchanged) -> None:
+        """Write what waits, while `guard` holds. Raises StoreUnavailable, OutcomeUnknown (it is written again then,
+        under the same number)."""
+        if not self._waiting:
+            return
+        if self._count is None:
+            self._count = len((await self._store.scan(EVENTS.prefix)).entries)
+        batch = self._waiting[:AT_ONCE]
+        operations: list[Put | Delete] = []
+        number = self._last
+        for event in batch:
+            number = max(number + 1, int(event.at * 1_000_000))
+            operations.append(EVENTS.put(f"{number:020}", event))
+        done = await self._store.commit([guard], operations)
+        self._last = number
+        self._waiting = self._waiting[len(batch) :]
+        if done.held:
+            self._count += len(batch)
+        if self._count > self._keep + SLACK:
+            await self._drop(guard)
+
+    async def _drop(self, guard: Unchanged) -> None:
+        entries = (await self._store.scan(EVENTS.prefix)).entries
+        old = entries[: max(0, len(entries) - self._keep)]
+        if old:
+            await self._store.commit([guard], [Delete(entry.key) for entry in old[:SLACK]])
+        self._count = len(entries) - len(old[:SLACK])
+
+
+async def last(store: Store, count: int) -> tuple[Event, ...]:
+    """The last `count` events, oldest first. Raises StoreUnavailable."""
+    entries = (await store.scan(EVENTS.prefix)).entries
+    return tuple(EVENTS.value(entry) for entry in entries[max(0, len(entries) - count) :])
+
+
+async def follow(store: Store) -> AsyncGenerator[Event, None]:
+    """Every event from now on, for ever. Raises StoreUnavailable when it begins."""
+    after = (await store.scan(EVENTS.prefix)).revision
+    while True:
+        try:
+            async for change in store.watch(EVENTS.prefix, after):
+                after = change.revision
+                if change.entry is not None:
+                    yield EVENTS.value(change.entry)
+            return
+        except Compacted:
+            after = (await store.scan(EVENTS.prefix)).revision

@@ -1,0 +1,99 @@
+"""One leader at a time: the key `leader`, bound to a lease.
+
+To the store the lease ends when it says so. To the holder it ends earlier: it counts from the moment at which it asked
+for the last renewal that was granted, by its own monotonic clock, less a margin. So it has stopped before another can
+begin; and should its clock lie, everything that a leader writes has the key's revision as a condition."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from veery.cluster.keys import LEADER, LEADERS
+from veery.cluster.store import Store, Unchanged
+from veery.errors import Failed, OutcomeUnknown
+from veery.host.clock import Clock
+from veery.host.log import decision
+from veery.model.ha import LeaderRecord
+
+log = logging.getLogger(__name__)
+
+RETRY = 0.5  # seconds between two tries to become, or to stay, the leader
+MARGIN = 0.2  # of the lease's time, given up
+
+
+class NotLeader(Failed):
+    """This node does not lead (any more): nothing was written."""
+
+
+class Leadership:
+    """This node's part in it. `run` is somebody's task; the rest may be asked at any time."""
+
+    def __init__(self, store: Store, node: str, *, ttl: int, clock: Clock) -> None:
+        """`ttl`: seconds of the lease."""
+        self._store, self._node, self._ttl, self._clock = store, node, ttl, clock
+        self._lease = 0
+        self._revision = 0
+        self._until = clock.now()
+
+    def remaining(self) -> float:
+        """Seconds for which this node may still act as the leader; 0 when it does not lead."""
+        return max(0.0, self._until - self._clock.now()) if self._revision else 0.0
+
+    def held(self) -> bool:
+        """Whether this node leads."""
+        return self.remaining() > 0
+
+    def guard(self) -> Unchanged:
+        """The condition for everything that the leader writes. Raises NotLeader."""
+        if not self.held():
+            raise NotLeader(f"{self._node} does not lead the cluster")
+        return Unchanged(LEADER, self._revision)
+
+    async def run(self) -> None:
+        """For ever: become the leader when there is none, stay it while the store agrees. Cancel to stop; `resign`
+        then lets another begin at once."""
+        while True:
+            try:
+                async with asyncio.timeout(self._ttl / 3):
+                    await (self._keep() if self._revision else self._campaign())
+            except (Failed, OutcomeUnknown, TimeoutError) as error:
+                if self._revision and not self.held():
+                    self._lose(str(error) or "no answer in time")
+                await self._clock.sleep(RETRY)
+                continue
+            await self._clock.sleep(self._ttl / 3 if self._revision else 2 * RETRY)
+
+    async def resign(self) -> None:
+        """Let go of it now. Raises StoreUnavailable."""
+        lease, self._lease = self._lease, 0
+        self._revision = 0
+        if lease:
+            await self._store.revoke(lease)
+
+    async def _campaign(self) -> None:
+        if await self._store.get(LEADER) is not None:
+            return
+        asked = self._clock.now()
+        lease = self._lease
+        self._lease = 0  # until the key is known to hang on it
+        if not lease or await self._store.keep(lease) <= 0:
+            lease = await self._store.grant(self._ttl)
+        record = LeaderRecord(node=self._node, since=self._clock.epoch())
+        done = await self._store.commit([Unchanged(LEADER, 0)], [LEADERS.put(LEADER, record, lease=lease)])
+        self._lease = lease
+        if done.held:
+            self._revision, self._until = done.revision, asked + self._ttl * (1 - MARGIN)
+            log.info(decision("leader.begin", node=self._node, revision=done.revision))
+
+    async def _keep(self) -> None:
+        asked = self._clock.now()
+        entry = await self._store.get(LEADER)
+        if entry is None or entry.revision != self._revision or await self._store.keep(self._lease) <= 0:
+            self._lose("the lease has ended")
+            return
+        self._until = asked + self._ttl * (1 - MARGIN)
+
+    def _lose(self, reason: str) -> None:
+        self._revision, self._lease = 0, 0
+        log.warning(decision("leader.end", node=self._node, reason=reason))

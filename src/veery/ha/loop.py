@@ -1,0 +1,202 @@
+"""The loop: observe, decide, act. Every voter observes, so that a new leader knows who has been silent for how long;
+only the leader acts."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from veery.cluster.store import Store
+from veery.errors import Failed, OutcomeUnknown, VeeryError
+from veery.ha.act import Actor, Overtaken
+from veery.ha.base import Eyes, Hands
+from veery.ha.decide import decide
+from veery.ha.journal import Journal
+from veery.ha.leader import Leadership, NotLeader
+from veery.host.clock import Clock
+from veery.host.log import decision
+from veery.host.tasks import stop
+from veery.model.ha import Action, ClusterView, Event, Level, Move, Note, Rules, Start, Steady
+
+log = logging.getLogger(__name__)
+
+WATCH = 0.2  # seconds between two looks at the own leadership, while actions are under way
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The newest word about one subject: what is, or was, done about it and why. `since`: epoch."""
+
+    action: Action
+    since: float
+    outcome: str = ""
+
+
+@dataclass(slots=True)
+class _Work:
+    action: Action
+    task: asyncio.Task[None]
+
+
+@dataclass(slots=True)
+class _Rest:
+    until: float  # own clock
+    said: str
+
+
+class Brain:
+    """One node's brain. `run` is somebody's task; the daemon builds it, and asks it `why`."""
+
+    def __init__(
+        self,
+        node: str,
+        *,
+        store: Store,
+        eyes: Eyes,
+        hands: Hands,
+        clock: Clock,
+        rules: Rules,
+        told: Callable[[Event], None] | None = None,
+    ) -> None:
+        """`told` hears every event as it happens, on the leader only."""
+        rules.check()
+        self._node, self._eyes, self._clock, self._rules, self._told = node, eyes, clock, rules, told
+        self.leadership = Leadership(store, node, ttl=rules.leader_ttl, clock=clock)
+        self._actor = Actor(store, hands, self.leadership, clock, rules)
+        self._journal = Journal(store)
+        self._work: dict[str, _Work] = {}
+        self._rests: dict[str, _Rest] = {}
+        self._found: dict[str, Finding] = {}
+        self._wake = asyncio.Event()
+        self.view: ClusterView | None = None
+
+    async def run(self) -> None:
+        """For ever. Cancel to stop: what is under way is given up as it stands, and can be taken up by the next."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.leadership.run(), name="leadership")
+                group.create_task(self._guard(), name="brain-guard")
+                group.create_task(self._cycles(), name="brain-cycles")
+        finally:
+            await stop(*(each.task for each in self._work.values()))
+
+    def found(self, subject: str) -> Finding | None:
+        """The newest word about `subject` ("node/x", "domain/x", "cluster"), while this node leads."""
+        return self._found.get(subject)
+
+    async def _cycles(self) -> None:
+        while True:
+            self._wake.clear()
+            begun = self._clock.now()
+            view = await self._eyes.observe()
+            self.view = view = self._own(view)
+            if self.leadership.held():
+                self._carry_out(decide(view, self._clock.epoch(), self._rules))
+                await self._flush()
+            else:
+                self._found.clear()
+            await self._pause(max(0.0, self._rules.cycle - (self._clock.now() - begun)))
+
+    async def _pause(self, seconds: float) -> None:
+        """Until the next cycle is due, or an action has ended."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+
+    async def _guard(self) -> None:
+        """Give up what is under way before another could lead."""
+        while True:
+            left = self.leadership.remaining()
+            if left <= 0 and self._work:
+                log.warning(decision("brain.stop", node=self._node, reason="does not lead any more"))
+                await stop(*(each.task for each in self._work.values()))
+            await self._clock.sleep(min(left, self._rules.cycle) if left > 0 else WATCH)
+
+    def _own(self, view: ClusterView) -> ClusterView:
+        """`view` with what only this leader knows: its orders under way, and what failed a moment ago."""
+        now = self._clock.now()
+        self._rests = {subject: rest for subject, rest in self._rests.items() if rest.until > now}
+        actions = [each.action for each in self._work.values()]
+        return dataclasses.replace(
+            view,
+            acting=frozenset(self._work),
+            resting={subject: rest.said for subject, rest in self._rests.items()},
+            starting={each.name: each.node for each in actions if isinstance(each, Start)},
+            moving={each.name: (each.source, each.target) for each in actions if isinstance(each, Move)},
+        )
+
+    # ---- acting
+    def _carry_out(self, actions: tuple[Action, ...]) -> None:
+        spoken = set()
+        for action in actions:
+            spoken.add(action.subject)
+            if isinstance(action, Note):
+                self._note(action)
+            elif action.subject not in self._work:
+                self._begin(action)
+        for subject in [each for each in self._found if each not in spoken and each not in self._work]:
+            was = self._found.pop(subject)
+            if isinstance(was.action, Note) and was.action.level is not Level.INFO:
+                self._tell(Level.INFO, "over", subject, f"no longer: {was.action.reason}")
+
+    def _begin(self, action: Action) -> None:
+        self._found[action.subject] = Finding(action, self._clock.epoch())
+        level = Level.INFO if isinstance(action, Move | Steady) else Level.WARNING
+        self._tell(level, _verb(action), action.subject, action.reason)
+        task = asyncio.create_task(self._do(action), name=f"{_verb(action)} {action.subject}")
+        self._work[action.subject] = _Work(action, task)
+
+    async def _do(self, action: Action) -> None:
+        verb, outcome = _verb(action), ""
+        try:
+            outcome = await self._actor.do(action)
+            self._rests.pop(action.subject, None)
+            self._tell(Level.INFO, f"{verb}.done", action.subject, outcome)
+        except (Overtaken, NotLeader) as error:
+            outcome = error.message
+            log.info(decision(f"{verb}.overtaken", subject=action.subject, reason=error.message))
+        except VeeryError as error:
+            outcome = error.message
+            self._rests[action.subject] = _Rest(self._clock.now() + self._rules.retry, error.message)
+            self._tell(Level.WARNING, f"{verb}.{error.kind}", action.subject, error.message)
+        finally:
+            self._work.pop(action.subject, None)
+            found = self._found.get(action.subject)
+            if found is not None and found.action is action:
+                self._found[action.subject] = dataclasses.replace(found, outcome=outcome)
+            self._wake.set()
+
+    # ---- telling
+    def _note(self, note: Note) -> None:
+        """Say what was found, when it is new: the state, not each second's wording of it."""
+        old = self._found.get(note.subject)
+        if old is not None and isinstance(old.action, Note) and old.action.state == note.state:
+            if old.action.reason != note.reason:
+                self._found[note.subject] = dataclasses.replace(old, action=note)
+            return
+        self._found[note.subject] = Finding(note, self._clock.epoch())
+        self._tell(note.level, note.state, note.subject, note.reason)
+
+    def _tell(self, level: Level, what: str, subject: str, text: str) -> None:
+        event = Event(at=self._clock.epoch(), level=level, what=what, subject=subject, text=text, by=self._node)
+        number = {Level.INFO: logging.INFO, Level.WARNING: logging.WARNING, Level.ALARM: logging.ERROR}[level]
+        log.log(number, decision(f"ha.{what}", subject=subject, reason=text))
+        self._journal.add(event)
+        if self._told is not None:
+            self._told(event)
+
+    async def _flush(self) -> None:
+        try:
+            await self._journal.flush(self.leadership.guard())
+        except (Failed, OutcomeUnknown) as error:
+            log.debug("events wait: %s", error)
+
+
+def _verb(action: Action) -> str:
+    """What an action is called in logs and events."""
+    return {"GiveUpRound": "fence-failed"}.get(type(action).__name__, type(action).__name__.lower())

@@ -1,0 +1,206 @@
+"""What operators and nodes write for the brain: each order is one transaction on what was read before it.
+
+The brain finds them in its next view. Nothing here acts on the world."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from veery.cluster.keys import (
+    ALIVE,
+    DISARM,
+    DISARMED,
+    DOMAINS,
+    FENCES,
+    GROUPS,
+    HISTORIES,
+    INTENTS,
+    NODES,
+    OWNERS,
+    POLICIES,
+    RUNS,
+)
+from veery.cluster.owner import OwnedElsewhere
+from veery.cluster.store import Delete, Put, Store, StoreUnavailable, Unchanged
+from veery.errors import Refused
+from veery.model.cluster import Owner
+from veery.model.ha import (
+    OPERATOR,
+    Disarmed,
+    FenceRecord,
+    FenceState,
+    HaRecord,
+    IntentKind,
+    NodeHistory,
+    NodeIntent,
+    Policy,
+    RunRecord,
+    Ticket,
+)
+
+ATTEMPTS = 8
+REMEMBERED = 8  # fences that a node's history keeps
+
+
+async def claim(store: Store, ticket: Ticket, boot: str) -> Owner:
+    """Make the ticket's node the owner, for its run `boot`: only while the ticket is the newest, nobody owns the
+    domain, and the node is not being fenced. Asking again with the same `boot` is safe.
+
+    Raises OwnedElsewhere, Refused (the ticket is stale), StoreUnavailable, OutcomeUnknown."""
+    key, domain = OWNERS.key(ticket.domain), ticket.domain
+    wanted = Owner(domain=domain, node=ticket.node, boot=boot)
+    done = await store.commit(
+        [
+            Unchanged(key, 0),
+            Unchanged(RUNS.key(domain), ticket.revision),
+            Unchanged(FENCES.key(ticket.node), 0),
+        ],
+        [OWNERS.put(domain, wanted)],
+    )
+    if done.held:
+        return dataclasses.replace(wanted, revision=done.revision)
+    owner = await OWNERS.get(store, domain)
+    if owner and (owner.node, owner.boot) == (ticket.node, boot):
+        return owner
+    if owner:
+        raise OwnedElsewhere(f"domain {domain} runs on {owner.node}", owner)
+    raise Refused(f"domain {domain} is not to be started by this order any more", hint="the brain decides anew")
+
+
+async def set_policy(
+    store: Store,
+    domain: str,
+    policy: Policy,
+    *,
+    priority: int | None = None,
+    group: str | None = None,
+    max_restarts: int | None = None,
+    delay: float | None = None,
+) -> HaRecord:
+    """Say what is to be done for `domain`; what is not named stays as it was. Earlier tries to start it are forgotten.
+    A domain that does not run is not started by this, unless it was to run before.
+
+    Raises Refused for an unknown domain, a figure below 0, a group none of whose nodes is there."""
+    if min(priority or 0, max_restarts or 0, delay or 0.0) < 0:
+        raise Refused(f"ha set {domain}: priority, restarts and delay are 0 or more")
+    for _ in range(ATTEMPTS):
+        if await store.get(DOMAINS.key(domain)) is None:
+            raise Refused(f"no domain {domain!r}", hint="veery list -A shows all")
+        old = await POLICIES.get(store, domain)
+        owner, run = await OWNERS.get(store, domain), await RUNS.get(store, domain)
+        asked: dict[str, Any] = {"priority": priority, "group": group, "max_restarts": max_restarts, "delay": delay}
+        base = old or HaRecord(wanted=owner is not None)
+        new = dataclasses.replace(
+            base, policy=policy, **{key: value for key, value in asked.items() if value is not None}
+        )
+        await _group_can_be_met(store, domain, new)
+        operations: list[Put | Delete] = [POLICIES.put(domain, new)]
+        conditions = [Unchanged(POLICIES.key(domain), old.revision if old else 0)]
+        if run:
+            conditions.append(Unchanged(RUNS.key(domain), run.revision))
+            operations.append(RUNS.put(domain, RunRecord(node=run.node, home=run.home)))
+        done = await store.commit(conditions, operations)
+        if done.held:
+            return dataclasses.replace(new, revision=done.revision)
+    raise _contended(domain)
+
+
+async def _group_can_be_met(store: Store, domain: str, record: HaRecord) -> None:
+    group = await GROUPS.get(store, record.group) if record.group else None
+    if group is None or not group.nodes:
+        return
+    known = await NODES.all(store)
+    if not set(group.nodes) & set(known):
+        raise Refused(
+            f"domain {domain}: group {record.group} allows {', '.join(group.nodes)} only, and none of them is a node",
+            hint=f"the nodes are {', '.join(known)}",
+        )
+
+
+async def want(store: Store, domain: str, *, wanted: bool) -> None:
+    """Say that `domain` is to run, or (before it is ended on purpose) that it is not. Nothing is written where no
+    policy was ever set. Raises StoreUnavailable, OutcomeUnknown."""
+    for _ in range(ATTEMPTS):
+        old = await POLICIES.get(store, domain)
+        if old is None or old.wanted == wanted:
+            return
+        new = dataclasses.replace(old, wanted=wanted)
+        if (await store.commit([Unchanged(POLICIES.key(domain), old.revision)], [POLICIES.put(domain, new)])).held:
+            return
+    raise _contended(domain)
+
+
+async def intend(store: Store, node: str, intent: NodeIntent) -> None:
+    """Write `intent` for `node`. Whether a drain can be carried by the rest is `ha.drainplan`'s to say, before this.
+
+    Raises Refused for an unknown node, StoreUnavailable, OutcomeUnknown."""
+    if await store.get(NODES.key(node)) is None:
+        raise Refused(f"no node {node!r}", hint="veery node list shows them")
+    await store.commit([], [INTENTS.put(node, intent)])
+
+
+async def resume(store: Store, node: str, *, home: bool, by: str, now: float) -> None:
+    """Put `node` to use again; with `home` what had to leave it comes back, without it stays where it is for good.
+    A node that is held back because it was fenced too often is taken as well again.
+
+    Raises Refused for an unknown node, StoreUnavailable, OutcomeUnknown."""
+    if await store.get(NODES.key(node)) is None:
+        raise Refused(f"no node {node!r}", hint="veery node list shows them")
+    operations: list[Put | Delete] = [Delete(HISTORIES.key(node))]
+    if home:
+        operations.append(INTENTS.put(node, NodeIntent(kind=IntentKind.RESUME, by=by, since=now)))
+    else:
+        operations.append(Delete(INTENTS.key(node)))
+    await store.commit([], operations)
+    if home:
+        return
+    for domain, run in (await RUNS.all(store)).items():
+        if run.home == node:
+            stays = dataclasses.replace(run, home="")
+            await store.commit([Unchanged(RUNS.key(domain), run.revision)], [RUNS.put(domain, stays)])
+
+
+async def confirm(store: Store, node: str, *, by: str, now: float) -> None:
+    """An operator says that `node` is off for certain: that is proof, of their making.
+
+    Raises Refused for a node that is unknown, alive, or fenced already; StoreUnavailable, OutcomeUnknown."""
+    for _ in range(ATTEMPTS):
+        if await store.get(NODES.key(node)) is None:
+            raise Refused(f"no node {node!r}", hint="veery node list shows them")
+        if await store.get(ALIVE.key(node)) is not None:
+            raise Refused(f"node {node} is alive: it renews its lease", hint=f"to empty it: veery node drain {node}")
+        old = await FENCES.get(store, node)
+        if old is not None and old.state is FenceState.FENCED:
+            raise Refused(f"node {node} is fenced already: {old.proof}")
+        record = FenceRecord(
+            state=FenceState.FENCED,
+            method=OPERATOR,
+            tried=old.tried if old else (),
+            proof=f"{by or 'an operator'} says that it is off",
+            at=now,
+        )
+        conditions = [Unchanged(FENCES.key(node), old.revision if old else 0), Unchanged(ALIVE.key(node), 0)]
+        history = HISTORIES.put(node, fenced_at(await HISTORIES.get(store, node), now))
+        if (await store.commit(conditions, [FENCES.put(node, record), history])).held:
+            return
+    raise StoreUnavailable(f"the records of node {node} change faster than they can be read", hint="try again")
+
+
+def fenced_at(history: NodeHistory | None, now: float) -> NodeHistory:
+    """`history` with one fence more."""
+    return NodeHistory(fenced=(*(history.fenced if history else ()), now)[-REMEMBERED:])
+
+
+async def disarm(store: Store, *, by: str, reason: str, now: float) -> None:
+    """Let the brain do nothing until `arm`. Raises StoreUnavailable, OutcomeUnknown."""
+    await store.commit([], [DISARM.put(DISARMED, Disarmed(by=by, since=now, reason=reason))])
+
+
+async def arm(store: Store) -> None:
+    """Let the brain decide again. Raises StoreUnavailable, OutcomeUnknown."""
+    await store.commit([], [Delete(DISARMED)])
+
+
+def _contended(domain: str) -> StoreUnavailable:
+    return StoreUnavailable(f"the records of domain {domain} change faster than they can be read", hint="try again")

@@ -1,0 +1,88 @@
+"""What all rules of one decision share: the view, what follows from it, and what the rules before have given away."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from veery.ha.placement import Book
+from veery.ha.states import NodeState, judge, usable
+from veery.model.ha import ClusterView, DomainView, Level, Note, Policy, Rules
+
+
+@dataclass(slots=True)
+class Picture:
+    """One decision under way. `book` and the counts change as rules give things away; the view never does."""
+
+    view: ClusterView
+    now: float
+    rules: Rules
+    states: dict[str, NodeState]
+    book: Book
+    on: dict[str, list[DomainView]]  # by the node that owns them, each list by priority, then name
+    out: Counter[str] = field(default_factory=Counter)  # moves under way
+    into: Counter[str] = field(default_factory=Counter)
+    links: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    @classmethod
+    def of(cls, view: ClusterView, now: float, rules: Rules) -> Picture:
+        """`view` as it is seen at `now` (epoch)."""
+        states = judge(view, now, rules)
+        on: dict[str, list[DomainView]] = {name: [] for name in view.nodes}
+        made = cls(view, now, rules, states, Book(view, usable(states)), on)
+        for domain in view.domains.values():
+            if domain.owner and domain.owner.node in on:
+                on[domain.owner.node].append(domain)
+            move = (domain.move.source, domain.move.target) if domain.move else view.moving.get(domain.name)
+            if move:
+                made.count(*move)
+        for each in on.values():
+            each.sort(key=order)
+        return made
+
+    def count(self, source: str, target: str) -> None:
+        """One more move is under way."""
+        self.out[source] += 1
+        self.into[target] += 1
+        self.links[source, target] += 1
+
+    def may_move(self, source: str, target: str) -> bool:
+        """Whether one more move keeps the limits."""
+        rules = self.rules
+        return (
+            self.out[source] < rules.out and self.into[target] < rules.into and self.links[source, target] < rules.out
+        )
+
+    def busy(self, domain: DomainView) -> bool:
+        """Whether something is under way with it, so that nothing else may begin."""
+        name = domain.name
+        return (
+            domain.move is not None
+            or name in self.view.moving
+            or name in self.view.starting
+            or f"domain/{name}" in self.view.acting
+        )
+
+    def resting(self, subject: str) -> str:
+        """What was said when an action about `subject` failed a moment ago; "" otherwise."""
+        return self.view.resting.get(subject, "")
+
+
+def order(domain: DomainView) -> tuple[int, str]:
+    """The order of domains: high priority first, then by name."""
+    return -domain.ha.priority, domain.name
+
+
+def restarts(domain: DomainView) -> bool:
+    """Whether the brain starts it when it does not run."""
+    return domain.ha.policy is Policy.RESTART and domain.ha.wanted
+
+
+def note(subject: str, state: str, reason: str, level: Level = Level.INFO) -> Note:
+    """A finding: nothing is to be done."""
+    return Note(subject=subject, reason=reason, state=state, level=level)
+
+
+def seconds(value: float) -> str:
+    """Seconds in a reason: whole ones, rounded up, so that a line does not change more than once a second."""
+    return f"{-int(-value // 1)} s"

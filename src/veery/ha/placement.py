@@ -1,0 +1,129 @@
+"""Where a domain may run: memory, groups, what failed before. One `Book` a decision, so that what is given to one
+domain is no longer there for the next. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+
+from veery.model.ha import ClusterView, DomainView, Group, GroupKind
+from veery.model.node import Role
+
+NO_GROUP = Group()
+
+
+class Book:
+    """What each node has left, counted from the owner keys, the promises of moves and the orders under way.
+
+    A node's room is what its last reading says: MiB for domains in all. A node that never gave one has none."""
+
+    def __init__(self, view: ClusterView, usable: Iterable[str]) -> None:
+        """`usable`: the nodes that may be given domains."""
+        self._view = view
+        self._usable = tuple(usable)
+        self._free: dict[str, int] = {}
+        self._count: Counter[str] = Counter()
+        self._groups: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))  # group, node, domains
+        for node in view.nodes.values():
+            self._free[node.name] = node.reading.room if node.reading and node.record.has(Role.HYPERVISOR) else 0
+        for domain in view.domains.values():
+            for where in _places(view, domain):
+                self.take(domain, where)
+
+    def free(self, node: str) -> int:
+        """MiB left on `node`."""
+        return self._free.get(node, 0)
+
+    def take(self, domain: DomainView, node: str) -> None:
+        """`domain` is, or will be, on `node`."""
+        self._free[node] = self._free.get(node, 0) - domain.memory
+        self._count[node] += 1
+        if domain.ha.group:
+            self._groups[domain.ha.group][node].add(domain.name)
+
+    def find(self, domain: DomainView, *, avoid: Iterable[str] = ()) -> str:
+        """The best node for `domain`; "" where there is none. Nodes on which it failed come last; then the group's
+        wish, the most memory left, the name."""
+        shunned, failed = set(avoid), set(domain.run.failed) if domain.run else set()
+        group = self._view.groups.get(domain.ha.group, NO_GROUP)
+        best, found = (True, 0, 0, ""), ""
+        for node in self._usable:
+            left = self._free[node] - domain.memory
+            if left < 0 or node in shunned or (group.nodes and node not in group.nodes):
+                continue
+            if domain.tied and node != domain.tied:
+                continue
+            against = self._against(domain, node, group)
+            if against and group.strict:
+                continue
+            rank = (node in failed, against, -left, node)
+            if not found or rank < best:
+                best, found = rank, node
+        return found
+
+    def why_not(self, domain: DomainView, *, avoid: Iterable[str] = ()) -> str:
+        """Why `find` finds none, one clause a node: "test1 has 64 of 128 MiB left; test2 is drained"."""
+        if domain.tied:
+            return (
+                "nobody knows which node has its disks" if domain.tied == "?" else f"only {domain.tied} has its disks"
+            )
+        group = self._view.groups.get(domain.ha.group, NO_GROUP)
+        shunned, words = set(avoid), []
+        for node in self._usable:
+            if node in shunned:
+                continue
+            if group.nodes and node not in group.nodes:
+                words.append(f"{node} is not of group {domain.ha.group}")
+            elif self._free[node] < domain.memory:
+                words.append(f"{node} has {max(0, self._free[node])} of {domain.memory} MiB left")
+            else:
+                words.append(f"{node} is against group {domain.ha.group}")
+        return "; ".join(words) or "no other node may be given domains"
+
+    def _against(self, domain: DomainView, node: str, group: Group) -> int:
+        """How many of its group speak against `node`."""
+        if not domain.ha.group:
+            return 0
+        where = self._groups.get(domain.ha.group)
+        if where is None:
+            return 0
+        here = len(where.get(node, set()) - {domain.name})
+        if group.kind is GroupKind.APART:
+            return here
+        return sum(len(names - {domain.name}) for names in where.values()) - here
+
+
+def _places(view: ClusterView, domain: DomainView) -> set[str]:
+    """The nodes whose memory a domain takes or is about to take."""
+    places = {domain.owner.node} if domain.owner else set()
+    if domain.move:
+        places.add(domain.move.target)
+    if domain.name in view.starting:
+        places.add(view.starting[domain.name])
+    if domain.name in view.moving:
+        places.add(view.moving[domain.name][1])
+    return places
+
+
+def weakest(view: ClusterView, usable: Iterable[str], homes: Mapping[str, str]) -> str:
+    """The first node whose loss the others could not carry, "" where any one may be lost (N+1).
+
+    `homes`: domain to node, as it will be. Only domains that would be restarted count; largest first, each to where
+    most is left."""
+    nodes = tuple(usable)
+    held: dict[str, list[int]] = {node: [] for node in nodes}
+    free = {node: reading.room if (reading := view.nodes[node].reading) else 0 for node in nodes}
+    for name, node in homes.items():
+        domain = view.domains[name]
+        if node in free:
+            free[node] -= domain.memory
+            if domain.ha.policy == "restart" and domain.ha.wanted:
+                held[node].append(domain.memory)
+    for lost in nodes:
+        left = {node: memory for node, memory in free.items() if node != lost}
+        for memory in sorted(held[lost], reverse=True):
+            best = max(sorted(left), key=lambda node: left[node], default="")
+            if not best or left[best] < memory:
+                return lost
+            left[best] -= memory
+    return ""

@@ -1,0 +1,1 @@
+"""The brain's rules, one a module: each reads the picture and yields actions, most urgent first."""

@@ -1,0 +1,107 @@
+"""Fence silent nodes: only those lost to the cluster and to the storage alike, and only where something is gained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from veery.ha.picture import Picture, note, restarts, seconds
+from veery.ha.states import NodeState, waited
+from veery.model.ha import WATCHDOG, Action, Fence, FenceRecord, FenceState, GiveUpRound, Level, NodeView
+from veery.model.node import Role
+
+
+def fence_silent(picture: Picture) -> Iterator[Action]:
+    """A fence, the next method of one, or the reason why there is none, for each node that is not there."""
+    for name, state in picture.states.items():
+        node = picture.view.nodes[name]
+        if f"node/{name}" in picture.view.acting:
+            continue
+        if state in (NodeState.SILENT, NodeState.AWAY, NodeState.UNWATCHED, NodeState.ISOLATED):
+            yield from _left_alone(picture, node, state)
+        elif state is NodeState.LOST:
+            kept = _nothing_gained(picture, name)
+            if kept:
+                yield note(f"node/{name}", state, f"does not answer; not fenced: {kept}", Level.WARNING)
+            else:
+                yield from _next(picture, node, None)
+        elif state in (NodeState.FENCING, NodeState.FENCE_FAILED):
+            yield from _next(picture, node, node.fence)
+
+
+def _left_alone(picture: Picture, node: NodeView, state: NodeState) -> Iterator[Action]:
+    subject, view = f"node/{node.name}", picture.view
+    match state:
+        case NodeState.ISOLATED:
+            reason = (
+                "the cluster does not hear it, its heartbeats on storage go on: not dead, its domains are left there"
+            )
+            yield note(subject, state, reason, Level.ALARM)
+        case NodeState.UNWATCHED:
+            reason = "does not answer, and no storage node can be asked about it: it is not judged"
+            yield note(subject, state, reason, Level.ALARM)
+        case NodeState.AWAY:
+            yield note(subject, state, "its daemon is being restarted, as announced")
+        case _ if view.settled < picture.rules.grace:
+            yield note(subject, state, "does not answer; not judged: the store itself has only just come back")
+        case _ if not node.record.has(Role.HYPERVISOR):
+            yield note(subject, state, "does not answer; it runs no domains, so it is not fenced", Level.ALARM)
+        case _:
+            yield note(subject, state, "does not answer")
+
+
+def _nothing_gained(picture: Picture, name: str) -> str:
+    """Why a fence of node `name` would help no domain; "" where it would."""
+    mine = [domain for domain in picture.on[name] if restarts(domain)]
+    if not mine:
+        return "none of its domains is to be restarted elsewhere" if picture.on[name] else "it has no domains"
+    if any(picture.book.find(domain, avoid=(name,)) for domain in mine):
+        return ""
+    return f"none of its domains would find a place: {mine[0].name}: {picture.book.why_not(mine[0], avoid=(name,))}"
+
+
+def _next(picture: Picture, node: NodeView, record: FenceRecord | None) -> Iterator[Action]:
+    """The next method to try, or what is waited for."""
+    subject, absent = f"node/{node.name}", node.absent or 0.0
+    tried = {method for method, _ in record.tried} if record else set()
+    ready = [method for method in node.means.methods if method != WATCHDOG or 0 < node.means.watchdog <= absent]
+    fresh = [method for method in ready if method not in tried]
+    if record is None or record.state is FenceState.FENCING or fresh:
+        if fresh:
+            yield _fence(node, fresh[0], absent, record)
+        elif record is not None:
+            yield GiveUpRound(subject=subject, reason=f"not fenced, its domains wait: {_said(record)}", record=record)
+        else:
+            yield from _waits(picture, node, None)
+    elif ready and waited(picture.now, record.at, picture.rules.retry):
+        yield _fence(node, ready[0], absent, record)
+    else:
+        yield from _waits(picture, node, record)
+
+
+def _fence(node: NodeView, method: str, absent: float, record: FenceRecord | None) -> Fence:
+    silent = "no lease, no heartbeat on storage" if record is None else f"still no proof (round {record.round})"
+    if node.sign is not None and node.sign.stopped:
+        silent = "no lease, and its last heartbeat said that it has ended its domains"
+    return Fence(
+        subject=f"node/{node.name}",
+        reason=f"{silent}: fence by {method}",
+        method=method,
+        absent=absent,
+        record=node.fence,
+    )
+
+
+def _waits(picture: Picture, node: NodeView, record: FenceRecord | None) -> Iterator[Action]:
+    said = f"not fenced ({_said(record)})" if record and record.tried else "not fenced"
+    if WATCHDOG in node.means.methods and node.means.watchdog > (node.absent or 0.0):
+        left = f"its watchdog has fired for certain {seconds(node.means.watchdog)} after it fell silent"
+    elif not node.means.methods:
+        left = f"it has no fence: veery fence confirm {node.name}, once it is off for certain"
+    else:
+        left = f"tried again each {seconds(picture.rules.retry)}, or: veery fence confirm {node.name}"
+    state = NodeState.FENCE_FAILED if record else NodeState.LOST
+    yield note(f"node/{node.name}", state, f"{said}, its domains wait; {left}", Level.ALARM)
+
+
+def _said(record: FenceRecord) -> str:
+    return "; ".join(f"{method}: {said}" for method, said in record.tried)

@@ -1,0 +1,120 @@
+"""Move what runs: away from drained and sick nodes, and home again where that was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from veery.ha.picture import Picture, note, order, seconds
+from veery.ha.states import NodeState
+from veery.model.ha import Action, Clear, DomainView, End, IntentKind, Level, Move, Policy
+
+
+def drain(picture: Picture) -> Iterator[Action]:
+    """Empty maintained nodes of everything, sick ones of what the brain may move."""
+    for name, state in picture.states.items():
+        if state is NodeState.DRAINING:
+            yield from _away(picture, name, "is drained", everything=True)
+        elif state is NodeState.SICK:
+            reading = picture.view.nodes[name].reading
+            yield from _away(picture, name, f"is sick ({reading.sick if reading else ''})", everything=False)
+
+
+def _away(picture: Picture, name: str, why: str, *, everything: bool) -> Iterator[Action]:
+    for domain in picture.on[name]:
+        subject = f"domain/{domain.name}"
+        if picture.busy(domain) or not (everything or domain.ha.policy is not Policy.OFF):
+            continue
+        if picture.resting(subject):
+            yield note(subject, "stuck", f"{name} {why}; {picture.resting(subject)}", Level.WARNING)
+            continue
+        target = picture.book.find(domain, avoid=(name,))
+        if not target:
+            reason = f"{name} {why}, but it stays: {picture.book.why_not(domain, avoid=(name,))}"
+            yield note(subject, "stuck", reason, Level.ALARM)
+            continue
+        yield from _move(picture, domain, name, target, f"{name} {why}", homeward=False)
+
+
+def _move(
+    picture: Picture, domain: DomainView, source: str, target: str, why: str, *, homeward: bool
+) -> Iterator[Action]:
+    subject = f"domain/{domain.name}"
+    if domain.owner is None:
+        return
+    if not picture.may_move(source, target):
+        yield note(subject, "queued", f"{why}: waits its turn to move to {target}")
+        return
+    picture.count(source, target)
+    picture.book.take(domain, target)
+    yield Move(
+        subject=subject,
+        reason=f"{why}: to {target}, which has {picture.book.free(target)} MiB left with it",
+        source=source,
+        target=target,
+        owner=domain.owner,
+        homeward=homeward,
+        run=domain.run,
+    )
+
+
+def come_home(picture: Picture) -> Iterator[Action]:
+    """Where a resume asked for it: what had to leave a node comes back; then the intent is fulfilled."""
+    for name, node in picture.view.nodes.items():
+        intent = node.intent
+        if intent is None or intent.kind is not IntentKind.RESUME or picture.states[name] is not NodeState.PRESENT:
+            continue
+        left = 0
+        for domain in sorted(picture.view.domains.values(), key=order):
+            if domain.run is None or domain.run.home != name or (domain.owner and domain.owner.node == name):
+                continue
+            left += 1
+            yield from _home(picture, domain, name)
+        if not left and f"node/{name}" not in picture.view.acting:
+            yield Clear(subject=f"node/{name}", reason="in use again, and everything is home", intent=intent)
+
+
+def _home(picture: Picture, domain: DomainView, home: str) -> Iterator[Action]:
+    subject = f"domain/{domain.name}"
+    if picture.busy(domain) or domain.owner is None:
+        return
+    source = domain.owner.node
+    if picture.resting(subject):
+        yield note(subject, "stuck", f"comes home to {home}; {picture.resting(subject)}", Level.WARNING)
+    elif picture.states.get(source) is not NodeState.PRESENT:
+        yield note(subject, "stuck", f"comes home to {home} when {source} is well again", Level.WARNING)
+    elif picture.book.free(home) < domain.memory:
+        reason = f"cannot come home: {home} has {max(0, picture.book.free(home))} of {domain.memory} MiB left"
+        yield note(subject, "stuck", reason, Level.WARNING)
+    else:
+        yield from _move(picture, domain, source, home, "comes home", homeward=True)
+
+
+def leave_cut_off(picture: Picture) -> Iterator[Action]:
+    """A node that is there but has lost the storage: its domains hang. They are ended there, which is proof, and then
+    start where the storage is reached. Nothing is ended that has no place elsewhere."""
+    for name, state in picture.states.items():
+        if state is not NodeState.CUT_OFF:
+            continue
+        sign = picture.view.nodes[name].sign
+        age = seconds(sign.age if sign else 0.0)
+        yield note(f"node/{name}", state, "is here, but its heartbeats on storage have ended", Level.ALARM)
+        for domain in picture.on[name]:
+            subject = f"domain/{domain.name}"
+            if (
+                picture.busy(domain)
+                or domain.ha.policy is not Policy.RESTART
+                or not domain.ha.wanted
+                or not domain.owner
+            ):
+                continue
+            if picture.resting(subject):
+                yield note(subject, "stuck", f"{name} has lost the storage; {picture.resting(subject)}", Level.WARNING)
+                continue
+            place = picture.book.find(domain, avoid=(name,))
+            if not place:
+                why = picture.book.why_not(domain, avoid=(name,))
+                yield note(subject, "stuck", f"{name} has lost the storage; no place elsewhere: {why}", Level.ALARM)
+                continue
+            picture.book.take(domain, place)
+            reason = f"{name} has had no storage for {age}, others have: ended there, to start elsewhere"
+            yield End(subject=subject, reason=reason, node=name, boot=domain.owner.boot)

@@ -1,0 +1,89 @@
+"""After the proof: take domains from fenced nodes, settle what their moves left, let them in again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from veery.ha.picture import Picture, note, restarts
+from veery.ha.states import NodeState
+from veery.model.ha import Action, Admit, Drop, End, FenceRecord, FenceState, Level, NodeView, Policy, Release
+
+
+def recover_fenced(picture: Picture) -> Iterator[Action]:
+    """Take away what finds a place elsewhere; the rest stays, so that it goes on when its node comes back."""
+    for name, state in picture.states.items():
+        fence = picture.view.nodes[name].fence
+        if state is not NodeState.FENCED or fence is None or fence.state is not FenceState.FENCED:
+            continue
+        for domain in picture.on[name]:
+            subject = f"domain/{domain.name}"
+            if subject in picture.view.acting or domain.owner is None:
+                continue
+            if not restarts(domain):
+                why = f"its policy is {domain.ha.policy}" if domain.ha.policy is not Policy.RESTART else "it was ended"
+                yield note(subject, "lost", f"{name} is fenced; not restarted: {why}", Level.WARNING)
+                continue
+            place = picture.book.find(domain, avoid=(name,))
+            if not place:
+                why = picture.book.why_not(domain, avoid=(name,))
+                yield note(subject, "lost", f"{name} is fenced; no place elsewhere: {why}", Level.ALARM)
+                continue
+            picture.book.take(domain, place)
+            reason = f"{name} cannot write any more ({fence.method}: {fence.proof}): free to start elsewhere"
+            yield Release(subject=subject, reason=reason, owner=domain.owner, fence=fence, run=domain.run)
+
+
+def settle_moves(picture: Picture) -> Iterator[Action]:
+    """Take the promises of fenced targets away: before COMMIT nothing is lost by it, after it there is none."""
+    for domain in picture.view.domains.values():
+        move = domain.move
+        if move is None or f"domain/{domain.name}" in picture.view.acting:
+            continue
+        if picture.states.get(move.target) is NodeState.FENCED and domain.owner and domain.owner.node == move.source:
+            reason = f"its move to {move.target} cannot end: that node is fenced"
+            yield Drop(subject=f"domain/{domain.name}", reason=reason, promise=move)
+
+
+def readmit_returned(picture: Picture) -> Iterator[Action]:
+    """Let nodes in again: each old copy is ended first, and seen to be gone."""
+    for name, state in picture.states.items():
+        node = picture.view.nodes[name]
+        subject = f"node/{name}"
+        if state not in (NodeState.RETURNING, NodeState.ADMITTING) or node.fence is None:
+            continue
+        if subject in picture.view.acting:
+            continue
+        if picture.resting(subject):
+            yield note(subject, state, f"not let in yet: {picture.resting(subject)}", Level.WARNING)
+        elif state is NodeState.ADMITTING:
+            yield Admit(subject=subject, reason="its old copies are dead: let in again", record=node.fence)
+        elif node.fence.state is not FenceState.FENCED:
+            reason = "it is back, no fence was proven, nothing of it was started elsewhere: let in again"
+            yield Admit(subject=subject, reason=reason, record=node.fence)
+        else:
+            yield from _proven(picture, node, node.fence)
+
+
+def _proven(picture: Picture, node: NodeView, fence: FenceRecord) -> Iterator[Action]:
+    subject = f"node/{node.name}"
+    if not node.fresh or node.reading is None:
+        yield note(
+            subject, NodeState.RETURNING, "it is back; waits until it says which domains it holds", Level.WARNING
+        )
+        return
+    stale = 0
+    for copy in node.reading.copies:
+        domain = picture.view.domains.get(copy.domain)
+        owner = domain.owner if domain else None
+        if owner and (owner.node, owner.boot) == (node.name, copy.boot):
+            continue
+        stale += 1
+        if f"domain/{copy.domain}" not in picture.view.acting:
+            elsewhere = f"it belongs to {owner.node}" if owner else "it belongs to nobody"
+            reason = f"an old copy on {node.name}, which was fenced; {elsewhere} by now"
+            yield End(subject=f"domain/{copy.domain}", reason=reason, node=node.name, boot=copy.boot)
+    if stale:
+        reason = f"it is back with {stale} old {'copy' if stale == 1 else 'copies'}: let in when they are gone"
+        yield note(subject, NodeState.RETURNING, reason, Level.WARNING)
+        return
+    yield Admit(subject=subject, reason="it is back and holds no old copy: let in again", record=fence)

@@ -1,0 +1,114 @@
+"""What a node is to the brain: one state of this list, told from one view. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+from veery.model.ha import ClusterView, FenceState, IntentKind, NodeView, Rules
+from veery.model.node import Role
+
+
+class NodeState(StrEnum):
+    """How a node stands. Only PRESENT ones are given domains."""
+
+    PRESENT = "present"  # its lease is there: it may run domains
+    ARRIVING = "arriving"  # present for a moment only: nothing is given to it yet
+    DRAINING = "draining"  # an operator empties it; its domains are being moved away
+    MAINTENANCE = "maintenance"  # drained: empty until `resume`
+    SICK = "sick"  # its sensors say so: what may be moved is moved away
+    DAMPED = "damped"  # fenced too often of late: present, but given nothing for a while
+    CUT_OFF = "cut-off"  # present, but its heartbeats on storage have ended: it has lost the storage
+    AWAY = "away"  # its daemon is being restarted, as announced: not judged yet
+    SILENT = "silent"  # its lease is gone; not long enough, or nothing hangs on it
+    UNWATCHED = "unwatched"  # silent, and no storage node can be asked about it: waits
+    ISOLATED = "isolated"  # its lease is gone, its heartbeats on storage go on: not dead, so it is left alone
+    LOST = "lost"  # silent to the cluster and to the storage: to be fenced, if anything is gained by it
+    FENCING = "fencing"  # being fenced, no proof yet
+    FENCE_FAILED = "fence-failed"  # every method has failed: its domains wait, somebody is called, they are tried again
+    FENCED = "fenced"  # proven that it cannot write: its domains start elsewhere
+    RETURNING = "returning"  # present again after a fence: let in when its old copies are known dead
+    ADMITTING = "admitting"  # being let in to the storage again
+
+
+ABSENT = frozenset(
+    {
+        NodeState.AWAY,
+        NodeState.SILENT,
+        NodeState.UNWATCHED,
+        NodeState.ISOLATED,
+        NodeState.LOST,
+        NodeState.FENCING,
+        NodeState.FENCE_FAILED,
+        NodeState.FENCED,
+    }
+)
+
+
+def judge(view: ClusterView, now: float, rules: Rules) -> dict[str, NodeState]:
+    """The state of each node."""
+    owning = {domain.owner.node for domain in view.domains.values() if domain.owner}
+    return {name: _state(view, node, now, rules, owning=name in owning) for name, node in view.nodes.items()}
+
+
+def _state(view: ClusterView, node: NodeView, now: float, rules: Rules, *, owning: bool) -> NodeState:
+    fence = node.fence
+    if node.absent is None:
+        if fence is not None:
+            return NodeState.ADMITTING if fence.state is FenceState.ADMITTING else NodeState.RETURNING
+        return _present(view, node, now, rules, owning=owning)
+    if fence is not None and fence.state is not FenceState.ADMITTING:
+        return {
+            FenceState.FENCING: NodeState.FENCING,
+            FenceState.FAILED: NodeState.FENCE_FAILED,
+            FenceState.FENCED: NodeState.FENCED,
+        }[fence.state]
+    return _absent(view, node, node.absent, rules)
+
+
+def _present(view: ClusterView, node: NodeView, now: float, rules: Rules, *, owning: bool) -> NodeState:
+    if cut_off(view, node, rules):
+        return NodeState.CUT_OFF
+    if node.intent is not None and node.intent.kind is IntentKind.DRAIN:
+        return NodeState.DRAINING if owning else NodeState.MAINTENANCE
+    if node.reading is not None and node.reading.sick:
+        return NodeState.SICK
+    if damped(node, now, rules):
+        return NodeState.DAMPED
+    return NodeState.PRESENT if (node.present or 0.0) >= rules.use and node.fresh else NodeState.ARRIVING
+
+
+def _absent(view: ClusterView, node: NodeView, absent: float, rules: Rules) -> NodeState:
+    if not node.record.has(Role.HYPERVISOR) or view.settled < rules.grace or absent < rules.silence:
+        return NodeState.SILENT
+    if node.intent is not None and node.intent.kind is IntentKind.AWAY and absent < node.intent.away:
+        return NodeState.AWAY
+    if view.witnesses == 0:
+        return NodeState.UNWATCHED
+    if node.sign is not None and node.sign.age < rules.sign and not node.sign.stopped:
+        return NodeState.ISOLATED
+    return NodeState.LOST
+
+
+def cut_off(view: ClusterView, node: NodeView, rules: Rules) -> bool:
+    """Whether a present node has lost the storage: it wrote heartbeats once, its last is old, others' are young."""
+    if view.witnesses == 0 or node.sign is None or node.sign.age < rules.cutoff or (node.present or 0.0) < rules.cutoff:
+        return False
+    others = (other.sign for other in view.nodes.values() if other.name != node.name)
+    return any(sign is not None and sign.age < rules.sign for sign in others)
+
+
+def damped(node: NodeView, now: float, rules: Rules) -> bool:
+    """Whether it was fenced `damp_count` times within `damp_window`, the last of them not longer ago than that."""
+    recent = [at for at in node.history.fenced if 0 <= now - at < rules.damp_window]
+    return len(recent) >= rules.damp_count
+
+
+def usable(states: Mapping[str, NodeState]) -> tuple[str, ...]:
+    """The nodes that may be given domains, sorted."""
+    return tuple(sorted(name for name, state in states.items() if state is NodeState.PRESENT))
+
+
+def waited(now: float, at: float, seconds: float) -> bool:
+    """Whether `seconds` have passed since `at`. A clock that was set back counts as passed: this only paces."""
+    return not 0 <= now - at < seconds

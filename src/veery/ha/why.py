@@ -1,0 +1,83 @@
+"""`veery why`: a node or a domain in sentences, made from the same view and the same decision that the brain acts on.
+
+Pure, so any node that observes can answer."""
+
+from __future__ import annotations
+
+from veery.errors import Refused
+from veery.ha.decide import decide
+from veery.ha.picture import Picture
+from veery.ha.states import NodeState
+from veery.model.ha import ClusterView, DomainView, Note, Policy, Rules
+
+NODE_WORDS: dict[NodeState, str] = {
+    NodeState.PRESENT: "is well, and may be given domains",
+    NodeState.ARRIVING: "has only just come: nothing is given to it yet",
+    NodeState.DRAINING: "is being drained",
+    NodeState.MAINTENANCE: "is in maintenance: empty until `veery node resume`",
+    NodeState.SICK: "is sick: its domains are moved away",
+    NodeState.DAMPED: "was fenced too often of late: nothing is given to it until that is past, or `veery node resume`",
+    NodeState.CUT_OFF: "has lost the storage",
+    NodeState.AWAY: "has its daemon restarted",
+    NodeState.SILENT: "does not answer",
+    NodeState.UNWATCHED: "does not answer, and no storage node can be asked about it",
+    NodeState.ISOLATED: "is not heard by the cluster, but writes heartbeats to storage",
+    NodeState.LOST: "is lost to the cluster and to the storage",
+    NodeState.FENCING: "is being fenced",
+    NodeState.FENCE_FAILED: "could not be fenced: its domains wait",
+    NodeState.FENCED: "is fenced: it cannot write",
+    NodeState.RETURNING: "is back after a fence, not in use yet",
+    NodeState.ADMITTING: "is being let in again",
+}
+
+
+def why(view: ClusterView, name: str, now: float, rules: Rules) -> tuple[str, ...]:
+    """What there is to say of the node or domain `name`, the most important first. Raises Refused for neither."""
+    if name not in view.nodes and name not in view.domains:
+        raise Refused(f"no node and no domain {name!r}", hint="veery node list and veery list -A show them")
+    lines = []
+    actions = decide(view, now, rules)
+    lines += [each.reason for each in actions if each.subject == "cluster"]
+    for subject in (f"domain/{name}", f"node/{name}"):
+        lines += [
+            each.reason if isinstance(each, Note) else f"to be done now: {each.reason}"
+            for each in actions
+            if each.subject == subject
+        ]
+        if subject in view.resting:
+            lines.append(f"the last try failed: {view.resting[subject]}")
+    picture = Picture.of(view, now, rules)
+    if name in view.nodes:
+        lines.append(_node(picture, name))
+    if name in view.domains:
+        lines += _domain(picture, view.domains[name])
+    return tuple(dict.fromkeys(lines))
+
+
+def _node(picture: Picture, name: str) -> str:
+    domains = picture.on[name]
+    holds = f"; it owns {', '.join(each.name for each in domains)}" if domains else ""
+    return f"node {name} {NODE_WORDS[picture.states[name]]}{holds}"
+
+
+def _domain(picture: Picture, domain: DomainView) -> list[str]:
+    lines, ha = [], domain.ha
+    if domain.move:
+        lines.append(f"{domain.name} is being moved from {domain.move.source} to {domain.move.target}")
+    if domain.owner:
+        state = picture.states.get(domain.owner.node)
+        known = f", which {NODE_WORDS[state]}" if state else ""
+        lines.append(f"{domain.name} belongs to {domain.owner.node}{known}")
+    elif not ha.wanted:
+        lines.append(f"{domain.name} does not run: it was ended on purpose")
+    else:
+        lines.append(f"{domain.name} belongs to nobody")
+    words = {
+        Policy.RESTART: f"restarted when it or its node dies, priority {ha.priority}",
+        Policy.MIGRATE_ONLY: "moved away from sick nodes, never restarted",
+        Policy.OFF: "left alone: veery ha set",
+    }
+    lines.append(f"policy {ha.policy}: {words[ha.policy]}")
+    if domain.run and domain.run.home:
+        lines.append(f"its home is {domain.run.home}: it comes back with veery node resume --home {domain.run.home}")
+    return lines
