@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import pytest_asyncio
 
 from guest_parts import boot_domain
+from veery.lab import faults
 from veery.lab.guest import Guest
 from veery.lab.services import Lab
 from veery.lab.shell import Shell
@@ -78,7 +80,30 @@ async def test_a_domain_that_writes_faster_than_it_can_be_copied(lab: Lab, write
         assert await shell.run("stat -c %Y /t/turn; cat /proc/uptime") != before
 
 
-async def test_six_domains_away_at_once(lab: Lab, guest: Guest, tmp_path: Path) -> None:
+@contextlib.asynccontextmanager
+async def set_up(lab: Lab, node: str, lines: str) -> AsyncIterator[None]:
+    """The node's daemon with more lines in its settings, while this lasts."""
+    path = lab.plan.settings(node)
+    before = path.read_text()
+    try:
+        for text in (before + lines, before):
+            path.write_text(text)
+            await faults.kill(lab, node, "veeryd")
+            await lab.start(node)
+            if text != before:
+                yield
+    finally:
+        path.write_text(before)
+
+
+@pytest.mark.parametrize("copies", [0, 6])
+async def test_six_domains_away_at_once(lab: Lab, guest: Guest, tmp_path: Path, copies: int) -> None:
+    """By default one copies and one more prepares; or all copy, and take turns to switch over."""
+    async with set_up(lab, "test1", f"\n[moves]\ncopies = {copies}\n" if copies else "\n"):
+        await six_away(lab, guest, tmp_path)
+
+
+async def six_away(lab: Lab, guest: Guest, tmp_path: Path) -> None:
     names = [f"wader{number}" for number in range(6)]
     log = {node: lab.log(node).stat().st_size for node in ("test1",)}
     try:
@@ -91,8 +116,8 @@ async def test_six_domains_away_at_once(lab: Lab, guest: Guest, tmp_path: Path) 
             assert await where(lab, name) == ["test2"]
         with lab.log("test1").open() as file:
             file.seek(log["test1"])
-            lines = [line for line in file if "switches over" in line or "phase=CONFIRM" in line]
-        kinds = ["stops" if "switches over" in line else "runs" for line in lines]
+            lines = [line for line in file if "phase=LOADED" in line or "phase=CONFIRM" in line]
+        kinds = ["stops" if "phase=LOADED" in line else "runs" for line in lines]
         assert kinds == ["stops", "runs"] * 6, "two switch-overs at once"
         async with Shell(lab.client("test2").address, names[-1]) as shell:
             assert "6" in await shell.run("echo $((2*3))")
