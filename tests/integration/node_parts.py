@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 from veery.host import tls
 from veery.host.process import start_ticks
 from veery.host.run import Result
+from veery.lab import faults
 from veery.lab.guest import Guest
 from veery.lab.plan import NAMESPACES
 from veery.lab.services import Lab
@@ -314,3 +315,19 @@ class Workshop:
         for name in names:
             await self.lab.veery("test1", "delete", name, check=False)
             await self.lab.veery("test1", "volume", "delete", name, check=False)
+
+
+@asynccontextmanager
+async def set_up(lab: Lab, node: str, change: Callable[[str], str]) -> AsyncIterator[None]:
+    """The node's daemon with changed settings, while this lasts."""
+    path = lab.plan.settings(node)
+    before = path.read_text()
+    try:
+        for text in (change(before), before):
+            path.write_text(text)
+            await faults.kill(lab, node, "veeryd")
+            await lab.start(node)
+            if text != before:
+                yield
+    finally:
+        path.write_text(before)

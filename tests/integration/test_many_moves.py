@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from node_parts import set_up
 
 from guest_parts import boot_domain
-from veery.lab import faults
 from veery.lab.guest import Guest
 from veery.lab.services import Lab
 from veery.lab.shell import Shell
@@ -80,26 +79,10 @@ async def test_a_domain_that_writes_faster_than_it_can_be_copied(lab: Lab, write
         assert await shell.run("stat -c %Y /t/turn; cat /proc/uptime") != before
 
 
-@contextlib.asynccontextmanager
-async def set_up(lab: Lab, node: str, lines: str) -> AsyncIterator[None]:
-    """The node's daemon with more lines in its settings, while this lasts."""
-    path = lab.plan.settings(node)
-    before = path.read_text()
-    try:
-        for text in (before + lines, before):
-            path.write_text(text)
-            await faults.kill(lab, node, "veeryd")
-            await lab.start(node)
-            if text != before:
-                yield
-    finally:
-        path.write_text(before)
-
-
 @pytest.mark.parametrize("copies", [0, 6])
 async def test_six_domains_away_at_once(lab: Lab, guest: Guest, tmp_path: Path, copies: int) -> None:
     """By default one copies and one more prepares; or all copy, and take turns to switch over."""
-    async with set_up(lab, "test1", f"\n[moves]\ncopies = {copies}\n" if copies else "\n"):
+    async with set_up(lab, "test1", lambda text: f"{text}\n[moves]\ncopies = {copies}\n"):
         await six_away(lab, guest, tmp_path)
 
 

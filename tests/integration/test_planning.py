@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from node_parts import Node, Workshop, until
+from node_parts import Node, Workshop, set_up, until
 
 from veery.hypervisor.qemu.abilities import needs
 from veery.lab.services import Lab
@@ -117,3 +117,26 @@ async def test_a_plan_is_of_one_domain(near: Node, words: tuple[str, ...]) -> No
     result = await near.result("migrate", *words)
     assert result.code == 2
     assert "--plan" in result.err
+
+
+async def test_what_could_not_come_back_is_told_before_it_goes(
+    lab: Lab, workshop: Workshop, near: Node, far: Node
+) -> None:
+    try:
+        await workshop.volume(VOLUME)
+        await near.veery("create", workshop.file(NAME, volume=VOLUME))
+        await near.booted(NAME)
+        async with set_up(lab, "test1", lambda text: text.replace('hosts_allow = ""', 'hosts_allow = "172.16.31.3"')):
+            told = (await near.result("migrate", NAME, "test2")).err.splitlines()
+            said = [number for number, line in enumerate(told) if "could not come back to test1: " in line]
+            assert said, told
+            assert said[0] < min(number for number, line in enumerate(told) if "COPY" in line)
+            assert await far.domain(NAME)
+            (newest,) = (await near.json("moves", "--json"))[-1:]
+            assert "could not come back" in newest["caution"]
+            assert "told before: it could not" in await near.veery("move", "show", newest["id"])
+        await far.veery("migrate", NAME, "test1")
+        (newest,) = (await far.json("moves", "--json"))[-1:]
+        assert newest["caution"] == ""
+    finally:
+        await workshop.clear(NAME, VOLUME)

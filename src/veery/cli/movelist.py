@@ -89,7 +89,7 @@ def _show(session: Session, args: Namespace) -> int:
         print(f"  {format_size(report.disk_bytes)} of its disks went along{kept}")
     if report.runs_on:
         print(f"  the domain runs on {report.runs_on}")
-    for label, text in (("reason", report.reason), ("hint", report.hint)):
+    for label, text in (("told before", report.caution), ("reason", report.reason), ("hint", report.hint)):
         if text:
             print(f"  {label}: {text}")
     return 0

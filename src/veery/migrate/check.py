@@ -168,6 +168,25 @@ class Scout:
             )
         )
 
+    async def way_back(self, reading: DomainReading, target: Node) -> str:
+        """What would keep the domain from coming back from `target`, in one line; "" where nothing does, or where the
+        target does not say (the move itself will tell). Some 20 ms."""
+        ground = self._ground
+        spec, luggage = await ground.driver.pack(reading.uuid)
+        question = Question(
+            domain=spec.name,
+            source=ground.node,
+            driver=ground.driver.name,
+            spec=spec,
+            luggage=bytes(luggage).decode(),
+            home=self._node,
+        )
+        home, (told, _) = await asyncio.gather(
+            inspect(ground, spec, luggage, ground.driver.name, returning=True), self._answer(target, question)
+        )
+        found = dict.fromkeys(each.reason for each in (*home, *(told.way_back if told else ())))
+        return f"it could not come back to {ground.node}: {'; '.join(found)}" if found else ""
+
     async def _going(
         self, reading: DomainReading, target: Node, settings: MoveSettings
     ) -> tuple[tuple[CarriedDisk, ...], tuple[Blocker, ...]]:

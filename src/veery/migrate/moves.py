@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 KEPT = 100  # reports of ended moves
 BEAT = 15.0  # seconds after which a listener hears again where a move stands, though nothing happened
 DEFAULT_LIMITS = MoveLimits()
+CAUTION_DEADLINE = 2.0
+Caution = Callable[[], Awaitable[str]]
 
 
 @dataclass(slots=True, eq=False)
@@ -38,6 +40,8 @@ class Running:
     move: str
     domain: str
     sender: Sender
+    caution: Caution | None = None
+    told: str = ""
     task: asyncio.Task[MoveReport] | None = None
     queued: bool = True
     cancelled: bool = False
@@ -77,9 +81,11 @@ class Moves:
         line = self._settler.busy(domain)
         return f"move {line.move} of {domain} is being settled" if line else ""
 
-    def start(self, reading: DomainReading, target: Node, settings: MoveSettings) -> str:
-        """Begin to move a domain of this node, or put it into the queue; the move's id. Raises Refused when it is
-        already moving, or its policy is unknown."""
+    def start(
+        self, reading: DomainReading, target: Node, settings: MoveSettings, caution: Caution | None = None
+    ) -> str:
+        """Begin to move a domain of this node, or put it into the queue; the move's id. `caution` finds what is to be
+        told before it goes. Raises Refused when it is already moving, or its policy is unknown."""
         find_policy(settings.policy)
         busy = self.busy(reading.name)
         if busy:
@@ -88,7 +94,7 @@ class Moves:
             raise Refused("this node is not ready yet", hint="try again in a second")
         move = secrets.token_hex(4)
         order = Order(move=move, reading=reading, target=target, settings=settings)
-        running = Running(move, reading.name, None)  # type: ignore[arg-type]
+        running = Running(move, reading.name, None, caution)  # type: ignore[arg-type]
         running.sender = Sender(self._ground, self._settler, order, running.publish, self._turns)
         self._running[move] = running
         running.task = self._tasks.create_task(self._run(running), name=f"move {move}")
@@ -177,6 +183,7 @@ class Moves:
             report = sender.report(MoveState.FAILED, reason=f"{type(error).__name__}: {error}")
         finally:
             del self._running[running.move]
+        report = replace(report, caution=running.told)
         self._keep(report)
         log.info(
             "move=%s domain=%s %s -> %s state=%s total_ms=%.0f downtime_ms=%.0f reason=%r",
@@ -198,6 +205,7 @@ class Moves:
         await self._places.take(target)
         try:
             running.queued = False
+            await _tell_caution(running)
             return await running.sender.run()
         finally:
             self._places.leave(target)
@@ -216,6 +224,19 @@ def copies_at_once(wanted: int) -> int:
     """How many copies go at a time out of this node: `wanted`, or where that is 0 what its processors carry. A copy
     through TLS takes one; two fill most paths, and more make each switch-over wait for the others' pages."""
     return wanted or max(1, min(2, (os.cpu_count() or 1) // 4))
+
+
+async def _tell_caution(running: Running) -> None:
+    """Before it goes, so that it can still be cancelled. Nothing that is wrong with the question keeps it."""
+    if running.caution is None:
+        return
+    try:
+        async with asyncio.timeout(CAUTION_DEADLINE):
+            running.told = await running.caution()
+    except (VeeryError, TimeoutError) as error:
+        log.warning("move=%s domain=%s way back not looked at: %s", running.move, running.domain, error)
+    if running.told:
+        running.publish(MoveProgress(phase=Phase.BEGIN, note=running.told))
 
 
 def _standing(running: Running) -> MoveReport:

@@ -137,7 +137,8 @@ class CopyResult:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MoveReport:
     """The report of one move: `phases` maps a phase to its milliseconds; `started` seconds of the epoch.
-    `disk_bytes` are those of the local disks that were copied, `kept` where the source's copies of them are now."""
+    `disk_bytes` are those of the local disks that were copied, `kept` where the source's copies of them are now.
+    `caution`: what would keep the domain from coming back, as it was told before it went."""
 
     id: str
     domain: str
@@ -160,3 +161,4 @@ class MoveReport:
     story: tuple[Remark, ...] = ()
     disk_bytes: int = 0
     kept: tuple[str, ...] = ()
+    caution: str = ""

@@ -271,7 +271,7 @@ class Domains:
             if reading.state not in (DomainState.RUNNING, DomainState.BLOCKED, DomainState.PAUSED):
                 raise Refused(f"{reading.name} is {reading.state.value}", hint="only a living domain can move")
             node = await self._target(target)
-            return self._moves.start(reading, node, settings)
+            return self._moves.start(reading, node, settings, lambda: self._scout.way_back(reading, node))
 
     async def plan(self, ref: str, target: str, settings: MoveSettings) -> Plan:
         """What moving a domain to node `target` would meet and come to. Changes nothing."""
