@@ -23,11 +23,11 @@ ifeq ($(PYTHON),)
 $(error veery needs Python 3.11 or later as /usr/bin/python3 or python3)
 endif
 
-.PHONY: help demo test check faults bench lab setup root lock clean FORCE
+.PHONY: help demo test check faults-move soak bench lab setup root lock clean FORCE
 
 help: ## print this
 	@echo 'usage: make TARGET'
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  \1	\2/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1	\2/p' $(MAKEFILE_LIST) | expand -t 16
 	@echo 'PYTEST=... is handed on to pytest, for example PYTEST="-k tap tests/unit".'
 	@echo 'BENCH=... is handed on to the bench, for example BENCH="--rounds 5 --parts moves".'
 
@@ -46,8 +46,14 @@ check: $(VENV) ## format, lint, types and layers
 		|| { cat .cache/layers.log; exit 1; }
 	@echo 'format, lint, types, layers: good'
 
-faults: root setup ## kill daemons, QEMUs, links, etcd and power in every phase of a move (about 10 minutes)
-	@$(BIN)/python -m pytest tests/faults
+faults-move: root setup ## every fault in every phase of a move, into docs/faults.md (about 40 minutes; GO_ON=1 goes on)
+	@[ -n '$(GO_ON)' ] || rm -f .cache/cells.json
+	@VEERY_CELLS=.cache/cells.json $(BIN)/python -m pytest -v --tb=short tests/faults/test_matrix.py || true
+	@PYTHONPATH=tests:tests/faults $(BIN)/python tests/faults/cells.py .cache/cells.json docs/faults.md
+
+soak: root setup ## 300 moves there and back of a domain that writes memory and disk (about 10 minutes)
+	@VEERY_SOAK=.cache/soak.json $(BIN)/python -m pytest -v --tb=short tests/faults/test_growth.py -k 300
+	@PYTHONPATH=tests:tests/faults $(BIN)/python tests/faults/soak.py .cache/soak.json docs/faults.md
 
 bench: root setup ## measure moves beside a bare QMP script; writes bench/latest.json
 	@$(BIN)/python -m bench $(BENCH)

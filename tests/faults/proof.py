@@ -3,59 +3,71 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
+import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from veery.errors import VeeryError
-from veery.host.run import Result
+from veery.errors import Failed, VeeryError
+from veery.lab import members
+from veery.lab.plan import DOMAIN_ADDRESS
+from veery.lab.probe import Probe
 from veery.lab.services import Lab
 from veery.lab.shell import Shell
+from veery.storage.tgt import parse_targets
 
 HYPERVISORS = ("test1", "test2")
 SETTLE = 90.0  # seconds for everything to have come to rest: generous, for a busy machine
+RECORDS = "/root/records"
+START = (  # busybox's init runs it at each boot
+    "#!/bin/sh\n"
+    f"ifconfig eth0 {DOMAIN_ADDRESS} netmask 255.255.0.0 up\n"
+    f"writer {RECORDS} 0.2 </dev/null >/dev/null 2>&1 &\n"
+)
 
 
 @dataclass(frozen=True)
 class Life:
-    """One reading inside the guest: which boot it is, and how far its counter has come."""
+    """One reading inside the guest: which boot it is, and how many records it has on its disk."""
 
     boot: str
     count: int
 
 
+@dataclass
 class Proof:
-    """One domain under test in one lab."""
+    """One domain under test in one lab: it writes numbered records to its volume, and a client outside probes it.
 
-    def __init__(self, lab: Lab, domain: str, file: Path) -> None:
-        self.lab, self.domain, self.file = lab, domain, file
+    `boots` counts the boots that its records may show."""
 
-    def hold(self, node: str, phase: str) -> Path:
-        """Hold `phase` on `node` until the file returned is removed."""
-        path = self.lab.plan.home(node) / "run" / "hold" / phase
-        path.parent.mkdir(exist_ok=True)
-        path.touch()
-        return path
-
-    async def held(self, node: str, phase: str, moving: asyncio.Task[Result]) -> None:
-        """Return once the move has come to `phase` on `node`; a move that ended before that is told."""
-        wanted = f"held in {phase}"
-        log = self.lab.log(node)
-        begin = max(0, log.stat().st_size - 400)
-        async with asyncio.timeout(SETTLE):
-            while wanted not in log.read_bytes()[begin:].decode(errors="replace"):
-                assert not moving.done(), f"it ended before {phase}: {moving.result()}"
-                await asyncio.sleep(0.05)
+    lab: Lab
+    domain: str
+    file: Path
+    probe: Probe
+    boots: int = 1
+    usual: dict[str, set[str]] = field(default_factory=dict)
 
     async def life(self, node: str) -> Life:
         """Ask the guest itself, on its console."""
         async with Shell(self.lab.client(node).address, self.domain) as shell:
-            await shell.ready(deadline=30)
-            said = await shell.run("cat /proc/sys/kernel/random/boot_id; cat /tmp/count")
-            boot, count = said.split()[-2:]
-            return Life(boot, int(count))
+            await shell.ready(deadline=60)
+            said = await shell.run(f"cat /proc/sys/kernel/random/boot_id; tail -n 1 {RECORDS}")
+            match = re.search(r"([0-9a-f-]{36})\s+(\d+) ([0-9a-f-]{36}) [\d.]+ \d+\s*$", said)
+            assert match, f"the guest says {said!r}"
+            return Life(match[1], int(match[2]) if match[3] == match[1] else 0)
+
+    async def alive(self, node: str, after: int = 0) -> Life:
+        """Its life, once it has written its next record since we asked first, and more than `after` in all."""
+        end = time.monotonic() + SETTLE
+        first = life = await self.life(node)
+        while life.count <= max(after, first.count):
+            assert time.monotonic() < end, f"no record after {life.count} (there were {after}) within {SETTLE:g} s"
+            await asyncio.sleep(0.1)
+            life = await self.life(node)
+        return life
 
     async def readings(self) -> dict[str, dict[str, Any]]:
         """Node -> the domain's reading there."""
@@ -69,25 +81,55 @@ class Proof:
 
     async def keys(self, prefix: str) -> dict[str, Any]:
         """The keys under `prefix` in etcd, as they stand there."""
+        lines = (await self.etcdctl("get", "--prefix", f"/veery/{prefix}")).splitlines()
+        return {
+            key.removeprefix("/veery/"): json.loads(value) for key, value in zip(lines[::2], lines[1::2], strict=True)
+        }
+
+    async def etcdctl(self, *words: str) -> str:
+        """What etcdctl says to `words`, asked of the storage node's member."""
         tls = self.lab.plan.home("stor") / "lib" / "tls"
         told = await self.lab.run(
             "stor",
             [
                 *("etcdctl", "--endpoints", "https://172.16.31.3:2379", "--cacert", tls / "ca-cert.pem"),
                 *("--cert", tls / "client-cert.pem", "--key", tls / "client-key.pem"),
-                *("get", "--prefix", f"/veery/{prefix}"),
+                *words,
             ],
         )
-        lines = told.out.splitlines()
-        return {
-            key.removeprefix("/veery/"): json.loads(value) for key, value in zip(lines[::2], lines[1::2], strict=True)
-        }
+        return told.out
+
+    async def sessions(self) -> set[str]:
+        """The nodes that are logged in at the domain's target."""
+        socket = self.lab.plan.home("stor") / "run" / "tgt"
+        show = ["env", f"TGT_IPC_SOCKET={socket}", "LC_ALL=C", "tgtadm"]
+        told = await self.lab.run("stor", [*show, "--lld", "iscsi", "--mode", "target", "--op", "show"])
+        targets = [each for each in parse_targets(told.out) if each.iqn.endswith(f":{self.domain}")]
+        return {session.initiator.rpartition(":")[2] for target in targets for session in target.sessions}
+
+    async def learn(self) -> None:
+        """See what lies in the nodes' folders when all is well; more than that is a leftover."""
+        for node in HYPERVISORS:
+            self.usual[node] = set(self.files(node))
+
+    def files(self, node: str) -> list[str]:
+        """What lies in the run and state folders of `node`, but for etcd's own files, kept reports and, inside
+        `domains`, what belongs to the domain itself."""
+        found = []
+        for folder in ("run", "lib"):
+            top = self.lab.plan.home(node) / folder
+            for path in top.rglob("*"):
+                name = f"{folder}/{path.relative_to(top)}"
+                if not re.match(r"lib/(etcd|moves)/|lib/lost|run/domains/\d+/.*\.tmp|.*\.log(\.1)?$", name):
+                    found.append(re.sub(r"domains/\d+", "domains/ID", name))
+        return found
 
     async def at_rest(self) -> str:
         """What is not yet as it must be; "" when all is."""
-        owner = (await self.keys("owner/")).get(f"owner/{self.domain}", {}).get("node", "nobody")
-        reservations = await self.keys("reservation/")
-        found = await self.readings()
+        owners, reservations, found, sessions = await asyncio.gather(
+            self.keys("owner/"), self.keys("reservation/"), self.readings(), self.sessions()
+        )
+        owner = owners.get(f"owner/{self.domain}", {}).get("node", "nobody")
         where = {node: row["state"] for node, row in found.items()}
         if list(where) != [owner]:
             return f"owner {owner}, but it is on {where}"
@@ -95,16 +137,29 @@ class Proof:
             return f"it is {where[owner]} on {owner}"
         if reservations:
             return f"reservations left: {reservations}"
+        if sessions != {owner}:
+            return f"logged in at its volume: {sessions or 'nobody'}, owner {owner}"
         for node in HYPERVISORS:
-            qemus = [member for member in self.lab.members(node) if member.program.startswith("qemu-system")]
-            if len(qemus) != (node == owner):
-                return f"{len(qemus)} QEMU on {node}, owner {owner}"
-            taps = (await self.lab.run(node, ["ip", "-o", "link", "show", "type", "tun"])).out.splitlines()
-            if len(taps) != (node == owner):
-                return f"taps on {node}: {taps}"
-            journal = list((self.lab.plan.home(node) / "lib" / "journal").glob("*.json"))
-            if journal:
-                return f"journal on {node}: {journal}"
+            if left := await self._left(node, owner):
+                return left
+        return ""
+
+    async def _left(self, node: str, owner: str) -> str:
+        wanted = int(node == owner)
+        qemus = [member for member in self.lab.members(node) if member.program.startswith("qemu-system")]
+        if len(qemus) != wanted:
+            return f"{len(qemus)} QEMU on {node}, owner {owner}"
+        taps = (await self.lab.run(node, ["ip", "-o", "link", "show", "type", "tun"])).out.splitlines()
+        if len(taps) != wanted:
+            return f"taps on {node}: {taps}"
+        files = self.files(node)
+        if journal := [name for name in files if name.startswith("lib/journal/")]:
+            return f"journal on {node}: {journal}"
+        if files.count("run/domains/ID") != wanted:
+            return f"{files.count('run/domains/ID')} domain folders on {node}"
+        known = self.usual.get(node)
+        if known is not None and (more := {name for name in files if "domains/ID" not in name} - known):
+            return f"files left on {node}: {', '.join(sorted(more))}"
         return ""
 
     async def settled(self) -> str:
@@ -121,21 +176,46 @@ class Proof:
             await asyncio.sleep(0.3)
         raise AssertionError(why)
 
-    async def unharmed(self, before: Life) -> str:
-        """At rest, the same boot, its counter gone on, and it can move there and back; where it runs."""
-        owner = await self.settled()
-        after = await self.life(owner)
-        assert after.boot == before.boot, "it was booted anew"
-        assert after.count >= before.count, f"counter {before.count} -> {after.count}"
-        other = next(node for node in HYPERVISORS if node != owner)
-        await self.lab.veery(owner, "migrate", "--live", self.domain, other, deadline=120)
-        assert await self.settled() == other
-        return other
+    async def move(self, there: str) -> None:
+        """Move it from the other node to `there`, and see that all is at rest. Raises Failed."""
+        here = next(node for node in HYPERVISORS if node != there)
+        await self.lab.veery(here, "migrate", "--live", self.domain, there, deadline=120)
+        assert await self.settled() == there
 
-    async def home(self, node: str = "test1") -> Life:
-        """Bring it to `node`, at rest; its life there."""
+    async def checked(self) -> None:
+        """End the domain in order, and see that its disk is clean: the filesystem whole, no record missing or
+        doubled, and no more boots in them than there were. Then start it again where it was."""
         owner = await self.settled()
-        if owner != node:
-            await self.lab.veery(owner, "migrate", "--live", self.domain, node, deadline=120)
-            assert await self.settled() == node
-        return await self.life(node)
+        volume = (await self.lab.json(owner, "volume", "show", self.domain, "--json"))["volume"]["path"]
+        async with Shell(self.lab.client(owner).address, self.domain) as shell:
+            await shell.ready()
+            await shell.run("kill $(pidof writer); sleep 0.5; sync; mount -o remount,ro /; sync")
+        await self.lab.veery(owner, "destroy", self.domain)
+        checked = await self.lab.run("stor", ["e2fsck", "-fn", volume], check=False)
+        assert checked.code == 0, checked.out
+        told = await self.lab.run("stor", ["debugfs", "-R", f"cat {RECORDS}", volume])
+        rows = [line.split() for line in told.out.splitlines()]
+        numbers = [int(row[0]) for row in rows]
+        holes = [(one, two) for one, two in itertools.pairwise(numbers) if two != one + 1]
+        assert not holes, f"records missing or doubled: {holes[:5]}"
+        boots = list(dict.fromkeys(row[1] for row in rows))
+        changes = sum(one[1] != two[1] for one, two in itertools.pairwise(rows))
+        assert changes == len(boots) - 1, "two boots wrote by turns"
+        assert len(boots) <= self.boots, f"{len(boots)} boots wrote, {self.boots} were expected"
+        await self.lab.veery(owner, "create", str(self.file), deadline=120)
+        self.boots += 1
+        await self.alive(owner)
+
+    async def clear(self) -> None:
+        """Whatever state it is in: no domain, no volume, nothing stopped."""
+        for node in HYPERVISORS:
+            await self.lab.veery(node, "destroy", self.domain, check=False)
+            left = [member for member in self.lab.members(node) if member.program.startswith("qemu-system")]
+            await members.end([each for each in left if any(self.domain in word for word in each.words)])
+        end = time.monotonic() + SETTLE
+        while await self.keys(f"owner/{self.domain}"):
+            if time.monotonic() > end:
+                raise Failed(f"the name {self.domain} is not given back")
+            await asyncio.sleep(0.5)
+        for words in (("delete", self.domain), ("volume", "delete", self.domain)):
+            await self.lab.veery("test1", *words, check=False)

@@ -6,15 +6,26 @@ be cut alone and the card still shows its carrier, as behind a broken switch."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
+import os
 import shutil
 import signal
+import sys
+from collections.abc import AsyncIterator, Sequence
 from enum import StrEnum
+from pathlib import Path
 
 from veery.errors import Failed, Refused
 from veery.lab import members
 from veery.lab.members import Member
 from veery.lab.plan import SWITCH
 from veery.lab.services import Lab
+
+_CGROUPS = ("/sys/fs/cgroup/memory", "/sys/fs/cgroup")  # version 1 beside others, version 2
+_LIMITS = ("memory.limit_in_bytes", "memory.max")
+_ENOUGH = 24 << 20  # bytes that all in a starved group may take from then on
+_HOG = "room = []\nwhile True:\n room.append(bytearray(1 << 20))"
 
 
 class Direction(StrEnum):
@@ -75,6 +86,25 @@ async def freeze(lab: Lab, node: str, *, deadline: float = 20.0) -> tuple[Member
     return tuple(frozen.values())
 
 
+async def halt(stopped: Sequence[Member], *, deadline: float = 20.0) -> None:
+    """Stop these processes alone (SIGSTOP); we come back when each thread of them stands, or they have ended. Raises
+    Failed after `deadline` seconds."""
+    try:
+        async with asyncio.timeout(deadline):
+            while moving := [each for each in stopped if each.process.alive() and not each.standing()]:
+                for each in moving:
+                    each.process.send(signal.SIGSTOP)
+                await asyncio.sleep(0.005)
+    except TimeoutError as error:
+        raise Failed(f"{moving[0].program} was not stopped within {deadline:g} s") from error
+
+
+def go_on(stopped: Sequence[Member]) -> None:
+    """Let what `halt` stopped go on."""
+    for each in stopped:
+        each.process.send(signal.SIGCONT)
+
+
 def thaw(lab: Lab, node: str) -> tuple[Member, ...]:
     """Let a frozen node go on."""
     thawed = lab.members(node)
@@ -98,6 +128,67 @@ async def kill(lab: Lab, node: str, program: str) -> tuple[Member, ...]:
     found = find(lab, node, program)
     await members.end(found)
     return found
+
+
+@contextlib.asynccontextmanager
+async def starved(lab: Lab, node: str, victim: Member, *, deadline: float = 60.0) -> AsyncIterator[None]:
+    """Let the memory of `node` run out for `victim`: it is put into a memory cgroup of its own that has nothing left
+    to give, with another process that wants more and more. The kernel's OOM killer then takes the larger of the two,
+    which is a QEMU with a guest in it. Yields when the victim is dead. Raises Failed where it outlives `deadline`
+    seconds, Refused where this machine has no memory cgroups."""
+    group = _group(f"veery-{lab.plan.lab}-{node}")
+    try:
+        with contextlib.suppress(ProcessLookupError):
+            (group / "cgroup.procs").write_text(str(victim.process.pid))
+        join = f'ulimit -v 1000000; echo $$ >{group}/cgroup.procs && exec "$@"'
+        async with asyncio.timeout(deadline):
+            while victim.process.alive():
+                hog = await asyncio.create_subprocess_exec("sh", "-c", join, "sh", sys.executable, "-c", _HOG)
+                try:  # it is killed in its turn, when it alone is left
+                    await hog.wait()
+                finally:
+                    if hog.returncode is None:
+                        hog.kill()
+                        await hog.wait()
+        await victim.process.gone()
+        yield
+    except TimeoutError as error:
+        raise Failed(f"{victim.program} on {node} had enough memory", hint=f"see {group}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            group.rmdir()
+
+
+def fill(folder: Path) -> Path:
+    """Fill the filesystem of `folder` to its last block; the file to be removed."""
+    path = folder / "filler"
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        for piece in (1 << 20, 4 << 10):
+            while True:
+                try:
+                    os.write(handle, bytes(piece))
+                except OSError as error:
+                    if error.errno != errno.ENOSPC:
+                        raise
+                    break
+    finally:
+        os.close(handle)
+    return path
+
+
+def _group(name: str) -> Path:
+    """A fresh memory cgroup with a limit. Raises Refused."""
+    for top in _CGROUPS:
+        group = Path(top, name)
+        with contextlib.suppress(OSError):
+            group.mkdir(exist_ok=True)
+            for limit in _LIMITS:
+                if (group / limit).exists():
+                    (group / limit).write_text(str(_ENOUGH))
+                    return group
+            group.rmdir()
+    raise Refused("there are no memory cgroups here that we may make", hint="is /sys/fs/cgroup mounted, and writable?")
 
 
 def _ends(node: str, direction: Direction) -> list[tuple[str, str]]:

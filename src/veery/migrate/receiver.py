@@ -36,6 +36,7 @@ WAIT_EVERY = 1.0
 DEFAULT_LIMITS = MoveLimits()
 STREAM_DEADLINE = 20.0
 HEAD_START = 0.01  # seconds for the watch to tell who the owner is, before the store is asked
+LOOK = 0.02  # seconds between two looks whether what we have loaded still stands
 FINISH_DEADLINE = 180.0  # from Loaded to Finish: the source may be asking a slow store
 
 
@@ -217,9 +218,18 @@ class Receiver:
                 await channel.send(wire.Loaded())  # before the journal: the domain stands still from here on
                 ground.journal.write(line.at(Phase.LOADED))
                 async with asyncio.timeout(FINISH_DEADLINE):
-                    await listening
+                    await self._told_or_lost(listening, offer)
             finally:
                 await tasks.stop(listening, loading)
+
+    async def _told_or_lost(self, listening: asyncio.Task[wire.Finish], offer: wire.Offer) -> None:
+        """Return when the source has said that we own the domain. Raises Failed when our half of it ends before that:
+        then there must be no COMMIT, since the source's is whole."""
+        while not listening.done():
+            await asyncio.wait({listening}, timeout=LOOK)
+            if not any(reading.uuid == offer.spec.uuid for reading in await self._ground.driver.list()):
+                raise Failed(f"{offer.domain} ended on {self._ground.node} before it was handed over")
+        listening.result()
 
     async def _receive(self, offer: wire.Offer, arrival: asyncio.Future[socket.socket], disk_pump: Pump | None) -> None:
         while not arrival.done():  # the disks come first, and may take long

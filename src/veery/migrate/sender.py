@@ -326,11 +326,11 @@ class Sender:
         self, owner: Owner, channel: wire.Channel, steps: Steps, undo: contextlib.AsyncExitStack
     ) -> MoveReport:
         """COMMIT and what follows it; never cut short."""
-        await self._commit(owner, steps.line, undo)
+        await self._commit(owner, channel, steps.line, undo)
         undo.pop_all()
         return await self._after_commit(channel, steps)
 
-    async def _commit(self, owner: Owner, line: Line, undo: contextlib.AsyncExitStack) -> Owner:
+    async def _commit(self, owner: Owner, channel: wire.Channel, line: Line, undo: contextlib.AsyncExitStack) -> Owner:
         ground = self._ground
         try:
             promise = Reservation(
@@ -343,6 +343,12 @@ class Sender:
             return await owners.commit(ground.store, owner, promise, self._record)
         except StoreUnavailable:
             raise  # surely not taken: undo
+        except owners.OwnedElsewhere as error:  # the target has given up, and says why
+            listening = asyncio.create_task(channel.expect(wire.Running, 1.0), name=f"{line.move} listens")
+            try:
+                raise await _said_by_target(listening, error) from error
+            finally:
+                await tasks.stop(listening)
         except OutcomeUnknown:
             log.warning("move=%s COMMIT unanswered: asking the store who owns %s", line.move, line.domain)
             try:

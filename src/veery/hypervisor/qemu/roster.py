@@ -206,8 +206,7 @@ class Roster:
             log.error("domain=%s QEMU ended: %s", record.spec.name, domain.home.words() or "no message")
             self._task(self._forget(domain), f"forget {record.spec.name}")
         self.note(f"{record.spec.name} ({record.domid}) ended: {end}")
-        if record.stage is not Stage.INCOMING:
-            self.events.put_nowait(DomainEvent(record.spec.uuid, end))
+        self.events.put_nowait(DomainEvent(record.spec.uuid, end))  # of a half domain too: it may be ours by now
 
     # ---- the log, and tasks
 

@@ -1,0 +1,242 @@
+"""The fault matrix as data: each row a fault, each column a phase of a move."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+from scene import BEFORE_COMMIT, DOMAIN, END, Fault, Move
+
+from veery.lab import faults
+from veery.lab.faults import Direction
+from veery.lab.members import Member, end
+from veery.model.move import Phase
+
+PHASES = tuple(Phase)
+RUNS_AT_TARGET = (Phase.FINISH, Phase.CONFIRM)
+NO_HALF = {Phase.BEGIN: "the target's QEMU is started in PREPARE"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One fault. `lasts` seconds, END: until the order to move has ended. `half_domain`: it is about the target's QEMU.
+    `source` and `target`: the phases in which the domain must end up there; in all others either will do. `anew`: the
+    phases in which the domain's own QEMU is killed. `cannot`: phases that it cannot touch, and why."""
+
+    name: str
+    text: str
+    fault: Fault
+    lasts: float = END
+    half_domain: bool = False
+    source: tuple[Phase, ...] = ()
+    target: tuple[Phase, ...] = RUNS_AT_TARGET
+    anew: tuple[Phase, ...] = ()
+    cannot: dict[Phase, str] = field(default_factory=dict)
+    small_disk: bool = False
+
+
+# ---- the faults
+
+
+@contextlib.asynccontextmanager
+async def source_daemon_killed(move: Move) -> AsyncIterator[None]:
+    await faults.kill(move.lab, move.source, "veeryd")
+    yield
+    await move.lab.start(move.source)
+
+
+@contextlib.asynccontextmanager
+async def target_daemon_killed(move: Move) -> AsyncIterator[None]:
+    await faults.kill(move.lab, move.target, "veeryd")
+    yield
+    await move.lab.start(move.target)
+
+
+@contextlib.asynccontextmanager
+async def both_daemons_killed(move: Move) -> AsyncIterator[None]:
+    for node in (move.source, move.target):
+        await faults.kill(move.lab, node, "veeryd")
+    yield
+    await asyncio.gather(move.lab.start(move.source), move.lab.start(move.target))
+
+
+@contextlib.asynccontextmanager
+async def source_qemu_killed(move: Move) -> AsyncIterator[None]:
+    await end([move.qemu(move.source)])
+    yield
+
+
+@contextlib.asynccontextmanager
+async def target_qemu_killed(move: Move) -> AsyncIterator[None]:
+    await end([move.qemu(move.target)])
+    await move.noticed()
+    yield
+
+
+@contextlib.asynccontextmanager
+async def target_qemu_stopped(move: Move) -> AsyncIterator[None]:
+    async with _stopped((move.qemu(move.target),)):
+        yield
+
+
+@contextlib.asynccontextmanager
+async def target_daemon_stopped(move: Move) -> AsyncIterator[None]:
+    async with _stopped(faults.find(move.lab, move.target, "veeryd")):
+        yield
+
+
+@contextlib.asynccontextmanager
+async def link_cut(move: Move) -> AsyncIterator[None]:
+    async with _cut(move, Direction.BOTH):
+        yield
+
+
+@contextlib.asynccontextmanager
+async def link_cut_one_way(move: Move) -> AsyncIterator[None]:
+    async with _cut(move, Direction.OUT):
+        yield
+
+
+@contextlib.asynccontextmanager
+async def etcd_member_lost(move: Move) -> AsyncIterator[None]:
+    async with _stopped(faults.find(move.lab, move.source, "etcd")):
+        yield
+
+
+@contextlib.asynccontextmanager
+async def quorum_lost(move: Move) -> AsyncIterator[None]:
+    both = (*faults.find(move.lab, "stor", "etcd"), *faults.find(move.lab, move.target, "etcd"))
+    async with _stopped(both):
+        await asyncio.sleep(0.2)  # until the store's last answer no longer counts as a sign that it answers
+        yield
+
+
+@contextlib.asynccontextmanager
+async def tgtd_killed(move: Move) -> AsyncIterator[None]:
+    """Its daemon goes with it, or it would start tgtd again at once."""
+    await faults.kill(move.lab, "stor", "veeryd")
+    await faults.kill(move.lab, "stor", "tgtd")
+    yield
+    await move.lab.start("stor")
+
+
+@contextlib.asynccontextmanager
+async def target_out_of_memory(move: Move) -> AsyncIterator[None]:
+    if move.phase is Phase.BEGIN:  # nothing is there yet that could be short of it
+        move.release()
+        await move.half_domain()
+    async with faults.starved(move.lab, move.target, move.qemu(move.target)):
+        await move.noticed()
+        yield
+
+
+@contextlib.asynccontextmanager
+async def target_disk_full(move: Move) -> AsyncIterator[None]:
+    filler = faults.fill(move.lab.plan.home(move.target) / "lib")
+    yield
+    filler.unlink()
+
+
+@contextlib.asynccontextmanager
+async def cancelled(move: Move) -> AsyncIterator[None]:
+    told = await move.lab.veery(move.source, "move", "cancel", await move.number(), check=False)
+    if move.phase in (Phase.COMMIT, *RUNS_AT_TARGET):
+        assert told.code == 1 and "past COMMIT" in told.err, told
+    else:
+        assert told.code == 0, told
+        await move.over(END)
+        assert move.task.result().code == 1 and "cancelled" in move.task.result().err, move.task.result()
+    yield
+
+
+@contextlib.asynccontextmanager
+async def moved_a_second_time(move: Move) -> AsyncIterator[None]:
+    second = await move.lab.veery(move.source, "migrate", DOMAIN, move.target, check=False)
+    assert second.code == 1 and "is being moved" in second.err, second
+    ended = await move.lab.veery(move.source, "destroy", DOMAIN, check=False)
+    assert ended.code == 1 and "is being moved" in ended.err, ended
+    back = await move.lab.veery(move.target, "migrate", DOMAIN, move.source, check=False)
+    assert back.code == 1, back
+    yield
+    await move.over(END)
+    assert move.task.result().code == 0, move.task.result()
+
+
+@contextlib.asynccontextmanager
+async def _stopped(stopped: tuple[Member, ...]) -> AsyncIterator[None]:
+    await faults.halt(stopped)
+    try:
+        yield
+    finally:
+        faults.go_on(stopped)
+
+
+@contextlib.asynccontextmanager
+async def _cut(move: Move, direction: Direction) -> AsyncIterator[None]:
+    await faults.cut(move.lab, move.target, direction)
+    try:
+        yield
+    finally:
+        await faults.heal(move.lab, move.target)
+
+
+# ---- the table
+
+ROWS = (
+    Row("source-daemon", "`kill -9` of the source's daemon", source_daemon_killed, source=BEFORE_COMMIT),
+    Row("target-daemon", "`kill -9` of the target's daemon", target_daemon_killed, source=BEFORE_COMMIT[:3]),
+    Row("both-daemons", "`kill -9` of both daemons", both_daemons_killed, source=BEFORE_COMMIT),
+    Row(
+        "source-qemu",
+        "`kill -9` of the source's QEMU",
+        source_qemu_killed,
+        lasts=0,
+        source=BEFORE_COMMIT[:3],
+        anew=BEFORE_COMMIT,
+    ),
+    Row(
+        "target-qemu",
+        "`kill -9` of the target's QEMU",
+        target_qemu_killed,
+        lasts=0,
+        half_domain=True,
+        source=BEFORE_COMMIT,
+        anew=RUNS_AT_TARGET,
+        cannot=NO_HALF,
+    ),
+    Row(
+        "target-qemu-stopped",
+        "SIGSTOP of the target's QEMU, 20 s",
+        target_qemu_stopped,
+        lasts=20,
+        half_domain=True,
+        cannot=NO_HALF,
+    ),
+    Row("target-daemon-stopped", "SIGSTOP of the target's daemon, 20 s", target_daemon_stopped, lasts=20),
+    Row("link-5s", "the target's link cut, 5 s", link_cut, lasts=5),
+    Row("link", "the target's link cut until the move has ended", link_cut, source=BEFORE_COMMIT),
+    Row("link-one-way", "the same, but only its sending is lost", link_cut_one_way, source=BEFORE_COMMIT[:4]),
+    Row("etcd-member", "the source's etcd stopped until the move has ended", etcd_member_lost),
+    Row("quorum", "two of three etcds stopped until the move has ended", quorum_lost, source=BEFORE_COMMIT),
+    Row("tgtd", "tgtd and its daemon killed, 10 s", tgtd_killed, lasts=10),
+    Row(
+        "target-memory",
+        "the target runs out of memory (OOM killer)",
+        target_out_of_memory,
+        lasts=0,
+        half_domain=True,
+        source=BEFORE_COMMIT,
+        anew=RUNS_AT_TARGET,
+    ),
+    Row("target-disk", "the target's state disk full until the move has ended", target_disk_full, small_disk=True),
+    Row(
+        "cancel",
+        "cancelled by its user",
+        cancelled,
+        source=BEFORE_COMMIT[:4],
+        target=(Phase.COMMIT, *RUNS_AT_TARGET),
+    ),
+    Row("second-move", "a second move of the same domain", moved_a_second_time, target=PHASES),
+)
