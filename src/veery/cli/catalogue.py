@@ -118,6 +118,7 @@ GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             Entry("node show", "nodes", "show one node"),
             Entry("node token", "nodes", "make a token with which a new node may join"),
             Entry("node leave", "nodes", "put a node out of the cluster"),
+            Entry("simulate", "simulate", "play what would happen to a cluster, in virtual time"),
             Entry("cluster cpu", "plan", "show the processor that new domains get"),
             Entry("init", "nodes", "begin a cluster, with this machine as its first node"),
             Entry("join", "nodes", "make this machine a node of a cluster"),

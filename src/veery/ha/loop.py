@@ -71,7 +71,7 @@ class Brain:
         self._rests: dict[str, _Rest] = {}
         self._found: dict[str, Finding] = {}
         self._wake = asyncio.Event()
-        self.view: ClusterView | None = None
+        self._view: ClusterView | None = None
 
     async def run(self) -> None:
         """For ever. Cancel to stop: what is under way is given up as it stands, and can be taken up by the next."""
@@ -87,12 +87,18 @@ class Brain:
         """The newest word about `subject` ("node/x", "domain/x", "cluster"), while this node leads."""
         return self._found.get(subject)
 
+    def view_now(self) -> ClusterView:
+        """The last observation. Raises Failed before the first."""
+        if self._view is None:
+            raise Failed("the cluster has not been looked at yet", hint="try again in a second or two")
+        return self._view
+
     async def _cycles(self) -> None:
         while True:
             self._wake.clear()
             begun = self._clock.now()
             view = await self._eyes.observe()
-            self.view = view = self._own(view)
+            self._view = view = self._own(view)
             if self.leadership.held():
                 self._carry_out(decide(view, self._clock.epoch(), self._rules))
                 await self._flush()

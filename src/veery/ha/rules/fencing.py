@@ -63,7 +63,8 @@ def _next(picture: Picture, node: NodeView, record: FenceRecord | None) -> Itera
     """The next method to try, or what is waited for."""
     subject, absent = f"node/{node.name}", node.absent or 0.0
     tried = {method for method, _ in record.tried} if record else set()
-    ready = [method for method in node.means.methods if method != WATCHDOG or 0 < node.means.watchdog <= absent]
+    fired = _watchdog_fired(picture, node, absent)
+    ready = [method for method in node.means.methods if method != WATCHDOG or fired]
     fresh = [method for method in ready if method not in tried]
     if record is None or record.state is FenceState.FENCING or fresh:
         if fresh:
@@ -76,6 +77,15 @@ def _next(picture: Picture, node: NodeView, record: FenceRecord | None) -> Itera
         yield _fence(node, ready[0], absent, record)
     else:
         yield from _waits(picture, node, record)
+
+
+def _watchdog_fired(picture: Picture, node: NodeView, absent: float) -> bool:
+    """Whether its watchdog's deadline has passed for certain. A heartbeat on storage may have fed it after the lease's
+    end: so all storage nodes have to tell, and the last heartbeat has to be as old."""
+    view, deadline = picture.view, node.means.watchdog
+    storage = sum(1 for other in view.nodes.values() if other.record.has(Role.STORAGE))
+    silent = node.sign is None or node.sign.age >= deadline
+    return 0 < deadline <= absent and view.witnesses >= max(1, storage) and silent
 
 
 def _fence(node: NodeView, method: str, absent: float, record: FenceRecord | None) -> Fence:
@@ -93,7 +103,7 @@ def _fence(node: NodeView, method: str, absent: float, record: FenceRecord | Non
 
 def _waits(picture: Picture, node: NodeView, record: FenceRecord | None) -> Iterator[Action]:
     said = f"not fenced ({_said(record)})" if record and record.tried else "not fenced"
-    if WATCHDOG in node.means.methods and node.means.watchdog > (node.absent or 0.0):
+    if WATCHDOG in node.means.methods and not _watchdog_fired(picture, node, node.absent or 0.0):
         left = f"its watchdog has fired for certain {seconds(node.means.watchdog)} after it fell silent"
     elif not node.means.methods:
         left = f"it has no fence: veery fence confirm {node.name}, once it is off for certain"

@@ -1,0 +1,119 @@
+"""The brain's doors in the simulated world: what a leader learns and does, as far as its networks reach."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Mapping
+from typing import Any, TypeVar
+
+from veery.errors import Failed, OutcomeUnknown, Refused
+from veery.ha.simulation.node import SimNode
+from veery.ha.simulation.world import World
+from veery.model.ha import WATCHDOG, NodeReading, Proof, Sign, Signs, Ticket
+
+T = TypeVar("T")
+
+ORDER = 20.0  # seconds after which an order without an answer is given up
+
+
+class SimDoors:
+    """`Senses` and `Hands` of the brain on node `me`."""
+
+    def __init__(self, world: World, nodes: Mapping[str, SimNode], me: str) -> None:
+        self._world, self._nodes, self._me = world, nodes, me
+
+    # ---- senses
+    async def signs(self) -> Signs:
+        """As Senses.signs."""
+        await asyncio.sleep(0.003)
+        ages: dict[str, Sign] = {}
+        witnesses = 0
+        for storage in self._world.storages():
+            if not (self._world.linked(self._me, storage.name) and storage.target):
+                continue
+            witnesses += 1
+            for name, sign in self._world.sign(storage).items():
+                if name not in ages or sign.age < ages[name].age:
+                    ages[name] = sign
+        return Signs(witnesses=witnesses, ages=ages)
+
+    async def readings(self) -> Mapping[str, NodeReading]:
+        """As Senses.readings."""
+        await asyncio.sleep(0.003)
+        return {name: node.reading() for name, node in self._nodes.items() if self._world.linked(self._me, name)}
+
+    # ---- hands
+    async def fence(self, node: str, method: str, absent: float) -> Proof:
+        """As Hands.fence."""
+        await self._gate()
+        self._world.fails("fence", f"{node}/{method}")
+        match method:
+            case "storage":
+                seen = await self._by_storage(node)
+            case "power":
+                await self._world.call(self._me, self._me)
+                self._world.power_off(node, "is switched off by its power fence")
+                seen = "its power was seen off"
+            case _ if method == WATCHDOG:
+                machine = self._world.machines[node]
+                if machine.power and self._world.now() - machine.fed < machine.watchdog:
+                    self._world.breaks(f"the watchdog of {node} was taken as proof, and has not fired")
+                seen = f"{absent:.0f} s without a sign, its watchdog fires after {machine.watchdog:g} s"
+            case _:
+                raise Failed(f"no method {method!r}")
+        self._world.fences.append((self._world.now(), node, method))
+        return Proof(method=method, seen=seen)
+
+    async def _by_storage(self, node: str) -> str:
+        said = []
+        for storage in self._world.storages():
+            await self._world.call(self._me, storage.name)
+            said.append(await self._answer(storage.name, self._nodes[storage.name].deny(node)))
+        return ", ".join(said)
+
+    async def admit(self, node: str, revision: int) -> None:
+        """As Hands.admit."""
+        await self._gate()
+        for storage in self._world.storages():
+            await self._world.call(self._me, storage.name)
+            await self._answer(storage.name, self._nodes[storage.name].admit(node, revision))
+
+    async def start(self, ticket: Ticket) -> None:
+        """As Hands.start."""
+        await self._gate()
+        await self._world.call(self._me, ticket.node)
+        await self._answer(ticket.node, self._nodes[ticket.node].start(ticket))
+        self._world.starts.append((self._world.now(), ticket.domain, ticket.node))
+
+    async def move(self, domain: str, source: str, target: str) -> None:
+        """As Hands.move."""
+        await self._gate()
+        await self._world.call(self._me, source)
+        if not self._world.linked(source, target):
+            raise Refused(f"{source} does not hear {target}")
+        self._world.moves.append((self._world.now(), domain, target))
+        await self._answer(source, self._nodes[source].send(domain, self._nodes[target]), deadline=3600.0)
+
+    async def end(self, node: str, domain: str, boot: str) -> None:
+        """As Hands.end."""
+        await self._gate()
+        await self._world.call(self._me, node)
+        await self._answer(node, self._nodes[node].end(domain, boot))
+
+    async def _gate(self) -> None:
+        await self._world.machines[self._me].gate()
+
+    async def _answer(self, node: str, work: Coroutine[Any, Any, T], *, deadline: float = ORDER) -> T:
+        """What `node` answers. The work is the node's own: it goes on when we do not, and ends with its power."""
+        task = self._world.works(node, work)
+        try:
+            async with asyncio.timeout(deadline):
+                result = await asyncio.shield(task)
+        except TimeoutError:
+            raise OutcomeUnknown(f"node {node} has not answered") from None
+        except asyncio.CancelledError:
+            if task.cancelled():
+                raise OutcomeUnknown(f"node {node} went away before it answered") from None
+            raise
+        await self._gate()
+        return result

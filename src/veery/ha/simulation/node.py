@@ -1,0 +1,265 @@
+"""A simulated node's daemon: presence, heartbeats on storage, self-fencing, a caretaker, and what the brain orders.
+
+Its presence and its brain are the real ones. What it does about its copies is what the real daemon promises: ends what
+the owner key gives to another, gives back names whose domain is gone, and stops by itself when it is alone."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Iterator
+
+from veery.cluster import owner as gate
+from veery.cluster.keys import FENCES, MEANS, OWNERS
+from veery.cluster.memory import MemoryStore
+from veery.cluster.presence import Heartbeat
+from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
+from veery.ha import orders
+from veery.ha.simulation.reach import NodeStore
+from veery.ha.simulation.world import Copy, Machine, NodeClock, World
+from veery.model.cluster import Owner, Reservation
+from veery.model.ha import FenceMeans, FenceState, NodeReading, RunningCopy, Ticket
+from veery.model.node import Role
+
+BOOT = 1.0  # seconds from an order to a running domain
+STALL = 5.0  # seconds after which a move whose other side is gone is given up
+
+
+class SimNode:
+    """One daemon. `run` is its life from start to power-off."""
+
+    def __init__(self, world: World, machine: Machine, data: MemoryStore, boots: Iterator[int]) -> None:
+        self.world, self.machine, self.name = world, machine, machine.name
+        self.clock = NodeClock(machine)
+        self.store = NodeStore(world, machine.name, data)
+        self._boots = boots
+        self.heartbeat = Heartbeat(self.store, self.name, ttl=world.scenario.rules.node_ttl, clock=self.clock)
+        self.started = self.clock.epoch()
+        self._alone = world.now()  # since when neither cluster nor storage was reached
+        self._stopped = False
+        self._starting: set[str] = set()
+        self._sending: set[str] = set()
+
+    async def run(self) -> None:
+        """For ever."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.heartbeat.run())
+            group.create_task(self._signs())
+            group.create_task(self._caretaker())
+            group.create_task(self._announce())
+
+    async def _announce(self) -> None:
+        """Write how this node can be fenced."""
+        if Role.HYPERVISOR not in self.machine.roles:
+            return
+        means = FenceMeans(methods=self.machine.methods, watchdog=self.machine.watchdog)
+        while True:
+            try:
+                await self.store.commit([], [MEANS.put(self.name, means)])
+                return
+            except (Failed, OutcomeUnknown):
+                await self.clock.sleep(1.0)
+
+    # ---- alone or not
+    async def _signs(self) -> None:
+        """Each second: a heartbeat to storage; feed the watchdog; stop when alone for too long."""
+        while True:
+            await self.machine.gate()
+            now = self.clock.now()
+            heard = self.world.heartbeat(self.name, stopped=self._stopped)
+            if heard or not self.heartbeat.lost():
+                self._alone = self.machine.fed = now
+            if not self.heartbeat.lost():
+                self._stopped = False
+            elif now - self._alone > self.machine.stop and not self._stopped:
+                self._stopped = True
+                names = ", ".join(sorted(self.machine.copies)) or "nothing"
+                self.world.say(self.name, f"alone for {self.machine.stop:g} s: ends its domains ({names})")
+                self.machine.copies.clear()
+            await self.clock.sleep(1.0)
+
+    # ---- the caretaker
+    async def _caretaker(self) -> None:
+        while True:
+            await self.clock.sleep(1.0)
+            try:
+                await self._tidy()
+            except (VeeryError, TimeoutError):
+                continue
+
+    async def _tidy(self) -> None:
+        """Obey the owner keys, and give back those whose domain is gone here."""
+        before = dict(self.machine.copies)
+        entries = (await self.store.scan(OWNERS.prefix)).entries
+        owners = {owner.domain: owner for owner in map(OWNERS.value, entries)}
+        for name, copy in before.items():
+            owner = owners.get(name)
+            if name in self._sending or self.machine.copies.get(name) is not copy:
+                continue
+            mine = owner is not None and (owner.node, owner.boot) == (self.name, copy.boot)
+            if copy.incoming:
+                await self._half(copy)
+            elif not mine and name not in self._starting:
+                self.machine.copies.pop(name, None)
+                whose = f"it belongs to {owner.node}" if owner else "it belongs to nobody"
+                self.world.say(self.name, f"ends its copy of {name}: {whose}")
+        for name, owner in owners.items():
+            if owner.node == self.name and name not in before and not {name} & (self._starting | self._sending):
+                if name in self.machine.copies:
+                    continue
+                await gate.release(self.store, owner)
+                self.world.say(self.name, f"gives {name} back: it does not run here")
+
+    async def _half(self, copy: Copy) -> None:
+        """An incoming copy whose source is not heard any more: ask the gate what became of it."""
+        promise = await gate.reservation(self.store, copy.domain)
+        if promise is not None and promise.target == self.name:
+            if self.world.linked(self.name, promise.source) or self.world.now() - copy.since < STALL:
+                return
+            owner = await gate.drop(self.store, promise)
+        else:
+            owner = await gate.read(self.store, copy.domain)
+        if owner is not None and (owner.node, owner.boot) == (self.name, copy.boot):
+            copy.incoming = False
+            self.world.say(self.name, f"{copy.domain} runs here: its move was committed")
+        elif self.machine.copies.get(copy.domain) is copy:
+            self.machine.copies.pop(copy.domain, None)
+            self.world.say(self.name, f"drops its half copy of {copy.domain}")
+
+    # ---- what the brain asks and orders
+    def reading(self) -> NodeReading:
+        """As the daemon tells it."""
+        copies = tuple(RunningCopy(domain=each.domain, boot=each.boot) for each in self.machine.copies.values())
+        return NodeReading(started=self.started, room=self.machine.room, sick=self.machine.sick, copies=copies)
+
+    async def start(self, ticket: Ticket) -> None:
+        """As Hands.start, on this node."""
+        await self.machine.gate()
+        domain, name = self.world.scenario.domains[ticket.domain], ticket.domain
+        used = sum(self.world.scenario.domains[each].memory for each in self.machine.copies)
+        if used + domain.memory > self.machine.room:
+            raise Refused(f"{self.name} has no room for {name}")
+        self.world.fails("start", name)
+        self.world.fails("start", f"{name}@{self.name}")
+        self._starting.add(name)
+        try:
+            owner = await orders.claim(self.store, ticket, f"{name}-{next(self._boots)}")
+            await self.clock.sleep(BOOT)
+            if name in self.machine.copies:
+                raise Failed(f"{name} stands on {self.name} already")
+            await self._still_mine(owner)
+            self.world.begin(self.machine, name, owner.boot)
+        finally:
+            self._starting.discard(name)
+
+    async def _still_mine(self, owner: Owner) -> None:
+        """The last look before a domain runs. Raises Failed."""
+        now = await gate.read(self.store, owner.domain)
+        if now is None or now.revision != owner.revision:
+            raise Failed(f"{owner.domain} was taken away while it was being started")
+
+    async def end(self, domain: str, boot: str) -> None:
+        """As Hands.end, on this node."""
+        await self.machine.gate()
+        await asyncio.sleep(0.2)
+        await self.machine.gate()
+        copy = self.machine.copies.get(domain)
+        if copy is not None and copy.boot == boot:
+            del self.machine.copies[domain]
+        owner = await gate.read(self.store, domain)
+        if owner is not None and (owner.node, owner.boot) == (self.name, boot):
+            await gate.release(self.store, owner)
+
+    async def deny(self, node: str) -> str:
+        """This storage node's part of a fence: what it read back afterwards."""
+        await self.machine.gate()
+        self._serves()
+        self.machine.denied.add(node)
+        await asyncio.sleep(0.02)
+        return f"{self.name} lets it in no more"
+
+    async def admit(self, node: str, revision: int) -> None:
+        """As Hands.admit, on this storage node."""
+        record = await FENCES.get(self.store, node)
+        self._serves()
+        if record is None or record.revision != revision or record.state is not FenceState.ADMITTING:
+            raise Refused(f"{node} is not to be let in")
+        self.machine.denied.discard(node)
+
+    def _serves(self) -> None:
+        if not self.machine.target:
+            raise Failed(f"the storage service on {self.name} does not answer")
+
+    # ---- moves
+    async def send(self, domain: str, target: SimNode) -> None:
+        """Move `domain` away: the real gate (reserve, commit, drop), a copy that takes its time."""
+        copy = self.machine.copies.get(domain)
+        if copy is None or copy.incoming or domain in self._sending:
+            raise Refused(f"{domain} does not run on {self.name}")
+        owner = await gate.read(self.store, domain)
+        if owner is None or owner.node != self.name:
+            raise Refused(f"{domain} does not belong to {self.name}")
+        used = sum(self.world.scenario.domains[each].memory for each in target.machine.copies)
+        if used + self.world.scenario.domains[domain].memory > target.machine.room:
+            raise Refused(f"{target.name} has no room for {domain}")
+        move = f"m{next(self._boots)}"
+        promise = await gate.reserve(self.store, domain, move, self.name, target.name, revision=owner.revision)
+        self._sending.add(domain)
+        half = Copy(domain, copy.boot, 0, incoming=True, since=self.world.now())
+        try:
+            target.machine.copies[domain] = half
+            await self._copy(domain, target)
+            copy.running = False
+            await self._commit(owner, promise, copy, half, target)
+        except (VeeryError, asyncio.CancelledError):
+            if self.machine.power and self.machine.copies.get(domain) is copy:
+                copy.running = copy.running or not self._committed(half)
+            raise
+        finally:
+            self._sending.discard(domain)
+
+    @staticmethod
+    def _committed(half: Copy) -> bool:
+        return not half.incoming
+
+    async def _copy(self, domain: str, target: SimNode) -> None:
+        """Memory flows for the domain's time; ends when the other side is gone, or the scenario wants it."""
+        self.world.fails("move", domain)
+        left, stalled = self.world.scenario.domains[domain].copy, 0.0
+        while left > 0:
+            await self.clock.sleep(0.25)
+            if domain not in self.machine.copies:
+                raise Failed(f"{domain} has ended while it was moved")
+            if self.world.linked(self.name, target.name) and domain in target.machine.copies:
+                left, stalled = left - 0.25, 0.0
+                continue
+            stalled += 0.25
+            if stalled >= STALL:
+                raise Failed(f"the move of {domain} stood still: {target.name} does not answer")
+
+    async def _commit(self, owner: Owner, promise: Reservation, copy: Copy, half: Copy, target: SimNode) -> None:
+        """COMMIT and FINISH; where the answer is lost, the gate is asked until it tells."""
+        try:
+            await gate.commit(self.store, owner, promise)
+        except (Failed, OutcomeUnknown, Refused):
+            while True:
+                try:
+                    now = await gate.drop(self.store, promise)
+                    break
+                except (Failed, OutcomeUnknown):
+                    await self.clock.sleep(0.5)
+            if now is None or now.node != target.name:
+                if target.machine.copies.get(owner.domain) is half:
+                    del target.machine.copies[owner.domain]
+                raise Failed(f"the move of {owner.domain} was undone: it runs on {self.name}") from None
+        self.machine.copies.pop(owner.domain, None)
+        if target.machine.copies.get(owner.domain) is half and half.incoming and target.machine.well:
+            self.world.runs[owner.domain] += 1
+            half.number = self.world.runs[owner.domain]
+            half.incoming = False
+            self.world.judge()
+
+
+def boots() -> Iterator[int]:
+    """Numbers for boots and moves."""
+    return itertools.count(1)

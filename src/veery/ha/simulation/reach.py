@@ -1,0 +1,74 @@
+"""The store as one simulated node reaches it: late, or not at all, as its machine and its networks are."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+
+from veery.cluster.memory import MemoryStore
+from veery.cluster.store import Change, Committed, Delete, Entry, Put, Snapshot, StoreUnavailable, Unchanged
+from veery.ha.simulation.world import ANSWER, World
+
+TRIP = 0.002  # seconds to the store and back
+
+
+class NodeStore:
+    """A `Store`: the shipped memory store, seen by a node of the simulated world."""
+
+    def __init__(self, world: World, node: str, data: MemoryStore) -> None:
+        self._world, self._node, self.view = world, node, data.view()
+
+    async def _reach(self) -> None:
+        machine = self._world.machines[self._node]
+        await machine.gate()
+        if not self._world.reaches_store(self._node):
+            await asyncio.sleep(ANSWER)
+            await machine.gate()
+            raise StoreUnavailable("the store does not answer", hint="no quorum, or no way to it")
+        await asyncio.sleep(TRIP)
+
+    async def get(self, key: str) -> Entry | None:
+        """As Store.get."""
+        await self._reach()
+        found = await self.view.get(key)
+        await self._world.machines[self._node].gate()
+        return found
+
+    async def scan(self, prefix: str) -> Snapshot:
+        """As Store.scan."""
+        await self._reach()
+        found = await self.view.scan(prefix)
+        await self._world.machines[self._node].gate()
+        return found
+
+    async def commit(self, conditions: Sequence[Unchanged], operations: Sequence[Put | Delete]) -> Committed:
+        """As Store.commit."""
+        await self._reach()
+        done = await self.view.commit(conditions, operations)
+        await self._world.machines[self._node].gate()
+        return done
+
+    def watch(self, prefix: str, after: int) -> AsyncGenerator[Change, None]:
+        """As Store.watch."""
+        return self.view.watch(prefix, after)
+
+    async def grant(self, ttl: int) -> int:
+        """As Store.grant."""
+        await self._reach()
+        return await self.view.grant(ttl)
+
+    async def keep(self, lease: int) -> float:
+        """As Store.keep."""
+        await self._reach()
+        left = await self.view.keep(lease)
+        await self._world.machines[self._node].gate()
+        return left
+
+    async def revoke(self, lease: int) -> None:
+        """As Store.revoke."""
+        await self._reach()
+        await self.view.revoke(lease)
+
+    async def close(self) -> None:
+        """As Store.close."""
+        await self.view.close()

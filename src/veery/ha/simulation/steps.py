@@ -1,0 +1,346 @@
+"""What a scenario's steps can do: to the world, and as an operator's commands."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from veery.cluster import owner as gate
+from veery.cluster.keys import OWNERS
+from veery.cluster.memory import MemoryStore
+from veery.errors import Failed, Refused
+from veery.ha import drainplan, orders
+from veery.ha.loop import Brain
+from veery.ha.simulation.clock import BEGIN
+from veery.ha.simulation.node import SimNode
+from veery.ha.simulation.scenario import Scenario, Step
+from veery.ha.simulation.world import Machine, World
+from veery.ha.why import why
+from veery.model.ha import IntentKind, NodeIntent, Policy
+
+
+class Stage(Protocol):
+    """What steps act on."""
+
+    scenario: Scenario
+    world: World
+    data: MemoryStore
+    nodes: dict[str, SimNode]
+    brains: dict[str, Brain]
+
+    def wake(self, name: str) -> None:
+        """Start a node's daemon."""
+        ...
+
+    def leader(self) -> str:
+        """The node that leads; "" for none."""
+        ...
+
+
+# ---- the world
+async def power_off(stage: Stage, step: Step) -> None:
+    """NODE loses power."""
+    stage.world.power_off(_name(stage, step), "loses power")
+
+
+async def power_on(stage: Stage, step: Step) -> None:
+    """NODE gets power again, and its daemon starts."""
+    machine = _machine(stage, step)
+    if machine.power:
+        return
+    machine.power = machine.daemon = True
+    machine.thawed.set()
+    stage.world.say("world", f"{machine.name} starts")
+    stage.wake(machine.name)
+
+
+async def freeze(stage: Stage, step: Step) -> None:
+    """All processes of NODE stand still; its watchdog runs on."""
+    machine = _machine(stage, step)
+    stage.world.say("world", f"{machine.name} freezes")
+    machine.thawed.clear()
+
+
+async def thaw(stage: Stage, step: Step) -> None:
+    """They go on; without NODE: those of every frozen one."""
+    for machine in stage.world.machines.values():
+        if machine.frozen and step.node in ("", machine.name):
+            stage.world.say("world", f"{machine.name} goes on")
+            machine.thawed.set()
+
+
+async def cut(stage: Stage, step: Step) -> None:
+    """NODE's networks are cut: net = "all", "cluster" or "storage"."""
+    _nets(stage, step, up=False)
+
+
+async def heal(stage: Stage, step: Step) -> None:
+    """They are whole again."""
+    _nets(stage, step, up=True)
+
+
+def _nets(stage: Stage, step: Step, *, up: bool) -> None:
+    machine = _machine(stage, step)
+    if step.net not in ("all", "cluster", "storage"):
+        raise Refused(f"no net {step.net!r}", hint="all, cluster or storage")
+    machine.cluster_net = up if step.net in ("all", "cluster") else machine.cluster_net
+    machine.storage_net = up if step.net in ("all", "storage") else machine.storage_net
+    which = "every network" if step.net == "all" else f"the {step.net} network"
+    stage.world.say("world", f"{machine.name} {'has' if up else 'loses'} {which}{' again' if up else ''}")
+
+
+async def daemon_stop(stage: Stage, step: Step) -> None:
+    """NODE's daemon is stopped; its domains run on."""
+    machine = _machine(stage, step)
+    stage.world.say("world", f"the daemon of {machine.name} stops")
+    machine.daemon = False
+    stage.world.end_daemon(machine.name)
+
+
+async def daemon_start(stage: Stage, step: Step) -> None:
+    """And started again."""
+    machine = _machine(stage, step)
+    stage.world.say("world", f"the daemon of {machine.name} starts")
+    machine.daemon = True
+    stage.wake(machine.name)
+
+
+async def etcd_stop(stage: Stage, step: Step) -> None:
+    """The etcd member on NODE stops; without NODE: all of them."""
+    for machine in stage.world.voters():
+        machine.etcd = machine.etcd and step.node not in ("", machine.name)
+    stage.world.say("world", f"etcd stops on {step.node or 'every voter'}")
+
+
+async def etcd_start(stage: Stage, step: Step) -> None:
+    """And starts again."""
+    for machine in stage.world.voters():
+        machine.etcd = machine.etcd or step.node in ("", machine.name)
+    stage.world.say("world", f"etcd starts on {step.node or 'every voter'}")
+
+
+async def disk_full(stage: Stage, step: Step) -> None:
+    """The disk of NODE is full: its etcd member takes no part."""
+    _machine(stage, step).disk_full = True
+    stage.world.say("world", f"the disk of {step.node} is full")
+
+
+async def disk_freed(stage: Stage, step: Step) -> None:
+    """It has room again."""
+    _machine(stage, step).disk_full = False
+    stage.world.say("world", f"the disk of {step.node} has room again")
+
+
+async def target_stop(stage: Stage, step: Step) -> None:
+    """The storage service of NODE stops."""
+    _machine(stage, step).target = False
+    stage.world.say("world", f"the storage service of {step.node} stops")
+
+
+async def target_start(stage: Stage, step: Step) -> None:
+    """And starts again, with the same access as before."""
+    _machine(stage, step).target = True
+    stage.world.say("world", f"the storage service of {step.node} starts")
+
+
+async def clock_step(stage: Stage, step: Step) -> None:
+    """The wall clock of NODE is set by `seconds`."""
+    machine = _machine(stage, step)
+    machine.offset += step.seconds
+    stage.world.say("world", f"the clock of {machine.name} is set by {step.seconds:+g} s")
+
+
+async def lose_answer(stage: Stage, step: Step) -> None:
+    """The next write of NODE to the store gets no answer; `done`: it was carried out."""
+    name = _name(stage, step)
+    stage.nodes[name].store.view.lose_next_answer(done=step.done)
+    stage.world.say("world", f"{name}'s next write to the store will get no answer")
+
+
+async def break_fence(stage: Stage, step: Step) -> None:
+    """`method` fails for NODE, `count` times, saying `text`."""
+    said = step.text or f"{step.method} does not answer"
+    stage.world.failing["fence", f"{step.node}/{step.method}"] = (step.count, said)
+
+
+async def break_start(stage: Stage, step: Step) -> None:
+    """The next `count` starts of DOMAIN fail (on NODE, if named), saying `text`; "unknown": their answer is lost."""
+    whom = f"{step.domain}@{step.node}" if step.node else step.domain
+    stage.world.failing["start", whom] = (step.count, step.text or f"{step.domain} does not start")
+
+
+async def break_move(stage: Stage, step: Step) -> None:
+    """The next `count` moves of DOMAIN fail."""
+    stage.world.failing["move", step.domain] = (step.count, step.text or f"the copy of {step.domain} failed")
+
+
+async def crash(stage: Stage, step: Step) -> None:
+    """DOMAIN's process dies, wherever it runs."""
+    for machine in stage.world.machines.values():
+        copy = machine.copies.get(step.domain)
+        if copy is not None and not copy.incoming:
+            del machine.copies[step.domain]
+            stage.world.say("world", f"{step.domain} dies on {machine.name}")
+
+
+async def sick(stage: Stage, step: Step) -> None:
+    """NODE's sensors say `text`."""
+    _machine(stage, step).sick = step.text or "a disk reports errors"
+    stage.world.say("world", f"{step.node} is sick: {stage.world.machines[step.node].sick}")
+
+
+async def well(stage: Stage, step: Step) -> None:
+    """They say nothing any more."""
+    _machine(stage, step).sick = ""
+    stage.world.say("world", f"{step.node} is well again")
+
+
+# ---- commands
+async def ha_set(stage: Stage, step: Step) -> None:
+    """veery ha set DOMAIN policy."""
+    policy = step.policy or Policy.RESTART
+    _command(stage, f"ha set {step.domain} {policy}")
+    await orders.set_policy(stage.data, step.domain, policy, priority=step.priority, group=step.group)
+
+
+async def drain(stage: Stage, step: Step) -> None:
+    """veery node drain NODE [--force]: refused with all that stands in the way."""
+    _command(stage, f"node drain {step.node}{' --force' if step.force else ''}")
+    made = drainplan.plan(_brain(stage).view_now(), step.node, stage.world.now() + BEGIN, stage.scenario.rules)
+    against = made.blockers + (() if step.force else made.risks)
+    if against:
+        raise Refused(f"{step.node} is not drained: {'; '.join(against)}")
+    for warning in made.warnings:
+        stage.world.say("veery", f"warning: {warning}")
+    planned = ", ".join(f"{domain} to {target}" for domain, target in made.moves) or "nothing to move"
+    stage.world.say("veery", f"plan: {planned}")
+    intent = NodeIntent(kind=IntentKind.DRAIN, by="operator", since=stage.world.now() + BEGIN, force=step.force)
+    await orders.intend(stage.data, step.node, intent)
+
+
+async def resume(stage: Stage, step: Step) -> None:
+    """veery node resume NODE [--home]."""
+    _command(stage, f"node resume {step.node}{' --home' if step.home else ''}")
+    await orders.resume(stage.data, step.node, home=step.home, by="operator", now=stage.world.now() + BEGIN)
+
+
+async def away(stage: Stage, step: Step) -> None:
+    """NODE's daemon announces that it will be away for `seconds`."""
+    stage.world.say(step.node, f"announces a restart of its daemon within {step.seconds:g} s")
+    await orders.intend(stage.data, step.node, NodeIntent(kind=IntentKind.AWAY, away=step.seconds))
+
+
+async def confirm(stage: Stage, step: Step) -> None:
+    """veery fence confirm NODE."""
+    _command(stage, f"fence confirm {step.node}")
+    await orders.confirm(stage.data, step.node, by="operator", now=stage.world.now() + BEGIN)
+
+
+async def disarm(stage: Stage, step: Step) -> None:
+    """veery disarm."""
+    _command(stage, "disarm")
+    await orders.disarm(stage.data, by="operator", reason=step.text, now=stage.world.now() + BEGIN)
+
+
+async def arm(stage: Stage, step: Step) -> None:
+    """veery arm."""
+    del step
+    _command(stage, "arm")
+    await orders.arm(stage.data)
+
+
+async def destroy(stage: Stage, step: Step) -> None:
+    """veery destroy DOMAIN: ended on purpose."""
+    _command(stage, f"destroy {step.domain}")
+    await orders.want(stage.data, step.domain, wanted=False)
+    owner = await gate.read(stage.data, step.domain)
+    if owner is None or step.domain not in stage.world.machines[owner.node].copies:
+        raise Failed(f"{step.domain} does not run")
+    await stage.nodes[owner.node].end(step.domain, owner.boot)
+
+
+async def create(stage: Stage, step: Step) -> None:
+    """veery create DOMAIN, on NODE."""
+    _command(stage, f"create {step.domain} on {step.node}")
+    boot = f"{step.domain}-by-hand-{stage.world.runs[step.domain]}"
+    await gate.claim(stage.data, step.domain, step.node, boot, None)
+    await orders.want(stage.data, step.domain, wanted=True)
+    stage.world.begin(_machine(stage, step), step.domain, boot)
+
+
+async def migrate(stage: Stage, step: Step) -> None:
+    """veery migrate DOMAIN NODE: begun, not waited for."""
+    _command(stage, f"migrate {step.domain} {step.node}")
+    owner = await OWNERS.get(stage.data, step.domain)
+    if owner is None:
+        raise Refused(f"domain {step.domain} does not run")
+    stage.world.works(owner.node, stage.nodes[owner.node].send(step.domain, stage.nodes[step.node]))
+
+
+async def ask_why(stage: Stage, step: Step) -> None:
+    """veery why NODE or DOMAIN."""
+    name = step.domain or step.node
+    _command(stage, f"why {name}")
+    for line in why(_brain(stage).view_now(), name, stage.world.now() + BEGIN, stage.scenario.rules):
+        stage.world.say("veery", line)
+
+
+STEPS: dict[str, Callable[[Stage, Step], Awaitable[None]]] = {
+    "power-off": power_off,
+    "power-on": power_on,
+    "freeze": freeze,
+    "thaw": thaw,
+    "cut": cut,
+    "heal": heal,
+    "daemon-stop": daemon_stop,
+    "daemon-start": daemon_start,
+    "etcd-stop": etcd_stop,
+    "etcd-start": etcd_start,
+    "disk-full": disk_full,
+    "disk-freed": disk_freed,
+    "target-stop": target_stop,
+    "target-start": target_start,
+    "clock-step": clock_step,
+    "lose-answer": lose_answer,
+    "break-fence": break_fence,
+    "break-start": break_start,
+    "break-move": break_move,
+    "crash": crash,
+    "sick": sick,
+    "well": well,
+    "ha-set": ha_set,
+    "drain": drain,
+    "resume": resume,
+    "away": away,
+    "confirm": confirm,
+    "disarm": disarm,
+    "arm": arm,
+    "destroy": destroy,
+    "create": create,
+    "migrate": migrate,
+    "why": ask_why,
+}
+
+
+def _command(stage: Stage, text: str) -> None:
+    stage.world.say("operator", f"veery {text}")
+
+
+def _name(stage: Stage, step: Step) -> str:
+    """The step's node; "leader" is whoever leads now."""
+    name = stage.leader() if step.node == "leader" else step.node
+    if not name:
+        raise Refused(f"{step.do}: no node is named, or none leads")
+    return name
+
+
+def _machine(stage: Stage, step: Step) -> Machine:
+    return stage.world.machines[_name(stage, step)]
+
+
+def _brain(stage: Stage) -> Brain:
+    """The brain that answers: the leader's, else any that lives."""
+    name = stage.leader() or next((each for each in stage.brains if stage.world.machines[each].well), "")
+    if not name:
+        raise Failed("no node answers")
+    return stage.brains[name]
