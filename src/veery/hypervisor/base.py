@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import msgspec
 
+from veery.errors import Failed
 from veery.model.domain import (
     DomainEvent,
     DomainReading,
@@ -240,21 +242,72 @@ class Driver(Protocol):
         *,
         tls: bool,
         peer: str,
+        post_copy: bool = False,
     ) -> DomainReading:
         """Start the empty half domain (state INCOMING) that waits for a stream. `spec` and `luggage` are the
         source's, from `pack`; `backlog` is the console's past; with `tls` only a stream from node `peer` is
-        taken. On failure nothing of it is left."""
+        taken; `post_copy` as in Means. On failure nothing of it is left."""
         ...
 
     async def receive(self, uuid: str, stream: socket.socket) -> None:
-        """Load `stream` (an accepted TCP socket) into the half domain; returns when everything is loaded and
-        it stands paused. Raises Failed when the stream broke, which is then shut down, so that the
-        sender notices at once; the half domain is only good for `destroy`. The caller closes `stream`."""
+        """Load `stream` (an accepted TCP socket) into the half domain; returns when everything is loaded, or in
+        post-copy all but the rest of the memory, and it stands paused. Raises Failed when the stream broke, which is
+        then shut down, so that the sender notices at once; the half domain is only good for `destroy`. The caller
+        closes `stream`."""
         ...
 
     async def finish(self, uuid: str, *, paused: bool = False) -> None:
         """Let the loaded domain run (or make it a plain paused one), and announce its MACs.
         Idempotent. Only after COMMIT."""
+        ...
+
+
+class Lost(Failed):
+    """What was left of a domain's memory cannot be sent any more: the run that has gone on without it has no future."""
+
+
+class Rest(StrEnum):
+    """How the sending of what a domain left behind has ended, for now."""
+
+    SENT = "sent"  # the target has everything
+    BROKEN = "broken"  # the stream broke, or stood still and was broken off: another is wanted
+    UNSURE = "unsure"  # all went out, and the target has not said that it came
+
+
+@runtime_checkable
+class PostCopier(Protocol):
+    """What a driver has besides if a domain can go on at its target before all of its memory is there.
+
+    The source: `send` with means.post_copy; a `tune` with post_copy lets it return early, its result `poised`; until
+    `release` it is undone as any other. Then `drain`, and after a break `reconnect` and `drain` again. The target:
+    `prepare` with post_copy, `receive`, `finish`; then `whole`, and after a break `rejoin`."""
+
+    async def release(self, uuid: str) -> None:
+        """Let a poised copy go over: from here on the domain can go on at the target alone. Only after COMMIT.
+        Idempotent."""
+        ...
+
+    async def drain(self, uuid: str, report: Report, *, stall: float) -> Rest:
+        """Send what is left, until it is there or the stream does not get on: nothing moved for `stall` seconds.
+        Raises Lost when it cannot be sent any more; Refused when there is no such domain."""
+        ...
+
+    async def reconnect(self, uuid: str, stream: socket.socket) -> None:
+        """Go on over `stream`, a connected socket whose other end leads to what the target's `rejoin` gave. Raises
+        Failed; then it may be tried again. The caller closes `stream` afterwards."""
+        ...
+
+    async def rejoin(self, uuid: str) -> socket.socket:
+        """Give a broken stream up and wait for another; a connected socket into which its bytes are to go. Raises
+        Failed, Lost when the domain never began to run, Refused when it is not arriving here."""
+        ...
+
+    async def whole(self, uuid: str) -> bool:
+        """Whether all of the domain's memory is here. Raises Refused when there is no such domain."""
+        ...
+
+    async def lose(self, uuid: str) -> None:
+        """The rest of its memory never comes: end the domain as if its process had died (the event DIED)."""
         ...
 
 

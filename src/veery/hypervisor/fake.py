@@ -17,13 +17,15 @@ import msgspec
 
 from veery.errors import Failed, Refused, VeeryError
 from veery.host.clock import Clock
-from veery.hypervisor import fakedisks
-from veery.hypervisor.base import ALONE, Report
+from veery.hypervisor import fakedisks, fakepostcopy
+from veery.hypervisor.base import ALONE, Report, Rest
 from veery.hypervisor.fakeworld import (
+    DEVICES,
     END,
     KEEP,
     LEAST,
     SLICES,
+    Behind,
     FakeConsole,
     FakeCopy,
     FakeDomain,
@@ -397,6 +399,9 @@ class FakeDriver:
             total = domain.memory * MIB
             await write(stream, codec.encode(Header(uuid, total)) + b"\n", settings.stall)
             last = await self._passes(domain, copy, stream, settings, report)
+            if copy.leaving:
+                domain.behind = Behind(stream.dup(), total, last, copy.rate)
+                return CopyResult(downtime_ms=0.0, bytes=copy.sent, rounds=copy.rounds, poised=True)
             self._stop(domain)
             for mirror in domain.mirrors:
                 await mirror.push()
@@ -433,6 +438,8 @@ class FakeDriver:
                 copy.sent, left = copy.sent + piece, left - piece
                 report(progress(copy, left, total))
                 await self._step("copy")
+                if copy.leaving:
+                    return left
             while copy.means.hold and not copy.downtime and domain.running:
                 report(progress(copy, 0, total))  # it looks for no freshly written pages
                 await self._clock.sleep(0.01)
@@ -457,7 +464,8 @@ class FakeDriver:
             if not copy.means.throttle:
                 raise Failed(f"{domain.spec.name} cannot be slowed in this copy")
             copy.throttle = tuning.throttle
-        if tuning.stop:
+        if tuning.stop or tuning.post_copy:
+            copy.leaving = tuning.post_copy
             self._stop(domain)
 
     async def resume(self, uuid: str) -> None:
@@ -465,6 +473,7 @@ class FakeDriver:
         domain = self._domain(uuid)
         await self._step("resume")
         domain.end_disks()
+        domain.end_rest()
         if domain.stage == "sending":
             domain.stage = "running"
             if not domain.held and domain.ended is None:
@@ -479,6 +488,7 @@ class FakeDriver:
         *,
         tls: bool,
         peer: str,
+        post_copy: bool = False,
     ) -> DomainReading:
         """As Driver.prepare."""
         await self._check(spec)
@@ -496,6 +506,7 @@ class FakeDriver:
             await unless(domain.gone, self._load(domain, stream))
             domain.end_disks()
         except BaseException as error:
+            domain.broken = True
             with contextlib.suppress(OSError):
                 stream.shutdown(socket.SHUT_RDWR)
             if isinstance(error, OSError):
@@ -508,10 +519,13 @@ class FakeDriver:
             head += await read(stream, 60)
         if codec.decode(head, Header).uuid != domain.spec.uuid:
             raise Failed(f"{domain.spec.name}: another domain came in")
-        while await read(stream, 60) != END:
+        while (data := await read(stream, 60)) not in (END, DEVICES):
             pass
-        domain.loaded = True
-        await write(stream, b"!", 60)
+        domain.loaded, domain.whole = True, data == END
+        if domain.whole:
+            await write(stream, b"!", 60)
+        else:
+            fakepostcopy.arrive(domain, stream.dup())
 
     async def finish(self, uuid: str, *, paused: bool = False) -> None:
         """As Driver.finish."""
@@ -521,9 +535,48 @@ class FakeDriver:
             return
         if not domain.loaded:
             raise Failed(f"{domain.spec.name} is not loaded yet")
-        domain.stage, domain.held = "running", paused
+        domain.stage, domain.held = "running" if domain.whole else "arriving", paused
         if not paused:
             self._go(domain)
+
+    # ---- post-copy
+
+    async def release(self, uuid: str) -> None:
+        """As PostCopier.release."""
+        domain = self._domain(uuid)
+        await self._step("release")
+        await fakepostcopy.release(domain)
+
+    async def drain(self, uuid: str, report: Report, *, stall: float) -> Rest:
+        """As PostCopier.drain."""
+
+        async def step() -> None:
+            await self._step("drain")
+
+        return await fakepostcopy.drain(self._domain(uuid), report, stall, self._clock, step)
+
+    async def reconnect(self, uuid: str, stream: socket.socket) -> None:
+        """As PostCopier.reconnect."""
+        await self._step("reconnect")
+        fakepostcopy.reconnect(self._domain(uuid), stream)
+
+    async def rejoin(self, uuid: str) -> socket.socket:
+        """As PostCopier.rejoin."""
+        await self._step("rejoin")
+        return await fakepostcopy.rejoin(self._domain(uuid))
+
+    async def whole(self, uuid: str) -> bool:
+        """As PostCopier.whole."""
+        domain = self._domain(uuid)
+        if domain.stage == "arriving" and domain.whole:
+            domain.stage = "running"
+        return domain.stage not in {"incoming", "arriving"}
+
+    async def lose(self, uuid: str) -> None:
+        """As PostCopier.lose."""
+        domain = self._domain(uuid)
+        domain.stage = "running"
+        self.crash_process(uuid)
 
     # ---- disks that go along
 
@@ -601,6 +654,7 @@ class FakeDriver:
         domain.gone.set()
         domain.printed.set()
         domain.end_disks()
+        domain.end_rest()
         del self._domains[domain.spec.uuid]
 
     def _go(self, domain: FakeDomain) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Awaitable, Coroutine
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ SLICES = 4
 LEAST = 0.002
 """Seconds that a slice takes at least."""
 END = b"e"
+DEVICES = b"d"
+"""All but the rest of the memory has come: the domain can run."""
 
 
 class Runner(Protocol):
@@ -55,8 +58,29 @@ class World:
 
 
 @dataclass(slots=True)
+class Behind:
+    """What is still at the source: `left` of `total` bytes, sent at `rate` bytes/s into `stream` (None: it broke)."""
+
+    stream: socket.socket | None
+    total: int
+    left: int
+    rate: int
+    released: bool = False
+
+    def close(self) -> None:
+        """Break the stream."""
+        if self.stream is not None:
+            with contextlib.suppress(OSError):
+                self.stream.shutdown(socket.SHUT_RDWR)
+            self.stream.close()
+        self.stream = None
+
+
+@dataclass(slots=True)
 class FakeDomain:
-    """One fake domain. `stage` as the qemu driver's: running, incoming, sending."""
+    """One fake domain. `stage` as the qemu driver's: running, incoming, arriving, sending. `behind`: what it left here
+    when it went on elsewhere by post-copy; `coming`: what takes that in there, `whole` once all is in; `broken`: what
+    came in before it could run broke off."""
 
     spec: DomainSpec
     attachments: Attachments
@@ -77,6 +101,10 @@ class FakeDomain:
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     export: Export | None = None
     mirrors: list[Mirror] = field(default_factory=list)
+    behind: Behind | None = None
+    coming: asyncio.Task[None] | None = None
+    whole: bool = True
+    broken: bool = False
 
     def end_disks(self) -> None:
         """No disk of it is carried any more."""
@@ -86,6 +114,14 @@ class FakeDomain:
         if self.export is not None:
             self.export.close()
         self.export = None
+
+    def end_rest(self) -> None:
+        """Nothing follows it any more, neither from here nor to here."""
+        if self.behind is not None:
+            self.behind.close()
+        if self.coming is not None:
+            self.coming.cancel()
+        self.behind = self.coming = None
 
 
 class Header(msgspec.Struct):
@@ -156,6 +192,7 @@ class FakeCopy:
     downtime: int
     means: Means
     throttle: int = 0
+    leaving: bool = False
     rounds: int = 0
     sent: int = 0
     dirty_rate: float = 0.0

@@ -26,6 +26,7 @@ class MoveState(StrEnum):
     DONE = "done"  # the domain runs on the target
     CANCELLED = "cancelled"  # by a user; the domain runs on the source
     FAILED = "failed"  # undone; the domain runs on the source
+    LOST = "lost"  # the rest of its memory was lost in post-copy; the target does what its on_crash says
     UNKNOWN = "unknown"  # the store did not answer at COMMIT; recovery reads the owner
 
 
@@ -57,24 +58,27 @@ class MoveSettings:
 class Means:
     """What a copy may use, settled before it begins. `hold`: it never switches over by itself, only once it is told
     to stop the domain; `throttle`: the domain's processors can be slowed; `delta`: pages sent before are sent as
-    differences; `guard`: ms after which a switch-over that is not through is given up (0: never)."""
+    differences; `guard`: ms after which a switch-over that is not through is given up (0: never); `post_copy`: it may
+    be told to leave for the target before all is sent."""
 
     hold: bool = False
     throttle: bool = False
     delta: bool = False
     guard: float = 0.0
+    post_copy: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuning:
     """What to change of a copy under way; None: as it is. `bandwidth` in bytes/s (0: unlimited), `downtime` in ms,
     `throttle` in percent of the processors' time taken away, from the next rounds on; `stop`: stop the domain, so
-    that the copy ends with what is left."""
+    that the copy ends with what is left; `post_copy`: stop it, so that it goes on at the target before all is sent."""
 
     bandwidth: int | None = None
     downtime: int | None = None
     throttle: int | None = None
     stop: bool = False
+    post_copy: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,13 +129,15 @@ class Remark:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CopyResult:
     """What the hypervisor says of a finished copy. Milliseconds and bytes. Where we stopped the domain ourselves,
-    `downtime_ms` counts from then."""
+    `downtime_ms` counts from then. `poised`: all but the rest was sent, and the domain stands; what is left follows
+    once it runs at the target (post-copy)."""
 
     downtime_ms: float
     bytes: int
     rounds: int
     dirty_rate: float = 0.0
     setup_ms: float = 0.0
+    poised: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

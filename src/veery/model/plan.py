@@ -50,13 +50,15 @@ def no_room(wanted: int, free: int) -> tuple[Blocker, ...]:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Abilities:
     """What a node's hypervisor can build: `version` as it tells it, `machines` the machine types it knows,
-    `features` the processor features that guests can have under `accelerator` (dashes between words)."""
+    `features` the processor features that guests can have under `accelerator` (dashes between words), `post_copy` why
+    nothing can come in by post-copy ("": it can)."""
 
     driver: str
     version: str
     accelerator: str
     machines: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
+    post_copy: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,7 +166,8 @@ class Baseline:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
     """What a source asks a target before a move. `luggage` is the driver's (JSON text); `home` the source's record,
-    to which the domain would come back; `disks` those that would go along, to the folder `disk_dir`."""
+    to which the domain would come back; `disks` those that would go along, to the folder `disk_dir`; `post_copy`:
+    whether the rest of its memory would follow it."""
 
     domain: str
     source: str
@@ -174,6 +177,7 @@ class Question:
     home: Node
     disks: tuple[CarriedDisk, ...] = ()
     disk_dir: str = ""
+    post_copy: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

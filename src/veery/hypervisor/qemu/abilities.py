@@ -13,7 +13,7 @@ from typing import Any
 
 from veery.errors import VeeryError
 from veery.host.run import run
-from veery.hypervisor.qemu import build
+from veery.hypervisor.qemu import build, postcopy
 from veery.hypervisor.qemu.build import Build
 from veery.hypervisor.qemu.machine import OLDEST, Hypervisor
 from veery.model.domain import DomainSpec
@@ -57,6 +57,7 @@ async def ask(hypervisor: Hypervisor) -> Abilities:
         accelerator=hypervisor.accel,
         machines=machines,
         features=features,
+        post_copy=postcopy.obstacle(),
     )
 
 

@@ -72,6 +72,7 @@ class Domain:
         self.listeners: set[Callable[[str, Mapping[str, Any]], None]] = set()  # each hears every event first
         self.mirrors: Mirrors | None = None  # its disks are being copied away
         self.copying: Transfer | None = None  # it is being copied away
+        self.lifeline: Transfer | None = None  # while it arrives: a connection made before QEMU may hang on a page
         self.dying = False
         self.gone = asyncio.Event()
         self._runstate = "prelaunch"
@@ -113,6 +114,8 @@ class Domain:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
+        if self.lifeline is not None:
+            await self.lifeline.close()
         await self.monitor.close()
         await self.console.close()
 

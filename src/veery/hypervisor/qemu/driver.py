@@ -14,8 +14,8 @@ import msgspec
 from veery.config.settings import Qemu
 from veery.errors import Refused
 from veery.host.clock import Clock
-from veery.hypervisor.base import ALONE, Report
-from veery.hypervisor.qemu import argv, build, hotplug, machine, migration, mirror
+from veery.hypervisor.base import ALONE, Report, Rest
+from veery.hypervisor.qemu import argv, build, hotplug, machine, migration, mirror, postcopy
 from veery.hypervisor.qemu.abilities import ask, obstacles, processor
 from veery.hypervisor.qemu.build import Build
 from veery.hypervisor.qemu.console import QemuConsole
@@ -284,6 +284,7 @@ class QemuDriver:
         *,
         tls: bool,
         peer: str,
+        post_copy: bool = False,
     ) -> DomainReading:
         """As Driver.prepare."""
         plan = self._unpack(spec, luggage)
@@ -292,7 +293,7 @@ class QemuDriver:
         async with self._roster.launching(
             spec, attachments, plan, Stage.INCOMING, command=command, backlog=backlog
         ) as domain:
-            await migration.await_stream(domain, tls=certificates, peer=peer)
+            await migration.await_stream(domain, tls=certificates, peer=peer, post_copy=post_copy)
         return domain.reading()
 
     async def receive(self, uuid: str, stream: socket.socket) -> None:
@@ -306,6 +307,32 @@ class QemuDriver:
         domain = self._roster.domain(uuid)
         await mirror.unexport(domain)
         await migration.finish(domain, paused=paused)
+
+    # ---- post-copy
+
+    async def release(self, uuid: str) -> None:
+        """As PostCopier.release."""
+        await postcopy.release(self._roster.domain(uuid))
+
+    async def drain(self, uuid: str, report: Report, *, stall: float) -> Rest:
+        """As PostCopier.drain."""
+        return await postcopy.drain(self._roster.domain(uuid), report, stall=stall, clock=self._clock)
+
+    async def reconnect(self, uuid: str, stream: socket.socket) -> None:
+        """As PostCopier.reconnect."""
+        await postcopy.reconnect(self._roster.domain(uuid), stream, self._clock)
+
+    async def rejoin(self, uuid: str) -> socket.socket:
+        """As PostCopier.rejoin."""
+        return await postcopy.rejoin(self._roster.domain(uuid), self._clock)
+
+    async def whole(self, uuid: str) -> bool:
+        """As PostCopier.whole."""
+        return await postcopy.whole(self._roster.domain(uuid), self._clock)
+
+    async def lose(self, uuid: str) -> None:
+        """As PostCopier.lose."""
+        await postcopy.lose(self._roster.domain(uuid))
 
     # ---- disks that go along
 

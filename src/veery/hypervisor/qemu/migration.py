@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import socket
@@ -19,11 +20,12 @@ from typing import Any
 from veery.errors import Failed, Refused, VeeryError
 from veery.host.clock import Clock
 from veery.hypervisor.base import Report
+from veery.hypervisor.qemu import postcopy
 from veery.hypervisor.qemu.domain import Domain
 from veery.hypervisor.qemu.monitor import CommandError, Monitor
 from veery.hypervisor.qemu.process import Stage
-from veery.hypervisor.qemu.transfer import POLL_HELD, Info, Transfer, orders, shut
-from veery.model.move import CopyResult, Means, MoveProgress, MoveSettings, Phase, Tuning
+from veery.hypervisor.qemu.transfer import POLL_HELD, Info, Transfer, orders, reading, shut
+from veery.model.move import CopyResult, Means, MoveSettings, Tuning
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +58,7 @@ async def send(
     """As Driver.send; `tls` is the folder of the node's certificates, None for a plain stream."""
 
     def pulse(info: Info) -> object:
-        report(_progress(info))
+        report(reading(info))
         return info.get("ram", {}).get("transferred")
 
     throttle = _throttle(NO_THROTTLE) if means.throttle else {}
@@ -78,6 +80,8 @@ async def send(
             tls_creds=credentials(tls, "client")["id"] if tls else "",
             tls_hostname=peer if tls else "",
         )
+        if means.post_copy:
+            await postcopy.allow(transfer, settings.bandwidth)
         if means.hold:
             transfer.poll = POLL_HELD
         if not settings.live:
@@ -88,12 +92,18 @@ async def send(
         await transfer.monitor.pass_fd(STREAM, stream.fileno())
         undo.push_async_callback(whole, transfer.cancel, stream)
         await transfer.monitor.execute("migrate", {"channels": [_channel_socket()]})
-        info = await transfer.follow(stall=settings.stall, pulse=pulse, timeout=settings.timeout, guard=means.guard)
+        info = await transfer.follow(
+            stall=settings.stall,
+            pulse=pulse,
+            timeout=settings.timeout,
+            guard=means.guard,
+            enough=functools.partial(postcopy.poised, transfer, means),
+        )
         stood = (clock.now() - transfer.stopped_at) * 1000 if transfer.stopped_at else 0.0
         domain.copying = None
         await transfer.close()
         undo.pop_all()
-    report(_progress(info))
+    report(reading(info))
     return _result(info, stood)
 
 
@@ -105,13 +115,16 @@ async def tune(domain: Domain, tuning: Tuning) -> None:
     parameters: dict[str, Any] = {}
     if tuning.bandwidth is not None:
         parameters["max-bandwidth"] = tuning.bandwidth or UNLIMITED
+        parameters["max-postcopy-bandwidth"] = tuning.bandwidth
     if tuning.downtime is not None:
         parameters["downtime-limit"] = tuning.downtime
     if tuning.throttle is not None:
         parameters |= {name.replace("_", "-"): value for name, value in _throttle(tuning.throttle).items()}
     if parameters:
         await transfer.monitor.execute("migrate-set-parameters", parameters)
-    if tuning.stop:
+    if tuning.post_copy:
+        await transfer.leave()
+    elif tuning.stop:
         await transfer.stop()
 
 
@@ -168,17 +181,18 @@ async def _run_on_if_it_can(domain: Domain, clock: Clock) -> None:
 # ---- a move's target
 
 
-async def await_stream(domain: Domain, *, tls: Path | None, peer: str) -> None:
+async def await_stream(domain: Domain, *, tls: Path | None, peer: str, post_copy: bool) -> None:
     """Make an empty half domain ready for `receive`; with `tls`, only a stream from node `peer` is taken."""
+    means = Means(post_copy=post_copy)
     if tls is None:
-        await domain.monitor.execute_all(*orders(return_path=True))
+        await domain.monitor.execute_all(*orders(return_path=True, means=means))
         return
     mine = credentials(tls, "server")
     authz = {"qom-type": "authz-simple", "id": AUTHZ_OBJECT, "identity": f"CN={peer}"}
     await domain.monitor.execute_all(
         ("object-add", mine),
         ("object-add", authz),
-        *orders(return_path=True, tls_creds=mine["id"], tls_authz=AUTHZ_OBJECT),
+        *orders(return_path=True, means=means, tls_creds=mine["id"], tls_authz=AUTHZ_OBJECT),
     )
 
 
@@ -199,7 +213,10 @@ async def receive(domain: Domain, stream: socket.socket, clock: Clock) -> None:
             await transfer.open()
             await transfer.monitor.pass_fd(STREAM, stream.fileno())
             await _migrate_incoming(transfer, _channel_socket())
-            await transfer.follow(stall=STALL, pulse=pulse)
+            await transfer.follow(stall=STALL, pulse=pulse, enough=functools.partial(postcopy.loaded, transfer))
+            if transfer.status != "completed":
+                stack.pop_all()
+                domain.lifeline = transfer
         undo.pop_all()
 
 
@@ -207,12 +224,14 @@ async def finish(domain: Domain, *, paused: bool) -> None:
     """As Driver.finish."""
     if domain.record.stage is not Stage.INCOMING:
         return
-    status = await domain.status()
+    status, arriving = await asyncio.gather(domain.status(), postcopy.arriving(domain))
     if status == "inmigrate":
         raise Failed(f"{domain.record.spec.name} is not loaded yet", hint="receive() was not through")
+    if arriving:
+        await postcopy.take_plain_streams(domain.monitor)
     if not paused and status != "running":
         await domain.cont()
-    domain.update(stage=Stage.RUNNING, held=paused)
+    domain.update(stage=Stage.ARRIVING if arriving else Stage.RUNNING, held=paused)
     await domain.announce()
 
 
@@ -305,29 +324,15 @@ async def _migrate_incoming(transfer: Transfer, channel: dict[str, Any]) -> None
         await transfer.monitor.execute("migrate-incoming", arguments)
 
 
-def _progress(info: Info) -> MoveProgress:
-    ram = info.get("ram", {})
-    return MoveProgress(
-        phase=Phase.COPY,
-        transferred=ram.get("transferred", 0),
-        remaining=ram.get("remaining", 0),
-        total=ram.get("total", 0),
-        rate=ram.get("mbps", 0.0) * 1e6 / 8,
-        dirty_rate=float(ram.get("dirty-pages-rate", 0) * ram.get("page-size", 4096)),
-        rounds=ram.get("dirty-sync-count", 0),
-        stopped=info.get("status") == "device",
-        throttle=info.get("cpu-throttle-percentage", 0),
-    )
-
-
 def _result(info: Info, stood: float) -> CopyResult:
-    progress = _progress(info)
+    progress = reading(info)
     return CopyResult(
         downtime_ms=max(float(info.get("downtime", 0)), round(stood, 1)),
         bytes=progress.transferred,
         rounds=progress.rounds,
         dirty_rate=progress.dirty_rate,
         setup_ms=float(info.get("setup-time", 0)),
+        poised=info.get("status") == postcopy.POISED,
     )
 
 

@@ -75,17 +75,23 @@ class Monitor:
         return False
 
     async def execute(
-        self, command: str, arguments: Mapping[str, Any] | None = None, *, deadline: float = DEADLINE
+        self,
+        command: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        deadline: float = DEADLINE,
+        out_of_band: bool = False,
     ) -> Any:
         """Run `command`; its return value. Raises CommandError with QEMU's words, Failed when the connection
         is gone, OutcomeUnknown when there is no answer within `deadline` seconds. Where the connection is just
-        being made, it is waited for."""
+        being made, it is waited for. `out_of_band`: a few commands are obeyed even while QEMU's main loop stands
+        (QMP's exec-oob)."""
         try:
             async with asyncio.timeout(deadline):
                 await self._up.wait()
                 if self._client is None:
                     raise Failed(f"{self.name}: QEMU hung up")
-                return await self._client.execute(command, arguments)
+                return await self._client.execute(command, arguments, oob=out_of_band)
         except TimeoutError as error:
             raise self._silent(command) from error
         except ExecuteError as error:

@@ -42,6 +42,7 @@ class Stage(StrEnum):
     STARTING = "starting"  # no answer was given yet: a restart of ours throws it away
     RUNNING = "running"  # it is the domain
     INCOMING = "incoming"  # half a domain: only `finish` lets it run
+    ARRIVING = "arriving"  # it is the domain, and the rest of its memory still comes in (post-copy)
     SENDING = "sending"  # being copied away, or copied: only `resume` lets it run
     SAVING = "saving"  # being written to a file: a restart of ours lets it run on
 

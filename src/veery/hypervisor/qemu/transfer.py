@@ -9,14 +9,14 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from veery.errors import Failed, OutcomeUnknown, VeeryError
 from veery.host.clock import Clock
 from veery.hypervisor.qemu.domain import Domain
-from veery.hypervisor.qemu.monitor import Command, Monitor
-from veery.model.move import Means
+from veery.hypervisor.qemu.monitor import Command, CommandError, Monitor
+from veery.model.move import Means, MoveProgress, Phase
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,10 @@ OVER = frozenset({"completed", "failed", "cancelled"})
 Info = Mapping[str, Any]
 
 
+async def _never() -> bool:
+    return False
+
+
 class Transfer:
     """One migration of one QEMU, seen through a monitor of its own: `open` it, `close` it."""
 
@@ -42,6 +46,7 @@ class Transfer:
         self.status = ""
         self.device_since = 0.0  # when the domain was seen stopped for the switch-over
         self.stopped_at = 0.0  # when we stopped the domain ourselves
+        self.leaving = False  # the domain goes on at the target before all is sent
         self.poll = POLL
         self.monitor = Monitor(domain.record.spec.name, domain.home.monitors[1], self._event)
 
@@ -85,13 +90,19 @@ class Transfer:
         self._news.clear()
 
     async def follow(
-        self, *, stall: float, pulse: Callable[[Info], object], timeout: float = 0.0, guard: float = 0.0
+        self,
+        *,
+        stall: float,
+        pulse: Callable[[Info], object],
+        timeout: float = 0.0,
+        guard: float = 0.0,
+        enough: Callable[[], Awaitable[bool]] = _never,
     ) -> Info:
         """Wait for the end. `pulse` makes of a reading a value that changes as long as bytes move.
 
-        Returns the last reading, its status "completed". Raises Failed when it failed, was cancelled, stood still
-        for `stall` seconds, took longer than `timeout` (0: none), stood stopped for more than `guard` ms (0: any
-        time), or QEMU ended."""
+        Returns the last reading, its status "completed", or that at which `enough` said so. Raises Failed when it
+        failed, was cancelled, stood still for `stall` seconds, took longer than `timeout` (0: none), stood stopped
+        for more than `guard` ms (0: any time), or QEMU ended."""
         name = self.domain.record.spec.name
         begun = moved = self._clock.now()
         last: object = None
@@ -101,7 +112,7 @@ class Transfer:
             silence = ""
             with contextlib.suppress(OutcomeUnknown):
                 info = await self.query()
-                if self.status == "completed":
+                if self.status == "completed" or await enough():
                     return info
                 if self.status in OVER:
                     reason = info.get("error-desc") or f"the copy was {self.status}"
@@ -135,6 +146,16 @@ class Transfer:
             begun = self._clock.now()
             await self.domain.stop()
             self.stopped_at = begun
+
+    async def leave(self) -> None:
+        """Stop the domain, so that it goes on at the target before all is sent. Raises Failed, OutcomeUnknown.
+
+        It is stopped by us and not by QEMU: whatever becomes of the copy, QEMU then never starts it here by itself
+        (migration.c, migration_iteration_finish, vm_old_state)."""
+        self.leaving = True
+        await self.stop()
+        with contextlib.suppress(CommandError):  # it was all but through, and needs no post-copy any more
+            await self.monitor.execute("migrate-start-postcopy")
 
     async def cancel(self, stream: socket.socket | None) -> None:
         """Stop a copy that is under way, and see to it that the domain runs on, as far as it did before.
@@ -171,10 +192,27 @@ def orders(*, return_path: bool, means: Means = PLAIN, **parameters: Any) -> tup
         "switchover-ack": means.hold,
         "auto-converge": means.throttle,
         "xbzrle": means.delta,
+        "postcopy-ram": means.post_copy,
     }
     capabilities = [{"capability": name, "state": state} for name, state in wanted.items()]
     values = {name.replace("_", "-"): value for name, value in parameters.items()}
     return ("migrate-set-capabilities", {"capabilities": capabilities}), ("migrate-set-parameters", values)
+
+
+def reading(info: Info) -> MoveProgress:
+    """What query-migrate told, as a progress of COPY."""
+    ram = info.get("ram", {})
+    return MoveProgress(
+        phase=Phase.COPY,
+        transferred=ram.get("transferred", 0),
+        remaining=ram.get("remaining", 0),
+        total=ram.get("total", 0),
+        rate=ram.get("mbps", 0.0) * 1e6 / 8,
+        dirty_rate=float(ram.get("dirty-pages-rate", 0) * ram.get("page-size", 4096)),
+        rounds=ram.get("dirty-sync-count", 0),
+        stopped=info.get("status") == "device",
+        throttle=info.get("cpu-throttle-percentage", 0),
+    )
 
 
 def shut(stream: socket.socket) -> None:
