@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from veery.ha.picture import Picture
 from veery.ha.placement import weakest
-from veery.ha.states import NodeState
+from veery.ha.states import NodeState, usable
 from veery.model.ha import ClusterView, Rules
 from veery.model.node import Role
 
@@ -37,11 +37,7 @@ def plan(view: ClusterView, name: str, now: float, rules: Rules) -> DrainPlan:
     state = picture.states[name]
     if view.nodes[name].absent is not None or state in (NodeState.RETURNING, NodeState.ADMITTING):
         blockers.append(f"node {name} is {state}: what runs there cannot be moved")
-    rest = [
-        other
-        for other, its in picture.states.items()
-        if other != name and its is NodeState.PRESENT and view.nodes[other].record.has(Role.HYPERVISOR)
-    ]
+    rest = [other for other in usable(view, picture.states) if other != name]
     if not rest and view.nodes[name].record.has(Role.HYPERVISOR):
         blockers.append(f"no other node may be given domains: {name} is the last")
     for domain in sorted(picture.on[name], key=lambda each: (-each.memory, each.name)):

@@ -67,7 +67,8 @@ class StoreEyes:
         self._sightings: dict[str, _Sighting] = {}
         self._seen: float | None = None  # the last observation that succeeded
         self._settled = 0.0
-        self._last = ClusterView(revision=0, quorum=False, settled=0.0, witnesses=0, nodes={}, domains={})
+        self._watched = 0.0
+        self._last = ClusterView(revision=0, quorum=False, settled=0.0, witnesses=0, watched=0.0, nodes={}, domains={})
         self._decoded: dict[str, tuple[int, Any]] = {}
         self._readings: dict[str, NodeReading] = {}
         self._owners: dict[str, str] = {}  # the last owner that each domain was seen to have
@@ -80,13 +81,15 @@ class StoreEyes:
                     self._store.scan(""), self._senses.signs(), self._senses.readings()
                 )
         except (Failed, OutcomeUnknown, TimeoutError):
-            self._last = dataclasses.replace(self._last, quorum=False, settled=0.0)
+            self._last = dataclasses.replace(self._last, quorum=False, settled=0.0, watched=0.0)
             self._seen = None
             return self._last
         now = self._clock.now()
         if self._seen is None or now - self._seen > self._rules.blind:
-            self._settled = now
+            self._settled = self._watched = now
             self._sightings.clear()
+        if signs.witnesses == 0:
+            self._watched = now
         self._seen = now
         self._readings.update(readings)
         self._last = self._view(snapshot, signs, readings, now)
@@ -109,6 +112,7 @@ class StoreEyes:
             quorum=True,
             settled=now - self._settled,
             witnesses=signs.witnesses,
+            watched=now - self._watched,
             nodes=nodes,
             domains=domains,
             groups=self._all(GROUPS, entries),

@@ -19,7 +19,20 @@ from veery.ha.leader import Leadership, NotLeader
 from veery.host.clock import Clock
 from veery.host.log import decision
 from veery.host.tasks import stop
-from veery.model.ha import Action, ClusterView, Event, Level, Move, Note, Rules, Start, Steady
+from veery.model.ha import (
+    Action,
+    ClusterView,
+    Event,
+    Fence,
+    FenceState,
+    GiveUpRound,
+    Level,
+    Move,
+    Note,
+    Rules,
+    Start,
+    Steady,
+)
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +83,7 @@ class Brain:
         self._work: dict[str, _Work] = {}
         self._rests: dict[str, _Rest] = {}
         self._found: dict[str, Finding] = {}
+        self._noted: dict[str, Note] = {}  # the last note told of each subject, while it holds
         self._wake = asyncio.Event()
         self._view: ClusterView | None = None
 
@@ -104,6 +118,7 @@ class Brain:
                 await self._flush()
             else:
                 self._found.clear()
+                self._noted.clear()
             await self._pause(max(0.0, self._rules.cycle - (self._clock.now() - begun)))
 
     async def _pause(self, seconds: float) -> None:
@@ -146,14 +161,16 @@ class Brain:
             elif action.subject not in self._work:
                 self._begin(action)
         for subject in [each for each in self._found if each not in spoken and each not in self._work]:
-            was = self._found.pop(subject)
-            if isinstance(was.action, Note) and was.action.level is not Level.INFO:
-                self._tell(Level.INFO, "over", subject, f"no longer: {was.action.reason}")
+            del self._found[subject]
+            was = self._noted.pop(subject, None)
+            if was is not None and was.level is not Level.INFO:
+                self._tell(Level.INFO, "over", subject, f"no longer: {was.reason}")
 
     def _begin(self, action: Action) -> None:
         self._found[action.subject] = Finding(action, self._clock.epoch())
         level = Level.INFO if isinstance(action, Move | Steady) else Level.WARNING
-        self._tell(level, _verb(action), action.subject, action.reason)
+        if not _quiet(action):
+            self._tell(level, _verb(action), action.subject, action.reason)
         task = asyncio.create_task(self._do(action), name=f"{_verb(action)} {action.subject}")
         self._work[action.subject] = _Work(action, task)
 
@@ -162,14 +179,16 @@ class Brain:
         try:
             outcome = await self._actor.do(action)
             self._rests.pop(action.subject, None)
-            self._tell(Level.INFO, f"{verb}.done", action.subject, outcome)
+            if not _quiet(action) or isinstance(action, Fence):
+                self._tell(Level.INFO, f"{verb}.done", action.subject, outcome)
         except (Overtaken, NotLeader) as error:
             outcome = error.message
             log.info(decision(f"{verb}.overtaken", subject=action.subject, reason=error.message))
         except VeeryError as error:
             outcome = error.message
             self._rests[action.subject] = _Rest(self._clock.now() + self._rules.retry, error.message)
-            self._tell(Level.WARNING, f"{verb}.{error.kind}", action.subject, error.message)
+            if not _quiet(action):
+                self._tell(Level.WARNING, f"{verb}.{error.kind}", action.subject, error.message)
         finally:
             self._work.pop(action.subject, None)
             found = self._found.get(action.subject)
@@ -181,11 +200,12 @@ class Brain:
     def _note(self, note: Note) -> None:
         """Say what was found, when it is new: the state, not each second's wording of it."""
         old = self._found.get(note.subject)
-        if old is not None and isinstance(old.action, Note) and old.action.state == note.state:
-            if old.action.reason != note.reason:
-                self._found[note.subject] = dataclasses.replace(old, action=note)
+        same = old is not None and isinstance(old.action, Note) and old.action.state == note.state
+        self._found[note.subject] = Finding(note, old.since if old and same else self._clock.epoch())
+        told = self._noted.get(note.subject)
+        self._noted[note.subject] = note
+        if told is not None and told.state == note.state:
             return
-        self._found[note.subject] = Finding(note, self._clock.epoch())
         self._tell(note.level, note.state, note.subject, note.reason)
 
     def _tell(self, level: Level, what: str, subject: str, text: str) -> None:
@@ -201,6 +221,13 @@ class Brain:
             await self._journal.flush(self.leadership.guard())
         except (Failed, OutcomeUnknown) as error:
             log.debug("events wait: %s", error)
+
+
+def _quiet(action: Action) -> bool:
+    """Bookkeeping, and a fence's second round and later: the note of the failed fence tells it once."""
+    if isinstance(action, Fence) and action.record is not None:
+        return action.record.round > 1 or action.record.state is FenceState.FAILED
+    return isinstance(action, GiveUpRound | Steady)
 
 
 def _verb(action: Action) -> str:

@@ -29,7 +29,7 @@ class Picture:
         """`view` as it is seen at `now` (epoch)."""
         states = judge(view, now, rules)
         on: dict[str, list[DomainView]] = {name: [] for name in view.nodes}
-        made = cls(view, now, rules, states, Book(view, usable(states)), on)
+        made = cls(view, now, rules, states, Book(view, usable(view, states)), on)
         for domain in view.domains.values():
             if domain.owner and domain.owner.node in on:
                 on[domain.owner.node].append(domain)

@@ -83,19 +83,33 @@ def _absent(view: ClusterView, node: NodeView, absent: float, rules: Rules) -> N
         return NodeState.SILENT
     if node.intent is not None and node.intent.kind is IntentKind.AWAY and absent < node.intent.away:
         return NodeState.AWAY
-    if view.witnesses == 0:
+    if view.witnesses == 0 or (unseen(view, node) < rules.sign and (node.sign is None or node.sign.age >= rules.sign)):
         return NodeState.UNWATCHED
-    if node.sign is not None and node.sign.age < rules.sign and not node.sign.stopped:
+    if unseen(view, node) < rules.sign and not (node.sign and node.sign.stopped):
         return NodeState.ISOLATED
     return NodeState.LOST
 
 
+def unseen(view: ClusterView, node: NodeView) -> float:
+    """Seconds for which it surely wrote no heartbeat to storage: no longer than somebody has watched."""
+    return min(view.watched, node.sign.age) if node.sign is not None else view.watched
+
+
+def watched_by_all(view: ClusterView) -> bool:
+    """Whether every storage node tells of heartbeats just now."""
+    storage = sum(1 for node in view.nodes.values() if node.record.has(Role.STORAGE))
+    return view.witnesses >= max(1, storage)
+
+
 def cut_off(view: ClusterView, node: NodeView, rules: Rules) -> bool:
-    """Whether a present node has lost the storage: it wrote heartbeats once, its last is old, others' are young."""
-    if view.witnesses == 0 or node.sign is None or node.sign.age < rules.cutoff or (node.present or 0.0) < rules.cutoff:
+    """Whether a present hypervisor has lost the storage: it wrote heartbeats once, and none for long, while every
+    storage node could tell; those of another hypervisor go on."""
+    if not node.record.has(Role.HYPERVISOR) or node.sign is None or not watched_by_all(view):
         return False
-    others = (other.sign for other in view.nodes.values() if other.name != node.name)
-    return any(sign is not None and sign.age < rules.sign for sign in others)
+    if unseen(view, node) < rules.cutoff or (node.present or 0.0) < rules.cutoff:
+        return False
+    others = (other for other in view.nodes.values() if other.name != node.name and other.record.has(Role.HYPERVISOR))
+    return any(other.sign is not None and other.sign.age < rules.sign for other in others)
 
 
 def damped(node: NodeView, now: float, rules: Rules) -> bool:
@@ -104,9 +118,10 @@ def damped(node: NodeView, now: float, rules: Rules) -> bool:
     return len(recent) >= rules.damp_count
 
 
-def usable(states: Mapping[str, NodeState]) -> tuple[str, ...]:
-    """The nodes that may be given domains, sorted."""
-    return tuple(sorted(name for name, state in states.items() if state is NodeState.PRESENT))
+def usable(view: ClusterView, states: Mapping[str, NodeState]) -> tuple[str, ...]:
+    """The hypervisors that may be given domains, sorted."""
+    fit = (name for name, state in states.items() if state is NodeState.PRESENT)
+    return tuple(sorted(name for name in fit if view.nodes[name].record.has(Role.HYPERVISOR)))
 
 
 def waited(now: float, at: float, seconds: float) -> bool:

@@ -38,9 +38,12 @@ def why(view: ClusterView, name: str, now: float, rules: Rules) -> tuple[str, ..
     lines = []
     actions = decide(view, now, rules)
     lines += [each.reason for each in actions if each.subject == "cluster"]
-    for subject in (f"domain/{name}", f"node/{name}"):
+    owner = view.domains[name].owner if name in view.domains else None
+    subjects = [f"domain/{name}", f"node/{name}", *([f"node/{owner.node}"] if owner and owner.node != name else [])]
+    for subject in subjects:
+        about = "" if subject.partition("/")[2] == name else f"{subject.replace('/', ' ')}: "
         lines += [
-            each.reason if isinstance(each, Note) else f"to be done now: {each.reason}"
+            f"{about}{each.reason}" if isinstance(each, Note) else f"{about}to be done now: {each.reason}"
             for each in actions
             if each.subject == subject
         ]

@@ -270,7 +270,8 @@ class DomainView:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterView:
     """The cluster at `revision` of the store. `quorum`: the store answered. `settled`: seconds for which it has
-    answered without break, by the leader's clock. `witnesses`: storage nodes that told of heartbeats just now.
+    answered without break, by the leader's clock. `witnesses`: storage nodes that told of heartbeats just now;
+    `watched`: seconds for which there was one without break.
     Of this leader itself: `acting`, subjects ("domain/x", "node/y") with an action under way; `resting`, those whose
     last action failed a moment ago, with what was said; `starting`, domain to node, and `moving`, domain to
     (source, target), the orders under way."""
@@ -279,6 +280,7 @@ class ClusterView:
     quorum: bool
     settled: float
     witnesses: int
+    watched: float
     nodes: Mapping[str, NodeView]
     domains: Mapping[str, DomainView]
     groups: Mapping[str, Group] = field(default_factory=dict)
@@ -405,6 +407,7 @@ class Rules:
     sign: float = 3.0  # a heartbeat on storage that is younger is a sign of life
     use: float = 3.0  # present for so long before it is given domains
     cutoff: float = 20.0  # present, but without a heartbeat on storage for so long: it has lost the storage
+    margin: float = 5.0  # a watchdog has fired for certain so long after its deadline
     retry: float = 15.0  # between two rounds of fencing methods
     backoff: float = 5.0  # before the second try to start; doubles
     backoff_max: float = 300.0

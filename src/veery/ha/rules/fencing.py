@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from veery.ha.picture import Picture, note, restarts, seconds
-from veery.ha.states import NodeState, waited
+from veery.ha.states import NodeState, waited, watched_by_all
 from veery.model.ha import WATCHDOG, Action, Fence, FenceRecord, FenceState, GiveUpRound, Level, NodeView
 from veery.model.node import Role
 
@@ -82,15 +82,19 @@ def _next(picture: Picture, node: NodeView, record: FenceRecord | None) -> Itera
 def _watchdog_fired(picture: Picture, node: NodeView, absent: float) -> bool:
     """Whether its watchdog's deadline has passed for certain. A heartbeat on storage may have fed it after the lease's
     end: so all storage nodes have to tell, and the last heartbeat has to be as old."""
-    view, deadline = picture.view, node.means.watchdog
-    storage = sum(1 for other in view.nodes.values() if other.record.has(Role.STORAGE))
-    silent = node.sign is None or node.sign.age >= deadline
-    return 0 < deadline <= absent and view.witnesses >= max(1, storage) and silent
+    if node.means.watchdog <= 0 or not watched_by_all(picture.view):
+        return False
+    deadline = node.means.watchdog + picture.rules.margin
+    return absent >= deadline and (node.sign is None or node.sign.age >= deadline)
 
 
 def _fence(node: NodeView, method: str, absent: float, record: FenceRecord | None) -> Fence:
-    silent = "no lease, no heartbeat on storage" if record is None else f"still no proof (round {record.round})"
-    if node.sign is not None and node.sign.stopped:
+    silent = "no lease, no heartbeat on storage"
+    if record is not None and record.state is FenceState.FENCING and record.tried:
+        silent = f"{record.tried[-1][0]} gave no proof"
+    elif record is not None:
+        silent = f"not fenced yet, round {record.round + (method in {tried for tried, _ in record.tried})}"
+    elif node.sign is not None and node.sign.stopped:
         silent = "no lease, and its last heartbeat said that it has ended its domains"
     return Fence(
         subject=f"node/{node.name}",
@@ -104,7 +108,8 @@ def _fence(node: NodeView, method: str, absent: float, record: FenceRecord | Non
 def _waits(picture: Picture, node: NodeView, record: FenceRecord | None) -> Iterator[Action]:
     said = f"not fenced ({_said(record)})" if record and record.tried else "not fenced"
     if WATCHDOG in node.means.methods and not _watchdog_fired(picture, node, node.absent or 0.0):
-        left = f"its watchdog has fired for certain {seconds(node.means.watchdog)} after it fell silent"
+        deadline = seconds(node.means.watchdog + picture.rules.margin)
+        left = f"its watchdog has fired for certain {deadline} after its last sign"
     elif not node.means.methods:
         left = f"it has no fence: veery fence confirm {node.name}, once it is off for certain"
     else:

@@ -1,36 +1,12 @@
-"""After the proof: take domains from fenced nodes, settle what their moves left, let them in again."""
+"""After the proof: settle what the moves of fenced nodes left, and let them in again when they come back."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from veery.ha.picture import Picture, note, restarts
+from veery.ha.picture import Picture, note
 from veery.ha.states import NodeState
-from veery.model.ha import Action, Admit, Drop, End, FenceRecord, FenceState, Level, NodeView, Policy, Release
-
-
-def recover_fenced(picture: Picture) -> Iterator[Action]:
-    """Take away what finds a place elsewhere; the rest stays, so that it goes on when its node comes back."""
-    for name, state in picture.states.items():
-        fence = picture.view.nodes[name].fence
-        if state is not NodeState.FENCED or fence is None or fence.state is not FenceState.FENCED:
-            continue
-        for domain in picture.on[name]:
-            subject = f"domain/{domain.name}"
-            if subject in picture.view.acting or domain.owner is None:
-                continue
-            if not restarts(domain):
-                why = f"its policy is {domain.ha.policy}" if domain.ha.policy is not Policy.RESTART else "it was ended"
-                yield note(subject, "lost", f"{name} is fenced; not restarted: {why}", Level.WARNING)
-                continue
-            place = picture.book.find(domain, avoid=(name,))
-            if not place:
-                why = picture.book.why_not(domain, avoid=(name,))
-                yield note(subject, "lost", f"{name} is fenced; no place elsewhere: {why}", Level.ALARM)
-                continue
-            picture.book.take(domain, place)
-            reason = f"{name} cannot write any more ({fence.method}: {fence.proof}): free to start elsewhere"
-            yield Release(subject=subject, reason=reason, owner=domain.owner, fence=fence, run=domain.run)
+from veery.model.ha import Action, Admit, Drop, End, FenceRecord, FenceState, Level, NodeView
 
 
 def settle_moves(picture: Picture) -> Iterator[Action]:

@@ -1,4 +1,4 @@
-"""Place what waits: domains that are to run and that nobody owns, by priority, with back-off; and forget old tries."""
+"""Place what waits: domains of fenced nodes, and those that nobody owns, by priority, with back-off."""
 
 from __future__ import annotations
 
@@ -6,45 +6,88 @@ from collections import Counter
 from collections.abc import Iterator
 
 from veery.ha.picture import Picture, note, order, restarts, seconds
-from veery.ha.states import waited
-from veery.model.ha import Action, DomainView, Level, Start, Steady
+from veery.ha.states import NodeState, waited
+from veery.model.ha import Action, DomainView, Level, Note, Policy, Release, Start, Steady
 
 HOLD = 30.0  # seconds for which a start that does not end holds back those of lower priority
 
 
 def place_waiting(picture: Picture) -> Iterator[Action]:
-    """Start them, highest priority first; who cannot be started at all holds nobody back."""
-    waiting = sorted((each for each in picture.view.domains.values() if _waits(each)), key=order)
-    if not waiting:
-        return
+    """Take from fenced nodes what finds a place elsewhere, and start what nobody owns: both in one order, so that room
+    goes to the highest priority. What finds none stays with its node, and goes on there when that comes back."""
+    lost, other = _lost(picture)
+    yield from other
+    waiting = [each for each in picture.view.domains.values() if each.owner is None and restarts(each)]
     busy = Counter(picture.view.starting.values())
-    hold = _held(picture)
-    for domain in waiting:
-        subject = f"domain/{domain.name}"
-        if picture.busy(domain):
+    hold = _held(picture) if waiting else None
+    for domain in sorted([*waiting, *lost], key=order):
+        if domain.name in picture.view.starting or domain.name in picture.view.moving:
+            continue  # the book has it already
+        avoid = (domain.owner.node,) if domain.owner else ()
+        blocked = _not_yet(picture, domain) if domain.owner is None else None
+        where = "" if blocked is not None and blocked.state == "given-up" else picture.book.find(domain, avoid=avoid)
+        if where:
+            picture.book.take(domain, where)
+        if domain.move is not None or f"domain/{domain.name}" in picture.view.acting:
             continue
-        blocked = _not_yet(picture, domain)
         if blocked is not None:
             yield blocked
+        elif not where:
+            yield _no_place(picture, domain, avoid)
+        elif domain.owner is not None:
+            yield _release(picture, domain)
+        elif hold is not None and domain.ha.priority < hold[0]:
+            yield note(f"domain/{domain.name}", "held", hold[1])
+        elif busy[where] >= picture.rules.starts:
+            reason = f"waits its turn: {where} is starting {busy[where]} domains"
+            yield note(f"domain/{domain.name}", "held", reason)
+        else:
+            busy[where] += 1
+            if hold is None or domain.ha.priority > hold[0]:
+                mine = domain.ha.priority
+                hold = (mine, f"waits for those of priority {mine}: {domain.name} is starting")
+            yield _start(picture, domain, where)
+
+
+def _lost(picture: Picture) -> tuple[list[DomainView], list[Action]]:
+    """The domains of fenced nodes that are to start elsewhere, and what there is to say of the others."""
+    lost: list[DomainView] = []
+    other: list[Action] = []
+    for name, state in picture.states.items():
+        if state is not NodeState.FENCED:
             continue
-        if hold is not None and domain.ha.priority < hold[0]:
-            yield note(subject, "held", hold[1])
-            continue
-        where = picture.book.find(domain)
-        if not where:
-            yield note(subject, "no-place", f"waits for a place: {picture.book.why_not(domain)}", Level.ALARM)
-            continue
-        if busy[where] >= picture.rules.starts:
-            yield note(subject, "held", f"waits its turn: {where} is starting {busy[where]} domains")
-            continue
-        busy[where] += 1
-        picture.book.take(domain, where)
-        if hold is None or domain.ha.priority > hold[0]:
-            hold = (domain.ha.priority, f"waits for those of priority {domain.ha.priority}: {domain.name} is starting")
-        tries = domain.run.tries if domain.run else 0
-        again = f", try {tries + 1} of {domain.ha.max_restarts}" if tries else ""
-        reason = f"it is to run and nobody runs it{again}; {where} has {picture.book.free(where)} MiB left with it"
-        yield Start(subject=subject, reason=reason, node=where, ha=domain.ha, run=domain.run)
+        for domain in picture.on[name]:
+            if restarts(domain):
+                lost.append(domain)
+            else:
+                why = f"its policy is {domain.ha.policy}" if domain.ha.policy is not Policy.RESTART else "it was ended"
+                reason = f"{name} is fenced; not restarted: {why}"
+                other.append(note(f"domain/{domain.name}", "lost", reason, Level.WARNING))
+    return lost, other
+
+
+def _release(picture: Picture, domain: DomainView) -> Action:
+    assert domain.owner is not None
+    node = domain.owner.node
+    fence = picture.view.nodes[node].fence
+    assert fence is not None
+    reason = f"{node} cannot write any more ({fence.method}: {fence.proof}): free to start elsewhere"
+    return Release(subject=f"domain/{domain.name}", reason=reason, owner=domain.owner, fence=fence, run=domain.run)
+
+
+def _start(picture: Picture, domain: DomainView, where: str) -> Action:
+    tries = domain.run.tries if domain.run else 0
+    again = f", try {tries + 1} of {domain.ha.max_restarts}" if tries else ""
+    reason = (
+        f"it is to run and nobody runs it{again}: on {where}, which has {picture.book.free(where)} MiB left with it"
+    )
+    return Start(subject=f"domain/{domain.name}", reason=reason, node=where, ha=domain.ha, run=domain.run)
+
+
+def _no_place(picture: Picture, domain: DomainView, avoid: tuple[str, ...]) -> Note:
+    fenced = f"{avoid[0]} is fenced; " if avoid else ""
+    reason = f"{fenced}waits for a place: {picture.book.why_not(domain, avoid=avoid)}"
+    return note(f"domain/{domain.name}", "no-place", reason, Level.ALARM)
 
 
 def forget_tries(picture: Picture) -> Iterator[Action]:
@@ -58,11 +101,7 @@ def forget_tries(picture: Picture) -> Iterator[Action]:
             yield Steady(subject=f"domain/{domain.name}", reason=reason, run=run)
 
 
-def _waits(domain: DomainView) -> bool:
-    return domain.owner is None and restarts(domain)
-
-
-def _not_yet(picture: Picture, domain: DomainView) -> Action | None:
+def _not_yet(picture: Picture, domain: DomainView) -> Note | None:
     """Why a domain is not to be started now, whatever room there is."""
     run, limit = domain.run, domain.ha.max_restarts
     if run is None or run.tries == 0:

@@ -151,8 +151,6 @@ class _Play(Stage):
 
     def _heard(self, event: Event) -> None:
         """The brains' part of the story."""
-        if event.what in ("steady", "steady.done"):
-            return
         mark = {Level.INFO: "", Level.WARNING: "", Level.ALARM: "ALARM "}[event.level]
         self.world.say(event.by, f"{mark}{event.what} {event.subject}: {event.text}")
 
