@@ -31,7 +31,7 @@ from veery.model.move import MoveSettings
 from veery.model.volume import AttachedVif, Attachments
 
 DEADLINE = 90.0
-PORT = 4444  # on the target, where nothing else listens
+PORT = 4444  # on the target, where nothing else listens; several that move at once have one each
 
 
 class Qmp:
@@ -127,12 +127,22 @@ class Bare:
     attachments: dict[str, Attachments]
     folder: Path
     numbers: Iterator[int]
+    port: int = PORT
     here: Running | None = None
 
     @classmethod
-    def of(cls, binary: str, spec: DomainSpec, build: Build, attachments: dict[str, Attachments], folder: Path) -> Bare:
+    def of(
+        cls,
+        binary: str,
+        spec: DomainSpec,
+        build: Build,
+        attachments: dict[str, Attachments],
+        folder: Path,
+        *,
+        port: int = PORT,
+    ) -> Bare:
         """A domain that does not run yet; `folder` for its sockets and logs."""
-        return cls(binary, spec, build, attachments, folder, itertools.count(1))
+        return cls(binary, spec, build, attachments, folder, itertools.count(1), port)
 
     def start(self, host: Host) -> None:
         """Boot it on `host`."""
@@ -147,16 +157,7 @@ class Bare:
     def type(self, line: str) -> None:
         """Type `line` into its console, as soon as a shell answers there. Raises Failed after DEADLINE."""
         assert self.here is not None
-        log, ends = self.here.folder / "console.log", time.monotonic() + DEADLINE
-        with socket.socket(socket.AF_UNIX) as port:
-            port.connect(str(self.here.folder / "port"))
-            while b"\nready" not in log.read_bytes():
-                if time.monotonic() > ends:
-                    raise Failed(f"no shell on the console: {log.read_text(errors='replace')[-300:]}")
-                port.sendall(b"echo re''ady\n")
-                time.sleep(0.5)
-            port.sendall(f"{line}\n".encode())
-            time.sleep(0.5)
+        type_into(self.here.folder / "port", self.here.folder / "console.log", line)
 
     def move(self, target: Host, *, tls: bool) -> dict[str, float]:
         """Move it; milliseconds: "total" and its parts "spawn", "copy" and "end"; "downtime" as QEMU tells it; and
@@ -167,7 +168,7 @@ class Bare:
         arrived = self._spawn(target, incoming=True)
         spawned = time.perf_counter()
         try:
-            info = _copy(source, arrived, tls=tls)
+            info = _copy(source, arrived, self.port, tls=tls)
         except BaseException:
             arrived.end()
             raise
@@ -188,7 +189,7 @@ class Bare:
         number = next(self.numbers)
         folder = self.folder / str(number)
         folder.mkdir(parents=True)
-        tap = f"bare{number}"
+        tap = f"bare{self.port}x{number}"
         _ip(host, f"tuntap add {tap} mode tap vnet_hdr", f"link set {tap} master xenbr0 up")
         attachments = self.attachments[host.name]
         vifs = tuple(AttachedVif(spec=vif, device=tap) for vif in self.spec.vifs)
@@ -222,12 +223,30 @@ class Bare:
             raise Failed(f"bare QEMU: {(folder / 'qemu.log').read_text()[-300:]}") from error
 
 
-def _copy(source: Running, arrived: Running, *, tls: bool) -> dict[str, Any]:
+def type_into(port: Path, log: Path, line: str) -> None:
+    """Type `line` into the console whose socket is `port`, as soon as a shell answers there; what it says is also in
+    `log`. Raises Failed after DEADLINE."""
+    ends = time.monotonic() + DEADLINE
+    with socket.socket(socket.AF_UNIX) as console:
+        console.connect(str(port))
+        # What is typed while the kernel sets its serial port up can leave the port silent for ever.
+        while b"# " not in log.read_bytes()[-9:] and time.monotonic() < ends - DEADLINE / 2:
+            time.sleep(0.1)
+        while b"\nready" not in log.read_bytes():
+            if time.monotonic() > ends:
+                raise Failed(f"no shell on the console: {log.read_text(errors='replace')[-300:]}")
+            console.sendall(b"echo re''ady\n")
+            time.sleep(0.5)
+        console.sendall(f"{line}\n".encode())
+        time.sleep(0.5)
+
+
+def _copy(source: Running, arrived: Running, port: int, *, tls: bool) -> dict[str, Any]:
     """Migrate until the domain runs on the other side; what QEMU tells of it. Raises Failed."""
     for running, endpoint in ((arrived, "server"), (source, "client")):
         _set_up(running.qmp, running.host.tls if tls else None, endpoint, arrived.host.name)
     source.qmp.events.clear()
-    address = {"transport": "socket", "type": "inet", "host": arrived.host.address, "port": str(PORT)}
+    address = {"transport": "socket", "type": "inet", "host": arrived.host.address, "port": str(port)}
     channels = [{"channel-type": "main", "addr": address}]
     arrived.qmp.execute("migrate-incoming", channels=channels)
     source.qmp.execute("migrate", channels=channels)

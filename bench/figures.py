@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+LATEST = Path(__file__).with_name("latest.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A ratio that a bench tells: row `upper` over row `lower`, and its `aim` (None: only told)."""
+
+    name: str
+    upper: str
+    lower: str
+    aim: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,26 +41,32 @@ class Row:
 
 @dataclass(slots=True)
 class Ratio:
-    """One figure over another. `aim` is the most that it should be."""
+    """One figure over another. `aim` is the most that it should be; None where it is only told."""
 
     name: str
     value: float
-    aim: float
+    aim: float | None
 
 
 @dataclass(slots=True)
 class Figures:
-    """All rows and ratios of one run."""
+    """All rows and ratios of one run, and the names of the parts that `failed`."""
 
     rows: list[Row] = field(default_factory=list)
     ratios: list[Ratio] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
 
     def add(self, name: str, unit: str, values: Sequence[float]) -> None:
         """Add a row; none where nothing was measured."""
         if values:
             self.rows.append(Row.of(name, unit, values))
 
-    def compare(self, name: str, upper: str, lower: str, aim: float) -> None:
+    def tell(self, comparisons: Iterable[Comparison]) -> None:
+        """Add the ratios of all those whose rows are there."""
+        for each in comparisons:
+            self.compare(each.name, each.upper, each.lower, each.aim)
+
+    def compare(self, name: str, upper: str, lower: str, aim: float | None = None) -> None:
         """Add the ratio of two rows' medians, where both are there."""
         medians = {row.name: row.median for row in self.rows}
         if medians.get(lower) and upper in medians:
@@ -79,8 +97,9 @@ class Figures:
             lines.append(f"{row.name:<{width}}  {row.median:>9} {row.min:>9} {row.max:>9} {row.n:>4}  {row.unit}")
         lines += ["", f"{'':<{width}}  {'ratio':>9} {'aim':>9}"]
         for ratio in self.ratios:
-            verdict = "" if ratio.value <= ratio.aim else "  missed"
-            lines.append(f"{ratio.name:<{width}}  {ratio.value:>9} {ratio.aim:>9}{verdict}")
+            verdict = "" if ratio.aim is None or ratio.value <= ratio.aim else "  missed"
+            aim = "" if ratio.aim is None else ratio.aim
+            lines.append(f"{ratio.name:<{width}}  {ratio.value:>9} {aim:>9}{verdict}")
         return "\n".join(lines)
 
 

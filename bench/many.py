@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench.figures import Figures
 from veery.errors import Refused
 from veery.lab import guest as kernels
 from veery.lab.guest import Guest
@@ -26,6 +27,7 @@ from veery.lab.shell import Shell
 
 NODES = ("test1", "test2")
 INTERVAL = 0.01
+MEMORY = 128  # MiB
 BEFORE, AFTER = 0.5, 0.8  # seconds of probing around each round
 WALL_AIM = 1500.0  # ms: half of what virsh took for six at once
 MEDIAN_AIM, WORST_AIM = 1.2, 1.5  # times a single move's
@@ -48,6 +50,7 @@ class Scene:
     lab: Lab
     addresses: dict[str, str]
     probe: Probe
+    flags: tuple[str, ...] = ()  # of every `veery migrate`
     at: str = "test1"
 
     def other(self) -> str:
@@ -73,7 +76,9 @@ def file_of(guest: Guest, name: str, memory: int) -> str:
 
 
 @contextlib.asynccontextmanager
-async def scene(lab: Lab, kernel: Guest, folder: Path, *, count: int, memory: int) -> AsyncIterator[Scene]:
+async def scene(
+    lab: Lab, kernel: Guest, folder: Path, *, count: int, memory: int, flags: tuple[str, ...] = ()
+) -> AsyncIterator[Scene]:
     """All domains up on test1, each with an address, and probed."""
     addresses = {f"many{number}": f"172.16.31.{120 + number}" for number in range(count)}
     probe: Probe | None = None
@@ -88,7 +93,7 @@ async def scene(lab: Lab, kernel: Guest, folder: Path, *, count: int, memory: in
                 await shell.run(f"ifconfig eth0 {address} netmask 255.255.0.0 up; ping -c 1 -W 1 172.16.31.1")
         probe = await Probe.start(lambda argv: lab.enter("client", argv), list(addresses.values()), interval=INTERVAL)
         await probe.answered(deadline=60)
-        yield Scene(lab, addresses, probe)
+        yield Scene(lab, addresses, probe, flags)
     finally:
         if probe is not None:
             await probe.stop()
@@ -120,7 +125,7 @@ async def single(stage: Scene, into: Seen) -> None:
     for here, there in ((stage.at, stage.other()), (stage.other(), stage.at)):
 
         async def move(here: str = here, there: str = there) -> None:
-            await stage.lab.veery(here, "migrate", "-q", name, there)
+            await stage.lab.veery(here, "migrate", "-q", *stage.flags, name, there)
 
         await watched(stage, into, move, [name])
 
@@ -130,7 +135,7 @@ async def serial(stage: Scene, into: Seen) -> None:
 
     async def move() -> None:
         for name in stage.addresses:
-            await stage.lab.veery(stage.at, "migrate", "-q", name, stage.other())
+            await stage.lab.veery(stage.at, "migrate", "-q", *stage.flags, name, stage.other())
 
     await watched(stage, into, move, list(stage.addresses))
     stage.at = stage.other()
@@ -140,7 +145,8 @@ async def together(stage: Scene, into: Seen, *options: str) -> None:
     """All in one order."""
 
     async def move() -> None:
-        await stage.lab.veery(stage.at, "migrate", "-q", "--to", stage.other(), *options, *stage.addresses)
+        words = ("migrate", "-q", "--to", stage.other(), *stage.flags, *options, *stage.addresses)
+        await stage.lab.veery(stage.at, *words)
 
     await watched(stage, into, move, list(stage.addresses))
     stage.at = stage.other()
@@ -170,6 +176,14 @@ async def measure(stage: Scene, rounds: int) -> dict[str, Seen]:
     return seen
 
 
+def rows(figures: Figures, seen: dict[str, Seen]) -> None:
+    """What was seen as rows and ratios."""
+    for name, each in seen.items():
+        figures.add(f"many, {name}: wall", "ms", each.wall)
+        figures.add(f"many, {name}: gap", "ms", each.gaps)
+    figures.compare("many, gap: in turns over single", "many, at once, in turns: gap", "many, single: gap", MEDIAN_AIM)
+
+
 def told(seen: dict[str, Seen]) -> str:
     """The table, and how far the aims are."""
     lines = [f"{'':20} {'wall ms':>8} {'gap ms: median':>15} {'worst':>6} {'n':>4}"]
@@ -195,7 +209,9 @@ async def _main(arguments: argparse.Namespace) -> None:
     lab = Lab.attach(arguments.lab) if arguments.lab else await Lab.up("benchmany")
     try:
         with tempfile.TemporaryDirectory(prefix="veery-bench-") as folder:
-            async with scene(lab, kernel, Path(folder), count=arguments.domains, memory=arguments.memory) as stage:
+            flags = ("--no-tls",) if arguments.no_tls else ()
+            count, memory = arguments.domains, arguments.memory
+            async with scene(lab, kernel, Path(folder), count=count, memory=memory, flags=flags) as stage:
                 seen = await measure(stage, arguments.rounds)
     finally:
         if arguments.lab:
@@ -203,8 +219,8 @@ async def _main(arguments: argparse.Namespace) -> None:
         else:
             await lab.down()
     print(told(seen))
-    rows = {name: {"wall": each.wall, "gaps": each.gaps} for name, each in seen.items()}
-    OUTPUT.write_text(json.dumps(rows, indent=1) + "\n")
+    kept = {name: {"wall": each.wall, "gaps": each.gaps} for name, each in seen.items()}
+    OUTPUT.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 def main(words: list[str]) -> int:
@@ -212,7 +228,8 @@ def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.many", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds of each kind (5)")
     parser.add_argument("--domains", type=int, default=6, metavar="N", help="how many domains (6)")
-    parser.add_argument("--memory", type=int, default=128, metavar="MIB", help="memory of each (128)")
+    parser.add_argument("--memory", type=int, default=MEMORY, metavar="MIB", help="memory of each (128)")
+    parser.add_argument("--no-tls", action="store_true", help="do not encrypt, as virsh does not")
     parser.add_argument("--lab", default="", metavar="NAME", help="a lab that is up; one is made where none is named")
     asyncio.run(_main(parser.parse_args(words)))
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import shutil
 import sys
 import time
 import uuid
@@ -14,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from bench import guest as guests
-from bench.bare import Bare, Host
-from bench.figures import Figures, phases
+from bench.bare import PORT, Bare, Host
+from bench.figures import Comparison, Figures, phases
 from veery.client.address import lab_folder
 from veery.config.domain import parse_domain
 from veery.config.settings import Qemu
@@ -27,6 +28,7 @@ from veery.lab.probe import Probe
 from veery.lab.services import Lab
 from veery.lab.shell import Shell
 from veery.model import codec
+from veery.model.domain import DomainSpec
 from veery.model.volume import AttachedDisk, Attachments, Initiator, IscsiLun
 
 NODES = ("test1", "test2")
@@ -37,6 +39,13 @@ BOOT = 120.0
 NAMES = {"veery": "byveery", "bare": "byhand"}
 ADDRESSES = {"veery": "172.16.31.201", "bare": "172.16.31.202"}
 TOTAL_AIM, GAP_AIM = 1.5, 1.2
+KINDS = ("bare", "veery --no-tls", "bare TLS", "veery")
+RATIOS = tuple(
+    Comparison(f"{what}: veery over bare, both {words}", f"{upper}: {what}", f"{lower}: {what}", aim)
+    for what, aim in (("total", TOTAL_AIM), ("gap", GAP_AIM))
+    for words, upper, lower in (("with TLS", "veery", "bare TLS"), ("without", "veery --no-tls", "bare"))
+)
+AIMS = {each.name: each.aim for each in RATIOS}
 RECORDS = Path(__file__).with_name("records.py")
 
 Say = Callable[[str], None]
@@ -97,12 +106,9 @@ async def scene(lab: Lab, kernel: Guest, folder: Path, memory: int) -> AsyncIter
         for name in NAMES.values():
             stack.push_async_callback(lab.veery, "stor", "volume", "delete", name, check=False)
             await guests.make_volume(lab, name)
-        hosts = {
-            name: Host(name, lab.plan.namespace(name), lab.plan.node(name).address, lab.plan.home(name) / "lib" / "tls")
-            for name in NODES
-        }
+        hosts = hosts_of(lab)
         texts = {who: guests.domain_file(kernel, name, memory=memory) for who, name in NAMES.items()}
-        bare = await _bare(lab, texts["bare"], folder)
+        bare = await by_hand_domain(lab, NAMES["bare"], texts["bare"], folder)
         stack.push_async_callback(asyncio.to_thread, bare.stop)
         await asyncio.to_thread(bare.start, hosts[NODES[0]])
         stack.push_async_callback(_forget, lab)
@@ -116,6 +122,14 @@ async def scene(lab: Lab, kernel: Guest, folder: Path, memory: int) -> AsyncIter
         stack.push_async_callback(probe.stop)
         await probe.answered(deadline=BOOT)
         yield Scene(lab, probe, bare, hosts, dict.fromkeys(NAMES, NODES[0]))
+
+
+def hosts_of(lab: Lab) -> dict[str, Host]:
+    """The nodes as a bare QEMU needs them."""
+    return {
+        name: Host(name, lab.plan.namespace(name), lab.plan.node(name).address, lab.plan.home(name) / "lib" / "tls")
+        for name in NODES
+    }
 
 
 async def by_hand(stage: Scene, into: Samples, *, tls: bool) -> None:
@@ -167,24 +181,37 @@ async def _watched(stage: Scene, who: str, into: Samples) -> AsyncIterator[None]
     into.gap.append(reading.gap_ms)
 
 
-async def _bare(lab: Lab, text: str, folder: Path) -> Bare:
-    """The domain of `text` as the driver would build it, with its LUN as each node reaches it."""
-    spec = parse_domain(text, "bare").spec
-    vifs = tuple(replace(vif, mac="00:16:3e:62:61:72") for vif in spec.vifs)
+async def by_hand_domain(lab: Lab, name: str, text: str, folder: Path, *, number: int = 0) -> Bare:
+    """The domain of `text` on volume `name` as the driver would build it, with its LUN as each node reaches it.
+    `number` tells those that there are at the same time apart."""
+    spec, plan, binary = await built(text, number)
+    luns = await reached(lab, name)
+    disks = {node: tuple(AttachedDisk(spec=disk, source=lun) for disk in spec.disks) for node, lun in luns.items()}
+    attachments = {node: Attachments(disks=each) for node, each in disks.items()}
+    return Bare.of(binary, spec, plan, attachments, folder / f"b{number}", port=PORT + number)
+
+
+async def built(text: str, number: int) -> tuple[DomainSpec, build.Build, str]:
+    """The domain of `text`, its machine as the driver would lay it out, and the QEMU that runs it."""
+    spec = parse_domain(text, "bench").spec
+    vifs = tuple(replace(vif, mac=f"00:16:3e:62:61:{number:02x}") for vif in spec.vifs)
     spec = replace(spec, uuid=str(uuid.uuid4()), vifs=vifs)
     qemu = await machine.find(Qemu(), lab_folder().parent.parent / "qemu.json")
     plan = build.lay_out(spec, machine=build.MACHINE, accel=qemu.accel, started=0.0)
-    volume = (await lab.json("stor", "volume", "show", NAMES["bare"], "--json"))["volume"]
+    return spec, plan, shutil.which(qemu.binary) or qemu.binary
+
+
+async def reached(lab: Lab, name: str) -> dict[str, IscsiLun]:
+    """How each node reaches the volume `name`."""
+    volume = (await lab.json("stor", "volume", "show", name, "--json"))["volume"]
     told = await lab.run("stor", [sys.executable, RECORDS, lab.plan.settings("stor")])
     initiators = codec.decode(told.out.encode(), dict[str, Initiator])
-
-    def attached(node: str) -> Attachments:
-        mine = initiators[node]
-        where = {"portal": volume["portal"], "iqn": volume["iqn"], "lun": 1}
-        lun = IscsiLun(**where, initiator=mine.iqn, user=mine.user, password=mine.password)
-        return Attachments(disks=tuple(AttachedDisk(spec=disk, source=lun) for disk in spec.disks))
-
-    return Bare.of(qemu.binary, spec, plan, {node: attached(node) for node in NODES}, folder / "b")
+    where = {"portal": volume["portal"], "iqn": volume["iqn"], "lun": 1}
+    mine = {node: initiators[node] for node in NODES}
+    return {
+        node: IscsiLun(**where, initiator=each.iqn, user=each.user, password=each.password)
+        for node, each in mine.items()
+    }
 
 
 async def _forget(lab: Lab) -> None:
@@ -203,9 +230,7 @@ def _rows(figures: Figures, samples: dict[str, Samples]) -> None:
     for name, each in samples.items():
         for phase, values in phases(each.phases).items():
             figures.add(f"{name}: {phase}", "ms", values)
-    for what, aim in (("total", TOTAL_AIM), ("gap", GAP_AIM)):
-        figures.compare(f"{what}: veery over bare, both with TLS", f"veery: {what}", f"bare TLS: {what}", aim)
-        figures.compare(f"{what}: veery over bare, both without", f"veery --no-tls: {what}", f"bare: {what}", aim)
+    figures.tell(RATIOS)
 
 
 def _line(number: int, name: str, each: Samples) -> str:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench import writers
-from bench.figures import Figures
+from bench.figures import LATEST, Figures
 from veery.client.address import lab_folder
 from veery.errors import Failed, Refused, VeeryError
 from veery.lab import guest as kernels
@@ -27,7 +27,6 @@ from veery.lab.plan import CLIENT
 from veery.lab.probe import Probe
 from veery.lab.services import Lab
 
-LATEST = Path(__file__).with_name("latest.json")
 NODES = ("test1", "test2")
 ADDRESS = "172.16.31.220"
 NAME = "foretold"

@@ -1,7 +1,8 @@
 """Domains that write: Debian's cloud kernel and a busybox in memory, whose shell fills a tmpfs over and over.
 
 What is written, how much of it, and how often a MiB is written are words of the kernel's command line:
-bench=ADDRESS set=MIB chunk=MIB pause=MICROSECONDS (0: flat out) fill=random|text. Without set= it is idle."""
+bench=ADDRESS set=MIB chunk=MIB pause=MICROSECONDS (0: flat out) fill=random|text. Without set= it is idle. In place of
+pause=, rate=MIB a second may be given: it then writes so much by the clock, if it can."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ for module in MODULES MODULES; do insmod /modules/$module.ko 2>/dev/null; done
 for word in $(cat /proc/cmdline); do
     case $word in
     bench=*) ifconfig eth0 ${word#bench=} netmask 255.255.0.0 up;;
-    set=*|chunk=*|pause=*|fill=*) eval $word;;
+    set=*|chunk=*|pause=*|rate=*|fill=*) eval $word;;
     esac
 done
 if [ -n "$set" ]; then
@@ -35,14 +36,19 @@ if [ -n "$set" ]; then
         dd if=/dev/urandom of=/w/pattern bs=1M count=8 2>/dev/null
     fi
     # Each pass puts another part of the pattern at each place: a page that is written is also changed.
-    pass=0
+    pass=0 due=0 # hundredths of seconds since boot
     while :; do
         place=0
         while [ $place -lt $set ]; do
             from=$(((place + pass) % (9 - chunk)))
             dd if=/w/pattern of=/w/set bs=1M count=$chunk skip=$from seek=$place conv=notrunc 2>/dev/null
             place=$((place + chunk))
-            [ $pass -gt 0 ] && [ "$pause" -gt 0 ] && usleep $pause
+            [ $pass -gt 0 ] && [ "${pause:-0}" -gt 0 ] && usleep $pause
+            [ $pass -gt 0 ] && [ -n "$rate" ] || continue
+            read up rest </proc/uptime
+            now=${up%.*}${up#*.} due=$((due + chunk * 100 / rate))
+            [ $due -lt $((now - 50)) ] && due=$now # it was away, or held up: that is not made up for
+            [ $due -gt $now ] && usleep $(((due - now) * 10000))
         done
         pass=$((pass + 1))
         [ $pass = 1 ] && echo "written once"

@@ -13,7 +13,7 @@ from veery.lab.services import Lab
 
 
 async def test_a_round_of_everything_fills_the_table(lab: Lab, guest: Guest, tmp_path: Path) -> None:
-    words = ["--rounds", "1", "--no-warm-up", "--memory", "128", "--domains", "1"]
+    words = ["--rounds", "1", "--no-warm-up", "--memory", "128", "--domains", "1", "--parts", "moves", "daemon"]
     figures = await run(lab, guest, parser().parse_args(words))
     figures.write(tmp_path / "latest.json")
     written = json.loads((tmp_path / "latest.json").read_text())

@@ -229,6 +229,16 @@ class Apt:
             raise Failed(f"apt-get download left no file of {package}", hint=f"look into {folder}")
         return found[-1]
 
+    def gather(self, packages: Sequence[str], folder: Path, *, suite: str = "") -> tuple[Path, ...]:
+        """Fetch `packages`, from `suite` if one is named, and all that they need and the machine lacks, into `folder`;
+        the files. Nothing is installed. Raises Failed."""
+        self.clean()
+        names = [f"{name}/{suite}" if suite else name for name in packages]
+        words = ("install", "-y", "-q", "--download-only", "--no-install-recommends", "--no-remove")
+        self._run("apt-get", *words, *names, deadline=_FETCH)
+        found = sorted((self._folder / "cache" / "archives").glob("*.deb"))
+        return tuple(path.rename(folder / path.name) for path in found)
+
     def clean(self) -> None:
         """Remove the downloaded packages."""
         for path in (self._folder / "cache" / "archives").glob("*.deb"):
