@@ -24,6 +24,7 @@ from veery.api.domains import DomainRoutes
 from veery.api.server import ApiServer
 from veery.api.storage import StorageRoutes
 from veery.cluster import server as etcd_server
+from veery.cluster import volumegate
 from veery.cluster.identity import Identity
 from veery.cluster.identity import load as load_identity
 from veery.cluster.keys import INITIATORS, VOLUMES, node_at
@@ -59,6 +60,7 @@ from veery.node.machine import Machine
 from veery.node.membership import Membership
 from veery.node.peers import Peers
 from veery.node.processors import Processors
+from veery.node.volumemoves import VolumeMoves
 from veery.node.volumes import VolumeRecords, VolumeService
 from veery.storage.base import BytesStore
 from veery.storage.file import FileStore
@@ -110,6 +112,16 @@ class Daemon:
         self.machine = Machine(self.node, self.driver, self.store, self.peers)
         self.processors = Processors(self.node, self.store, self.driver)
         self.volumes = self._volumes()
+        self.volume_moves = VolumeMoves(
+            self.volumes,
+            self.domains,
+            self.driver,
+            self.attacher,
+            store=self.store,
+            peers=self.peers,
+            clock=self.clock,
+            folder=self.state / "volume-moves",
+        )
         self.api = self._api(tail)
 
     # ---- building
@@ -147,13 +159,20 @@ class Daemon:
         tables = [
             DomainRoutes(self.domains, devices, self.moves, self.machine, peers=self.peers).table(),
             StorageRoutes(
-                self.volumes, Images(self.volumes, self.settings.image), devices, self.machine, peers=self.peers
+                self.volumes,
+                Images(self.volumes, self.settings.image),
+                devices,
+                self.machine,
+                self.volume_moves,
+                peers=self.peers,
             ).table(),
             ClusterRoutes(self.membership, self.machine, self.processors, tail).table(),
         ]
         return ApiServer(self.node.name, self.peers, tables, group=self.settings.api.group)
 
     async def _volume(self, name: str) -> Volume | None:
+        if move := await volumegate.standing(self.store, name):
+            raise volumegate.being_moved(move)
         return await VOLUMES.get(self.store, name)
 
     async def _ask(self, name: str, question: Question) -> Reply:
@@ -178,6 +197,7 @@ class Daemon:
         await self.driver.open()
         await self._sweep()  # before anybody can order a domain, whose taps it would take for leftovers
         self.settler.recall()
+        self.volume_moves.recall()
         await self.api.open(self.runtime / "api.sock", self.server_tls)
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -200,6 +220,7 @@ class Daemon:
             ("relocation", self.relocation.run()),
             ("settler", self.settler.run()),
             ("moves", self.moves.run()),
+            ("volume moves", self.volume_moves.run()),
             ("caretaker", Caretaker(self.ground, self.domains).run()),
             ("processors", self.processors.run()),
             ("watchdog", _feed()),

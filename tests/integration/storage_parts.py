@@ -51,6 +51,9 @@ class MemoryRecords:
             raise Refused(f"there is a volume {volume.name} already")
         self.kept[volume.name] = volume
 
+    async def take_tid(self, least: int) -> int:
+        return least
+
     async def remove(self, volume: Volume) -> None:
         self.kept.pop(volume.name, None)
 

@@ -9,6 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from veery.api.server import Lines, answer, body, error_body, forward
+from veery.api.volumemoves import MoveRoutes
 from veery.errors import Failed, Refused, VeeryError
 from veery.model.node import Role
 from veery.model.volume import Backing
@@ -17,6 +18,7 @@ from veery.node.devices import Devices
 from veery.node.images import Images
 from veery.node.machine import Machine
 from veery.node.peers import Peers
+from veery.node.volumemoves import VolumeMoves
 from veery.node.volumes import VolumeService
 
 log = logging.getLogger(__name__)
@@ -26,9 +28,16 @@ class StorageRoutes:
     """What users order of storage. Orders for a volume of another node are forwarded to it."""
 
     def __init__(
-        self, volumes: VolumeService, images: Images, devices: Devices, machine: Machine, *, peers: Peers
+        self,
+        volumes: VolumeService,
+        images: Images,
+        devices: Devices,
+        machine: Machine,
+        moves: VolumeMoves,
+        *,
+        peers: Peers,
     ) -> None:
-        self._volumes, self._images, self._devices = volumes, images, devices
+        self._volumes, self._images, self._devices, self._moves = volumes, images, devices, moves
         self._machine, self._peers = machine, peers
 
     def table(self) -> list[web.RouteDef]:
@@ -43,6 +52,7 @@ class StorageRoutes:
             web.post(f"{one}/resized", self.resized),
             web.put(f"{one}/content", self.content),
             web.post(f"{one}/image", self.image),
+            *MoveRoutes(self._volumes, self._moves, self._peers).table(),
             web.get("/v1/targets", self.targets),
             web.get("/v1/networks", self.networks),
         ]

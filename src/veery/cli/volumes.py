@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
+import threading
 import time
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any, BinaryIO
 from urllib.parse import quote
 
@@ -15,8 +18,8 @@ from veery.cli import tables
 from veery.cli.catalogue import Verb
 from veery.cli.parser import Parser
 from veery.cli.progress import Meter, meter
-from veery.cli.session import Session
-from veery.errors import Failed, OutcomeUnknown, Refused
+from veery.cli.session import Session, Usage
+from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
 from veery.model.units import format_seconds, format_size, parse_size
 
 _CHUNK = 1 << 20
@@ -183,6 +186,66 @@ def _chunks(file: BinaryIO, length: int, shown: Meter) -> Iterator[bytes]:
         )
 
 
+# ---- move
+def _move(session: Session, args: Namespace) -> int:
+    if args.cancel == bool(args.storage):
+        raise Usage("volume move wants a volume and a storage node, or --cancel and a volume", "volume move")
+    if args.cancel:
+        session.client.post(_path(args.name, "move", "cancel"), deadline=_ORDER)
+        return 0
+    rate = parse_size(args.rate) if args.rate else 0
+    order = {"storage": args.storage, "rate": rate, "remove_source": args.remove_source}
+    told = _VolumeMove(session, args.name, quiet=args.quiet).run(order)
+    if session.json:
+        session.print_json(told)
+    elif not args.quiet:
+        pause = f", its domain stood still for {told['pause_ms']:.0f} ms" if told["pause_ms"] else ""
+        kept = f"; kept on {told['source']}: {told['kept']}" if told["kept"] else ""
+        print(
+            f"Volume {told['volume']} moved from {told['source']} to {told['target']} in {told['seconds']:.2f} s: "
+            f"{format_size(told['bytes'])}{pause}{kept}"
+        )
+    return 0
+
+
+class _VolumeMove:
+    """One `veery volume move`: follows the stream, and has the move cancelled by the first Ctrl-C; the second leaves."""
+
+    def __init__(self, session: Session, name: str, *, quiet: bool) -> None:
+        self._session, self._name, self._quiet, self._cancelled = session, name, quiet, False
+
+    def run(self, order: dict[str, Any]) -> dict[str, Any]:
+        """Do it; what the daemon told of its end. Raises as the daemon says."""
+        before = signal.signal(signal.SIGINT, self._interrupted)
+        begun = time.monotonic()
+        try:
+            with meter(f"volume {self._name} -> {order['storage']}", quiet=self._quiet) as shown:
+                for event in self._session.client.stream(_path(self._name, "move"), order):
+                    if event["event"] == "done":
+                        result: dict[str, Any] = event["result"]
+                        return result
+                    done, total = event["done"], event["total"]
+                    rate = done / max(time.monotonic() - begun, 1e-3)
+                    figures = f"{format_size(done)} of {format_size(total)}, {format_size(rate)}/s" if done else ""
+                    shown.show(event["step"], done / total if total else None, figures)
+        finally:
+            signal.signal(signal.SIGINT, before)
+        raise OutcomeUnknown("the move's end was not told", hint="veery volume list tells where it is")
+
+    def _interrupted(self, number: int, frame: FrameType | None) -> None:
+        if self._cancelled:
+            raise KeyboardInterrupt
+        self._cancelled = True
+        self._session.note("\nveery: cancelling; Ctrl-C again leaves without waiting")
+        threading.Thread(target=self._cancel, daemon=True).start()
+
+    def _cancel(self) -> None:
+        try:
+            self._session.client.post(_path(self._name, "move", "cancel"), deadline=_ORDER)
+        except VeeryError as error:
+            self._session.note(f"veery: not cancelled: {error.message}")
+
+
 # ---- image
 def _build(session: Session, args: Namespace) -> int:
     if args.size or args.name not in {row["volume"]["name"] for row in session.client.get("/v1/volumes")}:
@@ -232,6 +295,19 @@ def _declare_create(parser: Parser) -> None:
 def _declare_resize(parser: Parser) -> None:
     _declare_name(parser)
     parser.add_argument("size", metavar="SIZE", help="the new size, not smaller than the old")
+
+
+def _declare_move(parser: Parser) -> None:
+    _declare_name(parser)
+    parser.add_argument("storage", metavar="STORAGE", nargs="?", default="", help="the storage node it goes to")
+    parser.add_argument(
+        "--rate", metavar="BYTES", default="", help="copy at most so many bytes a second, for example 100M"
+    )
+    parser.add_argument(
+        "--remove-source", action="store_true", help="remove the old bytes at the end, else NAME.img.moved-to-STORAGE"
+    )
+    parser.add_argument("--cancel", action="store_true", help="stop the move of NAME that is under way")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
 
 
 def _declare_import(parser: Parser) -> None:
@@ -292,6 +368,21 @@ first bytes and converted with qemu-img first (in TMPDIR, or /var/tmp). A volume
 Makes a volume larger; never smaller. A domain that runs on it sees the new size at once. The filesystem inside is
 its own affair (resize2fs).""",
         examples="veery volume resize root 2G",
+    ),
+    "volume move": Verb(
+        run=_move,
+        declare=_declare_move,
+        about="""
+Moves a volume to another storage node. A domain that uses it runs on: its node copies the disk while each new write
+goes to both storage nodes; at the end it stands still for some milliseconds, the volume's record is changed, and from
+then on it uses the new one. Meanwhile the domain itself cannot move, and no other can start on the volume.
+
+Until that change everything is undone when something fails, or at Ctrl-C. The old bytes are kept under another name,
+which nothing serves any more; --remove-source removes them.""",
+        examples="veery volume move root stor2\nveery volume move root stor2 --rate 50M --remove-source\n"
+        "veery volume move --cancel root",
+        failure="when cancelled: the volume is where it was",
+        json=True,
     ),
     "volume delete": Verb(
         run=_delete,

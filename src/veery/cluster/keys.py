@@ -8,7 +8,8 @@
 | joining | the name of the node that is being let in; bound to a lease |
 | node/NAME, alive/NAME, initiator/NAME | Node, Presence (bound to the node's lease), Initiator |
 | domain/NAME, owner/NAME, reservation/NAME | DomainRecord, Owner, Reservation of a domain |
-| volume/NAME | Volume |
+| volume/NAME, volume-move/NAME | Volume, VolumeMove |
+| tid | the last number that was given to a target |
 | processor/NAME, baseline/ACCELERATOR | Processor of a node, Baseline of all of them |
 | ha/DOMAIN, run/DOMAIN, group/NAME | HaRecord (what is asked), RunRecord (what the brain did), Group |
 | fence/NODE, means/NODE, history/NODE, intent/NODE | FenceRecord, FenceMeans, NodeHistory, NodeIntent |
@@ -42,7 +43,7 @@ from veery.model.ha import (
 )
 from veery.model.node import Node
 from veery.model.plan import Baseline, Processor
-from veery.model.volume import Initiator, Volume
+from veery.model.volume import Initiator, Volume, VolumeMove
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -100,6 +101,7 @@ DOMAINS = Kind("domain/", DomainRecord)
 OWNERS = Kind("owner/", Owner)
 RESERVATIONS = Kind("reservation/", Reservation)
 VOLUMES = Kind("volume/", Volume)
+VOLUME_MOVES = Kind("volume-move/", VolumeMove)
 TOKENS = Kind("token/", Token)
 PROCESSORS = Kind("processor/", Processor)
 BASELINES = Kind("baseline/", Baseline)
@@ -117,6 +119,7 @@ EVENTS = Kind("event/", Event)
 CLUSTER = "cluster"
 CA_KEY = "ca/key"
 JOINING = "joining"
+TID = "tid"
 LEADER = "leader"
 DISARMED = "disarmed"
 

@@ -14,8 +14,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+from collections.abc import Collection
 
-from veery.cluster.keys import DOMAINS, OWNERS, RESERVATIONS
+from veery.cluster import volumegate
+from veery.cluster.keys import DOMAINS, OWNERS, RESERVATIONS, VOLUME_MOVES
 from veery.cluster.store import Delete, Put, Store, StoreUnavailable, Unchanged
 from veery.errors import Refused
 from veery.host.log import decision
@@ -62,12 +64,13 @@ async def reservation(store: Store, domain: str) -> Reservation | None:
 async def claim(store: Store, domain: str, node: str, boot: str, record: DomainRecord | None) -> Owner:
     """Make `node` the owner of `domain`, which nobody owns, for its run `boot`; write `record` with it.
 
-    Asking again after OutcomeUnknown, with the same `boot`, is safe. Raises OwnedElsewhere naming the owner,
-    StoreUnavailable, OutcomeUnknown."""
+    Asking again after OutcomeUnknown, with the same `boot`, is safe. Raises OwnedElsewhere naming the owner, Refused
+    where one of its volumes is being moved, StoreUnavailable, OutcomeUnknown."""
     wanted = Owner(domain=domain, node=node, boot=boot)
     operations = [OWNERS.put(domain, wanted)] + ([DOMAINS.put(domain, record)] if record else [])
+    volumes = _volumes(record)
     for _ in range(ATTEMPTS):
-        done = await store.commit([Unchanged(OWNERS.key(domain), 0)], operations)
+        done = await store.commit([Unchanged(OWNERS.key(domain), 0), *_resting(volumes)], operations)
         if done.held:
             log.info(decision("owner.claim", domain=domain, node=node, boot=boot, revision=done.revision))
             return dataclasses.replace(wanted, revision=done.revision)
@@ -78,6 +81,7 @@ async def claim(store: Store, domain: str, node: str, boot: str, record: DomainR
             raise OwnedElsewhere(
                 f"domain {domain} runs on {owner.node}", owner, hint=f"move it with `veery migrate {domain} {node}`"
             )
+        await _refuse_moving(store, volumes)
     raise _contended(domain)
 
 
@@ -96,9 +100,19 @@ async def release(store: Store, owner: Owner) -> None:
         raise OwnedElsewhere(f"domain {owner.domain} belongs to {now.node} by now", now)
 
 
-async def reserve(store: Store, domain: str, move: str, source: str, target: str, *, revision: int = 0) -> Reservation:
+async def reserve(
+    store: Store,
+    domain: str,
+    move: str,
+    source: str,
+    target: str,
+    *,
+    revision: int = 0,
+    volumes: Collection[str] = (),
+) -> Reservation:
     """Promise `domain`, which `source` owns, to `target` for the move `move`. `revision` is that of the owner key, as
-    the source has just read it (0: it is read here): one question less to the store.
+    the source has just read it (0: it is read here): one question less to the store. `volumes` are the domain's: none
+    of them may be moving between storage nodes.
 
     Asking again for the same move gives the same answer. Raises OwnedElsewhere when `source` does not own it,
     Refused when another move has it, StoreUnavailable, OutcomeUnknown."""
@@ -112,7 +126,8 @@ async def reserve(store: Store, domain: str, move: str, source: str, target: str
                 raise OwnedElsewhere(f"domain {domain} {where}, not on {source}", owner)
             revision = owner.revision
         done = await store.commit(
-            [Unchanged(key, 0), Unchanged(OWNERS.key(domain), revision)], [RESERVATIONS.put(domain, wanted)]
+            [Unchanged(key, 0), Unchanged(OWNERS.key(domain), revision), *_resting(volumes)],
+            [RESERVATIONS.put(domain, wanted)],
         )
         revision = 0
         if done.held:
@@ -125,6 +140,7 @@ async def reserve(store: Store, domain: str, move: str, source: str, target: str
             raise Refused(
                 f"domain {domain} is being moved to {other.target}", hint=f"see `veery moves`; the move is {other.move}"
             )
+        await _refuse_moving(store, volumes)
     raise _contended(domain)
 
 
@@ -223,6 +239,21 @@ async def rename(store: Store, old: str, new: str) -> Owner | None:
         if await store.get(DOMAINS.key(new)) or await read(store, new):
             raise Refused(f"the name {new} is taken", hint="see `veery list`")
     raise _contended(old)
+
+
+def _volumes(record: DomainRecord | None) -> frozenset[str]:
+    return frozenset(disk.volume for disk in record.spec.disks if disk.volume) if record else frozenset()
+
+
+def _resting(volumes: Collection[str]) -> list[Unchanged]:
+    """The conditions that none of `volumes` is being moved."""
+    return [Unchanged(VOLUME_MOVES.key(name), 0) for name in sorted(volumes)]
+
+
+async def _refuse_moving(store: Store, volumes: Collection[str]) -> None:
+    for name in sorted(volumes):
+        if move := await volumegate.standing(store, name):
+            raise volumegate.being_moved(move)
 
 
 def _contended(domain: str) -> StoreUnavailable:

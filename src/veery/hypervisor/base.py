@@ -10,7 +10,7 @@ as Attachments. A domain outlives the driver: `adopt` finds it again. Methods ra
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -27,7 +27,7 @@ from veery.model.domain import (
 )
 from veery.model.move import CopyResult, Means, MoveProgress, MoveSettings, Tuning
 from veery.model.plan import Abilities, Blocker, MemoryReading
-from veery.model.volume import AttachedDisk, AttachedVif, Attachments, CarriedDisk
+from veery.model.volume import AttachedDisk, AttachedVif, Attachments, CarriedDisk, IscsiLun
 
 Report = Callable[[MoveProgress], None]
 ALONE = Means()
@@ -335,4 +335,34 @@ class DiskMover(Protocol):
         when the copies are whole; from then on each write of the domain goes to both, until `send` or `resume`.
 
         Raises Failed with the reason, the domain running on and no mirror left. Cancelling the task does the same."""
+        ...
+
+
+@runtime_checkable
+class DiskSwitcher(Protocol):
+    """What a driver has besides if a running domain's disk can go over from one LUN to another; one that cannot lacks
+    it. `copy_disk`, then `switch_disk`; `settle_disk` ends what either of them, or an earlier life of ours, left."""
+
+    async def copy_disk(
+        self, uuid: str, vdev: str, lun: IscsiLun, rate: int, report: Callable[[int, int], None]
+    ) -> None:
+        """Copy the disk to `lun`, at most at `rate` bytes/s (0: unlimited), while the domain runs; `report` hears of
+        bytes done and bytes in all. Returns when the copy is whole: from then on each write of the domain goes to both.
+
+        Raises Refused, or Failed with the reason; the domain runs on with the disk that it had. Cancelled: the copy
+        stands, for `settle_disk`."""
+        ...
+
+    async def switch_disk(self, uuid: str, vdev: str, lun: IscsiLun, commit: Callable[[], Awaitable[None]]) -> float:
+        """Stop the domain, make sure that both are the same, await `commit`, let the domain go on with `lun` alone; the
+        milliseconds for which it stood. Where `commit` raises, it goes on with the disk that it had, and that is
+        raised.
+
+        Raises Failed after `commit` when the disk could not be switched yet: the domain stands still, and
+        `settle_disk` is to be asked until it succeeds."""
+        ...
+
+    async def settle_disk(self, uuid: str, vdev: str, lun: IscsiLun | None) -> None:
+        """The disk is `lun` for good, or with None the one that the domain had: see to it, and let the domain run as it
+        did. Idempotent. Raises Refused when the domain is not here, Failed, OutcomeUnknown: ask again."""
         ...

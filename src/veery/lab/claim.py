@@ -20,13 +20,14 @@ FOLDER = Path("/run/veery-lab")
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What stands in the file: the lab's folder, its number of hypervisors, the process that made it, and
-    whether the lab stays when that process ends."""
+    """What stands in the file: the lab's folder, its number of hypervisors, the process that made it,
+    whether the lab stays when that process ends, and its number of storage nodes."""
 
     folder: str
     hypervisors: int
     pid: int
     stays: bool
+    storages: int = 1
 
 
 class Claim:

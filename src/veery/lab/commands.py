@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
 
     up = verb("up", _up, "build the lab and start its services; it stays until veery lab down")
     up.add_argument("--nodes", type=int, default=2, metavar="N", help="hypervisors beside stor (2)")
+    up.add_argument("--storages", type=int, default=1, metavar="N", help="storage nodes: stor, stor2 and so on (1)")
     verb("down", _down, "remove the lab with all that is in it")
     verb("status", _status, "show each node's address and what runs there")
     run = verb("exec", _exec, "run a command inside a node, or inside client or switch")
@@ -79,16 +80,17 @@ def _up(arguments: Namespace) -> int:
     name, bar, begun = arguments.lab or "lab", Bar("lab"), time.monotonic()
     record = claim.read(name)
     if record is not None and record.stays and hosts.stands(name):
-        if record.hypervisors != arguments.nodes:
+        if (record.hypervisors, record.storages) != (arguments.nodes, arguments.storages):
             raise Refused(
-                f"lab {name} is up with {record.hypervisors} hypervisors", hint=f"veery lab down --lab {name} first"
+                f"lab {name} is up with {record.hypervisors} hypervisors and {record.storages} storage nodes",
+                hint=f"veery lab down --lab {name} first",
             )
         bar.end(f"{name} is up already")
         return 0
 
     async def build() -> Lab:
         await hosts.sweep(lab_folder(name).parent)
-        return await Lab.up(name, hypervisors=arguments.nodes, stays=True, report=bar)
+        return await Lab.up(name, hypervisors=arguments.nodes, storages=arguments.storages, stays=True, report=bar)
 
     lab = asyncio.run(build())
     lab.leave()
@@ -114,7 +116,7 @@ def _status(arguments: Namespace) -> int:
     record = claim.read(name)
     if record is None or not hosts.stands(name):
         raise Refused(f"lab {name} is not up", hint="veery lab up")
-    drawn = plan(name, record.hypervisors)
+    drawn = plan(name, record.hypervisors, record.storages)
     rows = [
         {
             "node": node.name,
@@ -141,7 +143,7 @@ def _exec(arguments: Namespace) -> int:
         raise Refused(f"lab {name} is not up", hint="veery lab up")
     if not arguments.command:
         raise Refused("no command given", hint="veery lab exec NODE COMMAND [ARGUMENT...]")
-    drawn = plan(name, record.hypervisors)
+    drawn = plan(name, record.hypervisors, record.storages)
     if arguments.node not in (CLIENT, SWITCH):
         drawn.node(arguments.node)
     environ = {**os.environ, **hosts.environ(drawn, arguments.node)}

@@ -4,6 +4,8 @@
                                  ├─── test1 172.16.31.1   hypervisor, voter
                                  └─── test2 172.16.31.2   hypervisor, voter   (test3 .11, test4 .12, ...)
 
+More storage nodes, where they are asked for, are stor2 (172.16.32.2), stor3 (.3) and so on.
+
 Each machine is a network namespace `vy-LAB-MACHINE`; addresses live only inside. Each node has a folder
 `XDG_CACHE_HOME/veery/lab/LAB/NODE` with etc/veery.toml, lib (its state), run (its sockets) and log."""
 
@@ -25,7 +27,7 @@ DOMAIN_ADDRESS = "172.16.31.4"  # what the seed types into its domain's console
 NAMESPACES = Path("/run/netns")  # where ip-netns(8) keeps them
 
 _NAME = re.compile(r"[a-z][a-z0-9]{0,15}")
-_NAMESPACE = re.compile(r"vy-([a-z][a-z0-9]{0,15})-(?:switch|client|stor|test\d+)")
+_NAMESPACE = re.compile(r"vy-([a-z][a-z0-9]{0,15})-(?:switch|client|stor\d*|test\d+)")
 _SEED_MACS = {"test1": "08:00:27:16:d9:aa", "test2": "08:00:27:6a:9d:57"}  # HWADDR in the seed's ifcfg-eth0
 _RUN_MAX = 60  # leaves 47 of a socket path's 107 characters (unix(7)) for what a node keeps below its run folder
 
@@ -81,14 +83,19 @@ class Plan:
         return self.home(node) / "etc" / "veery.toml"
 
 
-def plan(lab: str, hypervisors: int = 2) -> Plan:
+def plan(lab: str, hypervisors: int = 2, storages: int = 1) -> Plan:
     """The lab called `lab`. Raises Refused for a bad name or number, and where its folder's path is too long
     for the sockets in it."""
     if not _NAME.fullmatch(lab):
         raise Refused(f"not a name for a lab: {lab!r}", hint="a small letter, then at most 15 small letters or digits")
     if not 1 <= hypervisors <= 60:
         raise Refused(f"a lab has 1 to 60 hypervisors, not {hypervisors}", hint="--nodes 2 is the usual")
+    if not 1 <= storages <= 60:
+        raise Refused(f"a lab has 1 to 60 storage nodes, not {storages}", hint="--storages 1 is the usual")
     nodes = [Machine(STORAGE, "172.16.31.3", (Role.STORAGE, Role.VOTER))]
+    nodes += [
+        Machine(f"{STORAGE}{number}", f"172.16.32.{number}", (Role.STORAGE,)) for number in range(2, storages + 1)
+    ]
     for number in range(1, hypervisors + 1):
         voter = (Role.VOTER,) if number <= 2 else ()
         last = number if number <= 2 else number + 8

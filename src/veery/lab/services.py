@@ -48,19 +48,21 @@ class Lab:
 
     # ---- up and down
     @classmethod
-    async def up(cls, name: str, *, hypervisors: int = 2, stays: bool = False, report: Report = silent) -> Lab:
+    async def up(
+        cls, name: str, *, hypervisors: int = 2, storages: int = 1, stays: bool = False, report: Report = silent
+    ) -> Lab:
         """Build lab `name`, and clear away first what a dead run left of it. On failure nothing of it is left but
         the message. With `stays` it outlives this process.
 
         Raises Refused when the name is taken or does not fit, Failed with what did not start."""
-        drawn = plan(name, hypervisors)
+        drawn = plan(name, hypervisors, storages)
         if os.geteuid():
             raise Refused("the lab makes network namespaces", hint="run as root")
         lab = cls(drawn, Claim(name))
         try:
             record = read(name)
             await hosts.remove(name, Path(record.folder) if record else drawn.folder)
-            lab._claim.write(Record(str(drawn.folder), hypervisors, os.getpid(), stays))
+            lab._claim.write(Record(str(drawn.folder), hypervisors, os.getpid(), stays, storages))
             report("trying the hypervisor", 0.0)
             accelerator = await _accelerator()
             report("namespaces and bridges", 0.05)
@@ -85,7 +87,7 @@ class Lab:
         if record is None or not hosts.stands(name):
             claim.release() if record else claim.forget()
             raise Refused(f"lab {name} is not up", hint="veery lab up")
-        return cls(plan(name, record.hypervisors), claim)
+        return cls(plan(name, record.hypervisors, record.storages), claim)
 
     async def down(self) -> None:
         """Remove the lab: processes, namespaces, folder."""

@@ -171,6 +171,7 @@ class Receiver:
             offer.source,
             self._ground.node,
             revision=offer.owner_revision,
+            volumes={disk.volume for disk in offer.spec.disks if disk.volume},
         )
 
     @contextlib.asynccontextmanager

@@ -36,6 +36,43 @@ class Volume:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeMove:
+    """The move of volume `volume` from storage node `source` to `target`, kept in the store while it is under way:
+    without it no COMMIT succeeds. `was` and `place` are the volume's record as it was and as it will be.
+
+    `domain` (UUID `uuid`) uses it as its disk `vdev` on node `node`; all four "" where nobody does. `rate` in bytes/s
+    (0: unlimited). With `remove_source` the source's bytes go at the end, else they are kept under another name."""
+
+    id: str
+    volume: str
+    source: str
+    target: str
+    was: Volume
+    place: Volume
+    domain: str = ""
+    uuid: str = ""
+    vdev: str = ""
+    node: str = ""
+    rate: int = 0
+    remove_source: bool = False
+    revision: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeMoved:
+    """What came of it. Bytes, seconds; `pause_ms` is how long the domain stood still, `kept` where the source's bytes
+    are now ("": they are gone)."""
+
+    volume: str
+    source: str
+    target: str
+    bytes: int
+    seconds: float
+    pause_ms: float = 0.0
+    kept: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Initiator:
     """One node's credentials at every target: its initiator name and its CHAP user and password."""
 

@@ -117,11 +117,7 @@ class NodeAttacher:
                 raise Refused(f"there is no volume {spec.volume}", hint="veery volume list shows those there are")
             if not volume.ready:
                 raise Refused(f"volume {spec.volume} is not ready", hint="is it being filled or deleted?")
-            mine = await self._initiator()
-            lun = IscsiLun(
-                portal=volume.portal, iqn=volume.iqn, lun=1, initiator=mine.iqn, user=mine.user, password=mine.password
-            )
-            return AttachedDisk(spec=spec, source=lun)
+            return AttachedDisk(spec=spec, source=await self.lun(volume))
         if not spec.target:
             return AttachedDisk(spec=spec, source=None)
         path = Path(spec.target)
@@ -137,6 +133,13 @@ class NodeAttacher:
             raise Refused(f"disk {spec.vdev}: {path} is neither a file nor a block device", hint="name one of the two")
         kind = spec.format if spec.format is not DiskFormat.EMPTY else DiskFormat.RAW
         return AttachedDisk(spec=spec, source=LocalDisk(path=str(path), format=kind, block=block))
+
+    async def lun(self, volume: Volume) -> IscsiLun:
+        """How this node reaches a volume."""
+        mine = await self._initiator()
+        return IscsiLun(
+            portal=volume.portal, iqn=volume.iqn, lun=1, initiator=mine.iqn, user=mine.user, password=mine.password
+        )
 
     async def vif(self, spec: VifSpec, domid: int, number: int) -> AttachedVif:
         """Make the tap of one interface."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from random import Random
 
 from veery.cluster import owner as owners
+from veery.cluster import volumegate
 from veery.cluster.keys import DOMAINS, NODES, OWNERS
 from veery.cluster.store import Delete
 from veery.errors import Failed, Refused, VeeryError, hinting
@@ -424,6 +425,7 @@ class Domains:
         """Start a domain of ours anew, under the same owner key; its old run is destroyed first, or `keep`t (it has
         ended and was renamed; the new run gets another UUID). The caller holds its lock."""
         _, attachments = await self.driver.spec(reading.uuid)
+        await self._end_volume_moves(spec)
         if keep:
             spec = replace(spec, uuid=str(uuids.uuid4()))
             await self.remember(DomainRecord(spec=spec))
@@ -434,7 +436,13 @@ class Domains:
 
     async def revive(self, spec: DomainSpec) -> DomainReading:
         """Start a domain of ours whose process is gone, under the same owner key. The caller holds its lock."""
+        await self._end_volume_moves(spec)
         return await self._start(spec, paused=False)
+
+    async def _end_volume_moves(self, spec: DomainSpec) -> None:
+        """A new QEMU will write to its volumes where the records say they are: no move of one, which the old QEMU
+        copied, may change that any more."""
+        await volumegate.break_off(self._store, [disk.volume for disk in spec.disks if disk.volume])
 
     async def _abandon(self, owner: Owner, record: DomainRecord | None) -> None:
         """A start failed after its claim: give the name back, and the record as it was."""

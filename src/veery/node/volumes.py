@@ -7,6 +7,7 @@ import asyncio
 import logging
 from collections.abc import Collection, Sequence
 
+from veery.cluster import volumegate
 from veery.cluster.keys import DOMAINS, INITIATORS, NODES, OWNERS, VOLUMES
 from veery.cluster.store import Delete, Store, StoreUnavailable, Unchanged
 from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
@@ -54,6 +55,10 @@ class VolumeRecords:
         conditions = [Unchanged(VOLUMES.key(volume.name), 0)] if new else []
         if not (await self._store.commit(conditions, [VOLUMES.put(volume.name, volume)])).held:
             raise Refused(f"there is a volume {volume.name} already", hint="veery volume list shows it")
+
+    async def take_tid(self, least: int) -> int:
+        """As Records.take_tid."""
+        return await volumegate.take_tid(self._store, least)
 
     async def remove(self, volume: Volume) -> None:
         """As Records.remove."""

@@ -43,6 +43,11 @@ class BytesStore(Protocol):
         """Make it all zeros."""
         ...
 
+    async def set_aside(self, name: str, word: str) -> Path:
+        """Keep its bytes under its name and `.word`, where an older one of that name gives way; where they are then.
+        Idempotent."""
+        ...
+
     async def delete(self, name: str) -> None:
         """Remove it. Not an error if it is not there."""
         ...

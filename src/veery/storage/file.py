@@ -68,6 +68,19 @@ class FileStore:
         await asyncio.to_thread(self._truncate, name, 0)
         self._truncate(name, size)
 
+    async def set_aside(self, name: str, word: str) -> Path:
+        """As BytesStore.set_aside."""
+        path = self.path(name)
+        aside = path.with_name(f"{path.name}.{word}")
+        try:
+            path.replace(aside)
+            _sync_folder(self._pool)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise Failed(f"{path}: {error.strerror}") from error
+        return aside
+
     async def delete(self, name: str) -> None:
         """As BytesStore.delete."""
         try:

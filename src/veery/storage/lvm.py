@@ -90,6 +90,14 @@ class LvmStore:
         """As BytesStore.clear."""
         await self._zero(name, 0, await self._there(name))
 
+    async def set_aside(self, name: str, word: str) -> Path:
+        """As BytesStore.set_aside."""
+        aside = f"{name}.{word}"
+        if await self.size(name) is not None:
+            await self.delete(aside)
+            await self._lvm("lvrename", "--yes", self._group, f"{PREFIX}{name}", f"{PREFIX}{aside}")
+        return self.path(aside)
+
     async def delete(self, name: str) -> None:
         """As BytesStore.delete."""
         if await self.size(name) is not None:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 from veery.errors import Failed, Refused, VeeryError
 from veery.host.clock import Clock
@@ -22,12 +21,12 @@ from veery.model.units import format_size
 from veery.model.volume import Backing, Initiator, Volume
 from veery.storage import plan
 from veery.storage.base import BytesStore, whole
+from veery.storage.extents import sync, write_sparse
 from veery.storage.names import check_volume_name, volume_iqn
 from veery.storage.tgt import Target, TargetServer
 
 log = logging.getLogger(__name__)
 
-PIECE = 64 << 10  # bytes: what is all zeros in this grain is not written
 BUFFER = 4 << 20  # bytes gathered before they go to the disk
 
 
@@ -58,6 +57,10 @@ class Records(Protocol):
         """Remove a record."""
         ...
 
+    async def take_tid(self, least: int) -> int:
+        """A target's number, at least `least`, that nobody else in the cluster has or gets."""
+        ...
+
 
 class Volumes:
     """The volumes of node `node`."""
@@ -79,6 +82,7 @@ class Volumes:
         self._authority, self._clock, self._sync = authority, clock, sync
         self._lock = asyncio.Lock()  # one reader and writer of tgtd and of the id numbers at a time
         self._busy: dict[str, str] = {}  # volume name: what is being done to it
+        self._coming: dict[str, tuple[Volume, str]] = {}  # volumes that move here, and the node whose domain fills them
 
     # ---- reading
     async def here(self) -> tuple[Volume, ...]:
@@ -119,7 +123,7 @@ class Volumes:
                     iqn=volume_iqn(self._authority, name),
                     # unique in the whole cluster: tgt makes the disk's NAA name out of it (spc.c, spc_lu_init),
                     # and two disks of one name would be taken for two paths to one disk by multipathd
-                    tid=1 + max((one.tid for one in others), default=0),
+                    tid=await self._records.take_tid(1 + max((one.tid for one in others), default=0)),
                     portal=self._server.portal,
                     ready=False,
                     created=self._clock.epoch(),
@@ -187,10 +191,10 @@ class Volumes:
                     if offset + len(held) > volume.size:
                         raise _too_large(volume, offset + len(held), Failed)
                     while len(held) >= BUFFER:
-                        await asyncio.to_thread(_write_sparse, file, offset, bytes(held[:BUFFER]))
+                        await asyncio.to_thread(write_sparse, file, offset, bytes(held[:BUFFER]))
                         offset += BUFFER
                         del held[:BUFFER]
-                await asyncio.to_thread(_write_sparse, file, offset, bytes(held))
+                await asyncio.to_thread(write_sparse, file, offset, bytes(held))
         return await self.get(name)
 
     @asynccontextmanager
@@ -208,7 +212,7 @@ class Volumes:
             try:
                 await store.clear(name)
                 yield volume
-                await asyncio.to_thread(_sync, Path(volume.path))
+                await asyncio.to_thread(sync, Path(volume.path))
             except OSError as error:
                 raise Failed(
                     f"volume {name} could not be written: {error.strerror}",
@@ -216,6 +220,68 @@ class Volumes:
                 ) from error
             await self._records.put(replace(volume, ready=True))
         await self._serve(volume)
+
+    # ---- moving to another storage node
+    @contextmanager
+    def leaving(self, name: str) -> Iterator[None]:
+        """Within it nothing else is done to a volume, and what is served of it stays, whatever its record says. Raises
+        Refused."""
+        with self._doing(name, "moved"):
+            yield
+
+    async def sound(self, name: str) -> Volume:
+        """A volume of this node that is ready. Raises Refused."""
+        return self._whole(await self.get(name))
+
+    async def left(self, volume: Volume, target: str, *, remove: bool) -> str:
+        """The record of `volume`, once of this node, names `target`: serve it no more, keep its bytes under another
+        name or remove them; where they are ("": removed). Idempotent."""
+        await self._withdraw(volume)
+        store = self._store(volume.backing)
+        if remove:
+            await store.delete(volume.name)
+            return ""
+        return str(await store.set_aside(volume.name, f"moved-to-{target}"))
+
+    async def place(self, volume: Volume) -> Volume:
+        """Where a copy of another node's volume would be here; its tid is not given yet. Raises Refused."""
+        backing = volume.backing if volume.backing in self._stores else Backing.FILE
+        store = self._store(backing)
+        await self._answering()
+        if volume.name in self._busy or volume.name in self._coming or await store.size(volume.name) is not None:
+            raise Refused(f"{store.path(volume.name)} is there already", hint=f"move it away on {self._node}")
+        if volume.size > (free := await store.free()):
+            raise Refused(
+                f"{format_size(volume.size)} do not fit on {self._node}: {format_size(free)} are left",
+                hint="make room there",
+            )
+        return replace(
+            volume, node=self._node, backing=backing, path=str(store.path(volume.name)), portal=self._server.portal
+        )
+
+    def expect(self, volume: Volume, node: str) -> None:
+        """From now on `volume`, which another node has, is served here to the node `node` alone ("": to nobody)."""
+        self._coming[volume.name] = volume, node
+
+    async def take_in(self, volume: Volume, node: str) -> None:
+        """Make the bytes of a volume that moves here, all zeros, and serve them as `expect` says. Raises Refused."""
+        real = await self._store(volume.backing).create(volume.name, volume.size)
+        if real != volume.size:
+            await self._store(volume.backing).delete(volume.name)
+            raise Refused(f"{self._node} would make it {real} bytes large, not {volume.size}", hint="resize it first")
+        self.expect(volume, node)
+        await self._serve(volume)
+
+    async def arrived(self, volume: Volume) -> None:
+        """Its record names this node: it is a volume like the others."""
+        self._coming.pop(volume.name, None)
+        await self._serve(volume)
+
+    async def give_up(self, volume: Volume) -> None:
+        """It does not come: what was made for it goes. Idempotent."""
+        self._coming.pop(volume.name, None)
+        await self._withdraw(volume)
+        await self._store(volume.backing).delete(volume.name)
 
     # ---- serving
     async def reconcile(self) -> tuple[plan.Step, ...]:
@@ -276,7 +342,9 @@ class Volumes:
         denied = await self._records.denied()
         found: list[plan.Wanted] = []
         missing: dict[int, VeeryError] = {}
-        for volume in await self.here():
+        here = {volume.name: volume for volume in await self.here()}
+        coming = {name: node for name, (_, node) in self._coming.items() if name not in here}
+        for volume in (*here.values(), *(self._coming[name][0] for name in coming)):
             if not volume.ready:
                 continue
             try:
@@ -289,7 +357,11 @@ class Volumes:
                     f"volume {volume.name}: {volume.path} is gone",
                     hint=f"bring it back, or: veery volume delete {volume.name}",
                 )
-            admitted = [one for one in initiators if (volume.name, one.iqn) not in denied]
+            admitted = [
+                one
+                for one in initiators
+                if (volume.name, one.iqn) not in denied and coming.get(volume.name, one.node) == one.node
+            ]
             found.append(plan.wanted(volume, size, sync=self._sync, admitted=admitted))
         return found, missing
 
@@ -395,22 +467,3 @@ def _too_large(volume: Volume, length: int, kind: type[VeeryError]) -> VeeryErro
         f"{length} bytes do not fit into volume {volume.name} of {volume.size} bytes",
         hint=f"grow it first: veery volume resize {volume.name} SIZE",
     )
-
-
-def _write_sparse(file: BinaryIO, offset: int, data: bytes) -> None:
-    """Write `data` at `offset` of an all-zero file, leaving holes where it is zero. Raises OSError."""
-    zeros, view = bytes(PIECE), memoryview(data)
-    for at in range(0, len(data), PIECE):
-        piece = view[at : at + PIECE]
-        if piece != zeros[: len(piece)]:
-            done = 0
-            while done < len(piece):
-                done += os.pwrite(file.fileno(), piece[done:], offset + at + done)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from veery.config.settings import Qemu
 from veery.errors import Refused
 from veery.host.clock import Clock
 from veery.hypervisor.base import ALONE, Report, Rest
-from veery.hypervisor.qemu import argv, build, hotplug, machine, migration, mirror, postcopy
+from veery.hypervisor.qemu import argv, build, hotplug, machine, migration, mirror, postcopy, switch
 from veery.hypervisor.qemu.abilities import ask, obstacles, processor
 from veery.hypervisor.qemu.build import Build
 from veery.hypervisor.qemu.console import QemuConsole
@@ -27,7 +27,7 @@ from veery.model.domain import DomainEvent, DomainReading, DomainSpec, HostReadi
 from veery.model.move import CopyResult, Means, MoveSettings, Tuning
 from veery.model.plan import Abilities, Blocker, MemoryReading, Obstacle, no_room
 from veery.model.units import MIB
-from veery.model.volume import AttachedDisk, AttachedVif, Attachments, CarriedDisk
+from veery.model.volume import AttachedDisk, AttachedVif, Attachments, CarriedDisk, IscsiLun
 
 log = logging.getLogger(__name__)
 
@@ -352,6 +352,22 @@ class QemuDriver:
         mirrors = mirror.Mirrors(self._roster.free(uuid), vdevs, self._clock)
         tls = self._certificates() if settings.tls else None
         await mirrors.copy(through, settings, report, tls=tls, peer=peer)
+
+    # ---- disks that go over to another LUN
+
+    async def copy_disk(
+        self, uuid: str, vdev: str, lun: IscsiLun, rate: int, report: Callable[[int, int], None]
+    ) -> None:
+        """As DiskSwitcher.copy_disk."""
+        await switch.copy(self._roster.free(uuid), vdev, lun, rate, report)
+
+    async def switch_disk(self, uuid: str, vdev: str, lun: IscsiLun, commit: Callable[[], Awaitable[None]]) -> float:
+        """As DiskSwitcher.switch_disk."""
+        return await switch.over(self._roster.domain(uuid), vdev, lun, commit, self._clock)
+
+    async def settle_disk(self, uuid: str, vdev: str, lun: IscsiLun | None) -> None:
+        """As DiskSwitcher.settle_disk."""
+        await switch.settle(self._roster.domain(uuid), vdev, lun)
 
     # ---- checks
 

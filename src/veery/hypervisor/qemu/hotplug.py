@@ -20,6 +20,8 @@ from veery.model.volume import AttachedDisk, AttachedVif
 
 log = logging.getLogger(__name__)
 
+FRONT = "front-"
+"""What the block node of a disk begins with that went over to another LUN; then follow the disk's name and a number."""
 UNPLUG_DEADLINE = 15.0
 OPEN_DEADLINE = 20.0
 """A LUN is logged into while QEMU answers nothing else."""
@@ -86,10 +88,18 @@ async def detach_vif(domain: Domain, mac: str) -> None:
 
 async def resize_disk(domain: Domain, vdev: str, size: int) -> None:
     """As Driver.resize_disk. A LUN or a block device has grown already and is only looked at again."""
-    disk = _disk(domain, vdev)
     await domain.monitor.execute(
-        "block_resize", {"node-name": disk_id(disk.spec), "size": size}, deadline=OPEN_DEADLINE
+        "block_resize", {"node-name": await front(domain, vdev), "size": size}, deadline=OPEN_DEADLINE
     )
+
+
+async def front(domain: Domain, vdev: str) -> str:
+    """The block node that the disk's device has: another than at first once its disk went over to another LUN."""
+    name = disk_id(_disk(domain, vdev).spec)
+    for row in await domain.monitor.execute("query-block"):
+        if str(row.get("qdev", "")).split("/")[:4] == ["", "machine", "peripheral", name] and "inserted" in row:
+            return str(row["inserted"]["node-name"])
+    return name
 
 
 def watch_unplugs(domain: Domain) -> None:
@@ -138,6 +148,9 @@ async def _forget(domain: Domain, device: str) -> None:
     waiting = domain.unplugged.get(device)
     for disk in record.attachments.disks:
         if disk_id(disk.spec) == device:
+            for node in await domain.monitor.execute("query-named-block-nodes", {"flat": True}):
+                if node["node-name"].startswith(f"{FRONT}{disk.spec.vdev}-"):
+                    await _try(domain, "blockdev-del", {"node-name": node["node-name"]})
             await _try(domain, "blockdev-del", {"node-name": device})
             if devices.secret(disk):
                 await _try(domain, "object-del", {"id": devices.secret_id(disk)})

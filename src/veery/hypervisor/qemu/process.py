@@ -44,6 +44,7 @@ class Stage(StrEnum):
     INCOMING = "incoming"  # half a domain: only `finish` lets it run
     ARRIVING = "arriving"  # it is the domain, and the rest of its memory still comes in (post-copy)
     SENDING = "sending"  # being copied away, or copied: only `resume` lets it run
+    SWITCHING = "having a disk moved"  # it runs, and a disk is copied to another LUN: settled by who ordered it
     SAVING = "saving"  # being written to a file: a restart of ours lets it run on
 
 

@@ -176,7 +176,7 @@ class Roster:
         if record is None or process is None or record.stage is Stage.STARTING:
             if process is not None:  # nobody was told that it started
                 await process.stop(grace=0)
-            if record is not None and record.stage in {Stage.RUNNING, Stage.ARRIVING}:
+            if record is not None and record.stage in {Stage.RUNNING, Stage.ARRIVING, Stage.SWITCHING}:
                 log.error("domain=%s ended while we were away: %s", record.spec.name, home.words() or "no message")
                 self.events.put_nowait(DomainEvent(record.spec.uuid, DomainEnd.DIED))
             home.remove()

@@ -1,0 +1,277 @@
+"""A running domain's disk goes over from one LUN to another: a mirror, a short stop, a pivot.
+
+QAPI's block-core.json; docs/interop/live-block-operations.rst. The mirror's copy mode is write-blocking: each write of
+the guest is answered when both LUNs have it, so the copy converges whatever the guest does. For the switch-over the
+processors stand still: nothing is in flight then and both LUNs are the same, so it does not matter which of them the
+record names when QEMU dies there.
+
+While it is only a copy, the new LUN is opened with a timeout: else a target that hangs would hold the guest's writes for
+ever (block/iscsi.c tries a request that timed out 8 times, then gives it up, and with it the mirror). The disk itself
+has none, since a guest had rather wait for its target. So the mirror goes into a raw node, the disk's `front` from
+then on, whose child is opened anew without one at last (blockdev-reopen)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from veery.errors import Failed, OutcomeUnknown, Refused
+from veery.host.clock import Clock
+from veery.hypervisor.qemu import devices
+from veery.hypervisor.qemu.build import disk_id
+from veery.hypervisor.qemu.domain import Domain
+from veery.hypervisor.qemu.hotplug import FRONT, front
+from veery.hypervisor.qemu.monitor import CommandError
+from veery.hypervisor.qemu.process import Stage
+from veery.model.volume import AttachedDisk, IscsiLun
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+TIMEOUT = 2  # seconds for a request to the new LUN, of which there are 8 tries
+OPEN_DEADLINE = 20.0  # a LUN is logged into while QEMU answers nothing else
+END_DEADLINE = 60.0  # more than all tries of a request together
+STALL = 30.0  # seconds without a byte after which a copy without a limit is given up
+BURST = 16 << 20  # bytes under way before a job with a speed limit rests (block/mirror.c)
+POLL = 0.2
+
+Copied = Callable[[int, int], None]
+
+
+async def copy(domain: Domain, vdev: str, lun: IscsiLun, rate: int, report: Copied) -> None:
+    """As DiskSwitcher.copy_disk."""
+    disk = _disk(domain, vdev)
+    if not isinstance(disk.source, IscsiLun):
+        raise Refused(f"{vdev} of {domain.record.spec.name} is no volume")
+    domain.update(stage=Stage.SWITCHING)
+    try:
+        await _mirror(domain, disk, lun, sync="full", rate=rate)
+        await _whole(domain, vdev, rate, report)
+    except asyncio.CancelledError:
+        raise
+    except BaseException:
+        await _to_the_end(settle(domain, vdev, None))
+        raise
+
+
+async def over(domain: Domain, vdev: str, lun: IscsiLun, commit: Callable[[], Awaitable[None]], clock: Clock) -> float:
+    """As DiskSwitcher.switch_disk; never cut short."""
+    return await _to_the_end(_over(domain, vdev, lun, commit, clock))
+
+
+async def settle(domain: Domain, vdev: str, lun: IscsiLun | None) -> None:
+    """As DiskSwitcher.settle_disk."""
+    if domain.record.stage is not Stage.SWITCHING:
+        return
+    async with asyncio.timeout(END_DEADLINE):
+        await domain.met()
+    if domain.gone.is_set():
+        raise Refused(f"{domain.record.spec.name} has ended")
+    if lun is None:
+        await _forget(domain, vdev)
+    else:
+        await _pivot(domain, _disk(domain, vdev), lun)
+    if not domain.record.held and domain.record.ended is None and await domain.status() == "paused":
+        await domain.cont()
+    domain.update(stage=Stage.RUNNING)
+
+
+# ---- the copy
+
+
+async def _mirror(domain: Domain, disk: AttachedDisk, lun: IscsiLun, *, sync: str, rate: int = 0) -> None:
+    """Start the mirror to `lun`. Raises Failed."""
+    execute, vdev = domain.monitor.execute, disk.spec.vdev
+    now = await front(domain, vdev)
+    new = f"{FRONT}{vdev}-{_number(now) + 1}"
+    opened = devices.blockdev(replace(disk, source=lun))
+    assert opened is not None
+    await execute("blockdev-add", {**opened, "node-name": _trial(vdev), "timeout": TIMEOUT}, deadline=OPEN_DEADLINE)
+    discard = "ignore" if disk.spec.discard is False else "unmap"
+    await execute("blockdev-add", {"driver": "raw", "node-name": new, "file": _trial(vdev), "discard": discard})
+    mirror = {"device": now, "target": new, "sync": sync, "copy-mode": "write-blocking", "speed": rate}
+    await execute("blockdev-mirror", {"job-id": _job(vdev), "auto-dismiss": False, **mirror}, deadline=OPEN_DEADLINE)
+
+
+async def _whole(domain: Domain, vdev: str, rate: int, report: Copied) -> None:
+    """Return when the mirror is in step with the disk. Raises Failed."""
+    loop, name = asyncio.get_running_loop(), domain.record.spec.name
+    moved, before = loop.time(), -1
+    while True:
+        job = None
+        with contextlib.suppress(OutcomeUnknown):  # it logs in again, or is busy
+            job = await _standing(domain, vdev)
+        if job is not None:
+            if job["offset"] != before:
+                moved, before = loop.time(), job["offset"]
+            report(job["offset"], job["len"])
+            if job["ready"] and job.get("actively-synced", True):
+                return
+        if loop.time() - moved > STALL + (BURST / rate if rate else 0.0):
+            raise Failed(f"{name}: nothing of {vdev} was copied for {STALL:g} s", hint="is the path to the target up?")
+        await asyncio.sleep(POLL)
+
+
+async def _standing(domain: Domain, vdev: str) -> dict[str, Any]:
+    """The mirror. Raises Failed when it broke."""
+    for row in await domain.monitor.execute("query-block-jobs", deadline=2.0):
+        if row["device"] == _job(vdev) and row["status"] != "concluded":
+            found: dict[str, Any] = row
+            return found
+    why = ""
+    for row in await domain.monitor.execute("query-jobs"):
+        if row["id"] == _job(vdev):
+            why = f": {row.get('error', 'it ended')}"
+    raise Failed(f"{domain.record.spec.name}: the copy of its {vdev} broke{why}", hint="is the target node's tgtd up?")
+
+
+# ---- the switch-over
+
+
+async def _over(domain: Domain, vdev: str, lun: IscsiLun, commit: Callable[[], Awaitable[None]], clock: Clock) -> float:
+    begun = clock.now()
+    try:
+        await domain.stop()  # all writes done, here and there
+        job = await _standing(domain, vdev)
+        if not job["ready"] or not job.get("actively-synced", True):
+            raise Failed(f"{domain.record.spec.name}: its {vdev} fell out of step", hint="try again")
+        await commit()
+    except BaseException:
+        await settle(domain, vdev, None)
+        raise
+    await settle(domain, vdev, lun)
+    took = (clock.now() - begun) * 1000
+    log.info("domain=%s disk=%s went over to %s in %.0f ms", domain.record.spec.name, vdev, lun.portal, took)
+    return took
+
+
+async def _pivot(domain: Domain, disk: AttachedDisk, lun: IscsiLun) -> None:
+    """The device has `lun` and nothing else: from whatever step of it. The domain stands still, or did until the device
+    had it. Raises Failed, OutcomeUnknown."""
+    execute, vdev = domain.monitor.execute, disk.spec.vdev
+    if disk.source != lun:
+        job = await _job_row(domain, vdev)
+        if (job is None and not await _turned(domain, vdev)) or (job is not None and job.get("error")):
+            await _forget(domain, vdev)  # it broke; nothing was written since both were the same
+            await _mirror(domain, disk, lun, sync="none")
+        await _complete(domain, vdev)
+        disk = replace(disk, source=lun)
+        _remember(domain, disk)
+    # The device has the new front; its child is still the one with the timeout, or the old LUN is still open.
+    now, name = await front(domain, vdev), disk_id(disk.spec)
+    nodes = await _nodes(domain)
+    for node in nodes:
+        if node.startswith(f"{FRONT}{vdev}-") and node != now:
+            await execute("blockdev-del", {"node-name": node}, deadline=OPEN_DEADLINE)
+    if _trial(vdev) in nodes:
+        if name in nodes:
+            with contextlib.suppress(CommandError):  # it is the child already
+                await execute("blockdev-del", {"node-name": name}, deadline=OPEN_DEADLINE)
+        if name not in await _nodes(domain):
+            opened = devices.blockdev(disk)
+            assert opened is not None
+            await execute("blockdev-add", opened, deadline=OPEN_DEADLINE)
+        discard = "ignore" if disk.spec.discard is False else "unmap"
+        options = {"driver": "raw", "node-name": now, "file": name, "discard": discard}
+        await execute("blockdev-reopen", {"options": [options]}, deadline=OPEN_DEADLINE)
+        await execute("blockdev-del", {"node-name": _trial(vdev)}, deadline=OPEN_DEADLINE)
+
+
+async def _turned(domain: Domain, vdev: str) -> bool:
+    """Whether the device has the mirror's target: of two fronts that one has the higher number."""
+    now, nodes = await front(domain, vdev), await _nodes(domain)
+    fronts = [node for node in nodes if node.startswith(f"{FRONT}{vdev}-")]
+    return _trial(vdev) in nodes and now in fronts and _number(now) == max(map(_number, fronts))
+
+
+async def _complete(domain: Domain, vdev: str) -> None:
+    """Let the mirror turn the device to its target. Raises Failed."""
+    execute, asked = domain.monitor.execute, False
+    async with asyncio.timeout(END_DEADLINE):
+        while (job := await _job_row(domain, vdev)) is not None:
+            if job["status"] == "ready" and not asked:
+                await execute("block-job-complete", {"device": _job(vdev)}, deadline=OPEN_DEADLINE)
+                asked = True
+            elif job["status"] == "concluded":
+                await execute("job-dismiss", {"id": _job(vdev)})
+                if job.get("error"):
+                    raise Failed(f"{domain.record.spec.name}: its {vdev} did not turn: {job['error']}")
+                return
+            await asyncio.sleep(0.005)
+
+
+async def _forget(domain: Domain, vdev: str) -> None:
+    """End the mirror; the domain keeps the disk that it had. Raises Failed, OutcomeUnknown."""
+    execute = domain.monitor.execute
+    async with asyncio.timeout(END_DEADLINE):
+        while (job := await _job_row(domain, vdev)) is not None:
+            with contextlib.suppress(CommandError):  # it has just ended
+                if job["status"] == "concluded":
+                    await execute("job-dismiss", {"id": _job(vdev)})
+                else:
+                    await execute("block-job-cancel", {"device": _job(vdev), "force": True})
+            await asyncio.sleep(0.05)
+    now = await front(domain, vdev)
+    nodes = await _nodes(domain)
+    for node in (*(node for node in nodes if node.startswith(f"{FRONT}{vdev}-") and node != now), _trial(vdev)):
+        if node in nodes:
+            await execute("blockdev-del", {"node-name": node}, deadline=OPEN_DEADLINE)
+
+
+# ---- smaller parts
+
+
+async def _job_row(domain: Domain, vdev: str) -> dict[str, Any] | None:
+    rows: list[dict[str, Any]] = await domain.monitor.execute("query-jobs")
+    return next((row for row in rows if row["id"] == _job(vdev)), None)
+
+
+async def _nodes(domain: Domain) -> list[str]:
+    rows = await domain.monitor.execute("query-named-block-nodes", {"flat": True})
+    return [str(row["node-name"]) for row in rows]
+
+
+def _remember(domain: Domain, disk: AttachedDisk) -> None:
+    record = domain.record
+    disks = tuple(disk if each.spec.vdev == disk.spec.vdev else each for each in record.attachments.disks)
+    domain.update(attachments=replace(record.attachments, disks=disks))
+
+
+def _disk(domain: Domain, vdev: str) -> AttachedDisk:
+    for disk in domain.record.attachments.disks:
+        if disk.spec.vdev == vdev:
+            return disk
+    raise Refused(f"{domain.record.spec.name} has no disk {vdev}")
+
+
+def _number(node: str) -> int:
+    """How often the disk went over before it had this node."""
+    return int(node.rpartition("-")[2]) if node.startswith(FRONT) else 0
+
+
+def _job(vdev: str) -> str:
+    return f"switch-{vdev}"
+
+
+def _trial(vdev: str) -> str:
+    """The new LUN, opened with a timeout."""
+    return f"trial-{vdev}"
+
+
+async def _to_the_end(work: Coroutine[Any, Any, T]) -> T:
+    """Await `work` to its end even if we are cancelled meanwhile; that is raised afterwards."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    result = task.result()
+    if cancelled is not None:
+        raise cancelled
+    return result

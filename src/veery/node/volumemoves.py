@@ -1,0 +1,565 @@
+"""Volumes that move from one storage node to another, under a running domain or under none.
+
+    source   leads: asks the target for a place, writes the move's key, cleans up when all is over
+    target   makes the new bytes and serves them; copies them itself where no domain runs
+    domain   the node where the domain runs: its hypervisor copies, COMMITs and turns to the new LUN
+
+At any moment the volume's record names the one place that has every acknowledged write (veery.cluster.volumegate).
+Each side journals what it has begun. Whoever comes back drops the move's key, reads the record, and obeys: the target
+and the source touch their bytes only when the domain's node has let go of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import aiohttp
+import msgspec
+
+from veery.cluster import owner as owners
+from veery.cluster import volumegate as gate
+from veery.cluster.keys import DOMAINS, NODES, OWNERS, VOLUMES
+from veery.cluster.store import Store, StoreUnavailable
+from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError, from_kind
+from veery.host import tasks
+from veery.host.clock import Clock
+from veery.host.files import write_atomic
+from veery.hypervisor.base import DiskSwitcher, Driver
+from veery.model.cluster import Owner
+from veery.model.codec import convert, decode, encode, plain
+from veery.model.node import Role
+from veery.model.volume import IscsiLun, Volume, VolumeMove, VolumeMoved
+from veery.node.attachments import NodeAttacher
+from veery.node.domains import Domains
+from veery.node.peers import Peers, read_answer
+from veery.node.volumes import VolumeService
+from veery.storage.extents import sync, write_sparse
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+Report = Callable[[str, int, int], None]
+"""Hears of the step, bytes done and bytes in all."""
+
+LOOK = 1.0  # seconds between two looks at the move's key while bytes flow
+RETRY = 1.0
+SILENCE = 45.0  # seconds without a line from the node that copies
+MAKING = 3600.0  # seconds in which the target makes its bytes: a logical volume is zeroed
+PIECE = 1 << 20
+
+
+class Side(StrEnum):
+    """Which part of the move this node has."""
+
+    SOURCE = "source"
+    TARGET = "target"
+    DOMAIN = "domain"
+
+
+class Journal:
+    """What this node has begun of moves of volumes and not ended: a file a side."""
+
+    def __init__(self, folder: Path) -> None:
+        """`folder` is made when first written to."""
+        self._folder = folder
+
+    def write(self, side: Side, move: VolumeMove) -> None:
+        """Remember. Raises Failed on a full disk."""
+        try:
+            write_atomic(self._path(side, move), encode(move))
+        except OSError as error:
+            raise Failed(f"cannot journal the move: {error}", hint=f"make room in {self._folder}") from error
+
+    def strike(self, side: Side, move: VolumeMove) -> None:
+        """Forget it: it is over on this side."""
+        self._path(side, move).unlink(missing_ok=True)
+
+    def open(self) -> list[tuple[Side, VolumeMove]]:
+        """What is begun and not ended. Raises Failed for what cannot be read."""
+        found = []
+        for path in sorted(self._folder.glob("*.json")):
+            side = Side(path.name.split(".")[1])
+            with contextlib.suppress(FileNotFoundError):
+                found.append((side, decode(path.read_bytes(), VolumeMove)))
+        return found
+
+    def has(self, side: Side, move: VolumeMove) -> bool:
+        """Whether that is open."""
+        return self._path(side, move).exists()
+
+    def _path(self, side: Side, move: VolumeMove) -> Path:
+        return self._folder / f"{move.id}.{side.value}.json"
+
+
+class VolumeMoves:
+    """This node's part of every move of a volume. `run` owns their tasks."""
+
+    def __init__(
+        self,
+        service: VolumeService,
+        domains: Domains,
+        driver: Driver,
+        attacher: NodeAttacher,
+        *,
+        store: Store,
+        peers: Peers,
+        clock: Clock,
+        folder: Path,
+    ) -> None:
+        """`folder` is the journal's."""
+        self.node = service.node
+        self._service, self._domains, self._driver, self._attacher = service, domains, driver, attacher
+        self._store, self._peers, self._clock = store, peers, clock
+        self._journal = Journal(folder)
+        self._at_work: dict[tuple[Side, str], VolumeMove] = {}
+        self._leading: dict[str, asyncio.Task[VolumeMoved]] = {}  # volume: the move that we lead
+        self._kept: dict[str, contextlib.ExitStack] = {}  # move: holds a volume whose end is not yet settled
+        self._tasks: asyncio.TaskGroup | None = None
+        self._said: dict[str, str] = {}
+
+    # ---- orders, on the volume's node
+
+    def start(
+        self, name: str, storage: str, *, rate: int, remove_source: bool, report: Report
+    ) -> asyncio.Task[VolumeMoved]:
+        """Begin to move volume `name` of this node to node `storage`; the task goes on when its caller leaves. It raises
+        Refused, Failed (the volume is where it was), OutcomeUnknown."""
+        if self._tasks is None:
+            raise Refused("this node is not ready yet", hint="try again in a second")
+        if name in self._leading:
+            raise Refused(f"volume {name} is being moved", hint=f"to stop it: veery volume move --cancel {name}")
+        work = self._lead(name, storage, rate=rate, remove_source=remove_source, report=report)
+        task = self._leading[name] = asyncio.create_task(work, name=f"move volume {name}")
+
+        def ended(task: asyncio.Task[VolumeMoved]) -> None:
+            del self._leading[name]
+            why = None if task.cancelled() else task.exception()
+            log.info("volume=%s to %s ended: %s", name, storage, why or "done")
+
+        task.add_done_callback(ended)
+        return task
+
+    async def cancel(self, name: str) -> None:
+        """Stop the move of volume `name`; returns when it is over. Raises Refused where none is under way, or it is
+        past COMMIT."""
+        task = self._leading.get(name)
+        if task is None:
+            raise Refused(f"volume {name} is not being moved", hint="veery volume list shows where it is")
+        move = await gate.standing(self._store, name)
+        if move is not None and gate.arrived(await gate.drop(self._store, move), move):
+            raise Refused(f"too late: volume {name} is on {move.target}", hint="move it back")
+        task.cancel()
+        await asyncio.wait({task})
+
+    async def _lead(self, name: str, storage: str, *, rate: int, remove_source: bool, report: Report) -> VolumeMoved:
+        volumes, begun = self._service.mine(), self._clock.now()
+        target = await self._target(storage)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(volumes.leaving(name))
+            move, owner = await self._plan(await volumes.sound(name), target, rate, remove_source)
+            with self._working(Side.SOURCE, move):
+                why: BaseException | None = None
+                pause, copied = 0.0, 0
+                try:
+                    pause, copied = await self._carry(move, owner, report)
+                except (VeeryError, asyncio.CancelledError) as error:
+                    why = error
+                done, kept = await _whole(self._conclude(move))
+            if self._journal.has(Side.SOURCE, move):
+                self._kept[move.id] = stack.pop_all()
+        if not done:
+            raise _undone(move, why)
+        return VolumeMoved(
+            volume=name,
+            source=self.node,
+            target=target,
+            bytes=copied,
+            seconds=round(self._clock.now() - begun, 2),
+            pause_ms=round(pause, 1),
+            kept=kept,
+        )
+
+    async def _plan(
+        self, volume: Volume, target: str, rate: int, remove_source: bool
+    ) -> tuple[VolumeMove, Owner | None]:
+        """The move, journalled; nothing is changed yet. Raises Refused."""
+        owner, uuid, vdev = await self._user(volume)
+        told = await self._peers.call(target, "POST", _path(volume.name, "place"), plain(volume), deadline=30)
+        least = 1 + max(one.tid for one in await self._service.records.volumes())
+        move = VolumeMove(
+            id=secrets.token_hex(4),
+            volume=volume.name,
+            source=self.node,
+            target=target,
+            was=volume,
+            place=replace(convert(told, Volume), tid=await gate.take_tid(self._store, least)),
+            domain=owner.domain if owner else "",
+            uuid=uuid,
+            vdev=vdev,
+            node=owner.node if owner else "",
+            rate=rate,
+            remove_source=remove_source,
+        )
+        self._journal.write(Side.SOURCE, move)
+        return move, owner
+
+    async def _target(self, storage: str) -> str:
+        nodes = (await NODES.all(self._store)).values()
+        node = next((each for each in nodes if storage in (each.name, each.address)), None)
+        if node is None or not node.has(Role.STORAGE):
+            names = ", ".join(each.name for each in nodes if each.has(Role.STORAGE))
+            raise Refused(f"{storage} is no storage node", hint=f"storage nodes: {names}")
+        if node.name == self.node:
+            raise Refused(f"it is on {self.node} already", hint="name another storage node: veery node list")
+        return node.name
+
+    async def _user(self, volume: Volume) -> tuple[Owner | None, str, str]:
+        """The one running domain that uses the volume: owner, UUID and its name for the disk. Raises Refused where it
+        cannot go over."""
+        found = await self._users(volume.name)
+        if not found:
+            return None, "", ""
+        if len(found) > 1:
+            names = ", ".join(f"{owner.domain} on {owner.node}" for owner, _ in found)
+            raise Refused(f"volume {volume.name} is used by {names}", hint="only one domain may use it while it moves")
+        ((owner, record),) = found
+        (disk,) = [disk for disk in record.spec.disks if disk.volume == volume.name][:1]
+        if not disk.readwrite or disk.cdrom:
+            raise Refused(f"{owner.domain} only reads volume {volume.name}", hint=f"shut {owner.domain} down first")
+        return owner, record.spec.uuid, disk.vdev
+
+    async def _users(self, name: str) -> list[tuple[Owner, Any]]:
+        found = []
+        for domain, owner in (await OWNERS.all(self._store)).items():
+            record = await DOMAINS.get(self._store, domain)
+            if record is not None and any(disk.volume == name for disk in record.spec.disks):
+                found.append((owner, record))
+        return found
+
+    async def _carry(self, move: VolumeMove, owner: Owner | None, report: Report) -> tuple[float, int]:
+        """Everything up to COMMIT and, where a domain runs, its turn to the new LUN: how long it stood (ms), bytes."""
+        move = await gate.begin(self._store, move, owner)
+        self._journal.write(Side.SOURCE, move)
+        # A domain that claimed its name before our key stood is seen here; one that comes later sees our key.
+        if [one.domain for one, _ in await self._users(move.volume)] != ([owner.domain] if owner else []):
+            raise Refused(f"a domain that uses volume {move.volume} has just started or ended", hint="try again")
+        report("making room", 0, 0)
+        await self._peers.call(move.target, "POST", _path(move.volume, "take-in"), plain(move), deadline=MAKING)
+        where, order = (move.node, "mirror") if owner else (move.target, "fetch")
+        result: dict[str, Any] = {}
+        async for event in _follow(self._peers, where, _path(move.volume, order), plain(move)):
+            if event["event"] == "progress":
+                report(event["step"], event["done"], event["total"])
+            elif event["event"] == "done":
+                result = event["result"]
+        if owner is None:
+            await gate.commit(self._store, move, None)
+        return float(result.get("pause_ms", 0.0)), int(result.get("bytes", 0))
+
+    async def _conclude(self, move: VolumeMove) -> tuple[bool, str]:
+        """The move is over: whether the volume is at the target, and where our bytes are kept then ("": removed). What
+        does not succeed now is tried again by `run`. Raises OutcomeUnknown."""
+        done, kept = gate.arrived(await self._dropped(move, deadline=30.0), move), ""
+        try:
+            kept = await self._clear(move, done=done)
+            await self._peers.call(move.target, "POST", _path(move.volume, "settle"), {}, deadline=30)
+        except VeeryError as error:
+            log.warning("volume=%s move=%s not settled yet: %s", move.volume, move.id, error.message)
+        return done, kept
+
+    async def _clear(self, move: VolumeMove, *, done: bool) -> str:
+        """The last that is done at the source."""
+        kept = ""
+        await self._let_go(move)
+        if done:
+            kept = await self._service.mine().left(move.was, move.target, remove=move.remove_source)
+        self._journal.strike(Side.SOURCE, move)
+        return kept
+
+    # ---- the target
+
+    async def place(self, volume: Volume) -> Volume:
+        """As storage.volumes.Volumes.place."""
+        return await self._service.mine().place(volume)
+
+    async def take_in(self, move: VolumeMove) -> None:
+        """Make the new bytes and serve them. Raises Refused, Failed; nothing is left then."""
+        volumes = self._service.mine()
+        standing = await gate.standing(self._store, move.volume)
+        if standing is None or standing.id != move.id:
+            raise Refused(f"there is no move {move.id} of volume {move.volume}")
+        self._journal.write(Side.TARGET, move)
+        with self._working(Side.TARGET, move):
+            await volumes.take_in(move.place, move.node)
+
+    async def fetch(self, move: VolumeMove, report: Report) -> dict[str, Any]:
+        """Copy a volume that nobody uses from its node. Raises Failed, Refused."""
+        with self._working(Side.TARGET, move):
+            return {"bytes": await self._while_standing(move, self._fetch(move, report))}
+
+    async def _fetch(self, move: VolumeMove, report: Report) -> int:
+        rows = await self._peers.call(move.source, "GET", _path(move.volume, "extents"), deadline=60)
+        parts = [(int(offset), int(length)) for offset, length in rows]
+        done, total, begun = 0, sum(length for _, length in parts), self._clock.now()
+        path = Path(move.place.path)
+        with await asyncio.to_thread(path.open, "rb+", buffering=0) as file:
+            for offset, length in parts:
+                where = _path(move.volume, f"content?offset={offset}&length={length}")
+                at = offset
+                async with await self._peers.open(move.source, "GET", where) as response:
+                    if response.status >= 400:
+                        await read_answer(response)
+                    async for piece in _pieces(response, move.source):
+                        await asyncio.to_thread(write_sparse, file, at, piece)
+                        at, done = at + len(piece), done + len(piece)
+                        report("copying", done, total)
+                        if move.rate:
+                            await self._clock.sleep(max(0.0, done / move.rate - (self._clock.now() - begun)))
+                if at != offset + length:
+                    raise Failed(f"{move.source} broke off in the middle", hint="see veeryd's log there")
+        await asyncio.to_thread(sync, path)
+        return done
+
+    # ---- the domain's node
+
+    async def mirror(self, move: VolumeMove, report: Report) -> dict[str, Any]:
+        """Copy the disk of a domain that runs here, COMMIT, turn it to the new LUN. Raises Failed, Refused: the domain
+        goes on with the LUN that it had."""
+        driver = self._driver
+        if not isinstance(driver, DiskSwitcher):
+            raise Refused(f"the driver {driver.name} cannot move a disk under a domain", hint="shut the domain down")
+        await self._domains.ours(move.domain)
+        lun = await self._attacher.lun(move.place)
+        self._journal.write(Side.DOMAIN, move)
+        with self._working(Side.DOMAIN, move):
+            try:
+                pause = await self._copy_and_switch(driver, move, lun, report)
+            except VeeryError:
+                with contextlib.suppress(VeeryError):  # tried again by `run`
+                    await self._settle_domain(move)
+                raise
+            self._journal.strike(Side.DOMAIN, move)
+        return {"pause_ms": pause, "bytes": move.place.size}
+
+    async def _copy_and_switch(self, driver: DiskSwitcher, move: VolumeMove, lun: IscsiLun, report: Report) -> float:
+        copying = driver.copy_disk(
+            move.uuid, move.vdev, lun, move.rate, lambda done, total: report("copying", done, total)
+        )
+        await self._while_standing(move, copying)
+        report("switching over", move.place.size, move.place.size)
+        async with self._domains.hold(move.domain):
+            owner = await self._domains.ours(move.domain)  # which shows that the store answers, too
+            return await driver.switch_disk(move.uuid, move.vdev, lun, lambda: self._commit(move, owner))
+
+    async def _commit(self, move: VolumeMove, owner: Owner) -> None:
+        try:
+            await gate.commit(self._store, move, owner)
+        except StoreUnavailable:
+            raise  # surely not taken
+        except OutcomeUnknown:
+            log.warning("volume=%s move=%s COMMIT unanswered: asking the store", move.volume, move.id)
+            if not gate.arrived(await self._dropped(move), move):
+                raise Failed(f"volume {move.volume}: the store did not take the COMMIT") from None
+
+    async def let_go(self, move: str, *, deadline: float = 60.0) -> bool:
+        """Whether this node's domain has nothing more to do with a move that is over; waits for that a while."""
+        ends = self._clock.now() + deadline
+        while any(one.id == move for side, one in self._journal.open() if side is Side.DOMAIN):
+            if self._clock.now() > ends:
+                return False
+            await self._clock.sleep(0.1)
+        return True
+
+    # ---- whoever comes back
+
+    def recall(self) -> None:
+        """Take up what the journal holds. Call once, before tgtd is compared with the records."""
+        for side, move in self._journal.open():
+            log.info("volume=%s move=%s side=%s found open", move.volume, move.id, side)
+            if side is Side.TARGET:
+                self._service.mine().expect(move.place, move.node)
+            elif side is Side.SOURCE:
+                stack = self._kept[move.id] = contextlib.ExitStack()
+                stack.enter_context(self._service.mine().leaving(move.volume))
+
+    async def run(self) -> None:
+        """Own every task; settle what is open and nobody is at work on; for ever."""
+        async with asyncio.TaskGroup() as group:
+            self._tasks = group
+            try:
+                while True:
+                    await self.settle()
+                    await self._clock.sleep(RETRY)
+            finally:
+                await tasks.stop(*self._leading.values())
+
+    async def settle(self) -> None:
+        """Go once through what is open. Never raises VeeryError."""
+        for side, move in self._journal.open():
+            if (side, move.id) in self._at_work:
+                continue
+            act = {Side.SOURCE: self._settle_source, Side.TARGET: self._settle_target, Side.DOMAIN: self._settle_domain}
+            try:
+                with self._working(side, move):
+                    await act[side](move)
+            except VeeryError as error:
+                if self._said.get(move.id) != error.message:
+                    log.warning("volume=%s move=%s %s not settled yet: %s", move.volume, move.id, side, error.message)
+                self._said[move.id] = error.message
+
+    async def _settle_source(self, move: VolumeMove) -> None:
+        record = await gate.drop(self._store, move)
+        await self._clear(move, done=gate.arrived(record, move))
+        if stack := self._kept.pop(move.id, None):
+            stack.close()
+        log.info("volume=%s move=%s settled: it is on %s", move.volume, move.id, record.node if record else "no node")
+
+    async def _settle_target(self, move: VolumeMove) -> None:
+        standing = await gate.standing(self._store, move.volume)
+        if standing is not None and standing.id == move.id:
+            return  # it goes on
+        record = await VOLUMES.get(self._store, move.volume)
+        if gate.arrived(record, move):
+            await self._service.mine().arrived(move.place)
+        else:
+            await self._let_go(move)
+            await self._service.mine().give_up(move.place)
+        self._journal.strike(Side.TARGET, move)
+
+    async def _settle_domain(self, move: VolumeMove) -> None:
+        record = await self._dropped(move)
+        lun = await self._attacher.lun(move.place) if gate.arrived(record, move) else None
+        if isinstance(self._driver, DiskSwitcher):
+            with contextlib.suppress(Refused):  # it is not here any more
+                await self._driver.settle_disk(move.uuid, move.vdev, lun)
+        self._journal.strike(Side.DOMAIN, move)
+
+    async def _let_go(self, move: VolumeMove) -> None:
+        """Return once the domain's QEMU writes to one of the two LUNs only. Raises Failed: ask again."""
+        if not move.node:
+            return
+        try:
+            told = await self._peers.call(
+                move.node, "POST", _path(move.volume, "let-go"), {"move": move.id}, deadline=75
+            )
+            released = bool(told["released"])
+        except (Refused, OutcomeUnknown):
+            owner = await owners.read(self._store, move.domain)
+            released = owner is None or owner.node != move.node  # it has ended, or was fenced
+        if not released:
+            raise Failed(f"{move.node} has not yet let go of volume {move.volume}", hint="is veeryd running there?")
+
+    # ---- smaller parts
+
+    async def _dropped(self, move: VolumeMove, *, deadline: float | None = None) -> Volume | None:
+        """As gate.drop, asked until the store answers. Raises OutcomeUnknown after `deadline` seconds."""
+        try:
+            async with asyncio.timeout(deadline):
+                while True:
+                    try:
+                        return await gate.drop(self._store, move)
+                    except (StoreUnavailable, OutcomeUnknown) as error:
+                        log.warning("volume=%s move=%s: %s", move.volume, move.id, error.message)
+                        await self._clock.sleep(RETRY)
+        except TimeoutError as error:
+            raise OutcomeUnknown(
+                f"the store does not say where volume {move.volume} is", hint="veery volume list, once etcd is back"
+            ) from error
+
+    async def _while_standing(self, move: VolumeMove, work: Coroutine[Any, Any, T]) -> T:
+        """Do `work` as long as the move's key stands. Raises Failed when that was taken away."""
+        working = asyncio.create_task(work, name=f"{move.volume} copies")
+        watching = asyncio.create_task(self._broken_off(move), name=f"{move.volume} looks")
+        try:
+            await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                return await working
+            raise Failed(f"the move of volume {move.volume} was broken off")
+        finally:
+            await tasks.stop(working, watching)
+
+    async def _broken_off(self, move: VolumeMove) -> None:
+        while True:
+            await self._clock.sleep(LOOK)
+            with contextlib.suppress(StoreUnavailable):
+                standing = await gate.standing(self._store, move.volume)
+                if standing is None or standing.id != move.id:
+                    return
+
+    @contextlib.contextmanager
+    def _working(self, side: Side, move: VolumeMove) -> Any:
+        """Within it `settle` leaves that part alone."""
+        key = (side, move.id)
+        if key in self._at_work:
+            raise Refused(f"volume {move.volume} is being moved already")
+        self._at_work[key] = move
+        try:
+            yield
+        finally:
+            del self._at_work[key]
+
+
+def _path(name: str, order: str) -> str:
+    return f"/v1/volumes/{quote(name, safe='')}/{order}"
+
+
+def _undone(move: VolumeMove, why: BaseException | None) -> BaseException:
+    if isinstance(why, asyncio.CancelledError):
+        return Failed(f"cancelled: volume {move.volume} is on {move.source} as before")
+    if isinstance(why, VeeryError):
+        kind = Refused if isinstance(why, Refused) else Failed
+        return kind(f"volume {move.volume} stays on {move.source}: {why.message}", hint=why.hint)
+    return Failed(f"volume {move.volume} stays on {move.source}")
+
+
+async def _follow(peers: Peers, node: str, path: str, body: Any) -> AsyncIterator[dict[str, Any]]:
+    """The lines of a long answer. Raises the error that it ended with, OutcomeUnknown when it broke off."""
+    try:
+        async with await peers.open(node, "POST", path, json=body) as response:
+            if response.status >= 400:
+                await read_answer(response)
+            while True:
+                async with asyncio.timeout(SILENCE):
+                    line = await response.content.readline()
+                if not line:
+                    break
+                event = msgspec.json.decode(line)
+                if event["event"] == "error":
+                    error = event["error"]
+                    raise from_kind(error["kind"], error["message"], error["hint"])
+                yield event
+                if event["event"] == "done":
+                    return
+    except (TimeoutError, aiohttp.ClientError, ConnectionError) as error:
+        raise OutcomeUnknown(f"{node} broke off: {error or 'timeout'}", hint=f"is veeryd on {node} running?") from error
+    raise OutcomeUnknown(f"{node} broke off", hint=f"is veeryd on {node} running?")
+
+
+async def _pieces(response: aiohttp.ClientResponse, node: str) -> AsyncIterator[bytes]:
+    """The body, held up by nobody for longer than SILENCE. Raises Failed."""
+    try:
+        while True:
+            async with asyncio.timeout(SILENCE):
+                piece = await response.content.read(PIECE)
+            if not piece:
+                return
+            yield piece
+    except (TimeoutError, aiohttp.ClientError, ConnectionError) as error:
+        raise Failed(f"{node} broke off: {error or 'timeout'}", hint=f"is veeryd on {node} running?") from error
+
+
+async def _whole(work: Coroutine[Any, Any, T]) -> T:
+    """Do `work` to its end even when we are cancelled meanwhile."""
+    task = asyncio.ensure_future(work)
+    while not task.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.shield(task)
+    return task.result()
