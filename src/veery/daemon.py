@@ -120,6 +120,7 @@ class Daemon:
             store=self.store,
             peers=self.peers,
             clock=self.clock,
+            hold=self.ground.hold,
             folder=self.state / "volume-moves",
         )
         self.api = self._api(tail)

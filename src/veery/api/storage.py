@@ -134,9 +134,11 @@ class StorageRoutes:
                 )
         return lines.response
 
-    async def targets(self, _: web.Request) -> web.Response:
-        """What tgtd serves on each storage node that answers."""
+    async def targets(self, request: web.Request) -> web.Response:
+        """What tgtd serves on each storage node that answers; with ?here=1 on this one."""
         found: dict[str, Any] = {}
+        if request.query.get("here"):
+            return answer({self._volumes.node: await self._volumes.mine().targets()})
         for row in await self._machine.nodes():
             node = row["node"]
             if not node.has(Role.STORAGE):
@@ -144,7 +146,7 @@ class StorageRoutes:
             if node.name == self._volumes.node:
                 found[node.name] = await self._volumes.mine().targets()
             else:
-                told = await self._peers.call(node.name, "GET", "/v1/targets", deadline=15)
+                told = await self._peers.call(node.name, "GET", "/v1/targets?here=1", deadline=15)
                 found[node.name] = told.get(node.name, [])
         return answer(found)
 

@@ -209,7 +209,7 @@ def _move(session: Session, args: Namespace) -> int:
 
 
 class _VolumeMove:
-    """One `veery volume move`: follows the stream, and has the move cancelled by the first Ctrl-C; the second leaves."""
+    """One `veery volume move`: follows the stream; the first Ctrl-C has the move cancelled, the second leaves."""
 
     def __init__(self, session: Session, name: str, *, quiet: bool) -> None:
         self._session, self._name, self._quiet, self._cancelled = session, name, quiet, False

@@ -33,8 +33,10 @@ from veery.host import tasks
 from veery.host.clock import Clock
 from veery.host.files import write_atomic
 from veery.hypervisor.base import DiskSwitcher, Driver
+from veery.migrate.phases import Hold
 from veery.model.cluster import Owner
 from veery.model.codec import convert, decode, encode, plain
+from veery.model.move import Phase
 from veery.model.node import Role
 from veery.model.volume import IscsiLun, Volume, VolumeMove, VolumeMoved
 from veery.node.attachments import NodeAttacher
@@ -112,12 +114,13 @@ class VolumeMoves:
         store: Store,
         peers: Peers,
         clock: Clock,
+        hold: Hold,
         folder: Path,
     ) -> None:
-        """`folder` is the journal's."""
+        """`folder` is the journal's; `hold` may hold it before COMMIT and before FINISH, when the domain stands."""
         self.node = service.node
         self._service, self._domains, self._driver, self._attacher = service, domains, driver, attacher
-        self._store, self._peers, self._clock = store, peers, clock
+        self._store, self._peers, self._clock, self._hold = store, peers, clock, hold
         self._journal = Journal(folder)
         self._at_work: dict[tuple[Side, str], VolumeMove] = {}
         self._leading: dict[str, asyncio.Task[VolumeMoved]] = {}  # volume: the move that we lead
@@ -130,8 +133,8 @@ class VolumeMoves:
     def start(
         self, name: str, storage: str, *, rate: int, remove_source: bool, report: Report
     ) -> asyncio.Task[VolumeMoved]:
-        """Begin to move volume `name` of this node to node `storage`; the task goes on when its caller leaves. It raises
-        Refused, Failed (the volume is where it was), OutcomeUnknown."""
+        """Begin to move volume `name` of this node to node `storage`; the task goes on when its caller leaves. It
+        raises Refused, Failed (the volume is where it was), OutcomeUnknown."""
         if self._tasks is None:
             raise Refused("this node is not ready yet", hint="try again in a second")
         if name in self._leading:
@@ -360,6 +363,7 @@ class VolumeMoves:
             return await driver.switch_disk(move.uuid, move.vdev, lun, lambda: self._commit(move, owner))
 
     async def _commit(self, move: VolumeMove, owner: Owner) -> None:
+        await self._hold.at(Phase.COMMIT)
         try:
             await gate.commit(self._store, move, owner)
         except StoreUnavailable:
@@ -368,6 +372,7 @@ class VolumeMoves:
             log.warning("volume=%s move=%s COMMIT unanswered: asking the store", move.volume, move.id)
             if not gate.arrived(await self._dropped(move), move):
                 raise Failed(f"volume {move.volume}: the store did not take the COMMIT") from None
+        await self._hold.at(Phase.FINISH)
 
     async def let_go(self, move: str, *, deadline: float = 60.0) -> bool:
         """Whether this node's domain has nothing more to do with a move that is over; waits for that a while."""

@@ -15,7 +15,8 @@ Extent = tuple[int, int]
 
 
 def extents(path: Path, size: int) -> tuple[Extent, ...]:
-    """The data among the first `size` bytes of a file, in order (lseek(2), SEEK_DATA); all of a device. Raises OSError."""
+    """The data among the first `size` bytes of a file, in order (lseek(2), SEEK_DATA); all of a device. Raises
+    OSError."""
     found: list[Extent] = []
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -5,17 +5,17 @@ the guest is answered when both LUNs have it, so the copy converges whatever the
 processors stand still: nothing is in flight then and both LUNs are the same, so it does not matter which of them the
 record names when QEMU dies there.
 
-While it is only a copy, the new LUN is opened with a timeout: else a target that hangs would hold the guest's writes for
-ever (block/iscsi.c tries a request that timed out 8 times, then gives it up, and with it the mirror). The disk itself
-has none, since a guest had rather wait for its target. So the mirror goes into a raw node, the disk's `front` from
-then on, whose child is opened anew without one at last (blockdev-reopen)."""
+While it is only a copy, the new LUN is opened with a timeout: else a target that hangs would hold the guest's writes
+for ever (block/iscsi.c tries a request that timed out 8 times, then gives it up, and with it the mirror). The disk
+itself has none, since a guest had rather wait for its target. So the mirror goes into a raw node, the disk's `front`
+from then on, whose child is opened anew without one at last (blockdev-reopen)."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -73,11 +73,17 @@ async def settle(domain: Domain, vdev: str, lun: IscsiLun | None) -> None:
         raise Refused(f"{domain.record.spec.name} has ended")
     if lun is None:
         await _forget(domain, vdev)
+        await _go_on(domain)
     else:
-        await _pivot(domain, _disk(domain, vdev), lun)
+        await _turn(domain, _disk(domain, vdev), lun)
+        await _go_on(domain)
+        await _tidy(domain, _disk(domain, vdev))
+    domain.update(stage=Stage.RUNNING)
+
+
+async def _go_on(domain: Domain) -> None:
     if not domain.record.held and domain.record.ended is None and await domain.status() == "paused":
         await domain.cont()
-    domain.update(stage=Stage.RUNNING)
 
 
 # ---- the copy
@@ -133,7 +139,13 @@ async def _standing(domain: Domain, vdev: str) -> dict[str, Any]:
 
 
 async def _over(domain: Domain, vdev: str, lun: IscsiLun, commit: Callable[[], Awaitable[None]], clock: Clock) -> float:
-    begun = clock.now()
+    begun, stood = clock.now(), [0.0]
+
+    def heard(name: str, _: Mapping[str, Any]) -> None:
+        if name == "RESUME":
+            stood[0] = (clock.now() - begun) * 1000
+
+    domain.listeners.add(heard)
     try:
         await domain.stop()  # all writes done, here and there
         job = await _standing(domain, vdev)
@@ -141,44 +153,55 @@ async def _over(domain: Domain, vdev: str, lun: IscsiLun, commit: Callable[[], A
             raise Failed(f"{domain.record.spec.name}: its {vdev} fell out of step", hint="try again")
         await commit()
     except BaseException:
+        domain.listeners.discard(heard)
         await settle(domain, vdev, None)
         raise
-    await settle(domain, vdev, lun)
-    took = (clock.now() - begun) * 1000
-    log.info("domain=%s disk=%s went over to %s in %.0f ms", domain.record.spec.name, vdev, lun.portal, took)
-    return took
+    try:
+        await settle(domain, vdev, lun)
+    finally:
+        domain.listeners.discard(heard)
+    log.info("domain=%s disk=%s went over to %s, stood %.0f ms", domain.record.spec.name, vdev, lun.portal, stood[0])
+    return stood[0]
 
 
-async def _pivot(domain: Domain, disk: AttachedDisk, lun: IscsiLun) -> None:
-    """The device has `lun` and nothing else: from whatever step of it. The domain stands still, or did until the device
-    had it. Raises Failed, OutcomeUnknown."""
+async def _turn(domain: Domain, disk: AttachedDisk, lun: IscsiLun) -> None:
+    """The device has `lun`: from whatever step of it. Until it has, the domain stands still. Raises Failed,
+    OutcomeUnknown."""
+    if disk.source == lun:
+        return
+    vdev = disk.spec.vdev
+    job = await _job_row(domain, vdev)
+    if (job is None and not await _turned(domain, vdev)) or (job is not None and job.get("error")):
+        await _forget(domain, vdev)  # it broke; nothing was written since both were the same
+        await _mirror(domain, disk, lun, sync="none")
+    await _complete(domain, vdev)
+    record = domain.record
+    disks = (replace(each, source=lun) if each.spec.vdev == vdev else each for each in record.attachments.disks)
+    domain.update(attachments=replace(record.attachments, disks=tuple(disks)))
+
+
+async def _tidy(domain: Domain, disk: AttachedDisk) -> None:
+    """The old LUN is closed, and the new one opened without a timeout: from whatever step of it. Raises Failed,
+    OutcomeUnknown."""
     execute, vdev = domain.monitor.execute, disk.spec.vdev
-    if disk.source != lun:
-        job = await _job_row(domain, vdev)
-        if (job is None and not await _turned(domain, vdev)) or (job is not None and job.get("error")):
-            await _forget(domain, vdev)  # it broke; nothing was written since both were the same
-            await _mirror(domain, disk, lun, sync="none")
-        await _complete(domain, vdev)
-        disk = replace(disk, source=lun)
-        _remember(domain, disk)
-    # The device has the new front; its child is still the one with the timeout, or the old LUN is still open.
     now, name = await front(domain, vdev), disk_id(disk.spec)
     nodes = await _nodes(domain)
     for node in nodes:
         if node.startswith(f"{FRONT}{vdev}-") and node != now:
             await execute("blockdev-del", {"node-name": node}, deadline=OPEN_DEADLINE)
-    if _trial(vdev) in nodes:
-        if name in nodes:
-            with contextlib.suppress(CommandError):  # it is the child already
-                await execute("blockdev-del", {"node-name": name}, deadline=OPEN_DEADLINE)
-        if name not in await _nodes(domain):
-            opened = devices.blockdev(disk)
-            assert opened is not None
-            await execute("blockdev-add", opened, deadline=OPEN_DEADLINE)
-        discard = "ignore" if disk.spec.discard is False else "unmap"
-        options = {"driver": "raw", "node-name": now, "file": name, "discard": discard}
-        await execute("blockdev-reopen", {"options": [options]}, deadline=OPEN_DEADLINE)
-        await execute("blockdev-del", {"node-name": _trial(vdev)}, deadline=OPEN_DEADLINE)
+    if _trial(vdev) not in nodes:
+        return
+    if name in nodes:
+        with contextlib.suppress(CommandError):  # it is the new one already, and in use
+            await execute("blockdev-del", {"node-name": name}, deadline=OPEN_DEADLINE)
+    if name not in await _nodes(domain):
+        opened = devices.blockdev(disk)
+        assert opened is not None
+        await execute("blockdev-add", opened, deadline=OPEN_DEADLINE)
+    discard = "ignore" if disk.spec.discard is False else "unmap"
+    options = {"driver": "raw", "node-name": now, "file": name, "discard": discard}
+    await execute("blockdev-reopen", {"options": [options]}, deadline=OPEN_DEADLINE)
+    await execute("blockdev-del", {"node-name": _trial(vdev)}, deadline=OPEN_DEADLINE)
 
 
 async def _turned(domain: Domain, vdev: str) -> bool:
@@ -233,12 +256,6 @@ async def _job_row(domain: Domain, vdev: str) -> dict[str, Any] | None:
 async def _nodes(domain: Domain) -> list[str]:
     rows = await domain.monitor.execute("query-named-block-nodes", {"flat": True})
     return [str(row["node-name"]) for row in rows]
-
-
-def _remember(domain: Domain, disk: AttachedDisk) -> None:
-    record = domain.record
-    disks = tuple(disk if each.spec.vdev == disk.spec.vdev else each for each in record.attachments.disks)
-    domain.update(attachments=replace(record.attachments, disks=disks))
 
 
 def _disk(domain: Domain, vdev: str) -> AttachedDisk:
