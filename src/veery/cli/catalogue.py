@@ -105,7 +105,7 @@ GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             Entry("volume create", "volumes", "make a volume"),
             Entry("volume import", "volumes", "fill a volume from a file"),
             Entry("volume resize", "volumes", "grow a volume, under a running domain too"),
-            Entry("volume move", "volumes", "move a volume to another storage node, under a running domain too"),
+            Entry("volume move", "volumes", "move a volume to another storage node, live"),
             Entry("volume delete", "volumes", "delete a volume"),
             Entry("image build", "volumes", "build a guest's root filesystem into a volume"),
             Entry("target list", "volumes", "show the iSCSI targets as tgtadm tells them"),

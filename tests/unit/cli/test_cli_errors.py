@@ -32,7 +32,7 @@ def test_a_socket_that_nobody_serves(run: Run, folder: Path) -> None:
     ("words", "said"),
     [
         (["lst"], "no verb 'lst'; did you mean list?"),
-        (["volume"], "veery volume list|show|create|import|resize|delete: say which"),
+        (["volume"], "veery volume list|show|create|import|resize|move|delete: say which"),
         (["destroy"], "the following arguments are required: DOMAIN"),
         (["destroy", "a", "b"], "unrecognized arguments: b"),
         (["list", "--nonsense"], "unrecognized arguments: --nonsense"),
