@@ -55,7 +55,7 @@ soak: root setup ## 300 moves there and back of a domain that writes memory and 
 	@VEERY_SOAK=.cache/soak.json $(BIN)/python -m pytest -v --tb=short tests/faults/test_growth.py -k 300
 	@PYTHONPATH=tests:tests/faults $(BIN)/python tests/faults/soak.py .cache/soak.json docs/faults.md
 
-bench: root setup ## measure moves beside a bare QMP script; writes bench/latest.json
+bench: root setup ## measure moves beside a bare QMP script and virsh (about an hour); writes bench/latest.json
 	@$(BIN)/python -m bench $(BENCH)
 
 lab: root setup ## build the lab and leave it standing (veery lab down removes it)

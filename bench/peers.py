@@ -236,13 +236,20 @@ def _both(
         return 0.0
 
     async def at_once() -> float:
-        async with asyncio.TaskGroup() as group:
-            for domain in of.at:
-                group.create_task(of.move(domain, *options))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for domain in of.at:
+                    group.create_task(_as_task(of.move(domain, *options)))
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
         return 0.0
 
     names = tuple(of.at)
     return Kind(f"{name} serial", of, serial, names, prepare), Kind(f"{name} at once", of, at_once, names, prepare)
+
+
+async def _as_task(work: Awaitable[float]) -> None:
+    await work
 
 
 def _limits(virsh: ByVirsh) -> Callable[[], Awaitable[None]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from bench.__main__ import parser, run
 from bench.moves import NAMES
 
@@ -35,6 +36,26 @@ async def test_a_round_of_everything_fills_the_table(lab: Lab, guest: Guest, tmp
     assert all(
         row["volume"]["name"] not in NAMES.values() for row in await lab.json("stor", "volume", "list", "--json")
     )
+
+
+@pytest.mark.slow
+async def test_every_mover_has_its_rows(lab: Lab, guest: Guest) -> None:
+    """virsh's are there where libvirt can be had (it is fetched from the machine's Debian sources)."""
+    words = ["--rounds", "1", "--no-warm-up", "--memory", "128", "--domains", "2", "--parts", "peers"]
+    figures = await run(lab, guest, parser().parse_args([*words, "--stages", "one", "six"]))
+    assert figures.failed == []
+    rows = {row.name: row for row in figures.rows}
+    movers = ["bare", "bare TLS", "veery --no-tls", "veery"]
+    if any("virsh" in name for name in rows):
+        movers += ["virsh", "virsh tuned"]
+        assert {"six, virsh serial: wall", "six, virsh at once: wall"} <= set(rows)
+        assert rows["six, virsh at once: gap"].n == 2
+    for mover in movers:
+        assert {f"one, {mover}: whole command", f"one, {mover}: gap"} <= set(rows)
+    assert {"six, bare at once: wall", "six, veery --no-tls at once: wall"} <= set(rows)
+    assert await domains_on(lab, "test1") == await domains_on(lab, "test2") == []
+    for node in ("test1", "test2"):
+        assert not [each for each in lab.members(node) if "qemu" in each.program or "libvirt" in each.program]
 
 
 async def domains_on(lab: Lab, node: str) -> list[dict[str, str]]:
