@@ -52,9 +52,10 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class _Sighting:
-    """Since when (own clock) a node is there, or is not. `key`: the revision at which its presence was created."""
+    """Since when (own clock) a node is there and may use the storage, or is not there. `key`: the revision at which its
+    presence was created (0: none), and whether a fence stands although it is there."""
 
-    key: int
+    key: tuple[int, bool]
     since: float
 
 
@@ -122,7 +123,7 @@ class StoreEyes:
     def _node(self, bare: NodeView, entries: Mapping[str, Entry], fresh: NodeReading | None, now: float) -> NodeView:
         name = bare.name
         alive = entries.get(ALIVE.key(name))
-        key = alive.created if alive else 0
+        key = (alive.created, FENCES.prefix + name in entries) if alive else (0, False)
         sighting = self._sightings.get(name)
         if sighting is None or sighting.key != key:
             sighting = self._sightings[name] = _Sighting(key, now)

@@ -84,6 +84,7 @@ class Brain:
         self._rests: dict[str, _Rest] = {}
         self._found: dict[str, Finding] = {}
         self._noted: dict[str, Note] = {}  # the last note told of each subject, while it holds
+        self._fresh: dict[str, tuple[str, float]] = {}  # the state of each subject, and since when (own clock)
         self._wake = asyncio.Event()
         self._view: ClusterView | None = None
 
@@ -119,6 +120,7 @@ class Brain:
             else:
                 self._found.clear()
                 self._noted.clear()
+                self._fresh.clear()
             await self._pause(max(0.0, self._rules.cycle - (self._clock.now() - begun)))
 
     async def _pause(self, seconds: float) -> None:
@@ -162,6 +164,7 @@ class Brain:
                 self._begin(action)
         for subject in [each for each in self._found if each not in spoken and each not in self._work]:
             del self._found[subject]
+            self._fresh.pop(subject, None)
             was = self._noted.pop(subject, None)
             if was is not None and was.level is not Level.INFO:
                 self._tell(Level.INFO, "over", subject, f"no longer: {was.reason}")
@@ -198,14 +201,18 @@ class Brain:
 
     # ---- telling
     def _note(self, note: Note) -> None:
-        """Say what was found, when it is new: the state, not each second's wording of it."""
+        """Say what was found, when it is new and has held for a cycle: the state, not each second's wording of it."""
         old = self._found.get(note.subject)
         same = old is not None and isinstance(old.action, Note) and old.action.state == note.state
         self._found[note.subject] = Finding(note, old.since if old and same else self._clock.epoch())
-        told = self._noted.get(note.subject)
-        self._noted[note.subject] = note
-        if told is not None and told.state == note.state:
+        state, since = self._fresh.get(note.subject, ("", 0.0))
+        if state != note.state:
+            self._fresh[note.subject] = (note.state, self._clock.now())
             return
+        told = self._noted.get(note.subject)
+        if self._clock.now() - since < self._rules.cycle / 2 or (told is not None and told.state == note.state):
+            return
+        self._noted[note.subject] = note
         self._tell(note.level, note.state, note.subject, note.reason)
 
     def _tell(self, level: Level, what: str, subject: str, text: str) -> None:

@@ -75,7 +75,7 @@ def order(domain: DomainView) -> tuple[int, str]:
 
 def restarts(domain: DomainView) -> bool:
     """Whether the brain starts it when it does not run."""
-    return domain.ha.policy is Policy.RESTART and domain.ha.wanted
+    return domain.ha.policy is Policy.RESTART and domain.ha.wanted and domain.ha.max_restarts > 0
 
 
 def note(subject: str, state: str, reason: str, level: Level = Level.INFO) -> Note:

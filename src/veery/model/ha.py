@@ -233,8 +233,9 @@ class NodeReading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeView:
-    """One node. `absent`/`present`: seconds for which the leader itself has seen its lease gone/there, without break;
-    exactly one of them is not None. `reading`: the newest that its daemon gave, `fresh`: given since it is present."""
+    """One node. `absent`/`present`: seconds for which the leader itself has seen its lease gone, or there with no
+    fence standing, without break; exactly one of them is not None. `reading`: the newest
+    that its daemon gave, `fresh`: given since it is present."""
 
     record: Node
     absent: float | None = None

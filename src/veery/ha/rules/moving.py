@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from veery.ha.picture import Picture, note, order, seconds
+from veery.ha.picture import Picture, note, order, restarts, seconds
 from veery.ha.states import NodeState
 from veery.model.ha import Action, Clear, DomainView, End, IntentKind, Level, Move, Policy
 
@@ -100,12 +100,7 @@ def leave_cut_off(picture: Picture) -> Iterator[Action]:
         yield note(f"node/{name}", state, "is here, but its heartbeats on storage have ended", Level.ALARM)
         for domain in picture.on[name]:
             subject = f"domain/{domain.name}"
-            if (
-                picture.busy(domain)
-                or domain.ha.policy is not Policy.RESTART
-                or not domain.ha.wanted
-                or not domain.owner
-            ):
+            if picture.busy(domain) or not restarts(domain) or not domain.owner:
                 continue
             if picture.resting(subject):
                 yield note(subject, "stuck", f"{name} has lost the storage; {picture.resting(subject)}", Level.WARNING)

@@ -24,7 +24,7 @@ def place_waiting(picture: Picture) -> Iterator[Action]:
         if domain.name in picture.view.starting or domain.name in picture.view.moving:
             continue  # the book has it already
         avoid = (domain.owner.node,) if domain.owner else ()
-        blocked = _not_yet(picture, domain) if domain.owner is None else None
+        blocked = _not_yet(picture, domain)
         where = "" if blocked is not None and blocked.state == "given-up" else picture.book.find(domain, avoid=avoid)
         if where:
             picture.book.take(domain, where)
@@ -61,6 +61,7 @@ def _lost(picture: Picture) -> tuple[list[DomainView], list[Action]]:
                 lost.append(domain)
             else:
                 why = f"its policy is {domain.ha.policy}" if domain.ha.policy is not Policy.RESTART else "it was ended"
+                why = why if domain.ha.max_restarts else "no restarts are allowed"
                 reason = f"{name} is fenced; not restarted: {why}"
                 other.append(note(f"domain/{domain.name}", "lost", reason, Level.WARNING))
     return lost, other
@@ -111,7 +112,7 @@ def _not_yet(picture: Picture, domain: DomainView) -> Note | None:
         reason = f"given up after {run.tries} tries in a row{said}; veery ha set {domain.name} restart begins anew"
         return note(subject, "given-up", reason, Level.ALARM)
     pause = backoff(picture, run.tries)
-    if not waited(picture.now, run.at, pause):
+    if domain.owner is None and not waited(picture.now, run.at, pause):
         reason = f"try {run.tries + 1} of {limit} comes {seconds(pause)} after the last{said}"
         return note(subject, "backing-off", reason, Level.WARNING)
     return None

@@ -83,6 +83,7 @@ class SimDoors:
         await self._gate()
         await self._world.call(self._me, ticket.node)
         await self._answer(ticket.node, self._nodes[ticket.node].start(ticket))
+        self._world.fails("answer", ticket.domain)
         self._world.starts.append((self._world.now(), ticket.domain, ticket.node))
 
     async def move(self, domain: str, source: str, target: str) -> None:

@@ -211,16 +211,23 @@ class SimNode:
             await self._copy(domain, target)
             copy.running = False
             await self._commit(owner, promise, copy, half, target)
-        except (VeeryError, asyncio.CancelledError):
-            if self.machine.power and self.machine.copies.get(domain) is copy:
-                copy.running = copy.running or not self._committed(half)
+        except VeeryError:
+            await self._undo(promise, half, target)
+            copy.running = copy.running or half.incoming
             raise
         finally:
             self._sending.discard(domain)
 
-    @staticmethod
-    def _committed(half: Copy) -> bool:
-        return not half.incoming
+    async def _undo(self, promise: Reservation, half: Copy, target: SimNode) -> None:
+        """Take the promise away, and the half copy with it; nothing is left where COMMIT came first."""
+        while True:
+            try:
+                await gate.drop(self.store, promise)
+                break
+            except (Failed, OutcomeUnknown):
+                await self.clock.sleep(0.5)
+        if half.incoming and target.machine.copies.get(half.domain) is half:
+            del target.machine.copies[half.domain]
 
     async def _copy(self, domain: str, target: SimNode) -> None:
         """Memory flows for the domain's time; ends when the other side is gone, or the scenario wants it."""

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 from veery.cluster.memory import MemoryStore
 from veery.cluster.store import Change, Committed, Delete, Entry, Put, Snapshot, StoreUnavailable, Unchanged
+from veery.errors import OutcomeUnknown
 from veery.ha.simulation.world import ANSWER, World
 
 TRIP = 0.002  # seconds to the store and back
@@ -17,6 +18,7 @@ class NodeStore:
 
     def __init__(self, world: World, node: str, data: MemoryStore) -> None:
         self._world, self._node, self.view = world, node, data.view()
+        self.lose: tuple[str, bool] | None = None  # a key's beginning: the next write to it gets no answer; done or not
 
     async def _reach(self) -> None:
         machine = self._world.machines[self._node]
@@ -44,6 +46,11 @@ class NodeStore:
     async def commit(self, conditions: Sequence[Unchanged], operations: Sequence[Put | Delete]) -> Committed:
         """As Store.commit."""
         await self._reach()
+        if self.lose and any(operation.key.startswith(self.lose[0]) for operation in operations):
+            (_, done_too), self.lose = self.lose, None
+            if done_too:
+                await self.view.commit(conditions, operations)
+            raise OutcomeUnknown("the store's answer was lost")
         done = await self.view.commit(conditions, operations)
         await self._world.machines[self._node].gate()
         return done

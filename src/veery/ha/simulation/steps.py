@@ -151,10 +151,10 @@ async def clock_step(stage: Stage, step: Step) -> None:
 
 
 async def lose_answer(stage: Stage, step: Step) -> None:
-    """The next write of NODE to the store gets no answer; `done`: it was carried out."""
+    """The next write of NODE to a key that begins with `text` gets no answer; `done`: it was carried out."""
     name = _name(stage, step)
-    stage.nodes[name].store.view.lose_next_answer(done=step.done)
-    stage.world.say("world", f"{name}'s next write to the store will get no answer")
+    stage.nodes[name].store.lose = (step.text, step.done)
+    stage.world.say("world", f"{name}'s next write of {step.text} will get no answer, done: {step.done}")
 
 
 async def break_fence(stage: Stage, step: Step) -> None:
@@ -164,8 +164,12 @@ async def break_fence(stage: Stage, step: Step) -> None:
 
 
 async def break_start(stage: Stage, step: Step) -> None:
-    """The next `count` starts of DOMAIN fail (on NODE, if named), saying `text`; "unknown": their answer is lost."""
+    """The next `count` starts of DOMAIN fail (on NODE, if named), saying `text`; "unknown": they are done, and their
+    answer is lost."""
     whom = f"{step.domain}@{step.node}" if step.node else step.domain
+    if step.text == "unknown":
+        stage.world.failing["answer", step.domain] = (step.count, step.text)
+        return
     stage.world.failing["start", whom] = (step.count, step.text or f"{step.domain} does not start")
 
 

@@ -100,7 +100,7 @@ class World:
 
     def say(self, who: str, text: str) -> None:
         """One line of the story."""
-        self.lines.append(f"{self.now():7.1f}  {who:<8}{text}")
+        self.lines.append(f"{self.now():7.1f}  {who:<9}{text}")
 
     def breaks(self, text: str) -> None:
         """The judge: what must never be has happened. Said once."""
@@ -235,9 +235,19 @@ class World:
         """The heartbeats as `storage` tells them."""
         return {name: Sign(age=self.now() - at, stopped=stopped) for name, (at, stopped) in storage.signs.items()}
 
+    def _crash(self) -> None:
+        """Guests that die of themselves."""
+        for machine in self.machines.values():
+            for name, copy in list(machine.copies.items()):
+                lasts = self.scenario.domains[name].crash
+                if lasts and copy.running and not copy.incoming and machine.well and self.now() - copy.since > lasts:
+                    del machine.copies[name]
+                    self.say("world", f"{name} dies on {machine.name}")
+
     async def run(self) -> None:
         """For ever: the judge looks four times a second, and watchdogs fire."""
         while True:
+            self._crash()
             self.judge()
             for machine in self.machines.values():
                 if machine.watchdog and machine.power and self.now() - machine.fed > machine.watchdog:
