@@ -21,11 +21,12 @@ from typing import Any
 import veery
 from veery.api.cluster import ClusterRoutes
 from veery.api.domains import DomainRoutes
+from veery.api.fencing import FencingRoutes
 from veery.api.server import ApiServer
 from veery.api.storage import StorageRoutes
 from veery.cluster import server as etcd_server
 from veery.cluster import volumegate
-from veery.cluster.identity import Identity
+from veery.cluster.identity import Identity, client_url
 from veery.cluster.identity import load as load_identity
 from veery.cluster.keys import INITIATORS, VOLUMES, node_at
 from veery.cluster.members import open_store
@@ -55,14 +56,20 @@ from veery.node.attachments import NodeAttacher
 from veery.node.caretaker import Caretaker
 from veery.node.devices import Devices
 from veery.node.domains import Domains
+from veery.node.fencing import Fencing
+from veery.node.guard import Guard
 from veery.node.images import Images
 from veery.node.machine import Machine
 from veery.node.membership import Membership
+from veery.node.neighbours import Neighbours
 from veery.node.peers import Peers
 from veery.node.processors import Processors
+from veery.node.signs import SignWatcher, SignWriter
+from veery.node.standing import Standing
 from veery.node.volumemoves import VolumeMoves
 from veery.node.volumes import VolumeRecords, VolumeService
 from veery.storage.base import BytesStore
+from veery.storage.beat import BeatFile, heartbeat_iqn
 from veery.storage.file import FileStore
 from veery.storage.lvm import LvmStore
 from veery.storage.tgt import TargetServer
@@ -123,6 +130,20 @@ class Daemon:
             hold=self.ground.hold,
             folder=self.state / "volume-moves",
         )
+        self.fencing = Fencing(
+            self.node.name,
+            self.store,
+            peers=self.peers,
+            volumes=self.volumes,
+            domains=self.domains,
+            clock=self.clock,
+        )
+        own = client_url(settings, self.node) if identity.etcd else ""
+        self.standing = Standing(self.node, self.store, self.volumes, own)
+        self.neighbours = Neighbours(self.store, self.state / "nodes.json", self.clock)
+        self.near = Peers(self.client_tls, self.neighbours.find)  # asks the store for nothing
+        self.guard = self._guard()
+        self.watcher = self._watcher()
         self.api = self._api(tail)
 
     # ---- building
@@ -152,8 +173,49 @@ class Daemon:
                 records=records,
                 authority=self.identity.cluster.authority.removeprefix("iqn."),
                 clock=self.clock,
+                beats=BeatFile(self.state / "heartbeats"),
             )
         return VolumeService(self.node.name, self.store, self.peers, records, here)
+
+    def _guard(self) -> Guard | None:
+        if not self.node.has(Role.HYPERVISOR) or not self.settings.guard.end:
+            return None
+        return Guard(
+            self.node,
+            self.store,
+            heartbeat=self.heartbeat,
+            domains=self.domains,
+            fencing=self.fencing,
+            standing=self.standing,
+            neighbours=self.neighbours,
+            peers=self.near,
+            clock=self.clock,
+            file=self.runtime / "held.json",
+            end=self.settings.guard.end,
+        )
+
+    def _watcher(self) -> SignWatcher | None:
+        if self.target is None:
+            return None
+        authority = self.identity.cluster.authority.removeprefix("iqn.")
+        return SignWatcher(
+            self.node,
+            BeatFile(self.state / "heartbeats"),
+            self.neighbours,
+            self.clock,
+            portal=self.target.portal,
+            iqn=heartbeat_iqn(authority, self.node.name),
+        )
+
+    def _signs(self) -> SignWriter:
+        return SignWriter(
+            self.node,
+            self.store,
+            neighbours=self.neighbours,
+            peers=self.near,
+            clock=self.clock,
+            stopped=lambda: self.guard is not None and self.guard.stopped,
+        )
 
     def _api(self, tail: logs.Tail) -> ApiServer:
         devices = Devices(self.domains, self.driver, self.attacher)
@@ -168,6 +230,7 @@ class Daemon:
                 peers=self.peers,
             ).table(),
             ClusterRoutes(self.membership, self.machine, self.processors, tail).table(),
+            FencingRoutes(self.fencing, self.standing, self.guard, self.watcher).table(),
         ]
         return ApiServer(self.node.name, self.peers, tables, group=self.settings.api.group)
 
@@ -211,6 +274,7 @@ class Daemon:
             await self.api.close()
             await self.driver.close()
             await self.peers.close()
+            await self.near.close()
             await self.store.close()
             os.close(lock)
 
@@ -224,8 +288,15 @@ class Daemon:
             ("volume moves", self.volume_moves.run()),
             ("caretaker", Caretaker(self.ground, self.domains).run()),
             ("processors", self.processors.run()),
+            ("neighbours", self.neighbours.run()),
             ("watchdog", _feed()),
         ]
+        if self.guard is not None:
+            work.append(("guard", self.guard.run()))
+        if self.node.has(Role.HYPERVISOR):
+            work.append(("heartbeats", self._signs().run()))
+        if self.watcher is not None:
+            work.append(("signs", self.watcher.run()))
         if self.identity.etcd is not None:
             work.append(("etcd", etcd_server.service(self.settings, self.identity).run()))
         if self.target is not None:

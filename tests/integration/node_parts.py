@@ -234,6 +234,11 @@ class Node:
         await until(absent, f"{name} gone from {self.name}")
 
 
+async def scan(lab: Lab, prefix: str) -> dict[str, Any]:
+    """What stands in the store under `prefix`, as etcd on the storage node tells it."""
+    return await asyncio.to_thread(_inside, NAMESPACES / lab.plan.namespace("stor"), lambda: _scan(lab, prefix))
+
+
 def _inside(namespace: Path, work: Callable[[], T]) -> T:
     """Do `work` in a network namespace (setns(2)), in a thread of its own."""
 

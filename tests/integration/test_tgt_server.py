@@ -103,11 +103,11 @@ async def test_the_fence_waits_for_half_done_logins_and_ends_them(
     reader, writer = await asyncio.open_connection("127.0.0.1", node.server.port)
     try:
         with pytest.raises(OutcomeUnknown, match=r"a login from 127\.0\.0\.1 is half done"):
-            await node.server.cut(volume.iqn, TEST1.iqn, user="test1", deadline=0.3)
+            await node.server.cut(TEST1.iqn, iqn=volume.iqn, user="test1", deadline=0.3)
         (target,) = await node.server.targets()
         assert target.acl == (TEST2.iqn,)  # shut all the same
 
-        closed = await node.server.cut(volume.iqn, TEST1.iqn, user="test1", deadline=tgt.PATIENCE + 20)
+        closed = await node.server.cut(TEST1.iqn, iqn=volume.iqn, user="test1", deadline=tgt.PATIENCE + 20)
 
         assert closed == 0
         async with asyncio.timeout(10):
@@ -121,7 +121,7 @@ async def test_the_fence_waits_for_half_done_logins_and_ends_them(
 
 
 async def test_cutting_what_is_not_there_succeeds(node: Storage) -> None:
-    assert await node.server.cut("iqn.2026-11.lab.veery:nothing", TEST1.iqn) == 0
+    assert await node.server.cut(TEST1.iqn, iqn="iqn.2026-11.lab.veery:nothing") == 0
     with pytest.raises(Failed, match="can't find the target"):
         await node.server.allow(99, TEST1.iqn)
     with pytest.raises(Failed, match="invalid request"):

@@ -27,10 +27,11 @@ class Heartbeat:
 
     def __init__(self, store: Store, node: str, *, ttl: int, clock: Clock) -> None:
         """`ttl`: seconds without a renewal after which the node counts as absent."""
-        self._store, self._node, self._ttl, self._clock = store, node, ttl, clock
+        self._store, self._node, self.ttl, self._clock = store, node, ttl, clock
         self._presence = Presence(node=node, started=clock.epoch(), version=veery.__version__)
         self._lease = 0
         self._until = clock.now()
+        self._granted = False
 
     def remaining(self) -> float:
         """Seconds for which the node still counts as present; 0 when it does not."""
@@ -40,13 +41,17 @@ class Heartbeat:
         """Whether the node has to take it that the others hold it for absent."""
         return self.remaining() <= 0
 
+    def since_lost(self) -> float | None:
+        """Seconds since the node counts as absent, negative while it is present; None before it ever was."""
+        return self._clock.now() - self._until if self._granted else None
+
     async def run(self) -> None:
         """For ever: renew each third of the time, so that two tries may fail. Cancel to stop; the key then goes
         when its time is over, or at once with `withdraw`."""
         present: bool | None = None
         while True:
             try:
-                async with asyncio.timeout(self._ttl / 3):
+                async with asyncio.timeout(self.ttl / 3):
                     await self._renew()
             except (Failed, OutcomeUnknown, TimeoutError) as error:
                 if self.lost() and present is not False:
@@ -56,8 +61,8 @@ class Heartbeat:
                 continue
             if present is not True:
                 present = True
-                log.info(decision("presence.kept", node=self._node, ttl=self._ttl))
-            await self._clock.sleep(self._ttl / 3)
+                log.info(decision("presence.kept", node=self._node, ttl=self.ttl))
+            await self._clock.sleep(self.ttl / 3)
 
     async def withdraw(self) -> None:
         """Take the key away now: this node leaves in good order. Raises StoreUnavailable."""
@@ -69,11 +74,12 @@ class Heartbeat:
         asked = self._clock.now()
         good_for = await self._store.keep(self._lease) if self._lease else 0.0
         if good_for <= 0:
-            self._lease = await self._store.grant(self._ttl)
-            lease, good_for = self._lease, float(self._ttl)
+            self._lease = await self._store.grant(self.ttl)
+            lease, good_for = self._lease, float(self.ttl)
             try:
                 await self._store.commit([], [ALIVE.put(self._node, self._presence, lease=lease)])
             except BaseException:
                 self._lease = 0  # whether the key hangs on it is not known: begin again with another
                 raise
         self._until = asked + good_for
+        self._granted = True

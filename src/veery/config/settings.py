@@ -74,6 +74,14 @@ class MoveLimits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GuardSettings:
+    """What a node does by itself when it has lost the cluster: its domains with shared disks are stopped at once, and
+    ended after `end` seconds. 0 turns it off."""
+
+    end: float = 20.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
     """The guest's kernel, whose modules go into the images that this node builds: a vmlinuz, and its
     lib/modules/VERSION; "" means the kernel that this node itself runs."""
@@ -96,6 +104,7 @@ class Settings:
     storage: StorageSettings = field(default_factory=StorageSettings)
     qemu: Qemu = field(default_factory=Qemu)
     moves: MoveLimits = field(default_factory=MoveLimits)
+    guard: GuardSettings = field(default_factory=GuardSettings)
     image: Image = field(default_factory=Image)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Awaitable
 from dataclasses import replace
 
 from veery.cluster import owner as owners
-from veery.cluster.keys import DOMAINS, OWNERS
+from veery.cluster.keys import DOMAINS, FENCES, OWNERS
 from veery.errors import Refused, VeeryError
 from veery.migrate.base import Ground
 from veery.model.cluster import DomainRecord, Owner
@@ -183,7 +183,7 @@ class Caretaker:
             try:
                 async with self._domains.held(reading.uuid):
                     owner = await owners.read(self._ground.store, reading.name)
-                    if owner is None and reading.state is not DomainState.INCOMING:
+                    if owner is None and reading.state is not DomainState.INCOMING and not await self._fenced():
                         await self._claim(reading)
                     elif owner is None or owner.node != self._ground.node:
                         whose = owner.node if owner else "nobody"
@@ -191,6 +191,10 @@ class Caretaker:
                         await self._domains.end(reading)
             except Refused:
                 continue
+
+    async def _fenced(self) -> bool:
+        """Whether this node is: then what ran here may have run, and ended, elsewhere."""
+        return await FENCES.get(self._ground.store, self._ground.node) is not None
 
     async def _claim(self, reading: DomainReading) -> None:
         spec, _ = await self._ground.driver.spec(reading.uuid)

@@ -8,9 +8,10 @@ import logging
 from collections.abc import Collection, Sequence
 
 from veery.cluster import volumegate
-from veery.cluster.keys import DOMAINS, INITIATORS, NODES, OWNERS, VOLUMES
+from veery.cluster.keys import DOMAINS, FENCES, INITIATORS, NODES, OWNERS, VOLUMES
 from veery.cluster.store import Delete, Store, StoreUnavailable, Unchanged
 from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
+from veery.model.ha import FenceState
 from veery.model.node import Role
 from veery.model.volume import Initiator, Volume
 from veery.node.peers import Peers
@@ -38,8 +39,13 @@ class VolumeRecords:
         return tuple(one for name, one in found.items() if name in nodes and nodes[name].has(Role.HYPERVISOR))
 
     async def denied(self) -> Collection[tuple[str, str]]:
-        """As Records.denied: nothing fences nodes yet."""
-        return ()
+        """As Records.denied: a fenced node at every volume, those that are made later too, until it is admitted."""
+        fences = await FENCES.all(self._store)
+        shut = [name for name, fence in fences.items() if fence.state is not FenceState.ADMITTING]
+        if not shut:
+            return frozenset()
+        known, volumes = await INITIATORS.all(self._store), await VOLUMES.all(self._store)
+        return frozenset((volume, known[name].iqn) for volume in ("", *volumes) for name in shut if name in known)
 
     async def users(self, name: str) -> Sequence[str]:
         """As Records.users: the domains that run, or are being started, and name the volume."""
@@ -127,7 +133,7 @@ class VolumeService:
             return
         async with asyncio.TaskGroup() as tasks:
             changed = asyncio.Event()
-            for prefix in (VOLUMES.prefix, INITIATORS.prefix, NODES.prefix):
+            for prefix in (VOLUMES.prefix, INITIATORS.prefix, NODES.prefix, FENCES.prefix):
                 tasks.create_task(self._watch(prefix, changed), name=f"watch {prefix}")
             while True:
                 await self.repair()

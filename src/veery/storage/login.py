@@ -1,7 +1,9 @@
-"""One look at a LUN as its initiator would have it: log in, ask what it is, leave. Nothing is written.
+"""A small iSCSI initiator of our own: one look at a LUN as its user would have it (log in, ask what it is, leave), and
+a session that writes single blocks (storage/beat.py).
 
 It is the target that answers whether it lets this node in, by name, address and password; a record can be wrong.
-iSCSI: RFC 7143 (11.12 login, 13.1 its keys, 12.1.3 CHAP with MD5); INQUIRY: SPC-4, 6.4. One connection, no digests."""
+iSCSI: RFC 7143 (11.12 login, 13.1 its keys, 12.1.3 CHAP with MD5); INQUIRY: SPC-4, 6.4; WRITE(10): SBC-3, 5.32.
+One connection, no digests, one command at a time."""
 
 from __future__ import annotations
 
@@ -15,6 +17,8 @@ from veery.model.volume import IscsiLun
 
 LOGIN, LOGIN_RESPONSE, COMMAND, COMMAND_RESPONSE, DATA_IN = 0x03, 0x23, 0x01, 0x21, 0x25
 IMMEDIATE, FINAL = 0x40, 0x80
+GOOD, CHECK_CONDITION = 0x00, 0x02
+ATTENTIONS = 3  # in a row: a target tells of what happened before (power on, reset) once each
 SECURITY, OPERATIONAL, FULL = 0, 1, 3
 CLASSES = {0x0201: "wrong name or password", 0x0202: "not let in", 0x0203: "no such target", 0x0301: "no service there"}
 """Status-Class and -Detail of a login that failed (RFC 7143, 11.13.5), in our words."""
@@ -27,7 +31,7 @@ async def check(lun: IscsiLun, *, deadline: float) -> None:
         async with asyncio.timeout(deadline):
             reader, writer = await asyncio.open_connection(address.strip("[]"), int(port))
             try:
-                session = _Session(lun, reader, writer)
+                session = Session(lun, reader, writer)
                 await session.login()
                 await session.inquire()
             finally:
@@ -40,7 +44,7 @@ async def check(lun: IscsiLun, *, deadline: float) -> None:
         ) from error
 
 
-class _Session:
+class Session:
     """The few PDUs of one connection."""
 
     def __init__(self, lun: IscsiLun, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -97,6 +101,34 @@ class _Session:
                 return
             if code == COMMAND_RESPONSE:
                 raise Refused(f"{self._lun.iqn}: LUN {self._lun.lun} answers with status {answer[3]:#x}")
+
+    async def write(self, lba: int, block: bytes) -> None:
+        """WRITE(10) of one block of 512 bytes, sent along with its command (ImmediateData is Yes unless it is
+        negotiated away: RFC 7143, 13.11). Returns when the target has it. Raises Failed."""
+        assert len(block) == 512
+        for _ in range(ATTENTIONS):
+            header = struct.pack(
+                "!BBHI8sIIII16s",
+                COMMAND | IMMEDIATE,
+                FINAL | 0x20 | 1,  # write, simple task
+                0,
+                len(block),
+                struct.pack("!BB6x", 0, self._lun.lun),
+                2,
+                len(block),
+                1,
+                self._expected,
+                struct.pack("!BBIBHB6x", 0x2A, 0, lba, 0, 1, 0),
+            )
+            self._writer.write(header + block)
+            answer, _ = await self._pdu()
+            if answer[0] & 0x3F != COMMAND_RESPONSE or answer[2]:
+                raise Failed(f"{self._lun.iqn} answers a write with {answer[0] & 0x3F:#x} {answer[2]:#x}")
+            if answer[3] == GOOD:
+                return
+            if answer[3] != CHECK_CONDITION:
+                break
+        raise Failed(f"{self._lun.iqn}: a write ends with status {answer[3]:#x}")
 
     async def _negotiate(
         self, stage: int, following: int, keys: dict[str, str], *, go_on: bool = False

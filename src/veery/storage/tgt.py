@@ -26,7 +26,7 @@ import logging
 import re
 import secrets
 import socket
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -472,44 +472,59 @@ class TargetServer:
                 )
             await asyncio.sleep(0.01)
 
-    async def cut(self, iqn: str, initiator: str, *, user: str = "", deadline: float = 10.0) -> int:
-        """Prove that `initiator` can no longer write to target `iqn`; the number of sessions closed.
+    async def cut(self, initiator: str, *, iqn: str = "", user: str = "", deadline: float = 10.0) -> int:
+        """Prove that `initiator` can no longer write to target `iqn` ("": to any); the number of sessions closed.
 
-        Its ACL entry goes, then (`user`) its account's binding, then every session with its I/O, then all is read
+        Its ACL entries go, then (`user`) its account's bindings, then every session with its I/O, then all is read
         back, and no login of anyone is left half done. Raises OutcomeUnknown when the proof is not had within
         `deadline` seconds: then nothing may be started elsewhere. Succeeds when there is no such target."""
         loop = asyncio.get_running_loop()
         begun = loop.time()
-        target = await self._target(iqn)
-        if target is None:
-            return 0
-        if initiator in target.acl:
-            await self.deny(target.tid, initiator)
-        if user in target.accounts:
-            place = filler(target.accounts)
-            if place not in await self.accounts():
-                await self.new_account(place, "")
-            await self.unbind_account(target.tid, user, place)
+        targets = await self._chosen(iqn)
+        for target in targets:  # all doors first: a session that is closed comes back through one that is open
+            if initiator in target.acl:
+                await self.deny(target.tid, initiator)
+        for target in targets:
+            await self._lock_out(target, user)
         closed = 0
         while True:
             left = begun + deadline - loop.time()
-            closed += await self.close_sessions(target.tid, initiator, deadline=max(left, 0.1))
+            for target in targets:
+                closed += await self.close_sessions(target.tid, initiator, deadline=max(left, 0.1))
             half = await self._half_logins()
-            why = _way_in(await self._target(iqn), initiator, half)
+            targets = await self._chosen(iqn)
+            why = _way_in(targets, initiator, half)
             if not why:
-                log.info("cut %s from %s: %d sessions closed", initiator, iqn, closed)
+                log.info("cut %s from %s: %d sessions closed", initiator, iqn or f"{len(targets)} targets", closed)
                 return closed
             if left <= 0:
                 raise OutcomeUnknown(
-                    f"not proven that {initiator} is cut from {iqn}: {why}",
+                    f"not proven that {initiator} is cut from {iqn or 'every target'}: {why}",
                     hint="ask again, and start nothing on that volume before",
                 )
             if half and loop.time() - begun > PATIENCE:
                 self._end_logins(half)
             await asyncio.sleep(0.05)
 
-    async def _target(self, iqn: str) -> Target | None:
-        return next((one for one in await self.targets() if one.iqn == iqn), None)
+    async def way_in(self, initiator: str) -> str:
+        """How `initiator` could still write to any target, "" when it cannot: what `cut` reads back, and nothing
+        changed for it."""
+        targets = await self.targets()
+        for target in targets:
+            if any(one.initiator == initiator for one in await self.connections(target.tid)):
+                return f"it has a session at {target.iqn}"
+        return _way_in(await self.targets(), initiator, await self._half_logins())
+
+    async def _lock_out(self, target: Target, user: str) -> None:
+        if user not in target.accounts:
+            return
+        place = filler(target.accounts)
+        if place not in await self.accounts():
+            await self.new_account(place, "")
+        await self.unbind_account(target.tid, user, place)
+
+    async def _chosen(self, iqn: str) -> tuple[Target, ...]:
+        return tuple(one for one in await self.targets() if iqn in ("", one.iqn))
 
     async def _half_logins(self) -> frozenset[str]:
         """Addresses with more TCP connections to the portal than tgtd has sessions from there.
@@ -531,12 +546,11 @@ class TargetServer:
             log.warning("unfinished logins from %s cannot be ended: %s", ", ".join(sorted(addresses)), error)
 
 
-def _way_in(target: Target | None, initiator: str, half: Collection[str]) -> str:
-    """How `initiator` could still write to `target`; "" when it cannot."""
-    if target is None:
-        return ""
-    if initiator in target.acl or any(one.initiator == initiator for one in target.sessions):
-        return "it was let in again"
-    if half:
+def _way_in(targets: Sequence[Target], initiator: str, half: Collection[str]) -> str:
+    """How `initiator` could still write to one of `targets`; "" when it cannot."""
+    for target in targets:
+        if initiator in target.acl or any(one.initiator == initiator for one in target.sessions):
+            return f"{target.iqn} lets it in"
+    if targets and half:
         return f"a login from {', '.join(sorted(half))} is half done"
     return ""

@@ -21,6 +21,7 @@ from veery.model.units import format_size
 from veery.model.volume import Backing, Initiator, Volume
 from veery.storage import plan
 from veery.storage.base import BytesStore, whole
+from veery.storage.beat import TID, BeatFile, heartbeat_iqn
 from veery.storage.extents import sync, write_sparse
 from veery.storage.names import check_volume_name, volume_iqn
 from veery.storage.tgt import Target, TargetServer
@@ -42,7 +43,8 @@ class Records(Protocol):
         ...
 
     async def denied(self) -> Collection[tuple[str, str]]:
-        """(volume name, initiator IQN) pairs that are fenced: never let in until they are taken off this list."""
+        """(volume name, initiator IQN) pairs that are fenced: never let in until they are taken off this list. The name
+        "" stands for the nodes' heartbeats."""
         ...
 
     async def users(self, name: str) -> Sequence[str]:
@@ -75,11 +77,14 @@ class Volumes:
         authority: str,
         clock: Clock,
         sync: bool = True,
+        beats: BeatFile | None = None,
     ) -> None:
         """`stores` are the kinds of backing that this node has; `authority` is the naming part of IQNs
-        ("2026-11.lab.veery"); with `sync` a write is acknowledged when it is on the disk (docs/storage.md)."""
+        ("2026-11.lab.veery"); with `sync` a write is acknowledged when it is on the disk (docs/storage.md);
+        `beats` is served besides, for the nodes' heartbeats."""
         self._node, self._server, self._stores, self._records = node, server, stores, records
         self._authority, self._clock, self._sync = authority, clock, sync
+        self._beats = beats
         self._lock = asyncio.Lock()  # one reader and writer of tgtd and of the id numbers at a time
         self._busy: dict[str, str] = {}  # volume name: what is being done to it
         self._coming: dict[str, tuple[Volume, str]] = {}  # volumes that move here, and the node whose domain fills them
@@ -334,7 +339,19 @@ class Volumes:
         volume = await self.get(name)
         user = next((one.user for one in await self._records.initiators() if one.iqn == initiator), "")
         async with self._lock:
-            return await self._server.cut(volume.iqn, initiator, user=user)
+            return await self._server.cut(initiator, iqn=volume.iqn, user=user)
+
+    async def cut_all(self, initiator: str) -> int:
+        """As `cut`, for every target of this node, whatever it is of: a fenced node's volumes are not asked for, since
+        it may have a session at any. Raises as `cut`."""
+        user = next((one.user for one in await self._records.initiators() if one.iqn == initiator), "")
+        async with self._lock:
+            return await self._server.cut(initiator, user=user)
+
+    async def way_in(self, initiator: str) -> str:
+        """How `initiator` could still write to a volume here, "" when it cannot: read back, nothing is changed."""
+        async with self._lock:
+            return await self._server.way_in(initiator)
 
     async def _wanted(self, initiators: Sequence[Initiator]) -> tuple[list[plan.Wanted], dict[int, VeeryError]]:
         """The targets as they should be, and the volumes whose bytes are not there. Those stay in the plan: tgtd
@@ -363,7 +380,21 @@ class Volumes:
                 if (volume.name, one.iqn) not in denied and coming.get(volume.name, one.node) == one.node
             ]
             found.append(plan.wanted(volume, size, sync=self._sync, admitted=admitted))
+        if self._beats is not None:
+            found.append(self._heartbeats(self._beats, [one for one in initiators if ("", one.iqn) not in denied]))
         return found, missing
+
+    def _heartbeats(self, beats: BeatFile, admitted: Sequence[Initiator]) -> plan.Wanted:
+        """The target of heartbeats. Raises Failed where its file cannot be made."""
+        beats.make()
+        return plan.Wanted(
+            tid=TID,
+            iqn=heartbeat_iqn(self._authority, self._node),
+            path=str(beats.path),
+            size=beats.size,
+            sync=False,
+            admitted=tuple(admitted),
+        )
 
     async def _act(self, step: plan.Step) -> None:
         server = self._server

@@ -1,0 +1,128 @@
+"""Fences: fence list, show, confirm, lift."""
+
+from __future__ import annotations
+
+import getpass
+import sys
+import time
+from argparse import Namespace
+from urllib.parse import quote
+
+from veery.cli import tables
+from veery.cli.catalogue import Verb
+from veery.cli.parser import Parser
+from veery.cli.session import Session
+from veery.errors import Refused
+
+_ORDER = 60.0
+
+
+def _path(name: str, *rest: str) -> str:
+    return "/v1/fences/" + "/".join(quote(word, safe="") for word in (name, *rest))
+
+
+def _moment(epoch: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(epoch))
+
+
+# ---- looking
+def _list(session: Session, args: Namespace) -> int:
+    rows = session.client.get("/v1/fences")
+    if session.json:
+        session.print_json(rows)
+        return 0
+    cells = []
+    for row in rows:
+        record = row["record"]
+        cells.append(
+            (row["node"], record["state"], record["method"] or "-", _moment(record["at"]), record["proof"] or "-")
+        )
+    print(*tables.plain(("Node", "State", "By", "Last try", "Proof"), cells), sep="\n")
+    return 0
+
+
+def _show(session: Session, args: Namespace) -> int:
+    row = session.client.get(_path(args.name))
+    if session.json:
+        session.print_json(row)
+        return 0
+    record = row["record"]
+    pairs = {
+        "node": row["node"],
+        "state": record["state"],
+        "proof": record["proof"] or "-",
+        "last try": _moment(record["at"]),
+        "initiator": row["iqn"] or "-",
+    }
+    pairs |= dict(record["tried"])
+    print(*(f"{name:<9}: {value}" for name, value in pairs.items()), sep="\n")
+    return 0
+
+
+# ---- acting
+def _confirm(session: Session, args: Namespace) -> int:
+    if not args.yes:
+        if not sys.stdin.isatty():
+            raise Refused("nobody is here to be asked", hint="--yes says it without a question")
+        print(f"Its domains will be started on other nodes. If {args.name} still runs, their disks are destroyed.")
+        if input(f"Are you sure that {args.name} is off, or has no path to the storage? (yes/no) ").strip() != "yes":
+            raise Refused("nothing was confirmed", hint="type yes in full, or nothing happens")
+    session.client.post(_path(args.name, "confirm"), {"by": getpass.getuser()}, deadline=_ORDER)
+    print(f"{args.name} is confirmed as off")
+    return 0
+
+
+def _lift(session: Session, args: Namespace) -> int:
+    clean = session.client.delete(_path(args.name), deadline=_ORDER)
+    kept = ", ".join(sorted(clean["kept"])) or "no domains"
+    print(f"{args.name} is let in again; it runs {kept}")
+    return 0
+
+
+# ---- arguments
+def _declare_nothing(parser: Parser) -> None:
+    pass
+
+
+def _declare_name(parser: Parser) -> None:
+    parser.add_argument("name", metavar="NODE", help="its name, as veery node list shows it")
+
+
+def _declare_confirm(parser: Parser) -> None:
+    _declare_name(parser)
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+
+
+VERBS: dict[str, Verb] = {
+    "fence list": Verb(
+        run=_list,
+        declare=_declare_nothing,
+        about="Lists the nodes that are fenced: no target lets them in, until they are let in again.",
+        examples="veery fence list",
+        json=True,
+    ),
+    "fence show": Verb(
+        run=_show,
+        declare=_declare_name,
+        about="Prints all of one node's fence: how far it has come, and what each way said.",
+        examples="veery fence show test1",
+        json=True,
+    ),
+    "fence confirm": Verb(
+        run=_confirm,
+        declare=_declare_confirm,
+        about="""
+Gives your word that an absent node is off, or cut off from the storage for good, where nothing else can prove it. Its
+domains may then be started on other nodes. If it is not true, disks are written by two nodes at once and destroyed.
+It is refused while the node is present.""",
+        examples="veery fence confirm test3\nveery fence confirm test3 --yes  # without a question",
+    ),
+    "fence lift": Verb(
+        run=_lift,
+        declare=_declare_name,
+        about="""
+Lets a fenced node in to the targets again. The node itself must answer, and say that no copy of a domain is left on it
+that may run elsewhere by now: a process that was cut off goes on writing within seconds of being let in.""",
+        examples="veery fence lift test3",
+    ),
+}

@@ -1,0 +1,89 @@
+"""Fencing at the storage: every storage node shuts the node out of its targets and says so after reading it back.
+
+ACL entries alone do not stop a session, and a killed QEMU's last bytes may still be on their way in its socket: only
+closed sessions are proof (storage/tgt.py, cut)."""
+
+from __future__ import annotations
+
+import asyncio
+from urllib.parse import quote
+
+from veery.cluster.keys import DOMAINS, NODES, OWNERS, VOLUMES
+from veery.cluster.store import Store
+from veery.errors import Failed, Refused, VeeryError
+from veery.ha.fence.base import Ask, NotProven
+from veery.model.codec import convert
+from veery.model.fence import Cut, Fenced, Method
+from veery.model.ha import Proof
+
+CUT = 20.0  # seconds for one storage node to cut a node off: it waits for I/O in flight
+LOOK = 5.0
+
+
+class StorageFence:
+    """As `Fence`."""
+
+    method = Method.STORAGE
+
+    def __init__(self, store: Store, ask: Ask) -> None:
+        self._store, self._ask = store, ask
+
+    async def off(self, fence: Fenced, absent: float) -> None:
+        """As Fence.off."""
+        await self._all(fence, "POST", CUT)
+
+    async def proof(self, fence: Fenced, absent: float) -> Proof:
+        """As Fence.proof."""
+        try:
+            cuts = await self._all(fence, "GET", LOOK)
+        except NotProven:
+            raise
+        except VeeryError as error:
+            raise NotProven(error.message, hint=error.hint) from error
+        where = ", ".join(f"{cut.storage} ({cut.targets} targets)" for cut in cuts) or "no volume in the cluster"
+        return Proof(method=self.method, seen=f"shut out and no session left, read back: {where}")
+
+    async def test(self, node: str) -> str:
+        """As Fence.test."""
+        places = await self._places(node)
+        await asyncio.gather(*(self._ask(place, "GET", "/v1/targets", deadline=LOOK) for place in places))
+        return f"{', '.join(places)} would cut it off" if places else "the cluster has no volumes to cut it off from"
+
+    async def _all(self, fence: Fenced, method: str, deadline: float) -> list[Cut]:
+        path = f"/v1/fences/{quote(fence.node, safe='')}/cut"
+        places = await self._places(fence.node)
+        answers = await asyncio.gather(
+            *(self._ask(place, method, path, deadline=deadline) for place in places), return_exceptions=True
+        )
+        cuts = []
+        for place, answer in zip(places, answers, strict=True):
+            if isinstance(answer, VeeryError):
+                raise NotProven(f"{place} does not prove that {fence.node} is shut out: {answer.message}")
+            if isinstance(answer, BaseException):
+                raise answer
+            cut = convert(answer, Cut)
+            if (cut.storage, cut.node, cut.fence) != (place, fence.node, fence.created):
+                raise NotProven(f"{place} speaks of another fence of {fence.node}", hint="ask again")
+            cuts.append(cut)
+        return cuts
+
+    async def _places(self, node: str) -> list[str]:
+        """The storage nodes to ask. Raises Refused where the node serves a disk to its own domains: nobody else can
+        keep it from that one."""
+        volumes = await VOLUMES.all(self._store)
+        own = {name for name, volume in volumes.items() if volume.node == node}
+        if own:
+            records = await DOMAINS.all(self._store)
+            for domain, owner in (await OWNERS.all(self._store)).items():
+                record = records.get(domain)
+                used = {disk.volume for disk in record.spec.disks} & own if record and owner.node == node else set()
+                if used:
+                    raise Refused(
+                        f"{node} serves {', '.join(sorted(used))} to its own domain {domain}",
+                        hint="only its watchdog, its power or an operator's word prove anything there",
+                    )
+        places = sorted({volume.node for volume in volumes.values()} - {node})
+        known = await NODES.all(self._store)
+        if strange := [place for place in places if place not in known]:
+            raise Failed(f"volumes are recorded on {', '.join(strange)}, which is no node", hint="veery volume list")
+        return places

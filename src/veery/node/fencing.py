@@ -1,0 +1,162 @@
+"""Fences as this node sees them: it cuts a node from the targets it serves, tells what runs here while it is itself
+fenced, ends what must not, and takes an operator's word. design.md, "Safety": proof, never hope."""
+
+from __future__ import annotations
+
+import logging
+
+from veery.cluster import fencing
+from veery.cluster.keys import FENCES, OWNERS
+from veery.cluster.store import Store
+from veery.errors import Failed, Refused
+from veery.ha import orders
+from veery.host.clock import Clock
+from veery.host.mounts import shared
+from veery.hypervisor.base import Driver
+from veery.model.codec import convert
+from veery.model.domain import DomainSpec
+from veery.model.fence import Clean, Cut, Fenced
+from veery.node.domains import Domains
+from veery.node.peers import Peers
+from veery.node.volumes import VolumeService
+
+log = logging.getLogger(__name__)
+
+CLEAN_DEADLINE = 15.0  # seconds for a node's answer on its copies
+
+
+def writes_shared(spec: DomainSpec) -> bool:
+    """Whether the domain writes to a disk that another node could write to as well."""
+    return any(disk.readwrite and (disk.volume or (disk.target and shared(disk.target))) for disk in spec.disks)
+
+
+class Fencing:
+    """One a daemon."""
+
+    def __init__(
+        self, node: str, store: Store, *, peers: Peers, volumes: VolumeService, domains: Domains, clock: Clock
+    ) -> None:
+        """`node` is this one's name."""
+        self.node = node
+        self._store, self._peers, self._volumes = store, peers, volumes
+        self._domains, self._clock = domains, clock
+
+    @property
+    def _driver(self) -> Driver:
+        return self._domains.driver
+
+    # ---- the records
+    async def list(self) -> list[Fenced]:
+        """Every fence that stands."""
+        return [await fencing.require(self._store, name) for name in await FENCES.all(self._store)]
+
+    async def show(self, name: str) -> Fenced:
+        """The fence of node `name`. Raises Refused where it is not fenced."""
+        return await fencing.require(self._store, name)
+
+    async def begin(self, name: str, *, by: str) -> Fenced:
+        """Write the fence of node `name`; the same one where it stands already. Raises Refused."""
+        return await fencing.begin(self._store, name, by=by, epoch=self._clock.epoch())
+
+    async def confirm(self, name: str, *, by: str) -> Fenced:
+        """Take a person's word that node `name` is off. Raises Refused while it is present."""
+        await orders.confirm(self._store, name, by=by, now=self._clock.epoch())
+        return await fencing.require(self._store, name)
+
+    async def lift(self, name: str) -> Clean:
+        """Let node `name` in again, once it says itself that no stale copy is on it. Raises Refused."""
+        fence = await fencing.require(self._store, name)
+        if name == self.node:
+            clean = await self.clean()
+        else:
+            told = await self._peers.call(name, "GET", "/v1/clean", deadline=CLEAN_DEADLINE)
+            clean = convert(told, Clean)
+        await fencing.lift(self._store, fence, clean)
+        return clean
+
+    # ---- as a storage node
+    async def cut(self, name: str) -> Cut:
+        """Shut fenced node `name` out of every target here, and prove it. Raises Refused where no fence stands (the
+        next look at the records would let it in again), OutcomeUnknown where it is not proven, Failed."""
+        fence = await self._of(name)
+        begun = self._clock.now()
+        closed = await self._volumes.mine().cut_all(fence.iqn)
+        return await self._told(fence, closed, self._clock.now() - begun)
+
+    async def proof(self, name: str) -> Cut:
+        """Whether it still is shut out: read back from tgtd, nothing is changed. Raises Failed where it is not."""
+        fence = await self._of(name)
+        begun = self._clock.now()
+        if why := await self._volumes.mine().way_in(fence.iqn):
+            raise Failed(f"{self.node}: {name} is not shut out: {why}", hint="it is cut again by itself")
+        return await self._told(fence, 0, self._clock.now() - begun)
+
+    async def admit(self, name: str, revision: int) -> None:
+        """Let node `name` in again here, where its fence is at `revision` and ADMITTING; else Refused. The records are
+        read anew under the lock under which `cut` works: a late order changes nothing. Raises Failed."""
+        fence = await fencing.require(self._store, name)
+        if fence.shut or fence.record.revision != revision:
+            raise Refused(f"the fence of {name} is not at {revision} and admitting", hint="look again")
+        await self._volumes.mine().reconcile()
+
+    async def _of(self, name: str) -> Fenced:
+        self._volumes.mine()
+        fence = await fencing.require(self._store, name)
+        if not fence.shut:
+            raise Refused(f"{name} is being let in again", hint="look again: veery fence list")
+        return fence
+
+    async def _told(self, fence: Fenced, closed: int, seconds: float) -> Cut:
+        return Cut(
+            storage=self.node,
+            node=fence.node,
+            fence=fence.created,
+            targets=len(await self._volumes.mine().targets()),
+            closed=closed,
+            milliseconds=round(1000 * seconds, 1),
+        )
+
+    # ---- as a node that is fenced, or was
+    async def clean(self) -> Clean:
+        """What runs here, and what of it nothing lets run. The store is read first: what appears later claimed its
+        name later. Raises StoreUnavailable."""
+        fence = await fencing.read(self._store, self.node)
+        snapshot = await self._store.scan(OWNERS.prefix)
+        owners = {OWNERS.name(entry.key): OWNERS.value(entry) for entry in snapshot.entries}
+        kept: dict[str, int] = {}
+        stale: list[str] = []
+        for reading in await self._driver.list():
+            owner = owners.get(reading.name)
+            if owner is None or owner.node != self.node:
+                stale.append(reading.name)
+                continue
+            spec, _ = await self._driver.spec(reading.uuid)
+            # An owner key that was written after the fence is no leave for what ran before: the domain may have run
+            # elsewhere meanwhile.
+            if fence is not None and owner.revision > fence.created and writes_shared(spec):
+                stale.append(reading.name)
+            else:
+                kept[reading.name] = owner.revision
+        return Clean(
+            node=self.node,
+            revision=snapshot.revision,
+            fence=fence.created if fence else 0,
+            kept=kept,
+            stale=tuple(stale),
+        )
+
+    async def end_stale(self) -> tuple[str, ...]:
+        """While this node is fenced: end the copies that nothing lets run; those ended. Raises StoreUnavailable."""
+        if await FENCES.get(self._store, self.node) is None:
+            return ()
+        ended = []
+        for name in (await self.clean()).stale:
+            try:
+                async with self._domains.held(name) as reading:
+                    if name in (await self.clean()).stale:
+                        log.error("domain=%s destroyed here: this node is fenced, and it may run elsewhere", name)
+                        await self._domains.end(reading)
+                        ended.append(name)
+            except Refused as error:
+                log.warning("domain=%s stale copy not ended yet: %s", name, error.message)
+        return tuple(ended)

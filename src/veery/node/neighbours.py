@@ -1,0 +1,58 @@
+"""Who the other nodes are, remembered for when the store does not answer: a node that lost the cluster asks them."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from veery.cluster.keys import NODES
+from veery.cluster.store import Store
+from veery.errors import Failed, Refused, VeeryError
+from veery.host.clock import Clock
+from veery.host.files import write_atomic
+from veery.model import codec
+from veery.model.node import Node
+
+log = logging.getLogger(__name__)
+
+REFRESH = 15.0
+
+
+class Neighbours:
+    """One a daemon; `run` is its task."""
+
+    def __init__(self, store: Store, file: Path, clock: Clock) -> None:
+        """`file` keeps them over a restart."""
+        self._store, self._file, self._clock = store, file, clock
+        self.nodes: dict[str, Node] = self._remembered()
+
+    async def run(self) -> None:
+        """For ever."""
+        while True:
+            try:
+                self.keep(await NODES.all(self._store))
+            except VeeryError as error:
+                log.debug("neighbours not asked for: %s", error.message)
+            await self._clock.sleep(REFRESH if self.nodes else 1.0)
+
+    def keep(self, nodes: dict[str, Node]) -> None:
+        """Remember `nodes`."""
+        if nodes != self.nodes:
+            self.nodes = nodes
+            try:
+                write_atomic(self._file, codec.encode(nodes))
+            except OSError as error:
+                log.warning("%s not written: %s", self._file, error.strerror)
+
+    async def find(self, where: str) -> Node:
+        """The node named `where`, as last seen; the store is not asked. Raises Refused."""
+        for node in self.nodes.values():
+            if where in (node.name, node.address):
+                return node
+        raise Refused(f"no node {where!r} is known here", hint="the store has to answer once for that")
+
+    def _remembered(self) -> dict[str, Node]:
+        try:
+            return codec.decode(self._file.read_bytes(), dict[str, Node])
+        except (OSError, Failed):
+            return {}
