@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from urllib.parse import quote
 
-from veery.cluster.keys import DOMAINS, NODES, OWNERS, VOLUMES
+from veery.cluster.keys import DOMAINS, NODES, OWNERS, VOLUME_MOVES, VOLUMES
 from veery.cluster.store import Store
 from veery.errors import Failed, Refused, VeeryError
 from veery.ha.fence.base import Ask, NotProven
@@ -82,7 +82,8 @@ class StorageFence:
                         f"{node} serves {', '.join(sorted(used))} to its own domain {domain}",
                         hint="only its watchdog, its power or an operator's word prove anything there",
                     )
-        places = sorted({volume.node for volume in volumes.values()} - {node})
+        coming = {move.target for move in (await VOLUME_MOVES.all(self._store)).values()}  # it may write there already
+        places = sorted(({volume.node for volume in volumes.values()} | coming) - {node})
         known = await NODES.all(self._store)
         if strange := [place for place in places if place not in known]:
             raise Failed(f"volumes are recorded on {', '.join(strange)}, which is no node", hint="veery volume list")
