@@ -28,6 +28,7 @@ def _migrate(session: Session, args: Namespace) -> int:
     if args.plan and (args.all or args.to):
         raise Usage("--plan wants one domain and one node", "migrate")
     if args.all or args.to:
+        _warn(session, settings, quiet=args.quiet)
         return evacuate(session, settings, args.words, args.to, everything=args.all, quiet=args.quiet)
     if len(args.words) != 2:
         raise Usage("migrate wants a domain and a node; several domains need --to NODE", "migrate")
@@ -37,6 +38,7 @@ def _migrate(session: Session, args: Namespace) -> int:
         from veery.cli.plan import tell
 
         return tell(session, session.client.post(domain_path(session.domain(args.domain), "plan"), order))
+    _warn(session, settings, quiet=args.quiet)
     move = _Migration(session, args.domain, quiet=args.quiet or session.tool == "xm")
     report = move.run(domain_path(session.domain(args.domain), "migrate"), order)
     if session.json:
@@ -64,6 +66,14 @@ def _settings(args: Namespace) -> MoveSettings:
         disk_dir=args.disk_dir,
         remove_source=args.remove_source,
     )
+
+
+def _warn(session: Session, settings: MoveSettings, *, quiet: bool) -> None:
+    """What a policy risks is said before anything starts."""
+    from veery.migrate.policy import find
+
+    if (risk := find(settings.policy).risk) and not quiet:
+        session.note(f"{settings.policy}: {risk}")
 
 
 def _refuse(args: Namespace) -> None:
@@ -178,7 +188,8 @@ def _declare_migrate(parser: Parser) -> None:
         "--policy",
         metavar="NAME",
         default="balanced",
-        help="what is done about a domain that writes faster than can be copied: gentle, balanced, must-finish",
+        help="what is done about a domain that writes faster than can be copied: gentle, balanced, must-finish or "
+        "post-copy (which has no way back)",
     )
     parser.add_argument(
         "-l", "--live", action="store_true", default=True, help="let the domain run during the copy: the default"
@@ -257,8 +268,10 @@ last line, on stdout, tells total time, downtime and bytes.
 
 Policies: gentle never stands longer than --downtime and gives up where that cannot be; balanced (the default) raises
 the limit step by step when the copy does not get on, then slows the domain; must-finish ends within its bound
-(--timeout, else 30 seconds or more for a large domain) and at last stops the domain for the rest. docs/moves.md
-pictures them.
+(--timeout, else 30 seconds or more for a large domain) and at last stops the domain for the rest; post-copy sends all
+of the memory once, lets the domain go on at the target, and the rest follows: it always ends, but from COMMIT until
+the rest has followed the run is lost if either node's QEMU dies. A cut link is mended by itself. docs/moves.md pictures
+them.
 
 With --all or --to, many domains move at once: their memory is copied side by side, their last steps take turns, so
 that none stands still for longer than alone. Without --to they are spread over all other nodes that are alive, by

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from veery.cli import tables
 from veery.cli.catalogue import Verb
+from veery.migrate.policy import find
 from veery.model.units import format_size
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ def _rows(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "settings", ", ".join(words)
     for step in found.steps:
         yield "policy", step
+    if risk := find(settings.policy).risk:
+        yield "risk", risk
 
 
 def _time(milliseconds: float) -> str:

@@ -32,19 +32,20 @@ async def drain(
 ) -> Rest:
     """As PostCopier.drain; `step` may hold it up."""
     behind = _behind(domain)
+    stream = behind.stream
     piece = max(behind.total // SLICES, 1)
     try:
-        while behind.stream is not None and behind.left > 0:
+        while stream is not None and behind.left > 0:
             await clock.sleep(max(min(piece, behind.left) / behind.rate, LEAST))
             await step()
-            await unless(domain.gone, write(behind.stream, b".", stall))
+            await unless(domain.gone, write(stream, b".", stall))
             behind.left = max(0, behind.left - piece)
             report(
                 MoveProgress(phase=Phase.COPY, remaining=behind.left, total=behind.total, rate=behind.rate, rounds=2)
             )
-        if behind.stream is not None:
-            await write(behind.stream, END, stall)
-            await unless(domain.gone, _ack(behind.stream, stall))
+        if stream is not None:
+            await write(stream, END, stall)
+            await unless(domain.gone, _ack(stream, stall))
             behind.close()
             return Rest.SENT
     except OSError:

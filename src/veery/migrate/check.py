@@ -13,8 +13,9 @@ import msgspec
 
 from veery.cluster import owner as owners
 from veery.errors import Refused, VeeryError
-from veery.migrate import bandwidth, disks, plan, wire
+from veery.migrate import bandwidth, disks, plan, postcopy, wire
 from veery.migrate.base import Ground
+from veery.migrate.policy import find
 from veery.model.domain import DomainReading, DomainSpec, DomainState
 from veery.model.move import MoveReport, MoveSettings
 from veery.model.node import Node
@@ -30,11 +31,18 @@ LIVING = frozenset({DomainState.RUNNING, DomainState.BLOCKED, DomainState.PAUSED
 
 
 async def inspect(
-    ground: Ground, spec: DomainSpec, luggage: msgspec.Raw, driver: str, *, returning: bool = False
+    ground: Ground,
+    spec: DomainSpec,
+    luggage: msgspec.Raw,
+    driver: str,
+    *,
+    returning: bool = False,
+    post_copy: bool = False,
 ) -> tuple[Blocker, ...]:
     """Why this node cannot take a domain in that was packed like this by a `driver` elsewhere: every reason.
 
-    With `returning` the domain is one that runs here now: its name and its memory will be free again."""
+    With `returning` the domain is one that runs here now: its name and its memory will be free again. `post_copy`: the
+    rest of its memory would follow it."""
     found: list[Blocker] = []
     if driver != ground.driver.name:
         hint = "move it to a node with the same driver: veery node list"
@@ -42,6 +50,8 @@ async def inspect(
         found.append(Blocker(kind=Obstacle.DRIVER, reason=reason, hint=hint))
     else:
         found += await ground.driver.obstacles(spec, luggage)
+    if post_copy:
+        found += await postcopy.obstacles(ground)
     if returning:
         return tuple(each for each in found if each.kind is not Obstacle.MEMORY)
     for reading in await ground.driver.list():
@@ -70,7 +80,9 @@ async def reply(ground: Ground, question: Question) -> Reply:
     """The target's answer to a question of another node."""
     luggage = msgspec.Raw(question.luggage.encode())
     spec = disks.staying(question.spec, question.disks)
-    found, way_back = await asyncio.gather(inspect(ground, spec, luggage, question.driver), port(ground, question.home))
+    found, way_back = await asyncio.gather(
+        inspect(ground, spec, luggage, question.driver, post_copy=question.post_copy), port(ground, question.home)
+    )
     chosen = local.choose(question.disks, question.disk_dir or ground.disk_folder, question.domain)
     found += disks.blockers(ground.driver, chosen)
     return Reply(node=ground.node, blockers=found, way_back=way_back, abilities=await ground.driver.abilities())
@@ -137,6 +149,7 @@ class Scout:
             home=self._node,
             disks=going,
             disk_dir=settings.disk_dir,
+            post_copy=find(settings.policy).post_copy,
         )
         mine, home, way, (told, silence), memory = await asyncio.gather(
             here(ground, reading, target),

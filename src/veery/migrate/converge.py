@@ -36,11 +36,13 @@ class Round:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Course:
     """Where the copy stands on its policy's ladder: the limit on the downtime (ms), the throttle (percent), whether
-    the domain was stopped; `since`: seconds after the copy began at which that was last changed."""
+    the domain was stopped, or leaves with the rest to follow (`post_copy`); `since`: seconds after the copy began at
+    which that was last changed."""
 
     downtime: int
     throttle: int = 0
     stopped: bool = False
+    post_copy: bool = False
     since: float = 0.0
 
 
@@ -120,6 +122,9 @@ def decide(
     if course.stopped:
         return Stay()
     rate = speed(rounds)
+    if policy.post_copy and _leaves(course, rounds, sample, rate):
+        why = f"sent once, {format_size(max(sample.remaining, 0))} were written meanwhile: it leaves, the rest follows"
+        return Change(course=replace(course, stopped=True, post_copy=True, since=now), why=why)
     if end:
         if policy.stop and now + _seconds_for(left := _left(rounds, sample), rate, end) + SWITCH >= end:
             why = f"stopped: up to {format_size(left)} are left and the bound of {end:g} s is near"
@@ -138,6 +143,15 @@ def decide(
     if judged[-1].need <= SHRINKING * judged[0].need or milliseconds(least, rate) <= course.downtime:
         return Stay()
     return _climb(policy, course, judged, rate, first=first, now=now)
+
+
+def _leaves(course: Course, rounds: Sequence[Round], sample: Sample, rate: float) -> bool:
+    """Whether post-copy is called for: all was sent once, and what is left does not fit the limit. What fits goes over
+    without it, and with a way back."""
+    if not rounds or rounds[-1].number < 2:
+        return False
+    fits = milliseconds(max(sample.remaining, 0), rate) <= course.downtime
+    return not fits or rounds[-1].number > 3
 
 
 def _left(rounds: Sequence[Round], sample: Sample) -> int:

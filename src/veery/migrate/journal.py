@@ -29,7 +29,8 @@ class Side(StrEnum):
 class Line:
     """One move as this node remembers it. `owner_revision` is the fencing token under which it began,
     `reservation_revision` that of the target's promise (0: none yet); `paused`: the user had paused it. `disks` go
-    along: at the source with the inode of its file, at the target with that of the one it made (0: not yet made)."""
+    along: at the source with the inode of its file, at the target with that of the one it made (0: not yet made).
+    `post_copy`: after COMMIT the rest of its memory follows it; until it has, neither copy can do without the other."""
 
     move: str
     side: Side
@@ -43,6 +44,7 @@ class Line:
     paused: bool = False
     disks: tuple[CarriedDisk, ...] = ()
     remove_source: bool = False
+    post_copy: bool = False
     phase: Phase = Phase.BEGIN
 
     def at(self, phase: Phase) -> Line:

@@ -13,9 +13,9 @@ from pathlib import Path
 from veery.config.settings import MoveLimits
 from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
 from veery.host.files import write_atomic
+from veery.migrate import policy
 from veery.migrate.base import Ground
 from veery.migrate.phases import CANCELLABLE
-from veery.migrate.policy import find as find_policy
 from veery.migrate.sender import Order, Sender
 from veery.migrate.settle import Settler
 from veery.migrate.turns import Places, Turns
@@ -86,7 +86,7 @@ class Moves:
     ) -> str:
         """Begin to move a domain of this node, or put it into the queue; the move's id. `caution` finds what is to be
         told before it goes. Raises Refused when it is already moving, or its policy is unknown."""
-        find_policy(settings.policy)
+        policy.check(settings)
         busy = self.busy(reading.name)
         if busy:
             raise Refused(busy, hint="veery moves shows it; veery move cancel MOVE stops it")

@@ -44,12 +44,14 @@ class Pilot:
         publish: Callable[[MoveProgress], None],
         turn: Turn | None = None,
         held: bool = False,
+        post_copy: bool = False,
     ) -> None:
         """`turn` is the move's place in the row, None where it stands in none; with `held` it has to wait there until
-        it may switch over. Raises Refused for an unknown policy."""
+        it may switch over; `post_copy`: both ends are ready for it. Raises Refused for an unknown policy."""
         self._driver, self._uuid, self._settings, self._clock = driver, uuid, settings, clock
         self._publish, self._place = publish, turn
         self._turn = turn if held else None
+        self._post_copy = post_copy
         self.policy = find(settings.policy)
         self.samples: list[Sample] = []
         self.story: list[Remark] = []
@@ -87,6 +89,7 @@ class Pilot:
             throttle=bool(self.policy.throttle) and live,
             delta=self.policy.delta and self._settings.bandwidth > 0 and live,
             guard=self.policy.guard * self._settings.downtime if live else 0.0,
+            post_copy=self._post_copy,
         )
 
     def hear(self, progress: MoveProgress) -> None:
@@ -155,7 +158,8 @@ class Pilot:
         end = converge.bound(self.policy, self._settings.timeout, self._total, rate)
         if end and now >= EXCESS * end:
             raise Failed(f"the copy did not end within {EXCESS * end:g} s", hint="is the path to the target up?")
-        rounds = () if self._crawling else self._rounds
+        waits = self._post_copy and self._turn is not None and self._released is None
+        rounds = () if self._crawling or waits else self._rounds
         action = converge.decide(self.policy, self._course, rounds, self._sample, first=self._first, end=end, now=now)
         match action:
             case GiveUp():
@@ -170,6 +174,7 @@ class Pilot:
             downtime=course.downtime if course.downtime != before.downtime else None,
             throttle=course.throttle if course.throttle != before.throttle else None,
             stop=course.stopped,
+            post_copy=course.post_copy,
         )
         self._say(why)
         if course.stopped and self._quiet:

@@ -182,11 +182,12 @@ def foretell(memory: MemoryReading, link: Link, overhead: Overhead, settings: Mo
             steps.append(action.why)
             if course.stopped:
                 break
+    follows = need / rate if course.post_copy else 0.0
     if settings.live:
-        standing = need / rate
+        standing = 0.0 if course.post_copy else need / rate
         copy.sent += need
     away = overhead.stand + standing * 1000 + overhead.away
-    total = overhead.before + overhead.copy + copy.now * 1000 + away + overhead.after
+    total = overhead.before + overhead.copy + (copy.now + follows) * 1000 + away + overhead.after
     if not settings.live:
         total += (memory.total - memory.used) / link.scan * 1000
         copy.sent = need

@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from veery.errors import Refused
+from veery.model.move import MoveSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +20,9 @@ class Policy:
     progress before the next step, and before giving up after the last. `delta`: send differences of pages where the
     bandwidth is capped. `bound`: seconds within which the copy ends, at least, where the user named none (0: none);
     `passes`: and at least so many times what one pass over the memory takes. `stop`: the domain is stopped when the
-    bound is near, so that it holds. `guard`: times the limit after which a switch-over is taken back (0: never)."""
+    bound is near, so that it holds. `guard`: times the limit after which a switch-over is taken back (0: never).
+    `post_copy`: sent once, the domain goes on at the target and the rest follows; `risk` says in one line what
+    that risks."""
 
     name: str
     about: str
@@ -32,6 +35,8 @@ class Policy:
     passes: float = 0.0
     stop: bool = False
     guard: float = 0.0
+    post_copy: bool = False
+    risk: str = ""
 
     def limits(self, first: int) -> tuple[int, ...]:
         """The rungs of the downtime ladder (ms) of a user who asked for `first`."""
@@ -64,7 +69,15 @@ MUST_FINISH = Policy(
     passes=3.0,
     stop=True,
 )
-POLICIES: tuple[Policy, ...] = (GENTLE, BALANCED, MUST_FINISH)
+POST_COPY = Policy(
+    name="post-copy",
+    about="sent once, it goes on at the target whatever it writes, and fetches the rest from the source",
+    climbs=False,
+    post_copy=True,
+    risk="once it runs there it cannot come back, and lives on both nodes until the rest has followed: "
+    "if either one's QEMU dies in that time, the run is lost and on_crash is answered",
+)
+POLICIES: tuple[Policy, ...] = (GENTLE, BALANCED, MUST_FINISH, POST_COPY)
 DEFAULT = BALANCED.name
 
 
@@ -73,10 +86,16 @@ def find(name: str) -> Policy:
     for policy in POLICIES:
         if policy.name == name:
             return policy
-    hint = "one of " + ", ".join(policy.name for policy in POLICIES)
-    if name == "post-copy":
-        hint += "; post-copy is not offered: a domain whose target dies in it is lost"
-    raise Refused(f"there is no policy {name!r}", hint=hint)
+    raise Refused(f"there is no policy {name!r}", hint="one of " + ", ".join(policy.name for policy in POLICIES))
+
+
+def check(settings: MoveSettings) -> None:
+    """Raises Refused for a policy that is unknown, or does not go with the other settings."""
+    if find(settings.policy).post_copy and settings.with_disks:
+        raise Refused(
+            "post-copy takes no disks along: past COMMIT their copy could not be taken back",
+            hint="move them first (veery volume create, image import), or another policy",
+        )
 
 
 def picture(policy: Policy) -> str:
@@ -84,6 +103,11 @@ def picture(policy: Policy) -> str:
     steps = [f"limit {limit:>4} ms" for limit in policy.limits(50)]
     steps += [f"throttle {percent:>2} %, limit {policy.limits(50)[-1]} ms" for percent in policy.throttle]
     end = "the domain is stopped for the rest" if policy.stop else "given up: the domain runs on"
-    rungs = [f"  |  {step:<28}|" for step in reversed(steps)]
     title = f"{policy.name}: {policy.about}"
+    if policy.post_copy:
+        steps.append("limit passed: it goes over")
+        end = "it runs at the target, the rest follows: no way back"
+    rungs = [f"  |  {step:<28}|" for step in reversed(steps)]
+    if policy.post_copy:
+        return "\n".join([title, f"  ^  {end}", *rungs, "     the step comes when all of its memory was sent once"])
     return "\n".join([title, f"  ^  {end}", *rungs, f"     a step after {policy.patience} rounds without progress"])

@@ -8,6 +8,7 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 
@@ -16,7 +17,7 @@ from veery.config.settings import MoveLimits
 from veery.errors import Failed, Refused, VeeryError
 from veery.host import tasks
 from veery.hypervisor.base import DiskMover
-from veery.migrate import disks, wire
+from veery.migrate import disks, postcopy, wire
 from veery.migrate.bandwidth import count
 from veery.migrate.base import Ground
 from veery.migrate.check import inspect, refusal
@@ -68,6 +69,8 @@ class Receiver:
                 await self._announce(message)
         elif isinstance(message, wire.Pour):
             await count(channel, message)
+        elif isinstance(message, wire.Mend | wire.Ask):
+            await postcopy.take(self._ground, channel, message)
         else:
             await channel.send(wire.Problem("refused", "begin with an offer"))
 
@@ -88,7 +91,7 @@ class Receiver:
         try:
             async with self._room(channel, offer):
                 spec = disks.staying(offer.spec, offer.disks)
-                found = await inspect(self._ground, spec, offer.luggage, offer.driver)
+                found = await inspect(self._ground, spec, offer.luggage, offer.driver, post_copy=offer.post_copy)
                 if found := (*found, *disks.blockers(self._ground.driver, self._choose(offer))):
                     raise refusal(self._ground.node, offer.domain, found)
                 await self._reserved(channel, offer)
@@ -125,6 +128,7 @@ class Receiver:
             owner_revision=offer.owner_revision,
             paused=offer.paused,
             disks=self._choose(offer),
+            post_copy=offer.post_copy,
             phase=Phase.PREPARE,
         )
         ground.journal.write(line)
@@ -137,7 +141,13 @@ class Receiver:
             reserving = asyncio.create_task(self._reserve(offer), name=f"{offer.move} reserves")
             try:
                 await ground.driver.prepare(
-                    spec, attachments, offer.luggage, offer.backlog, tls=offer.tls, peer=offer.source
+                    spec,
+                    attachments,
+                    offer.luggage,
+                    offer.backlog,
+                    tls=offer.tls,
+                    peer=offer.source,
+                    post_copy=offer.post_copy,
                 )
             finally:  # to its end: a promise made after we have given up would stand for ever
                 await asyncio.wait({reserving})
@@ -158,7 +168,10 @@ class Receiver:
         except asyncio.CancelledError:
             self._settler.later(line)
             raise
-        ground.journal.strike(line)
+        if line.post_copy:
+            self._settler.later(line)  # until all of its memory is here
+        else:
+            ground.journal.strike(line)
         log.info("move=%s domain=%s runs here", line.move, line.domain)
         await channel.send(wire.Running())
 
@@ -208,22 +221,26 @@ class Receiver:
                 disk_token, disk_pump = await stack.enter_async_context(self._disks_come_in(offer, line.disks))
                 ready = msgspec.structs.replace(ready, disk_token=disk_token)
             await channel.send(ready)
-            listening = asyncio.create_task(channel.expect(wire.Finish, None), name=f"{offer.move} listens")
+            word = channel.expect((wire.Poised, wire.Finish), None)
+            listening: asyncio.Task[Any] = asyncio.create_task(word, name=f"{offer.move} listens")
             loading = asyncio.create_task(self._receive(offer, arrival, disk_pump), name=f"{offer.move} loads")
             try:
                 await asyncio.wait({listening, loading}, return_when=asyncio.FIRST_COMPLETED)
-                if not loading.done():
-                    listening.result()  # raises: the source is gone
+                if loading.done():
+                    loading.result()
+                elif isinstance(listening.result(), wire.Poised):  # raises where the source is gone
+                    listening = asyncio.create_task(channel.expect(wire.Finish, None), name=f"{offer.move} listens")
+                else:
                     raise Failed(f"{offer.source} said it was finished before everything was loaded")
-                loading.result()
                 await channel.send(wire.Loaded())  # before the journal: the domain stands still from here on
                 ground.journal.write(line.at(Phase.LOADED))
                 async with asyncio.timeout(FINISH_DEADLINE):
                     await self._told_or_lost(listening, offer)
+                await loading  # in post-copy only now: what must be there before it can run
             finally:
                 await tasks.stop(listening, loading)
 
-    async def _told_or_lost(self, listening: asyncio.Task[wire.Finish], offer: wire.Offer) -> None:
+    async def _told_or_lost(self, listening: asyncio.Task[Any], offer: wire.Offer) -> None:
         """Return when the source has said that we own the domain. Raises Failed when our half of it ends before that:
         then there must be no COMMIT, since the source's is whole."""
         while not listening.done():
@@ -281,6 +298,9 @@ class Receiver:
         try:
             owner = await self._settler.ask(line, deadline=5)
             if owner is not None and owner.node == self._ground.node and owner.boot == line.boot:
+                if line.post_copy:
+                    self._settler.later(line)
+                    return
                 await self._ground.driver.finish(line.uuid, paused=line.paused)
                 log.warning("move=%s domain=%s is ours by the store, and runs here", line.move, line.domain)
             else:

@@ -17,12 +17,13 @@ from veery.cluster import owner as owners
 from veery.cluster.store import StoreUnavailable
 from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
 from veery.host import tasks
-from veery.hypervisor.base import DiskMover
-from veery.migrate import disks, pump, wire
+from veery.hypervisor.base import DiskMover, Lost, PostCopier
+from veery.migrate import disks, postcopy, pump, wire
 from veery.migrate.base import Ground
 from veery.migrate.journal import Line, Side
 from veery.migrate.phases import Steps
 from veery.migrate.pilot import Pilot
+from veery.migrate.policy import find
 from veery.migrate.settle import Settler
 from veery.migrate.turns import Turn, Turns
 from veery.model.cluster import DomainRecord, Owner, Reservation
@@ -69,6 +70,8 @@ class Sender:
         self._disk_bytes = 0
         self._store_answered = float("-inf")
         self._asking: asyncio.Task[None] | None = None
+        self._stands_since = 0.0
+        self._post_copy = find(order.settings.policy).post_copy and not _stands(order)
 
     @property
     def target(self) -> str:
@@ -158,6 +161,7 @@ class Sender:
                     paused=paused,
                     disks=going,
                     disk_dir=order.settings.disk_dir,
+                    post_copy=self._post_copy,
                 )
             )
             ready = await self._ready(channel)
@@ -180,7 +184,8 @@ class Sender:
 
             await steps.enter(Phase.COMMIT)
             await self._ask_store()
-            return await _whole(self._hand_over(owner, channel, steps, undo))
+            report = await _whole(self._hand_over(owner, channel, steps, undo))
+            return report or await self._follow(steps)
 
     # ---- steps
 
@@ -260,6 +265,7 @@ class Sender:
             publish=self._progress,
             turn=turn,
             held=held,
+            post_copy=self._post_copy,
         )
         return self._pilot
 
@@ -287,7 +293,10 @@ class Sender:
             if not sending.done() and listening.exception():
                 await tasks.stop(sending)
                 listening.result()
-            return await sending, asyncio.create_task(_within(listening, LOADED_DEADLINE, target.name))
+            result = await sending
+            if result.poised:
+                await self._poise(result, channel)
+            return result, asyncio.create_task(_within(listening, LOADED_DEADLINE, target.name))
         except VeeryError as error:
             raise error if steering.done() else await _said_by_target(listening, error) from error
         finally:
@@ -296,6 +305,14 @@ class Sender:
             await tasks.stop(sending)
             if not sending.done() or sending.cancelled() or sending.exception():
                 await tasks.stop(listening)
+
+    async def _poise(self, result: CopyResult, channel: wire.Channel) -> None:
+        """The domain stands, the rest is to follow it: from COMMIT on neither copy can do without the other."""
+        assert self._steps is not None
+        self._stands_since = self._ground.clock.now() - result.downtime_ms / 1000
+        self._steps.line = replace(self._steps.line, post_copy=True)
+        self._ask_soon()
+        await channel.send(wire.Poised())
 
     async def _settled(self, loaded: asyncio.Task[wire.Loaded]) -> None:
         """The target has everything, and the store was seen to answer."""
@@ -324,8 +341,8 @@ class Sender:
 
     async def _hand_over(
         self, owner: Owner, channel: wire.Channel, steps: Steps, undo: contextlib.AsyncExitStack
-    ) -> MoveReport:
-        """COMMIT and what follows it; never cut short."""
+    ) -> MoveReport | None:
+        """COMMIT and what follows it; never cut short. None: the domain runs there, and the rest of it follows."""
         await self._commit(owner, channel, steps.line, undo)
         undo.pop_all()
         return await self._after_commit(channel, steps)
@@ -364,12 +381,15 @@ class Sender:
                 return settled
             raise Failed(f"{line.domain} was not handed over: the store did not take the COMMIT") from None
 
-    async def _after_commit(self, channel: wire.Channel, steps: Steps) -> MoveReport:
+    async def _after_commit(self, channel: wire.Channel, steps: Steps) -> MoveReport | None:
         """The domain belongs to the target. Nothing is undone any more; what fails here is settled later."""
         line = steps.line
         reason = ""
         try:
             await steps.enter(Phase.FINISH)
+            if line.post_copy:
+                assert isinstance(self._ground.driver, PostCopier)
+                await self._ground.driver.release(line.uuid)
             await channel.send(wire.Finish())
             await channel.expect(wire.Running, FINISH_DEADLINE)
         except VeeryError as error:
@@ -378,8 +398,35 @@ class Sender:
             self._settler.later(line)
             return self.report(MoveState.DONE, reason=reason, hint=f"veery --node {line.target} list")
         self._leave_row()
+        if not line.post_copy:
+            return await self._confirm(steps)
+        if self._copy is not None:
+            stood = round((self._ground.clock.now() - self._stands_since) * 1000, 1)
+            self._copy = replace(self._copy, downtime_ms=stood)
+        return None
+
+    async def _follow(self, steps: Steps) -> MoveReport:
+        """Post-copy: the rest follows, however long that takes. When we are to end meanwhile, the journal keeps it."""
+        await steps.enter(Phase.CONFIRM)
         try:
-            await steps.enter(Phase.CONFIRM)
+            await postcopy.see_off(self._ground, steps.line, self._publish, self._order.target)
+        except Lost as error:
+            reason = f"the run was lost in post-copy: {error.message}; {self.target} does what its on_crash says"
+            log.error("move=%s domain=%s %s", steps.line.move, steps.line.domain, reason)
+            with contextlib.suppress(Refused):  # its QEMU is gone
+                await self._settler.leave(steps.line)
+            steps.close()
+            return self.report(MoveState.LOST, reason=reason, hint=f"veery --node {self.target} list")
+        except asyncio.CancelledError:
+            return self.report(MoveState.DONE, reason="veeryd ended while the rest of its memory was on its way")
+        return await self._confirm(steps)
+
+    async def _confirm(self, steps: Steps) -> MoveReport:
+        """Our copy goes."""
+        line = steps.line
+        try:
+            if steps.phase is not Phase.CONFIRM:
+                await steps.enter(Phase.CONFIRM)
             await self._settler.leave(line)
         except VeeryError as error:
             reason = f"its copy on {line.source} is paused and not yet removed: {error.message}"
@@ -395,7 +442,7 @@ class Sender:
     def report(self, state: MoveState, *, reason: str = "", hint: str = "") -> MoveReport:
         """The move as it stands."""
         order, steps, copy = self._order, self._steps, self._copy
-        moved = state is MoveState.DONE
+        moved = state in {MoveState.DONE, MoveState.LOST}
         return MoveReport(
             id=order.move,
             domain=order.reading.name,
@@ -417,7 +464,7 @@ class Sender:
             story=tuple(self._pilot.story) if self._pilot else (),
             runs_on=order.target.name if moved else "" if state is MoveState.UNKNOWN else self._ground.node,
             disk_bytes=self._disk_bytes,
-            kept=disks.kept(steps.line) if moved and steps else (),
+            kept=disks.kept(steps.line) if state is MoveState.DONE and steps else (),
         )
 
     def _entered(self, phase: Phase) -> None:

@@ -12,7 +12,8 @@ import logging
 from veery.cluster import owner as owners
 from veery.cluster.store import StoreUnavailable
 from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
-from veery.migrate import disks
+from veery.hypervisor.base import Lost
+from veery.migrate import disks, postcopy
 from veery.migrate.base import Ground
 from veery.migrate.journal import Line, Side
 from veery.model.cluster import Owner
@@ -125,6 +126,7 @@ class Settler:
             if here:
                 await self._keep(line)
             else:
+                await self._see_off(line)
                 await self.leave(line)
         except Refused:  # there is no such domain here any more: then there is nothing to settle
             log.info("move=%s domain=%s is not here", line.move, line.domain)
@@ -135,10 +137,21 @@ class Settler:
             "move=%s domain=%s settled: %s", line.move, line.domain, f"owner is {owner.node}" if owner else "no owner"
         )
 
+    async def _see_off(self, line: Line) -> None:
+        """Our copy may be half of the domain still: in post-copy the rest goes after it first."""
+        if not line.post_copy or line.side is not Side.SOURCE:
+            return
+        try:
+            await postcopy.see_off(self._ground, line, lambda progress: None)
+        except Lost as error:
+            log.error("move=%s domain=%s the run was lost in post-copy: %s", line.move, line.domain, error.message)
+
     async def _keep(self, line: Line) -> None:
         """The owner is us: the domain runs here."""
         if line.side is Side.SOURCE:
             await self._ground.driver.resume(line.uuid)
+        elif line.post_copy:
+            await postcopy.see_in(self._ground, line)
         else:
             await self._ground.driver.finish(line.uuid, paused=line.paused)
 

@@ -13,6 +13,10 @@ handed to the hypervisor, which does its own TLS. Messages of one move, in order
                                 <- Loaded | Problem
     Finish      ->                              (after COMMIT)
                                 <- Running | Problem
+
+In post-copy Poised goes before Loaded, as the stream does not end. Later, over connections of their own, either side
+may Ask how the rest stands, and a source whose stream broke says Mend; after Mending the connection carries the
+hypervisors' bytes, so that a mended stream is encrypted by it.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ from typing import TypeVar
 import msgspec
 
 from veery.errors import Failed, Refused, VeeryError, from_kind
+from veery.host import tasks
 from veery.model.domain import DomainSpec
 from veery.model.volume import CarriedDisk
 
@@ -36,6 +41,7 @@ T = TypeVar("T")
 
 GREETING_BYTES = 64
 FRAME_MAX = 8 << 20
+PIECE = 256 << 10
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h
 FASTEST = 1_250_000_000  # bytes/s of the fastest path that a stream's buffers are made for
 SHALLOWEST, DEEPEST = 512 << 10, 2 << 20
@@ -45,7 +51,7 @@ _GREETING = re.compile(rb"VEERY/1 (CONTROL|STREAM ([0-9a-f]{32})) *\n")
 class Offer(msgspec.Struct, frozen=True, tag="offer", kw_only=True):
     """The source asks the target to take a domain in. `backlog` is the console's past; `luggage` what the
     driver must know to build exactly the same devices; `paused`: it shall not run when it arrives. `disks` go along,
-    to `disk_dir` ("": the target chooses)."""
+    to `disk_dir` ("": the target chooses). `post_copy`: the rest of its memory may follow it."""
 
     move: str
     source: str
@@ -60,6 +66,7 @@ class Offer(msgspec.Struct, frozen=True, tag="offer", kw_only=True):
     paused: bool = False
     disks: tuple[CarriedDisk, ...] = ()
     disk_dir: str = ""
+    post_copy: bool = False
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready", kw_only=True):
@@ -88,6 +95,34 @@ class Running(msgspec.Struct, frozen=True, tag="running"):
     """It runs (or stands paused, where the user had paused it)."""
 
 
+class Poised(msgspec.Struct, frozen=True, tag="poised"):
+    """Post-copy: the domain stands, and all is sent that goes before it; say Loaded if you are ready for it."""
+
+
+class Mend(msgspec.Struct, frozen=True, tag="mend"):
+    """The stream of this move broke after COMMIT: take the rest of the domain's memory from this connection."""
+
+    move: str
+    uuid: str
+
+
+class Mending(msgspec.Struct, frozen=True, tag="mending"):
+    """What follows on this connection, both ways, is the hypervisors'."""
+
+
+class Ask(msgspec.Struct, frozen=True, tag="ask"):
+    """How does the domain of this move stand with you?"""
+
+    move: str
+    uuid: str
+
+
+class Told(msgspec.Struct, frozen=True, tag="told"):
+    """As one of Standing."""
+
+    standing: str
+
+
 class Problem(msgspec.Struct, frozen=True, tag="problem"):
     """An error, as veery.errors has them."""
 
@@ -114,7 +149,9 @@ class Poured(msgspec.Struct, frozen=True, tag="poured"):
     seconds: float
 
 
-Message = Offer | Ready | Wait | Loaded | Finish | Running | Problem | Pour | Poured
+Message = (
+    Offer | Ready | Wait | Loaded | Finish | Running | Problem | Pour | Poured | Poised | Mend | Mending | Ask | Told
+)
 _decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 
 
@@ -193,6 +230,28 @@ class Channel:
             raise Failed(f"{self.peer} sent nothing for {deadline:g} s") from error
         except OSError as error:
             raise Failed(f"{self.peer} hung up") from error
+
+    async def carry(self, stream: socket.socket) -> None:
+        """Carry bytes that are no message between the other end and `stream` (not blocking), both ways, until either
+        has no more. Never raises for what breaks."""
+        loop = asyncio.get_running_loop()
+
+        async def there() -> None:
+            with contextlib.suppress(OSError):
+                while data := await loop.sock_recv(stream, PIECE):
+                    self._writer.write(data)
+                    await self._writer.drain()
+
+        async def back() -> None:
+            with contextlib.suppress(OSError):
+                while data := await self._reader.read(PIECE):
+                    await loop.sock_sendall(stream, data)
+
+        both = asyncio.create_task(there()), asyncio.create_task(back())
+        try:
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await tasks.stop(*both)
 
     def drop(self) -> None:
         """Close it at once, whatever is still to be sent."""

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from veery.errors import Refused
 from veery.migrate import converge
 from veery.migrate.converge import Change, Course, GiveUp, Round, Stay
-from veery.migrate.policy import BALANCED, GENTLE, MUST_FINISH, POLICIES, Policy, find, picture
-from veery.model.move import Sample
+from veery.migrate.policy import BALANCED, GENTLE, MUST_FINISH, POLICIES, POST_COPY, Policy, check, find, picture
+from veery.model.move import MoveSettings, Sample
 
 MIB = 1 << 20
 RATE = 64.0 * MIB
@@ -123,9 +123,31 @@ def test_ready_is_what_fits_the_limit() -> None:
 
 def test_policies_by_name() -> None:
     assert [find(policy.name) for policy in POLICIES] == list(POLICIES)
-    with pytest.raises(Refused, match="no policy 'post-copy'") as caught:
-        find("post-copy")
-    assert "is lost" in caught.value.hint
+    with pytest.raises(Refused, match="no policy 'no-copy'") as caught:
+        find("no-copy")
+    assert "post-copy" in caught.value.hint
+    assert [policy.name for policy in POLICIES if policy.risk] == ["post-copy"]
+    with pytest.raises(Refused, match="takes no disks along"):
+        check(MoveSettings(policy="post-copy", with_disks=True))
+    check(MoveSettings(policy="balanced", with_disks=True))
+
+
+def test_post_copy_leaves_once_all_was_sent_and_only_where_it_must() -> None:
+    def decide(*readings: tuple[float, int, float, float]) -> object:
+        rounds: tuple[Round, ...] = ()
+        for reading in readings:
+            rounds = converge.fold(rounds, sample(*reading))
+        last = sample(*readings[-1])
+        return converge.decide(POST_COPY, Course(downtime=50), rounds, last, first=50, end=0.0, now=readings[-1][0])
+
+    first = (1.0, 1, 900.0, 100.0)
+    assert decide(first) == Stay()  # the first pass is not through
+    leaves = decide(first, (2.0, 2, 90.0, 100.0))
+    assert isinstance(leaves, Change)
+    assert (leaves.course.stopped, leaves.course.post_copy, leaves.course.throttle) == (True, True, 0)
+    assert "90.0 MiB were written meanwhile" in leaves.why
+    assert decide(first, (2.0, 2, 1.0, 100.0)) == Stay()  # it fits: QEMU switches over, and there is a way back
+    assert isinstance(decide(first, (2.0, 4, 1.0, 100.0)), Change)  # and if it does not, though it should
 
 
 READINGS = st.lists(
@@ -150,7 +172,8 @@ def test_whatever_comes_the_ladder_is_only_climbed(
         assert not before.stopped, "a stopped domain is not stopped again"
     assert courses[-1].downtime <= max(policy.limits(50))
     assert courses[-1].throttle <= max((0, *policy.throttle))
-    assert policy.stop or not any(course.stopped for course in courses)
+    assert policy.stop or all(course.post_copy or not course.stopped for course in courses)
+    assert policy.post_copy or not any(course.post_copy for course in courses)
     assert not (policy.stop and any(isinstance(each, GiveUp) for each in done)), "must-finish never gives up here"
     if policy.stop and end and at > end:
         assert courses[-1].stopped

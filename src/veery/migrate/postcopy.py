@@ -1,0 +1,243 @@
+"""After COMMIT in post-copy: the domain runs at its target, and the rest of its memory follows from its source.
+
+The source sees the rest off (`see_off`), the target waits for it (`see_in`); both go on until it is through, however
+often the stream breaks, and both begin anew from the journal after a restart. A broken stream is replaced by the
+source: a fresh control connection to the target's relocation port, Mend, and then the hypervisors' bytes over it.
+Where no more can come the target says so of itself: it asks the source, and only "gone" ends the run; a source that
+does not answer is waited for, since its memory may still be there."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+from enum import StrEnum
+
+from veery.cluster.keys import NODES
+from veery.errors import Failed, Refused, VeeryError
+from veery.host import tasks
+from veery.hypervisor.base import Lost, PostCopier, Rest
+from veery.migrate import wire
+from veery.migrate.base import Ground
+from veery.migrate.journal import Line, Side
+from veery.model.domain import DomainState
+from veery.model.move import MoveProgress, Phase
+from veery.model.node import Node
+from veery.model.plan import Blocker, Obstacle
+
+log = logging.getLogger(__name__)
+
+STALL = 5.0
+"""Seconds without a byte after which a stream is replaced; the domain may stand still all that time."""
+CONNECT_DEADLINE, ANSWER_DEADLINE = 5.0, 30.0
+RETRY = 1.0
+LOOK_EVERY = 0.1
+ASK_EVERY = 2.0
+GRACE = 2.0
+"""Seconds from "gone" until it is believed: the source goes when it has heard that all has come."""
+
+Publish = Callable[[MoveProgress], None]
+
+
+class Standing(StrEnum):
+    """How one side's copy of a domain stands after COMMIT."""
+
+    HERE = "here"  # all of it is here
+    PARTLY = "partly"  # the source: it holds the rest; the target: it waits for the rest
+    GONE = "gone"  # there is no such copy
+    LOST = "lost"  # the target: what must come before it can run was lost on the way
+
+
+async def obstacles(ground: Ground) -> tuple[Blocker, ...]:
+    """Why nothing can come in here by post-copy."""
+    hint = "another policy: veery migrate --policy must-finish"
+    if not isinstance(ground.driver, PostCopier):
+        reason = f"its driver {ground.driver.name} has no post-copy"
+        return (Blocker(kind=Obstacle.DRIVER, reason=reason, hint=hint),)
+    if reason := (await ground.driver.abilities()).post_copy:
+        return (Blocker(kind=Obstacle.VERSION, reason=f"no post-copy: {reason}", hint=hint),)
+    return ()
+
+
+# ---- the source
+
+
+async def see_off(ground: Ground, line: Line, publish: Publish, target: Node | None = None) -> None:
+    """Send the rest; returns when the target has it, or has no use for it any more. Raises Lost when it cannot be
+    sent. `target`: its record, where it is at hand."""
+    driver = _driver(ground)
+    said = ""
+
+    def say(text: str) -> None:
+        nonlocal said
+        if text != said:
+            log.warning("move=%s domain=%s %s", line.move, line.domain, text)
+            publish(MoveProgress(phase=Phase.CONFIRM, step="post-copy", note=text))
+        said = text
+
+    def report(progress: MoveProgress) -> None:
+        publish(replace(progress, phase=Phase.CONFIRM, step="post-copy"))
+
+    rest: Rest | None = None
+    while True:
+        async with contextlib.AsyncExitStack() as way:
+            try:
+                if rest is None:
+                    await driver.release(line.uuid)
+                elif await _again(ground, line, rest, way, target):
+                    return
+                elif rest is Rest.BROKEN:
+                    say("a new stream carries the rest")
+                rest = await driver.drain(line.uuid, report, stall=STALL)
+                if rest is Rest.SENT:
+                    return
+                if rest is Rest.BROKEN:
+                    say(f"the stream broke: {line.domain} runs on {line.target} with what it has; a new one is made")
+            except Lost:
+                raise
+            except Refused as error:
+                if not await _holds(ground, line):
+                    raise Lost(f"{line.domain}: its QEMU ended before all of its memory was sent") from error
+                say(f"not mended yet: {error.message}")
+                await ground.clock.sleep(RETRY)
+            except (VeeryError, OSError) as error:
+                say(f"not mended yet: {error}")
+                await ground.clock.sleep(RETRY)
+
+
+async def _again(ground: Ground, line: Line, rest: Rest, way: contextlib.AsyncExitStack, target: Node | None) -> bool:
+    """Speak to the target. True: it needs nothing more. Else, where the stream had broken, the next one stands; it is
+    carried until `way` is closed. Raises Lost, Failed, Refused."""
+    channel = await _call(ground, line.target, target)
+    way.push_async_callback(channel.close)
+    if rest is Rest.UNSURE:
+        return await _ask(channel, line) is not Standing.PARTLY
+    await channel.send(wire.Mend(line.move, line.uuid))
+    answer = await channel.expect((wire.Mending, wire.Told), ANSWER_DEADLINE)
+    if isinstance(answer, wire.Told):
+        if answer.standing == Standing.LOST.value:
+            raise Lost(f"{line.domain}: its devices' state was lost on the way to {line.target}")
+        return True
+    near, far = socket.socketpair()
+    way.callback(near.close)
+    way.callback(far.close)
+    far.setblocking(False)
+    carrying = asyncio.create_task(channel.carry(far), name=f"{line.move} is carried")
+    way.push_async_callback(tasks.stop, carrying)
+    carrying.add_done_callback(lambda _: _shut(far))
+    await _driver(ground).reconnect(line.uuid, near)
+    return False
+
+
+# ---- the target
+
+
+async def see_in(ground: Ground, line: Line) -> None:
+    """Let the domain run, whose owner we are, and wait until all of its memory is here. When the source has nothing
+    more to give, its run is ended, and its on_crash answered."""
+    driver = _driver(ground)
+    asked, gone_since, said = ground.clock.now(), 0.0, ""
+    while True:
+        try:
+            await ground.driver.finish(line.uuid, paused=line.paused)
+            if await driver.whole(line.uuid):
+                log.info("move=%s domain=%s all of its memory is here", line.move, line.domain)
+                return
+        except Refused:
+            return  # it has ended, or was destroyed
+        except VeeryError as error:
+            if error.message != said:
+                log.warning("move=%s domain=%s %s", line.move, line.domain, error.message)
+            said = error.message
+        now = ground.clock.now()
+        if gone_since and now - gone_since > GRACE:
+            log.error("move=%s domain=%s %s has nothing more of its memory: ended", line.move, line.domain, line.source)
+            await driver.lose(line.uuid)
+            return
+        if not gone_since and now - asked > ASK_EVERY:
+            with contextlib.suppress(VeeryError):
+                gone_since = now if await _source_is_gone(ground, line) else 0.0
+            asked = ground.clock.now()
+        await ground.clock.sleep(LOOK_EVERY)
+
+
+async def _source_is_gone(ground: Ground, line: Line) -> bool:
+    channel = await _call(ground, line.source, None)
+    try:
+        return await _ask(channel, line) is Standing.GONE
+    finally:
+        await channel.close()
+
+
+async def take(ground: Ground, channel: wire.Channel, message: wire.Mend | wire.Ask) -> None:
+    """Answer the other side of a move."""
+    line = next((each for each in ground.journal.open() if each.move == message.move), None)
+    if line is not None and channel.peer not in {line.source, line.target}:
+        raise Refused(f"{channel.peer} asks about a move of others")
+    if line is None and isinstance(message, wire.Mend):
+        message = wire.Ask(message.move, message.uuid)  # it is through, or never was
+    standing = await _standing(ground, line, message.uuid)
+    if isinstance(message, wire.Ask) or standing is not Standing.PARTLY:
+        await channel.send(wire.Told(standing.value))
+        return
+    try:
+        stream = await _driver(ground).rejoin(message.uuid)
+    except Lost:
+        await channel.send(wire.Told(Standing.LOST.value))
+        return
+    except VeeryError as error:
+        await channel.send(wire.Problem.of(error))
+        return
+    with contextlib.closing(stream):
+        log.info("move=%s domain=%s takes the rest from a new stream", message.move, line and line.domain)
+        await channel.send(wire.Mending())
+        await channel.carry(stream)
+        _shut(stream)
+
+
+async def _standing(ground: Ground, line: Line | None, uuid: str) -> Standing:
+    reading = next((each for each in await ground.driver.list() if each.uuid == uuid), None)
+    if reading is None:
+        return Standing.GONE
+    if line is None:
+        return Standing.HERE if reading.state is not DomainState.INCOMING else Standing.PARTLY
+    if line.side is Side.SOURCE:
+        return Standing.PARTLY
+    with contextlib.suppress(Failed):
+        return Standing.HERE if await _driver(ground).whole(uuid) else Standing.PARTLY
+    return Standing.PARTLY
+
+
+# ---- both
+
+
+def _driver(ground: Ground) -> PostCopier:
+    assert isinstance(ground.driver, PostCopier)
+    return ground.driver
+
+
+async def _holds(ground: Ground, line: Line) -> bool:
+    return any(reading.uuid == line.uuid for reading in await ground.driver.list())
+
+
+async def _call(ground: Ground, name: str, node: Node | None) -> wire.Channel:
+    """A control connection to node `name`, whose record is `node` or stands in the store. Raises Refused, Failed."""
+    found = node or await NODES.get(ground.store, name)
+    if found is None:
+        raise Failed(f"{name} is no node of the cluster any more")
+    return await wire.open_control(
+        found.relocation_address or found.address, found.relocation_port, name, ground.client_tls, CONNECT_DEADLINE
+    )
+
+
+async def _ask(channel: wire.Channel, line: Line) -> Standing:
+    await channel.send(wire.Ask(line.move, line.uuid))
+    return Standing((await channel.expect(wire.Told, ANSWER_DEADLINE)).standing)
+
+
+def _shut(stream: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        stream.shutdown(socket.SHUT_RDWR)
