@@ -134,7 +134,7 @@ class ByVeery:
         self.addresses[name], self.at[name] = address, FIRST
         path = guests.write(self.folder, name, text)
         await self.lab.veery(FIRST, "create", str(path), deadline=BOOT)
-        if "disk =" in text:
+        if "volume=" in text:
             async with Shell(self.lab.client(FIRST).address, name) as shell:
                 await shell.ready()
                 await shell.run(guests.address_line(address))

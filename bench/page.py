@@ -126,9 +126,9 @@ def _writers(told: Told) -> str:
         ended = told.rows[f"writer {kind}: ended"]
         # 0.0 and 1.0 whose median is all that is told: some ended where least and most differ
         words = {(0.0, 0.0): "never", (1.0, 1.0): "always"}.get((ended["min"], ended["max"]), "sometimes")
-        cells = [told.cell(f"writer {kind}: {each}") for each in ("whole command", "gap")]
+        cells = [told.cell(f"writer {kind}: {each}") for each in ("whole command", "gap", "wrote")]
         lines.append([kind, words, *cells, str(ended["n"])])
-    return _table(("ms", f"ended within {peers.PATIENCE:g} s", "whole command", "gap", "n"), lines)
+    return _table(("ms", f"ended within {peers.PATIENCE:g} s", "whole command", "gap", "wrote, MiB/s", "n"), lines)
 
 
 def _plan(told: Told) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -31,8 +32,10 @@ SMALL = 128  # MiB, each of six
 TUNED_PAUSE = 50  # ms, as veery's and the script's
 CAP = 64  # MiB/s
 PATIENCE = 60.0  # seconds, then a move is aborted
+SET, PASSES = 128, 3  # MiB; how often it is written while its rate is measured
+_WRITTEN = re.compile(r"^written \d+ at ([\d.]+)\r?$", re.MULTILINE)
 RATES = {"100 MiB/s": "rate=100", "flat out": "pause=0"}
-WRITER, ADDRESS, WRITES = "writer", "172.16.31.199", "set=128 chunk=4 fill=random"
+WRITER, ADDRESS, WRITES = "writer", "172.16.31.199", f"set={SET} chunk=4 fill=random"
 
 WHOLE_AIM, GAP_AIM = 0.5, 0.6  # of virsh's default
 BARE_GAP_AIM, INSIDE_AIM = 1.1, 1.3  # of the script's
@@ -79,13 +82,15 @@ Say = Callable[[str], None]
 
 @dataclass(slots=True)
 class Samples:
-    """What the moves of one kind came to, ms; `gaps` of every domain, `worst` of every round, `ended` 1.0 or 0.0."""
+    """What the moves of one kind came to, ms; `gaps` of every domain, `worst` of every round, `ended` 1.0 or 0.0;
+    `rate` MiB/s that the domain wrote before."""
 
     whole: list[float] = field(default_factory=list)
     inside: list[float] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
     worst: list[float] = field(default_factory=list)
     ended: list[float] = field(default_factory=list)
+    rate: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,11 +311,13 @@ async def _writers(stage: Stage, samples: dict[str, Samples], *, rounds: int, me
                 async with contextlib.AsyncExitStack() as stack:
                     stack.push_async_callback(of.end)
                     await of.boot(WRITER, text, ADDRESS)
-                    await _written_once(stage.lab, of)
-                    await asyncio.sleep(SETTLED)
+                    into.rate.append(await _writes(stage.lab, of))
                     await _write(stage.lab, of, name, into)
                 said = f"{into.whole[-1] / 1e3:.1f} s{'' if into.ended[-1] else ', aborted'}"
-                stage.say(f"{number + 1:>3} writer {rate}, {name}: {said}, gap {into.worst[-1]:.0f}")
+                stage.say(
+                    f"{number + 1:>3} writer {rate}, {name}: {said}, gap {into.worst[-1]:.0f}, "
+                    f"wrote {into.rate[-1]:.0f} MiB/s"
+                )
 
 
 async def _write(lab: Lab, of: Contender, name: str, into: Samples) -> None:
@@ -327,16 +334,17 @@ async def _write(lab: Lab, of: Contender, name: str, into: Samples) -> None:
     into.ended.append(float(over))
 
 
-async def _written_once(lab: Lab, of: Contender) -> None:
-    """Return when the writer has written all of its memory once."""
-    home = lab.plan.home(NODES[0])
+async def _writes(lab: Lab, of: Contender) -> float:
+    """Return when the writer has gone over its memory some times; the MiB a second that it wrote, by its own clock.
+    Raises Failed after BOOT seconds."""
+    pattern = f"virsh/log/{WRITER}.log" if isinstance(of, ByVirsh) else "run/domains/*/console.log"
     ends = time.monotonic() + BOOT
     while time.monotonic() < ends:
-        pattern = f"virsh/log/{WRITER}.log" if isinstance(of, ByVirsh) else "run/domains/*/console.log"
-        logs = home.glob(pattern)
-        if any(b"written once" in log.read_bytes() for log in logs):
-            return
         await asyncio.sleep(0.2)
+        for log in lab.plan.home(NODES[0]).glob(pattern):
+            times = [float(each) for each in _WRITTEN.findall(log.read_text(errors="replace"))]
+            if len(times) > PASSES:
+                return SET * PASSES / (times[PASSES] - times[0])
     raise Failed(f"{WRITER} has not written its memory after {BOOT:g} s", hint="is the machine busy?")
 
 
@@ -345,6 +353,7 @@ def _writer_rows(figures: Figures, samples: dict[str, Samples]) -> None:
         figures.add(f"writer {name}: whole command", "ms", each.whole)
         figures.add(f"writer {name}: gap", "ms", each.gaps)
         figures.add(f"writer {name}: ended", "of 1", each.ended)
+        figures.add(f"writer {name}: wrote", "MiB/s", each.rate)
     for name, row in WRITER_RATIOS.items():
         figures.hold(name, row, WRITER_AIM)
 

@@ -96,7 +96,7 @@ async def running(lab: Lab, kernel: Guest, folder: Path, load: Workload) -> Asyn
 async def _written_once(lab: Lab) -> None:
     logs = lab.plan.home(NODES[0]) / "run" / "domains"
     async with asyncio.timeout(BOOT):
-        while not any(b"written once" in one.read_bytes() for one in logs.glob("*/console.log")):  # noqa: ASYNC110
+        while not any(b"written 1 " in one.read_bytes() for one in logs.glob("*/console.log")):  # noqa: ASYNC110
             await asyncio.sleep(0.2)
 
 

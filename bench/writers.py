@@ -2,7 +2,8 @@
 
 What is written, how much of it, and how often a MiB is written are words of the kernel's command line:
 bench=ADDRESS set=MIB chunk=MIB pause=MICROSECONDS (0: flat out) fill=random|text. Without set= it is idle. In place of
-pause=, rate=MIB a second may be given: it then writes so much by the clock, if it can."""
+pause=, rate=MIB a second may be given: it then writes so much by the clock, if it can. After each pass over the whole
+set it says on its console when that was, in seconds since it booted: "written 3 at 12.34"."""
 
 from __future__ import annotations
 
@@ -51,7 +52,8 @@ if [ -n "$set" ]; then
             [ $due -gt $now ] && usleep $(((due - now) * 10000))
         done
         pass=$((pass + 1))
-        [ $pass = 1 ] && echo "written once"
+        read up rest </proc/uptime
+        echo "written $pass at $up"
     done
 fi
 while :; do sleep 1000; done

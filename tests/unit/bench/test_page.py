@@ -38,7 +38,7 @@ def test_a_table_is_made_anew_between_its_marks(told: page.Told) -> None:
 
 def test_a_move_that_never_ended_says_so(told: page.Told) -> None:
     text, _ = page.rewrite("<!-- bench:writers -->\n<!-- bench:end -->\n", told)
-    assert "| flat out, virsh | never | 60.1 s [60.1 s..60.2 s] |  | 2 |" in text
+    assert "| flat out, virsh | never | 60.1 s [60.1 s..60.2 s] |  |  | 2 |" in text
 
 
 def test_a_missed_aim_says_so(told: page.Told) -> None:
