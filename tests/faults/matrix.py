@@ -66,6 +66,10 @@ async def both_daemons_killed(move: Move) -> AsyncIterator[None]:
 async def source_qemu_killed(move: Move) -> AsyncIterator[None]:
     await end([move.qemu(move.source)])
     yield
+    if move.phase in BEFORE_COMMIT[:3]:
+        await move.over(END)
+        told = move.task.result()
+        assert "ended on" in told.err and "runs on" not in told.err, told
 
 
 @contextlib.asynccontextmanager

@@ -180,7 +180,8 @@ class Driver(Protocol):
         ...
 
     def events(self) -> AsyncIterator[DomainEvent]:
-        """Domains that stopped by themselves, in order, for ever. One reader."""
+        """Domains that stopped by themselves, in order, for ever; half domains that are gone too: whose they are, the
+        owner key says. One reader."""
         ...
 
     # ---- before a move

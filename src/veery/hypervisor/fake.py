@@ -107,8 +107,7 @@ class FakeDriver:
         """The domain's process is gone, and nobody asked for it."""
         domain = self._domain(uuid)
         self._drop(domain)
-        if domain.stage != "incoming":
-            self._events.put_nowait(DomainEvent(uuid, DomainEnd.DIED))
+        self._events.put_nowait(DomainEvent(uuid, DomainEnd.DIED))
 
     def print(self, uuid: str, data: bytes) -> None:
         """The guest prints `data`."""

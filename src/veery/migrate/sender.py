@@ -72,6 +72,7 @@ class Sender:
         self._asking: asyncio.Task[None] | None = None
         self._stands_since = 0.0
         self._post_copy = find(order.settings.policy).post_copy and not _stands(order)
+        self._ended = False  # the domain itself, before it could move
 
     @property
     def target(self) -> str:
@@ -93,8 +94,21 @@ class Sender:
             if self._turn is not None:
                 await self._turn.prepare()
             return await self._run()
+        except (Refused, Failed) as error:
+            name, here = self._order.reading.name, self._ground.node
+            if await self._stands_here():
+                raise
+            self._ended = True
+            raise Failed(
+                f"{name} ended on {here} while it was moved",
+                hint="its file's on_crash says whether it starts again: veery list --cluster",
+            ) from error
         finally:
             self._leave_row()
+
+    async def _stands_here(self) -> bool:
+        uuid = self._order.reading.uuid
+        return any(reading.uuid == uuid for reading in await self._ground.driver.list())
 
     def _leave_row(self) -> None:
         if self._turn is not None:
@@ -462,10 +476,13 @@ class Sender:
             policy=order.settings.policy,
             samples=tuple(self._pilot.samples) if self._pilot else (),
             story=tuple(self._pilot.story) if self._pilot else (),
-            runs_on=order.target.name if moved else "" if state is MoveState.UNKNOWN else self._ground.node,
+            runs_on=order.target.name if moved else self._left_here(state),
             disk_bytes=self._disk_bytes,
             kept=disks.kept(steps.line) if state is MoveState.DONE and steps else (),
         )
+
+    def _left_here(self, state: MoveState) -> str:
+        return "" if state is MoveState.UNKNOWN or self._ended else self._ground.node
 
     def _entered(self, phase: Phase) -> None:
         self._publish(MoveProgress(phase=phase))

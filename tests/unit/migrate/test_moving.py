@@ -160,6 +160,38 @@ async def test_a_second_move_is_refused(tmp_path: Path, certificates: Path) -> N
         await pair.check("b")
 
 
+async def test_a_half_domain_that_dies_before_commit_is_not_handed_over(tmp_path: Path, certificates: Path) -> None:
+    """Its memory is whole at the source: there it runs on, though the target had loaded everything."""
+    async with two_nodes(tmp_path, certificates) as pair:
+        brake = held(pair, "COMMIT")
+        moving = asyncio.create_task(pair.a.move(pair.b))
+        await entered(pair, Phase.COMMIT)
+        pair.b.driver.crash_process(UUID)
+        async with asyncio.timeout(20):
+            while pair.b.ground.journal.open():
+                await asyncio.sleep(0.005)
+        brake.unlink()
+        report = await moving
+        assert report.state is MoveState.FAILED
+        assert "ended on b before it was handed over" in report.reason
+        await pair.check("a")
+
+
+async def test_a_domain_that_ends_while_it_is_moved_is_said_to_run_nowhere(tmp_path: Path, certificates: Path) -> None:
+    async with two_nodes(tmp_path, certificates) as pair:
+        brake = held(pair, "COPY")
+        moving = asyncio.create_task(pair.a.move(pair.b))
+        await entered(pair, Phase.COPY)
+        pair.a.driver.crash_process(UUID)
+        brake.unlink()
+        report = await moving
+        assert report.state is MoveState.FAILED
+        assert report.reason == "busybox ended on a while it was moved"
+        assert report.runs_on == ""
+        await pair.settled()
+        assert pair.world.running(UUID) == ()
+
+
 async def test_the_target_that_fails_to_finish_does_so_later(tmp_path: Path, certificates: Path) -> None:
     """The owner is the target: nothing may bring the source's copy back to life; the target tries again."""
     async with two_nodes(tmp_path, certificates) as pair:
