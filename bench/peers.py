@@ -35,7 +35,7 @@ PATIENCE = 60.0  # seconds, then a move is aborted
 SET, PASSES = 128, 3  # MiB; how often it is written while its rate is measured
 _WRITTEN = re.compile(r"^written \d+ at ([\d.]+)\r?$", re.MULTILINE)
 RATES = {"100 MiB/s": "rate=100", "flat out": "pause=0"}
-WRITER, ADDRESS, WRITES = "writer", "172.16.31.199", f"set={SET} chunk=4 fill=random"
+WRITER, ADDRESS, WRITES = "writer", "172.16.31.199", f"set={SET} chunk=8 fill=random"
 
 WHOLE_AIM, GAP_AIM = 0.5, 0.6  # of virsh's default
 BARE_GAP_AIM, INSIDE_AIM = 1.1, 1.3  # of the script's

@@ -30,18 +30,19 @@ for word in $(cat /proc/cmdline); do
 done
 if [ -n "$set" ]; then
     mkdir /w; mount -t tmpfs -o size=90% tmpfs /w
+    size=8; [ $chunk -gt 4 ] && [ "$fill" = random ] && size=16
     if [ "$fill" = text ]; then
         awk 'BEGIN { for (n = 0; n < 200000; n++) print n, "a veery sings in the woods at dusk", n * 7 }' >/w/page
         head -c 8388608 /w/page >/w/pattern; rm /w/page
     else
-        dd if=/dev/urandom of=/w/pattern bs=1M count=8 2>/dev/null
+        dd if=/dev/urandom of=/w/pattern bs=1M count=$size 2>/dev/null
     fi
     # Each pass puts another part of the pattern at each place: a page that is written is also changed.
     pass=0 due=0 # hundredths of seconds since boot
     while :; do
         place=0
         while [ $place -lt $set ]; do
-            from=$(((place + pass) % (9 - chunk)))
+            from=$(((place + pass) % (size + 1 - chunk)))
             dd if=/w/pattern of=/w/set bs=1M count=$chunk skip=$from seek=$place conv=notrunc 2>/dev/null
             place=$((place + chunk))
             [ $pass -gt 0 ] && [ "${pause:-0}" -gt 0 ] && usleep $pause
