@@ -15,6 +15,7 @@ from veery.cluster.keys import (
     ALIVE,
     DISARMED,
     DOMAINS,
+    EVENTS,
     FENCES,
     GROUPS,
     HISTORIES,
@@ -25,6 +26,7 @@ from veery.cluster.keys import (
     POLICIES,
     RESERVATIONS,
     RUNS,
+    VOLUMES,
     Kind,
 )
 from veery.cluster.store import Entry, Snapshot, Store
@@ -48,6 +50,8 @@ from veery.model.ha import (
 )
 
 T = TypeVar("T")
+
+UNSEEN = (EVENTS.prefix, VOLUMES.prefix)  # of no use to the brain
 
 
 @dataclass(slots=True)
@@ -97,7 +101,7 @@ class StoreEyes:
         return self._last
 
     def _view(self, snapshot: Snapshot, signs: Signs, fresh: Mapping[str, NodeReading], now: float) -> ClusterView:
-        entries = {entry.key: entry for entry in snapshot.entries}
+        entries = {entry.key: entry for entry in snapshot.entries if not entry.key.startswith(UNSEEN)}
         self._decoded = {key: cached for key, cached in self._decoded.items() if key in entries}
         nodes = {}
         for name, record in self._all(NODES, entries).items():

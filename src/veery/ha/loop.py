@@ -36,8 +36,6 @@ from veery.model.ha import (
 
 log = logging.getLogger(__name__)
 
-WATCH = 0.2  # seconds between two looks at the own leadership, while actions are under way
-
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -138,7 +136,7 @@ class Brain:
             if left <= 0 and self._work:
                 log.warning(decision("brain.stop", node=self._node, reason="does not lead any more"))
                 await stop(*(each.task for each in self._work.values()))
-            await self._clock.sleep(min(left, self._rules.cycle) if left > 0 else WATCH)
+            await self._clock.sleep(min(left, self._rules.cycle) if left > 0 else self._rules.cycle)
 
     def _own(self, view: ClusterView) -> ClusterView:
         """`view` with what only this leader knows: its orders under way, and what failed a moment ago."""

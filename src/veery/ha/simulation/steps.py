@@ -92,6 +92,8 @@ def _nets(stage: Stage, step: Step, *, up: bool) -> None:
 async def daemon_stop(stage: Stage, step: Step) -> None:
     """NODE's daemon is stopped; its domains run on."""
     machine = _machine(stage, step)
+    if not (machine.power and machine.daemon):
+        return
     stage.world.say("world", f"the daemon of {machine.name} stops")
     machine.daemon = False
     stage.world.end_daemon(machine.name)
@@ -100,6 +102,8 @@ async def daemon_stop(stage: Stage, step: Step) -> None:
 async def daemon_start(stage: Stage, step: Step) -> None:
     """And started again."""
     machine = _machine(stage, step)
+    if machine.daemon or not machine.power:
+        return
     stage.world.say("world", f"the daemon of {machine.name} starts")
     machine.daemon = True
     stage.wake(machine.name)
