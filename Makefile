@@ -80,7 +80,7 @@ root:
 
 .PHONY: system
 system: root
-	@$(SETUP) packages guest
+	@$(SETUP) packages guest agents
 
 # Made anew when the lock changes, and when the work tree was moved (the stamp holds its path).
 $(VENV): packaging/requirements.lock pyproject.toml $(if $(filter $(CURDIR),$(shell cat $(VENV) 2>/dev/null)),,FORCE)

@@ -34,6 +34,7 @@ from veery.cluster.presence import Heartbeat
 from veery.config.settings import DEFAULT_PATH, Settings
 from veery.config.settings import load as load_settings
 from veery.errors import Failed, Refused, VeeryError
+from veery.ha.fence.power import PowerFence
 from veery.host import log as logs
 from veery.host import systemd, tls
 from veery.host.clock import RealClock
@@ -55,6 +56,7 @@ from veery.model.volume import Backing, Initiator, Volume
 from veery.node.attachments import NodeAttacher
 from veery.node.caretaker import Caretaker
 from veery.node.devices import Devices
+from veery.node.doctor import Doctor
 from veery.node.domains import Domains
 from veery.node.fencing import Fencing
 from veery.node.guard import Guard
@@ -68,6 +70,7 @@ from veery.node.signs import SignWatcher, SignWriter
 from veery.node.standing import Standing
 from veery.node.volumemoves import VolumeMoves
 from veery.node.volumes import VolumeRecords, VolumeService
+from veery.node.watchdog import WatchdogKeeper
 from veery.storage.base import BytesStore
 from veery.storage.beat import BeatFile, heartbeat_iqn
 from veery.storage.file import FileStore
@@ -137,6 +140,7 @@ class Daemon:
             volumes=self.volumes,
             domains=self.domains,
             clock=self.clock,
+            power=PowerFence(settings.power),
         )
         own = client_url(settings, self.node) if identity.etcd else ""
         self.standing = Standing(self.node, self.store, self.volumes, own)
@@ -144,6 +148,16 @@ class Daemon:
         self.near = Peers(self.client_tls, self.neighbours.find)  # asks the store for nothing
         self.guard = self._guard()
         self.watcher = self._watcher()
+        guard = self.guard
+        self.keeper = WatchdogKeeper(
+            self.node.name,
+            self.store,
+            settings.watchdog,
+            self.clock,
+            may_feed=guard.may_feed if guard else lambda: self.heartbeat.remaining() > 0,
+        )
+        self.writer = self._signs() if self.node.has(Role.HYPERVISOR) else None
+        self.doctor = self._doctor(folder)
         self.api = self._api(tail)
 
     # ---- building
@@ -217,6 +231,23 @@ class Daemon:
             stopped=lambda: self.guard is not None and self.guard.stopped,
         )
 
+    def _doctor(self, certificates: Path) -> Doctor:
+        folders = {"state": self.state, "run": self.runtime}
+        if self.settings.storage.pool:
+            folders["volumes"] = Path(self.settings.storage.pool)
+        return Doctor(
+            self.node,
+            self.store,
+            peers=self.peers,
+            fencing=self.fencing,
+            keeper=self.keeper,
+            guard=self.guard,
+            writer=self.writer,
+            clock=self.clock,
+            folders=folders,
+            tls=certificates,
+        )
+
     def _api(self, tail: logs.Tail) -> ApiServer:
         devices = Devices(self.domains, self.driver, self.attacher)
         tables = [
@@ -229,7 +260,7 @@ class Daemon:
                 self.volume_moves,
                 peers=self.peers,
             ).table(),
-            ClusterRoutes(self.membership, self.machine, self.processors, tail).table(),
+            ClusterRoutes(self.membership, self.machine, self.processors, tail, self.doctor).table(),
             FencingRoutes(self.fencing, self.standing, self.guard, self.watcher).table(),
         ]
         return ApiServer(self.node.name, self.peers, tables, group=self.settings.api.group)
@@ -281,7 +312,8 @@ class Daemon:
     def _work(self) -> list[tuple[str, Coroutine[Any, Any, None]]]:
         work: list[tuple[str, Coroutine[Any, Any, None]]] = [
             ("membership", self.membership.run()),
-            ("heartbeat", self.heartbeat.run()),
+            ("watchdog", self.keeper.run()),
+            ("heartbeat", self._be_present()),
             ("relocation", self.relocation.run()),
             ("settler", self.settler.run()),
             ("moves", self.moves.run()),
@@ -289,12 +321,12 @@ class Daemon:
             ("caretaker", Caretaker(self.ground, self.domains).run()),
             ("processors", self.processors.run()),
             ("neighbours", self.neighbours.run()),
-            ("watchdog", _feed()),
+            ("systemd", _feed()),
         ]
         if self.guard is not None:
             work.append(("guard", self.guard.run()))
-        if self.node.has(Role.HYPERVISOR):
-            work.append(("heartbeats", self._signs().run()))
+        if self.writer is not None:
+            work.append(("heartbeats", self.writer.run()))
         if self.watcher is not None:
             work.append(("signs", self.watcher.run()))
         if self.identity.etcd is not None:
@@ -305,6 +337,11 @@ class Daemon:
             )
             work += [("tgtd", tgtd.run()), ("volumes", self.volumes.run())]
         return work
+
+    async def _be_present(self) -> None:
+        """Once what the store says of our watchdog is true."""
+        await self.keeper.declared()
+        await self.heartbeat.run()
 
     async def _target_started(self) -> None:
         assert self.target is not None

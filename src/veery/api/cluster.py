@@ -10,6 +10,7 @@ from veery.api.server import answer, body
 from veery.cluster.join import JoinRequest
 from veery.host.log import Tail
 from veery.model.codec import convert
+from veery.node.doctor import Doctor
 from veery.node.machine import Machine
 from veery.node.membership import Membership
 from veery.node.processors import Processors
@@ -18,8 +19,11 @@ from veery.node.processors import Processors
 class ClusterRoutes:
     """What users ask of nodes."""
 
-    def __init__(self, membership: Membership, machine: Machine, processors: Processors, tail: Tail) -> None:
+    def __init__(
+        self, membership: Membership, machine: Machine, processors: Processors, tail: Tail, doctor: Doctor
+    ) -> None:
         self._membership, self._machine, self._processors, self._tail = membership, machine, processors, tail
+        self._doctor = doctor
 
     def table(self) -> list[web.RouteDef]:
         """The routes."""
@@ -27,6 +31,8 @@ class ClusterRoutes:
             web.get("/v1/host", self.host),
             web.get("/v1/log", self.log),
             web.get("/v1/cpu", self.cpu),
+            web.get("/v1/health", self.health),
+            web.get("/v1/doctor", self.doctor),
             web.get("/v1/nodes", self.nodes),
             web.delete("/v1/nodes/{name}", self.leave),
             web.post("/v1/tokens", self.token),
@@ -46,6 +52,14 @@ class ClusterRoutes:
     async def cpu(self, _: web.Request) -> web.Response:
         """The processor that new domains get."""
         return answer(await self._processors.show())
+
+    async def health(self, _: web.Request) -> web.Response:
+        """What this node says of itself."""
+        return answer(await self._doctor.health())
+
+    async def doctor(self, request: web.Request) -> web.Response:
+        """What is found on one node, or on all and between them."""
+        return answer(await self._doctor.examine(request.query.get("node", "")))
 
     async def nodes(self, _: web.Request) -> web.Response:
         """All nodes."""

@@ -30,6 +30,7 @@ class FencingRoutes:
             web.post(one, self.begin),
             web.delete(one, self.lift),
             web.post(f"{one}/confirm", self.confirm),
+            web.get(f"{one}/test", self.test),
             web.post(f"{one}/cut", self.cut),
             web.get(f"{one}/cut", self.proof),
             web.post(f"{one}/admit", self.admit),
@@ -56,6 +57,10 @@ class FencingRoutes:
         """A person's word."""
         data = await body(request)
         return answer(await self._fencing.confirm(request.match_info["name"], by=_who(request, data)))
+
+    async def test(self, request: web.Request) -> web.Response:
+        """Whether each way would work."""
+        return answer(await self._fencing.test(request.match_info["name"]))
 
     async def lift(self, request: web.Request) -> web.Response:
         """Let it in again."""

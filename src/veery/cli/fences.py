@@ -1,4 +1,4 @@
-"""Fences: fence list, show, confirm, lift."""
+"""Fences: fence list, show, test, confirm, lift."""
 
 from __future__ import annotations
 
@@ -59,6 +59,16 @@ def _show(session: Session, args: Namespace) -> int:
     return 0
 
 
+def _test(session: Session, args: Namespace) -> int:
+    rows = session.client.get(_path(args.name, "test"))
+    if session.json:
+        session.print_json(rows)
+    else:
+        cells = [(row["method"], "yes" if row["works"] else "no", row["told"]) for row in rows]
+        print(*tables.plain(("Method", "Works", ""), cells), sep="\n")
+    return 0 if any(row["works"] for row in rows) else 1
+
+
 # ---- acting
 def _confirm(session: Session, args: Namespace) -> int:
     if not args.yes:
@@ -106,6 +116,16 @@ VERBS: dict[str, Verb] = {
         declare=_declare_name,
         about="Prints all of one node's fence: how far it has come, and what each way said.",
         examples="veery fence show test1",
+        json=True,
+    ),
+    "fence test": Verb(
+        run=_test,
+        declare=_declare_name,
+        about="""
+Asks for each way of fencing a node whether it would work now: the storage nodes, its power board, its watchdog.
+Nothing is switched or changed.""",
+        examples="veery fence test test1",
+        failure="none of them would work",
         json=True,
     ),
     "fence confirm": Verb(

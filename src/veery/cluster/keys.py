@@ -13,6 +13,7 @@
 | processor/NAME, baseline/ACCELERATOR | Processor of a node, Baseline of all of them |
 | ha/DOMAIN, run/DOMAIN, group/NAME | HaRecord (what is asked), RunRecord (what the brain did), Group |
 | fence/NODE, means/NODE, history/NODE, intent/NODE | FenceRecord, FenceMeans, NodeHistory, NodeIntent |
+| armed/NODE | Armed: a watchdog ends the node when its lease is lost |
 | leader | LeaderRecord, bound to the leader's lease |
 | disarmed | Disarmed, while the brain is to do nothing |
 | event/NUMBER | Event; numbers of 20 digits, so that they sort by time |
@@ -29,6 +30,7 @@ from veery.cluster.store import Entry, Put, Store
 from veery.errors import Failed, Refused
 from veery.model import codec
 from veery.model.cluster import Cluster, DomainRecord, Owner, Presence, Reservation, Token
+from veery.model.fence import Armed
 from veery.model.ha import (
     Disarmed,
     Event,
@@ -109,6 +111,7 @@ POLICIES = Kind("ha/", HaRecord)
 RUNS = Kind("run/", RunRecord)
 GROUPS = Kind("group/", Group)
 FENCES = Kind("fence/", FenceRecord)
+ARMED = Kind("armed/", Armed)
 MEANS = Kind("means/", FenceMeans)
 HISTORIES = Kind("history/", NodeHistory)
 INTENTS = Kind("intent/", NodeIntent)

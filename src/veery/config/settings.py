@@ -82,6 +82,26 @@ class GuardSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WatchdogSettings:
+    """The node's own watchdog: `device` is /dev/watchdog, or a unix socket of a program that does the same ("": none);
+    `timeout`: seconds without a feed after which it ends the node."""
+
+    device: str = ""
+    timeout: int = 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PowerSettings:
+    """[power.NODE]: how another node's power is switched off. `agent` is one of Debian's fence-agents, `options` are
+    its own; its password stands alone in `password_file`, which only root may read. `deadline`: seconds for a call."""
+
+    agent: str
+    options: dict[str, str] = field(default_factory=dict)
+    password_file: str = ""
+    deadline: float = 40.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
     """The guest's kernel, whose modules go into the images that this node builds: a vmlinuz, and its
     lib/modules/VERSION; "" means the kernel that this node itself runs."""
@@ -105,9 +125,12 @@ class Settings:
     qemu: Qemu = field(default_factory=Qemu)
     moves: MoveLimits = field(default_factory=MoveLimits)
     guard: GuardSettings = field(default_factory=GuardSettings)
+    watchdog: WatchdogSettings = field(default_factory=WatchdogSettings)
+    power: dict[str, PowerSettings] = field(default_factory=dict)
     image: Image = field(default_factory=Image)
 
 
+FEED_SLACK = 3.0  # seconds by which the last feed of a watchdog may be older than its node's lease
 DEFAULT_PATH = Path("/etc/veery/veery.toml")
 
 
@@ -133,7 +156,19 @@ def load(path: Path) -> Settings:
         raise Refused(f"{path}: {error}", hint="see docs/settings.md for the keys") from error
     if min(settings.moves.out, settings.moves.into, settings.moves.link, settings.moves.copies + 1) < 1:
         raise Refused(f"{path}:{_line_of(text, 'moves')}: limits of moves are 1 or more", hint="see docs/settings.md")
+    _check_ends(settings, f"{path}:{_line_of(text, 'watchdog')}")
     return settings
+
+
+def _check_ends(settings: Settings, where: str) -> None:
+    """The guard has ended a lost node's domains before its watchdog ends the node: domains get that much of a chance to
+    go on. Raises Refused."""
+    watchdog = settings.watchdog
+    if watchdog.device and not 0 < settings.guard.end <= watchdog.timeout - FEED_SLACK:
+        raise Refused(
+            f"{where}: watchdog.timeout {watchdog.timeout} is not {FEED_SLACK:g} s more than guard.end",
+            hint="the guard must be on, and through before the watchdog fires: raise timeout, or lower guard.end",
+        )
 
 
 def _unknown(data: dict[str, object], kind: type, path: tuple[str, ...]) -> tuple[str, ...]:
@@ -146,6 +181,13 @@ def _unknown(data: dict[str, object], kind: type, path: tuple[str, ...]) -> tupl
             found = _unknown(value, inner.cls, (*path, key))
             if found:
                 return found
+        if isinstance(value, dict) and isinstance(inner, msgspec.inspect.DictType):
+            for name, item in value.items():
+                of = inner.value_type
+                if isinstance(item, dict) and isinstance(of, msgspec.inspect.DataclassType):
+                    found = _unknown(item, of.cls, (*path, key, name))
+                    if found:
+                        return found
     return ()
 
 

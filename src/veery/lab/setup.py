@@ -1,4 +1,4 @@
-"""`python3 -m veery.lab.setup packages guest`: the parts of the set-up that come before the virtual environment.
+"""`python3 -m veery.lab.setup packages guest agents`: the parts of the set-up that come before the virtual environment.
 
 The Makefile calls it with the system's Python and nothing but the standard library."""
 
@@ -8,7 +8,7 @@ import sys
 import time
 
 from veery.errors import VeeryError
-from veery.lab import guest, packages
+from veery.lab import agents, guest, packages
 
 
 class Bar:
@@ -65,7 +65,11 @@ def _guest(bar: Bar) -> str:
     return f"kernel {guest.fetch(bar).version}, unpacked in {packages.cache() / 'guest'}"
 
 
-_PARTS = {"packages": _packages, "guest": _guest}
+def _agents(bar: Bar) -> str:
+    return "" if agents.find() else f"fence agents, unpacked in {agents.fetch(bar).root}"
+
+
+_PARTS = {"packages": _packages, "guest": _guest, "agents": _agents}
 
 
 if __name__ == "__main__":

@@ -34,6 +34,16 @@ class Fenced:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Armed:
+    """The record armed/NODE: a watchdog ends the node `timeout` seconds after its last feed, and is fed only while the
+    node's lease holds by its own clock, or the store is down for all."""
+
+    node: str
+    timeout: int
+    device: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Cut:
     """A storage node's word on fence `fence` (Fenced.created): of its `targets` targets none lets the node in, no
     session and no half login of it is left. `closed` sessions were closed for that, in `milliseconds`."""

@@ -3,13 +3,19 @@ fenced, ends what must not, and takes an operator's word. design.md, "Safety": p
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from typing import Any
 
 from veery.cluster import fencing
-from veery.cluster.keys import FENCES, OWNERS
+from veery.cluster.keys import FENCES, NODES, OWNERS
 from veery.cluster.store import Store
-from veery.errors import Failed, Refused
+from veery.errors import Failed, Refused, VeeryError
 from veery.ha import orders
+from veery.ha.fence.base import Fence
+from veery.ha.fence.power import PowerFence
+from veery.ha.fence.storage import StorageFence
+from veery.ha.fence.watchdog import WatchdogFence
 from veery.host.clock import Clock
 from veery.host.mounts import shared
 from veery.hypervisor.base import Driver
@@ -34,16 +40,42 @@ class Fencing:
     """One a daemon."""
 
     def __init__(
-        self, node: str, store: Store, *, peers: Peers, volumes: VolumeService, domains: Domains, clock: Clock
+        self,
+        node: str,
+        store: Store,
+        *,
+        peers: Peers,
+        volumes: VolumeService,
+        domains: Domains,
+        clock: Clock,
+        power: PowerFence,
     ) -> None:
         """`node` is this one's name."""
         self.node = node
         self._store, self._peers, self._volumes = store, peers, volumes
         self._domains, self._clock = domains, clock
+        self.ways: tuple[Fence, ...] = (StorageFence(store, self._ask), power, WatchdogFence(store))
 
     @property
     def _driver(self) -> Driver:
         return self._domains.driver
+
+    async def _ask(self, node: str, method: str, path: str, *, deadline: float) -> Any:
+        return await self._peers.call(node, method, path, deadline=deadline)
+
+    async def test(self, name: str) -> list[dict[str, object]]:
+        """Whether each way of fencing would work for node `name`, in order; nothing is changed. Raises Refused."""
+        if await NODES.get(self._store, name) is None:
+            raise Refused(f"no node {name!r}", hint="veery node list shows the nodes")
+        told = await asyncio.gather(*(way.test(name) for way in self.ways), return_exceptions=True)
+        rows: list[dict[str, object]] = []
+        for way, answer in zip(self.ways, told, strict=True):
+            if isinstance(answer, BaseException) and not isinstance(answer, VeeryError):
+                raise answer
+            good = isinstance(answer, str)
+            said = answer.message if isinstance(answer, VeeryError) else answer
+            rows.append({"method": way.method, "works": good, "told": said})
+        return rows
 
     # ---- the records
     async def list(self) -> list[Fenced]:

@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 TICK = 0.25  # seconds between two looks
 ASK = 1.5  # seconds for the others' answers
+RULED = 1.0  # seconds for which a ruling counts, for the watchdog
 FRESH = 3.0  # seconds for which an answer counts
 LOOK = 5.0  # seconds between two looks at our own fence while all is well
 LIVE = (DomainState.RUNNING, DomainState.BLOCKED)
@@ -127,6 +128,7 @@ class Guard:
         self._fenced = False
         self._held: set[str] = self._remembered()
         self._ended = False
+        self._ruled = clock.now()
         self._words: tuple[Word, ...] = ()
         self._heard = clock.now() - FRESH
         self.ruling = Ruling(Stance.RUN, "nothing is known yet", feed=True)
@@ -135,6 +137,13 @@ class Guard:
     def stopped(self) -> bool:
         """Whether this node has ended its domains with shared disks, and lets none start."""
         return self._ended
+
+    def may_feed(self) -> bool:
+        """Whether the watchdog may be fed: the lease holds now, or a ruling of just now says that the store is down."""
+        if self._heartbeat.remaining() > 0:
+            return True
+        down = self.ruling.stance is Stance.STAY and self.ruling.feed
+        return down and self._clock.now() - self._ruled < RULED
 
     def held(self) -> tuple[str, ...]:
         """The UUIDs of the domains that stand still by our order."""
@@ -149,6 +158,7 @@ class Guard:
             while True:
                 before = self.ruling
                 self.ruling = rule(await self._view(), self._end)
+                self._ruled = self._clock.now()
                 if before.stance is not self.ruling.stance:
                     level = logging.INFO if self.ruling.stance is Stance.RUN else logging.ERROR
                     log.log(level, decision("guard", stance=self.ruling.stance.value, reason=self.ruling.reason))

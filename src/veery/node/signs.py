@@ -99,12 +99,16 @@ class SignWriter:
         self._number = int(clock.epoch() * 1000)  # goes on after a restart: a number is never written twice
         self.troubles: dict[str, str] = {}
 
+    def storage(self) -> tuple[str, ...]:
+        """The storage nodes that beats are written to."""
+        return tuple(sorted(name for name, node in self._neighbours.nodes.items() if node.has(Role.STORAGE)))
+
     async def run(self) -> None:
         """For ever: one task a storage node, as they come and go."""
         at_work: dict[str, asyncio.Task[None]] = {}
         async with asyncio.TaskGroup() as tasks:
             while True:
-                wanted = {name for name, node in self._neighbours.nodes.items() if node.has(Role.STORAGE)}
+                wanted = set(self.storage())
                 for name in wanted - set(at_work):
                     at_work[name] = tasks.create_task(self._beat_for_ever(name), name=f"heartbeat {name}")
                 for name in set(at_work) - wanted:

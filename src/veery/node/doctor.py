@@ -1,0 +1,285 @@
+"""Looks at all that a cluster needs, before it is missed: each node at itself, one of them at what must be alike."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from cryptography import x509
+
+import veery
+from veery.cluster.etcd import EtcdStore
+from veery.cluster.keys import NODES
+from veery.errors import Refused, VeeryError
+from veery.host.clock import Clock
+from veery.model import codec
+from veery.model.health import Finding, Health, Heard, Level
+from veery.model.node import Node, Role
+from veery.model.units import format_size
+from veery.network.bridge import bridges
+from veery.node.fencing import Fencing
+from veery.node.guard import Guard, Stance
+from veery.node.peers import Peers
+from veery.node.signs import SignWriter
+from veery.node.watchdog import WatchdogKeeper
+
+DAY = 86400.0
+ASK = 20.0  # seconds for one node's answer
+CONNECT = 3.0
+CLOCK_WARN, CLOCK_BAD = 1.0, 10.0  # seconds by which clocks may differ
+CERT_WARN = 30.0  # days before a certificate ends
+ROOM_WARN, ROOM_BAD = 0.10, 0.02  # of a disk that is free
+
+
+# ---- pure
+def judge_clock(heard: Heard) -> Finding:
+    """How far a node's clock is from ours, as far as the time of its answer lets that be told."""
+    between = (heard.asked + heard.answered) / 2
+    doubt = (heard.answered - heard.asked) / 2
+    off = heard.health.epoch - between
+    sure = max(abs(off) - doubt, 0.0)
+    level = Level.BAD if sure > CLOCK_BAD else Level.WARN if sure > CLOCK_WARN else Level.OK
+    told = f"{abs(off):.1f} s {'ahead of' if off > 0 else 'behind'} ours" if sure > CLOCK_WARN else "as ours"
+    advice = "run chrony or systemd-timesyncd there" if level is not Level.OK else ""
+    return Finding(node=heard.health.node, what="clock", level=level, told=told, advice=advice)
+
+
+def judge_versions(healths: Sequence[Health]) -> list[Finding]:
+    """Each node's version, against the one that most have."""
+    usual = Counter(one.version for one in healths).most_common(1)[0][0] if healths else ""
+    return [
+        Finding(node=one.node, what="version", level=Level.OK, told=one.version)
+        if one.version == usual
+        else Finding(
+            node=one.node,
+            what="version",
+            level=Level.WARN,
+            told=f"{one.version}, where others have {usual}",
+            advice="upgrade the older ones: domains may not be able to come back from a newer node",
+        )
+        for one in healths
+    ]
+
+
+def judge_bridges(healths: Sequence[Health]) -> list[Finding]:
+    """Each hypervisor's bridges, against those that any of them has: a domain finds its bridge wherever it goes."""
+    everywhere = {name for one in healths for name in one.bridges}
+    sizes = {name: Counter(one.bridges[name] for one in healths if name in one.bridges) for name in everywhere}
+    found = []
+    for one in healths:
+        lacks = sorted(everywhere - set(one.bridges))
+        odd = [name for name, mtu in sorted(one.bridges.items()) if mtu != sizes[name].most_common(1)[0][0]]
+        if lacks:
+            told, level, advice = (
+                f"lacks {', '.join(lacks)}",
+                Level.WARN,
+                "make it, or domains that use it cannot come",
+            )
+        elif odd:
+            told, level, advice = (
+                f"MTU of {', '.join(odd)} is not the others'",
+                Level.WARN,
+                "set the same MTU everywhere",
+            )
+        else:
+            told, level, advice = ", ".join(sorted(one.bridges)) or "none", Level.OK, ""
+        found.append(Finding(node=one.node, what="bridges", level=level, told=told, advice=advice))
+    return found
+
+
+def judge_room(node: str, what: str, total: int, free: int) -> Finding:
+    """How full a disk is; sizes in bytes."""
+    part = free / total if total else 0.0
+    level = Level.BAD if part < ROOM_BAD else Level.WARN if part < ROOM_WARN else Level.OK
+    told = f"{format_size(free)} of {format_size(total)} free"
+    advice = "make room: etcd and tgtd stop when it is full" if level is not Level.OK else ""
+    return Finding(node=node, what=what, level=level, told=told, advice=advice)
+
+
+def judge_end(node: str, what: str, ends: float, now: float) -> Finding:
+    """When a certificate ends; both in seconds of the epoch."""
+    days = (ends - now) / DAY
+    if days <= 0:
+        told, level = f"ended {-days:.0f} days ago", Level.BAD
+    else:
+        told, level = f"good for {days:.0f} days", Level.WARN if days < CERT_WARN else Level.OK
+    advice = "" if level is Level.OK else "have the node leave and join anew before it ends"
+    return Finding(node=node, what=what, level=level, told=told, advice=advice)
+
+
+class Doctor:
+    """One a daemon."""
+
+    def __init__(
+        self,
+        node: Node,
+        store: EtcdStore,
+        *,
+        peers: Peers,
+        fencing: Fencing,
+        keeper: WatchdogKeeper,
+        guard: Guard | None,
+        writer: SignWriter | None,
+        clock: Clock,
+        folders: dict[str, Path],
+        tls: Path,
+    ) -> None:
+        """`folders` are those whose disks must not be full, by what they are; `tls` holds our certificates."""
+        self._node, self._store, self._peers, self._fencing = node, store, peers, fencing
+        self._keeper, self._guard, self._writer, self._clock = keeper, guard, writer, clock
+        self._folders, self._tls = folders, tls
+
+    # ---- this node
+    async def health(self) -> Health:
+        """This node, as it sees itself. Raises nothing: what cannot be looked at is a finding."""
+        found = [*self._disks(), *self._certificates(), self._watchdog()]
+        if self._guard is not None:
+            found.append(self._guarded(self._guard))
+        if self._writer is not None:
+            found += self._paths(self._writer)
+            found.append(await self._leftovers())
+        known = await bridges() if self._node.has(Role.HYPERVISOR) else ()
+        return Health(
+            node=self._node.name,
+            version=veery.__version__,
+            epoch=self._clock.epoch(),
+            bridges={one.name: one.mtu for one in known},
+            findings=tuple(found),
+        )
+
+    def _say(self, what: str, trouble: str, good: str, *, level: Level = Level.BAD, advice: str = "") -> Finding:
+        """A finding of ours: bad with `trouble`, or else good."""
+        if trouble:
+            return Finding(node=self._node.name, what=what, level=level, told=trouble, advice=advice)
+        return Finding(node=self._node.name, what=what, level=Level.OK, told=good)
+
+    def _disks(self) -> list[Finding]:
+        found = []
+        for what, path in self._folders.items():
+            with contextlib.suppress(OSError):
+                usage = shutil.disk_usage(path)
+                found.append(judge_room(self._node.name, f"disk of {what}", usage.total, usage.free))
+        return found
+
+    def _certificates(self) -> list[Finding]:
+        found = []
+        for what, name in (("certificate", "server-cert.pem"), ("cluster's CA", "ca-cert.pem")):
+            try:
+                cert = x509.load_pem_x509_certificate((self._tls / name).read_bytes())
+            except (OSError, ValueError) as error:
+                found.append(self._say(what, f"{name}: {error}", "", advice="join the node anew"))
+                continue
+            ends = cert.not_valid_after_utc.timestamp()
+            found.append(judge_end(self._node.name, what, ends, self._clock.epoch()))
+        return found
+
+    def _watchdog(self) -> Finding:
+        armed = f"armed, with {self._keeper.timeout} s" if self._keeper.timeout else "none is set (watchdog.device)"
+        return self._say("watchdog", self._keeper.trouble, armed, advice="see to watchdog.device in veery.toml")
+
+    def _guarded(self, guard: Guard) -> Finding:
+        trouble = "" if guard.ruling.stance is Stance.RUN else f"{guard.ruling.stance}: {guard.ruling.reason}"
+        return self._say("guard", trouble, "domains run", advice="see veery fence list, and the store's members")
+
+    def _paths(self, writer: SignWriter) -> list[Finding]:
+        advice = "is tgtd running there, and the path up?"
+        return [
+            self._say(f"path to {name}", writer.troubles.get(name, ""), "heartbeats are taken", advice=advice)
+            for name in writer.storage()
+        ]
+
+    async def _leftovers(self) -> Finding:
+        try:
+            stale = ", ".join((await self._fencing.clean()).stale)
+        except VeeryError as error:
+            return self._say("leftovers", error.message, "", level=Level.WARN)
+        trouble = f"copies of {stale} that nothing lets run" if stale else ""
+        return self._say("leftovers", trouble, "none", level=Level.WARN, advice="veeryd ends them within seconds")
+
+    # ---- the cluster
+    async def examine(self, name: str = "") -> list[Finding]:
+        """The findings on node `name`, or ("") on every node and what they share. Raises Refused for an unknown one,
+        StoreUnavailable."""
+        nodes = await NODES.all(self._store)
+        if name and name not in nodes:
+            raise Refused(f"no node {name!r}", hint="veery node list shows the nodes")
+        chosen = [node for node in nodes.values() if name in ("", node.name)]
+        told = await asyncio.gather(*(self._hear(node) for node in chosen))
+        heard = [one for one in told if isinstance(one, Heard)]
+        found = [one for one in told if isinstance(one, Finding)]
+        for one in heard:
+            found += [judge_clock(one), *one.health.findings]
+        healths = [one.health for one in heard]
+        found += judge_versions(healths)
+        found += judge_bridges([one for one in healths if nodes[one.node].has(Role.HYPERVISOR)])
+        more = await asyncio.gather(
+            *(self._relocation(node) for node in chosen if node.has(Role.HYPERVISOR)),
+            *(self._fences(node) for node in chosen if node.has(Role.HYPERVISOR)),
+        )
+        found += [*more, *(await self._members(chosen))]
+        return sorted(found, key=lambda one: (one.node, one.what))
+
+    async def _hear(self, node: Node) -> Heard | Finding:
+        asked = self._clock.epoch()
+        try:
+            if node.name == self._node.name:
+                health = await self.health()
+            else:
+                told = await self._peers.call(node.name, "GET", "/v1/health", deadline=ASK)
+                health = codec.convert(told, Health)
+        except VeeryError as error:
+            advice = "is it on, and veeryd running there? the ports are in docs/hosts.md"
+            return Finding(node=node.name, what="daemon", level=Level.BAD, told=error.message, advice=advice)
+        return Heard(health=health, asked=asked, answered=self._clock.epoch())
+
+    async def _relocation(self, node: Node) -> Finding:
+        where = f"{node.relocation_address or node.address} port {node.relocation_port}"
+        try:
+            async with asyncio.timeout(CONNECT):
+                _, writer = await asyncio.open_connection(node.relocation_address or node.address, node.relocation_port)
+                writer.close()
+        except (OSError, TimeoutError) as error:
+            told = f"{where} is not reached: {error or 'no answer'}"
+            advice = "let it through the firewall: domains cannot come here"
+            return Finding(node=node.name, what="relocation port", level=Level.BAD, told=told, advice=advice)
+        return Finding(node=node.name, what="relocation port", level=Level.OK, told=where)
+
+    async def _fences(self, node: Node) -> Finding:
+        try:
+            rows = await self._fencing.test(node.name)
+        except VeeryError as error:
+            return Finding(node=node.name, what="fencing", level=Level.BAD, told=error.message)
+        ways = [str(row["method"]) for row in rows if row["works"]]
+        if ways:
+            return Finding(node=node.name, what="fencing", level=Level.OK, told=f"by {', '.join(ways)}")
+        advice = f"veery fence test {node.name} tells why; its domains could not be started elsewhere"
+        return Finding(node=node.name, what="fencing", level=Level.BAD, told="no way works", advice=advice)
+
+    async def _members(self, chosen: Sequence[Node]) -> list[Finding]:
+        """The store's members on these nodes, as themselves tell."""
+        try:
+            voters = await self._store.voters.all()
+        except VeeryError as error:
+            return [Finding(node=self._node.name, what="store", level=Level.BAD, told=error.message)]
+        works = (
+            self._member(node.name, voter.clients, learner=voter.learner)
+            for node in chosen
+            for voter in voters
+            if voter.name == node.name
+        )
+        return list(await asyncio.gather(*works))
+
+    async def _member(self, name: str, clients: Sequence[str], *, learner: bool) -> Finding:
+        advice = "see etcd.log in its run folder"
+        for endpoint in clients:
+            with contextlib.suppress(VeeryError):
+                status = await self._store.voters.status(endpoint)
+                if not status.leader:
+                    return Finding(node=name, what="store", level=Level.BAD, told="knows no leader", advice=advice)
+                told = f"etcd {status.version}, {format_size(status.size)}{', without a vote yet' if learner else ''}"
+                return Finding(node=name, what="store", level=Level.WARN if learner else Level.OK, told=told)
+        return Finding(node=name, what="store", level=Level.BAD, told="its member does not answer", advice=advice)

@@ -1,0 +1,66 @@
+"""`veery doctor` on the lab: well, and with things amiss."""
+
+from __future__ import annotations
+
+import json
+import signal
+from typing import Any
+
+from node_parts import Node, until
+
+from veery.lab import faults
+from veery.lab.services import Lab
+
+
+async def _rows(node: Node, *words: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads((await node.result("doctor", "--json", *words)).out)
+    return rows
+
+
+def _row(rows: list[dict[str, Any]], node: str, what: str) -> dict[str, Any]:
+    (found,) = [row for row in rows if (row["node"], row["what"]) == (node, what)]
+    return found
+
+
+async def test_a_lab_is_well(lab: Lab, near: Node) -> None:
+    async def well() -> bool:
+        return all(row["level"] != "bad" for row in await _rows(near, "--all"))
+
+    await until(well, "the lab is well")
+    rows = await _rows(near, "--all")
+    assert {row["node"] for row in rows} == {"stor", "test1", "test2"}
+    for what in ("clock", "certificate", "cluster's CA", "store", "version", "watchdog", "disk of state"):
+        assert _row(rows, "stor", what)["told"]
+    for what in ("bridges", "fencing", "relocation port", "path to stor", "guard", "leftovers"):
+        assert _row(rows, "test2", what)["level"] == "ok"
+    assert _row(rows, "test2", "bridges")["told"] == "xenbr0"
+    assert {row["node"] for row in await _rows(near)} == {"test1"}
+    assert {row["node"] for row in await _rows(near, "test2")} == {"test2"}
+    assert "no node test9" in (await near.refused("doctor", "test9")).replace("'", "")
+    table = (await near.veery("doctor", "--all", code=0)).splitlines()
+    assert table[0].split() == ["Node", "State", "What", "Found", "What", "to", "do"]
+
+
+async def test_what_is_amiss_is_told_with_what_to_do(lab: Lab, near: Node) -> None:
+    (etcd,) = faults.find(lab, "test2", "etcd")
+    etcd.process.send(signal.SIGSTOP)
+    await faults.kill(lab, "test2", "veeryd")
+    await lab.run("test1", ["ip", "link", "add", "dmz", "type", "bridge"])
+    try:
+        result = await near.result("doctor", "--all")
+        assert result.code == 1
+        rows = await _rows(near, "--all")
+        daemon = _row(rows, "test2", "daemon")
+        assert daemon["level"] == "bad"
+        assert "not reachable" in daemon["told"]
+        assert daemon["advice"]
+        assert "does not answer" in _row(rows, "test2", "store")["told"]
+        assert _row(rows, "test2", "relocation port")["level"] == "bad"
+        assert _row(rows, "test1", "store")["level"] == "ok"
+    finally:
+        etcd.process.send(signal.SIGCONT)
+        await lab.start("test2")
+        await lab.healthy()
+    rows = await _rows(near, "--all")
+    assert _row(rows, "test2", "bridges")["told"] == "lacks dmz"
+    await lab.run("test1", ["ip", "link", "delete", "dmz"])

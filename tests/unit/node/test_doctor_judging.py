@@ -1,0 +1,59 @@
+"""What the doctor makes of what it sees."""
+
+from __future__ import annotations
+
+import pytest
+
+from veery.model.health import Health, Heard, Level
+from veery.node.doctor import DAY, judge_bridges, judge_clock, judge_end, judge_room, judge_versions
+
+
+def health(node: str, *, version: str = "1.0", epoch: float = 1000.0, **bridges: int) -> Health:
+    return Health(node=node, version=version, epoch=epoch, bridges=bridges, findings=())
+
+
+@pytest.mark.parametrize(
+    ("epoch", "answered", "level"),
+    [
+        (1000.0, 1000.2, Level.OK),
+        (1000.9, 1000.2, Level.OK),
+        (1004.0, 1010.0, Level.OK),  # it may have been asked late: nothing is known
+        (1003.0, 1000.2, Level.WARN),
+        (996.0, 1000.2, Level.WARN),
+        (1060.0, 1000.2, Level.BAD),
+        (940.0, 1000.2, Level.BAD),
+    ],
+)
+def test_clocks(epoch: float, answered: float, level: Level) -> None:
+    found = judge_clock(Heard(health=health("test1", epoch=epoch), asked=1000.0, answered=answered))
+    assert found.level is level
+    assert bool(found.advice) == (level is not Level.OK)
+    if level is Level.BAD:
+        assert ("ahead of" if epoch > 1000 else "behind") in found.told
+
+
+def test_versions_and_bridges_alike() -> None:
+    rows = judge_versions([health("a"), health("b"), health("c", version="2.0")])
+    assert [row.level for row in rows] == [Level.OK, Level.OK, Level.WARN]
+    assert rows[2].told == "2.0, where others have 1.0"
+    assert judge_versions([]) == []
+
+    rows = judge_bridges([health("a", xenbr0=1500), health("b", xenbr0=1500, dmz=1500), health("c", xenbr0=9000)])
+    assert [(row.node, row.level) for row in rows] == [("a", Level.WARN), ("b", Level.OK), ("c", Level.WARN)]
+    assert rows[0].told == "lacks dmz"
+    rows = judge_bridges([health("a", xenbr0=1500), health("b", xenbr0=1500), health("c", xenbr0=9000)])
+    assert [row.level for row in rows] == [Level.OK, Level.OK, Level.WARN]
+    assert "MTU of xenbr0" in rows[2].told
+
+
+def test_room_and_certificates() -> None:
+    assert [judge_room("a", "disk", 1000, free).level for free in (500, 99, 19, 0)] == [
+        Level.OK,
+        Level.WARN,
+        Level.BAD,
+        Level.BAD,
+    ]
+    assert judge_room("a", "disk", 0, 0).level is Level.BAD
+    ends = [judge_end("a", "certificate", days * DAY, 0.0) for days in (400, 29, -1)]
+    assert [found.level for found in ends] == [Level.OK, Level.WARN, Level.BAD]
+    assert (ends[0].told, ends[2].told) == ("good for 400 days", "ended 1 days ago")
