@@ -45,6 +45,10 @@ class Book:
         """The best node for `domain`; "" where there is none. Nodes on which it failed come last; then the group's
         wish, the most memory left, the name."""
         shunned, failed = set(avoid), set(domain.run.failed) if domain.run else set()
+        if not (domain.ha.group or domain.tied or failed) and self._usable:
+            best_node = max(self._usable, key=self._free.__getitem__)  # the usual case, quickly: names break ties
+            if best_node not in shunned:
+                return best_node if self._free[best_node] >= domain.memory else ""
         group = self._view.groups.get(domain.ha.group, NO_GROUP)
         best, found = (True, 0, 0, ""), ""
         for node in self._usable:
