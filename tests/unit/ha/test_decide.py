@@ -1,0 +1,199 @@
+"""Decisions about single views: what the scenarios cannot reach, and what must never be decided."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from bench.brain import EPOCH, cluster, drain, lose, measure, orphan
+
+from veery.ha.decide import decide
+from veery.ha.drainplan import plan
+from veery.ha.placement import weakest
+from veery.ha.states import NodeState, judge
+from veery.model.ha import (
+    Admit,
+    ClusterView,
+    Disarmed,
+    End,
+    Fence,
+    FenceMeans,
+    FenceRecord,
+    FenceState,
+    IntentKind,
+    Move,
+    NodeIntent,
+    Note,
+    Release,
+    Rules,
+    RunningCopy,
+    RunRecord,
+    Sign,
+    Start,
+)
+
+RULES = Rules()
+LOST = "node000"
+
+
+def small() -> ClusterView:
+    return cluster(4, 8)
+
+
+def with_node(view: ClusterView, name: str, **fields: object) -> ClusterView:
+    return dataclasses.replace(
+        view,
+        nodes={**view.nodes, name: dataclasses.replace(view.nodes[name], **fields)},  # type: ignore[arg-type]
+    )
+
+
+def with_domain(view: ClusterView, name: str, **fields: object) -> ClusterView:
+    return dataclasses.replace(
+        view,
+        domains={**view.domains, name: dataclasses.replace(view.domains[name], **fields)},  # type: ignore[arg-type]
+    )
+
+
+def deeds(view: ClusterView) -> list[object]:
+    return [action for action in decide(view, EPOCH, RULES) if not isinstance(action, Note)]
+
+
+def test_a_healthy_cluster_is_left_alone() -> None:
+    assert decide(small(), EPOCH, RULES) == ()
+
+
+def test_a_lost_node_is_fenced_and_nothing_of_it_is_taken_before_the_proof() -> None:
+    (fence,) = deeds(lose(small(), 1, fenced=False))
+    assert isinstance(fence, Fence)
+    assert (fence.name, fence.method) == (LOST, "storage")
+
+
+def test_after_the_proof_its_domains_are_released_with_the_proof_as_their_guard() -> None:
+    view = lose(small(), 1, fenced=True)
+    released = deeds(view)
+    assert [type(each) for each in released] == [Release, Release]
+    assert all(each.fence == view.nodes[LOST].fence for each in released if isinstance(each, Release))
+
+
+@pytest.mark.parametrize("state", [FenceState.FENCING, FenceState.FAILED])
+def test_a_fence_that_is_not_proven_releases_nothing(state: FenceState) -> None:
+    record = FenceRecord(state=state, method="storage", tried=(("storage", "no answer"),), at=EPOCH, revision=5)
+    view = with_node(lose(small(), 1, fenced=False), LOST, fence=record)
+    assert not [each for each in deeds(view) if isinstance(each, Release | Start)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "state"),
+    [
+        ({"sign": Sign(age=0.5)}, NodeState.ISOLATED),
+        ({"sign": Sign(age=0.5, stopped=True)}, NodeState.LOST),
+        ({"intent": NodeIntent(kind=IntentKind.AWAY, away=100.0)}, NodeState.AWAY),
+        ({"intent": NodeIntent(kind=IntentKind.AWAY, away=30.0)}, NodeState.LOST),
+        ({"absent": 0.5}, NodeState.SILENT),
+        ({"sign": None}, NodeState.LOST),
+    ],
+)
+def test_what_a_silent_node_is(fields: dict[str, object], state: NodeState) -> None:
+    view = with_node(lose(small(), 1, fenced=False), LOST, **fields)
+    assert judge(view, EPOCH, RULES)[LOST] is state
+
+
+def test_nobody_is_fenced_while_no_storage_node_tells() -> None:
+    view = dataclasses.replace(lose(small(), 1, fenced=False), witnesses=0, watched=0.0)
+    assert judge(view, EPOCH, RULES)[LOST] is NodeState.UNWATCHED
+    assert deeds(view) == []
+
+
+def test_a_storage_node_that_has_just_come_back_is_no_witness_of_silence_yet() -> None:
+    view = dataclasses.replace(lose(small(), 1, fenced=False), watched=1.0)
+    assert judge(view, EPOCH, RULES)[LOST] is NodeState.UNWATCHED
+
+
+def test_nobody_is_judged_right_after_the_store_came_back() -> None:
+    assert deeds(dataclasses.replace(lose(small(), 2, fenced=False), settled=5.0)) == []
+
+
+@pytest.mark.parametrize("change", [{"quorum": False}, {"disarmed": Disarmed(by="me")}])
+def test_without_quorum_or_disarmed_nothing_is_done(change: dict[str, object]) -> None:
+    view = dataclasses.replace(orphan(lose(small(), 1, fenced=True), 3), **change)  # type: ignore[arg-type]
+    assert [type(each) for each in decide(view, EPOCH, RULES)] == [Note]
+
+
+@pytest.mark.parametrize(
+    ("absent", "age", "witnesses", "fired"),
+    [
+        (40.0, 40.0, 3, True),
+        (34.0, 40.0, 3, False),  # within the margin
+        (40.0, 34.0, 3, False),  # fed by the storage's heartbeat later than by the lease
+        (40.0, 40.0, 2, False),  # the third storage node may know of a younger heartbeat
+    ],
+)
+def test_when_a_watchdog_is_proof(absent: float, age: float, witnesses: int, fired: bool) -> None:
+    view = dataclasses.replace(lose(small(), 1, fenced=False), witnesses=witnesses)
+    means = FenceMeans(methods=("watchdog",), watchdog=30.0)
+    view = with_node(view, LOST, means=means, absent=absent, sign=Sign(age=age))
+    assert [type(each) for each in deeds(view)] == ([Fence] if fired else [])
+
+
+def test_a_node_that_is_back_with_an_old_copy_is_let_in_only_when_that_is_gone() -> None:
+    proof = FenceRecord(state=FenceState.FENCED, revision=7)
+    view = with_domain(
+        small(), "domain0000", owner=dataclasses.replace(small().domains["domain0001"].owner, boot="new")
+    )  # type: ignore[type-var]
+    reading = view.nodes[LOST].reading
+    assert reading is not None
+    kept, old = RunningCopy(domain="domain0004", boot="domain0004"), RunningCopy(domain="domain0000", boot="domain0000")
+    back = with_node(view, LOST, fence=proof, reading=dataclasses.replace(reading, copies=(kept, old)))
+    (end,) = deeds(back)
+    assert isinstance(end, End)
+    assert (end.name, end.boot) == ("domain0000", "domain0000")
+    gone = with_node(view, LOST, fence=proof, reading=dataclasses.replace(reading, copies=(kept,)))
+    assert [type(each) for each in deeds(gone)] == [Admit]
+    assert deeds(with_node(gone, LOST, fresh=False)) == []
+
+
+def test_room_goes_to_the_highest_priority_whether_it_is_lost_or_waits() -> None:
+    view = lose(cluster(2, 4), 1, fenced=True)  # node001 has 170 MiB left
+    names = [name for name, each in view.domains.items() if each.owner and each.owner.node == LOST]
+    reading = view.nodes["node001"].reading
+    assert reading is not None
+    view = with_node(view, "node001", reading=dataclasses.replace(reading, room=3 * 256))
+    low, high = sorted(names, key=lambda name: view.domains[name].ha.priority)
+    view = with_domain(view, low, owner=None)
+    assert [(type(each), each.name) for each in deeds(view)] == [(Release, high)]  # type: ignore[attr-defined]
+
+
+def test_back_off_doubles_and_ends_at_the_limit() -> None:
+    view = orphan(small(), 1)
+    ha = dataclasses.replace(view.domains["domain0000"].ha, max_restarts=4, group="")
+    for tries, since, starts in ((1, 4.0, False), (1, 6.0, True), (3, 19.0, False), (3, 21.0, True), (4, 999.0, False)):
+        run = RunRecord(tries=tries, at=EPOCH - since, revision=3)
+        done = deeds(with_domain(view, "domain0000", ha=ha, run=run))
+        assert bool([each for each in done if isinstance(each, Start)]) is starts, (tries, since)
+
+
+def test_a_drain_keeps_its_limits_and_counts_moves_that_are_under_way() -> None:
+    view = drain(small(), 1)
+    assert [type(each) for each in deeds(view)] == [Move]
+    busy = dataclasses.replace(view, moving={"domain0000": (LOST, "node001")}, acting=frozenset({"domain/domain0000"}))
+    assert deeds(busy) == []
+
+
+def test_the_weakest_node_is_named() -> None:
+    view = cluster(3, 6)
+    homes = {name: each.owner.node for name, each in view.domains.items() if each.owner}
+    nodes = [name for name in view.nodes if name.startswith("node")]
+    assert weakest(view, nodes, homes) == LOST  # 682 MiB each, 512 taken: two of 256 do not fit into 170 and 170
+    assert weakest(view, nodes, dict(list(homes.items())[:3])) == ""
+
+
+def test_an_unknown_node_cannot_be_drained() -> None:
+    assert plan(small(), "moon", EPOCH, RULES).blockers == (
+        "no node 'moon': the nodes are " + ", ".join(small().nodes),
+    )
+
+
+def test_a_large_cluster_is_decided_in_time() -> None:
+    whole = cluster()
+    assert measure(whole, 3)[2] == 0
+    assert measure(lose(whole, 5, fenced=True), 3)[1] < 2000
