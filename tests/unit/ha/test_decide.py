@@ -11,6 +11,7 @@ from veery.ha.decide import decide
 from veery.ha.drainplan import plan
 from veery.ha.placement import weakest
 from veery.ha.states import NodeState, judge
+from veery.model.cluster import Owner
 from veery.model.ha import (
     Admit,
     ClusterView,
@@ -37,7 +38,7 @@ LOST = "node000"
 
 
 def small() -> ClusterView:
-    return cluster(4, 8)
+    return cluster(4, 24)
 
 
 def with_node(view: ClusterView, name: str, **fields: object) -> ClusterView:
@@ -71,7 +72,7 @@ def test_a_lost_node_is_fenced_and_nothing_of_it_is_taken_before_the_proof() -> 
 def test_after_the_proof_its_domains_are_released_with_the_proof_as_their_guard() -> None:
     view = lose(small(), 1, fenced=True)
     released = deeds(view)
-    assert [type(each) for each in released] == [Release, Release]
+    assert [type(each) for each in released] == [Release] * 6
     assert all(each.fence == view.nodes[LOST].fence for each in released if isinstance(each, Release))
 
 
@@ -137,17 +138,17 @@ def test_when_a_watchdog_is_proof(absent: float, age: float, witnesses: int, fir
 
 def test_a_node_that_is_back_with_an_old_copy_is_let_in_only_when_that_is_gone() -> None:
     proof = FenceRecord(state=FenceState.FENCED, revision=7)
-    view = with_domain(
-        small(), "domain0000", owner=dataclasses.replace(small().domains["domain0001"].owner, boot="new")
-    )  # type: ignore[type-var]
+    elsewhere = Owner(domain="domain0000", node="node001", boot="new", revision=9)
+    view = with_domain(small(), "domain0000", owner=elsewhere)
     reading = view.nodes[LOST].reading
     assert reading is not None
-    kept, old = RunningCopy(domain="domain0004", boot="domain0004"), RunningCopy(domain="domain0000", boot="domain0000")
-    back = with_node(view, LOST, fence=proof, reading=dataclasses.replace(reading, copies=(kept, old)))
+    kept = [RunningCopy(domain=f"domain{number:04}", boot=f"domain{number:04}") for number in range(4, 24, 4)]
+    old = RunningCopy(domain="domain0000", boot="domain0000")
+    back = with_node(view, LOST, fence=proof, reading=dataclasses.replace(reading, copies=(*kept, old)))
     (end,) = deeds(back)
     assert isinstance(end, End)
     assert (end.name, end.boot) == ("domain0000", "domain0000")
-    gone = with_node(view, LOST, fence=proof, reading=dataclasses.replace(reading, copies=(kept,)))
+    gone = with_node(view, LOST, fence=proof, reading=dataclasses.replace(reading, copies=tuple(kept)))
     assert [type(each) for each in deeds(gone)] == [Admit]
     assert deeds(with_node(gone, LOST, fresh=False)) == []
 
@@ -188,9 +189,8 @@ def test_the_weakest_node_is_named() -> None:
 
 
 def test_an_unknown_node_cannot_be_drained() -> None:
-    assert plan(small(), "moon", EPOCH, RULES).blockers == (
-        "no node 'moon': the nodes are " + ", ".join(small().nodes),
-    )
+    (blocker,) = plan(small(), "moon", EPOCH, RULES).blockers
+    assert blocker.startswith("no node 'moon': the nodes are node000,")
 
 
 def test_a_large_cluster_is_decided_in_time() -> None:
