@@ -39,6 +39,7 @@ async def test_a_round_of_everything_fills_the_table(lab: Lab, guest: Guest, tmp
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 async def test_every_mover_has_its_rows(lab: Lab, guest: Guest) -> None:
     """virsh's are there where libvirt can be had (it is fetched from the machine's Debian sources)."""
     words = ["--rounds", "1", "--no-warm-up", "--memory", "128", "--domains", "2", "--parts", "peers"]
