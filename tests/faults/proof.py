@@ -120,7 +120,7 @@ class Proof:
             top = self.lab.plan.home(node) / folder
             for path in top.rglob("*"):
                 name = f"{folder}/{path.relative_to(top)}"
-                if not re.match(r"lib/(etcd|moves)/|lib/lost|run/domains/\d+/.*\.tmp|.*\.log(\.1)?$", name):
+                if not re.match(r"lib/(etcd|moves)/|lib/lost|run/held|run/domains/\d+/.*\.tmp|.*\.log(\.1)?$", name):
                     found.append(re.sub(r"domains/\d+", "domains/ID", name))
         return found
 
