@@ -263,7 +263,7 @@ class Daemon:
             ClusterRoutes(self.membership, self.machine, self.processors, tail, self.doctor).table(),
             FencingRoutes(self.fencing, self.standing, self.guard, self.watcher).table(),
         ]
-        return ApiServer(self.node.name, self.peers, tables, group=self.settings.api.group)
+        return ApiServer(self.node.name, self.peers, tables, knows=self.neighbours.knows, group=self.settings.api.group)
 
     async def _volume(self, name: str) -> Volume | None:
         if move := await volumegate.standing(self.store, name):

@@ -10,10 +10,14 @@ import pytest
 from cluster_parts import Member, another, first, rig
 
 from veery.cluster import identity, join, keys, members
+from veery.cluster.store import Delete
 from veery.errors import Refused
 from veery.host import tls
-from veery.model.cluster import Owner
+from veery.model.cluster import Owner, Presence
+from veery.model.fence import Armed
+from veery.model.ha import FenceRecord, FenceState
 from veery.model.node import Role
+from veery.model.volume import Backing, Volume
 
 
 async def _join(newcomer: Member, token: str, peer: str, **other: object) -> identity.Identity:
@@ -128,3 +132,49 @@ async def test_voters_leave_but_never_the_majority(tmp_path: Path) -> None:
             await members.leave(one.store, one.store.voters, one.settings, "test2")
         with pytest.raises(Refused, match="test1 is the last voter"):
             await one.store.voters.remove((await one.store.voters.all())[0].id)
+
+
+async def test_a_dead_node_is_forgotten_and_a_living_one_is_not(tmp_path: Path) -> None:
+    async with rig(tmp_path) as make:
+        one, two = make("test1"), make("test2")
+        await first(one)
+        await another(two, one)
+        store, voters = one.store, one.store.voters
+
+        async def forget(*, volumes: bool = False) -> None:
+            await members.forget(store, voters, one.settings, "test2", volumes=volumes)
+
+        await store.commit([], [keys.ALIVE.put("test2", Presence(node="test2", started=0.0))])
+        with pytest.raises(Refused, match="node test2 is present"):
+            await forget()
+        await store.commit([], [Delete(keys.ALIVE.key("test2"))])
+        await store.commit([], [keys.OWNERS.put("busybox", Owner(domain="busybox", node="test2", boot="b"))])
+        with pytest.raises(Refused, match="node test2 runs busybox"):
+            await forget()
+        await store.commit([], [Delete(keys.OWNERS.key("busybox"))])
+        volume = Volume(
+            name="data",
+            size=1 << 20,
+            node="test2",
+            backing=Backing.FILE,
+            path="/x",
+            iqn="iqn.x:data",
+            tid=1,
+            portal="p:1",
+        )
+        await store.commit([], [keys.VOLUMES.put("data", volume)])
+        with pytest.raises(Refused, match="node test2 held volume data"):
+            await forget()
+        assert sorted(await keys.NODES.all(store)) == ["test1", "test2"]
+        assert len(await voters.all()) == 2
+
+        fence = FenceRecord(state=FenceState.FENCED, method="power")
+        await store.commit(
+            [], [keys.FENCES.put("test2", fence), keys.ARMED.put("test2", Armed(node="test2", timeout=30))]
+        )
+        await forget(volumes=True)
+        assert [voter.name for voter in await voters.all()] == ["test1"]
+        left = {entry.key for entry in (await store.scan("")).entries if "test2" in entry.key or "data" in entry.key}
+        assert left == set()
+        with pytest.raises(Refused, match="no node 'test2'"):
+            await forget()

@@ -66,8 +66,13 @@ class ClusterRoutes:
         return answer(await self._machine.nodes())
 
     async def leave(self, request: web.Request) -> web.Response:
-        """Put a node out of the cluster: its vote, then its records."""
-        await asyncio.shield(asyncio.ensure_future(self._membership.leave(request.match_info["name"])))
+        """Put a node out of the cluster: its vote, then its records; with ?forget=1 one that is gone for good."""
+        name, query = request.match_info["name"], request.query
+        if query.get("forget"):
+            work = self._membership.forget(name, volumes=bool(query.get("volumes")))
+        else:
+            work = self._membership.leave(name)
+        await asyncio.shield(asyncio.ensure_future(work))
         return answer({})
 
     async def token(self, _: web.Request) -> web.Response:

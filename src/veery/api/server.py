@@ -100,9 +100,18 @@ class Lines:
 class ApiServer:
     """One aiohttp application behind two doors: a unix socket, and TLS between nodes."""
 
-    def __init__(self, node: str, peers: Peers, tables: Sequence[Sequence[web.RouteDef]], *, group: str = "") -> None:
-        """`tables` are the routes; members of `group` may use the unix socket besides root."""
-        self._node, self._peers = node, peers
+    def __init__(
+        self,
+        node: str,
+        peers: Peers,
+        tables: Sequence[Sequence[web.RouteDef]],
+        *,
+        knows: Callable[[str], Awaitable[bool]],
+        group: str = "",
+    ) -> None:
+        """`tables` are the routes; `knows` tells whether a name is a node's, as long as it is in the cluster: its
+        certificate lives longer; members of `group` may use the unix socket besides root."""
+        self._node, self._peers, self._knows = node, peers, knows
         self._groups = {0} | ({grp.getgrnam(group).gr_gid} if group else set())
         self._app = web.Application(middlewares=[self._errors, self._door, self._forward], client_max_size=64 << 20)
         for table in tables:
@@ -163,6 +172,8 @@ class ApiServer:
     @web.middleware
     async def _door(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         caller = self._caller(request)
+        if caller not in ("", LOCAL, self._node) and not await self._knows(caller):
+            caller = ""
         if not caller and (request.method, request.path) not in OPEN_ROUTES:
             stranger = Refused("this node does not know you", hint="come as root, or with a certificate of the cluster")
             log.warning("stranger at %s %s", request.method, request.path)

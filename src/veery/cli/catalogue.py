@@ -119,6 +119,7 @@ GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             Entry("node show", "nodes", "show one node"),
             Entry("node token", "nodes", "make a token with which a new node may join"),
             Entry("node leave", "nodes", "put a node out of the cluster"),
+            Entry("node forget", "nodes", "put a dead node out of the cluster"),
             Entry("simulate", "simulate", "play what would happen to a cluster, in virtual time"),
             Entry("doctor", "doctor", "look at all that a cluster needs, and say what to do"),
             Entry("fence list", "fences", "list the nodes that are kept from the disks"),

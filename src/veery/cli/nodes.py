@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from veery.cli.catalogue import Verb
 from veery.cli.parser import Parser
 from veery.cli.session import Session, Usage
 from veery.errors import Refused, VeeryError
+from veery.model.units import format_seconds
 
 if TYPE_CHECKING:
     from veery.config.settings import Settings
@@ -29,11 +31,21 @@ def _list(session: Session, args: Namespace) -> int:
     for row in sorted(rows, key=lambda row: str(row["node"]["name"])):
         node = row["node"]
         alive = "yes" if row["alive"] else "no"
-        cells.append(
-            (node["name"], node["address"], ",".join(node["roles"]), node["driver"] or "-", alive, node["version"])
-        )
-    print(*tables.plain(("Name", "Address", "Roles", "Driver", "Alive", "Version"), cells), sep="\n")
+        roles, driver = ",".join(node["roles"]), node["driver"] or "-"
+        cells.append((node["name"], node["address"], roles, driver, alive, node["version"], _state(row), _up(row)))
+    print(*tables.plain(("Name", "Address", "Roles", "Driver", "Alive", "Version", "State", "Up"), cells), sep="\n")
     return 0
+
+
+def _state(row: dict[str, Any]) -> str:
+    """What is the matter with a node: its fence, else what is meant with it, else whether it is there."""
+    return str(row.get("fence") or row.get("intent") or ("present" if row["alive"] else "absent"))
+
+
+def _up(row: dict[str, Any]) -> str:
+    """For how long its daemon has run."""
+    presence = row.get("presence")
+    return format_seconds(max(time.time() - presence["started"], 0.0)) if presence else "-"
 
 
 def _show(session: Session, args: Namespace) -> int:
@@ -52,6 +64,8 @@ def _show(session: Session, args: Namespace) -> int:
         "roles": ", ".join(node["roles"]),
         "driver": node["driver"] or "-",
         "alive": "yes" if row["alive"] else "no",
+        "state": _state(row),
+        "up": _up(row),
         "api": f"{node['address']}:{node['api_port']}",
         "relocation": f"{node['relocation_address'] or node['address']}:{node['relocation_port']}",
         "initiator": node["initiator"] or "-",
@@ -73,6 +87,12 @@ def _token(session: Session, args: Namespace) -> int:
 
 def _leave(session: Session, args: Namespace) -> int:
     session.client.delete(f"/v1/nodes/{quote(args.name, safe='')}", deadline=60)
+    return 0
+
+
+def _forget(session: Session, args: Namespace) -> int:
+    query = "?forget=1&volumes=1" if args.with_volumes else "?forget=1"
+    session.client.delete(f"/v1/nodes/{quote(args.name, safe='')}{query}", deadline=60)
     return 0
 
 
@@ -175,6 +195,11 @@ def _declare_leave(parser: Parser) -> None:
     parser.add_argument("name", metavar="NODE", help="its name, as veery node list shows it")
 
 
+def _declare_forget(parser: Parser) -> None:
+    _declare_leave(parser)
+    parser.add_argument("--with-volumes", action="store_true", help="the volumes that it held are lost with it")
+
+
 def _declare_init(parser: Parser) -> None:
     _declare_member(parser, "hypervisor,storage,voter")
     parser.add_argument("--cluster", metavar="NAME", default="veery", help="the cluster's name (veery)")
@@ -193,7 +218,9 @@ VERBS: dict[str, Verb] = {
     "node list": Verb(
         run=_list,
         declare=_declare_nothing,
-        about="Lists the nodes of the cluster: address, roles, and whether each gave a sign of life lately.",
+        about="""
+Lists the nodes of the cluster: address, roles, whether each gave a sign of life lately, its state (present, absent, or
+how far its fence or its drain has come), and for how long its daemon has run.""",
         examples="veery node list",
         json=True,
     ),
@@ -218,6 +245,14 @@ VERBS: dict[str, Verb] = {
 Puts a node out of the cluster: its vote in the store, its access to the targets, its record. It must run no domains
 and hold no volumes. Stop its veeryd afterwards and remove its state folder before it joins anew.""",
         examples="veery node leave test3",
+    ),
+    "node forget": Verb(
+        run=_forget,
+        declare=_declare_forget,
+        about="""
+Puts a node out of the cluster that is gone for good: its vote in the store, its access to the targets, its records and
+its fence. It is refused while the node is present or owns a domain. The other nodes answer its certificate no more.""",
+        examples="veery node forget test3\nveery node forget stor2 --with-volumes  # what it held is lost",
     ),
     "init": Verb(
         run=_init,

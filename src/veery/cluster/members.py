@@ -12,12 +12,13 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from veery.cluster import keys
 from veery.cluster.etcd import EtcdStore
 from veery.cluster.identity import Identity, client_url, describe, load_bootstrap, peer_url, save
-from veery.cluster.store import Delete, Put, Store, StoreUnavailable, Unchanged
+from veery.cluster.store import Delete, Entry, Put, Store, StoreUnavailable, Unchanged
 from veery.cluster.voters import Voters
 from veery.config.settings import Settings
 from veery.errors import Failed, OutcomeUnknown, Refused
@@ -116,29 +117,83 @@ async def update(store: Store, node: Node) -> None:
 
 
 async def leave(store: Store, voters: Voters, settings: Settings, name: str) -> None:
-    """Put node `name` out of the cluster: its vote, then its records. Its certificate stays valid until it ends.
+    """Put node `name` out of the cluster: its vote, then its records. The other nodes know it no more: what its
+    certificate still opens is etcd.
 
     Raises Refused while it has domains or volumes, or when its vote is needed; StoreUnavailable, OutcomeUnknown:
     call it again."""
+    entry = await _idle(store, name)
+    volumes = await _volumes(store, name)
+    if volumes:
+        raise Refused(f"node {name} holds volume {', '.join(volumes)}", hint="delete them first")
+    await _put_out(store, voters, settings, entry)
+
+
+async def forget(store: Store, voters: Voters, settings: Settings, name: str, *, volumes: bool = False) -> None:
+    """Put a node out that is gone for good; with `volumes` the records of the volumes that it held go too.
+
+    Raises Refused while it is present, owns a domain, or (without `volumes`) held a volume, or when its vote is needed;
+    StoreUnavailable, OutcomeUnknown: call it again."""
+    entry = await _idle(store, name)
+    if await store.get(keys.ALIVE.key(name)) is not None:
+        raise Refused(f"node {name} is present", hint=f"veery node leave {name}, and stop its veeryd")
+    held = await _volumes(store, name)
+    if held and not volumes:
+        raise Refused(
+            f"node {name} held volume {', '.join(held)}",
+            hint="bring it back and save them; or --with-volumes forgets them with it",
+        )
+    await _put_out(store, voters, settings, entry, absent=True, volumes=held)
+
+
+async def _idle(store: Store, name: str) -> Entry:
+    """The record of a node that owns no domain. Raises Refused."""
     entry = await store.get(keys.NODES.key(name))
     if entry is None:
         raise Refused(f"no node {name!r}", hint="see `veery node list`")
-    node = keys.NODES.value(entry)
     domains = [owner.domain for owner in (await keys.OWNERS.all(store)).values() if owner.node == name]
     if domains:
         raise Refused(f"node {name} runs {', '.join(domains)}", hint="migrate or destroy them first")
-    volumes = [volume.name for volume in (await keys.VOLUMES.all(store)).values() if volume.node == name]
-    if volumes:
-        raise Refused(f"node {name} holds volume {', '.join(volumes)}", hint="delete them first")
+    return entry
+
+
+async def _volumes(store: Store, name: str) -> list[str]:
+    return [volume.name for volume in (await keys.VOLUMES.all(store)).values() if volume.node == name]
+
+
+async def _put_out(
+    store: Store,
+    voters: Voters,
+    settings: Settings,
+    entry: Entry,
+    *,
+    absent: bool = False,
+    volumes: Sequence[str] = (),
+) -> None:
+    """The vote first: a member without a record could not be found again. With `absent`, only while it still is."""
+    node = keys.NODES.value(entry)
     peer = peer_url(settings, node)
     for member in await voters.all():
-        if member.name == name or peer in member.peers:
+        if member.name == node.name or peer in member.peers:
             await voters.remove(member.id)
-    gone: list[Put | Delete] = [
-        Delete(kind.key(name)) for kind in (keys.NODES, keys.INITIATORS, keys.ALIVE, keys.PROCESSORS)
-    ]
-    await store.commit([Unchanged(entry.key, entry.revision)], gone)
-    log.info(decision("node.left", node=name))
+    kinds = (
+        keys.NODES,
+        keys.INITIATORS,
+        keys.ALIVE,
+        keys.PROCESSORS,
+        keys.FENCES,
+        keys.ARMED,
+        keys.INTENTS,
+        keys.HISTORIES,
+    )
+    gone: list[Put | Delete] = [Delete(kind.key(node.name)) for kind in kinds]
+    gone += [Delete(keys.VOLUMES.key(volume)) for volume in volumes]
+    conditions = [Unchanged(entry.key, entry.revision)]
+    if absent:
+        conditions.append(Unchanged(keys.ALIVE.key(node.name), 0))
+    if not (await store.commit(conditions, gone)).held:
+        raise Refused(f"node {node.name} changed meanwhile", hint="look again: veery node list")
+    log.info(decision("node.forgotten" if absent else "node.left", node=node.name))
 
 
 def _own_first(settings: Settings, identity: Identity) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from veery.cluster.keys import ALIVE, NODES
+from veery.cluster.keys import ALIVE, FENCES, INTENTS, NODES
 from veery.cluster.store import Store
 from veery.errors import VeeryError
 from veery.hypervisor.base import Driver
@@ -59,9 +59,19 @@ class Machine:
         }
 
     async def nodes(self) -> list[dict[str, Any]]:
-        """Every node's record, and whether its lease stands."""
-        alive = await ALIVE.all(self._store)
-        return [{"node": node, "alive": name in alive} for name, node in (await NODES.all(self._store)).items()]
+        """Every node's record, whether its lease stands, its sign of life, its fence's state and its intent."""
+        alive, fences = await ALIVE.all(self._store), await FENCES.all(self._store)
+        intents = await INTENTS.all(self._store)
+        return [
+            {
+                "node": node,
+                "alive": name in alive,
+                "presence": alive.get(name),
+                "fence": fences[name].state if name in fences else "",
+                "intent": intents[name].kind if name in intents else "",
+            }
+            for name, node in (await NODES.all(self._store)).items()
+        ]
 
     async def _of(self, name: str) -> Any:
         if name == self.node.name:

@@ -46,6 +46,10 @@ class Membership:
         """Put node `name` out. Raises Refused while it has domains or volumes, or its vote is needed."""
         await members.leave(self._store, self._store.voters, self._settings, name)
 
+    async def forget(self, name: str, *, volumes: bool) -> None:
+        """Put node `name` out, which is gone for good. Raises Refused while it is present or owns domains."""
+        await members.forget(self._store, self._store.voters, self._settings, name, volumes=volumes)
+
     async def admit(self, request: join.JoinRequest) -> join.JoinReply:
         """POST /v1/join."""
         return await join.admit(self._store, self._store.voters, request)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from pathlib import Path
 
@@ -50,6 +51,13 @@ class Neighbours:
             if where in (node.name, node.address):
                 return node
         raise Refused(f"no node {where!r} is known here", hint="the store has to answer once for that")
+
+    async def knows(self, name: str) -> bool:
+        """Whether `name` is a node of the cluster; the store is asked about one that we have not seen yet."""
+        if name not in self.nodes:
+            with contextlib.suppress(VeeryError):
+                self.keep(await NODES.all(self._store))
+        return name in self.nodes
 
     def _remembered(self) -> dict[str, Node]:
         try:
