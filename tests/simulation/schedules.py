@@ -16,6 +16,7 @@ RULES = Rules(backoff_max=15.0, retry=10.0)
 
 HARMLESS = ("etcd", "etcd-one", "cluster-net", "clock", "announced", "lost-answer")  # nobody may be fenced for these
 GRAVE = ("power", "freeze", "all-nets", "storage-net", "daemon", "target", "crash", "disk-full", "reboot")
+FAILING = ("storage", "power")
 METHODS = (("storage",), ("storage", "power"), ("storage", "watchdog"), ("power",), ("watchdog",))
 
 
@@ -71,6 +72,9 @@ def _steps(fault: Fault) -> list[Step]:
     def pair(begin: str, over: str, net: str = "all") -> list[Step]:
         return [Step(at=fault.begin, do=begin, node=node, net=net), Step(at=end, do=over, node=node, net=net)]
 
+    if fault.kind in ("freeze", "all-nets") and int(fault.lasts) % 2:  # and whoever fences it fails at first
+        broken = [Step(at=fault.begin, do="break-fence", node=node, method=each, count=2) for each in FAILING]
+        return broken + (pair("freeze", "thaw") if fault.kind == "freeze" else pair("cut", "heal"))
     match fault.kind:
         case "power":
             return pair("power-off", "power-on")
