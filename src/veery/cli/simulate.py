@@ -67,8 +67,8 @@ networks and disks are simulated, and time is virtual: two minutes take less tha
 
 A judge looks at every disk. Two nodes that write to one, or an old copy that writes after a newer, is exit status 1.
 Where DIR/log.expect is, the story has to be the same. docs/ha.md has the keys of a scenario.""",
-        examples="""veery simulate tests/simulation/scenarios/lost-node            # the first case of all
-veery simulate -q tests/simulation/scenarios/*                 # all of them, only what differs""",
+        examples="""veery simulate scenarios/lost-node   # the first case of all
+veery simulate -q scenarios/*        # all of them, only what differs""",
         failure="a disk had two writers, or the story is not that of log.expect",
     )
 }
