@@ -25,7 +25,7 @@ from veery.host.clock import RealClock
 from veery.hypervisor.qemu.driver import QemuDriver
 from veery.lab.guest import Guest
 from veery.model.domain import DiskFormat, DiskSpec, DomainReading, DomainSpec, DomainState
-from veery.model.move import CopyResult, MoveProgress, MoveSettings
+from veery.model.move import CopyResult, Means, MoveProgress, MoveSettings, Tuning
 from veery.model.volume import AttachedDisk, Attachments, Initiator, IscsiLun, LocalDisk, Volume
 
 PLAIN = MoveSettings(tls=False)
@@ -153,6 +153,42 @@ async def test_a_stopped_qemu_hangs_nobody(nodes: tuple[Node, Node], snapshot: p
     await driver.destroy(spec.uuid)
     assert await driver.list() == ()
     assert not Path(f"/proc/{pid}/exe").exists()
+
+
+async def test_a_switch_over_beyond_its_guard_is_taken_back(nodes: tuple[Node, Node], snapshot: parts.Snapshot) -> None:
+    """The policy gentle: a target that does not come to an end of its last part keeps the domain no longer."""
+    near, far = nodes
+    spec = await parts.awake(near.driver, snapshot)
+    await prepare(near.driver, far.driver, spec.uuid)
+    target = (await far.reading()).pid
+    progress: list[MoveProgress] = []
+    one, other = parts.stream()
+    with contextlib.closing(one), contextlib.closing(other):
+        means = Means(hold=True, guard=300.0)
+        receiving = asyncio.create_task(far.driver.receive(spec.uuid, other))
+        sending = asyncio.create_task(
+            near.driver.send(spec.uuid, one, PLAIN, progress.append, peer="test2", means=means)
+        )
+
+        async def sent_once() -> bool:
+            return bool(progress) and progress[-1].rounds >= 2
+
+        await parts.becomes(sent_once, bool)
+        os.kill(target, signal.SIGSTOP)
+        try:
+            await near.driver.tune(spec.uuid, Tuning(stop=True))
+            with pytest.raises(Failed, match="the switch-over took more than 300 ms") as caught:
+                await sending
+            assert "--policy balanced" in caught.value.hint
+        finally:
+            os.kill(target, signal.SIGCONT)
+        with pytest.raises(Failed):
+            await receiving
+    assert (await near.reading()).state in {DomainState.RUNNING, DomainState.BLOCKED}
+    assert await parts.shell(near.driver, spec.uuid, "echo $((6*7))") == "42"
+    await far.driver.destroy(spec.uuid)
+    await move(near.driver, far.driver, spec.uuid)  # and a retry goes
+    assert await parts.shell(far.driver, spec.uuid, "echo $((6*7))") == "42"
 
 
 async def test_moves_with_tls_know_their_peer(nodes: tuple[Node, Node], snapshot: parts.Snapshot) -> None:

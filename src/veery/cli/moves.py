@@ -121,7 +121,7 @@ class _Migration:
                         shown.say(progress.note)
                     shown.show(
                         f"{progress.phase} {progress.step}".strip(),
-                        copied(progress) if progress.phase == "COPY" else None,
+                        copied(progress) if progress.phase == "COPY" or progress.step == "post-copy" else None,
                         figures(progress),
                     )
         except KeyboardInterrupt:

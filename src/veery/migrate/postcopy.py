@@ -79,7 +79,7 @@ async def see_off(ground: Ground, line: Line, publish: Publish, target: Node | N
         said = text
 
     def report(progress: MoveProgress) -> None:
-        publish(replace(progress, phase=Phase.CONFIRM, step="post-copy"))
+        publish(replace(progress, phase=Phase.CONFIRM, step="post-copy", dirty_rate=0.0))
 
     rest: Rest | None = None
     while True:

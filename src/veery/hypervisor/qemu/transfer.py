@@ -133,12 +133,19 @@ class Transfer:
                     f"{name}: the copy did not end within {timeout:g} s", hint="give it more bandwidth, or pause it"
                 )
             pause = self.poll
-            if guard and self.device_since:
-                left = self.device_since + guard / 1000 - now
+            if guard and (stands_since := self._stands_since()):
+                left = stands_since + guard / 1000 - now
                 if left <= 0:
                     raise Failed(f"{name}: the switch-over took more than {guard:g} ms", hint=GENTLER)
                 pause = min(pause, left)
             await self.change(pause)
+
+    def _stands_since(self) -> float:
+        """Since when the domain stands for its switch-over, 0.0: it does not. Where we stopped it, since then: what
+        remains may be stuck on its way; where its disks are mirrored, since these have ended."""
+        if self.stopped_at and self.domain.mirrors is None:
+            return self.stopped_at
+        return self.device_since
 
     async def stop(self) -> None:
         """Stop the domain: what remains is now all there is to send. Raises Failed, OutcomeUnknown."""
