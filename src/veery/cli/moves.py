@@ -10,7 +10,7 @@ from typing import Any
 
 from veery.cli.catalogue import Verb
 from veery.cli.parser import Parser
-from veery.cli.progress import copied, figures, meter
+from veery.cli.progress import Forward, copied, figures, meter
 from veery.cli.session import Session, Usage
 from veery.client.http import domain_path
 from veery.errors import OutcomeUnknown, Refused, VeeryError
@@ -107,7 +107,7 @@ class _Migration:
         """Do it. Raises as the daemon says; of a cancelled move it says where the domain runs."""
         from veery.model.codec import convert
 
-        before = signal.signal(signal.SIGINT, self._interrupted)
+        before, forward = signal.signal(signal.SIGINT, self._interrupted), Forward()
         try:
             with meter(f"{self._domain} -> {order['target']}", quiet=self._quiet) as shown:
                 for event in self._session.client.stream(path, order):
@@ -117,8 +117,8 @@ class _Migration:
                     if event["event"] != "progress":
                         continue
                     progress = convert(event["progress"], MoveProgress)
-                    if progress.note:
-                        shown.say(progress.note)
+                    if note := forward.note(progress):
+                        shown.say(note)
                     shown.show(
                         f"{progress.phase} {progress.step}".strip(),
                         copied(progress) if progress.phase == "COPY" or progress.step == "post-copy" else None,

@@ -127,6 +127,23 @@ def copied(progress: MoveProgress) -> float | None:
     return max(0.0, 1 - remaining / total) if total > 0 else None
 
 
+class Forward:
+    """Sees to it that a bar goes back only with a reason: the reading that carried it may have been missed."""
+
+    def __init__(self) -> None:
+        """Nothing has been shown yet."""
+        self._shown = 0.0
+
+    def note(self, progress: MoveProgress) -> str:
+        """What to say before `progress` is shown; "" where it goes forward and says nothing itself."""
+        done, before = copied(progress), self._shown
+        self._shown = before if done is None else done
+        if progress.note or done is None or done > before - 0.005:
+            return progress.note
+        missing = progress.remaining + progress.disk_remaining
+        return f"goes back to {100 * done:.0f} %: {format_size(missing)} were written meanwhile"
+
+
 def left(progress: MoveProgress) -> float | None:
     """Seconds until a copy ends if it goes on so: what remains, at the rate by which copying outruns dirtying.
     None where it does not."""

@@ -15,6 +15,7 @@ from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
 from veery.host.files import write_atomic
 from veery.migrate import policy
 from veery.migrate.base import Ground
+from veery.migrate.journal import Side
 from veery.migrate.phases import CANCELLABLE
 from veery.migrate.sender import Order, Sender
 from veery.migrate.settle import Settler
@@ -73,12 +74,15 @@ class Moves:
             self._tasks = tasks
             await asyncio.Event().wait()
 
-    def busy(self, domain: str) -> str:
-        """Which move holds `domain`, in words; "" when none does."""
+    def busy(self, domain: str, *, arriving: bool = False) -> str:
+        """Which move holds `domain`, in words; "" when none does. With `arriving` one whose domain runs here already,
+        the rest of its memory to follow, does not."""
         for running in self._running.values():
             if running.domain == domain:
                 return f"{domain} is being moved ({running.sender.phase.value}, move {running.move})"
         line = self._settler.busy(domain)
+        if line is not None and arriving and line.post_copy and line.side is Side.TARGET:
+            return ""
         return f"move {line.move} of {domain} is being settled" if line else ""
 
     def start(

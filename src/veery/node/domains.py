@@ -132,8 +132,10 @@ class Domains:
             return reading
 
     async def destroy(self, ref: str) -> None:
-        """End a domain at once; it is over when this returns."""
-        async with self.hold((await self.find(ref)).name):
+        """End a domain at once; it is over when this returns. One that waits for the rest of its memory too: where
+        that never comes, nothing else would end it."""
+        reading = await self.find(ref)
+        async with self.hold(reading.name, arriving=reading.state is not DomainState.INCOMING):
             await self._end(await self.find(ref))
 
     async def shutdown(self, ref: str) -> None:
@@ -486,15 +488,16 @@ class Domains:
         return self._locks[name].locked() or bool(self._moves.busy(name)) or bool(self._receiver.arriving(name))
 
     @contextlib.asynccontextmanager
-    async def hold(self, name: str) -> AsyncIterator[None]:
-        """One order at a time on a domain; none while it moves."""
+    async def hold(self, name: str, *, arriving: bool = False) -> AsyncIterator[None]:
+        """One order at a time on a domain; none while it moves (with `arriving`: but while it runs here already, and
+        the rest of its memory follows)."""
         try:
             async with asyncio.timeout(30):
                 await self._locks[name].acquire()
         except TimeoutError as error:
             raise Failed(f"{name} is busy with another order", hint="try again when it has ended") from error
         try:
-            if busy := self._moves.busy(name):
+            if busy := self._moves.busy(name, arriving=arriving):
                 raise Refused(busy, hint="wait for its end (veery moves), or stop it (veery move cancel MOVE)")
             if self._receiver.arriving(name):
                 raise Refused(f"{name} is on its way here", hint="wait for its end, or cancel it at its source")

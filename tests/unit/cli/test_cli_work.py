@@ -76,6 +76,26 @@ def test_a_new_round_says_why_it_goes_back(daemon: StandIn, run: Run) -> None:
     assert "busybox -> test2  round 2: 96.0 MiB were written meanwhile" in run("migrate", "busybox", "test2").err
 
 
+def test_a_bar_goes_back_with_a_reason_even_where_the_reading_with_it_was_missed(daemon: StandIn, run: Run) -> None:
+    far, back = progress("COPY", **{**COPY, "remaining": 8 * MIB}), progress("COPY", **{**COPY, "remaining": 40 * MIB})
+    daemon.routes["POST /v1/domains/busybox/migrate"] = Lines([*STREAM[:4], far, back, far, *STREAM[5:]])
+    told = run("migrate", "busybox", "test2").err
+    assert told.count("goes back") == 1
+    assert "busybox -> test2  goes back to 69 %: 40.0 MiB were written meanwhile" in told
+
+
+def test_each_step_of_a_policy_is_named_and_post_copy_warns_first(daemon: StandIn, run: Run) -> None:
+    steps = ["limit 100 ms: it needs 93 ms", "throttle 60 %, limit 400 ms: it writes", "switches over"]
+    rest = progress("CONFIRM", **COPY, step="post-copy", note="a new stream carries the rest")
+    lines = [*STREAM[:4], *(progress("COPY", **COPY, note=step) for step in steps), rest, STREAM[-1]]
+    daemon.routes["POST /v1/domains/busybox/migrate"] = Lines(lines)
+    told = run("migrate", "--policy", "post-copy", "busybox", "test2").err.splitlines()
+    assert told[0].startswith("post-copy: once it runs there it cannot come back")
+    assert [line for line in told if line.endswith(tuple(steps))] == [f"busybox -> test2  {step}" for step in steps]
+    assert told[-1].startswith("busybox -> test2  CONFIRM post-copy   25 %")
+    assert "post-copy:" not in run("migrate", "busybox", "test2").err
+
+
 def test_many_domains_in_one_order(daemon: StandIn, run: Run) -> None:
     bad = {**REPORT, "id": "m2", "domain": "wren", "state": "failed", "reason": "it does not get on"}
     lines = [

@@ -70,6 +70,7 @@ async def test_it_leaves_before_all_is_sent(tmp_path: Path, certificates: Path) 
         assert pair.world.running(UUID) == ("b",)
         assert await pair.owner() == "b"
         assert "is being settled" in pair.b.moves.busy("busybox")  # it cannot go on from there yet
+        assert not pair.b.moves.busy("busybox", arriving=True)  # and yet be ended
         release()
         report = await moving
         assert (report.state, report.reason, report.runs_on) == (MoveState.DONE, "", "b")
