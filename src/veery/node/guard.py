@@ -37,9 +37,9 @@ from veery.node.standing import Standing, Word
 log = logging.getLogger(__name__)
 
 TICK = 0.25  # seconds between two looks
-ASK = 1.5  # seconds for the others' answers
+ASK = 2.5  # seconds for the others' answers
 RULED = 1.0  # seconds for which a ruling counts, for the watchdog
-FRESH = 3.0  # seconds for which an answer counts
+FRESH = 4.0  # seconds for which an answer counts
 LOOK = 5.0  # seconds between two looks at our own fence while all is well
 LIVE = (DomainState.RUNNING, DomainState.BLOCKED)
 

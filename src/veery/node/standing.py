@@ -11,7 +11,7 @@ from veery.errors import VeeryError
 from veery.model.node import Node, Role
 from veery.node.volumes import VolumeService
 
-MEMBER = 1.0  # seconds for our own etcd member's answer
+MEMBER = 0.7  # seconds for our own etcd member's answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
