@@ -134,7 +134,8 @@ class Demo:
             "vim /etc/tgt/targets.conf; service tgtd start; tgtadm --op show",
         ):
             await self._veery("stor", "volume", "create", NAME, "1G")
-            (target,) = (await self.lab.json("stor", "target", "list", "--json"))["stor"]
+            served = (await self.lab.json("stor", "target", "list", "--json"))["stor"]
+            (target,) = (one for one in served if ":heartbeat:" not in one["iqn"])
             self.story.command("stor", "veery target list --json")
             lun, names = target["luns"][-1], [name.rpartition(":")[2] for name in target["acl"]]
             self.story.note(f"target {target['iqn']}, LUN {lun['lun']}, {lun['size_mb']} MB, {lun['path']}")
