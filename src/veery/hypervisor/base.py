@@ -350,8 +350,8 @@ class DiskSwitcher(Protocol):
         """Copy the disk to `lun`, at most at `rate` bytes/s (0: unlimited), while the domain runs; `report` hears of
         bytes done and bytes in all. Returns when the copy is whole: from then on each write of the domain goes to both.
 
-        Raises Refused, or Failed with the reason; the domain runs on with the disk that it had. Cancelled: the copy
-        stands, for `settle_disk`."""
+        Raises Refused, or Failed with the reason; the domain runs on with the disk that it had. What there is of the
+        copy stands then, and when it is cancelled, for `settle_disk`."""
         ...
 
     async def switch_disk(self, uuid: str, vdev: str, lun: IscsiLun, commit: Callable[[], Awaitable[None]]) -> float:
@@ -365,5 +365,6 @@ class DiskSwitcher(Protocol):
 
     async def settle_disk(self, uuid: str, vdev: str, lun: IscsiLun | None) -> None:
         """The disk is `lun` for good, or with None the one that the domain had: see to it, and let the domain run as it
-        did. Idempotent. Raises Refused when the domain is not here, Failed, OutcomeUnknown: ask again."""
+        did. Idempotent. To be asked only while the targets answer: a copy whose target hangs cannot be ended without
+        holding up the domain. Raises Refused when the domain is not here, Failed, OutcomeUnknown: ask again."""
         ...

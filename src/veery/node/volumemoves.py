@@ -43,6 +43,7 @@ from veery.node.attachments import NodeAttacher
 from veery.node.domains import Domains
 from veery.node.peers import Peers, read_answer
 from veery.node.volumes import VolumeService
+from veery.storage import portal
 from veery.storage.extents import sync, write_sparse
 
 log = logging.getLogger(__name__)
@@ -443,6 +444,8 @@ class VolumeMoves:
         record = await self._dropped(move)
         lun = await self._attacher.lun(move.place) if gate.arrived(record, move) else None
         if isinstance(self._driver, DiskSwitcher):
+            if any(reading.uuid == move.uuid for reading in await self._driver.list()):
+                await portal.require(move.place.portal, (await self._attacher.lun(move.place)).initiator)
             with contextlib.suppress(Refused):  # it is not here any more
                 await self._driver.settle_disk(move.uuid, move.vdev, lun)
         self._journal.strike(Side.DOMAIN, move)

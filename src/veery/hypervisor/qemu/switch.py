@@ -1,21 +1,22 @@
 """A running domain's disk goes over from one LUN to another: a mirror, a short stop, a pivot.
 
-QAPI's block-core.json; docs/interop/live-block-operations.rst. The mirror's copy mode is write-blocking: each write of
-the guest is answered when both LUNs have it, so the copy converges whatever the guest does. For the switch-over the
-processors stand still: nothing is in flight then and both LUNs are the same, so it does not matter which of them the
-record names when QEMU dies there.
+QAPI's block-core.json; docs/interop/live-block-operations.rst. The mirror begins in the background, where the guest's
+writes wait for the old LUN only: a target that hangs meanwhile holds up the copy and not the guest. When little is
+left, or the guest writes so much that it does not become little, the copy mode becomes write-blocking
+(block-job-change): each write is answered when both LUNs have it, so the copy ends whatever the guest does. For the
+switch-over the processors stand still: nothing is in flight then and both LUNs are the same, so it does not matter
+which of them the record names when QEMU dies there.
 
-While it is only a copy, the new LUN is opened with a timeout: else a target that hangs would hold the guest's writes
-for ever (block/iscsi.c tries a request that timed out 8 times, then gives it up, and with it the mirror). The disk
-itself has none, since a guest had rather wait for its target. So the mirror goes into a raw node, the disk's `front`
-from then on, whose child is opened anew without one at last (blockdev-reopen)."""
+While it is only a copy, the new LUN is opened with a timeout, after which block/iscsi.c connects anew; the disk itself
+has none, since a guest had rather wait for its target. So the mirror goes into a raw node, the disk's `front` from then
+on, whose child is opened anew without one at last (blockdev-reopen)."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -32,9 +33,11 @@ from veery.model.volume import AttachedDisk, IscsiLun
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-TIMEOUT = 2  # seconds for a request to the new LUN, of which there are 8 tries
+TIMEOUT = 5  # seconds for a request to the new LUN
+LITTLE = 32 << 20  # bytes left at which the guest's writes begin to wait for both LUNs
+LONG = 20.0  # seconds without coming nearer to the end after which they do anyway
 OPEN_DEADLINE = 20.0  # a LUN is logged into while QEMU answers nothing else
-END_DEADLINE = 60.0  # more than all tries of a request together
+END_DEADLINE = 20.0
 STALL = 30.0  # seconds without a byte after which a copy without a limit is given up
 BURST = 16 << 20  # bytes under way before a job with a speed limit rests (block/mirror.c)
 POLL = 0.2
@@ -48,14 +51,8 @@ async def copy(domain: Domain, vdev: str, lun: IscsiLun, rate: int, report: Copi
     if not isinstance(disk.source, IscsiLun):
         raise Refused(f"{vdev} of {domain.record.spec.name} is no volume")
     domain.update(stage=Stage.SWITCHING)
-    try:
-        await _mirror(domain, disk, lun, sync="full", rate=rate)
-        await _whole(domain, vdev, rate, report)
-    except asyncio.CancelledError:
-        raise
-    except BaseException:
-        await _to_the_end(settle(domain, vdev, None))
-        raise
+    await _mirror(domain, disk, lun, sync="full", rate=rate, mode="background")
+    await _whole(domain, vdev, rate, report)
 
 
 async def over(domain: Domain, vdev: str, lun: IscsiLun, commit: Callable[[], Awaitable[None]], clock: Clock) -> float:
@@ -67,7 +64,7 @@ async def settle(domain: Domain, vdev: str, lun: IscsiLun | None) -> None:
     """As DiskSwitcher.settle_disk."""
     if domain.record.stage is not Stage.SWITCHING:
         return
-    async with asyncio.timeout(END_DEADLINE):
+    async with _within(f"{domain.record.spec.name}: QEMU does not answer"):
         await domain.met()
     if domain.gone.is_set():
         raise Refused(f"{domain.record.spec.name} has ended")
@@ -89,7 +86,9 @@ async def _go_on(domain: Domain) -> None:
 # ---- the copy
 
 
-async def _mirror(domain: Domain, disk: AttachedDisk, lun: IscsiLun, *, sync: str, rate: int = 0) -> None:
+async def _mirror(
+    domain: Domain, disk: AttachedDisk, lun: IscsiLun, *, sync: str, rate: int = 0, mode: str = "write-blocking"
+) -> None:
     """Start the mirror to `lun`. Raises Failed."""
     execute, vdev = domain.monitor.execute, disk.spec.vdev
     now = await front(domain, vdev)
@@ -99,25 +98,34 @@ async def _mirror(domain: Domain, disk: AttachedDisk, lun: IscsiLun, *, sync: st
     await execute("blockdev-add", {**opened, "node-name": _trial(vdev), "timeout": TIMEOUT}, deadline=OPEN_DEADLINE)
     discard = "ignore" if disk.spec.discard is False else "unmap"
     await execute("blockdev-add", {"driver": "raw", "node-name": new, "file": _trial(vdev), "discard": discard})
-    mirror = {"device": now, "target": new, "sync": sync, "copy-mode": "write-blocking", "speed": rate}
+    mirror = {"device": now, "target": new, "sync": sync, "copy-mode": mode, "speed": rate}
     await execute("blockdev-mirror", {"job-id": _job(vdev), "auto-dismiss": False, **mirror}, deadline=OPEN_DEADLINE)
 
 
 async def _whole(domain: Domain, vdev: str, rate: int, report: Copied) -> None:
     """Return when the mirror is in step with the disk. Raises Failed."""
     loop, name = asyncio.get_running_loop(), domain.record.spec.name
-    moved, before = loop.time(), -1
+    begun = moved = nearer = loop.time()
+    before, least, blocking = -1, 1 << 62, False
     while True:
         job = None
         with contextlib.suppress(OutcomeUnknown):  # it logs in again, or is busy
             job = await _standing(domain, vdev)
+        now = loop.time()
         if job is not None:
+            left = job["len"] - job["offset"]
             if job["offset"] != before:
-                moved, before = loop.time(), job["offset"]
+                moved, before = now, job["offset"]
+            if left < least:
+                nearer, least = now, left
             report(job["offset"], job["len"])
-            if job["ready"] and job.get("actively-synced", True):
+            if not blocking and now > begun and (job["ready"] or left < LITTLE or now - nearer > LONG):
+                change = {"id": _job(vdev), "type": "mirror", "copy-mode": "write-blocking"}
+                await domain.monitor.execute("block-job-change", change)
+                blocking = True
+            elif job["ready"] and job.get("actively-synced", True):
                 return
-        if loop.time() - moved > STALL + (BURST / rate if rate else 0.0):
+        if now - moved > STALL + (BURST / rate if rate else 0.0):
             raise Failed(f"{name}: nothing of {vdev} was copied for {STALL:g} s", hint="is the path to the target up?")
         await asyncio.sleep(POLL)
 
@@ -214,7 +222,7 @@ async def _turned(domain: Domain, vdev: str) -> bool:
 async def _complete(domain: Domain, vdev: str) -> None:
     """Let the mirror turn the device to its target. Raises Failed."""
     execute, asked = domain.monitor.execute, False
-    async with asyncio.timeout(END_DEADLINE):
+    async with _within(f"{domain.record.spec.name}: its {vdev} does not turn"):
         while (job := await _job_row(domain, vdev)) is not None:
             if job["status"] == "ready" and not asked:
                 await execute("block-job-complete", {"device": _job(vdev)}, deadline=OPEN_DEADLINE)
@@ -230,7 +238,7 @@ async def _complete(domain: Domain, vdev: str) -> None:
 async def _forget(domain: Domain, vdev: str) -> None:
     """End the mirror; the domain keeps the disk that it had. Raises Failed, OutcomeUnknown."""
     execute = domain.monitor.execute
-    async with asyncio.timeout(END_DEADLINE):
+    async with _within(f"{domain.record.spec.name}: the copy of its {vdev} does not end before its target answers"):
         while (job := await _job_row(domain, vdev)) is not None:
             with contextlib.suppress(CommandError):  # it has just ended
                 if job["status"] == "concluded":
@@ -246,6 +254,15 @@ async def _forget(domain: Domain, vdev: str) -> None:
 
 
 # ---- smaller parts
+
+
+@contextlib.asynccontextmanager
+async def _within(message: str) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(END_DEADLINE):
+            yield
+    except TimeoutError as error:
+        raise Failed(message, hint="it is tried again by itself") from error
 
 
 async def _job_row(domain: Domain, vdev: str) -> dict[str, Any] | None:
