@@ -1,4 +1,5 @@
-"""The client outside: ICMP echo (RFC 792) to one or more addresses every few ms, and the longest hole in the answers.
+"""The client outside: ICMP echo (RFC 792; RFC 4443 for IPv6) to one or more addresses every few ms, and the longest
+hole in the answers.
 
 `Probe` is the handle; the probing itself is a process of its own (`python -m veery.lab.probe`) inside the client's
 namespace. Each address has a socket of its own, or packets that wait for a silent one's ARP would hold up the
@@ -23,6 +24,7 @@ from pathlib import Path
 from veery.errors import Failed
 
 ECHO_REQUEST, ECHO_REPLY = 8, 0
+ECHO_REQUEST_6, ECHO_REPLY_6, ICMP6_FILTER = 128, 129, 1  # linux/icmpv6.h
 SO_TIMESTAMPNS = 35  # asm-generic/socket.h
 SOL_RAW, ICMP_FILTER = 255, 1  # linux/socket.h, linux/icmp.h
 MAGIC = 0x76656572
@@ -64,11 +66,19 @@ class _Target:
 
     @classmethod
     def open(cls, number: int, address: str) -> _Target:
-        raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+        if ":" in address:
+            raw = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+            blocked = [0xFFFFFFFF] * 8
+            blocked[ECHO_REPLY_6 // 32] &= ~(1 << ECHO_REPLY_6 % 32)
+            raw.setsockopt(socket.IPPROTO_ICMPV6, ICMP6_FILTER, struct.pack("=8I", *blocked))
+            where = socket.getaddrinfo(address, None, socket.AF_INET6, socket.SOCK_DGRAM)[0][4]  # with its %DEVICE
+        else:
+            raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+            raw.setsockopt(SOL_RAW, ICMP_FILTER, struct.pack("=I", ~(1 << ECHO_REPLY) & 0xFFFFFFFF))
+            where = (address, 0)
         raw.setblocking(False)
         raw.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
-        raw.setsockopt(SOL_RAW, ICMP_FILTER, struct.pack("=I", ~(1 << ECHO_REPLY) & 0xFFFFFFFF))
-        raw.connect((address, 0))
+        raw.connect(where)
         return cls(number, address, raw)
 
     def mark(self, sequence: int) -> None:
@@ -83,7 +93,8 @@ class _Target:
         self.sent_at = now
         self.sent += 1
         with contextlib.suppress(OSError):  # no route, no neighbour, buffer full: it counts as unanswered
-            self.raw.send(_request(self.number, sequence))
+            kind = ECHO_REQUEST_6 if ":" in self.address else ECHO_REQUEST
+            self.raw.send(_request(self.number, sequence, kind))  # ICMPv6's checksum is the kernel's to write
 
     def receive(self) -> None:
         while True:
@@ -93,8 +104,9 @@ class _Target:
                 return
             except OSError:  # a queued ICMP error (host unreachable)
                 continue
-            icmp = packet[(packet[0] & 15) * 4 :]
-            if len(icmp) < 8 + _BODY.size or icmp[0] != ECHO_REPLY:
+            six = ":" in self.address
+            icmp = packet if six else packet[(packet[0] & 15) * 4 :]
+            if len(icmp) < 8 + _BODY.size or icmp[0] != (ECHO_REPLY_6 if six else ECHO_REPLY):
                 continue
             magic, number, sequence = _BODY.unpack_from(icmp, 8)
             if (magic, number) == (MAGIC, self.number) and sequence >= self.first:
@@ -168,11 +180,11 @@ def _be_prompt() -> None:
             os.nice(-10)
 
 
-def _request(number: int, sequence: int) -> bytes:
+def _request(number: int, sequence: int, kind: int) -> bytes:
     body = _BODY.pack(MAGIC, number, sequence)
     identity = os.getpid() & 0xFFFF
-    sum_ = _checksum(struct.pack("!BBHHH", ECHO_REQUEST, 0, 0, identity, sequence & 0xFFFF) + body)
-    return struct.pack("!BBHHH", ECHO_REQUEST, 0, sum_, identity, sequence & 0xFFFF) + body
+    sum_ = _checksum(struct.pack("!BBHHH", kind, 0, 0, identity, sequence & 0xFFFF) + body)
+    return struct.pack("!BBHHH", kind, 0, sum_, identity, sequence & 0xFFFF) + body
 
 
 def _checksum(data: bytes) -> int:

@@ -3,7 +3,8 @@
 QEMU and the guest announce themselves too; this is the node's own word, for every driver. Three things learn:
 this node's bridge (its forwarding entry is set), the switches (a RARP frame with the domain's MAC as source,
 the form QEMU's announce_self sends: net/announce.c), and, where the file names an `ip=`, the neighbours' ARP
-tables (a gratuitous ARP, RFC 5227 section 3: an ARP request for the sender's own address)."""
+tables (a gratuitous ARP, RFC 5227 section 3: an ARP request for the sender's own address) or, for IPv6, their neighbour
+caches (an unsolicited neighbour advertisement to all nodes, RFC 4861 sections 4.4 and 7.2.6)."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from veery.errors import Failed
 from veery.network.link import netlink
 
-ETH_P_ARP, ETH_P_RARP = 0x0806, 0x8035
+ETH_P_ARP, ETH_P_RARP, ETH_P_IPV6 = 0x0806, 0x8035, 0x86DD
 BROADCAST = b"\xff" * 6
 PAUSES = (0.05, 0.15, 0.25, 0.35)  # seconds between rounds: QEMU's announce-initial 50 ms, announce-step 100 ms
 
@@ -27,7 +28,7 @@ PAUSES = (0.05, 0.15, 0.25, 0.35)  # seconds between rounds: QEMU's announce-ini
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Voice:
     """One interface to announce: its MAC, its tap `device`, its `bridge`, and the file's `ip=` ("" or words, of
-    which the IPv4 addresses are announced)."""
+    which the addresses are announced, with or without a prefix length)."""
 
     mac: str
     device: str
@@ -57,9 +58,26 @@ def frames(voice: Voice) -> tuple[bytes, ...]:
     nowhere = b"\0" * 4
     found = [_frame(mac, ETH_P_RARP, 3, mac, nowhere)]  # 3: RFC 903, "request reverse"
     for word in re.split(r"[\s,]+", voice.ip):
-        with contextlib.suppress(ipaddress.AddressValueError):
-            found.append(_frame(mac, ETH_P_ARP, 1, b"\0" * 6, ipaddress.IPv4Address(word).packed))
+        with contextlib.suppress(ValueError):
+            address = ipaddress.ip_interface(word).ip
+            if isinstance(address, ipaddress.IPv4Address):
+                found.append(_frame(mac, ETH_P_ARP, 1, b"\0" * 6, address.packed))
+            else:
+                found.append(_advertisement(mac, address.packed))
     return tuple(found)
+
+
+def _advertisement(mac: bytes, address: bytes) -> bytes:
+    """An unsolicited neighbour advertisement of `address` at `mac`, override flag set, to all nodes (ff02::1)."""
+    everybody = ipaddress.IPv6Address("ff02::1").packed
+    override, own_link_layer = 0x20000000, b"\x02\x01"
+    body = struct.pack("!BBHI", 136, 0, 0, override) + address + own_link_layer + mac
+    pseudo = address + everybody + struct.pack("!II", len(body), 58)
+    total = sum(struct.unpack(f"!{(len(pseudo) + len(body)) // 2}H", pseudo + body))
+    total = (total >> 16) + (total & 0xFFFF)
+    body = body[:2] + struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF) + body[4:]
+    head = struct.pack("!IHBB", 6 << 28, len(body), 58, 255) + address + everybody
+    return b"\x33\x33\0\0\0\x01" + mac + struct.pack("!H", ETH_P_IPV6) + head + body
 
 
 def _frame(mac: bytes, kind: int, operation: int, target: bytes, address: bytes) -> bytes:

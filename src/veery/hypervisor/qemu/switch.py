@@ -119,7 +119,8 @@ async def _whole(domain: Domain, vdev: str, rate: int, report: Copied) -> None:
             if left < least:
                 nearer, least = now, left
             report(job["offset"], job["len"])
-            if not blocking and now > begun and (job["ready"] or left < LITTLE or now - nearer > LONG):
+            hopeless = now - nearer > LONG and now - moved < LONG / 4  # bytes flow, and it comes no nearer
+            if not blocking and now > begun and (job["ready"] or left < LITTLE or hopeless):
                 change = {"id": _job(vdev), "type": "mirror", "copy-mode": "write-blocking"}
                 await domain.monitor.execute("block-job-change", change)
                 blocking = True
