@@ -13,6 +13,8 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+import msgspec
+
 from veery.cluster import owner as owners
 from veery.cluster.store import StoreUnavailable
 from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
@@ -27,10 +29,11 @@ from veery.migrate.policy import find
 from veery.migrate.settle import Settler
 from veery.migrate.turns import Turn, Turns
 from veery.model.cluster import DomainRecord, Owner, Reservation
-from veery.model.domain import DomainReading, DomainState
+from veery.model.domain import DomainReading, DomainSpec, DomainState
 from veery.model.move import CopyResult, MoveProgress, MoveReport, MoveSettings, MoveState, Phase, Tuning
 from veery.model.node import Node
 from veery.model.units import MIB
+from veery.model.volume import CarriedDisk
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -133,22 +136,10 @@ class Sender:
             name=spec.name,
             target=order.target.name,
         )
-        line = Line(
-            move=order.move,
-            side=Side.SOURCE,
-            domain=spec.name,
-            uuid=order.reading.uuid,
-            boot=owner.boot,
-            source=ground.node,
-            target=order.target.name,
-            owner_revision=owner.revision,
-            paused=paused,
-            remove_source=order.settings.remove_source,
-        )
-        self._steps = steps = Steps(line, ground.journal, ground.clock, ground.hold, self._entered)
+        steps = self._begin(owner, spec.name, paused)
         async with contextlib.AsyncExitStack() as connection, contextlib.AsyncExitStack() as undo:
             connection.push_async_callback(self._stop_asking)
-            undo.push_async_callback(self._settler.undone, line)
+            undo.push_async_callback(self._settler.undone, steps.line)
             await steps.enter(Phase.BEGIN)
             channel = await wire.open_control(
                 order.target.relocation_address or order.target.address,
@@ -160,24 +151,7 @@ class Sender:
             connection.push_async_callback(channel.close)
 
             await steps.enter(Phase.PREPARE)
-            await channel.send(
-                wire.Offer(
-                    move=order.move,
-                    source=ground.node,
-                    domain=spec.name,
-                    boot=owner.boot,
-                    owner_revision=owner.revision,
-                    driver=ground.driver.name,
-                    spec=spec,
-                    luggage=luggage,
-                    backlog=await ground.driver.backlog(order.reading.uuid),
-                    tls=order.settings.tls,
-                    paused=paused,
-                    disks=going,
-                    disk_dir=order.settings.disk_dir,
-                    post_copy=self._post_copy,
-                )
-            )
+            await channel.send(await self._offer(owner, spec, luggage, paused, going))
             ready = await self._ready(channel)
             steps.line = replace(
                 steps.line, reservation_revision=ready.reservation, disks=disks.matched(going, ready.disks)
@@ -202,6 +176,46 @@ class Sender:
             return report or await self._follow(steps)
 
     # ---- steps
+
+    def _begin(self, owner: Owner, name: str, paused: bool) -> Steps:
+        """Where the move stands, and what the journal will hold of it; nothing is written yet."""
+        ground, order = self._ground, self._order
+        line = Line(
+            move=order.move,
+            side=Side.SOURCE,
+            domain=name,
+            uuid=order.reading.uuid,
+            boot=owner.boot,
+            source=ground.node,
+            target=order.target.name,
+            owner_revision=owner.revision,
+            paused=paused,
+            remove_source=order.settings.remove_source,
+        )
+        self._steps = Steps(line, ground.journal, ground.clock, ground.hold, self._entered)
+        return self._steps
+
+    async def _offer(
+        self, owner: Owner, spec: DomainSpec, luggage: msgspec.Raw, paused: bool, going: tuple[CarriedDisk, ...]
+    ) -> wire.Offer:
+        """What the target is asked to take in."""
+        ground, order = self._ground, self._order
+        return wire.Offer(
+            move=order.move,
+            source=ground.node,
+            domain=spec.name,
+            boot=owner.boot,
+            owner_revision=owner.revision,
+            driver=ground.driver.name,
+            spec=spec,
+            luggage=luggage,
+            backlog=await ground.driver.backlog(order.reading.uuid),
+            tls=order.settings.tls,
+            paused=paused,
+            disks=going,
+            disk_dir=order.settings.disk_dir,
+            post_copy=self._post_copy,
+        )
 
     async def _own(self) -> Owner:
         name = self._order.reading.name
@@ -421,8 +435,8 @@ class Sender:
 
     async def _follow(self, steps: Steps) -> MoveReport:
         """Post-copy: the rest follows, however long that takes. When we are to end meanwhile, the journal keeps it."""
-        await steps.enter(Phase.CONFIRM)
         try:
+            await steps.enter(Phase.CONFIRM)
             await postcopy.see_off(self._ground, steps.line, self._publish, self._order.target)
         except Lost as error:
             reason = f"the run was lost in post-copy: {error.message}; {self.target} does what its on_crash says"
@@ -431,6 +445,9 @@ class Sender:
                 await self._settler.leave(steps.line)
             steps.close()
             return self.report(MoveState.LOST, reason=reason, hint=f"veery --node {self.target} list")
+        except VeeryError as error:  # the journal's disk is full
+            self._settler.later(steps.line)
+            return self.report(MoveState.DONE, reason=f"the rest of its memory is still on its way: {error.message}")
         except asyncio.CancelledError:
             return self.report(MoveState.DONE, reason="veeryd ended while the rest of its memory was on its way")
         return await self._confirm(steps)

@@ -80,8 +80,7 @@ async def send(
             tls_creds=credentials(tls, "client")["id"] if tls else "",
             tls_hostname=peer if tls else "",
         )
-        if means.post_copy:
-            await postcopy.allow(transfer, settings.bandwidth)
+        await postcopy.allow(transfer, means, settings.bandwidth)
         if means.hold:
             transfer.poll = POLL_HELD
         if not settings.live:

@@ -62,9 +62,11 @@ def obstacle() -> str:
 # ---- a move's source
 
 
-async def allow(transfer: Transfer, bandwidth: int) -> None:
-    """Let a copy that is to begin stand still before its switch-over; `bandwidth` bytes/s (0: unlimited) holds for
-    what follows then, too."""
+async def allow(transfer: Transfer, means: Means, bandwidth: int) -> None:
+    """Where `means` has post-copy, let a copy that is to begin stand still before its switch-over; `bandwidth` bytes/s
+    (0: unlimited) holds for what follows then, too."""
+    if not means.post_copy:
+        return
     pause = [{"capability": "pause-before-switchover", "state": True}]
     await transfer.monitor.execute("migrate-set-capabilities", {"capabilities": pause})
     await transfer.monitor.execute("migrate-set-parameters", {"max-postcopy-bandwidth": bandwidth})
