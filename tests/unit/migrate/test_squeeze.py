@@ -1,0 +1,134 @@
+"""A packed stream between two ends: what goes in comes out, less of it goes over the path, and an end that breaks is
+noticed at the other."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from two_nodes import make_certificates
+
+from veery.errors import Failed, Refused
+from veery.host import tls
+from veery.host.clock import RealClock
+from veery.migrate.squeeze import Squeeze, packing, unpacking
+
+TEXT = b"a veery sings in the woods at dusk, and leaves before the hurricanes. " * 40000
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_certificates(tmp_path_factory.mktemp("tls"))
+
+
+async def path() -> tuple[socket.socket, socket.socket]:
+    """Both ends of a TCP connection, as sender and receiver have them."""
+    loop = asyncio.get_running_loop()
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(1)
+        listener.setblocking(False)
+        one = socket.socket()
+        one.setblocking(False)
+        await loop.sock_connect(one, listener.getsockname())
+        two, _ = await loop.sock_accept(listener)
+    return one, two
+
+
+@contextlib.asynccontextmanager
+async def both(
+    squeeze: Squeeze, client: ssl.SSLContext | None = None, server: ssl.SSLContext | None = None
+) -> AsyncIterator[tuple[socket.socket, socket.socket, contextlib.AsyncExitStack]]:
+    """The two hypervisors' ends, non-blocking; the stack is the target's."""
+    one, two = await path()
+    async with contextlib.AsyncExitStack() as here, contextlib.AsyncExitStack() as there:
+        async with asyncio.TaskGroup() as tasks:
+            near = tasks.create_task(here.enter_async_context(packing(one, squeeze, peer="b", tls=client)))
+            far = tasks.create_task(there.enter_async_context(unpacking(two, peer="a", tls=server)))
+        for each in (near.result(), far.result()):
+            each.setblocking(False)
+        yield near.result(), far.result(), there
+
+
+async def all_of(stream: socket.socket, count: int) -> bytes:
+    data = b""
+    async with asyncio.timeout(30):
+        while len(data) < count:
+            piece = await asyncio.get_running_loop().sock_recv(stream, 1 << 20)
+            if not piece:
+                break
+            data += piece
+    return data
+
+
+@pytest.mark.parametrize("secret", [False, True])
+async def test_what_goes_in_comes_out(certificates: Path, secret: bool) -> None:
+    client = tls.client_context(certificates / "a") if secret else None
+    server = tls.server_context(certificates / "b") if secret else None
+    loop = asyncio.get_running_loop()
+    squeeze = Squeeze(0, RealClock())
+    async with both(squeeze, client, server) as (near, far, _):
+        sent = TEXT + os.urandom(300_000)
+        got, _ = await asyncio.gather(all_of(far, len(sent)), loop.sock_sendall(near, sent))
+        assert got == sent
+        assert squeeze.plain == len(sent)
+        assert 300_000 < squeeze.packed < 0.3 * len(sent)
+        await loop.sock_sendall(near, b"one page more")  # nothing waits in the packer
+        assert await all_of(far, 13) == b"one page more"
+        await loop.sock_sendall(far, b"loaded")
+        assert await all_of(near, 6) == b"loaded"
+
+
+async def test_the_rate_holds_for_what_is_sent() -> None:
+    squeeze = Squeeze(400_000, RealClock())
+    loop = asyncio.get_running_loop()
+    async with both(squeeze) as (near, far, _):
+        begun = loop.time()
+        noise = os.urandom(200_000)
+        await asyncio.gather(all_of(far, len(noise)), loop.sock_sendall(near, noise))
+        await loop.sock_sendall(near, b"x")
+        await all_of(far, 1)
+        assert loop.time() - begun > 0.4
+        squeeze.rate = 0
+        await asyncio.gather(all_of(far, len(TEXT)), loop.sock_sendall(near, TEXT))
+
+
+async def test_an_end_that_breaks_is_noticed_at_the_other() -> None:
+    async with both(Squeeze(0, RealClock())) as (near, _, there):
+        await there.aclose()
+        assert await all_of(near, 1) == b""
+    async with both(Squeeze(0, RealClock())) as (near, far, _):
+        near.shutdown(socket.SHUT_RDWR)
+        assert await all_of(far, 1) == b""
+
+
+async def test_only_the_node_of_the_move_may_send(certificates: Path) -> None:
+    one, two = await path()
+    server = tls.server_context(certificates / "b")
+    client = tls.client_context(certificates / "b")
+
+    async def send() -> None:
+        with contextlib.suppress(Refused, OSError):
+            async with packing(one, Squeeze(0, RealClock()), peer="b", tls=client) as near:
+                near.setblocking(False)
+                assert await all_of(near, 1) == b""
+
+    sending = asyncio.create_task(send())
+    with pytest.raises((Failed, Refused), match="does not come from a"):
+        async with unpacking(two, peer="a", tls=server):
+            pass
+    await sending
+
+
+async def test_a_target_that_hangs_up_is_told() -> None:
+    one, two = await path()
+    two.close()
+    with pytest.raises(Refused, match="b does not take a packed stream"):
+        async with packing(one, Squeeze(0, RealClock()), peer="b", tls=ssl.create_default_context()):
+            pass
