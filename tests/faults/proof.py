@@ -60,10 +60,11 @@ class Proof:
             return Life(match[1], int(match[2]) if match[3] == match[1] else 0)
 
     async def alive(self, node: str, after: int = 0) -> Life:
-        """Its life, once it has written its next record since we asked first, and more than `after` in all."""
+        """Its life, once it has written more than `after` records; without it, the next one since we asked first."""
         end = time.monotonic() + SETTLE
-        first = life = await self.life(node)
-        while life.count <= max(after, first.count):
+        life = await self.life(node)
+        after = after or life.count
+        while life.count <= after:
             assert time.monotonic() < end, f"no record after {life.count} (there were {after}) within {SETTLE:g} s"
             await asyncio.sleep(0.1)
             life = await self.life(node)
@@ -120,7 +121,7 @@ class Proof:
             top = self.lab.plan.home(node) / folder
             for path in top.rglob("*"):
                 name = f"{folder}/{path.relative_to(top)}"
-                if not re.match(r"lib/(etcd|moves)/|lib/lost|run/held|run/domains/\d+/.*\.tmp|.*\.log(\.1)?$", name):
+                if not re.match(r"lib/(etcd|moves)/|run/held\.json$|run/domains/\d+/.*\.tmp|.*\.log(\.1)?$", name):
                     found.append(re.sub(r"domains/\d+", "domains/ID", name))
         return found
 

@@ -175,11 +175,6 @@ class Scene:
         await self._proof.learn()
         return self._proof
 
-    async def stands(self, node: str) -> None:
-        """It is on `node` now, at rest: the next one finds it there."""
-        assert self._proof is not None
-        self._at = node, await self._proof.alive(node)
-
     async def mend(self) -> None:
         """Whatever a cell that went wrong has left: cables, stopped processes, daemons."""
         for node in (node.name for node in self.lab.plan.nodes):
@@ -262,11 +257,10 @@ class Scene:
         where = await proof.settled()
         await proof.probe.answered(deadline=SETTLE)
         gap = (await proof.probe.read())[DOMAIN_ADDRESS].gap_ms
-        life = await proof.alive(where)
+        life = await proof.alive(where, before.count)
         if life.boot != before.boot:
             assert phase in anew, "it was booted anew, and its QEMU was not killed"
             proof.boots += 1
-        assert life.count > before.count, f"records: {before.count}, then {life.count}"
         other = next(node for node in HYPERVISORS if node != where)
         await proof.move(other)
         await proof.move(where)
