@@ -88,7 +88,7 @@ def table(cells: Cells) -> str:
 
 
 def _later(cells: Cells, number: int) -> str:
-    """The disk after a row: one that was looked at after a later row had come through this one too, with all records."""
+    """The disk after a row: the look after a later row is one at all records of this one too."""
     from matrix import ROWS
 
     return "with the next" if any(cells.good(f"{row.name}/disk") for row in ROWS[number + 1 :]) else "not run"
