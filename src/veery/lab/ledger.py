@@ -31,7 +31,7 @@ PORT = 7100  # where the client takes acknowledgements
 SECTOR = 512
 MEMORY = 96  # MiB
 APPLETS = (
-    *("sh", "mount", "mkdir", "insmod", "cat", "ls", "dd", "tr", "tail", "head", "cut", "ifconfig", "printf", "sleep"),
+    *("sh", "mount", "insmod", "cat", "dd", "tr", "ifconfig", "printf", "sleep"),
     *("usleep", "nc", "timeout", "poweroff"),
 )
 
@@ -50,8 +50,15 @@ while :; do
     for disk in xvda vda; do [ -b /dev/$disk ] && break 2; done
     usleep 20000
 done
-number=$(dd if=/dev/$disk bs=1M count=$room iflag=direct 2>/dev/null | tr -d '\\000' | tail -n 1 | cut -d ' ' -f 1)
-number=${{number:-0}}
+number=0 beyond=$((room * 2048))
+while [ $((beyond - number)) -gt 1 ]; do
+    middle=$(((number + beyond) / 2))
+    if [ -n "$(dd if=/dev/$disk bs=512 skip=$middle count=1 iflag=direct 2>/dev/null | tr -d '\\000')" ]; then
+        number=$middle
+    else
+        beyond=$middle
+    fi
+done
 echo "ledger: boot $boot goes on after $number"
 while :; do
     number=$((number + 1))
