@@ -172,7 +172,7 @@ class Daemon:
         self.writer = self._signs() if self.node.has(Role.HYPERVISOR) else None
         self.doctor = self._doctor(folder)
         self.rules = _rules(settings)
-        self.senses = PeerSenses(self.near, self.neighbours)
+        self.senses = PeerSenses(self.near, self.neighbours, self.clock)
         self.brain = self._brain() if self.node.has(Role.VOTER) else None
         self.oversight = Oversight(
             self.node.name,
