@@ -14,7 +14,7 @@ from veery.cli.progress import Forward, copied, figures, meter
 from veery.cli.session import Session, Usage
 from veery.client.http import domain_path
 from veery.errors import OutcomeUnknown, Refused, VeeryError
-from veery.model.move import MoveProgress, MoveReport, MoveSettings
+from veery.model.move import Compress, MoveProgress, MoveReport, MoveSettings
 from veery.model.units import format_size
 
 
@@ -65,6 +65,7 @@ def _settings(args: Namespace) -> MoveSettings:
         with_disks=args.with_disks,
         disk_dir=args.disk_dir,
         remove_source=args.remove_source,
+        compress=Compress(args.compress),
     )
 
 
@@ -162,11 +163,12 @@ class _Migration:
 def summary(report: MoveReport) -> str:
     """A finished move in one line."""
     rounds = f" in {report.rounds} round{'s' if report.rounds != 1 else ''}" if report.rounds else ""
+    packed = f" sent as {format_size(report.packed)}" if report.packed else ""
     disks = f", {format_size(report.disk_bytes)} of disks" if report.disk_bytes else ""
     kept = f"; kept on {report.source}: {', '.join(report.kept)}" if report.kept else ""
     return (
         f"{report.domain} moved from {report.source} to {report.target} in {report.total_ms / 1000:.2f} s: "
-        f"downtime {report.downtime_ms:.0f} ms, {format_size(report.bytes)}{rounds}{disks}{kept}"
+        f"downtime {report.downtime_ms:.0f} ms, {format_size(report.bytes)}{packed}{rounds}{disks}{kept}"
     )
 
 
@@ -227,6 +229,13 @@ def _declare_migrate(parser: Parser) -> None:
     )
     parser.add_argument(
         "--disk-dir", metavar="DIR", default="", help="their folder on NODE; else [storage] local, else the same path"
+    )
+    parser.add_argument(
+        "--compress",
+        metavar="WHEN",
+        choices=[each.value for each in Compress],
+        default=Compress.AUTO.value,
+        help="pack the stream: auto (where the path is slow and a sample of the memory packs well), yes, no",
     )
     parser.add_argument(
         "--remove-source", action="store_true", help="remove their files here at the end, else FILE.moved-to-NODE"

@@ -361,7 +361,7 @@ class FakeDriver:
             found += (Blocker(kind=Obstacle.KERNEL, reason=f"it has no kernel {spec.kernel}"),)
         return found
 
-    async def sample(self, uuid: str) -> MemoryReading:
+    async def sample(self, uuid: str, *, quick: bool = False) -> MemoryReading:
         """As Driver.sample: all its memory is in use, and none of it changes."""
         size = self._domain(uuid).memory * MIB
         await self._step("sample")
