@@ -268,7 +268,9 @@ async def test_qemu_killed_while_bytes_flow(writer: Path, two: Lab, node: Node) 
     await whole(node, upto, "stor2")
 
 
-@pytest.mark.parametrize("victim", ["test1", "stor", pytest.param("stor2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "victim", ["stor", *(pytest.param(each, marks=pytest.mark.slow) for each in ("test1", "stor2"))]
+)
 async def test_a_daemon_killed_while_bytes_flow(writer: Path, two: Lab, node: Node, victim: str) -> None:
     """The storage nodes' tgtd and the domain live on. The target's daemon is not needed while a domain is copied."""
     under_way = await moving(two, via="test2")
@@ -314,7 +316,7 @@ async def held(lab: Lab, phase: str) -> AsyncIterator[Callable[[], Awaitable[Non
         ("COMMIT", "veeryd"),
         pytest.param("FINISH", "veeryd", marks=pytest.mark.slow),
         pytest.param("COMMIT", "qemu-system", marks=pytest.mark.slow),
-        ("FINISH", "qemu-system"),
+        pytest.param("FINISH", "qemu-system", marks=pytest.mark.slow),
     ],
 )
 async def test_killed_while_the_domain_stands(writer: Path, two: Lab, node: Node, phase: str, victim: str) -> None:
@@ -419,6 +421,7 @@ async def test_an_idle_volume_whose_storage_node_dies(two: Lab, node: Node, vict
     assert (pool(two, "stor2") / f"{DATA}.img").read_bytes()[: len(content)] == content
 
 
+@pytest.mark.slow  # the gate itself: tests/unit/cluster/test_volume_gate.py
 async def test_two_storage_nodes_give_no_number_twice(two: Lab, node: Node) -> None:
     names = [f"n{number}" for number in range(6)]
     await asyncio.gather(
