@@ -120,6 +120,16 @@ async def goes_on(lab: Lab, where: str = "test1") -> None:
     await until(further, "records go on")
 
 
+async def over(node: Node) -> None:
+    """The domain whose QEMU died is gone, and its name given back."""
+    await node.gone(DOMAIN)
+
+    async def free() -> bool:
+        return DOMAIN not in (await node.store())[0]
+
+    await until(free, "its name is free")
+
+
 async def volume(node: Node, name: str = DATA) -> dict[str, Any]:
     found: dict[str, Any] = (await node.json("volume", "show", name, "--json"))["volume"]
     return found
@@ -260,7 +270,7 @@ async def test_qemu_killed_while_bytes_flow(writer: Path, two: Lab, node: Node) 
     told = await under_way
     assert told.code == 1
     assert "volume data stays on stor" in told.err
-    await node.gone(DOMAIN)
+    await over(node)
     await whole(node, upto, "stor")
     await settled(two)
     await node.veery("create", writer)
@@ -342,7 +352,7 @@ async def test_killed_while_the_domain_stands(writer: Path, two: Lab, node: Node
         await goes_on(two)
         upto = await acked(two)
     else:
-        await node.gone(DOMAIN)
+        await over(node)
         await node.veery("create", writer)
     await whole(node, upto, storage)
     other = "stor2" if storage == "stor" else "stor"
