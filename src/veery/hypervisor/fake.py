@@ -38,15 +38,7 @@ from veery.hypervisor.fakeworld import (
     write,
 )
 from veery.model import codec
-from veery.model.domain import (
-    DomainEnd,
-    DomainEvent,
-    DomainReading,
-    DomainSpec,
-    HostReading,
-    OnEvent,
-    VcpuReading,
-)
+from veery.model.domain import DomainEnd, DomainEvent, DomainReading, DomainSpec, HostReading, OnEvent, VcpuReading
 from veery.model.move import CopyResult, Means, MoveProgress, MoveSettings, Phase, Tuning
 from veery.model.plan import Abilities, Blocker, MemoryReading, Obstacle, no_room
 from veery.model.units import MIB
@@ -232,7 +224,8 @@ class FakeDriver:
         """As Driver.vcpus."""
         domain = self._domain(uuid)
         return tuple(
-            VcpuReading(number=number, cpu=-1, seconds=self._seconds(domain)) for number in range(domain.spec.vcpus)
+            VcpuReading(number=number, cpu=-1, seconds=domain.seconds(self._clock.now()))
+            for number in range(domain.spec.vcpus)
         )
 
     async def save(self, uuid: str, path: Path, *, offset: int = 0) -> None:
@@ -601,10 +594,7 @@ class FakeDriver:
             self.world.look(domain.spec.uuid, self._clock.now())
 
     def _stop(self, domain: FakeDomain) -> None:
-        domain.ran, domain.running = self._seconds(domain), False
-
-    def _seconds(self, domain: FakeDomain) -> float:
-        return domain.ran + (self._clock.now() - domain.since if domain.running else 0.0)
+        domain.ran, domain.running = domain.seconds(self._clock.now()), False
 
     def _reading(self, domain: FakeDomain) -> DomainReading:
-        return reading_of(domain, self._seconds(domain))
+        return reading_of(domain, domain.seconds(self._clock.now()))

@@ -106,6 +106,10 @@ class FakeDomain:
     whole: bool = True
     broken: bool = False
 
+    def seconds(self, now: float) -> float:
+        """The processor time it used."""
+        return self.ran + (now - self.since if self.running else 0.0)
+
     def end_disks(self) -> None:
         """No disk of it is carried any more."""
         for mirror in self.mirrors:
