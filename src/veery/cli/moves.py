@@ -186,6 +186,19 @@ def _declare_migrate(parser: Parser) -> None:
     parser.add_argument(
         "--all", action="store_true", help="move every domain of the node away (of NODE, where one is named)"
     )
+    _declare_copy(parser)
+    _declare_disks(parser)
+    parser.add_argument(
+        "--no-turns", dest="turns", action="store_false", help="copy and switch over at once, whoever else does so now"
+    )
+    parser.add_argument(
+        "--plan", action="store_true", help="move nothing: tell what stands in the way, and how long it would take"
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+    _declare_xl(parser)
+
+
+def _declare_copy(parser: Parser) -> None:
     parser.add_argument(
         "--policy",
         metavar="NAME",
@@ -225,28 +238,28 @@ def _declare_migrate(parser: Parser) -> None:
         "--no-tls", dest="tls", action="store_false", help="do not encrypt (both nodes' settings must allow it)"
     )
     parser.add_argument(
-        "--with-disks", action="store_true", help="take along the disks that only its node has (files, devices)"
-    )
-    parser.add_argument(
-        "--disk-dir", metavar="DIR", default="", help="their folder on NODE; else [storage] local, else the same path"
-    )
-    parser.add_argument(
         "--compress",
         metavar="WHEN",
         choices=[each.value for each in Compress],
         default=Compress.AUTO.value,
         help="pack the stream: auto (where the path is slow and a sample of the memory packs well), yes, no",
     )
+
+
+def _declare_disks(parser: Parser) -> None:
+    parser.add_argument(
+        "--with-disks", action="store_true", help="take along the disks that only its node has (files, devices)"
+    )
+    parser.add_argument(
+        "--disk-dir", metavar="DIR", default="", help="their folder on NODE; else [storage] local, else the same path"
+    )
     parser.add_argument(
         "--remove-source", action="store_true", help="remove their files here at the end, else FILE.moved-to-NODE"
     )
-    parser.add_argument(
-        "--no-turns", dest="turns", action="store_false", help="copy and switch over at once, whoever else does so now"
-    )
-    parser.add_argument(
-        "--plan", action="store_true", help="move nothing: tell what stands in the way, and how long it would take"
-    )
-    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+
+
+def _declare_xl(parser: Parser) -> None:
+    """xl's own flags: some are taken and mean nothing here, some are refused with the reason."""
     parser.add_argument(
         "-d",
         "--debug",
