@@ -68,6 +68,7 @@ from veery.node.fencing import Fencing
 from veery.node.guard import Guard
 from veery.node.hands import NodeHands
 from veery.node.images import Images
+from veery.node.leaning import SHY, Leaning
 from veery.node.machine import Machine
 from veery.node.means import MeansWriter
 from veery.node.membership import Membership
@@ -289,6 +290,7 @@ class Daemon:
             hands=NodeHands(self.store, self.near, {way.method: way for way in self.fencing.ways}),
             clock=self.clock,
             rules=self.rules,
+            shy=SHY if self.node.has(Role.HYPERVISOR) else 0.0,
         )
 
     def _api(self, tail: logs.Tail) -> ApiServer:
@@ -381,6 +383,16 @@ class Daemon:
             work.append(("means", MeansWriter(self.node.name, self.store, self._means, self.clock).run()))
         if self.brain is not None:
             work.append(("brain", self.brain.run()))
+            if self.node.has(Role.HYPERVISOR):
+                leaning = Leaning(
+                    self.node,
+                    self.store,
+                    client_url(self.settings, self.node),
+                    brain=self.brain,
+                    neighbours=self.neighbours,
+                    clock=self.clock,
+                )
+                work.append(("leaning", leaning.run()))
         if self.watcher is not None:
             work.append(("signs", self.watcher.run()))
         if self.identity.etcd is not None:

@@ -65,7 +65,11 @@ def come_home(picture: Picture) -> Iterator[Action]:
             continue
         left = 0
         for domain in sorted(picture.view.domains.values(), key=order):
-            if domain.run is None or domain.run.home != name or (domain.owner and domain.owner.node == name):
+            if domain.run is None or domain.run.home != name:
+                continue
+            if (
+                domain.owner and domain.owner.node == name and not picture.busy(domain)
+            ):  # one on its way out is not home
                 continue
             left += 1
             yield from _home(picture, domain, name)
