@@ -67,9 +67,8 @@ def come_home(picture: Picture) -> Iterator[Action]:
         for domain in sorted(picture.view.domains.values(), key=order):
             if domain.run is None or domain.run.home != name:
                 continue
-            if (
-                domain.owner and domain.owner.node == name and not picture.busy(domain)
-            ):  # one on its way out is not home
+            leaving = picture.busy(domain)  # one that is still on its way out is not home
+            if domain.owner and domain.owner.node == name and not leaving:
                 continue
             left += 1
             yield from _home(picture, domain, name)
