@@ -96,12 +96,12 @@ async def power(scene: Scene, figures: Figures, *, rounds: int) -> None:
     """Cut the power of the domain's node, `rounds` times. Raises Failed where the disk has something against it."""
     kept = Ledger(NAME, ADDRESS, size=32)
     await kept.make(scene.lab, scene.kernel, scene.ramdisk, scene.folder, node="test1")
-    await scene.post(f"/v1/ha/{NAME}", {"policy": "restart"})
     probe = await Probe.start(lambda argv: scene.lab.enter("client", argv), [ADDRESS], interval=INTERVAL)
     cuts = Cuts()
     try:
         for number in range(1, rounds + 1):
             await scene.rest()
+            await scene.post(f"/v1/ha/{NAME}", {"policy": "restart"})  # earlier tries are forgotten, and their pauses
             before = await scene.collector.next(NAME, deadline=DEADLINE)
             await _cut(scene, probe, cuts, before.boot)
             _say(f"cut {number} of {rounds}: {cuts.total[-1]:.1f} s")
