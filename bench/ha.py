@@ -105,7 +105,8 @@ async def power(scene: Scene, figures: Figures, *, rounds: int) -> None:
             before = await scene.collector.next(NAME, deadline=DEADLINE)
             await _cut(scene, probe, cuts, before.boot)
             _say(f"cut {number} of {rounds}: {cuts.total[-1]:.1f} s")
-        wrong = judge(await kept.read(scene.lab), scene.collector.heard(NAME))
+        heard = scene.collector.heard(NAME)  # before the disk is read: it writes on meanwhile
+        wrong = judge(await kept.read(scene.lab), heard)
         if wrong:
             raise Failed(f"the disk: {wrong[0]}")
     finally:
