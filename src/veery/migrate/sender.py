@@ -20,7 +20,7 @@ from veery.cluster.store import StoreUnavailable
 from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
 from veery.host import tasks
 from veery.hypervisor.base import DiskMover, Lost, PostCopier
-from veery.migrate import disks, postcopy, pump, squeeze, wire
+from veery.migrate import disks, postcopy, pump, squeeze, tracking, wire
 from veery.migrate.bandwidth import Paths
 from veery.migrate.base import Ground
 from veery.migrate.journal import Line, Side
@@ -83,6 +83,7 @@ class Sender:
         self._disk_bytes = 0
         self._store_answered = float("-inf")
         self._asking: asyncio.Task[None] | None = None
+        self._tracking: tracking.Tracking | None = None
         self._stands_since = 0.0
         self._post_copy = find(order.settings.policy).post_copy and not _stands(order)
         self._ended = False  # the domain itself, before it could move
@@ -140,6 +141,7 @@ class Sender:
         ground, order = self._ground, self._order
         owner = await self._own()
         spec, luggage = await ground.driver.pack(order.reading.uuid)
+        self._tracking = tracking.Tracking(ground.attacher, order.move, spec)
         paused = order.reading.state is DomainState.PAUSED
         going = await disks.carried(
             ground.driver,
@@ -394,7 +396,9 @@ class Sender:
             self._store_answered = self._ground.clock.now()
 
     def _ask_soon(self) -> asyncio.Task[None]:
-        """Begin to ask the store, if that was not begun before."""
+        """The domain stands: begin to ask the store and to read its connections, if that was not begun before."""
+        if self._tracking is not None:
+            self._tracking.begin()
         if self._asking is None:
             self._asking = asyncio.create_task(self._ask_store(), name=f"{self._order.move} asks the store")
         return self._asking
@@ -402,6 +406,8 @@ class Sender:
     async def _stop_asking(self) -> None:
         if self._asking is not None:
             await tasks.stop(self._asking)
+        if self._tracking is not None:
+            await self._tracking.stop()
 
     async def _hand_over(
         self, owner: Owner, channel: wire.Channel, steps: Steps, undo: contextlib.AsyncExitStack
@@ -454,7 +460,7 @@ class Sender:
             if line.post_copy:
                 assert isinstance(self._ground.driver, PostCopier)
                 await self._ground.driver.release(line.uuid)
-            await channel.send(wire.Finish())
+            await channel.send(wire.Finish(await self._tracking.read() if self._tracking else ()))
             await channel.expect(wire.Running, FINISH_DEADLINE)
         except VeeryError as error:
             reason = f"{line.target} owns it and has not yet said that it runs: {error.message}"
