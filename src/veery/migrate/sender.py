@@ -74,6 +74,7 @@ class Sender:
         self._ground, self._settler, self._order, self._publish = ground, settler, order, publish
         self._turns, self._paths = turns, paths
         self._squeeze: squeeze.Squeeze | None = None
+        self.telling: asyncio.Task[None] | None = None
         self._turn: Turn | None = None
         self._pilot: Pilot | None = None
         self._started = ground.clock.epoch()
@@ -172,8 +173,7 @@ class Sender:
                 steps.line, reservation_revision=ready.reservation, disks=disks.matched(going, ready.disks)
             )
 
-            if self._turn is not None:
-                await self._turn.copy()
+            await self._may_copy()
             await steps.enter(Phase.COPY)
             undo.push_async_callback(ground.driver.resume, order.reading.uuid)
             if steps.line.disks:
@@ -296,6 +296,13 @@ class Sender:
                 self._turn.aside()
             note = f"{channel.peer} takes in others first"
             self._publish(MoveProgress(phase=Phase.PREPARE, note=note))
+
+    async def _may_copy(self) -> None:
+        """Return when there is a place for one more copy, and what is to be told before it has been."""
+        if self.telling is not None:
+            await asyncio.wait({self.telling})
+        if self._turn is not None:
+            await self._turn.copy()
 
     def _take_pilot(self) -> Pilot:
         """Who steers the copy. A move that is alone takes its turn at once and lets the hypervisor switch over."""
