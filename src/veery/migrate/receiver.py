@@ -171,10 +171,8 @@ class Receiver:
         except asyncio.CancelledError:
             self._settler.later(line)
             raise
-        if line.post_copy:
-            self._settler.later(line)  # until all of its memory is here
-        else:
-            ground.journal.strike(line)
+        # In post-copy the journal keeps it until all of its memory is here.
+        (self._settler.later if line.post_copy else ground.journal.strike)(line)
         log.info("move=%s domain=%s runs here", line.move, line.domain)
         await channel.send(wire.Running())
 

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -327,15 +327,12 @@ class Sender:
         settings = self._order.settings
         return replace(settings, bandwidth=0, tls=False) if self._squeeze is not None else settings
 
-    @contextlib.asynccontextmanager
-    async def _way(self, stream: socket.socket) -> AsyncIterator[socket.socket]:
+    def _way(self, stream: socket.socket) -> contextlib.AbstractAsyncContextManager[socket.socket]:
         """What the hypervisor is to write the copy into."""
         if self._squeeze is None:
-            yield stream
-            return
+            return contextlib.nullcontext(stream)
         tls = self._ground.client_tls if self._order.settings.tls else None
-        async with squeeze.packing(stream, self._squeeze, peer=self.target, tls=tls) as near:
-            yield near
+        return squeeze.packing(stream, self._squeeze, peer=self.target, tls=tls)
 
     async def _send(self, channel: wire.Channel, ready: wire.Ready) -> tuple[CopyResult, asyncio.Task[wire.Loaded]]:
         """Copy the memory while listening to the target, which may give up first."""
