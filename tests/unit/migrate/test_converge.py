@@ -127,6 +127,7 @@ def test_policies_by_name() -> None:
         find("no-copy")
     assert "post-copy" in caught.value.hint
     assert [policy.name for policy in POLICIES if policy.risk] == ["post-copy"]
+    assert not find(MoveSettings().policy).risk  # the command line asks for no warning of the default's
     with pytest.raises(Refused, match="takes no disks along"):
         check(MoveSettings(policy="post-copy", with_disks=True))
     check(MoveSettings(policy="balanced", with_disks=True))
