@@ -139,7 +139,7 @@ class Daemon:
             self.node.name, self.node.address, settings.relocation, self.server_tls, self.receiver.take
         )
         self.receiver.server = self.relocation
-        self.scout = Scout(self.ground, self.node, self.moves.list, self._ask)
+        self.scout = Scout(self.ground, self.node, self.moves.list, self.moves.paths, self._ask)
         self.domains = Domains(
             self.node, self.ground, self.attacher, moves=self.moves, receiver=self.receiver, scout=self.scout
         )
