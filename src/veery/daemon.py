@@ -87,6 +87,7 @@ from veery.storage.base import BytesStore
 from veery.storage.beat import BeatFile, heartbeat_iqn
 from veery.storage.file import FileStore
 from veery.storage.lvm import LvmStore
+from veery.storage.served import Served
 from veery.storage.tgt import TargetServer
 from veery.storage.volumes import Volumes
 
@@ -228,6 +229,7 @@ class Daemon:
                 records=records,
                 authority=self.identity.cluster.authority.removeprefix("iqn."),
                 clock=self.clock,
+                served=Served(self.state / "served.json"),
                 beats=BeatFile(self.state / "heartbeats"),
             )
         return VolumeService(self.node.name, self.store, self.peers, records, here)
