@@ -37,6 +37,36 @@ class Life:
     count: int
 
 
+async def etcdctl(lab: Lab, *words: str) -> str:
+    """What etcdctl says to `words`, asked of the storage node's member."""
+    tls = lab.plan.home("stor") / "lib" / "tls"
+    told = await lab.run(
+        "stor",
+        [
+            *("etcdctl", "--endpoints", "https://172.16.31.3:2379", "--cacert", tls / "ca-cert.pem"),
+            *("--cert", tls / "client-cert.pem", "--key", tls / "client-key.pem"),
+            *words,
+        ],
+    )
+    return told.out
+
+
+async def keys_of(lab: Lab, prefix: str) -> dict[str, Any]:
+    """The keys under `prefix` in etcd, as they stand there."""
+    lines = (await etcdctl(lab, "get", "--prefix", f"/veery/{prefix}")).splitlines()
+    return {key.removeprefix("/veery/"): json.loads(value) for key, value in zip(lines[::2], lines[1::2], strict=True)}
+
+
+async def logged_in(lab: Lab) -> dict[str, set[str]]:
+    """Volume -> the nodes that are logged in at its target."""
+    show = ["env", f"TGT_IPC_SOCKET={lab.plan.home('stor') / 'run' / 'tgt'}", "LC_ALL=C", "tgtadm"]
+    told = await lab.run("stor", [*show, "--lld", "iscsi", "--mode", "target", "--op", "show"])
+    return {
+        target.iqn.rpartition(":")[2]: {session.initiator.rpartition(":")[2] for session in target.sessions}
+        for target in parse_targets(told.out)
+    }
+
+
 @dataclass
 class Proof:
     """One domain under test in one lab: it writes numbered records to its volume, and a client outside probes it.
@@ -82,31 +112,11 @@ class Proof:
 
     async def keys(self, prefix: str) -> dict[str, Any]:
         """The keys under `prefix` in etcd, as they stand there."""
-        lines = (await self.etcdctl("get", "--prefix", f"/veery/{prefix}")).splitlines()
-        return {
-            key.removeprefix("/veery/"): json.loads(value) for key, value in zip(lines[::2], lines[1::2], strict=True)
-        }
-
-    async def etcdctl(self, *words: str) -> str:
-        """What etcdctl says to `words`, asked of the storage node's member."""
-        tls = self.lab.plan.home("stor") / "lib" / "tls"
-        told = await self.lab.run(
-            "stor",
-            [
-                *("etcdctl", "--endpoints", "https://172.16.31.3:2379", "--cacert", tls / "ca-cert.pem"),
-                *("--cert", tls / "client-cert.pem", "--key", tls / "client-key.pem"),
-                *words,
-            ],
-        )
-        return told.out
+        return await keys_of(self.lab, prefix)
 
     async def sessions(self) -> set[str]:
         """The nodes that are logged in at the domain's target."""
-        socket = self.lab.plan.home("stor") / "run" / "tgt"
-        show = ["env", f"TGT_IPC_SOCKET={socket}", "LC_ALL=C", "tgtadm"]
-        told = await self.lab.run("stor", [*show, "--lld", "iscsi", "--mode", "target", "--op", "show"])
-        targets = [each for each in parse_targets(told.out) if each.iqn.endswith(f":{self.domain}")]
-        return {session.initiator.rpartition(":")[2] for target in targets for session in target.sessions}
+        return (await logged_in(self.lab)).get(self.domain, set())
 
     async def learn(self) -> None:
         """See what lies in the nodes' folders when all is well; more than that is a leftover."""

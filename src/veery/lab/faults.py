@@ -1,7 +1,9 @@
 """Real faults for a lab's machines: power, cables, frozen and killed programs. Nothing is simulated.
 
 A cut is a `blackhole` queue (tc-stab(8) family; in every kernel) on one end of the cable, so that each direction can
-be cut alone and the card still shows its carrier, as behind a broken switch."""
+be cut alone and the card still shows its carrier, as behind a broken switch. The lab's nodes have one network; where a
+real node has one for the cluster and one for its storage, one of the two is cut by what its own packet filter drops
+(nft(8)): the ports of the API, of moves and of etcd, or those of iSCSI."""
 
 from __future__ import annotations
 
@@ -16,6 +18,7 @@ from collections.abc import AsyncIterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 
+from veery.config.settings import Settings
 from veery.errors import Failed, Refused
 from veery.lab import members
 from veery.lab.members import Member
@@ -36,14 +39,29 @@ class Direction(StrEnum):
     OUT = "out"  # the machine is not heard
 
 
-async def cut(lab: Lab, node: str, direction: Direction = Direction.BOTH) -> None:
-    """Cut the cable of `node` (or of the client). Frames sent from now on are lost without a sign."""
+class Net(StrEnum):
+    """Which of a node's networks is cut."""
+
+    ALL = "all"
+    CLUSTER = "cluster"  # the API, moves, etcd
+    STORAGE = "storage"  # iSCSI
+
+
+async def cut(lab: Lab, node: str, direction: Direction = Direction.BOTH, net: Net = Net.ALL) -> None:
+    """Cut the cable of `node` (or of the client), or one of its networks. What is sent from now on is lost without a
+    sign."""
+    if net is not Net.ALL:
+        await _filter(lab, node, net, _chains(net, direction))
+        return
     for where, device in _ends(node, direction):
         await lab.run(where, ["tc", "qdisc", "replace", "dev", device, "root", "blackhole"])
 
 
 async def heal(lab: Lab, node: str) -> None:
-    """Mend the cable of `node`, whichever way it was cut."""
+    """Mend the cable of `node`, whichever way it was cut, and all its networks."""
+    if node in (each.name for each in lab.plan.nodes):
+        for net in (Net.CLUSTER, Net.STORAGE):
+            await _filter(lab, node, net, "")
     for where, device in _ends(node, Direction.BOTH):
         shown = (await lab.run(where, ["tc", "qdisc", "show", "dev", device])).out
         if "blackhole" in shown:
@@ -189,6 +207,32 @@ def _group(name: str) -> Path:
                     return group
             group.rmdir()
     raise Refused("there are no memory cgroups here that we may make", hint="is /sys/fs/cgroup mounted, and writable?")
+
+
+async def _filter(lab: Lab, node: str, net: Net, chains: str) -> None:
+    """Have `node` drop what `chains` say of `net` ("": nothing), instead of what it dropped."""
+    table = f"table inet veery_fault_{net}"  # made before it is deleted: it may not be there
+    rules = f"{table}\ndelete {table}\n" + (f"{table} {{\n{chains}}}\n" if chains else "")
+    await lab.run(node, ["nft", "-f", "-"], stdin=rules.encode())
+
+
+def _chains(net: Net, direction: Direction) -> str:
+    """nft's rules that drop what comes into a node, or leaves it, from or to the ports of `net`."""
+    settings = Settings()
+    ports = {
+        Net.CLUSTER: (
+            *(settings.api.port, settings.relocation.port),
+            *(settings.etcd.client_port, settings.etcd.peer_port),
+        ),
+        Net.STORAGE: (settings.storage.portal_port,),
+    }[net]
+    names = ", ".join(str(port) for port in ports)
+    return "".join(
+        f"chain {hook} {{ type filter hook {hook} priority -300; "
+        f"tcp sport {{ {names} }} drop; tcp dport {{ {names} }} drop; }}\n"
+        for hook, way in (("input", Direction.IN), ("output", Direction.OUT))
+        if direction in (Direction.BOTH, way)
+    )
 
 
 def _ends(node: str, direction: Direction) -> list[tuple[str, str]]:
