@@ -76,7 +76,7 @@ LENGTHS = {  # seconds, from and to
 
 @dataclass(frozen=True, kw_only=True)
 class Strike:
-    """One fault: `at` seconds after the round's begin, for `lasts` seconds. `step`: the seconds that a clock jumps by."""
+    """One fault: `at` seconds after the round's begin, for `lasts` seconds. `step`: seconds by which a clock jumps."""
 
     kind: Kind
     node: str
@@ -180,7 +180,8 @@ def _excluded(one: Strike, two: Strike) -> bool:
 def may_be_fenced(strikes: Sequence[Strike]) -> frozenset[str]:
     """The nodes that may be fenced for these faults, whose leader is named by now; nobody else may be.
 
-    A hypervisor that is silent to the cluster and to the storage at the same time, for longer than a moment. With two faults at once, one that is struck by either may be so by both together."""
+    A hypervisor that is silent to the cluster and to the storage at the same time, for longer than a moment. With two
+    faults at once, one that is struck by either may be so by both together."""
     found = set()
     for strike in strikes:
         silent = strike.kind in TOTAL | {Kind.CUT, Kind.DAEMON, Kind.LEADER} and strike.lasts > NOTICED
