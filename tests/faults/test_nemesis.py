@@ -134,6 +134,7 @@ def _seeds() -> list[int]:
     return list(FULL if ALL else SLICE)
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("seed", _seeds())
 async def test_round(nemesis: Nemesis, rounds: Rounds, seed: int) -> None:
