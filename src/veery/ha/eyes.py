@@ -75,6 +75,7 @@ class StoreEyes:
         self._settled = 0.0
         self._watched = 0.0
         self._last = ClusterView(revision=0, quorum=False, settled=0.0, witnesses=0, watched=0.0, nodes={}, domains={})
+        self._beats: dict[str, float] = {}  # since when each node's heartbeats on storage go on
         self._decoded: dict[str, tuple[int, Any]] = {}
         self._readings: dict[str, NodeReading] = {}
         self._heard: dict[str, float] = {}  # when each was given
@@ -95,9 +96,12 @@ class StoreEyes:
         if self._seen is None or now - self._seen > self._rules.blind:
             self._settled = self._watched = now
             self._sightings.clear()
+            self._beats.clear()
         if signs.witnesses == 0:
             self._watched = now
         self._seen = now
+        young = (name for name, sign in signs.ages.items() if sign.age < self._rules.sign)
+        self._beats = {name: self._beats.get(name, now) for name in young}
         self._readings.update(readings)
         self._heard.update(dict.fromkeys(readings, now))
         self._last = self._view(snapshot, signs, now)
@@ -141,6 +145,7 @@ class StoreEyes:
             bare,
             absent=None if presence else lasted,
             present=lasted if presence else None,
+            beating=now - self._beats.get(name, now),
             fresh=presence is not None and reading is not None and told and reading.started == presence.started,
             means=self._one(MEANS, name, entries) or FenceMeans(),
             fence=self._one(FENCES, name, entries),

@@ -15,6 +15,7 @@ from veery.ha.loop import Brain
 from veery.ha.simulation.clock import BEGIN, run
 from veery.ha.simulation.doors import SimDoors
 from veery.ha.simulation.node import SimNode, boots
+from veery.ha.simulation.promises import Promises
 from veery.ha.simulation.scenario import Scenario, Step
 from veery.ha.simulation.steps import STEPS, Stage
 from veery.ha.simulation.world import NodeClock, World
@@ -71,10 +72,11 @@ class _Play(Stage):
         """Build, play, tell."""
         clock = _TrueClock()
         self.data = MemoryStore(clock)
+        self.promises = Promises(self.world, self.data)
         await self._found()
         for name in self.scenario.nodes:
             self.wake(name)
-        judge = asyncio.create_task(self.world.run())
+        judges = [asyncio.create_task(self.world.run()), asyncio.create_task(self.promises.run())]
         failed: BaseException | None = None
         try:
             for step in self.scenario.steps:
@@ -82,11 +84,10 @@ class _Play(Stage):
                 await self._step(step)
             await asyncio.sleep(max(0.0, self.scenario.seconds - self.world.now()))
         finally:
-            if judge.done():
-                failed = judge.exception()
+            failed = next((judge.exception() for judge in judges if judge.done()), None)
             for name in self.scenario.nodes:
                 self.world.end_daemon(name)
-            await stop(judge)
+            await stop(*judges)
             for _ in range(20):
                 await asyncio.sleep(0)
         if failed:
@@ -127,7 +128,7 @@ class _Play(Stage):
         self.world.works(name, node.run())
         if Role.VOTER not in machine.roles:
             return
-        doors = SimDoors(self.world, self.nodes, name)
+        doors = SimDoors(self.world, self.nodes, name, self.promises)
         clock, rules = NodeClock(machine), self.scenario.rules
         eyes = StoreEyes(node.store, doors, clock, rules)
         brain = Brain(name, store=node.store, eyes=eyes, hands=doors, clock=clock, rules=rules, told=self._heard)
