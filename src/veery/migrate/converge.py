@@ -135,7 +135,7 @@ def decide(
                 hint="give it more time or bandwidth, or --policy must-finish",
             )
     tries = [each for each in rounds if each.number >= 2 and each.began >= course.since]
-    patience = policy.patience + (SETTLING if course.throttle else 0)
+    patience = _patience(policy, course, tries, rate, first=first)
     if len(tries) <= patience or rate <= 0:
         return Stay()
     judged = tries[-patience - 1 :]
@@ -143,6 +143,16 @@ def decide(
     if judged[-1].need <= SHRINKING * judged[0].need or milliseconds(least, rate) <= course.downtime:
         return Stay()
     return _climb(policy, course, judged, rate, first=first, now=now)
+
+
+def _patience(policy: Policy, course: Course, tries: Sequence[Round], rate: float, *, first: int) -> int:
+    """Rounds without progress before the next step. One is enough for a domain that writes faster than can be sent,
+    and more than the highest limit lets through: no further round will find less. A throttle takes one to take hold."""
+    if course.throttle or not policy.throttle:
+        return policy.patience + (SETTLING if course.throttle else 0)
+    highest = policy.limits(first)[-1]
+    outrun = all(each.dirty_rate > rate > 0 and milliseconds(each.need, rate) > highest for each in tries[-2:])
+    return 1 if outrun and len(tries) > 1 else policy.patience
 
 
 def _leaves(course: Course, rounds: Sequence[Round], sample: Sample, rate: float) -> bool:

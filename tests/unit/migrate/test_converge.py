@@ -76,6 +76,16 @@ def test_balanced_slows_a_domain_that_no_limit_helps() -> None:
     assert not first.course.stopped
 
 
+def test_who_outruns_the_link_and_every_limit_is_slowed_a_round_sooner() -> None:
+    """Where it may still get on, and where a higher limit would do, the usual patience holds."""
+    hopeless = ((0.0, 1, 255, 0), (3.0, 2, 128, 100), (5.0, 3, 128, 100))
+    (first,) = play(BALANCED, hopeless)
+    assert isinstance(first, Change)
+    assert first.course.throttle >= 60
+    assert play(BALANCED, ((0.0, 1, 255, 0), (3.0, 2, 128, 50), (5.0, 3, 120, 50))) == []
+    assert play(BALANCED, ((0.0, 1, 255, 0), (3.0, 2, 20, 100), (3.4, 3, 20, 100))) == []
+
+
 def test_balanced_takes_the_smallest_limit_that_is_enough() -> None:
     series = ((0.0, 1, 255, 0), (3.0, 2, 9, 3), (3.2, 3, 8, 3), (3.4, 4, 9, 3), (3.6, 5, 8, 3))
     first = play(BALANCED, series)[0]
