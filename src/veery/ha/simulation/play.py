@@ -6,7 +6,7 @@ import asyncio
 import logging
 from dataclasses import dataclass
 
-from veery.cluster.keys import DOMAINS, GROUPS, NODES, OWNERS, POLICIES
+from veery.cluster.keys import DOMAINS, FENCES, GROUPS, NODES, OWNERS, POLICIES, RESERVATIONS
 from veery.cluster.memory import MemoryStore
 from veery.cluster.store import Put
 from veery.errors import Refused, VeeryError
@@ -29,7 +29,8 @@ from veery.model.node import Node, Role
 @dataclass(frozen=True, slots=True)
 class Told:
     """What came of a scenario. `lines`: the story; `broken`: what must never be and was; `running`: the node of each
-    domain that runs at the end; `starts`, `moves`, `fences`: (second, domain or node, where or how)."""
+    domain that runs at the end; `starts`, `moves`, `fences`: (second, domain or node, where or how); `left`: fences,
+    promises and half copies that stand at the end."""
 
     lines: tuple[str, ...]
     broken: tuple[str, ...]
@@ -37,6 +38,7 @@ class Told:
     starts: tuple[tuple[float, str, str], ...]
     moves: tuple[tuple[float, str, str], ...]
     fences: tuple[tuple[float, str, str], ...]
+    left: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -92,7 +94,19 @@ class _Play(Stage):
                 await asyncio.sleep(0)
         if failed:
             raise failed
-        return self._told()
+        return self._told(await self._left())
+
+    async def _left(self) -> tuple[str, ...]:
+        """What nobody has cleared away."""
+        fences = [f"the fence of {name}" for name in await FENCES.all(self.data)]
+        promises = [f"the promise of {name}" for name in await RESERVATIONS.all(self.data)]
+        halves = [
+            f"half a copy of {copy.domain} on {machine.name}"
+            for machine in self.world.machines.values()
+            for copy in machine.copies.values()
+            if copy.incoming
+        ]
+        return (*fences, *promises, *halves)
 
     async def _found(self) -> None:
         """The cluster as it stands at second 0: records, owners, running copies."""
@@ -155,7 +169,7 @@ class _Play(Stage):
         mark = {Level.INFO: "", Level.WARNING: "", Level.ALARM: "ALARM "}[event.level]
         self.world.say(event.by, f"{mark}{event.what} {event.subject}: {event.text}")
 
-    def _told(self) -> Told:
+    def _told(self, left: tuple[str, ...]) -> Told:
         world = self.world
         running = {
             copy.domain: machine.name
@@ -174,6 +188,7 @@ class _Play(Stage):
             tuple(world.starts),
             tuple(world.moves),
             tuple(world.fences),
+            left,
         )
 
 

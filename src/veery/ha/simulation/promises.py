@@ -49,6 +49,11 @@ class Promises:
                 at, stopped = storage.signs.get(name, (-1e9, False))
                 young = self._world.now() - at < self._world.scenario.rules.sign
                 facts |= {f"beats/{name}/{storage.name}"} if young and not stopped else set()
+            facts |= (
+                {f"mute/{name}"}
+                if not (machine.well and machine.daemon and machine.target and machine.knows)
+                else set()
+            )
         for domain in self._world.scenario.domains:
             owner = records.owner(domain)
             if owner:
@@ -101,6 +106,8 @@ class Promises:
             self._world.breaks(f"{node} was fenced at its first silence")
         if self._lasted("quorum") < rules.grace - TICK:
             self._world.breaks(f"{node} was fenced when the store had only just come back")
+        if all(self._lasted(f"mute/{storage.name}") > self._late(leader) for storage in self._world.storages()):
+            self._world.breaks(f"{node} was fenced, and no storage node could tell of it")
         for storage in self._world.storages():
             asked = self._world.linked(leader, storage.name) and storage.target and storage.knows
             if asked and self._lasted(f"beats/{node}/{storage.name}") > self._late(leader):
@@ -235,6 +242,11 @@ class Promises:
             at, _ = storage.signs.get(node, (-1e9, False))
             if self._world.now() - at < rules.cutoff - LATE:
                 self._world.breaks(f"{domain} was ended on {node}, which writes heartbeats to {storage.name}")
+        others = (name for name in self._world.machines if name != node)
+        if not any(
+            self._lasted(f"beats/{name}/{each.name}") > LATE for name in others for each in self._world.storages()
+        ):
+            self._world.breaks(f"{domain} was ended on {node}, and nobody has the storage")
 
     # ---- figures
     def _memory(self, domain: str) -> int:
