@@ -40,6 +40,8 @@ from veery.model.ha import (
     Disarmed,
     DomainView,
     FenceMeans,
+    FenceRecord,
+    FenceState,
     HaRecord,
     NodeHistory,
     NodeReading,
@@ -58,10 +60,12 @@ HEARD = 2.5  # seconds for which what a node said of itself counts: on a busy ma
 @dataclass(slots=True)
 class _Sighting:
     """Since when (own clock) a node is there and may use the storage, or is not there. `key`: the revision at which its
-    presence was created (0: none), and whether a fence stands although it is there."""
+    presence was created (0: none), whether a fence stands although it is there, and whether that is proven. `again`: it
+    was there when the proof came, and what it said by then may be what it said last."""
 
-    key: tuple[int, bool]
+    key: tuple[int, bool, bool]
     since: float
+    again: bool = False
 
 
 class StoreEyes:
@@ -134,13 +138,17 @@ class StoreEyes:
     def _node(self, bare: NodeView, entries: Mapping[str, Entry], now: float) -> NodeView:
         name, reading = bare.name, bare.reading
         alive = entries.get(ALIVE.key(name))
-        key = (alive.created, FENCES.prefix + name in entries) if alive else (0, False)
+        fence: FenceRecord | None = self._one(FENCES, name, entries)
+        proven = fence is not None and fence.state is FenceState.FENCED
+        key = (alive.created, fence is not None, proven) if alive else (0, False, False)
         sighting = self._sightings.get(name)
         if sighting is None or sighting.key != key:
-            sighting = self._sightings[name] = _Sighting(key, now)
+            again = proven and sighting is not None and sighting.key[0] == key[0] != 0
+            sighting = self._sightings[name] = _Sighting(key, now, again)
         presence: Presence | None = self._one(ALIVE, name, entries)
         lasted = now - sighting.since
         told = reading is not None and self._heard[name] >= max(sighting.since, now - HEARD)
+        told = told and not (sighting.again and self._heard[name] == sighting.since)
         return dataclasses.replace(
             bare,
             absent=None if presence else lasted,
@@ -148,7 +156,7 @@ class StoreEyes:
             beating=now - self._beats.get(name, now),
             fresh=presence is not None and reading is not None and told and reading.started == presence.started,
             means=self._one(MEANS, name, entries) or FenceMeans(),
-            fence=self._one(FENCES, name, entries),
+            fence=fence,
             intent=self._one(INTENTS, name, entries),
             history=self._one(HISTORIES, name, entries) or NodeHistory(),
         )
