@@ -185,7 +185,7 @@ def may_be_fenced(strikes: Sequence[Strike]) -> frozenset[str]:
     found = set()
     for strike in strikes:
         silent = strike.kind in TOTAL | {Kind.CUT, Kind.DAEMON, Kind.LEADER} and strike.lasts > NOTICED
-        half = strike.kind in {Kind.CUT_CLUSTER, Kind.CUT_STORAGE, Kind.DAEMON, Kind.LEADER, Kind.CUT, Kind.CLOCK}
+        half = strike.kind in {Kind.CUT_CLUSTER, Kind.CUT_STORAGE, Kind.DAEMON, Kind.LEADER, Kind.CUT}
         if silent or (half and len(strikes) > 1):
             found |= struck(strike)
     return frozenset(found)

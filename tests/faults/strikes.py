@@ -111,6 +111,14 @@ class Nemesis:
             await self.lab.ready(node, self.spawn(node))
         await self.lab.healthy()
 
+    async def leave(self) -> None:
+        """The lab is as it was: its daemons have the machine's clock."""
+        await self.mend()
+        for node in self.nodes:
+            await members.end(self.daemon(node))
+            await self.lab.start(node)
+        await self.lab.healthy()
+
     async def mend(self) -> None:
         """Whatever was done to the lab is undone."""
         for node in self.nodes:

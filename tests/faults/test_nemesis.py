@@ -110,7 +110,7 @@ async def nemesis(
                 await made.stage.tear_down(name)
         finally:
             await collector.stop()
-            await made.mend()
+            await made.leave()
 
 
 async def _raise_up(stage: Stage, name: str, address: str, node: str) -> None:
@@ -135,6 +135,7 @@ def _seeds() -> list[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("seed", _seeds())
 async def test_round(nemesis: Nemesis, rounds: Rounds, seed: int) -> None:
