@@ -97,6 +97,7 @@ async def test_quorum_lost(stage: Stage) -> None:
     assert not [each for each in await stage.events(begun) if each["what"] in ("fence", "start", "release", "end")]
 
 
+@pytest.mark.slow
 async def test_tgtd_killed_without_a_quorum(stage: Stage) -> None:
     """The storage node serves again what it served: the domain runs on, although no record can be read."""
     before = await stage.place(NAME, "test1")
