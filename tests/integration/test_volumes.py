@@ -146,6 +146,30 @@ async def test_a_cut_that_cannot_be_remembered_is_not_proven(node: Storage) -> N
     assert not Served(file).admits(volume.iqn, TEST1.iqn)
 
 
+async def test_whoever_asks_for_the_targets_waits_while_an_account_leaves(node: Storage) -> None:
+    """tgtd dies at a listing of a target whose table of accounts has a hole; during a fence many ask for it."""
+    volume = await node.volumes.create("busybox", 4 * MIB)
+    await node.server.new_account("#7", "")
+    process = node.service.process
+    assert process is not None
+    over = asyncio.Event()
+
+    async def ask() -> int:
+        asked = 0
+        while not over.is_set():
+            assert len(await node.volumes.targets()) == 1
+            asked += 1
+        return asked
+
+    asking = [asyncio.create_task(ask()) for _ in range(3)]
+    for _ in range(15):
+        await node.server.unbind_account(volume.tid, "test1", "#7")
+        await node.server.bind_account(volume.tid, "test1", instead="#7")
+    over.set()
+    assert min(await asyncio.gather(*asking)) > 0
+    assert process.alive()
+
+
 async def test_doors_that_are_only_on_their_way_shut_nobody_out(node: Storage) -> None:
     volume = await node.volumes.create("busybox", 4 * MIB)
     await node.server.deny(volume.tid, TEST1.iqn)
