@@ -93,7 +93,7 @@ from veery.storage.volumes import Volumes
 
 log = logging.getLogger(__name__)
 
-FAREWELL = 2.0  # seconds
+FAREWELL = 5.0  # seconds: a node that does not come to say that it is away is lost when its lease has ended
 
 
 class Daemon:
@@ -398,7 +398,8 @@ class Daemon:
         if self.writer is not None:
             work.append(("heartbeats", self.writer.run()))
         if self.node.has(Role.HYPERVISOR):
-            work.append(("means", MeansWriter(self.node.name, self.store, self._means, self.clock).run()))
+            means = MeansWriter(self.node.name, self.store, self._means, self.clock, started=self.heartbeat.started)
+            work.append(("means", means.run()))
         if self.brain is not None:
             work.append(("brain", self.brain.run()))
             if self.node.has(Role.HYPERVISOR):
