@@ -34,7 +34,8 @@ class Served:
         """`file` keeps it over a restart of ours; a file that is not whole is taken for none."""
         self._file = file
         self._known = self._read()
-        self._kept = True  # whether the file says what we know
+        self._written = self._known is not None  # the file says what we know
+        self._stale = False  # it says what no longer holds
 
     @property
     def known(self) -> Serving | None:
@@ -47,7 +48,7 @@ class Served:
         return any(one.iqn == iqn and any(each.iqn == initiator for each in one.admitted) for one in targets)
 
     def keep(self, serving: Serving) -> None:
-        """From now on it is `serving`. Raises nothing: what could not be written is written by the next change."""
+        """From now on it is `serving`. Raises nothing: what could not be written is tried again by the next call."""
         self._change(serving)
 
     def shut(self, initiator: str, iqn: str = "") -> None:
@@ -56,7 +57,7 @@ class Served:
         if self._known is not None:
             targets = tuple(_without(one, initiator) if iqn in ("", one.iqn) else one for one in self._known.targets)
             self._change(replace(self._known, targets=targets))
-        if not self._kept:
+        if self._stale:
             raise Failed(f"{self._file} cannot be written, nor removed", hint="see to the disk of this storage node")
 
     def drop(self, iqn: str) -> None:
@@ -66,15 +67,16 @@ class Served:
             self._change(replace(self._known, targets=targets))
 
     def _change(self, serving: Serving) -> None:
-        if serving == self._known and self._kept:
+        if serving == self._known and self._written:
             return
         self._known = serving
         try:
             write_atomic(self._file, codec.encode(serving), sync=True)
-            self._kept = True
+            self._written, self._stale = True, False
         except OSError as error:
-            log.warning("%s not written: %s", self._file, error.strerror)
-            self._kept = self._removed()  # better nothing than what no longer holds
+            if self._written:
+                log.warning("%s not written: %s", self._file, error.strerror)
+            self._written, self._stale = False, not self._removed()  # better nothing than what no longer holds
 
     def _removed(self) -> bool:
         try:

@@ -71,3 +71,14 @@ def test_what_cannot_be_written_is_removed_and_what_cannot_be_removed_is_no_proo
     file.rmdir()
     served.shut(ONE.iqn)
     assert Served(file).known == served.known
+
+
+def test_a_full_disk_is_tried_again_when_nothing_has_changed(tmp_path: Path) -> None:
+    file = tmp_path / "state" / "served.json"
+    (tmp_path / "state").write_text("a file where the folder is to be")
+    served = Served(file)
+    served.keep(SERVING)
+    assert served.known == SERVING and Served(file).known is None
+    (tmp_path / "state").unlink()
+    served.keep(SERVING)
+    assert Served(file).known == SERVING
