@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Mapping
 
 from veery.cluster.memory import MemoryStore
+from veery.cluster.store import Snapshot
 from veery.ha.simulation.records import Records
 from veery.ha.simulation.world import World
 from veery.model.ha import WATCHDOG, FenceRecord, FenceState, GroupKind, Policy, Ticket
@@ -24,7 +25,7 @@ class Promises:
 
     def __init__(self, world: World, data: MemoryStore) -> None:
         self._world, self._data = world, data
-        self._records = Records({})
+        self._records = Records(Snapshot((), 0))
         self._since: dict[str, float] = {}  # since when each fact holds without break
         self._last_owner: dict[str, str] = {}
         self._starting: dict[str, tuple[str, str, float]] = {}  # domain: leader, node, ordered at
@@ -38,7 +39,10 @@ class Promises:
             await asyncio.sleep(TICK)
 
     async def _look(self) -> None:
-        self._records = records = Records({entry.key: entry for entry in (await self._data.scan("")).entries})
+        snapshot = await self._data.scan("")
+        if snapshot.revision != self._records.revision:
+            self._records = Records(snapshot, self._records)
+        records = self._records
         facts = {"quorum"} if self._world.members() else set()
         facts |= {"disarmed"} if records.disarmed else set()
         for name, machine in self._world.machines.items():

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import Any, TypeVar
 
-from veery.cluster.keys import ALIVE, DISARMED, FENCES, INTENTS, OWNERS, POLICIES, RESERVATIONS, RUNS
-from veery.cluster.store import Entry
+from veery.cluster.keys import ALIVE, DISARMED, FENCES, INTENTS, OWNERS, POLICIES, RESERVATIONS, RUNS, Kind
+from veery.cluster.store import Entry, Snapshot
 from veery.model.cluster import Owner, Reservation
 from veery.model.ha import FenceRecord, HaRecord, IntentKind, Policy, RunRecord
 
+T = TypeVar("T")
+
 
 class Records:
-    """All entries of one revision."""
+    """All entries of one revision. `before`: an earlier one, whose decoded values are used where nothing changed."""
 
-    def __init__(self, entries: Mapping[str, Entry]) -> None:
-        self._entries = entries
+    def __init__(self, snapshot: Snapshot, before: Records | None = None) -> None:
+        self.revision = snapshot.revision
+        self._entries = {entry.key: entry for entry in snapshot.entries}
+        self._values: dict[tuple[str, int], Any] = before._values if before else {}
+
+    def _one(self, kind: Kind[T], name: str) -> T | None:
+        entry = self._entries.get(kind.prefix + name)
+        return self._value(kind, entry) if entry else None
+
+    def _value(self, kind: Kind[T], entry: Entry) -> T:
+        key = (entry.key, entry.revision)
+        if key not in self._values:
+            self._values[key] = kind.value(entry)
+        value: T = self._values[key]
+        return value
 
     @property
     def disarmed(self) -> bool:
@@ -23,7 +38,7 @@ class Records:
 
     def alive(self, node: str) -> bool:
         """Whether `node` has its lease."""
-        return ALIVE.key(node) in self._entries
+        return ALIVE.prefix + node in self._entries
 
     def alive_since(self, node: str) -> int:
         """The revision at which it got that lease; 0 without one."""
@@ -32,8 +47,7 @@ class Records:
 
     def fence(self, node: str) -> FenceRecord | None:
         """fence/NODE."""
-        entry = self._entries.get(FENCES.key(node))
-        return FENCES.value(entry) if entry else None
+        return self._one(FENCES, node)
 
     def drained(self, node: str) -> bool:
         """Whether `node` is to be empty."""
@@ -44,13 +58,12 @@ class Records:
         return self._intent(node) is IntentKind.RESUME
 
     def _intent(self, node: str) -> IntentKind | None:
-        entry = self._entries.get(INTENTS.key(node))
-        return INTENTS.value(entry).kind if entry else None
+        intent = self._one(INTENTS, node)
+        return intent.kind if intent else None
 
     def owner(self, domain: str) -> Owner | None:
         """owner/DOMAIN."""
-        entry = self._entries.get(OWNERS.key(domain))
-        return OWNERS.value(entry) if entry else None
+        return self._one(OWNERS, domain)
 
     def on(self, domain: str) -> str:
         """The node that owns it; "" for none."""
@@ -59,8 +72,7 @@ class Records:
 
     def policy(self, domain: str) -> HaRecord:
         """ha/DOMAIN."""
-        entry = self._entries.get(POLICIES.key(domain))
-        return POLICIES.value(entry) if entry else HaRecord()
+        return self._one(POLICIES, domain) or HaRecord()
 
     def restarts(self, domain: str) -> bool:
         """Whether it is to be started when it does not run."""
@@ -69,11 +81,12 @@ class Records:
 
     def run(self, domain: str) -> RunRecord | None:
         """run/DOMAIN."""
-        entry = self._entries.get(RUNS.key(domain))
-        return RUNS.value(entry) if entry else None
+        return self._one(RUNS, domain)
 
     def moves(self) -> tuple[Reservation, ...]:
         """The promises of all moves."""
         return tuple(
-            RESERVATIONS.value(each) for key, each in self._entries.items() if key.startswith(RESERVATIONS.prefix)
+            self._value(RESERVATIONS, each)
+            for key, each in self._entries.items()
+            if key.startswith(RESERVATIONS.prefix)
         )
