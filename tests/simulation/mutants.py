@@ -139,24 +139,10 @@ MUTANTS = (
         "    if False:\n",
     ),
     Mutant(
-        "let in on an old word of its copies",
-        "ha/rules/recovery.py",
-        "if not node.fresh or node.reading is None:",
-        "if node.reading is None:",
-        rare=True,
-    ),
-    Mutant(
         "an old copy is any that is not owned by name",
         "ha/rules/recovery.py",
         "if owner and (owner.node, owner.boot) == (node.name, copy.boot):",
         "if owner:",
-    ),
-    Mutant(
-        "the promise of a fenced target stays",
-        "ha/rules/recovery.py",
-        "if picture.states.get(move.target) is NodeState.FENCED and domain.owner",
-        "if False and domain.owner",
-        rare=True,
     ),
     Mutant(
         "what was ended on purpose is started",
@@ -238,6 +224,19 @@ MUTANTS = (
         "if picture.busy(domain):",
     ),
     Mutant(
+        "what is off is ended where the storage is lost",
+        "ha/rules/moving.py",
+        "if picture.busy(domain) or not restarts(domain) or not domain.owner:",
+        "if picture.busy(domain) or not domain.owner:",
+        rare=True,
+    ),
+    Mutant(
+        "what was taken is not started",
+        "ha/rules/waiting.py",
+        "if each.owner is None and restarts(each)]",
+        "if each.owner is None and restarts(each) and not each.run]",
+    ),
+    Mutant(
         "a node is let in and its fence stays",
         "ha/act.py",
         "await self._commit([Unchanged(key, record.revision)], [Delete(key)])",
@@ -251,31 +250,10 @@ MUTANTS = (
         rare=True,
     ),
     Mutant(
-        "an absence is remembered over a pause",
-        "ha/eyes.py",
-        "            self._sightings.clear()",
-        "            pass",
-        rare=True,
-    ),
-    Mutant(
-        "a leader's lease lasts twice as long for itself",
-        "ha/leader.py",
-        "self._revision, self._until = done.revision, asked + self._ttl * (1 - MARGIN)",
-        "self._revision, self._until = done.revision, asked + self._ttl * 100",
-        rare=True,
-    ),
-    Mutant(
         "a node believes in its lease for too long",
         "cluster/presence.py",
         "self._until = asked + good_for",
         "self._until = asked + good_for + 100",
-        rare=True,
-    ),
-    Mutant(
-        "a start needs no ticket",
-        "ha/orders.py",
-        "            Unchanged(RUNS.key(domain), ticket.revision),\n",
-        "",
         rare=True,
     ),
     Mutant(

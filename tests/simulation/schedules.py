@@ -30,7 +30,7 @@ HARMLESS = (  # nobody may be fenced, started or moved for these
 GRAVE = (
     "power", "freeze", "all-nets", "storage-net", "daemon", "target", "crash", "disk-full", "reboot", "one-way-all",
     "pair-storage", "back-in-fence", "frozen-while-fenced", "sick", "start-fails", "storage-everyone",
-    "target", "power", "freeze",
+    "cluster-then-all",     "target", "power", "freeze",
 )  # fmt: skip
 METHODS = (("storage",), ("storage", "power"), ("power", "storage"), ("storage", "watchdog"), ("power",), ("watchdog",))
 
@@ -134,6 +134,13 @@ def _steps(fault: Fault) -> list[Step]:
                 *nodes,
                 Step(at=first, do="heal", node="stor", net="storage"),
                 Step(at=min(UNTIL, first + fault.turn % 9), do="heal", node=node, net="storage"),
+            ]
+        case "cluster-then-all":  # the storage feeds its watchdog for longer than the lease
+            later = min(UNTIL, FROM + 15 + fault.turn)
+            return [
+                Step(at=FROM, do="cut", node=node, net="cluster"),
+                Step(at=later, do="cut", node=node, net="storage"),
+                Step(at=UNTIL, do="heal", node=node),
             ]
         case "one-way":
             return pair("cut", "heal", "cluster", way=way)

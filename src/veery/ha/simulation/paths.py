@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from veery.errors import Refused
-
 NETS = ("cluster", "storage")
 OPEN = 5.0  # seconds for which a connection that stood before carries what is sent, when only the way back is cut
 
@@ -32,10 +30,6 @@ class Paths:
             self._cuts.pop(key, None)
 
     def _keys(self, node: str, peer: str, net: str, way: str) -> list[tuple[str, str, str]]:
-        if net not in ("all", *NETS):
-            raise Refused(f"no net {net!r}", hint="all, cluster or storage")
-        if way not in ("both", "in", "out"):
-            raise Refused(f"no way {way!r}", hint="both, in or out")
         keys = []
         for each in NETS if net == "all" else (net,):
             for other in (peer,) if peer else (name for name in self._names if name != node):

@@ -17,6 +17,7 @@ from veery.model.node import Role
 
 LATE = 3.0  # seconds by which an order may come after the look that it was decided on
 TICK = 0.25
+PATIENCE = 9.0  # seconds within which what can be done is done
 HOLD = 30.0  # seconds for which a start under way holds those of lower priority back
 
 
@@ -67,8 +68,51 @@ class Promises:
             if self._policies.setdefault(domain, revision) != revision:
                 self._policies[domain] = revision
                 self._tries.pop(domain, None)
+        facts |= self._undone(records)
         self._since = {fact: self._since.get(fact, self._world.now()) for fact in facts}
         self._owners_hold(records)
+        for fact in facts:
+            what, _, name = fact.partition("/")
+            if what == "provable" and self._lasted(fact) > self._world.scenario.rules.retry + PATIENCE:
+                self._world.breaks(f"{name.partition('/')[2]} can be fenced, and is not")
+            if what == "startable" and self._lasted(fact) > PATIENCE:
+                self._world.breaks(f"{name.partition('/')[2]} can be started, and is not")
+
+    def _undone(self, records: Records) -> set[str]:
+        """What the one that leads could do at this moment, and nothing stands in its way."""
+        leader, world = records.leader, self._world
+        if not leader or not world.members() or records.disarmed or not world.linked(leader, leader):
+            return set()
+        if any(machine.slow for machine in world.machines.values()) or not world.reaches_store(leader):
+            return set()
+        facts = set()
+        asked = [each for each in world.storages() if world.linked(leader, each.name) and each.target and each.knows]
+        for name, machine in world.machines.items():
+            fence = records.fence(name)
+            begun = fence is not None and fence.state in (FenceState.FENCING, FenceState.FAILED)
+            broken = world.failing.get(("fence", f"{name}/storage"), (0, ""))[0] or f"{name}/storage" in world.lasting
+            if begun and not records.alive(name) and "storage" in machine.methods and not broken:
+                facts |= {f"provable/{leader}/{name}"} if len(asked) == len(world.storages()) else set()
+        waiting = [name for name in world.scenario.domains if f"waits/{name}" in self._since]
+        if self._starting or any(world.scenario.domains[name].priority for name in waiting) or len(waiting) != 1:
+            return facts  # who waits for whom is told elsewhere
+        for name in waiting:
+            setup, run = world.scenario.domains[name], records.run(name)
+            free = not (setup.local or setup.group or (run and (run.tries or run.failed)))
+            places = (each for each in world.machines if self._welcomes(records, leader, each))
+            if free and any(self._free(records, each) >= setup.memory for each in places):
+                facts.add(f"startable/{leader}/{name}")
+        return facts
+
+    def _welcomes(self, records: Records, leader: str, node: str) -> bool:
+        """Whether nothing keeps the leader from giving domains to `node`."""
+        well = not self._world.machines[node].sick and not records.fences_of(node)
+        hears = self._world.linked(leader, node) and self._lasted(f"there/{node}") > 0
+        return well and hears and self._may_take(records, node) and self._keeps_storage(node)
+
+    def _keeps_storage(self, node: str) -> bool:
+        machine = self._world.machines[node]
+        return all(self._world.reaches_storage(machine.name, each) for each in self._world.storages())
 
     def _owners_hold(self, records: Records) -> None:
         """Every copy that may write has the owner key."""
@@ -158,6 +202,8 @@ class Promises:
             self._world.breaks(f"{name} was started on {node}, which is fenced")
         if self._lasted(f"gone/{node}") > self._late(leader):
             self._world.breaks(f"{name} was started on {node}, which is not there")
+        if 0 <= self._lasted(f"there/{node}") < self._world.scenario.rules.use - 2 * TICK:
+            self._world.breaks(f"{name} was started on {node}, which has only just come")
         self._place_fits(leader, records, name, node)
         if not any(machine.offset for machine in self._world.machines.values()):
             self._paced(name, records.policy(name).max_restarts)
@@ -241,6 +287,8 @@ class Promises:
         records = await self._order(leader, f"{domain} was ended")
         if records.on(domain) != node:
             return  # an old copy
+        if not records.restarts(domain):
+            self._world.breaks(f"{domain} was ended on {node}, and is not to be started elsewhere")
         rules = self._world.scenario.rules
         for storage in self._world.storages():
             at, _ = storage.signs.get(node, (-1e9, False))

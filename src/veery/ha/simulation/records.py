@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from veery.cluster.keys import ALIVE, DISARMED, FENCES, INTENTS, OWNERS, POLICIES, RESERVATIONS, RUNS, Kind
+from veery.cluster.keys import (
+    ALIVE,
+    DISARMED,
+    FENCES,
+    HISTORIES,
+    INTENTS,
+    LEADER,
+    LEADERS,
+    OWNERS,
+    POLICIES,
+    RESERVATIONS,
+    RUNS,
+    Kind,
+)
 from veery.cluster.store import Entry, Snapshot
 from veery.model.cluster import Owner, Reservation
 from veery.model.ha import FenceRecord, HaRecord, IntentKind, Policy, RunRecord
@@ -35,6 +48,17 @@ class Records:
     def disarmed(self) -> bool:
         """Whether `veery disarm` stands."""
         return DISARMED in self._entries
+
+    @property
+    def leader(self) -> str:
+        """The node that leads, as the store has it; "" for none."""
+        entry = self._entries.get(LEADER)
+        return self._value(LEADERS, entry).node if entry else ""
+
+    def fences_of(self, node: str) -> int:
+        """How often `node` was fenced of late."""
+        history = self._one(HISTORIES, node)
+        return len(history.fenced) if history else 0
 
     def alive(self, node: str) -> bool:
         """Whether `node` has its lease."""

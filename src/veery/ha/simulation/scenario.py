@@ -17,6 +17,8 @@ from veery.model.node import Role
 
 T = TypeVar("T")
 
+WAYS = ("both", "in", "out")  # of a cut: which packets are lost
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeSetup:
@@ -159,5 +161,7 @@ def _check(scenario: Scenario) -> None:
             raise Refused(f"at {step.at:g}: no node {step.node!r}")
         if step.peer and step.peer not in scenario.nodes:
             raise Refused(f"at {step.at:g}: no node {step.peer!r}")
+        if step.way not in WAYS:
+            raise Refused(f"at {step.at:g}: no way {step.way!r}", hint="both, in or out")
         if step.domain and step.domain not in scenario.domains:
             raise Refused(f"at {step.at:g}: no domain {step.domain!r}")
