@@ -97,7 +97,7 @@ class World:
         self.failing: dict[tuple[str, str], tuple[int, str]] = {}  # (what, whom): how often still, what is said
         self.lasting: dict[str, float] = {}  # "NODE/METHOD": seconds that this fence takes
         self.paths = Paths(self.machines)
-        self._tasks: dict[str, set[asyncio.Task[Any]]] = {name: set() for name in self.machines}
+        self._tasks: dict[str, dict[asyncio.Task[Any], None]] = {name: {} for name in self.machines}  # in their order
 
     # ---- time and story
     def now(self) -> float:
@@ -243,8 +243,8 @@ class World:
         """Have `node`'s daemon do `work`: it ends when the daemon does."""
         task = asyncio.ensure_future(work)
         mine = self._tasks[node]
-        mine.add(task)
-        task.add_done_callback(mine.discard)
+        mine[task] = None
+        task.add_done_callback(lambda done: mine.pop(done, None))
         task.add_done_callback(_heard)
         return task
 
