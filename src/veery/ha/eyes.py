@@ -104,7 +104,7 @@ class StoreEyes:
         if signs.witnesses == 0:
             self._watched = now
         self._seen = now
-        young = (name for name, sign in signs.ages.items() if sign.age < self._rules.sign)
+        young = (name for name, sign in signs.ages.items() if sign.age < 2 * self._rules.sign)  # one may come late
         self._beats = {name: self._beats.get(name, now) for name in young}
         self._readings.update(readings)
         self._heard.update(dict.fromkeys(readings, now))
