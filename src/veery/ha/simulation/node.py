@@ -69,7 +69,7 @@ class SimNode:
             await self.machine.gate()
             now = self.clock.now()
             heard = self.world.heartbeat(self.name, stopped=self._stopped)
-            if heard or not self.heartbeat.lost():
+            if heard or not self.heartbeat.lost() or self._down_for_all():
                 self._alone = self.machine.fed = now
             if not self.heartbeat.lost():
                 self._stopped = False
@@ -80,9 +80,18 @@ class SimNode:
                 self.machine.copies.clear()
             await self.clock.sleep(1.0)
 
+    def _down_for_all(self) -> bool:
+        """Whether most voters tell this node that the store has no leader, and no storage node that it is shut out: as
+        the guard's rule has it (node/guard.py), its domains run on then."""
+        world = self.world
+        voters = world.voters()
+        heard = [each for each in voters if world.linked(self.name, each.name)]
+        shut = any(self.name in each.denied for each in world.storages() if world.linked(self.name, each.name))
+        return not shut and 2 * len(heard) > len(voters) and not world.members()
+
     # ---- the caretaker
     async def _caretaker(self) -> None:
-        while True:
+        while Role.HYPERVISOR in self.machine.roles:
             await self.clock.sleep(1.0)
             try:
                 await self._tidy()

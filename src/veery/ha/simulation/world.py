@@ -87,6 +87,8 @@ class World:
             machine = Machine(name, setup.roles, setup.room, setup.methods, setup.watchdog, setup.stop)
             machine.thawed.set()
             self.machines[name] = machine
+        self._voters = tuple(each for each in self.machines.values() if Role.VOTER in each.roles)
+        self._storages = tuple(each for each in self.machines.values() if Role.STORAGE in each.roles)
         self.runs: dict[str, int] = dict.fromkeys(scenario.domains, 0)  # the last number of a run
         self.wrote: dict[str, int] = dict.fromkeys(scenario.domains, 0)  # the newest run that wrote
         self.broken: list[str] = []
@@ -115,13 +117,13 @@ class World:
             self.say("JUDGE", text)
 
     # ---- who reaches whom
-    def voters(self) -> list[Machine]:
+    def voters(self) -> tuple[Machine, ...]:
         """The voters' machines."""
-        return [machine for machine in self.machines.values() if Role.VOTER in machine.roles]
+        return self._voters
 
-    def storages(self) -> list[Machine]:
+    def storages(self) -> tuple[Machine, ...]:
         """The storage nodes' machines."""
-        return [machine for machine in self.machines.values() if Role.STORAGE in machine.roles]
+        return self._storages
 
     def members(self) -> list[str]:
         """The voters that take part: most of all, each in touch with one of them that leads. None without quorum."""
