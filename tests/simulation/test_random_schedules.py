@@ -13,6 +13,7 @@ from veery.ha.simulation.scenario import DomainSetup, NodeSetup
 from veery.model.node import Role
 
 
+@pytest.mark.timeout(1800)  # half a minute of one processor; of a busy machine much more
 @seed(SEED)
 @settings(FAST, max_examples=QUICK)
 @given(schedule=schedules())
@@ -24,6 +25,7 @@ def test_every_mutant_can_still_be_made() -> None:
     check_all()
 
 
+@pytest.mark.timeout(900)
 def test_the_schedules_find_a_failed_fence_that_counts_as_proof() -> None:
     assert "may write" in play_mutant(MUTANTS[0], 40)
 
