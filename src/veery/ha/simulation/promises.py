@@ -18,6 +18,7 @@ from veery.model.node import Role
 LATE = 3.0  # seconds by which an order may come after the look that it was decided on
 TICK = 0.25
 PATIENCE = 9.0  # seconds within which what can be done is done
+ORDER = 20.0  # and so many more where an order about the same domain may wait for a node that stands frozen
 HOLD = 30.0  # seconds for which a start under way holds those of lower priority back
 
 
@@ -75,7 +76,7 @@ class Promises:
             what, _, name = fact.partition("/")
             if what == "provable" and self._lasted(fact) > self._world.scenario.rules.retry + PATIENCE:
                 self._world.breaks(f"{name.partition('/')[2]} can be fenced, and is not")
-            if what == "startable" and self._lasted(fact) > PATIENCE:
+            if what == "startable" and self._lasted(fact) > PATIENCE + ORDER:
                 self._world.breaks(f"{name.partition('/')[2]} can be started, and is not")
 
     def _undone(self, records: Records) -> set[str]:
