@@ -16,7 +16,7 @@ from veery.model.ha import Group, Policy, Rules
 from veery.model.node import Role
 
 FROM, UNTIL, BOUND = 14.0, 65.0, 85.0  # faults begin and end between these; so long afterwards everything runs
-SEED, QUICK = 5, 100  # of the quick run
+SEED, QUICK = 5, 120  # of the quick run
 RULES = Rules(backoff_max=15.0, retry=10.0, stable=30.0, damp_window=45.0)
 
 FAST = settings(  # one after the other, nothing remembered, nothing shrunk
