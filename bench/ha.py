@@ -24,7 +24,7 @@ from veery.errors import Failed, Refused, VeeryError
 from veery.lab import faults, hosts, ledger
 from veery.lab import guest as kernels
 from veery.lab.guest import Guest
-from veery.lab.ledger import Collector, Ledger, judge
+from veery.lab.ledger import Collector, Ledger
 from veery.lab.probe import Probe
 from veery.lab.services import Lab
 
@@ -108,8 +108,7 @@ async def power(scene: Scene, figures: Figures, *, rounds: int) -> None:
             await _cut(scene, probe, cuts, before.boot)
             parts = ", ".join(f"{name} {getattr(cuts, name)[-1]:.1f}" for name in ("detect", "fence", "place", "boot"))
             _say(f"cut {number} of {rounds}: {cuts.total[-1]:.1f} s ({parts})")
-        heard = scene.collector.heard(NAME)  # before the disk is read: it writes on meanwhile
-        wrong = judge(await kept.read(scene.lab), heard)
+        wrong = await kept.judged(scene.lab, scene.collector)
         if wrong:
             raise Failed(f"the disk: {wrong[0]}")
     finally:

@@ -1,4 +1,4 @@
-"""One scene for the matrix and the soak: a domain that writes, in the run's own lab."""
+"""In the run's own lab: the scene of the matrix and the soak, and the stage of the tests about whole nodes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 from scene import Scene
+from stage import ADDRESS, NAME, Stage
 
+from veery.lab import ledger
 from veery.lab.guest import Guest
+from veery.lab.ledger import Collector
 from veery.lab.services import Lab
 
 
@@ -18,3 +21,19 @@ async def scene(lab: Lab, guest: Guest, tmp_path_factory: pytest.TempPathFactory
     scene = Scene(lab, guest, tmp_path_factory.mktemp("scene"))
     yield scene
     await scene.close()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def stage(lab: Lab, guest: Guest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
+    """A ledger-keeping domain on test1; afterwards its disk is judged once more."""
+    folder = tmp_path_factory.mktemp("ledger")
+    ramdisk = ledger.initramfs(guest, folder / "initramfs")
+    collector = await Collector.start(lab, folder)
+    try:
+        stage = Stage(lab, guest, ramdisk, folder, collector)
+        await stage.raise_up(NAME, ADDRESS)
+        yield stage
+        await stage.at_rest()
+        await stage.tear_down(NAME)
+    finally:
+        await collector.stop()

@@ -6,37 +6,14 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import AsyncIterator
 
 import pytest
-import pytest_asyncio
-from stage import PATIENCE, Stage
+from stage import ADDRESS, NAME, PATIENCE, Stage
 
 from veery.host.process import Process
-from veery.lab import faults, ledger
-from veery.lab.guest import Guest
-from veery.lab.ledger import Collector
-from veery.lab.services import Lab
+from veery.lab import faults
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-NAME, ADDRESS = "kept", "172.16.31.61"
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stage(lab: Lab, guest: Guest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
-    """A ledger-keeping domain on test1; afterwards its disk is judged once more."""
-    folder = tmp_path_factory.mktemp("ledger")
-    ramdisk = ledger.initramfs(guest, folder / "initramfs")
-    collector = await Collector.start(lab, folder)
-    try:
-        stage = Stage(lab, guest, ramdisk, folder, collector)
-        await stage.raise_up(NAME, ADDRESS)
-        yield stage
-        await stage.at_rest()
-        await stage.tear_down(NAME)
-    finally:
-        await collector.stop()
 
 
 async def test_power_off(stage: Stage) -> None:

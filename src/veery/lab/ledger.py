@@ -133,6 +133,15 @@ class Ledger:
         shown = await lab.json("stor", "volume", "show", self.name, "--json")
         return await asyncio.to_thread(scan, Path(shown["volume"]["path"]))
 
+    async def judged(self, lab: Lab, collector: Collector) -> list[str]:
+        """What is wrong with its disk; it may write on meanwhile: what was acknowledged is listed before the disk is
+        read. Raises Failed where there is nothing to judge."""
+        heard = collector.heard(self.name)
+        records = await self.read(lab)
+        if not heard or not records:
+            raise Failed(f"{self.name} has written nothing")
+        return judge(records, heard)
+
 
 def scan(path: Path) -> tuple[Record, ...]:
     """The records in the file of a LUN, in the order of its sectors; sectors that were never written are left out.
