@@ -13,7 +13,7 @@ from stage import ADDRESS, HYPERVISORS, NAME, PATIENCE, Stage
 from veery.lab import faults
 from veery.lab.probe import Probe
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow, pytest.mark.timeout(900)]
 
 RECOVERY = ("fence", "release", "start", "end")  # what the brain does only where something was lost
 

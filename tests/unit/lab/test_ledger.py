@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from veery.errors import Failed
-from veery.lab.ledger import SECTOR, Record, judge, scan
+from veery.host.process import Process
+from veery.lab.ledger import SECTOR, Collector, Ledger, Record, judge, scan
+from veery.lab.services import Lab
 
 
 def _disk(path: Path, rows: dict[int, str]) -> Path:
@@ -37,3 +40,28 @@ def test_what_is_wrong_is_said() -> None:
 def test_a_sector_that_is_no_record(tmp_path: Path) -> None:
     with pytest.raises(Failed, match="sector 2"):
         scan(_disk(tmp_path / "disk", {1: "1 aa 3.5", 2: "7 aa 3.6"}))
+
+
+@dataclass(frozen=True, slots=True)
+class WritingOn(Ledger):
+    """One whose domain writes a record and acknowledges it while its disk is being read."""
+
+    disk: Path = Path()
+    heard: Path = Path()
+
+    async def read(self, lab: Lab) -> tuple[Record, ...]:
+        records = scan(self.disk)
+        with self.heard.open("a") as book:
+            book.write(f"9.5 kept {len(records) + 1} aa .\n")
+        return records
+
+
+async def test_a_record_that_is_written_meanwhile_is_not_lost(tmp_path: Path) -> None:
+    disk = _disk(tmp_path / "disk", {1: "1 aa 3.5", 2: "2 aa 3.6"})
+    ledger = WritingOn("kept", "10.0.0.1", disk=disk, heard=tmp_path / "heard")
+    (tmp_path / "heard").write_text("listening\n9.0 kept 1 aa .\n9.1 kept 2 aa .\n")
+    collector = Collector(tmp_path / "heard", Process(0, 0))
+    assert await ledger.judged(None, collector) == []  # type: ignore[arg-type]
+    (tmp_path / "heard").write_text("listening\n")
+    with pytest.raises(Failed, match="kept has written nothing"):
+        await ledger.judged(None, collector)  # type: ignore[arg-type]
