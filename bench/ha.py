@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -261,6 +262,9 @@ async def run(lab: Lab, kernel: Guest, arguments: argparse.Namespace) -> Figures
 
 
 async def _main(arguments: argparse.Namespace) -> Figures:
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # the lab is taken down then, too
     kernel = kernels.find()
     if kernel is None:
         raise Refused("there is no guest kernel", hint="make setup")
@@ -285,6 +289,9 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         figures = asyncio.run(_main(arguments))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        _say("bench: ended before its end; nothing is left of it")
+        return 1
     except VeeryError as error:
         _say(f"bench: {error.message}")
         return 1
