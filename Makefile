@@ -51,7 +51,7 @@ faults-move: root setup ## every fault in every phase of a move, into docs/fault
 	@VEERY_CELLS=.cache/cells.json $(BIN)/python -m pytest -v --tb=short tests/faults/test_matrix.py || true
 	@PYTHONPATH=tests:tests/faults $(BIN)/python tests/faults/cells.py .cache/cells.json docs/faults.md
 
-faults: root setup ## 200 faults from a seeded nemesis, into docs/faults.md (about 1.5 hours; GO_ON=1 goes on, SEED=17 one round)
+faults: root setup ## 200 faults from a seeded nemesis, into docs/faults.md (about an hour; GO_ON=1 goes on, SEED=17 one round)
 	@[ -n '$(GO_ON)$(SEED)' ] || rm -f .cache/rounds.json
 	@VEERY_ROUNDS=.cache/rounds.json VEERY_SEED=$(SEED) $(BIN)/python -m pytest -v --tb=short tests/faults/test_nemesis.py || true
 	@PYTHONPATH=tests:tests/faults $(BIN)/python tests/faults/rounds.py .cache/rounds.json docs/faults.md

@@ -1,5 +1,5 @@
-"""The nemesis: faults drawn from a seed, alone and in pairs that overlap, with moves going on. A few rounds run in
-`make test`, all of them in `make faults`; one alone: `make faults SEED=17`."""
+"""The nemesis: faults drawn from a seed, alone and in pairs that overlap, with moves going on. All rounds run in
+`make faults`, one alone with `make faults SEED=17`; without it a spread of five (marked slow)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from veery.lab.guest import Guest
 from veery.lab.ledger import Collector, Ledger
 from veery.lab.services import Lab
 
-SLICE = (16, 29, 38, 58, 76)  # what `make test` runs: with two hypervisors they are other rounds than those of FULL
+SLICE = (16, 29, 38, 58, 76)  # a spread: with two hypervisors they are other rounds than those of FULL
 THREE = ("test1", "test2", "test3")
 MOVED = 120.0  # seconds for one order to move, with faults on its way
 ALL = bool(os.environ.get("VEERY_ROUNDS"))  # make faults
