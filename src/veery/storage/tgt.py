@@ -21,13 +21,14 @@ Facts this module rests on, seen in tgt 1.0.85 and read in its sources (usr/ of 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import itertools
 import logging
 import re
 import secrets
 import socket
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -244,6 +245,35 @@ def parse_connections(text: str) -> tuple[Session, ...]:
 # ---------------------------------------------------------------- the daemon and its calls
 
 
+class _Table:
+    """The targets' tables of accounts: many may list them at a time (each waits for a tgtd that hangs, and none for
+    another), or one may change them, with a hole in between."""
+
+    def __init__(self) -> None:
+        self._change = asyncio.Lock()
+        self._lists = 0
+        self._unlisted = asyncio.Event()
+
+    @contextlib.asynccontextmanager
+    async def listed(self) -> AsyncIterator[None]:
+        async with self._change:
+            self._lists += 1
+        try:
+            yield
+        finally:
+            self._lists -= 1
+            if not self._lists:
+                self._unlisted.set()
+
+    @contextlib.asynccontextmanager
+    async def changed(self) -> AsyncIterator[None]:
+        async with self._change:
+            while self._lists:
+                self._unlisted.clear()
+                await self._unlisted.wait()  # each list has a deadline
+            yield
+
+
 class TargetServer:
     """One private tgtd: how to start it, and every call to it. Each call ends within `deadline` seconds.
 
@@ -257,7 +287,7 @@ class TargetServer:
         self.address, self.port, self._run, self._deadline = address, port, run, deadline
         self.portal = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
         self.env = {"TGT_IPC_SOCKET": str(run / "tgt")}
-        self._table = asyncio.Lock()  # held while a target's table of accounts has a hole
+        self._table = _Table()
 
     # ---- the daemon
     def command(self) -> list[str]:
@@ -332,7 +362,7 @@ class TargetServer:
     # ---- reading
     async def targets(self) -> tuple[Target, ...]:
         """Every target with its LUNs, accounts, ACL and sessions, by tid."""
-        async with self._table:
+        async with self._table.listed():
             shown = await self._call("target", "show")
         return parse_targets(shown)
 
@@ -417,7 +447,7 @@ class TargetServer:
 
     async def bind_account(self, tid: int, user: str, *, instead: str = "") -> None:
         """Let `user` authenticate at target `tid`; it takes the place of the filler `instead`, if that is given."""
-        async with self._table:
+        async with self._table.changed():
             if instead:
                 await self._call("account", "unbind", "--tid", str(tid), f"--user={instead}")
             await self._call("account", "bind", "--tid", str(tid), f"--user={user}")
@@ -425,7 +455,7 @@ class TargetServer:
     async def unbind_account(self, tid: int, user: str, place: str) -> None:
         """No longer let `user` authenticate at target `tid`; open sessions stay. The account `place` (`filler`)
         fills the hole at once; `targets` waits for that."""
-        async with self._table:
+        async with self._table.changed():
             await self._call("account", "unbind", "--tid", str(tid), f"--user={user}")
             await self._call("account", "bind", "--tid", str(tid), f"--user={place}")
 
