@@ -91,8 +91,8 @@ class SimDoors:
         """As Hands.start."""
         await self._gate()
         await self._promises.start(self._me, ticket)
-        await self._world.call(self._me, ticket.node)
         try:
+            await self._world.call(self._me, ticket.node)
             await self._answer(ticket.node, self._nodes[ticket.node].start(ticket))
         finally:
             self._promises.started(ticket)
