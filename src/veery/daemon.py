@@ -22,6 +22,7 @@ import veery
 from veery.api.cluster import ClusterRoutes
 from veery.api.domains import DomainRoutes
 from veery.api.fencing import FencingRoutes
+from veery.api.ha import HaRoutes
 from veery.api.server import ApiServer
 from veery.api.storage import StorageRoutes
 from veery.cluster import server as etcd_server
@@ -34,7 +35,10 @@ from veery.cluster.presence import Heartbeat
 from veery.config.settings import DEFAULT_PATH, Settings
 from veery.config.settings import load as load_settings
 from veery.errors import Failed, Refused, VeeryError
+from veery.ha import orders
+from veery.ha.eyes import StoreEyes
 from veery.ha.fence.power import PowerFence
+from veery.ha.loop import Brain
 from veery.host import log as logs
 from veery.host import systemd, tls
 from veery.host.clock import RealClock
@@ -50,6 +54,8 @@ from veery.migrate.receiver import Receiver
 from veery.migrate.relocation import RelocationServer
 from veery.migrate.settle import Settler
 from veery.model.codec import convert, plain
+from veery.model.fence import Method
+from veery.model.ha import FenceMeans, Rules
 from veery.model.node import Role
 from veery.model.plan import Question, Reply
 from veery.model.volume import Backing, Initiator, Volume
@@ -60,12 +66,17 @@ from veery.node.doctor import Doctor
 from veery.node.domains import Domains
 from veery.node.fencing import Fencing
 from veery.node.guard import Guard
+from veery.node.hands import NodeHands
 from veery.node.images import Images
 from veery.node.machine import Machine
+from veery.node.means import MeansWriter
 from veery.node.membership import Membership
 from veery.node.neighbours import Neighbours
+from veery.node.oversight import Oversight
 from veery.node.peers import Peers
 from veery.node.processors import Processors
+from veery.node.recovery import Recovery
+from veery.node.senses import PeerSenses
 from veery.node.signs import SignWatcher, SignWriter
 from veery.node.standing import Standing
 from veery.node.volumemoves import VolumeMoves
@@ -79,6 +90,8 @@ from veery.storage.tgt import TargetServer
 from veery.storage.volumes import Volumes
 
 log = logging.getLogger(__name__)
+
+FAREWELL = 2.0  # seconds
 
 
 class Daemon:
@@ -158,6 +171,17 @@ class Daemon:
         )
         self.writer = self._signs() if self.node.has(Role.HYPERVISOR) else None
         self.doctor = self._doctor(folder)
+        self.rules = _rules(settings)
+        self.senses = PeerSenses(self.near, self.neighbours, self.clock)
+        self.brain = self._brain() if self.node.has(Role.VOTER) else None
+        self.oversight = Oversight(
+            self.node.name,
+            self.store,
+            brain=self.brain,
+            rules=self.rules,
+            peers=self.near,
+            clock=self.clock,
+        )
         self.api = self._api(tail)
 
     # ---- building
@@ -248,6 +272,25 @@ class Daemon:
             tls=certificates,
         )
 
+    def _means(self) -> FenceMeans:
+        """How this node can be fenced, as its settings and its watchdog have it now."""
+        methods = [Method.STORAGE]
+        if self.keeper.timeout:
+            methods.append(Method.WATCHDOG)
+        if self.node.name in self.settings.power:
+            methods.append(Method.POWER)
+        return FenceMeans(methods=tuple(methods), watchdog=self.keeper.timeout)
+
+    def _brain(self) -> Brain:
+        return Brain(
+            self.node.name,
+            store=self.store,
+            eyes=StoreEyes(self.store, self.senses, self.clock, self.rules),
+            hands=NodeHands(self.store, self.near, {way.method: way for way in self.fencing.ways}),
+            clock=self.clock,
+            rules=self.rules,
+        )
+
     def _api(self, tail: logs.Tail) -> ApiServer:
         devices = Devices(self.domains, self.driver, self.attacher)
         tables = [
@@ -262,6 +305,12 @@ class Daemon:
             ).table(),
             ClusterRoutes(self.membership, self.machine, self.processors, tail, self.doctor).table(),
             FencingRoutes(self.fencing, self.standing, self.guard, self.watcher).table(),
+            HaRoutes(
+                self.oversight,
+                Recovery(self.node.name, self.store, self.domains, self.heartbeat),
+                peers=self.near,
+                neighbours=self.neighbours,
+            ).table(),
         ]
         return ApiServer(self.node.name, self.peers, tables, knows=self.neighbours.knows, group=self.settings.api.group)
 
@@ -302,6 +351,7 @@ class Daemon:
                 log.info("veeryd %s serves node %s", veery.__version__, self.node.name)
         finally:
             systemd.notify("STOPPING=1")
+            await self._farewell()
             await self.api.close()
             await self.driver.close()
             await self.peers.close()
@@ -327,6 +377,10 @@ class Daemon:
             work.append(("guard", self.guard.run()))
         if self.writer is not None:
             work.append(("heartbeats", self.writer.run()))
+        if self.node.has(Role.HYPERVISOR):
+            work.append(("means", MeansWriter(self.node.name, self.store, self._means, self.clock).run()))
+        if self.brain is not None:
+            work.append(("brain", self.brain.run()))
         if self.watcher is not None:
             work.append(("signs", self.watcher.run()))
         if self.identity.etcd is not None:
@@ -343,6 +397,16 @@ class Daemon:
         await self.keeper.declared()
         await self.heartbeat.run()
 
+    async def _farewell(self) -> None:
+        """We stop in good order, our domains run on: others are not to think them lost, nor to wait for our lead."""
+        with contextlib.suppress(VeeryError, TimeoutError):
+            async with asyncio.timeout(FAREWELL):
+                if self.node.has(Role.HYPERVISOR):
+                    await orders.away(self.store, self.node.name, self.settings.ha.away, now=self.clock.epoch())
+                if self.brain is not None:
+                    await self.brain.leadership.resign()
+        await self.senses.close()
+
     async def _target_started(self) -> None:
         assert self.target is not None
         await self.target.ready()
@@ -353,6 +417,22 @@ class Daemon:
             await self.attacher.sweep()
         except VeeryError as error:
             log.warning("leftover taps not removed: %s", error.message)
+
+
+def _rules(settings: Settings) -> Rules:
+    """The brain's figures, as far as settings have them."""
+    ha, ttl = settings.ha, settings.presence_ttl
+    return Rules(
+        cycle=ha.cycle,
+        leader_ttl=ha.leader_ttl,
+        node_ttl=ttl,
+        silence=ha.silence,
+        sign=ha.sign,
+        grace=ttl + 2.0,  # a new leader of etcd lets every lease begin anew
+        blind=min(Rules().blind, ttl),
+        out=ha.out,
+        into=ha.into,
+    )
 
 
 def _lock(folder: Path) -> int:

@@ -33,7 +33,7 @@ class Cell:
             return "**bad**"
         anew = ", booted" if self.anew else ""
         silent = "" if self.gap_ms is None else f", {self.gap_ms / 1000:.2g}"
-        return f"{self.where}{anew} ({self.seconds:.0f}{silent})" if self.where else f"clean ({self.seconds:.0f})"
+        return f"{self.where}{anew} ({self.seconds:.0f}{silent})" if self.where else "clean"
 
 
 class Cells:
@@ -80,18 +80,11 @@ def table(cells: Cells) -> str:
             if phase != "disk":
                 run += cell is not None
                 good += cell is not None and not cell.bad
-            texts.append(cell.text() if cell else "not run" if phase != "disk" else _later(cells, ROWS.index(row)))
+            texts.append(cell.text() if cell else "not run")
         rows.append(f"| {row.text} | {' | '.join(texts)} |")
     machine = f"{os.cpu_count()} processors, Linux {platform.release().split('-')[0]}"
     head = f"{good} of {run} cells good, {len(notes)} not applicable; {time.strftime('%F')}, {machine}."
     return "\n".join([head, "", *rows, "", *notes])
-
-
-def _later(cells: Cells, number: int) -> str:
-    """The disk after a row: one that was looked at after a later row had come through this one too, with all records."""
-    from matrix import ROWS
-
-    return "with the next" if any(cells.good(f"{row.name}/disk") for row in ROWS[number + 1 :]) else "not run"
 
 
 def main(words: list[str]) -> int:

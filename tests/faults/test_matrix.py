@@ -21,7 +21,6 @@ SPREAD = {
     "source-daemon": {Phase.COPY, Phase.COMMIT},
     "target-daemon": {Phase.PREPARE, Phase.COPY, Phase.FINISH},
     "both-daemons": {Phase.CONFIRM},
-    "source-qemu": {Phase.COPY},
     "target-qemu": {Phase.LOADED, Phase.FINISH},
     "link-5s": {Phase.COPY},
     "quorum": {Phase.COMMIT},

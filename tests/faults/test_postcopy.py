@@ -105,6 +105,7 @@ async def test_a_cut_link_is_mended(scene: Scene, lab: Lab) -> None:
         await arrived(scene, move)
 
 
+@pytest.mark.slow
 async def test_both_daemons_die_and_come_back(scene: Scene, lab: Lab) -> None:
     async with leaving(scene, lab) as move:
         for node in (move.source, move.target):
@@ -115,7 +116,6 @@ async def test_both_daemons_die_and_come_back(scene: Scene, lab: Lab) -> None:
         await arrived(scene, move)
 
 
-@pytest.mark.slow
 async def test_the_run_is_lost_with_its_source(scene: Scene, lab: Lab) -> None:
     async with leaving(scene, lab) as move:
         await faults.kill(lab, move.source, "qemu-system")

@@ -120,6 +120,16 @@ async def goes_on(lab: Lab, where: str = "test1") -> None:
     await until(further, "records go on")
 
 
+async def over(node: Node) -> None:
+    """The domain whose QEMU died is gone, and its name given back."""
+    await node.gone(DOMAIN)
+
+    async def free() -> bool:
+        return DOMAIN not in (await node.store())[0]
+
+    await until(free, "its name is free")
+
+
 async def volume(node: Node, name: str = DATA) -> dict[str, Any]:
     found: dict[str, Any] = (await node.json("volume", "show", name, "--json"))["volume"]
     return found
@@ -260,7 +270,7 @@ async def test_qemu_killed_while_bytes_flow(writer: Path, two: Lab, node: Node) 
     told = await under_way
     assert told.code == 1
     assert "volume data stays on stor" in told.err
-    await node.gone(DOMAIN)
+    await over(node)
     await whole(node, upto, "stor")
     await settled(two)
     await node.veery("create", writer)
@@ -268,7 +278,9 @@ async def test_qemu_killed_while_bytes_flow(writer: Path, two: Lab, node: Node) 
     await whole(node, upto, "stor2")
 
 
-@pytest.mark.parametrize("victim", ["test1", "stor", pytest.param("stor2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "victim", ["stor", *(pytest.param(each, marks=pytest.mark.slow) for each in ("test1", "stor2"))]
+)
 async def test_a_daemon_killed_while_bytes_flow(writer: Path, two: Lab, node: Node, victim: str) -> None:
     """The storage nodes' tgtd and the domain live on. The target's daemon is not needed while a domain is copied."""
     under_way = await moving(two, via="test2")
@@ -314,7 +326,7 @@ async def held(lab: Lab, phase: str) -> AsyncIterator[Callable[[], Awaitable[Non
         ("COMMIT", "veeryd"),
         pytest.param("FINISH", "veeryd", marks=pytest.mark.slow),
         pytest.param("COMMIT", "qemu-system", marks=pytest.mark.slow),
-        ("FINISH", "qemu-system"),
+        pytest.param("FINISH", "qemu-system", marks=pytest.mark.slow),
     ],
 )
 async def test_killed_while_the_domain_stands(writer: Path, two: Lab, node: Node, phase: str, victim: str) -> None:
@@ -340,7 +352,7 @@ async def test_killed_while_the_domain_stands(writer: Path, two: Lab, node: Node
         await goes_on(two)
         upto = await acked(two)
     else:
-        await node.gone(DOMAIN)
+        await over(node)
         await node.veery("create", writer)
     await whole(node, upto, storage)
     other = "stor2" if storage == "stor" else "stor"
@@ -419,6 +431,7 @@ async def test_an_idle_volume_whose_storage_node_dies(two: Lab, node: Node, vict
     assert (pool(two, "stor2") / f"{DATA}.img").read_bytes()[: len(content)] == content
 
 
+@pytest.mark.slow  # the gate itself: tests/unit/cluster/test_volume_gate.py
 async def test_two_storage_nodes_give_no_number_twice(two: Lab, node: Node) -> None:
     names = [f"n{number}" for number in range(6)]
     await asyncio.gather(

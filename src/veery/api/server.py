@@ -83,6 +83,11 @@ class Lines:
                 await self._response.write_eof()
 
     @property
+    def gone(self) -> bool:
+        """Whether the caller has left."""
+        return self._gone
+
+    @property
     def response(self) -> web.StreamResponse:
         """What the handler returns."""
         return self._response

@@ -74,6 +74,18 @@ GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
         ),
     ),
     (
+        "High availability",
+        (
+            Entry("ha set", "ha", "say what the cluster does for a domain by itself"),
+            Entry("ha list", "ha", "list what is asked for domains"),
+            Entry("ha show", "ha", "show what is asked for one domain"),
+            Entry("why", "ha", "say why the cluster does or does not act"),
+            Entry("events", "ha", "print what the cluster did by itself"),
+            Entry("disarm", "ha", "have the cluster do nothing by itself"),
+            Entry("arm", "ha", "let the cluster act by itself again"),
+        ),
+    ),
+    (
         "Looking",
         (
             Entry("vcpu-list", "reading", "list virtual processors"),
@@ -118,6 +130,8 @@ GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             Entry("node list", "nodes", "list the nodes of the cluster"),
             Entry("node show", "nodes", "show one node"),
             Entry("node token", "nodes", "make a token with which a new node may join"),
+            Entry("node drain", "maintenance", "empty a node for maintenance"),
+            Entry("node resume", "maintenance", "put a drained node to use again"),
             Entry("node leave", "nodes", "put a node out of the cluster"),
             Entry("node forget", "nodes", "put a dead node out of the cluster"),
             Entry("simulate", "simulate", "play what would happen to a cluster, in virtual time"),
@@ -127,6 +141,8 @@ GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             Entry("fence test", "fences", "ask whether a node could be fenced"),
             Entry("fence confirm", "fences", "give your word that a lost node is off"),
             Entry("fence lift", "fences", "let a fenced node in again"),
+            Entry("cluster status", "ha", "show the quorum, the leader and each node's state"),
+            Entry("cluster roll", "maintenance", "drain, run a command, resume: one node after the other"),
             Entry("cluster cpu", "plan", "show the processor that new domains get"),
             Entry("init", "nodes", "begin a cluster, with this machine as its first node"),
             Entry("join", "nodes", "make this machine a node of a cluster"),

@@ -79,6 +79,8 @@ def _show(session: Session, args: Namespace) -> int:
     print(
         f"  total {report.total_ms:.0f} ms, downtime {report.downtime_ms:.0f} ms, {format_size(report.bytes)}", end=""
     )
+    if report.packed:
+        print(f" sent as {format_size(report.packed)}", end="")
     print(f" in {report.rounds} rounds, dirtied {format_size(report.dirty_rate)}/s")
     for phase, milliseconds in report.phases.items():
         print(f"  {phase:<8} {milliseconds:9.1f} ms")

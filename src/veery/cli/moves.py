@@ -14,7 +14,7 @@ from veery.cli.progress import Forward, copied, figures, meter
 from veery.cli.session import Session, Usage
 from veery.client.http import domain_path
 from veery.errors import OutcomeUnknown, Refused, VeeryError
-from veery.model.move import MoveProgress, MoveReport, MoveSettings
+from veery.model.move import Compress, MoveProgress, MoveReport, MoveSettings
 from veery.model.units import format_size
 
 
@@ -65,6 +65,7 @@ def _settings(args: Namespace) -> MoveSettings:
         with_disks=args.with_disks,
         disk_dir=args.disk_dir,
         remove_source=args.remove_source,
+        compress=Compress(args.compress),
     )
 
 
@@ -162,11 +163,12 @@ class _Migration:
 def summary(report: MoveReport) -> str:
     """A finished move in one line."""
     rounds = f" in {report.rounds} round{'s' if report.rounds != 1 else ''}" if report.rounds else ""
+    packed = f" sent as {format_size(report.packed)}" if report.packed else ""
     disks = f", {format_size(report.disk_bytes)} of disks" if report.disk_bytes else ""
     kept = f"; kept on {report.source}: {', '.join(report.kept)}" if report.kept else ""
     return (
         f"{report.domain} moved from {report.source} to {report.target} in {report.total_ms / 1000:.2f} s: "
-        f"downtime {report.downtime_ms:.0f} ms, {format_size(report.bytes)}{rounds}{disks}{kept}"
+        f"downtime {report.downtime_ms:.0f} ms, {format_size(report.bytes)}{packed}{rounds}{disks}{kept}"
     )
 
 
@@ -184,6 +186,19 @@ def _declare_migrate(parser: Parser) -> None:
     parser.add_argument(
         "--all", action="store_true", help="move every domain of the node away (of NODE, where one is named)"
     )
+    _declare_copy(parser)
+    _declare_disks(parser)
+    parser.add_argument(
+        "--no-turns", dest="turns", action="store_false", help="copy and switch over at once, whoever else does so now"
+    )
+    parser.add_argument(
+        "--plan", action="store_true", help="move nothing: tell what stands in the way, and how long it would take"
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+    _declare_xl(parser)
+
+
+def _declare_copy(parser: Parser) -> None:
     parser.add_argument(
         "--policy",
         metavar="NAME",
@@ -223,6 +238,16 @@ def _declare_migrate(parser: Parser) -> None:
         "--no-tls", dest="tls", action="store_false", help="do not encrypt (both nodes' settings must allow it)"
     )
     parser.add_argument(
+        "--compress",
+        metavar="WHEN",
+        choices=[each.value for each in Compress],
+        default=Compress.AUTO.value,
+        help="pack the stream: auto (where the path is slow and a sample of the memory packs well), yes, no",
+    )
+
+
+def _declare_disks(parser: Parser) -> None:
+    parser.add_argument(
         "--with-disks", action="store_true", help="take along the disks that only its node has (files, devices)"
     )
     parser.add_argument(
@@ -231,13 +256,10 @@ def _declare_migrate(parser: Parser) -> None:
     parser.add_argument(
         "--remove-source", action="store_true", help="remove their files here at the end, else FILE.moved-to-NODE"
     )
-    parser.add_argument(
-        "--no-turns", dest="turns", action="store_false", help="copy and switch over at once, whoever else does so now"
-    )
-    parser.add_argument(
-        "--plan", action="store_true", help="move nothing: tell what stands in the way, and how long it would take"
-    )
-    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+
+
+def _declare_xl(parser: Parser) -> None:
+    """xl's own flags: some are taken and mean nothing here, some are refused with the reason."""
     parser.add_argument(
         "-d",
         "--debug",

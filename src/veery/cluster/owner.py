@@ -17,7 +17,7 @@ import logging
 from collections.abc import Collection
 
 from veery.cluster import volumegate
-from veery.cluster.keys import DOMAINS, OWNERS, RESERVATIONS, VOLUME_MOVES
+from veery.cluster.keys import DOMAINS, OWNERS, POLICIES, RESERVATIONS, RUNS, VOLUME_MOVES
 from veery.cluster.store import Delete, Put, Store, StoreUnavailable, Unchanged
 from veery.errors import Refused
 from veery.host.log import decision
@@ -221,9 +221,16 @@ async def rename(store: Store, old: str, new: str) -> Owner | None:
         ]
         if owner:
             operations += [Delete(OWNERS.key(old)), OWNERS.put(new, dataclasses.replace(owner, domain=new))]
+        policy, run = await POLICIES.get(store, old), await RUNS.get(store, old)
+        if policy:
+            operations += [Delete(POLICIES.key(old)), POLICIES.put(new, policy)]
+        if run:
+            operations += [Delete(RUNS.key(old)), RUNS.put(new, run)]
         done = await store.commit(
             [
                 Unchanged(DOMAINS.key(old), entry.revision),
+                Unchanged(POLICIES.key(old), policy.revision if policy else 0),
+                Unchanged(RUNS.key(old), run.revision if run else 0),
                 Unchanged(OWNERS.key(old), owner.revision if owner else 0),
                 Unchanged(RESERVATIONS.key(old), 0),
                 Unchanged(DOMAINS.key(new), 0),

@@ -28,7 +28,8 @@ class Heartbeat:
     def __init__(self, store: Store, node: str, *, ttl: int, clock: Clock) -> None:
         """`ttl`: seconds without a renewal after which the node counts as absent."""
         self._store, self._node, self.ttl, self._clock = store, node, ttl, clock
-        self._presence = Presence(node=node, started=clock.epoch(), version=veery.__version__)
+        self.started = clock.epoch()
+        self._presence = Presence(node=node, started=self.started, version=veery.__version__)
         self._lease = 0
         self._until = clock.now()
         self._granted = False

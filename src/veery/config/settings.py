@@ -102,6 +102,22 @@ class PowerSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HaSettings:
+    """The brain, on voters; seconds. `cycle`: from one look at the cluster to the next. `leader_ttl`: of the leader's
+    lease. `silence`: a node whose lease has ended is judged so much later. `sign`: a heartbeat on storage that is
+    younger is a sign of life. `away`: for how long a node whose daemon was stopped in good order is not judged.
+    `out`, `into`: how many domains it moves out of a node, and into one, at once."""
+
+    cycle: float = 0.5
+    leader_ttl: int = 4
+    silence: float = 0.5
+    sign: float = 2.5
+    away: float = 60.0
+    out: int = 1
+    into: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
     """The guest's kernel, whose modules go into the images that this node builds: a vmlinuz, and its
     lib/modules/VERSION; "" means the kernel that this node itself runs."""
@@ -117,7 +133,7 @@ class Settings:
     state: str = "/var/lib/veery"
     run: str = "/run/veery"
     log: str = "info"
-    presence_ttl: int = 10  # seconds a node counts as present after its last sign
+    presence_ttl: int = 5  # seconds a node counts as present after its last sign
     relocation: Relocation = field(default_factory=Relocation)
     api: Api = field(default_factory=Api)
     etcd: Etcd = field(default_factory=Etcd)
@@ -127,6 +143,7 @@ class Settings:
     guard: GuardSettings = field(default_factory=GuardSettings)
     watchdog: WatchdogSettings = field(default_factory=WatchdogSettings)
     power: dict[str, PowerSettings] = field(default_factory=dict)
+    ha: HaSettings = field(default_factory=HaSettings)
     image: Image = field(default_factory=Image)
 
 

@@ -52,6 +52,7 @@ from veery.model.ha import (
 T = TypeVar("T")
 
 UNSEEN = (EVENTS.prefix, VOLUMES.prefix)  # of no use to the brain
+HEARD = 2.5  # seconds for which what a node said of itself counts: on a busy machine an answer may come a look later
 
 
 @dataclass(slots=True)
@@ -76,6 +77,7 @@ class StoreEyes:
         self._last = ClusterView(revision=0, quorum=False, settled=0.0, witnesses=0, watched=0.0, nodes={}, domains={})
         self._decoded: dict[str, tuple[int, Any]] = {}
         self._readings: dict[str, NodeReading] = {}
+        self._heard: dict[str, float] = {}  # when each was given
         self._owners: dict[str, str] = {}  # the last owner that each domain was seen to have
 
     async def observe(self) -> ClusterView:
@@ -97,16 +99,17 @@ class StoreEyes:
             self._watched = now
         self._seen = now
         self._readings.update(readings)
-        self._last = self._view(snapshot, signs, readings, now)
+        self._heard.update(dict.fromkeys(readings, now))
+        self._last = self._view(snapshot, signs, now)
         return self._last
 
-    def _view(self, snapshot: Snapshot, signs: Signs, fresh: Mapping[str, NodeReading], now: float) -> ClusterView:
+    def _view(self, snapshot: Snapshot, signs: Signs, now: float) -> ClusterView:
         entries = {entry.key: entry for entry in snapshot.entries if not entry.key.startswith(UNSEEN)}
         self._decoded = {key: cached for key, cached in self._decoded.items() if key in entries}
         nodes = {}
         for name, record in self._all(NODES, entries).items():
             bare = NodeView(record=record, sign=signs.ages.get(name), reading=self._readings.get(name))
-            nodes[name] = self._node(bare, entries, fresh.get(name), now)
+            nodes[name] = self._node(bare, entries, now)
         domains = {}
         records, owners = self._all(DOMAINS, entries), self._all(OWNERS, entries)
         for name in sorted({*records, *owners}):
@@ -124,8 +127,8 @@ class StoreEyes:
             disarmed=codec.decode(disarmed.value, Disarmed) if disarmed else None,
         )
 
-    def _node(self, bare: NodeView, entries: Mapping[str, Entry], fresh: NodeReading | None, now: float) -> NodeView:
-        name = bare.name
+    def _node(self, bare: NodeView, entries: Mapping[str, Entry], now: float) -> NodeView:
+        name, reading = bare.name, bare.reading
         alive = entries.get(ALIVE.key(name))
         key = (alive.created, FENCES.prefix + name in entries) if alive else (0, False)
         sighting = self._sightings.get(name)
@@ -133,11 +136,12 @@ class StoreEyes:
             sighting = self._sightings[name] = _Sighting(key, now)
         presence: Presence | None = self._one(ALIVE, name, entries)
         lasted = now - sighting.since
+        told = reading is not None and self._heard[name] >= max(sighting.since, now - HEARD)
         return dataclasses.replace(
             bare,
             absent=None if presence else lasted,
             present=lasted if presence else None,
-            fresh=presence is not None and fresh is not None and fresh.started == presence.started,
+            fresh=presence is not None and reading is not None and told and reading.started == presence.started,
             means=self._one(MEANS, name, entries) or FenceMeans(),
             fence=self._one(FENCES, name, entries),
             intent=self._one(INTENTS, name, entries),

@@ -21,7 +21,7 @@ from veery.cluster.keys import (
     POLICIES,
     RUNS,
 )
-from veery.cluster.owner import OwnedElsewhere
+from veery.cluster.owner import OwnedElsewhere, release
 from veery.cluster.store import Delete, Put, Store, StoreUnavailable, Unchanged
 from veery.errors import Refused
 from veery.model.cluster import Owner
@@ -131,6 +131,16 @@ async def want(store: Store, domain: str, *, wanted: bool) -> None:
     raise _contended(domain)
 
 
+async def give_back(store: Store, owner: Owner) -> None:
+    """Let go of a domain that has ended; where a policy stands, it is noted which node had it, and may have its disks.
+
+    Raises as owner.release does."""
+    domain = owner.domain
+    if await POLICIES.get(store, domain) is not None and await RUNS.get(store, domain) is None:
+        await store.commit([Unchanged(RUNS.key(domain), 0)], [RUNS.put(domain, RunRecord(node=owner.node))])
+    await release(store, owner)
+
+
 async def intend(store: Store, node: str, intent: NodeIntent) -> None:
     """Write `intent` for `node`. Whether a drain can be carried by the rest is `ha.drainplan`'s to say, before this.
 
@@ -138,6 +148,21 @@ async def intend(store: Store, node: str, intent: NodeIntent) -> None:
     if await store.get(NODES.key(node)) is None:
         raise Refused(f"no node {node!r}", hint="veery node list shows them")
     await store.commit([], [INTENTS.put(node, intent)])
+
+
+async def away(store: Store, node: str, seconds: float, *, now: float) -> None:
+    """The daemon of `node` stops in good order: it is not to be judged for `seconds`. An intent that stands stays.
+
+    Raises StoreUnavailable, OutcomeUnknown."""
+    intent = NodeIntent(kind=IntentKind.AWAY, by=node, since=now, away=seconds)
+    await store.commit([Unchanged(INTENTS.key(node), 0)], [INTENTS.put(node, intent)])
+
+
+async def back(store: Store, node: str) -> None:
+    """The daemon of `node` is at work again: `away` is over. Raises StoreUnavailable, OutcomeUnknown."""
+    intent = await INTENTS.get(store, node)
+    if intent is not None and intent.kind is IntentKind.AWAY:
+        await store.commit([Unchanged(INTENTS.key(node), intent.revision)], [Delete(INTENTS.key(node))])
 
 
 async def resume(store: Store, node: str, *, home: bool, by: str, now: float) -> None:

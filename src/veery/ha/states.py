@@ -75,7 +75,8 @@ def _present(view: ClusterView, node: NodeView, now: float, rules: Rules, *, own
         return NodeState.SICK
     if damped(node, now, rules):
         return NodeState.DAMPED
-    return NodeState.PRESENT if (node.present or 0.0) >= rules.use and node.fresh else NodeState.ARRIVING
+    known = node.fresh or not node.record.has(Role.HYPERVISOR)  # of a node that runs no domains there is no reading
+    return NodeState.PRESENT if (node.present or 0.0) >= rules.use and known else NodeState.ARRIVING
 
 
 def _absent(view: ClusterView, node: NodeView, absent: float, rules: Rules) -> NodeState:

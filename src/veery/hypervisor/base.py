@@ -194,8 +194,8 @@ class Driver(Protocol):
         Disks and bridges are the caller's. Raises Failed for luggage that it cannot read."""
         ...
 
-    async def sample(self, uuid: str) -> MemoryReading:
-        """Look at the domain's memory for about a second; the guest does not notice."""
+    async def sample(self, uuid: str, *, quick: bool = False) -> MemoryReading:
+        """Look at the domain's memory for about a second, or with `quick` once; the guest does not notice."""
         ...
 
     def give(self, features: frozenset[str]) -> tuple[str, tuple[str, ...]]:

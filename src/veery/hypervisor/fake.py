@@ -17,14 +17,11 @@ import msgspec
 
 from veery.errors import Failed, Refused, VeeryError
 from veery.host.clock import Clock
-from veery.hypervisor import fakedisks, fakepostcopy
+from veery.hypervisor import fakecopy, fakedisks, fakepostcopy
 from veery.hypervisor.base import ALONE, Report, Rest
 from veery.hypervisor.fakeworld import (
-    DEVICES,
     END,
     KEEP,
-    LEAST,
-    SLICES,
     Behind,
     FakeConsole,
     FakeCopy,
@@ -32,23 +29,16 @@ from veery.hypervisor.fakeworld import (
     Header,
     Saved,
     World,
-    progress,
+    fit_devices,
+    host_reading,
     read,
+    reading_of,
     started_of,
-    state_of,
     unless,
     write,
 )
 from veery.model import codec
-from veery.model.domain import (
-    DomainEnd,
-    DomainEvent,
-    DomainReading,
-    DomainSpec,
-    HostReading,
-    OnEvent,
-    VcpuReading,
-)
+from veery.model.domain import DomainEnd, DomainEvent, DomainReading, DomainSpec, HostReading, OnEvent, VcpuReading
 from veery.model.move import CopyResult, Means, MoveProgress, MoveSettings, Phase, Tuning
 from veery.model.plan import Abilities, Blocker, MemoryReading, Obstacle, no_room
 from veery.model.units import MIB
@@ -144,20 +134,7 @@ class FakeDriver:
     async def host(self) -> HostReading:
         """As Driver.host."""
         used = sum(max(domain.memory, domain.most) for domain in self._domains.values())
-        return HostReading(
-            host=self.node,
-            release="0",
-            version="fake",
-            machine="x86_64",
-            cpus=self._cpus,
-            cpu_mhz=1000.0,
-            cpu_model="fake",
-            memory_total=self._memory,
-            memory_free=self._memory - used,
-            accelerator="fake",
-            software={"fake": "1"},
-            facts={},
-        )
+        return host_reading(self.node, self._cpus, self._memory, self._memory - used)
 
     async def log(self) -> str:
         """As Driver.log."""
@@ -247,7 +224,8 @@ class FakeDriver:
         """As Driver.vcpus."""
         domain = self._domain(uuid)
         return tuple(
-            VcpuReading(number=number, cpu=-1, seconds=self._seconds(domain)) for number in range(domain.spec.vcpus)
+            VcpuReading(number=number, cpu=-1, seconds=domain.seconds(self._clock.now()))
+            for number in range(domain.spec.vcpus)
         )
 
     async def save(self, uuid: str, path: Path, *, offset: int = 0) -> None:
@@ -298,7 +276,7 @@ class FakeDriver:
         if any(each.vdev == disk.spec.vdev for each in domain.spec.disks):
             raise Refused(f"{domain.spec.name} has {disk.spec.vdev} already")
         await self._step("attach_disk")
-        self._devices(domain, (*domain.attachments.disks, disk), domain.attachments.vifs)
+        fit_devices(domain, (*domain.attachments.disks, disk), domain.attachments.vifs)
 
     async def detach_disk(self, uuid: str, vdev: str) -> None:
         """As Driver.detach_disk; this guest lets go."""
@@ -307,7 +285,7 @@ class FakeDriver:
         if len(kept) == len(domain.attachments.disks):
             raise Refused(f"{domain.spec.name} has no disk {vdev}")
         await self._step("detach_disk")
-        self._devices(domain, kept, domain.attachments.vifs)
+        fit_devices(domain, kept, domain.attachments.vifs)
 
     async def resize_disk(self, uuid: str, vdev: str, size: int) -> None:
         """As Driver.resize_disk."""
@@ -322,7 +300,7 @@ class FakeDriver:
         if any(each.mac == vif.spec.mac for each in domain.spec.vifs):
             raise Refused(f"{domain.spec.name} has {vif.spec.mac} already")
         await self._step("attach_vif")
-        self._devices(domain, domain.attachments.disks, (*domain.attachments.vifs, vif))
+        fit_devices(domain, domain.attachments.disks, (*domain.attachments.vifs, vif))
 
     async def detach_vif(self, uuid: str, mac: str) -> None:
         """As Driver.detach_vif; this guest lets go."""
@@ -331,7 +309,7 @@ class FakeDriver:
         if len(kept) == len(domain.attachments.vifs):
             raise Refused(f"{domain.spec.name} has no interface {mac}")
         await self._step("detach_vif")
-        self._devices(domain, domain.attachments.disks, kept)
+        fit_devices(domain, domain.attachments.disks, kept)
 
     async def console(self, uuid: str) -> FakeConsole:
         """As Driver.console."""
@@ -361,7 +339,7 @@ class FakeDriver:
             found += (Blocker(kind=Obstacle.KERNEL, reason=f"it has no kernel {spec.kernel}"),)
         return found
 
-    async def sample(self, uuid: str) -> MemoryReading:
+    async def sample(self, uuid: str, *, quick: bool = False) -> MemoryReading:
         """As Driver.sample: all its memory is in use, and none of it changes."""
         size = self._domain(uuid).memory * MIB
         await self._step("sample")
@@ -397,7 +375,9 @@ class FakeDriver:
                 self._stop(domain)
             total = domain.memory * MIB
             await write(stream, codec.encode(Header(uuid, total)) + b"\n", settings.stall)
-            last = await self._passes(domain, copy, stream, settings, report)
+            last = await fakecopy.passes(
+                domain, copy, stream, settings.stall, report, clock=self._clock, step=lambda: self._step("copy")
+            )
             if copy.leaving:
                 domain.behind = Behind(stream.dup(), total, last, copy.rate)
                 return CopyResult(downtime_ms=0.0, bytes=copy.sent, rounds=copy.rounds, poised=True)
@@ -422,34 +402,6 @@ class FakeDriver:
             del self._copies[uuid]
         return CopyResult(downtime_ms=last / copy.rate * 1000, bytes=copy.sent + last, rounds=copy.rounds)
 
-    async def _passes(
-        self, domain: FakeDomain, copy: FakeCopy, stream: socket.socket, settings: MoveSettings, report: Report
-    ) -> int:
-        """Pass after pass while the domain runs; the bytes of the last one, for which it is to stand still."""
-        total = remaining = domain.memory * MIB
-        while True:
-            copy.rounds += 1
-            begun, left = self._clock.now(), remaining
-            for _ in range(SLICES):
-                piece = remaining // SLICES
-                await self._clock.sleep(max(piece / copy.rate, LEAST))
-                await write(stream, b".", settings.stall)
-                copy.sent, left = copy.sent + piece, left - piece
-                report(progress(copy, left, total))
-                await self._step("copy")
-                if copy.leaving:
-                    return left
-            while copy.means.hold and not copy.downtime and domain.running:
-                report(progress(copy, 0, total))  # it looks for no freshly written pages
-                await self._clock.sleep(0.01)
-                await self._step("copy")
-            seconds = self._clock.now() - begun
-            written = domain.writes * (1 - copy.throttle / 100) if domain.running else 0.0
-            remaining, copy.dirty_rate = min(total, int(written * seconds)), written
-            fits = not copy.means.hold and remaining / copy.rate * 1000 <= copy.downtime
-            if not domain.running or fits:
-                return remaining
-
     async def tune(self, uuid: str, tuning: Tuning) -> None:
         """As Driver.tune."""
         domain = self._domain(uuid)
@@ -457,14 +409,8 @@ class FakeDriver:
         if copy is None:
             raise Refused(f"{domain.spec.name} is not being copied")
         await self._step("tune")
-        copy.bandwidth = copy.bandwidth if tuning.bandwidth is None else tuning.bandwidth
-        copy.downtime = copy.downtime if tuning.downtime is None else tuning.downtime
-        if tuning.throttle is not None:
-            if not copy.means.throttle:
-                raise Failed(f"{domain.spec.name} cannot be slowed in this copy")
-            copy.throttle = tuning.throttle
+        fakecopy.tune(domain, copy, tuning)
         if tuning.stop or tuning.post_copy:
-            copy.leaving = tuning.post_copy
             self._stop(domain)
 
     async def resume(self, uuid: str) -> None:
@@ -502,7 +448,7 @@ class FakeDriver:
         domain = self._domain(uuid)
         try:
             await self._step("receive")
-            await unless(domain.gone, self._load(domain, stream))
+            await unless(domain.gone, fakecopy.load(domain, stream))
             domain.end_disks()
         except BaseException as error:
             domain.broken = True
@@ -511,20 +457,6 @@ class FakeDriver:
             if isinstance(error, OSError):
                 raise Failed(f"{domain.spec.name}: the stream broke: {error}") from error
             raise
-
-    async def _load(self, domain: FakeDomain, stream: socket.socket) -> None:
-        head = b""
-        while not head.endswith(b"\n"):
-            head += await read(stream, 60)
-        if codec.decode(head, Header).uuid != domain.spec.uuid:
-            raise Failed(f"{domain.spec.name}: another domain came in")
-        while (data := await read(stream, 60)) not in (END, DEVICES):
-            pass
-        domain.loaded, domain.whole = True, data == END
-        if domain.whole:
-            await write(stream, b"!", 60)
-        else:
-            fakepostcopy.arrive(domain, stream.dup())
 
     async def finish(self, uuid: str, *, paused: bool = False) -> None:
         """As Driver.finish."""
@@ -662,26 +594,7 @@ class FakeDriver:
             self.world.look(domain.spec.uuid, self._clock.now())
 
     def _stop(self, domain: FakeDomain) -> None:
-        domain.ran, domain.running = self._seconds(domain), False
-
-    def _seconds(self, domain: FakeDomain) -> float:
-        return domain.ran + (self._clock.now() - domain.since if domain.running else 0.0)
+        domain.ran, domain.running = domain.seconds(self._clock.now()), False
 
     def _reading(self, domain: FakeDomain) -> DomainReading:
-        return DomainReading(
-            name=domain.spec.name,
-            uuid=domain.spec.uuid,
-            domid=domain.domid,
-            state=state_of(domain),
-            memory=domain.memory,
-            vcpus=domain.spec.vcpus,
-            cpu_seconds=self._seconds(domain),
-            started=domain.started,
-        )
-
-    @staticmethod
-    def _devices(domain: FakeDomain, disks: tuple[AttachedDisk, ...], vifs: tuple[AttachedVif, ...]) -> None:
-        domain.attachments = replace(domain.attachments, disks=disks, vifs=vifs)
-        domain.spec = replace(
-            domain.spec, disks=tuple(each.spec for each in disks), vifs=tuple(each.spec for each in vifs)
-        )
+        return reading_of(domain, domain.seconds(self._clock.now()))

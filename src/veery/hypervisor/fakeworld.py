@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Awaitable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import msgspec
@@ -14,9 +14,9 @@ import msgspec
 from veery.errors import Failed
 from veery.hypervisor.fakedisks import Export, Mirror
 from veery.model import codec
-from veery.model.domain import DomainEnd, DomainSpec, DomainState
+from veery.model.domain import DomainEnd, DomainReading, DomainSpec, DomainState, HostReading
 from veery.model.move import Means, MoveProgress, Phase
-from veery.model.volume import Attachments
+from veery.model.volume import AttachedDisk, AttachedVif, Attachments
 
 KEEP = 256 << 10
 RATE = 1 << 30
@@ -106,6 +106,10 @@ class FakeDomain:
     whole: bool = True
     broken: bool = False
 
+    def seconds(self, now: float) -> float:
+        """The processor time it used."""
+        return self.ran + (now - self.since if self.running else 0.0)
+
     def end_disks(self) -> None:
         """No disk of it is carried any more."""
         for mirror in self.mirrors:
@@ -177,6 +181,44 @@ def state_of(domain: FakeDomain) -> DomainState:
     if domain.ended is not None:
         return DomainState.CRASHED if domain.ended is DomainEnd.CRASH else DomainState.SHUTDOWN
     return DomainState.RUNNING if domain.running else DomainState.PAUSED
+
+
+def reading_of(domain: FakeDomain, seconds: float) -> DomainReading:
+    """What a list tells of a domain that used so much processor time."""
+    return DomainReading(
+        name=domain.spec.name,
+        uuid=domain.spec.uuid,
+        domid=domain.domid,
+        state=state_of(domain),
+        memory=domain.memory,
+        vcpus=domain.spec.vcpus,
+        cpu_seconds=seconds,
+        started=domain.started,
+    )
+
+
+def host_reading(node: str, cpus: int, memory: int, free: int) -> HostReading:
+    """A machine of `memory` MiB, of which so many are `free`."""
+    return HostReading(
+        host=node,
+        release="0",
+        version="fake",
+        machine="x86_64",
+        cpus=cpus,
+        cpu_mhz=1000.0,
+        cpu_model="fake",
+        memory_total=memory,
+        memory_free=free,
+        accelerator="fake",
+        software={"fake": "1"},
+        facts={},
+    )
+
+
+def fit_devices(domain: FakeDomain, disks: tuple[AttachedDisk, ...], vifs: tuple[AttachedVif, ...]) -> None:
+    """From now on the domain has these."""
+    domain.attachments = replace(domain.attachments, disks=disks, vifs=vifs)
+    domain.spec = replace(domain.spec, disks=tuple(each.spec for each in disks), vifs=tuple(each.spec for each in vifs))
 
 
 def started_of(luggage: msgspec.Raw) -> float:

@@ -85,9 +85,15 @@ def _add(path: Path, record: bytes) -> None:
     """Raises OSError. What is written begins a line of its own: the one before may have been cut short."""
     data = b"\n" + record + b"\n"
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    size = os.fstat(handle).st_size
     try:
         if os.write(handle, data) < len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError:
+        os.ftruncate(handle, size)
+        if not size:  # nothing was remembered: then nothing is to be settled
+            path.unlink(missing_ok=True)
+        raise
     finally:
         os.close(handle)
 

@@ -14,6 +14,7 @@ from veery.config.settings import MoveLimits
 from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
 from veery.host.files import write_atomic
 from veery.migrate import policy
+from veery.migrate.bandwidth import Paths
 from veery.migrate.base import Ground
 from veery.migrate.journal import Side
 from veery.migrate.phases import CANCELLABLE
@@ -65,6 +66,7 @@ class Moves:
         """Reports of ended moves are kept in `folder`; more moves than `limits` allow wait."""
         self._ground, self._settler, self._folder = ground, settler, folder
         self._places, self._turns = Places(limits.out, limits.link), Turns(ground.clock, copies_at_once(limits.copies))
+        self._paths = Paths()
         self._running: dict[str, Running] = {}
         self._tasks: asyncio.TaskGroup | None = None
 
@@ -99,7 +101,9 @@ class Moves:
         move = secrets.token_hex(4)
         order = Order(move=move, reading=reading, target=target, settings=settings)
         running = Running(move, reading.name, None, caution)  # type: ignore[arg-type]
-        running.sender = Sender(self._ground, self._settler, order, running.publish, self._turns)
+        running.sender = Sender(
+            self._ground, self._settler, order, running.publish, turns=self._turns, paths=self._paths
+        )
         self._running[move] = running
         running.task = self._tasks.create_task(self._run(running), name=f"move {move}")
         return move

@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from veery.errors import Refused
-from veery.model.move import MoveSettings
+from veery.model.move import Compress, MoveSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +91,8 @@ def find(name: str) -> Policy:
 
 def check(settings: MoveSettings) -> None:
     """Raises Refused for a policy that is unknown, or does not go with the other settings."""
+    if find(settings.policy).post_copy and settings.compress is Compress.YES:
+        raise Refused("post-copy is not compressed: what is fetched must not wait", hint="leave --compress out")
     if find(settings.policy).post_copy and settings.with_disks:
         raise Refused(
             "post-copy takes no disks along: past COMMIT their copy could not be taken back",

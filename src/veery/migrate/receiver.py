@@ -17,7 +17,7 @@ from veery.config.settings import MoveLimits
 from veery.errors import Failed, Refused, VeeryError
 from veery.host import tasks
 from veery.hypervisor.base import DiskMover
-from veery.migrate import disks, postcopy, wire
+from veery.migrate import disks, postcopy, squeeze, wire
 from veery.migrate.bandwidth import count
 from veery.migrate.base import Ground
 from veery.migrate.check import inspect, refusal
@@ -145,7 +145,7 @@ class Receiver:
                     attachments,
                     offer.luggage,
                     offer.backlog,
-                    tls=offer.tls,
+                    tls=offer.tls and not offer.packed,
                     peer=offer.source,
                     post_copy=offer.post_copy,
                 )
@@ -256,7 +256,12 @@ class Receiver:
                 raise Failed(f"{offer.source} opened no stream")
         stream = arrival.result()
         await self._ground.hold.at(Phase.COPY)
-        await self._ground.driver.receive(offer.spec.uuid, stream)
+        async with contextlib.AsyncExitStack() as way:
+            if offer.packed:
+                assert self.server is not None
+                tls = self.server.tls if offer.tls else None
+                stream = await way.enter_async_context(squeeze.unpacking(stream, peer=offer.source, tls=tls))
+            await self._ground.driver.receive(offer.spec.uuid, stream)
 
     # ---- disks that come along
 

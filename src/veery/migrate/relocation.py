@@ -54,7 +54,7 @@ class RelocationServer:
         for pattern in settings.hosts_allow.split():
             allowed(pattern, "x", "x")
         self.node, self.address, self.port = node, settings.address or address, settings.port
-        self._hosts_allow, self._tls, self._taken = settings.hosts_allow, tls, taken
+        self._hosts_allow, self.tls, self._taken = settings.hosts_allow, tls, taken
         self._expected: dict[str, asyncio.Future[socket.socket]] = {}
         self._open: dict[str, Callable[[socket.socket], None]] = {}
         self._greetings = asyncio.Semaphore(GREETINGS_MAX)
@@ -179,7 +179,7 @@ class RelocationServer:
         protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
         try:
             transport, _ = await loop.connect_accepted_socket(
-                lambda: protocol, connection, ssl=self._tls, ssl_handshake_timeout=HANDSHAKE_DEADLINE
+                lambda: protocol, connection, ssl=self.tls, ssl_handshake_timeout=HANDSHAKE_DEADLINE
             )
         except BaseException:
             connection.close()

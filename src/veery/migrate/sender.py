@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -20,7 +20,8 @@ from veery.cluster.store import StoreUnavailable
 from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
 from veery.host import tasks
 from veery.hypervisor.base import DiskMover, Lost, PostCopier
-from veery.migrate import disks, postcopy, pump, wire
+from veery.migrate import disks, postcopy, pump, squeeze, wire
+from veery.migrate.bandwidth import Paths
 from veery.migrate.base import Ground
 from veery.migrate.journal import Line, Side
 from veery.migrate.phases import Steps
@@ -59,11 +60,20 @@ class Sender:
     """One move out of this node."""
 
     def __init__(
-        self, ground: Ground, settler: Settler, order: Order, publish: Callable[[MoveProgress], None], turns: Turns
+        self,
+        ground: Ground,
+        settler: Settler,
+        order: Order,
+        publish: Callable[[MoveProgress], None],
+        *,
+        turns: Turns,
+        paths: Paths,
     ) -> None:
-        """`publish` hears of every phase and every reading of the copy; `turns` says when to switch over."""
+        """`publish` hears of every phase and every reading of the copy; `turns` says when to switch over, `paths` what
+        is known of the way."""
         self._ground, self._settler, self._order, self._publish = ground, settler, order, publish
-        self._turns = turns
+        self._turns, self._paths = turns, paths
+        self._squeeze: squeeze.Squeeze | None = None
         self._turn: Turn | None = None
         self._pilot: Pilot | None = None
         self._started = ground.clock.epoch()
@@ -121,6 +131,9 @@ class Sender:
         """What the user wants changed of the copy under way. Raises Refused where there is none."""
         if self._pilot is None or self.phase is not Phase.COPY:
             raise Refused(f"move {self._order.move} copies nothing now", hint="veery move show tells where it is")
+        if self._squeeze is not None and tuning.bandwidth is not None:  # what goes over the path counts
+            self._squeeze.rate = tuning.bandwidth
+            tuning = replace(tuning, bandwidth=None)
         await self._pilot.change(tuning)
 
     async def _run(self) -> MoveReport:
@@ -200,6 +213,8 @@ class Sender:
     ) -> wire.Offer:
         """What the target is asked to take in."""
         ground, order = self._ground, self._order
+        path = self._paths.slow(self.target)
+        self._squeeze = await squeeze.chosen(ground, order.reading.uuid, order.settings, path)
         return wire.Offer(
             move=order.move,
             source=ground.node,
@@ -215,6 +230,7 @@ class Sender:
             disks=going,
             disk_dir=order.settings.disk_dir,
             post_copy=self._post_copy,
+            packed=self._squeeze is not None,
         )
 
     async def _own(self) -> Owner:
@@ -288,7 +304,7 @@ class Sender:
         self._pilot = Pilot(
             ground.driver,
             order.reading.uuid,
-            order.settings,
+            self._copying(),
             clock=ground.clock,
             publish=self._progress,
             turn=turn,
@@ -297,18 +313,36 @@ class Sender:
         )
         return self._pilot
 
+    def _copying(self) -> MoveSettings:
+        """What the hypervisor is to keep to: not the nodes' own part, where they pack."""
+        settings = self._order.settings
+        return replace(settings, bandwidth=0, tls=False) if self._squeeze is not None else settings
+
+    @contextlib.asynccontextmanager
+    async def _way(self, stream: socket.socket) -> AsyncIterator[socket.socket]:
+        """What the hypervisor is to write the copy into."""
+        if self._squeeze is None:
+            yield stream
+            return
+        tls = self._ground.client_tls if self._order.settings.tls else None
+        async with squeeze.packing(stream, self._squeeze, peer=self.target, tls=tls) as near:
+            yield near
+
     async def _send(self, channel: wire.Channel, ready: wire.Ready) -> tuple[CopyResult, asyncio.Task[wire.Loaded]]:
         """Copy the memory while listening to the target, which may give up first."""
         order, target = self._order, self._order.target
         stream: socket.socket = await wire.open_stream(
             target.relocation_address or target.address, target.relocation_port, ready.token, CONNECT_DEADLINE
         )
+        begun = self._ground.clock.now()
+        way = contextlib.AsyncExitStack()
+        near = await way.enter_async_context(self._way(stream))
         pilot = self._take_pilot()
-        settings = replace(order.settings, timeout=0.0, downtime=pilot.limit)  # the bound is the pilot's
+        settings = replace(self._copying(), timeout=0.0, downtime=pilot.limit)  # the bound is the pilot's
         listening = asyncio.create_task(channel.expect(wire.Loaded, None), name=f"{order.move} listens")
         sending = asyncio.create_task(
             self._ground.driver.send(
-                order.reading.uuid, stream, settings, pilot.hear, peer=target.name, means=pilot.means
+                order.reading.uuid, near, settings, pilot.hear, peer=target.name, means=pilot.means
             ),
             name=f"{order.move} sends",
         )
@@ -328,9 +362,11 @@ class Sender:
         except VeeryError as error:
             raise error if steering.done() else await _said_by_target(listening, error) from error
         finally:
-            stream.close()
+            self._paths.learn(target.name, stream, self._ground.clock.now() - begun, packed=self._squeeze is not None)
             await tasks.stop(steering)
             await tasks.stop(sending)
+            await way.aclose()
+            stream.close()
             if not sending.done() or sending.cancelled() or sending.exception():
                 await tasks.stop(listening)
 
@@ -495,6 +531,7 @@ class Sender:
             story=tuple(self._pilot.story) if self._pilot else (),
             runs_on=order.target.name if moved else self._left_here(state),
             disk_bytes=self._disk_bytes,
+            packed=self._squeeze.packed if self._squeeze else 0,
             kept=disks.kept(steps.line) if state is MoveState.DONE and steps else (),
         )
 

@@ -16,10 +16,14 @@ from dataclasses import dataclass
 
 import zstandard
 
-from veery.errors import Failed, Refused
+from veery.errors import Failed, Refused, VeeryError
 from veery.host import tasks
 from veery.host.clock import Clock
 from veery.host.tls import peer_name
+from veery.migrate.bandwidth import SLOW
+from veery.migrate.base import Ground
+from veery.migrate.policy import find
+from veery.model.move import Compress, MoveSettings
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +32,8 @@ PIECE = 256 << 10
 SHALLOW = 128 << 10
 """Bytes that may wait to be sent: what waits when the domain stops is part of its downtime."""
 LEVEL = 1
+WORTH = 0.7
+"""What the sample must pack to, at most: below this a processor's work saves more than it costs."""
 PAIR_DEADLINE = 5.0
 HANDSHAKE_DEADLINE = 10.0
 
@@ -55,6 +61,23 @@ class Squeeze:
         self._due = max(self._due, now) + count / self.rate
         if self._due - now > 0.002:
             await self.clock.sleep(self._due - now)
+
+
+async def chosen(ground: Ground, uuid: str, settings: MoveSettings, path: float) -> Squeeze | None:
+    """What packs the copy, where the user wants it or it is worth its time. `path`: bytes/s of a path that is known to
+    be slow, else 0. Looks at a sample of the domain's memory (some 50 ms) only where the path is slow."""
+    if settings.compress is Compress.NO or find(settings.policy).post_copy:
+        return None
+    if settings.compress is Compress.AUTO:
+        if not settings.live or not (path or 0 < settings.bandwidth < SLOW):
+            return None
+        try:
+            if (await ground.driver.sample(uuid, quick=True)).packed > WORTH:
+                return None
+        except VeeryError as error:
+            log.warning("uuid=%s its memory was not looked at, so it is not packed: %s", uuid, error.message)
+            return None
+    return Squeeze(settings.bandwidth, ground.clock)
 
 
 @contextlib.asynccontextmanager

@@ -51,7 +51,8 @@ _GREETING = re.compile(rb"VEERY/1 (CONTROL|STREAM ([0-9a-f]{32})) *\n")
 class Offer(msgspec.Struct, frozen=True, tag="offer", kw_only=True):
     """The source asks the target to take a domain in. `backlog` is the console's past; `luggage` what the
     driver must know to build exactly the same devices; `paused`: it shall not run when it arrives. `disks` go along,
-    to `disk_dir` ("": the target chooses). `post_copy`: the rest of its memory may follow it."""
+    to `disk_dir` ("": the target chooses). `post_copy`: the rest of its memory may follow it;
+    `packed`: the nodes pack and encrypt its stream, not the hypervisors."""
 
     move: str
     source: str
@@ -67,6 +68,7 @@ class Offer(msgspec.Struct, frozen=True, tag="offer", kw_only=True):
     disks: tuple[CarriedDisk, ...] = ()
     disk_dir: str = ""
     post_copy: bool = False
+    packed: bool = False
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready", kw_only=True):

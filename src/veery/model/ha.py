@@ -235,7 +235,8 @@ class NodeReading:
 class NodeView:
     """One node. `absent`/`present`: seconds for which the leader itself has seen its lease gone, or there with no
     fence standing, without break; exactly one of them is not None. `reading`: the newest
-    that its daemon gave, `fresh`: given since it is present."""
+    that its daemon gave, `fresh`: given since it is present,
+    and just now."""
 
     record: Node
     absent: float | None = None

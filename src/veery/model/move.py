@@ -30,6 +30,14 @@ class MoveState(StrEnum):
     UNKNOWN = "unknown"  # the store did not answer at COMMIT; recovery reads the owner
 
 
+class Compress(StrEnum):
+    """Whether the stream of a copy is packed by the nodes, which costs processor time."""
+
+    AUTO = "auto"  # where the path is slower than the processors, and a sample of the memory packs well
+    YES = "yes"
+    NO = "no"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MoveSettings:
     """How memory is copied. `policy` names what is done about a domain that is written to faster than it can be
@@ -52,6 +60,7 @@ class MoveSettings:
     with_disks: bool = False
     disk_dir: str = ""
     remove_source: bool = False
+    compress: Compress = Compress.AUTO
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +153,8 @@ class CopyResult:
 class MoveReport:
     """The report of one move: `phases` maps a phase to its milliseconds; `started` seconds of the epoch.
     `disk_bytes` are those of the local disks that were copied, `kept` where the source's copies of them are now.
-    `caution`: what would keep the domain from coming back, as it was told before it went."""
+    `packed`: bytes that went over the path where the stream was packed (0: it was not). `caution`: what would keep the
+    domain from coming back, as it was told before it went."""
 
     id: str
     domain: str
@@ -168,3 +178,4 @@ class MoveReport:
     disk_bytes: int = 0
     kept: tuple[str, ...] = ()
     caution: str = ""
+    packed: int = 0

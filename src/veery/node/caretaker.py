@@ -10,11 +10,12 @@ from collections.abc import Awaitable
 from dataclasses import replace
 
 from veery.cluster import owner as owners
-from veery.cluster.keys import DOMAINS, FENCES, OWNERS
+from veery.cluster.keys import DISARMED, DOMAINS, FENCES, OWNERS, POLICIES
 from veery.errors import Refused, VeeryError
 from veery.migrate.base import Ground
 from veery.model.cluster import DomainRecord, Owner
 from veery.model.domain import DomainEnd, DomainEvent, DomainReading, DomainSpec, DomainState, OnEvent
+from veery.model.ha import Policy
 from veery.node.domains import Domains, ended_name
 
 log = logging.getLogger(__name__)
@@ -23,6 +24,7 @@ TIDY = 5.0  # seconds between two looks at the owner keys
 RETRY = 1.0
 QUICK = 60.0  # a domain that ends sooner than this after its start is restarted ever more slowly
 PAUSE_MAX = 20.0  # less than a user's order waits for ours to end
+FAULTS = frozenset({DomainEnd.CRASH, DomainEnd.WATCHDOG, DomainEnd.DIED})
 RESTARTS = frozenset({OnEvent.RESTART, OnEvent.COREDUMP_RESTART, OnEvent.SOFT_RESET, OnEvent.RENAME_RESTART})
 
 
@@ -111,7 +113,12 @@ class Caretaker:
         wish = _wish(spec, end)
         if wish is OnEvent.PRESERVE:
             return
+        if end in FAULTS and await self._brain_recovers(spec.name):
+            await self._domains.end(reading)
+            return
         if wish not in RESTARTS:
+            if end is DomainEnd.POWEROFF:  # on purpose, from inside
+                await self._domains.say_wanted(spec.name, wanted=False)
             await self._domains.end(reading)
             return
         await self._breathe(spec.name)
@@ -134,12 +141,22 @@ class Caretaker:
             here = any(spec.name == reading.name for reading in await self._ground.driver.list())
             if here or owner is None or owner.node != self._ground.node:
                 return True
-            if _wish(spec, event.end) in RESTARTS:
+            if await self._brain_recovers(spec.name):
+                log.warning("domain=%s died: given back, for the brain to start it again", spec.name)
+                await self._domains.give_back(owner)
+            elif _wish(spec, event.end) in RESTARTS:
                 await self._breathe(spec.name)
                 await self._start(owner, self._domains.revive(spec))
             else:
-                await owners.release(self._ground.store, owner)
+                await self._domains.give_back(owner)
         return True
+
+    async def _brain_recovers(self, name: str) -> bool:
+        """Whether the brain starts `name` again when it has died: here or elsewhere, with pauses, and not for ever."""
+        policy = await POLICIES.get(self._ground.store, name)
+        if policy is None or policy.policy is not Policy.RESTART or not policy.wanted:
+            return False
+        return await self._ground.store.get(DISARMED) is None
 
     async def _breathe(self, name: str) -> None:
         """Wait a little before a restart when the ones before did not last."""
@@ -158,7 +175,7 @@ class Caretaker:
         except VeeryError as error:
             log.error("domain=%s does not restart: %s", owner.domain, error.message)
             if owner.domain not in {reading.name for reading in await self._ground.driver.list()}:
-                await owners.release(self._ground.store, owner)
+                await self._domains.give_back(owner)
 
     # ---- names and runs fit together
 
@@ -221,6 +238,6 @@ class Caretaker:
                 continue
             if (name, owner.revision) in self._missing:
                 log.warning("domain=%s is not here any more: name given back", name)
-                await owners.release(self._ground.store, owner)
+                await self._domains.give_back(owner)
             missing.add((name, owner.revision))
         self._missing = missing

@@ -17,9 +17,10 @@ from random import Random
 
 from veery.cluster import owner as owners
 from veery.cluster import volumegate
-from veery.cluster.keys import DOMAINS, NODES, OWNERS
+from veery.cluster.keys import DOMAINS, NODES, OWNERS, POLICIES, RUNS
 from veery.cluster.store import Delete
 from veery.errors import Failed, Refused, VeeryError, hinting
+from veery.ha import orders
 from veery.host.mounts import shared
 from veery.hypervisor.base import Console
 from veery.migrate.base import Ground
@@ -34,6 +35,7 @@ from veery.model.domain import (
     VcpuReading,
     VifSpec,
 )
+from veery.model.ha import Ticket
 from veery.model.move import MoveSettings
 from veery.model.node import Node, Role
 from veery.model.plan import Blocker, Obstacle, Plan, Question, Reply
@@ -70,6 +72,7 @@ class Domains:
         self._scout = scout
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._random = Random(secrets.randbits(64))
+        self._unsaid: dict[str, bool] = {}  # whether it is wanted, where the store has not been told
 
     # ---- reading
 
@@ -129,19 +132,46 @@ class Domains:
                 await self._abandon(owner, record)
                 raise
             log.info("domain=%s id=%d started boot=%s", spec.name, reading.domid, owner.boot)
+            await self.say_wanted(spec.name, wanted=True)
+            return reading
+
+    async def launch(self, ticket: Ticket) -> DomainReading:
+        """Start a domain as its record says, by order of the brain, while `ticket` is good. Raises Refused or Failed:
+        nothing of it is left, and nobody owns it."""
+        name = ticket.domain
+        async with self.hold(name):
+            await self._not_here(name)
+            record = await DOMAINS.get(self._store, name)
+            if record is None:
+                raise Refused(f"there is no domain {name}", hint="veery list --cluster shows those that run")
+            await self._check_attachable(record.spec)
+            self._check_home(record.spec, record)
+            owner = await orders.claim(self._store, ticket, secrets.token_hex(8))
+            try:
+                await self.check_unshared(record.spec)
+                await self._end_volume_moves(record.spec)
+                await self._disks_move_on(name)
+                reading = await self._start(record.spec, paused=False)
+            except BaseException:
+                await self._abandon(owner, record)
+                raise
+            log.warning("domain=%s id=%d started by the brain boot=%s", name, reading.domid, owner.boot)
             return reading
 
     async def destroy(self, ref: str) -> None:
         """End a domain at once; it is over when this returns. One that waits for the rest of its memory too: where
-        that never comes, nothing else would end it."""
+        that never comes, nothing else would end it. It is not wanted any more."""
         reading = await self.find(ref)
         async with self.hold(reading.name, arriving=reading.state is not DomainState.INCOMING):
-            await self._end(await self.find(ref))
+            reading = await self.find(ref)
+            await self.say_wanted(reading.name, wanted=False)
+            await self._end(reading)
 
     async def shutdown(self, ref: str) -> None:
-        """Ask the guest to power off."""
+        """Ask the guest to power off. It is not wanted any more."""
         async with self.held(ref) as reading:
             _alive(reading)
+            await self.say_wanted(reading.name, wanted=False)
             await self.driver.shutdown(reading.uuid)
 
     async def reboot(self, ref: str) -> None:
@@ -212,6 +242,7 @@ class Domains:
                     await self.driver.unpause(reading.uuid)
                 raise
             if leave == "destroyed":
+                await self.say_wanted(reading.name, wanted=False)
                 await self._end(reading, owner)
             elif leave == "running" and not was_paused:
                 await self.driver.unpause(reading.uuid)
@@ -261,6 +292,7 @@ class Domains:
                     raise
                 self.attacher.taken(attachments)
                 log.info("domain=%s id=%d restored boot=%s", spec.name, reading.domid, owner.boot)
+                await self.say_wanted(spec.name, wanted=True)
                 return reading
             except BaseException:
                 await self._abandon(owner, record)
@@ -300,6 +332,23 @@ class Domains:
         if not node.has(Role.HYPERVISOR):
             raise Refused(f"{node.name} runs no domains", hint="name a hypervisor: veery node list")
         return node
+
+    # ---- what the brain is to know
+
+    async def say_wanted(self, name: str, *, wanted: bool) -> None:
+        """Tell the brain whether `name` is to run. Where the store does not answer it is told before the name is given
+        back (`settle_wanted`): until then the brain sees an owner, and starts nothing."""
+        self._unsaid[name] = wanted
+        try:
+            await self.settle_wanted(name)
+        except VeeryError as error:
+            log.warning("domain=%s wanted=%s not said yet: %s", name, wanted, error.message)
+
+    async def settle_wanted(self, name: str) -> None:
+        """Say what could not be said before. Raises StoreUnavailable, OutcomeUnknown."""
+        if name in self._unsaid:
+            await orders.want(self._store, name, wanted=self._unsaid[name])
+            self._unsaid.pop(name, None)
 
     # ---- inside: identity, locks, owners
 
@@ -400,7 +449,7 @@ class Domains:
         await self._store.commit([], [DOMAINS.put(record.spec.name, record)])
 
     async def _forget(self, name: str) -> None:
-        await self._store.commit([], [Delete(DOMAINS.key(name))])
+        await self._store.commit([], [Delete(kind.key(name)) for kind in (DOMAINS, POLICIES, RUNS)])
 
     async def ours(self, name: str) -> Owner:
         """The owner key of a domain that is ours. Raises Refused when it is not."""
@@ -465,10 +514,15 @@ class Domains:
         try:
             owner = owner or await owners.read(self._store, reading.name)
             if owner is not None and owner.node == self.node:
-                await owners.release(self._store, owner)
+                await self.give_back(owner)
         except VeeryError as error:  # the caretaker does it when the store is back
             log.error("domain=%s owner key not released yet: %s", reading.name, error.message)
         log.info("domain=%s id=%d ended", reading.name, reading.domid)
+
+    async def give_back(self, owner: Owner) -> None:
+        """Let go of the name of a domain of ours that has ended. Raises what owner.release raises."""
+        await self.settle_wanted(owner.domain)
+        await orders.give_back(self._store, owner)
 
     async def _detach(self, attachments: Attachments) -> None:
         """Take the taps away, but for those whose name (vifname=) another domain here uses by now: one that was

@@ -12,7 +12,7 @@ from veery.errors import Failed, Refused, VeeryError
 from veery.host.clock import Clock
 from veery.host.files import write_atomic
 from veery.model import codec
-from veery.model.node import Node
+from veery.model.node import Node, Role
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +58,10 @@ class Neighbours:
             with contextlib.suppress(VeeryError):
                 self.keep(await NODES.all(self._store))
         return name in self.nodes
+
+    def voters(self) -> list[str]:
+        """Those that have a vote."""
+        return [name for name, node in self.nodes.items() if node.has(Role.VOTER)]
 
     def _remembered(self) -> dict[str, Node]:
         try:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -58,3 +61,27 @@ def test_no_room_is_told(tmp_path: Path) -> None:
     with pytest.raises(Failed, match="journal") as caught:
         Journal(tmp_path / "file" / "journal").write(LINE)
     assert "make room" in caught.value.hint
+
+
+@contextmanager
+def room(size: int) -> Iterator[None]:
+    """No file can grow beyond `size` bytes: the kernel cuts a write short, as on a disk that runs full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("size", [0, 20])
+def test_a_full_disk_leaves_no_file_of_a_move_that_was_not_begun(tmp_path: Path, size: int) -> None:
+    journal = Journal(tmp_path)
+    with room(size), pytest.raises(Failed, match="cannot journal"):
+        journal.write(LINE)
+    assert list(tmp_path.iterdir()) == []
+    journal.write(LINE)
+    before = file_of(tmp_path).read_bytes()
+    with room(len(before) + 20), pytest.raises(Failed, match="cannot journal"):
+        journal.write(LINE.at(Phase.COPY))
+    assert file_of(tmp_path).read_bytes() == before

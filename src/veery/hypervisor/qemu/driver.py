@@ -21,7 +21,7 @@ from veery.hypervisor.qemu.build import Build
 from veery.hypervisor.qemu.console import QemuConsole
 from veery.hypervisor.qemu.process import Stage
 from veery.hypervisor.qemu.roster import OVERHEAD, Roster
-from veery.hypervisor.qemu.sample import sample
+from veery.hypervisor.qemu.sample import WINDOWS, sample
 from veery.model import codec
 from veery.model.domain import DomainEvent, DomainReading, DomainSpec, HostReading, VcpuReading
 from veery.model.move import CopyResult, Means, MoveSettings, Tuning
@@ -235,10 +235,11 @@ class QemuDriver:
         plan = codec.decode(bytes(luggage), Build)
         return obstacles(self._able, spec, plan) + no_room(plan.memory + OVERHEAD, (await self.host()).memory_free)
 
-    async def sample(self, uuid: str) -> MemoryReading:
+    async def sample(self, uuid: str, *, quick: bool = False) -> MemoryReading:
         """As Driver.sample."""
         domain = self._roster.domain(uuid)
-        return await asyncio.to_thread(sample, domain.process.pid, domain.record.build.memory * MIB)
+        size, windows = domain.record.build.memory * MIB, () if quick else WINDOWS
+        return await asyncio.to_thread(sample, domain.process.pid, size, windows=windows)
 
     def give(self, features: frozenset[str]) -> tuple[str, tuple[str, ...]]:
         """As Driver.give."""

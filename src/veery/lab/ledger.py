@@ -1,0 +1,240 @@
+"""The judge of every fault: a domain that writes numbered records to its bare disk, and a checker that reads the disk.
+
+Record N is sector N: "number boot-id uptime", written past every cache and flushed. Then the domain tells the client
+outside "number boot-id": such a record is acknowledged. A domain that boots goes on after the last record it finds.
+So the disk shows a lost write as a hole, a second copy as a boot that comes again or a record that another boot has
+acknowledged, and nothing has to be believed that a node or the store says.
+
+The domain lives in its initramfs and has one disk, one interface and 96 MiB: it boots in a second or two."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gzip
+import io
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from veery.errors import Failed
+from veery.host.process import Process
+from veery.lab.guest import Guest
+from veery.lab.plan import BRIDGE, CLIENT, CLIENT_ADDRESS
+from veery.lab.services import Lab
+from veery.storage.image import EPOCH, Entry, cpio
+from veery.storage.modules import matching
+
+PORT = 7100  # where the client takes acknowledgements
+SECTOR = 512
+MEMORY = 96  # MiB
+APPLETS = (
+    *("sh", "mount", "insmod", "cat", "dd", "tr", "ifconfig", "printf", "sleep"),
+    *("usleep", "nc", "timeout", "poweroff"),
+)
+
+INIT = f"""\
+#!/bin/sh
+export PATH=/bin
+mount -t devtmpfs devtmpfs /dev; mount -t proc proc /proc; mount -t sysfs sysfs /sys
+while read -r module; do insmod /modules/$module.ko 2>/dev/null; done < /modules/order
+for word in $(cat /proc/cmdline); do
+    case $word in ledger=*|client=*|pause=*|name=*|room=*) eval $word;; esac
+done
+ifconfig lo 127.0.0.1 up
+ifconfig eth0 $ledger netmask 255.255.0.0 up
+boot=$(cat /proc/sys/kernel/random/boot_id)
+while :; do
+    for disk in xvda vda; do [ -b /dev/$disk ] && break 2; done
+    usleep 20000
+done
+number=0 beyond=$((room * 2048))
+while [ $((beyond - number)) -gt 1 ]; do
+    middle=$(((number + beyond) / 2))
+    if [ -n "$(dd if=/dev/$disk bs=512 skip=$middle count=1 iflag=direct 2>/dev/null | tr -d '\\000')" ]; then
+        number=$middle
+    else
+        beyond=$middle
+    fi
+done
+echo "ledger: boot $boot goes on after $number"
+while :; do
+    number=$((number + 1))
+    read -r uptime _ < /proc/uptime
+    until printf '%-{SECTOR - 1}s\\n' "$number $boot $uptime" |
+        dd of=/dev/$disk bs={SECTOR} seek=$number oflag=direct conv=notrunc,fsync 2>/dev/null; do sleep 1; done
+    echo "$name $number $boot" | timeout 2 nc -w 1 $client {PORT} >/dev/null 2>&1
+    usleep $pause
+done
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record, on the disk or acknowledged. `at`: the guest's uptime, or the epoch at which the client had it."""
+
+    number: int
+    boot: str
+    at: float
+
+
+def initramfs(guest: Guest, path: Path, busybox: Path = Path("/bin/busybox")) -> Path:
+    """Write the domain's root to `path`. Raises Refused."""
+    tree = matching(guest.kernel, guest.modules)
+    order = tree.load_order()
+    entries = [
+        *(Entry(name) for name in ("bin", "dev", "modules", "proc", "sys")),
+        Entry("dev/console", 0o600, device=(5, 1)),
+        Entry("bin/busybox", source=busybox),
+        *(Entry(f"bin/{name}", link="busybox") for name in APPLETS),
+        Entry("init", data=INIT.encode()),
+        *(Entry(f"modules/{module.name}.ko", 0o644, source=tree.folder / module.path) for module in order),
+        Entry("modules/order", 0o644, data="".join(f"{module.name}\n" for module in order).encode()),
+    ]
+    packed = io.BytesIO()
+    with gzip.GzipFile(filename="", mode="wb", fileobj=packed, compresslevel=6, mtime=EPOCH) as stream:
+        for piece in cpio(sorted(entries, key=lambda entry: entry.path)):
+            stream.write(piece)
+    path.write_bytes(packed.getvalue())
+    return path
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """One domain that keeps a ledger on the volume of its own name."""
+
+    name: str
+    address: str
+    size: int = 8  # MiB of the volume: 2048 records each
+
+    async def make(self, lab: Lab, guest: Guest, ramdisk: Path, folder: Path, *, node: str, pause: float = 0.1) -> Path:
+        """Make its volume and start it on `node`; its domain file. `pause`: seconds between two records.
+        Raises Failed."""
+        await lab.veery(node, "volume", "create", self.name, f"{self.size}M")
+        words = f"ledger={self.address} client={CLIENT_ADDRESS} name={self.name} room={self.size}"
+        file = folder / self.name
+        file.write_text(
+            f'name = "{self.name}"\n'
+            f'kernel = "{guest.kernel}"\n'
+            f'ramdisk = "{ramdisk}"\n'
+            f"memory = {MEMORY}\n"
+            f"disk = ['volume={self.name},xvda,w']\n"
+            f"vif = ['bridge={BRIDGE}']\n"
+            f'extra = "quiet panic=-1 {words} pause={int(pause * 1e6)}"\n'
+        )
+        await lab.veery(node, "create", str(file), deadline=120)
+        return file
+
+    async def read(self, lab: Lab) -> tuple[Record, ...]:
+        """All records on the disk, as its storage node has them. Raises Failed."""
+        shown = await lab.json("stor", "volume", "show", self.name, "--json")
+        return await asyncio.to_thread(scan, Path(shown["volume"]["path"]))
+
+
+def scan(path: Path) -> tuple[Record, ...]:
+    """The records in the file of a LUN, in the order of its sectors; sectors that were never written are left out.
+
+    Raises Failed for a sector that is no record, or another's."""
+    found = []
+    data = path.read_bytes()
+    for place in range(SECTOR, len(data), SECTOR):
+        words = data[place : place + SECTOR].strip(b"\0 \n").decode(errors="replace").split()
+        if not words:
+            continue
+        if len(words) != 3 or not words[0].isdigit() or int(words[0]) * SECTOR != place:
+            raise Failed(f"{path}: sector {place // SECTOR} says {' '.join(words)[:80]!r}")
+        found.append(Record(int(words[0]), words[1], float(words[2])))
+    return tuple(found)
+
+
+def judge(records: Sequence[Record], acknowledged: Sequence[Record]) -> list[str]:
+    """What is wrong with a disk, in sentences: holes, boots that come again, acknowledged records that are missing."""
+    wrong = []
+    numbers = [record.number for record in records]
+    if numbers != list(range(1, len(numbers) + 1)):
+        hole = next(number for number, there in enumerate(numbers, 1) if number != there)
+        wrong.append(f"record {hole} is missing: the next that is there is {numbers[hole - 1]}")
+    boots: list[str] = []
+    for record in records:
+        if not boots or boots[-1] != record.boot:
+            if record.boot in boots:
+                wrong.append(f"record {record.number}: boot {record.boot[:8]} writes again after another has written")
+            boots.append(record.boot)
+    disk = {record.number: record.boot for record in records}
+    told: dict[int, str] = {}
+    for record in acknowledged:
+        if told.setdefault(record.number, record.boot) != record.boot:
+            wrong.append(f"record {record.number} was acknowledged by two boots")
+        if disk.get(record.number) != record.boot:
+            there = f"boot {disk[record.number][:8]} has it" if record.number in disk else "it is not there"
+            wrong.append(f"record {record.number} of boot {record.boot[:8]} was acknowledged, and {there}")
+    return wrong
+
+
+class Collector:
+    """The client outside, which hears the acknowledgements: a process of its own in the client's namespace."""
+
+    def __init__(self, file: Path, process: Process) -> None:
+        self._file, self._process = file, process
+
+    @classmethod
+    async def start(cls, lab: Lab, folder: Path) -> Collector:
+        """Listen from now on; what is heard is kept in `folder`. Raises Failed when it does not begin."""
+        file = folder / "acknowledged"
+        file.unlink(missing_ok=True)
+        argv = lab.enter(CLIENT, [sys.executable, "-m", "veery.lab.ledger", str(PORT), file])
+        process = Process.spawn(argv, log_file=folder / "collector.log", env=lab.environ(CLIENT))
+        ends = time.monotonic() + 20
+        while not (file.exists() and file.stat().st_size):
+            if time.monotonic() > ends or not process.alive():
+                raise Failed("the collector does not start", hint=f"see {folder / 'collector.log'}")
+            await asyncio.sleep(0.05)
+        return cls(file, process)
+
+    def heard(self, name: str) -> tuple[Record, ...]:
+        """What domain `name` has acknowledged so far, in order."""
+        rows = (line.split() for line in self._file.read_text().splitlines() if line.endswith("."))
+        return tuple(Record(int(row[2]), row[3], float(row[0])) for row in rows if row[1] == name)
+
+    async def next(self, name: str, *, deadline: float, boot: str = "", but: str = "") -> Record:
+        """The next record that `name` acknowledges: of boot `boot`, or of any but boot `but`, where these are given.
+        Raises Failed after `deadline` seconds."""
+        before = len(self.heard(name))
+        ends = time.monotonic() + deadline
+        while time.monotonic() < ends:
+            for record in self.heard(name)[before:]:
+                if (not boot or record.boot == boot) and record.boot != but:
+                    return record
+            await asyncio.sleep(0.05)
+        raise Failed(f"{name} has acknowledged nothing for {deadline:g} s")
+
+    async def stop(self) -> None:
+        """End it."""
+        await self._process.stop(grace=0)
+
+
+def collect(port: int, file: Path) -> None:
+    """Write a line "epoch name number boot ." into `file` for each acknowledgement, until killed."""
+
+    async def hear(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, TimeoutError, ValueError):
+            async with asyncio.timeout(2):
+                name, number, boot = (await reader.readline()).decode().split()
+                book.write(f"{time.time():.4f} {name} {int(number)} {boot} .\n")
+                book.flush()
+        writer.close()
+
+    async def serve() -> None:
+        async with await asyncio.start_server(hear, "0.0.0.0", port) as server:
+            print("listening", file=book, flush=True)
+            await server.serve_forever()
+
+    with file.open("a") as book:
+        asyncio.run(serve())
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        collect(int(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,67 @@
+"""What this node does for the brain, and tells it: how it stands, a domain started by ticket, a copy ended."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from veery.cluster.keys import OWNERS
+from veery.cluster.presence import Heartbeat
+from veery.cluster.store import Store
+from veery.errors import Refused, VeeryError
+from veery.model.domain import DomainReading
+from veery.model.ha import NodeReading, RunningCopy, Ticket
+from veery.node.domains import Domains
+
+log = logging.getLogger(__name__)
+
+STALE = "stale"  # in the place of a boot: the owner key names another node, or none
+UNCLEAR = "?"  # in the place of a boot: the store did not answer
+
+
+class Recovery:
+    """One a hypervisor."""
+
+    def __init__(self, node: str, store: Store, domains: Domains, heartbeat: Heartbeat) -> None:
+        """`node` is this one's name; everything is shared with the daemon, which owns it."""
+        self._node, self._store, self._domains, self._heartbeat = node, store, domains, heartbeat
+
+    async def reading(self) -> NodeReading:
+        """This node, now. Without an answer from the store every copy counts as unclear."""
+        try:
+            boots: dict[str, str] | None = await self._boots()  # first: a domain that starts claims its name before
+        except VeeryError:
+            boots = None
+        readings, host = await self._domains.list(), await self._domains.driver.host()
+        return NodeReading(
+            started=self._heartbeat.started,
+            room=host.memory_free + sum(reading.memory for reading in readings),
+            load=min(1.0, os.getloadavg()[0] / max(1, host.cpus)),
+            copies=tuple(
+                RunningCopy(domain=each.name, boot=UNCLEAR if boots is None else boots.get(each.name, STALE))
+                for each in readings
+            ),
+        )
+
+    async def start(self, ticket: Ticket) -> DomainReading:
+        """Start the ticket's domain here. Raises Refused, Failed: it does not run here and has no owner."""
+        if ticket.node != self._node:
+            raise Refused(f"the order is for {ticket.node}, this is {self._node}")
+        return await self._domains.launch(ticket)
+
+    async def end(self, name: str, boot: str) -> None:
+        """End the run `boot` of domain `name` here, as `reading` told it; over when this returns. Nothing is done to
+        another run. Raises Refused where what `boot` says is no longer so."""
+        if not any(each.name == name for each in await self._domains.list()):
+            return
+        async with self._domains.held(name) as reading:
+            now = (await self._boots()).get(name, STALE)
+            if now != boot:
+                raise Refused(f"domain {name} on {self._node} is another run by now", hint="look again")
+            log.warning("domain=%s boot=%s ended by the brain", name, boot)
+            await self._domains.end(reading)
+
+    async def _boots(self) -> dict[str, str]:
+        """Domain to boot of those that belong to this node. Raises StoreUnavailable."""
+        owned = await OWNERS.all(self._store)
+        return {name: owner.boot for name, owner in owned.items() if owner.node == self._node}

@@ -1,0 +1,120 @@
+"""A ledger-keeping domain under the brain's care, in the session's lab: what the tests of faults of nodes share."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from veery.errors import VeeryError
+from veery.lab.guest import Guest
+from veery.lab.ledger import Collector, Ledger, Record, judge
+from veery.lab.services import Lab
+
+HYPERVISORS = ("test1", "test2")
+PATIENCE = 90.0  # seconds for anything to happen: generous, for a busy machine
+
+
+@dataclass
+class Stage:
+    """The lab, the client's ears, and the ledgers kept so far."""
+
+    lab: Lab
+    guest: Guest
+    ramdisk: Path
+    folder: Path
+    collector: Collector
+    ledgers: dict[str, Ledger] = field(default_factory=dict)
+
+    # ---- asking the cluster
+    async def get(self, path: str, node: str = "stor") -> Any:
+        """GET `path` of `node`."""
+        return await asyncio.to_thread(self.lab.client(node, deadline=20).get, path)
+
+    async def post(self, path: str, body: object = None, node: str = "stor") -> Any:
+        """POST `path` of `node`."""
+        return await asyncio.to_thread(self.lab.client(node, deadline=30).post, path, body)
+
+    async def owner(self, name: str) -> str:
+        """The node that owns domain `name`, "" for none."""
+        return str((await self.get(f"/v1/ha/{name}"))["node"])
+
+    async def states(self, node: str = "stor") -> dict[str, str]:
+        """Node -> state, as the brain has it."""
+        return {row["name"]: row["state"] for row in (await self.get("/v1/cluster", node))["nodes"]}
+
+    async def events(self, since: float) -> list[dict[str, Any]]:
+        """What the brain did since the epoch second `since`, oldest first."""
+        return [each for each in await self.get("/v1/events?count=500") if each["at"] >= since]
+
+    async def did(self, what: str, subject: str, since: float) -> bool:
+        """Whether there was such an event."""
+        return any((each["what"], each["subject"]) == (what, subject) for each in await self.events(since))
+
+    async def until(self, check: Callable[[], Awaitable[bool]], what: str, *, within: float = PATIENCE) -> None:
+        """Return once `check` holds; a node that does not answer meanwhile is no failure."""
+        ends, said = time.monotonic() + within, ""
+        while time.monotonic() < ends:
+            try:
+                if await check():
+                    return
+                said = ""
+            except VeeryError as error:
+                said = f" ({error.message})"
+            await asyncio.sleep(0.2)
+        raise AssertionError(f"not within {within:g} s: {what}{said}")
+
+    async def at_rest(self) -> None:
+        """Return once every node is well and no fence stands."""
+
+        async def well() -> bool:
+            return set((await self.states()).values()) == {"present"} and not await self.get("/v1/fences")
+
+        await self.lab.healthy()
+        await self.until(well, "every node is well")
+
+    # ---- domains
+    async def raise_up(self, name: str, address: str, *, node: str = "test1", policy: str = "restart") -> Ledger:
+        """Start a ledger on `node` under `policy`, once it has written."""
+        ledger = self.ledgers[name] = Ledger(name, address)
+        await ledger.make(self.lab, self.guest, self.ramdisk, self.folder, node=node)
+        await self.post(f"/v1/ha/{name}", {"policy": policy})
+        await self.collector.next(name, deadline=PATIENCE)
+        return ledger
+
+    async def place(self, name: str, node: str) -> Record:
+        """Bring `name` to `node`; a record from there."""
+        await self.at_rest()
+        owner = await self.owner(name)
+        if owner != node:
+            await self.lab.veery(owner, "migrate", "--live", name, node, deadline=120)
+        return await self.collector.next(name, deadline=PATIENCE)
+
+    async def tear_down(self, name: str) -> None:
+        """End it, and judge its disk; then nothing of it is left."""
+        owner = await self.owner(name)
+        if owner:
+            await self.lab.veery(owner, "destroy", name)
+        wrong = await self.judged(name)
+        await self.lab.veery("stor", "delete", name)
+        await self.lab.veery("stor", "volume", "delete", name)
+        assert not wrong, wrong
+
+    async def judged(self, name: str) -> list[str]:
+        """What is wrong with its disk."""
+        heard = self.collector.heard(name)
+        records = await self.ledgers[name].read(self.lab)
+        assert heard and records, f"{name} has written nothing"
+        return judge(records, heard)
+
+    def copies(self, node: str) -> int:
+        """QEMUs that live on `node`."""
+        return sum(member.program.startswith("qemu-system") for member in self.lab.members(node))
+
+
+def other(node: str) -> str:
+    """The other hypervisor."""
+    return next(name for name in HYPERVISORS if name != node)

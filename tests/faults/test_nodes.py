@@ -1,0 +1,162 @@
+"""Nodes that die, hang and come back, on real parts: the domain is started elsewhere only after the fence's proof, no
+acknowledged record is lost, and no two copies ever write."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+from stage import PATIENCE, Stage, other
+
+from veery.host.process import Process
+from veery.lab import faults, ledger
+from veery.lab.guest import Guest
+from veery.lab.ledger import Collector
+from veery.lab.services import Lab
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+NAME, ADDRESS = "kept", "172.16.31.61"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def stage(lab: Lab, guest: Guest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
+    """A ledger-keeping domain on test1; afterwards its disk is judged once more."""
+    folder = tmp_path_factory.mktemp("ledger")
+    ramdisk = ledger.initramfs(guest, folder / "initramfs")
+    collector = await Collector.start(lab, folder)
+    try:
+        stage = Stage(lab, guest, ramdisk, folder, collector)
+        await stage.raise_up(NAME, ADDRESS)
+        yield stage
+        await stage.at_rest()
+        await stage.tear_down(NAME)
+    finally:
+        await collector.stop()
+
+
+async def test_power_off(stage: Stage) -> None:
+    before = await stage.place(NAME, "test1")
+    begun = time.time()
+    await faults.power_off(stage.lab, "test1")
+    try:
+        after = await stage.collector.next(NAME, but=before.boot, deadline=PATIENCE)
+        assert await stage.owner(NAME) == "test2"
+        events = await stage.events(begun)
+        order = [(each["what"], each["subject"]) for each in events]
+        proven, started = order.index(("fence.done", "node/test1")), order.index(("start", f"domain/{NAME}"))
+        assert proven < started, "it was started before the fence was proven"
+        assert "no session left" in events[proven]["text"]
+        assert after.number > before.number
+    finally:
+        await faults.power_on(stage.lab, "test1")
+    await stage.at_rest()
+    assert await stage.owner(NAME) == "test2", "it came home although nobody asked"
+    assert stage.copies("test1") == 0
+    assert await stage.judged(NAME) == []
+
+
+async def test_freeze_and_thaw(stage: Stage) -> None:
+    """The node hangs, its domain runs elsewhere, it wakes with its old QEMU: which never writes again."""
+    before = await stage.place(NAME, "test1")
+    await faults.freeze(stage.lab, "test1")
+    try:
+        after = await stage.collector.next(NAME, but=before.boot, deadline=PATIENCE)
+        assert stage.copies("test1") == 1, "the old copy was to be there, asleep"
+    finally:
+        faults.thaw(stage.lab, "test1")
+    await stage.at_rest()
+    assert stage.copies("test1") == 0, "the old copy was let in again"
+    await stage.collector.next(NAME, boot=after.boot, deadline=PATIENCE)
+    assert await stage.judged(NAME) == []
+
+
+async def test_quorum_lost(stage: Stage) -> None:
+    """Domains run on, nothing is fenced or restarted, the CLI says so at once; on return nothing happens either."""
+    before = await stage.place(NAME, "test1")
+    begun = time.time()
+    frozen: list[Process] = []
+    try:
+        for node in ("stor", "test2"):
+            for member in faults.find(stage.lab, node, "etcd"):
+                member.process.send(signal.SIGSTOP)
+                frozen.append(member.process)
+        await asyncio.sleep(15)
+        said = await stage.get("/v1/cluster", "test1")
+        assert said["quorum"] is False
+        await stage.collector.next(NAME, boot=before.boot, deadline=PATIENCE)
+    finally:
+        for process in frozen:
+            process.send(signal.SIGCONT)
+    await stage.at_rest()
+    await stage.collector.next(NAME, boot=before.boot, deadline=PATIENCE)
+    assert not [each for each in await stage.events(begun) if each["what"] in ("fence", "start", "release", "end")]
+
+
+async def test_leader_killed_during_a_recovery(stage: Stage) -> None:
+    """The leader dies after it began the fence: the next one finishes what it finds."""
+    before = await stage.place(NAME, "test1")
+    await _led_by(stage, "test2")
+    begun = time.time()
+    await faults.power_off(stage.lab, "test1")
+    try:
+        await stage.until(lambda: stage.did("fence", "node/test1", begun), "the fence begins")
+        await faults.kill(stage.lab, "test2", "veeryd")
+        await stage.lab.start("test2")
+        await stage.collector.next(NAME, but=before.boot, deadline=PATIENCE)
+        assert await stage.owner(NAME) == "test2"
+    finally:
+        await faults.power_on(stage.lab, "test1")
+    await stage.at_rest()
+    assert await stage.judged(NAME) == []
+
+
+async def test_disarmed(stage: Stage) -> None:
+    """Nothing is decided while the cluster is disarmed; armed again, it is made up for."""
+    before = await stage.place(NAME, "test1")
+    await stage.post("/v1/disarm", {"reason": "the switch is replaced"})
+    begun = time.time()
+    await faults.power_off(stage.lab, "test1")
+    try:
+        await asyncio.sleep(12)
+        assert (await stage.get("/v1/cluster"))["disarmed"].endswith("the switch is replaced")
+        assert not await stage.get("/v1/fences")
+        assert not await stage.did("fence", "node/test1", begun)
+        await stage.post("/v1/arm")
+        await stage.collector.next(NAME, but=before.boot, deadline=PATIENCE)
+    finally:
+        await faults.power_on(stage.lab, "test1")
+    await stage.at_rest()
+    assert await stage.judged(NAME) == []
+
+
+async def test_a_domain_that_dies_is_started_again(stage: Stage) -> None:
+    before = await stage.place(NAME, "test1")
+    begun = time.time()
+    await faults.kill(stage.lab, "test1", "qemu-system")
+    await stage.collector.next(NAME, but=before.boot, deadline=PATIENCE)
+    assert await stage.did("start.done", f"domain/{NAME}", begun)
+    assert not await stage.did("fence", "node/test1", begun)
+    assert await stage.judged(NAME) == []
+
+
+async def _led_by(stage: Stage, node: str) -> None:
+    """Have `node` lead: the daemons of all others pause."""
+    for _ in range(5):
+        leader = (await stage.get("/v1/cluster", node))["leader"]
+        if leader == node:
+            return
+        if leader:
+            await faults.kill(stage.lab, leader, "veeryd")
+            await stage.until(lambda: _leads(stage, node), f"{node} leads", within=20)
+            await stage.lab.start(leader)
+            await stage.at_rest()
+    raise AssertionError(f"{node} does not lead: {other(node)} does")
+
+
+async def _leads(stage: Stage, node: str) -> bool:
+    return bool((await stage.get("/v1/cluster", node))["leader"] == node)
