@@ -23,7 +23,7 @@ ifeq ($(PYTHON),)
 $(error veery needs Python 3.11 or later as /usr/bin/python3 or python3)
 endif
 
-.PHONY: help demo test check faults-move soak bench lab setup root lock clean FORCE
+.PHONY: help demo test check faults-move soak bench bench-ha lab setup root lock clean FORCE
 
 help: ## print this
 	@echo 'usage: make TARGET'
@@ -58,6 +58,9 @@ soak: root setup ## 300 moves there and back of a domain that writes memory and 
 bench: root setup ## measure moves beside a bare QMP script and virsh (about an hour); writes bench/latest.json
 	@$(BIN)/python -m bench $(BENCH)
 
+bench-ha: root setup ## cut power and drain (about 20 minutes): from the cut to the answer; writes bench/ha.json
+	@$(BIN)/python -m bench.ha $(BENCH)
+
 lab: root setup ## build the lab and leave it standing (veery lab down removes it)
 	@$(BIN)/veery lab up
 
@@ -71,7 +74,7 @@ lock: $(VENV) ## resolve pyproject.toml anew into packaging/requirements.lock
 		packaging/requirements.lock
 
 clean: ## remove what was made in this folder (.venv, .cache); downloads stay in ~/.cache/veery
-	@rm -rf .venv .cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build bench/latest.json
+	@rm -rf .venv .cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build bench/latest.json bench/ha.json
 	@find . -name __pycache__ -prune -exec rm -rf {} +
 
 # ---- set-up

@@ -68,6 +68,7 @@ from veery.node.fencing import Fencing
 from veery.node.guard import Guard
 from veery.node.hands import NodeHands
 from veery.node.images import Images
+from veery.node.leaning import SHY, Leaning
 from veery.node.machine import Machine
 from veery.node.means import MeansWriter
 from veery.node.membership import Membership
@@ -121,6 +122,16 @@ class Daemon:
             client_tls=self.client_tls,
             disk_folder=settings.storage.local,
         )
+        self._build_moves(settings)
+        self._build_storage()
+        self._build_safety(settings, identity, folder)
+        self._build_brain(settings)
+        self.api = self._api(tail)
+
+    # ---- building
+
+    def _build_moves(self, settings: Settings) -> None:
+        """Domains, and their moves."""
         self.settler = Settler(self.ground)
         self.moves = Moves(self.ground, self.settler, self.state / "moves", settings.moves)
         self.receiver = Receiver(self.ground, self.settler, settings.moves)
@@ -134,6 +145,9 @@ class Daemon:
         )
         self.machine = Machine(self.node, self.driver, self.store, self.peers)
         self.processors = Processors(self.node, self.store, self.driver)
+
+    def _build_storage(self) -> None:
+        """Volumes, and their moves."""
         self.volumes = self._volumes()
         self.volume_moves = VolumeMoves(
             self.volumes,
@@ -146,6 +160,9 @@ class Daemon:
             hold=self.ground.hold,
             folder=self.state / "volume-moves",
         )
+
+    def _build_safety(self, settings: Settings, identity: Identity, folder: Path) -> None:
+        """Fences, and what this node does when it is cut off."""
         self.fencing = Fencing(
             self.node.name,
             self.store,
@@ -171,6 +188,9 @@ class Daemon:
         )
         self.writer = self._signs() if self.node.has(Role.HYPERVISOR) else None
         self.doctor = self._doctor(folder)
+
+    def _build_brain(self, settings: Settings) -> None:
+        """What is decided for the whole cluster, where this node leads."""
         self.rules = _rules(settings)
         self.senses = PeerSenses(self.near, self.neighbours, self.clock)
         self.brain = self._brain() if self.node.has(Role.VOTER) else None
@@ -182,9 +202,6 @@ class Daemon:
             peers=self.near,
             clock=self.clock,
         )
-        self.api = self._api(tail)
-
-    # ---- building
 
     def _driver(self, folder: Path) -> Driver:
         if self.node.driver not in ("", "qemu"):
@@ -289,6 +306,7 @@ class Daemon:
             hands=NodeHands(self.store, self.near, {way.method: way for way in self.fencing.ways}),
             clock=self.clock,
             rules=self.rules,
+            shy=SHY if self.node.has(Role.HYPERVISOR) else 0.0,
         )
 
     def _api(self, tail: logs.Tail) -> ApiServer:
@@ -381,6 +399,16 @@ class Daemon:
             work.append(("means", MeansWriter(self.node.name, self.store, self._means, self.clock).run()))
         if self.brain is not None:
             work.append(("brain", self.brain.run()))
+            if self.node.has(Role.HYPERVISOR):
+                leaning = Leaning(
+                    self.node,
+                    self.store,
+                    client_url(self.settings, self.node),
+                    brain=self.brain,
+                    neighbours=self.neighbours,
+                    clock=self.clock,
+                )
+                work.append(("leaning", leaning.run()))
         if self.watcher is not None:
             work.append(("signs", self.watcher.run()))
         if self.identity.etcd is not None:

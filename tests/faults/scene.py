@@ -175,6 +175,11 @@ class Scene:
         await self._proof.learn()
         return self._proof
 
+    async def stands(self, node: str) -> None:
+        """It is on `node` now, at rest: the next one finds it there."""
+        assert self._proof is not None
+        self._at = node, await self._proof.alive(node, 0)
+
     async def mend(self) -> None:
         """Whatever a cell that went wrong has left: cables, stopped processes, daemons."""
         for node in (node.name for node in self.lab.plan.nodes):

@@ -32,10 +32,13 @@ WRITE = "while :; do date >>/written; sync; done"
 
 @pytest.fixture(scope="module")
 def made(near: Node, workshop: Workshop) -> Iterator[Workshop]:
+    """A volume; the cluster does nothing by itself meanwhile: it would let a fenced node in that is there."""
+    aside(near.veery("disarm"))
     aside(workshop.clear(NAME))
     aside(workshop.volume(NAME))
     yield workshop
     aside(workshop.clear(NAME))
+    aside(near.veery("arm"))
 
 
 @pytest.fixture

@@ -185,6 +185,7 @@ async def _put_out(
         keys.ARMED,
         keys.INTENTS,
         keys.HISTORIES,
+        keys.MEANS,
     )
     gone: list[Put | Delete] = [Delete(kind.key(node.name)) for kind in kinds]
     gone += [Delete(keys.VOLUMES.key(volume)) for volume in volumes]

@@ -69,6 +69,10 @@ class _Status(msgspec.Struct):
     isLearner: bool = False  # noqa: N815
 
 
+class _Nothing(msgspec.Struct):
+    pass
+
+
 class Voters:
     """The members behind one gateway."""
 
@@ -89,6 +93,15 @@ class Voters:
         return VoterStatus(
             told.header.member_id, told.version, told.leader, told.isLearner, told.raftAppliedIndex, told.dbSize
         )
+
+    async def hand_over(self, endpoint: str, member: int) -> None:
+        """Have the leader, which is the member at `endpoint`, make `member` the leader in its place: no election, and
+        writes wait for milliseconds only. Raises StoreUnavailable: then all is as it was, or an election follows."""
+        path = "/v3/maintenance/transfer-leadership"
+        try:
+            await self._gateway.ask(endpoint, path, {"targetID": member}, _Nothing, within=3.0)
+        except (NotDone, Unanswered, Declined) as error:
+            raise StoreUnavailable(f"the store's leader stays as it is ({error})") from error
 
     async def add_learner(self, peer: str) -> tuple[Voter, ...]:
         """Let a member in whose peer URL is `peer`; all members, with it. One that waits there already is kept.

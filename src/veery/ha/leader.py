@@ -29,9 +29,11 @@ class NotLeader(Failed):
 class Leadership:
     """This node's part in it. `run` is somebody's task; the rest may be asked at any time."""
 
-    def __init__(self, store: Store, node: str, *, ttl: int, clock: Clock) -> None:
-        """`ttl`: seconds of the lease."""
+    def __init__(self, store: Store, node: str, *, ttl: int, clock: Clock, shy: float = 0.0) -> None:
+        """`ttl`: seconds of the lease; `shy`: seconds for which others may be first when nobody leads."""
         self._store, self._node, self._ttl, self._clock = store, node, ttl, clock
+        self._shy = shy
+        self._vacant: float | None = None  # since when nobody was seen to lead
         self._lease = 0
         self._revision = 0
         self._until = clock.now()
@@ -66,6 +68,7 @@ class Leadership:
 
     async def resign(self) -> None:
         """Let go of it now. Raises StoreUnavailable."""
+        self._vacant = None
         lease, self._lease = self._lease, 0
         self._revision = 0
         if lease:
@@ -73,8 +76,12 @@ class Leadership:
 
     async def _campaign(self) -> None:
         if await self._store.get(LEADER) is not None:
+            self._vacant = None
             return
         asked = self._clock.now()
+        self._vacant = asked if self._vacant is None else self._vacant
+        if asked - self._vacant < self._shy:
+            return
         lease = self._lease
         self._lease = 0  # until the key is known to hang on it
         if not lease or await self._store.keep(lease) <= 0:

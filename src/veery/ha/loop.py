@@ -71,11 +71,12 @@ class Brain:
         clock: Clock,
         rules: Rules,
         told: Callable[[Event], None] | None = None,
+        shy: float = 0.0,
     ) -> None:
-        """`told` hears every event as it happens, on the leader only."""
+        """`told` hears every event as it happens, on the leader only; `shy` as for Leadership."""
         rules.check()
         self._node, self._eyes, self._clock, self._rules, self._told = node, eyes, clock, rules, told
-        self.leadership = Leadership(store, node, ttl=rules.leader_ttl, clock=clock)
+        self.leadership = Leadership(store, node, ttl=rules.leader_ttl, clock=clock, shy=shy)
         self._actor = Actor(store, hands, self.leadership, clock, rules)
         self._journal = Journal(store)
         self._work: dict[str, _Work] = {}
@@ -95,6 +96,10 @@ class Brain:
                 group.create_task(self._cycles(), name="brain-cycles")
         finally:
             await stop(*(each.task for each in self._work.values()))
+
+    def idle(self) -> bool:
+        """Whether it has nothing under way."""
+        return not self._work
 
     def found(self, subject: str) -> Finding | None:
         """The newest word about `subject` ("node/x", "domain/x", "cluster"), while this node leads."""

@@ -16,7 +16,10 @@ from veery.lab.apt import Apt, Report, debian_sources, machine_sources, release
 # dirty bitmap coherency with TCG memory access"); Debian 12 has 7.2 itself and 10.0 in its backports.
 QEMU = ("qemu-system-x86", "qemu-block-extra", "qemu-utils")
 QEMU_LEAST = 9
-OTHERS = ("tgt", "etcd-server", "busybox-static", "lvm2", "iproute2", "e2fsprogs", "python3-venv", "mmdebstrap")
+OTHERS = (
+    *("tgt", "etcd-server", "busybox-static", "lvm2", "iproute2", "nftables", "e2fsprogs", "python3-venv"),
+    "mmdebstrap",
+)
 BACKPORTS = {"bookworm": "bookworm-backports"}
 
 _POLICY = Path("/usr/sbin/policy-rc.d")

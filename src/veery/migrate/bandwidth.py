@@ -25,7 +25,7 @@ LIMIT = 3.0  # seconds after which a receiver or a sender leaves, whatever came
 PIECE = 1 << 18
 CONNECT_DEADLINE = 5.0
 SLOW = 125 << 20
-"""Bytes/s of a path for which packing is worth its time: a processor packs some 300 MiB/s (zstd, level 1)."""
+"""Bytes/s of a path for which packing is worth its time: those of 1 Gbit/s, which a processor outruns."""
 MOSTLY = 0.5
 """Share of a copy's time for which it had bytes under way that the receiver had room for: then the path is slow."""
 ENOUGH = 4 << 20

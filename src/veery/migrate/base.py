@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +13,7 @@ from veery.hypervisor.base import Driver
 from veery.migrate.journal import Journal
 from veery.migrate.phases import Hold
 from veery.model.domain import DomainSpec
+from veery.model.flow import Flow
 from veery.model.plan import Blocker
 from veery.model.volume import Attachments
 
@@ -34,6 +36,15 @@ class Attacher(Protocol):
     async def announce(self, attachments: Attachments) -> None:
         """Tell this node's bridges, the switches and the neighbours that the domain's addresses are here: several
         rounds, in about a second. Raises Failed where a tap or a bridge is gone."""
+        ...
+
+    async def flows(self, spec: DomainSpec) -> tuple[Flow, ...]:
+        """The domain's connections as this node's firewall knows them, within a second; none, and at once, where it
+        tracks nothing. Raises Failed."""
+        ...
+
+    async def admit(self, flows: Sequence[Flow]) -> int:
+        """Have this node's firewall know `flows`, within a second; how many it knows now. Raises Failed."""
         ...
 
 

@@ -12,11 +12,13 @@ from collections.abc import Awaitable, Callable, Sequence
 import msgspec
 
 from veery.cluster import owner as owners
+from veery.cluster.keys import INTENTS
 from veery.errors import Refused, VeeryError
 from veery.migrate import bandwidth, disks, plan, postcopy, wire
 from veery.migrate.base import Ground
 from veery.migrate.policy import find
 from veery.model.domain import DomainReading, DomainSpec, DomainState
+from veery.model.ha import IntentKind
 from veery.model.move import MoveReport, MoveSettings
 from veery.model.node import Node
 from veery.model.plan import Blocker, Obstacle, Plan, Question, Reply
@@ -63,6 +65,10 @@ async def inspect(
                     hint=f"look at it: veery --node {ground.node} list; rename or destroy one of the two",
                 )
             )
+    intent = await INTENTS.get(ground.store, ground.node)
+    if intent is not None and intent.kind is IntentKind.DRAIN:
+        hint = f"veery node resume {ground.node}"
+        found.append(Blocker(kind=Obstacle.NODE, reason=f"it is drained by {intent.by or 'somebody'}", hint=hint))
     found += await ground.attacher.blockers(spec)
     return tuple(found)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from veery.config.settings import MoveLimits
 from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
+from veery.host import tasks
 from veery.host.files import write_atomic
 from veery.migrate import policy
 from veery.migrate.bandwidth import Paths
@@ -213,8 +214,12 @@ class Moves:
         await self._places.take(target)
         try:
             running.queued = False
-            await _tell_caution(running)
-            return await running.sender.run()
+            telling = asyncio.create_task(_tell_caution(running), name=f"{running.move} tells")
+            running.sender.telling = telling  # it copies nothing before that is told
+            try:
+                return await running.sender.run()
+            finally:
+                await tasks.stop(telling)
         finally:
             self._places.leave(target)
 
@@ -244,7 +249,7 @@ async def _tell_caution(running: Running) -> None:
     except (VeeryError, TimeoutError) as error:
         log.warning("move=%s domain=%s way back not looked at: %s", running.move, running.domain, error)
     if running.told:
-        running.publish(MoveProgress(phase=Phase.BEGIN, note=running.told))
+        running.publish(MoveProgress(phase=running.sender.phase, note=running.told))
 
 
 def _standing(running: Running) -> MoveReport:

@@ -17,7 +17,7 @@ from veery.config.settings import MoveLimits
 from veery.errors import Failed, Refused, VeeryError
 from veery.host import tasks
 from veery.hypervisor.base import DiskMover
-from veery.migrate import disks, postcopy, squeeze, wire
+from veery.migrate import disks, postcopy, squeeze, tracking, wire
 from veery.migrate.bandwidth import count
 from veery.migrate.base import Ground
 from veery.migrate.check import inspect, refusal
@@ -26,6 +26,7 @@ from veery.migrate.pump import Pump, inlet
 from veery.migrate.relocation import RelocationServer
 from veery.migrate.settle import Settler
 from veery.model.cluster import Owner, Reservation
+from veery.model.flow import Flow
 from veery.model.move import Phase
 from veery.model.volume import Attachments, CarriedDisk
 from veery.storage import local
@@ -157,9 +158,11 @@ class Receiver:
             reservation = reserving.result()
             line = ground.journal.write(replace(line, reservation_revision=reservation.revision))
             async with self._watching(reservation, offer.boot) as given:
-                await self._load(channel, offer, line)
-                await self._make_sure(line, given)
-                await ground.driver.finish(offer.spec.uuid, paused=offer.paused)
+                flows = await self._load(channel, offer, line)
+                async with tracking.admitting(ground.attacher, offer.move, flows) as entered:
+                    await self._make_sure(line, given)
+                    await asyncio.wait({entered}, timeout=tracking.PATIENCE)
+                    await ground.driver.finish(offer.spec.uuid, paused=offer.paused)
         except (VeeryError, OSError, TimeoutError) as error:
             await self._give_up(line, attachments)
             if isinstance(error, VeeryError):
@@ -168,10 +171,8 @@ class Receiver:
         except asyncio.CancelledError:
             self._settler.later(line)
             raise
-        if line.post_copy:
-            self._settler.later(line)  # until all of its memory is here
-        else:
-            ground.journal.strike(line)
+        # In post-copy the journal keeps it until all of its memory is here.
+        (self._settler.later if line.post_copy else ground.journal.strike)(line)
         log.info("move=%s domain=%s runs here", line.move, line.domain)
         await channel.send(wire.Running())
 
@@ -209,8 +210,8 @@ class Receiver:
         if owner is None or owner.node != self._ground.node or owner.revision <= line.owner_revision:
             raise Failed(f"{line.domain} was called ours, but the store says otherwise")
 
-    async def _load(self, channel: wire.Channel, offer: wire.Offer, line: Line) -> None:
-        """Ready, stream, Loaded, Finish; returns when the source has said that we own the domain."""
+    async def _load(self, channel: wire.Channel, offer: wire.Offer, line: Line) -> tuple[Flow, ...]:
+        """Ready, stream, Loaded, Finish; returns when the source has said that we own the domain: its connections."""
         ground = self._ground
         assert self.server is not None
         async with contextlib.AsyncExitStack() as stack:
@@ -235,19 +236,21 @@ class Receiver:
                 await channel.send(wire.Loaded())  # before the journal: the domain stands still from here on
                 ground.journal.write(line.at(Phase.LOADED))
                 async with asyncio.timeout(FINISH_DEADLINE):
-                    await self._told_or_lost(listening, offer)
+                    finish = await self._told_or_lost(listening, offer)
                 await loading  # in post-copy only now: what must be there before it can run
+                return finish.flows
             finally:
                 await tasks.stop(listening, loading)
 
-    async def _told_or_lost(self, listening: asyncio.Task[Any], offer: wire.Offer) -> None:
+    async def _told_or_lost(self, listening: asyncio.Task[Any], offer: wire.Offer) -> wire.Finish:
         """Return when the source has said that we own the domain. Raises Failed when our half of it ends before that:
         then there must be no COMMIT, since the source's is whole."""
         while not listening.done():
             await asyncio.wait({listening}, timeout=LOOK)
             if not any(reading.uuid == offer.spec.uuid for reading in await self._ground.driver.list()):
                 raise Failed(f"{offer.domain} ended on {self._ground.node} before it was handed over")
-        listening.result()
+        finish: wire.Finish = listening.result()
+        return finish
 
     async def _receive(self, offer: wire.Offer, arrival: asyncio.Future[socket.socket], disk_pump: Pump | None) -> None:
         while not arrival.done():  # the disks come first, and may take long

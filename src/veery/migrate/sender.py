@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ from veery.cluster.store import StoreUnavailable
 from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
 from veery.host import tasks
 from veery.hypervisor.base import DiskMover, Lost, PostCopier
-from veery.migrate import disks, postcopy, pump, squeeze, wire
+from veery.migrate import disks, postcopy, pump, squeeze, tracking, wire
 from veery.migrate.bandwidth import Paths
 from veery.migrate.base import Ground
 from veery.migrate.journal import Line, Side
@@ -74,6 +74,7 @@ class Sender:
         self._ground, self._settler, self._order, self._publish = ground, settler, order, publish
         self._turns, self._paths = turns, paths
         self._squeeze: squeeze.Squeeze | None = None
+        self.telling: asyncio.Task[None] | None = None
         self._turn: Turn | None = None
         self._pilot: Pilot | None = None
         self._started = ground.clock.epoch()
@@ -83,6 +84,7 @@ class Sender:
         self._disk_bytes = 0
         self._store_answered = float("-inf")
         self._asking: asyncio.Task[None] | None = None
+        self._tracking: tracking.Tracking | None = None
         self._stands_since = 0.0
         self._post_copy = find(order.settings.policy).post_copy and not _stands(order)
         self._ended = False  # the domain itself, before it could move
@@ -140,6 +142,7 @@ class Sender:
         ground, order = self._ground, self._order
         owner = await self._own()
         spec, luggage = await ground.driver.pack(order.reading.uuid)
+        self._tracking = tracking.Tracking(ground.attacher, order.move, spec)
         paused = order.reading.state is DomainState.PAUSED
         going = await disks.carried(
             ground.driver,
@@ -170,8 +173,7 @@ class Sender:
                 steps.line, reservation_revision=ready.reservation, disks=disks.matched(going, ready.disks)
             )
 
-            if self._turn is not None:
-                await self._turn.copy()
+            await self._may_copy()
             await steps.enter(Phase.COPY)
             undo.push_async_callback(ground.driver.resume, order.reading.uuid)
             if steps.line.disks:
@@ -295,6 +297,13 @@ class Sender:
             note = f"{channel.peer} takes in others first"
             self._publish(MoveProgress(phase=Phase.PREPARE, note=note))
 
+    async def _may_copy(self) -> None:
+        """Return when there is a place for one more copy, and what is to be told before it has been."""
+        if self.telling is not None:
+            await asyncio.wait({self.telling})
+        if self._turn is not None:
+            await self._turn.copy()
+
     def _take_pilot(self) -> Pilot:
         """Who steers the copy. A move that is alone takes its turn at once and lets the hypervisor switch over."""
         ground, order, turn = self._ground, self._order, self._turn
@@ -318,15 +327,12 @@ class Sender:
         settings = self._order.settings
         return replace(settings, bandwidth=0, tls=False) if self._squeeze is not None else settings
 
-    @contextlib.asynccontextmanager
-    async def _way(self, stream: socket.socket) -> AsyncIterator[socket.socket]:
+    def _way(self, stream: socket.socket) -> contextlib.AbstractAsyncContextManager[socket.socket]:
         """What the hypervisor is to write the copy into."""
         if self._squeeze is None:
-            yield stream
-            return
+            return contextlib.nullcontext(stream)
         tls = self._ground.client_tls if self._order.settings.tls else None
-        async with squeeze.packing(stream, self._squeeze, peer=self.target, tls=tls) as near:
-            yield near
+        return squeeze.packing(stream, self._squeeze, peer=self.target, tls=tls)
 
     async def _send(self, channel: wire.Channel, ready: wire.Ready) -> tuple[CopyResult, asyncio.Task[wire.Loaded]]:
         """Copy the memory while listening to the target, which may give up first."""
@@ -394,7 +400,9 @@ class Sender:
             self._store_answered = self._ground.clock.now()
 
     def _ask_soon(self) -> asyncio.Task[None]:
-        """Begin to ask the store, if that was not begun before."""
+        """The domain stands: begin to ask the store and to read its connections, if that was not begun before."""
+        if self._tracking is not None:
+            self._tracking.begin()
         if self._asking is None:
             self._asking = asyncio.create_task(self._ask_store(), name=f"{self._order.move} asks the store")
         return self._asking
@@ -402,6 +410,8 @@ class Sender:
     async def _stop_asking(self) -> None:
         if self._asking is not None:
             await tasks.stop(self._asking)
+        if self._tracking is not None:
+            await self._tracking.stop()
 
     async def _hand_over(
         self, owner: Owner, channel: wire.Channel, steps: Steps, undo: contextlib.AsyncExitStack
@@ -454,7 +464,7 @@ class Sender:
             if line.post_copy:
                 assert isinstance(self._ground.driver, PostCopier)
                 await self._ground.driver.release(line.uuid)
-            await channel.send(wire.Finish())
+            await channel.send(wire.Finish(await self._tracking.read() if self._tracking else ()))
             await channel.expect(wire.Running, FINISH_DEADLINE)
         except VeeryError as error:
             reason = f"{line.target} owns it and has not yet said that it runs: {error.message}"

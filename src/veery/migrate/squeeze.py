@@ -171,19 +171,26 @@ async def _between(writer: asyncio.StreamWriter, there: Way, back: Way) -> Async
             try:
                 await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
             finally:
+                _break(writer, mine)  # before anything that a cancellation could cut short
                 await tasks.stop(*ways)
                 for each in ways:
                     if not each.cancelled() and (error := each.exception()) is not None:
                         log.warning("packed stream: %s: %s", type(error).__name__, error)
-                with contextlib.suppress(OSError):
-                    mine.shutdown(socket.SHUT_RDWR)
-                writer.transport.abort()  # whatever mattered has been answered by the hypervisor at the other end
 
         running = asyncio.create_task(run(), name="packed stream")
         try:
             yield near
         finally:
+            _break(writer, mine)
             await tasks.stop(running)
+
+
+def _break(writer: asyncio.StreamWriter, mine: socket.socket) -> None:
+    """Break both ends off; whatever mattered has been answered by the hypervisor at the other end. Idempotent."""
+    with contextlib.suppress(OSError):
+        mine.shutdown(socket.SHUT_RDWR)
+    if not writer.transport.is_closing():
+        writer.transport.abort()
 
 
 async def _pair() -> tuple[socket.socket, socket.socket]:

@@ -35,6 +35,7 @@ import msgspec
 from veery.errors import Failed, Refused, VeeryError, from_kind
 from veery.host import tasks
 from veery.model.domain import DomainSpec
+from veery.model.flow import Flow
 from veery.model.volume import CarriedDisk
 
 T = TypeVar("T")
@@ -90,7 +91,10 @@ class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
 
 
 class Finish(msgspec.Struct, frozen=True, tag="finish"):
-    """The owner is the target now: let the domain run."""
+    """The owner is the target now: let the domain run. `flows` are its connections as the source's firewall knew them;
+    a node of an older version does without."""
+
+    flows: tuple[Flow, ...] = ()
 
 
 class Running(msgspec.Struct, frozen=True, tag="running"):

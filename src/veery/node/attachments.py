@@ -16,9 +16,10 @@ from veery.host import tasks
 from veery.host.mounts import shared
 from veery.hypervisor.base import Driver
 from veery.model.domain import DiskFormat, DiskSpec, DomainSpec, VifSpec
+from veery.model.flow import Flow
 from veery.model.plan import Blocker, Obstacle
 from veery.model.volume import AttachedDisk, AttachedVif, Attachments, Initiator, IscsiLun, LocalDisk, Volume
-from veery.network import announce, bridge, tap
+from veery.network import announce, bridge, conntrack, tap
 from veery.storage import login, portal
 
 log = logging.getLogger(__name__)
@@ -99,6 +100,19 @@ class NodeAttacher:
         ]
         if voices:
             await announce.announce(voices)
+
+    async def flows(self, spec: DomainSpec) -> tuple[Flow, ...]:
+        """The domain's connections that this node tracks. Its addresses are those of the file's `ip=`, and those at
+        which the bridges' neighbour tables have its MACs: a node sees the addresses only of whom it talked to itself.
+        Raises Failed."""
+        if not spec.vifs or not conntrack.tracked():
+            return ()
+        bridges = {vif.mac: vif.bridge for vif in spec.vifs}
+        return await asyncio.to_thread(conntrack.entries, bridges, " ".join(vif.ip for vif in spec.vifs))
+
+    async def admit(self, flows: Sequence[Flow]) -> int:
+        """Have this node track `flows` too; how many it does. Raises Failed."""
+        return await asyncio.to_thread(conntrack.insert, flows)
 
     async def _disks(self, spec: DomainSpec) -> tuple[AttachedDisk, ...]:
         """One question at a time to the store, over the connection that is open already."""

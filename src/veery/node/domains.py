@@ -17,7 +17,7 @@ from random import Random
 
 from veery.cluster import owner as owners
 from veery.cluster import volumegate
-from veery.cluster.keys import DOMAINS, NODES, OWNERS, POLICIES, RUNS
+from veery.cluster.keys import DOMAINS, INTENTS, NODES, OWNERS, POLICIES, RUNS
 from veery.cluster.store import Delete
 from veery.errors import Failed, Refused, VeeryError, hinting
 from veery.ha import orders
@@ -35,7 +35,7 @@ from veery.model.domain import (
     VcpuReading,
     VifSpec,
 )
-from veery.model.ha import Ticket
+from veery.model.ha import IntentKind, Ticket
 from veery.model.move import MoveSettings
 from veery.model.node import Node, Role
 from veery.model.plan import Blocker, Obstacle, Plan, Question, Reply
@@ -117,6 +117,9 @@ class Domains:
         if not self._record.has(Role.HYPERVISOR):
             raise Refused(f"{self.node} runs no domains", hint="name a hypervisor with --node: veery node list")
         check_name(spec.name)
+        intent = await INTENTS.get(self._store, self.node)
+        if intent is not None and intent.kind is IntentKind.DRAIN:
+            raise Refused(f"{self.node} is drained", hint=f"name another node, or: veery node resume {self.node}")
         async with self.hold(spec.name):
             await self._not_here(spec.name)
             record = await DOMAINS.get(self._store, spec.name)

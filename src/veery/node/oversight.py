@@ -276,7 +276,7 @@ class Oversight:
                 words[domain] = {"reason": found.action.reason, "stuck": _stuck(found.action), "outcome": found.outcome}
         return {
             "state": picture.states[name],
-            "intent": view.nodes[name].intent,
+            "intent": await INTENTS.get(self.store, name),  # the view may be older than the order
             "domains": [each.name for each in picture.on[name]],
             "coming": coming,
             "words": words,

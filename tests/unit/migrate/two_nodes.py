@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from veery.cluster import owner as owners
 from veery.cluster.memory import MemoryStore
 from veery.config.settings import Relocation
+from veery.errors import Failed
 from veery.host import tls
 from veery.host.clock import RealClock
 from veery.hypervisor.fake import FakeDriver
@@ -26,6 +27,7 @@ from veery.migrate.relocation import RelocationServer
 from veery.migrate.settle import Settler
 from veery.model.cluster import DomainRecord
 from veery.model.domain import DiskFormat, DomainReading, DomainSpec
+from veery.model.flow import Flow
 from veery.model.move import MoveReport, MoveSettings
 from veery.model.node import Node, Role
 from veery.model.plan import Blocker
@@ -59,6 +61,9 @@ class BareAttacher:
         self.reasons: tuple[Blocker, ...] = ()
         self.attached = 0
         self.announced = 0
+        self.tracked: tuple[Flow, ...] = ()
+        self.fails = False
+        self.slow = 0.0  # seconds for which reading and admitting connections take
 
     async def blockers(self, spec: DomainSpec) -> tuple[Blocker, ...]:
         """As Attacher."""
@@ -73,6 +78,21 @@ class BareAttacher:
     async def announce(self, attachments: Attachments) -> None:
         """As Attacher."""
         self.announced += 1
+
+    async def flows(self, spec: DomainSpec) -> tuple[Flow, ...]:
+        """As Attacher."""
+        await asyncio.sleep(self.slow)
+        if self.fails:
+            raise Failed("tracked connections cannot be read")
+        return self.tracked
+
+    async def admit(self, flows: Sequence[Flow]) -> int:
+        """As Attacher."""
+        await asyncio.sleep(self.slow)
+        if self.fails:
+            raise Failed("no tracked connection could be entered")
+        self.tracked = tuple(flows)
+        return len(flows)
 
     async def detach(self, attachments: Attachments) -> None:
         """As Attacher."""

@@ -65,7 +65,10 @@ def come_home(picture: Picture) -> Iterator[Action]:
             continue
         left = 0
         for domain in sorted(picture.view.domains.values(), key=order):
-            if domain.run is None or domain.run.home != name or (domain.owner and domain.owner.node == name):
+            if domain.run is None or domain.run.home != name:
+                continue
+            leaving = picture.busy(domain)  # one that is still on its way out is not home
+            if domain.owner and domain.owner.node == name and not leaving:
                 continue
             left += 1
             yield from _home(picture, domain, name)
