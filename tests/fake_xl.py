@@ -99,18 +99,23 @@ def guest(host: Host, domain: dict[str, Any]) -> int:
     if pid:
         for number in (master, slave, into):
             os.close(number)
-        os.read(out, 1)  # ends when the guest has let go of all that is ours: it may be stopped from now on
+        os.read(out, 1)  # ends at its execv: it has let go of all that is ours, and may be stopped
         return pid
     os.setsid()
     null = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
         os.dup2(null, number)
-    for number in range(3, 256):
-        if number not in (master, slave):
-            with contextlib.suppress(OSError):
-                os.close(number)  # the lock above all
-    Guest(host, domain["domid"], master).run(boots=not domain.get("woken"))
-    raise AssertionError("a guest does not return")
+    os.set_inheritable(master, True)
+    os.set_inheritable(slave, True)
+    what = (str(Path(__file__).parent), str(host.folder), domain["domid"], master, not domain.get("woken"))
+    code = f"import sys; sys.path.insert(0, {what[0]!r}); import fake_xl; fake_xl.guest_main(*{what[1:]!r})"
+    os.execv(sys.executable, ["guest", "-IS", "-c", code])  # all else that is open closes here, the lock too
+    raise AssertionError("execv does not return")
+
+
+def guest_main(folder: str, domid: int, console: int, boots: bool) -> NoReturn:
+    """A domain's process."""
+    Guest(Host(Path(folder)), domid, console).run(boots=boots)
 
 
 class Guest:

@@ -147,7 +147,14 @@ def snapshot(guest: Guest, tmp_path_factory: pytest.TempPathFactory) -> parts.Sn
 
 # Where Xen runs (tests/nested sees to it), its driver alone is asked.
 KINDS = ["xen"] if xen_parts.REAL else ["fake", "qemu", "xen"]
-MOVES = "only of drivers whose moves the suite knows"
+MOVES = {
+    "test_moves_there_and_back",
+    "test_moves_that_fail_leave_the_domain_running",
+    "test_a_copy_is_held_and_tuned",
+    "test_a_held_copy_that_was_stopped_and_fails_runs_on",
+    "test_a_stream_that_stands_still",
+    "test_devices_move_along",
+}
 
 
 @pytest.fixture(params=KINDS)
@@ -156,6 +163,8 @@ async def rig(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[R
     if request.param == "fake":
         made = FakeRig(tmp_path)
     elif request.param == "xen":
+        if request.function.__name__ in MOVES:
+            pytest.skip("a scripted xl has no memory to copy; and one Xen host cannot have a domain twice")
         made = xen_parts.XenRig(tmp_path)
     else:
         made = QemuRig(tmp_path, request.getfixturevalue("guest"), request.getfixturevalue("snapshot"))
@@ -500,12 +509,22 @@ async def test_devices_come_and_go(rig: Rig, tmp_path: Path) -> None:
     await refused(rig.near.attach_disk(spec.uuid, disks[1]))
     assert (await rig.near.spec(spec.uuid))[0].disks == (disks[0].spec, disks[1].spec)
     await rig.near.resize_disk(spec.uuid, "xvdb", 16 << 20)
+    await rig.near.detach_disk(spec.uuid, "xvda")
+    assert (await rig.near.spec(spec.uuid))[0].disks == (disks[1].spec,)
+    await refused(rig.near.detach_disk(spec.uuid, "xvda"))
+    await refused(rig.near.resize_disk(spec.uuid, "xvda", 16 << 20))
+    assert await rig.alive(rig.near, spec.uuid)
 
+
+async def test_devices_move_along(rig: Rig, tmp_path: Path) -> None:
+    disks = (parts.disk(tmp_path / "a.img", "xvda"), parts.disk(tmp_path / "b.img", "xvdb"))
+    spec = await rig.up(rig.near)
+    for disk in disks:
+        await rig.near.attach_disk(spec.uuid, disk)
     await Move(rig.near, rig.far, spec.uuid).whole()  # it stays where it was plugged
     assert (await rig.far.spec(spec.uuid))[1].disks == disks
     await rig.far.detach_disk(spec.uuid, "xvda")
     assert (await rig.far.spec(spec.uuid))[0].disks == (disks[1].spec,)
-    await refused(rig.far.detach_disk(spec.uuid, "xvda"))
     assert await rig.alive(rig.far, spec.uuid)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 from pathlib import Path
 
@@ -48,7 +47,6 @@ async def restore(xl: Xl, config: Path, path: Path, offset: int, *, paused: bool
         finally:
             os.close(out)
             await giving
-            os.close(into)
 
 
 async def _save_behind(xl: Xl, domid: int, path: Path, offset: int) -> None:
@@ -86,7 +84,12 @@ def _take(pipe: int, file: int) -> OSError | None:
 
 
 def _give(file: int, pipe: int) -> None:
-    with contextlib.suppress(BrokenPipeError):  # xl has read all that is its own
+    """All that is left of `file`; the pipe is closed behind it."""
+    try:
         while data := os.read(file, _CHUNK):
             while data:
                 data = data[os.write(pipe, data) :]
+    except BrokenPipeError:
+        pass  # xl has read all that is its own
+    finally:
+        os.close(pipe)
