@@ -36,7 +36,7 @@ class XenRig:
 
     def _driver(self, run: Path) -> XenDriver:
         settings = Xen() if REAL else Xen(xl=str(run / "bin" / "xl"), xenstore=str(run / "bin"))
-        return XenDriver(run, settings, NoInitiator(), RealClock())
+        return XenDriver(run, None, settings, NoInitiator(), RealClock())
 
     def spec(self, name: str = "busybox", **changes: Any) -> DomainSpec:
         values = {

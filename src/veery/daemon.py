@@ -45,7 +45,6 @@ from veery.host.clock import RealClock
 from veery.host.process import Service
 from veery.hypervisor.base import Driver
 from veery.hypervisor.qemu.driver import QemuDriver
-from veery.hypervisor.xen.disks import NoInitiator
 from veery.hypervisor.xen.driver import XenDriver
 from veery.migrate.base import Ground
 from veery.migrate.check import Scout
@@ -88,6 +87,7 @@ from veery.node.watchdog import WatchdogKeeper
 from veery.storage.base import BytesStore
 from veery.storage.beat import BeatFile, heartbeat_iqn
 from veery.storage.file import FileStore
+from veery.storage.iscsiadm import KernelInitiator
 from veery.storage.lvm import LvmStore
 from veery.storage.tgt import TargetServer
 from veery.storage.volumes import Volumes
@@ -210,7 +210,7 @@ class Daemon:
     def _driver(self, folder: Path) -> Driver:
         match self.node.driver:
             case "xen":
-                return XenDriver(self.runtime, self.settings.xen, NoInitiator(), self.clock)
+                return XenDriver(self.runtime, folder, self.settings.xen, KernelInitiator(), self.clock)
             case "" | "qemu":
                 qemu = self.settings.qemu
                 if not self.node.has(Role.HYPERVISOR):  # it reads the machine and runs nothing: KVM need not be tried

@@ -68,6 +68,8 @@ async def test_log_in_and_out(made: tuple[KernelInitiator, Callable[[], list[str
     said = len(calls())
     assert await initiator.login(lun()) == device
     assert len(calls()) == said, "a session that stands is used without asking iscsiadm"
+    await initiator.rescan(lun())
+    assert (tmp_path / "sys/block/sdq/device/rescan").read_text() == "1"
     await initiator.logout(lun())
     assert not device.is_symlink()
     assert not record.exists()

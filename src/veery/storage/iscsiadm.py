@@ -52,16 +52,20 @@ class KernelInitiator:
         self._locks: dict[str, asyncio.Lock] = {}
 
     async def login(self, lun: IscsiLun) -> Path:
-        """Have the LUN as a block device; its path, the same on every node. Idempotent; a LUN that has grown is seen
-        at its new size. Raises Refused where it cannot be had, Failed, OutcomeUnknown."""
+        """Have the LUN as a block device; its path, the same on every node. Idempotent. Raises
+        Refused where it cannot be had, Failed, OutcomeUnknown."""
         async with self._locks.setdefault(lun.iqn, asyncio.Lock()):
-            session = self._session(lun)
-            if session is None:
+            if self._session(lun) is None:
                 await self._open(lun)
-            device = await self._appeared(lun)
-            with contextlib.suppress(OSError):
-                (self._roots.sys / "block" / device / "device" / "rescan").write_text("1")
-            return self._point(lun, device)
+            return self._point(lun, await self._appeared(lun))
+
+    async def rescan(self, lun: IscsiLun) -> None:
+        """See how large the LUN is now, while it is used. Raises Failed."""
+        device = await self._appeared(lun)
+        try:
+            (self._roots.sys / "block" / device / "device" / "rescan").write_text("1")
+        except OSError as error:
+            raise Failed(f"{lun.iqn}: its size was not read again: {error.strerror}") from error
 
     async def logout(self, lun: IscsiLun) -> None:
         """End our session with it; nobody here uses it any more. Idempotent. Raises Failed, OutcomeUnknown."""

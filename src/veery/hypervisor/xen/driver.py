@@ -42,11 +42,12 @@ class XenDriver:
 
     name = "xen"
 
-    def __init__(self, run: Path, settings: Xen, initiator: Initiator, clock: Clock) -> None:
-        """`initiator` has LUNs as devices of this node."""
+    def __init__(self, run: Path, tls: Path | None, settings: Xen, initiator: Initiator, clock: Clock) -> None:
+        """`tls` is the folder of the node's certificates (None: no move with TLS); `initiator` has LUNs as devices of
+        this node."""
         self._xl, self._clock = Xl(settings.xl), clock
         self._roster = Roster(run, self._xl, Xenstore(settings.xenstore), initiator, clock)
-        self._passage = Passage(self._roster, self._xl, run, clock)
+        self._passage = Passage(self._roster, self._xl, tls, clock)
         self._missing: VeeryError | None = None
         self._able = Abilities(driver=self.name, version="", accelerator="xen", post_copy=machine.POST_COPY)
 
@@ -63,6 +64,7 @@ class XenDriver:
             self._missing = error
             log.error("xen driver: %s", error)
             return
+        self._passage.open()
         await self._roster.open()
 
     async def close(self) -> None:
@@ -115,6 +117,7 @@ class XenDriver:
 
     async def destroy(self, uuid: str) -> None:
         """As Driver.destroy: Xen's own list is read until the domain is off it."""
+        await self._passage.end(uuid)
         await self._roster.destroy(uuid)
 
     async def shutdown(self, uuid: str) -> None:
@@ -288,11 +291,22 @@ class XenDriver:
         post_copy: bool = False,
     ) -> DomainReading:
         """As Driver.prepare."""
-        return await self._passage.prepare(spec, attachments, luggage, backlog, tls=tls, peer=peer, post_copy=post_copy)
+        plan = codec.decode(bytes(luggage), Build)
+        domain = await self._enter(spec, attachments, plan=plan, backlog=backlog, stage=Stage.INCOMING)
+        try:
+            devices = await self._roster.login(attachments)
+            return await self._passage.prepare(domain, devices, tls=tls, peer=peer)
+        except BaseException:
+            await self._undo(domain)
+            raise
 
     async def receive(self, uuid: str, stream: socket.socket) -> None:
         """As Driver.receive."""
         await self._passage.receive(uuid, stream)
+
+    async def stands(self, uuid: str) -> bool:
+        """As Driver.stands."""
+        return await self._passage.stands(uuid)
 
     async def finish(self, uuid: str, *, paused: bool = False) -> None:
         """As Driver.finish."""
@@ -307,7 +321,13 @@ class XenDriver:
         return await self._xl.info()
 
     async def _enter(
-        self, spec: DomainSpec, attachments: Attachments, *, plan: Build | None = None, backlog: bytes = b""
+        self,
+        spec: DomainSpec,
+        attachments: Attachments,
+        *,
+        plan: Build | None = None,
+        backlog: bytes = b"",
+        stage: Stage = Stage.STARTING,
     ) -> Domain:
         """A domain that is about to be: everything checked, its disks there, written down. Raises Refused."""
         info = await self._ready()
@@ -319,7 +339,7 @@ class XenDriver:
         devices = await self._roster.login(attachments)
         try:
             self._roster.refuse_taken(spec, ())  # another may have come while the disks were seen to
-            record = Record(domid=0, spec=spec, attachments=attachments, build=plan, stage=Stage.STARTING)
+            record = Record(domid=0, spec=spec, attachments=attachments, build=plan, stage=stage)
             return self._roster.enter(record, backlog, devices)
         except BaseException:
             await self._roster.logout(attachments)

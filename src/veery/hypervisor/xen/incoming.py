@@ -1,7 +1,8 @@
 """A domain on its way in: `xl migrate-receive` with our relay before it. See relay.py for who stops when.
 
     FOLDER/xl      pid and start time of xl migrate-receive
-    FOLDER/log     what it and the relay complained of
+    FOLDER/loaded  made once everything is loaded and xl stands still
+    FOLDER/log     what they complained of
 
 The folder is there from `prepare` until the domain runs here or is no more: it says that this is half a domain. xl
 calls that NAME--incoming; its UUID is the domain's own."""
@@ -39,7 +40,6 @@ class Incoming:
         self._folder, self._uuid, self._name, self._xl = folder, uuid, name, xl
         self._door: Door | None = None
         self._relay: Process | None = None
-        self._loaded = False
 
     async def prepare(self) -> None:
         """Have relay and xl wait for a stream; there is no domain yet. On failure nothing is left. Raises Failed."""
@@ -81,7 +81,6 @@ class Incoming:
             with contextlib.suppress(OSError):
                 stream.shutdown(socket.SHUT_RDWR)
             raise
-        self._loaded = True
 
     async def stands(self) -> bool:
         """Whether the half of the domain is here. Where its xl waits that is seen from /proc, in microseconds."""
@@ -90,10 +89,13 @@ class Incoming:
 
     async def finish(self, *, paused: bool) -> None:
         """As Driver.finish. The waiting xl is given its go; where there is none any more, or the domain is to stay
-        paused, what it would have done is done here: its name, its processors. Idempotent."""
+        paused, what it would have done is done here: its name, its processors. Idempotent. Raises Failed where it
+        is not loaded."""
         if not self._folder.exists():
             return
-        if not (self._loaded and not paused and await self._let_go()):
+        if not (self._folder / "loaded").exists():
+            raise Failed(f"{self._name} is not loaded yet")
+        if paused or self._door is None or not await self._let_go():
             await self._by_hand(paused)
         self._forget()
 
@@ -115,7 +117,6 @@ class Incoming:
     async def _let_go(self) -> bool:
         """Whether xl let the domain run. Raises Failed where it could not, and has destroyed it."""
         assert self._door is not None
-        self._loaded = False
         try:
             async with asyncio.timeout(LET_RUN):
                 await self._door.tell({"go": True})

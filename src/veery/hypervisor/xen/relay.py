@@ -304,7 +304,7 @@ class Receiver:
 
     def __init__(self, control: Control, pid_file: Path, program: str) -> None:
         """Starts xl. Raises OSError when it cannot be."""
-        self._control = control
+        self._control, self._loaded = control, pid_file.with_name("loaded")
         command = [program, "migrate-receive", "-e"]  # -e: no xl stays behind to wait for the domain's end
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, bufsize=0
@@ -330,6 +330,7 @@ class Receiver:
         try:
             self._load(stream, order)
             self._xl.stop()
+            self._loaded.touch()
             stream.link.setblocking(True)
             with contextlib.suppress(OSError):  # the sender may have left: then there is no COMMIT
                 stream.link.sendall(READY)

@@ -6,6 +6,7 @@ OutcomeUnknown: libxl's own work in the hypervisor may have been done."""
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ LOOK = 20.0
 """Seconds for a question. Real hosts answer in 20 ms, software emulation in 200."""
 ORDER = 60.0
 """Seconds for an order: devices are waited for, libxl itself gives a hotplug script 40 s (libxl_internal.h)."""
+LIBXL = (sys.executable, "-m", "veery.hypervisor.xen.libxl")
 STREAM = 600.0
 """Seconds to write or read a save file."""
 
@@ -85,6 +87,12 @@ class Xl:
     async def rename(self, domid: int, name: str) -> None:
         """Give it another name."""
         await self._run("rename", str(domid), name, deadline=LOOK)
+
+    async def resume(self, domid: int) -> None:
+        """Let a suspended domain run on where it stands: xl has a verb for it only after 4.20."""
+        result = await run([*LIBXL, "resume", str(domid)], deadline=ORDER, check=False)
+        if result.code:
+            raise Failed(f"domain {domid} does not run on: {parse.complaint(result.err)}", hint="xl list; veery dmesg")
 
     async def set_memory(self, domid: int, mebibytes: int) -> None:
         """Set its balloon's target."""
