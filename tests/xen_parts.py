@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import stat
 import subprocess
 import uuid as uuids
 from pathlib import Path
@@ -15,6 +16,7 @@ from veery.config.settings import Xen
 from veery.host.clock import RealClock
 from veery.hypervisor.xen.disks import NoInitiator
 from veery.hypervisor.xen.driver import XenDriver
+from veery.lab.guest import Guest
 from veery.model.domain import DomainEnd, DomainReading, DomainSpec, DomainType
 from veery.model.volume import Attachments
 
@@ -95,3 +97,27 @@ class XenRig:
             for reading in await driver.list():
                 await driver.destroy(reading.uuid)
             await driver.close()
+
+
+INIT = """#!/bin/sh
+/bin/busybox --install -s /bin
+mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
+insmod /modules/xen-blkfront.ko; insmod /modules/xen-netfront.ko
+echo READY
+exec setsid cttyhack sh
+"""
+
+
+def initramfs(guest: Guest, path: Path) -> Path:
+    """What a guest under Xen boots into: busybox, its shell on the console, and an end when xl asks for one (the kernel
+    runs /sbin/poweroff, /sbin/reboot)."""
+    directory, program, link = stat.S_IFDIR | 0o755, stat.S_IFREG | 0o755, stat.S_IFLNK | 0o777
+    entries = [(name, directory, b"") for name in ("bin", "sbin", "dev", "proc", "sys", "tmp", "modules")]
+    entries += [("bin/busybox", program, Path("/bin/busybox").read_bytes()), ("bin/sh", link, b"busybox")]
+    entries += [("init", program, INIT.encode())]
+    for name in ("poweroff", "reboot"):
+        entries.append((f"sbin/{name}", program, f"#!/bin/sh\nexec /bin/busybox {name} -f\n".encode()))
+    for module in ("xen-blkfront", "xen-netfront"):
+        found = next(guest.modules.rglob(f"{module}.ko"))
+        entries.append((f"modules/{module}.ko", program, found.read_bytes()))
+    return parts.cpio(entries, path)
