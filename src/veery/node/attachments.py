@@ -14,7 +14,7 @@ from pathlib import Path
 from veery.errors import Refused, VeeryError
 from veery.host import tasks
 from veery.host.mounts import shared
-from veery.hypervisor.base import Driver
+from veery.hypervisor.base import DiskMover, Driver
 from veery.model.domain import DiskFormat, DiskSpec, DomainSpec, VifSpec
 from veery.model.flow import Flow
 from veery.model.plan import Blocker, Obstacle
@@ -70,7 +70,10 @@ class NodeAttacher:
             return (Blocker(kind=kind, reason=error.message, hint=error.hint),)
         if isinstance(source, LocalDisk) and not shared(source.path):
             reason = f"{disk.target} is not on a filesystem that two nodes share"
-            return (Blocker(kind=kind, reason=reason, hint="take it along: --with-disks; or: veery volume import"),)
+            hint = f"veery volume import NAME {disk.target}, then volume=NAME in its file"
+            if isinstance(self._driver, DiskMover):
+                hint = f"take it along: --with-disks; or: {hint}"
+            return (Blocker(kind=kind, reason=reason, hint=hint),)
         return ()
 
     async def attach(self, spec: DomainSpec) -> Attachments:
