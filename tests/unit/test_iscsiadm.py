@@ -21,8 +21,8 @@ case "$*" in
     *"-m iface"*"-o new"*) touch {root}/iface ;;
     *"-m iface"*) [ -e {root}/iface ] || exit 21 ;;
     *"-o new"*)
-        mkdir -p {root}/nodes/$4/1.2.3.4,3260,-1
-        printf '# BEGIN RECORD\\nnode.name = x\\n# END RECORD\\n' >{root}/nodes/$4/1.2.3.4,3260,-1/veery ;;
+        mkdir -p {root}/nodes/$4
+        printf '# BEGIN RECORD\\niface.iscsi_ifacename = veery\\n# END RECORD\\n' >{root}/nodes/$4/1.2.3.4,3260 ;;
     *"-o delete"*) [ -d {root}/nodes/$4 ] || exit 21; rm -r {root}/nodes/$4 ;;
     *--login*)
         [ ! -e {root}/shut ] || {{ echo "iscsiadm: initiator reported error (24 - login failed)" >&2; exit 24; }}
@@ -60,7 +60,7 @@ async def test_log_in_and_out(made: tuple[KernelInitiator, Callable[[], list[str
     device = await initiator.login(lun())
     assert device == tmp_path / "dev/veery/iqn.2026-01.org.example_busybox"
     assert device.resolve() == tmp_path / "dev/sdq"
-    record = tmp_path / f"nodes/{IQN}/1.2.3.4,3260,-1/veery"
+    record = tmp_path / f"nodes/{IQN}/1.2.3.4,3260"
     assert "node.session.auth.password = geheim\n# END RECORD" in record.read_text()
     assert stat.S_IMODE(record.stat().st_mode) == 0o600
     assert not any("geheim" in call for call in calls())

@@ -105,7 +105,10 @@ class KernelInitiator:
     def _write_password(self, lun: IscsiLun) -> None:
         """Into the record's file and not onto a command line, which everyone can read."""
         for root in self._roots.nodes:
-            for path in (root / lun.iqn).glob(f"*/{FACE}"):
+            # one file a portal, or where the target's portal group is known a folder with one a face (usr/idbm.c)
+            for path in (*(root / lun.iqn).glob("*"), *(root / lun.iqn).glob(f"*/{FACE}")):
+                if not path.is_file() or f"iface.iscsi_ifacename = {FACE}\n" not in path.read_text():
+                    continue
                 lines = [row for row in path.read_text().splitlines() if "node.session.auth.password =" not in row]
                 end = lines.index("# END RECORD") if "# END RECORD" in lines else len(lines)
                 lines.insert(end, f"node.session.auth.password = {lun.password}")

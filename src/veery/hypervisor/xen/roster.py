@@ -161,6 +161,8 @@ class Roster:
         """Raises Refused when a domain of this name, or this UUID, is here."""
         if spec.uuid in self._domains:
             raise Refused(f"{spec.name} is here already", hint="veery list shows those there are")
+        if any(row.uuid == spec.uuid and not row.dying for row in rows):
+            raise Refused(f"a run of {spec.name} is here that veery does not know", hint="xl list shows it; xl destroy")
         named = {domain.record.spec.name for domain in self._domains.values()} | {row.name for row in rows}
         if spec.name in named:
             raise Refused(f"a domain {spec.name} is here already", hint="veery list, or xl list, shows those there are")
