@@ -58,9 +58,6 @@ def _parser() -> argparse.ArgumentParser:
         return made
 
     up = verb("up", _up, "build the lab and start its services; it stays until veery lab down")
-    up.add_argument(
-        "--driver", choices=DRIVERS, default="qemu", help="xen: the hypervisors are nested Xen hosts (qemu)"
-    )
     up.add_argument("--nodes", type=int, default=2, metavar="N", help="hypervisors beside stor (2)")
     up.add_argument("--storages", type=int, default=1, metavar="N", help="storage nodes: stor, stor2 and so on (1)")
     verb("down", _down, "remove the lab with all that is in it")
@@ -68,7 +65,11 @@ def _parser() -> argparse.ArgumentParser:
     run = verb("exec", _exec, "run a command inside a node, or inside client or switch")
     run.add_argument("node", metavar="NODE")
     run.add_argument("command", metavar="COMMAND", nargs=argparse.REMAINDER, help="the command and its arguments")
-    verb("demo", _demo, "run the whole experiment in a lab of its own, and remove it")
+    demo = verb("demo", _demo, "run the whole experiment in a lab of its own, and remove it")
+    for each in (up, demo):
+        each.add_argument(
+            "--driver", choices=DRIVERS, default="qemu", help="xen: the hypervisors are nested Xen hosts (qemu)"
+        )
     return parser
 
 
@@ -166,4 +167,4 @@ def _exec(arguments: Namespace) -> int:
 def _demo(arguments: Namespace) -> int:
     from veery.lab.demo import run
 
-    return run(arguments.lab or "demo", as_json=arguments.json)
+    return run(arguments.lab or "demo", as_json=arguments.json, driver=arguments.driver)
