@@ -22,8 +22,12 @@ _BLOCK = """\
 #!/bin/sh
 # A block device for blkback, by veery. Anything else is Xen's own script's.
 PATH=/usr/sbin:/usr/bin:/sbin:/bin
-[ "$1" = add ] || exec "${0%/*}/block" "$@"
 device=$(xenstore-read "$XENBUS_PATH/params") && [ -b "$device" ] || exec "${0%/*}/block" "$@"
+case "$1" in
+    add) ;;
+    remove) exit 0 ;;
+    *) exec "${0%/*}/block" "$@" ;;
+esac
 number=$(stat -L -c %t:%T "$device") || exec "${0%/*}/block" "$@"
 exec xenstore-write "$XENBUS_PATH/physical-device" "$number" "$XENBUS_PATH/physical-device-path" "$device" \\
     "$XENBUS_PATH/hotplug-status" connected
@@ -35,7 +39,7 @@ _VIF = """\
 # An interface on a bridge, by veery. Anything else is Xen's own script's.
 PATH=/usr/sbin:/usr/bin:/sbin:/bin
 theirs() { exec "${0%/*}/vif-bridge" "$@"; }
-[ "$1" = online ] && [ "$2" = type_if=vif ] || theirs "$@"
+[ "$2" = type_if=vif ] || theirs "$@"
 bridge=
 rows=$(xenstore-ls "$XENBUS_PATH") || theirs "$@"
 while read -r key _ value; do
@@ -49,6 +53,11 @@ done <<END
 $rows
 END
 [ -n "$bridge" ] && [ -d "/sys/class/net/$bridge/bridge" ] || theirs "$@"
+case "$1" in
+    online) ;;
+    offline) exit 0 ;; # it leaves its bridge with its end
+    *) theirs "$@" ;;
+esac
 read -r mtu <"/sys/class/net/$bridge/mtu"
 echo 1 >"/proc/sys/net/ipv6/conf/$vif/disable_ipv6" 2>/dev/null
 ip -batch - <<END || theirs "$@"
