@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from veery.config.settings import Xen
-from veery.errors import Refused, VeeryError
+from veery.errors import Failed, Refused, VeeryError
 from veery.host.clock import Clock
 from veery.hypervisor.base import ALONE, Report
 from veery.hypervisor.qemu.console import QemuConsole
@@ -54,16 +54,19 @@ class XenDriver:
     # ---- this machine
 
     async def open(self) -> None:
-        """As Driver.open. A Xen that is missing or too old is told of when a domain is to start."""
+        """As Driver.open. A Xen that is missing or too old is told of when a domain is to start; but where domains of
+        ours may run, Xen must answer: taken for gone, they would be started elsewhere. Raises as Xl.info does."""
         try:
             info = await self._xl.info()
             machine.check(info)
-            self._able = machine.abilities(info)
-            self._roster.note(f"Xen {info.version}")
         except VeeryError as error:
+            if self._roster.remembers():
+                raise
             self._missing = error
             log.error("xen driver: %s", error)
             return
+        self._able = machine.abilities(info)
+        self._roster.note(f"Xen {info.version}")
         self._passage.open()
         await self._roster.open()
 
@@ -129,18 +132,26 @@ class XenDriver:
         await self._xl.reboot(self._roster.domain(uuid).record.domid)
 
     async def pause(self, uuid: str) -> None:
-        """As Driver.pause. Xen counts pauses, xl's pause and ours are one."""
+        """As Driver.pause. Xen counts pauses: one that is paused is not paused again."""
         domain = self._roster.free(uuid)
-        row = await self._roster.row(uuid)
-        if row is not None and "p" not in row.letters:
-            await self._xl.pause(domain.record.domid)
+        await self._hold(domain, held=True)
         domain.update(held=True)
 
     async def unpause(self, uuid: str) -> None:
         """As Driver.unpause."""
         domain = self._roster.free(uuid)
-        await self._xl.unpause(domain.record.domid)
+        await self._hold(domain, held=False)
         domain.update(held=False)
+
+    async def _hold(self, domain: Domain, *, held: bool) -> None:
+        """Whether xl did as it was told, its exit status does not say: Xen's list does."""
+        domid, uuid, name = domain.record.domid, domain.record.spec.uuid, domain.record.spec.name
+        row = await self._roster.row(uuid)
+        if row is not None and row.held is not held:
+            await (self._xl.pause(domid) if held else self._xl.unpause(domid))
+            row = await self._roster.row(uuid)
+        if row is None or row.held is not held:
+            raise Failed(f"{name} is {'still running' if held else 'still paused'}", hint="xl list; veery dmesg")
 
     async def rename(self, uuid: str, name: str) -> None:
         """As Driver.rename."""

@@ -52,6 +52,11 @@ class Row:
         return self.letters[5] == "d"
 
     @property
+    def held(self) -> bool:
+        """Whether its processors are stopped by an order."""
+        return self.letters[2] == "p"
+
+    @property
     def end(self) -> DomainEnd | None:
         """Why it stopped by itself; None while it lives, and while it is merely suspended."""
         return None if self.reason is None or self.dying else ENDS.get(self.reason)
@@ -65,9 +70,9 @@ class Row:
             if self.reason == Reason.SUSPEND:
                 return DomainState.PAUSED
             return DomainState.CRASHED if self.reason == Reason.CRASH else DomainState.SHUTDOWN
-        if "p" in self.letters:
+        if self.held:
             return DomainState.PAUSED
-        return DomainState.BLOCKED if "b" in self.letters else DomainState.RUNNING
+        return DomainState.BLOCKED if self.letters[1] == "b" else DomainState.RUNNING
 
 
 _ROW = re.compile(

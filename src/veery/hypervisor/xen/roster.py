@@ -126,6 +126,10 @@ class Roster:
             await domain.hub.close()
         self._domains.clear()
 
+    def remembers(self) -> bool:
+        """Whether domains are written down."""
+        return any(self._homes.glob("*/record.json"))
+
     # ---- finding
 
     def domains(self) -> list[Domain]:
@@ -173,6 +177,7 @@ class Roster:
         """Xen's list, begun after this call; the records are brought up to it. Those who ask at once share one."""
         if self._asked is None:
             self._asked = asyncio.create_task(self._next_look(self._looking), name="xl list")
+            self._asked.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may wait any more
         return await asyncio.shield(self._asked)
 
     async def row(self, uuid: str) -> Row | None:
