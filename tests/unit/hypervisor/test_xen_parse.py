@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from veery.errors import Failed
@@ -13,6 +15,19 @@ HEADER = (
     "   UUID                            Reason-Code\tSecurity Label\n"
 )
 UUID = "6f3c1a52-9d7e-4b7c-8c55-0d5a4a3c1b2e"
+
+
+RECORDED = Path(__file__).parents[2] / "data/xl/4.17"
+
+
+def test_a_real_host() -> None:
+    info = parse.info((RECORDED / "info.txt").read_text())
+    assert (info.version, info.cpus, info.memory_total, info.memory_free) == ("4.17.5", 1, 1023, 626)
+    assert info.processor == (0x078BF3FD, 0x80002001, 0x20100800, 5, 0, 0, 0, 0)
+    assert info.logs_dirty_pv()
+    (zero,) = parse.rows((RECORDED / "list-v.txt").read_text())
+    assert (zero.name, zero.domid, zero.memory, zero.state) == ("Domain-0", 0, 384, DomainState.RUNNING)
+    assert zero.uuid == "00000000-0000-0000-0000-000000000000"
 
 
 def row(letters: str, reason: str = "-", name: str = "busybox") -> parse.Row:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from veery.host.run import run
 
-LOOK = 10.0  # seconds for a question
+LOOK = 30.0  # seconds for a question
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,9 @@ from veery.hypervisor.xen import parse
 from veery.hypervisor.xen.parse import Info, Row
 from veery.model.domain import VcpuReading
 
-LOOK = 20.0
-"""Seconds for a question. Real hosts answer in 20 ms, software emulation in 200."""
-ORDER = 60.0
+LOOK = 60.0
+"""Seconds for a question. Real hosts answer in 20 ms, software emulation in 200; a busy one in ten seconds."""
+ORDER = 120.0
 """Seconds for an order: devices are waited for, libxl itself gives a hotplug script 40 s (libxl_internal.h)."""
 LIBXL = (sys.executable, "-m", "veery.hypervisor.xen.libxl")
 STREAM = 600.0

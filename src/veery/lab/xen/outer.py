@@ -20,7 +20,8 @@ from veery.lab.xen import dom0
 from veery.lab.xen.agent import LAN, LINK
 
 PROGRAM = "qemu-system-x86_64"
-_STREAM = 60.0  # seconds to write or read a snapshot
+_QMP = 40.0  # seconds for a QEMU to answer
+_STREAM = 120.0  # seconds to write or read a snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +64,18 @@ class Outer:
     @asynccontextmanager
     async def monitor(self, process: Process) -> AsyncIterator[Monitor]:
         """Its QMP, for the while. Raises Failed when it has ended."""
-        ends = time.monotonic() + 20
+        ends = time.monotonic() + _QMP
         while True:
-            if self.socket.exists():
+            monitor = Monitor("the nested machine", self.socket, _ignore)
+            try:
+                await monitor.connect(deadline=_QMP)
                 break
-            if not process.alive() or time.monotonic() > ends:
-                raise Failed("the nested machine's QEMU did not start", hint=f"see its log in {self.folder}")
-            await asyncio.sleep(0.01)
-        monitor = Monitor("the nested machine", self.socket, _ignore)
-        await monitor.connect(deadline=20)
+            except Failed as error:  # between bind(2) and listen(2) the socket is there and takes nobody
+                await monitor.close()
+                if not process.alive() or time.monotonic() > ends:
+                    hint = f"see its log in {self.folder}"
+                    raise Failed("the nested machine's QEMU did not start", hint=hint) from error
+            await asyncio.sleep(0.02)
         try:
             yield monitor
         finally:
