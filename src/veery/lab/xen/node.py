@@ -26,8 +26,8 @@ from veery.lab.xen import dom0, talk
 from veery.lab.xen.golden import STATE_SIZE, Golden
 from veery.lab.xen.outer import Outer
 
-_WAKE = 60.0  # seconds from power-on to the agent's first answer
-_SETTLE = 60.0  # seconds to mount, name and start what a node has
+_WAKE = 240.0  # seconds from power-on to the agent's first answer
+_SETTLE = 240.0  # seconds to mount, name and start what a node has
 _MODULE = "veery.lab.xen"
 
 

@@ -27,7 +27,7 @@ async def answers(namespace: Path, *, deadline: float) -> None:
     ends = time.monotonic() + deadline
     while True:
         try:
-            await _ask(namespace, b"P", deadline=5.0)
+            await _ask(namespace, b"P", deadline=20.0)
             return
         except (Failed, OutcomeUnknown) as error:
             if time.monotonic() > ends:
