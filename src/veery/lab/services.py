@@ -28,7 +28,7 @@ from veery.lab.claim import Claim, Record, read
 from veery.lab.members import Member
 from veery.lab.plan import Machine, Plan, plan
 from veery.lab.xen import golden
-from veery.lab.xen.node import Nested
+from veery.lab.xen.node import PATIENCE, Nested
 from veery.model.node import Role
 
 Report = Callable[[str, float], None]  # what is done now, and how much of it all: 0 to 1
@@ -321,6 +321,7 @@ def _furnish(drawn: Plan, node: Machine, accelerator: str) -> None:
         f"# node {node.name} of lab {drawn.lab}, written by veery lab up",
         f"state = {_quoted(home / 'lib')}",
         f"run = {_quoted(home / 'run')}",
+        *(PATIENCE if drawn.driver == "xen" else ()),
         "",
         "[qemu]",
         f'accel = "{accelerator}"',

@@ -29,6 +29,8 @@ from veery.lab.xen.outer import Outer
 _WAKE = 240.0  # seconds from power-on to the agent's first answer
 _SETTLE = 240.0  # seconds to mount, name and start what a node has
 _MODULE = "veery.lab.xen"
+# A busy machine lets software emulation stand for seconds, which is no sign of death there.
+PATIENCE = ("presence_ttl = 20", "[etcd]", "deadline = 15.0", "[guard]", "end = 60.0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ class Nested:
             shutil.copy(kernel.kernel, folder / "guest" / "vmlinuz")
             shutil.copy(kernel.ramdisk, folder / "guest" / "initramfs")
         (folder / "etc").mkdir()
-        rows = [f"# node {self.node.name} of lab {self.plan.lab}, written by veery lab up", "[relocation]"]
+        rows = [f"# node {self.node.name} of lab {self.plan.lab}, written by veery lab up", *PATIENCE, "[relocation]"]
         rows += [f'address = "{self.node.address}"', "port = 8002", 'hosts_allow = ""', ""]
         write_atomic(folder / "etc" / "veery.toml", "\n".join(rows), mode=0o644)
 
