@@ -17,7 +17,7 @@ from pathlib import Path
 from veery.errors import Failed
 from veery.hypervisor.qemu.console import ConsoleHub
 
-TYPE_DEADLINE = 5.0
+TYPE_DEADLINE = 20.0
 _CHUNK = 1 << 16
 
 
@@ -63,14 +63,18 @@ class XenHub(ConsoleHub):
         ends = asyncio.get_running_loop().time() + TYPE_DEADLINE
         left = memoryview(data)
         while left:
-            if self._terminal < 0 or asyncio.get_running_loop().time() > ends:
+            if self.ended or asyncio.get_running_loop().time() > ends:
                 raise Failed(f"the console of {self.name} takes no input", hint="is the domain running? veery list")
             try:
-                left = left[os.write(self._terminal, left) :]
+                # none yet: a domain that was just found again, or has just restarted
+                sent = os.write(self._terminal, left) if self._terminal >= 0 else 0
             except BlockingIOError:
-                await asyncio.sleep(0.02)
+                sent = 0
             except OSError as error:
                 raise Failed(f"the console of {self.name}: {error.strerror}", hint="veery list") from error
+            left = left[sent:]
+            if not sent:
+                await asyncio.sleep(0.02)
 
     async def close(self) -> None:
         """As ConsoleHub.close."""

@@ -78,7 +78,7 @@ class XenDriver:
         """As Driver.host."""
         if self._missing is not None:
             return machine.reading(None, None)
-        info, rows = await asyncio.gather(self._xl.info(), self._roster.look())
+        info, rows = await self._roster.info(), await self._roster.see()
         return machine.reading(info, next((row for row in rows if row.domid == 0), None))
 
     async def log(self) -> str:
@@ -90,7 +90,7 @@ class XenDriver:
     async def list(self) -> tuple[DomainReading, ...]:
         """As Driver.list."""
         if self._missing is None:
-            await self._roster.look()
+            await self._roster.see()
         return tuple(domain.reading() for domain in self._roster.domains())
 
     async def spec(self, uuid: str) -> tuple[DomainSpec, Attachments]:

@@ -21,7 +21,7 @@ from veery.host.clock import Clock
 from veery.hypervisor.xen import config, disks
 from veery.hypervisor.xen.console import XenHub
 from veery.hypervisor.xen.disks import Initiator
-from veery.hypervisor.xen.parse import Row
+from veery.hypervisor.xen.parse import Info, Row
 from veery.hypervisor.xen.record import Home, Record, Stage
 from veery.hypervisor.xen.xenstore import Xenstore
 from veery.hypervisor.xen.xl import Xl
@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 
 PERIOD = 5.0
 """Seconds between two looks while xenstore says nothing."""
+FRESH = 2.0
+"""Seconds for which Xen's answers count, while we order nothing and xenstore says nothing: a brain asks twice a second,
+and in software emulation an xl takes a third of one."""
 RETRY = 0.5
 GONE = 60.0
 """Seconds for a destroyed domain to be off Xen's list."""
@@ -97,6 +100,10 @@ class Roster:
         self._looking: asyncio.Task[tuple[Row, ...]] | None = None
         self._asked: asyncio.Task[tuple[Row, ...]] | None = None
         self._stirred = asyncio.Event()
+        self._rows: tuple[Row, ...] = ()
+        self._seen: dict[str, Record] = {}
+        self._seen_at = float("-inf")
+        self._info: tuple[float, Info] | None = None
         self.events: asyncio.Queue[DomainEvent] = asyncio.Queue()
 
     # ---- life
@@ -180,6 +187,23 @@ class Roster:
             self._asked.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may wait any more
         return await asyncio.shield(self._asked)
 
+    async def see(self) -> tuple[Row, ...]:
+        """As `look`, but what was seen a moment ago serves while nothing has changed since that we know of."""
+        return self._rows if self._fresh() else await self.look()
+
+    async def info(self) -> Info:
+        """`xl info`, as fresh as `see`."""
+        if self._info is None or not self._fresh() or self._info[0] != self._seen_at:
+            await self.look()
+            self._info = (self._seen_at, await self.xl.info())
+        return self._info[1]
+
+    def _fresh(self) -> bool:
+        if self._stirred.is_set() or asyncio.get_running_loop().time() - self._seen_at > FRESH:
+            return False
+        now = {uuid: domain.record for uuid, domain in self._domains.items()}
+        return now.keys() == self._seen.keys() and all(now[uuid] is self._seen[uuid] for uuid in now)
+
     async def row(self, uuid: str) -> Row | None:
         """What Xen tells of a domain of ours now; None where it has none."""
         await self.look()
@@ -190,7 +214,9 @@ class Roster:
             await asyncio.wait({before})
         self._looking, self._asked = self._asked, None
         known = {uuid: domain.record for uuid, domain in self._domains.items()}
+        begun = asyncio.get_running_loop().time()
         rows = await self.xl.rows()
+        self._rows, self._seen, self._seen_at = rows, known, begun
         for uuid, record in known.items():
             domain = self._domains.get(uuid)
             # one that changed while xl looked is compared at the next look
