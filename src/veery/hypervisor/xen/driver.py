@@ -236,7 +236,7 @@ class XenDriver:
 
     async def backlog(self, uuid: str) -> bytes:
         """As Driver.backlog."""
-        hub = self._roster.domain(uuid).hub
+        hub = self._roster.present(uuid).hub
         hub.drain()
         return hub.backlog()
 
