@@ -23,7 +23,7 @@ ifeq ($(PYTHON),)
 $(error veery needs Python 3.11 or later as /usr/bin/python3 or python3)
 endif
 
-.PHONY: help demo test check faults-move soak bench bench-ha lab setup root lock clean FORCE
+.PHONY: help demo test check faults faults-move faults-sim soak bench bench-ha lab setup root lock clean FORCE
 
 help: ## print this
 	@echo 'usage: make TARGET'
@@ -50,6 +50,14 @@ faults-move: root setup ## every fault in every phase of a move, into docs/fault
 	@[ -n '$(GO_ON)' ] || rm -f .cache/cells.json
 	@VEERY_CELLS=.cache/cells.json $(BIN)/python -m pytest -v --tb=short tests/faults/test_matrix.py || true
 	@PYTHONPATH=tests:tests/faults $(BIN)/python tests/faults/cells.py .cache/cells.json docs/faults.md
+
+faults: root setup ## 200 faults from a seeded nemesis, into docs/faults.md (about 1.5 hours; GO_ON=1 goes on, SEED=17 one round)
+	@[ -n '$(GO_ON)$(SEED)' ] || rm -f .cache/rounds.json
+	@VEERY_ROUNDS=.cache/rounds.json VEERY_SEED=$(SEED) $(BIN)/python -m pytest -v --tb=short tests/faults/test_nemesis.py || true
+	@PYTHONPATH=tests:tests/faults $(BIN)/python tests/faults/rounds.py .cache/rounds.json docs/faults.md
+
+faults-sim: setup ## 3,000 random schedules in the simulated cluster, and the mutants that they have to find (about 40 minutes)
+	@$(BIN)/python -m pytest -v --tb=short -m slow $(or $(PYTEST),tests/simulation)
 
 soak: root setup ## 300 moves there and back of a domain that writes memory and disk (about 10 minutes)
 	@VEERY_SOAK=.cache/soak.json $(BIN)/python -m pytest -v --tb=short tests/faults/test_growth.py -k 300

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
+import os
 import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ class Cuts:
     fence: list[float] = field(default_factory=list)
     place: list[float] = field(default_factory=list)
     boot: list[float] = field(default_factory=list)
+    load: list[float] = field(default_factory=list)  # runnable tasks, a minute's mean
 
 
 @dataclass(slots=True)
@@ -104,7 +106,8 @@ async def power(scene: Scene, figures: Figures, *, rounds: int) -> None:
             await scene.post(f"/v1/ha/{NAME}", {"policy": "restart"})  # earlier tries are forgotten, and their pauses
             before = await scene.collector.next(NAME, deadline=DEADLINE)
             await _cut(scene, probe, cuts, before.boot)
-            _say(f"cut {number} of {rounds}: {cuts.total[-1]:.1f} s")
+            parts = ", ".join(f"{name} {getattr(cuts, name)[-1]:.1f}" for name in ("detect", "fence", "place", "boot"))
+            _say(f"cut {number} of {rounds}: {cuts.total[-1]:.1f} s ({parts})")
         heard = scene.collector.heard(NAME)  # before the disk is read: it writes on meanwhile
         wrong = judge(await kept.read(scene.lab), heard)
         if wrong:
@@ -142,6 +145,7 @@ async def _cut(scene: Scene, probe: Probe, cuts: Cuts, boot: str) -> None:
     cuts.fence.append(proven - fence)
     cuts.place.append(start - proven)
     cuts.boot.append(answered - start)
+    cuts.load.append(os.getloadavg()[0])
 
 
 def _rows(figures: Figures, cuts: Cuts) -> None:
@@ -150,6 +154,7 @@ def _rows(figures: Figures, cuts: Cuts) -> None:
     figures.add("  fence, with its proof", "s", cuts.fence)
     figures.add("  place: proof to the order", "s", cuts.place)
     figures.add("  boot: order to first answer", "s", cuts.boot)
+    figures.add("load of the machine meanwhile", "", cuts.load)
     figures.hold("power cut to answer over 10 s", "power cut to answer", MEDIAN_AIM)
     if cuts.total:
         figures.add("power cut to answer, worst", "s", [max(cuts.total)])
@@ -180,6 +185,8 @@ async def _drains(scene: Scene, probe: Probe, names: dict[str, str], figures: Fi
     walls: list[float] = []
     copies: list[float] = []
     worst: list[float] = []
+    load: list[float] = []
+    between: list[float] = []
     for number in range(1, rounds + 1):
         await scene.rest()
         for name, address in names.items():
@@ -196,14 +203,19 @@ async def _drains(scene: Scene, probe: Probe, names: dict[str, str], figures: Fi
         gaps += [reading.gap_ms or 0.0 for reading in seen.values()]
         worst.append(max(gaps[-MANY:]))
         moves = await asyncio.to_thread(scene.lab.client("test1").get, "/v1/moves")
-        copies.append(sum(move["total_ms"] for move in moves if move["started"] >= begun) / 1e3)
+        spans = sorted((move["started"], move["total_ms"] / 1e3) for move in moves if move["started"] >= begun)
+        copies.append(sum(total for _, total in spans))
+        between += [(next_[0] - last[0] - last[1]) * 1e3 for last, next_ in pairwise(spans)]
+        load.append(os.getloadavg()[0])
         await scene.lab.veery("stor", "node", "resume", "test1", "--home", deadline=DEADLINE * 4)
         _say(f"drain {number} of {rounds}: {walls[-1]:.1f} s, copies {copies[-1]:.1f} s")
     figures.add(f"drain of {MANY} domains, whole command", "s", walls)
     figures.add(f"sum of the {MANY} moves' own times", "s", copies)
+    figures.add("from one move's end to the next one's begin", "ms", between)
     figures.add("gap of a domain drained", "ms", gaps)
     figures.add("gap of a domain drained, worst of each drain", "ms", worst)
     figures.add("gap of a domain moved alone", "ms", single)
+    figures.add("load of the machine at a drain's end", "", load)
     figures.compare(
         "drain over the sum of its moves",
         f"drain of {MANY} domains, whole command",
@@ -227,28 +239,38 @@ async def _end(scene: Scene, names: list[str]) -> None:
         await scene.lab.veery("stor", "volume", "delete", name, check=False)
 
 
+async def run(lab: Lab, kernel: Guest, arguments: argparse.Namespace) -> Figures:
+    """Measure what `arguments` ask for; a part that fails is told, and the others go on."""
+    figures = Figures()
+    with tempfile.TemporaryDirectory(prefix="bench", dir=lab.plan.folder) as name:
+        folder = Path(name)
+        collector = await Collector.start(lab, folder)
+        try:
+            scene = Scene(lab, kernel, folder, collector, ledger.initramfs(kernel, folder / "initramfs"))
+            for part in arguments.parts:
+                try:
+                    if part == "power":
+                        await power(scene, figures, rounds=arguments.rounds)
+                    else:
+                        await drain(scene, figures, rounds=max(1, arguments.rounds // 7))
+                except VeeryError as error:
+                    figures.failed.append(part)
+                    _say(f"bench: {part}: {error.message}" + (f"\n  hint: {error.hint}" if error.hint else ""))
+        finally:
+            await collector.stop()
+    return figures
+
+
 async def _main(arguments: argparse.Namespace) -> Figures:
     kernel = kernels.find()
     if kernel is None:
         raise Refused("there is no guest kernel", hint="make setup")
     await hosts.sweep(lab_folder("benchha").parent)
-    figures = Figures()
     lab = await Lab.up("benchha")
     try:
-        with tempfile.TemporaryDirectory(prefix="bench", dir=lab.plan.folder) as name:
-            folder = Path(name)
-            collector = await Collector.start(lab, folder)
-            try:
-                scene = Scene(lab, kernel, folder, collector, ledger.initramfs(kernel, folder / "initramfs"))
-                if "power" in arguments.parts:
-                    await power(scene, figures, rounds=arguments.rounds)
-                if "drain" in arguments.parts:
-                    await drain(scene, figures, rounds=max(1, arguments.rounds // 7))
-            finally:
-                await collector.stop()
+        return await run(lab, kernel, arguments)
     finally:
         await lab.down()
-    return figures
 
 
 def _say(line: str) -> None:
@@ -267,9 +289,11 @@ def main() -> int:
     except VeeryError as error:
         _say(f"bench: {error.message}")
         return 1
+    if not figures.rows:
+        return 1
+    figures.write(arguments.output)
     print(figures.table())
-    arguments.output.write_text(json.dumps(figures.plain(), indent=1) + "\n")
-    return 0
+    return 1 if figures.failed else 0
 
 
 if __name__ == "__main__":

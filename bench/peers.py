@@ -28,6 +28,7 @@ from veery.lab.services import Lab
 ONE_INTERVAL, SIX_INTERVAL = 0.002, 0.01  # seconds between two probes; probing is load, too
 BEFORE, AFTER = 0.3, 0.8  # seconds of probing around a move
 BOOT = 120.0
+LOST = 20.0  # seconds of silence after a move that mean that a domain is lost
 SMALL = 128  # MiB, each of six
 TUNED_PAUSE = 50  # ms, as veery's and the script's
 CAP = 64  # MiB/s
@@ -399,6 +400,25 @@ async def _in_turns(
             stage.say(f"{number + 1:>3} {kind.name:<32} {into.whole[-1]:>6.0f}  gap {into.worst[-1]:>5.0f}")
 
 
+async def _gaps(probe: Probe, kind: Kind) -> list[float]:
+    """The gap of each domain that moved, once all of them answer. Raises Failed when one is lost."""
+    ends = time.monotonic() + LOST
+    while True:
+        await asyncio.sleep(AFTER)
+        readings = await probe.read()
+        silent, gaps = "", []
+        for name in kind.names:
+            reading = readings[kind.of.addresses[name]]
+            if reading.gap_ms is None or reading.age_ms is None or reading.age_ms > 400:
+                silent = name
+            else:
+                gaps.append(reading.gap_ms)
+        if not silent:
+            return gaps
+        if time.monotonic() > ends:
+            raise Failed(f"{kind.name}: {silent} does not answer after its move", hint="look at its console")
+
+
 async def _watched(lab: Lab, kind: Kind, into: Samples, interval: float) -> None:
     """Move once under a probe of the domains that move. Raises Failed when one is lost."""
     if kind.prepare is not None:
@@ -412,16 +432,9 @@ async def _watched(lab: Lab, kind: Kind, into: Samples, interval: float) -> None
         begun = time.perf_counter()
         inside = await kind.work()
         whole = (time.perf_counter() - begun) * 1e3
-        await asyncio.sleep(AFTER)
-        readings = await probe.read()
+        gaps = await _gaps(probe, kind)
     finally:
         await probe.stop()
-    gaps = []
-    for name in kind.names:
-        reading = readings[kind.of.addresses[name]]
-        if reading.gap_ms is None or reading.age_ms is None or reading.age_ms > 400:
-            raise Failed(f"{kind.name}: {name} does not answer after its move", hint="look at its console")
-        gaps.append(reading.gap_ms)
     into.whole.append(whole)
     into.gaps += gaps
     into.worst.append(max(gaps))

@@ -10,7 +10,7 @@ import uuid as uuids
 from pathlib import Path
 from typing import Any
 
-import fake_xl
+import scripted_xl
 import qemu_parts as parts
 from veery.config.settings import Xen
 from veery.host.clock import RealClock
@@ -31,7 +31,7 @@ class XenRig:
         self.folder = folder
         if not REAL:
             for name in ("test1", "test2"):
-                fake_xl.install(folder / name / "bin")
+                scripted_xl.install(folder / name / "bin")
             (folder / "vmlinuz").touch()
         self.near = self._driver(folder / "test1")
         self.far = self._driver(folder / "test2")

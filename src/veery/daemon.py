@@ -89,12 +89,13 @@ from veery.storage.beat import BeatFile, heartbeat_iqn
 from veery.storage.file import FileStore
 from veery.storage.iscsiadm import KernelInitiator
 from veery.storage.lvm import LvmStore
+from veery.storage.served import Served
 from veery.storage.tgt import TargetServer
 from veery.storage.volumes import Volumes
 
 log = logging.getLogger(__name__)
 
-FAREWELL = 2.0  # seconds
+FAREWELL = 5.0  # seconds: a node that does not come to say that it is away is lost when its lease has ended
 
 
 class Daemon:
@@ -143,7 +144,7 @@ class Daemon:
             self.node.name, self.node.address, settings.relocation, self.server_tls, self.receiver.take
         )
         self.receiver.server = self.relocation
-        self.scout = Scout(self.ground, self.node, self.moves.list, self._ask)
+        self.scout = Scout(self.ground, self.node, self.moves.list, self.moves.paths, self._ask)
         self.domains = Domains(
             self.node, self.ground, self.attacher, moves=self.moves, receiver=self.receiver, scout=self.scout
         )
@@ -235,6 +236,7 @@ class Daemon:
                 records=records,
                 authority=self.identity.cluster.authority.removeprefix("iqn."),
                 clock=self.clock,
+                served=Served(self.state / "served.json"),
                 beats=BeatFile(self.state / "heartbeats"),
             )
         return VolumeService(self.node.name, self.store, self.peers, records, here)
@@ -403,7 +405,8 @@ class Daemon:
         if self.writer is not None:
             work.append(("heartbeats", self.writer.run()))
         if self.node.has(Role.HYPERVISOR):
-            work.append(("means", MeansWriter(self.node.name, self.store, self._means, self.clock).run()))
+            means = MeansWriter(self.node.name, self.store, self._means, self.clock, started=self.heartbeat.started)
+            work.append(("means", means.run()))
         if self.brain is not None:
             work.append(("brain", self.brain.run()))
             if self.node.has(Role.HYPERVISOR):

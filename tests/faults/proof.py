@@ -17,7 +17,6 @@ from veery.lab.plan import DOMAIN_ADDRESS
 from veery.lab.probe import Probe
 from veery.lab.services import Lab
 from veery.lab.shell import Shell
-from veery.storage.tgt import parse_targets
 
 HYPERVISORS = ("test1", "test2")
 SETTLE = 90.0  # seconds for everything to have come to rest: generous, for a busy machine
@@ -35,6 +34,36 @@ class Life:
 
     boot: str
     count: int
+
+
+async def etcdctl(lab: Lab, *words: str) -> str:
+    """What etcdctl says to `words`, asked of the storage node's member."""
+    tls = lab.plan.home("stor") / "lib" / "tls"
+    told = await lab.run(
+        "stor",
+        [
+            *("etcdctl", "--endpoints", "https://172.16.31.3:2379", "--cacert", tls / "ca-cert.pem"),
+            *("--cert", tls / "client-cert.pem", "--key", tls / "client-key.pem"),
+            *words,
+        ],
+    )
+    return told.out
+
+
+async def keys_of(lab: Lab, prefix: str) -> dict[str, Any]:
+    """The keys under `prefix` in etcd, as they stand there."""
+    lines = (await etcdctl(lab, "get", "--prefix", f"/veery/{prefix}")).splitlines()
+    return {key.removeprefix("/veery/"): json.loads(value) for key, value in zip(lines[::2], lines[1::2], strict=True)}
+
+
+async def logged_in(lab: Lab) -> dict[str, set[str]]:
+    """Volume -> the nodes that are logged in at its target. Its daemon is asked: a tgtadm of ours could come in the
+    midst of a fence, where tgtd dies of a listing (veery.storage.tgt). Raises VeeryError."""
+    told = await asyncio.to_thread(lab.client("stor", deadline=15).get, "/v1/targets?here=1")
+    return {
+        target["iqn"].rpartition(":")[2]: {each["initiator"].rpartition(":")[2] for each in target["sessions"]}
+        for target in told["stor"]
+    }
 
 
 @dataclass
@@ -82,31 +111,11 @@ class Proof:
 
     async def keys(self, prefix: str) -> dict[str, Any]:
         """The keys under `prefix` in etcd, as they stand there."""
-        lines = (await self.etcdctl("get", "--prefix", f"/veery/{prefix}")).splitlines()
-        return {
-            key.removeprefix("/veery/"): json.loads(value) for key, value in zip(lines[::2], lines[1::2], strict=True)
-        }
-
-    async def etcdctl(self, *words: str) -> str:
-        """What etcdctl says to `words`, asked of the storage node's member."""
-        tls = self.lab.plan.home("stor") / "lib" / "tls"
-        told = await self.lab.run(
-            "stor",
-            [
-                *("etcdctl", "--endpoints", "https://172.16.31.3:2379", "--cacert", tls / "ca-cert.pem"),
-                *("--cert", tls / "client-cert.pem", "--key", tls / "client-key.pem"),
-                *words,
-            ],
-        )
-        return told.out
+        return await keys_of(self.lab, prefix)
 
     async def sessions(self) -> set[str]:
         """The nodes that are logged in at the domain's target."""
-        socket = self.lab.plan.home("stor") / "run" / "tgt"
-        show = ["env", f"TGT_IPC_SOCKET={socket}", "LC_ALL=C", "tgtadm"]
-        told = await self.lab.run("stor", [*show, "--lld", "iscsi", "--mode", "target", "--op", "show"])
-        targets = [each for each in parse_targets(told.out) if each.iqn.endswith(f":{self.domain}")]
-        return {session.initiator.rpartition(":")[2] for target in targets for session in target.sessions}
+        return (await logged_in(self.lab)).get(self.domain, set())
 
     async def learn(self) -> None:
         """See what lies in the nodes' folders when all is well; more than that is a leftover."""

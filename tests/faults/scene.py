@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from proof import HYPERVISORS, SETTLE, START, Life, Proof
+from strikes import small_state
 
 from guest_parts import boot_domain
 from veery.host.process import Process
-from veery.host.run import Result, run
-from veery.lab import faults, members
+from veery.host.run import Result
+from veery.lab import faults
 from veery.lab.guest import Guest
 from veery.lab.members import Member
 from veery.lab.plan import DOMAIN_ADDRESS
@@ -29,7 +30,6 @@ from veery.model.move import Phase
 DOMAIN = "judged"
 END = 60.0  # a fault that lasts as long as the move does lasts no longer than this
 SLOWLY = "12M"  # bytes a second: some seconds of COPY, in the midst of which the fault comes
-STATE_SIZE = 384  # MiB: etcd alone makes two files of 64
 
 HELD_BY_TARGET = frozenset({Phase.PREPARE})  # the offer has come, nothing is reserved yet
 BEFORE_COMMIT = (Phase.BEGIN, Phase.PREPARE, Phase.COPY, Phase.LOADED, Phase.COMMIT)
@@ -226,16 +226,7 @@ class Scene:
         if self._small:
             return
         for node in HYPERVISORS:
-            await members.end([each for each in self.lab.members(node) if each.program in ("veeryd", "etcd")])
-            lib, disk = self.lab.plan.home(node) / "lib", self._folder / f"state-{node}"
-            disk.mkdir()
-            words = ["mount", "-t", "tmpfs", "-o", f"size={STATE_SIZE}m,mode=700", "state", disk]
-            await run(words, deadline=20)
-            await run(["cp", "-a", f"{lib}/.", disk], deadline=60)
-            await asyncio.to_thread(shutil.rmtree, lib)
-            lib.symlink_to(disk)
-            await self.lab.start(node)
-            await self.lab.healthy()
+            await small_state(self.lab, node, self._folder)
         self._small = True
 
     # ---- one cell

@@ -97,6 +97,25 @@ async def test_quorum_lost(stage: Stage) -> None:
     assert not [each for each in await stage.events(begun) if each["what"] in ("fence", "start", "release", "end")]
 
 
+@pytest.mark.slow
+async def test_tgtd_killed_without_a_quorum(stage: Stage) -> None:
+    """The storage node serves again what it served: the domain runs on, although no record can be read."""
+    before = await stage.place(NAME, "test1")
+    stopped = [each for node in ("test1", "test2") for each in faults.find(stage.lab, node, "etcd")]
+    begun = time.time()
+    try:
+        await faults.halt(stopped)
+        await faults.kill(stage.lab, "stor", "tgtd")
+        await stage.collector.next(NAME, boot=before.boot, deadline=PATIENCE)
+        assert all(not each.process.alive() or each.standing() for each in stopped), "there was a quorum again"
+    finally:
+        faults.go_on(stopped)
+    await stage.at_rest()
+    await stage.collector.next(NAME, boot=before.boot, deadline=PATIENCE)
+    assert not [each for each in await stage.events(begun) if each["what"] in ("fence", "start", "release", "end")]
+    assert await stage.judged(NAME) == []
+
+
 async def test_leader_killed_during_a_recovery(stage: Stage) -> None:
     """The leader dies after it began the fence: the next one finishes what it finds."""
     before = await stage.place(NAME, "test1")

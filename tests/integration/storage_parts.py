@@ -10,13 +10,14 @@ from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from veery.errors import Refused
+from veery.errors import Failed, Refused
 from veery.host.clock import RealClock
 from veery.host.process import Service
 from veery.host.run import Result, run
 from veery.model.volume import Backing, Initiator, Volume
 from veery.storage.file import FileStore
 from veery.storage.names import initiator_iqn
+from veery.storage.served import Served
 from veery.storage.tgt import TargetServer
 from veery.storage.volumes import Volumes
 
@@ -26,15 +27,18 @@ TEST2 = Initiator(node="test2", iqn=initiator_iqn(AUTHORITY, "test2"), user="tes
 
 
 class MemoryRecords:
-    """The cluster's records, kept in a dict."""
+    """The cluster's records, kept in a dict. `lost`: they cannot be read now."""
 
     def __init__(self, *initiators: Initiator) -> None:
         self.kept: dict[str, Volume] = {}
         self.known = list(initiators)
         self.fenced: set[tuple[str, str]] = set()
         self.used: dict[str, list[str]] = {}
+        self.lost = False
 
     async def volumes(self) -> Sequence[Volume]:
+        if self.lost:
+            raise Failed("the store does not answer")
         return list(self.kept.values())
 
     async def initiators(self) -> Sequence[Initiator]:
@@ -71,25 +75,36 @@ class Storage:
         self.records = records
         self.run = folder / "run"
         self.pool = folder / "pool"
+        self.folder = folder
         self.server = TargetServer(address="127.0.0.1", port=port, run=self.run)
-        self.volumes = Volumes(
-            node="stor",
-            server=self.server,
-            stores={Backing.FILE: FileStore(self.pool)},
-            records=records,
-            authority=AUTHORITY,
-            clock=RealClock(),
-            sync=sync,
-        )
+        self._sync = sync
+        self.volumes = self.with_memory(Served(folder / "served.json"))
         self.starts = 0
         self.served = asyncio.Event()
         self.service = Service(
             "tgtd", self.server.command, run=self.run, env=self.server.env, started=self._started, pause=0.05
         )
 
+    def with_memory(self, served: Served) -> Volumes:
+        """Its volumes, as a daemon that has just begun has them."""
+        return Volumes(
+            node="stor",
+            server=self.server,
+            stores={Backing.FILE: FileStore(self.pool)},
+            records=self.records,
+            authority=AUTHORITY,
+            clock=RealClock(),
+            served=served,
+            sync=self._sync,
+        )
+
     async def _started(self) -> None:
         await self.server.ready()
-        await self.volumes.reconcile()
+        try:
+            await self.volumes.reconcile()
+        except Failed:
+            if not self.records.lost:
+                raise
         self.starts += 1
         self.served.set()
 

@@ -18,6 +18,7 @@ from veery.lab.services import Lab
 from veery.model.volume import Backing, IscsiLun
 from veery.storage.beat import Beat, BeatFile, BeatSession, heartbeat_iqn
 from veery.storage.file import FileStore
+from veery.storage.served import Served
 from veery.storage.volumes import Volumes
 
 
@@ -85,6 +86,7 @@ async def _check_session(node: Storage) -> None:
         records=node.records,
         authority="2026-11.lab.veery",
         clock=RealClock(),
+        served=Served(node.folder / "other.json"),
         beats=beats,
     )
     await volumes.reconcile()

@@ -14,7 +14,7 @@ from veery.errors import Failed
 from veery.host.process import Process
 from veery.lab import faults, hosts
 from veery.lab.claim import Claim, read
-from veery.lab.faults import Direction
+from veery.lab.faults import Direction, Net
 from veery.lab.plan import CLIENT, NAMESPACES, Plan, plan
 from veery.lab.probe import Probe
 from veery.lab.services import Lab
@@ -88,6 +88,36 @@ async def test_the_client_reaches_the_nodes_and_sees_a_cut(bare: Lab) -> None:
     assert cut.lost > 20
     assert cut.gap_ms > whole.gap_ms
     assert whole.lost < cut.lost
+
+
+@pytest.mark.parametrize(
+    ("net", "direction", "reached"),
+    [
+        (Net.STORAGE, Direction.BOTH, [8001]),
+        (Net.CLUSTER, Direction.BOTH, [3260]),
+        (Net.CLUSTER, Direction.IN, [3260]),
+        (Net.STORAGE, Direction.OUT, [8001]),
+    ],
+)
+async def test_one_network_is_cut_alone(bare: Lab, net: Net, direction: Direction, reached: list[int]) -> None:
+    """A refused connection has come through: nobody listens in this lab."""
+
+    async def answers(where: str, address: str) -> list[int]:
+        code = (
+            "import socket, sys\n"
+            "for port in (8001, 3260):\n"
+            "    try: socket.create_connection((sys.argv[1], port), timeout=1)\n"
+            "    except ConnectionRefusedError: print(port)\n"
+            "    except TimeoutError: pass\n"
+        )
+        return [int(word) for word in (await bare.run(where, [sys.executable, "-c", code, address])).out.split()]
+
+    assert await answers("test1", TEST2) == [8001, 3260]
+    await faults.cut(bare, "test1", direction, net)
+    assert await answers("test1", TEST2) == reached
+    assert await answers("test2", TEST1) == reached
+    await faults.heal(bare, "test1")
+    assert await answers("test1", TEST2) == [8001, 3260]
 
 
 @pytest.mark.parametrize(

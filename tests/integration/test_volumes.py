@@ -15,6 +15,7 @@ from veery.host.run import run
 from veery.model.units import MIB
 from veery.model.volume import Backing, Initiator, Volume
 from veery.storage import plan
+from veery.storage.served import Served
 from veery.storage.tgt import Target, is_filler, shown_size
 
 
@@ -99,6 +100,81 @@ async def test_killed_tgtd_comes_back_the_same_passwords_included(node: Storage)
     assert (await qemu_io(volumes[2], TEST2, "write 0 4k")).code == 0
     assert (await qemu_io(volumes[2], TEST2, "read 0 4k", password="not-the-secret")).code == 1
     assert await node.volumes.reconcile() == ()
+
+
+async def test_killed_tgtd_serves_again_while_the_records_cannot_be_read(node: Storage) -> None:
+    """What it served, and never to whom a fence has denied since: not after a restart of the daemon either."""
+    volume = await node.volumes.create("busybox", 4 * MIB)
+    gone = await node.volumes.create("gone", 4 * MIB)
+    before = await node.volumes.targets()
+    node.records.lost = True
+
+    await node.again()
+
+    assert await node.volumes.targets() == before
+    assert (await qemu_io(volume, TEST1, "write -P 5 0 4k")).code == 0
+    node.records.lost = False
+    node.records.fenced.add((volume.name, TEST2.iqn))
+    await node.volumes.cut(volume.name, TEST2.iqn)
+    await node.volumes.delete(gone.name)
+    node.records.lost = True
+    for memory in (None, Served(node.folder / "served.json")):
+        if memory is not None:
+            node.volumes = node.with_memory(memory)
+        await node.again()
+        target = await only(node)
+        assert (target.iqn, target.acl) == (volume.iqn, (TEST1.iqn,))
+        assert (await qemu_io(volume, TEST1, "read -P 5 0 4k")).code == 0
+        assert (await qemu_io(volume, TEST2, "read 0 4k")).code == 1
+        assert await node.volumes.shuts_out(TEST2.iqn) is True
+        assert await node.volumes.shuts_out(TEST1.iqn) is False
+
+
+async def test_a_cut_that_cannot_be_remembered_is_not_proven(node: Storage) -> None:
+    volume = await node.volumes.create("busybox", 4 * MIB)
+    file = node.folder / "served.json"
+    file.unlink()
+    (file / "in the way").mkdir(parents=True)
+
+    with pytest.raises(Failed, match=r"cannot be written"):
+        await node.volumes.cut_all(TEST1.iqn)
+
+    (file / "in the way").rmdir()
+    file.rmdir()
+    node.records.fenced.add((volume.name, TEST1.iqn))
+    assert await node.volumes.cut_all(TEST1.iqn) == 0
+    assert not Served(file).admits(volume.iqn, TEST1.iqn)
+
+
+async def test_whoever_asks_for_the_targets_waits_while_an_account_leaves(node: Storage) -> None:
+    """tgtd dies at a listing of a target whose table of accounts has a hole; during a fence many ask for it."""
+    volume = await node.volumes.create("busybox", 4 * MIB)
+    await node.server.new_account("#7", "")
+    process = node.service.process
+    assert process is not None
+    over = asyncio.Event()
+
+    async def ask() -> int:
+        asked = 0
+        while not over.is_set():
+            assert len(await node.volumes.targets()) == 1
+            asked += 1
+        return asked
+
+    asking = [asyncio.create_task(ask()) for _ in range(3)]
+    for _ in range(15):
+        await node.server.unbind_account(volume.tid, "test1", "#7")
+        await node.server.bind_account(volume.tid, "test1", instead="#7")
+    over.set()
+    assert min(await asyncio.gather(*asking)) > 0
+    assert process.alive()
+
+
+async def test_doors_that_are_only_on_their_way_shut_nobody_out(node: Storage) -> None:
+    volume = await node.volumes.create("busybox", 4 * MIB)
+    await node.server.deny(volume.tid, TEST1.iqn)
+    assert await node.volumes.shuts_out(TEST1.iqn) is False, "as in the midst of tgtd's start"
+    assert await node.volumes.shuts_out("iqn.2026-11.lab.veery:node:test9") is True
 
 
 async def test_reconcile_repairs_what_was_changed_behind_its_back(node: Storage) -> None:

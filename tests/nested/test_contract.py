@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.timeout(1800), pytest.mark.slow]
 PLACE = f"{dom0.STATE}/proof"
 PACKAGES = ("pytest", "pytest-asyncio", "pytest-timeout", "iniconfig", "pluggy", "packaging", "typing-extensions")
 TESTS = Path(__file__).parents[1]
-FILES = ("contract/test_driver.py", "qemu_parts.py", "xen_parts.py", "fake_xl.py")
+FILES = ("contract/test_driver.py", "qemu_parts.py", "xen_parts.py", "scripted_xl.py")
 
 
 async def test_the_contract_suite_on_real_xen(xen: Lab, guest: Guest, tmp_path: Path) -> None:

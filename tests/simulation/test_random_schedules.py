@@ -3,20 +3,40 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from schedules import Fault, Schedule, check, schedules
+from hypothesis import Phase, given, seed, settings
+from mutants import MUTANTS, Mutant, check_all
+from mutants import play as play_mutant
+from schedules import FAST, QUICK, SEED, Fault, Schedule, check, schedules
 
 from veery.ha.simulation.play import play
 from veery.ha.simulation.scenario import DomainSetup, NodeSetup
 from veery.model.node import Role
 
-QUIET = settings(derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
 
-
-@settings(QUIET, max_examples=40)
+@pytest.mark.timeout(1800)  # half a minute of one processor; of a busy machine much more
+@seed(SEED)
+@settings(FAST, max_examples=QUICK)
 @given(schedule=schedules())
 def test_a_random_schedule_keeps_every_promise(schedule: Schedule) -> None:
     check(schedule, play(schedule.scenario()))
+
+
+def test_every_mutant_can_still_be_made() -> None:
+    check_all()
+
+
+@pytest.mark.timeout(900)
+def test_the_schedules_find_a_failed_fence_that_counts_as_proof() -> None:
+    assert "may write" in play_mutant(MUTANTS[0], 40)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "-"))
+def test_the_schedules_find_every_mutant(mutant: Mutant) -> None:
+    """Those of the quick run, and those that are not marked as rare all within it."""
+    found = play_mutant(mutant, 1000 if mutant.rare else QUICK)
+    assert found and not found.startswith("no verdict"), found
 
 
 def test_the_judge_sees_a_start_without_proof() -> None:
@@ -31,8 +51,8 @@ def test_the_judge_sees_a_start_without_proof() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
-@settings(QUIET, max_examples=3000, derandomize=False)
+@pytest.mark.timeout(7200)
+@settings(FAST, max_examples=3000, phases=[Phase.generate, Phase.shrink])
 @given(schedule=schedules())
 def test_thousands_of_random_schedules_keep_every_promise(schedule: Schedule) -> None:
     check(schedule, play(schedule.scenario()))

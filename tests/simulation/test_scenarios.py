@@ -38,6 +38,8 @@ def test_the_readme_has_a_line_for_each_scenario() -> None:
         ("about = 'x'\n[domains]\na = { on = 'nowhere' }", "no node 'nowhere'"),
         ("about = 'x'\n[[at]]\ndo = 'power-off'\nnode = 'test1'", "has no `second`"),
         ("about = 'x'\n[[at]]\nsecond = 1\ndo = 'power-off'\nnode = 'test9'", "no node 'test9'"),
+        ("about = 'x'\n[[at]]\nsecond = 1\ndo = 'cut'\nnode = 'test1'\npeer = 'test9'", "no node 'test9'"),
+        ("about = 'x'\n[[at]]\nsecond = 1\ndo = 'cut'\nnode = 'test1'\nway = 'up'", "no way 'up'"),
         ("about = 'x'\n[rules]\nblind = 60", "blind is at most"),
         ("about = ", "Invalid value"),
     ],

@@ -1,10 +1,8 @@
-"""Maintenance: node drain, node resume, cluster roll."""
+"""Maintenance: node drain, node resume."""
 
 from __future__ import annotations
 
 import getpass
-import os
-import subprocess
 import time
 from argparse import Namespace
 from typing import Any
@@ -14,15 +12,16 @@ from veery.cli import tables
 from veery.cli.catalogue import Verb
 from veery.cli.parser import Parser
 from veery.cli.session import Session, Usage
-from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
+from veery.errors import Failed, Refused, VeeryError
 
-LOOK = 0.5  # seconds between two looks at how far it has come
+LOOK = 0.2  # seconds between two looks at how far it has come
 WAIT = 3600.0
 SILENT = 60.0  # seconds without an answer of the cluster's after which a wait is given up
 PLAN = 180.0
 
 
-def _path(node: str, what: str) -> str:
+def node_path(node: str, what: str) -> str:
+    """`/v1/nodes/NODE/WHAT`, quoted."""
     return f"/v1/nodes/{quote(node, safe='')}/{what}"
 
 
@@ -31,7 +30,7 @@ def _drain(session: Session, args: Namespace) -> int:
     if args.plan:
         return _plan(session, args.name)
     body = {"by": getpass.getuser(), "force": args.force}
-    plan = session.client.post(_path(args.name, "drain"), body)
+    plan = session.client.post(node_path(args.name, "drain"), body)
     for warning in (*plan["risks"], *plan["warnings"]):
         session.note(f"veery: {warning}")
     if args.no_wait:
@@ -47,7 +46,7 @@ def _drain(session: Session, args: Namespace) -> int:
 
 
 def _plan(session: Session, name: str) -> int:
-    plan = session.client.post(_path(name, "drain"), {"plan": True}, deadline=PLAN)
+    plan = session.client.post(node_path(name, "drain"), {"plan": True}, deadline=PLAN)
     bad = bool(plan["blockers"] or plan["risks"])
     if session.json:
         session.print_json(plan)
@@ -92,12 +91,16 @@ def drained(session: Session, name: str, wait: float) -> list[str]:
 def _followed(session: Session, name: str, wait: float) -> Any:
     """How node `name` stands, again and again, and what is stuck there told once; until `wait` seconds have passed."""
     ends = time.monotonic() + wait
-    heard, told = time.monotonic(), set()
+    heard: float | None = None
+    told = set()
     while time.monotonic() < ends:
         try:
-            now = session.client.get(_path(name, "drain"))
+            now = session.client.get(node_path(name, "drain"))
             heard = time.monotonic()
-        except (Failed, OutcomeUnknown):  # a new leader is being found
+        except VeeryError as error:  # later than the first time: a new leader is being found, our veeryd is restarted
+            if heard is None and isinstance(error, Refused):
+                raise
+            heard = time.monotonic() if heard is None else heard
             if time.monotonic() - heard > SILENT:
                 raise
             time.sleep(LOOK)
@@ -112,7 +115,7 @@ def _followed(session: Session, name: str, wait: float) -> Any:
 
 # ---- resume
 def _resume(session: Session, args: Namespace) -> int:
-    session.client.post(_path(args.name, "resume"), {"by": getpass.getuser(), "home": args.home})
+    session.client.post(node_path(args.name, "resume"), {"by": getpass.getuser(), "home": args.home})
     if args.home and not args.no_wait:
         came = resumed(session, args.name, args.wait)
         print(f"{args.name} is in use again; {len(came)} domains came home")
@@ -132,67 +135,9 @@ def resumed(session: Session, name: str, wait: float) -> list[str]:
     raise Failed(f"not all of {name}'s domains are home after {wait:g} s", hint=f"it goes on; veery why {name}")
 
 
-# ---- roll
-def _roll(session: Session, args: Namespace) -> int:
-    nodes = args.nodes or [row["node"]["name"] for row in session.client.get("/v1/nodes")]
-    known = {row["node"]["name"] for row in session.client.get("/v1/nodes")}
-    if strange := [name for name in nodes if name not in known]:
-        raise Refused(f"no node {strange[0]!r}", hint=f"the nodes are {', '.join(sorted(known))}")
-    for number, name in enumerate(nodes, 1):
-        session.note(f"{name} ({number} of {len(nodes)})")
-        try:
-            _one(session, name, args)
-        except VeeryError as error:
-            rest = ", ".join(nodes[number:]) or "none"
-            hint = f"{error.hint}; " if error.hint else ""
-            raise Failed(
-                f"{name}: {error.message}", hint=f"{hint}not begun: {rest}; look at veery cluster status"
-            ) from error
-    print(f"{len(nodes)} nodes done")
-    return 0
-
-
-def _one(session: Session, name: str, args: Namespace) -> None:
-    """Drain, run, wait until it is well again, resume."""
-    _well(session, args.wait, but="")
-    session.client.post(_path(name, "drain"), {"by": getpass.getuser(), "force": args.force})
-    drained(session, name, args.wait)
-    ended = subprocess.run(
-        args.run, shell=True, check=False, timeout=args.wait, env={**os.environ, "NODE": name, "VEERY_NODE": ""}
-    )
-    if ended.returncode:
-        raise Failed(
-            f"the command ended with {ended.returncode}", hint=f"{name} is still drained: veery node resume {name}"
-        )
-    _well(session, args.wait, but=name)
-    session.client.post(_path(name, "resume"), {"by": getpass.getuser(), "home": True})
-    resumed(session, name, args.wait)
-
-
-def _well(session: Session, wait: float, *, but: str) -> None:
-    """Return once every node is well, and node `but` is back in maintenance. Raises Failed."""
-    ends, what = time.monotonic() + wait, "the cluster does not answer"
-    good = 0
-    while time.monotonic() < ends:
-        try:
-            row = session.client.get("/v1/cluster")
-            ill = [
-                f"{each['name']} is {each['state']}"
-                for each in row["nodes"]
-                if each["state"] != ("maintenance" if each["name"] == but else "present")
-            ]
-            what = "no quorum" if not row["quorum"] else ", ".join(ill)
-        except VeeryError as error:
-            what = error.message
-        good = 0 if what else good + 1
-        if good > 3:
-            return
-        time.sleep(LOOK)
-    raise Failed(f"not well after {wait:g} s: {what}", hint="veery cluster status")
-
-
 # ---- arguments
-def _positive(word: str) -> float:
+def positive(word: str) -> float:
+    """Seconds, as they stand on a command line. Raises Usage."""
     try:
         value = float(word.removesuffix("s"))
     except ValueError:
@@ -204,7 +149,7 @@ def _positive(word: str) -> float:
 
 def _declare_wait(parser: Parser) -> None:
     parser.add_argument("--no-wait", action="store_true", help="return when it has begun")
-    parser.add_argument("--wait", metavar="S", type=_positive, default=WAIT, help=f"wait at most so long ({WAIT:g})")
+    parser.add_argument("--wait", metavar="S", type=positive, default=WAIT, help=f"wait at most so long ({WAIT:g})")
 
 
 def _declare_drain(parser: Parser) -> None:
@@ -222,15 +167,6 @@ def _declare_resume(parser: Parser) -> None:
     parser.add_argument("name", metavar="NODE", help="its name")
     parser.add_argument("--home", action="store_true", help="bring home what had to leave it")
     _declare_wait(parser)
-
-
-def _declare_roll(parser: Parser) -> None:
-    parser.add_argument("nodes", metavar="NODE", nargs="*", help="these nodes, in this order; all if left away")
-    parser.add_argument("--run", metavar="CMD", required=True, help="a shell command, with the node's name in $NODE")
-    parser.add_argument("--force", action="store_true", help="as for veery node drain")
-    parser.add_argument(
-        "--wait", metavar="S", type=_positive, default=WAIT, help=f"wait at most so long for each step ({WAIT:g})"
-    )
 
 
 VERBS: dict[str, Verb] = {
@@ -253,14 +189,5 @@ would be broken.""",
 Puts a drained node to use again. With --home the domains that had to leave it come back; without, they stay where they
 are for good. A node that is held back because it was fenced too often is taken as well again.""",
         examples="veery node resume test1 --home",
-    ),
-    "cluster roll": Verb(
-        run=_roll,
-        declare=_declare_roll,
-        about="""
-Drains one node after the other, runs a command for it (an update, a reboot), waits until it is well again, and resumes
-it, domains and all. It stops at the first trouble, and says which nodes were not begun. The command runs here, with
-the node's name in $NODE; it is to end when the node may be waited for.""",
-        examples="veery cluster roll --run 'ssh $NODE apt-get -y upgrade'",
     ),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from argparse import Namespace
+from dataclasses import asdict
 from types import FrameType
 from typing import Any
 
@@ -21,19 +22,18 @@ from veery.model.units import format_size
 # ---- migrate
 def _migrate(session: Session, args: Namespace) -> int:
     _refuse(args)
-    from veery.cli.evacuation import evacuate
-    from veery.model.codec import plain
-
     settings = _settings(args)
     if args.plan and (args.all or args.to):
         raise Usage("--plan wants one domain and one node", "migrate")
     if args.all or args.to:
+        from veery.cli.evacuation import evacuate
+
         _warn(session, settings, quiet=args.quiet)
         return evacuate(session, settings, args.words, args.to, everything=args.all, quiet=args.quiet)
     if len(args.words) != 2:
         raise Usage("migrate wants a domain and a node; several domains need --to NODE", "migrate")
     args.domain, args.target = args.words
-    order = {"target": args.target, "settings": plain(settings)}
+    order = {"target": args.target, "settings": asdict(settings)}
     if args.plan:
         from veery.cli.plan import tell
 
@@ -71,6 +71,8 @@ def _settings(args: Namespace) -> MoveSettings:
 
 def _warn(session: Session, settings: MoveSettings, *, quiet: bool) -> None:
     """What a policy risks is said before anything starts."""
+    if settings.policy == MoveSettings().policy:
+        return  # the default risks nothing
     from veery.migrate.policy import find
 
     if (risk := find(settings.policy).risk) and not quiet:
@@ -106,12 +108,13 @@ class _Migration:
 
     def run(self, path: str, order: dict[str, Any]) -> MoveReport:
         """Do it. Raises as the daemon says; of a cancelled move it says where the domain runs."""
-        from veery.model.codec import convert
-
         before, forward = signal.signal(signal.SIGINT, self._interrupted), Forward()
         try:
             with meter(f"{self._domain} -> {order['target']}", quiet=self._quiet) as shown:
-                for event in self._session.client.stream(path, order):
+                events = self._session.client.stream(path, order)
+                from veery.model.codec import convert  # takes as long as all before: while veeryd is at work
+
+                for event in events:
                     if event["event"] == "done":
                         return self._ended(convert(event["result"], MoveReport))
                     self._learn(event)

@@ -81,12 +81,21 @@ class Client:
         return self._call("DELETE", path, None, deadline)
 
     def stream(self, path: str, body: object = None, *, silence: float = 120.0) -> Iterator[dict[str, Any]]:
-        """Order long work; yields its events up to and with {"event": "done", "result": ...}.
+        """Order long work: it is ordered when this returns; what it returns are its events up to and with
+        {"event": "done", "result": ...}.
 
         Raises the error that it ended with; OutcomeUnknown after `silence` seconds without news."""
         connection = self._open(silence)
+        try:
+            self._send(connection, "POST", path, json.dumps({} if body is None else body).encode())
+        except BaseException:
+            connection.close()
+            raise
+        return self._events(connection, path)
+
+    def _events(self, connection: _Connection, path: str) -> Iterator[dict[str, Any]]:
         with contextlib.closing(connection):
-            response = self._ask(connection, "POST", path, json.dumps({} if body is None else body).encode())
+            response = self._response(connection, "POST", path)
             while line := self._receive("POST", path, response.readline):
                 event = json.loads(line)
                 if event["event"] == "error":
@@ -136,12 +145,15 @@ class Client:
         return connection
 
     def _ask(self, connection: _Connection, method: str, path: str, data: bytes | None) -> http.client.HTTPResponse:
+        self._send(connection, method, path, data)
+        return self._response(connection, method, path)
+
+    def _send(self, connection: _Connection, method: str, path: str, data: bytes | None) -> None:
         headers = self._headers() | ({"Content-Type": "application/json"} if data is not None else {})
         try:
             connection.request(method, path, body=data, headers=headers)
         except OSError as error:
             raise self._lost(method, path, error) from error
-        return self._response(connection, method, path)
 
     def _response(self, connection: _Connection, method: str, path: str) -> http.client.HTTPResponse:
         response: http.client.HTTPResponse = self._receive(method, path, connection.getresponse)

@@ -40,6 +40,8 @@ from veery.model.ha import (
     Disarmed,
     DomainView,
     FenceMeans,
+    FenceRecord,
+    FenceState,
     HaRecord,
     NodeHistory,
     NodeReading,
@@ -58,10 +60,12 @@ HEARD = 2.5  # seconds for which what a node said of itself counts: on a busy ma
 @dataclass(slots=True)
 class _Sighting:
     """Since when (own clock) a node is there and may use the storage, or is not there. `key`: the revision at which its
-    presence was created (0: none), and whether a fence stands although it is there."""
+    presence was created (0: none), whether a fence stands although it is there, and whether that is proven. `again`: it
+    was there when the proof came, and what it said by then may be what it said last."""
 
-    key: tuple[int, bool]
+    key: tuple[int, bool, bool]
     since: float
+    again: bool = False
 
 
 class StoreEyes:
@@ -75,6 +79,7 @@ class StoreEyes:
         self._settled = 0.0
         self._watched = 0.0
         self._last = ClusterView(revision=0, quorum=False, settled=0.0, witnesses=0, watched=0.0, nodes={}, domains={})
+        self._beats: dict[str, float] = {}  # since when each node's heartbeats on storage go on
         self._decoded: dict[str, tuple[int, Any]] = {}
         self._readings: dict[str, NodeReading] = {}
         self._heard: dict[str, float] = {}  # when each was given
@@ -95,9 +100,12 @@ class StoreEyes:
         if self._seen is None or now - self._seen > self._rules.blind:
             self._settled = self._watched = now
             self._sightings.clear()
+            self._beats.clear()
         if signs.witnesses == 0:
             self._watched = now
         self._seen = now
+        young = (name for name, sign in signs.ages.items() if sign.age < 2 * self._rules.sign)  # one may come late
+        self._beats = {name: self._beats.get(name, now) for name in young}
         self._readings.update(readings)
         self._heard.update(dict.fromkeys(readings, now))
         self._last = self._view(snapshot, signs, now)
@@ -130,20 +138,25 @@ class StoreEyes:
     def _node(self, bare: NodeView, entries: Mapping[str, Entry], now: float) -> NodeView:
         name, reading = bare.name, bare.reading
         alive = entries.get(ALIVE.key(name))
-        key = (alive.created, FENCES.prefix + name in entries) if alive else (0, False)
+        fence: FenceRecord | None = self._one(FENCES, name, entries)
+        proven = fence is not None and fence.state is FenceState.FENCED
+        key = (alive.created, fence is not None, proven) if alive else (0, False, False)
         sighting = self._sightings.get(name)
         if sighting is None or sighting.key != key:
-            sighting = self._sightings[name] = _Sighting(key, now)
+            again = proven and sighting is not None and sighting.key[0] == key[0] != 0
+            sighting = self._sightings[name] = _Sighting(key, now, again)
         presence: Presence | None = self._one(ALIVE, name, entries)
         lasted = now - sighting.since
         told = reading is not None and self._heard[name] >= max(sighting.since, now - HEARD)
+        told = told and not (sighting.again and self._heard[name] == sighting.since)
         return dataclasses.replace(
             bare,
             absent=None if presence else lasted,
             present=lasted if presence else None,
+            beating=now - self._beats.get(name, now),
             fresh=presence is not None and reading is not None and told and reading.started == presence.started,
             means=self._one(MEANS, name, entries) or FenceMeans(),
-            fence=self._one(FENCES, name, entries),
+            fence=fence,
             intent=self._one(INTENTS, name, entries),
             history=self._one(HISTORIES, name, entries) or NodeHistory(),
         )

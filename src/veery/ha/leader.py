@@ -56,6 +56,7 @@ class Leadership:
         """For ever: become the leader when there is none, stay it while the store agrees. Cancel to stop; `resign`
         then lets another begin at once."""
         while True:
+            asked = self._clock.now()
             try:
                 async with asyncio.timeout(self._ttl / 3):
                     await (self._keep() if self._revision else self._campaign())
@@ -64,7 +65,8 @@ class Leadership:
                     self._lose(str(error) or "no answer in time")
                 await self._clock.sleep(RETRY)
                 continue
-            await self._clock.sleep(self._ttl / 3 if self._revision else 2 * RETRY)
+            pause = max(RETRY, asked + self._ttl / 3 - self._clock.now())  # from question to question: stores are slow
+            await self._clock.sleep(pause if self._revision else 2 * RETRY)
 
     async def resign(self) -> None:
         """Let go of it now. Raises StoreUnavailable."""

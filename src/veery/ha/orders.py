@@ -158,11 +158,18 @@ async def away(store: Store, node: str, seconds: float, *, now: float) -> None:
     await store.commit([Unchanged(INTENTS.key(node), 0)], [INTENTS.put(node, intent)])
 
 
-async def back(store: Store, node: str) -> None:
-    """The daemon of `node` is at work again: `away` is over. Raises StoreUnavailable, OutcomeUnknown."""
+async def back(store: Store, node: str, started: float) -> bool:
+    """The daemon of `node` that began at `started` (as its Presence says) is at work again: `away` is over, if its sign
+    of life stands; without one the node would count as lost. Whether it stands. Raises StoreUnavailable,
+    OutcomeUnknown."""
+    alive = await store.get(ALIVE.key(node))
+    if alive is None or ALIVE.value(alive).started != started:
+        return False
     intent = await INTENTS.get(store, node)
-    if intent is not None and intent.kind is IntentKind.AWAY:
-        await store.commit([Unchanged(INTENTS.key(node), intent.revision)], [Delete(INTENTS.key(node))])
+    if intent is None or intent.kind is not IntentKind.AWAY:
+        return True
+    unchanged = [Unchanged(INTENTS.key(node), intent.revision), Unchanged(ALIVE.key(node), alive.revision)]
+    return (await store.commit(unchanged, [Delete(INTENTS.key(node))])).held
 
 
 async def resume(store: Store, node: str, *, home: bool, by: str, now: float) -> None:

@@ -104,13 +104,14 @@ def watched_by_all(view: ClusterView) -> bool:
 
 def cut_off(view: ClusterView, node: NodeView, rules: Rules) -> bool:
     """Whether a present hypervisor has lost the storage: it wrote heartbeats once, and none for long, while every
-    storage node could tell; those of another hypervisor go on."""
+    storage node could tell; those of another hypervisor have gone on all that time. After an outage of the storage for
+    all, one hypervisor is always the first that writes again."""
     if not node.record.has(Role.HYPERVISOR) or node.sign is None or not watched_by_all(view):
         return False
     if unseen(view, node) < rules.cutoff or (node.present or 0.0) < rules.cutoff:
         return False
     others = (other for other in view.nodes.values() if other.name != node.name and other.record.has(Role.HYPERVISOR))
-    return any(other.sign is not None and other.sign.age < rules.sign for other in others)
+    return any(other.beating >= rules.cutoff for other in others)
 
 
 def damped(node: NodeView, now: float, rules: Rules) -> bool:

@@ -10,7 +10,8 @@ from pathlib import Path
 def write_atomic(path: Path, data: bytes | str, *, mode: int = 0o600, sync: bool = False) -> None:
     """Replace `path` by `data` in one step (a temporary file beside it, then rename); makes its folder.
 
-    With `sync` the bytes are on the disk before the rename. Raises OSError (a full disk leaves the old file)."""
+    With `sync` the bytes are on the disk before the rename, and the rename is when we return. Raises OSError (a full
+    disk leaves the old file)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
@@ -21,6 +22,17 @@ def write_atomic(path: Path, data: bytes | str, *, mode: int = 0o600, sync: bool
             if sync:
                 os.fsync(file.fileno())
         Path(name).rename(path)
+        if sync:
+            sync_folder(path.parent)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Return once the names in `folder` are on the disk as they are now. Raises OSError."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

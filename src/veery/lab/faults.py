@@ -1,10 +1,16 @@
 """Real faults for a lab's machines: power, cables, frozen and killed programs. Nothing is simulated.
 
 A cut is a `blackhole` queue (tc-stab(8) family; in every kernel) on one end of the cable, so that each direction can
+<<<<<<< HEAD
 be cut alone and the card still shows its carrier, as behind a broken switch.
 
 A nested node is cut, frozen and powered off from outside, at its cables and its outer QEMU; programs in it are found
 and killed inside."""
+=======
+be cut alone and the card still shows its carrier, as behind a broken switch. The lab's nodes have one network; where a
+real node has one for the cluster and one for its storage, one of the two is cut by what its own packet filter drops
+(nft(8)): the ports of the API, of moves and of etcd, or those of iSCSI."""
+>>>>>>> origin/main
 
 from __future__ import annotations
 
@@ -19,6 +25,7 @@ from collections.abc import AsyncIterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 
+from veery.config.settings import Settings
 from veery.errors import Failed, Refused
 from veery.lab import hosts, members
 from veery.lab.members import Member
@@ -40,14 +47,29 @@ class Direction(StrEnum):
     OUT = "out"  # the machine is not heard
 
 
-async def cut(lab: Lab, node: str, direction: Direction = Direction.BOTH) -> None:
-    """Cut the cable of `node` (or of the client). Frames sent from now on are lost without a sign."""
+class Net(StrEnum):
+    """Which of a node's networks is cut."""
+
+    ALL = "all"
+    CLUSTER = "cluster"  # the API, moves, etcd
+    STORAGE = "storage"  # iSCSI
+
+
+async def cut(lab: Lab, node: str, direction: Direction = Direction.BOTH, net: Net = Net.ALL) -> None:
+    """Cut the cable of `node` (or of the client), or one of its networks. What is sent from now on is lost without a
+    sign."""
+    if net is not Net.ALL:
+        await _filter(lab, node, net, _chains(net, direction))
+        return
     for where, device in _ends(node, direction):
         await _outside(lab, where, ["tc", "qdisc", "replace", "dev", device, "root", "blackhole"])
 
 
 async def heal(lab: Lab, node: str) -> None:
-    """Mend the cable of `node`, whichever way it was cut."""
+    """Mend the cable of `node`, whichever way it was cut, and all its networks."""
+    if node in (each.name for each in lab.plan.nodes):
+        for net in (Net.CLUSTER, Net.STORAGE):
+            await _filter(lab, node, net, "")
     for where, device in _ends(node, Direction.BOTH):
         shown = await _outside(lab, where, ["tc", "qdisc", "show", "dev", device])
         if "blackhole" in shown:
@@ -199,6 +221,7 @@ def _group(name: str) -> Path:
     raise Refused("there are no memory cgroups here that we may make", hint="is /sys/fs/cgroup mounted, and writable?")
 
 
+<<<<<<< HEAD
 async def inside(lab: Lab, node: str, program: str) -> tuple[Member, ...]:
     """As `find`, of a nested node: the processes in its dom0, by its own pids; () when there is none."""
     return tuple(member for member in await lab.nested(node).members() if member.program.startswith(program))
@@ -217,6 +240,32 @@ async def signal_inside(lab: Lab, node: str, program: str, number: signal.Signal
 async def _outside(lab: Lab, machine: str, argv: list[str]) -> str:
     """Run `argv` in the machine's namespace, on our side of a nested node's cards; its output."""
     return await hosts.inside(lab.plan.namespace(machine), list(argv))
+=======
+async def _filter(lab: Lab, node: str, net: Net, chains: str) -> None:
+    """Have `node` drop what `chains` say of `net` ("": nothing), instead of what it dropped."""
+    table = f"table inet veery_fault_{net}"  # made before it is deleted: it may not be there
+    rules = f"{table}\ndelete {table}\n" + (f"{table} {{\n{chains}}}\n" if chains else "")
+    await lab.run(node, ["nft", "-f", "-"], stdin=rules.encode())
+
+
+def _chains(net: Net, direction: Direction) -> str:
+    """nft's rules that drop what comes into a node, or leaves it, from or to the ports of `net`."""
+    settings = Settings()
+    ports = {
+        Net.CLUSTER: (
+            *(settings.api.port, settings.relocation.port),
+            *(settings.etcd.client_port, settings.etcd.peer_port),
+        ),
+        Net.STORAGE: (settings.storage.portal_port,),
+    }[net]
+    names = ", ".join(str(port) for port in ports)
+    return "".join(
+        f"chain {hook} {{ type filter hook {hook} priority -300; "
+        f"tcp sport {{ {names} }} drop; tcp dport {{ {names} }} drop; }}\n"
+        for hook, way in (("input", Direction.IN), ("output", Direction.OUT))
+        if direction in (Direction.BOTH, way)
+    )
+>>>>>>> origin/main
 
 
 def _ends(node: str, direction: Direction) -> list[tuple[str, str]]:

@@ -53,7 +53,8 @@ done
 number=0 beyond=$((room * 2048))
 while [ $((beyond - number)) -gt 1 ]; do
     middle=$(((number + beyond) / 2))
-    if [ -n "$(dd if=/dev/$disk bs=512 skip=$middle count=1 iflag=direct 2>/dev/null | tr -d '\\000')" ]; then
+    until dd if=/dev/$disk of=/sector bs=512 skip=$middle count=1 iflag=direct 2>/dev/null; do sleep 1; done
+    if [ -n "$(tr -d '\\000' </sector)" ]; then
         number=$middle
     else
         beyond=$middle

@@ -135,10 +135,10 @@ async def here(ground: Ground, reading: DomainReading, target: Node) -> tuple[Bl
 class Scout:
     """The source's eyes before a move."""
 
-    def __init__(self, ground: Ground, node: Node, earlier: Earlier, ask: Ask) -> None:
-        """`node` is our own record; `earlier` gives the reports of our moves, the newest last; `ask` puts a question
-        to another node's API."""
-        self._ground, self._node, self._earlier, self._ask = ground, node, earlier, ask
+    def __init__(self, ground: Ground, node: Node, earlier: Earlier, paths: bandwidth.Paths, ask: Ask) -> None:
+        """`node` is our own record; `earlier` gives the reports of our moves, the newest last, and `paths` what they
+        showed of the ways; `ask` puts a question to another node's API."""
+        self._ground, self._node, self._earlier, self._paths, self._ask = ground, node, earlier, paths, ask
 
     async def plan(self, reading: DomainReading, target: Node, settings: MoveSettings) -> Plan:
         """What a move of the domain to `target` would meet, and come to. Takes about two seconds, most of them looking
@@ -183,6 +183,7 @@ class Scout:
                 memory=memory,
                 earlier=tuple(self._earlier()),
                 probed=probed,
+                path=self._paths.slow(target.name),
                 disk_bytes=sum(disk.allocated for disk in going),
             )
         )

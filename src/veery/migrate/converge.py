@@ -15,6 +15,8 @@ from veery.model.units import format_size
 
 KEPT = 16  # rounds that are remembered
 SHRINKING = 0.7  # a need below this share of the one before counts as progress
+AS_MUCH = 0.9  # and one above this share none at all
+LONG = 0.5  # seconds of a round in which its own beginning and end do not count
 SPARE = 1.1  # limits and bounds are set with a tenth to spare
 SETTLING = 1  # rounds more after a throttle, which takes hold only after some
 AHEAD = 0.35  # of a slowed domain's writing, the share of the link's speed that is aimed at: pages are written twice
@@ -96,6 +98,14 @@ def speed(rounds: Sequence[Round]) -> float:
     return max((each.rate for each in rounds[-3:]), default=0.0)
 
 
+def pace(rounds: Sequence[Round]) -> float:
+    """How fast these rounds were worked off, one after the other, bytes/s of memory; 0.0: they do not tell, being
+    fewer than two, or short ones that mostly wait. The speed that the hypervisor tells is of its last tenth of
+    a second, and may be twice that."""
+    spent = rounds[-1].began - rounds[0].began if rounds else 0.0
+    return sum(each.need for each in rounds[:-1]) / spent if spent > LONG * (len(rounds) - 1) else 0.0
+
+
 def milliseconds(size: float, rate: float) -> float:
     """How long `size` bytes take at `rate`; for ever at none."""
     return size / rate * 1000 if rate > 0 else float("inf")
@@ -135,14 +145,28 @@ def decide(
                 hint="give it more time or bandwidth, or --policy must-finish",
             )
     tries = [each for each in rounds if each.number >= 2 and each.began >= course.since]
-    patience = policy.patience + (SETTLING if course.throttle else 0)
+    patience = _patience(policy, course, tries, rate, first=first)
     if len(tries) <= patience or rate <= 0:
         return Stay()
     judged = tries[-patience - 1 :]
+    rate = pace(judged) or rate
     least = min(each.need for each in judged)
     if judged[-1].need <= SHRINKING * judged[0].need or milliseconds(least, rate) <= course.downtime:
         return Stay()
     return _climb(policy, course, judged, rate, first=first, now=now)
+
+
+def _patience(policy: Policy, course: Course, tries: Sequence[Round], rate: float, *, first: int) -> int:
+    """Rounds without progress before the next step. One is enough for a domain that writes as fast as can be sent,
+    and more than the highest limit lets through: no further round will find less. A throttle takes one to take hold."""
+    if course.throttle or not policy.throttle:
+        return policy.patience + (SETTLING if course.throttle else 0)
+    if len(tries) < 2:
+        return policy.patience
+    before, last = tries[-2:]
+    stands = milliseconds(min(before.need, last.need), pace(tries[-2:]) or rate)
+    hopeless = last.need > AS_MUCH * before.need and stands > policy.limits(first)[-1]
+    return 1 if hopeless else policy.patience
 
 
 def _leaves(course: Course, rounds: Sequence[Round], sample: Sample, rate: float) -> bool:

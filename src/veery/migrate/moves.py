@@ -64,10 +64,11 @@ class Moves:
     """Starts, follows, cancels and remembers moves out of this node."""
 
     def __init__(self, ground: Ground, settler: Settler, folder: Path, limits: MoveLimits = DEFAULT_LIMITS) -> None:
-        """Reports of ended moves are kept in `folder`; more moves than `limits` allow wait."""
+        """Reports of ended moves are kept in `folder`; more moves than `limits` allow wait. `paths` is what copies
+        showed of the ways to other nodes."""
         self._ground, self._settler, self._folder = ground, settler, folder
         self._places, self._turns = Places(limits.out, limits.link), Turns(ground.clock, copies_at_once(limits.copies))
-        self._paths = Paths()
+        self.paths = Paths()
         self._running: dict[str, Running] = {}
         self._tasks: asyncio.TaskGroup | None = None
 
@@ -103,7 +104,7 @@ class Moves:
         order = Order(move=move, reading=reading, target=target, settings=settings)
         running = Running(move, reading.name, None, caution)  # type: ignore[arg-type]
         running.sender = Sender(
-            self._ground, self._settler, order, running.publish, turns=self._turns, paths=self._paths
+            self._ground, self._settler, order, running.publish, turns=self._turns, paths=self.paths
         )
         self._running[move] = running
         running.task = self._tasks.create_task(self._run(running), name=f"move {move}")

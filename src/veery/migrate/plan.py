@@ -14,17 +14,20 @@ from dataclasses import dataclass, replace
 
 from veery.migrate.converge import Change, Course, GiveUp, Round, bound, decide, fold
 from veery.migrate.policy import find
-from veery.model.move import MoveReport, MoveSettings, MoveState, Phase, Sample
+from veery.migrate.squeeze import WORTH, considered
+from veery.model.move import Compress, MoveReport, MoveSettings, MoveState, Phase, Sample
 from veery.model.plan import Blocker, Forecast, Link, MemoryReading, Overhead, Plan, Reply
 from veery.model.units import KIB, MIB
 
 RECENT = 5  # earlier moves that are asked
+WHOLE = 20  # and for the least that a domain stands still: of five, all may have been busy ones
 ROUNDS_MAX = 400
 STAND = 12.0  # ms for which QEMU stops a domain at least: its processors stop, its devices' state goes over
 OUTSIDE = 40.0  # ms more that a client misses it: until it is awake, and its frames go to the new place;
 WAKING = 1.0  # and so many times more what the last steps take: on a busy machine both are slow
 IDLE = 256 * KIB  # bytes that even an idle domain writes in a round
 ENGINE = 100.0 * MIB  # bytes/s that QEMU copies where nothing is known
+PACKER = 150.0 * MIB  # bytes/s of memory that two daemons pack and unpack
 NARROW = 60.0 * MIB  # bytes/s of a link up to which QEMU fills it
 SCAN = 2000.0 * MIB  # bytes/s at which it looks through zero pages
 USUAL = Overhead(before=60.0, copy=60.0, stand=STAND, away=20.0, after=15.0)
@@ -36,7 +39,8 @@ class Observations:
     """All that is known before a move. `here`: what holds the domain on its source; `way`: what is wrong with the
     way to the target's relocation port; `reply`: the target's answer (None: it gave none, and `silence` says why);
     `home`: what would keep it from being taken in by its source again; `earlier`: reports of this node's moves, the
-    newest last; `probed`: bytes/s through the relocation port, 0: not probed; `disk_bytes` go along first."""
+    newest last; `probed`: bytes/s through the relocation port, 0: not probed; `path`: bytes/s of a path that the last
+    copy found slow, else 0; `disk_bytes` go along first."""
 
     domain: str
     source: str
@@ -50,6 +54,7 @@ class Observations:
     memory: MemoryReading | None = None
     earlier: tuple[MoveReport, ...] = ()
     probed: float = 0.0
+    path: float = 0.0
     disk_bytes: int = 0
 
 
@@ -59,6 +64,8 @@ def make(seen: Observations) -> Plan:
     blockers = tuple(dict.fromkeys((*seen.here, *seen.silence, *seen.way, *there)))
     back = tuple(dict.fromkeys((*seen.home, *(seen.reply.way_back if seen.reply else ()))))
     link, overhead = learn(seen.earlier, seen.target, seen.settings, seen.probed)
+    if seen.memory and considered(seen.settings, seen.path):
+        link = packed(link, seen.memory.packed, seen.settings.compress)
     forecast = foretell(seen.memory, link, overhead, seen.settings) if seen.memory else None
     if forecast is not None and seen.disk_bytes:
         total = forecast.total_ms + seen.disk_bytes / link.rate * 1000
@@ -89,6 +96,8 @@ def learn(
     done = [each for each in reports if each.state is MoveState.DONE and Phase.CONFIRM in each.phases]
     alike = [each for each in done if each.target == target][-RECENT:] or done[-RECENT:]
     overhead = _overhead(alike)
+    if alike:
+        overhead = replace(overhead, stand=max(STAND, min(each.downtime_ms for each in done[-WHOLE:])))
     speeds = [_speed(each, overhead.copy) for each in alike]
     best = max(speeds, default=0.0)
     if probed:
@@ -103,6 +112,13 @@ def learn(
     return Link(rate=rate, scan=SCAN, probed=probed, source=words), overhead
 
 
+def packed(link: Link, share: float, wanted: Compress) -> Link:
+    """`link` for a copy whose memory packs to `share` of its size, where that is done."""
+    if wanted is not Compress.YES and share > WORTH:
+        return link
+    return replace(link, rate=max(min(link.rate / max(share, 0.01), PACKER), 1.0), source=f"{link.source}, packed")
+
+
 def _overhead(reports: Sequence[MoveReport]) -> Overhead:
     if not reports:
         return USUAL
@@ -113,7 +129,7 @@ def _overhead(reports: Sequence[MoveReport]) -> Overhead:
     return Overhead(
         before=spent(Phase.BEGIN, Phase.PREPARE),
         copy=USUAL.copy,
-        stand=max(STAND, sorted(each.downtime_ms for each in reports)[len(reports) // 4]),
+        stand=STAND,
         away=spent(Phase.LOADED, Phase.COMMIT, Phase.FINISH),
         after=spent(Phase.CONFIRM),
     )

@@ -63,14 +63,19 @@ class Squeeze:
             await self.clock.sleep(self._due - now)
 
 
+def considered(settings: MoveSettings, path: float) -> bool:
+    """Whether a copy is packed if its memory packs well. `path`: bytes/s of a path that is known to be slow, else 0."""
+    if settings.compress is not Compress.AUTO:
+        return settings.compress is Compress.YES and not find(settings.policy).post_copy
+    return settings.live and not find(settings.policy).post_copy and bool(path or 0 < settings.bandwidth < SLOW)
+
+
 async def chosen(ground: Ground, uuid: str, settings: MoveSettings, path: float) -> Squeeze | None:
-    """What packs the copy, where the user wants it or it is worth its time. `path`: bytes/s of a path that is known to
-    be slow, else 0. Looks at a sample of the domain's memory (some 50 ms) only where the path is slow."""
-    if settings.compress is Compress.NO or find(settings.policy).post_copy:
+    """What packs the copy, where the user wants it or it is worth its time; `path` as of `considered`. Looks at a
+    sample of the domain's memory (some 50 ms) only where the path is slow."""
+    if not considered(settings, path):
         return None
     if settings.compress is Compress.AUTO:
-        if not settings.live or not (path or 0 < settings.bandwidth < SLOW):
-            return None
         try:
             if (await ground.driver.sample(uuid, quick=True)).packed > WORTH:
                 return None

@@ -236,12 +236,13 @@ class NodeView:
     """One node. `absent`/`present`: seconds for which the leader itself has seen its lease gone, or there with no
     fence standing, without break; exactly one of them is not None. `reading`: the newest
     that its daemon gave, `fresh`: given since it is present,
-    and just now."""
+    and just now. `beating`: seconds for which its heartbeats on storage have gone on before this leader's eyes."""
 
     record: Node
     absent: float | None = None
     present: float | None = None
     sign: Sign | None = None
+    beating: float = 0.0
     reading: NodeReading | None = None
     fresh: bool = False
     means: FenceMeans = FenceMeans()
@@ -408,7 +409,9 @@ class Rules:
     blind: float = 4.0  # a longer pause between two observations forgets who was absent since when
     sign: float = 3.0  # a heartbeat on storage that is younger is a sign of life
     use: float = 3.0  # present for so long before it is given domains
-    cutoff: float = 20.0  # present, but without a heartbeat on storage for so long: it has lost the storage
+    cutoff: float = (
+        20.0  # present, but without a heartbeat on storage for so long, while another has them: it lost the storage
+    )
     margin: float = 5.0  # a watchdog has fired for certain so long after its deadline
     retry: float = 15.0  # between two rounds of fencing methods
     backoff: float = 5.0  # before the second try to start; doubles

@@ -21,15 +21,19 @@ LOOK = 10.0  # seconds between two looks at what stands there
 class MeansWriter:
     """One a hypervisor; `run` is its task."""
 
-    def __init__(self, node: str, store: Store, means: Callable[[], FenceMeans], clock: Clock) -> None:
-        """`node` is this one's name; `means` tells them as they are now."""
-        self._node, self._store, self._means, self._clock = node, store, means, clock
+    def __init__(
+        self, node: str, store: Store, means: Callable[[], FenceMeans], clock: Clock, *, started: float
+    ) -> None:
+        """`node` is this one's name; `means` tells them as they are now; `started` as in our Presence."""
+        self._node, self._store, self._means, self._clock, self._started = node, store, means, clock, started
 
     async def run(self) -> None:
         """For ever."""
         while True:
             try:
-                await orders.back(self._store, self._node)
+                if not await orders.back(self._store, self._node, self._started):
+                    await self._clock.sleep(RETRY)
+                    continue
                 means = self._means()
                 if await MEANS.get(self._store, self._node) != means:
                     await self._store.commit([], [MEANS.put(self._node, means)])

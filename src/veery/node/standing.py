@@ -47,8 +47,4 @@ class Standing:
     async def _fenced(self, initiator: str) -> bool | None:
         if not initiator or not self._node.has(Role.STORAGE):
             return None
-        try:
-            targets = await self._volumes.mine().targets()
-        except VeeryError:
-            return None
-        return any(initiator not in target.acl for target in targets) if targets else None
+        return await self._volumes.mine().shuts_out(initiator)

@@ -10,7 +10,8 @@ Facts this module rests on, seen in tgt 1.0.85 and read in its sources (usr/ of 
   text_scan_security). So accounts are bound before the first ACL entry and leave after the last.
 - Target names may hold letters, digits, "." ":" "-" only (target.c, tgt_target_create).
 - Unbinding an account leaves a hole in the target's table (target.c, account_ctl); while it is there, tgtd
-  dies at the next "show" and refuses the accounts behind it. So another account fills it at once.
+  dies at the next "show" and refuses the accounts behind it. So another account fills it at once, and whoever else
+  asks for the targets waits for that.
 - LUN parameters are split at commas, so a path with a comma cannot be given.
 - Passwords cannot be read back.
 - tgtd ignores SIGTERM (tgtd.c, signal_catch); SIGKILL harms nothing. tgtadm --mode sys --op delete hangs when
@@ -256,6 +257,7 @@ class TargetServer:
         self.address, self.port, self._run, self._deadline = address, port, run, deadline
         self.portal = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
         self.env = {"TGT_IPC_SOCKET": str(run / "tgt")}
+        self._table = asyncio.Lock()  # held while a target's table of accounts has a hole
 
     # ---- the daemon
     def command(self) -> list[str]:
@@ -330,7 +332,9 @@ class TargetServer:
     # ---- reading
     async def targets(self) -> tuple[Target, ...]:
         """Every target with its LUNs, accounts, ACL and sessions, by tid."""
-        return parse_targets(await self._call("target", "show"))
+        async with self._table:
+            shown = await self._call("target", "show")
+        return parse_targets(shown)
 
     async def accounts(self) -> frozenset[str]:
         """The names of all accounts, bound or not."""
@@ -413,15 +417,17 @@ class TargetServer:
 
     async def bind_account(self, tid: int, user: str, *, instead: str = "") -> None:
         """Let `user` authenticate at target `tid`; it takes the place of the filler `instead`, if that is given."""
-        if instead:
-            await self._call("account", "unbind", "--tid", str(tid), f"--user={instead}")
-        await self._call("account", "bind", "--tid", str(tid), f"--user={user}")
+        async with self._table:
+            if instead:
+                await self._call("account", "unbind", "--tid", str(tid), f"--user={instead}")
+            await self._call("account", "bind", "--tid", str(tid), f"--user={user}")
 
     async def unbind_account(self, tid: int, user: str, place: str) -> None:
         """No longer let `user` authenticate at target `tid`; open sessions stay. The account `place` (`filler`)
-        fills the hole at once; nothing may ask tgtd for its targets in between."""
-        await self._call("account", "unbind", "--tid", str(tid), f"--user={user}")
-        await self._call("account", "bind", "--tid", str(tid), f"--user={place}")
+        fills the hole at once; `targets` waits for that."""
+        async with self._table:
+            await self._call("account", "unbind", "--tid", str(tid), f"--user={user}")
+            await self._call("account", "bind", "--tid", str(tid), f"--user={place}")
 
     async def allow(self, tid: int, initiator: str) -> None:
         """An ACL entry by initiator name."""

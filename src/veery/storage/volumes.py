@@ -2,16 +2,16 @@
 
 The record comes first and goes last, so that bytes without a record never lie about: a crash in between leaves
 a volume that is listed as not ready and can be deleted. `reconcile` brings tgtd to what the records say, after
-each of its starts and after each change."""
+each of its starts and after each change; while they cannot be read, to what it served before (`Served`)."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -24,6 +24,7 @@ from veery.storage.base import BytesStore, whole
 from veery.storage.beat import TID, BeatFile, heartbeat_iqn
 from veery.storage.extents import sync, write_sparse
 from veery.storage.names import check_volume_name, volume_iqn
+from veery.storage.served import Served, Serving
 from veery.storage.tgt import Target, TargetServer
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,15 @@ class Records(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Recorded:
+    """One reading of the records; `here` by name."""
+
+    initiators: tuple[Initiator, ...]
+    denied: frozenset[tuple[str, str]]
+    here: Mapping[str, Volume]
+
+
 class Volumes:
     """The volumes of node `node`."""
 
@@ -76,15 +86,16 @@ class Volumes:
         records: Records,
         authority: str,
         clock: Clock,
+        served: Served,
         sync: bool = True,
         beats: BeatFile | None = None,
     ) -> None:
         """`stores` are the kinds of backing that this node has; `authority` is the naming part of IQNs
-        ("2026-11.lab.veery"); with `sync` a write is acknowledged when it is on the disk (docs/storage.md);
-        `beats` is served besides, for the nodes' heartbeats."""
+        ("2026-11.lab.veery"); `served` is what tgtd is given while the records cannot be read; with `sync` a write is
+        acknowledged when it is on the disk (docs/storage.md); `beats` is served besides, for the nodes' heartbeats."""
         self._node, self._server, self._stores, self._records = node, server, stores, records
         self._authority, self._clock, self._sync = authority, clock, sync
-        self._beats = beats
+        self._beats, self._served = beats, served
         self._lock = asyncio.Lock()  # one reader and writer of tgtd and of the id numbers at a time
         self._busy: dict[str, str] = {}  # volume name: what is being done to it
         self._coming: dict[str, tuple[Volume, str]] = {}  # volumes that move here, and the node whose domain fills them
@@ -304,41 +315,86 @@ class Volumes:
             raise troubles[volume.tid]
 
     async def _reconcile(self) -> tuple[tuple[plan.Step, ...], dict[int, VeeryError]]:
-        begun = time.monotonic()
-        done: list[plan.Step] = []
-        broken: dict[int, VeeryError] = {}
         async with self._lock:
-            initiators = await self._records.initiators()
-            targets, missing = await self._wanted(initiators)
-            observed = await self._server.targets()
+            try:
+                recorded = await self._recorded()
+            except VeeryError:
+                await self._restore()
+                raise
+            targets, missing = await self._wanted(recorded)
+            self._served.keep(Serving(targets=tuple(targets), initiators=tuple(recorded.initiators)))
             # A resize under way has its LUN reloaded itself, perhaps without closing its sessions; who deletes or fills
             # a volume takes the target away himself, once he knows that nobody uses it.
             busy = {volume_iqn(self._authority, name) for name in self._busy}
-            for step in plan.decide(targets, initiators, observed, await self._server.accounts()):
-                if step.tid in broken or (isinstance(step, plan.Reload | plan.Remove) and step.target.iqn in busy):
-                    continue
-                try:
-                    await self._act(step)
-                except VeeryError as error:
-                    if step.tid == 0:
-                        raise
-                    broken[step.tid] = error
-                else:
-                    done.append(step)
-                    log.info("tgtd: %s", plan.describe(step))
-        if done:
-            log.info("tgtd: %d steps in %.0f ms", len(done), 1000 * (time.monotonic() - begun))
+            steps = await self._steps(targets, recorded.initiators)
+            done, broken = await self._take(
+                step for step in steps if not (isinstance(step, plan.Reload | plan.Remove) and step.target.iqn in busy)
+            )
         broken |= missing
         for tid, trouble in broken.items():
             log.error("target %d: %s", tid, trouble.message)
+        return done, broken
+
+    async def _restore(self) -> None:
+        """The records cannot be read. A tgtd that still serves stays as it is; one that was killed meanwhile serves
+        again what it did, so that the loss of the store takes no disk away. Nothing is removed. Raises nothing."""
+        if self._served.known is None:
+            return
+        try:
+            targets, initiators = self._served.known.targets, self._served.known.initiators
+            steps = await self._steps(targets, initiators)
+            done, broken = await self._take(step for step in steps if not isinstance(step, plan.Reload | plan.Remove))
+        except VeeryError as error:
+            log.error("tgtd: not brought back to what it served: %s", error.message)
+            return
+        for tid, trouble in broken.items():
+            log.error("target %d: %s", tid, trouble.message)
+        if done:
+            log.warning("tgtd: serves again what it served, the records cannot be read now")
+
+    async def _steps(self, targets: Sequence[plan.Wanted], initiators: Sequence[Initiator]) -> tuple[plan.Step, ...]:
+        return plan.decide(targets, initiators, await self._server.targets(), await self._server.accounts())
+
+    async def _take(self, steps: Iterable[plan.Step]) -> tuple[tuple[plan.Step, ...], dict[int, VeeryError]]:
+        """Take `steps`; those that were taken, and by tid what went wrong: its target is left then."""
+        begun = time.monotonic()
+        done: list[plan.Step] = []
+        broken: dict[int, VeeryError] = {}
+        for step in steps:
+            if step.tid in broken:
+                continue
+            try:
+                await self._act(step)
+            except VeeryError as error:
+                if step.tid == 0:
+                    raise
+                broken[step.tid] = error
+            else:
+                done.append(step)
+                log.info("tgtd: %s", plan.describe(step))
+        if done:
+            log.info("tgtd: %d steps in %.0f ms", len(done), 1000 * (time.monotonic() - begun))
         return tuple(done), broken
+
+    async def shuts_out(self, initiator: str) -> bool | None:
+        """Whether a target here keeps `initiator` out, and not merely has not been given its doors yet; None where
+        there is no target, or tgtd does not answer. Needs no records."""
+        try:
+            targets = await self._server.targets()
+        except VeeryError:
+            return None
+        if not targets:
+            return None
+        return any(initiator not in target.acl and not self._served.admits(target.iqn, initiator) for target in targets)
 
     async def cut(self, name: str, initiator: str) -> int:
         """Prove that `initiator` can no longer write to volume `name`; the number of sessions closed. The pair
-        must be in `Records.denied` first, or the next reconcile lets it in again. Raises OutcomeUnknown."""
+        must be in `Records.denied` first, or the next reconcile lets it in again. Raises OutcomeUnknown, and Failed
+        where it could not be remembered for a time without records."""
         volume = await self.get(name)
         user = next((one.user for one in await self._records.initiators() if one.iqn == initiator), "")
         async with self._lock:
+            self._served.shut(initiator, volume.iqn)
             return await self._server.cut(initiator, iqn=volume.iqn, user=user)
 
     async def cut_all(self, initiator: str) -> int:
@@ -346,6 +402,7 @@ class Volumes:
         it may have a session at any. Raises as `cut`."""
         user = next((one.user for one in await self._records.initiators() if one.iqn == initiator), "")
         async with self._lock:
+            self._served.shut(initiator)
             return await self._server.cut(initiator, user=user)
 
     async def way_in(self, initiator: str) -> str:
@@ -353,13 +410,19 @@ class Volumes:
         async with self._lock:
             return await self._server.way_in(initiator)
 
-    async def _wanted(self, initiators: Sequence[Initiator]) -> tuple[list[plan.Wanted], dict[int, VeeryError]]:
+    async def _recorded(self) -> _Recorded:
+        """What the records say; who is denied last, so that it tells of every volume here. Raises what the store
+        raises."""
+        here = {volume.name: volume for volume in await self.here()}
+        initiators = tuple(await self._records.initiators())
+        return _Recorded(initiators, frozenset(await self._records.denied()), here)
+
+    async def _wanted(self, recorded: _Recorded) -> tuple[list[plan.Wanted], dict[int, VeeryError]]:
         """The targets as they should be, and the volumes whose bytes are not there. Those stay in the plan: tgtd
         may hold the open file, and their doors must be right all the same."""
-        denied = await self._records.denied()
+        initiators, denied, here = recorded.initiators, recorded.denied, recorded.here
         found: list[plan.Wanted] = []
         missing: dict[int, VeeryError] = {}
-        here = {volume.name: volume for volume in await self.here()}
         coming = {name: node for name, (_, node) in self._coming.items() if name not in here}
         for volume in (*here.values(), *(self._coming[name][0] for name in coming)):
             if not volume.ready:
@@ -450,6 +513,7 @@ class Volumes:
     async def _withdraw(self, volume: Volume) -> None:
         """Take the target away."""
         async with self._lock:
+            self._served.drop(volume.iqn)
             for target in await self._server.targets():
                 if target.iqn == volume.iqn:
                     await self._server.remove_target(target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -76,6 +77,28 @@ def test_balanced_slows_a_domain_that_no_limit_helps() -> None:
     assert not first.course.stopped
 
 
+def test_who_outruns_the_link_and_every_limit_is_slowed_a_round_sooner() -> None:
+    """Where it may still get on, and where a higher limit would do, the usual patience holds."""
+    hopeless = ((0.0, 1, 255, 0), (3.0, 2, 128, 100), (5.0, 3, 128, 100))
+    (first,) = play(BALANCED, hopeless)
+    assert isinstance(first, Change)
+    assert first.course.throttle >= 60
+    assert play(BALANCED, ((0.0, 1, 255, 0), (3.0, 2, 128, 50), (5.0, 3, 100, 50))) == []
+    assert play(BALANCED, ((0.0, 1, 255, 0), (3.0, 2, 20, 100), (3.4, 3, 20, 100))) == []
+
+
+def test_a_moment_of_speed_does_not_count() -> None:
+    """As it was seen: 64 MiB/s asked for, some 40 made, and a tenth of a second of 129 told."""
+    rounds: tuple[Round, ...] = ()
+    for at, number, left, rate in ((0.2, 1, 507, 25), (6.5, 2, 132, 70), (8.0, 2, 60, 129), (10.7, 3, 130, 31)):
+        reading = replace(sample(at, number, left, 31.0), rate=rate * MIB)
+        rounds = converge.fold(rounds, reading)
+    action = converge.decide(MUST_FINISH, Course(downtime=50), rounds, reading, first=50, end=30.0, now=10.7)
+    assert isinstance(action, Change)
+    assert action.course.throttle == 80
+    assert "the copy makes 31" in action.why
+
+
 def test_balanced_takes_the_smallest_limit_that_is_enough() -> None:
     series = ((0.0, 1, 255, 0), (3.0, 2, 9, 3), (3.2, 3, 8, 3), (3.4, 4, 9, 3), (3.6, 5, 8, 3))
     first = play(BALANCED, series)[0]
@@ -127,6 +150,7 @@ def test_policies_by_name() -> None:
         find("no-copy")
     assert "post-copy" in caught.value.hint
     assert [policy.name for policy in POLICIES if policy.risk] == ["post-copy"]
+    assert not find(MoveSettings().policy).risk  # the command line asks for no warning of the default's
     with pytest.raises(Refused, match="takes no disks along"):
         check(MoveSettings(policy="post-copy", with_disks=True))
     check(MoveSettings(policy="balanced", with_disks=True))

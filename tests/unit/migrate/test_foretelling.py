@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,7 +13,7 @@ from veery.hypervisor.qemu.abilities import needs, obstacles, processor
 from veery.hypervisor.qemu.build import Build
 from veery.migrate.plan import IDLE, OUTSIDE, STAND, USUAL, Observations, foretell, learn, make, written
 from veery.model.domain import DomainSpec
-from veery.model.move import MoveReport, MoveSettings, MoveState, Phase
+from veery.model.move import Compress, MoveReport, MoveSettings, MoveState, Phase
 from veery.model.plan import (
     LEVELS,
     Abilities,
@@ -137,6 +138,37 @@ def test_what_earlier_moves_and_a_probe_teach() -> None:
     assert learn(capped, "b", MoveSettings())[0].rate == path.rate
     failed = tuple(replace(each, state=MoveState.FAILED) for each in moved)
     assert learn(failed, "b", MoveSettings())[1] == USUAL
+
+
+def test_a_domain_stands_no_longer_for_what_moved_before_it() -> None:
+    quiet, busy = report("b", 1060.0, 200 * MIB), replace(report("b", 1060.0, 200 * MIB), downtime_ms=300.0)
+    assert learn((quiet, *[busy] * 6), "b", MoveSettings())[1].stand == 20.0
+
+
+@pytest.mark.parametrize(
+    ("wanted", "path", "share", "rate"),
+    [
+        (MoveSettings(), 60.0, 0.5, 120.0),
+        (MoveSettings(), 60.0, 0.1, 150.0),
+        (MoveSettings(), 60.0, 0.8, 60.0),
+        (MoveSettings(), 0.0, 0.5, 60.0),
+        (MoveSettings(compress=Compress.NO), 60.0, 0.5, 60.0),
+        (MoveSettings(compress=Compress.YES), 0.0, 0.8, 75.0),
+        (MoveSettings(bandwidth=30 * MIB), 0.0, 0.5, 60.0),
+        (MoveSettings(policy="post-copy"), 60.0, 0.5, 60.0),
+    ],
+)
+def test_a_packed_copy_is_foretold_as_one(wanted: MoveSettings, path: float, share: float, rate: float) -> None:
+    seen = Observations(
+        domain="busybox",
+        source="a",
+        target="b",
+        settings=wanted,
+        memory=replace(memory(200 * MIB), packed=share),
+        probed=60.0 * MIB,
+        path=path * MIB,
+    )
+    assert make(seen).link.rate == rate * MIB
 
 
 def test_a_plan_tells_every_blocker_once_and_what_would_keep_it_from_coming_back() -> None:

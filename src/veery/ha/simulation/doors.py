@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 from veery.errors import Failed, OutcomeUnknown, Refused
 from veery.ha.simulation.node import SimNode
-from veery.ha.simulation.world import World
+from veery.ha.simulation.promises import Promises
+from veery.ha.simulation.world import ANSWER, World
 from veery.model.ha import WATCHDOG, NodeReading, Proof, Sign, Signs, Ticket
 
 T = TypeVar("T")
@@ -19,8 +20,8 @@ ORDER = 20.0  # seconds after which an order without an answer is given up
 class SimDoors:
     """`Senses` and `Hands` of the brain on node `me`."""
 
-    def __init__(self, world: World, nodes: Mapping[str, SimNode], me: str) -> None:
-        self._world, self._nodes, self._me = world, nodes, me
+    def __init__(self, world: World, nodes: Mapping[str, SimNode], me: str, promises: Promises) -> None:
+        self._world, self._nodes, self._me, self._promises = world, nodes, me, promises
 
     # ---- senses
     async def signs(self) -> Signs:
@@ -29,7 +30,7 @@ class SimDoors:
         ages: dict[str, Sign] = {}
         witnesses = 0
         for storage in self._world.storages():
-            if not (self._world.linked(self._me, storage.name) and storage.target):
+            if not (self._world.linked(self._me, storage.name) and storage.target and storage.knows):
                 continue
             witnesses += 1
             for name, sign in self._world.sign(storage).items():
@@ -46,12 +47,19 @@ class SimDoors:
     async def fence(self, node: str, method: str, absent: float) -> Proof:
         """As Hands.fence."""
         await self._gate()
+        await self._promises.fence(self._me, node, method)
+        if lasts := self._world.lasting.get(f"{node}/{method}"):
+            await asyncio.sleep(lasts)
+            await self._gate()
         self._world.fails("fence", f"{node}/{method}")
         match method:
             case "storage":
                 seen = await self._by_storage(node)
             case "power":
                 await self._world.call(self._me, self._me)
+                if not self._world.machines[node].board:
+                    await asyncio.sleep(ANSWER)
+                    raise Failed(f"the power board of {node} does not answer")
                 self._world.power_off(node, "is switched off by its power fence")
                 seen = "its power was seen off"
             case _ if method == WATCHDOG:
@@ -74,6 +82,7 @@ class SimDoors:
     async def admit(self, node: str, revision: int) -> None:
         """As Hands.admit."""
         await self._gate()
+        await self._promises.admit(self._me, node)
         for storage in self._world.storages():
             await self._world.call(self._me, storage.name)
             await self._answer(storage.name, self._nodes[storage.name].admit(node, revision))
@@ -81,14 +90,19 @@ class SimDoors:
     async def start(self, ticket: Ticket) -> None:
         """As Hands.start."""
         await self._gate()
+        await self._promises.start(self._me, ticket)
         await self._world.call(self._me, ticket.node)
-        await self._answer(ticket.node, self._nodes[ticket.node].start(ticket))
+        try:
+            await self._answer(ticket.node, self._nodes[ticket.node].start(ticket))
+        finally:
+            self._promises.started(ticket)
         self._world.fails("answer", ticket.domain)
         self._world.starts.append((self._world.now(), ticket.domain, ticket.node))
 
     async def move(self, domain: str, source: str, target: str) -> None:
         """As Hands.move."""
         await self._gate()
+        await self._promises.move(self._me, domain, source, target)
         await self._world.call(self._me, source)
         if not self._world.linked(source, target):
             raise Refused(f"{source} does not hear {target}")
@@ -98,6 +112,7 @@ class SimDoors:
     async def end(self, node: str, domain: str, boot: str) -> None:
         """As Hands.end."""
         await self._gate()
+        await self._promises.end(self._me, node, domain)
         await self._world.call(self._me, node)
         await self._answer(node, self._nodes[node].end(domain, boot))
 
@@ -117,4 +132,7 @@ class SimDoors:
                 raise OutcomeUnknown(f"node {node} went away before it answered") from None
             raise
         await self._gate()
+        if not (self._world.paths.whole or self._world.linked(self._me, node)):
+            await asyncio.sleep(ANSWER)
+            raise OutcomeUnknown(f"the answer of node {node} was lost")
         return result

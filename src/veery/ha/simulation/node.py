@@ -39,6 +39,7 @@ class SimNode:
         self._stopped = False
         self._starting: set[str] = set()
         self._sending: set[str] = set()
+        self._door = asyncio.Lock()  # a storage node's: whom it lets in is changed by one at a time
 
     async def run(self) -> None:
         """For ever."""
@@ -47,6 +48,7 @@ class SimNode:
             group.create_task(self._signs())
             group.create_task(self._caretaker())
             group.create_task(self._announce())
+            group.create_task(self._reconcile())
 
     async def _announce(self) -> None:
         """Write how this node can be fenced."""
@@ -67,7 +69,7 @@ class SimNode:
             await self.machine.gate()
             now = self.clock.now()
             heard = self.world.heartbeat(self.name, stopped=self._stopped)
-            if heard or not self.heartbeat.lost():
+            if heard or not self.heartbeat.lost() or self._down_for_all():
                 self._alone = self.machine.fed = now
             if not self.heartbeat.lost():
                 self._stopped = False
@@ -78,9 +80,18 @@ class SimNode:
                 self.machine.copies.clear()
             await self.clock.sleep(1.0)
 
+    def _down_for_all(self) -> bool:
+        """Whether most voters tell this node that the store has no leader, and no storage node that it is shut out: as
+        the guard's rule has it (node/guard.py), its domains run on then."""
+        world = self.world
+        voters = world.voters()
+        heard = [each for each in voters if world.linked(self.name, each.name)]
+        shut = any(self.name in each.denied for each in world.storages() if world.linked(self.name, each.name))
+        return not shut and 2 * len(heard) > len(voters) and not world.members()
+
     # ---- the caretaker
     async def _caretaker(self) -> None:
-        while True:
+        while Role.HYPERVISOR in self.machine.roles:
             await self.clock.sleep(1.0)
             try:
                 await self._tidy()
@@ -170,25 +181,45 @@ class SimNode:
         if owner is not None and (owner.node, owner.boot) == (self.name, boot):
             await gate.release(self.store, owner)
 
+    async def _reconcile(self) -> None:
+        """A storage service that has started again knows nobody and lets nobody in, until it is told by the records."""
+        while Role.STORAGE in self.machine.roles:
+            await self.clock.sleep(1.0)
+            if self.machine.knows or not self.machine.target:
+                continue
+            try:
+                async with self._door:
+                    fences = await FENCES.all(self.store)
+                    shut = {name for name, fence in fences.items() if fence.state is not FenceState.ADMITTING}
+                    self.machine.denied, self.machine.knows = shut, True
+            except (VeeryError, TimeoutError):
+                continue
+            names = ", ".join(sorted(shut)) or "nobody"
+            self.world.say(self.name, f"its storage service has its access back: {names} shut out")
+
     async def deny(self, node: str) -> str:
         """This storage node's part of a fence: what it read back afterwards."""
         await self.machine.gate()
-        self._serves()
-        self.machine.denied.add(node)
+        async with self._door:
+            self._serves()
+            self.machine.denied.add(node)
         await asyncio.sleep(0.02)
         return f"{self.name} lets it in no more"
 
     async def admit(self, node: str, revision: int) -> None:
         """As Hands.admit, on this storage node."""
-        record = await FENCES.get(self.store, node)
-        self._serves()
-        if record is None or record.revision != revision or record.state is not FenceState.ADMITTING:
-            raise Refused(f"{node} is not to be let in")
-        self.machine.denied.discard(node)
+        async with self._door:
+            record = await FENCES.get(self.store, node)
+            self._serves()
+            if record is None or record.revision != revision or record.state is not FenceState.ADMITTING:
+                raise Refused(f"{node} is not to be let in")
+            self.machine.denied.discard(node)
 
     def _serves(self) -> None:
         if not self.machine.target:
             raise Failed(f"the storage service on {self.name} does not answer")
+        if not self.machine.knows:
+            raise Failed(f"the storage service on {self.name} has only just started")
 
     # ---- moves
     async def send(self, domain: str, target: SimNode) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from dataclasses import dataclass
 
-from veery.cluster.keys import DOMAINS, GROUPS, NODES, OWNERS, POLICIES
+from veery.cluster.keys import DOMAINS, FENCES, GROUPS, NODES, OWNERS, POLICIES, RESERVATIONS
 from veery.cluster.memory import MemoryStore
 from veery.cluster.store import Put
 from veery.errors import Refused, VeeryError
@@ -15,6 +15,7 @@ from veery.ha.loop import Brain
 from veery.ha.simulation.clock import BEGIN, run
 from veery.ha.simulation.doors import SimDoors
 from veery.ha.simulation.node import SimNode, boots
+from veery.ha.simulation.promises import Promises
 from veery.ha.simulation.scenario import Scenario, Step
 from veery.ha.simulation.steps import STEPS, Stage
 from veery.ha.simulation.world import NodeClock, World
@@ -28,7 +29,8 @@ from veery.model.node import Node, Role
 @dataclass(frozen=True, slots=True)
 class Told:
     """What came of a scenario. `lines`: the story; `broken`: what must never be and was; `running`: the node of each
-    domain that runs at the end; `starts`, `moves`, `fences`: (second, domain or node, where or how)."""
+    domain that runs at the end; `starts`, `moves`, `fences`: (second, domain or node, where or how); `left`: fences,
+    promises and half copies that stand at the end."""
 
     lines: tuple[str, ...]
     broken: tuple[str, ...]
@@ -36,6 +38,7 @@ class Told:
     starts: tuple[tuple[float, str, str], ...]
     moves: tuple[tuple[float, str, str], ...]
     fences: tuple[tuple[float, str, str], ...]
+    left: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -71,10 +74,11 @@ class _Play(Stage):
         """Build, play, tell."""
         clock = _TrueClock()
         self.data = MemoryStore(clock)
+        self.promises = Promises(self.world, self.data)
         await self._found()
         for name in self.scenario.nodes:
             self.wake(name)
-        judge = asyncio.create_task(self.world.run())
+        judges = [asyncio.create_task(self.world.run()), asyncio.create_task(self.promises.run())]
         failed: BaseException | None = None
         try:
             for step in self.scenario.steps:
@@ -82,16 +86,27 @@ class _Play(Stage):
                 await self._step(step)
             await asyncio.sleep(max(0.0, self.scenario.seconds - self.world.now()))
         finally:
-            if judge.done():
-                failed = judge.exception()
+            failed = next((judge.exception() for judge in judges if judge.done()), None)
             for name in self.scenario.nodes:
                 self.world.end_daemon(name)
-            await stop(judge)
+            await stop(*judges)
             for _ in range(20):
                 await asyncio.sleep(0)
         if failed:
             raise failed
-        return self._told()
+        return self._told(await self._left())
+
+    async def _left(self) -> tuple[str, ...]:
+        """What nobody has cleared away."""
+        fences = [f"the fence of {name}" for name in await FENCES.all(self.data)]
+        promises = [f"the promise of {name}" for name in await RESERVATIONS.all(self.data)]
+        halves = [
+            f"half a copy of {copy.domain} on {machine.name}"
+            for machine in self.world.machines.values()
+            for copy in machine.copies.values()
+            if copy.incoming
+        ]
+        return (*fences, *promises, *halves)
 
     async def _found(self) -> None:
         """The cluster as it stands at second 0: records, owners, running copies."""
@@ -127,7 +142,7 @@ class _Play(Stage):
         self.world.works(name, node.run())
         if Role.VOTER not in machine.roles:
             return
-        doors = SimDoors(self.world, self.nodes, name)
+        doors = SimDoors(self.world, self.nodes, name, self.promises)
         clock, rules = NodeClock(machine), self.scenario.rules
         eyes = StoreEyes(node.store, doors, clock, rules)
         brain = Brain(name, store=node.store, eyes=eyes, hands=doors, clock=clock, rules=rules, told=self._heard)
@@ -154,7 +169,7 @@ class _Play(Stage):
         mark = {Level.INFO: "", Level.WARNING: "", Level.ALARM: "ALARM "}[event.level]
         self.world.say(event.by, f"{mark}{event.what} {event.subject}: {event.text}")
 
-    def _told(self) -> Told:
+    def _told(self, left: tuple[str, ...]) -> Told:
         world = self.world
         running = {
             copy.domain: machine.name
@@ -173,6 +188,7 @@ class _Play(Stage):
             tuple(world.starts),
             tuple(world.moves),
             tuple(world.fences),
+            left,
         )
 
 

@@ -11,6 +11,7 @@ from veery.errors import OutcomeUnknown
 from veery.ha.simulation.world import ANSWER, World
 
 TRIP = 0.002  # seconds to the store and back
+FURTHER = 0.0001  # and for each node of the list so much more: of two that ask at once the first comes first
 
 
 class NodeStore:
@@ -18,41 +19,56 @@ class NodeStore:
 
     def __init__(self, world: World, node: str, data: MemoryStore) -> None:
         self._world, self._node, self.view = world, node, data.view()
+        self._trip = TRIP + FURTHER * list(world.machines).index(node)
         self.lose: tuple[str, bool] | None = None  # a key's beginning: the next write to it gets no answer; done or not
 
-    async def _reach(self) -> None:
+    async def _asked(self) -> None:
+        """Return when what is asked has arrived; raises StoreUnavailable where it does not."""
         machine = self._world.machines[self._node]
         await machine.gate()
-        if not self._world.reaches_store(self._node):
+        if not self._world.writes_store(self._node):
             await asyncio.sleep(ANSWER)
             await machine.gate()
             raise StoreUnavailable("the store does not answer", hint="no quorum, or no way to it")
-        await asyncio.sleep(TRIP)
+        await asyncio.sleep(self._trip + machine.slow / 2)
+
+    async def _answered(self, *, wrote: bool) -> None:
+        """Return when its answer has come. Raises OutcomeUnknown or, where nothing was written, StoreUnavailable."""
+        machine = self._world.machines[self._node]
+        if machine.slow:
+            await asyncio.sleep(machine.slow / 2)
+        if not self._world.paths.whole and not self._world.reaches_store(self._node):
+            await asyncio.sleep(ANSWER)
+            await machine.gate()
+            if wrote:
+                raise OutcomeUnknown("the store's answer was lost")
+            raise StoreUnavailable("the store does not answer", hint="nothing comes back from it")
+        await machine.gate()
 
     async def get(self, key: str) -> Entry | None:
         """As Store.get."""
-        await self._reach()
+        await self._asked()
         found = await self.view.get(key)
-        await self._world.machines[self._node].gate()
+        await self._answered(wrote=False)
         return found
 
     async def scan(self, prefix: str) -> Snapshot:
         """As Store.scan."""
-        await self._reach()
+        await self._asked()
         found = await self.view.scan(prefix)
-        await self._world.machines[self._node].gate()
+        await self._answered(wrote=False)
         return found
 
     async def commit(self, conditions: Sequence[Unchanged], operations: Sequence[Put | Delete]) -> Committed:
         """As Store.commit."""
-        await self._reach()
+        await self._asked()
         if self.lose and any(operation.key.startswith(self.lose[0]) for operation in operations):
             (_, done_too), self.lose = self.lose, None
             if done_too:
                 await self.view.commit(conditions, operations)
             raise OutcomeUnknown("the store's answer was lost")
         done = await self.view.commit(conditions, operations)
-        await self._world.machines[self._node].gate()
+        await self._answered(wrote=True)
         return done
 
     def watch(self, prefix: str, after: int) -> AsyncGenerator[Change, None]:
@@ -61,20 +77,23 @@ class NodeStore:
 
     async def grant(self, ttl: int) -> int:
         """As Store.grant."""
-        await self._reach()
-        return await self.view.grant(ttl)
+        await self._asked()
+        lease = await self.view.grant(ttl)
+        await self._answered(wrote=True)
+        return lease
 
     async def keep(self, lease: int) -> float:
         """As Store.keep."""
-        await self._reach()
+        await self._asked()
         left = await self.view.keep(lease)
-        await self._world.machines[self._node].gate()
+        await self._answered(wrote=True)
         return left
 
     async def revoke(self, lease: int) -> None:
         """As Store.revoke."""
-        await self._reach()
+        await self._asked()
         await self.view.revoke(lease)
+        await self._answered(wrote=True)
 
     async def close(self) -> None:
         """As Store.close."""

@@ -17,6 +17,8 @@ from veery.model.node import Role
 
 T = TypeVar("T")
 
+WAYS = ("both", "in", "out")  # of a cut: which packets are lost
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeSetup:
@@ -50,13 +52,16 @@ class DomainSetup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """At second `at`, `do` one thing of veery.ha.simulation.steps; the other fields are its arguments."""
+    """At second `at`, `do` one thing of veery.ha.simulation.steps; the other fields are its arguments. Of a cut: `peer`
+    is the other node ("": all), `way` "both", "in" or "out", as packets go to or from `node`."""
 
     at: float
     do: str
     node: str = ""
     domain: str = ""
     net: str = "all"
+    peer: str = ""
+    way: str = "both"
     method: str = ""
     seconds: float = 0.0
     policy: Policy | None = None
@@ -154,5 +159,9 @@ def _check(scenario: Scenario) -> None:
     for step in scenario.steps:
         if step.node and step.node not in scenario.nodes and step.node != "leader":
             raise Refused(f"at {step.at:g}: no node {step.node!r}")
+        if step.peer and step.peer not in scenario.nodes:
+            raise Refused(f"at {step.at:g}: no node {step.peer!r}")
+        if step.way not in WAYS:
+            raise Refused(f"at {step.at:g}: no way {step.way!r}", hint="both, in or out")
         if step.domain and step.domain not in scenario.domains:
             raise Refused(f"at {step.at:g}: no domain {step.domain!r}")

@@ -13,6 +13,7 @@ from veery.ha import drainplan, orders
 from veery.ha.loop import Brain
 from veery.ha.simulation.clock import BEGIN
 from veery.ha.simulation.node import SimNode
+from veery.ha.simulation.paths import NETS
 from veery.ha.simulation.scenario import Scenario, Step
 from veery.ha.simulation.world import Machine, World
 from veery.ha.why import why
@@ -70,7 +71,8 @@ async def thaw(stage: Stage, step: Step) -> None:
 
 
 async def cut(stage: Stage, step: Step) -> None:
-    """NODE's networks are cut: net = "all", "cluster" or "storage"."""
+    """NODE's networks are cut: net = "all", "cluster" or "storage"; with PEER only between these two, and with way "in"
+    or "out" only the packets to NODE or from it."""
     _nets(stage, step, up=False)
 
 
@@ -81,12 +83,27 @@ async def heal(stage: Stage, step: Step) -> None:
 
 def _nets(stage: Stage, step: Step, *, up: bool) -> None:
     machine = _machine(stage, step)
-    if step.net not in ("all", "cluster", "storage"):
+    if step.net not in ("all", *NETS):
         raise Refused(f"no net {step.net!r}", hint="all, cluster or storage")
+    which = "every network" if step.net == "all" else f"the {step.net} network"
+    again = " again" if up else ""
+    if step.peer or step.way != "both":
+        _pair(stage, machine.name, step, up=up)
+        way = {"both": "between it and", "in": "from", "out": "to"}[step.way]
+        verb = f"has{again}" if up else "loses"
+        stage.world.say("world", f"{machine.name} {verb} what {which} carries {way} {step.peer or 'the others'}")
+        return
     machine.cluster_net = up if step.net in ("all", "cluster") else machine.cluster_net
     machine.storage_net = up if step.net in ("all", "storage") else machine.storage_net
-    which = "every network" if step.net == "all" else f"the {step.net} network"
-    stage.world.say("world", f"{machine.name} {'has' if up else 'loses'} {which}{' again' if up else ''}")
+    stage.world.say("world", f"{machine.name} {'has' if up else 'loses'} {which}{again}")
+
+
+def _pair(stage: Stage, name: str, step: Step, *, up: bool) -> None:
+    paths = stage.world.paths
+    if up:
+        paths.heal(name, peer=step.peer, net=step.net, way=step.way)
+    else:
+        paths.cut(name, peer=step.peer, net=step.net, way=step.way, now=stage.world.now())
 
 
 async def daemon_stop(stage: Stage, step: Step) -> None:
@@ -145,6 +162,42 @@ async def target_start(stage: Stage, step: Step) -> None:
     """And starts again, with the same access as before."""
     _machine(stage, step).target = True
     stage.world.say("world", f"the storage service of {step.node} starts")
+
+
+async def target_restart(stage: Stage, step: Step) -> None:
+    """The storage service of NODE is killed and starts again at once, with nothing: it lets nobody in until the node's
+    daemon has told it whom, by the records."""
+    machine = _machine(stage, step)
+    machine.target, machine.knows = True, False
+    stage.world.say("world", f"the storage service of {machine.name} starts anew and knows nobody")
+
+
+async def slow_store(stage: Stage, step: Step) -> None:
+    """Each answer of the store comes `seconds` later, to NODE or to all; 0: as ever."""
+    for machine in stage.world.machines.values():
+        machine.slow = step.seconds if step.node in ("", machine.name) else machine.slow
+    whom = step.node or "everybody"
+    stage.world.say(
+        "world", f"the store answers {whom} {f'{step.seconds:g} s late' if step.seconds else 'at once again'}"
+    )
+
+
+async def board_lost(stage: Stage, step: Step) -> None:
+    """The board that switches NODE's power cannot be reached."""
+    _machine(stage, step).board = False
+    stage.world.say("world", f"the power board of {step.node} cannot be reached")
+
+
+async def board_back(stage: Stage, step: Step) -> None:
+    """It can again."""
+    _machine(stage, step).board = True
+    stage.world.say("world", f"the power board of {step.node} can be reached again")
+
+
+async def slow_fence(stage: Stage, step: Step) -> None:
+    """`method` takes `seconds` for NODE from now on, and works."""
+    stage.world.lasting[f"{step.node}/{step.method}"] = step.seconds
+    stage.world.say("world", f"a fence of {step.node} by {step.method} takes {step.seconds:g} s")
 
 
 async def clock_step(stage: Stage, step: Step) -> None:
@@ -308,6 +361,11 @@ STEPS: dict[str, Callable[[Stage, Step], Awaitable[None]]] = {
     "disk-freed": disk_freed,
     "target-stop": target_stop,
     "target-start": target_start,
+    "target-restart": target_restart,
+    "slow-store": slow_store,
+    "board-lost": board_lost,
+    "board-back": board_back,
+    "slow-fence": slow_fence,
     "clock-step": clock_step,
     "lose-answer": lose_answer,
     "break-fence": break_fence,

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from veery.errors import Failed, OutcomeUnknown
 from veery.ha.simulation.clock import BEGIN
+from veery.ha.simulation.paths import Paths
 from veery.ha.simulation.scenario import Scenario
 from veery.model.ha import Sign
 from veery.model.node import Role
@@ -47,6 +48,9 @@ class Machine:
     daemon: bool = True
     etcd: bool = True
     target: bool = True  # its storage service, on a storage node
+    knows: bool = True  # the storage service has whom it lets in; after a restart it lets nobody in at first
+    board: bool = True  # the board that switches its power can be reached
+    slow: float = 0.0  # seconds by which each answer of the store comes later
     cluster_net: bool = True
     storage_net: bool = True
     disk_full: bool = False
@@ -83,6 +87,8 @@ class World:
             machine = Machine(name, setup.roles, setup.room, setup.methods, setup.watchdog, setup.stop)
             machine.thawed.set()
             self.machines[name] = machine
+        self._voters = tuple(each for each in self.machines.values() if Role.VOTER in each.roles)
+        self._storages = tuple(each for each in self.machines.values() if Role.STORAGE in each.roles)
         self.runs: dict[str, int] = dict.fromkeys(scenario.domains, 0)  # the last number of a run
         self.wrote: dict[str, int] = dict.fromkeys(scenario.domains, 0)  # the newest run that wrote
         self.broken: list[str] = []
@@ -91,7 +97,9 @@ class World:
         self.moves: list[tuple[float, str, str]] = []
         self.fences: list[tuple[float, str, str]] = []  # second, node, method: proofs
         self.failing: dict[tuple[str, str], tuple[int, str]] = {}  # (what, whom): how often still, what is said
-        self._tasks: dict[str, set[asyncio.Task[Any]]] = {name: set() for name in self.machines}
+        self.lasting: dict[str, float] = {}  # "NODE/METHOD": seconds that this fence takes
+        self.paths = Paths(self.machines)
+        self._tasks: dict[str, dict[asyncio.Task[Any], None]] = {name: {} for name in self.machines}  # in their order
 
     # ---- time and story
     def now(self) -> float:
@@ -109,41 +117,61 @@ class World:
             self.say("JUDGE", text)
 
     # ---- who reaches whom
-    def voters(self) -> list[Machine]:
+    def voters(self) -> tuple[Machine, ...]:
         """The voters' machines."""
-        return [machine for machine in self.machines.values() if Role.VOTER in machine.roles]
+        return self._voters
 
-    def storages(self) -> list[Machine]:
+    def storages(self) -> tuple[Machine, ...]:
         """The storage nodes' machines."""
-        return [machine for machine in self.machines.values() if Role.STORAGE in machine.roles]
+        return self._storages
 
-    def quorum(self) -> bool:
-        """Whether most voters see each other."""
+    def members(self) -> list[str]:
+        """The voters that take part: most of all, each in touch with one of them that leads. None without quorum."""
         voters = self.voters()
-        up = [each for each in voters if each.well and each.etcd and each.cluster_net and not each.disk_full]
-        return 2 * len(up) > len(voters)
+        up = [each.name for each in voters if each.well and each.etcd and each.cluster_net and not each.disk_full]
+        if self.paths.whole:
+            return up if 2 * len(up) > len(voters) else []
+        parts = [[other for other in up if other == one or self.paths.both(one, other, "cluster")] for one in up]
+        most = max(parts, key=len, default=[])
+        return most if 2 * len(most) > len(voters) else []
 
     def reaches_store(self, node: str) -> bool:
-        """Whether `node` gets answers of the store."""
-        return self.machines[node].cluster_net and self.quorum()
+        """Whether `node` gets answers of the store: from any member that takes part."""
+        members = self.members() if self.machines[node].cluster_net else []
+        return any(each == node or self.paths.both(node, each, "cluster") for each in members)
+
+    def writes_store(self, node: str) -> bool:
+        """Whether what `node` asks of the store is done, be it without an answer."""
+        members = self.members() if self.machines[node].cluster_net else []
+        return any(each == node or self.paths.sends(node, each, "cluster", self.now()) for each in members)
 
     def linked(self, one: str, other: str) -> bool:
         """Whether the daemons of two nodes hear each other."""
+        return self._up(one, other) and self.paths.both(one, other, "cluster")
+
+    def _up(self, one: str, other: str) -> bool:
         pair = (self.machines[one], self.machines[other])
         if one == other:
             return pair[0].well and pair[0].daemon
         return all(each.well and each.daemon and each.cluster_net for each in pair)
 
     def reaches_storage(self, node: str, storage: Machine) -> bool:
-        """Whether `node` can write to `storage`."""
+        """Whether `node` can write to `storage` and hears that it was written."""
+        return self._serves(node, storage) and self.paths.both(node, storage.name, "storage")
+
+    def _writes_storage(self, node: str, storage: Machine) -> bool:
+        """Whether what `node` writes to `storage` gets there, answered or not."""
+        return self._serves(node, storage) and self.paths.sends(node, storage.name, "storage", self.now())
+
+    def _serves(self, node: str, storage: Machine) -> bool:
         machine = self.machines[node]
         path = storage.name == node or (machine.storage_net and storage.storage_net)
-        return path and storage.well and storage.target and node not in storage.denied
+        return path and storage.well and storage.target and storage.knows and node not in storage.denied
 
     async def call(self, one: str, other: str) -> None:
         """`one` asks `other` for something: returns when it was heard. Raises Failed."""
         await asyncio.sleep(0.005)
-        if not self.linked(one, other):
+        if not (self._up(one, other) and self.paths.sends(one, other, "cluster", self.now())):
             await asyncio.sleep(ANSWER)
             raise Failed(f"node {other} does not answer")
 
@@ -163,7 +191,7 @@ class World:
             return False
         if self.scenario.domains[copy.domain].local:
             return True
-        return any(self.reaches_storage(machine.name, storage) for storage in self.storages())
+        return any(self._writes_storage(machine.name, storage) for storage in self.storages())
 
     def begin(self, machine: Machine, domain: str, boot: str) -> Copy:
         """A run of `domain` begins on `machine`; the judge looks whether it may."""
@@ -173,15 +201,18 @@ class World:
             if other is machine:
                 continue
             old = other.copies.get(domain)
-            if old is not None and old.running and not old.incoming and self._may_write_yet(other):
+            if old is not None and self.may_write_yet(other, old):
                 self.breaks(f"{domain} was started on {machine.name} while its copy on {other.name} may write")
         machine.copies[domain] = copy
         self.judge()
         return copy
 
-    def _may_write_yet(self, machine: Machine) -> bool:
-        """Whether a copy on `machine` writes, or would if its networks came back or it thawed."""
-        return machine.power and any(machine.name not in storage.denied for storage in self.storages())
+    def may_write_yet(self, machine: Machine, copy: Copy) -> bool:
+        """Whether `copy` writes, or would if networks came back or its machine thawed."""
+        if not (machine.power and copy.running) or copy.incoming:
+            return False
+        local = self.scenario.domains[copy.domain].local
+        return local or any(machine.name not in storage.denied for storage in self.storages())
 
     def judge(self) -> None:
         """Look at every disk now."""
@@ -214,8 +245,8 @@ class World:
         """Have `node`'s daemon do `work`: it ends when the daemon does."""
         task = asyncio.ensure_future(work)
         mine = self._tasks[node]
-        mine.add(task)
-        task.add_done_callback(mine.discard)
+        mine[task] = None
+        task.add_done_callback(lambda done: mine.pop(done, None))
         task.add_done_callback(_heard)
         return task
 
@@ -226,10 +257,10 @@ class World:
 
     def heartbeat(self, name: str, *, stopped: bool) -> bool:
         """`name` writes its heartbeat to every storage node it reaches; whether there was one."""
-        reached = [storage for storage in self.storages() if self.reaches_storage(name, storage)]
-        for storage in reached:
-            storage.signs[name] = (self.now(), stopped)
-        return bool(reached)
+        for storage in self.storages():
+            if self._writes_storage(name, storage):
+                storage.signs[name] = (self.now(), stopped)
+        return any(self.reaches_storage(name, storage) for storage in self.storages())
 
     def sign(self, storage: Machine) -> dict[str, Sign]:
         """The heartbeats as `storage` tells them."""

@@ -32,7 +32,7 @@ def install(folder: Path) -> Path:
     for name in PROGRAMS:
         path = folder / name
         rows = [f"#!{sys.executable} -IS", "import sys", f"sys.path.insert(0, {str(Path(__file__).parent)!r})"]
-        rows += ["import fake_xl", f"sys.exit(fake_xl.main({name!r}, {str(folder / 'state')!r}, sys.argv[1:]))"]
+        rows += ["import scripted_xl", f"sys.exit(scripted_xl.main({name!r}, {str(folder / 'state')!r}, sys.argv[1:]))"]
         path.write_text("\n".join(rows) + "\n")
         path.chmod(0o755)
     return folder
@@ -108,7 +108,7 @@ def guest(host: Host, domain: dict[str, Any]) -> int:
     os.set_inheritable(master, True)
     os.set_inheritable(slave, True)
     what = (str(Path(__file__).parent), str(host.folder), domain["domid"], master, not domain.get("woken"))
-    code = f"import sys; sys.path.insert(0, {what[0]!r}); import fake_xl; fake_xl.guest_main(*{what[1:]!r})"
+    code = f"import sys; sys.path.insert(0, {what[0]!r}); import scripted_xl; scripted_xl.guest_main(*{what[1:]!r})"
     os.execv(sys.executable, ["guest", "-IS", "-c", code])  # all else that is open closes here, the lock too
     raise AssertionError("execv does not return")
 

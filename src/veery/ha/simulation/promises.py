@@ -1,0 +1,314 @@
+"""The second judge: what the brain promises beside whole disks, looked at with each of its orders and between them.
+
+It reads the records and the machines as they truly are, which no brain can. Where an order was right by what could be
+known when it was decided, and the world has changed since, it is forgiven: LATE seconds, and what the store is slow."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from veery.cluster.memory import MemoryStore
+from veery.cluster.store import Snapshot
+from veery.ha.simulation.records import Records
+from veery.ha.simulation.world import World
+from veery.model.ha import WATCHDOG, FenceRecord, FenceState, GroupKind, Policy, Ticket
+from veery.model.node import Role
+
+LATE = 3.0  # seconds by which an order may come after the look that it was decided on
+TICK = 0.25
+PATIENCE = 9.0  # seconds within which what can be done is done
+ORDER = 20.0  # and so many more where an order about the same domain may wait for a node that stands frozen
+HOLD = 30.0  # seconds for which a start under way holds those of lower priority back
+
+
+class Promises:
+    """One a world; `run` is a task of the play, the rest is called by the brains' doors as orders are given."""
+
+    def __init__(self, world: World, data: MemoryStore) -> None:
+        self._world, self._data = world, data
+        self._records = Records(Snapshot((), 0))
+        self._since: dict[str, float] = {}  # since when each fact holds without break
+        self._last_owner: dict[str, str] = {}
+        self._starting: dict[str, tuple[str, str, float]] = {}  # domain: leader, node, ordered at
+        self._tries: dict[str, list[float]] = {}  # orders to start in a row
+        self._policies: dict[str, int] = {}
+
+    async def run(self) -> None:
+        """For ever: look four times a second."""
+        while True:
+            await self._look()
+            await asyncio.sleep(TICK)
+
+    async def _look(self) -> None:
+        snapshot = await self._data.scan("")
+        if snapshot.revision != self._records.revision:
+            self._records = Records(snapshot, self._records)
+        records = self._records
+        facts = {"quorum"} if self._world.members() else set()
+        facts |= {"disarmed"} if records.disarmed else set()
+        for name, machine in self._world.machines.items():
+            facts |= {f"gone/{name}"} if not records.alive(name) else {f"there/{name}"}
+            facts |= {f"drain/{name}"} if records.drained(name) else set()
+            facts |= {f"sick/{name}"} if machine.sick else set()
+            for storage in self._world.storages():
+                at, stopped = storage.signs.get(name, (-1e9, False))
+                young = self._world.now() - at < self._world.scenario.rules.sign
+                facts |= {f"beats/{name}/{storage.name}"} if young and not stopped else set()
+            facts |= (
+                {f"mute/{name}"}
+                if not (machine.well and machine.daemon and machine.target and machine.knows)
+                else set()
+            )
+        for domain in self._world.scenario.domains:
+            owner = records.owner(domain)
+            if owner:
+                self._last_owner[domain] = owner.node
+            facts |= {f"waits/{domain}"} if owner is None and records.restarts(domain) else set()
+            revision = records.policy(domain).revision
+            if self._policies.setdefault(domain, revision) != revision:
+                self._policies[domain] = revision
+                self._tries.pop(domain, None)
+        facts |= self._undone(records)
+        self._since = {fact: self._since.get(fact, self._world.now()) for fact in facts}
+        self._owners_hold(records)
+        for fact in facts:
+            what, _, name = fact.partition("/")
+            if what == "provable" and self._lasted(fact) > self._world.scenario.rules.retry + PATIENCE:
+                self._world.breaks(f"{name.partition('/')[2]} can be fenced, and is not")
+            if what == "startable" and self._lasted(fact) > PATIENCE + ORDER:
+                self._world.breaks(f"{name.partition('/')[2]} can be started, and is not")
+
+    def _undone(self, records: Records) -> set[str]:
+        """What the one that leads could do at this moment, and nothing stands in its way."""
+        leader, world = records.leader, self._world
+        if not leader or not world.members() or records.disarmed or not world.linked(leader, leader):
+            return set()
+        if any(machine.slow for machine in world.machines.values()) or not world.reaches_store(leader):
+            return set()
+        facts = set()
+        asked = [each for each in world.storages() if world.linked(leader, each.name) and each.target and each.knows]
+        for name, machine in world.machines.items():
+            fence = records.fence(name)
+            begun = fence is not None and fence.state in (FenceState.FENCING, FenceState.FAILED)
+            broken = world.failing.get(("fence", f"{name}/storage"), (0, ""))[0] or f"{name}/storage" in world.lasting
+            if begun and not records.alive(name) and "storage" in machine.methods and not broken:
+                facts |= {f"provable/{leader}/{name}"} if len(asked) == len(world.storages()) else set()
+        waiting = [name for name in world.scenario.domains if f"waits/{name}" in self._since]
+        if self._starting or any(world.scenario.domains[name].priority for name in waiting) or len(waiting) != 1:
+            return facts  # who waits for whom is told elsewhere
+        for name in waiting:
+            setup, run = world.scenario.domains[name], records.run(name)
+            free = not (setup.local or setup.group or (run and (run.tries or run.failed)))
+            places = (each for each in world.machines if self._welcomes(records, leader, each))
+            if free and any(self._free(records, each) >= setup.memory for each in places):
+                facts.add(f"startable/{leader}/{name}")
+        return facts
+
+    def _welcomes(self, records: Records, leader: str, node: str) -> bool:
+        """Whether nothing keeps the leader from giving domains to `node`."""
+        well = not self._world.machines[node].sick and not records.fences_of(node)
+        hears = self._world.linked(leader, node) and self._lasted(f"there/{node}") > 0
+        return well and hears and self._may_take(records, node) and self._keeps_storage(node)
+
+    def _keeps_storage(self, node: str) -> bool:
+        machine = self._world.machines[node]
+        return all(self._world.reaches_storage(machine.name, each) for each in self._world.storages())
+
+    def _owners_hold(self, records: Records) -> None:
+        """Every copy that may write has the owner key."""
+        for machine in self._world.machines.values():
+            for copy in machine.copies.values():
+                owner = records.owner(copy.domain)
+                mine = owner is not None and (owner.node, owner.boot) == (machine.name, copy.boot)
+                if not mine and self._world.may_write_yet(machine, copy):
+                    whose = f"is {owner.node}'s" if owner else "is nobody's"
+                    self._world.breaks(f"{copy.domain} may write on {machine.name}, and its owner key {whose}")
+
+    def _lasted(self, fact: str) -> float:
+        """Seconds for which `fact` has held; -1 where it does not."""
+        return self._world.now() - self._since[fact] if fact in self._since else -1.0
+
+    def _late(self, leader: str) -> float:
+        return LATE + 2 * self._world.machines[leader].slow
+
+    async def _order(self, leader: str, what: str) -> Records:
+        """The records as they are now; `what` is ordered, which is not to be while disarmed."""
+        await self._look()
+        if self._lasted("disarmed") > self._late(leader):
+            self._world.breaks(f"{what}, while disarmed")
+        return self._records
+
+    # ---- fences
+    async def fence(self, leader: str, node: str, method: str) -> None:
+        """`leader` begins to fence `node` by `method`."""
+        records = await self._order(leader, f"{node} was fenced")
+        rules, record = self._world.scenario.rules, records.fence(node)
+        if record is None or record.state is not FenceState.FENCING:
+            return  # overtaken meanwhile: what is done now proves nothing to anyone
+        self._method_in_turn(node, method, record)
+        if record.round > 1 or record.tried:
+            return
+        if records.alive(node) and records.alive_since(node) < record.revision:
+            self._world.breaks(f"{node} was fenced while its lease stood")
+        if 0 <= self._lasted(f"gone/{node}") < rules.silence - TICK:
+            self._world.breaks(f"{node} was fenced at its first silence")
+        if self._lasted("quorum") < rules.grace - TICK:
+            self._world.breaks(f"{node} was fenced when the store had only just come back")
+        if all(self._lasted(f"mute/{storage.name}") > self._late(leader) for storage in self._world.storages()):
+            self._world.breaks(f"{node} was fenced, and no storage node could tell of it")
+        for storage in self._world.storages():
+            asked = self._world.linked(leader, storage.name) and storage.target and storage.knows
+            if asked and self._lasted(f"beats/{node}/{storage.name}") > self._late(leader):
+                self._world.breaks(f"{node} was fenced, and writes heartbeats to {storage.name}")
+        if not self._gains(records, node):
+            self._world.breaks(f"{node} was fenced, and nothing is gained by it")
+
+    def _method_in_turn(self, node: str, method: str, record: FenceRecord) -> None:
+        tried = {each for each, _ in record.tried}
+        left = [each for each in self._world.machines[node].methods if each not in tried and each != WATCHDOG]
+        if method != WATCHDOG and left and method != left[0]:
+            self._world.breaks(f"{node} was fenced by {method} before {left[0]}")
+
+    def _gains(self, records: Records, node: str) -> bool:
+        """Whether a domain of `node` would find a place elsewhere."""
+        mine = [name for name in self._world.scenario.domains if records.restarts(name) and records.on(name) == node]
+        places = [name for name in self._world.machines if name != node and self._may_take(records, name)]
+        return any(self._free(records, place) >= self._memory(name) for name in mine for place in places)
+
+    def _may_take(self, records: Records, node: str) -> bool:
+        there = Role.HYPERVISOR in self._world.machines[node].roles and records.alive(node)
+        return there and records.fence(node) is None and not records.drained(node)
+
+    async def admit(self, leader: str, node: str) -> None:
+        """`leader` lets `node` in again."""
+        records = await self._order(leader, f"{node} was let in")
+        for copy in self._world.machines[node].copies.values():
+            owner = records.owner(copy.domain)
+            mine = owner is not None and (owner.node, owner.boot) == (node, copy.boot)
+            if copy.running and not copy.incoming and not mine:
+                self._world.breaks(f"{node} was let in with its old copy of {copy.domain}")
+
+    # ---- starts
+    async def start(self, leader: str, ticket: Ticket) -> None:
+        """`leader` orders a start."""
+        name, node = ticket.domain, ticket.node
+        records = await self._order(leader, f"{name} was started")
+        owner, fence = records.owner(name), records.fence(node)
+        if owner is not None and owner.revision < ticket.revision:
+            self._world.breaks(f"{name} was started, and {owner.node} owns it")
+        if not records.restarts(name) and records.policy(name).revision < ticket.revision:
+            self._world.breaks(f"{name} was started, and is not to be")
+        if fence is not None and fence.revision < ticket.revision:
+            self._world.breaks(f"{name} was started on {node}, which is fenced")
+        if self._lasted(f"gone/{node}") > self._late(leader):
+            self._world.breaks(f"{name} was started on {node}, which is not there")
+        if 0 <= self._lasted(f"there/{node}") < self._world.scenario.rules.use - 2 * TICK:
+            self._world.breaks(f"{name} was started on {node}, which has only just come")
+        self._place_fits(leader, records, name, node)
+        if not any(machine.offset for machine in self._world.machines.values()):
+            self._paced(name, records.policy(name).max_restarts)
+        self._in_turn(leader, records, name, node)
+        self._starting[name] = (leader, node, self._world.now())
+
+    def started(self, ticket: Ticket) -> None:
+        """The order has an answer, or is given up."""
+        self._starting.pop(ticket.domain, None)
+
+    def _place_fits(self, leader: str, records: Records, name: str, node: str) -> None:
+        scenario, setup = self._world.scenario, self._world.scenario.domains[name]
+        if self._lasted(f"drain/{node}") > self._late(leader):
+            self._world.breaks(f"{name} was given to {node}, which is drained")
+        if setup.local and self._last_owner.get(name, node) != node:
+            self._world.breaks(f"{name} was given to {node}, which has not its disk")
+        group = scenario.groups.get(setup.group)
+        if group and group.nodes and node not in group.nodes:
+            self._world.breaks(f"{name} was given to {node}, which its group does not allow")
+        if group and group.strict and group.kind is GroupKind.APART:
+            others = [each for each, domain in scenario.domains.items() if domain.group == setup.group and each != name]
+            if any(records.on(each) == node for each in others):
+                self._world.breaks(f"{name} was given to {node}, which has another of its group")
+        starting = sum(self._memory(each) for each, (_, where, _) in self._starting.items() if where == node)
+        if self._free(records, node, without=self._starting) - starting < setup.memory:
+            self._world.breaks(f"{name} was given to {node}, which has no room")
+
+    def _paced(self, name: str, most: int) -> None:
+        """Crash loops are damped: the pauses grow, and the tries end."""
+        rules, now = self._world.scenario.rules, self._world.now()
+        tries = self._tries.get(name, [])
+        if tries and now - tries[-1] >= rules.stable:
+            tries = []
+        pause = min(rules.backoff * 2 ** (len(tries) - 1), rules.backoff_max) if tries else 0.0
+        if tries and now - tries[-1] < pause - 2 * TICK:
+            self._world.breaks(f"{name} was started again after {now - tries[-1]:.1f} s, not {pause:g} s")
+        if len(tries) >= most:
+            self._world.breaks(f"{name} was started more often than {most} times in a row")
+        self._tries[name] = [*tries, now]
+
+    def _in_turn(self, leader: str, records: Records, name: str, node: str) -> None:
+        """Those of higher priority are first."""
+        now, mine = self._world.now(), records.policy(name).priority
+        for other, setup in self._world.scenario.domains.items():
+            if records.policy(other).priority <= mine:
+                continue
+            who, _, at = self._starting.get(other, ("", "", 0.0))
+            if who == leader and now - at < HOLD - LATE:
+                self._world.breaks(f"{name} was started while {other}, which is before it, is starting")
+            run = records.run(other)
+            free = (
+                not who and not setup.local and not setup.group and not (run and (run.tries or run.failed))
+            )  # nothing keeps it from being started
+            room = self._free(records, node) - sum(
+                self._memory(each) for each, (_, where, _) in self._starting.items() if where == node
+            )
+            if free and self._lasted(f"waits/{other}") > self._late(leader) and room >= setup.memory:
+                self._world.breaks(f"{name} was started before {other}, which is before it and waits")
+
+    # ---- moves and ends
+    async def move(self, leader: str, domain: str, source: str, target: str) -> None:
+        """`leader` orders a move."""
+        records = await self._order(leader, f"{domain} was moved")
+        drained = records.drained(source)
+        if not (drained or self._lasted(f"sick/{source}") >= 0 or records.resumed(target)):
+            self._world.breaks(f"{domain} was moved from {source} needlessly")
+        if records.policy(domain).policy is Policy.OFF and not (drained or records.resumed(target)):
+            self._world.breaks(f"{domain} was moved, and its policy is off")
+        if records.fence(target) is not None and self._lasted(f"gone/{target}") > self._late(leader):
+            self._world.breaks(f"{domain} was moved to {target}, which is fenced")
+        self._place_fits(leader, records, domain, target)
+        under_way = [each for each in records.moves() if each.domain != domain]
+        rules = self._world.scenario.rules
+        if sum(each.source == source for each in under_way) >= rules.out:
+            self._world.breaks(f"more than {rules.out} moves out of {source}")
+        if sum(each.target == target for each in under_way) >= rules.into:
+            self._world.breaks(f"more than {rules.into} moves into {target}")
+
+    async def end(self, leader: str, node: str, domain: str) -> None:
+        """`leader` orders the end of a copy."""
+        records = await self._order(leader, f"{domain} was ended")
+        if records.on(domain) != node:
+            return  # an old copy
+        if not records.restarts(domain):
+            self._world.breaks(f"{domain} was ended on {node}, and is not to be started elsewhere")
+        rules = self._world.scenario.rules
+        for storage in self._world.storages():
+            at, _ = storage.signs.get(node, (-1e9, False))
+            if self._world.now() - at < rules.cutoff - LATE:
+                self._world.breaks(f"{domain} was ended on {node}, which writes heartbeats to {storage.name}")
+        others = (name for name in self._world.machines if name != node)
+        if not any(
+            self._lasted(f"beats/{name}/{each.name}") > LATE for name in others for each in self._world.storages()
+        ):
+            self._world.breaks(f"{domain} was ended on {node}, and nobody has the storage")
+
+    # ---- figures
+    def _memory(self, domain: str) -> int:
+        return self._world.scenario.domains[domain].memory
+
+    def _free(self, records: Records, node: str, *, without: Mapping[str, object] | None = None) -> int:
+        """MiB left on `node`, by the owner keys and the promises of moves."""
+        held = [
+            name for name in self._world.scenario.domains if records.on(name) == node and name not in (without or ())
+        ]
+        coming = [each.domain for each in records.moves() if each.target == node and each.domain not in held]
+        return self._world.machines[node].room - sum(self._memory(name) for name in (*held, *coming))

@@ -1,0 +1,116 @@
+"""The store's records as the judges of a simulated world read them: decoded when they are asked for."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from veery.cluster.keys import (
+    ALIVE,
+    DISARMED,
+    FENCES,
+    HISTORIES,
+    INTENTS,
+    LEADER,
+    LEADERS,
+    OWNERS,
+    POLICIES,
+    RESERVATIONS,
+    RUNS,
+    Kind,
+)
+from veery.cluster.store import Entry, Snapshot
+from veery.model.cluster import Owner, Reservation
+from veery.model.ha import FenceRecord, HaRecord, IntentKind, Policy, RunRecord
+
+T = TypeVar("T")
+
+
+class Records:
+    """All entries of one revision. `before`: an earlier one, whose decoded values are used where nothing changed."""
+
+    def __init__(self, snapshot: Snapshot, before: Records | None = None) -> None:
+        self.revision = snapshot.revision
+        self._entries = {entry.key: entry for entry in snapshot.entries}
+        self._values: dict[tuple[str, int], Any] = before._values if before else {}
+
+    def _one(self, kind: Kind[T], name: str) -> T | None:
+        entry = self._entries.get(kind.prefix + name)
+        return self._value(kind, entry) if entry else None
+
+    def _value(self, kind: Kind[T], entry: Entry) -> T:
+        key = (entry.key, entry.revision)
+        if key not in self._values:
+            self._values[key] = kind.value(entry)
+        value: T = self._values[key]
+        return value
+
+    @property
+    def disarmed(self) -> bool:
+        """Whether `veery disarm` stands."""
+        return DISARMED in self._entries
+
+    @property
+    def leader(self) -> str:
+        """The node that leads, as the store has it; "" for none."""
+        entry = self._entries.get(LEADER)
+        return self._value(LEADERS, entry).node if entry else ""
+
+    def fences_of(self, node: str) -> int:
+        """How often `node` was fenced of late."""
+        history = self._one(HISTORIES, node)
+        return len(history.fenced) if history else 0
+
+    def alive(self, node: str) -> bool:
+        """Whether `node` has its lease."""
+        return ALIVE.prefix + node in self._entries
+
+    def alive_since(self, node: str) -> int:
+        """The revision at which it got that lease; 0 without one."""
+        entry = self._entries.get(ALIVE.key(node))
+        return entry.created if entry else 0
+
+    def fence(self, node: str) -> FenceRecord | None:
+        """fence/NODE."""
+        return self._one(FENCES, node)
+
+    def drained(self, node: str) -> bool:
+        """Whether `node` is to be empty."""
+        return self._intent(node) is IntentKind.DRAIN
+
+    def resumed(self, node: str) -> bool:
+        """Whether what had to leave `node` is to come home."""
+        return self._intent(node) is IntentKind.RESUME
+
+    def _intent(self, node: str) -> IntentKind | None:
+        intent = self._one(INTENTS, node)
+        return intent.kind if intent else None
+
+    def owner(self, domain: str) -> Owner | None:
+        """owner/DOMAIN."""
+        return self._one(OWNERS, domain)
+
+    def on(self, domain: str) -> str:
+        """The node that owns it; "" for none."""
+        owner = self.owner(domain)
+        return owner.node if owner else ""
+
+    def policy(self, domain: str) -> HaRecord:
+        """ha/DOMAIN."""
+        return self._one(POLICIES, domain) or HaRecord()
+
+    def restarts(self, domain: str) -> bool:
+        """Whether it is to be started when it does not run."""
+        policy = self.policy(domain)
+        return policy.policy is Policy.RESTART and policy.wanted and policy.max_restarts > 0
+
+    def run(self, domain: str) -> RunRecord | None:
+        """run/DOMAIN."""
+        return self._one(RUNS, domain)
+
+    def moves(self) -> tuple[Reservation, ...]:
+        """The promises of all moves."""
+        return tuple(
+            self._value(RESERVATIONS, each)
+            for key, each in self._entries.items()
+            if key.startswith(RESERVATIONS.prefix)
+        )

@@ -1,0 +1,329 @@
+"""Faults put into the brain, one line each, and how soon the random schedules find them.
+
+    python tests/simulation/mutants.py [COUNT [SEED]] [-- NAME ...]
+
+Each mutant is a copy of the package in a temporary folder with one line changed; a process of its own plays COUNT
+schedules (those of the quick test, or of SEED) against it. A mutant that lives says that the schedules are too gentle,
+or the judges too kind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from schedules import QUICK, SEED
+
+import veery
+
+PACKAGE = Path(veery.__file__).parent
+HERE = Path(__file__).parent
+GUARD = "tests/unit/node/test_guard_ruling.py"  # a node's own guard is no part of the simulated cluster
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """In `file` of the package `old` becomes `new`. `rare`: only the slow run has to find it. `by`: the test file that
+    has to find it; "": the schedules."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    rare: bool = False
+    by: str = ""
+
+
+MUTANTS = (
+    Mutant(
+        "a failed fence counts as proof",
+        "ha/act.py",
+        "failed = dataclasses.replace(begun, tried=tried, at=self._clock.epoch())",
+        "failed = dataclasses.replace(begun, tried=tried, state=FenceState.FENCED)",
+    ),
+    Mutant(
+        "a fence that gave up counts as proof",
+        "ha/act.py",
+        "dataclasses.replace(action.record, state=FenceState.FAILED,",
+        "dataclasses.replace(action.record, state=FenceState.FENCED,",
+    ),
+    Mutant(
+        "a node that is being fenced is fenced",
+        "ha/states.py",
+        "FenceState.FENCING: NodeState.FENCING,",
+        "FenceState.FENCING: NodeState.FENCED,",
+    ),
+    Mutant(
+        "a node whose fence has failed is fenced",
+        "ha/states.py",
+        "FenceState.FAILED: NodeState.FENCE_FAILED,",
+        "FenceState.FAILED: NodeState.FENCED,",
+    ),
+    Mutant(
+        "an isolated node is lost",
+        "ha/states.py",
+        "return NodeState.ISOLATED",
+        "return NodeState.LOST",
+    ),
+    Mutant(
+        "no storage node need tell",
+        "ha/states.py",
+        "return NodeState.UNWATCHED",
+        "return NodeState.LOST",
+    ),
+    Mutant(
+        "silence is judged however new the store is",
+        "ha/states.py",
+        "or view.settled < rules.grace or absent",
+        "or absent",
+    ),
+    Mutant(
+        "an announced restart is judged",
+        "ha/states.py",
+        "return NodeState.AWAY",
+        "return NodeState.LOST",
+    ),
+    Mutant(
+        "one heartbeat elsewhere makes a node cut off",
+        "ha/states.py",
+        "any(other.beating >= rules.cutoff for other in others)",
+        "any(other.sign is not None for other in others)",
+    ),
+    Mutant(
+        "a node that has just come is given domains",
+        "ha/states.py",
+        "return NodeState.PRESENT if (node.present or 0.0) >= rules.use and known else NodeState.ARRIVING",
+        "return NodeState.PRESENT",
+        rare=True,
+    ),
+    Mutant(
+        "a watchdog fires at once",
+        "ha/rules/fencing.py",
+        "deadline = node.means.watchdog + picture.rules.margin\n    return absent",
+        "deadline = 0.0\n    return absent",
+    ),
+    Mutant(
+        "a watchdog is not fed by the storage",
+        "ha/rules/fencing.py",
+        "return absent >= deadline and (node.sign is None or node.sign.age >= deadline)",
+        "return absent >= deadline",
+        rare=True,
+    ),
+    Mutant(
+        "a fence without gain",
+        "ha/rules/fencing.py",
+        "            if kept:",
+        "            if False:",
+    ),
+    Mutant(
+        "the last method first",
+        "ha/rules/fencing.py",
+        "yield _fence(node, fresh[0], absent, record)",
+        "yield _fence(node, fresh[-1], absent, record)",
+    ),
+    Mutant(
+        "a failed fence is not tried again",
+        "ha/rules/fencing.py",
+        "elif ready and waited(picture.now, record.at, picture.rules.retry):",
+        "elif False:",
+        rare=True,
+    ),
+    Mutant(
+        "let in with old copies",
+        "ha/rules/recovery.py",
+        "    if stale:\n",
+        "    if False:\n",
+    ),
+    Mutant(
+        "an old copy is any that is not owned by name",
+        "ha/rules/recovery.py",
+        "if owner and (owner.node, owner.boot) == (node.name, copy.boot):",
+        "if owner:",
+    ),
+    Mutant(
+        "what was ended on purpose is started",
+        "ha/picture.py",
+        "return domain.ha.policy is Policy.RESTART and domain.ha.wanted and domain.ha.max_restarts > 0",
+        "return domain.ha.wanted and domain.ha.max_restarts > 0",
+    ),
+    Mutant(
+        "the lowest priority first",
+        "ha/picture.py",
+        "return -domain.ha.priority, domain.name",
+        "return domain.ha.priority, domain.name",
+    ),
+    Mutant(
+        "nobody is held back",
+        "ha/rules/waiting.py",
+        "elif hold is not None and domain.ha.priority < hold[0]:",
+        "elif False:",
+    ),
+    Mutant(
+        "no pause between tries",
+        "ha/rules/waiting.py",
+        "if domain.owner is None and not waited(picture.now, run.at, pause):",
+        "if False:",
+    ),
+    Mutant(
+        "the pause does not grow",
+        "ha/rules/waiting.py",
+        "picture.rules.backoff * 2 ** min(tries - 1, 20)",
+        "picture.rules.backoff",
+    ),
+    Mutant(
+        "tries are not counted",
+        "ha/act.py",
+        "tries=old.tries + 1,",
+        "tries=old.tries,",
+    ),
+    Mutant(
+        "room is not looked at",
+        "ha/placement.py",
+        'return best_node if self._free[best_node] >= domain.memory else ""',
+        "return best_node",
+    ),
+    Mutant(
+        "the disk of one node is everywhere",
+        "ha/placement.py",
+        "if domain.tied and node != domain.tied:",
+        "if False:",
+    ),
+    Mutant(
+        "a strict group is a wish",
+        "ha/placement.py",
+        "if against and group.strict:",
+        "if False:",
+    ),
+    Mutant(
+        "what is drained may be given domains",
+        "ha/states.py",
+        "return NodeState.DRAINING if owning else NodeState.MAINTENANCE",
+        "return NodeState.PRESENT",
+        rare=True,
+    ),
+    Mutant(
+        "moves without limits",
+        "ha/picture.py",
+        "self.out[source] < rules.out and self.into[target] < rules.into and",
+        "",
+    ),
+    Mutant(
+        "disarmed, and decided all the same",
+        "ha/decide.py",
+        "if view.disarmed is not None:",
+        "if False:",
+    ),
+    Mutant(
+        "sick nodes lose what is off",
+        "ha/rules/moving.py",
+        "if picture.busy(domain) or not (everything or domain.ha.policy is not Policy.OFF):",
+        "if picture.busy(domain):",
+    ),
+    Mutant(
+        "what is off is ended where the storage is lost",
+        "ha/rules/moving.py",
+        "if picture.busy(domain) or not restarts(domain) or not domain.owner:",
+        "if picture.busy(domain) or not domain.owner:",
+        rare=True,
+    ),
+    Mutant(
+        "what was taken is not started",
+        "ha/rules/waiting.py",
+        "if each.owner is None and restarts(each)]",
+        "if each.owner is None and restarts(each) and not each.run]",
+    ),
+    Mutant(
+        "a node is let in and its fence stays",
+        "ha/act.py",
+        "await self._commit([Unchanged(key, record.revision)], [Delete(key)])",
+        "await self._commit([Unchanged(key, record.revision)], [])",
+    ),
+    Mutant(
+        "a fence is begun though the lease is back",
+        "ha/act.py",
+        "            conditions.append(Unchanged(ALIVE.key(node), 0))",
+        "            pass",
+        rare=True,
+    ),
+    Mutant(
+        "a node believes in its lease for too long",
+        "cluster/presence.py",
+        "self._until = asked + good_for",
+        "self._until = asked + good_for + 100",
+        rare=True,
+    ),
+    Mutant(
+        "an end on time is an end in ten times the time",
+        "node/guard.py",
+        "if view.lost >= end:",
+        "if view.lost >= 10 * end:",
+        by=GUARD,
+    ),
+    Mutant(
+        "a fenced node's guard lets it run",
+        "node/guard.py",
+        "        if view.fenced:\n",
+        "        if False:\n",
+        by=GUARD,
+    ),
+    Mutant(
+        "one voter without a leader keeps the watchdog fed",
+        "node/guard.py",
+        "2 * len(leaderless) > len(view.voters)",
+        "leaderless",
+        by=GUARD,
+    ),
+)
+
+
+def check_all() -> None:
+    """Raise AssertionError where a line to be changed is not there once."""
+    for mutant in MUTANTS:
+        count = (PACKAGE / mutant.file).read_text().count(mutant.old)
+        assert count == 1, f"{mutant.name}: {count} times in {mutant.file}: {mutant.old}"
+
+
+def play(mutant: Mutant, count: int, number: int = SEED, deadline: float = 1200.0) -> str:
+    """The number of the schedule that found it, and why; "" when none of `count` did."""
+    with tempfile.TemporaryDirectory(prefix="veery-mutant-") as folder:
+        shutil.copytree(PACKAGE, Path(folder) / "veery", ignore=shutil.ignore_patterns("__pycache__"))
+        file = Path(folder) / "veery" / mutant.file
+        file.write_text(file.read_text().replace(mutant.old, mutant.new))
+        argv = [sys.executable, str(HERE / "tries.py"), str(count), str(number)]
+        if mutant.by:
+            argv = [sys.executable, "-m", "pytest", "-q", "-x", mutant.by]
+        env = {**os.environ, "PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"}
+        done = subprocess.run(
+            argv, cwd=HERE.parents[1], env=env, capture_output=True, text=True, timeout=deadline, check=False
+        )
+    if done.returncode == 0:
+        return ""
+    lines = done.stdout.splitlines()
+    if mutant.by:
+        return next((line for line in lines if line.startswith("FAILED")), f"no verdict: {done.stderr[-300:]}")
+    first = next((line for line in lines if line.startswith("schedule ")), f"no verdict: {done.stderr[-300:]}")
+    marks = [line.partition("JUDGE")[2].strip() for line in lines if "  JUDGE" in line]
+    said = next((line for line in lines if line.startswith("broken: ")), "")
+    return f"{first.partition(':')[0]}: {marks[0] if marks else said[:140]}"
+
+
+def main() -> None:
+    """All of them, or those whose names hold one of the words given."""
+    words = sys.argv[sys.argv.index("--") + 1 :] if "--" in sys.argv else []
+    figures = [int(each) for each in sys.argv[1:] if each.isdigit()]
+    check_all()
+    chosen = [each for each in MUTANTS if not words or any(word in each.name for word in words)]
+    lived = 0
+    for mutant in chosen:
+        found = play(mutant, figures[0] if figures else QUICK, figures[1] if len(figures) > 1 else SEED)
+        lived += not found
+        print(f"{mutant.name}: {found or 'LIVES'}", flush=True)
+    print(f"{len(chosen) - lived} of {len(chosen)} found")
+
+
+if __name__ == "__main__":
+    main()
