@@ -10,8 +10,8 @@ import uuid as uuids
 from pathlib import Path
 from typing import Any
 
-import scripted_xl
 import qemu_parts as parts
+import scripted_xl
 from veery.config.settings import Xen
 from veery.host.clock import RealClock
 from veery.hypervisor.xen.disks import NoInitiator

@@ -1,16 +1,12 @@
 """Real faults for a lab's machines: power, cables, frozen and killed programs. Nothing is simulated.
 
 A cut is a `blackhole` queue (tc-stab(8) family; in every kernel) on one end of the cable, so that each direction can
-<<<<<<< HEAD
-be cut alone and the card still shows its carrier, as behind a broken switch.
+be cut alone and the card still shows its carrier, as behind a broken switch. The lab's nodes have one network; where a
+real node has one for the cluster and one for its storage, one of the two is cut by what its own packet filter drops
+(nft(8)): the ports of the API, of moves and of etcd, or those of iSCSI.
 
 A nested node is cut, frozen and powered off from outside, at its cables and its outer QEMU; programs in it are found
 and killed inside."""
-=======
-be cut alone and the card still shows its carrier, as behind a broken switch. The lab's nodes have one network; where a
-real node has one for the cluster and one for its storage, one of the two is cut by what its own packet filter drops
-(nft(8)): the ports of the API, of moves and of etcd, or those of iSCSI."""
->>>>>>> origin/main
 
 from __future__ import annotations
 
@@ -221,7 +217,6 @@ def _group(name: str) -> Path:
     raise Refused("there are no memory cgroups here that we may make", hint="is /sys/fs/cgroup mounted, and writable?")
 
 
-<<<<<<< HEAD
 async def inside(lab: Lab, node: str, program: str) -> tuple[Member, ...]:
     """As `find`, of a nested node: the processes in its dom0, by its own pids; () when there is none."""
     return tuple(member for member in await lab.nested(node).members() if member.program.startswith(program))
@@ -240,7 +235,8 @@ async def signal_inside(lab: Lab, node: str, program: str, number: signal.Signal
 async def _outside(lab: Lab, machine: str, argv: list[str]) -> str:
     """Run `argv` in the machine's namespace, on our side of a nested node's cards; its output."""
     return await hosts.inside(lab.plan.namespace(machine), list(argv))
-=======
+
+
 async def _filter(lab: Lab, node: str, net: Net, chains: str) -> None:
     """Have `node` drop what `chains` say of `net` ("": nothing), instead of what it dropped."""
     table = f"table inet veery_fault_{net}"  # made before it is deleted: it may not be there
@@ -265,7 +261,6 @@ def _chains(net: Net, direction: Direction) -> str:
         for hook, way in (("input", Direction.IN), ("output", Direction.OUT))
         if direction in (Direction.BOTH, way)
     )
->>>>>>> origin/main
 
 
 def _ends(node: str, direction: Direction) -> list[tuple[str, str]]:

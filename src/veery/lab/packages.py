@@ -17,10 +17,6 @@ from veery.lab.apt import Apt, Report, debian_sources, machine_sources, release
 QEMU = ("qemu-system-x86", "qemu-block-extra", "qemu-utils")
 QEMU_LEAST = 9
 OTHERS = (
-<<<<<<< HEAD
-    *("tgt", "etcd-server", "busybox-static", "lvm2", "iproute2", "nftables", "e2fsprogs", "python3-venv"),
-    "mmdebstrap",
-=======
     "tgt",
     "etcd-server",
     "busybox-static",
@@ -30,7 +26,7 @@ OTHERS = (
     "e2fsprogs",
     "libfaketime",
     "python3-venv",
->>>>>>> origin/main
+    "mmdebstrap",
 )
 BACKPORTS = {"bookworm": "bookworm-backports"}
 
