@@ -35,8 +35,8 @@ def check(spec: DomainSpec) -> None:
 
 
 def text(spec: DomainSpec, attachments: Attachments, devices: Devices, scripts: Mapping[str, str]) -> str:
-    """The file. `scripts` are our hotplug scripts (scripts.install), for what has none of its own. on_* say preserve, as
-    it is the node that acts on an end (xl's own watcher is not run: `create -e`); but for a soft reset, which libxl
+    """The file. `scripts` are our hotplug scripts (scripts.install), for what has none of its own. on_* say preserve,
+    as it is the node that acts on an end (xl's own watcher is not run: `create -e`); but for a soft reset, which libxl
     does not know how to leave."""
     keep = OnEvent.PRESERVE
     plain = replace(
