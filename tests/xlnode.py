@@ -108,10 +108,11 @@ async def receive(folder: Path, port: int, tls: Path | None = None) -> None:
 async def send(folder: Path, port: int, tls: Path | None = None) -> None:
     world = World(folder, "source")
     (row,) = await world.rows()
+    outgoing = world.outgoing()  # kept: the relay ends with it
     stream = socket.create_connection(("127.0.0.1", port))
     settings = MoveSettings(bandwidth=int(os.environ.get("RATE", "0")))
     try:
-        result = await world.outgoing().send(row, stream, settings, lambda _: None, peer="localhost", tls=tls)
+        result = await outgoing.send(row, stream, settings, lambda _: None, peer="localhost", tls=tls)
         print("sent", result.bytes, flush=True)
     except VeeryError as error:
         print("failed", error.message, flush=True)

@@ -52,7 +52,7 @@ def attached(spec: DomainSpec, source: IscsiLun | LocalDisk) -> Attachments:
 def test_the_seeds_file_for_xl() -> None:
     spec = seed()
     local = LocalDisk(path="/scsistore/busybox.img", format=DiskFormat.RAW, block=False)
-    again = parse_domain(config.text(spec, attached(spec, local), {}), "for xl").spec
+    again = parse_domain(config.text(spec, attached(spec, local), {}, {}), "for xl").spec
     assert (again.name, again.uuid, again.type, again.memory) == ("busybox", UUID, DomainType.PV, 512)
     assert (again.kernel, again.ramdisk, again.cmdline) == (spec.kernel, spec.ramdisk, spec.cmdline)
     assert again.cmdline == "root=/dev/xvda ro selinux=0 init=/bin/sh"
@@ -65,15 +65,26 @@ def test_the_seeds_file_for_xl() -> None:
 
 def test_a_volume_is_the_device_that_the_kernel_has_it_under() -> None:
     spec = replace(seed(), disks=(DiskSpec(vdev="xvda", volume="v1"),))
-    text = config.text(spec, attached(spec, LUN), {"xvda": Path("/dev/veery/v1")})
+    text = config.text(spec, attached(spec, LUN), {"xvda": Path("/dev/veery/v1")}, {})
     assert "volume=" not in text
     (disk,) = parse_domain(text, "for xl").spec.disks
     assert (disk.target, disk.backendtype, disk.format) == ("/dev/veery/v1", "phy", DiskFormat.RAW)
 
 
+def test_luns_and_interfaces_get_our_hotplug_scripts() -> None:
+    disks = (DiskSpec(vdev="xvda", volume="v1"), DiskSpec(vdev="xvdb", volume="v2", script="block-own"))
+    vifs = (VifSpec(bridge="xenbr0", mac="00:16:3e:00:00:01"), VifSpec(mac="00:16:3e:00:00:02", script="vif-route"))
+    spec = replace(seed(), disks=disks, vifs=vifs)
+    devices = {"xvda": Path("/dev/veery/v1"), "xvdb": Path("/dev/veery/v2")}
+    text = config.text(spec, attached(spec, LUN), devices, {"disk": "/x/veery-block", "nic": "/x/veery-vif"})
+    made = parse_domain(text, "for xl").spec
+    assert [disk.script for disk in made.disks] == ["/x/veery-block", "block-own"]
+    assert [vif.script for vif in made.vifs] == ["/x/veery-vif", "vif-route"]
+
+
 def test_formats_are_left_to_dom0s_qemu() -> None:
     spec = seed()
-    text = config.text(spec, attached(spec, LocalDisk(path="/a.qcow2", format=DiskFormat.QCOW2, block=False)), {})
+    text = config.text(spec, attached(spec, LocalDisk(path="/a.qcow2", format=DiskFormat.QCOW2, block=False)), {}, {})
     (disk,) = parse_domain(text, "for xl").spec.disks
     assert (disk.format, disk.backendtype) == (DiskFormat.QCOW2, "")
 

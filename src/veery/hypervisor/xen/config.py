@@ -34,14 +34,15 @@ def check(spec: DomainSpec) -> None:
             raise Refused(f"{spec.name}: an interface without a MAC", hint="the domain's record gives it one")
 
 
-def text(spec: DomainSpec, attachments: Attachments, devices: Devices) -> str:
-    """The file. on_* say preserve, as it is the node that acts on an end (xl's own watcher is not run: `create -e`);
-    but for a soft reset, which libxl does not know how to leave."""
+def text(spec: DomainSpec, attachments: Attachments, devices: Devices, scripts: Mapping[str, str]) -> str:
+    """The file. `scripts` are our hotplug scripts (scripts.install), for what has none of its own. on_* say preserve,
+    as it is the node that acts on an end (xl's own watcher is not run: `create -e`); but for a soft reset, which libxl
+    does not know how to leave."""
     keep = OnEvent.PRESERVE
     plain = replace(
         spec,
-        disks=tuple(_disk(disk, devices) for disk in attachments.disks),
-        vifs=tuple(vif.spec for vif in attachments.vifs),
+        disks=tuple(_disk(disk, devices, scripts) for disk in attachments.disks),
+        vifs=tuple(replace(vif.spec, script=vif.spec.script or scripts.get("nic", "")) for vif in attachments.vifs),
         on_poweroff=keep,
         on_reboot=keep,
         on_crash=keep,
@@ -51,20 +52,22 @@ def text(spec: DomainSpec, attachments: Attachments, devices: Devices) -> str:
     return render_domain(plain)
 
 
-def disk(attached: AttachedDisk, devices: Devices) -> str:
+def disk(attached: AttachedDisk, devices: Devices, scripts: Mapping[str, str]) -> str:
     """The same of one disk, for `xl block-attach`."""
-    return disk_config.render_disk(_disk(attached, devices))
+    return disk_config.render_disk(_disk(attached, devices, scripts))
 
 
-def vif(attached: AttachedVif) -> tuple[str, ...]:
+def vif(attached: AttachedVif, scripts: Mapping[str, str]) -> tuple[str, ...]:
     """An interface's words for `xl network-attach`."""
-    return tuple(vif_config.render_vif(attached.spec).split(","))
+    spec = replace(attached.spec, script=attached.spec.script or scripts.get("nic", ""))
+    return tuple(vif_config.render_vif(spec).split(","))
 
 
-def _disk(attached: AttachedDisk, devices: Devices) -> DiskSpec:
+def _disk(attached: AttachedDisk, devices: Devices, scripts: Mapping[str, str]) -> DiskSpec:
     source, spec = attached.source, attached.spec
     if isinstance(source, IscsiLun):
-        return replace(spec, volume="", format=DiskFormat.RAW, backendtype="phy", target=str(devices[spec.vdev]))
+        target, script = str(devices[spec.vdev]), spec.script or scripts.get("disk", "")
+        return replace(spec, volume="", format=DiskFormat.RAW, backendtype="phy", target=target, script=script)
     if isinstance(source, LocalDisk):
         # blkback serves devices, and files through a loop device that the script makes; QEMU in dom0 is only wanted
         # for formats

@@ -19,7 +19,7 @@ from veery.errors import Failed, Refused, VeeryError
 from veery.host.clock import Clock
 from veery.hypervisor.base import ALONE, Report
 from veery.hypervisor.qemu.console import QemuConsole
-from veery.hypervisor.xen import config, hotplug, machine, savefile
+from veery.hypervisor.xen import config, hotplug, machine, savefile, scripts
 from veery.hypervisor.xen.disks import Initiator
 from veery.hypervisor.xen.parse import Info
 from veery.hypervisor.xen.passage import Passage
@@ -67,7 +67,7 @@ class XenDriver:
             return
         self._able = machine.abilities(info)
         self._roster.note(f"Xen {info.version}")
-        self._passage.open()
+        self._roster.scripts = scripts.install()
         await self._roster.open()
 
     async def close(self) -> None:

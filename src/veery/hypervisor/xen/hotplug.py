@@ -32,7 +32,7 @@ async def attach_disk(roster: Roster, domain: Domain, disk: AttachedDisk) -> Non
         check_local(record.spec, one)
         devices = await roster.login(one)
         try:
-            await roster.xl.block_attach(record.domid, config.disk(disk, devices))
+            await roster.xl.block_attach(record.domid, config.disk(disk, devices, roster.scripts))
         except BaseException:
             await roster.logout(one)
             raise
@@ -81,7 +81,7 @@ async def attach_vif(roster: Roster, domain: Domain, vif: AttachedVif) -> None:
         places = {_place(index, each) for index, each in enumerate(record.attachments.vifs)}
         free = next(number for number in range(len(places) + 1) if number not in places)
         placed = AttachedVif(spec=replace(vif.spec, devid=free), device=vif.device)
-        await roster.xl.network_attach(record.domid, config.vif(placed))
+        await roster.xl.network_attach(record.domid, config.vif(placed, roster.scripts))
         _fit(domain, record.attachments.disks, (*record.attachments.vifs, placed))
 
 

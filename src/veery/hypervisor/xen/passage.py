@@ -14,7 +14,6 @@ from pathlib import Path
 from veery.errors import Refused
 from veery.host.clock import Clock
 from veery.hypervisor.base import Report
-from veery.hypervisor.xen import scripts
 from veery.hypervisor.xen.incoming import Incoming
 from veery.hypervisor.xen.outgoing import Outgoing
 from veery.hypervisor.xen.record import Stage
@@ -36,11 +35,6 @@ class Passage:
         self._out: dict[str, Outgoing] = {}
         self._in: dict[str, Incoming] = {}
         self._expected: dict[str, tuple[dict[str, str], Path | None, str]] = {}
-        self._scripts: Mapping[str, str] = {}
-
-    def open(self) -> None:
-        """Put our hotplug scripts beside Xen's."""
-        self._scripts = scripts.install()
 
     # ---- the source
 
@@ -109,7 +103,7 @@ class Passage:
         if incoming is None or uuid not in self._expected:
             raise Refused(f"{domain.record.spec.name} is not on its way here")
         paths, tls, peer = self._expected.pop(uuid)
-        await incoming.receive(stream, disks=paths, scripts=self._scripts, peer=peer, tls=tls)
+        await incoming.receive(stream, disks=paths, scripts=self._roster.scripts, peer=peer, tls=tls)
 
     async def stands(self, uuid: str) -> bool:
         """As Driver.stands."""

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,7 @@ class Roster:
     def __init__(self, run: Path, xl: Xl, store: Xenstore, initiator: Initiator, clock: Clock) -> None:
         """`run` holds xen/ and xen.log; it must not survive a boot of the machine, or need not."""
         self.xl, self.initiator = xl, initiator
+        self.scripts: Mapping[str, str] = {}
         self._homes, self._log_file = run / "xen", run / "xen.log"
         self._store, self._clock = store, clock
         self._domains: dict[str, Domain] = {}
@@ -302,7 +303,7 @@ class Roster:
     def enter(self, record: Record, backlog: bytes = b"", devices: config.Devices | None = None) -> Domain:
         """A new domain, written down."""
         home = Home(self._homes / record.spec.uuid)
-        home.make(record, config.text(record.spec, record.attachments, devices or {}), backlog)
+        home.make(record, config.text(record.spec, record.attachments, devices or {}, self.scripts), backlog)
         domain = self._domains[record.spec.uuid] = Domain(home, record)
         return domain
 
@@ -393,7 +394,7 @@ class Roster:
                 await self.end(domain)
                 record = domain.record
                 devices = await self.login(record.attachments)
-                domain.home.config.write_text(config.text(record.spec, record.attachments, devices))
+                domain.home.config.write_text(config.text(record.spec, record.attachments, devices, self.scripts))
                 await self.xl.create(domain.home.config, paused=False)
                 await self.number(domain)
                 build = replace(domain.record.build, started=self._clock.epoch())
