@@ -88,7 +88,9 @@ class KernelInitiator:
         if result.code not in (0, _EXISTS):
             await self._call(lun, "-o", "delete", check=False)
             rows = (result.err.strip() or result.out.strip() or "no message").splitlines()
-            said = next((row for row in rows if "reported error" in row), rows[0])  # the first tells only that it failed
+            said = next(
+                (row for row in rows if "reported error" in row), rows[0]
+            )  # the first tells only that it failed
             raise Refused(
                 f"{lun.iqn} at {lun.portal}: {said.removeprefix('iscsiadm: ')}",
                 hint="is tgtd running there, and this node let in? veery volume list",
