@@ -211,7 +211,8 @@ def listing(host: Host) -> None:
         letters += "-" if reason is None else "-rscwS"[reason]
         letters += "-"
         code = f"{'-':>8}" if reason is None else f"{reason:>8x}"
-        head = f"{domain['name']:<40} {domain['domid']:>5} {domain['memory']:>5} {domain['vcpus']:>5}"
+        online = 1  # as while a guest boots: it has not brought up the others yet
+        head = f"{domain['name']:<40} {domain['domid']:>5} {domain['memory']:>5} {online:>5}"
         print(f"{head}     {letters}  {1.5:8.1f} {domain['uuid']} {code} {'-':>16}")
 
 

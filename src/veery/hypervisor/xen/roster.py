@@ -81,7 +81,7 @@ class Domain:
             domid=record.domid,
             state=self.state(),
             memory=row.memory if row else record.spec.memory,
-            vcpus=row.vcpus if row else record.spec.vcpus,
+            vcpus=record.spec.vcpus,  # xl shows those that the guest has brought up: one, while it boots
             cpu_seconds=row.cpu_seconds if row else 0.0,
             started=record.build.started,
         )
