@@ -191,10 +191,11 @@ async def test_it_is_undone_after_everything_was_loaded(move: Move) -> None:
     move.clean()
 
 
-PHASES = ("copy", "suspended", "loading", "loaded")
+PHASES = ("copy", "suspended", "loading", "loaded")  # each of them with each victim is the longer proof
 VICTIMS = ("source xl", "source relay", "source node", "target xl", "target relay", "target node")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", VICTIMS)
 @pytest.mark.parametrize("phase", PHASES)
 async def test_killed_before_everything_is_loaded_it_runs_at_the_source(move: Move, phase: str, victim: str) -> None:
@@ -256,6 +257,7 @@ async def test_killed_while_xl_resumes(move: Move) -> None:
     move.clean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", ["source xl", "source relay", "target relay", "target xl", "target node"])
 async def test_the_copy_that_failed_says_so_and_the_next_one_works(move: Move, victim: str) -> None:
     move.hold("suspended")
@@ -292,5 +294,5 @@ async def test_at_a_given_pace(move: Move) -> None:
     await move.begin()
     assert move.sender is not None
     assert (await move.sender.says()).startswith("sent")
-    assert time.monotonic() - begun > 1.5  # 4 MiB
+    assert time.monotonic() - begun > 1.0  # 4 MiB, less what a pipe holds
     await move.settle("target")

@@ -73,6 +73,11 @@ class Outgoing:
         self._folder, self._uuid, self._xl, self._clock = folder, uuid, xl, clock
         self._door: Door | None = None
 
+    @property
+    def begun(self) -> bool:
+        """Whether something of it is left that `resume` or `end` has to clear away."""
+        return self._folder.exists()
+
     async def send(
         self,
         row: Row,
@@ -106,7 +111,7 @@ class Outgoing:
 
     async def resume(self) -> None:
         """As Driver.resume. Idempotent; also where nothing was begun. Raises Failed, OutcomeUnknown."""
-        if not self._folder.exists():
+        if not self.begun:
             return
         process = session.noted(self._folder / "xl")
         self._hang_up()  # the relay ends, and with it xl's pipe: xl lets the domain run on
@@ -125,7 +130,7 @@ class Outgoing:
 
     async def end(self) -> None:
         """The domain is not ours any more: xl must not touch it again, and then it may be destroyed. Idempotent."""
-        if not self._folder.exists():
+        if not self.begun:
             return
         process = session.noted(self._folder / "xl")
         if process is not None:

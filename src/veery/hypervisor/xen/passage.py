@@ -57,8 +57,9 @@ class Passage:
         try:
             return await outgoing.send(row, stream, settings, report, peer=peer, tls=tls)
         except BaseException:
-            del self._out[uuid]
-            domain.update(stage=Stage.RUNNING)
+            if not outgoing.begun:  # else it could not be let run on, and `resume` is to try again
+                del self._out[uuid]
+                domain.update(stage=Stage.RUNNING)
             raise
 
     async def tune(self, uuid: str, tuning: Tuning) -> None:
