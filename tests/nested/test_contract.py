@@ -28,7 +28,15 @@ async def test_the_contract_suite_on_real_xen(xen: Lab, guest: Guest, tmp_path: 
     await xen.run("test1", ["tar", "-x", "-C", PLACE], stdin=packed(guest, ramdisk))
     environ = [f"PYTHONPATH={PLACE}/site:{PLACE}/tests", f"VEERY_REAL_XEN={PLACE}/guest", "VEERY_BOOT=240"]
     words = ["python3", "-B", "-m", "pytest", "-c", "/dev/null", "--noconftest", "-p", "no:cacheprovider", "-rf", "-x"]
-    words += ["-o", "asyncio_mode=auto", "-o", "timeout=900", "--tb=short", f"{PLACE}/tests/contract/test_driver.py"]
+    words += [
+        "-o",
+        "asyncio_mode=auto",
+        "-o",
+        "timeout=900",
+        "--tb=short",
+        f"--basetemp={PLACE}/t",
+    ]  # dom0's /tmp is memory
+    words += [f"{PLACE}/tests/contract/test_driver.py"]
     result = await xen.run("test1", ["env", *environ, *words], deadline=400, check=False)
     print(result.out[-6000:], result.err[-1000:])
     assert result.code == 0
