@@ -31,8 +31,8 @@ help: ## print this
 	@echo 'PYTEST=... is handed on to pytest, for example PYTEST="-k tap tests/unit".'
 	@echo 'BENCH=... is handed on to the bench, for example BENCH="--rounds 5 --parts moves".'
 
-demo: root setup ## the seed's experiment on real parts, told as a story (about a minute)
-	@$(BIN)/veery lab demo
+demo: root setup ## the seed's experiment on real parts, told as a story (about a minute; DRIVER=xen: on nested Xen hosts)
+	@$(BIN)/veery lab demo --driver $(or $(DRIVER),qemu)
 
 test: root setup ## every check and every test
 	@$(MAKE) --no-print-directory check

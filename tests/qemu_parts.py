@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import secrets
 import shutil
 import socket
@@ -38,7 +39,8 @@ until ls -l /proc/$!/fd | grep -q event; do sleep 0.1; done
 echo READY
 exec setsid cttyhack sh
 """
-BOOT = 60.0
+BOOT = float(os.environ.get("VEERY_BOOT", "60"))
+"""Seconds for a guest to do something; a nested one takes longer."""
 
 
 def initramfs(guest: Guest, path: Path) -> Path:
@@ -53,6 +55,11 @@ def initramfs(guest: Guest, path: Path) -> Path:
         found = next(guest.modules.rglob(f"{module}.ko"), None)
         if found is not None:
             entries.append((f"modules/{module}.ko", program, found.read_bytes()))
+    return cpio(entries, path)
+
+
+def cpio(entries: list[tuple[str, int, bytes]], path: Path) -> Path:
+    """(name, mode, content) each, as a cpio archive (newc) at `path`."""
     archive = bytearray()
     for number, (name, mode, data) in enumerate([*entries, ("TRAILER!!!", 0, b"")], 1):
         words = [number, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name) + 1, 0]

@@ -45,6 +45,7 @@ from veery.host.clock import RealClock
 from veery.host.process import Service
 from veery.hypervisor.base import Driver
 from veery.hypervisor.qemu.driver import QemuDriver
+from veery.hypervisor.xen.driver import XenDriver
 from veery.migrate.base import Ground
 from veery.migrate.check import Scout
 from veery.migrate.journal import Journal
@@ -86,6 +87,7 @@ from veery.node.watchdog import WatchdogKeeper
 from veery.storage.base import BytesStore
 from veery.storage.beat import BeatFile, heartbeat_iqn
 from veery.storage.file import FileStore
+from veery.storage.iscsiadm import KernelInitiator
 from veery.storage.lvm import LvmStore
 from veery.storage.served import Served
 from veery.storage.tgt import TargetServer
@@ -111,7 +113,9 @@ class Daemon:
         self.heartbeat = Heartbeat(self.store, self.node.name, ttl=settings.presence_ttl, clock=self.clock)
         self.membership = Membership(settings, identity, self.store)
         self.driver = self._driver(folder)
-        self.attacher = NodeAttacher(self.node.name, self.driver, self._volume, self._initiator)
+        self.attacher = NodeAttacher(
+            self.node.name, self.driver, self._volume, self._initiator, taps=self.node.driver != "xen"
+        )
         self.ground = Ground(
             node=self.node.name,
             store=self.store,
@@ -205,12 +209,15 @@ class Daemon:
         )
 
     def _driver(self, folder: Path) -> Driver:
-        if self.node.driver not in ("", "qemu"):
-            raise Refused(f"no driver {self.node.driver!r}", hint="this version has: qemu")
-        qemu = self.settings.qemu
-        if not self.node.has(Role.HYPERVISOR):  # it reads the machine and runs nothing: no need to try KVM out
-            qemu = replace(qemu, accel="tcg")
-        return QemuDriver(self.runtime, folder, qemu, self.clock)
+        match self.node.driver:
+            case "xen":
+                return XenDriver(self.runtime, folder, self.settings.xen, KernelInitiator(), self.clock)
+            case "" | "qemu":
+                qemu = self.settings.qemu
+                if not self.node.has(Role.HYPERVISOR):  # it reads the machine and runs nothing: KVM need not be tried
+                    qemu = replace(qemu, accel="tcg")
+                return QemuDriver(self.runtime, folder, qemu, self.clock)
+        raise Refused(f"no driver {self.node.driver!r}", hint="this version has: qemu, xen")
 
     def _volumes(self) -> VolumeService:
         records = VolumeRecords(self.store)

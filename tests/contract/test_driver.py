@@ -1,4 +1,5 @@
-"""What base.Driver promises, asked of every driver we ship: the fake one, and QEMU with real guests."""
+"""What base.Driver promises, asked of every driver we ship: the fake one, QEMU with real guests, and Xen by a scripted
+xl; inside a nested Xen host (tests/nested) by the real one."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ import msgspec
 import pytest
 
 import qemu_parts as parts
+import xen_parts
 from veery.config.settings import Qemu
 from veery.errors import Failed, Refused
 from veery.host.clock import RealClock
@@ -135,7 +137,7 @@ class QemuRig:
             await driver.close()
 
 
-Rig = Any  # FakeRig | QemuRig: each calls its own drivers by more than the Protocol
+Rig = Any  # FakeRig | QemuRig | XenRig: each calls its own drivers by more than the Protocol
 
 
 @pytest.fixture(scope="module")
@@ -143,11 +145,27 @@ def snapshot(guest: Guest, tmp_path_factory: pytest.TempPathFactory) -> parts.Sn
     return parts.snapshot(guest, tmp_path_factory.mktemp("snapshot"))
 
 
-@pytest.fixture(params=["fake", "qemu"])
+# Where Xen runs (tests/nested sees to it), its driver alone is asked.
+KINDS = ["xen"] if xen_parts.REAL else ["fake", "qemu", "xen"]
+MOVES = {
+    "test_moves_there_and_back",
+    "test_moves_that_fail_leave_the_domain_running",
+    "test_a_copy_is_held_and_tuned",
+    "test_a_held_copy_that_was_stopped_and_fails_runs_on",
+    "test_a_stream_that_stands_still",
+    "test_devices_move_along",
+}
+
+
+@pytest.fixture(params=KINDS)
 async def rig(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Rig]:
     made: Rig
     if request.param == "fake":
         made = FakeRig(tmp_path)
+    elif request.param == "xen":
+        if request.function.__name__ in MOVES:
+            pytest.skip("a scripted xl has no memory to copy; and one Xen host cannot have a domain twice")
+        made = xen_parts.XenRig(tmp_path)
     else:
         made = QemuRig(tmp_path, request.getfixturevalue("guest"), request.getfixturevalue("snapshot"))
     await made.near.open()
@@ -242,12 +260,14 @@ class Move:
 
 async def test_a_life(rig: Rig) -> None:
     driver, spec = rig.near, rig.spec(vcpus=2, maxmem=128)
-    started = await driver.start(spec, Attachments(domid=await driver.take_domid()))
-    assert (started.name, started.uuid, started.domid, started.vcpus) == ("busybox", spec.uuid, 1, 2)
+    domid = await driver.take_domid()
+    started = await driver.start(spec, Attachments(domid=domid))
+    assert started.domid == domid or (domid == 0 and started.domid > 0)  # 0: the hypervisor numbers domains itself
+    assert (started.name, started.uuid, started.vcpus) == ("busybox", spec.uuid, 2)
     assert started.state in UP
     await rig.booted(driver, spec.uuid)
     assert await rig.alive(driver, spec.uuid)
-    assert await driver.spec(spec.uuid) == (spec, Attachments(domid=1))
+    assert await driver.spec(spec.uuid) == (spec, Attachments(domid=started.domid))
     assert [cpu.number for cpu in await driver.vcpus(spec.uuid)] == [0, 1]
     assert b"READY" in await driver.backlog(spec.uuid)
 
@@ -319,7 +339,7 @@ async def test_domains_outlive_the_driver(rig: Rig) -> None:
     await seen(driver, spec.uuid, UP)
     assert b"READY" in await driver.backlog(spec.uuid)
     assert await rig.alive(driver, spec.uuid)
-    assert await driver.take_domid() == before.domid + 2
+    assert await driver.take_domid() in (before.domid + 2, 0)
     await rig.kill(driver, await the(driver, spec.uuid))
     assert await event(driver) == DomainEvent(spec.uuid, DomainEnd.DIED)
     assert [reading.name for reading in await driver.list()] == ["held"]
@@ -354,7 +374,7 @@ async def test_a_crash(rig: Rig) -> None:
     assert await event(driver) == DomainEvent(spec.uuid, DomainEnd.CRASH)
     assert (await the(driver, spec.uuid)).state is DomainState.CRASHED
     driver = await rig.again(driver)
-    if isinstance(rig, QemuRig):  # told once more: whoever was told may have died
+    if not isinstance(rig, FakeRig):  # told once more: whoever was told may have died
         assert await event(driver) == DomainEvent(spec.uuid, DomainEnd.CRASH)
     assert (await the(driver, spec.uuid)).state is DomainState.CRASHED
 
@@ -489,12 +509,22 @@ async def test_devices_come_and_go(rig: Rig, tmp_path: Path) -> None:
     await refused(rig.near.attach_disk(spec.uuid, disks[1]))
     assert (await rig.near.spec(spec.uuid))[0].disks == (disks[0].spec, disks[1].spec)
     await rig.near.resize_disk(spec.uuid, "xvdb", 16 << 20)
+    await rig.near.detach_disk(spec.uuid, "xvda")
+    assert (await rig.near.spec(spec.uuid))[0].disks == (disks[1].spec,)
+    await refused(rig.near.detach_disk(spec.uuid, "xvda"))
+    await refused(rig.near.resize_disk(spec.uuid, "xvda", 16 << 20))
+    assert await rig.alive(rig.near, spec.uuid)
 
+
+async def test_devices_move_along(rig: Rig, tmp_path: Path) -> None:
+    disks = (parts.disk(tmp_path / "a.img", "xvda"), parts.disk(tmp_path / "b.img", "xvdb"))
+    spec = await rig.up(rig.near)
+    for disk in disks:
+        await rig.near.attach_disk(spec.uuid, disk)
     await Move(rig.near, rig.far, spec.uuid).whole()  # it stays where it was plugged
     assert (await rig.far.spec(spec.uuid))[1].disks == disks
     await rig.far.detach_disk(spec.uuid, "xvda")
     assert (await rig.far.spec(spec.uuid))[0].disks == (disks[1].spec,)
-    await refused(rig.far.detach_disk(spec.uuid, "xvda"))
     assert await rig.alive(rig.far, spec.uuid)
 
 

@@ -187,7 +187,11 @@ def _declare_member(parser: Parser, roles: str) -> None:
     parser.add_argument("--address", metavar="ADDRESS", required=True, help="where the other nodes reach it")
     parser.add_argument("--roles", metavar="ROLES", default=roles, help=f"some of hypervisor,storage,voter ({roles})")
     parser.add_argument(
-        "--driver", metavar="DRIVER", choices=("qemu",), default="", help="what runs domains on a hypervisor (qemu)"
+        "--driver",
+        metavar="DRIVER",
+        choices=("qemu", "xen"),
+        default="",
+        help="what runs domains on a hypervisor (qemu)",
     )
 
 

@@ -88,8 +88,8 @@ def _cpu(session: Session, args: Namespace) -> int:
         print(f"  what {', '.join(baseline['nodes'])} can all give")
     rows = []
     for one in answer["processors"]:
-        base = next(each for each in answer["baselines"] if each["accelerator"] == one["accelerator"])
-        more = len(set(one["features"]) - set(base["features"]))
+        base = next((each for each in answer["baselines"] if each["accelerator"] == one["accelerator"]), None)
+        more = len(set(one["features"]) - set(base["features"])) if base else "-"  # Xen gives each node's own
         rows.append(
             (one["node"], one["accelerator"], one["version"], f"x86-64-v{one['level']}", str(more), one["model"])
         )

@@ -94,7 +94,10 @@ def _length(span: int, *, seconds: bool) -> str:
 
 
 def info(host: HostReading) -> list[tuple[str, str]]:
-    """The rows of `info`, in xl's order as far as we have them; the driver's own facts take their places."""
+    """The rows of `info`, in xl's order as far as we have them; the driver's own facts take their places. Under Xen
+    they are what xl itself prints."""
+    if "xen_version" in host.facts:
+        return list(host.facts.items())
     rows = {
         "host": host.host,
         "release": host.release,

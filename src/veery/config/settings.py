@@ -63,6 +63,15 @@ class Qemu:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Xen:
+    """The xen driver. `xl`: the program; `xenstore`: the folder of xenstore-read and xenstore-watch ("": as PATH finds
+    them)."""
+
+    xl: str = "xl"
+    xenstore: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MoveLimits:
     """How many moves may be under way at once: `out` of this node, `into` it, and from it to any one other node.
     `copies`: how many of those out of it copy at the same time; 0: one, or two with eight processors and more."""
@@ -139,6 +148,7 @@ class Settings:
     etcd: Etcd = field(default_factory=Etcd)
     storage: StorageSettings = field(default_factory=StorageSettings)
     qemu: Qemu = field(default_factory=Qemu)
+    xen: Xen = field(default_factory=Xen)
     moves: MoveLimits = field(default_factory=MoveLimits)
     guard: GuardSettings = field(default_factory=GuardSettings)
     watchdog: WatchdogSettings = field(default_factory=WatchdogSettings)

@@ -257,6 +257,11 @@ class Driver(Protocol):
         closes `stream`."""
         ...
 
+    async def stands(self, uuid: str) -> bool:
+        """Whether the loaded half domain is still here, as far as can be seen in a millisecond: it is asked again and
+        again until COMMIT."""
+        ...
+
     async def finish(self, uuid: str, *, paused: bool = False) -> None:
         """Let the loaded domain run (or make it a plain paused one), and announce its MACs.
         Idempotent. Only after COMMIT."""

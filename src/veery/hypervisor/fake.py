@@ -458,6 +458,10 @@ class FakeDriver:
                 raise Failed(f"{domain.spec.name}: the stream broke: {error}") from error
             raise
 
+    async def stands(self, uuid: str) -> bool:
+        """As Driver.stands."""
+        return uuid in self._domains
+
     async def finish(self, uuid: str, *, paused: bool = False) -> None:
         """As Driver.finish."""
         domain = self._domain(uuid)
@@ -547,14 +551,12 @@ class FakeDriver:
     # ---- inside
 
     def _domain(self, uuid: str) -> FakeDomain:
-        domain = self._domains.get(uuid)
-        if domain is None:
+        if uuid not in self._domains:
             raise Refused(f"no domain {uuid} here")
-        return domain
+        return self._domains[uuid]
 
     def _free(self, uuid: str) -> FakeDomain:
-        domain = self._domain(uuid)
-        if domain.stage != "running":
+        if (domain := self._domain(uuid)).stage != "running":
             raise Refused(f"{domain.spec.name} is {domain.stage}: a move holds it")
         return domain
 
@@ -565,12 +567,11 @@ class FakeDriver:
             raise Refused(f"{spec.name} is the name of another domain here")
         if spec.kernel and not Path(spec.kernel).is_file():
             raise Refused(f"{spec.name}: kernel {spec.kernel} is not there")
-        free = (await self.host()).memory_free
-        if max(spec.memory, spec.maxmem) > free:
+        if max(spec.memory, spec.maxmem) > (free := (await self.host()).memory_free):
             raise Refused(f"{spec.name}: not enough memory: {free} MiB are free")
 
     async def _make(self, spec: DomainSpec, attachments: Attachments, started: float) -> FakeDomain:
-        domain = self._domains[spec.uuid] = FakeDomain(
+        made = FakeDomain(
             spec=spec,
             attachments=attachments,
             domid=attachments.domid or await self.take_domid(),
@@ -578,7 +579,7 @@ class FakeDriver:
             memory=spec.memory,
             most=max(spec.memory, spec.maxmem),
         )
-        return domain
+        return self._domains.setdefault(spec.uuid, made)
 
     def _drop(self, domain: FakeDomain) -> None:
         self._stop(domain)

@@ -21,13 +21,14 @@ FOLDER = Path("/run/veery-lab")
 @dataclass(frozen=True, slots=True)
 class Record:
     """What stands in the file: the lab's folder, its number of hypervisors, the process that made it,
-    whether the lab stays when that process ends, and its number of storage nodes."""
+    whether the lab stays when that process ends, its number of storage nodes, and what runs its domains."""
 
     folder: str
     hypervisors: int
     pid: int
     stays: bool
     storages: int = 1
+    driver: str = "qemu"
 
 
 class Claim:

@@ -15,9 +15,10 @@ from pathlib import Path
 from veery.client.address import lab_folder
 from veery.errors import Refused
 from veery.lab import claim, hosts
-from veery.lab.plan import CLIENT, SWITCH, plan
+from veery.lab.plan import CLIENT, DRIVERS, SWITCH, plan
 from veery.lab.services import Lab
 from veery.lab.setup import Bar
+from veery.lab.xen.node import Nested
 
 _ABOUT = """\
 A lab is a whole cluster inside network namespaces of this machine: the storage node stor
@@ -64,7 +65,11 @@ def _parser() -> argparse.ArgumentParser:
     run = verb("exec", _exec, "run a command inside a node, or inside client or switch")
     run.add_argument("node", metavar="NODE")
     run.add_argument("command", metavar="COMMAND", nargs=argparse.REMAINDER, help="the command and its arguments")
-    verb("demo", _demo, "run the whole experiment in a lab of its own, and remove it")
+    demo = verb("demo", _demo, "run the whole experiment in a lab of its own, and remove it")
+    for each in (up, demo):
+        each.add_argument(
+            "--driver", choices=DRIVERS, default="qemu", help="xen: the hypervisors are nested Xen hosts (qemu)"
+        )
     return parser
 
 
@@ -80,9 +85,11 @@ def _up(arguments: Namespace) -> int:
     name, bar, begun = arguments.lab or "lab", Bar("lab"), time.monotonic()
     record = claim.read(name)
     if record is not None and record.stays and hosts.stands(name):
-        if (record.hypervisors, record.storages) != (arguments.nodes, arguments.storages):
+        asked = (arguments.nodes, arguments.storages, arguments.driver)
+        if (record.hypervisors, record.storages, record.driver) != asked:
             raise Refused(
-                f"lab {name} is up with {record.hypervisors} hypervisors and {record.storages} storage nodes",
+                f"lab {name} is up with {record.hypervisors} {record.driver} hypervisors"
+                f" and {record.storages} storage nodes",
                 hint=f"veery lab down --lab {name} first",
             )
         bar.end(f"{name} is up already")
@@ -90,7 +97,8 @@ def _up(arguments: Namespace) -> int:
 
     async def build() -> Lab:
         await hosts.sweep(lab_folder(name).parent)
-        return await Lab.up(name, hypervisors=arguments.nodes, storages=arguments.storages, stays=True, report=bar)
+        asked = {"hypervisors": arguments.nodes, "storages": arguments.storages, "driver": arguments.driver}
+        return await Lab.up(name, **asked, stays=True, report=bar)
 
     lab = asyncio.run(build())
     lab.leave()
@@ -116,7 +124,7 @@ def _status(arguments: Namespace) -> int:
     record = claim.read(name)
     if record is None or not hosts.stands(name):
         raise Refused(f"lab {name} is not up", hint="veery lab up")
-    drawn = plan(name, record.hypervisors, record.storages)
+    drawn = plan(name, record.hypervisors, record.storages, record.driver)
     rows = [
         {
             "node": node.name,
@@ -143,13 +151,15 @@ def _exec(arguments: Namespace) -> int:
         raise Refused(f"lab {name} is not up", hint="veery lab up")
     if not arguments.command:
         raise Refused("no command given", hint="veery lab exec NODE COMMAND [ARGUMENT...]")
-    drawn = plan(name, record.hypervisors, record.storages)
+    drawn = plan(name, record.hypervisors, record.storages, record.driver)
     if arguments.node not in (CLIENT, SWITCH):
         drawn.node(arguments.node)
     environ = {**os.environ, **hosts.environ(drawn, arguments.node)}
     # ip(8) execs the command, so that terminal, signals and exit status are its own; it also gives it a /sys of
     # the namespace, which nsenter does not.
     words = ["ip", "netns", "exec", drawn.namespace(arguments.node), *arguments.command]
+    if drawn.nested(arguments.node):
+        words = [str(word) for word in Nested(drawn, drawn.node(arguments.node)).enter(arguments.command)]
     sys.stdout.flush()
     os.execvpe(words[0], words, environ)
 
@@ -157,4 +167,4 @@ def _exec(arguments: Namespace) -> int:
 def _demo(arguments: Namespace) -> int:
     from veery.lab.demo import run
 
-    return run(arguments.lab or "demo", as_json=arguments.json)
+    return run(arguments.lab or "demo", as_json=arguments.json, driver=arguments.driver)

@@ -22,8 +22,8 @@ from rich.console import Console
 
 import veery
 from veery.client.address import Address, lab_folder
+from veery.config.settings import DEFAULT_PATH
 from veery.errors import Failed, Refused, VeeryError
-from veery.host.files import write_atomic
 from veery.host.run import Result
 from veery.lab import guest as kernels
 from veery.lab import hosts, packages
@@ -33,6 +33,7 @@ from veery.lab.probe import Probe
 from veery.lab.services import Lab
 from veery.lab.shell import Shell
 from veery.lab.story import Story
+from veery.lab.xen import dom0
 
 NAME = "busybox"
 INTERVAL = 0.002  # seconds between two probes
@@ -40,10 +41,10 @@ _SETTLE = 0.4  # seconds for which the client goes on probing after a move
 _COMMAND = 120.0
 
 _FILE = """\
-kernel = "{guest.kernel}"
-ramdisk = "{guest.ramdisk}"
+kernel = "{kernel}"
+ramdisk = "{ramdisk}"
 name = "busybox"
-memory = "512"
+memory = "{memory}"
 vcpus = 1
 disk = ['volume=busybox,vdev=xvda,access=w']
 root = "/dev/xvda ro"
@@ -55,10 +56,11 @@ on_poweroff = "destroy"
 """
 
 
-def run(name: str, *, as_json: bool) -> int:
-    """Run the demo in lab `name`, and remove it; 0 when every check held, else 1."""
+def run(name: str, *, as_json: bool, driver: str = "qemu") -> int:
+    """Run the demo in lab `name`, and remove it; 0 when every check held, else 1. With the driver xen the hypervisors
+    are nested Xen hosts."""
     story = Story(None if as_json else Console(highlight=False))
-    demo = Demo(story)
+    demo = Demo(story, driver)
     error: VeeryError | None = None
     try:
         asyncio.run(_until_ended(demo, name))
@@ -91,6 +93,7 @@ class Demo:
     """One run. `moves` and `versions` are what the JSON tells of them."""
 
     story: Story
+    driver: str = "qemu"
     moves: list[dict[str, Any]] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     _lab: Lab | None = None
@@ -103,19 +106,24 @@ class Demo:
         assert self._lab is not None
         return self._lab
 
+    @property
+    def _xen(self) -> bool:
+        return self.driver == "xen"
+
     async def play(self, name: str) -> None:
         """The whole story. Raises what stopped it; the lab is gone either way."""
         guest = kernels.find()
         if guest is None:
             raise Refused("there is no guest kernel yet", hint="make setup")
         await hosts.sweep(lab_folder().parent)
+        where = "nested Xen hosts" if self._xen else "in network namespaces of this machine"
         with self.story.step(
-            "Two nodes and a storage server, in network namespaces of this machine",
+            f"Two nodes and a storage server, {where}",
             "three machines; ifcfg-xenbr0 and xend-config.sxp (xend-relocation-port 8002) on two of them",
         ):
             with self.story.progress("building the lab") as report:
-                self._lab = await Lab.up(name, report=report)
-            self.story.command("here", f"veery lab up --lab {name}")
+                self._lab = await Lab.up(name, driver=self.driver, report=report)
+            self.story.command("here", f"veery lab up --lab {name}" + (" --driver xen" if self._xen else ""))
             for node in self.lab.plan.nodes:
                 roles = ", ".join(role.value for role in node.roles)
                 self.story.note(f"{node.name:<6} {node.address:<12} {BRIDGE} {node.mac}  {roles}")
@@ -152,18 +160,23 @@ class Demo:
                 good = seen.code == 0 and int(seen.out or 0) == 1 << 30
                 self.story.check(f"{node}_reaches_the_lun", good, f"{node} logs in and sees 1 GiB")
             wrong = await self._reach("test1", "a-wrong-password")
-            refused = wrong.code != 0 and "Authentication" in wrong.err
+            refused = wrong.code != 0 and ("Authentication" in wrong.err or "authorization" in wrong.err)
             self.story.check("wrong_password_refused", refused, "a wrong password is turned away")
 
+    @property
+    def _memory(self) -> int:
+        """MiB of the domain: a nested host has room for less."""
+        return 128 if self._xen else 512
+
+    def _file(self, node: str) -> str:
+        """Where the domain's file is on `node`."""
+        return f"/etc/xen/{NAME}" if self._xen else str(self.lab.plan.home(node) / "etc" / NAME)
+
     async def _reach(self, node: str, *password: str) -> Result:
-        words: list[str | Path] = [
-            sys.executable,
-            "-m",
-            "veery.lab.reach",
-            self.lab.plan.settings(node),
-            NAME,
-            *password,
-        ]
+        settings, python = self.lab.plan.settings(node), Path(sys.executable)
+        if self._xen:
+            settings, python = DEFAULT_PATH, Path("python3")
+        words: list[str | Path] = [python, "-m", "veery.lab.reach", settings, NAME, *password]
         return await self.lab.run(node, words, check=False)
 
     # ---- parts two and three: the domain
@@ -174,14 +187,15 @@ class Demo:
         ):
             await self._veery("stor", "image", "build", NAME, "--volume", NAME, slow=True)
         with self.story.step("The domain's file", "vim /etc/xen/busybox; scp it to test2"):
-            text = _FILE.format(guest=guest, bridge=BRIDGE)
+            kernel, ramdisk = (
+                (dom0.GUEST + "/vmlinuz", dom0.GUEST + "/initramfs") if self._xen else (guest.kernel, guest.ramdisk)
+            )
+            text = _FILE.format(kernel=kernel, ramdisk=ramdisk, memory=self._memory, bridge=BRIDGE)
             for node in ("test1", "test2"):
-                write_atomic(self.lab.plan.home(node) / "etc" / NAME, text, mode=0o644)
+                await self.lab.run(node, ["tee", self._file(node)], stdin=text.encode())
             self.story.command("test1", f"cat {NAME}", text)
         with self.story.step("The domain starts on test1", "xm create -c busybox"):
-            await self._veery(
-                "test1", "create", str(self.lab.plan.home("test1") / "etc" / NAME), shown=f"create {NAME}"
-            )
+            await self._veery("test1", "create", self._file("test1"), shown=f"create {NAME}")
             with self.story.waiting("booting"):
                 async with self._shell("test1") as shell:
                     await shell.ready()
@@ -270,8 +284,7 @@ class Demo:
         check("file_writable", "and on test2" in note, "and can be written")
 
     async def _create_again(self) -> None:
-        path = self.lab.plan.home("test1") / "etc" / NAME
-        result = await self.lab.veery("test1", "create", str(path), check=False)
+        result = await self.lab.veery("test1", "create", self._file("test1"), check=False)
         self.story.command("test1", f"veery create {NAME}", result.err)
         refused = result.code == 1 and "test2" in result.err
         self.story.check("second_create_refused", refused, "refused: test2 owns it")
@@ -285,6 +298,7 @@ class Demo:
             "python": platform.python_version(),
             "accelerator": software["accelerator"],
             **software["software"],
+            **({"xen_version": software["software"]["xen"]} if self._xen else {}),
             "guest kernel": guest.version,
             **{name.partition("-")[0]: version for name, version in found.items()},
         }
@@ -302,7 +316,7 @@ class Demo:
             return
         figures: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
             ("total", lambda move: f"{move['total_ms']:.0f} ms"),
-            ("downtime, as QEMU tells it", lambda move: f"{move['downtime_ms']:.0f} ms"),
+            ("downtime, as the hypervisor tells it", lambda move: f"{move['downtime_ms']:.0f} ms"),
             ("longest gap the client saw", lambda move: f"{move['gap_ms']} ms"),
             ("copied", lambda move: f"{move['bytes'] / (1 << 20):.0f} MiB"),
             ("rounds", lambda move: str(move["rounds"])),
@@ -311,7 +325,7 @@ class Demo:
         for phase in self.moves[0]["phases"]:
             rows.append([f"  phase {phase}", *(f"{move['phases'].get(phase, 0):.0f} ms" for move in self.moves)])
         ways = [f"{move['from']} → {move['to']}" for move in self.moves]
-        self.story.table(f"{NAME}, 512 MiB, moved while it ran", ("", *ways), rows)
+        self.story.table(f"{NAME}, {self._memory} MiB, moved while it ran", ("", *ways), rows)
         self.story.note(", ".join(f"{name} {version}" for name, version in self.versions.items()))
 
     # ---- small things

@@ -3,7 +3,10 @@
 A cut is a `blackhole` queue (tc-stab(8) family; in every kernel) on one end of the cable, so that each direction can
 be cut alone and the card still shows its carrier, as behind a broken switch. The lab's nodes have one network; where a
 real node has one for the cluster and one for its storage, one of the two is cut by what its own packet filter drops
-(nft(8)): the ports of the API, of moves and of etcd, or those of iSCSI."""
+(nft(8)): the ports of the API, of moves and of etcd, or those of iSCSI.
+
+A nested node is cut, frozen and powered off from outside, at its cables and its outer QEMU; programs in it are found
+and killed inside."""
 
 from __future__ import annotations
 
@@ -20,10 +23,11 @@ from pathlib import Path
 
 from veery.config.settings import Settings
 from veery.errors import Failed, Refused
-from veery.lab import members
+from veery.lab import hosts, members
 from veery.lab.members import Member
 from veery.lab.plan import SWITCH
 from veery.lab.services import Lab
+from veery.lab.xen import talk
 
 _CGROUPS = ("/sys/fs/cgroup/memory", "/sys/fs/cgroup")  # version 1 beside others, version 2
 _LIMITS = ("memory.limit_in_bytes", "memory.max")
@@ -54,7 +58,7 @@ async def cut(lab: Lab, node: str, direction: Direction = Direction.BOTH, net: N
         await _filter(lab, node, net, _chains(net, direction))
         return
     for where, device in _ends(node, direction):
-        await lab.run(where, ["tc", "qdisc", "replace", "dev", device, "root", "blackhole"])
+        await _outside(lab, where, ["tc", "qdisc", "replace", "dev", device, "root", "blackhole"])
 
 
 async def heal(lab: Lab, node: str) -> None:
@@ -63,9 +67,9 @@ async def heal(lab: Lab, node: str) -> None:
         for net in (Net.CLUSTER, Net.STORAGE):
             await _filter(lab, node, net, "")
     for where, device in _ends(node, Direction.BOTH):
-        shown = (await lab.run(where, ["tc", "qdisc", "show", "dev", device])).out
+        shown = await _outside(lab, where, ["tc", "qdisc", "show", "dev", device])
         if "blackhole" in shown:
-            await lab.run(where, ["tc", "qdisc", "delete", "dev", device, "root"])
+            await _outside(lab, where, ["tc", "qdisc", "delete", "dev", device, "root"])
 
 
 async def power_off(lab: Lab, node: str) -> None:
@@ -73,6 +77,8 @@ async def power_off(lab: Lab, node: str) -> None:
     What a reboot would empty is emptied: the taps and the run folder; the disk (state) stays."""
     await cut(lab, node)
     await members.kill(lambda: lab.members(node))
+    if lab.plan.nested(node):
+        return
     shown = (await lab.run(node, ["ip", "-o", "link", "show", "type", "tun"])).out
     for row in shown.splitlines():
         await lab.run(node, ["ip", "link", "delete", row.split(":")[1].strip()])
@@ -84,6 +90,8 @@ async def power_off(lab: Lab, node: str) -> None:
 async def power_on(lab: Lab, node: str) -> None:
     """Give the power back: cable and veeryd, which starts what the node had."""
     await heal(lab, node)
+    if lab.plan.nested(node):
+        await lab.nested(node).power_on()
     await lab.start(node)
 
 
@@ -207,6 +215,26 @@ def _group(name: str) -> Path:
                     return group
             group.rmdir()
     raise Refused("there are no memory cgroups here that we may make", hint="is /sys/fs/cgroup mounted, and writable?")
+
+
+async def inside(lab: Lab, node: str, program: str) -> tuple[Member, ...]:
+    """As `find`, of a nested node: the processes in its dom0, by its own pids; () when there is none."""
+    return tuple(member for member in await lab.nested(node).members() if member.program.startswith(program))
+
+
+async def signal_inside(lab: Lab, node: str, program: str, number: signal.Signals = signal.SIGKILL) -> int:
+    """Send a signal to the processes that `inside` finds, and after SIGKILL wait for their end; how many there were.
+    Raises Refused when there is none."""
+    found = await inside(lab, node, program)
+    if not found:
+        raise Refused(f"no {program} runs in {node}")
+    await asyncio.gather(*(talk.send(lab.nested(node).namespace, member.process, number) for member in found))
+    return len(found)
+
+
+async def _outside(lab: Lab, machine: str, argv: list[str]) -> str:
+    """Run `argv` in the machine's namespace, on our side of a nested node's cards; its output."""
+    return await hosts.inside(lab.plan.namespace(machine), list(argv))
 
 
 async def _filter(lab: Lab, node: str, net: Net, chains: str) -> None:

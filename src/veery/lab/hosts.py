@@ -13,6 +13,8 @@ from veery.errors import Failed, Refused
 from veery.host.run import run
 from veery.lab import claim, members
 from veery.lab.plan import BRIDGE, CLIENT, CLIENT_ADDRESS, NAMESPACES, PREFIX, SWITCH, Machine, Plan, lab_of
+from veery.lab.xen.agent import HERE as LINK_HERE
+from veery.lab.xen.agent import LAN, LINK
 
 SWITCH_BRIDGE = "br0"
 _DEADLINE = 30.0
@@ -28,7 +30,10 @@ async def build(plan: Plan) -> None:
     await _batch(_switch(plan, machines), inside=plan.namespace(SWITCH))
     await asyncio.gather(
         _batch(_client(), inside=plan.namespace(CLIENT)),
-        *(_batch(_node(node), inside=plan.namespace(node.name)) for node in plan.nodes),
+        *(
+            _batch(_wires() if plan.nested(node.name) else _node(node), inside=plan.namespace(node.name))
+            for node in plan.nodes
+        ),
     )
 
 
@@ -80,14 +85,14 @@ def enter(namespace: str, argv: Sequence[str | Path]) -> list[str | Path]:
 
 def environ(plan: Plan, machine: str) -> dict[str, str]:
     """What a command inside `machine` has in its environment beside ours: our programs in PATH and, on a node, its
-    settings."""
+    settings. Into a nested node nothing of it goes: what it needs is there."""
     # VEERY_NODE is the caller's: inside a node, veery speaks to that node
     found = {
         "VEERY_LAB": plan.lab,
         "VEERY_NODE": "",
         "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}",
     }
-    if machine not in (CLIENT, SWITCH):
+    if machine not in (CLIENT, SWITCH) and not plan.nested(machine):
         found["VEERY_SETTINGS"] = str(plan.settings(machine))
     return found
 
@@ -120,6 +125,14 @@ def _node(node: Machine) -> list[str]:
         f"addr add {node.address}/{PREFIX} brd + dev {BRIDGE}",
         f"link set {BRIDGE} up",
     ]
+
+
+def _wires() -> list[str]:
+    """The cables of a nested node: one to the switch, one to its agent."""
+    lines = ["link set lo up", "link add wire type bridge", "link set wire up", "link set eth0 master wire up"]
+    lines += [f"tuntap add dev {LAN} mode tap", f"tuntap add dev {LINK} mode tap"]
+    lines += [f"link set {LAN} master wire up", f"addr add {LINK_HERE}/30 dev {LINK}", f"link set {LINK} up"]
+    return lines
 
 
 async def _batch(lines: Sequence[str], *, inside: str = "") -> None:

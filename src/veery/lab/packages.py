@@ -26,6 +26,7 @@ OTHERS = (
     "e2fsprogs",
     "libfaketime",
     "python3-venv",
+    "mmdebstrap",
 )
 BACKPORTS = {"bookworm": "bookworm-backports"}
 

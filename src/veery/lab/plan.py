@@ -7,7 +7,10 @@
 More storage nodes, where they are asked for, are stor2 (172.16.32.2), stor3 (.3) and so on.
 
 Each machine is a network namespace `vy-LAB-MACHINE`; addresses live only inside. Each node has a folder
-`XDG_CACHE_HOME/veery/lab/LAB/NODE` with etc/veery.toml, lib (its state), run (its sockets) and log."""
+`XDG_CACHE_HOME/veery/lab/LAB/NODE` with etc/veery.toml, lib (its state), run (its sockets) and log.
+
+With the driver xen the hypervisors are nested: machines of their own inside QEMU, with their cables in the namespace.
+They have no vote there: stor's is the only one."""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ from veery.errors import Refused
 from veery.model.node import Role
 
 BRIDGE = "xenbr0"
+DRIVERS = ("qemu", "xen")
 PREFIX = 16
 SWITCH, CLIENT, STORAGE = "switch", "client", "stor"
 CLIENT_ADDRESS = "172.16.31.100"
@@ -49,10 +53,11 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One lab: its name and its nodes; the storage node first."""
+    """One lab: its name and its nodes, the storage node first; `driver` runs the domains."""
 
     lab: str
     nodes: tuple[Machine, ...]
+    driver: str = "qemu"
     folder: Path = field(init=False)
 
     def __post_init__(self) -> None:
@@ -65,6 +70,12 @@ class Plan:
                 return machine
         known = ", ".join(machine.name for machine in self.nodes)
         raise Refused(f"lab {self.lab} has no node {name}", hint=f"its nodes are {known}")
+
+    def nested(self, machine: str) -> bool:
+        """Whether `machine` is a nested node."""
+        return self.driver == "xen" and any(
+            machine == node.name and Role.HYPERVISOR in node.roles for node in self.nodes
+        )
 
     def namespace(self, machine: str) -> str:
         """The network namespace of `machine` (a node, "switch" or "client")."""
@@ -83,7 +94,7 @@ class Plan:
         return self.home(node) / "etc" / "veery.toml"
 
 
-def plan(lab: str, hypervisors: int = 2, storages: int = 1) -> Plan:
+def plan(lab: str, hypervisors: int = 2, storages: int = 1, driver: str = "qemu") -> Plan:
     """The lab called `lab`. Raises Refused for a bad name or number, and where its folder's path is too long
     for the sockets in it."""
     if not _NAME.fullmatch(lab):
@@ -97,10 +108,10 @@ def plan(lab: str, hypervisors: int = 2, storages: int = 1) -> Plan:
         Machine(f"{STORAGE}{number}", f"172.16.32.{number}", (Role.STORAGE,)) for number in range(2, storages + 1)
     ]
     for number in range(1, hypervisors + 1):
-        voter = (Role.VOTER,) if number <= 2 else ()
+        voter = (Role.VOTER,) if number <= 2 and driver != "xen" else ()
         last = number if number <= 2 else number + 8
         nodes.append(Machine(f"test{number}", f"172.16.31.{last}", (Role.HYPERVISOR, *voter)))
-    made = Plan(lab, tuple(nodes))
+    made = Plan(lab, tuple(nodes), driver)
     longest = max(len(str(made.home(node.name) / "run")) for node in nodes)
     if longest > _RUN_MAX:
         raise Refused(

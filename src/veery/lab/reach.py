@@ -1,7 +1,8 @@
 """`python -m veery.lab.reach SETTINGS VOLUME [PASSWORD]`: log in to a volume's LUN from inside a node.
 
-As its domains do: through QEMU's own initiator with the node's own credentials, which are in the store; prints the
-LUN's size in bytes. With PASSWORD that one is used instead. Exit 1, with QEMU's words, where it is turned away."""
+As its domains do: through QEMU's own initiator, or on a Xen node the kernel's, with the node's own credentials, which
+are in the store; prints the LUN's size in bytes. With PASSWORD that one is used instead. Exit 1, with the initiator's
+words, where it is turned away."""
 
 from __future__ import annotations
 
@@ -16,13 +17,15 @@ from veery.cluster.members import open_store
 from veery.config.settings import load as load_settings
 from veery.errors import Refused, VeeryError
 from veery.host.run import run
-from veery.model.volume import Initiator, Volume
+from veery.model.volume import Initiator, IscsiLun, Volume
+from veery.storage.iscsiadm import KernelInitiator
 
 
 async def size(settings_file: Path, volume: str, password: str = "") -> int:
     """The size of `volume` in bytes, as this node's initiator sees it. Raises Refused, Failed."""
     settings = load_settings(settings_file)
-    node = load_identity(Path(settings.state)).node.name
+    mine = load_identity(Path(settings.state)).node
+    node = mine.name
     store = open_store(settings, load_identity(Path(settings.state)))
     try:
         found, own = await VOLUMES.get(store, volume), await INITIATORS.get(store, node)
@@ -30,8 +33,20 @@ async def size(settings_file: Path, volume: str, password: str = "") -> int:
         await store.close()
     if found is None or own is None:
         raise Refused(f"no volume {volume}, or no credentials for {node}")
+    if mine.driver == "xen":
+        return await _by_kernel(found, own, password or own.password)
     shown = await run(["qemu-img", "info", "--output=json", *_login(found, own, password or own.password)], deadline=30)
     return int(json.loads(shown.out)["virtual-size"])
+
+
+async def _by_kernel(volume: Volume, own: Initiator, password: str) -> int:
+    lun = IscsiLun(portal=volume.portal, iqn=volume.iqn, lun=1, initiator=own.iqn, user=own.user, password=password)
+    initiator = KernelInitiator()
+    try:
+        device = await initiator.login(lun)
+        return int((await run(["blockdev", "--getsize64", device], deadline=30)).out)
+    finally:
+        await initiator.logout(lun)
 
 
 def _login(volume: Volume, own: Initiator, password: str) -> list[str]:

@@ -27,12 +27,15 @@ from veery.lab import guest, hosts
 from veery.lab.claim import Claim, Record, read
 from veery.lab.members import Member
 from veery.lab.plan import Machine, Plan, plan
+from veery.lab.xen import golden
+from veery.lab.xen.node import PATIENCE, Nested
 from veery.model.node import Role
 
 Report = Callable[[str, float], None]  # what is done now, and how much of it all: 0 to 1
 
 _ORDER = 60.0  # seconds for one command
 _READY = 60.0  # seconds for a daemon to answer, or for the cluster to be whole
+_NESTED = 4  # times as long for what runs in a nested node: an import costs there what a whole command does here
 
 
 def silent(_text: str, _fraction: float) -> None:
@@ -49,26 +52,34 @@ class Lab:
     # ---- up and down
     @classmethod
     async def up(
-        cls, name: str, *, hypervisors: int = 2, storages: int = 1, stays: bool = False, report: Report = silent
+        cls,
+        name: str,
+        *,
+        hypervisors: int = 2,
+        storages: int = 1,
+        driver: str = "qemu",
+        stays: bool = False,
+        report: Report = silent,
     ) -> Lab:
         """Build lab `name`, and clear away first what a dead run left of it. On failure nothing of it is left but
-        the message. With `stays` it outlives this process.
+        the message. With `stays` it outlives this process. With the driver xen the hypervisors are nested.
 
         Raises Refused when the name is taken or does not fit, Failed with what did not start."""
-        drawn = plan(name, hypervisors, storages)
+        drawn = plan(name, hypervisors, storages, driver)
         if os.geteuid():
             raise Refused("the lab makes network namespaces", hint="run as root")
         lab = cls(drawn, Claim(name))
         try:
             record = read(name)
             await hosts.remove(name, Path(record.folder) if record else drawn.folder)
-            lab._claim.write(Record(str(drawn.folder), hypervisors, os.getpid(), stays, storages))
+            lab._claim.write(Record(str(drawn.folder), hypervisors, os.getpid(), stays, storages, driver))
             report("trying the hypervisor", 0.0)
             accelerator = await _accelerator()
             report("namespaces and bridges", 0.05)
             for node in drawn.nodes:
                 _furnish(drawn, node, accelerator)
             await hosts.build(drawn)
+            await lab._power_on(report)
             await lab._boot(report)
         except BaseException as error:
             logs = lab._keep_logs()
@@ -87,7 +98,7 @@ class Lab:
         if record is None or not hosts.stands(name):
             claim.release() if record else claim.forget()
             raise Refused(f"lab {name} is not up", hint="veery lab up")
-        return cls(plan(name, record.hypervisors, record.storages), claim)
+        return cls(plan(name, record.hypervisors, record.storages, record.driver), claim)
 
     async def down(self) -> None:
         """Remove the lab: processes, namespaces, folder."""
@@ -108,8 +119,10 @@ class Lab:
         check: bool = True,
         stdin: bytes | None = None,
     ) -> Result:
-        """Run a command on `node` (or "client", "switch"), as host.run.run does."""
-        return await run(self.enter(node, argv), deadline=deadline, check=check, stdin=stdin, env=self.environ(node))
+        """Run a command on `node` (or "client", "switch"), as host.run.run does. A nested node may take four times
+        as long."""
+        longest, argv = deadline * self._patience(node), self.enter(node, argv)
+        return await run(argv, deadline=longest, check=check, stdin=stdin, env=self.environ(node))
 
     async def veery(
         self,
@@ -120,7 +133,8 @@ class Lab:
         stdin: bytes | None = None,
     ) -> Result:
         """Run `veery WORDS...` on `node`, speaking to that node's daemon. Raises Failed with its message."""
-        result = await self.run(node, [_program("veery"), *words], deadline=deadline, check=False, stdin=stdin)
+        argv: list[str | Path] = [self._program(node, "veery"), *words]
+        result = await self.run(node, argv, deadline=deadline, check=False, stdin=stdin)
         if check and result.code:
             rows = (result.err.strip() or result.out.strip() or "no message").splitlines()
             raise Failed(f"veery {' '.join(words)} on {node}: {rows[0]}", hint="; ".join(rows[1:3]))
@@ -128,7 +142,7 @@ class Lab:
 
     async def watch(self, node: str, *words: str, report: Report, deadline: float = _ORDER) -> str:
         """As `veery`, for what takes long: each line of progress goes to `report` as it comes. Returns its output."""
-        argv = [str(word) for word in self.enter(node, [_program("veery"), *words])]
+        argv = [str(word) for word in self.enter(node, [self._program(node, "veery"), *words])]
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(
             *argv, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe, env={**os.environ, **self.environ(node)}
@@ -136,7 +150,7 @@ class Lab:
         assert process.stdout is not None and process.stderr is not None
         said = ""
         try:
-            async with asyncio.timeout(deadline):
+            async with asyncio.timeout(deadline * self._patience(node)):
                 while line := (await process.stderr.readline()).decode(errors="replace").strip():
                     percent = re.search(r"(\d+) %", line)
                     report(" ".join(line.split()), int(percent[1]) / 100 if percent else 0.0)
@@ -162,15 +176,21 @@ class Lab:
         return Client(Address(self.plan.home(node) / "run" / "api.sock"), deadline=deadline)
 
     def enter(self, node: str, argv: Sequence[str | Path]) -> list[str | Path]:
-        """The command line that runs `argv` inside `node`."""
+        """The command line that runs `argv` inside `node`; in dom0 where it is nested."""
+        if self.plan.nested(node):
+            return self.nested(node).enter(argv)
         return hosts.enter(self.plan.namespace(node), argv)
+
+    def nested(self, node: str) -> Nested:
+        """The nested node `node`."""
+        return Nested(self.plan, self.plan.node(node))
 
     def environ(self, node: str) -> dict[str, str]:
         """What `veery lab exec` adds to the environment there: the node's settings, and our programs in PATH."""
         return hosts.environ(self.plan, node)
 
     def members(self, node: str) -> tuple[Member, ...]:
-        """The processes that run on `node`."""
+        """The processes that run on `node`; of a nested one, its outer QEMU and what serves it on this machine."""
         return hosts.members_of(self.plan, node)
 
     def log(self, node: str, name: str = "veeryd") -> Path:
@@ -180,14 +200,15 @@ class Lab:
     # ---- its daemons
     async def start(self, node: str) -> Process:
         """Start veeryd on `node`, and wait until it answers. Raises Failed with the end of its log."""
-        argv = self.enter(node, [_program("veeryd"), "--settings", self.plan.settings(node)])
+        options: list[str | Path] = [] if self.plan.nested(node) else ["--settings", self.plan.settings(node)]
+        argv = self.enter(node, [self._program(node, "veeryd"), *options])
         process = Process.spawn(argv, log_file=self.log(node), env=self.environ(node))
         await self.ready(node, process)
         return process
 
     async def ready(self, node: str, process: Process | None = None) -> None:
         """Return once `node`'s daemon answers (and knows its cluster). Raises Failed."""
-        client = self.client(node, deadline=5.0)
+        client = self.client(node, deadline=5.0 * self._patience(node))
 
         async def answers() -> str:
             if process is not None and not process.alive():
@@ -198,11 +219,14 @@ class Lab:
                 return error.message
             return ""
 
-        await _until(answers, f"veeryd on {node} does not answer", hint=f"see {self.log(node)}")
+        within = _READY * self._patience(node)
+        await _until(answers, f"veeryd on {node} does not answer", hint=f"see {self.log(node)}", within=within)
 
     async def healthy(self) -> None:
         """Return once every node is alive in the eyes of every other, and every voter has its vote. Raises Failed."""
-        await _until(self._ailing, f"the cluster of lab {self.plan.lab} is not whole", hint=f"see {self.plan.folder}")
+        within = _READY * max(self._patience(node.name) for node in self.plan.nodes)
+        message = f"the cluster of lab {self.plan.lab} is not whole"
+        await _until(self._ailing, message, hint=f"see {self.plan.folder}", within=within)
 
     async def _ailing(self) -> str:
         """What the cluster lacks, "" if nothing."""
@@ -218,6 +242,15 @@ class Lab:
         first = self.plan.nodes[0].name
         shown = await self.run(first, [sys.executable, "-m", "veery.lab.voters", self.plan.settings(first)])
         return "" if int(shown.out) == voters else f"{shown.out.strip()} of {voters} voters have their vote"
+
+    async def _power_on(self, report: Report) -> None:
+        """Make the nested nodes, if there are any, and let them run."""
+        names = [node.name for node in self.plan.nodes if self.plan.nested(node.name)]
+        if names:
+            snapshot = await golden.ready(report)
+            report(f"{', '.join(names)}: powered on", 0.05)
+            await _all([self.nested(name).make(snapshot) for name in names])
+            await _all([self.nested(name).power_on() for name in names])
 
     async def _boot(self, report: Report) -> None:
         first, *others = self.plan.nodes
@@ -239,11 +272,23 @@ class Lab:
         await self.healthy()
 
     async def _init(self, node: Machine) -> None:
-        await self.veery(node.name, "init", *_described(node), "--cluster", "lab")
+        await self.veery(node.name, "init", *self._described(node), "--cluster", "lab")
 
     async def _join(self, node: Machine, first: Machine) -> None:
         token = (await self.veery(first.name, "node", "token")).out.split()[-1]
-        await self.veery(node.name, "join", token, *_described(node))
+        await self.veery(node.name, "join", token, *self._described(node))
+
+    def _described(self, node: Machine) -> list[str]:
+        roles = ",".join(role.value for role in node.roles)
+        driver = ["--driver", self.plan.driver] if self.plan.nested(node.name) else []
+        return ["--name", node.name, "--address", node.address, "--roles", roles, *driver]
+
+    def _patience(self, node: str) -> int:
+        return _NESTED if self.plan.nested(node) else 1
+
+    def _program(self, node: str, name: str) -> Path:
+        """One of our own programs: beside the Python that runs us, or where dom0 has it."""
+        return Path("/usr/local/bin", name) if self.plan.nested(node) else Path(sys.executable).with_name(name)
 
     def _keep_logs(self) -> Path | None:
         """Save the nodes' logs from a lab that did not come up; their folder, None if there are none."""
@@ -262,11 +307,6 @@ class Lab:
         return "it said nothing"
 
 
-def _described(node: Machine) -> list[str]:
-    roles = ",".join(role.value for role in node.roles)
-    return ["--name", node.name, "--address", node.address, "--roles", roles]
-
-
 async def _accelerator() -> str:
     """What QEMU runs with here, found out once a boot for all nodes of all labs: they share the machine."""
     return (await machine.find(Qemu(), lab_folder().parent.parent / "qemu.json")).accel
@@ -281,6 +321,7 @@ def _furnish(drawn: Plan, node: Machine, accelerator: str) -> None:
         f"# node {node.name} of lab {drawn.lab}, written by veery lab up",
         f"state = {_quoted(home / 'lib')}",
         f"run = {_quoted(home / 'run')}",
+        *(PATIENCE if drawn.driver == "xen" else ()),
         "",
         "[qemu]",
         f'accel = "{accelerator}"',
@@ -298,11 +339,6 @@ def _quoted(path: Path) -> str:
     return json.dumps(str(path))  # TOML's basic strings and JSON's agree on what a path can hold
 
 
-def _program(name: str) -> Path:
-    """One of our own programs, beside the Python that runs us."""
-    return Path(sys.executable).with_name(name)
-
-
 async def _all(works: Sequence[Awaitable[None]]) -> None:
     """Await `works` together; the first failure ends the others and is raised."""
     try:
@@ -317,7 +353,7 @@ async def _one(work: Awaitable[None]) -> None:
     await work
 
 
-async def _until(check: Callable[[], Awaitable[str]], message: str, *, hint: str, within: float = _READY) -> None:
+async def _until(check: Callable[[], Awaitable[str]], message: str, *, hint: str, within: float) -> None:
     """Ask `check` until it returns ""; Failed with `message` and its last answer after `within` seconds."""
     ends = time.monotonic() + within
     while why := await check():

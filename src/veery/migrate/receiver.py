@@ -247,7 +247,7 @@ class Receiver:
         then there must be no COMMIT, since the source's is whole."""
         while not listening.done():
             await asyncio.wait({listening}, timeout=LOOK)
-            if not any(reading.uuid == offer.spec.uuid for reading in await self._ground.driver.list()):
+            if not await self._ground.driver.stands(offer.spec.uuid):
                 raise Failed(f"{offer.domain} ended on {self._ground.node} before it was handed over")
         finish: wire.Finish = listening.result()
         return finish

@@ -185,7 +185,8 @@ class HostReading:
     """One node's machine: what `veery info` prints and placement counts with. Memory in MiB, cpu_mhz in MHz.
 
     `software` maps names ("qemu", "xen", "kernel") to versions; `facts` holds driver-specific rows
-    (for xen: what `xl info` prints, in its order).
+    (for xen: what `xl info` prints, in its order); `domain0` is the machine's own row among its domains, where the
+    hypervisor has one.
     """
 
     host: str
@@ -200,3 +201,4 @@ class HostReading:
     accelerator: str
     software: dict[str, str]
     facts: dict[str, str]
+    domain0: DomainReading | None = None

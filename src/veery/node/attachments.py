@@ -14,7 +14,7 @@ from pathlib import Path
 from veery.errors import Refused, VeeryError
 from veery.host import tasks
 from veery.host.mounts import shared
-from veery.hypervisor.base import Driver
+from veery.hypervisor.base import DiskMover, Driver
 from veery.model.domain import DiskFormat, DiskSpec, DomainSpec, VifSpec
 from veery.model.flow import Flow
 from veery.model.plan import Blocker, Obstacle
@@ -36,9 +36,13 @@ class NodeAttacher:
         driver: Driver,
         volume: Callable[[str], Awaitable[Volume | None]],
         initiator: Callable[[], Awaitable[Initiator]],
+        *,
+        taps: bool = True,
     ) -> None:
-        """`volume` finds a volume's record, `initiator` this node's credentials at every target."""
+        """`volume` finds a volume's record, `initiator` this node's credentials at every target. Without `taps` the
+        hypervisor makes its domains' interfaces itself, and names them."""
         self._node, self._driver, self._volume, self._initiator = node, driver, volume, initiator
+        self._taps = taps
         self._made: dict[str, float] = {}  # tap: when we made it
 
     async def blockers(self, spec: DomainSpec) -> tuple[Blocker, ...]:
@@ -66,7 +70,10 @@ class NodeAttacher:
             return (Blocker(kind=kind, reason=error.message, hint=error.hint),)
         if isinstance(source, LocalDisk) and not shared(source.path):
             reason = f"{disk.target} is not on a filesystem that two nodes share"
-            return (Blocker(kind=kind, reason=reason, hint="take it along: --with-disks; or: veery volume import"),)
+            hint = f"veery volume import NAME {disk.target}, then volume=NAME in its file"
+            if isinstance(self._driver, DiskMover):
+                hint = f"take it along: --with-disks; or: {hint}"
+            return (Blocker(kind=kind, reason=reason, hint=hint),)
         return ()
 
     async def attach(self, spec: DomainSpec) -> Attachments:
@@ -88,7 +95,7 @@ class NodeAttacher:
 
     async def detach(self, attachments: Attachments) -> None:
         """Take the taps away again. Idempotent."""
-        for vif in attachments.vifs:
+        for vif in attachments.vifs if self._taps else ():
             await tap.delete(vif.device)
 
     async def announce(self, attachments: Attachments) -> None:
@@ -156,7 +163,10 @@ class NodeAttacher:
         )
 
     async def vif(self, spec: VifSpec, domid: int, number: int) -> AttachedVif:
-        """Make the tap of one interface."""
+        """Make the tap of one interface. Raises Refused where its bridge is missing or down."""
+        if not self._taps:
+            await bridge.require(spec.bridge)
+            return AttachedVif(spec=spec, device=spec.vifname)
         name = spec.vifname or tap.name_of(domid, number)
         self._made[name] = time.monotonic()
         made = await tap.create(name, spec.bridge, mtu=spec.mtu)
@@ -170,7 +180,8 @@ class NodeAttacher:
 
     async def drop_vif(self, vif: AttachedVif) -> None:
         """Remove the tap of one interface."""
-        await tap.delete(vif.device)
+        if self._taps:
+            await tap.delete(vif.device)
 
     async def require_bridge(self, spec: VifSpec) -> None:
         """Raises Refused when the interface's bridge is missing or down."""
@@ -191,6 +202,8 @@ class NodeAttacher:
     async def sweep(self) -> None:
         """Remove taps that no domain here uses: of a domain whose process died, of a start or a move that was cut
         short. One that we made a moment ago and no domain had yet is left alone: its domain is about to show."""
+        if not self._taps:
+            return
         found = await tap.leftovers()
         used: set[str] = set()
         for reading in await self._driver.list():

@@ -34,6 +34,8 @@ class Machine:
     async def domains(self) -> tuple[DomainReading, ...]:
         """Every domain here; the machine itself, `Domain-0`, first, as xm has it."""
         readings, host = await asyncio.gather(self.driver.list(), self.driver.host())
+        if host.domain0 is not None:
+            return (host.domain0, *readings)
         given = sum(reading.memory for reading in readings)
         zero = DomainReading(
             name="Domain-0",

@@ -10,7 +10,7 @@ import gzip
 import io
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from veery.host.files import write_atomic
 from veery.host.run import run
 from veery.model.units import MIB, format_size
 from veery.storage import guestfiles
-from veery.storage.modules import Module, ModuleTree, alias_file, dep_file, matching
+from veery.storage.modules import WANTED, Module, ModuleTree, alias_file, dep_file, matching
 
 Report = Callable[[str, float], None]
 
@@ -197,17 +197,20 @@ async def _run_e2fs(*argv: str, quiet: bool = False) -> None:
 # ---------------------------------------------------------------- the initramfs
 
 
-async def build_initramfs(output: Path, *, kernel: Path, modules: Path, busybox: Path = Path("/bin/busybox")) -> None:
+async def build_initramfs(
+    output: Path, *, kernel: Path, modules: Path, busybox: Path = Path("/bin/busybox"), wanted: Sequence[str] = WANTED
+) -> None:
     """Write the initramfs, the `ramdisk` of a domain file, to `output`: gzip over cpio (newc), about 1 MiB.
 
-    Its /init loads the disk and network drivers of both hypervisors, mounts root= as ro or rw says and starts init=.
+    Its /init loads the modules `wanted` (the disk and network drivers of both hypervisors), mounts root= as ro or rw
+    says and starts init=.
     Raises Refused as `build_into` does."""
     tree = matching(kernel, modules)
     known = {Path(name).name for name in await _applets(busybox)}
     missing = [name for name in _INITRAMFS_APPLETS if name not in known]
     if missing:
         raise Refused(f"{busybox} has no {missing[0]}", hint="install the package busybox-static")
-    order = tree.load_order()
+    order = tree.load_order(wanted)
     entries = [
         *(Entry(name) for name in ("bin", "dev", "modules", "proc", "root", "sys")),
         Entry("dev/console", 0o600, device=(5, 1)),

@@ -303,6 +303,10 @@ class QemuDriver:
         await migration.receive(domain, stream, self._clock)
         await mirror.unexport(domain)
 
+    async def stands(self, uuid: str) -> bool:
+        """As Driver.stands."""
+        return any(domain.record.spec.uuid == uuid for domain in self._roster.domains())
+
     async def finish(self, uuid: str, *, paused: bool = False) -> None:
         """As Driver.finish."""
         domain = self._roster.domain(uuid)

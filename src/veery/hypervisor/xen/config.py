@@ -1,0 +1,77 @@
+"""The domain file that xl is given: the domain's own, with volumes as the devices that this node has them under."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from veery.config import disk as disk_config
+from veery.config import vif as vif_config
+from veery.config.domain import render_domain
+from veery.errors import Refused
+from veery.model.domain import DiskFormat, DiskSpec, DomainSpec, DomainType, OnEvent
+from veery.model.volume import AttachedDisk, AttachedVif, Attachments, IscsiLun, LocalDisk
+
+Devices = Mapping[str, Path]
+"""Where the kernel has each LUN that a disk is on, by the disk's vdev."""
+
+
+def check(spec: DomainSpec) -> None:
+    """Raises Refused for what a domain cannot be here, before anything is begun."""
+    if not spec.uuid:
+        raise Refused(f"{spec.name} has no UUID", hint="the domain's record gives it one")
+    if spec.type is DomainType.HVM:
+        raise Refused(
+            f"{spec.name}: hvm is not run on Xen here, because its device model does not move with our stream",
+            hint='write type = "pvh", or "pv"',
+        )
+    for what, path in (("kernel", spec.kernel), ("ramdisk", spec.ramdisk)):
+        if path and not Path(path).is_file():
+            raise Refused(f"{spec.name}: {what} {path} is not there", hint="each node needs its own copy of it")
+    for vif in spec.vifs:
+        if not vif.mac:
+            raise Refused(f"{spec.name}: an interface without a MAC", hint="the domain's record gives it one")
+
+
+def text(spec: DomainSpec, attachments: Attachments, devices: Devices, scripts: Mapping[str, str]) -> str:
+    """The file. `scripts` are our hotplug scripts (scripts.install), for what has none of its own. on_* say preserve,
+    as it is the node that acts on an end (xl's own watcher is not run: `create -e`); but for a soft reset, which libxl
+    does not know how to leave."""
+    keep = OnEvent.PRESERVE
+    plain = replace(
+        spec,
+        disks=tuple(_disk(disk, devices, scripts) for disk in attachments.disks),
+        vifs=tuple(replace(vif.spec, script=vif.spec.script or scripts.get("nic", "")) for vif in attachments.vifs),
+        on_poweroff=keep,
+        on_reboot=keep,
+        on_crash=keep,
+        on_watchdog=keep,
+        on_soft_reset=keep,
+    )
+    return render_domain(plain)
+
+
+def disk(attached: AttachedDisk, devices: Devices, scripts: Mapping[str, str]) -> str:
+    """The same of one disk, for `xl block-attach`."""
+    return disk_config.render_disk(_disk(attached, devices, scripts))
+
+
+def vif(attached: AttachedVif, scripts: Mapping[str, str]) -> tuple[str, ...]:
+    """An interface's words for `xl network-attach`."""
+    spec = replace(attached.spec, script=attached.spec.script or scripts.get("nic", ""))
+    return tuple(vif_config.render_vif(spec).split(","))
+
+
+def _disk(attached: AttachedDisk, devices: Devices, scripts: Mapping[str, str]) -> DiskSpec:
+    source, spec = attached.source, attached.spec
+    if isinstance(source, IscsiLun):
+        target, script = str(devices[spec.vdev]), spec.script or scripts.get("disk", "")
+        return replace(spec, volume="", format=DiskFormat.RAW, backendtype="phy", target=target, script=script)
+    if isinstance(source, LocalDisk):
+        # blkback serves devices, and files through a loop device that the script makes; QEMU in dom0 is only wanted
+        # for formats
+        raw = source.format is DiskFormat.RAW
+        backend = spec.backendtype or ("phy" if raw else "")
+        return replace(spec, format=source.format, backendtype=backend, target=source.path)
+    return spec

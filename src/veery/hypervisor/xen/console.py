@@ -1,0 +1,101 @@
+"""A domain's console: xenconsoled's terminal, read by us all the time and kept in a log, from which everybody reads.
+
+xenconsoled(8) gives what the guest prints to whoever reads the terminal first; so there is one reader, the node, and
+`xl console` beside it would get a part only. What the guest prints while we are away waits in xenconsoled, up to a
+MiB (libxl, LIBXL_XENCONSOLE_LIMIT)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import termios
+import tty
+from pathlib import Path
+
+from veery.errors import Failed
+from veery.hypervisor.qemu.console import ConsoleHub
+
+TYPE_DEADLINE = 20.0
+_CHUNK = 1 << 16
+
+
+class XenHub(ConsoleHub):
+    """As ConsoleHub, the log being written by us."""
+
+    def __init__(self, name: str, log: Path) -> None:
+        """Nothing is read before `attach`."""
+        super().__init__(name, log, log)
+        self._terminal = -1
+
+    @property
+    def attached(self) -> bool:
+        """Whether a terminal is read."""
+        return self._terminal >= 0
+
+    def attach(self, terminal: Path) -> None:
+        """Read `terminal` from now on. Raises Failed where it cannot be opened."""
+        self.detach()
+        try:
+            handle = os.open(terminal, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise Failed(f"the console of {self.name}: {terminal}: {error.strerror}") from error
+        with contextlib.suppress(termios.error):
+            tty.setraw(handle, termios.TCSANOW)  # not TCSAFLUSH: what waits there is to be read
+        self._terminal = handle
+        asyncio.get_running_loop().add_reader(handle, self._ready)
+
+    def detach(self) -> None:
+        """Read no more."""
+        if self._terminal >= 0:
+            asyncio.get_running_loop().remove_reader(self._terminal)
+            os.close(self._terminal)
+            self._terminal = -1
+
+    def drain(self) -> None:
+        """Take what is there now."""
+        while self._terminal >= 0 and self._ready():
+            pass
+
+    async def type(self, data: bytes) -> None:
+        """As ConsoleHub.type."""
+        ends = asyncio.get_running_loop().time() + TYPE_DEADLINE
+        left = memoryview(data)
+        while left:
+            if self.ended or asyncio.get_running_loop().time() > ends:
+                raise Failed(f"the console of {self.name} takes no input", hint="is the domain running? veery list")
+            try:
+                # none yet: a domain that was just found again, or has just restarted
+                sent = os.write(self._terminal, left) if self._terminal >= 0 else 0
+            except BlockingIOError:
+                sent = 0
+            except OSError as error:
+                raise Failed(f"the console of {self.name}: {error.strerror}", hint="veery list") from error
+            left = left[sent:]
+            if not sent:
+                await asyncio.sleep(0.02)
+
+    async def close(self) -> None:
+        """As ConsoleHub.close."""
+        self.drain()
+        self.detach()
+        await super().close()
+
+    def _ready(self) -> bool:
+        """Take what the terminal has; whether there was anything."""
+        try:
+            data = os.read(self._terminal, _CHUNK)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            data = b""
+            if error.errno != errno.EIO:  # EIO: xenconsoled has closed the other side
+                raise
+        if not data:
+            self.detach()
+            return False
+        with contextlib.suppress(FileNotFoundError), self.log.open("r+b") as file:
+            file.seek(0, os.SEEK_END)
+            file.write(data)
+        return True

@@ -1,0 +1,383 @@
+"""The xen driver: domains under Xen, by xl. They outlive us and are found again by their UUIDs.
+
+Not on Xen: post-copy, because xl has none; a move with local disks and a disk's move to another LUN, because blkback
+has no mirror; hvm domains, because their device model's state goes another way than ours."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+
+from veery.config.settings import Xen
+from veery.errors import Failed, Refused, VeeryError
+from veery.host.clock import Clock
+from veery.hypervisor.base import ALONE, Report
+from veery.hypervisor.qemu.console import QemuConsole
+from veery.hypervisor.xen import config, hotplug, machine, savefile, scripts
+from veery.hypervisor.xen.disks import Initiator
+from veery.hypervisor.xen.parse import Info
+from veery.hypervisor.xen.passage import Passage
+from veery.hypervisor.xen.record import Build, Record, Stage
+from veery.hypervisor.xen.roster import Domain, Roster
+from veery.hypervisor.xen.xenstore import Xenstore
+from veery.hypervisor.xen.xl import Xl
+from veery.model import codec
+from veery.model.domain import DomainEvent, DomainReading, DomainSpec, HostReading, VcpuReading
+from veery.model.move import CopyResult, Means, MoveSettings, Tuning
+from veery.model.plan import Abilities, Blocker, MemoryReading, Obstacle
+from veery.model.units import MIB
+from veery.model.volume import AttachedDisk, AttachedVif, Attachments
+
+log = logging.getLogger(__name__)
+
+
+class XenDriver:
+    """As base.Driver. `run` holds RUN/xen; it must not survive a boot of the machine, or need not."""
+
+    name = "xen"
+
+    def __init__(self, run: Path, tls: Path | None, settings: Xen, initiator: Initiator, clock: Clock) -> None:
+        """`tls` is the folder of the node's certificates (None: no move with TLS); `initiator` has LUNs as devices of
+        this node."""
+        self._xl, self._clock = Xl(settings.xl), clock
+        self._roster = Roster(run, self._xl, Xenstore(settings.xenstore), initiator, clock)
+        self._passage = Passage(self._roster, self._xl, tls, clock)
+        self._missing: VeeryError | None = None
+        self._able = Abilities(driver=self.name, version="", accelerator="xen", post_copy=machine.POST_COPY)
+
+    # ---- this machine
+
+    async def open(self) -> None:
+        """As Driver.open. A Xen that is missing or too old is told of when a domain is to start; but where domains of
+        ours may run, Xen must answer: taken for gone, they would be started elsewhere. Raises as Xl.info does."""
+        try:
+            info = await self._xl.info()
+            machine.check(info)
+        except VeeryError as error:
+            if self._roster.remembers():
+                raise
+            self._missing = error
+            log.error("xen driver: %s", error)
+            return
+        self._able = machine.abilities(info)
+        self._roster.note(f"Xen {info.version}")
+        self._roster.scripts = scripts.install()
+        await self._roster.open()
+
+    async def close(self) -> None:
+        """As Driver.close."""
+        await self._roster.close()
+
+    async def host(self) -> HostReading:
+        """As Driver.host."""
+        if self._missing is not None:
+            return machine.reading(None, None)
+        info, rows = await self._roster.info(), await self._roster.see()
+        return machine.reading(info, next((row for row in rows if row.domid == 0), None))
+
+    async def log(self) -> str:
+        """As Driver.log: the hypervisor's own, then what the driver did."""
+        return await self._xl.dmesg() + self._roster.text()
+
+    # ---- domains
+
+    async def list(self) -> tuple[DomainReading, ...]:
+        """As Driver.list."""
+        if self._missing is None:
+            await self._roster.see()
+        return tuple(domain.reading() for domain in self._roster.domains())
+
+    async def spec(self, uuid: str) -> tuple[DomainSpec, Attachments]:
+        """As Driver.spec; interfaces are named as Xen names them."""
+        record = self._roster.present(uuid).record
+        return record.spec, record.attachments
+
+    async def pack(self, uuid: str) -> tuple[DomainSpec, msgspec.Raw]:
+        """As Driver.pack; the luggage is the Build."""
+        record, info = self._roster.domain(uuid).record, await self._ready()
+        plan = replace(record.build, xen=f"{info.major}.{info.minor}", dirty_log=info.logs_dirty_pv())
+        return record.spec, msgspec.Raw(codec.encode(plan))
+
+    async def take_domid(self) -> int:
+        """As Driver.take_domid: 0, it is Xen that numbers domains."""
+        return 0
+
+    async def start(self, spec: DomainSpec, attachments: Attachments, *, paused: bool = False) -> DomainReading:
+        """As Driver.start."""
+        domain = await self._enter(spec, attachments)
+        try:
+            await self._xl.create(domain.home.config, paused=paused)
+            return await self._up(domain, held=paused)
+        except BaseException:
+            await self._undo(domain)
+            raise
+
+    async def destroy(self, uuid: str) -> None:
+        """As Driver.destroy: Xen's own list is read until the domain is off it."""
+        await self._passage.end(uuid)
+        await self._roster.destroy(uuid)
+
+    async def shutdown(self, uuid: str) -> None:
+        """As Driver.shutdown: the guest's kernel reads it from xenstore, control/shutdown."""
+        await self._xl.shutdown(self._roster.domain(uuid).record.domid)
+
+    async def reboot(self, uuid: str) -> None:
+        """As Driver.reboot."""
+        await self._xl.reboot(self._roster.domain(uuid).record.domid)
+
+    async def pause(self, uuid: str) -> None:
+        """As Driver.pause. Xen counts pauses: one that is paused is not paused again."""
+        domain = self._roster.free(uuid)
+        await self._hold(domain, held=True)
+        domain.update(held=True)
+
+    async def unpause(self, uuid: str) -> None:
+        """As Driver.unpause."""
+        domain = self._roster.free(uuid)
+        await self._hold(domain, held=False)
+        domain.update(held=False)
+
+    async def _hold(self, domain: Domain, *, held: bool) -> None:
+        """Whether xl did as it was told, its exit status does not say: Xen's list does."""
+        domid, uuid, name = domain.record.domid, domain.record.spec.uuid, domain.record.spec.name
+        row = await self._roster.row(uuid)
+        if row is not None and row.held is not held:
+            await (self._xl.pause(domid) if held else self._xl.unpause(domid))
+            row = await self._roster.row(uuid)
+        if row is None or row.held is not held:
+            raise Failed(f"{name} is {'still running' if held else 'still paused'}", hint="xl list; veery dmesg")
+
+    async def rename(self, uuid: str, name: str) -> None:
+        """As Driver.rename."""
+        domain = self._roster.domain(uuid)
+        rows = await self._roster.look()
+        if any(row.name == name for row in rows if row.domid != domain.record.domid):
+            raise Refused(f"{name} is the name of another domain here", hint="choose another; xl list shows those")
+        await self._xl.rename(domain.record.domid, name)
+        domain.update(spec=replace(domain.record.spec, name=name))
+        domain.hub.name = name
+
+    async def set_memory(self, uuid: str, mebibytes: int) -> None:
+        """As Driver.set_memory."""
+        domain = self._roster.domain(uuid)
+        most = domain.record.build.memory
+        if not 1 <= mebibytes <= most:
+            raise Refused(f"{mebibytes} MiB: {domain.record.spec.name} may have 1 to {most} MiB", hint="see maxmem=")
+        await self._xl.set_memory(domain.record.domid, mebibytes)
+        domain.update(spec=replace(domain.record.spec, memory=mebibytes, maxmem=most))
+
+    async def vcpus(self, uuid: str) -> tuple[VcpuReading, ...]:
+        """As Driver.vcpus."""
+        return await self._xl.vcpus(self._roster.domain(uuid).record.domid)
+
+    async def save(self, uuid: str, path: Path, *, offset: int = 0) -> None:
+        """As Driver.save."""
+        domain = self._roster.free(uuid)
+        held = domain.record.held
+        domain.update(stage=Stage.SAVING)
+        try:
+            await savefile.save(self._xl, domain.record.domid, path, offset)
+            held = True
+        finally:
+            domain.update(stage=Stage.RUNNING, held=held)
+
+    async def restore(
+        self,
+        spec: DomainSpec,
+        attachments: Attachments,
+        luggage: msgspec.Raw,
+        path: Path,
+        *,
+        backlog: bytes = b"",
+        offset: int = 0,
+        paused: bool = False,
+    ) -> DomainReading:
+        """As Driver.restore."""
+        plan = codec.decode(bytes(luggage), Build)
+        if not path.is_file():
+            raise Refused(f"{path}: no such file")
+        domain = await self._enter(spec, attachments, plan=plan, backlog=backlog)
+        try:
+            await savefile.restore(self._xl, domain.home.config, path, offset, paused=paused)
+            return await self._up(domain, held=paused)
+        except BaseException:
+            await self._undo(domain)
+            raise
+
+    async def attach_disk(self, uuid: str, disk: AttachedDisk) -> None:
+        """As Driver.attach_disk."""
+        await hotplug.attach_disk(self._roster, self._roster.free(uuid), disk)
+
+    async def detach_disk(self, uuid: str, vdev: str) -> None:
+        """As Driver.detach_disk."""
+        await hotplug.detach_disk(self._roster, self._roster.free(uuid), vdev)
+
+    async def resize_disk(self, uuid: str, vdev: str, size: int) -> None:
+        """As Driver.resize_disk."""
+        await hotplug.resize_disk(self._roster, self._roster.domain(uuid), vdev)
+
+    async def attach_vif(self, uuid: str, vif: AttachedVif) -> None:
+        """As Driver.attach_vif."""
+        await hotplug.attach_vif(self._roster, self._roster.free(uuid), vif)
+
+    async def detach_vif(self, uuid: str, mac: str) -> None:
+        """As Driver.detach_vif."""
+        await hotplug.detach_vif(self._roster, self._roster.free(uuid), mac)
+
+    async def console(self, uuid: str) -> QemuConsole:
+        """As Driver.console."""
+        return self._roster.present(uuid).hub.open()
+
+    async def backlog(self, uuid: str) -> bytes:
+        """As Driver.backlog."""
+        hub = self._roster.present(uuid).hub
+        hub.drain()
+        return hub.backlog()
+
+    async def events(self) -> AsyncIterator[DomainEvent]:
+        """As Driver.events."""
+        while True:
+            yield await self._roster.events.get()
+
+    # ---- before a move
+
+    async def abilities(self) -> Abilities:
+        """As Driver.abilities."""
+        return self._able
+
+    async def obstacles(self, spec: DomainSpec, luggage: msgspec.Raw) -> tuple[Blocker, ...]:
+        """As Driver.obstacles."""
+        if self._missing is not None:
+            return (Blocker(kind=Obstacle.VERSION, reason=self._missing.message, hint=self._missing.hint),)
+        return machine.obstacles(spec, codec.decode(bytes(luggage), Build), await self._xl.info())
+
+    async def sample(self, uuid: str, *, quick: bool = False) -> MemoryReading:
+        """As Driver.sample. Xen shows nobody a domain's pages: all of them count as used, none as written to."""
+        row = await self._roster.row(uuid)
+        size = (row.memory if row else self._roster.domain(uuid).record.build.memory) * MIB
+        return MemoryReading(total=size, used=size)
+
+    def give(self, features: frozenset[str]) -> tuple[str, tuple[str, ...]]:
+        """As Driver.give. Not on Xen, because xl is not told which features a PV domain gets: it has its node's."""
+        return "host", ()
+
+    # ---- moves
+
+    async def send(
+        self,
+        uuid: str,
+        stream: socket.socket,
+        settings: MoveSettings,
+        report: Report,
+        *,
+        peer: str,
+        means: Means = ALONE,
+    ) -> CopyResult:
+        """As Driver.send."""
+        return await self._passage.send(uuid, stream, settings, report, peer=peer, means=means)
+
+    async def tune(self, uuid: str, tuning: Tuning) -> None:
+        """As Driver.tune."""
+        await self._passage.tune(uuid, tuning)
+
+    async def resume(self, uuid: str) -> None:
+        """As Driver.resume."""
+        await self._passage.resume(uuid)
+
+    async def prepare(
+        self,
+        spec: DomainSpec,
+        attachments: Attachments,
+        luggage: msgspec.Raw,
+        backlog: bytes,
+        *,
+        tls: bool,
+        peer: str,
+        post_copy: bool = False,
+    ) -> DomainReading:
+        """As Driver.prepare."""
+        plan = codec.decode(bytes(luggage), Build)
+        domain = await self._enter(spec, attachments, plan=plan, backlog=backlog, stage=Stage.INCOMING)
+        try:
+            devices = await self._roster.login(attachments)
+            return await self._passage.prepare(domain, devices, tls=tls, peer=peer)
+        except BaseException:
+            await self._undo(domain)
+            raise
+
+    async def receive(self, uuid: str, stream: socket.socket) -> None:
+        """As Driver.receive."""
+        await self._passage.receive(uuid, stream)
+
+    async def stands(self, uuid: str) -> bool:
+        """As Driver.stands."""
+        return await self._passage.stands(uuid)
+
+    async def finish(self, uuid: str, *, paused: bool = False) -> None:
+        """As Driver.finish."""
+        await self._passage.finish(uuid, paused=paused)
+
+    # ---- inside
+
+    async def _ready(self) -> Info:
+        """What Xen says of itself now. Raises why it cannot be used."""
+        if self._missing is not None:
+            raise Refused(self._missing.message, hint=self._missing.hint)
+        return await self._xl.info()
+
+    async def _enter(
+        self,
+        spec: DomainSpec,
+        attachments: Attachments,
+        *,
+        plan: Build | None = None,
+        backlog: bytes = b"",
+        stage: Stage = Stage.STARTING,
+    ) -> Domain:
+        """A domain that is about to be: everything checked, its disks there, written down. Raises Refused."""
+        info = await self._ready()
+        config.check(spec)
+        hotplug.check_local(spec, attachments)
+        self._roster.refuse_taken(spec, await self._roster.look())
+        machine.refuse_unfit(spec, info)
+        plan = plan or machine.build(spec, info, self._clock.epoch())
+        devices = await self._roster.login(attachments)
+        try:
+            self._roster.refuse_taken(spec, ())  # another may have come while the disks were seen to
+            record = Record(domid=0, spec=spec, attachments=attachments, build=plan, stage=stage)
+            return self._roster.enter(record, backlog, devices)
+        except BaseException:
+            await self._roster.logout(attachments)
+            raise
+
+    async def _up(self, domain: Domain, *, held: bool) -> DomainReading:
+        """It was made: number it, and let it be seen."""
+        await self._roster.number(domain)
+        await self._roster.listening(domain)
+        domain.update(stage=Stage.RUNNING, held=held)
+        self._roster.note(f"{domain.record.spec.name} ({domain.record.domid}) started")
+        return domain.reading()
+
+    async def _undo(self, domain: Domain) -> None:
+        """Leave nothing of a domain that did not start."""
+        domain.dying = True
+        ending = asyncio.ensure_future(self._end(domain))
+        try:
+            await asyncio.shield(ending)
+        except asyncio.CancelledError:
+            await asyncio.wait({ending})
+            raise
+
+    async def _end(self, domain: Domain) -> None:
+        try:
+            await self._roster.end(domain)
+        except VeeryError as error:
+            log.error("domain=%s half started, and not ended: %s", domain.record.spec.name, error.message)
+            return
+        await self._roster.forget(domain)

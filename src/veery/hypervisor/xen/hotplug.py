@@ -1,0 +1,111 @@
+"""Disks and interfaces that come and go while a domain runs, and their places in its domain file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from veery.errors import Failed, Refused
+from veery.host.run import run
+from veery.hypervisor.xen import config, disks
+from veery.hypervisor.xen.roster import Domain, Roster, numbered
+from veery.model.domain import DomainSpec
+from veery.model.volume import AttachedDisk, AttachedVif, Attachments, LocalDisk
+
+_LOSETUP = 10.0  # seconds
+
+
+def check_local(spec: DomainSpec, attachments: Attachments) -> None:
+    """Raises Refused where a file or device that a disk is on is not there."""
+    for disk in attachments.disks:
+        if isinstance(disk.source, LocalDisk) and not Path(disk.source.path).exists():
+            raise Refused(f"{spec.name}: disk {disk.spec.vdev}: {disk.source.path} is not there")
+
+
+async def attach_disk(roster: Roster, domain: Domain, disk: AttachedDisk) -> None:
+    """As Driver.attach_disk."""
+    async with domain.lock:
+        record = domain.record
+        if any(each.spec.vdev == disk.spec.vdev for each in record.attachments.disks):
+            raise Refused(f"{record.spec.name} has {disk.spec.vdev} already", hint="give it another vdev")
+        one = Attachments(disks=(disk,))
+        check_local(record.spec, one)
+        devices = await roster.login(one)
+        try:
+            await roster.xl.block_attach(record.domid, config.disk(disk, devices, roster.scripts))
+        except BaseException:
+            await roster.logout(one)
+            raise
+        _fit(domain, (*record.attachments.disks, disk), record.attachments.vifs)
+
+
+async def detach_disk(roster: Roster, domain: Domain, vdev: str) -> None:
+    """As Driver.detach_disk."""
+    async with domain.lock:
+        record = domain.record
+        gone = [disk for disk in record.attachments.disks if disk.spec.vdev == vdev]
+        if not gone:
+            raise Refused(f"{record.spec.name} has no disk {vdev}", hint=f"veery block-list {record.spec.name}")
+        try:
+            await roster.xl.block_detach(record.domid, vdev)
+        except Failed as error:
+            raise Failed(f"{record.spec.name} does not let go of {vdev}: {error.message}", hint=error.hint) from error
+        kept = tuple(disk for disk in record.attachments.disks if disk.spec.vdev != vdev)
+        _fit(domain, kept, record.attachments.vifs)
+        await roster.logout(Attachments(disks=tuple(gone)))
+
+
+async def resize_disk(roster: Roster, domain: Domain, vdev: str) -> None:
+    """As Driver.resize_disk: blkback sees at the next request that its device has grown, and tells the guest
+    (Linux, drivers/block/xen-blkback/blkback.c, xen_vbd_resize)."""
+    record = domain.record
+    found = next((disk for disk in record.attachments.disks if disk.spec.vdev == vdev), None)
+    if found is None:
+        raise Refused(f"{record.spec.name} has no disk {vdev}", hint=f"veery block-list {record.spec.name}")
+    lun = disks.of(found)
+    if lun is not None:
+        await roster.initiator.rescan(lun)
+    elif isinstance(found.source, LocalDisk) and not found.source.block:
+        told = await run(["losetup", "-n", "-O", "NAME", "-j", found.source.path], deadline=_LOSETUP)
+        for loop in told.out.split():
+            await run(["losetup", "-c", loop], deadline=_LOSETUP)
+
+
+async def attach_vif(roster: Roster, domain: Domain, vif: AttachedVif) -> None:
+    """As Driver.attach_vif."""
+    async with domain.lock:
+        record = domain.record
+        if any(each.spec.mac == vif.spec.mac for each in record.attachments.vifs):
+            raise Refused(f"{record.spec.name} has {vif.spec.mac} already", hint="give it another mac")
+        # numbered by us, so that its name is known, here and on a move's target
+        places = {_place(index, each) for index, each in enumerate(record.attachments.vifs)}
+        free = next(number for number in range(len(places) + 1) if number not in places)
+        placed = AttachedVif(spec=replace(vif.spec, devid=free), device=vif.device)
+        await roster.xl.network_attach(record.domid, config.vif(placed, roster.scripts))
+        _fit(domain, record.attachments.disks, (*record.attachments.vifs, placed))
+
+
+async def detach_vif(roster: Roster, domain: Domain, mac: str) -> None:
+    """As Driver.detach_vif."""
+    async with domain.lock:
+        record = domain.record
+        kept = tuple(vif for vif in record.attachments.vifs if vif.spec.mac != mac)
+        if len(kept) == len(record.attachments.vifs):
+            raise Refused(f"{record.spec.name} has no interface {mac}", hint=f"veery network-list {record.spec.name}")
+        await roster.xl.network_detach(record.domid, mac)
+        _fit(domain, record.attachments.disks, kept)
+
+
+def _place(index: int, vif: AttachedVif) -> int:
+    return vif.spec.devid if vif.spec.devid >= 0 else index
+
+
+def _fit(domain: Domain, disks_now: tuple[AttachedDisk, ...], vifs: tuple[AttachedVif, ...]) -> None:
+    """Write down what it has now."""
+    attachments = replace(domain.record.attachments, disks=disks_now, vifs=vifs)
+    spec = replace(
+        domain.record.spec,
+        disks=tuple(disk.spec for disk in disks_now),
+        vifs=tuple(vif.spec for vif in vifs),
+    )
+    domain.update(spec=spec, attachments=numbered(attachments, domain.record.domid))

@@ -1,0 +1,66 @@
+"""What libxl can do and xl of 4.17 has no verb for: let a suspended domain run on where it stands.
+
+    python -m veery.hypervisor.xen.libxl resume DOMID
+
+A process of its own, so that nothing in these libraries can harm the daemon. It does what xl does at the end of a
+migration that failed: libxl_domain_resume(ctx, domid, 1, NULL) (tools/xl/xl_migrate.c, failed_resume), which refuses a
+domain that is not suspended (libxenctrl, xc_domain_resume_cooperative). An xl that was killed has besides left the
+domain in log-dirty mode, in which it is slow: that is ended."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from pathlib import Path
+
+_VERSION = Path("/sys/hypervisor/version")
+_WARN = 7  # xentoollog.h, XTL_WARN
+_OFF = 0  # domctl.h, XEN_DOMCTL_SHADOW_OP_OFF
+
+
+def resume(domid: int) -> int:
+    """libxl's result: 0, or below."""
+    version = ".".join((_VERSION / part).read_text().strip() for part in ("major", "minor"))
+    light = ctypes.CDLL(f"libxenlight.so.{version}")
+    said = ctypes.CDLL("libxentoollog.so.1")
+    logger = said.xtl_createlogger_stdiostream
+    logger.restype = ctypes.c_void_p
+    logger.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_uint]
+    stderr = ctypes.c_void_p.in_dll(ctypes.CDLL(None), "stderr")
+    context = ctypes.c_void_p()
+    light.libxl_ctx_alloc.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p]
+    code = int(light.libxl_ctx_alloc(ctypes.byref(context), 0, 0, logger(stderr, _WARN, 0)))
+    if code:
+        return code
+    light.libxl_domain_resume.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_void_p]
+    code = int(light.libxl_domain_resume(context, domid, 1, None))
+    _forget_dirt(f"libxenctrl.so.{version}", domid)
+    return code
+
+
+def _forget_dirt(name: str, domid: int) -> None:
+    """End log-dirty mode; where it is not on, the hypervisor says no and nothing happens."""
+    control = ctypes.CDLL(name)
+    control.xc_interface_open.restype = ctypes.c_void_p
+    control.xc_interface_open.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint]
+    control.xc_interface_close.argtypes = [ctypes.c_void_p]
+    handle = control.xc_interface_open(None, None, 0)
+    if handle:
+        control.xc_shadow_control.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint, *[ctypes.c_void_p] * 6]
+        control.xc_shadow_control(handle, domid, _OFF, *[None] * 6)  # 4 to 8 parameters, by version: all are 0
+        control.xc_interface_close(handle)
+
+
+def main(words: list[str]) -> int:
+    """0: it runs on."""
+    verb, domid = words
+    if verb != "resume":
+        return 2
+    code = resume(int(domid))
+    if code:
+        sys.stderr.write(f"libxl_domain_resume: {code}\n")
+    return 1 if code else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,103 @@
+"""What a user of plain xl has: a domain on a LUN, moved by `xl migrate` alone. No driver, no owner key, no daemon.
+
+The proof that the nested lab is a real Xen lab, and what the driver's moves are measured against."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from veery.errors import Failed
+from veery.host.run import Result
+from veery.lab.plan import BRIDGE
+from veery.lab.services import Lab
+from veery.lab.xen import dom0
+from veery.lab.xen.login import login, logout
+
+PORT = 8009
+MAC = "00:16:3e:31:00:04"
+_MEMORY = 128  # MiB; Debian's cloud kernel does not come up in 64
+_ORDER, _MOVE = 30.0, 60.0  # seconds; the lab gives a nested node four times as long
+
+_FILE = f"""\
+name = "{{name}}"
+kernel = "{dom0.GUEST}/vmlinuz"
+ramdisk = "{dom0.GUEST}/initramfs"
+memory = {_MEMORY}
+vcpus = 1
+type = "{{kind}}"
+disk = ["phy:{{device}},xvda,w"]
+vif = ["mac={MAC},bridge={BRIDGE}"]
+root = "/dev/xvda rw"
+extra = "console=hvc0 init=/sbin/init quiet"
+on_poweroff = "destroy"
+on_reboot = "restart"
+on_crash = "destroy"
+"""
+
+
+@dataclass
+class Bare:
+    """One domain `name` on the volume of that name, which is there and has an image in it."""
+
+    lab: Lab
+    name: str
+
+    async def create(self, node: str, *, kind: str = "pv") -> None:
+        """Let every hypervisor log in to the LUN, and start the domain on `node`. Raises Failed."""
+        nodes = [each.name for each in self.lab.plan.nodes if self.lab.plan.nested(each.name)]
+        devices = await asyncio.gather(*(login(self.lab, each, self.name) for each in nodes))
+        text = _FILE.format(name=self.name, kind=kind, device=devices[0]).encode()
+        path = f"{dom0.STATE}/{self.name}.cfg"
+        await self.lab.run(node, ["tee", path], stdin=text)
+        await self._xl(node, "create", path)
+
+    async def destroy(self) -> None:
+        """End the domain wherever it is, and every session. Raises Failed."""
+        for each in self.lab.plan.nodes:
+            if self.lab.plan.nested(each.name):
+                if await self.row(each.name):
+                    await self._xl(each.name, "destroy", self.name)
+                await logout(self.lab, each.name, self.name)
+
+    async def row(self, node: str) -> dict[str, Any]:
+        """The domain in `xl list -l` of `node`; {} where it is not there. Raises Failed."""
+        rows: list[dict[str, Any]] = json.loads(await self._xl(node, "list", "-l"))
+        return next((row for row in rows if row.get("config", {}).get("c_info", {}).get("name") == self.name), {})
+
+    async def move(self, source: str, target: str) -> float:
+        """`xl migrate` over one TCP connection; the seconds it took. Raises Failed with xl's last words."""
+        python = ["python3", "-m", "veery.lab.xen.relay"]
+        taking = asyncio.ensure_future(self._run(target, [*python, "receive", str(PORT)], _MOVE))
+        try:
+            await self._listens(target, taking)
+            begun = time.monotonic()
+            relay = f"{' '.join(python)} send {self.lab.plan.node(target).address} {PORT}"
+            await self._xl(source, "migrate", "-s", "", self.name, relay, deadline=_MOVE)
+            passed = time.monotonic() - begun
+            received = await taking
+        finally:
+            taking.cancel()
+            await asyncio.gather(taking, return_exceptions=True)
+        if received.code:
+            raise Failed(f"xl migrate-receive on {target} failed with {received.code}: {received.err.strip()[-300:]}")
+        return passed
+
+    async def _listens(self, node: str, taking: asyncio.Future[Result]) -> None:
+        ends = time.monotonic() + _ORDER
+        while f":{PORT} " not in (await self._run(node, ["ss", "-Hltn"], _ORDER)).out:
+            if taking.done() or time.monotonic() > ends:
+                raise Failed(f"nothing listens on {node}")
+            await asyncio.sleep(0.2)
+
+    async def _xl(self, node: str, *words: str, deadline: float = _ORDER) -> str:
+        result = await self._run(node, ["xl", *words], deadline)
+        if result.code:
+            raise Failed(f"xl {words[0]} on {node} failed with {result.code}: {result.err.strip()[-300:]}")
+        return result.out
+
+    async def _run(self, node: str, argv: list[str], deadline: float) -> Result:
+        return await self.lab.run(node, list(argv), deadline=deadline, check=False)

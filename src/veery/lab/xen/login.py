@@ -1,0 +1,100 @@
+"""A volume's LUN as a block device of a nested node, by the kernel's initiator (open-iscsi) and plain iscsiadm.
+
+For tests and measures beside the driver: it logs in by itself. `python -m veery.lab.xen.login SETTINGS VOLUME NODE`
+prints what iscsiadm needs to know, read from the store on a node that `SETTINGS` describe."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+from veery.cluster.identity import load as load_identity
+from veery.cluster.keys import INITIATORS, VOLUMES
+from veery.cluster.members import open_store
+from veery.config.settings import load as load_settings
+from veery.errors import Refused, VeeryError
+from veery.lab.services import Lab
+
+_DEADLINE = 90.0
+
+# iscsiadm(8); the device by sysfs, as there is no udev. $1 portal, $2 target, $3 user, $4 password, $5 initiator,
+# $6 the name of the interface record and of the link
+_LOGIN = """\
+set -e
+iscsiadm -m iface -I "$6" >/dev/null 2>&1 || iscsiadm -m iface -I "$6" -o new
+iscsiadm -m iface -I "$6" -o update -n iface.initiatorname -v "$5"
+iscsiadm -m node -T "$2" -p "$1" -I "$6" -o new
+set_() { iscsiadm -m node -T "$target" -p "$portal" -I "$face" -o update -n "$1" -v "$2"; }
+portal=$1 target=$2 face=$6
+set_ node.session.auth.authmethod CHAP
+set_ node.session.auth.username "$3"
+set_ node.session.auth.password "$4"
+iscsiadm -m node -T "$2" -p "$1" -I "$6" --login
+tries=200
+while [ $tries -gt 0 ]; do
+    for session in /sys/class/iscsi_session/session*; do
+        [ "$(cat $session/targetname 2>/dev/null)" = "$2" ] || continue
+        for disk in $session/device/target*/*:1/block/*; do
+            [ -b "/dev/${disk##*/}" ] || continue
+            mkdir -p /dev/lab
+            ln -sfn "/dev/${disk##*/}" "/dev/lab/$6"
+            echo "/dev/lab/$6"
+            exit 0
+        done
+    done
+    tries=$((tries - 1))
+    sleep 0.1
+done
+echo "no disk came with the session" >&2
+exit 1
+"""
+
+_LOGOUT = """\
+rm -f "/dev/lab/$3"
+iscsiadm -m node -T "$2" -p "$1" -I "$3" --logout
+iscsiadm -m node -T "$2" -p "$1" -I "$3" -o delete
+"""
+
+
+async def login(lab: Lab, node: str, volume: str) -> str:
+    """Log `node` in to `volume`'s LUN; the device, the same path on every node. Raises Failed."""
+    told = await _told(lab, node, volume)
+    words = [told[key] for key in ("portal", "target", "user", "password", "initiator")]
+    out = await lab.nested(node).run(["sh", "-c", _LOGIN, "login", *words, volume], deadline=_DEADLINE)
+    return out.split()[-1]
+
+
+async def logout(lab: Lab, node: str, volume: str) -> None:
+    """End that session. Raises Failed."""
+    told = await _told(lab, node, volume)
+    words = [told["portal"], told["target"], volume]
+    await lab.nested(node).run(["sh", "-c", _LOGOUT, "logout", *words], deadline=_DEADLINE)
+
+
+async def _told(lab: Lab, node: str, volume: str) -> dict[str, str]:
+    first = lab.plan.nodes[0].name
+    argv: list[str | Path] = [sys.executable, "-m", "veery.lab.xen.login", lab.plan.settings(first), volume, node]
+    told: dict[str, str] = json.loads((await lab.run(first, argv)).out)
+    return told
+
+
+async def _read(settings_file: Path, volume: str, node: str) -> dict[str, str]:
+    settings = load_settings(settings_file)
+    store = open_store(settings, load_identity(Path(settings.state)))
+    try:
+        found, own = await VOLUMES.get(store, volume), await INITIATORS.get(store, node)
+    finally:
+        await store.close()
+    if found is None or own is None:
+        raise Refused(f"no volume {volume}, or no credentials for {node}")
+    names = {"portal": found.portal, "target": found.iqn}
+    return {**names, "user": own.user, "password": own.password, "initiator": own.iqn}
+
+
+if __name__ == "__main__":
+    try:
+        print(json.dumps(asyncio.run(_read(Path(sys.argv[1]), *sys.argv[2:]))))
+    except VeeryError as error:
+        sys.exit(error.message)

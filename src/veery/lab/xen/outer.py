@@ -1,0 +1,113 @@
+"""The QEMU around a nested node: its command line, its start from nothing or from a snapshot, and taking the snapshot.
+
+Always software emulation, which has SVM wherever it runs. `qemu64` and not a newer processor: SMAP, and MWAIT, crash a
+PV dom0 here. The snapshot is QEMU's migration stream in a file, taken while the machine stands; disks are not in it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from veery.errors import Failed
+from veery.host.process import Process
+from veery.hypervisor.qemu.monitor import Monitor
+from veery.lab.xen import dom0
+from veery.lab.xen.agent import LAN, LINK
+
+PROGRAM = "qemu-system-x86_64"
+_QMP = 40.0  # seconds for a QEMU to answer
+_STREAM = 120.0  # seconds to write or read a snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Outer:
+    """One outer QEMU: `boot` is the folder of the image, `root` and `state` its disks, `folder` takes its socket and
+    its console."""
+
+    boot: Path
+    root: Path
+    state: Path
+    folder: Path
+
+    @property
+    def socket(self) -> Path:
+        """QMP."""
+        return self.folder / "outer.sock"
+
+    @property
+    def console(self) -> Path:
+        """What hypervisor and dom0 say."""
+        return self.folder / "console.log"
+
+    def argv(self, *, waiting: bool = False) -> list[str]:
+        """The command line, to be run in the folder `boot`; `waiting` for a snapshot rather than booting."""
+        linux = dom0.LINUX_LINE.replace(",", ",,")
+        words = [PROGRAM, "-nodefaults", "-no-user-config", "-display", "none", "-name", "nested"]
+        words += ["-machine", "q35", "-accel", "tcg,thread=multi,tb-size=256", "-cpu", "qemu64,+svm,+npt"]
+        words += ["-smp", "1", "-m", "1024"]
+        words += ["-kernel", "xen", "-append", dom0.XEN_LINE, "-initrd", f"vmlinuz {linux},initrd"]
+        for number, (path, form) in enumerate(((self.root, self.root.suffix[1:]), (self.state, "img"))):
+            kind = "raw" if form == "img" else form
+            words += ["-drive", f"if=none,id=disk{number},format={kind},discard=unmap,file={path}"]
+            words += ["-device", f"virtio-blk-pci,drive=disk{number}"]
+        for number, tap in enumerate((LAN, LINK)):
+            words += ["-netdev", f"tap,id=net{number},ifname={tap},script=no,downscript=no"]
+            words += ["-device", f"virtio-net-pci,netdev=net{number},romfile="]
+        words += ["-serial", f"file:{self.console}", "-qmp", f"unix:{self.socket},server=on,wait=off"]
+        return [*words, *(["-incoming", "defer"] if waiting else [])]
+
+    @asynccontextmanager
+    async def monitor(self, process: Process) -> AsyncIterator[Monitor]:
+        """Its QMP, for the while. Raises Failed when it has ended."""
+        ends = time.monotonic() + _QMP
+        while True:
+            monitor = Monitor("the nested machine", self.socket, _ignore)
+            try:
+                await monitor.connect(deadline=_QMP)
+                break
+            except Failed as error:  # between bind(2) and listen(2) the socket is there and takes nobody
+                await monitor.close()
+                if not process.alive() or time.monotonic() > ends:
+                    hint = f"see its log in {self.folder}"
+                    raise Failed("the nested machine's QEMU did not start", hint=hint) from error
+            await asyncio.sleep(0.02)
+        try:
+            yield monitor
+        finally:
+            await monitor.close()
+
+    async def save(self, process: Process, path: Path) -> None:
+        """Stop the machine and write its memory and devices to `path`. Raises Failed."""
+        async with self.monitor(process) as monitor:
+            await monitor.execute("stop")
+            await monitor.execute("migrate-set-parameters", {"max-bandwidth": 1 << 40})
+            await monitor.execute("migrate", {"uri": f"file:{path}"})
+            await _completed(monitor)
+
+    async def load(self, process: Process, path: Path) -> None:
+        """Let a `waiting` machine go on from what `save` wrote to `path`. Raises Failed."""
+        async with self.monitor(process) as monitor:
+            await monitor.execute("migrate-incoming", {"uri": f"file:{path}"}, deadline=_STREAM)
+            await _completed(monitor)
+            await monitor.execute("cont")
+
+    async def quit(self, process: Process) -> None:
+        """End it."""
+        await process.stop(grace=5)
+
+
+async def _completed(monitor: Monitor) -> None:
+    async with asyncio.timeout(_STREAM):
+        while (told := await monitor.execute("query-migrate")).get("status") != "completed":
+            if told.get("status") == "failed":
+                raise Failed(f"the nested machine's snapshot: {told.get('error-desc', 'no reason given')}")
+            await asyncio.sleep(0.02)
+
+
+def _ignore(_name: str, _data: Mapping[str, Any]) -> None:
+    """The outer machine's events tell nothing that is not asked for."""

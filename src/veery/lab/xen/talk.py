@@ -1,0 +1,97 @@
+"""Orders to a nested node's agent from this process, whatever network namespace it is in."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import json
+import os
+import signal
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from veery.errors import Failed, OutcomeUnknown
+from veery.host.process import Process
+from veery.lab.members import Member
+from veery.lab.xen.agent import PORT, THERE, frame, read_frame
+
+_CLONE_NEWNET = 0x40000000  # setns(2)
+_DEADLINE = 30.0
+
+
+async def answers(namespace: Path, *, deadline: float) -> None:
+    """Return once the agent answers. Raises Failed."""
+    ends = time.monotonic() + deadline
+    while True:
+        try:
+            await _ask(namespace, b"P", deadline=20.0)
+            return
+        except (Failed, OutcomeUnknown) as error:
+            if time.monotonic() > ends:
+                raise Failed(f"the agent in {namespace.name} does not answer") from error
+        await asyncio.sleep(0.05)
+
+
+async def born(namespace: Path) -> None:
+    """Give the node the time, and randomness of its own."""
+    order = {"epoch": time.time(), "entropy": os.urandom(64).hex()}
+    await _ask(namespace, b"B", order)
+
+
+async def members(namespace: Path) -> tuple[Member, ...]:
+    """The processes inside the node. Their pids are the node's: not for signals of this machine's."""
+    told = json.loads(await _ask(namespace, b"P"))
+    return tuple(Member(Process(pid, ticks), tuple(words)) for pid, ticks, words in told)
+
+
+async def send(namespace: Path, process: Process, number: signal.Signals) -> None:
+    """Send a signal to a process inside the node; after SIGKILL, return when it is gone."""
+    await _ask(namespace, b"K", {"pid": process.pid, "ticks": process.ticks, "signal": int(number)})
+
+
+async def connect(namespace: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection to the agent, on which its first frame has not been sent. Raises OSError; has no deadline."""
+    link = await asyncio.to_thread(_socket, namespace)
+    try:
+        await asyncio.get_running_loop().sock_connect(link, (THERE, PORT))
+        return await asyncio.open_connection(sock=link)
+    except BaseException:
+        link.close()
+        raise
+
+
+async def _ask(
+    namespace: Path, kind: bytes, order: dict[str, Any] | None = None, *, deadline: float = _DEADLINE
+) -> bytes:
+    """One order, one answer. Raises Failed where the agent is not reached, OutcomeUnknown where it says nothing."""
+    try:
+        async with asyncio.timeout(deadline):
+            reader, writer = await connect(namespace)
+            try:
+                writer.write(frame(kind, json.dumps(order).encode() if order else b""))
+                await writer.drain()
+                return (await read_frame(reader))[1]
+            finally:
+                writer.close()
+    except TimeoutError as error:
+        raise OutcomeUnknown(f"the agent in {namespace.name} did not answer within {deadline:g} s") from error
+    except (OSError, EOFError) as error:
+        raise Failed(f"the agent in {namespace.name} is not reached: {error}") from error
+
+
+def _socket(namespace: Path) -> socket.socket:
+    """A TCP socket of that namespace: a socket stays in the one it was made in. A thread of its own goes there."""
+
+    def made() -> socket.socket:
+        with namespace.open() as file:
+            if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), _CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), f"setns {namespace}")
+        link = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        link.setblocking(False)
+        return link
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(made).result()
