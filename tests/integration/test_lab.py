@@ -98,7 +98,7 @@ def test_up_stays_and_down_removes() -> None:
     try:
         assert veery("lab", "up", "--lab", name, "--nodes", "1").returncode == 0
         assert "is up already" in veery("lab", "up", "--lab", name, "--nodes", "1").stderr
-        assert "1 hypervisors" in veery("lab", "up", "--lab", name, "--nodes", "2").stderr
+        assert "1 qemu hypervisors" in veery("lab", "up", "--lab", name, "--nodes", "2").stderr
         shown = json.loads(veery("lab", "status", "--lab", name, "--json").stdout)
         assert [(row["node"], row["address"]) for row in shown["nodes"]] == [
             ("stor", "172.16.31.3"),
@@ -125,6 +125,7 @@ async def test_the_whole_experiment() -> None:
     """What `make demo` runs, as JSON: every check holds."""
     name = f"d{os.getpid()}"
     done = await asyncio.to_thread(veery, "lab", "demo", "--json", "--lab", name, seconds=280)
+    assert done.stdout, done.stderr
     told = json.loads(done.stdout)
     assert "error" not in told, told["error"]
     assert {name: good for name, good in told["checks"].items() if not good} == {}
