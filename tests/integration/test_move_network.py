@@ -90,6 +90,7 @@ async def _boot(near: Node, workshop: Workshop) -> str:
     await near.veery("create", workshop.file(NAME, vif=[f"mac={MAC},bridge=xenbr0,ip={DOMAIN_ADDRESS}"]))
     async with Shell(near.lab.client("test1").address, NAME) as shell:
         await shell.ready()
+        assert (await shell.run("cat /proc/sys/kernel/printk")).split()[0] == "1", "its kernel cuts into answers"
         await shell.run(f"ifconfig eth0 {DOMAIN_ADDRESS} netmask 255.255.0.0 up")
     return link_local(MAC)
 

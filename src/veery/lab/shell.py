@@ -83,11 +83,12 @@ class Shell:
         return after_echo.rpartition(mark)[0].replace("\r", "").strip("\n")
 
     async def ready(self, *, deadline: float = 120.0) -> None:
-        """Wait until a shell answers: it is asked again now and then, for what is typed while it boots is lost."""
+        """Wait until a shell answers: it is asked again now and then, for what is typed while it boots is lost. The
+        guest's kernel is then silent on the console, or what it says stands in the midst of an answer."""
         end = asyncio.get_running_loop().time() + deadline
         while True:
             try:
-                await self.run("true", deadline=2.0)
+                await self.run("dmesg -n 1", deadline=2.0)
                 return
             except Failed:
                 if asyncio.get_running_loop().time() > end or self._socket is None or self._socket.closed:
