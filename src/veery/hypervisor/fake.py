@@ -1,8 +1,7 @@
 """A hypervisor made of memory alone: for tests, simulations and trying things out.
 
-It keeps every promise of base.Driver (the contract suite says so) and lets its user do what a guest or bad luck
-would: `end`, `crash_process`, `print`, `fail`, `hang`. Moves go over real sockets: what one driver writes, the
-other reads. Drivers that share a `World` (fakeworld.py) are watched by it."""
+It keeps every promise of base.Driver and lets its user do what a guest or bad luck would: `end`, `crash_process`,
+`print`, `fail`, `hang`. Moves go over real sockets. Drivers that share a `World` (fakeworld.py) are watched by it."""
 
 from __future__ import annotations
 
