@@ -16,8 +16,8 @@ BIN := .venv/bin
 VENV := .cache/venv.stamp
 PIP = $(BIN)/python -m pip install --disable-pip-version-check
 
-ifneq ($(DRIVER),qemu)
-$(error DRIVER=$(DRIVER): the drivers are: qemu)
+ifeq ($(filter $(DRIVER),qemu xen),)
+$(error DRIVER=$(DRIVER): the drivers are: qemu, xen)
 endif
 ifeq ($(PYTHON),)
 $(error veery needs Python 3.11 or later as /usr/bin/python3 or python3)
