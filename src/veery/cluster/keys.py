@@ -52,6 +52,18 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+
+class Unreadable(Failed):
+    """A record is there and cannot be read: damaged, or of another version of veery."""
+
+    def __init__(self, key: str, why: str) -> None:
+        super().__init__(
+            f"{key} cannot be read: {why.replace(chr(10), ' ')}",
+            hint="is this node's veery older than another's? if not: docs/ha.md, \"A record that cannot be read\"",
+        )
+        self.key = key
+
+
 _UNFIT = re.compile(r"[/\x00-\x1f\x7f]")
 
 
@@ -73,8 +85,11 @@ class Kind(Generic[T]):
         return key.removeprefix(self.prefix)
 
     def value(self, entry: Entry) -> T:
-        """The record in `entry`; its field `revision`, where it has one, is the entry's. Raises Failed."""
-        value = codec.decode(entry.value, self.type)
+        """The record in `entry`; its field `revision`, where it has one, is the entry's. Raises Unreadable."""
+        try:
+            value = codec.decode(entry.value, self.type)
+        except Failed as error:
+            raise Unreadable(entry.key, error.message) from error
         if hasattr(value, "revision"):
             return cast(T, dataclasses.replace(cast("DataclassInstance", value), revision=entry.revision))
         return value
