@@ -202,7 +202,7 @@ async def _check(store: Store, request: JoinRequest, now: float) -> Unchanged:
         )
     if not node.roles or (Role.VOTER in node.roles) != bool(request.peer):
         raise Refused(f"the request of {node.name} contradicts itself", hint="is another version of veery at work?")
-    for other in (await keys.NODES.all(store)).values():
+    for other in (await keys.NODES.readable(store)).values():
         if other.name == node.name:
             raise Refused(
                 f"the name {node.name} is taken", hint="choose another, or `veery node leave` the old one first"

@@ -24,7 +24,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from veery.cluster.store import Entry, Put, Store
 from veery.errors import Failed, Refused
@@ -106,9 +106,25 @@ class Kind(Generic[T]):
         return self.value(entry) if entry else None
 
     async def all(self, store: Store) -> dict[str, T]:
-        """All records of this kind by name, sorted. Raises StoreUnavailable."""
+        """All records of this kind by name, sorted. Raises StoreUnavailable, Unreadable: for what must not be decided
+        without all of them."""
         snapshot = await store.scan(self.prefix)
         return {self.name(entry.key): self.value(entry) for entry in snapshot.entries}
+
+    async def sifted(self, store: Store) -> tuple[dict[str, T], dict[str, Unreadable]]:
+        """All records that can be read, and what is wrong with the others, by name, sorted. Raises StoreUnavailable."""
+        good: dict[str, T] = {}
+        bad: dict[str, Unreadable] = {}
+        for entry in (await store.scan(self.prefix)).entries:
+            try:
+                good[self.name(entry.key)] = self.value(entry)
+            except Unreadable as error:
+                bad[self.name(entry.key)] = error
+        return good, bad
+
+    async def readable(self, store: Store) -> dict[str, T]:
+        """All records that can be read. Raises StoreUnavailable."""
+        return (await self.sifted(store))[0]
 
 
 NODES = Kind("node/", Node)
@@ -130,6 +146,10 @@ ARMED = Kind("armed/", Armed)
 MEANS = Kind("means/", FenceMeans)
 HISTORIES = Kind("history/", NodeHistory)
 INTENTS = Kind("intent/", NodeIntent)
+KINDS: tuple[Kind[Any], ...] = (
+    *(NODES, ALIVE, INITIATORS, DOMAINS, OWNERS, RESERVATIONS, VOLUMES, VOLUME_MOVES, TOKENS, PROCESSORS, BASELINES),
+    *(POLICIES, RUNS, GROUPS, FENCES, ARMED, MEANS, HISTORIES, INTENTS),
+)
 LEADERS = Kind("", LeaderRecord)  # one record: LEADER
 DISARM = Kind("", Disarmed)  # one record: DISARMED
 EVENTS = Kind("event/", Event)
@@ -142,6 +162,20 @@ LEADER = "leader"
 DISARMED = "disarmed"
 
 
+async def unreadable(store: Store) -> list[Unreadable]:
+    """Every record in the store that cannot be read; events left out. Raises StoreUnavailable."""
+    found: list[Unreadable] = []
+    for kind in KINDS:
+        found += (await kind.sifted(store))[1].values()
+    for key, kind in ((LEADER, LEADERS), (DISARMED, DISARM)):
+        entry = await store.get(key)
+        try:
+            kind.value(entry) if entry else None
+        except Unreadable as error:
+            found.append(error)
+    return found
+
+
 async def cluster(store: Store) -> Cluster:
     """The cluster's own record. Raises Failed before the first daemon has written it, StoreUnavailable."""
     entry = await store.get(CLUSTER)
@@ -151,9 +185,11 @@ async def cluster(store: Store) -> Cluster:
 
 
 async def node_at(store: Store, where: str) -> Node:
-    """The node named `where`, or the one at that address. Raises Refused, naming those there are."""
-    nodes = await NODES.all(store)
+    """The node named `where`, or the one at that address. Raises Refused, naming those there are, Unreadable."""
+    nodes, bad = await NODES.sifted(store)
     for node in nodes.values():
         if where in (node.name, node.address):
             return node
+    if where in bad:
+        raise bad[where]
     raise Refused(f"no node {where!r}", hint=f"the nodes are {', '.join(nodes) or 'none yet'}")

@@ -110,7 +110,7 @@ async def _group_can_be_met(store: Store, domain: str, record: HaRecord) -> None
     group = await GROUPS.get(store, record.group) if record.group else None
     if group is None or not group.nodes:
         return
-    known = await NODES.all(store)
+    known = await NODES.readable(store)
     if not set(group.nodes) & set(known):
         raise Refused(
             f"domain {domain}: group {record.group} allows {', '.join(group.nodes)} only, and none of them is a node",
@@ -187,7 +187,7 @@ async def resume(store: Store, node: str, *, home: bool, by: str, now: float) ->
     await store.commit([], operations)
     if home:
         return
-    for domain, run in (await RUNS.all(store)).items():
+    for domain, run in (await RUNS.readable(store)).items():
         if run.home == node:
             stays = dataclasses.replace(run, home="")
             await store.commit([Unchanged(RUNS.key(domain), run.revision)], [RUNS.put(domain, stays)])

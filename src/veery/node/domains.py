@@ -325,7 +325,7 @@ class Domains:
         return await self._scout.reply(question)
 
     async def _target(self, target: str) -> Node:
-        nodes = list((await NODES.all(self._store)).values())
+        nodes = list((await NODES.readable(self._store)).values())
         node = next((each for each in nodes if target in (each.name, each.address)), None)
         if node is None:
             known = ", ".join(each.name for each in nodes)
@@ -371,13 +371,13 @@ class Domains:
         return replace(spec, uuid=spec.uuid or (before.uuid if before else "") or str(uuids.uuid4()), vifs=tuple(vifs))
 
     async def _check_uuid(self, spec: DomainSpec) -> None:
-        for name, other in (await DOMAINS.all(self._store)).items() if spec.uuid else ():
+        for name, other in (await DOMAINS.readable(self._store)).items() if spec.uuid else ():
             if name != spec.name and other.spec.uuid == spec.uuid:
                 raise Refused(f"UUID {spec.uuid} is that of domain {name}", hint="leave uuid= out to have one chosen")
 
     async def macs(self, but: str = "") -> set[str]:
         """Every MAC in the cluster's records, those of domain `but` left out."""
-        records = (await DOMAINS.all(self._store)).values()
+        records = (await DOMAINS.readable(self._store)).values()
         return {vif.mac for record in records if record.spec.name != but for vif in record.spec.vifs}
 
     def _check_home(self, spec: DomainSpec, record: DomainRecord | None) -> None:
@@ -410,13 +410,15 @@ class Domains:
                     f"{spec.name} would have volume {volume} twice, and write it", hint="name it once, or read-only (r)"
                 )
         await self._check_files(spec)
-        for owner in (await OWNERS.all(self._store)).values():
-            record = await DOMAINS.get(self._store, owner.domain) if owner.domain != spec.name else None
+        owned, bad = await OWNERS.sifted(self._store) if wanted else ({}, {})
+        for name in (*owned, *bad):
+            record = await DOMAINS.get(self._store, name) if name != spec.name else None
+            where = owned[name].node if name in owned else "some node"
             for disk in record.spec.disks if record else ():
                 if disk.volume in wanted and (disk.readwrite or _writes(spec, disk.volume)):
                     raise Refused(
-                        f"volume {disk.volume} is in use by {owner.domain} on {owner.node}",
-                        hint=f"destroy {owner.domain} first, or give {spec.name} a volume of its own",
+                        f"volume {disk.volume} is in use by {name} on {where}",
+                        hint=f"destroy {name} first, or give {spec.name} a volume of its own",
                     )
 
     async def _check_files(self, spec: DomainSpec) -> None:

@@ -167,7 +167,7 @@ class Oversight:
     async def policies(self) -> tuple[HaStatus, ...]:
         """Every domain for which something was asked. Raises StoreUnavailable."""
         policies, owned, runs = await asyncio.gather(
-            POLICIES.all(self.store), OWNERS.all(self.store), RUNS.all(self.store)
+            POLICIES.readable(self.store), OWNERS.readable(self.store), RUNS.readable(self.store)
         )
         found = []
         for name, policy in policies.items():

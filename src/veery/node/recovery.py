@@ -63,5 +63,5 @@ class Recovery:
 
     async def _boots(self) -> dict[str, str]:
         """Domain to boot of those that belong to this node. Raises StoreUnavailable."""
-        owned = await OWNERS.all(self._store)
+        owned = await OWNERS.readable(self._store)
         return {name: owner.boot for name, owner in owned.items() if owner.node == self._node}
