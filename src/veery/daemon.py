@@ -146,7 +146,13 @@ class Daemon:
         self.receiver.server = self.relocation
         self.scout = Scout(self.ground, self.node, self.moves.list, self.moves.paths, self._ask)
         self.domains = Domains(
-            self.node, self.ground, self.attacher, moves=self.moves, receiver=self.receiver, scout=self.scout
+            self.node,
+            self.ground,
+            self.attacher,
+            self.heartbeat,
+            moves=self.moves,
+            receiver=self.receiver,
+            scout=self.scout,
         )
         self.machine = Machine(self.node, self.driver, self.store, self.peers)
         self.processors = Processors(self.node, self.store, self.driver)

@@ -15,9 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from random import Random
 
+from veery.cluster import fencing, volumegate
 from veery.cluster import owner as owners
-from veery.cluster import volumegate
 from veery.cluster.keys import DOMAINS, INTENTS, NODES, OWNERS, POLICIES, RUNS
+from veery.cluster.presence import Heartbeat
 from veery.cluster.store import Delete
 from veery.errors import Failed, Refused, VeeryError, hinting
 from veery.ha import orders
@@ -63,13 +64,21 @@ class Domains:
     """What users order of the domains of this node. A `ref` is a name, a domid or a UUID."""
 
     def __init__(
-        self, record: Node, ground: Ground, attacher: NodeAttacher, *, moves: Moves, receiver: Receiver, scout: Scout
+        self,
+        record: Node,
+        ground: Ground,
+        attacher: NodeAttacher,
+        heartbeat: Heartbeat,
+        *,
+        moves: Moves,
+        receiver: Receiver,
+        scout: Scout,
     ) -> None:
         """`record` is this node's own; everything is shared with the daemon, which owns it."""
         self._record = record
         self.node, self.driver, self.attacher = ground.node, ground.driver, attacher
         self._store, self._moves, self._receiver = ground.store, moves, receiver
-        self._scout = scout
+        self._scout, self._heartbeat = scout, heartbeat
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._random = Random(secrets.randbits(64))
         self._unsaid: dict[str, bool] = {}  # whether it is wanted, where the store has not been told
@@ -117,6 +126,7 @@ class Domains:
         if not self._record.has(Role.HYPERVISOR):
             raise Refused(f"{self.node} runs no domains", hint="name a hypervisor with --node: veery node list")
         check_name(spec.name)
+        await self._heartbeat.require()
         intent = await INTENTS.get(self._store, self.node)
         if intent is not None and intent.kind is IntentKind.DRAIN:
             raise Refused(f"{self.node} is drained", hint=f"name another node, or: veery node resume {self.node}")
@@ -142,6 +152,7 @@ class Domains:
         """Start a domain as its record says, by order of the brain, while `ticket` is good. Raises Refused or Failed:
         nothing of it is left, and nobody owns it."""
         name = ticket.domain
+        await self._heartbeat.require()
         async with self.hold(name):
             await self._not_here(name)
             record = await DOMAINS.get(self._store, name)
@@ -190,7 +201,9 @@ class Domains:
             await self.driver.pause(reading.uuid)
 
     async def unpause(self, ref: str) -> None:
-        """Let them go on. Only the owner's domain may (safety sentence 1)."""
+        """Let them go on. Only the owner's domain may (safety sentence 1), and none that the guard would hold."""
+        await self._heartbeat.require()
+        await fencing.refuse(self._store, self.node)
         async with self.held(ref) as reading:
             await self.ours(reading.name)
             _alive(reading)
@@ -269,6 +282,7 @@ class Domains:
         """Start what `save` wrote. Raises Refused when its disks have been written since (unless `force`)."""
         saved = await asyncio.to_thread(savefile.read, path)
         spec = saved.spec
+        await self._heartbeat.require()
         async with self.hold(spec.name):
             await self._not_here(spec.name)
             record = await DOMAINS.get(self._store, spec.name)
