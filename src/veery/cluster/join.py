@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import aiohttp
 
-from veery.cluster import keys
+from veery.cluster import keys, revocation
 from veery.cluster.identity import (
     EtcdStart,
     Identity,
@@ -130,7 +130,13 @@ async def admit(store: Store, voters: Voters, request: JoinRequest, *, epoch: fl
         await _check(store, request, now)
         members = await _seat(store, voters, node, request.peer)
         conditions = [turn, token, Unchanged(keys.NODES.key(node.name), 0)]
-        if not await _record(store, conditions, token, node, initiator):
+        records: list[Put | Delete] = [
+            Delete(token.key),
+            keys.NODES.put(node.name, node),
+            keys.INITIATORS.put(node.name, initiator),
+            keys.CERTIFICATES.put(node.name, revocation.certificate(cert)),
+        ]
+        if not await _record(store, conditions, records, initiator):
             await _unseat(voters, request.peer)
             raise Refused(f"the token was used, or the name {node.name} taken, meanwhile", hint="make another token")
     log.info(decision("node.admitted", node=node.name, address=node.address, roles=",".join(node.roles)))
@@ -255,18 +261,13 @@ async def _unseat(voters: Voters, peer: str) -> None:
 
 
 async def _record(
-    store: Store, conditions: Sequence[Unchanged], token: Unchanged, node: Node, initiator: Initiator
+    store: Store, conditions: Sequence[Unchanged], records: Sequence[Put | Delete], initiator: Initiator
 ) -> bool:
-    """Use the token up and write the node's records; whether that was done."""
-    operations: list[Put | Delete] = [
-        Delete(token.key),
-        keys.NODES.put(node.name, node),
-        keys.INITIATORS.put(node.name, initiator),
-    ]
+    """Use the token up and write the node's records, `initiator` among them; whether that was done."""
     try:
-        return (await store.commit(conditions, operations)).held
+        return (await store.commit(conditions, records)).held
     except OutcomeUnknown:
-        written = await keys.INITIATORS.get(store, node.name)
+        written = await keys.INITIATORS.get(store, initiator.node)
         return written == initiator  # its password is new: nobody else wrote it
 
 

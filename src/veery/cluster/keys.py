@@ -7,6 +7,7 @@
 | token/SHA256 | Token; the hash is that of its secret |
 | joining | the name of the node that is being let in; bound to a lease |
 | node/NAME, alive/NAME, initiator/NAME | Node, Presence (bound to the node's lease), Initiator |
+| certificate/NODE, revoked/SERIAL | Certificate of a node, Revoked of one that was put out |
 | domain/NAME, owner/NAME, reservation/NAME | DomainRecord, Owner, Reservation of a domain |
 | volume/NAME, volume-move/NAME | Volume, VolumeMove |
 | tid | the last number that was given to a target |
@@ -29,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from veery.cluster.store import Entry, Put, Store
 from veery.errors import Failed, Refused
 from veery.model import codec
-from veery.model.cluster import Cluster, DomainRecord, Owner, Presence, Reservation, Token
+from veery.model.cluster import Certificate, Cluster, DomainRecord, Owner, Presence, Reservation, Revoked, Token
 from veery.model.fence import Armed
 from veery.model.ha import (
     Disarmed,
@@ -129,6 +130,8 @@ class Kind(Generic[T]):
 
 NODES = Kind("node/", Node)
 ALIVE = Kind("alive/", Presence)
+CERTIFICATES = Kind("certificate/", Certificate)
+REVOKED = Kind("revoked/", Revoked)
 INITIATORS = Kind("initiator/", Initiator)
 DOMAINS = Kind("domain/", DomainRecord)
 OWNERS = Kind("owner/", Owner)
@@ -148,7 +151,7 @@ HISTORIES = Kind("history/", NodeHistory)
 INTENTS = Kind("intent/", NodeIntent)
 KINDS: tuple[Kind[Any], ...] = (
     *(NODES, ALIVE, INITIATORS, DOMAINS, OWNERS, RESERVATIONS, VOLUMES, VOLUME_MOVES, TOKENS, PROCESSORS, BASELINES),
-    *(POLICIES, RUNS, GROUPS, FENCES, ARMED, MEANS, HISTORIES, INTENTS),
+    *(CERTIFICATES, REVOKED, POLICIES, RUNS, GROUPS, FENCES, ARMED, MEANS, HISTORIES, INTENTS),
 )
 LEADERS = Kind("", LeaderRecord)  # one record: LEADER
 DISARM = Kind("", Disarmed)  # one record: DISARMED
