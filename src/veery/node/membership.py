@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -42,7 +43,7 @@ class Membership:
 
     def ca(self) -> join.CaReply:
         """GET /v1/ca."""
-        return join.CaReply(ca=self.identity.cluster.ca)
+        return join.CaReply(ca=self.identity.cluster.ca, epoch=time.time())
 
     async def token(self) -> str:
         """A token with which one node may join."""
