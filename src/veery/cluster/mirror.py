@@ -18,7 +18,7 @@ NONE: Mapping[str, Entry] = MappingProxyType({})
 
 
 class Mirror:
-    """The store's entries at one revision. `run` is somebody's task; one call of `current` at a time.
+    """The store's entries at one revision. `run` is somebody's task.
 
     Without `run`, or while its watch is late, `current` reads the store whole: slower, never wrong."""
 
@@ -30,6 +30,7 @@ class Mirror:
         self._anew = asyncio.Event()  # a snapshot was taken: the watch begins from there
         self._news = asyncio.Event()
         self._late = 0
+        self._turn = asyncio.Lock()
         self.revision = 0
 
     def under(self, prefix: str) -> Mapping[str, Entry]:
@@ -54,6 +55,10 @@ class Mirror:
     async def current(self) -> None:
         """Returns when everything is here that was in the store when this was called. Raises StoreUnavailable: one
         linearizable read is made each time, so a store that is dead is noticed here."""
+        async with self._turn:
+            await self._current()
+
+    async def _current(self) -> None:
         before = self.revision
         now = await self._store.revision()
         if now < before:  # another store, or one restored from a backup: nothing that was seen is true

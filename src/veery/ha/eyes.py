@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from veery.cluster.keys import (
     ALIVE,
+    CA_KEY,
     DISARM,
     DISARMED,
     DOMAINS,
@@ -30,6 +31,7 @@ from veery.cluster.keys import (
     POLICIES,
     RESERVATIONS,
     RUNS,
+    TOKENS,
     VOLUMES,
     Kind,
     Unreadable,
@@ -61,7 +63,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-UNSEEN = (EVENTS.prefix, VOLUMES.prefix)  # of no use to the brain
+UNSEEN = (EVENTS.prefix, VOLUMES.prefix, TOKENS.prefix, CA_KEY)  # of no use to the brain
 HEARD = 2.5  # seconds for which what a node said of itself counts: on a busy machine an answer may come a look later
 
 

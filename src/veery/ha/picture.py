@@ -76,8 +76,9 @@ def order(domain: DomainView) -> tuple[int, str]:
 
 def restarts(domain: DomainView) -> bool:
     """Whether the brain starts it when it does not run."""
-    ha = domain.ha
-    return not domain.unreadable and ha.policy is Policy.RESTART and ha.wanted and ha.max_restarts > 0
+    if domain.unreadable:
+        return False
+    return domain.ha.policy is Policy.RESTART and domain.ha.wanted and domain.ha.max_restarts > 0
 
 
 def note(subject: str, state: str, reason: str, level: Level = Level.INFO) -> Note:
