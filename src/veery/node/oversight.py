@@ -193,8 +193,12 @@ class Oversight:
 
     # ---- drains
     async def plan(self, name: str, *, forecast: bool) -> Drain:
-        """What a drain would come to; with `forecast` each move's source is asked how long it takes. Raises Failed."""
-        found = drainplan.plan(self.view(), name, self._clock.epoch(), self._rules)
+        """What a drain would come to; with `forecast` each move's source is asked how long it takes. Raises Refused for
+        an unknown node, Failed."""
+        view = self.view()
+        if name not in view.nodes:
+            raise Refused(f"no node {name!r}", hint=f"the nodes are {', '.join(view.nodes)}")
+        found = drainplan.plan(view, name, self._clock.epoch(), self._rules)
         moves = tuple(PlannedMove(domain=domain, target=target) for domain, target in found.moves)
         if forecast and not found.blockers:
             gate = asyncio.Semaphore(AT_ONCE)
