@@ -31,12 +31,13 @@ from veery.cluster.identity import Identity, client_url
 from veery.cluster.identity import load as load_identity
 from veery.cluster.keys import INITIATORS, VOLUMES, node_at
 from veery.cluster.members import open_store
+from veery.cluster.mirror import Mirror
 from veery.cluster.presence import Heartbeat
 from veery.config.settings import DEFAULT_PATH, Settings
 from veery.config.settings import load as load_settings
 from veery.errors import Failed, Refused, VeeryError
 from veery.ha import orders
-from veery.ha.eyes import StoreEyes
+from veery.ha.eyes import UNSEEN, StoreEyes
 from veery.ha.fence.power import PowerFence
 from veery.ha.loop import Brain
 from veery.host import log as logs
@@ -110,6 +111,7 @@ class Daemon:
         self.server_tls, self.client_tls = tls.server_context(folder), tls.client_context(folder)
         self.store = open_store(settings, identity)
         self.peers = Peers(self.client_tls, lambda name: node_at(self.store, name))
+        self.mirror = Mirror(self.store, UNSEEN)
         self.heartbeat = Heartbeat(self.store, self.node.name, ttl=settings.presence_ttl, clock=self.clock)
         self.membership = Membership(settings, identity, self.store)
         self.driver = self._driver(folder)
@@ -146,7 +148,13 @@ class Daemon:
         self.receiver.server = self.relocation
         self.scout = Scout(self.ground, self.node, self.moves.list, self.moves.paths, self._ask)
         self.domains = Domains(
-            self.node, self.ground, self.attacher, moves=self.moves, receiver=self.receiver, scout=self.scout
+            self.node,
+            self.ground,
+            self.attacher,
+            self.heartbeat,
+            moves=self.moves,
+            receiver=self.receiver,
+            scout=self.scout,
         )
         self.machine = Machine(self.node, self.driver, self.store, self.peers)
         self.processors = Processors(self.node, self.store, self.driver)
@@ -334,7 +342,7 @@ class Daemon:
             FencingRoutes(self.fencing, self.standing, self.guard, self.watcher).table(),
             HaRoutes(
                 self.oversight,
-                Recovery(self.node.name, self.store, self.domains, self.heartbeat),
+                Recovery(self.node.name, self.mirror, self.domains, self.heartbeat),
                 peers=self.near,
                 neighbours=self.neighbours,
             ).table(),
@@ -405,6 +413,7 @@ class Daemon:
         if self.writer is not None:
             work.append(("heartbeats", self.writer.run()))
         if self.node.has(Role.HYPERVISOR):
+            work.append(("mirror", self.mirror.run()))
             means = MeansWriter(self.node.name, self.store, self._means, self.clock, started=self.heartbeat.started)
             work.append(("means", means.run()))
         if self.brain is not None:

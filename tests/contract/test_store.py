@@ -199,6 +199,47 @@ async def test_a_watch_tells_history_and_news_in_order(rig: Rig) -> None:
     assert [each.revision - start for each in changes] == [1, 2, 2, 3]
 
 
+async def test_the_revision_is_that_of_the_last_change(rig: Rig) -> None:
+    done = await rig.store.commit([], [Put("a/1", b"1")])
+    assert await rig.other.revision() == done.revision
+    assert await rig.store.revision() == (await rig.store.scan("")).revision
+    await rig.store.commit([], [Delete("a/none")])
+    assert await rig.other.revision() == done.revision
+
+
+async def test_a_watch_tells_what_changed_at_once_together(rig: Rig) -> None:
+    """Who waits for nothing else sees all changes of a revision without another task's turn between them."""
+    begun = await rig.store.revision()
+    keys = [f"a/{number:03}" for number in range(100)]
+    for value in (b"old", b"new"):  # of two transactions one is history when the watch begins, or both are
+        await rig.store.commit([], [Put(key, value) for key in keys])
+    turns: list[int] = []
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            ticks += 1
+            await asyncio.sleep(0)
+
+    ticking = asyncio.create_task(tick())
+    revisions: list[int] = []
+    try:
+        async with asyncio.timeout(20), contextlib.aclosing(rig.other.watch("a/", begun)) as changes:
+            async for change in changes:
+                turns.append(ticks)
+                revisions.append(change.revision)
+                if len(turns) == 200:
+                    break
+    finally:
+        ticking.cancel()
+        await asyncio.gather(ticking, return_exceptions=True)
+    assert len(set(turns[:100])) == 1
+    assert len(set(turns[100:])) == 1
+    assert revisions == sorted(revisions)
+    assert len(set(revisions)) == 2
+
+
 async def test_a_watch_from_a_revision_leaves_out_what_was_before(rig: Rig) -> None:
     await rig.store.commit([], [Put("w/a", b"1")])
     after = (await rig.store.commit([], [Put("w/b", b"2")])).revision

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -41,6 +42,7 @@ class Member:
 
     def __init__(self, folder: Path, name: str, address: str, ports: tuple[int, int, int]) -> None:
         self.name, self.address = name, address
+        self.clock = time.time  # what GET /v1/ca tells; 0.0 is what an older veery tells
         api, client, peer = ports
         self.settings = Settings(
             state=str(folder / name / "state"),
@@ -94,7 +96,7 @@ class Member:
         """GET /v1/ca and POST /v1/join, as docs/api.md has them."""
 
         async def ca(_: web.Request) -> web.Response:
-            reply = join.CaReply(ca=self.identity.cluster.ca)
+            reply = join.CaReply(ca=self.identity.cluster.ca, epoch=self.clock())
             return web.Response(body=codec.encode(reply), content_type="application/json")
 
         async def admit(request: web.Request) -> web.Response:

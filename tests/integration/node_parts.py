@@ -239,6 +239,14 @@ async def scan(lab: Lab, prefix: str) -> dict[str, Any]:
     return await asyncio.to_thread(_inside, NAMESPACES / lab.plan.namespace("stor"), lambda: _scan(lab, prefix))
 
 
+async def write(lab: Lab, key: str, value: bytes | None) -> None:
+    """Put `value` under `key` of the store, behind veery's back; None takes the key away."""
+    place = NAMESPACES / lab.plan.namespace("stor")
+    body = {"key": f"/veery/{key}".encode(), **({"value": value} if value is not None else {})}
+    path = "/v3/kv/put" if value is not None else "/v3/kv/deleterange"
+    await asyncio.to_thread(_inside, place, lambda: _ask(lab, path, body))
+
+
 def _inside(namespace: Path, work: Callable[[], T]) -> T:
     """Do `work` in a network namespace (setns(2)), in a thread of its own."""
 
@@ -254,16 +262,23 @@ def _inside(namespace: Path, work: Callable[[], T]) -> T:
 
 def _scan(lab: Lab, prefix: str) -> dict[str, Any]:
     """What stands in etcd under `prefix` (its JSON gateway), without the prefix."""
-    context = tls.client_context(lab.plan.home("stor") / "lib/tls")
     begin = f"/veery/{prefix}".encode()
-    body = {"key": begin, "range_end": begin[:-1] + bytes([begin[-1] + 1])}
+    answer = _ask(lab, "/v3/kv/range", {"key": begin, "range_end": begin[:-1] + bytes([begin[-1] + 1])})
+    found = ((base64.b64decode(row["key"]), base64.b64decode(row["value"])) for row in answer.get("kvs", ()))
+    return {key.removeprefix(begin).decode(): json.loads(value) for key, value in found}
+
+
+def _ask(lab: Lab, path: str, body: dict[str, bytes]) -> Any:
+    """One request to etcd's JSON gateway on the storage node, from within its network namespace."""
+    context = tls.client_context(lab.plan.home("stor") / "lib/tls")
     connection = http.client.HTTPSConnection(lab.plan.node("stor").address, 2379, context=context, timeout=20)
     with contextlib.closing(connection):
         text = json.dumps({key: base64.b64encode(value).decode() for key, value in body.items()})
-        connection.request("POST", "/v3/kv/range", text)
-        answer = json.loads(connection.getresponse().read())
-    found = ((base64.b64decode(row["key"]), base64.b64decode(row["value"])) for row in answer.get("kvs", ()))
-    return {key.removeprefix(begin).decode(): json.loads(value) for key, value in found}
+        connection.request("POST", path, text)
+        answer = connection.getresponse()
+        told = json.loads(answer.read())
+    assert answer.status == 200, told
+    return told
 
 
 async def until(wanted: Callable[[], Awaitable[T]], what: str, *, within: float = 60.0) -> T:

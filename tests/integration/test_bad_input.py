@@ -5,6 +5,7 @@ Wrong words and wrong files first; then the surroundings: tgtd, etcd, ports, cer
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import shutil
 import signal
@@ -16,8 +17,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from node_parts import Node, Workshop, aside, until
+from node_parts import Node, Workshop, aside, until, write
 
+from veery.cluster import join
+from veery.cluster.keys import KINDS
 from veery.host import tls
 from veery.host.process import Process
 from veery.host.run import Result
@@ -25,6 +28,7 @@ from veery.lab import faults
 from veery.lab.services import Lab
 
 VEERYD = Path(sys.executable).with_name("veeryd")
+VEERY = VEERYD.with_name("veery")
 DEADLINE = 30.0  # seconds in which every order must have come to its end
 
 
@@ -440,3 +444,124 @@ async def test_a_full_disk(small_pool: Path, near: Node, tmp_path: Path) -> None
         for name in ("left", "right"):
             await near.result("volume", "delete", name)
     assert list(small_pool.iterdir()) == []
+
+
+# ---- the cluster
+
+
+@pytest.mark.slow  # until tried more often
+async def test_orders_about_the_cluster_that_cannot_be(shop: Workshop, near: Node) -> None:
+    before = await near.traces()
+    orders: dict[str, tuple[int, str]] = {
+        "ha set nothing restart": (1, "no domain 'nothing'"),
+        "ha set idle sometimes": (2, "sometimes"),
+        "ha set idle restart --priority many": (2, "many"),
+        "ha set idle restart --group a/b": (1, "a/b"),
+        "ha show nothing": (1, "nothing"),
+        "group set g": (2, "say what"),
+        "group set g --nodes moon": (1, "no node 'moon'"),
+        "group set g --nodes stor": (1, "stor runs no domains"),
+        "group set a/b --strict": (1, "a/b"),
+        "group set g --apart --together": (2, "--together"),
+        "group delete g": (1, "no rule for group 'g'"),
+        "why nothing": (1, "no node and no domain 'nothing'"),
+        "node show nothing": (1, "nothing"),
+        "node drain nothing": (1, "no node 'nothing'"),
+        "node drain nothing --plan": (1, "no node 'nothing'"),
+        "node resume nothing": (1, "no node 'nothing'"),
+        "node resume test1": (1, "test1 is not drained"),
+        "node leave nothing": (1, "no node 'nothing'"),
+        "node leave test1": (1, "test1 runs idle"),
+        "node forget test2": (1, "test2 is present"),
+        "fence show test1": (1, "test1 is not fenced"),
+        "fence confirm test1": (1, "test1 is alive"),
+        "fence test nothing": (1, "nothing"),
+        "doctor nothing": (1, "no node 'nothing'"),
+        "arm": (1, "is armed"),
+    }
+    for words, (code, message) in orders.items():
+        assert message in await near.refused(*words.split(), code=code), words
+    assert await near.json("group", "list", "--json") == []
+    assert await near.json("ha", "list", "--json") == []
+    assert await near.traces() == before
+
+
+@pytest.mark.slow  # until tried more often
+async def test_a_drain_of_the_last_node(shop: Workshop, near: Node, lab: Lab) -> None:
+    before = await near.traces()
+    await lab.veery("test1", "node", "drain", "test2")
+    try:
+        said = await near.refused("node", "drain", "test1")
+        assert "no other node may be given domains: test1 is the last" in said
+        assert "test2 is drained" in await near.refused("--node", "test2", "create", shop.file("other", disk=None))
+        rows = {row["name"]: row["intent"] for row in (await near.json("cluster", "status", "--json"))["nodes"]}
+        assert rows == {"test1": "", "test2": "drain", "stor": ""}
+    finally:
+        await lab.veery("test1", "node", "resume", "test2")
+    assert await near.traces() == before
+
+
+@pytest.mark.slow  # until tried more often
+async def test_who_may_not_join(shop: Workshop, near: Node, lab: Lab, tmp_path: Path) -> None:
+    """A machine with somebody else's name or address, and tokens that are none; a wrong clock is in test_join_node."""
+    settings = tmp_path / "veery.toml"
+    settings.write_text(f'state = "{tmp_path}/lib"\nrun = "{tmp_path}/run"\n')
+    token = (await near.veery("node", "token")).split()[-1].partition("@")[0]
+    secret, mark = join.read_token(token)
+    other = base64.urlsafe_b64encode(bytes(32)).decode().rstrip("=")
+    unknown = token.replace(secret, "x" * len(secret))
+    cases = {
+        (token, "test2", "172.16.31.100"): "the name test2 is taken",
+        (token, "test9", "172.16.31.2"): "172.16.31.2 is test2's address",
+        (token, "a/b", "172.16.31.100"): "a/b",
+        (unknown, "test9", "172.16.31.100"): "the token is unknown, used or too old",
+        (f"veery.{secret}.{other}", "test9", "172.16.31.100"): "is not of the cluster that made the token",
+        ("nonsense", "test9", "172.16.31.100"): "not a token",
+    }
+    before = await near.json("node", "list", "--json")
+    for (word, name, address), message in cases.items():
+        words = [VEERY, "--settings", settings, "join", f"{word}@172.16.31.3", "--name", name, "--address", address]
+        result = await lab.run("client", [*words, "--roles", "hypervisor"], check=False, deadline=DEADLINE)
+        fails(result, message)
+    assert not (tmp_path / "lib/identity.json").exists()
+    assert [row["node"] for row in await near.json("node", "list", "--json")] == [row["node"] for row in before]
+    assert mark
+
+
+@pytest.mark.slow  # until tried more often
+async def test_records_that_cannot_be_read(shop: Workshop, near: Node, lab: Lab) -> None:
+    """One under each kind of key: no daemon ends, the doctor names each, what they are not about goes on."""
+    before = {node: faults.find(lab, node, "veeryd")[0].process.pid for node in ("test1", "test2", "stor")}
+    odd = sorted(kind.key("odd") for kind in KINDS)
+    path = shop.file("uses-spare", volume="spare", memory=64)
+    try:
+        for key in odd:
+            await write(lab, key, b'{"written": "by a newer veery"')
+
+        async def told() -> bool:
+            rows = json.loads((await near.result("doctor", "--all", "--json")).out)
+            found = {row["told"].partition(" ")[0] for row in rows if row["what"] == "records"}
+            return found == set(odd)
+
+        await until(told, "the doctor names every key")
+
+        async def seen() -> bool:
+            states = {row["name"]: row["state"] for row in (await near.json("cluster", "status", "--json"))["nodes"]}
+            return states.pop("odd", "") == "unreadable" and set(states.values()) == {"present"}
+
+        await until(seen, "the others are well")
+        assert "owner/odd cannot be read" in await near.veery("why", "odd")
+        assert "idle" in await near.veery("list")
+        assert {row["node"]["name"] for row in await near.json("node", "list", "--json")} == set(before)
+        assert "spare" in await near.veery("volume", "list")
+        await near.veery("group", "list")
+        await near.veery("ha", "list")
+        assert "/odd cannot be read" in await near.refused("delete", "odd")
+        # nobody can tell which volumes odd uses, since it may run: so no other is given one
+        assert "domain/odd cannot be read" in await near.refused("create", path)
+    finally:
+        for key in odd:
+            await write(lab, key, None)
+    assert {node: faults.find(lab, node, "veeryd")[0].process.pid for node in before} == before
+    await near.veery("volume", "create", "more", "8M")
+    await near.veery("volume", "delete", "more")

@@ -10,9 +10,9 @@ from aiohttp import web
 
 from veery.api.server import CALLER, LOCAL, Handler, Lines, answer, body, forward
 from veery.errors import Failed, Refused, VeeryError
-from veery.ha import journal, orders
+from veery.ha import groups, journal, orders
 from veery.model.codec import convert
-from veery.model.ha import Policy, Ticket
+from veery.model.ha import GroupKind, Policy, Ticket
 from veery.node.neighbours import Neighbours
 from veery.node.oversight import Oversight
 from veery.node.peers import Peers
@@ -36,6 +36,9 @@ class HaRoutes:
             web.get("/v1/ha", self.list),
             web.get("/v1/ha/{domain}", self.show),
             web.post("/v1/ha/{domain}", self.set),
+            web.get("/v1/groups", self.groups),
+            web.post("/v1/groups/{group}", self.set_group),
+            web.delete("/v1/groups/{group}", self.delete_group),
             web.get("/v1/cluster", self._led(self.status)),
             web.get("/v1/why/{name}", self._led(self.why)),
             web.get(f"{node}/drain", self._led(self.progress)),
@@ -87,6 +90,31 @@ class HaRoutes:
             delay=_number(data, "delay", float),
         )
         return answer(record)
+
+    async def groups(self, _: web.Request) -> web.Response:
+        """All groups."""
+        return answer(await groups.every(self._oversight.store))
+
+    async def set_group(self, request: web.Request) -> web.Response:
+        """Set a group's rule."""
+        data = await body(request)
+        kind, nodes, strict = _text(data, "kind"), data.get("nodes"), data.get("strict")
+        if kind is not None and kind not in tuple(GroupKind):
+            raise Refused(f"no kind of group {kind!r}", hint=f"one of {', '.join(GroupKind)}")
+        if nodes is not None and not (isinstance(nodes, list) and all(isinstance(each, str) for each in nodes)):
+            raise Refused(f"nodes is a list of names, not {nodes!r}", hint="see docs/api.md")
+        if strict is not None and not isinstance(strict, bool):
+            raise Refused(f"strict is true or false, not {strict!r}", hint="see docs/api.md")
+        name = request.match_info["group"]
+        rule = await groups.assign(
+            self._oversight.store, name, kind=GroupKind(kind) if kind else None, nodes=nodes, strict=strict
+        )
+        return answer(rule)
+
+    async def delete_group(self, request: web.Request) -> web.Response:
+        """Take a group's rule away."""
+        await groups.delete(self._oversight.store, request.match_info["group"])
+        return answer({})
 
     # ---- the brain
     async def status(self, _: web.Request) -> web.Response:

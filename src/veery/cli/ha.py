@@ -163,7 +163,7 @@ def _declare_set(parser: Parser) -> None:
     parser.add_argument("domain", metavar="DOMAIN", help="its name")
     parser.add_argument("policy", metavar="POLICY", choices=POLICIES, help=f"one of {', '.join(POLICIES)}")
     parser.add_argument("--priority", metavar="N", type=_whole, help="of two that wait the higher starts first (0)")
-    parser.add_argument("--group", metavar="G", help="its group: domains of one group are kept apart ('': none)")
+    parser.add_argument("--group", metavar="G", help="its group ('': none): see veery group set")
     parser.add_argument("--max-restarts", metavar="N", type=_whole, help="tries in a row before it is given up (5)")
     parser.add_argument(
         "--delay", metavar="S", type=_seconds, help="seconds that those of lower priority wait after its start (0)"

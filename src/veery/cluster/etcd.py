@@ -106,6 +106,11 @@ class EtcdStore:
         answer = await self.gateway.read("/v3/kv/range", {"key": self._key(key)}, _Range)
         return self._entry(answer.kvs[0]) if answer.kvs else None
 
+    async def revision(self) -> int:
+        """As Store.revision: a read of one key, without its value."""
+        body = {"key": self._prefix, "count_only": True}
+        return (await self.gateway.read("/v3/kv/range", body, _Range)).header.revision
+
     async def scan(self, prefix: str) -> Snapshot:
         """As Store.scan; a large one comes in pages, all of the first one's revision."""
         begin, end = self._key(prefix), _end_of(self._key(prefix))

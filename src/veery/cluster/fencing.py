@@ -44,6 +44,12 @@ async def require(store: Store, node: str) -> Fenced:
     return found
 
 
+async def refuse(store: Store, node: str) -> None:
+    """Raises Refused while a fence of `node` stands, whatever is written in it; StoreUnavailable."""
+    if await store.get(keys.FENCES.key(node)) is not None:
+        raise Refused(f"{node} is fenced: it starts nothing", hint=f"veery why {node} tells when it is let in")
+
+
 async def begin(store: Store, node: str, *, by: str, epoch: float) -> Fenced:
     """The fence of `node`, made where there is none. Raises Refused for an unknown node, StoreUnavailable,
     OutcomeUnknown: ask again, a fence is made once."""

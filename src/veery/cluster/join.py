@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import datetime
 import hashlib
 import logging
 import re
@@ -22,7 +23,7 @@ from typing import Any, TypeVar
 
 import aiohttp
 
-from veery.cluster import keys
+from veery.cluster import keys, revocation
 from veery.cluster.identity import (
     EtcdStart,
     Identity,
@@ -59,9 +60,10 @@ ANSWER = 75.0  # seconds for the cluster's answer to a newcomer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaReply:
-    """The answer of GET /v1/ca: the CA's certificate, PEM."""
+    """The answer of GET /v1/ca: the CA's certificate, PEM, and the node's clock (0.0: an older veery)."""
 
     ca: str
+    epoch: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +132,13 @@ async def admit(store: Store, voters: Voters, request: JoinRequest, *, epoch: fl
         await _check(store, request, now)
         members = await _seat(store, voters, node, request.peer)
         conditions = [turn, token, Unchanged(keys.NODES.key(node.name), 0)]
-        if not await _record(store, conditions, token, node, initiator):
+        records: list[Put | Delete] = [
+            Delete(token.key),
+            keys.NODES.put(node.name, node),
+            keys.INITIATORS.put(node.name, initiator),
+            keys.CERTIFICATES.put(node.name, revocation.certificate(cert)),
+        ]
+        if not await _record(store, conditions, records, initiator):
             await _unseat(voters, request.peer)
             raise Refused(f"the token was used, or the name {node.name} taken, meanwhile", hint="make another token")
     log.info(decision("node.admitted", node=node.name, address=node.address, roles=",".join(node.roles)))
@@ -166,12 +174,15 @@ async def join(
         raise Refused(
             f"{peer} is not of the cluster that made the token", hint="check the address; make a new token there"
         )
+    mine = time.time() if epoch is None else epoch
+    if told.epoch:  # now: to a clock that is far off the cluster's certificates would not be valid
+        _check_clock(name, mine, told.epoch)
     key = tls.make_request(name)
     request = JoinRequest(
         secret=secret,
         node=node,
         csr=key.cert,
-        epoch=time.time() if epoch is None else epoch,
+        epoch=mine,
         peer=peer_url(settings, node) if Role.VOTER in node.roles else "",
     )
     reply = await _call("POST", f"{base}/v1/join", JoinReply, tls.pinned_context(told.ca), within=ANSWER, body=request)
@@ -186,6 +197,20 @@ async def join(
     return identity
 
 
+def _check_clock(name: str, theirs: float, ours: float) -> None:
+    """Raises Refused where the clock of node `name` differs from the cluster's; both in seconds of the epoch."""
+    ahead = theirs - ours
+    if abs(ahead) > SKEW:
+        there, here = (
+            f"{datetime.datetime.fromtimestamp(each, datetime.UTC):%Y-%m-%d %H:%M:%S}" for each in (theirs, ours)
+        )
+        raise Refused(
+            f"the clock of {name} is {abs(ahead):.0f} s {'ahead' if ahead > 0 else 'behind'}: "
+            f"it says {there}, the cluster {here} UTC",
+            hint=f"set the one that is wrong (chronyc makestep, or timedatectl set-time on {name}), then try again",
+        )
+
+
 async def _check(store: Store, request: JoinRequest, now: float) -> Unchanged:
     """Whether the newcomer may come in; the condition that its token is still there."""
     key = keys.TOKENS.key(_hash(request.secret))
@@ -194,15 +219,10 @@ async def _check(store: Store, request: JoinRequest, now: float) -> Unchanged:
         raise Refused("the token is unknown, used or too old", hint="make another with `veery node token`")
     node = request.node
     check_name(node.name, "node")
-    ahead = request.epoch - now
-    if abs(ahead) > SKEW:
-        raise Refused(
-            f"the clock of {node.name} is {abs(ahead):.0f} s {'ahead' if ahead > 0 else 'behind'}",
-            hint="set it, for example by running chrony or systemd-timesyncd there, and try again",
-        )
+    _check_clock(node.name, request.epoch, now)
     if not node.roles or (Role.VOTER in node.roles) != bool(request.peer):
         raise Refused(f"the request of {node.name} contradicts itself", hint="is another version of veery at work?")
-    for other in (await keys.NODES.all(store)).values():
+    for other in (await keys.NODES.readable(store)).values():
         if other.name == node.name:
             raise Refused(
                 f"the name {node.name} is taken", hint="choose another, or `veery node leave` the old one first"
@@ -255,18 +275,13 @@ async def _unseat(voters: Voters, peer: str) -> None:
 
 
 async def _record(
-    store: Store, conditions: Sequence[Unchanged], token: Unchanged, node: Node, initiator: Initiator
+    store: Store, conditions: Sequence[Unchanged], records: Sequence[Put | Delete], initiator: Initiator
 ) -> bool:
-    """Use the token up and write the node's records; whether that was done."""
-    operations: list[Put | Delete] = [
-        Delete(token.key),
-        keys.NODES.put(node.name, node),
-        keys.INITIATORS.put(node.name, initiator),
-    ]
+    """Use the token up and write the node's records, `initiator` among them; whether that was done."""
     try:
-        return (await store.commit(conditions, operations)).held
+        return (await store.commit(conditions, records)).held
     except OutcomeUnknown:
-        written = await keys.INITIATORS.get(store, node.name)
+        written = await keys.INITIATORS.get(store, initiator.node)
         return written == initiator  # its password is new: nobody else wrote it
 
 

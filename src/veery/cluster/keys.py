@@ -7,6 +7,7 @@
 | token/SHA256 | Token; the hash is that of its secret |
 | joining | the name of the node that is being let in; bound to a lease |
 | node/NAME, alive/NAME, initiator/NAME | Node, Presence (bound to the node's lease), Initiator |
+| certificate/NODE, revoked/SERIAL | Certificate of a node, Revoked of one that was put out |
 | domain/NAME, owner/NAME, reservation/NAME | DomainRecord, Owner, Reservation of a domain |
 | volume/NAME, volume-move/NAME | Volume, VolumeMove |
 | tid | the last number that was given to a target |
@@ -24,12 +25,12 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from veery.cluster.store import Entry, Put, Store
 from veery.errors import Failed, Refused
 from veery.model import codec
-from veery.model.cluster import Cluster, DomainRecord, Owner, Presence, Reservation, Token
+from veery.model.cluster import Certificate, Cluster, DomainRecord, Owner, Presence, Reservation, Revoked, Token
 from veery.model.fence import Armed
 from veery.model.ha import (
     Disarmed,
@@ -52,6 +53,18 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+
+class Unreadable(Failed):
+    """A record is there and cannot be read: damaged, or of another version of veery."""
+
+    def __init__(self, key: str, why: str) -> None:
+        super().__init__(
+            f"{key} cannot be read: {why.replace(chr(10), ' ')}",
+            hint="is this node's veery older than another's? if not: docs/ha.md, \"A record that cannot be read\"",
+        )
+        self.key = key
+
+
 _UNFIT = re.compile(r"[/\x00-\x1f\x7f]")
 
 
@@ -73,8 +86,11 @@ class Kind(Generic[T]):
         return key.removeprefix(self.prefix)
 
     def value(self, entry: Entry) -> T:
-        """The record in `entry`; its field `revision`, where it has one, is the entry's. Raises Failed."""
-        value = codec.decode(entry.value, self.type)
+        """The record in `entry`; its field `revision`, where it has one, is the entry's. Raises Unreadable."""
+        try:
+            value = codec.decode(entry.value, self.type)
+        except Failed as error:
+            raise Unreadable(entry.key, error.message) from error
         if hasattr(value, "revision"):
             return cast(T, dataclasses.replace(cast("DataclassInstance", value), revision=entry.revision))
         return value
@@ -91,13 +107,31 @@ class Kind(Generic[T]):
         return self.value(entry) if entry else None
 
     async def all(self, store: Store) -> dict[str, T]:
-        """All records of this kind by name, sorted. Raises StoreUnavailable."""
+        """All records of this kind by name, sorted. Raises StoreUnavailable, Unreadable: for what must not be decided
+        without all of them."""
         snapshot = await store.scan(self.prefix)
         return {self.name(entry.key): self.value(entry) for entry in snapshot.entries}
+
+    async def sifted(self, store: Store) -> tuple[dict[str, T], dict[str, Unreadable]]:
+        """All records that can be read, and what is wrong with the others, by name, sorted. Raises StoreUnavailable."""
+        good: dict[str, T] = {}
+        bad: dict[str, Unreadable] = {}
+        for entry in (await store.scan(self.prefix)).entries:
+            try:
+                good[self.name(entry.key)] = self.value(entry)
+            except Unreadable as error:
+                bad[self.name(entry.key)] = error
+        return good, bad
+
+    async def readable(self, store: Store) -> dict[str, T]:
+        """All records that can be read. Raises StoreUnavailable."""
+        return (await self.sifted(store))[0]
 
 
 NODES = Kind("node/", Node)
 ALIVE = Kind("alive/", Presence)
+CERTIFICATES = Kind("certificate/", Certificate)
+REVOKED = Kind("revoked/", Revoked)
 INITIATORS = Kind("initiator/", Initiator)
 DOMAINS = Kind("domain/", DomainRecord)
 OWNERS = Kind("owner/", Owner)
@@ -115,6 +149,10 @@ ARMED = Kind("armed/", Armed)
 MEANS = Kind("means/", FenceMeans)
 HISTORIES = Kind("history/", NodeHistory)
 INTENTS = Kind("intent/", NodeIntent)
+KINDS: tuple[Kind[Any], ...] = (
+    *(NODES, ALIVE, INITIATORS, DOMAINS, OWNERS, RESERVATIONS, VOLUMES, VOLUME_MOVES, TOKENS, PROCESSORS, BASELINES),
+    *(CERTIFICATES, REVOKED, POLICIES, RUNS, GROUPS, FENCES, ARMED, MEANS, HISTORIES, INTENTS),
+)
 LEADERS = Kind("", LeaderRecord)  # one record: LEADER
 DISARM = Kind("", Disarmed)  # one record: DISARMED
 EVENTS = Kind("event/", Event)
@@ -127,6 +165,20 @@ LEADER = "leader"
 DISARMED = "disarmed"
 
 
+async def unreadable(store: Store) -> list[Unreadable]:
+    """Every record in the store that cannot be read; events left out. Raises StoreUnavailable."""
+    found: list[Unreadable] = []
+    for kind in KINDS:
+        found += (await kind.sifted(store))[1].values()
+    for key, kind in ((LEADER, LEADERS), (DISARMED, DISARM)):
+        entry = await store.get(key)
+        try:
+            kind.value(entry) if entry else None
+        except Unreadable as error:
+            found.append(error)
+    return found
+
+
 async def cluster(store: Store) -> Cluster:
     """The cluster's own record. Raises Failed before the first daemon has written it, StoreUnavailable."""
     entry = await store.get(CLUSTER)
@@ -136,9 +188,11 @@ async def cluster(store: Store) -> Cluster:
 
 
 async def node_at(store: Store, where: str) -> Node:
-    """The node named `where`, or the one at that address. Raises Refused, naming those there are."""
-    nodes = await NODES.all(store)
+    """The node named `where`, or the one at that address. Raises Refused, naming those there are, Unreadable."""
+    nodes, bad = await NODES.sifted(store)
     for node in nodes.values():
         if where in (node.name, node.address):
             return node
+    if where in bad:
+        raise bad[where]
     raise Refused(f"no node {where!r}", hint=f"the nodes are {', '.join(nodes) or 'none yet'}")

@@ -15,7 +15,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from veery.cluster import keys
+from veery.cluster import keys, revocation
 from veery.cluster.etcd import EtcdStore
 from veery.cluster.identity import Identity, client_url, describe, load_bootstrap, peer_url, save
 from veery.cluster.store import Delete, Entry, Put, Store, StoreUnavailable, Unchanged
@@ -117,8 +117,8 @@ async def update(store: Store, node: Node) -> None:
 
 
 async def leave(store: Store, voters: Voters, settings: Settings, name: str) -> None:
-    """Put node `name` out of the cluster: its vote, then its records. The other nodes know it no more: what its
-    certificate still opens is etcd.
+    """Put node `name` out of the cluster: its vote, then its records. The other nodes know it no more, and its
+    certificate opens no new connection to etcd.
 
     Raises Refused while it has domains or volumes, or when its vote is needed; StoreUnavailable, OutcomeUnknown:
     call it again."""
@@ -188,6 +188,7 @@ async def _put_out(
         keys.MEANS,
     )
     gone: list[Put | Delete] = [Delete(kind.key(node.name)) for kind in kinds]
+    gone += await revocation.revoke(store, node.name)
     gone += [Delete(keys.VOLUMES.key(volume)) for volume in volumes]
     conditions = [Unchanged(entry.key, entry.revision)]
     if absent:

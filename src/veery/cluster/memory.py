@@ -39,7 +39,7 @@ class _Data:
     entries: dict[str, Entry] = field(default_factory=dict)
     history: list[Change] = field(default_factory=list)
     leases: dict[int, _Lease] = field(default_factory=dict)
-    watchers: set[asyncio.Event] = field(default_factory=set)
+    watchers: dict[asyncio.Event, None] = field(default_factory=dict)  # in order: a simulation is to go the same way
     revision: int = 1
     compacted: int = 0
     last_lease: int = 0
@@ -133,6 +133,11 @@ class MemoryStore:
         await self._reach()
         return self._data.entries.get(key)
 
+    async def revision(self) -> int:
+        """As Store.revision."""
+        await self._reach()
+        return self._data.revision
+
     async def scan(self, prefix: str) -> Snapshot:
         """As Store.scan."""
         await self._reach()
@@ -159,7 +164,7 @@ class MemoryStore:
     async def watch(self, prefix: str, after: int) -> AsyncGenerator[Change, None]:
         """As Store.watch."""
         data, event = self._data, asyncio.Event()
-        data.watchers.add(event)
+        data.watchers[event] = None
         try:
             while not self._closed:
                 event.clear()
@@ -176,7 +181,7 @@ class MemoryStore:
                         continue
                 await self._news(event)
         finally:
-            data.watchers.discard(event)
+            data.watchers.pop(event, None)
 
     async def grant(self, ttl: int) -> int:
         """As Store.grant."""

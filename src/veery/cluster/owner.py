@@ -16,8 +16,8 @@ import dataclasses
 import logging
 from collections.abc import Collection
 
-from veery.cluster import volumegate
-from veery.cluster.keys import DOMAINS, OWNERS, POLICIES, RESERVATIONS, RUNS, VOLUME_MOVES
+from veery.cluster import fencing, volumegate
+from veery.cluster.keys import DOMAINS, FENCES, OWNERS, POLICIES, RESERVATIONS, RUNS, VOLUME_MOVES
 from veery.cluster.store import Delete, Put, Store, StoreUnavailable, Unchanged
 from veery.errors import Refused
 from veery.host.log import decision
@@ -62,15 +62,17 @@ async def reservation(store: Store, domain: str) -> Reservation | None:
 
 
 async def claim(store: Store, domain: str, node: str, boot: str, record: DomainRecord | None) -> Owner:
-    """Make `node` the owner of `domain`, which nobody owns, for its run `boot`; write `record` with it.
+    """Make `node`, of which no fence stands, the owner of `domain`, which nobody owns, for its run `boot`; write
+    `record` with it.
 
     Asking again after OutcomeUnknown, with the same `boot`, is safe. Raises OwnedElsewhere naming the owner, Refused
-    where one of its volumes is being moved, StoreUnavailable, OutcomeUnknown."""
+    where one of its volumes is being moved, or the node is fenced, StoreUnavailable, OutcomeUnknown."""
     wanted = Owner(domain=domain, node=node, boot=boot)
     operations = [OWNERS.put(domain, wanted)] + ([DOMAINS.put(domain, record)] if record else [])
     volumes = _volumes(record)
     for _ in range(ATTEMPTS):
-        done = await store.commit([Unchanged(OWNERS.key(domain), 0), *_resting(volumes)], operations)
+        free = [Unchanged(OWNERS.key(domain), 0), Unchanged(FENCES.key(node), 0)]
+        done = await store.commit([*free, *_resting(volumes)], operations)
         if done.held:
             log.info(decision("owner.claim", domain=domain, node=node, boot=boot, revision=done.revision))
             return dataclasses.replace(wanted, revision=done.revision)
@@ -81,6 +83,7 @@ async def claim(store: Store, domain: str, node: str, boot: str, record: DomainR
             raise OwnedElsewhere(
                 f"domain {domain} runs on {owner.node}", owner, hint=f"move it with `veery migrate {domain} {node}`"
             )
+        await fencing.refuse(store, node)
         await _refuse_moving(store, volumes)
     raise _contended(domain)
 
@@ -115,7 +118,7 @@ async def reserve(
     of them may be moving between storage nodes.
 
     Asking again for the same move gives the same answer. Raises OwnedElsewhere when `source` does not own it,
-    Refused when another move has it, StoreUnavailable, OutcomeUnknown."""
+    Refused when another move has it, or the target is fenced, StoreUnavailable, OutcomeUnknown."""
     wanted = Reservation(domain=domain, move=move, source=source, target=target)
     key = RESERVATIONS.key(domain)
     for _ in range(ATTEMPTS):
@@ -125,10 +128,8 @@ async def reserve(
                 where = f"runs on {owner.node}" if owner else "does not run"
                 raise OwnedElsewhere(f"domain {domain} {where}, not on {source}", owner)
             revision = owner.revision
-        done = await store.commit(
-            [Unchanged(key, 0), Unchanged(OWNERS.key(domain), revision), *_resting(volumes)],
-            [RESERVATIONS.put(domain, wanted)],
-        )
+        free = [Unchanged(key, 0), Unchanged(OWNERS.key(domain), revision), Unchanged(FENCES.key(target), 0)]
+        done = await store.commit([*free, *_resting(volumes)], [RESERVATIONS.put(domain, wanted)])
         revision = 0
         if done.held:
             log.info(decision("owner.reserve", domain=domain, move=move, source=source, target=target))
@@ -140,6 +141,7 @@ async def reserve(
             raise Refused(
                 f"domain {domain} is being moved to {other.target}", hint=f"see `veery moves`; the move is {other.move}"
             )
+        await fencing.refuse(store, target)
         await _refuse_moving(store, volumes)
     raise _contended(domain)
 

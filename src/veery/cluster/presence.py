@@ -12,7 +12,7 @@ import logging
 import veery
 from veery.cluster.keys import ALIVE
 from veery.cluster.store import Store
-from veery.errors import Failed, OutcomeUnknown
+from veery.errors import Failed, OutcomeUnknown, Refused
 from veery.host.clock import Clock
 from veery.host.log import decision
 from veery.model.cluster import Presence
@@ -20,6 +20,7 @@ from veery.model.cluster import Presence
 log = logging.getLogger(__name__)
 
 RETRY = 0.25  # seconds before another try
+SOON = 2.0  # seconds that an order waits for a lease
 
 
 class Heartbeat:
@@ -45,6 +46,18 @@ class Heartbeat:
     def since_lost(self) -> float | None:
         """Seconds since the node counts as absent, negative while it is present; None before it ever was."""
         return self._clock.now() - self._until if self._granted else None
+
+    async def require(self) -> None:
+        """Returns while the node counts as present; one that has only just begun, or lags, is given SOON seconds.
+        Raises Refused: nothing may be started then, for others may be about to take its place."""
+        ends = self._clock.now() + SOON
+        while self.lost():
+            if self._clock.now() >= ends:
+                raise Refused(
+                    f"{self._node} starts nothing: its lease has lapsed, the store does not renew it",
+                    hint="veery cluster status tells more; try again when the node is present",
+                )
+            await self._clock.sleep(RETRY)
 
     async def run(self) -> None:
         """For ever: renew each third of the time, so that two tries may fail. Cancel to stop; the key then goes

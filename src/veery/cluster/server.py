@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import platform
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from veery.cluster.store import StoreUnavailable
 from veery.cluster.voters import Voters
 from veery.config.settings import Settings
 from veery.errors import Failed
+from veery.host import crl
 from veery.host.process import Service
 
 HEARTBEAT = 200  # ms; with ELECTION ms without one a member stands for election
@@ -44,6 +46,7 @@ def command(settings: Settings, identity: Identity) -> list[str | Path]:
     for side in ("", "peer-"):
         words += [f"--{side}client-cert-auth", f"--{side}trusted-ca-file", folder / "ca-cert.pem"]
         words += [f"--{side}cert-file", folder / "server-cert.pem", f"--{side}key-file", folder / "server-key.pem"]
+        words += [f"--{side or 'client-'}crl-file", folder / crl.FILE]
     # A node with several addresses calls from any of them; that its certificate is of our CA is what counts.
     words += ["--experimental-peer-skip-client-san-verification"]
     words += ["--heartbeat-interval", str(HEARTBEAT), "--election-timeout", str(ELECTION), "--pre-vote"]
@@ -67,6 +70,7 @@ def service(settings: Settings, identity: Identity, *, started: Callable[[], Awa
     """The service that keeps this voter's etcd running; `started` as in host/process.py."""
     folder = Path(settings.state) / "etcd"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    crl.ensure(Path(settings.state) / "tls", epoch=time.time())
     return Service(
         "etcd",
         lambda: command(settings, identity),

@@ -92,6 +92,10 @@ class Store(Protocol):
         """The key as it stands now (linearizable). Raises StoreUnavailable."""
         ...
 
+    async def revision(self) -> int:
+        """The store's revision now (linearizable), at next to no cost. Raises StoreUnavailable."""
+        ...
+
     async def scan(self, prefix: str) -> Snapshot:
         """All keys under `prefix` at one revision (linearizable). Raises StoreUnavailable."""
         ...
@@ -106,7 +110,8 @@ class Store(Protocol):
 
     def watch(self, prefix: str, after: int) -> AsyncGenerator[Change, None]:
         """Every change under `prefix` with a revision above `after`, in order, none left out, for ever:
-        it reconnects by itself. Raises Compacted when `after` is too old: scan again."""
+        it reconnects by itself. Those of one revision come together: who waits for nothing else between two of
+        them has seen all or none. Raises Compacted when `after` is too old: scan again."""
         ...
 
     async def grant(self, ttl: int) -> int:

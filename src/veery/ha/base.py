@@ -24,7 +24,12 @@ class Senses(Protocol):
 
 
 class Eyes(Protocol):
-    """One observation."""
+    """One observation, and what goes on between two."""
+
+    async def run(self) -> None:
+        """For ever: follow the store, so that a look costs it little. Somebody's task; without it `observe` works too,
+        slower."""
+        ...
 
     async def observe(self) -> ClusterView:
         """The whole cluster at one revision of the store. Never raises for a store that does not answer: then

@@ -40,7 +40,11 @@ def plan(view: ClusterView, name: str, now: float, rules: Rules) -> DrainPlan:
     rest = [other for other in usable(view, picture.states) if other != name]
     if not rest and view.nodes[name].record.has(Role.HYPERVISOR):
         blockers.append(f"no other node may be given domains: {name} is the last")
+    blockers += [f"node {name}: {said}" for said in view.nodes[name].unreadable]
     for domain in sorted(picture.on[name], key=lambda each: (-each.memory, each.name)):
+        if domain.unreadable:
+            blockers += [f"domain {domain.name}: {said}" for said in domain.unreadable]
+            continue
         target = picture.book.find(domain, avoid=(name,)) if rest else ""
         if target:
             picture.book.take(domain, target)

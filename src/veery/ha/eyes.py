@@ -1,5 +1,8 @@
 """Observing: the store at one revision, and what storage nodes and daemons tell, made into one view.
 
+The store is followed by one watch (cluster/mirror.py). A record that cannot be read stands in the view as that: what it
+is about is left alone, everything else goes on.
+
 Who is absent since when is this object's own memory, by its own monotonic clock. It forgets that memory after a pause
 in which it saw nothing: a node could have come, renewed its watchdog, and gone again."""
 
@@ -7,12 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Mapping
+import logging
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from veery.cluster.keys import (
     ALIVE,
+    CA_KEY,
+    DISARM,
     DISARMED,
     DOMAINS,
     EVENTS,
@@ -26,15 +31,17 @@ from veery.cluster.keys import (
     POLICIES,
     RESERVATIONS,
     RUNS,
+    TOKENS,
     VOLUMES,
     Kind,
+    Unreadable,
 )
-from veery.cluster.store import Entry, Snapshot, Store
+from veery.cluster.mirror import Mirror
+from veery.cluster.store import Entry, Store
 from veery.errors import Failed, OutcomeUnknown
 from veery.ha.base import Senses
 from veery.host.clock import Clock
-from veery.model import codec
-from veery.model.cluster import DomainRecord, Owner, Presence
+from veery.model.cluster import Presence
 from veery.model.ha import (
     ClusterView,
     Disarmed,
@@ -42,18 +49,21 @@ from veery.model.ha import (
     FenceMeans,
     FenceRecord,
     FenceState,
+    Group,
     HaRecord,
     NodeHistory,
     NodeReading,
     NodeView,
     Rules,
-    RunRecord,
     Signs,
 )
+from veery.model.node import Node, Role
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-UNSEEN = (EVENTS.prefix, VOLUMES.prefix)  # of no use to the brain
+UNSEEN = (EVENTS.prefix, VOLUMES.prefix, TOKENS.prefix, CA_KEY)  # of no use to the brain
 HEARD = 2.5  # seconds for which what a node said of itself counts: on a busy machine an answer may come a look later
 
 
@@ -73,7 +83,8 @@ class StoreEyes:
 
     def __init__(self, store: Store, senses: Senses, clock: Clock, rules: Rules) -> None:
         """`clock` measures absences; nothing else does."""
-        self._store, self._senses, self._clock, self._rules = store, senses, clock, rules
+        self._mirror = Mirror(store, UNSEEN)
+        self._senses, self._clock, self._rules = senses, clock, rules
         self._sightings: dict[str, _Sighting] = {}
         self._seen: float | None = None  # the last observation that succeeded
         self._settled = 0.0
@@ -81,16 +92,22 @@ class StoreEyes:
         self._last = ClusterView(revision=0, quorum=False, settled=0.0, witnesses=0, watched=0.0, nodes={}, domains={})
         self._beats: dict[str, float] = {}  # since when each node's heartbeats on storage go on
         self._decoded: dict[str, tuple[int, Any]] = {}
+        self._bad: dict[str, str] = {}  # what cannot be read, by key: one sentence
         self._readings: dict[str, NodeReading] = {}
         self._heard: dict[str, float] = {}  # when each was given
+        self._nodes: dict[str, Node] = {}  # the last records that could be read
         self._owners: dict[str, str] = {}  # the last owner that each domain was seen to have
+
+    async def run(self) -> None:
+        """As Eyes.run."""
+        await self._mirror.run()
 
     async def observe(self) -> ClusterView:
         """As Eyes.observe."""
         try:
             async with asyncio.timeout(self._rules.blind):
-                snapshot, signs, readings = await asyncio.gather(
-                    self._store.scan(""), self._senses.signs(), self._senses.readings()
+                _, signs, readings = await asyncio.gather(
+                    self._mirror.current(), self._senses.signs(), self._senses.readings()
                 )
         except (Failed, OutcomeUnknown, TimeoutError):
             self._last = dataclasses.replace(self._last, quorum=False, settled=0.0, watched=0.0)
@@ -108,90 +125,125 @@ class StoreEyes:
         self._beats = {name: self._beats.get(name, now) for name in young}
         self._readings.update(readings)
         self._heard.update(dict.fromkeys(readings, now))
-        self._last = self._view(snapshot, signs, now)
+        self._last = self._view(signs, now)
         return self._last
 
-    def _view(self, snapshot: Snapshot, signs: Signs, now: float) -> ClusterView:
-        entries = {entry.key: entry for entry in snapshot.entries if not entry.key.startswith(UNSEEN)}
-        self._decoded = {key: cached for key, cached in self._decoded.items() if key in entries}
+    def _view(self, signs: Signs, now: float) -> ClusterView:
+        mirror = self._mirror
         nodes = {}
-        for name, record in self._all(NODES, entries).items():
-            bare = NodeView(record=record, sign=signs.ages.get(name), reading=self._readings.get(name))
-            nodes[name] = self._node(bare, entries, now)
-        domains = {}
-        records, owners = self._all(DOMAINS, entries), self._all(OWNERS, entries)
-        for name in sorted({*records, *owners}):
-            domains[name] = self._domain(name, records.get(name), owners.get(name), entries)
-        disarmed = entries.get(DISARMED)
+        for name in self._names(NODES):
+            bare = NodeView(record=self._record(name), sign=signs.ages.get(name), reading=self._readings.get(name))
+            nodes[name] = self._node(bare, now)
+        domains = {name: self._domain(name) for name in self._names(DOMAINS, OWNERS)}
+        self._forget()
         return ClusterView(
-            revision=snapshot.revision,
+            revision=mirror.revision,
             quorum=True,
             settled=now - self._settled,
             witnesses=signs.witnesses,
             watched=now - self._watched,
             nodes=nodes,
             domains=domains,
-            groups=self._all(GROUPS, entries),
-            disarmed=codec.decode(disarmed.value, Disarmed) if disarmed else None,
+            groups={name: self._one(GROUPS, name) or Group() for name in self._names(GROUPS)},
+            disarmed=self._disarmed(),
         )
 
-    def _node(self, bare: NodeView, entries: Mapping[str, Entry], now: float) -> NodeView:
+    def _names(self, *kinds: Kind[Any]) -> list[str]:
+        """The names under which there is a record of any of `kinds`, sorted."""
+        return sorted({kind.name(key) for kind in kinds for key in self._mirror.under(kind.prefix)})
+
+    def _record(self, name: str) -> Node:
+        """The node's record, or the last that could be read; of a node that is not known at all it is assumed that it
+        serves storage: then nothing is proven by the silence of the others."""
+        record = self._one(NODES, name)
+        if record is not None:
+            self._nodes[name] = record
+        return self._nodes.get(name) or Node(name=name, address="", roles=(Role.STORAGE,))
+
+    def _node(self, bare: NodeView, now: float) -> NodeView:
         name, reading = bare.name, bare.reading
-        alive = entries.get(ALIVE.key(name))
-        fence: FenceRecord | None = self._one(FENCES, name, entries)
+        alive = self._mirror.get(ALIVE.prefix + name)
+        fenced = self._mirror.get(FENCES.prefix + name) is not None
+        fence = self._one(FENCES, name) or (FenceRecord(state=FenceState.FAILED) if fenced else None)
         proven = fence is not None and fence.state is FenceState.FENCED
-        key = (alive.created, fence is not None, proven) if alive else (0, False, False)
+        key = (alive.created, fenced, proven) if alive else (0, False, False)
         sighting = self._sightings.get(name)
         if sighting is None or sighting.key != key:
             again = proven and sighting is not None and sighting.key[0] == key[0] != 0
             sighting = self._sightings[name] = _Sighting(key, now, again)
-        presence: Presence | None = self._one(ALIVE, name, entries)
+        presence: Presence | None = self._one(ALIVE, name)
         lasted = now - sighting.since
         told = reading is not None and self._heard[name] >= max(sighting.since, now - HEARD)
         told = told and not (sighting.again and self._heard[name] == sighting.since)
         return dataclasses.replace(
             bare,
-            absent=None if presence else lasted,
-            present=lasted if presence else None,
+            absent=None if alive else lasted,
+            present=lasted if alive else None,
             beating=now - self._beats.get(name, now),
             fresh=presence is not None and reading is not None and told and reading.started == presence.started,
-            means=self._one(MEANS, name, entries) or FenceMeans(),
+            means=self._one(MEANS, name) or FenceMeans(),
             fence=fence,
-            intent=self._one(INTENTS, name, entries),
-            history=self._one(HISTORIES, name, entries) or NodeHistory(),
+            intent=self._one(INTENTS, name),
+            history=self._one(HISTORIES, name) or NodeHistory(),
+            unreadable=self._unreadable(name, NODES, ALIVE, MEANS, FENCES, INTENTS, HISTORIES),
         )
 
-    def _domain(
-        self, name: str, record: DomainRecord | None, owner: Owner | None, entries: Mapping[str, Entry]
-    ) -> DomainView:
+    def _domain(self, name: str) -> DomainView:
+        record, owner, run = self._one(DOMAINS, name), self._one(OWNERS, name), self._one(RUNS, name)
         if owner:
             self._owners[name] = owner.node
-        run: RunRecord | None = self._one(RUNS, name, entries)
         tied = ""
         if record and any(disk.target and not disk.volume for disk in record.spec.disks):
             tied = record.home or (owner.node if owner else self._owners.get(name) or (run.node if run else "")) or "?"
+        ha = self._one(POLICIES, name) or HaRecord()
+        bad = self._unreadable(name, DOMAINS, OWNERS, RUNS, POLICIES, RESERVATIONS)
+        if ha.group and self._one(GROUPS, ha.group) is None:
+            bad += self._unreadable(ha.group, GROUPS)
         return DomainView(
             name=name,
             memory=record.spec.memory if record else 0,
-            ha=self._one(POLICIES, name, entries) or HaRecord(),
+            ha=ha,
             owner=owner,
             run=run,
-            move=self._one(RESERVATIONS, name, entries),
+            move=self._one(RESERVATIONS, name),
             tied=tied,
+            unreadable=bad,
         )
 
-    def _one(self, kind: Kind[T], name: str, entries: Mapping[str, Entry]) -> T | None:
-        entry = entries.get(kind.prefix + name)
+    def _disarmed(self) -> Disarmed | None:
+        entry = self._mirror.get(DISARMED)
+        if entry is None:
+            return None
+        return self._value(DISARM, entry) or Disarmed(reason=self._bad[DISARMED])
+
+    def _one(self, kind: Kind[T], name: str) -> T | None:
+        """The record of that name; None where there is none, and where it cannot be read (see `_unreadable`)."""
+        entry = self._mirror.get(kind.prefix + name)
         return self._value(kind, entry) if entry else None
 
-    def _all(self, kind: Kind[T], entries: Mapping[str, Entry]) -> dict[str, T]:
-        found = (entry for key, entry in entries.items() if key.startswith(kind.prefix))
-        return {kind.name(entry.key): self._value(kind, entry) for entry in found}
-
-    def _value(self, kind: Kind[T], entry: Entry) -> T:
-        """The record in `entry`, decoded once for each revision."""
+    def _value(self, kind: Kind[T], entry: Entry) -> T | None:
+        """The record in `entry`, decoded once for each revision; None where it cannot be read."""
         cached = self._decoded.get(entry.key)
         if cached is None or cached[0] != entry.revision:
-            cached = self._decoded[entry.key] = (entry.revision, kind.value(entry))
-        value: T = cached[1]
+            self._bad.pop(entry.key, None)
+            found: T | None = None
+            try:
+                found = kind.value(entry)
+            except Unreadable as error:
+                self._bad[entry.key] = error.message
+                log.error("%s", error.message)
+            cached = self._decoded[entry.key] = (entry.revision, found)
+        value: T | None = cached[1]
         return value
+
+    def _unreadable(self, name: str, *kinds: Kind[Any]) -> tuple[str, ...]:
+        """What cannot be read of the records called `name`."""
+        if not self._bad:
+            return ()
+        return tuple(self._bad[kind.prefix + name] for kind in kinds if kind.prefix + name in self._bad)
+
+    def _forget(self) -> None:
+        """Let go of what is not in the store any more."""
+        for key in [key for key in self._decoded if self._mirror.get(key) is None]:
+            del self._decoded[key]
+            self._bad.pop(key, None)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncGenerator
 
-from veery.cluster.keys import EVENTS
+from veery.cluster.keys import EVENTS, Unreadable
 from veery.cluster.store import Compacted, Delete, Put, Store, Unchanged
 from veery.model.ha import Event
 
@@ -57,7 +58,11 @@ class Journal:
 async def last(store: Store, count: int) -> tuple[Event, ...]:
     """The last `count` events, oldest first. Raises StoreUnavailable."""
     entries = (await store.scan(EVENTS.prefix)).entries
-    return tuple(EVENTS.value(entry) for entry in entries[max(0, len(entries) - count) :])
+    found = []
+    for entry in entries[max(0, len(entries) - count) :]:
+        with contextlib.suppress(Unreadable):  # written by a newer veery
+            found.append(EVENTS.value(entry))
+    return tuple(found)
 
 
 async def follow(store: Store) -> AsyncGenerator[Event, None]:
@@ -67,7 +72,9 @@ async def follow(store: Store) -> AsyncGenerator[Event, None]:
         try:
             async for change in store.watch(EVENTS.prefix, after):
                 after = change.revision
-                if change.entry is not None:
+                if change.entry is None:
+                    continue
+                with contextlib.suppress(Unreadable):
                     yield EVENTS.value(change.entry)
             return
         except Compacted:

@@ -92,6 +92,7 @@ class Brain:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.leadership.run(), name="leadership")
+                group.create_task(self._eyes.run(), name="eyes")
                 group.create_task(self._guard(), name="brain-guard")
                 group.create_task(self._cycles(), name="brain-cycles")
         finally:

@@ -13,7 +13,6 @@ from veery.cluster.keys import (
     DISARMED,
     DOMAINS,
     FENCES,
-    GROUPS,
     HISTORIES,
     INTENTS,
     NODES,
@@ -24,6 +23,7 @@ from veery.cluster.keys import (
 from veery.cluster.owner import OwnedElsewhere, release
 from veery.cluster.store import Delete, Put, Store, StoreUnavailable, Unchanged
 from veery.errors import Refused
+from veery.ha import groups
 from veery.model.cluster import Owner
 from veery.model.ha import (
     OPERATOR,
@@ -81,7 +81,8 @@ async def set_policy(
     """Say what is to be done for `domain`; what is not named stays as it was. Earlier tries to start it are forgotten.
     A domain that does not run is not started by this, unless it was to run before.
 
-    Raises Refused for an unknown domain, a figure below 0, a group none of whose nodes is there."""
+    Raises Refused for an unknown domain, a figure below 0, a group whose rule
+    cannot be met."""
     if min(priority or 0, max_restarts or 0, delay or 0.0) < 0:
         raise Refused(f"ha set {domain}: priority, restarts and delay are 0 or more")
     for _ in range(ATTEMPTS):
@@ -94,7 +95,8 @@ async def set_policy(
         new = dataclasses.replace(
             base, policy=policy, **{key: value for key, value in asked.items() if value is not None}
         )
-        await _group_can_be_met(store, domain, new)
+        if new.group:
+            await groups.require_met(store, domain, new.group)
         operations: list[Put | Delete] = [POLICIES.put(domain, new)]
         conditions = [Unchanged(POLICIES.key(domain), old.revision if old else 0)]
         if run:
@@ -104,18 +106,6 @@ async def set_policy(
         if done.held:
             return dataclasses.replace(new, revision=done.revision)
     raise _contended(domain)
-
-
-async def _group_can_be_met(store: Store, domain: str, record: HaRecord) -> None:
-    group = await GROUPS.get(store, record.group) if record.group else None
-    if group is None or not group.nodes:
-        return
-    known = await NODES.all(store)
-    if not set(group.nodes) & set(known):
-        raise Refused(
-            f"domain {domain}: group {record.group} allows {', '.join(group.nodes)} only, and none of them is a node",
-            hint=f"the nodes are {', '.join(known)}",
-        )
 
 
 async def want(store: Store, domain: str, *, wanted: bool) -> None:
@@ -187,7 +177,7 @@ async def resume(store: Store, node: str, *, home: bool, by: str, now: float) ->
     await store.commit([], operations)
     if home:
         return
-    for domain, run in (await RUNS.all(store)).items():
+    for domain, run in (await RUNS.readable(store)).items():
         if run.home == node:
             stays = dataclasses.replace(run, home="")
             await store.commit([Unchanged(RUNS.key(domain), run.revision)], [RUNS.put(domain, stays)])

@@ -54,10 +54,11 @@ class Picture:
         )
 
     def busy(self, domain: DomainView) -> bool:
-        """Whether something is under way with it, so that nothing else may begin."""
+        """Whether something is under way with it, or it is left alone, so that nothing else may begin."""
         name = domain.name
         return (
-            domain.move is not None
+            bool(domain.unreadable)
+            or domain.move is not None
             or name in self.view.moving
             or name in self.view.starting
             or f"domain/{name}" in self.view.acting
@@ -75,6 +76,8 @@ def order(domain: DomainView) -> tuple[int, str]:
 
 def restarts(domain: DomainView) -> bool:
     """Whether the brain starts it when it does not run."""
+    if domain.unreadable:
+        return False
     return domain.ha.policy is Policy.RESTART and domain.ha.wanted and domain.ha.max_restarts > 0
 
 

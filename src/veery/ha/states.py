@@ -29,6 +29,7 @@ class NodeState(StrEnum):
     FENCED = "fenced"  # proven that it cannot write: its domains start elsewhere
     RETURNING = "returning"  # present again after a fence: let in when its old copies are known dead
     ADMITTING = "admitting"  # being let in to the storage again
+    UNREADABLE = "unreadable"  # one of its records cannot be read: it is left alone
 
 
 ABSENT = frozenset(
@@ -52,6 +53,8 @@ def judge(view: ClusterView, now: float, rules: Rules) -> dict[str, NodeState]:
 
 
 def _state(view: ClusterView, node: NodeView, now: float, rules: Rules, *, owning: bool) -> NodeState:
+    if node.unreadable:
+        return NodeState.UNREADABLE
     fence = node.fence
     if node.absent is None:
         if fence is not None:

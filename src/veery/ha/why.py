@@ -28,6 +28,7 @@ NODE_WORDS: dict[NodeState, str] = {
     NodeState.FENCED: "is fenced: it cannot write",
     NodeState.RETURNING: "is back after a fence, not in use yet",
     NodeState.ADMITTING: "is being let in again",
+    NodeState.UNREADABLE: "has a record that cannot be read: it is left alone",
 }
 
 
@@ -71,6 +72,8 @@ def _domain(picture: Picture, domain: DomainView) -> list[str]:
         state = picture.states.get(domain.owner.node)
         known = f", which {NODE_WORDS[state]}" if state else ""
         lines.append(f"{domain.name} belongs to {domain.owner.node}{known}")
+    elif domain.unreadable:
+        lines.append(f"{domain.name}: {'; '.join(domain.unreadable)}")
     elif not ha.wanted:
         lines.append(f"{domain.name} does not run: it was ended on purpose")
     else:

@@ -12,12 +12,14 @@ import datetime
 import hashlib
 import ipaddress
 import ssl
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from veery.errors import Refused
+from veery.host import crl
 from veery.host.files import write_atomic
 
 if TYPE_CHECKING:
@@ -125,6 +127,7 @@ def write_folder(folder: Path, *, ca: str, node: KeyPair) -> None:
     for side in ("server", "client"):
         write_atomic(folder / f"{side}-key.pem", node.key, mode=0o600, sync=True)
         write_atomic(folder / f"{side}-cert.pem", node.cert, mode=0o644, sync=True)
+    crl.write(folder, (), epoch=time.time())
 
 
 def server_context(folder: Path) -> ssl.SSLContext:

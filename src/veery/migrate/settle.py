@@ -10,6 +10,7 @@ import asyncio
 import logging
 
 from veery.cluster import owner as owners
+from veery.cluster.keys import Unreadable
 from veery.cluster.store import StoreUnavailable
 from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
 from veery.hypervisor.base import Lost
@@ -61,8 +62,8 @@ class Settler:
                 while True:
                     try:
                         return await self._drop(line)
-                    except (StoreUnavailable, OutcomeUnknown) as error:
-                        log.warning("move=%s the store does not answer: %s", line.move, error.message)
+                    except (StoreUnavailable, OutcomeUnknown, Unreadable) as error:
+                        log.warning("move=%s the store does not tell: %s", line.move, error.message)
                         await self._ground.clock.sleep(RETRY)
         except TimeoutError as error:
             raise OutcomeUnknown(f"the store does not say who owns {line.domain}") from error

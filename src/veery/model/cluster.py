@@ -52,6 +52,22 @@ class Cluster:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Certificate:
+    """certificate/NODE: the node's certificate, by its serial number (hex); `ends`: epoch."""
+
+    serial: str
+    ends: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Revoked:
+    """revoked/SERIAL: the certificate of `node`, which was put out; nobody needs to remember it after `ends`, epoch."""
+
+    node: str
+    ends: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Presence:
     """A node's sign of life, bound to its lease. `started` is when its daemon began, in seconds of the epoch."""
 

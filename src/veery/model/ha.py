@@ -236,7 +236,8 @@ class NodeView:
     """One node. `absent`/`present`: seconds for which the leader itself has seen its lease gone, or there with no
     fence standing, without break; exactly one of them is not None. `reading`: the newest
     that its daemon gave, `fresh`: given since it is present,
-    and just now. `beating`: seconds for which its heartbeats on storage have gone on before this leader's eyes."""
+    and just now. `beating`: seconds for which its heartbeats on storage have gone on before this leader's eyes.
+    `unreadable`: a sentence for each of its records that cannot be read; while there is one, it is left alone."""
 
     record: Node
     absent: float | None = None
@@ -249,6 +250,7 @@ class NodeView:
     fence: FenceRecord | None = None
     intent: NodeIntent | None = None
     history: NodeHistory = NodeHistory()
+    unreadable: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -259,7 +261,8 @@ class NodeView:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DomainView:
     """One domain. `memory` MiB it takes on a node; `tied`: the one node that has its disks ("": they are volumes, any
-    node reaches them; "?": nobody knows). `move`: the promise of the move under way."""
+    node reaches them; "?": nobody knows). `move`: the promise of the move under way. `unreadable`: as of a NodeView;
+    then owner, move and the rest may be missing here."""
 
     name: str
     memory: int
@@ -268,6 +271,7 @@ class DomainView:
     run: RunRecord | None = None
     move: Reservation | None = None
     tied: str = ""
+    unreadable: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from collections.abc import Awaitable
 from dataclasses import replace
 
 from veery.cluster import owner as owners
-from veery.cluster.keys import DISARMED, DOMAINS, FENCES, OWNERS, POLICIES
+from veery.cluster.keys import DISARMED, DOMAINS, FENCES, OWNERS, POLICIES, Unreadable
 from veery.errors import Refused, VeeryError
 from veery.migrate.base import Ground
 from veery.model.cluster import DomainRecord, Owner
@@ -129,9 +129,11 @@ class Caretaker:
 
     async def _died(self, event: DomainEvent) -> bool:
         """Its process is gone, and all that the driver knew of it; the record says what to do. Whether that is done."""
-        records = (await DOMAINS.all(self._ground.store)).values()
-        spec = next((record.spec for record in records if record.spec.uuid == event.uuid), None)
+        records, bad = await DOMAINS.sifted(self._ground.store)
+        spec = next((record.spec for record in records.values() if record.spec.uuid == event.uuid), None)
         if spec is None:
+            for error in bad.values():  # it may be that one
+                raise error
             return True
         if self._domains.locked(spec.name):
             return False
@@ -194,20 +196,23 @@ class Caretaker:
         for reading in await self._ground.driver.list():
             if self._domains.locked(reading.name) or reading.state in (DomainState.SHUTDOWN, DomainState.CRASHED):
                 continue
-            owner = await owners.read(self._ground.store, reading.name)
-            if owner is not None and owner.node == self._ground.node:
-                continue
             try:
-                async with self._domains.held(reading.uuid):
-                    owner = await owners.read(self._ground.store, reading.name)
-                    if owner is None and reading.state is not DomainState.INCOMING and not await self._fenced():
-                        await self._claim(reading)
-                    elif owner is None or owner.node != self._ground.node:
-                        whose = owner.node if owner else "nobody"
-                        log.error("domain=%s destroyed here: its owner is %s", reading.name, whose)
-                        await self._domains.end(reading)
-            except Refused:
-                continue
+                await self._look_at(reading)
+            except (Refused, Unreadable) as error:
+                log.debug("domain=%s left alone: %s", reading.name, error.message)
+
+    async def _look_at(self, reading: DomainReading) -> None:
+        owner = await owners.read(self._ground.store, reading.name)
+        if owner is not None and owner.node == self._ground.node:
+            return
+        async with self._domains.held(reading.uuid):
+            owner = await owners.read(self._ground.store, reading.name)
+            if owner is None and reading.state is not DomainState.INCOMING and not await self._fenced():
+                await self._claim(reading)
+            elif owner is None or owner.node != self._ground.node:
+                whose = owner.node if owner else "nobody"
+                log.error("domain=%s destroyed here: its owner is %s", reading.name, whose)
+                await self._domains.end(reading)
 
     async def _fenced(self) -> bool:
         """Whether this node is: then what ran here may have run, and ended, elsewhere."""
@@ -230,7 +235,7 @@ class Caretaker:
         """Names that we own and whose domain is gone: this node went down with it, or an end of ours was cut short.
         Only at the second look: a domain that died is _died's first, which may start it again."""
         missing = set()
-        for name, owner in (await OWNERS.all(self._ground.store)).items():
+        for name, owner in (await OWNERS.readable(self._ground.store)).items():
             if owner.node != self._ground.node or self._domains.locked(name):
                 continue
             # Read after the keys were: a start claims its name, under the lock, before its domain is here.

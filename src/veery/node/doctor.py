@@ -12,6 +12,7 @@ from pathlib import Path
 from cryptography import x509
 
 import veery
+from veery.cluster import keys
 from veery.cluster.etcd import EtcdStore
 from veery.cluster.keys import NODES
 from veery.errors import Refused, VeeryError
@@ -204,7 +205,7 @@ class Doctor:
     async def examine(self, name: str = "") -> list[Finding]:
         """The findings on node `name`, or ("") on every node and what they share. Raises Refused for an unknown one,
         StoreUnavailable."""
-        nodes = await NODES.all(self._store)
+        nodes = await NODES.readable(self._store)
         if name and name not in nodes:
             raise Refused(f"no node {name!r}", hint="veery node list shows the nodes")
         chosen = [node for node in nodes.values() if name in ("", node.name)]
@@ -220,7 +221,7 @@ class Doctor:
             *(self._relocation(node) for node in chosen if node.has(Role.HYPERVISOR)),
             *(self._fences(node) for node in chosen if node.has(Role.HYPERVISOR)),
         )
-        found += [*more, *(await self._members(chosen))]
+        found += [*more, *(await self._members(chosen)), *(await self._records() if not name else ())]
         return sorted(found, key=lambda one: (one.node, one.what))
 
     async def _hear(self, node: Node) -> Heard | Finding:
@@ -258,6 +259,15 @@ class Doctor:
             return Finding(node=node.name, what="fencing", level=Level.OK, told=f"by {', '.join(ways)}")
         advice = f"veery fence test {node.name} tells why; its domains could not be started elsewhere"
         return Finding(node=node.name, what="fencing", level=Level.BAD, told="no way works", advice=advice)
+
+    async def _records(self) -> list[Finding]:
+        """The records in the store that cannot be read: what they are about stands still."""
+        bad = await keys.unreadable(self._store)
+        advice = f"what it is about is left alone: {bad[0].hint}" if bad else ""
+        return [
+            Finding(node=self._node.name, what="records", level=Level.BAD, told=error.message, advice=advice)
+            for error in bad
+        ] or [Finding(node=self._node.name, what="records", level=Level.OK, told="all can be read")]
 
     async def _members(self, chosen: Sequence[Node]) -> list[Finding]:
         """The store's members on these nodes, as themselves tell."""

@@ -15,9 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from random import Random
 
+from veery.cluster import fencing, volumegate
 from veery.cluster import owner as owners
-from veery.cluster import volumegate
 from veery.cluster.keys import DOMAINS, INTENTS, NODES, OWNERS, POLICIES, RUNS
+from veery.cluster.presence import Heartbeat
 from veery.cluster.store import Delete
 from veery.errors import Failed, Refused, VeeryError, hinting
 from veery.ha import orders
@@ -63,13 +64,21 @@ class Domains:
     """What users order of the domains of this node. A `ref` is a name, a domid or a UUID."""
 
     def __init__(
-        self, record: Node, ground: Ground, attacher: NodeAttacher, *, moves: Moves, receiver: Receiver, scout: Scout
+        self,
+        record: Node,
+        ground: Ground,
+        attacher: NodeAttacher,
+        heartbeat: Heartbeat,
+        *,
+        moves: Moves,
+        receiver: Receiver,
+        scout: Scout,
     ) -> None:
         """`record` is this node's own; everything is shared with the daemon, which owns it."""
         self._record = record
         self.node, self.driver, self.attacher = ground.node, ground.driver, attacher
         self._store, self._moves, self._receiver = ground.store, moves, receiver
-        self._scout = scout
+        self._scout, self._heartbeat = scout, heartbeat
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._random = Random(secrets.randbits(64))
         self._unsaid: dict[str, bool] = {}  # whether it is wanted, where the store has not been told
@@ -117,6 +126,7 @@ class Domains:
         if not self._record.has(Role.HYPERVISOR):
             raise Refused(f"{self.node} runs no domains", hint="name a hypervisor with --node: veery node list")
         check_name(spec.name)
+        await self._heartbeat.require()
         intent = await INTENTS.get(self._store, self.node)
         if intent is not None and intent.kind is IntentKind.DRAIN:
             raise Refused(f"{self.node} is drained", hint=f"name another node, or: veery node resume {self.node}")
@@ -142,6 +152,7 @@ class Domains:
         """Start a domain as its record says, by order of the brain, while `ticket` is good. Raises Refused or Failed:
         nothing of it is left, and nobody owns it."""
         name = ticket.domain
+        await self._heartbeat.require()
         async with self.hold(name):
             await self._not_here(name)
             record = await DOMAINS.get(self._store, name)
@@ -190,7 +201,9 @@ class Domains:
             await self.driver.pause(reading.uuid)
 
     async def unpause(self, ref: str) -> None:
-        """Let them go on. Only the owner's domain may (safety sentence 1)."""
+        """Let them go on. Only the owner's domain may (safety sentence 1), and none that the guard would hold."""
+        await self._heartbeat.require()
+        await fencing.refuse(self._store, self.node)
         async with self.held(ref) as reading:
             await self.ours(reading.name)
             _alive(reading)
@@ -269,6 +282,7 @@ class Domains:
         """Start what `save` wrote. Raises Refused when its disks have been written since (unless `force`)."""
         saved = await asyncio.to_thread(savefile.read, path)
         spec = saved.spec
+        await self._heartbeat.require()
         async with self.hold(spec.name):
             await self._not_here(spec.name)
             record = await DOMAINS.get(self._store, spec.name)
@@ -325,7 +339,7 @@ class Domains:
         return await self._scout.reply(question)
 
     async def _target(self, target: str) -> Node:
-        nodes = list((await NODES.all(self._store)).values())
+        nodes = list((await NODES.readable(self._store)).values())
         node = next((each for each in nodes if target in (each.name, each.address)), None)
         if node is None:
             known = ", ".join(each.name for each in nodes)
@@ -371,13 +385,13 @@ class Domains:
         return replace(spec, uuid=spec.uuid or (before.uuid if before else "") or str(uuids.uuid4()), vifs=tuple(vifs))
 
     async def _check_uuid(self, spec: DomainSpec) -> None:
-        for name, other in (await DOMAINS.all(self._store)).items() if spec.uuid else ():
+        for name, other in (await DOMAINS.readable(self._store)).items() if spec.uuid else ():
             if name != spec.name and other.spec.uuid == spec.uuid:
                 raise Refused(f"UUID {spec.uuid} is that of domain {name}", hint="leave uuid= out to have one chosen")
 
     async def macs(self, but: str = "") -> set[str]:
         """Every MAC in the cluster's records, those of domain `but` left out."""
-        records = (await DOMAINS.all(self._store)).values()
+        records = (await DOMAINS.readable(self._store)).values()
         return {vif.mac for record in records if record.spec.name != but for vif in record.spec.vifs}
 
     def _check_home(self, spec: DomainSpec, record: DomainRecord | None) -> None:
@@ -410,13 +424,15 @@ class Domains:
                     f"{spec.name} would have volume {volume} twice, and write it", hint="name it once, or read-only (r)"
                 )
         await self._check_files(spec)
-        for owner in (await OWNERS.all(self._store)).values():
-            record = await DOMAINS.get(self._store, owner.domain) if owner.domain != spec.name else None
+        owned, bad = await OWNERS.sifted(self._store) if wanted else ({}, {})
+        for name in (*owned, *bad):
+            record = await DOMAINS.get(self._store, name) if name != spec.name else None
+            where = owned[name].node if name in owned else "some node"
             for disk in record.spec.disks if record else ():
                 if disk.volume in wanted and (disk.readwrite or _writes(spec, disk.volume)):
                     raise Refused(
-                        f"volume {disk.volume} is in use by {owner.domain} on {owner.node}",
-                        hint=f"destroy {owner.domain} first, or give {spec.name} a volume of its own",
+                        f"volume {disk.volume} is in use by {name} on {where}",
+                        hint=f"destroy {name} first, or give {spec.name} a volume of its own",
                     )
 
     async def _check_files(self, spec: DomainSpec) -> None:

@@ -80,7 +80,7 @@ class Fencing:
     # ---- the records
     async def list(self) -> list[Fenced]:
         """Every fence that stands."""
-        return [await fencing.require(self._store, name) for name in await FENCES.all(self._store)]
+        return [await fencing.require(self._store, name) for name in await FENCES.readable(self._store)]
 
     async def show(self, name: str) -> Fenced:
         """The fence of node `name`. Raises Refused where it is not fenced."""

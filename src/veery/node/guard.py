@@ -19,6 +19,7 @@ from typing import Any
 
 from veery.cluster import fencing
 from veery.cluster import owner as owners
+from veery.cluster.keys import Unreadable
 from veery.cluster.presence import Heartbeat
 from veery.cluster.store import Store
 from veery.errors import Refused, VeeryError
@@ -205,7 +206,10 @@ class Guard:
             await self._clock.sleep(TICK if quick else LOOK)
 
     async def _look(self) -> None:
-        self._fenced = await fencing.read(self._store, self._node.name) is not None
+        try:
+            self._fenced = await fencing.read(self._store, self._node.name) is not None
+        except Unreadable:  # a fence all the same: the storage nodes take it for one, too
+            self._fenced = True
 
     async def _ask_for_ever(self) -> None:
         """In doubt, before the lease is lost, the others are asked already: then nothing is to be waited for."""

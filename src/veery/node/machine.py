@@ -52,7 +52,7 @@ class Machine:
 
     async def everywhere(self) -> dict[str, Any]:
         """The domains of every hypervisor: {"nodes": {name: [DomainReading]}, "silent": [name]}."""
-        names = [name for name, node in (await NODES.all(self._store)).items() if node.has(Role.HYPERVISOR)]
+        names = [name for name, node in (await NODES.readable(self._store)).items() if node.has(Role.HYPERVISOR)]
         answers = await asyncio.gather(*(self._of(name) for name in names))
         found = dict(zip(names, answers, strict=True))
         return {
@@ -62,17 +62,18 @@ class Machine:
 
     async def nodes(self) -> list[dict[str, Any]]:
         """Every node's record, whether its lease stands, its sign of life, its fence's state and its intent."""
-        alive, fences = await ALIVE.all(self._store), await FENCES.all(self._store)
-        intents = await INTENTS.all(self._store)
+        alive, alive_bad = await ALIVE.sifted(self._store)
+        fences, fences_bad = await FENCES.sifted(self._store)
+        intents, intents_bad = await INTENTS.sifted(self._store)
         return [
             {
                 "node": node,
-                "alive": name in alive,
+                "alive": name in alive or name in alive_bad,
                 "presence": alive.get(name),
-                "fence": fences[name].state if name in fences else "",
-                "intent": intents[name].kind if name in intents else "",
+                "fence": fences[name].state if name in fences else "unreadable" if name in fences_bad else "",
+                "intent": intents[name].kind if name in intents else "unreadable" if name in intents_bad else "",
             }
-            for name, node in (await NODES.all(self._store)).items()
+            for name, node in (await NODES.readable(self._store)).items()
         ]
 
     async def _of(self, name: str) -> Any:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from veery.cluster import join, members
+from veery.cluster import join, members, revocation
 from veery.cluster.etcd import EtcdStore
 from veery.cluster.identity import Identity
 from veery.config.settings import Settings
-from veery.errors import VeeryError
+from veery.errors import Failed, VeeryError
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,12 @@ class Membership:
     async def run(self) -> None:
         """For ever: put our records right, ask for our vote, follow the voters as they change."""
         await self._insist("records", self._introduce)
+        async with asyncio.TaskGroup() as tasks:
+            if self.identity.etcd is not None:
+                tasks.create_task(self._shut_out(), name="revoked certificates")
+            await self._follow()
+
+    async def _follow(self) -> None:
         await self._insist("vote", lambda: members.promote(self._store.voters, self._settings, self.identity))
         while True:
             await self._insist("voters", self._refresh)
@@ -36,7 +43,7 @@ class Membership:
 
     def ca(self) -> join.CaReply:
         """GET /v1/ca."""
-        return join.CaReply(ca=self.identity.cluster.ca)
+        return join.CaReply(ca=self.identity.cluster.ca, epoch=time.time())
 
     async def token(self) -> str:
         """A token with which one node may join."""
@@ -57,6 +64,19 @@ class Membership:
     async def _introduce(self) -> None:
         await members.bootstrap(self._store, Path(self._settings.state), self.identity)
         await members.update(self._store, members.current(self._settings, self.identity))
+        await revocation.tell(self._store, self.identity.node.name, Path(self._settings.state) / "tls")
+
+    async def _shut_out(self) -> None:
+        """Have this voter's etcd turn away the certificates of nodes that were put out."""
+        while True:
+            await self._insist("revoked certificates", self._write_revoked)
+            await asyncio.sleep(RETRY)
+
+    async def _write_revoked(self) -> None:
+        try:
+            await revocation.follow(self._store, Path(self._settings.state) / "tls")
+        except OSError as error:
+            raise Failed(f"{error.filename}: {error.strerror}") from error
 
     async def _refresh(self) -> None:
         self.identity = await members.refresh(self._store, self._settings, self.identity)

@@ -31,10 +31,15 @@ class Neighbours:
         """For ever."""
         while True:
             try:
-                self.keep(await NODES.all(self._store))
+                await self._look()
             except VeeryError as error:
                 log.debug("neighbours not asked for: %s", error.message)
             await self._clock.sleep(REFRESH if self.nodes else 1.0)
+
+    async def _look(self) -> None:
+        """Ask the store. Of a node whose record cannot be read the last one that could stays."""
+        nodes, bad = await NODES.sifted(self._store)
+        self.keep(dict(sorted({**{name: self.nodes[name] for name in bad if name in self.nodes}, **nodes}.items())))
 
     def keep(self, nodes: dict[str, Node]) -> None:
         """Remember `nodes`."""
@@ -56,7 +61,7 @@ class Neighbours:
         """Whether `name` is a node of the cluster; the store is asked about one that we have not seen yet."""
         if name not in self.nodes:
             with contextlib.suppress(VeeryError):
-                self.keep(await NODES.all(self._store))
+                await self._look()
         return name in self.nodes
 
     def voters(self) -> list[str]:

@@ -167,7 +167,7 @@ class Oversight:
     async def policies(self) -> tuple[HaStatus, ...]:
         """Every domain for which something was asked. Raises StoreUnavailable."""
         policies, owned, runs = await asyncio.gather(
-            POLICIES.all(self.store), OWNERS.all(self.store), RUNS.all(self.store)
+            POLICIES.readable(self.store), OWNERS.readable(self.store), RUNS.readable(self.store)
         )
         found = []
         for name, policy in policies.items():
@@ -193,8 +193,12 @@ class Oversight:
 
     # ---- drains
     async def plan(self, name: str, *, forecast: bool) -> Drain:
-        """What a drain would come to; with `forecast` each move's source is asked how long it takes. Raises Failed."""
-        found = drainplan.plan(self.view(), name, self._clock.epoch(), self._rules)
+        """What a drain would come to; with `forecast` each move's source is asked how long it takes. Raises Refused for
+        an unknown node, Failed."""
+        view = self.view()
+        if name not in view.nodes:
+            raise Refused(f"no node {name!r}", hint=f"the nodes are {', '.join(view.nodes)}")
+        found = drainplan.plan(view, name, self._clock.epoch(), self._rules)
         moves = tuple(PlannedMove(domain=domain, target=target) for domain, target in found.moves)
         if forecast and not found.blockers:
             gate = asyncio.Semaphore(AT_ONCE)

@@ -80,7 +80,7 @@ class Processors:
         """GET /v1/cpu: {"baselines": [Baseline], "processors": [Processor and its level]}."""
         processors = (await self._all()).values()
         used = {one.accelerator for one in processors}
-        baselines = [one for name, one in (await BASELINES.all(self._store)).items() if name in used]
+        baselines = [one for name, one in (await BASELINES.readable(self._store)).items() if name in used]
         rows = [
             {
                 "node": one.node,
@@ -108,8 +108,8 @@ class Processors:
 
     async def _all(self) -> dict[str, Processor]:
         """What the nodes of the cluster said; one that left does not count."""
-        nodes = await NODES.all(self._store)
-        return {name: one for name, one in (await PROCESSORS.all(self._store)).items() if name in nodes}
+        nodes = await NODES.readable(self._store)
+        return {name: one for name, one in (await PROCESSORS.readable(self._store)).items() if name in nodes}
 
     async def _watch(self) -> None:
         while True:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 
-from veery.cluster.keys import OWNERS
+from veery.cluster.keys import OWNERS, Unreadable
+from veery.cluster.mirror import Mirror
 from veery.cluster.presence import Heartbeat
-from veery.cluster.store import Store
+from veery.cluster.store import Entry
 from veery.errors import Refused, VeeryError
+from veery.model.cluster import Owner
 from veery.model.domain import DomainReading
 from veery.model.ha import NodeReading, RunningCopy, Ticket
 from veery.node.domains import Domains
@@ -22,9 +24,10 @@ UNCLEAR = "?"  # in the place of a boot: the store did not answer
 class Recovery:
     """One a hypervisor."""
 
-    def __init__(self, node: str, store: Store, domains: Domains, heartbeat: Heartbeat) -> None:
-        """`node` is this one's name; everything is shared with the daemon, which owns it."""
-        self._node, self._store, self._domains, self._heartbeat = node, store, domains, heartbeat
+    def __init__(self, node: str, mirror: Mirror, domains: Domains, heartbeat: Heartbeat) -> None:
+        """`node` is this one's name; everything is shared with the daemon, which owns it and runs it."""
+        self._node, self._mirror, self._domains, self._heartbeat = node, mirror, domains, heartbeat
+        self._decoded: dict[str, tuple[int, Owner | None]] = {}  # by key: the revision, and what stands there
 
     async def reading(self) -> NodeReading:
         """This node, now. Without an answer from the store every copy counts as unclear."""
@@ -63,5 +66,19 @@ class Recovery:
 
     async def _boots(self) -> dict[str, str]:
         """Domain to boot of those that belong to this node. Raises StoreUnavailable."""
-        owned = await OWNERS.all(self._store)
+        await self._mirror.current()
+        entries = self._mirror.under(OWNERS.prefix)
+        decoded: dict[str, tuple[int, Owner | None]] = {}
+        for key, entry in entries.items():
+            known = self._decoded.get(key)
+            decoded[key] = known if known and known[0] == entry.revision else (entry.revision, _owner(entry))
+        self._decoded = decoded
+        owned = {OWNERS.name(key): owner for key, (_, owner) in decoded.items() if owner is not None}
         return {name: owner.boot for name, owner in owned.items() if owner.node == self._node}
+
+
+def _owner(entry: Entry) -> Owner | None:
+    try:
+        return OWNERS.value(entry)
+    except Unreadable:
+        return None

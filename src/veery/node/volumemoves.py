@@ -216,7 +216,7 @@ class VolumeMoves:
         return move, owner
 
     async def _target(self, storage: str) -> str:
-        nodes = (await NODES.all(self._store)).values()
+        nodes = (await NODES.readable(self._store)).values()
         node = next((each for each in nodes if storage in (each.name, each.address)), None)
         if node is None or not node.has(Role.STORAGE):
             names = ", ".join(each.name for each in nodes if each.has(Role.STORAGE))

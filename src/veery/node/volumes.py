@@ -6,9 +6,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Collection, Sequence
+from typing import Any, TypeVar
 
 from veery.cluster import volumegate
-from veery.cluster.keys import DOMAINS, FENCES, INITIATORS, NODES, OWNERS, VOLUMES
+from veery.cluster.keys import DOMAINS, FENCES, INITIATORS, NODES, OWNERS, VOLUMES, Kind
 from veery.cluster.store import Delete, Store, StoreUnavailable, Unchanged
 from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
 from veery.model.ha import FenceState
@@ -19,6 +20,8 @@ from veery.storage.volumes import Volumes
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 REPAIR = 10.0  # seconds between two comparisons of tgtd with the records, besides those after each change
 
 
@@ -27,33 +30,47 @@ class VolumeRecords:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._memory: dict[str, dict[str, Any]] = {}  # by kind: the records as last read
+
+    async def _known(self, kind: Kind[T]) -> dict[str, T]:
+        """All records of `kind`; of one that cannot be read, the last that could. Raises Unreadable where there is
+        none: then it is not known what must be kept."""
+        found, bad = await kind.sifted(self._store)
+        memory = self._memory.get(kind.prefix, {})
+        for name, error in bad.items():
+            if name not in memory:
+                raise error
+            found[name] = memory[name]
+        self._memory[kind.prefix] = found
+        return found
 
     async def volumes(self) -> Sequence[Volume]:
         """As Records.volumes."""
-        return tuple((await VOLUMES.all(self._store)).values())
+        return tuple((await self._known(VOLUMES)).values())
 
     async def initiators(self) -> Sequence[Initiator]:
-        """As Records.initiators: of the nodes that run domains."""
-        nodes = await NODES.all(self._store)
-        found = await INITIATORS.all(self._store)
-        return tuple(one for name, one in found.items() if name in nodes and nodes[name].has(Role.HYPERVISOR))
+        """As Records.initiators: of the nodes that run domains; one whose record cannot be read may be one."""
+        nodes, unreadable = await NODES.sifted(self._store)
+        runs = {name for name, node in nodes.items() if node.has(Role.HYPERVISOR)} | set(unreadable)
+        return tuple(one for name, one in (await self._known(INITIATORS)).items() if name in runs)
 
     async def denied(self) -> Collection[tuple[str, str]]:
         """As Records.denied: a fenced node at every volume, those that are made later too, until it is admitted."""
-        fences = await FENCES.all(self._store)
-        shut = [name for name, fence in fences.items() if fence.state is not FenceState.ADMITTING]
+        fences, unreadable = await FENCES.sifted(self._store)
+        shut = [name for name, fence in fences.items() if fence.state is not FenceState.ADMITTING] + [*unreadable]
         if not shut:
             return frozenset()
-        known, volumes = await INITIATORS.all(self._store), await VOLUMES.all(self._store)
+        known, volumes = await self._known(INITIATORS), await self._known(VOLUMES)
         return frozenset((volume, known[name].iqn) for volume in ("", *volumes) for name in shut if name in known)
 
     async def users(self, name: str) -> Sequence[str]:
         """As Records.users: the domains that run, or are being started, and name the volume."""
         found: list[str] = []
-        for domain, owner in (await OWNERS.all(self._store)).items():
+        owners, bad = await OWNERS.sifted(self._store)
+        for domain in (*owners, *bad):
             record = await DOMAINS.get(self._store, domain)
             if record is not None and any(disk.volume == name for disk in record.spec.disks):
-                found.append(f"{domain} on {owner.node}")
+                found.append(f"{domain} on {owners[domain].node if domain in owners else 'some node'}")
         return found
 
     async def put(self, volume: Volume, *, new: bool = False) -> None:
@@ -81,11 +98,13 @@ class VolumeService:
     async def list(self) -> list[dict[str, object]]:
         """Every volume of the cluster with its users."""
         users: dict[str, list[str]] = {}
-        for domain, owner in (await OWNERS.all(self._store)).items():
-            record = await DOMAINS.get(self._store, domain)
+        records = await DOMAINS.readable(self._store)
+        for domain, owner in (await OWNERS.readable(self._store)).items():
+            record = records.get(domain)
             for disk in record.spec.disks if record else ():
                 users.setdefault(disk.volume, []).append(f"{domain} on {owner.node}")
-        return [{"volume": one, "used_by": users.get(one.name, [])} for one in await self.records.volumes()]
+        volumes = (await VOLUMES.readable(self._store)).values()
+        return [{"volume": one, "used_by": users.get(one.name, [])} for one in volumes]
 
     async def find(self, name: str) -> Volume:
         """One volume. Raises Refused where there is none."""
@@ -96,7 +115,7 @@ class VolumeService:
 
     async def storage_node(self, wanted: str = "") -> str:
         """The node that a new volume is made on: `wanted`, else this one, else the first storage node."""
-        names = [name for name, node in (await NODES.all(self._store)).items() if node.has(Role.STORAGE)]
+        names = [name for name, node in (await NODES.readable(self._store)).items() if node.has(Role.STORAGE)]
         if wanted and wanted not in names:
             raise Refused(f"{wanted} is no storage node", hint=f"storage nodes: {', '.join(names) or 'none'}")
         if not names:

@@ -11,7 +11,7 @@ from veery.cluster import keys
 from veery.cluster.memory import MemoryStore
 from veery.cluster.presence import Heartbeat
 from veery.cluster.store import Change, Put, StoreUnavailable
-from veery.errors import OutcomeUnknown
+from veery.errors import OutcomeUnknown, Refused
 from veery.host.clock import RealClock
 
 
@@ -155,5 +155,32 @@ async def test_a_presence_whose_key_is_not_sure_to_be_written_is_written_again()
     await clock.advance(0.5)
     assert not heart.lost()
     assert await keys.ALIVE.get(store, "test1") is not None
+    beating.cancel()
+    await asyncio.gather(beating, return_exceptions=True)
+
+
+async def test_without_a_lease_nothing_may_be_started() -> None:
+    clock = VirtualClock()
+    store = MemoryStore(clock)
+    mine = store.view()
+    heart = Heartbeat(mine, "test1", ttl=9, clock=clock)
+    early = asyncio.create_task(heart.require())
+    await clock.advance(0.5)
+    assert not early.done(), "it waits a little for the first"
+    beating = asyncio.create_task(heart.run())
+    await clock.advance(0.5)
+    await early
+    await heart.require()
+    mine.set_available(False)
+    await clock.advance(5)
+    await heart.require()  # it holds still
+    await clock.advance(5)
+    late = asyncio.create_task(heart.require())
+    await clock.advance(3)
+    with pytest.raises(Refused, match="test1 starts nothing: its lease has lapsed"):
+        await late
+    mine.set_available(True)
+    await clock.advance(1)
+    await heart.require()
     beating.cancel()
     await asyncio.gather(beating, return_exceptions=True)

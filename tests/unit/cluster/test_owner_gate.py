@@ -14,12 +14,14 @@ from hypothesis.strategies import booleans, sampled_from
 
 from veery.cluster import keys
 from veery.cluster import owner as owners
+from veery.cluster.keys import FENCES
 from veery.cluster.memory import MemoryStore
-from veery.cluster.store import StoreUnavailable
+from veery.cluster.store import Delete, Put, StoreUnavailable
 from veery.errors import OutcomeUnknown, Refused
 from veery.host.clock import RealClock
 from veery.model.cluster import DomainRecord, Owner, Reservation
 from veery.model.domain import DomainSpec
+from veery.model.ha import FenceRecord, FenceState
 
 RECORD = DomainRecord(spec=DomainSpec(name="busybox"))
 
@@ -432,3 +434,26 @@ def test_a_domain_may_end_at_its_target_before_the_source_knows_that_it_went() -
     gate.its_end_is_told()
     gate.teardown()
     assert (gate.runs, gate.move, gate.now()) == ({}, None, None)
+
+
+async def test_a_fenced_node_claims_nothing(store: MemoryStore) -> None:
+    """Neither for a user: what it would start, the guard would stop."""
+    fence = FENCES.put("test1", FenceRecord(state=FenceState.FENCING))
+    for put in (fence, Put(FENCES.key("test1"), b"not to be read")):
+        await store.commit([], [put])
+        with pytest.raises(Refused, match="test1 is fenced: it starts nothing"):
+            await owners.claim(store, "busybox", "test1", "boot-1", RECORD)
+        assert await owners.read(store, "busybox") is None
+    assert (await owners.claim(store, "other", "test2", "boot-1", None)).node == "test2"
+    await store.commit([], [Delete(FENCES.key("test1"))])
+    assert (await owners.claim(store, "busybox", "test1", "boot-1", RECORD)).node == "test1"
+
+
+async def test_nothing_is_moved_to_a_fenced_node(store: MemoryStore) -> None:
+    await owners.claim(store, "busybox", "test1", "boot-1", RECORD)
+    await store.commit([], [FENCES.put("test2", FenceRecord(state=FenceState.FENCED))])
+    with pytest.raises(Refused, match="test2 is fenced"):
+        await owners.reserve(store, "busybox", "move-1", "test1", "test2")
+    assert await owners.reservation(store, "busybox") is None
+    await store.commit([], [Delete(FENCES.key("test2"))])
+    assert (await owners.reserve(store, "busybox", "move-1", "test1", "test2")).target == "test2"

@@ -79,6 +79,7 @@ def test_an_absence_is_counted_from_its_first_sight_and_forgotten_after_a_pause(
         clock = LoopClock()
         store = MemoryStore(clock)
         eyes = StoreEyes(store, Blind(), clock, Rules())
+        following = asyncio.create_task(eyes.run())
         node = Node(name="n", address="n", roles=(Role.HYPERVISOR,))
         await store.commit([], [NODES.put("n", node), ALIVE.put("n", Presence(node="n", started=1.0))])
 
@@ -99,6 +100,7 @@ def test_an_absence_is_counted_from_its_first_sight_and_forgotten_after_a_pause(
         assert not (await eyes.observe()).quorum
         store.set_available(True)
         assert await look(1) == (None, 0.0)
+        await stop(following)
 
     run(play())
 

@@ -15,6 +15,7 @@ from veery.ha.fence.base import Ask, NotProven
 from veery.model.codec import convert
 from veery.model.fence import Cut, Fenced, Method
 from veery.model.ha import Proof
+from veery.model.node import Role
 
 CUT = 20.0  # seconds for one storage node to cut a node off: it waits for I/O in flight
 LOOK = 5.0
@@ -70,7 +71,13 @@ class StorageFence:
     async def _places(self, node: str) -> list[str]:
         """The storage nodes to ask. Raises Refused where the node serves a disk to its own domains: nobody else can
         keep it from that one."""
-        volumes = await VOLUMES.all(self._store)
+        known, strange_nodes = await NODES.sifted(self._store)
+        volumes, bad = await VOLUMES.sifted(self._store)
+        moves, worse = await VOLUME_MOVES.sifted(self._store)
+        serving = {name for name, each in known.items() if each.has(Role.STORAGE)}
+        for error in (*bad.values(), *worse.values()):
+            if node in serving or strange_nodes:  # it may be one of its own, or of one that we do not know
+                raise error
         own = {name for name, volume in volumes.items() if volume.node == node}
         if own:
             records = await DOMAINS.all(self._store)
@@ -82,9 +89,9 @@ class StorageFence:
                         f"{node} serves {', '.join(sorted(used))} to its own domain {domain}",
                         hint="only its watchdog, its power or an operator's word prove anything there",
                     )
-        coming = {move.target for move in (await VOLUME_MOVES.all(self._store)).values()}  # it may write there already
-        places = sorted(({volume.node for volume in volumes.values()} | coming) - {node})
-        known = await NODES.all(self._store)
+        coming = {move.target for move in moves.values()}  # it may write there already
+        wherever = serving if bad or worse else set()  # of a volume that cannot be read it is not known who serves it
+        places = sorted(({volume.node for volume in volumes.values()} | coming | wherever) - {node})
         if strange := [place for place in places if place not in known]:
             raise Failed(f"volumes are recorded on {', '.join(strange)}, which is no node", hint="veery volume list")
         return places

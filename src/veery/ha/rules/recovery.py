@@ -1,4 +1,5 @@
-"""After the proof: settle what the moves of fenced nodes left, and let them in again when they come back."""
+"""What cannot be read is left alone. After the proof: settle what the moves of fenced nodes left, and let them in again
+when they come back."""
 
 from __future__ import annotations
 
@@ -9,11 +10,25 @@ from veery.ha.states import NodeState
 from veery.model.ha import Action, Admit, Drop, End, FenceRecord, FenceState, Level, NodeView
 
 
+def tell_unreadable(picture: Picture) -> Iterator[Action]:
+    """Nothing is done about what has a record that cannot be read; somebody is called."""
+    for node in picture.view.nodes.values():
+        if node.unreadable:
+            yield _left_alone(f"node/{node.name}", node.unreadable)
+    for domain in picture.view.domains.values():
+        if domain.unreadable:
+            yield _left_alone(f"domain/{domain.name}", domain.unreadable)
+
+
+def _left_alone(subject: str, sentences: tuple[str, ...]) -> Action:
+    return note(subject, NodeState.UNREADABLE, f"left alone: {'; '.join(sentences)}", Level.ALARM)
+
+
 def settle_moves(picture: Picture) -> Iterator[Action]:
     """Take the promises of fenced targets away: before COMMIT nothing is lost by it, after it there is none."""
     for domain in picture.view.domains.values():
         move = domain.move
-        if move is None or f"domain/{domain.name}" in picture.view.acting:
+        if move is None or domain.unreadable or f"domain/{domain.name}" in picture.view.acting:
             continue
         if picture.states.get(move.target) is NodeState.FENCED and domain.owner and domain.owner.node == move.source:
             reason = f"its move to {move.target} cannot end: that node is fenced"
@@ -47,10 +62,13 @@ def _proven(picture: Picture, node: NodeView, fence: FenceRecord) -> Iterator[Ac
             subject, NodeState.RETURNING, "it is back; waits until it says which domains it holds", Level.WARNING
         )
         return
-    stale = 0
+    stale = unknown = 0
     for copy in node.reading.copies:
         domain = picture.view.domains.get(copy.domain)
         owner = domain.owner if domain else None
+        if domain and domain.unreadable:
+            unknown += 1
+            continue
         if owner and (owner.node, owner.boot) == (node.name, copy.boot):
             continue
         stale += 1
@@ -61,5 +79,9 @@ def _proven(picture: Picture, node: NodeView, fence: FenceRecord) -> Iterator[Ac
     if stale:
         reason = f"it is back with {stale} old {'copy' if stale == 1 else 'copies'}: let in when they are gone"
         yield note(subject, NodeState.RETURNING, reason, Level.WARNING)
+        return
+    if unknown:
+        reason = "it is back with a copy of a domain whose records cannot be read: not let in"
+        yield note(subject, NodeState.RETURNING, reason, Level.ALARM)
         return
     yield Admit(subject=subject, reason="it is back and holds no old copy: let in again", record=fence)

@@ -59,7 +59,7 @@ def _lost(picture: Picture) -> tuple[list[DomainView], list[Action]]:
         for domain in picture.on[name]:
             if restarts(domain):
                 lost.append(domain)
-            else:
+            elif not domain.unreadable:
                 why = f"its policy is {domain.ha.policy}" if domain.ha.policy is not Policy.RESTART else "it was ended"
                 why = why if domain.ha.max_restarts else "no restarts are allowed"
                 reason = f"{name} is fenced; not restarted: {why}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Sequence
 
 from veery.cluster.memory import MemoryStore
@@ -11,6 +12,7 @@ from veery.errors import OutcomeUnknown
 from veery.ha.simulation.world import ANSWER, World
 
 TRIP = 0.002  # seconds to the store and back
+CUT = 0.2  # seconds after which a watch that was cut off tries again
 FURTHER = 0.0001  # and for each node of the list so much more: of two that ask at once the first comes first
 
 
@@ -52,6 +54,13 @@ class NodeStore:
         await self._answered(wrote=False)
         return found
 
+    async def revision(self) -> int:
+        """As Store.revision."""
+        await self._asked()
+        found = await self.view.revision()
+        await self._answered(wrote=False)
+        return found
+
     async def scan(self, prefix: str) -> Snapshot:
         """As Store.scan."""
         await self._asked()
@@ -71,9 +80,18 @@ class NodeStore:
         await self._answered(wrote=True)
         return done
 
-    def watch(self, prefix: str, after: int) -> AsyncGenerator[Change, None]:
-        """As Store.watch."""
-        return self.view.watch(prefix, after)
+    async def watch(self, prefix: str, after: int) -> AsyncGenerator[Change, None]:
+        """As Store.watch: silent while the node, or its way to the store, is not there."""
+        machine, told = self._world.machines[self._node], after
+        async with contextlib.aclosing(self.view.watch(prefix, after)) as changes:
+            async for change in changes:
+                if change.revision != told:
+                    await asyncio.sleep(self._trip)
+                    while not self._world.reaches_store(self._node):  # noqa: ASYNC110 (the world has no event for it)
+                        await asyncio.sleep(CUT)
+                    await machine.gate()
+                    told = change.revision
+                yield change
 
     async def grant(self, ttl: int) -> int:
         """As Store.grant."""

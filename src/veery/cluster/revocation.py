@@ -1,0 +1,74 @@
+"""Certificates of nodes that were put out: etcd lets them in no more.
+
+Each node's certificate stands under certificate/NODE; putting the node out moves it to revoked/SERIAL, in the same
+transaction that takes its records away. Every voter writes these into the file that its etcd reads at each new
+connection (host/crl.py). A connection that stands is not ended by it: docs/hosts.md."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import time
+from pathlib import Path
+
+from veery.cluster.keys import CERTIFICATES, REVOKED, Unreadable
+from veery.cluster.store import Compacted, Delete, Entry, Put, Store, StoreUnavailable
+from veery.host import crl
+from veery.host.log import decision
+from veery.model.cluster import Certificate, Revoked
+
+log = logging.getLogger(__name__)
+
+_SERIAL = re.compile(r"[0-9a-f]{1,40}")  # RFC 5280, 4.1.2.2: at most 20 octets
+
+
+def certificate(cert: str) -> Certificate:
+    """What is remembered of a PEM certificate."""
+    serial, ends = crl.serial(cert)
+    return Certificate(serial=serial, ends=ends)
+
+
+async def tell(store: Store, node: str, folder: Path) -> None:
+    """Have the store know this node's certificate, which is in `folder`. Raises StoreUnavailable, OutcomeUnknown."""
+    mine = certificate((folder / "server-cert.pem").read_text())
+    if await CERTIFICATES.get(store, node) != mine:
+        await store.commit([], [CERTIFICATES.put(node, mine)])
+
+
+async def revoke(store: Store, node: str) -> list[Put | Delete]:
+    """The operations that make the certificate of `node` worthless; with its record they are to be done at once.
+    Raises StoreUnavailable."""
+    known = await CERTIFICATES.get(store, node)
+    gone: list[Put | Delete] = [Delete(CERTIFICATES.key(node))]
+    if known is not None:
+        gone.append(REVOKED.put(known.serial, Revoked(node=node, ends=known.ends)))
+    return gone
+
+
+async def write(store: Store, folder: Path) -> int:
+    """Bring the file in `folder` to what the store says; its revision. Raises StoreUnavailable, OSError."""
+    now, snapshot = time.time(), await store.scan(REVOKED.prefix)
+    names = [REVOKED.name(entry.key) for entry in snapshot.entries if _ends(entry) > now]
+    serials = [name for name in names if _SERIAL.fullmatch(name)]  # no other name is a certificate's
+    crl.write(folder, serials, epoch=now)
+    log.info(decision("certificates.revoked", count=len(serials)))
+    return snapshot.revision
+
+
+def _ends(entry: Entry) -> float:
+    try:
+        return REVOKED.value(entry).ends
+    except Unreadable:
+        return math.inf
+
+
+async def follow(store: Store, folder: Path) -> None:
+    """Keep the file in `folder` as the store says; returns when the watch breaks off. Raises StoreUnavailable."""
+    revision = await write(store, folder)
+    try:
+        async for _ in store.watch(REVOKED.prefix, revision):
+            await write(store, folder)
+    except Compacted:
+        return
+    raise StoreUnavailable("the watch of revoked certificates has ended")

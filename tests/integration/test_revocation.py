@@ -1,0 +1,116 @@
+"""A node that was put out: its certificate opens nothing at etcd any more. On real etcd."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from cluster_parts import Member, another, eventually, first, rig
+
+from veery.cluster import keys, members, revocation
+from veery.cluster.etcd import EtcdStore
+from veery.cluster.store import Put, StoreUnavailable
+from veery.host import crl, tls
+from veery.host.tasks import stop
+from veery.model.node import Role
+
+WITHIN = 20.0  # seconds
+
+
+def folder(member: Member) -> Path:
+    return Path(member.settings.state) / "tls"
+
+
+@asynccontextmanager
+async def calling(by: Member, at: Member) -> AsyncIterator[EtcdStore]:
+    """A new connection to etcd of `at` with the certificate of `by`."""
+    store = EtcdStore([at.url], tls=tls.client_context(folder(by)), deadline=4)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+async def lets_in(by: Member, at: Member) -> bool:
+    async with calling(by, at) as store:
+        try:
+            await store.revision()
+        except StoreUnavailable:
+            return False
+        return True
+
+
+async def settled(by: Member, at: Member, *, inside: bool) -> None:
+    """Return once etcd of `at` does, or does not, let the certificate of `by` in."""
+    ends = time.monotonic() + WITHIN
+    while await lets_in(by, at) is not inside:
+        assert time.monotonic() < ends, f"{by.name} at {at.name}"
+        await asyncio.sleep(0.1)
+
+
+async def test_a_node_that_was_put_out_is_not_let_in_by_any_voter(tmp_path: Path) -> None:
+    async with rig(tmp_path) as make:
+        one, two, gone, kept = make("test1"), make("test2"), make("gone"), make("kept")
+        await first(one)
+        await another(two, one, Role.VOTER)
+        await another(gone, one, Role.HYPERVISOR)
+        await another(kept, one, Role.HYPERVISOR)
+        assert set(await keys.CERTIFICATES.all(one.store)) == {"test2", "gone", "kept"}, "as they joined"
+        await revocation.tell(one.store, "test1", folder(one))  # as each daemon does at its start
+        following = [asyncio.create_task(revocation.follow(each.store, folder(each))) for each in (one, two)]
+        try:
+            for voter in (one, two):
+                assert await lets_in(gone, voter)
+            await members.forget(one.store, one.store.voters, one.settings, "gone")
+            for voter in (one, two):
+                await settled(gone, voter, inside=False)
+                assert await lets_in(kept, voter)
+                assert await lets_in(two, voter)
+            assert set(await keys.CERTIFICATES.all(one.store)) == {"test1", "test2", "kept"}
+            # a record that cannot be read counts too: its key says which certificate
+            serial, _ = crl.serial((folder(kept) / "server-cert.pem").read_text())
+            unread = [Put(keys.REVOKED.key(name), b"of a newer veery") for name in (serial, "no-number", "f" * 41)]
+            await one.store.commit([], unread)
+            await settled(kept, two, inside=False)
+            # it holds over a restart of etcd, which has not asked anybody then
+            await stop(*following)
+            await two.stop_etcd()
+            await two.start_etcd()
+            await eventually(lambda: two.service is not None and two.service.process is not None)
+            await settled(one, two, inside=True)
+            assert not await lets_in(gone, two)
+        finally:
+            await stop(*following)
+
+
+async def test_a_state_folder_of_an_older_veery_gets_its_list(tmp_path: Path) -> None:
+    async with rig(tmp_path) as make:
+        one = make("test1")
+        await first(one)
+        await one.stop_etcd()
+        (folder(one) / crl.FILE).unlink()
+        await one.start_etcd()
+        await settled(one, one, inside=True)
+        assert (folder(one) / crl.FILE).exists()
+
+
+async def test_one_that_joins_again_under_its_name_is_let_in(tmp_path: Path) -> None:
+    async with rig(tmp_path) as make:
+        one, old, new = make("test1"), make("node"), make("node2")
+        await first(one)
+        await another(old, one, Role.HYPERVISOR)
+        await members.leave(one.store, one.store.voters, one.settings, "node")
+        new.name = "node"
+        await another(new, one, Role.HYPERVISOR)
+        await revocation.write(one.store, folder(one))
+        assert not await lets_in(old, one)
+        assert await lets_in(new, one)
+
+
+def test_no_list_is_written_without_a_certificate(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="server-cert"):
+        crl.ensure(tmp_path, epoch=time.time())
