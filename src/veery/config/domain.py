@@ -69,11 +69,14 @@ def parse_domain(text: str, filename: str, overrides: Sequence[str] = ()) -> Loa
 
 
 def check_name(name: str) -> None:
-    """Raise Refused unless `name` may be a domain's: what xm allowed, and never to be taken for a domid."""
+    """Raise Refused unless `name` may be a domain's: what xm allowed (tools/python/xen/xend/XendDomainInfo.py,
+    check_name), and never to be taken for a domid, a UUID or an option."""
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.:+-]{0,99}", name):
         raise Refused(f"{name!r} is no domain name", hint="use up to 100 letters, digits and _ - . : +")
     if name.isdigit():
         raise Refused(f"the name {name} reads like a domid", hint="add a letter to it")
+    if _UUID.fullmatch(name):
+        raise Refused(f"the name {name} reads like a UUID", hint="choose another name")
     if name == "Domain-0":
         raise Refused("the name Domain-0 is the machine's own", hint="choose another name")
 

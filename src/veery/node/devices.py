@@ -50,7 +50,7 @@ class Devices:
             larger = replace(spec, disks=(*spec.disks, disk))
             await self._domains.remember(DomainRecord(spec=larger))
             try:
-                await self._domains.check_unshared(larger)
+                await self._domains.clashes.disks(larger)
                 # Looked at again now that the record names it: who deletes or fills a volume marks it first, then asks
                 # for its users.
                 await self._driver.attach_disk(reading.uuid, await self._attacher.disk(disk))
@@ -73,7 +73,7 @@ class Devices:
         async with self._domains.held(ref) as reading:
             await self._domains.ours(reading.name)
             spec, attachments = await self._driver.spec(reading.uuid)
-            taken = await self._domains.macs()
+            taken = await self._domains.clashes.macs()
             if vif.mac and vif.mac.lower() in taken:
                 raise Refused(f"MAC {vif.mac} is in use", hint="leave mac= out to have one chosen")
             named = replace(

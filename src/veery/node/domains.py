@@ -5,24 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import re
 import secrets
 import uuid as uuids
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
-from random import Random
 
 from veery.cluster import fencing, volumegate
 from veery.cluster import owner as owners
-from veery.cluster.keys import DOMAINS, INTENTS, NODES, OWNERS, POLICIES, RUNS
+from veery.cluster.keys import DOMAINS, INTENTS, NODES, POLICIES, RUNS
 from veery.cluster.presence import Heartbeat
 from veery.cluster.store import Delete
+from veery.config.domain import check_name
 from veery.errors import Failed, Refused, VeeryError, hinting
 from veery.ha import orders
-from veery.host.mounts import shared
 from veery.hypervisor.base import Console
 from veery.migrate.base import Ground
 from veery.migrate.check import Scout
@@ -34,30 +31,17 @@ from veery.model.domain import (
     DomainSpec,
     DomainState,
     VcpuReading,
-    VifSpec,
 )
 from veery.model.ha import IntentKind, Ticket
 from veery.model.move import MoveSettings
 from veery.model.node import Node, Role
 from veery.model.plan import Blocker, Obstacle, Plan, Question, Reply
 from veery.model.volume import Attachments
-from veery.network import mac
 from veery.node import savefile
 from veery.node.attachments import NodeAttacher
+from veery.node.clashes import Clashes
 
 log = logging.getLogger(__name__)
-
-_NAME = re.compile(r"[A-Za-z0-9_.:+-]{1,100}")
-_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
-
-
-def check_name(name: str) -> None:
-    """Raises Refused for a name that no domain can have: it must never be taken for an id, a UUID or the machine
-    itself. The characters are xend's (tools/python/xen/xend/XendDomainInfo.py, check_name)."""
-    if not _NAME.fullmatch(name):
-        raise Refused(f"not a name for a domain: {name!r}", hint="1 to 100 letters, digits and _ . : + -")
-    if name.isdigit() or _UUID.fullmatch(name) or name == "Domain-0":
-        raise Refused(f"not a name for a domain: {name}", hint="it would be taken for an id; choose another")
 
 
 class Domains:
@@ -80,7 +64,7 @@ class Domains:
         self._store, self._moves, self._receiver = ground.store, moves, receiver
         self._scout, self._heartbeat = scout, heartbeat
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._random = Random(secrets.randbits(64))
+        self.clashes = Clashes(ground.node, ground.store, ground.driver, receiver)
         self._unsaid: dict[str, bool] = {}  # whether it is wanted, where the store has not been told
 
     # ---- reading
@@ -131,15 +115,15 @@ class Domains:
         if intent is not None and intent.kind is IntentKind.DRAIN:
             raise Refused(f"{self.node} is drained", hint=f"name another node, or: veery node resume {self.node}")
         async with self.hold(spec.name):
-            await self._not_here(spec.name)
+            await self.clashes.name(spec.name)
             record = await DOMAINS.get(self._store, spec.name)
-            spec = await self._settle_identity(await self.attacher.fill(spec), record)
+            spec = await self.clashes.identity(await self.attacher.fill(spec), record)
             await self._check_attachable(spec)
-            self._check_home(spec, record)
+            self.clashes.home(spec, record)
             claimed = DomainRecord(spec=spec, home=record.home if record else "")
             owner = await owners.claim(self._store, spec.name, self.node, secrets.token_hex(8), claimed)
             try:
-                await self.check_unshared(spec)
+                await self.clashes.disks(spec)
                 reading = await self._start(spec, paused=paused)
             except BaseException:
                 await self._abandon(owner, record)
@@ -154,15 +138,15 @@ class Domains:
         name = ticket.domain
         await self._heartbeat.require()
         async with self.hold(name):
-            await self._not_here(name)
+            await self.clashes.name(name)
             record = await DOMAINS.get(self._store, name)
             if record is None:
                 raise Refused(f"there is no domain {name}", hint="veery list --cluster shows those that run")
             await self._check_attachable(record.spec)
-            self._check_home(record.spec, record)
+            self.clashes.home(record.spec, record)
             owner = await orders.claim(self._store, ticket, secrets.token_hex(8))
             try:
-                await self.check_unshared(record.spec)
+                await self.clashes.disks(record.spec)
                 await self._end_volume_moves(record.spec)
                 await self._disks_move_on(name)
                 reading = await self._start(record.spec, paused=False)
@@ -215,7 +199,7 @@ class Domains:
         check_name(name)
         async with self.held(ref) as reading:
             await self.ours(reading.name)
-            await self._not_here(name)
+            await self.clashes.name(name)
             await owners.rename(self._store, reading.name, name)
             await self.driver.rename(reading.uuid, name)
             log.info("domain=%s renamed to %s", reading.name, name)
@@ -284,7 +268,7 @@ class Domains:
         spec = saved.spec
         await self._heartbeat.require()
         async with self.hold(spec.name):
-            await self._not_here(spec.name)
+            await self.clashes.name(spec.name)
             record = await DOMAINS.get(self._store, spec.name)
             if not force and (record is None or record.saved != saved.token):
                 raise Refused(
@@ -292,11 +276,11 @@ class Domains:
                     hint="start it anew with veery create, or restore --force at the risk of its filesystems",
                 )
             await self._check_attachable(spec)
-            self._check_home(spec, record)
+            self.clashes.home(spec, record)
             claimed = DomainRecord(spec=spec, home=record.home if record else "")
             owner = await owners.claim(self._store, spec.name, self.node, secrets.token_hex(8), claimed)
             try:
-                await self.check_unshared(spec)
+                await self.clashes.disks(spec)
                 held = paused or saved.paused
                 attachments = await self.attacher.attach(spec)
                 try:
@@ -369,96 +353,11 @@ class Domains:
 
     # ---- inside: identity, locks, owners
 
-    async def _settle_identity(self, spec: DomainSpec, record: DomainRecord | None) -> DomainSpec:
-        """UUID and MACs filled in: the file's, else those it had before, else new ones."""
-        before = record.spec if record else None
-        taken = await self.macs(but=spec.name)
-        await self._check_uuid(spec)
-        vifs: list[VifSpec] = []
-        for number, vif in enumerate(spec.vifs):
-            old = before.vifs[number].mac if before and number < len(before.vifs) else ""
-            chosen = vif.mac.lower() or (old if old not in taken else "") or mac.generate(self._random, taken)
-            if chosen in taken:
-                raise Refused(f"MAC {chosen} is in use", hint="leave mac= out to have one chosen")
-            taken.add(chosen)
-            vifs.append(replace(vif, mac=chosen))
-        return replace(spec, uuid=spec.uuid or (before.uuid if before else "") or str(uuids.uuid4()), vifs=tuple(vifs))
-
-    async def _check_uuid(self, spec: DomainSpec) -> None:
-        for name, other in (await DOMAINS.readable(self._store)).items() if spec.uuid else ():
-            if name != spec.name and other.spec.uuid == spec.uuid:
-                raise Refused(f"UUID {spec.uuid} is that of domain {name}", hint="leave uuid= out to have one chosen")
-
-    async def macs(self, but: str = "") -> set[str]:
-        """Every MAC in the cluster's records, those of domain `but` left out."""
-        records = (await DOMAINS.readable(self._store)).values()
-        return {vif.mac for record in records if record.spec.name != but for vif in record.spec.vifs}
-
-    def _check_home(self, spec: DomainSpec, record: DomainRecord | None) -> None:
-        """Refuse a start from files that were left behind when the domain's local disks moved to another node."""
-        if record is None or record.home in ("", self.node):
-            return
-        before = {disk.vdev: disk.target for disk in record.spec.disks}
-        for disk in spec.disks:
-            if disk.target and disk.readwrite and not disk.cdrom and not shared(disk.target):
-                raise Refused(
-                    f"{disk.vdev} of {spec.name} was moved to {record.home}: {disk.target} here is stale",
-                    hint=f"veery --node {record.home} create (there it is {before.get(disk.vdev) or 'gone'}); "
-                    f"veery delete {spec.name} forgets that",
-                )
-
     async def _check_attachable(self, spec: DomainSpec) -> None:
         """Refuse, before anything is claimed, what is already known to be missing."""
         for vif in spec.vifs:
             await self.attacher.require_bridge(vif)
         await self.attacher.reach(spec.disks)
-
-    async def check_unshared(self, spec: DomainSpec) -> None:
-        """Refuse a volume that a running domain writes. Asked after our own claim stands, so that of two
-        starts at once at least one sees the other."""
-        named = [disk.volume for disk in spec.disks if disk.volume]
-        wanted = set(named)
-        for volume in wanted:
-            if named.count(volume) > 1 and _writes(spec, volume):
-                raise Refused(
-                    f"{spec.name} would have volume {volume} twice, and write it", hint="name it once, or read-only (r)"
-                )
-        await self._check_files(spec)
-        owned, bad = await OWNERS.sifted(self._store) if wanted else ({}, {})
-        for name in (*owned, *bad):
-            record = await DOMAINS.get(self._store, name) if name != spec.name else None
-            where = owned[name].node if name in owned else "some node"
-            for disk in record.spec.disks if record else ():
-                if disk.volume in wanted and (disk.readwrite or _writes(spec, disk.volume)):
-                    raise Refused(
-                        f"volume {disk.volume} is in use by {name} on {where}",
-                        hint=f"destroy {name} first, or give {spec.name} a volume of its own",
-                    )
-
-    async def _check_files(self, spec: DomainSpec) -> None:
-        """The same for files and devices of this node, by whatever path they are named."""
-        wanted = {os.path.realpath(disk.target): disk for disk in spec.disks if disk.target}
-        for reading in await self.driver.list():
-            if reading.name == spec.name or not wanted:
-                continue
-            other, _ = await self.driver.spec(reading.uuid)
-            for disk in other.disks:
-                mine = wanted.get(os.path.realpath(disk.target)) if disk.target else None
-                if mine is not None and (mine.readwrite or disk.readwrite):
-                    raise Refused(
-                        f"{mine.target} is in use by {reading.name}",
-                        hint=f"destroy {reading.name} first, or give {spec.name} a disk of its own",
-                    )
-
-    async def _not_here(self, name: str) -> None:
-        if self._receiver.arriving(name):
-            raise Refused(f"{name} is on its way here", hint="veery list shows it when it has arrived")
-        for reading in await self.driver.list():
-            if reading.name == name:
-                raise Refused(
-                    f"{name} is already here (id {reading.domid}, {reading.state.value})",
-                    hint=f"veery console {name}, or veery destroy {name}",
-                )
 
     async def remember(self, record: DomainRecord) -> None:
         """Write a domain's record; where its local disks are stays as it was."""
@@ -594,7 +493,3 @@ def _alive(reading: DomainReading) -> None:
 def ended_name(reading: DomainReading) -> str:
     """What a domain is called that ended and was set aside (rename-restart)."""
     return f"{reading.name[:80]}-ended-{reading.domid}"
-
-
-def _writes(spec: DomainSpec, volume: str) -> bool:
-    return any(disk.volume == volume and disk.readwrite for disk in spec.disks)

@@ -196,7 +196,9 @@ def test_files(tmp_path: Path) -> None:
         load_domain(here)
 
 
-@pytest.mark.parametrize("name", ["", "-a", ".", "..", "a/b", "a b", "é", "7", "x" * 101])
+@pytest.mark.parametrize(
+    "name", ["", "-a", ".", "..", "a/b", "a b", "é", "7", "x" * 101, "0f0e0d0c-0102-0304-0506-0708090a0b0c"]
+)
 def test_names_that_no_domain_has(name: str) -> None:
     with pytest.raises(Refused):
         check_name(name)
