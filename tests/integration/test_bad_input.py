@@ -474,7 +474,7 @@ async def test_orders_about_the_cluster_that_cannot_be(shop: Workshop, near: Nod
         "node leave test1": (1, "test1 runs idle"),
         "node forget test2": (1, "test2 is present"),
         "fence show test1": (1, "test1 is not fenced"),
-        "fence confirm test1": (1, "test1 is alive"),
+        "fence confirm test1 --yes": (1, "test1 is alive"),
         "fence test nothing": (1, "nothing"),
         "doctor nothing": (1, "no node 'nothing'"),
         "arm": (1, "is armed"),

@@ -83,7 +83,7 @@ class Gateway:
         self._session: aiohttp.ClientSession | None = None
         self.deadline = deadline
         self.closed = False
-        self._waits: set[asyncio.Timeout] = set()
+        self._waits: dict[asyncio.Timeout, str] = {}  # and the member whose stream it is; of a call ""
 
     @property
     def endpoints(self) -> tuple[str, ...]:
@@ -135,12 +135,13 @@ class Gateway:
     async def lines(self, path: str, body: Any, *, quiet: float) -> AsyncGenerator[bytes, None]:
         """The lines of one stream from one member, which is another one each time the last failed.
 
-        Raises Unanswered when it ends, or when it was silent for `quiet` seconds."""
+        Raises Unanswered when it ends, when it was silent for `quiet` seconds, or when a call finds that member dead:
+        a machine without power ends no connection."""
         endpoint = self._endpoints[self._at % len(self._endpoints)]
         rest, answer = b"", None
         try:
-            answer = await self._within(quiet, self._send(endpoint + path, body, self.deadline, leader=True))
-            while piece := await self._within(quiet, answer.content.readany()):
+            answer = await self._within(quiet, self._send(endpoint + path, body, self.deadline, leader=True), endpoint)
+            while piece := await self._within(quiet, answer.content.readany(), endpoint):
                 *whole, rest = (rest + piece).split(b"\n")
                 for line in whole:
                     if line.startswith(b'{"error"'):  # it has no leader, no vote, or is stopping
@@ -162,8 +163,7 @@ class Gateway:
     async def close(self) -> None:
         """Let go of all connections; no call is possible any more."""
         self.closed = True
-        for wait in self._waits:  # closing a connection does not wake who reads from it
-            wait.reschedule(0)
+        self._wake(*self._waits.values())  # closing a connection does not wake who reads from it
         if self._session is not None:
             await self._session.close()
 
@@ -199,19 +199,28 @@ class Gateway:
         headers = LEADER if leader else None
         return await self._open().post(url, data=msgspec.json.encode(body), headers=headers, timeout=timeout)
 
-    async def _within(self, seconds: float, call: Awaitable[T]) -> T:
-        """What `call` gives. Raises TimeoutError after `seconds`, or when we are closed."""
+    async def _within(self, seconds: float, call: Awaitable[T], stream: str = "") -> T:
+        """What `call` gives. Raises TimeoutError after `seconds`, when we are closed, or when the member whose `stream`
+        it is turns out to be dead."""
         async with asyncio.timeout(seconds) as wait:
-            self._waits.add(wait)
+            self._waits[wait] = stream
             try:
                 return await call
             finally:
-                self._waits.discard(wait)
+                del self._waits[wait]
 
     def _skip(self, endpoint: str) -> None:
         """Prefer the next member, unless another call has moved on already."""
         if self._endpoints[self._at % len(self._endpoints)] == endpoint:
             self._at = (self._at + 1) % len(self._endpoints)
+        if len(self._endpoints) > 1:
+            self._wake(endpoint)
+
+    def _wake(self, *streams: str) -> None:
+        """End the waits for these."""
+        for wait, stream in self._waits.items():
+            if stream in streams and not wait.expired():
+                wait.reschedule(0)
 
     def _open(self) -> aiohttp.ClientSession:
         if self.closed:

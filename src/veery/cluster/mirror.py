@@ -12,7 +12,7 @@ from veery.cluster.store import Change, Compacted, Entry, Snapshot, Store
 from veery.host.tasks import stop
 
 LATE = 0.3  # seconds that a look waits for the watch; then the store is read whole
-PATIENCE = 3  # looks in a row for which a watch may be late, before another is begun
+PATIENCE = 3  # looks for which a watch may be late without a word of it, before another is begun
 
 NONE: Mapping[str, Entry] = MappingProxyType({})
 
@@ -64,7 +64,6 @@ class Mirror:
         if now < before:  # another store, or one restored from a backup: nothing that was seen is true
             self.revision = 0
         elif before and await self._reaches(now):
-            self._late = 0
             return
         snapshot = await self._store.scan("")
         self._late += 1
@@ -106,6 +105,7 @@ class Mirror:
         else:
             self._rooms.get(_room(change.key), {}).pop(change.key, None)
         self.revision = change.revision
+        self._late = 0  # only here: while nothing changes a dead watch is as good as a living one
         self._news.set()
 
     def _keep(self, entry: Entry) -> None:

@@ -23,6 +23,7 @@ TIMED_OUT = (503, '{"message":"etcdserver: request timed out","code":14}')
 CLOSING = (503, '{"message":"transport is closing","code":14}')
 FULL = (429, '{"message":"etcdserver: mvcc: database space exceeded","code":8}')
 NO_LEASE = (404, '{"message":"etcdserver: requested lease not found","code":5}')
+WATCHED = b'{"result":{"header":{"revision":"9"},"events":[{"kv":{"key":"L2EvYg==","mod_revision":"9"}}]}}\n'
 NO_JSON = (502, "<html>bad gateway</html>")
 
 
@@ -35,8 +36,14 @@ class Fake:
     url: str = ""
     let_go: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def handle(self, request: web.Request) -> web.Response:
+    async def handle(self, request: web.Request) -> web.StreamResponse:
         self.asked += 1
+        if self.answer is not None and request.path == "/v3/watch":
+            stream = web.StreamResponse()
+            await stream.prepare(request)
+            await stream.write(WATCHED)
+            await self.let_go.wait()
+            return stream
         if self.answer is None:
             await self.let_go.wait()
             return web.Response(status=500)
@@ -67,8 +74,8 @@ async def members(*answers: tuple[int, str] | None) -> AsyncIterator[list[Fake]]
 
 
 @contextlib.asynccontextmanager
-async def over(made: list[Fake], *more: str, deadline: float = 5.0) -> AsyncIterator[EtcdStore]:
-    store = EtcdStore([*more, *(fake.url for fake in made)], deadline=deadline)
+async def over(made: list[Fake], *more: str, deadline: float = 5.0, quiet: float = 10.0) -> AsyncIterator[EtcdStore]:
+    store = EtcdStore([*more, *(fake.url for fake in made)], deadline=deadline, quiet=quiet)
     try:
         yield store
     finally:
@@ -141,6 +148,20 @@ async def test_closing_ends_a_call_under_way() -> None:
             await store.close()
             with pytest.raises(OutcomeUnknown):
                 await asking
+
+
+async def test_a_watch_leaves_a_member_that_calls_found_dead() -> None:
+    """A member whose machine lost its power ends no stream: until the watch missed its notes it heard nothing."""
+    async with members(None, GOOD) as made, over(made, deadline=1.0, quiet=300.0) as store:
+        changes = store.watch("a/", 0)
+        first = asyncio.create_task(anext(changes))
+        async with asyncio.timeout(60):
+            while not made[0].asked:
+                await asyncio.sleep(0.01)
+            assert await store.revision() == 7
+            assert (await first).revision == 9
+        assert [fake.asked for fake in made] == [2, 2]
+        await changes.aclose()
 
 
 async def test_the_member_in_use_stays_in_use_when_others_come_and_go() -> None:
