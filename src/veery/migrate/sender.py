@@ -175,7 +175,7 @@ class Sender:
 
             await self._may_copy()
             await steps.enter(Phase.COPY)
-            undo.push_async_callback(ground.driver.resume, order.reading.uuid)
+            undo.push_async_callback(self._settler.run_on, steps.line)
             if steps.line.disks:
                 self._record = await disks.record(ground.store, steps.line)
                 through = await connection.enter_async_context(self._way_for_disks(ready))
