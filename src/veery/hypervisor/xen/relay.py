@@ -6,10 +6,11 @@
 An xl that waits for the other's word acts by itself when its pipe ends: the sender resumes the domain, the receiver
 destroys it. So once the receiver has said READY each relay stops its xl (SIGSTOP), and only then tells of it. Up to
 there the end of any of us undoes the move by itself; from there on nothing happens by itself, whoever ends, and the
-node acts as the owner key says. The sender is never told READY: it is killed, or its pipe ends and it resumes.
+node acts as the owner key says. The sender is never told READY: it is killed, or its pipe ends and it resumes. Nor is
+the receiver's REPORT taken from it: a receiver that was given its GO and fails would destroy the domain after that.
 
 DOOR is a unix socket of the node's: JSON lines, to us {"take": ...} with the stream's descriptor, {"rate": bytes/s},
-{"go": true}; from us {"there"}, {"sent"}, {"ready"}, {"runs"}, {"end"}. When it closes we end. Never splice(2) into a
+{"go": true}; from us {"there"}, {"sent"}, {"ready"}, {"tried"}, {"end"}. When it closes we end. Never splice(2) into a
 pipe that xl reads: it holds the pipe's lock while it waits (Linux 6.1, fs/splice.c, splice_file_to_pipe)."""
 
 from __future__ import annotations
@@ -22,19 +23,22 @@ import select
 import signal
 import socket
 import ssl
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from veery.hypervisor.xen.handshake import BANNER, GO, READY, Garbled, Header, Word, Words, furnished
+from veery.hypervisor.xen.handshake import BANNER, GO, READY, REPORT, Garbled, Header, Word, Words, furnished
 
 CHUNK = 1 << 20  # a pipe's largest size for everyone, /proc/sys/fs/pipe-max-size
 NEWS = 0.2  # seconds between two reports of what was sent
 HANDSHAKE = 15.0  # seconds for TLS
 STOP = 10.0  # seconds for a signal to show
+LOOK = 0.005  # seconds between two looks whether xl has reported
 _F_SETPIPE_SZ = 1031  # fcntl(2)
 
 
@@ -162,6 +166,10 @@ class Child:
         """Undo `stop`."""
         self._send(signal.SIGCONT)
 
+    def lives(self) -> bool:
+        """Whether it has not ended."""
+        return not _waiting([self.handle], [], 0)[0]
+
     def _send(self, number: signal.Signals) -> None:
         try:
             signal.pidfd_send_signal(self.handle, number)
@@ -210,6 +218,12 @@ def _read(handle: int) -> bytes | None:
         return os.read(handle, CHUNK)
     except BlockingIOError:
         return None
+
+
+def _held(pipe: int) -> int:
+    """How many bytes wait in a pipe (ioctl_pipe, FIONREAD)."""
+    (count,) = struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))
+    return int(count)
 
 
 class Pace:
@@ -321,7 +335,7 @@ class Receiver:
         self._pending = memoryview(b"")
 
     def run(self) -> None:
-        """To the end of xl. Raises End."""
+        """Until xl has let the domain run, or has failed to; then wait for our end. Raises End."""
         while Word.BANNER not in self._hear(None):
             pass
         self._control.tell(there=True)
@@ -339,13 +353,29 @@ class Receiver:
                 pass
         finally:
             stream.close()
+        full = self._narrow()
         os.set_blocking(self._in, True)
         os.write(self._in, GO)
         self._xl.go_on()  # after GO is there for it to read: it would take the end of its pipe for a failure
-        while not (words := self._hear(None)):
-            pass
-        self._control.tell(runs=Word.RUNS in words)
-        self._process.wait()
+        while _held(self._out) < full and self._xl.lives():
+            if _waiting([self._control.link], [], LOOK)[0]:
+                self._control.order()  # there is none now but its end
+        self._control.tell(tried=True)
+        with contextlib.suppress(End):
+            while True:
+                self._control.order()
+
+    def _narrow(self) -> int:
+        """Leave room in xl's pipe for its REPORT but not for the status behind it: there it waits, and whatever ends
+        first, xl or we, it destroys nothing (xl_migrate.c: a write that fails ends it). How much the pipe then holds
+        when xl has done what it was to do."""
+        full = fcntl.fcntl(self._out, _F_SETPIPE_SZ, 1)  # one page, the least there is
+        into = os.open(f"/proc/self/fd/{self._out}", os.O_WRONLY | os.O_NONBLOCK)
+        try:
+            os.write(into, bytes(full - len(REPORT)))  # xl's 39 bytes go behind these in the same page
+        finally:
+            os.close(into)
+        return full
 
     def _load(self, stream: Stream, order: dict[str, Any]) -> None:
         """Carry the stream until xl has loaded it."""
