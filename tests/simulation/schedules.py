@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
+from veery.config.settings import Settings
 from veery.ha.simulation.play import Told
 from veery.ha.simulation.scenario import DomainSetup, NodeSetup, Scenario, Step
 from veery.model.ha import Group, Policy, Rules
@@ -19,6 +20,15 @@ from veery.model.node import Role
 FROM, UNTIL, BOUND = 14.0, 65.0, 85.0  # faults begin and end between these; so long afterwards everything runs
 SEED, QUICK = 5, 120  # of the quick run
 RULES = Rules(backoff_max=15.0, retry=10.0, stable=30.0, damp_window=45.0)
+SHIPPED = dataclasses.replace(  # the figures of a node's settings as they ship, as daemon.py takes them over
+    RULES,
+    cycle=Settings().ha.cycle,
+    leader_ttl=Settings().ha.leader_ttl,
+    node_ttl=Settings().presence_ttl,
+    silence=Settings().ha.silence,
+    sign=Settings().ha.sign,
+    grace=Settings().presence_ttl + 2.0,
+)
 
 FAST = settings(  # one after the other, nothing remembered, nothing shrunk
     database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck), print_blob=False
@@ -59,6 +69,7 @@ class Schedule:
     faults: tuple[Fault, ...]
     drains: tuple[tuple[float, str], ...] = ()
     groups: dict[str, Group] = field(default_factory=dict)
+    rules: Rules = RULES
 
     def scenario(self) -> Scenario:
         """As the simulator plays it: every fault is over at UNTIL, drains are resumed."""
@@ -80,7 +91,7 @@ class Schedule:
             nodes=self.nodes,
             domains=self.domains,
             groups=self.groups,
-            rules=RULES,
+            rules=self.rules,
             steps=tuple(sorted(steps, key=lambda step: step.at)),
         )
 
@@ -301,7 +312,8 @@ def schedules(draw: st.DrawFn) -> Schedule:
     faults = draw(st.lists(fault, min_size=count, max_size=count))
     drains = draw(st.lists(st.tuples(st.integers(15, 50).map(float), st.sampled_from(names)), max_size=1))
     groups = {"pair": Group(strict=True)} if crowd == 1 else {}
-    return Schedule(nodes, domains, tuple(faults), () if harmless else tuple(drains), groups)
+    rules = draw(st.sampled_from((SHIPPED, RULES)))
+    return Schedule(nodes, domains, tuple(faults), () if harmless else tuple(drains), groups, rules)
 
 
 def _elsewhere(domain: DomainSetup, other: DomainSetup, names: list[str]) -> DomainSetup:
