@@ -43,7 +43,7 @@ GRAVE = (
     "pair-storage", "back-in-fence", "frozen-while-fenced", "sick", "start-fails", "storage-everyone",
     "cluster-then-all", "target", "power", "freeze", "blackout", "switch-all", "unwatched", "unwatched", "flicker",
 )  # fmt: skip
-EVERYWHERE = ("blackout", "switch-all")  # these hurt every node
+EVERYWHERE = ("blackout", "switch", "switch-all")  # these hurt every node
 METHODS = (("storage",), ("storage", "power"), ("power", "storage"), ("storage", "watchdog"), ("power",), ("watchdog",))
 
 
@@ -101,6 +101,8 @@ class Schedule:
         calm = all(not domain.crash for domain in self.domains.values())
         if any(fault.kind == "announced" and self.nodes[fault.node].watchdog for fault in self.faults):
             return False  # nobody feeds its watchdog meanwhile
+        if {"switch", "target-restart"} <= {fault.kind for fault in self.faults}:
+            return False  # the storage service cannot be told whom it may let in: no cluster and no storage for anyone
         return calm and not self.drains and all(fault.kind in HARMLESS for fault in self.faults)
 
 
