@@ -305,9 +305,10 @@ class Sender:
             await self._turn.copy()
 
     def _take_pilot(self) -> Pilot:
-        """Who steers the copy. A move that is alone takes its turn at once and lets the hypervisor switch over."""
+        """Who steers the copy. A move that is alone, or cannot be held, takes its turn at once and lets the hypervisor
+        switch over."""
         ground, order, turn = self._ground, self._order, self._turn
-        held = turn is not None and not turn.alone
+        held = turn is not None and not turn.alone and ground.driver.holds
         if turn is not None and not held:
             turn.take()
         self._pilot = Pilot(
