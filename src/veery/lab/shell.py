@@ -86,11 +86,13 @@ class Shell:
         """Wait until a shell answers: it is asked again now and then, for what is typed while it boots is lost. The
         guest's kernel is then silent on the console, or what it says stands in the midst of an answer."""
         end = asyncio.get_running_loop().time() + deadline
+        patience = 2.0
         while True:
             try:
-                await self.run("dmesg -n 1", deadline=2.0)
+                await self.run("dmesg -n 1", deadline=patience)
                 return
             except Failed:
+                patience = min(patience * 1.5, 15.0)  # in software emulation an answer may take longer than that
                 if asyncio.get_running_loop().time() > end or self._socket is None or self._socket.closed:
                     raise
 

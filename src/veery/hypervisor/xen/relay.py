@@ -35,6 +35,7 @@ from typing import Any
 from veery.hypervisor.xen.handshake import BANNER, GO, READY, REPORT, Garbled, Header, Word, Words, furnished
 
 CHUNK = 1 << 20  # a pipe's largest size for everyone, /proc/sys/fs/pipe-max-size
+TURN = 256 << 10  # bytes that are taken from TLS before xl gets them
 NEWS = 0.2  # seconds between two reports of what was sent
 HANDSHAKE = 15.0  # seconds for TLS
 STOP = 10.0  # seconds for a signal to show
@@ -113,7 +114,18 @@ class Stream:
         return wrapped
 
     def receive(self) -> bytes | None:
-        """What has come; None: nothing yet, b"": it has ended."""
+        """What has come; None: nothing yet, b"": it has ended. Of TLS, whose records hold 16 KiB, many at once: a turn
+        for each costs more than the record."""
+        first = self._receive()
+        if not first or not isinstance(self.link, ssl.SSLSocket):
+            return first
+        pieces, size = [first], len(first)
+        while size < TURN and (piece := self._receive()):
+            pieces.append(piece)
+            size += len(piece)
+        return b"".join(pieces)
+
+    def _receive(self) -> bytes | None:
         try:
             return self.link.recv(CHUNK)
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
@@ -123,12 +135,17 @@ class Stream:
 
     def send(self, data: memoryview) -> int:
         """How many bytes of `data` went out. Raises End when the connection is broken."""
+        sent = 0
         try:
-            return self.link.send(data)
+            while sent < len(data):
+                sent += self.link.send(data[sent:])
+                if not isinstance(self.link, ssl.SSLSocket):
+                    break
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            return 0
+            pass
         except OSError as error:
             raise End(f"the stream broke: {error.strerror or error}") from error
+        return sent
 
     def pending(self) -> bool:
         """Whether there is something to receive that select(2) does not know of."""
