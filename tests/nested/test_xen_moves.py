@@ -126,8 +126,8 @@ async def test_killed_on_the_way(xen: Lab, domain: str, victim: str, phase: str)
     where = await settled(xen)
     print(f"{victim} killed in {phase}: it runs on {where}; the move said {(told.out + told.err).strip()!r}")
     assert await typed(xen, where, "cat /proc/sys/kernel/random/boot_id") == domain
-    owners = [row["node"] for row in await xen.json("stor", "list", "--cluster", "--json") if row["name"] == "busybox"]
-    assert owners == [where]
+    listed = (await xen.json("stor", "list", "--cluster", "--json"))["nodes"]
+    assert [name for name in listed if any(row["name"] == "busybox" for row in listed[name])] == [where]
     other = next(name for name in NODES if name != where)
     await alone(xen, where)
     await xen.veery(where, "migrate", "busybox", other, deadline=60)  # the next move works

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 PERIOD = 5.0
 """Seconds between two looks while xenstore says nothing."""
-FRESH = 2.0
+FRESH = 5.0
 """Seconds for which Xen's answers count, while we order nothing and xenstore says nothing: a brain asks twice a second,
 and in software emulation an xl takes a third of one."""
 RETRY = 0.5
