@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from cli_standin import Run, StandIn, Told
 
-from veery.__main__ import Extra, _lab
-from veery.cli.main import main
+from veery.__main__ import _lab
+from veery.cli.main import Extra, main
 
 
 @pytest.fixture
