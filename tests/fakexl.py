@@ -140,6 +140,8 @@ def migrate_receive():
         if read(0, len(GO)) != GO:
             raise EOFError
         at("going")
+        if (WORLD / "fail-going").exists():
+            raise EOFError
         with world("target") as rows:
             rows[domid].update(name=name, state="running")
     except EOFError:

@@ -240,6 +240,19 @@ async def test_killed_while_xl_lets_it_run(move: Move, victim: str) -> None:
     move.clean()
 
 
+async def test_an_xl_that_cannot_let_it_run_does_not_destroy_it(move: Move) -> None:
+    (move.folder / "fail-going").touch()
+    await move.begin()
+    assert move.sender is not None and move.receiver is not None
+    assert (await move.sender.says()).startswith("sent")
+    assert await move.receiver.says() == "loaded"
+    move.receiver.order()
+    assert await move.receiver.says() == "finished"
+    await move.settle("target")
+    assert (move.source.states(), move.target.states()) == ([], running())
+    move.clean()
+
+
 async def test_killed_while_xl_resumes(move: Move) -> None:
     for place in ("suspended", "resuming"):
         move.hold(place)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from collections.abc import AsyncIterator
 from functools import partial
 
 import pytest
 
+from veery.client.address import Address
+from veery.host.process import Process
 from veery.lab.plan import BRIDGE, CLIENT, DOMAIN_ADDRESS
 from veery.lab.probe import Probe
 from veery.lab.services import Lab
-from veery.lab.xen import dom0
-from veery.lab.xen.terminal import terminal
+from veery.lab.shell import Shell
+from veery.lab.xen import dom0, talk
 
 pytestmark = [pytest.mark.timeout(1800), pytest.mark.slow]
 
@@ -29,7 +32,15 @@ root = "/dev/xvda rw"
 extra = "console=hvc0 init=/sbin/init quiet"
 """
 NODES = ("test1", "test2")
-XL, RELAY = "xl migrate", "veery.hypervisor.xen.relay"
+HOLD = "/run/veery/hold"
+VICTIMS = {
+    "xl migrate": ("test1", "xl migrate "),
+    "xl migrate-receive": ("test2", "xl migrate-receive"),
+    "source relay": ("test1", "xen.relay send"),
+    "target relay": ("test2", "xen.relay receive"),
+    "source veeryd": ("test1", "/veeryd"),
+    "target veeryd": ("test2", "/veeryd"),
+}
 
 
 @pytest.fixture
@@ -49,8 +60,8 @@ async def domain(xen: Lab) -> AsyncIterator[str]:
 
 
 async def typed(lab: Lab, node: str, command: str) -> str:
-    async with terminal(lab.nested(node), ["xl", "console", "busybox"]) as shell:
-        await shell.type("\n")
+    """What `command` prints in the guest's shell; by the daemon, as `xl console` beside it would get a part only."""
+    async with Shell(Address(lab.plan.home(node) / "run" / "api.sock"), "busybox") as shell:
         await shell.ready()
         return await shell.run(command)
 
@@ -89,3 +100,70 @@ async def test_there_and_back(xen: Lab, domain: str) -> None:
     finally:
         await probe.stop()
     assert await typed(xen, "test1", "cat /proc/sys/kernel/random/boot_id") == domain
+
+
+@pytest.mark.parametrize("phase", ["COPY", "LOADED"])
+@pytest.mark.parametrize("victim", VICTIMS)
+async def test_killed_on_the_way(xen: Lab, domain: str, victim: str, phase: str) -> None:
+    """kill -9 while memory is copied, and with the domain loaded at the target and COMMIT still to come."""
+    node, mark = VICTIMS[victim]
+    if phase == "LOADED":
+        await xen.run("test1", ["sh", "-c", f"mkdir -p {HOLD}; touch {HOLD}/LOADED"])
+    moving = asyncio.create_task(xen.veery("test1", "migrate", "busybox", "test2", deadline=60, check=False))
+    try:
+        if phase == "COPY":
+            await appears(xen, "test2", "libxl-save-helper")
+            await asyncio.sleep(1.0)
+        else:
+            await held(xen)
+        process = await appears(xen, node, mark)
+        await talk.send(xen.nested(node).namespace, process, signal.SIGKILL)
+        if victim.endswith("veeryd"):
+            await xen.start(node)
+    finally:
+        await xen.run("test1", ["rm", "-rf", HOLD])
+        told = await moving
+    where = await settled(xen)
+    print(f"{victim} killed in {phase}: it runs on {where}; the move said {(told.out + told.err).strip()!r}")
+    assert await typed(xen, where, "cat /proc/sys/kernel/random/boot_id") == domain
+    listed = (await xen.json("stor", "list", "--cluster", "--json"))["nodes"]
+    assert [name for name in listed if any(row["name"] == "busybox" for row in listed[name])] == [where]
+    other = next(name for name in NODES if name != where)
+    await alone(xen, where)
+    await xen.veery(where, "migrate", "busybox", other, deadline=60)  # the next move works
+    assert await settled(xen) == other
+    await alone(xen, other)
+    assert await typed(xen, other, "cat /proc/sys/kernel/random/boot_id") == domain
+
+
+async def appears(lab: Lab, node: str, mark: str) -> Process:
+    """The process in dom0 whose command line has `mark` in it, once it is there."""
+    ends = time.monotonic() + 120
+    while True:
+        for member in await lab.nested(node).members():
+            if mark in " ".join(member.words) + " " and member.words[0] != "sh":
+                return member.process
+        assert time.monotonic() < ends, f"no {mark} on {node}"
+        await asyncio.sleep(0.1)
+
+
+async def held(lab: Lab) -> None:
+    """Return once the source holds the move before COMMIT."""
+    ends = time.monotonic() + 180
+    while "held in LOADED" not in lab.log("test1").read_text().rpartition("phase=COPY")[2]:
+        assert time.monotonic() < ends, "the move did not come to LOADED"
+        await asyncio.sleep(0.1)
+
+
+async def alone(lab: Lab, node: str) -> None:
+    """Return once `node` has a session with the LUN, and the others have none."""
+    ends = time.monotonic() + 60
+    while True:
+        found = {}
+        for each in NODES:
+            shown = await lab.run(each, ["sh", "-c", "cat /sys/class/iscsi_session/*/targetname"], check=False)
+            found[each] = shown.out.split()
+        if [len(found[each]) for each in NODES] == [each == node for each in NODES]:
+            return
+        assert time.monotonic() < ends, found
+        await asyncio.sleep(0.5)

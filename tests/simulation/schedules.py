@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
+from veery.config.settings import Settings
 from veery.ha.simulation.play import Told
 from veery.ha.simulation.scenario import DomainSetup, NodeSetup, Scenario, Step
 from veery.model.ha import Group, Policy, Rules
@@ -19,6 +20,15 @@ from veery.model.node import Role
 FROM, UNTIL, BOUND = 14.0, 65.0, 85.0  # faults begin and end between these; so long afterwards everything runs
 SEED, QUICK = 5, 120  # of the quick run
 RULES = Rules(backoff_max=15.0, retry=10.0, stable=30.0, damp_window=45.0)
+SHIPPED = dataclasses.replace(  # the figures of a node's settings as they ship, as daemon.py takes them over
+    RULES,
+    cycle=Settings().ha.cycle,
+    leader_ttl=Settings().ha.leader_ttl,
+    node_ttl=Settings().presence_ttl,
+    silence=Settings().ha.silence,
+    sign=Settings().ha.sign,
+    grace=Settings().presence_ttl + 2.0,
+)
 
 FAST = settings(  # one after the other, nothing remembered, nothing shrunk
     database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck), print_blob=False
@@ -26,13 +36,14 @@ FAST = settings(  # one after the other, nothing remembered, nothing shrunk
 
 HARMLESS = (  # nobody may be fenced, started or moved for these
     "etcd", "etcd-one", "cluster-net", "clock", "announced", "lost-answer", "one-way", "pair", "slow-store", "board",
-    "target-restart", "disarm",
+    "target-restart", "disarm", "switch",
 )  # fmt: skip
 GRAVE = (
     "power", "freeze", "all-nets", "storage-net", "daemon", "target", "crash", "disk-full", "reboot", "one-way-all",
     "pair-storage", "back-in-fence", "frozen-while-fenced", "sick", "start-fails", "storage-everyone",
-    "cluster-then-all",     "target", "power", "freeze",
+    "cluster-then-all", "target", "power", "freeze", "blackout", "switch-all", "unwatched", "unwatched", "flicker",
 )  # fmt: skip
+EVERYWHERE = ("blackout", "switch", "switch-all")  # these hurt every node
 METHODS = (("storage",), ("storage", "power"), ("power", "storage"), ("storage", "watchdog"), ("power",), ("watchdog",))
 
 
@@ -58,10 +69,12 @@ class Schedule:
     faults: tuple[Fault, ...]
     drains: tuple[tuple[float, str], ...] = ()
     groups: dict[str, Group] = field(default_factory=dict)
+    rules: Rules = RULES
 
     def scenario(self) -> Scenario:
         """As the simulator plays it: every fault is over at UNTIL, drains are resumed."""
-        steps = [step for fault in self.faults for step in _steps(fault)]
+        names = tuple(self.nodes)
+        steps = [step for fault in self.faults for step in (_of_all(fault, names) or _of_store(fault) or _steps(fault))]
         steps += [Step(at=at, do="drain", node=node, force=True) for at, node in self.drains]
         for name, setup in self.nodes.items():
             over = ["thaw", "heal", "power-on", "daemon-start", "disk-freed", "well", "board-back"]
@@ -78,7 +91,7 @@ class Schedule:
             nodes=self.nodes,
             domains=self.domains,
             groups=self.groups,
-            rules=RULES,
+            rules=self.rules,
             steps=tuple(sorted(steps, key=lambda step: step.at)),
         )
 
@@ -88,7 +101,64 @@ class Schedule:
         calm = all(not domain.crash for domain in self.domains.values())
         if any(fault.kind == "announced" and self.nodes[fault.node].watchdog for fault in self.faults):
             return False  # nobody feeds its watchdog meanwhile
+        if {"switch", "target-restart"} <= {fault.kind for fault in self.faults}:
+            return False  # the storage service cannot be told whom it may let in: no cluster and no storage for anyone
         return calm and not self.drains and all(fault.kind in HARMLESS for fault in self.faults)
+
+
+def _of_all(fault: Fault, names: tuple[str, ...]) -> list[Step]:
+    """Those that strike every node at once, and are over for one after the other."""
+    begin, turn = fault.begin, fault.turn
+
+    def each(begins: str, over: str, first: float, net: str = "all") -> list[Step]:
+        ends = {name: min(UNTIL, begin + first + turn * (number + 2) % 19) for number, name in enumerate(names)}
+        return [
+            *(Step(at=begin, do=begins, node=name, net=net) for name in names),
+            *(Step(at=end, do=over, node=name, net=net) for name, end in ends.items()),
+            *(Step(at=ends["stor"], do="target-restart", node="stor") for _ in range(over == "power-on" and turn % 2)),
+        ]
+
+    match fault.kind:
+        case "blackout":
+            return each("power-off", "power-on", 4)
+        case "switch":
+            return each("cut", "heal", 1 + fault.lasts // 2, "cluster")
+        case "switch-all":
+            return each("cut", "heal", 1 + fault.lasts // 2)
+    return []
+
+
+def _of_store(fault: Fault) -> list[Step]:
+    """Those for which it matters what the store, or who tells of heartbeats, does meanwhile."""
+    node, begin, turn, end = fault.node, fault.begin, fault.turn, min(UNTIL, fault.begin + fault.lasts)
+    match fault.kind:
+        case "unwatched":  # nobody can tell of the node that is lost a little later
+            deaf = (("daemon-stop", "daemon-start"), ("target-stop", "target-start"), ("cut", "heal"))[turn % 3]
+            lost = (("power-off", "power-on"), ("daemon-stop", "daemon-start"), ("cut", "heal"))[turn // 3 % 3]
+            later = min(UNTIL, begin + turn % 5)
+            peer = fault.peer if fault.peer != "stor" else ""
+            silent = [
+                Step(at=begin, do=deaf[0], node="stor", net="cluster", peer=peer),
+                Step(at=end, do=deaf[1], node="stor", net="cluster", peer=peer),
+            ]
+            if node == "stor":
+                return silent
+            return [
+                *silent,
+                Step(at=later, do=lost[0], node=node, net="cluster"),
+                Step(at=min(UNTIL, later + 12 + fault.lasts), do=lost[1], node=node, net="cluster"),
+            ]
+        case "flicker":  # away for about as long as its lease lasts, while the store answers late
+            late, whom = ((0.4, ""), (0.9, ""), (2.0, fault.peer))[turn % 3]
+            away = (("freeze", "thaw"), ("cut", "heal"))[turn // 3 % 2]
+            back = min(UNTIL, begin + 8 + fault.lasts % 12 / 2)
+            return [
+                Step(at=begin, do="slow-store", node=whom, seconds=late),
+                Step(at=begin, do=away[0], node=node),
+                Step(at=back, do=away[1], node=node),
+                Step(at=min(UNTIL, back + 6), do="slow-store", node=whom),
+            ]
+    return []
 
 
 def _steps(fault: Fault) -> list[Step]:
@@ -102,7 +172,8 @@ def _steps(fault: Fault) -> list[Step]:
         ]
 
     way = ("in", "out")[fault.turn % 2]
-    broken = [Step(at=begin, do="break-fence", node=node, method=each, count=2) for each in ("storage", "power")]
+    often = 1 + fault.turn // 2 % 2
+    broken = [Step(at=begin, do="break-fence", node=node, method=each, count=often) for each in ("storage", "power")]
     match fault.kind:
         case "power":
             return pair("power-off", "power-on")
@@ -196,13 +267,16 @@ def _steps(fault: Fault) -> list[Step]:
 
 @st.composite
 def schedules(draw: st.DrawFn) -> Schedule:
-    """Two to four hypervisors, one storage node, domains that nearly fill them, faults that overlap, now and then a
-    drain. One in five has nothing but what nobody may be touched for."""
+    """Two to four hypervisors, one storage node, three voters or all, domains that nearly fill them, faults that
+    overlap, now and then a drain. One in five has nothing but what nobody may be touched for."""
     names = [f"n{number}" for number in range(1, draw(st.sampled_from((3, 2, 3, 4))) + 1)]
+    few = draw(st.booleans())
     nodes = {}
     for name in names:
         methods = draw(st.sampled_from(METHODS))
-        nodes[name] = NodeSetup(methods=methods, room=1024, watchdog=30.0 if "watchdog" in methods else 0.0)
+        watchdog = draw(st.sampled_from((30.0, 12.0))) if "watchdog" in methods else 0.0
+        roles = (Role.HYPERVISOR,) if few and name in names[2:] else (Role.HYPERVISOR, Role.VOTER)
+        nodes[name] = NodeSetup(roles=roles, methods=methods, room=1024, watchdog=watchdog)
     nodes["stor"] = NodeSetup(roles=(Role.STORAGE, Role.VOTER), room=0)
     crowd = draw(st.sampled_from((0, 0, 0, 1, 2)))  # 1: a group that must lie apart; 2: one domain whose disk is a file
     domains = {}
@@ -225,7 +299,7 @@ def schedules(draw: st.DrawFn) -> Schedule:
         domains["d1"] = _elsewhere(domains["d1"], domains["d0"], names)
     harmless = draw(st.sampled_from((False, False, False, True, False)))
     base = draw(st.integers(int(FROM), 30))
-    begins = st.integers(0, 14).map(lambda late: float(base + late)) | st.integers(int(FROM), 50).map(float)
+    begins = st.integers(0, 56).map(lambda late: base + late / 4) | st.integers(int(FROM), 50).map(float)
     fault = st.builds(
         Fault,
         kind=st.sampled_from(HARMLESS if harmless else GRAVE + HARMLESS),
@@ -240,7 +314,8 @@ def schedules(draw: st.DrawFn) -> Schedule:
     faults = draw(st.lists(fault, min_size=count, max_size=count))
     drains = draw(st.lists(st.tuples(st.integers(15, 50).map(float), st.sampled_from(names)), max_size=1))
     groups = {"pair": Group(strict=True)} if crowd == 1 else {}
-    return Schedule(nodes, domains, tuple(faults), () if harmless else tuple(drains), groups)
+    rules = draw(st.sampled_from((SHIPPED, RULES)))
+    return Schedule(nodes, domains, tuple(faults), () if harmless else tuple(drains), groups, rules)
 
 
 def _elsewhere(domain: DomainSetup, other: DomainSetup, names: list[str]) -> DomainSetup:
@@ -258,6 +333,8 @@ def check(schedule: Schedule, told: Told) -> None:
     assert not told.left, f"{', '.join(told.left)}: left at the end\n{told.text}"
     grave = not schedule.harmless
     hurt = {name for fault in schedule.faults for name in (fault.node, fault.peer)} if grave else set()
+    if any(fault.kind in EVERYWHERE for fault in schedule.faults):
+        hurt |= set(schedule.nodes)
     unfounded = [(at, node) for at, node, _ in told.fences if node not in hurt]
     assert not unfounded, f"fenced without a reason: {unfounded}\n{told.text}"
     if not schedule.drains and all(fault.kind != "sick" for fault in schedule.faults):

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 import veery
 from veery.cluster.keys import ALIVE
@@ -18,6 +20,8 @@ from veery.host.log import decision
 from veery.model.cluster import Presence
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 RETRY = 0.25  # seconds before another try
 SOON = 2.0  # seconds that an order waits for a lease
@@ -65,8 +69,7 @@ class Heartbeat:
         present: bool | None = None
         while True:
             try:
-                async with asyncio.timeout(self.ttl / 3):
-                    await self._renew()
+                await self._renew()
             except (Failed, OutcomeUnknown, TimeoutError) as error:
                 if self.lost() and present is not False:
                     present = False
@@ -85,15 +88,22 @@ class Heartbeat:
             await self._store.revoke(lease)
 
     async def _renew(self) -> None:
+        """Up to three questions, each with its own time: a store that answers late can still be told of us anew."""
         asked = self._clock.now()
-        good_for = await self._store.keep(self._lease) if self._lease else 0.0
+        good_for = await self._in_time(self._store.keep(self._lease)) if self._lease else 0.0
         if good_for <= 0:
-            self._lease = await self._store.grant(self.ttl)
+            asked = self._clock.now()
+            self._lease = await self._in_time(self._store.grant(self.ttl))
             lease, good_for = self._lease, float(self.ttl)
             try:
-                await self._store.commit([], [ALIVE.put(self._node, self._presence, lease=lease)])
+                await self._in_time(self._store.commit([], [ALIVE.put(self._node, self._presence, lease=lease)]))
             except BaseException:
                 self._lease = 0  # whether the key hangs on it is not known: begin again with another
                 raise
         self._until = asked + good_for
         self._granted = True
+
+    async def _in_time(self, question: Coroutine[Any, Any, T]) -> T:
+        """Its answer. Raises TimeoutError when it does not come in a third of the lease's time."""
+        async with asyncio.timeout(self.ttl / 3):
+            return await question

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 from veery.cluster.keys import LEADER, LEADERS
 from veery.cluster.store import Store, Unchanged
@@ -17,6 +19,8 @@ from veery.host.log import decision
 from veery.model.ha import LeaderRecord
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 RETRY = 0.5  # seconds between two tries to become, or to stay, the leader
 MARGIN = 0.2  # of the lease's time, given up
@@ -58,8 +62,7 @@ class Leadership:
         while True:
             asked = self._clock.now()
             try:
-                async with asyncio.timeout(self._ttl / 3):
-                    await (self._keep() if self._revision else self._campaign())
+                await (self._keep() if self._revision else self._campaign())
             except (Failed, OutcomeUnknown, TimeoutError) as error:
                 if self._revision and not self.held():
                     self._lose(str(error) or "no answer in time")
@@ -77,7 +80,8 @@ class Leadership:
             await self._store.revoke(lease)
 
     async def _campaign(self) -> None:
-        if await self._store.get(LEADER) is not None:
+        """Three questions, each with its own time: a store that answers late can still get another leader."""
+        if await self._in_time(self._store.get(LEADER)) is not None:
             self._vacant = None
             return
         asked = self._clock.now()
@@ -86,10 +90,12 @@ class Leadership:
             return
         lease = self._lease
         self._lease = 0  # until the key is known to hang on it
-        if not lease or await self._store.keep(lease) <= 0:
-            lease = await self._store.grant(self._ttl)
+        if not lease or await self._in_time(self._store.keep(lease)) <= 0:
+            asked = self._clock.now()
+            lease = await self._in_time(self._store.grant(self._ttl))
         record = LeaderRecord(node=self._node, since=self._clock.epoch())
-        done = await self._store.commit([Unchanged(LEADER, 0)], [LEADERS.put(LEADER, record, lease=lease)])
+        write = self._store.commit([Unchanged(LEADER, 0)], [LEADERS.put(LEADER, record, lease=lease)])
+        done = await self._in_time(write)
         self._lease = lease
         if done.held:
             self._revision, self._until = done.revision, asked + self._ttl * (1 - MARGIN)
@@ -97,11 +103,17 @@ class Leadership:
 
     async def _keep(self) -> None:
         asked = self._clock.now()
-        entry = await self._store.get(LEADER)
-        if entry is None or entry.revision != self._revision or await self._store.keep(self._lease) <= 0:
-            self._lose("the lease has ended")
-            return
+        async with asyncio.timeout(self._ttl / 3):
+            entry = await self._store.get(LEADER)
+            if entry is None or entry.revision != self._revision or await self._store.keep(self._lease) <= 0:
+                self._lose("the lease has ended")
+                return
         self._until = asked + self._ttl * (1 - MARGIN)
+
+    async def _in_time(self, question: Coroutine[Any, Any, T]) -> T:
+        """Its answer. Raises TimeoutError when it does not come in a third of the lease's time."""
+        async with asyncio.timeout(self._ttl / 3):
+            return await question
 
     def _lose(self, reason: str) -> None:
         self._revision, self._lease = 0, 0

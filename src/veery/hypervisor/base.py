@@ -51,9 +51,10 @@ class Console(Protocol):
 
 
 class Driver(Protocol):
-    """The hypervisor of one node."""
+    """The hypervisor of one node. `holds`: a copy that could switch over can be kept from it until its turn comes."""
 
     name: str
+    holds: bool
 
     # ---- this machine
     async def open(self) -> None:

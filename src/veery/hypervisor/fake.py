@@ -51,6 +51,7 @@ class FakeDriver:
     """As base.Driver, of node `node` in `world`, with `memory` MiB."""
 
     name = "fake"
+    holds = True
 
     def __init__(self, node: str, world: World, clock: Clock, *, memory: int = 65536, cpus: int = 8) -> None:
         """Joins `world` at once."""

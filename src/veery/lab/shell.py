@@ -74,23 +74,25 @@ class Shell:
     async def run(self, command: str, *, deadline: float = 60.0) -> str:
         """Run one command line; its output without the prompt. Its exit code is not looked at.
 
-        The end mark is typed in two halves, so that the echo of the command line is not taken for it."""
-        mark = secrets.token_hex(4)
-        await self.type(f"{command}; echo {mark[:4]}''{mark[4:]}")
-        said = await self.expect(rf"\n{mark}\r?\n", deadline=deadline)
-        # What is typed before the prompt is there is echoed twice: by the terminal, then by the shell.
-        after_echo = said.rpartition(f"{mark[:4]}''{mark[4:]}")[2]
-        return after_echo.rpartition(mark)[0].replace("\r", "").strip("\n")
+        The marks are typed in two halves, so that the echo of the command line, which may be broken at the edge of the
+        screen, is not taken for them."""
+        mark = secrets.token_hex(3)
+        await self.type(f"echo {mark}''a; {command}; echo {mark}''z")
+        await self.expect(rf"{mark}a\r?\n", deadline=deadline)
+        said = await self.expect(rf"{mark}z\r?\n", deadline=deadline)
+        return said.rpartition(f"{mark}z")[0].replace("\r", "").strip("\n")
 
     async def ready(self, *, deadline: float = 120.0) -> None:
         """Wait until a shell answers: it is asked again now and then, for what is typed while it boots is lost. The
         guest's kernel is then silent on the console, or what it says stands in the midst of an answer."""
         end = asyncio.get_running_loop().time() + deadline
+        patience = 2.0
         while True:
             try:
-                await self.run("dmesg -n 1", deadline=2.0)
+                await self.run("dmesg -n 1", deadline=patience)
                 return
             except Failed:
+                patience = min(patience * 1.5, 15.0)  # in software emulation an answer may take longer than that
                 if asyncio.get_running_loop().time() > end or self._socket is None or self._socket.closed:
                     raise
 

@@ -175,7 +175,7 @@ class Sender:
 
             await self._may_copy()
             await steps.enter(Phase.COPY)
-            undo.push_async_callback(ground.driver.resume, order.reading.uuid)
+            undo.push_async_callback(self._settler.run_on, steps.line)
             if steps.line.disks:
                 self._record = await disks.record(ground.store, steps.line)
                 through = await connection.enter_async_context(self._way_for_disks(ready))
@@ -305,9 +305,10 @@ class Sender:
             await self._turn.copy()
 
     def _take_pilot(self) -> Pilot:
-        """Who steers the copy. A move that is alone takes its turn at once and lets the hypervisor switch over."""
+        """Who steers the copy. A move that is alone, or cannot be held, takes its turn at once and lets the hypervisor
+        switch over."""
         ground, order, turn = self._ground, self._order, self._turn
-        held = turn is not None and not turn.alone
+        held = turn is not None and not turn.alone and ground.driver.holds
         if turn is not None and not held:
             turn.take()
         self._pilot = Pilot(

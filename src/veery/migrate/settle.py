@@ -68,9 +68,20 @@ class Settler:
         except TimeoutError as error:
             raise OutcomeUnknown(f"the store does not say who owns {line.domain}") from error
 
+    async def run_on(self, line: Line) -> None:
+        """The first act of an undo at the source: the domain runs on. Where the driver cannot let it, that is left for
+        later, until it can; and its error is raised. Raises Refused where there is no such domain any more."""
+        try:
+            await self._ground.driver.resume(line.uuid)
+        except (Failed, OutcomeUnknown):
+            self.later(line)
+            raise
+
     async def undone(self, line: Line) -> None:
         """The last act of an undo at the source: no COMMIT was sent, the domain runs on; forget the promise.
-        Where the store does not answer, that is left for later."""
+        Where the store does not answer, or the domain does not run on yet, that is left for later."""
+        if _key(line) in self._open:
+            return
         try:
             async with asyncio.timeout(5):
                 await self._drop(line)

@@ -114,6 +114,19 @@ async def test_store_away_at_commit_undoes(tmp_path: Path, certificates: Path) -
         await pair.check("a")
 
 
+async def test_a_domain_that_cannot_be_let_run_on_is_tried_again(tmp_path: Path, certificates: Path) -> None:
+    async with two_nodes(tmp_path, certificates) as pair:
+        brake = held(pair, "LOADED")
+        move = pair.a.moves.start(await pair.a.reading(), pair.b.node, MoveSettings())
+        await entered(pair, Phase.LOADED)
+        for _ in range(2):
+            pair.a.driver.fail("resume", Failed("not now"))
+        report = await pair.a.moves.cancel(move)
+        brake.unlink()
+        assert report.state in {MoveState.CANCELLED, MoveState.FAILED}
+        await pair.check("a")
+
+
 @pytest.mark.parametrize("phase", ["BEGIN", "PREPARE", "COPY", "LOADED"])
 async def test_cancel_before_commit(tmp_path: Path, certificates: Path, phase: str) -> None:
     async with two_nodes(tmp_path, certificates) as pair:

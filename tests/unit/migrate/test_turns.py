@@ -199,6 +199,18 @@ async def test_many_at_once_switch_over_one_after_the_other(
         assert runs == f"{stopped} runs there", steps  # nobody else stood still meanwhile
 
 
+async def test_a_driver_that_cannot_hold_a_copy_is_not_asked_to(tmp_path: Path, certificates: Path) -> None:
+    async with two_nodes(tmp_path, certificates) as pair:
+        pair.a.driver.holds = False
+        pair.a.moves._turns.copies = 5
+        await with_more(pair, 4)
+        reports = await all_moved(pair, MoveSettings(bandwidth=512 * MIB))
+        assert [report.state for report in reports] == [MoveState.DONE] * 5
+        told = [remark.text for report in reports for remark in report.story]
+        assert not any("turn" in text for text in told), told
+        assert pair.a.moves._turns.holder is None
+
+
 async def test_a_queue_that_shows_itself(tmp_path: Path, certificates: Path) -> None:
     async with two_nodes(tmp_path, certificates) as pair:
         await with_more(pair, 2)

@@ -103,11 +103,14 @@ class SimDoors:
         """As Hands.move."""
         await self._gate()
         await self._promises.move(self._me, domain, source, target)
-        await self._world.call(self._me, source)
-        if not self._world.linked(source, target):
-            raise Refused(f"{source} does not hear {target}")
-        self._world.moves.append((self._world.now(), domain, target))
-        await self._answer(source, self._nodes[source].send(domain, self._nodes[target]), deadline=3600.0)
+        try:
+            await self._world.call(self._me, source)
+            if not self._world.linked(source, target):
+                raise Refused(f"{source} does not hear {target}")
+            self._world.moves.append((self._world.now(), domain, target))
+            await self._answer(source, self._nodes[source].send(domain, self._nodes[target]), deadline=3600.0)
+        finally:
+            self._promises.moved(domain)
 
     async def end(self, node: str, domain: str, boot: str) -> None:
         """As Hands.end."""

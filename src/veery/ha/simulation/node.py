@@ -51,16 +51,18 @@ class SimNode:
             group.create_task(self._reconcile())
 
     async def _announce(self) -> None:
-        """Write how this node can be fenced."""
+        """Once it is present: what it had announced is over; write how this node can be fenced."""
         if Role.HYPERVISOR not in self.machine.roles:
             return
         means = FenceMeans(methods=self.machine.methods, watchdog=self.machine.watchdog)
         while True:
             try:
-                await self.store.commit([], [MEANS.put(self.name, means)])
-                return
+                if await orders.back(self.store, self.name, self.started):
+                    await self.store.commit([], [MEANS.put(self.name, means)])
+                    return
             except (Failed, OutcomeUnknown):
-                await self.clock.sleep(1.0)
+                pass
+            await self.clock.sleep(1.0)
 
     # ---- alone or not
     async def _signs(self) -> None:

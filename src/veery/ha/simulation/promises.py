@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from veery.cluster.memory import MemoryStore
 from veery.cluster.store import Snapshot
 from veery.ha.simulation.records import Records
-from veery.ha.simulation.world import World
+from veery.ha.simulation.world import Machine, World
 from veery.model.ha import WATCHDOG, FenceRecord, FenceState, GroupKind, Policy, Ticket
 from veery.model.node import Role
 
@@ -31,6 +31,7 @@ class Promises:
         self._since: dict[str, float] = {}  # since when each fact holds without break
         self._last_owner: dict[str, str] = {}
         self._starting: dict[str, tuple[str, str, float]] = {}  # domain: leader, node, ordered at
+        self._moving: dict[str, tuple[str, str]] = {}  # domain: source, target
         self._tries: dict[str, list[float]] = {}  # orders to start in a row
         self._policies: dict[str, int] = {}
 
@@ -55,11 +56,8 @@ class Promises:
                 at, stopped = storage.signs.get(name, (-1e9, False))
                 young = self._world.now() - at < self._world.scenario.rules.sign
                 facts |= {f"beats/{name}/{storage.name}"} if young and not stopped else set()
-            facts |= (
-                {f"mute/{name}"}
-                if not (machine.well and machine.daemon and machine.target and machine.knows)
-                else set()
-            )
+                facts |= {f"deaf/{name}/{storage.name}"} if not self._asks(name, storage) else set()
+            facts |= {f"alone/{name}"} if self._alone(records, machine) else set()
         for domain in self._world.scenario.domains:
             owner = records.owner(domain)
             if owner:
@@ -76,8 +74,21 @@ class Promises:
             what, _, name = fact.partition("/")
             if what == "provable" and self._lasted(fact) > self._world.scenario.rules.retry + PATIENCE:
                 self._world.breaks(f"{name.partition('/')[2]} can be fenced, and is not")
+            if what == "alone" and self._lasted(fact) > self._world.machines[name].stop + LATE:
+                self._world.breaks(f"{name} is alone, and has not ended its domains")
             if what == "startable" and self._lasted(fact) > PATIENCE + ORDER:
                 self._world.breaks(f"{name.partition('/')[2]} can be started, and is not")
+
+    def _asks(self, node: str, storage: Machine) -> bool:
+        """Whether `storage` tells `node` of heartbeats."""
+        return storage.target and storage.knows and self._world.linked(node, storage.name)
+
+    def _alone(self, records: Records, machine: Machine) -> bool:
+        """Whether the cluster goes on without a node, which has no storage either: it ends its domains by itself."""
+        here = machine.well and machine.daemon and any(not copy.incoming for copy in machine.copies.values())
+        if not here or records.alive(machine.name) or not self._world.members():
+            return False
+        return not any(self._world.reaches_storage(machine.name, each) for each in self._world.storages())
 
     def _undone(self, records: Records) -> set[str]:
         """What the one that leads could do at this moment, and nothing stands in its way."""
@@ -87,7 +98,7 @@ class Promises:
         if any(machine.slow for machine in world.machines.values()) or not world.reaches_store(leader):
             return set()
         facts = set()
-        asked = [each for each in world.storages() if world.linked(leader, each.name) and each.target and each.knows]
+        asked = [each for each in world.storages() if self._asks(leader, each)]
         for name, machine in world.machines.items():
             fence = records.fence(name)
             begun = fence is not None and fence.state in (FenceState.FENCING, FenceState.FAILED)
@@ -155,11 +166,13 @@ class Promises:
             self._world.breaks(f"{node} was fenced at its first silence")
         if self._lasted("quorum") < rules.grace - TICK:
             self._world.breaks(f"{node} was fenced when the store had only just come back")
-        if all(self._lasted(f"mute/{storage.name}") > self._late(leader) for storage in self._world.storages()):
+        if 0 <= self._lasted(f"gone/{node}") < records.away(node, before=record.revision) - TICK:
+            self._world.breaks(f"{node} was fenced while its daemon was restarted, as announced")
+        storages = self._world.storages()
+        if all(self._lasted(f"deaf/{leader}/{storage.name}") > self._late(leader) for storage in storages):
             self._world.breaks(f"{node} was fenced, and no storage node could tell of it")
-        for storage in self._world.storages():
-            asked = self._world.linked(leader, storage.name) and storage.target and storage.knows
-            if asked and self._lasted(f"beats/{node}/{storage.name}") > self._late(leader):
+        for storage in storages:
+            if self._asks(leader, storage) and self._lasted(f"beats/{node}/{storage.name}") > self._late(leader):
                 self._world.breaks(f"{node} was fenced, and writes heartbeats to {storage.name}")
         if not self._gains(records, node):
             self._world.breaks(f"{node} was fenced, and nothing is gained by it")
@@ -263,6 +276,25 @@ class Promises:
             )
             if free and self._lasted(f"waits/{other}") > self._late(leader) and room >= setup.memory:
                 self._world.breaks(f"{name} was started before {other}, which is before it and waits")
+            if free and self._lost_together(records, name, other) and room >= setup.memory:
+                self._keeps_room(records, name, node, other)
+
+    def _lost_together(self, records: Records, name: str, other: str) -> bool:
+        """Whether both were taken, or are about to be, from one node that is fenced: who knows of one knows of both."""
+        last = self._last_owner.get(name, "")
+        fence = records.fence(last)
+        if fence is None or fence.state is not FenceState.FENCED or not records.restarts(other):
+            return False
+        return self._last_owner.get(other) == last and records.on(other) in ("", last)
+
+    def _keeps_room(self, records: Records, name: str, node: str, other: str) -> None:
+        """A start of `name` on `node` leaves room for `other` somewhere: room is the higher priority's first."""
+        taken = {each: where for each, (_, where, _) in self._starting.items()} | {name: node}
+        for place in (each for each in self._world.machines if self._may_take(records, each)):
+            mine = sum(self._memory(each) for each, where in taken.items() if where == place)
+            if self._free(records, place, without=taken) - mine >= self._memory(other):
+                return
+        self._world.breaks(f"{name} has the room that {other}, which is before it, was to have")
 
     # ---- moves and ends
     async def move(self, leader: str, domain: str, source: str, target: str) -> None:
@@ -276,12 +308,18 @@ class Promises:
         if records.fence(target) is not None and self._lasted(f"gone/{target}") > self._late(leader):
             self._world.breaks(f"{domain} was moved to {target}, which is fenced")
         self._place_fits(leader, records, domain, target)
-        under_way = [each for each in records.moves() if each.domain != domain]
+        under_way = {each.domain: (each.source, each.target) for each in records.moves()} | self._moving
+        under_way.pop(domain, None)
         rules = self._world.scenario.rules
-        if sum(each.source == source for each in under_way) >= rules.out:
+        if sum(each == source for each, _ in under_way.values()) >= rules.out:
             self._world.breaks(f"more than {rules.out} moves out of {source}")
-        if sum(each.target == target for each in under_way) >= rules.into:
+        if sum(each == target for _, each in under_way.values()) >= rules.into:
             self._world.breaks(f"more than {rules.into} moves into {target}")
+        self._moving[domain] = (source, target)
+
+    def moved(self, domain: str) -> None:
+        """The order has an answer, or is given up."""
+        self._moving.pop(domain, None)
 
     async def end(self, leader: str, node: str, domain: str) -> None:
         """`leader` orders the end of a copy."""
@@ -295,7 +333,8 @@ class Promises:
             at, _ = storage.signs.get(node, (-1e9, False))
             if self._world.now() - at < rules.cutoff - LATE:
                 self._world.breaks(f"{domain} was ended on {node}, which writes heartbeats to {storage.name}")
-        others = (name for name in self._world.machines if name != node)
+        hypervisors = (each.name for each in self._world.machines.values() if Role.HYPERVISOR in each.roles)
+        others = [name for name in hypervisors if name != node]
         if not any(
             self._lasted(f"beats/{name}/{each.name}") > LATE for name in others for each in self._world.storages()
         ):

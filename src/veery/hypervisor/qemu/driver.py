@@ -36,6 +36,7 @@ class QemuDriver:
     """As base.Driver. `run` holds RUN/domains; it must not survive a boot of the machine, or need not."""
 
     name = "qemu"
+    holds = True
 
     def __init__(self, run: Path, tls: Path | None, settings: Qemu, clock: Clock) -> None:
         """`tls` is the folder of the node's certificates (None: no move with TLS)."""

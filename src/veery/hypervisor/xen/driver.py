@@ -41,6 +41,7 @@ class XenDriver:
     """As base.Driver. `run` holds RUN/xen; it must not survive a boot of the machine, or need not."""
 
     name = "xen"
+    holds = False  # xl switches over when it thinks fit: slowed down, the domain would stand for that long
 
     def __init__(self, run: Path, tls: Path | None, settings: Xen, initiator: Initiator, clock: Clock) -> None:
         """`tls` is the folder of the node's certificates (None: no move with TLS); `initiator` has LUNs as devices of

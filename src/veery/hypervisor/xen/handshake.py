@@ -4,7 +4,7 @@
     sender -> receiver   header, then the memory
     receiver -> sender   READY                  everything is loaded, the domain is paused
     sender -> receiver   GO                     from here on xl itself calls the state undefined
-    receiver -> sender   REPORT, one byte       0: the domain runs
+    receiver -> sender   REPORT, one byte       0: the domain runs; else, once it is written, the receiver destroys it
 
 Source: tools/xl/xl.h, xl_migrate.c, xl_saverestore.c of Xen 4.17; the same up to 4.20. Only the standard library: the
 relay must start fast."""
@@ -37,12 +37,10 @@ class Garbled(Exception):
 
 
 class Word(StrEnum):
-    """What a receiver has said."""
+    """What a receiver has said. Its REPORT is never read: see relay.Receiver."""
 
     BANNER = "banner"
     READY = "ready"  # the domain is loaded and paused
-    RUNS = "runs"  # and now it runs
-    FAILED = "failed"  # it could not be let run; the receiver destroys it
 
 
 class Words:
@@ -51,41 +49,22 @@ class Words:
     def __init__(self) -> None:
         """At its beginning."""
         self._data = b""
-        self._next = Word.BANNER
+        self._due = [(Word.BANNER, BANNER), (Word.READY, READY)]
 
     def feed(self, data: bytes) -> list[Word]:
         """The words that `data` completes. Raises Garbled."""
         self._data += data
         found = []
-        while (word := self._take()) is not None:
-            found.append(word)
-        return found
-
-    def _take(self) -> Word | None:
-        if self._next is Word.FAILED:  # what follows its failure is of no use to us
-            self._data = b""
-            return None
-        if self._next is Word.BANNER:
-            return self._expect(BANNER, Word.READY)
-        if self._next is Word.READY:
-            return self._expect(READY, Word.RUNS)
-        if len(self._data) <= len(REPORT):
-            if not REPORT.startswith(self._data[: len(REPORT)]):
+        while self._data:
+            word, text = self._due[0] if self._due else (Word.READY, b"")
+            if not text or not (self._data.startswith(text) or text.startswith(self._data)):
                 raise Garbled(f"xl migrate-receive said {self._data[:60]!r}")
-            return None
-        status = self._data[len(REPORT)]
-        if not self._data.startswith(REPORT):
-            raise Garbled(f"xl migrate-receive said {self._data[:60]!r}")
-        self._next, self._data = Word.FAILED, b""
-        return Word.FAILED if status else Word.RUNS
-
-    def _expect(self, text: bytes, following: Word) -> Word | None:
-        if not (self._data.startswith(text) or text.startswith(self._data)):
-            raise Garbled(f"xl migrate-receive said {self._data[:60]!r}")
-        if len(self._data) < len(text):
-            return None
-        said, self._next, self._data = self._next, following, self._data[len(text) :]
-        return said
+            if len(self._data) < len(text):
+                break
+            found.append(word)
+            self._data = self._data[len(text) :]
+            del self._due[0]
+        return found
 
 
 class Header:

@@ -116,9 +116,9 @@ class Passage:
         domain = self._roster.domain(uuid)
         if domain.record.stage is not Stage.INCOMING:
             return
-        await (self._in.get(uuid) or self._incoming(domain)).finish(paused=paused)
+        row = await (self._in.get(uuid) or self._incoming(domain)).finish(paused=paused)
         self._drop(uuid)
-        await self._roster.number(domain)
+        await self._roster.number(domain, row)
         domain.update(stage=Stage.RUNNING, held=paused)
         self._roster.note(f"{domain.record.spec.name} ({domain.record.domid}) has moved here")
         self._roster.task(self._roster.listening(domain), f"console of {domain.record.spec.name}")

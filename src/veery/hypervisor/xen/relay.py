@@ -6,10 +6,11 @@
 An xl that waits for the other's word acts by itself when its pipe ends: the sender resumes the domain, the receiver
 destroys it. So once the receiver has said READY each relay stops its xl (SIGSTOP), and only then tells of it. Up to
 there the end of any of us undoes the move by itself; from there on nothing happens by itself, whoever ends, and the
-node acts as the owner key says. The sender is never told READY: it is killed, or its pipe ends and it resumes.
+node acts as the owner key says. The sender is never told READY: it is killed, or its pipe ends and it resumes. Nor is
+the receiver's REPORT taken from it: a receiver that was given its GO and fails would destroy the domain after that.
 
 DOOR is a unix socket of the node's: JSON lines, to us {"take": ...} with the stream's descriptor, {"rate": bytes/s},
-{"go": true}; from us {"there"}, {"sent"}, {"ready"}, {"runs"}, {"end"}. When it closes we end. Never splice(2) into a
+{"go": true}; from us {"there"}, {"sent"}, {"ready"}, {"tried"}, {"end"}. When it closes we end. Never splice(2) into a
 pipe that xl reads: it holds the pipe's lock while it waits (Linux 6.1, fs/splice.c, splice_file_to_pipe)."""
 
 from __future__ import annotations
@@ -22,19 +23,23 @@ import select
 import signal
 import socket
 import ssl
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from veery.hypervisor.xen.handshake import BANNER, GO, READY, Garbled, Header, Word, Words, furnished
+from veery.hypervisor.xen.handshake import BANNER, GO, READY, REPORT, Garbled, Header, Word, Words, furnished
 
 CHUNK = 1 << 20  # a pipe's largest size for everyone, /proc/sys/fs/pipe-max-size
+RECORD, TURN = 16 << 10, 256 << 10  # bytes of a TLS record, and those that are encrypted before they are sent
 NEWS = 0.2  # seconds between two reports of what was sent
 HANDSHAKE = 15.0  # seconds for TLS
 STOP = 10.0  # seconds for a signal to show
+LOOK = 0.005  # seconds between two looks whether xl has reported
 _F_SETPIPE_SZ = 1031  # fcntl(2)
 
 
@@ -80,61 +85,130 @@ class Control:
 
 
 class Stream:
-    """The connection to the other relay, in the clear or encrypted; never blocks."""
+    """The connection to the other relay in the clear; never blocks, but for `say`."""
 
-    def __init__(self, link: socket.socket, order: dict[str, Any], *, server: bool) -> None:
-        """`order` has "tls", the folder of the node's certificates ("": in the clear), and "peer", whom we expect.
-        Raises End when the other is someone else."""
+    unsent = False  # whether something waits here that `send` has taken
+    early = False  # whether something may have come that the socket does not show any more
+
+    def __init__(self, link: socket.socket) -> None:
+        """Takes `link` over."""
         self.link = link
-        link.settimeout(HANDSHAKE)
-        if order.get("tls"):
-            self.link = self._encrypted(link, Path(order["tls"]), order["peer"], server=server)
         self.link.setblocking(False)
-
-    @staticmethod
-    def _encrypted(link: socket.socket, folder: Path, peer: str, *, server: bool) -> ssl.SSLSocket:
-        from veery.host.tls import client_context, peer_name, server_context
-
-        try:
-            if server:
-                context = server_context(folder)
-                context.verify_mode = ssl.CERT_REQUIRED
-                wrapped = context.wrap_socket(link, server_side=True)
-            else:
-                wrapped = client_context(folder).wrap_socket(link, server_hostname=peer)
-        except OSError as error:
-            raise End(f"no encrypted stream: {error}") from error
-        if peer_name(wrapped) != peer:
-            raise End(f"the stream is {peer_name(wrapped) or 'nobody'}'s, not {peer}'s")
-        return wrapped
 
     def receive(self) -> bytes | None:
         """What has come; None: nothing yet, b"": it has ended."""
         try:
             return self.link.recv(CHUNK)
-        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+        except BlockingIOError:
             return None
         except OSError:
             return b""
 
     def send(self, data: memoryview) -> int:
-        """How many bytes of `data` went out. Raises End when the connection is broken."""
+        """How many bytes of `data` were taken. Raises End when the connection is broken."""
         try:
             return self.link.send(data)
-        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+        except BlockingIOError:
             return 0
         except OSError as error:
             raise End(f"the stream broke: {error.strerror or error}") from error
 
-    def pending(self) -> bool:
-        """Whether there is something to receive that select(2) does not know of."""
-        return isinstance(self.link, ssl.SSLSocket) and self.link.pending() > 0
+    def say(self, data: bytes) -> None:
+        """Send all of `data`. Raises OSError."""
+        self.link.settimeout(HANDSHAKE)
+        self.link.sendall(data)
 
     def close(self) -> None:
         """Break it, whoever else holds it: the node does."""
         with contextlib.suppress(OSError):
             self.link.shutdown(socket.SHUT_RDWR)
         self.link.close()
+
+
+class Encrypted(Stream):
+    """The same by TLS. What ssl does by itself are two system calls for each 16 KiB, dear in a PV dom0; here a call
+    carries as much as the socket takes."""
+
+    def __init__(self, link: socket.socket, order: dict[str, Any], *, server: bool) -> None:
+        """`order` has "tls", the folder of the node's certificates, and "peer", whom we expect. Raises End when the
+        other is someone else."""
+        from veery.host.tls import client_context, peer_name, server_context
+
+        super().__init__(link)
+        self._cipher = b""
+        folder, peer = Path(order["tls"]), order["peer"]
+        try:
+            context = server_context(folder) if server else client_context(folder)
+            context.verify_mode = ssl.CERT_REQUIRED
+            self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
+            name = None if server else peer
+            self._tls = context.wrap_bio(self._in, self._out, server_side=server, server_hostname=name)
+            self._shake_hands()
+        except OSError as error:
+            raise End(f"no encrypted stream: {error}") from error
+        if peer_name(self._tls) != peer:
+            raise End(f"the stream is {peer_name(self._tls) or 'nobody'}'s, not {peer}'s")
+        self.early = True  # what came with the hand-shake's last word
+        link.setblocking(False)
+
+    def _shake_hands(self) -> None:
+        self.link.settimeout(HANDSHAKE)
+        while True:
+            try:
+                self._tls.do_handshake()
+                done = True
+            except ssl.SSLWantReadError:
+                done = False
+            self.link.sendall(self._out.read())
+            if done:
+                return
+            data = self.link.recv(CHUNK)
+            if not data:
+                raise OSError("the other side hung up")
+            self._in.write(data)
+
+    @property
+    def unsent(self) -> bool:  # type: ignore[override]
+        """As Stream.unsent."""
+        return bool(self._cipher)
+
+    def receive(self) -> bytes | None:
+        """As Stream.receive."""
+        self.early = False
+        data = super().receive()
+        if data == b"":
+            return b""
+        self._in.write(data or b"")
+        pieces = []
+        try:
+            while piece := self._tls.read(CHUNK):
+                pieces.append(piece)
+        except ssl.SSLWantReadError:
+            return b"".join(pieces) or None
+        except ssl.SSLError:  # its end, or what is no TLS
+            pass
+        return b"".join(pieces)
+
+    def send(self, data: memoryview) -> int:
+        """As Stream.send: nothing is taken while something waits."""
+        taken = 0
+        if not self._cipher:
+            while taken < min(len(data), TURN):
+                taken += self._tls.write(data[taken : taken + RECORD])
+            self._cipher = self._out.read()
+        if self._cipher:
+            self._cipher = self._cipher[super().send(memoryview(self._cipher)) :]
+        return taken
+
+    def say(self, data: bytes) -> None:
+        """As Stream.say."""
+        self._tls.write(data)
+        super().say(self._cipher + self._out.read())
+
+
+def stream_of(link: socket.socket, order: dict[str, Any], *, server: bool) -> Stream:
+    """As the order to take it wants it. Raises End."""
+    return Encrypted(link, order, server=server) if order.get("tls") else Stream(link)
 
 
 class Child:
@@ -161,6 +235,10 @@ class Child:
     def go_on(self) -> None:
         """Undo `stop`."""
         self._send(signal.SIGCONT)
+
+    def lives(self) -> bool:
+        """Whether it has not ended."""
+        return not _waiting([self.handle], [], 0)[0]
 
     def _send(self, number: signal.Signals) -> None:
         try:
@@ -212,6 +290,12 @@ def _read(handle: int) -> bytes | None:
         return None
 
 
+def _held(pipe: int) -> int:
+    """How many bytes wait in a pipe (ioctl_pipe, FIONREAD)."""
+    (count,) = struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))
+    return int(count)
+
+
 class Pace:
     """At most `rate` bytes a second (0: as fast as it goes)."""
 
@@ -248,7 +332,7 @@ class Sender:
         """Carry the copy; return once the target has it and xl stands still. Raises End."""
         order = self._control.order()["take"]
         xl = Child(*order["xl"])
-        stream = Stream(self._control.take(), order, server=False)
+        stream = stream_of(self._control.take(), order, server=False)
         self._pace = Pace(order.get("rate", 0))
         for handle in (0, 1):
             with contextlib.suppress(OSError):
@@ -272,7 +356,8 @@ class Sender:
         wait = self._pace.wait
         if not self._pending and not wait:
             reading.append(0)
-        readable, writable = _waiting(reading, [stream.link] if self._pending else [], wait or NEWS)
+        writing = [stream.link] if self._pending or stream.unsent else []
+        readable, writable = _waiting(reading, writing, wait or NEWS)
         if self._control.link.fileno() in readable:
             for order in self._control.hear():
                 self._pace.set(order.get("rate", 0))
@@ -282,14 +367,14 @@ class Sender:
                 raise End("xl ended")
             self._pending = memoryview(data or b"")
             self._pace.sent(len(self._pending))
-        if self._pending and (stream.link.fileno() in writable or 0 in readable):
+        if stream.link.fileno() in writable or (self._pending and 0 in readable):
             count = stream.send(self._pending)
             self._pending, self._sent = self._pending[count:], self._sent + count
-        if stream.link.fileno() in readable or stream.pending():
+        if stream.link.fileno() in readable:
             self._listen(stream.receive())
         if time.monotonic() - self._told > NEWS:
             self._told = time.monotonic()
-            self._control.tell(sent=self._sent, blocked=len(self._pending) > 0)
+            self._control.tell(sent=self._sent, blocked=len(self._pending) > 0 or stream.unsent)
 
     def _listen(self, data: bytes | None) -> None:
         if data == b"":
@@ -321,31 +406,46 @@ class Receiver:
         self._pending = memoryview(b"")
 
     def run(self) -> None:
-        """To the end of xl. Raises End."""
+        """Until xl has let the domain run, or has failed to; then wait for our end. Raises End."""
         while Word.BANNER not in self._hear(None):
             pass
         self._control.tell(there=True)
         order = self._control.order()["take"]
-        stream = Stream(self._control.take(), order, server=True)
+        stream = stream_of(self._control.take(), order, server=True)
         try:
             self._load(stream, order)
             self._xl.stop()
             self._loaded.touch()
-            stream.link.setblocking(True)
             with contextlib.suppress(OSError):  # the sender may have left: then there is no COMMIT
-                stream.link.sendall(READY)
+                stream.say(READY)
             self._control.tell(ready=True)
             while "go" not in self._control.order():
                 pass
         finally:
             stream.close()
+        full = self._narrow()
         os.set_blocking(self._in, True)
         os.write(self._in, GO)
         self._xl.go_on()  # after GO is there for it to read: it would take the end of its pipe for a failure
-        while not (words := self._hear(None)):
-            pass
-        self._control.tell(runs=Word.RUNS in words)
-        self._process.wait()
+        while _held(self._out) < full and self._xl.lives():
+            if _waiting([self._control.link], [], LOOK)[0]:
+                self._control.order()  # there is none now but its end
+        self._control.tell(tried=True)
+        with contextlib.suppress(End):
+            while True:
+                self._control.order()
+
+    def _narrow(self) -> int:
+        """Leave room in xl's pipe for its REPORT but not for the status behind it: there it waits, and whatever ends
+        first, xl or we, it destroys nothing (xl_migrate.c: a write that fails ends it). How much the pipe then holds
+        when xl has done what it was to do."""
+        full = fcntl.fcntl(self._out, _F_SETPIPE_SZ, 1)  # one page, the least there is
+        into = os.open(f"/proc/self/fd/{self._out}", os.O_WRONLY | os.O_NONBLOCK)
+        try:
+            os.write(into, bytes(full - len(REPORT)))  # xl's 39 bytes go behind these in the same page
+        finally:
+            os.close(into)
+        return full
 
     def _load(self, stream: Stream, order: dict[str, Any]) -> None:
         """Carry the stream until xl has loaded it."""
@@ -354,13 +454,12 @@ class Receiver:
             reading: list[Any] = [self._control.link, self._out]
             if not self._pending:
                 reading.append(stream.link)
-            more = not self._pending and stream.pending()
-            readable, writable = _waiting(reading, [self._in] if self._pending else [], 0 if more else None)
+            readable, writable = _waiting(reading, [self._in] if self._pending else [], 0 if stream.early else None)
             if self._control.link.fileno() in readable:
                 self._control.order()  # there is none now but its end
             if self._out in readable and Word.READY in self._hear(0):
                 return
-            if not self._pending and (more or stream.link.fileno() in readable):
+            if not self._pending and (stream.early or stream.link.fileno() in readable):
                 data = stream.receive()
                 if data == b"":
                     raise End("the source closed the stream")

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 PERIOD = 5.0
 """Seconds between two looks while xenstore says nothing."""
-FRESH = 2.0
+FRESH = 5.0
 """Seconds for which Xen's answers count, while we order nothing and xenstore says nothing: a brain asks twice a second,
 and in software emulation an xl takes a third of one."""
 RETRY = 0.5
@@ -307,13 +307,17 @@ class Roster:
         domain = self._domains[record.spec.uuid] = Domain(home, record)
         return domain
 
-    async def number(self, domain: Domain) -> Row:
-        """The row that Xen has for a domain that was just made; its domid is written down. Raises Failed."""
+    async def number(self, domain: Domain, row: Row | None = None) -> Row:
+        """The row that Xen has for a domain that was just made, `row` if that is known; its domid is written down.
+        Raises Failed."""
         spec = domain.record.spec
-        found = [row for row in await self.xl.rows() if row.uuid == spec.uuid and not row.dying]
-        if not found:
-            raise Failed(f"{spec.name} ended as soon as it was made", hint="veery dmesg; is its kernel one for Xen?")
-        domain.row = row = max(found, key=lambda each: each.domid)
+        if row is None:
+            found = [row for row in await self.xl.rows() if row.uuid == spec.uuid and not row.dying]
+            if not found:
+                hint = "veery dmesg; is its kernel one for Xen?"
+                raise Failed(f"{spec.name} ended as soon as it was made", hint=hint)
+            row = max(found, key=lambda each: each.domid)
+        domain.row = row
         domain.update(domid=row.domid, attachments=numbered(domain.record.attachments, row.domid))
         return row
 
