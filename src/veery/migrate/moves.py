@@ -248,7 +248,9 @@ async def _tell_caution(running: Running) -> None:
         async with asyncio.timeout(CAUTION_DEADLINE):
             running.told = await running.caution()
     except (VeeryError, TimeoutError) as error:
-        log.warning("move=%s domain=%s way back not looked at: %s", running.move, running.domain, error)
+        log.warning(
+            "move=%s domain=%s way back not looked at: %s", running.move, running.domain, error or "no answer in time"
+        )
     if running.told:
         running.publish(MoveProgress(phase=running.sender.phase, note=running.told))
 

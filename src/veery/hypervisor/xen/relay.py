@@ -34,8 +34,8 @@ from typing import Any
 
 from veery.hypervisor.xen.handshake import BANNER, GO, READY, REPORT, Garbled, Header, Word, Words, furnished
 
-CHUNK = 1 << 20  # a pipe's largest size for everyone, /proc/sys/fs/pipe-max-size
-RECORD, TURN = 16 << 10, 256 << 10  # bytes of a TLS record, and those that are encrypted before they are sent
+CHUNK = 256 << 10  # bytes of a pipe, and of a turn: what waits in pipes when the domain stands is part of its gap
+RECORD = 16 << 10  # bytes of a TLS record
 NEWS = 0.2  # seconds between two reports of what was sent
 HANDSHAKE = 15.0  # seconds for TLS
 STOP = 10.0  # seconds for a signal to show
@@ -193,7 +193,7 @@ class Encrypted(Stream):
         """As Stream.send: nothing is taken while something waits."""
         taken = 0
         if not self._cipher:
-            while taken < min(len(data), TURN):
+            while taken < min(len(data), CHUNK):
                 taken += self._tls.write(data[taken : taken + RECORD])
             self._cipher = self._out.read()
         if self._cipher:

@@ -35,6 +35,8 @@ PERIOD = 5.0
 FRESH = 5.0
 """Seconds for which Xen's answers count, while we order nothing and xenstore says nothing: a brain asks twice a second,
 and in software emulation an xl takes a third of one."""
+STALE = 30.0
+"""Seconds for which `xl info` counts while no domain comes, goes or grows."""
 RETRY = 0.5
 GONE = 60.0
 """Seconds for a destroyed domain to be off Xen's list."""
@@ -104,7 +106,7 @@ class Roster:
         self._rows: tuple[Row, ...] = ()
         self._seen: dict[str, Record] = {}
         self._seen_at = float("-inf")
-        self._info: tuple[float, Info] | None = None
+        self._info: tuple[tuple[tuple[int, int], ...], float, Info] | None = None
         self.events: asyncio.Queue[DomainEvent] = asyncio.Queue()
 
     # ---- life
@@ -193,11 +195,12 @@ class Roster:
         return self._rows if self._fresh() else await self.look()
 
     async def info(self) -> Info:
-        """`xl info`, as fresh as `see`."""
-        if self._info is None or not self._fresh() or self._info[0] != self._seen_at:
-            await self.look()
-            self._info = (self._seen_at, await self.xl.info())
-        return self._info[1]
+        """`xl info`; what it said before serves while the domains and their memory are the same."""
+        sizes = tuple((row.domid, row.memory) for row in await self.see())
+        now = asyncio.get_running_loop().time()
+        if self._info is None or self._info[0] != sizes or now - self._info[1] > STALE:
+            self._info = (sizes, now, await self.xl.info())
+        return self._info[2]
 
     def _fresh(self) -> bool:
         if self._stirred.is_set() or asyncio.get_running_loop().time() - self._seen_at > FRESH:
