@@ -14,7 +14,7 @@ from veery.lab.faults import Direction
 
 VOTERS = ("stor", "test1", "test2")
 DOMAINS = {"nem1": "172.16.31.71", "nem2": "172.16.31.72", "nem3": "172.16.31.73"}
-FULL = range(1, 121)  # the rounds of `make faults`
+FULL = range(1, 127)  # the rounds of `make faults`
 NOTICED = 3.0  # seconds: what lasts no longer must not cost a node its domains
 
 
