@@ -48,7 +48,7 @@ def _one(session: Session, folder: Path, *, update: bool, quiet: bool) -> bool:
     try:
         expected = golden.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise Refused(f"{golden}: {error}") from None
+        raise Refused(f"{golden}: {error}", hint="veery simulate DIR --update writes it anew") from None
     if told.text == expected:
         return not told.broken
     lines = difflib.unified_diff(expected.splitlines(), told.text.splitlines(), str(golden), "now", lineterm="", n=1)

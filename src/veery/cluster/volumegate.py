@@ -77,7 +77,10 @@ async def commit(store: Store, move: VolumeMove, owner: Owner | None) -> None:
         conditions.append(Unchanged(OWNERS.key(owner.domain), owner.revision))
     operations: list[Put | Delete] = [VOLUMES.put(move.volume, move.place), Delete(VOLUME_MOVES.key(move.volume))]
     if not (await store.commit(conditions, operations)).held:
-        raise Refused(f"volume {move.volume} is not given to {move.target}: its move was broken off")
+        raise Refused(
+            f"volume {move.volume} is not given to {move.target}: its move was broken off",
+            hint=f"it is on {move.source}; order the move again",
+        )
     log.info(decision("volume.commit", volume=move.volume, move=move.id, source=move.source, target=move.target))
 
 

@@ -168,7 +168,7 @@ def load(path: Path) -> Settings:
     except FileNotFoundError:
         return Settings()
     except (OSError, UnicodeDecodeError) as error:
-        raise Refused(f"{path}: {error}") from error
+        raise Refused(f"{path}: {error}", hint="name another with --settings, or mend it") from error
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

@@ -84,7 +84,7 @@ async def set_policy(
     Raises Refused for an unknown domain, a figure below 0, a group whose rule
     cannot be met."""
     if min(priority or 0, max_restarts or 0, delay or 0.0) < 0:
-        raise Refused(f"ha set {domain}: priority, restarts and delay are 0 or more")
+        raise Refused(f"ha set {domain}: priority, restarts and delay are 0 or more", hint="veery ha set --help")
     for _ in range(ATTEMPTS):
         if await store.get(DOMAINS.key(domain)) is None:
             raise Refused(f"no domain {domain!r}", hint="veery list -A shows all")
@@ -194,7 +194,10 @@ async def confirm(store: Store, node: str, *, by: str, now: float) -> None:
             raise Refused(f"node {node} is alive: it renews its lease", hint=f"to empty it: veery node drain {node}")
         old = await FENCES.get(store, node)
         if old is not None and old.state is FenceState.FENCED:
-            raise Refused(f"node {node} is fenced already: {old.proof}")
+            raise Refused(
+                f"node {node} is fenced already: {old.proof}",
+                hint=f"nothing is to do; veery why {node} tells what goes on",
+            )
         record = FenceRecord(
             state=FenceState.FENCED,
             method=OPERATOR,

@@ -78,7 +78,10 @@ class NodeHands:
                     await read_answer(response)
                 await self._followed(response, domain, source)
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise OutcomeUnknown(f"{source} does not tell how the move of {domain} goes on: {error}") from error
+            raise OutcomeUnknown(
+                f"{source} does not tell how the move of {domain} goes on: {error}",
+                hint=f"veery --node {source} moves, once it answers",
+            ) from error
 
     async def _followed(self, response: aiohttp.ClientResponse, domain: str, source: str) -> None:
         while True:

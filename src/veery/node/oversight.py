@@ -295,7 +295,7 @@ class Oversight:
     async def arm(self) -> None:
         """Let it decide again. Raises Refused where it is armed."""
         if await DISARM.get(self.store, DISARMED) is None:
-            raise Refused("the cluster is armed")
+            raise Refused("the cluster is armed", hint="nothing is to do; veery cluster status shows it")
         await orders.arm(self.store)
 
 

@@ -33,7 +33,9 @@ class Peers:
                 async with await self.open(name, method, path, json=body) as response:
                     return await read_answer(response)
         except TimeoutError as error:
-            raise OutcomeUnknown(f"{name} did not answer within {deadline:g} s") from error
+            raise OutcomeUnknown(
+                f"{name} did not answer within {deadline:g} s", hint="look there before it is ordered again"
+            ) from error
         except aiohttp.ClientError as error:
             raise OutcomeUnknown(f"{name} broke off: {error}") from error
 
@@ -77,7 +79,9 @@ class Peers:
                 hint="is veeryd running there?",
             ) from error
         except aiohttp.ClientError as error:
-            raise OutcomeUnknown(f"{node.name} broke off: {error}") from error
+            raise OutcomeUnknown(
+                f"{node.name} broke off: {error}", hint="look there before it is ordered again"
+            ) from error
 
     async def websocket(self, name: str, path: str) -> aiohttp.ClientWebSocketResponse:
         """Open a WebSocket on node `name`. Raises Refused, Failed."""

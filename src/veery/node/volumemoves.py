@@ -490,7 +490,9 @@ class VolumeMoves:
             await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
             if working.done():
                 return await working
-            raise Failed(f"the move of volume {move.volume} was broken off")
+            raise Failed(
+                f"the move of volume {move.volume} was broken off", hint=f"it is on {move.source}; order it again"
+            )
         finally:
             await tasks.stop(working, watching)
 
@@ -507,7 +509,7 @@ class VolumeMoves:
         """Within it `settle` leaves that part alone."""
         key = (side, move.id)
         if key in self._at_work:
-            raise Refused(f"volume {move.volume} is being moved already")
+            raise Refused(f"volume {move.volume} is being moved already", hint="veery moves shows how far it is")
         self._at_work[key] = move
         try:
             yield
@@ -521,7 +523,9 @@ def _path(name: str, order: str) -> str:
 
 def _undone(move: VolumeMove, why: BaseException | None) -> BaseException:
     if isinstance(why, asyncio.CancelledError):
-        return Failed(f"cancelled: volume {move.volume} is on {move.source} as before")
+        return Failed(
+            f"cancelled: volume {move.volume} is on {move.source} as before", hint="order it again when it suits"
+        )
     if isinstance(why, VeeryError):
         kind = Refused if isinstance(why, Refused) else Failed
         return kind(f"volume {move.volume} stays on {move.source}: {why.message}", hint=why.hint)
