@@ -112,6 +112,8 @@ def _of_all(fault: Fault, names: tuple[str, ...]) -> list[Step]:
 
     def each(begins: str, over: str, first: float, net: str = "all") -> list[Step]:
         ends = {name: min(UNTIL, begin + first + turn * (number + 2) % 19) for number, name in enumerate(names)}
+        if turn % 2 and fault.node != "stor":
+            ends[fault.node] = UNTIL  # it does not come back by itself
         return [
             *(Step(at=begin, do=begins, node=name, net=net) for name in names),
             *(Step(at=end, do=over, node=name, net=net) for name, end in ends.items()),
