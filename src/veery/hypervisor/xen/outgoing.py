@@ -170,7 +170,7 @@ class Outgoing:
             sent = await self._follow(door, ended, settings.stall, _Meter(row.memory << 20, report, self._clock))
         finally:
             await tasks.stop(ended)
-        return CopyResult(downtime_ms=0.0, bytes=sent, rounds=1)
+        return CopyResult(downtime_ms=0.0, bytes=sent, rounds=0)  # xl tells neither
 
     async def _follow(self, door: Door, ended: asyncio.Task[None], stall: float, meter: _Meter) -> int:
         """Until xl stands still, the domain loaded at the target: the bytes that were sent. Raises Failed."""
