@@ -87,6 +87,8 @@ def migrate(domid, rune):
     try:
         if read(back, len(BANNER)) != BANNER:
             return 1
+        with world("source") as rows:
+            rows[domid]["logged"] = True
         body = struct.pack("=I", len(config)) + config
         write(out, struct.pack("=32sIIII", MAGIC, 0x01020304, 3, 0, len(body)) + body)
         for number in range(CHUNKS):
@@ -103,6 +105,7 @@ def migrate(domid, rune):
         sys.stderr.write("Migration failed, resuming at sender.\n")
         at("resuming")
         with world("source") as rows:
+            rows[domid]["logged"] = False
             if rows[domid]["state"] == "suspended":
                 rows[domid]["state"] = "running"
         return 1

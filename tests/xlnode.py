@@ -66,7 +66,11 @@ class World:
     async def resume(self, domid: int) -> None:
         with self.table() as rows:
             assert rows[str(domid)]["state"] == "suspended"
-            rows[str(domid)]["state"] = "running"
+            rows[str(domid)].update(state="running", logged=False)
+
+    async def calm(self, domid: int) -> None:
+        with self.table() as rows:
+            rows[str(domid)]["logged"] = False
 
     async def rename(self, domid: int, name: str) -> None:
         with self.table() as rows:
@@ -80,6 +84,11 @@ class World:
         with self.table() as rows:
             for domid in [domid for domid, row in rows.items() if row["uuid"] == UUID]:
                 del rows[domid]
+
+    def logged(self) -> list[str]:
+        """The domains whose written pages are looked for."""
+        with self.table() as rows:
+            return [row["name"] for row in rows.values() if row.get("logged")]
 
     def states(self) -> list[tuple[str, str]]:
         with self.table() as rows:

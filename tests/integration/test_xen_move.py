@@ -133,6 +133,7 @@ class Move:
         assert not (self.folder / "out").exists()
         assert not (self.folder / "in").exists()
         assert not (self.folder / "LIMBO").exists()
+        assert self.source.logged() == []
 
     async def close(self) -> None:
         self.let_go()
@@ -250,6 +251,19 @@ async def test_an_xl_that_cannot_let_it_run_does_not_destroy_it(move: Move) -> N
     assert await move.receiver.says() == "finished"
     await move.settle("target")
     assert (move.source.states(), move.target.states()) == ([], running())
+    move.clean()
+
+
+async def test_a_killed_xl_leaves_the_domain_as_fast_as_it_was(move: Move) -> None:
+    move.hold("copy")
+    await move.begin()
+    await move.reached("copy")
+    await move.kill("source xl")
+    move.let_go()
+    assert move.sender is not None
+    assert (await move.sender.says()).startswith("failed")
+    await move.settle("source")
+    assert (move.source.states(), move.target.states()) == (running(), [])
     move.clean()
 
 

@@ -22,25 +22,32 @@ TESTS = Path(__file__).parents[1]
 FILES = ("contract/test_driver.py", "qemu_parts.py", "xen_parts.py", "scripted_xl.py")
 
 
-async def test_the_contract_suite_on_real_xen(xen: Lab, guest: Guest, tmp_path: Path) -> None:
-    ramdisk = xen_parts.initramfs(guest, tmp_path / "initramfs")
-    await xen.run("test1", ["sh", "-c", f"rm -rf {PLACE}; mkdir -p {PLACE}"])
-    await xen.run("test1", ["tar", "-x", "-C", PLACE], stdin=packed(guest, ramdisk))
+PARTS = (
+    "test_a_life",
+    "test_what_is_refused_leaves_nothing",
+    "test_domains_outlive_the_driver",
+    "test_guests_end_by_themselves",
+    "test_a_crash",
+    "test_devices_come_and_go",
+    "test_save_and_restore",
+)
+"""Those that one Xen host can keep: no domain is there twice."""
+
+
+@pytest.mark.parametrize("part", PARTS)
+async def test_the_contract_suite_on_real_xen(xen: Lab, guest: Guest, tmp_path: Path, part: str) -> None:
+    if (await xen.run("test1", ["test", "-d", f"{PLACE}/tests"], check=False)).code:
+        ramdisk = xen_parts.initramfs(guest, tmp_path / "initramfs")
+        await xen.run("test1", ["mkdir", "-p", PLACE])
+        await xen.run("test1", ["tar", "-x", "-C", PLACE], stdin=packed(guest, ramdisk))
     environ = [f"PYTHONPATH={PLACE}/site:{PLACE}/tests", f"VEERY_REAL_XEN={PLACE}/guest", "VEERY_BOOT=240"]
     words = ["python3", "-B", "-m", "pytest", "-c", "/dev/null", "--noconftest", "-p", "no:cacheprovider", "-rf", "-x"]
-    words += [
-        "-o",
-        "asyncio_mode=auto",
-        "-o",
-        "timeout=900",
-        "--tb=short",
-        f"--basetemp={PLACE}/t",
-    ]  # dom0's /tmp is memory
-    words += [f"{PLACE}/tests/contract/test_driver.py"]
-    result = await xen.run("test1", ["env", *environ, *words], deadline=400, check=False)
+    words += ["-o", "asyncio_mode=auto", "-o", "timeout=900", "--tb=short"]
+    words += [f"--basetemp={PLACE}/t", f"{PLACE}/tests/contract/test_driver.py::{part}"]  # dom0's /tmp is memory
+    result = await xen.run("test1", ["env", *environ, *words], deadline=200, check=False)
     print(result.out[-6000:], result.err[-1000:])
     assert result.code == 0
-    assert " passed" in result.out
+    assert "1 passed" in result.out
     assert [row.split()[0] for row in (await xen.run("test1", ["xl", "list"])).out.splitlines()[1:]] == ["Domain-0"]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import Phase, given, seed, settings
+from hypothesis import given, seed, settings
 from mutants import MUTANTS, Mutant, check_all
 from mutants import play as play_mutant
 from schedules import FAST, QUICK, SEED, Fault, Schedule, check, schedules
@@ -52,7 +52,7 @@ def test_the_judge_sees_a_start_without_proof() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-@settings(FAST, max_examples=3000, phases=[Phase.generate, Phase.shrink])
+@settings(FAST, max_examples=3000)
 @given(schedule=schedules())
 def test_thousands_of_random_schedules_keep_every_promise(schedule: Schedule) -> None:
     check(schedule, play(schedule.scenario()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from veery.cli.progress import figures
+from veery.cli.progress import figures, stood
 from veery.cli.session import Session, Usage
 from veery.errors import OutcomeUnknown
 from veery.model.move import MoveProgress, MoveReport, MoveSettings, MoveState
@@ -71,7 +71,7 @@ def _end(session: Session, reports: Sequence[MoveReport], refused: dict[str, Any
     elif not quiet:
         for report in reports:
             if report.state is MoveState.DONE:
-                print(f"{report.domain} moved to {report.target}: downtime {report.downtime_ms:.0f} ms")
+                print(f"{report.domain} moved to {report.target}{stood(report, before=': ')}")
     for report in failed:
         session.note(f"veery: {report.domain} was not moved to {report.target}: {report.reason}")
     if failed or refused:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from veery.cli import tables
 from veery.cli.catalogue import Verb
 from veery.cli.parser import Parser
+from veery.cli.progress import stood
 from veery.cli.session import Session, Usage
 from veery.model.move import MoveReport
 from veery.model.units import format_size
@@ -76,12 +77,10 @@ def _show(session: Session, args: Namespace) -> int:
     print(
         f"move {report.id}: {report.domain} from {report.source} to {report.target}, {report.state} in {report.phase}"
     )
-    print(
-        f"  total {report.total_ms:.0f} ms, downtime {report.downtime_ms:.0f} ms, {format_size(report.bytes)}", end=""
-    )
+    print(f"  total {report.total_ms:.0f} ms, {stood(report, ', ')}{format_size(report.bytes)}", end="")
     if report.packed:
         print(f" sent as {format_size(report.packed)}", end="")
-    print(f" in {report.rounds} rounds, dirtied {format_size(report.dirty_rate)}/s")
+    print(f" in {report.rounds} rounds, dirtied {format_size(report.dirty_rate)}/s" if report.rounds else "")
     for phase, milliseconds in report.phases.items():
         print(f"  {phase:<8} {milliseconds:9.1f} ms")
     for line in timeline(report):

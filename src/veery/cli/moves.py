@@ -11,7 +11,7 @@ from typing import Any
 
 from veery.cli.catalogue import Verb
 from veery.cli.parser import Parser
-from veery.cli.progress import Forward, copied, figures, meter
+from veery.cli.progress import Forward, copied, figures, meter, stood
 from veery.cli.session import Session, Usage
 from veery.client.http import domain_path
 from veery.errors import OutcomeUnknown, Refused, VeeryError
@@ -171,7 +171,7 @@ def summary(report: MoveReport) -> str:
     kept = f"; kept on {report.source}: {', '.join(report.kept)}" if report.kept else ""
     return (
         f"{report.domain} moved from {report.source} to {report.target} in {report.total_ms / 1000:.2f} s: "
-        f"downtime {report.downtime_ms:.0f} ms, {format_size(report.bytes)}{packed}{rounds}{disks}{kept}"
+        f"{stood(report, ', ')}{format_size(report.bytes)}{packed}{rounds}{disks}{kept}"
     )
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from veery.model.units import format_seconds, format_size
 
 if TYPE_CHECKING:
-    from veery.model.move import MoveProgress
+    from veery.model.move import MoveProgress, MoveReport
 
 _EVERY = 1.0  # seconds between two plain lines of one step
 
@@ -149,6 +149,12 @@ def left(progress: MoveProgress) -> float | None:
     None where it does not."""
     gain = progress.rate - progress.dirty_rate
     return (progress.remaining + progress.disk_remaining) / gain if gain > 0 else None
+
+
+def stood(report: MoveReport, after: str = "", before: str = "") -> str:
+    """The downtime, with what stands around it; "" where the hypervisor told neither that nor rounds, as xl."""
+    told = report.downtime_ms or report.rounds
+    return f"{before}downtime {report.downtime_ms:.0f} ms{after}" if told else ""
 
 
 def figures(progress: MoveProgress) -> str:

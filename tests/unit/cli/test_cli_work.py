@@ -47,6 +47,12 @@ STREAM = [
 ]
 
 
+def test_a_downtime_that_the_hypervisor_did_not_tell_is_not_told(daemon: StandIn, run: Run) -> None:
+    ended = {"event": "done", "result": REPORT | {"downtime_ms": 0.0, "rounds": 0}}
+    daemon.routes["POST /v1/domains/busybox/migrate"] = Lines([*STREAM[:-1], ended])
+    assert run("migrate", "busybox", "test2").out == "busybox moved from test1 to test2 in 0.31 s: 131.2 MiB\n"
+
+
 def test_progress_in_plain_lines(daemon: StandIn, run: Run) -> None:
     daemon.routes["POST /v1/domains/busybox/migrate"] = Lines(STREAM)
     told = run("migrate", "busybox", "test2")

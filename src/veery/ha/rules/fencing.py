@@ -25,7 +25,13 @@ def fence_silent(picture: Picture) -> Iterator[Action]:
             else:
                 yield from _next(picture, node, None)
         elif state in (NodeState.FENCING, NodeState.FENCE_FAILED):
-            yield from _next(picture, node, node.fence)
+            if (
+                picture.view.settled < picture.rules.grace
+            ):  # it may be back, and could not say so while the store was away
+                reason = "its fence has no proof yet; goes on when the store has been back for a while"
+                yield note(f"node/{name}", state, reason, Level.WARNING)
+            else:
+                yield from _next(picture, node, node.fence)
 
 
 def _left_alone(picture: Picture, node: NodeView, state: NodeState) -> Iterator[Action]:

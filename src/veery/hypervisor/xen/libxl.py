@@ -1,6 +1,8 @@
-"""What libxl can do and xl of 4.17 has no verb for: let a suspended domain run on where it stands.
+"""What libxl can do and xl of 4.17 has no verb for: let a suspended domain run on where it stands; look no more for the
+pages that a running one writes to.
 
     python -m veery.hypervisor.xen.libxl resume DOMID
+    python -m veery.hypervisor.xen.libxl calm DOMID
 
 A process of its own, so that nothing in these libraries can harm the daemon. It does what xl does at the end of a
 migration that failed: libxl_domain_resume(ctx, domid, 1, NULL) (tools/xl/xl_migrate.c, failed_resume), which refuses a
@@ -20,8 +22,7 @@ _OFF = 0  # domctl.h, XEN_DOMCTL_SHADOW_OP_OFF
 
 def resume(domid: int) -> int:
     """libxl's result: 0, or below."""
-    version = ".".join((_VERSION / part).read_text().strip() for part in ("major", "minor"))
-    light = ctypes.CDLL(f"libxenlight.so.{version}")
+    light = ctypes.CDLL(f"libxenlight.so.{_version()}")
     said = ctypes.CDLL("libxentoollog.so.1")
     logger = said.xtl_createlogger_stdiostream
     logger.restype = ctypes.c_void_p
@@ -34,13 +35,13 @@ def resume(domid: int) -> int:
         return code
     light.libxl_domain_resume.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_void_p]
     code = int(light.libxl_domain_resume(context, domid, 1, None))
-    _forget_dirt(f"libxenctrl.so.{version}", domid)
+    calm(domid)
     return code
 
 
-def _forget_dirt(name: str, domid: int) -> None:
+def calm(domid: int) -> None:
     """End log-dirty mode; where it is not on, the hypervisor says no and nothing happens."""
-    control = ctypes.CDLL(name)
+    control = ctypes.CDLL(f"libxenctrl.so.{_version()}")
     control.xc_interface_open.restype = ctypes.c_void_p
     control.xc_interface_open.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint]
     control.xc_interface_close.argtypes = [ctypes.c_void_p]
@@ -51,9 +52,16 @@ def _forget_dirt(name: str, domid: int) -> None:
         control.xc_interface_close(handle)
 
 
+def _version() -> str:
+    return ".".join((_VERSION / part).read_text().strip() for part in ("major", "minor"))
+
+
 def main(words: list[str]) -> int:
     """0: it runs on."""
     verb, domid = words
+    if verb == "calm":
+        calm(int(domid))
+        return 0
     if verb != "resume":
         return 2
     code = resume(int(domid))

@@ -56,6 +56,10 @@ class Tool(Protocol):
         """Let a suspended domain run on where it stands. Raises Failed."""
         ...
 
+    async def calm(self, domid: int) -> None:
+        """Look no more for the pages that it writes to. Raises Failed."""
+        ...
+
     async def rename(self, domid: int, name: str) -> None:
         """Give it another name."""
         ...
@@ -126,6 +130,8 @@ class Outgoing:
             killed = killed or "resuming at sender" not in self._said()
             await session.kill(process)
         await self._run_on(SETTLE if killed else 0.0)
+        if killed:
+            await self._calm()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     async def end(self) -> None:
@@ -164,7 +170,7 @@ class Outgoing:
             sent = await self._follow(door, ended, settings.stall, _Meter(row.memory << 20, report, self._clock))
         finally:
             await tasks.stop(ended)
-        return CopyResult(downtime_ms=0.0, bytes=sent, rounds=1)
+        return CopyResult(downtime_ms=0.0, bytes=sent, rounds=0)  # xl tells neither
 
     async def _follow(self, door: Door, ended: asyncio.Task[None], stall: float, meter: _Meter) -> int:
         """Until xl stands still, the domain loaded at the target: the bytes that were sent. Raises Failed."""
@@ -213,6 +219,15 @@ class Outgoing:
             if self._clock.now() >= ends:
                 return
             await self._clock.sleep(LOOK)
+
+    async def _calm(self) -> None:
+        """It runs; that it runs as fast as before is no condition of anything."""
+        try:
+            for row in await self._xl.rows():
+                if row.uuid == self._uuid and not row.dying:
+                    await self._xl.calm(row.domid)
+        except VeeryError as error:
+            log.warning("uuid=%s %s", self._uuid, error.message)
 
     def _hang_up(self) -> None:
         if self._door is not None:
