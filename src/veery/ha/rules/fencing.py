@@ -25,9 +25,8 @@ def fence_silent(picture: Picture) -> Iterator[Action]:
             else:
                 yield from _next(picture, node, None)
         elif state in (NodeState.FENCING, NodeState.FENCE_FAILED):
-            if (
-                picture.view.settled < picture.rules.grace
-            ):  # it may be back, and could not say so while the store was away
+            if picture.view.settled < picture.rules.grace:
+                # It may be back, and could not say so while the store was away.
                 reason = "its fence has no proof yet; goes on when the store has been back for a while"
                 yield note(f"node/{name}", state, reason, Level.WARNING)
             else:
