@@ -55,7 +55,7 @@ class QemuDriver:
             self._qemu = await machine.find(self._settings, self._run / "accel.json")
             self._qemu.check()
             self._able = await ask(self._qemu)
-            self._roster.note(f"QEMU {self._qemu.version}, accelerator {self._qemu.accel} ({self._qemu.reason})")
+            self._roster.dmesg.note(f"QEMU {self._qemu.version}, accelerator {self._qemu.accel} ({self._qemu.reason})")
         except Refused as error:
             self._missing = error
             log.error("qemu driver: %s", error)
@@ -71,7 +71,7 @@ class QemuDriver:
 
     async def log(self) -> str:
         """As Driver.log: what the driver did, and what each QEMU complained of."""
-        return self._roster.text()
+        return self._roster.dmesg.text()
 
     # ---- domains
 

@@ -29,9 +29,10 @@ from veery.host.process import Process, start_ticks
 from veery.hypervisor.qemu import devices
 from veery.hypervisor.qemu.argv import Command, Wiring
 from veery.hypervisor.qemu.build import Build
+from veery.hypervisor.written import WrittenDisk, disks_read, disks_written
 from veery.model import codec
-from veery.model.domain import DiskSpec, DomainEnd, DomainSpec
-from veery.model.volume import AttachedDisk, AttachedVif, Attachments, IscsiLun, LocalDisk
+from veery.model.domain import DomainEnd, DomainSpec
+from veery.model.volume import AttachedVif, Attachments
 
 SOCKET_PATH_MAX = 107  # sun_path less its final zero, unix(7)
 
@@ -62,28 +63,10 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Disk:
-    """An AttachedDisk as JSON can tell it: which of the two kinds of source it has."""
-
-    spec: DiskSpec
-    lun: IscsiLun | None = None
-    local: LocalDisk | None = None
-
-    @classmethod
-    def of(cls, disk: AttachedDisk) -> _Disk:
-        source = disk.source
-        return cls(
-            spec=disk.spec,
-            lun=source if isinstance(source, IscsiLun) else None,
-            local=source if isinstance(source, LocalDisk) else None,
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _Written:
     domid: int
     spec: DomainSpec
-    disks: tuple[_Disk, ...]
+    disks: tuple[WrittenDisk, ...]
     vifs: tuple[AttachedVif, ...]
     build: Build
     stage: Stage
@@ -119,7 +102,7 @@ class Home:
         written = _Written(
             domid=record.domid,
             spec=record.spec,
-            disks=tuple(_Disk.of(disk) for disk in record.attachments.disks),
+            disks=disks_written(record.attachments.disks),
             vifs=record.attachments.vifs,
             build=record.build,
             stage=record.stage,
@@ -134,11 +117,10 @@ class Home:
             written = codec.decode(self._record.read_bytes(), _Written)
         except FileNotFoundError:
             return None
-        disks = tuple(AttachedDisk(spec=disk.spec, source=disk.lun or disk.local) for disk in written.disks)
         return Record(
             domid=written.domid,
             spec=written.spec,
-            attachments=Attachments(domid=written.domid, disks=disks, vifs=written.vifs),
+            attachments=Attachments(domid=written.domid, disks=disks_read(written.disks), vifs=written.vifs),
             build=written.build,
             stage=written.stage,
             held=written.held,

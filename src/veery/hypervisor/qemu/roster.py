@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import shutil
-import time
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from veery.errors import Failed, Refused, VeeryError
 from veery.host.clock import Clock
 from veery.host.files import write_atomic
 from veery.host.process import Process
+from veery.hypervisor.dmesg import Dmesg
 from veery.hypervisor.qemu import hotplug, machine, migration
 from veery.hypervisor.qemu.argv import Command
 from veery.hypervisor.qemu.build import Build
@@ -29,7 +29,6 @@ START_DEADLINE = 30.0
 OVERHEAD = 64
 """MiB that a QEMU takes beside its domain's memory."""
 TRIM_EVERY = 5.0
-LOG_MAX = 256 << 10
 
 
 class Roster:
@@ -37,7 +36,8 @@ class Roster:
 
     def __init__(self, run: Path, clock: Clock) -> None:
         """`run` holds domains/ and qemu.log."""
-        self._homes, self._log_file, self._clock = run / "domains", run / "qemu.log", clock
+        self._homes, self._clock = run / "domains", clock
+        self.dmesg = Dmesg(run / "qemu.log", clock)
         self._domains: dict[str, Domain] = {}
         self._starting: dict[str, str] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -130,7 +130,7 @@ class Roster:
             domain = self._new(home, record, home.spawn(command, attachments))
             await domain.connect(deadline=START_DEADLINE)
             yield domain
-            self.note(f"{spec.name} ({domid}) {'comes in' if stage is Stage.INCOMING else 'started'}")
+            self.dmesg.note(f"{spec.name} ({domid}) {'comes in' if stage is Stage.INCOMING else 'started'}")
         except BaseException:
             if domain is not None:
                 await migration.whole(self._see_off, domain)
@@ -144,7 +144,7 @@ class Roster:
         domain = self._domains.get(uuid)
         if domain is not None:
             await self._see_off(domain)
-            self.note(f"{domain.record.spec.name} ({domain.record.domid}) destroyed")
+            self.dmesg.note(f"{domain.record.spec.name} ({domain.record.domid}) destroyed")
 
     async def _see_off(self, domain: Domain) -> None:
         await domain.kill()
@@ -157,7 +157,7 @@ class Roster:
         await domain.let_go()
         words = domain.home.words()
         if words:
-            self.note(f"{domain.record.spec.name} ({domain.record.domid}) QEMU said: {words}")
+            self.dmesg.note(f"{domain.record.spec.name} ({domain.record.domid}) QEMU said: {words}")
         domain.home.remove()
 
     def _new(self, home: Home, record: Record, process: Process) -> Domain:
@@ -205,25 +205,10 @@ class Roster:
                 return
             log.error("domain=%s QEMU ended: %s", record.spec.name, domain.home.words() or "no message")
             self._task(self._forget(domain), f"forget {record.spec.name}")
-        self.note(f"{record.spec.name} ({record.domid}) ended: {end}")
+        self.dmesg.note(f"{record.spec.name} ({record.domid}) ended: {end}")
         self.events.put_nowait(DomainEvent(record.spec.uuid, end))  # of a half domain too: it may be ours by now
 
     # ---- the log, and tasks
-
-    def note(self, line: str) -> None:
-        """Add a line to what `log` tells."""
-        if self._log_file.exists() and self._log_file.stat().st_size > LOG_MAX:
-            self._log_file.replace(self._log_file.with_suffix(".log.1"))
-        self._log_file.parent.mkdir(parents=True, exist_ok=True)
-        with self._log_file.open("a") as file:
-            file.write(f"{time.strftime('%F %T', time.localtime(self._clock.epoch()))} {line}\n")
-
-    def text(self) -> str:
-        """All such lines."""
-        try:
-            return self._log_file.read_text(errors="replace")
-        except FileNotFoundError:
-            return ""
 
     async def _trim(self) -> None:
         while True:

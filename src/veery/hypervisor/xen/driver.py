@@ -67,7 +67,7 @@ class XenDriver:
             log.error("xen driver: %s", error)
             return
         self._able = machine.abilities(info)
-        self._roster.note(f"Xen {info.version}")
+        self._roster.dmesg.note(f"Xen {info.version}")
         self._roster.scripts = scripts.install()
         await self._roster.open()
 
@@ -84,7 +84,7 @@ class XenDriver:
 
     async def log(self) -> str:
         """As Driver.log: the hypervisor's own, then what the driver did."""
-        return await self._xl.dmesg() + self._roster.text()
+        return await self._xl.dmesg() + self._roster.dmesg.text()
 
     # ---- domains
 
@@ -362,7 +362,7 @@ class XenDriver:
         await self._roster.number(domain)
         await self._roster.listening(domain)
         domain.update(stage=Stage.RUNNING, held=held)
-        self._roster.note(f"{domain.record.spec.name} ({domain.record.domid}) started")
+        self._roster.dmesg.note(f"{domain.record.spec.name} ({domain.record.domid}) started")
         return domain.reading()
 
     async def _undo(self, domain: Domain) -> None:

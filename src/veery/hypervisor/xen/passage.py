@@ -120,7 +120,7 @@ class Passage:
         self._drop(uuid)
         await self._roster.number(domain, row)
         domain.update(stage=Stage.RUNNING, held=paused)
-        self._roster.note(f"{domain.record.spec.name} ({domain.record.domid}) has moved here")
+        self._roster.dmesg.note(f"{domain.record.spec.name} ({domain.record.domid}) has moved here")
         self._roster.task(self._roster.listening(domain), f"console of {domain.record.spec.name}")
 
     # ---- both

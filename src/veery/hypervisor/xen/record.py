@@ -10,9 +10,10 @@ from pathlib import Path
 
 from veery.errors import Failed
 from veery.host.files import write_atomic
+from veery.hypervisor.written import WrittenDisk, disks_read, disks_written
 from veery.model import codec
-from veery.model.domain import DiskSpec, DomainEnd, DomainSpec, DomainType
-from veery.model.volume import AttachedDisk, AttachedVif, Attachments, IscsiLun, LocalDisk
+from veery.model.domain import DomainEnd, DomainSpec, DomainType
+from veery.model.volume import AttachedVif, Attachments
 
 
 class Stage(StrEnum):
@@ -56,19 +57,10 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Disk:
-    """An AttachedDisk as JSON can tell it: which of the two kinds of source it has."""
-
-    spec: DiskSpec
-    lun: IscsiLun | None = None
-    local: LocalDisk | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _Written:
     domid: int
     spec: DomainSpec
-    disks: tuple[_Disk, ...]
+    disks: tuple[WrittenDisk, ...]
     vifs: tuple[AttachedVif, ...]
     build: Build
     stage: Stage
@@ -107,7 +99,7 @@ class Home:
         written = _Written(
             domid=record.domid,
             spec=record.spec,
-            disks=tuple(_split(disk) for disk in record.attachments.disks),
+            disks=disks_written(record.attachments.disks),
             vifs=record.attachments.vifs,
             build=record.build,
             stage=record.stage,
@@ -124,11 +116,10 @@ class Home:
             return None
         except OSError as error:
             raise Failed(f"{self.path}: {error.strerror}") from error
-        disks = tuple(AttachedDisk(spec=disk.spec, source=disk.lun or disk.local) for disk in written.disks)
         return Record(
             domid=written.domid,
             spec=written.spec,
-            attachments=Attachments(domid=written.domid, disks=disks, vifs=written.vifs),
+            attachments=Attachments(domid=written.domid, disks=disks_read(written.disks), vifs=written.vifs),
             build=written.build,
             stage=written.stage,
             held=written.held,
@@ -138,12 +129,3 @@ class Home:
     def remove(self) -> None:
         """Remove the folder."""
         shutil.rmtree(self.path, ignore_errors=True)
-
-
-def _split(disk: AttachedDisk) -> _Disk:
-    source = disk.source
-    return _Disk(
-        spec=disk.spec,
-        lun=source if isinstance(source, IscsiLun) else None,
-        local=source if isinstance(source, LocalDisk) else None,
-    )

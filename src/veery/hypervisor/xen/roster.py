@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import time
 from collections.abc import Coroutine, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 from veery.errors import Failed, Refused, VeeryError
 from veery.host import tasks
 from veery.host.clock import Clock
+from veery.hypervisor.dmesg import Dmesg
 from veery.hypervisor.xen import config, disks
 from veery.hypervisor.xen.console import XenHub
 from veery.hypervisor.xen.disks import Initiator
@@ -41,7 +41,6 @@ RETRY = 0.5
 GONE = 60.0
 """Seconds for a destroyed domain to be off Xen's list."""
 TRIM_EVERY = 5.0
-LOG_MAX = 256 << 10
 RESTARTS = frozenset({OnEvent.RESTART, OnEvent.COREDUMP_RESTART, OnEvent.SOFT_RESET})
 
 
@@ -96,7 +95,8 @@ class Roster:
         """`run` holds xen/ and xen.log; it must not survive a boot of the machine, or need not."""
         self.xl, self.initiator = xl, initiator
         self.scripts: Mapping[str, str] = {}
-        self._homes, self._log_file = run / "xen", run / "xen.log"
+        self._homes = run / "xen"
+        self.dmesg = Dmesg(run / "xen.log", clock)
         self._store, self._clock = store, clock
         self._domains: dict[str, Domain] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -249,7 +249,7 @@ class Roster:
             return
         domain.hub.drain()
         domain.update(ended=end)
-        self.note(f"{name} ({record.domid}) ended: {end}")
+        self.dmesg.note(f"{name} ({record.domid}) ended: {end}")
         self.events.put_nowait(DomainEvent(record.spec.uuid, end))
 
     def _lost(self, domain: Domain) -> None:
@@ -257,7 +257,7 @@ class Roster:
         record = domain.record
         self._domains.pop(record.spec.uuid, None)
         domain.dying = True
-        self.note(f"{record.spec.name} ({record.domid}) ended: {DomainEnd.DIED}")
+        self.dmesg.note(f"{record.spec.name} ({record.domid}) ended: {DomainEnd.DIED}")
         self.events.put_nowait(DomainEvent(record.spec.uuid, DomainEnd.DIED))
         self.task(self.forget(domain), f"forget {record.spec.name}")
 
@@ -356,7 +356,7 @@ class Roster:
             domain.dying = was
             raise
         await self.forget(domain)
-        self.note(f"{domain.record.spec.name} ({domain.record.domid}) destroyed")
+        self.dmesg.note(f"{domain.record.spec.name} ({domain.record.domid}) destroyed")
 
     async def end(self, domain: Domain) -> None:
         """Destroy every run of it that Xen has; return when none can write any more. Raises Failed, OutcomeUnknown."""
@@ -406,10 +406,10 @@ class Roster:
                 await self.number(domain)
                 build = replace(domain.record.build, started=self._clock.epoch())
                 domain.update(stage=Stage.RUNNING, ended=None, build=build)
-                self.note(f"{name} ({domain.record.domid}) restarted")
+                self.dmesg.note(f"{name} ({domain.record.domid}) restarted")
             except VeeryError as error:
                 log.error("domain=%s did not restart: %s", name, error.message)
-                self.note(f"{name} did not restart: {error.message}")
+                self.dmesg.note(f"{name} did not restart: {error.message}")
                 self._lost(domain)
                 return
         await self._listen(domain)
@@ -438,21 +438,6 @@ class Roster:
                 self.events.put_nowait(DomainEvent(record.spec.uuid, record.ended))
 
     # ---- the log, and tasks
-
-    def note(self, line: str) -> None:
-        """Add a line to what `text` tells."""
-        if self._log_file.exists() and self._log_file.stat().st_size > LOG_MAX:
-            self._log_file.replace(self._log_file.with_suffix(".log.1"))
-        self._log_file.parent.mkdir(parents=True, exist_ok=True)
-        with self._log_file.open("a") as file:
-            file.write(f"{time.strftime('%F %T', time.localtime(self._clock.epoch()))} {line}\n")
-
-    def text(self) -> str:
-        """All such lines."""
-        try:
-            return self._log_file.read_text(errors="replace")
-        except FileNotFoundError:
-            return ""
 
     async def _trim(self) -> None:
         while True:
