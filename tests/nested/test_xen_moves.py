@@ -107,6 +107,7 @@ async def test_there_and_back(xen: Lab, domain: str) -> None:
 async def test_killed_on_the_way(xen: Lab, domain: str, victim: str, phase: str) -> None:
     """kill -9 while memory is copied, and with the domain loaded at the target and COMMIT still to come."""
     node, mark = VICTIMS[victim]
+    before = xen.log("test1").read_text().count("held in LOADED")
     if phase == "LOADED":
         await xen.run("test1", ["sh", "-c", f"mkdir -p {HOLD}; touch {HOLD}/LOADED"])
     moving = asyncio.create_task(xen.veery("test1", "migrate", "busybox", "test2", deadline=60, check=False))
@@ -115,7 +116,7 @@ async def test_killed_on_the_way(xen: Lab, domain: str, victim: str, phase: str)
             await appears(xen, "test2", "libxl-save-helper")
             await asyncio.sleep(1.0)
         else:
-            await held(xen)
+            await held(xen, before)
         process = await appears(xen, node, mark)
         await talk.send(xen.nested(node).namespace, process, signal.SIGKILL)
         if victim.endswith("veeryd"):
@@ -147,10 +148,10 @@ async def appears(lab: Lab, node: str, mark: str) -> Process:
         await asyncio.sleep(0.1)
 
 
-async def held(lab: Lab) -> None:
-    """Return once the source holds the move before COMMIT."""
-    ends = time.monotonic() + 180
-    while "held in LOADED" not in lab.log("test1").read_text().rpartition("phase=COPY")[2]:
+async def held(lab: Lab, before: int) -> None:
+    """Return once the source holds one more move before COMMIT than `before`."""
+    ends = time.monotonic() + 240
+    while lab.log("test1").read_text().count("held in LOADED") == before:
         assert time.monotonic() < ends, "the move did not come to LOADED"
         await asyncio.sleep(0.1)
 

@@ -249,7 +249,10 @@ async def _tell_caution(running: Running) -> None:
             running.told = await running.caution()
     except (VeeryError, TimeoutError) as error:
         log.warning(
-            "move=%s domain=%s way back not looked at: %s", running.move, running.domain, error or "no answer in time"
+            "move=%s domain=%s way back not looked at: %s",
+            running.move,
+            running.domain,
+            str(error) or "no answer in time",
         )
     if running.told:
         running.publish(MoveProgress(phase=running.sender.phase, note=running.told))

@@ -36,6 +36,7 @@ LOAD = 120.0  # seconds without a byte while the target's xl is what we wait for
 RESUME = 60.0  # seconds for xl to let the domain run on
 SETTLE = 5.0  # seconds in which a guest may still follow the call to suspend of an xl that was killed
 LOOK = 0.25
+_TELLING = 2 << 20  # bytes from which on their pace tells something: before them xl makes ready
 
 Report = Callable[[MoveProgress], None]
 
@@ -174,7 +175,7 @@ class Outgoing:
 
     async def _follow(self, door: Door, ended: asyncio.Task[None], stall: float, meter: _Meter) -> int:
         """Until xl stands still, the domain loaded at the target: the bytes that were sent. Raises Failed."""
-        limit = stall
+        limit = max(stall, BEGIN)  # until the relays have shaken hands
         hearing = asyncio.ensure_future(door.hear())
         try:
             while True:
@@ -262,7 +263,7 @@ class _Meter:
         now = self._clock.now()
         if sent > self.sent:
             self._grew = now
-        if now > self._at:
+        if now > self._at and sent > _TELLING:
             rate = (sent - self.sent) / (now - self._at)
             self._rate = 0.7 * self._rate + 0.3 * rate if self._rate else rate
         self.sent, self._at = sent, now
