@@ -203,16 +203,17 @@ def _steps(fault: Fault) -> list[Step]:
             return pair("cut", "heal", "cluster")
         case "storage-net":
             return pair("cut", "heal", "storage")
-        case "storage-everyone":  # the one that has it back first may be long before the others
+        case "storage-everyone":  # long enough for everyone to miss it; `node` has it back a little after the others
+            begin = min(begin, UNTIL - 50)
             nodes = [
                 Step(at=begin, do="cut", node="stor", net="storage"),
                 Step(at=begin, do="cut", node=node, net="storage"),
             ]
-            first = min(UNTIL, begin + 22 + fault.turn)
+            first = begin + 22 + fault.turn
             return [
                 *nodes,
                 Step(at=first, do="heal", node="stor", net="storage"),
-                Step(at=min(UNTIL, first + fault.turn % 9), do="heal", node=node, net="storage"),
+                Step(at=first + 1 + fault.turn % 8, do="heal", node=node, net="storage"),
             ]
         case "cluster-then-all":  # the storage feeds its watchdog for longer than the lease
             later = min(UNTIL, FROM + 15 + fault.turn)
