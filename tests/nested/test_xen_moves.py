@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -128,14 +129,25 @@ async def test_killed_on_the_way(xen: Lab, domain: str, victim: str, phase: str)
     where = await settled(xen)
     print(f"{victim} killed in {phase}: it runs on {where}; the move said {(told.out + told.err).strip()!r}")
     assert await typed(xen, where, "cat /proc/sys/kernel/random/boot_id") == domain
-    listed = (await xen.json("stor", "list", "--cluster", "--json"))["nodes"]
-    assert [name for name in listed if any(row["name"] == "busybox" for row in listed[name])] == [where]
+    assert await listed(xen) == [where]
     other = next(name for name in NODES if name != where)
     await alone(xen, where)
     await xen.veery(where, *MOVE, other, deadline=120)  # the next move works
     assert await settled(xen) == other
     await alone(xen, other)
     assert await typed(xen, other, "cat /proc/sys/kernel/random/boot_id") == domain
+
+
+async def listed(lab: Lab) -> list[str]:
+    """The nodes that say they have the domain, once every node has answered."""
+    ends = time.monotonic() + 240
+    while True:
+        told = await lab.veery("stor", "list", "--cluster", "--json", check=False)  # 1: a node did not answer
+        if told.code == 0:
+            found = json.loads(told.out)["nodes"]
+            return [name for name in found if any(row["name"] == "busybox" for row in found[name])]
+        assert time.monotonic() < ends, told.err
+        await asyncio.sleep(1)
 
 
 async def appears(lab: Lab, node: str, mark: str) -> Process:
