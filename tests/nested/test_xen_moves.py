@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -33,6 +34,7 @@ extra = "console=hvc0 init=/sbin/init quiet"
 """
 NODES = ("test1", "test2")
 HOLD = "/run/veery/hold"
+MOVE = ("migrate", "--no-tls", "busybox")  # software emulation takes its time to encrypt
 VICTIMS = {
     "xl migrate": ("test1", "xl migrate "),
     "xl migrate-receive": ("test2", "xl migrate-receive"),
@@ -91,7 +93,7 @@ async def test_there_and_back(xen: Lab, domain: str) -> None:
         for source, target in (NODES, NODES[::-1]):
             await probe.mark()
             begun = time.monotonic()
-            await xen.veery(source, "migrate", "busybox", target, deadline=60)
+            await xen.veery(source, "migrate", "busybox", target, deadline=120)
             passed = time.monotonic() - begun
             await probe.answered(deadline=60)
             gap = (await probe.read())[DOMAIN_ADDRESS].gap_ms
@@ -110,7 +112,7 @@ async def test_killed_on_the_way(xen: Lab, domain: str, victim: str, phase: str)
     before = xen.log("test1").read_text().count("held in LOADED")
     if phase == "LOADED":
         await xen.run("test1", ["sh", "-c", f"mkdir -p {HOLD}; touch {HOLD}/LOADED"])
-    moving = asyncio.create_task(xen.veery("test1", "migrate", "busybox", "test2", deadline=60, check=False))
+    moving = asyncio.create_task(xen.veery("test1", *MOVE, "test2", deadline=120, check=False))
     try:
         if phase == "COPY":
             await appears(xen, "test2", "libxl-save-helper")
@@ -127,14 +129,25 @@ async def test_killed_on_the_way(xen: Lab, domain: str, victim: str, phase: str)
     where = await settled(xen)
     print(f"{victim} killed in {phase}: it runs on {where}; the move said {(told.out + told.err).strip()!r}")
     assert await typed(xen, where, "cat /proc/sys/kernel/random/boot_id") == domain
-    listed = (await xen.json("stor", "list", "--cluster", "--json"))["nodes"]
-    assert [name for name in listed if any(row["name"] == "busybox" for row in listed[name])] == [where]
+    assert await listed(xen) == [where]
     other = next(name for name in NODES if name != where)
     await alone(xen, where)
-    await xen.veery(where, "migrate", "busybox", other, deadline=60)  # the next move works
+    await xen.veery(where, *MOVE, other, deadline=120)  # the next move works
     assert await settled(xen) == other
     await alone(xen, other)
     assert await typed(xen, other, "cat /proc/sys/kernel/random/boot_id") == domain
+
+
+async def listed(lab: Lab) -> list[str]:
+    """The nodes that say they have the domain, once every node has answered."""
+    ends = time.monotonic() + 240
+    while True:
+        told = await lab.veery("stor", "list", "--cluster", "--json", check=False)  # 1: a node did not answer
+        if told.code == 0:
+            found = json.loads(told.out)["nodes"]
+            return [name for name in found if any(row["name"] == "busybox" for row in found[name])]
+        assert time.monotonic() < ends, told.err
+        await asyncio.sleep(1)
 
 
 async def appears(lab: Lab, node: str, mark: str) -> Process:

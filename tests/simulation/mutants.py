@@ -22,13 +22,14 @@ import veery
 
 PACKAGE = Path(veery.__file__).parent
 HERE = Path(__file__).parent
+SCENARIO = "tests/simulation/test_scenarios.py::test_a_scenario_goes_as_its_log_says"  # [NAME]
 GUARD = "tests/unit/node/test_guard_ruling.py"  # a node's own guard is no part of the simulated cluster
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """In `file` of the package `old` becomes `new`. `rare`: only the slow run has to find it. `by`: the test file that
-    has to find it; "": the schedules."""
+    """In `file` of the package `old` becomes `new`. `rare`: only the slow run has to find it. `by`: the test, or the
+    scenario, that has to find it; "": the schedules."""
 
     name: str
     file: str
@@ -247,7 +248,7 @@ MUTANTS = (
         "ha/act.py",
         "            conditions.append(Unchanged(ALIVE.key(node), 0))",
         "            pass",
-        rare=True,
+        by=f"{SCENARIO}[fence-lease-back-meanwhile]",
     ),
     Mutant(
         "a node believes in its lease for too long",

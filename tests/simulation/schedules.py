@@ -44,7 +44,7 @@ GRAVE = (
     "pair-storage", "back-in-fence", "frozen-while-fenced", "sick", "start-fails", "storage-everyone",
     "cluster-then-all", "target", "power", "freeze", "blackout", "switch-all", "unwatched", "unwatched", "flicker",
 )  # fmt: skip
-EVERYWHERE = ("blackout", "switch", "switch-all")  # these hurt every node
+EVERYWHERE = ("blackout", "switch", "switch-all", "storage-everyone")  # these hurt every node
 METHODS = (("storage",), ("storage", "power"), ("power", "storage"), ("storage", "watchdog"), ("power",), ("watchdog",))
 
 
@@ -128,6 +128,9 @@ def _of_all(fault: Fault, names: tuple[str, ...]) -> list[Step]:
             return each("cut", "heal", 1 + fault.lasts // 2, "cluster")
         case "switch-all":
             return each("cut", "heal", 1 + fault.lasts // 2)
+        case "storage-everyone":  # long enough for everyone to miss it
+            begin = min(begin, UNTIL - 45)
+            return each("cut", "heal", 22, "storage")
     return []
 
 
@@ -203,17 +206,6 @@ def _steps(fault: Fault) -> list[Step]:
             return pair("cut", "heal", "cluster")
         case "storage-net":
             return pair("cut", "heal", "storage")
-        case "storage-everyone":  # the one that has it back first may be long before the others
-            nodes = [
-                Step(at=begin, do="cut", node="stor", net="storage"),
-                Step(at=begin, do="cut", node=node, net="storage"),
-            ]
-            first = min(UNTIL, begin + 22 + fault.turn)
-            return [
-                *nodes,
-                Step(at=first, do="heal", node="stor", net="storage"),
-                Step(at=min(UNTIL, first + fault.turn % 9), do="heal", node=node, net="storage"),
-            ]
         case "cluster-then-all":  # the storage feeds its watchdog for longer than the lease
             later = min(UNTIL, FROM + 15 + fault.turn)
             return [

@@ -73,7 +73,7 @@ class Promises:
         for fact in facts:
             what, _, name = fact.partition("/")
             if what == "provable" and self._lasted(fact) > self._world.scenario.rules.retry + PATIENCE:
-                self._world.breaks(f"{name.partition('/')[2]} can be fenced, and is not")
+                self._world.breaks(f"{name.rpartition('/')[2]} can be fenced, and is not")
             if what == "alone" and self._lasted(fact) > self._world.machines[name].stop + LATE:
                 self._world.breaks(f"{name} is alone, and has not ended its domains")
             if what == "startable" and self._lasted(fact) > PATIENCE + ORDER:
@@ -102,9 +102,11 @@ class Promises:
         for name, machine in world.machines.items():
             fence = records.fence(name)
             begun = fence is not None and fence.state in (FenceState.FENCING, FenceState.FAILED)
-            broken = world.failing.get(("fence", f"{name}/storage"), (0, ""))[0] or f"{name}/storage" in world.lasting
-            if begun and not records.alive(name) and "storage" in machine.methods and not broken:
-                facts |= {f"provable/{leader}/{name}"} if len(asked) == len(world.storages()) else set()
+            if (
+                fence and begun and not records.alive(name) and "storage" in machine.methods
+            ):  # each try changes the record
+                all_asked = len(asked) == len(world.storages())
+                facts |= {f"provable/{leader}/{fence.revision}/{name}"} if all_asked else set()
         waiting = [name for name in world.scenario.domains if f"waits/{name}" in self._since]
         if self._starting or any(world.scenario.domains[name].priority for name in waiting) or len(waiting) != 1:
             return facts  # who waits for whom is told elsewhere
