@@ -134,7 +134,6 @@ def _seeds() -> list[int]:
     return list(FULL if ALL else SLICE)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("seed", _seeds())
