@@ -131,7 +131,7 @@ MUTANTS = (
         "ha/rules/fencing.py",
         "elif ready and waited(picture.now, record.at, picture.rules.retry):",
         "elif False:",
-        rare=True,
+        by=f"{SCENARIO}[fence-fails-then-works]",
     ),
     Mutant(
         "let in with old copies",
@@ -192,19 +192,21 @@ MUTANTS = (
         "ha/placement.py",
         "if domain.tied and node != domain.tied:",
         "if False:",
+        rare=True,
     ),
     Mutant(
         "a strict group is a wish",
         "ha/placement.py",
         "if against and group.strict:",
         "if False:",
+        rare=True,
     ),
     Mutant(
         "what is drained may be given domains",
         "ha/states.py",
         "return NodeState.DRAINING if owning else NodeState.MAINTENANCE",
         "return NodeState.PRESENT",
-        rare=True,
+        by=f"{SCENARIO}[drain]",
     ),
     Mutant(
         "moves without limits",
@@ -223,6 +225,7 @@ MUTANTS = (
         "ha/rules/moving.py",
         "if picture.busy(domain) or not (everything or domain.ha.policy is not Policy.OFF):",
         "if picture.busy(domain):",
+        rare=True,
     ),
     Mutant(
         "what is off is ended where the storage is lost",
@@ -255,7 +258,7 @@ MUTANTS = (
         "cluster/presence.py",
         "self._until = asked + good_for",
         "self._until = asked + good_for + 100",
-        rare=True,
+        by=f"{SCENARIO}[net-all]",
     ),
     Mutant(
         "an end on time is an end in ten times the time",

@@ -24,6 +24,8 @@ from veery.cluster.store import (
 from veery.errors import Failed, OutcomeUnknown
 from veery.host.clock import Clock
 
+LEAST = 2e-9  # seconds: a loop takes what is nearer than its clock can tell for due, and virtual time would stand still
+
 
 @dataclass(slots=True)
 class _Lease:
@@ -229,9 +231,10 @@ class MemoryStore:
         if ends is None or not self._available:
             await event.wait()
             return
+        left = ends - data.clock.now()
         waits = [
             asyncio.ensure_future(event.wait()),
-            asyncio.ensure_future(data.clock.sleep(max(0.0, ends - data.clock.now()))),
+            asyncio.ensure_future(data.clock.sleep(max(left, LEAST) if left > 0 else 0.0)),
         ]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
