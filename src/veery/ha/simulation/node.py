@@ -120,7 +120,7 @@ class SimNode:
             if owner.node == self.name and name not in before and not {name} & (self._starting | self._sending):
                 if name in self.machine.copies:
                     continue
-                await gate.release(self.store, owner)
+                await orders.give_back(self.store, owner)
                 self.world.say(self.name, f"gives {name} back: it does not run here")
 
     async def _half(self, copy: Copy) -> None:
@@ -133,7 +133,7 @@ class SimNode:
         else:
             owner = await gate.read(self.store, copy.domain)
         if owner is not None and (owner.node, owner.boot) == (self.name, copy.boot):
-            copy.incoming = False
+            self._arrives(copy)
             self.world.say(self.name, f"{copy.domain} runs here: its move was committed")
         elif self.machine.copies.get(copy.domain) is copy:
             self.machine.copies.pop(copy.domain, None)
@@ -181,7 +181,7 @@ class SimNode:
             del self.machine.copies[domain]
         owner = await gate.read(self.store, domain)
         if owner is not None and (owner.node, owner.boot) == (self.name, boot):
-            await gate.release(self.store, owner)
+            await orders.give_back(self.store, owner)
 
     async def _reconcile(self) -> None:
         """A storage service that has started again knows nobody and lets nobody in, until it is told by the records."""
@@ -294,10 +294,14 @@ class SimNode:
                 raise Failed(f"the move of {owner.domain} was undone: it runs on {self.name}") from None
         self.machine.copies.pop(owner.domain, None)
         if target.machine.copies.get(owner.domain) is half and half.incoming and target.machine.well:
-            self.world.runs[owner.domain] += 1
-            half.number = self.world.runs[owner.domain]
-            half.incoming = False
-            self.world.judge()
+            self._arrives(half)
+
+    def _arrives(self, half: Copy) -> None:
+        """Half a copy is the domain from now on."""
+        self.world.runs[half.domain] += 1
+        half.number = self.world.runs[half.domain]
+        half.incoming = False
+        self.world.judge()
 
 
 def boots() -> Iterator[int]:

@@ -29,6 +29,8 @@ class Promises:
         self._world, self._data = world, data
         self._records = Records(Snapshot((), 0))
         self._since: dict[str, float] = {}  # since when each fact holds without break
+        self._was: dict[str, tuple[float, float]] = {}  # from when to when it held before
+        self._fences: dict[str, int] = {}  # the revision at which the last fence of each node was begun
         self._last_owner: dict[str, str] = {}
         self._starting: dict[str, tuple[str, str, float]] = {}  # domain: leader, node, ordered at
         self._moving: dict[str, tuple[str, str]] = {}  # domain: source, target
@@ -68,7 +70,7 @@ class Promises:
                 self._policies[domain] = revision
                 self._tries.pop(domain, None)
         facts |= self._undone(records)
-        self._since = {fact: self._since.get(fact, self._world.now()) for fact in facts}
+        self._follow(facts)
         self._owners_hold(records)
         for fact in facts:
             what, _, name = fact.partition("/")
@@ -78,6 +80,16 @@ class Promises:
                 self._world.breaks(f"{name} is alone, and has not ended its domains")
             if what == "startable" and self._lasted(fact) > PATIENCE + ORDER:
                 self._world.breaks(f"{name.partition('/')[2]} can be started, and is not")
+
+    def _follow(self, facts: set[str]) -> None:
+        now = self._world.now()
+        for fact in self._since.keys() - facts:
+            self._was[fact] = (self._since[fact], now)
+        since = {fact: self._since.get(fact, now) for fact in facts}
+        begun, ended = self._was.get("quorum", (now, -1e9))
+        if since.get("quorum") == now and now - ended < self._world.scenario.rules.blind:
+            since["quorum"] = begun  # so short that a brain may have looked before and after it
+        self._since = since
 
     def _asks(self, node: str, storage: Machine) -> bool:
         """Whether `storage` tells `node` of heartbeats."""
@@ -142,6 +154,12 @@ class Promises:
         """Seconds for which `fact` has held; -1 where it does not."""
         return self._world.now() - self._since[fact] if fact in self._since else -1.0
 
+    def _had(self, beats: str) -> bool:
+        """Whether heartbeats go on, or did until a moment ago: for how long one may be late nobody can know."""
+        begun, ended = self._was.get(beats, (0.0, -1e9))
+        lately = self._world.now() - ended < 2 * self._world.scenario.rules.sign and ended - begun > LATE
+        return lately or self._lasted(beats) > LATE
+
     def _late(self, leader: str) -> float:
         return LATE + 2 * self._world.machines[leader].slow
 
@@ -160,8 +178,10 @@ class Promises:
         if record is None or record.state is not FenceState.FENCING:
             return  # overtaken meanwhile: what is done now proves nothing to anyone
         self._method_in_turn(node, method, record)
-        if record.round > 1 or record.tried:
-            return
+        begun = records.fence_since(node)
+        if record.round > 1 or record.tried or self._fences.get(node) == begun:
+            return  # the judgement was another leader's, or is older than what can be seen now
+        self._fences[node] = begun
         if records.alive(node) and records.alive_since(node) < record.revision:
             self._world.breaks(f"{node} was fenced while its lease stood")
         if 0 <= self._lasted(f"gone/{node}") < rules.silence - TICK:
@@ -337,9 +357,7 @@ class Promises:
                 self._world.breaks(f"{domain} was ended on {node}, which writes heartbeats to {storage.name}")
         hypervisors = (each.name for each in self._world.machines.values() if Role.HYPERVISOR in each.roles)
         others = [name for name in hypervisors if name != node]
-        if not any(
-            self._lasted(f"beats/{name}/{each.name}") > LATE for name in others for each in self._world.storages()
-        ):
+        if not any(self._had(f"beats/{name}/{each.name}") for name in others for each in self._world.storages()):
             self._world.breaks(f"{domain} was ended on {node}, and nobody has the storage")
 
     # ---- figures

@@ -73,6 +73,11 @@ class Records:
         """fence/NODE."""
         return self._one(FENCES, node)
 
+    def fence_since(self, node: str) -> int:
+        """The revision at which the fence of `node` that stands was begun; 0 without one."""
+        entry = self._entries.get(FENCES.key(node))
+        return entry.created if entry else 0
+
     def drained(self, node: str) -> bool:
         """Whether `node` is to be empty."""
         return self._intent(node) is IntentKind.DRAIN
