@@ -106,11 +106,9 @@ def _command(name: str, args: Namespace) -> None:
     try:
         ended = subprocess.run(args.run, shell=True, check=False, timeout=args.wait, env={**env, "NODE": name})
     except subprocess.TimeoutExpired as error:
-        raise Failed(
-            f"the command has not ended after {args.wait:g} s, and was killed", hint="give it longer with --wait"
-        ) from error
+        raise Failed(f"the command has not ended after {args.wait:g} s, and was killed") from error
     if ended.returncode:
-        raise Failed(f"the command ended with {ended.returncode}", hint="its own words stand above")
+        raise Failed(f"the command ended with {ended.returncode}")
 
 
 # ---- waiting
@@ -151,7 +149,7 @@ def _well(session: Session, wait: float, known: Collection[Place], *, but: str =
             session.note(f"waits: {what}")
         said = what or said
         time.sleep(LOOK)
-    raise Failed(f"not well after {wait:g} s: {said}", hint="veery doctor looks closer")
+    raise Failed(f"not well after {wait:g} s: {said}")
 
 
 def _ailing(session: Session, but: str) -> str:
