@@ -33,7 +33,7 @@ class Promises:
         self._fences: dict[str, int] = {}  # the revision at which the last fence of each node was begun
         self._last_owner: dict[str, str] = {}
         self._starting: dict[str, tuple[str, str, float]] = {}  # domain: leader, node, ordered at
-        self._moving: dict[str, tuple[str, str]] = {}  # domain: source, target
+        self._moving: dict[str, tuple[str, str, str]] = {}  # domain: who ordered it, source, target
         self._tries: dict[str, list[float]] = {}  # orders to start in a row
         self._policies: dict[str, int] = {}
 
@@ -274,7 +274,7 @@ class Promises:
         if tries and now - tries[-1] >= rules.stable:
             tries = []
         pause = min(rules.backoff * 2 ** (len(tries) - 1), rules.backoff_max) if tries else 0.0
-        if tries and now - tries[-1] < pause - 2 * TICK:
+        if tries and now - tries[-1] < pause - LATE:  # a slow store hears of a try later than it was decided
             self._world.breaks(f"{name} was started again after {now - tries[-1]:.1f} s, not {pause:g} s")
         if len(tries) >= most:
             self._world.breaks(f"{name} was started more often than {most} times in a row")
@@ -330,14 +330,17 @@ class Promises:
         if records.fence(target) is not None and self._lasted(f"gone/{target}") > self._late(leader):
             self._world.breaks(f"{domain} was moved to {target}, which is fenced")
         self._place_fits(leader, records, domain, target)
-        under_way = {each.domain: (each.source, each.target) for each in records.moves()} | self._moving
+        under_way = {each.domain: (each.source, each.target) for each in records.moves()}
+        for each, (by, *way) in self._moving.items():  # what another ordered, and nobody wrote down, cannot be known
+            if by == leader and records.on(each) == way[0]:
+                under_way[each] = (way[0], way[1])
         under_way.pop(domain, None)
         rules = self._world.scenario.rules
         if sum(each == source for each, _ in under_way.values()) >= rules.out:
             self._world.breaks(f"more than {rules.out} moves out of {source}")
         if sum(each == target for _, each in under_way.values()) >= rules.into:
             self._world.breaks(f"more than {rules.into} moves into {target}")
-        self._moving[domain] = (source, target)
+        self._moving[domain] = (leader, source, target)
 
     def moved(self, domain: str) -> None:
         """The order has an answer, or is given up."""
