@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from veery.errors import Failed, Refused, VeeryError
 from veery.host.clock import Clock
 from veery.hypervisor import fakecopy, fakedisks, fakepostcopy
 from veery.hypervisor.base import ALONE, Report, Rest
+from veery.hypervisor.fakemishaps import Mishaps
 from veery.hypervisor.fakeworld import (
     END,
     KEEP,
@@ -43,11 +44,8 @@ from veery.model.plan import Abilities, Blocker, MemoryReading, Obstacle, no_roo
 from veery.model.units import MIB
 from veery.model.volume import AttachedDisk, AttachedVif, Attachments, CarriedDisk
 
-Step = str
-"""The name of a driver's method, or "copy": half way through a send."""
 
-
-class FakeDriver:
+class FakeDriver(Mishaps):
     """As base.Driver, of node `node` in `world`, with `memory` MiB."""
 
     name = "fake"
@@ -55,12 +53,11 @@ class FakeDriver:
 
     def __init__(self, node: str, world: World, clock: Clock, *, memory: int = 65536, cpus: int = 8) -> None:
         """Joins `world` at once."""
+        super().__init__()
         self.node, self.world, self._clock, self._memory, self._cpus = node, world, clock, memory, cpus
         self._domains: dict[str, FakeDomain] = {}
         self._next = 1
         self._events: asyncio.Queue[DomainEvent] = asyncio.Queue()
-        self._failures: dict[Step, list[VeeryError]] = {}
-        self._hangs: dict[Step, asyncio.Event] = {}
         self._lines: list[str] = []
         self._copies: dict[str, FakeCopy] = {}
         self.able = Abilities(driver=self.name, version="1", accelerator="none", features=("fpu",))
@@ -68,20 +65,6 @@ class FakeDriver:
         world.drivers[node] = self
 
     # ---- what a guest, or bad luck, would do
-
-    def fail(self, step: Step, error: VeeryError) -> None:
-        """The next call of `step` raises `error`, before it has changed anything; may be called several times."""
-        self._failures.setdefault(step, []).append(error)
-
-    def hang(self, step: Step) -> Callable[[], None]:
-        """Calls of `step` wait until the function returned here is called."""
-        gate = self._hangs[step] = asyncio.Event()
-
-        def release() -> None:
-            self._hangs.pop(step, None)
-            gate.set()
-
-        return release
 
     def end(self, uuid: str, end: DomainEnd) -> None:
         """The guest powers off, reboots or crashes by itself."""
@@ -109,14 +92,6 @@ class FakeDriver:
         """Whether the processors of domain `uuid` run here."""
         domain = self._domains.get(uuid)
         return domain is not None and domain.running
-
-    async def _step(self, step: Step) -> None:
-        gate = self._hangs.get(step)
-        if gate is not None:
-            await gate.wait()
-        failures = self._failures.get(step)
-        if failures:
-            raise failures.pop(0)
 
     def writes(self, uuid: str, rate: float) -> None:
         """The guest writes `rate` bytes of its memory a second, never the same ones twice in a pass."""

@@ -9,9 +9,8 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
 
 import msgspec
 
@@ -20,7 +19,7 @@ from veery.cluster.store import StoreUnavailable
 from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
 from veery.host import tasks
 from veery.hypervisor.base import DiskMover, Lost, PostCopier
-from veery.migrate import disks, postcopy, pump, squeeze, tracking, wire
+from veery.migrate import disks, hearing, postcopy, pump, squeeze, tracking, wire
 from veery.migrate.bandwidth import Paths
 from veery.migrate.base import Ground
 from veery.migrate.journal import Line, Side
@@ -37,7 +36,6 @@ from veery.model.units import MIB
 from veery.model.volume import CarriedDisk
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 CONNECT_DEADLINE = 5.0
 PREPARE_DEADLINE = 60.0
@@ -187,7 +185,7 @@ class Sender:
 
             await steps.enter(Phase.COMMIT)
             await self._ask_store()
-            report = await _whole(self._hand_over(owner, channel, steps, undo))
+            report = await hearing.whole(self._hand_over(owner, channel, steps, undo))
             return report or await self._follow(steps)
 
     # ---- steps
@@ -282,7 +280,7 @@ class Sender:
                 f"its disks were not copied within {order.settings.timeout:g} s", hint="give it more time (--timeout)"
             ) from error
         except VeeryError as error:
-            raise await _said_by_target(listening, error) from error
+            raise await hearing.said_by_target(listening, error) from error
         finally:
             await tasks.stop(copying, listening)
 
@@ -365,9 +363,9 @@ class Sender:
             result = await sending
             if result.poised:
                 await self._poise(result, channel)
-            return result, asyncio.create_task(_within(listening, LOADED_DEADLINE, target.name))
+            return result, asyncio.create_task(hearing.within(listening, LOADED_DEADLINE, target.name))
         except VeeryError as error:
-            raise error if steering.done() else await _said_by_target(listening, error) from error
+            raise error if steering.done() else await hearing.said_by_target(listening, error) from error
         finally:
             self._paths.learn(target.name, stream, self._ground.clock.now() - begun, packed=self._squeeze is not None)
             await tasks.stop(steering)
@@ -438,7 +436,7 @@ class Sender:
         except owners.OwnedElsewhere as error:  # the target has given up, and says why
             listening = asyncio.create_task(channel.expect(wire.Running, 1.0), name=f"{line.move} listens")
             try:
-                raise await _said_by_target(listening, error) from error
+                raise await hearing.said_by_target(listening, error) from error
             finally:
                 await tasks.stop(listening)
         except OutcomeUnknown:
@@ -569,33 +567,3 @@ class Sender:
 def _stands(order: Order) -> bool:
     """Whether the domain stands still throughout: its gap is none, or all of the copy, whoever else moves."""
     return order.reading.state is DomainState.PAUSED or not order.settings.live
-
-
-async def _whole(work: Coroutine[Any, Any, T]) -> T:
-    """Do `work` to its end even when we are cancelled meanwhile: past COMMIT there is no way back."""
-    task = asyncio.create_task(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        raise
-
-
-async def _within(task: asyncio.Task[T], deadline: float, peer: str) -> T:
-    try:
-        async with asyncio.timeout(deadline):
-            return await task
-    except TimeoutError as error:
-        raise Failed(f"{peer} did not load what it was sent within {deadline:g} s") from error
-
-
-async def _said_by_target(listening: asyncio.Task[Any], error: VeeryError) -> VeeryError:
-    """The target's own reason, when it gives one shortly; else what we saw ourselves."""
-    with contextlib.suppress(TimeoutError, asyncio.CancelledError):
-        async with asyncio.timeout(1.0):
-            await asyncio.wait({listening})
-    if listening.done() and not listening.cancelled():
-        told = listening.exception()
-        if isinstance(told, VeeryError) and told is not error:
-            return Failed(f"{error.message} ({told.message})", hint=told.hint or error.hint)
-    return error
