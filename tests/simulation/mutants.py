@@ -129,7 +129,7 @@ MUTANTS = (
     Mutant(
         "a failed fence is not tried again",
         "ha/rules/fencing.py",
-        "elif ready and waited(picture.now, record.at, picture.rules.retry):",
+        "elif ready and picture.waited(subject, record.at, picture.rules.retry):",
         "elif False:",
         by=f"{SCENARIO}[fence-fails-then-works]",
     ),
@@ -166,7 +166,7 @@ MUTANTS = (
     Mutant(
         "no pause between tries",
         "ha/rules/waiting.py",
-        "if domain.owner is None and not waited(picture.now, run.at, pause):",
+        "if domain.owner is None and not picture.waited(subject, run.at, pause):",
         "if False:",
     ),
     Mutant(

@@ -102,9 +102,17 @@ class Schedule:
         calm = all(not domain.crash for domain in self.domains.values())
         if any(fault.kind == "announced" and self.nodes[fault.node].watchdog for fault in self.faults):
             return False  # nobody feeds its watchdog meanwhile
-        if {"switch", "target-restart"} <= {fault.kind for fault in self.faults}:
-            return False  # the storage service cannot be told whom it may let in: no cluster and no storage for anyone
+        if any(self._locked(fault) for fault in self.faults if fault.kind == "target-restart"):
+            return False  # who then loses the cluster for as long as `stop` ends its domains, and is right
         return calm and not self.drains and all(fault.kind in HARMLESS for fault in self.faults)
+
+    def _locked(self, restart: Fault) -> bool:
+        """Whether a storage service that starts anew, knowing nobody, is told by nobody whom it may let in: then
+        there is no storage path for a node to be seen by, or to live by, when it has lost the cluster."""
+        silent = [fault for fault in self.faults if fault.kind == "announced" and fault.node == "stor"]
+        return any(fault.kind == "switch" for fault in self.faults) or any(
+            fault.begin <= restart.begin + 5 and restart.begin <= fault.begin + fault.lasts for fault in silent
+        )
 
 
 def _of_all(fault: Fault, names: tuple[str, ...]) -> list[Step]:

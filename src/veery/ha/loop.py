@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from veery.cluster.store import Store
 from veery.errors import Failed, OutcomeUnknown, VeeryError
 from veery.ha.act import Actor, Overtaken
+from veery.ha.ages import Ages
 from veery.ha.base import Eyes, Hands
 from veery.ha.decide import decide
 from veery.ha.journal import Journal
@@ -79,6 +80,7 @@ class Brain:
         self.leadership = Leadership(store, node, ttl=rules.leader_ttl, clock=clock, shy=shy)
         self._actor = Actor(store, hands, self.leadership, clock, rules)
         self._journal = Journal(store)
+        self._ages = Ages(clock)
         self._work: dict[str, _Work] = {}
         self._rests: dict[str, _Rest] = {}
         self._found: dict[str, Finding] = {}
@@ -151,6 +153,7 @@ class Brain:
         actions = [each.action for each in self._work.values()]
         return dataclasses.replace(
             view,
+            ages=self._ages.of(view),
             acting=frozenset(self._work),
             resting={subject: rest.said for subject, rest in self._rests.items()},
             starting={each.name: each.node for each in actions if isinstance(each, Start)},

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from veery.ha.placement import Book
-from veery.ha.states import NodeState, judge, usable
+from veery.ha.states import NodeState, judge, usable, waited
 from veery.model.ha import ClusterView, DomainView, Level, Note, Policy, Rules
 
 
@@ -63,6 +63,11 @@ class Picture:
             or name in self.view.starting
             or f"domain/{name}" in self.view.acting
         )
+
+    def waited(self, subject: str, at: float, seconds: float) -> bool:
+        """Whether the record of `subject`, written at `at` (epoch), is `seconds` old."""
+        age = self.view.ages.get(subject)
+        return waited(self.now, at, seconds) if age is None else age >= seconds
 
     def resting(self, subject: str) -> str:
         """What was said when an action about `subject` failed a moment ago; "" otherwise."""

@@ -281,7 +281,8 @@ class ClusterView:
     `watched`: seconds for which there was one without break.
     Of this leader itself: `acting`, subjects ("domain/x", "node/y") with an action under way; `resting`, those whose
     last action failed a moment ago, with what was said; `starting`, domain to node, and `moving`, domain to
-    (source, target), the orders under way."""
+    (source, target), the orders under way; `ages`, seconds since the run of a domain or the fence of a node was
+    written, by this leader's steady clock (where it is not told, the wall clock is asked)."""
 
     revision: int
     quorum: bool
@@ -296,6 +297,7 @@ class ClusterView:
     resting: Mapping[str, str] = field(default_factory=dict)
     starting: Mapping[str, str] = field(default_factory=dict)
     moving: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    ages: Mapping[str, float] = field(default_factory=dict)
 
 
 # ---- what is to be done

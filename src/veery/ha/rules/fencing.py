@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from veery.ha.picture import Picture, note, restarts, seconds
-from veery.ha.states import NodeState, waited, watched_by_all
+from veery.ha.states import NodeState, watched_by_all
 from veery.model.ha import WATCHDOG, Action, Fence, FenceRecord, FenceState, GiveUpRound, Level, NodeView
 from veery.model.node import Role
 
@@ -78,7 +78,7 @@ def _next(picture: Picture, node: NodeView, record: FenceRecord | None) -> Itera
             yield GiveUpRound(subject=subject, reason=f"not fenced, its domains wait: {_said(record)}", record=record)
         else:
             yield from _waits(picture, node, None)
-    elif ready and waited(picture.now, record.at, picture.rules.retry):
+    elif ready and picture.waited(subject, record.at, picture.rules.retry):
         yield _fence(node, ready[0], absent, record)
     else:
         yield from _waits(picture, node, record)

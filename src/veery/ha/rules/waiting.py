@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from veery.ha.picture import Picture, note, order, restarts, seconds
-from veery.ha.states import NodeState, waited
+from veery.ha.states import NodeState
 from veery.model.ha import Action, DomainView, Level, Note, Policy, Release, Start, Steady
 
 HOLD = 30.0  # seconds for which a start that does not end holds back those of lower priority
@@ -97,9 +97,10 @@ def forget_tries(picture: Picture) -> Iterator[Action]:
         run = domain.run
         if run is None or not (run.tries or run.failed) or domain.owner is None or picture.busy(domain):
             continue
-        if waited(picture.now, run.at, picture.rules.stable):
+        subject = f"domain/{domain.name}"
+        if picture.waited(subject, run.at, picture.rules.stable):
             reason = f"it has run for {seconds(picture.rules.stable)}: earlier tries are forgotten"
-            yield Steady(subject=f"domain/{domain.name}", reason=reason, run=run)
+            yield Steady(subject=subject, reason=reason, run=run)
 
 
 def _not_yet(picture: Picture, domain: DomainView) -> Note | None:
@@ -112,7 +113,7 @@ def _not_yet(picture: Picture, domain: DomainView) -> Note | None:
         reason = f"given up after {run.tries} tries in a row{said}; veery ha set {domain.name} restart begins anew"
         return note(subject, "given-up", reason, Level.ALARM)
     pause = backoff(picture, run.tries)
-    if domain.owner is None and not waited(picture.now, run.at, pause):
+    if domain.owner is None and not picture.waited(subject, run.at, pause):
         reason = f"try {run.tries + 1} of {limit} comes {seconds(pause)} after the last{said}"
         return note(subject, "backing-off", reason, Level.WARNING)
     return None
@@ -130,16 +131,16 @@ def _held(picture: Picture) -> tuple[int, str] | None:
         run = domain.run
         if run is None:
             continue
-        mine = domain.ha.priority
+        subject, mine = f"domain/{domain.name}", domain.ha.priority
         if best is not None and mine <= best[0]:
             continue
-        if domain.name in picture.view.starting and not waited(picture.now, run.at, HOLD):
+        if domain.name in picture.view.starting and not picture.waited(subject, run.at, HOLD):
             best = (mine, f"waits for those of priority {mine}: {domain.name} is starting")
         elif (
             domain.ha.delay
             and domain.owner
             and domain.owner.node == run.node
-            and not waited(picture.now, run.at, domain.ha.delay)
+            and not picture.waited(subject, run.at, domain.ha.delay)
         ):
             best = (mine, f"waits until {seconds(domain.ha.delay)} after the start of {domain.name}")
     return best
