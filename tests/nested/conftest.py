@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from crossing import at_home
 
 from veery.lab.services import Lab
 
@@ -27,6 +28,13 @@ def xen() -> Iterator[Lab]:
         yield made
     finally:
         _aside(made.down)
+
+
+@pytest.fixture
+async def domain(xen: Lab) -> AsyncIterator[str]:
+    """busybox on test1, answering; its boot id."""
+    async with at_home(xen) as boot:
+        yield boot
 
 
 def _cannot() -> str:
