@@ -55,7 +55,7 @@ async def cut(lab: Lab, node: str, direction: Direction = Direction.BOTH, net: N
     """Cut the cable of `node` (or of the client), or one of its networks. What is sent from now on is lost without a
     sign."""
     if net is not Net.ALL:
-        await _filter(lab, node, net, _chains(net, direction))
+        await _filter(lab, node, net, _chains(net, direction, nested=lab.plan.nested(node)))
         return
     for where, device in _ends(node, direction):
         await _outside(lab, where, ["tc", "qdisc", "replace", "dev", device, "root", "blackhole"])
@@ -238,13 +238,15 @@ async def _outside(lab: Lab, machine: str, argv: list[str]) -> str:
 
 
 async def _filter(lab: Lab, node: str, net: Net, chains: str) -> None:
-    """Have `node` drop what `chains` say of `net` ("": nothing), instead of what it dropped."""
-    table = f"table inet veery_fault_{net}"  # made before it is deleted: it may not be there
+    """Have `node`, or the bridge outside of a nested one, drop what `chains` say of `net` ("": nothing), instead of
+    what it dropped."""
+    family = "bridge" if lab.plan.nested(node) else "inet"
+    table = f"table {family} veery_fault_{net}"  # made before it is deleted: it may not be there
     rules = f"{table}\ndelete {table}\n" + (f"{table} {{\n{chains}}}\n" if chains else "")
-    await lab.run(node, ["nft", "-f", "-"], stdin=rules.encode())
+    await _outside(lab, node, ["nft", rules])
 
 
-def _chains(net: Net, direction: Direction) -> str:
+def _chains(net: Net, direction: Direction, *, nested: bool) -> str:
     """nft's rules that drop what comes into a node, or leaves it, from or to the ports of `net`."""
     settings = Settings()
     ports = {
@@ -255,10 +257,13 @@ def _chains(net: Net, direction: Direction) -> str:
         Net.STORAGE: (settings.storage.portal_port,),
     }[net]
     names = ", ".join(str(port) for port in ports)
+    ways = {Direction.IN: ("input", ""), Direction.OUT: ("output", "")}
+    if nested:
+        ways = {Direction.IN: ("forward", 'iifname "eth0" '), Direction.OUT: ("forward", 'oifname "eth0" ')}
     return "".join(
-        f"chain {hook} {{ type filter hook {hook} priority -300; "
-        f"tcp sport {{ {names} }} drop; tcp dport {{ {names} }} drop; }}\n"
-        for hook, way in (("input", Direction.IN), ("output", Direction.OUT))
+        f"chain {way} {{ type filter hook {hook} priority -300; "
+        f"{which}tcp sport {{ {names} }} drop; {which}tcp dport {{ {names} }} drop; }}\n"
+        for way, (hook, which) in ways.items()
         if direction in (Direction.BOTH, way)
     )
 
