@@ -236,7 +236,11 @@ class SimNode:
         if used + self.world.scenario.domains[domain].memory > target.machine.room:
             raise Refused(f"{target.name} has no room for {domain}")
         move = f"m{next(self._boots)}"
-        promise = await gate.reserve(self.store, domain, move, self.name, target.name, revision=owner.revision)
+        try:
+            promise = await gate.reserve(self.store, domain, move, self.name, target.name, revision=owner.revision)
+        except OutcomeUnknown:
+            await self._withdraw(domain, move)
+            raise
         self._sending.add(domain)
         half = Copy(domain, copy.boot, 0, incoming=True, since=self.world.now())
         try:
@@ -261,6 +265,17 @@ class SimNode:
                 await self.clock.sleep(0.5)
         if half.incoming and target.machine.copies.get(half.domain) is half:
             del target.machine.copies[half.domain]
+
+    async def _withdraw(self, domain: str, move: str) -> None:
+        """Take away the promise that may have been made for `move`, as the real target does from its journal."""
+        while True:
+            try:
+                promise = await gate.reservation(self.store, domain)
+                if promise is not None and promise.move == move:
+                    await gate.drop(self.store, promise)
+                return
+            except (Failed, OutcomeUnknown):
+                await self.clock.sleep(0.5)
 
     async def _copy(self, domain: str, target: SimNode) -> None:
         """Memory flows for the domain's time; ends when the other side is gone, or the scenario wants it."""
