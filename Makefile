@@ -63,8 +63,8 @@ soak: root setup ## 300 moves there and back of a domain that writes memory and 
 	@VEERY_SOAK=.cache/soak.json $(BIN)/python -m pytest -v --tb=short tests/faults/test_growth.py -k 300
 	@PYTHONPATH=tests:tests/faults $(BIN)/python tests/faults/soak.py .cache/soak.json docs/faults.md
 
-bench: root setup ## measure moves beside a bare QMP script and virsh (about an hour); writes bench/latest.json
-	@$(BIN)/python -m bench $(BENCH)
+bench: root setup ## measure moves beside a bare QMP script and virsh (about an hour); DRIVER=xen: beside xl migrate
+	@$(BIN)/python -m bench$(if $(filter xen,$(DRIVER)),.xen) $(BENCH)
 
 bench-ha: root setup ## cut power and drain (about 20 minutes): from the cut to the answer; writes bench/ha.json
 	@$(BIN)/python -m bench.ha $(BENCH)

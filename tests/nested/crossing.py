@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from veery.client.address import Address
 from veery.host.process import Process
@@ -114,15 +114,15 @@ async def held(lab: Lab, before: int) -> None:
         await asyncio.sleep(0.1)
 
 
-async def alone(lab: Lab, node: str) -> None:
-    """Return once `node` has a session with the LUN, and the others have none."""
+async def alone(lab: Lab, node: str, *, up: Sequence[str] = NODES) -> None:
+    """Return once, of the nodes that are `up`, `node` has a session with the LUN and the others have none."""
     ends = time.monotonic() + 60
     while True:
         found = {}
-        for each in NODES:
+        for each in up:
             shown = await lab.run(each, ["sh", "-c", "cat /sys/class/iscsi_session/*/targetname"], check=False)
             found[each] = shown.out.split()
-        if [len(found[each]) for each in NODES] == [each == node for each in NODES]:
+        if [len(found[each]) for each in up] == [each == node for each in up]:
             return
         assert time.monotonic() < ends, found
         await asyncio.sleep(0.5)

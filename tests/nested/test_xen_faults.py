@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from crossing import HOLD, MOVE, alone, appears, held, listed, moved, settled, typed
+from crossing import HOLD, MOVE, alone, appears, held, listed, moved, rows, settled, typed
 
 from veery.host.run import Result
 from veery.lab import faults
@@ -127,9 +127,24 @@ async def test_the_target_loses_power(xen: Lab, domain: str, until: str) -> None
     await clean(xen, where)
 
 
+async def test_the_source_loses_power_after_the_pause(xen: Lab, domain: str) -> None:
+    """COMMIT has not come: the domain is the source's, which starts it when it is back."""
+    async with moving(xen, until="LOADED"):
+        await faults.power_off(xen, "test1")
+        await alone(xen, "test1", up=("test2",))
+        assert await rows(xen, "test2") == []
+        await faults.power_on(xen, "test1")
+    await xen.healthy()
+    assert await settled(xen) == "test1"
+    assert await typed(xen, "test1", BOOT) != domain
+    assert await listed(xen) == ["test1"]
+    await alone(xen, "test1")
+    await clean(xen, "test1")
+
+
 async def test_a_session_lost_under_a_running_domain_is_regained(xen: Lab, domain: str) -> None:
     """The storage path of its node is out for 20 s: what it wrote meanwhile is on the disk afterwards."""
-    await typed(xen, "test1", "mount -o remount,rw /; (sleep 3; echo late > /late; sync) &")
+    await typed(xen, "test1", "mount -o remount,rw /; (sleep 3; echo late > /late; sync) & true")
     await faults.cut(xen, "test1", net=faults.Net.STORAGE)
     try:
         await asyncio.sleep(20)

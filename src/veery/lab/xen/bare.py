@@ -7,11 +7,13 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from veery.errors import Failed
 from veery.host.run import Result
+from veery.hypervisor.xen.scripts import BLOCK, VIF
 from veery.lab.plan import BRIDGE
 from veery.lab.services import Lab
 from veery.lab.xen import dom0
@@ -29,13 +31,24 @@ ramdisk = "{dom0.GUEST}/initramfs"
 memory = {_MEMORY}
 vcpus = 1
 type = "{{kind}}"
-disk = ["phy:{{device}},xvda,w"]
-vif = ["mac={MAC},bridge={BRIDGE}"]
+disk = ["{{disk}}"]
+vif = ["mac={{mac}},bridge={BRIDGE}{{vif}}"]
 root = "/dev/xvda rw"
 extra = "console=hvc0 init=/sbin/init quiet"
 on_poweroff = "destroy"
 on_reboot = "restart"
 on_crash = "destroy"
+"""
+
+_KEY = "mkdir -p /root/.ssh && ssh-keygen -q -t ed25519 -N '' -f /root/.ssh/id_ed25519 </dev/null"
+_SSHD = """\
+set -e
+mkdir -p /run/sshd
+cd /root/.ssh
+ssh-keygen -y -f id_ed25519 >authorized_keys
+printf 'StrictHostKeyChecking no\nUserKnownHostsFile /dev/null\nLogLevel ERROR\n' >config
+ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/ssh_host_ed25519_key </dev/null
+/usr/sbin/sshd -f /dev/null -o HostKey=/etc/ssh/ssh_host_ed25519_key -o PermitRootLogin=yes -o StrictModes=no
 """
 
 
@@ -45,12 +58,17 @@ class Bare:
 
     lab: Lab
     name: str
+    mac: str = MAC
+    fast: bool = False  # our hotplug scripts, which veeryd has put there; else Xen's own
 
     async def create(self, node: str, *, kind: str = "pv") -> None:
         """Let every hypervisor log in to the LUN, and start the domain on `node`. Raises Failed."""
         nodes = [each.name for each in self.lab.plan.nodes if self.lab.plan.nested(each.name)]
         devices = await asyncio.gather(*(login(self.lab, each, self.name) for each in nodes))
-        text = _FILE.format(name=self.name, kind=kind, device=devices[0]).encode()
+        disk, vif = f"phy:{devices[0]},xvda,w", ""
+        if self.fast:
+            disk, vif = f"vdev=xvda,access=w,script={BLOCK},target={devices[0]}", f",script={VIF}"
+        text = _FILE.format(name=self.name, kind=kind, disk=disk, mac=self.mac, vif=vif).encode()
         path = f"{dom0.STATE}/{self.name}.cfg"
         await self.lab.run(node, ["tee", path], stdin=text)
         await self._xl(node, "create", path)
@@ -86,6 +104,12 @@ class Bare:
             raise Failed(f"xl migrate-receive on {target} failed with {received.code}: {received.err.strip()[-300:]}")
         return passed
 
+    async def move_by_ssh(self, source: str, target: str) -> float:
+        """`xl migrate` as it is meant, over ssh (`allow_ssh` first); the seconds it took. Raises Failed."""
+        begun = time.monotonic()
+        await self._xl(source, "migrate", self.name, self.lab.plan.node(target).address, deadline=_MOVE)
+        return time.monotonic() - begun
+
     async def _listens(self, node: str, taking: asyncio.Future[Result]) -> None:
         ends = time.monotonic() + _ORDER
         while f":{PORT} " not in (await self._run(node, ["ss", "-Hltn"], _ORDER)).out:
@@ -101,3 +125,17 @@ class Bare:
 
     async def _run(self, node: str, argv: list[str], deadline: float) -> Result:
         return await self.lab.run(node, list(argv), deadline=deadline, check=False)
+
+
+async def allow_ssh(lab: Lab, nodes: Sequence[str]) -> None:
+    """Let root of each of these nested nodes log in to the others by a key, as `xl migrate` wants it. Raises Failed."""
+    first = nodes[0]
+    await lab.run(first, ["sh", "-c", _KEY])
+    key = (await lab.run(first, ["cat", "/root/.ssh/id_ed25519"])).out.encode()
+    for node in nodes:
+        await lab.run(node, ["sh", "-c", "mkdir -p /root/.ssh && umask 077 && cat >/root/.ssh/id_ed25519"], stdin=key)
+        await lab.run(node, ["sh", "-c", _SSHD])
+    for node in nodes:
+        for other in nodes:
+            if other != node:
+                await lab.run(node, ["ssh", lab.plan.node(other).address, "true"])

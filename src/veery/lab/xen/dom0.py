@@ -29,6 +29,7 @@ PACKAGES = (
         "udev",
     ),
     *("mount", "util-linux", "e2fsprogs", "iproute2", "busybox-static", "open-iscsi", "python3"),
+    *("openssh-client", "openssh-server"),  # what plain `xl migrate` goes over: veery is measured beside it
     *("linux-image-amd64", "xen-hypervisor-4.17-amd64", "xen-utils-4.17", "xen-utils-common", "xenstore-utils"),
 )
 
@@ -107,11 +108,17 @@ from {module} import {name}
 sys.exit({name}())
 """
 
+_USERS = """\
+root:x:0:0:root:/root:/bin/bash
+sshd:x:100:65534::/run/sshd:/usr/sbin/nologin
+nobody:x:65534:65534:nobody:/:/usr/sbin/nologin
+"""
+
 # What is written into the image, path: (mode, text)
 FILES: dict[str, tuple[int, str]] = {
     f"{LAB}/rc": (0o755, _RC),
     "etc/inittab": (0o644, _INITTAB),
-    "etc/passwd": (0o644, "root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n"),
+    "etc/passwd": (0o644, _USERS),
     "etc/group": (0o644, "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n"),
     "etc/nsswitch.conf": (0o644, "passwd: files\ngroup: files\nhosts: files\n"),
     "etc/hosts": (0o644, "127.0.0.1 localhost\n"),
