@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Iterator
 
 from veery.cluster import owner as gate
-from veery.cluster.keys import FENCES, MEANS, OWNERS
+from veery.cluster.keys import FENCES, MEANS, OWNERS, RESERVATIONS
 from veery.cluster.memory import MemoryStore
 from veery.cluster.presence import Heartbeat
 from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
@@ -93,12 +93,22 @@ class SimNode:
 
     # ---- the caretaker
     async def _caretaker(self) -> None:
+        settled = self.world.now() < 1  # nothing can be left at the beginning
         while Role.HYPERVISOR in self.machine.roles:
             await self.clock.sleep(1.0)
             try:
+                if not settled:
+                    await self._settle()
+                    settled = True
                 await self._tidy()
             except (VeeryError, TimeoutError):
                 continue
+
+    async def _settle(self) -> None:
+        """Take away what was promised before this start and left no half copy here: the real one's journal knows."""
+        for name, promise in (await RESERVATIONS.all(self.store)).items():
+            if promise.target == self.name and name not in self.machine.copies:
+                await gate.drop(self.store, promise)
 
     async def _tidy(self) -> None:
         """Obey the owner keys, and give back those whose domain is gone here."""
