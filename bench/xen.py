@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 
-from bench.figures import Comparison, Figures
+from bench.figures import Comparison, Figures, phases
 from veery.client.address import lab_folder
 from veery.errors import VeeryError
 from veery.lab import hosts
@@ -54,11 +54,13 @@ extra = "console=hvc0 init=/sbin/init quiet"
 """
 
 Mover = Callable[[str, str], Awaitable[object]]
+Phases = dict[str, float]
 
 
 async def run(lab: Lab, rounds: int) -> Figures:
     """`rounds` moves of each kind in `lab`, alternating. Raises Failed."""
-    movers = await _domains(lab)
+    parts: dict[str, list[Phases]] = {OURS: [], PLAIN: []}
+    movers = await _domains(lab, parts)
     probe = await Probe.start(partial(lab.enter, CLIENT), list(ADDRESSES.values()), interval=0.01)
     spent: dict[str, list[float]] = {kind: [] for kind in (SSH, BARE, OURS, PLAIN)}
     gaps: dict[str, list[float]] = {kind: [] for kind in spent}
@@ -78,6 +80,8 @@ async def run(lab: Lab, rounds: int) -> Figures:
     for kind, took in spent.items():
         figures.add(f"{kind}: move", "ms", took)
         figures.add(f"{kind}: gap", "ms", gaps[kind])
+        for phase, values in phases(parts.get(kind, [])).items():
+            figures.add(f"{kind}: {phase}", "ms", values)
     figures.tell(COMPARISONS)
     return figures
 
@@ -95,8 +99,9 @@ async def _move(probe: Probe, mover: Mover, kind: str, source: str, target: str)
     return took, gap
 
 
-async def _domains(lab: Lab) -> dict[str, Mover]:
-    """The three domains on the first node, each with its address; by kind, what moves one."""
+async def _domains(lab: Lab, parts: dict[str, list[Phases]]) -> dict[str, Mover]:
+    """The three domains on the first node, each with its address; by kind, what moves one. What veery says of the phases
+    of its moves goes to `parts`."""
     await allow_ssh(lab, NODES)
     names = {SSH: "ssh", BARE: "bare", OURS: "ours"}
     for number, (kind, name) in enumerate(names.items()):
@@ -114,12 +119,11 @@ async def _domains(lab: Lab) -> dict[str, Mover]:
             await shell.type("\n")
             await shell.ready()
             await shell.run(f"ifconfig eth0 {ADDRESSES[kind]} up")
-    ours = partial(_ours, lab, names[OURS])
     return {
         SSH: _bare(lab, SSH, names[SSH], "").move_by_ssh,
         BARE: _bare(lab, BARE, names[BARE], "").move,
-        OURS: ours,
-        PLAIN: partial(ours, options=("--no-tls",)),
+        OURS: partial(_ours, lab, names[OURS], parts[OURS], ()),
+        PLAIN: partial(_ours, lab, names[OURS], parts[PLAIN], ("--no-tls",)),
     }
 
 
@@ -127,8 +131,8 @@ def _bare(lab: Lab, kind: str, name: str, mac: str) -> Bare:
     return Bare(lab, name, mac, fast=kind == BARE)
 
 
-async def _ours(lab: Lab, name: str, source: str, target: str, *, options: tuple[str, ...] = ()) -> None:
-    await lab.veery(source, "migrate", *options, name, target, deadline=120)
+async def _ours(lab: Lab, name: str, parts: list[Phases], options: tuple[str, ...], source: str, target: str) -> None:
+    parts.append((await lab.json(source, "migrate", "--json", *options, name, target, deadline=120))["phases"])
 
 
 async def _main(arguments: argparse.Namespace) -> Figures:
