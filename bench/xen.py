@@ -100,8 +100,8 @@ async def _move(probe: Probe, mover: Mover, kind: str, source: str, target: str)
 
 
 async def _domains(lab: Lab, parts: dict[str, list[Phases]]) -> dict[str, Mover]:
-    """The three domains on the first node, each with its address; by kind, what moves one. What veery says of the phases
-    of its moves goes to `parts`."""
+    """The three domains on the first node, each with its address; by kind, what moves one. What veery says of
+    the phases of its moves goes to `parts`."""
     await allow_ssh(lab, NODES)
     names = {SSH: "ssh", BARE: "bare", OURS: "ours"}
     for number, (kind, name) in enumerate(names.items()):
@@ -122,8 +122,8 @@ async def _domains(lab: Lab, parts: dict[str, list[Phases]]) -> dict[str, Mover]
     return {
         SSH: _bare(lab, SSH, names[SSH], "").move_by_ssh,
         BARE: _bare(lab, BARE, names[BARE], "").move,
-        OURS: partial(_ours, lab, names[OURS], parts[OURS], ()),
-        PLAIN: partial(_ours, lab, names[OURS], parts[PLAIN], ("--no-tls",)),
+        OURS: partial(_ours, lab, (names[OURS],), parts[OURS]),
+        PLAIN: partial(_ours, lab, ("--no-tls", names[OURS]), parts[PLAIN]),
     }
 
 
@@ -131,8 +131,8 @@ def _bare(lab: Lab, kind: str, name: str, mac: str) -> Bare:
     return Bare(lab, name, mac, fast=kind == BARE)
 
 
-async def _ours(lab: Lab, name: str, parts: list[Phases], options: tuple[str, ...], source: str, target: str) -> None:
-    parts.append((await lab.json(source, "migrate", "--json", *options, name, target, deadline=120))["phases"])
+async def _ours(lab: Lab, options: tuple[str, ...], parts: list[Phases], source: str, target: str) -> None:
+    parts.append((await lab.json(source, "migrate", "--json", *options, target, deadline=120))["phases"])
 
 
 async def _main(arguments: argparse.Namespace) -> Figures:

@@ -194,10 +194,12 @@ class SimNode:
             await orders.give_back(self.store, owner)
 
     async def _reconcile(self) -> None:
-        """A storage service that has started again knows nobody and lets nobody in, until it is told by the records."""
+        """A storage service that has started again knows nobody and lets nobody in, until the records tell it; while
+        the store does not answer, by what it served last (storage/served.py)."""
+        remembered = False
         while Role.STORAGE in self.machine.roles:
             await self.clock.sleep(1.0)
-            if self.machine.knows or not self.machine.target:
+            if (self.machine.knows and not remembered) or not self.machine.target:
                 continue
             try:
                 async with self._door:
@@ -205,8 +207,11 @@ class SimNode:
                     shut = {name for name, fence in fences.items() if fence.state is not FenceState.ADMITTING}
                     self.machine.denied, self.machine.knows = shut, True
             except (VeeryError, TimeoutError):
+                if not self.machine.knows:
+                    self.machine.knows = remembered = True
+                    self.world.say(self.name, "its storage service has its access back as it was: the store is silent")
                 continue
-            names = ", ".join(sorted(shut)) or "nobody"
+            names, remembered = ", ".join(sorted(shut)) or "nobody", False
             self.world.say(self.name, f"its storage service has its access back: {names} shut out")
 
     async def deny(self, node: str) -> str:
