@@ -163,6 +163,7 @@ class Sender:
                 CONNECT_DEADLINE,
             )
             connection.push_async_callback(channel.close)
+            undo.callback(channel.part, f"{ground.node} gave {spec.name}'s move up")
 
             await steps.enter(Phase.PREPARE)
             await channel.send(await self._offer(owner, spec, luggage, paused, going))

@@ -14,6 +14,7 @@ handed to the hypervisor, which does its own TLS. Messages of one move, in order
     Finish      ->                              (after COMMIT)
                                 <- Running | Problem
 
+A source that gives up before COMMIT says Problem too, and the target hangs up when it has tidied up.
 In post-copy Poised goes before Loaded, as the stream does not end. Later, over connections of their own, either side
 may Ask how the rest stands, and a source whose stream broke says Mend; after Mending the connection carries the
 hypervisors' bytes, so that a mended stream is encrypted by it.
@@ -43,6 +44,7 @@ T = TypeVar("T")
 GREETING_BYTES = 64
 FRAME_MAX = 8 << 20
 PIECE = 256 << 10
+PARTING = 2.0  # seconds for the other end to tidy up after we gave up; a dead one makes us wait that long
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h
 FASTEST = 1_250_000_000  # bytes/s of the fastest path that a stream's buffers are made for
 SHALLOWEST, DEEPEST = 512 << 10, 2 << 20
@@ -182,6 +184,7 @@ class Channel:
         """`peer` is the node named by the other end's certificate."""
         self.peer = peer
         self._reader, self._writer = reader, writer
+        self._parting = False
 
     async def send(self, message: Message) -> None:
         """Write one message. Raises Failed when the other end is gone."""
@@ -263,8 +266,18 @@ class Channel:
         """Close it at once, whatever is still to be sent."""
         self._writer.transport.abort()
 
+    def part(self, why: str) -> None:
+        """Tell the other end that we give up; `close` then gives it a moment to tidy up and hang up first."""
+        data = msgspec.json.encode(Problem("failed", why))
+        self._writer.write(struct.pack("!I", len(data)) + data)
+        self._parting = True
+
     async def close(self) -> None:
         """Close it; never raises."""
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(PARTING):
+                while self._parting and await self._reader.read(PIECE):
+                    pass
         self._writer.close()
         try:
             async with asyncio.timeout(2):

@@ -140,6 +140,35 @@ async def test_cancel_before_commit(tmp_path: Path, certificates: Path, phase: s
         await pair.check("a")
 
 
+@pytest.mark.parametrize("phase", ["COPY", "LOADED"])
+async def test_nothing_is_left_there_when_a_cancelled_move_is_told(
+    tmp_path: Path, certificates: Path, phase: str
+) -> None:
+    async with two_nodes(tmp_path, certificates) as pair:
+        brake = held(pair, phase)
+        pair.b.attacher.tidying = 0.3
+        move = pair.a.moves.start(await pair.a.reading(), pair.b.node, MoveSettings())
+        await entered(pair, Phase(phase))
+        assert (await pair.a.moves.cancel(move)).state is MoveState.CANCELLED
+        assert await pair.b.driver.list() == ()
+        assert pair.b.attacher.attached == 0
+        assert not pair.b.ground.journal.open()
+        brake.unlink()
+        assert (await pair.a.move(pair.b)).state is MoveState.DONE
+
+
+async def test_a_target_that_never_tidies_up_is_not_waited_for(tmp_path: Path, certificates: Path) -> None:
+    async with two_nodes(tmp_path, certificates) as pair:
+        brake = held(pair, "LOADED")
+        pair.b.attacher.tidying = 60
+        move = pair.a.moves.start(await pair.a.reading(), pair.b.node, MoveSettings())
+        await entered(pair, Phase.LOADED)
+        async with asyncio.timeout(30):
+            assert (await pair.a.moves.cancel(move)).state is MoveState.CANCELLED
+        brake.unlink()
+        assert pair.world.running(UUID) == ("a",)
+
+
 async def test_cancel_after_commit_is_refused(tmp_path: Path, certificates: Path) -> None:
     async with two_nodes(tmp_path, certificates) as pair:
         brake = held(pair, "FINISH")

@@ -63,6 +63,7 @@ class BareAttacher:
         self.announced = 0
         self.tracked: tuple[Flow, ...] = ()
         self.fails = False
+        self.tidying = 0.0  # seconds for which taking off takes
         self.slow = 0.0  # seconds for which reading and admitting connections take
 
     async def blockers(self, spec: DomainSpec) -> tuple[Blocker, ...]:
@@ -96,6 +97,7 @@ class BareAttacher:
 
     async def detach(self, attachments: Attachments) -> None:
         """As Attacher."""
+        await asyncio.sleep(self.tidying)
         self.attached -= 1
 
 
