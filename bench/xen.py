@@ -61,7 +61,7 @@ async def run(lab: Lab, rounds: int) -> Figures:
     """`rounds` moves of each kind in `lab`, alternating. Raises Failed."""
     parts: dict[str, list[Phases]] = {OURS: [], PLAIN: []}
     movers = await _domains(lab, parts)
-    probe = await Probe.start(partial(lab.enter, CLIENT), list(ADDRESSES.values()), interval=0.01)
+    probe = await Probe.start(partial(lab.enter, CLIENT), list(ADDRESSES.values()), interval=0.05)
     spent: dict[str, list[float]] = {kind: [] for kind in (SSH, BARE, OURS, PLAIN)}
     gaps: dict[str, list[float]] = {kind: [] for kind in spent}
     try:

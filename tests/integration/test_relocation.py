@@ -132,6 +132,31 @@ def test_after_all_that_a_node_is_served(running: Running) -> None:
     assert running.peers[-1] == "test1"
 
 
+def test_either_end_notices_a_machine_that_went_silent(running: Running, folders: dict[str, Path]) -> None:
+    """The kernel asks (ss(8) shows its timer), so a power cut at the other end is no wait of minutes."""
+
+    async def call() -> list[str]:
+        context = tls.client_context(folders["test1"])
+        channel = await wire.open_control(ADDRESS, running.port, "test2", context, 10)
+        found = f"( sport = :{running.port} or dport = :{running.port} )"
+        try:
+            for _ in range(100):
+                shown = await asyncio.create_subprocess_exec(
+                    "ss", "-Htno", "state", "established", found, stdout=asyncio.subprocess.PIPE
+                )
+                rows = (await shown.communicate())[0].decode().splitlines()
+                if all("timer:(keepalive," in row for row in rows):
+                    break
+                await asyncio.sleep(0.04)  # what was sent last is not answered yet
+            return rows
+        finally:
+            await channel.close()
+
+    rows = asyncio.run(call())
+    assert len(rows) == 2
+    assert all("timer:(keepalive," in row for row in rows), rows
+
+
 def test_a_certificate_of_another_ca_is_turned_away(running: Running, tmp_path: Path) -> None:
     strangers = certificates(tmp_path, ("test1",))
     before = list(running.peers)

@@ -115,8 +115,10 @@ async def held(lab: Lab, before: int) -> None:
 
 
 async def alone(lab: Lab, node: str, *, up: Sequence[str] = NODES) -> None:
-    """Return once, of the nodes that are `up`, `node` has a session with the LUN and the others have none."""
-    ends = time.monotonic() + 60
+    """Return once, of the nodes that are `up`, `node` has a session with the LUN and the others have none.
+
+    A target whose source has lost power learns that from the silence (wire.SILENT)."""
+    ends = time.monotonic() + 150
     while True:
         found = {}
         for each in up:

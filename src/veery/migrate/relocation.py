@@ -17,7 +17,15 @@ from collections.abc import Awaitable, Callable, Iterator
 from veery.config.settings import Relocation
 from veery.errors import Failed, Refused, VeeryError
 from veery.host.tls import peer_name
-from veery.migrate.wire import FRAME_MAX, GREETING_BYTES, SO_RCVBUFFORCE, Channel, keep_shallow, parse_greeting
+from veery.migrate.wire import (
+    FRAME_MAX,
+    GREETING_BYTES,
+    SO_RCVBUFFORCE,
+    Channel,
+    end_when_silent,
+    keep_shallow,
+    parse_greeting,
+)
 
 log = logging.getLogger(__name__)
 
@@ -175,6 +183,7 @@ class RelocationServer:
 
     async def _control(self, connection: socket.socket, address: str) -> None:
         loop = asyncio.get_running_loop()
+        end_when_silent(connection)
         reader = asyncio.StreamReader(limit=FRAME_MAX, loop=loop)
         protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
         try:

@@ -45,6 +45,8 @@ GREETING_BYTES = 64
 FRAME_MAX = 8 << 20
 PIECE = 256 << 10
 PARTING = 2.0  # seconds for the other end to tidy up after we gave up; a dead one makes us wait that long
+SILENT = 30  # seconds after which a machine whose kernel answers nothing is taken for gone
+_PROBE = 5  # seconds between two of the questions that the kernel asks it
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h
 FASTEST = 1_250_000_000  # bytes/s of the fastest path that a stream's buffers are made for
 SHALLOWEST, DEEPEST = 512 << 10, 2 << 20
@@ -323,6 +325,7 @@ async def _greet(address: str, port: int, token: str, deadline: float) -> socket
 async def open_control(address: str, port: int, peer: str, tls: ssl.SSLContext, deadline: float) -> Channel:
     """A control connection to node `peer`, whose certificate must name it. Raises Refused, Failed."""
     connection = await _greet(address, port, "", deadline)
+    end_when_silent(connection)
     try:
         async with asyncio.timeout(deadline):
             reader, writer = await asyncio.open_connection(
@@ -337,6 +340,19 @@ async def open_control(address: str, port: int, peer: str, tls: ssl.SSLContext, 
             f"{address} is not {peer} of this cluster: {error}", hint="compare `veery node list` and the certificates"
         ) from error
     return Channel(reader, writer, peer)
+
+
+def end_when_silent(connection: socket.socket) -> None:
+    """Let a control connection break SILENT seconds after the machine at its other end, or the cable, has (tcp(7)):
+    whoever waits for a word that may take minutes learns of a power cut in no other way."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (
+        (socket.TCP_KEEPIDLE, _PROBE),
+        (socket.TCP_KEEPINTVL, _PROBE),
+        (socket.TCP_KEEPCNT, SILENT // _PROBE - 1),
+        (socket.TCP_USER_TIMEOUT, SILENT * 1000),
+    ):
+        connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 async def open_stream(address: str, port: int, token: str, deadline: float) -> socket.socket:
