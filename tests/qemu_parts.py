@@ -39,7 +39,7 @@ until ls -l /proc/$!/fd | grep -q event; do sleep 0.1; done
 echo READY
 exec setsid cttyhack sh
 """
-BOOT = float(os.environ.get("VEERY_BOOT", "60"))
+BOOT = float(os.environ.get("VEERY_BOOT", "150"))
 """Seconds for a guest to do something; a nested one takes longer."""
 
 
