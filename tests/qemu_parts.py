@@ -20,6 +20,7 @@ from typing import TypeVar
 import msgspec
 
 from veery.config.settings import Qemu
+from veery.errors import Failed
 from veery.host.clock import RealClock
 from veery.hypervisor.base import Console, Driver
 from veery.hypervisor.qemu.driver import QemuDriver
@@ -169,11 +170,14 @@ async def becomes(probe: Callable[[], Awaitable[T]], good: Callable[[T], bool], 
 async def until(console: Console, text: bytes, *, seconds: float = BOOT) -> bytes:
     """What the console says up to `text`."""
     heard = b""
-    async with asyncio.timeout(seconds):
-        while text not in heard:
-            data = await console.read()
-            assert data, f"the console ended: {heard[-500:]!r}"
-            heard += data
+    try:
+        async with asyncio.timeout(seconds):
+            while text not in heard:
+                data = await console.read()
+                assert data, f"the console ended: {heard[-500:]!r}"
+                heard += data
+    except TimeoutError:
+        raise AssertionError(f"{seconds:g} s without {text!r}; the console said {heard[-500:]!r}") from None
     return heard
 
 
@@ -183,15 +187,28 @@ async def booted(driver: Driver, uuid: str, *, times: int = 1) -> None:
 
 
 async def shell(driver: Driver, uuid: str, command: str, *, seconds: float = BOOT) -> str:
-    """Run `command` in the guest; what it printed."""
+    """Run `command` in the guest; what it printed. A guest that is silent for long is given an Enter, as anybody would:
+    three times in some thousand, on a machine with twice its work, one did not take what was typed after it had stood
+    still."""
     mark = secrets.token_hex(4)
     console = await driver.console(uuid)
+    nudging = asyncio.create_task(_nudge(console))
     try:
         await console.write(f"echo be''gin-{mark}; {command}; echo e''nd-{mark}\n".encode())
         heard = await until(console, f"end-{mark}".encode(), seconds=seconds)
     finally:
+        nudging.cancel()
+        await asyncio.wait({nudging})
         await console.close()
     return heard.decode(errors="replace").rpartition(f"begin-{mark}")[2].partition(f"end-{mark}")[0].strip()
+
+
+async def _nudge(console: Console) -> None:
+    while True:
+        await asyncio.sleep(30)
+        print("the guest is silent: Enter")
+        with contextlib.suppress(Failed):
+            await console.write(b"\n")
 
 
 @contextlib.contextmanager
