@@ -38,7 +38,8 @@ test: root setup ## every check and every test
 	@$(MAKE) --no-print-directory check
 	@$(BIN)/python -m pytest $(or $(PYTEST),-m 'not slow' tests/unit tests/contract tests/simulation tests/integration tests/faults)
 
-check: $(VENV) ## format, lint, types and layers
+check: $(VENV) ## format, lint, types and layers; refuses where a program that the tests start is missing
+	@$(SETUP) programs
 	@$(BIN)/ruff format --check --quiet . || { echo 'error: format with: $(BIN)/ruff format .'; exit 1; }
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy --no-error-summary

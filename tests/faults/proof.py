@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from veery.errors import Failed, VeeryError
+from veery.host.run import NotInstalled
 from veery.lab import members, stored
 from veery.lab.plan import DOMAIN_ADDRESS
 from veery.lab.probe import Probe
@@ -163,6 +164,8 @@ class Proof:
         while time.monotonic() < end:
             try:
                 why = await self.at_rest()
+            except NotInstalled:
+                raise
             except VeeryError as error:
                 why = error.message
             if not why:

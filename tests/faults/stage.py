@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from veery.errors import Failed, VeeryError
+from veery.host.run import NotInstalled
 from veery.lab.guest import Guest
 from veery.lab.ledger import Collector, Ledger, Record
 from veery.lab.services import Lab
@@ -68,6 +69,8 @@ class Stage:
                 if await check():
                     return
                 said = ""
+            except NotInstalled:
+                raise
             except VeeryError as error:
                 said = f" ({error.message})"
             await asyncio.sleep(0.2)

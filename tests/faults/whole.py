@@ -12,6 +12,7 @@ from proof import keys_of, logged_in
 from stage import Stage
 
 from veery.errors import VeeryError
+from veery.host.run import NotInstalled
 from veery.lab.services import Lab
 
 SETTLE = 240.0  # seconds: tries of a fence and back-offs are in it, on a busy machine
@@ -35,6 +36,8 @@ async def whole(stage: Stage, hypervisors: Sequence[str]) -> Whole:
             raise AssertionError(f"not whole within {SETTLE:g} s: {why}")
         try:
             why = await ailing(stage, hypervisors)
+        except NotInstalled:
+            raise
         except VeeryError as error:
             why = error.message
         if why:

@@ -1,4 +1,5 @@
 """`python3 -m veery.lab.setup packages guest agents`: the parts of the set-up that come before the virtual environment.
+`programs` installs nothing: it refuses, with the names, where a program that the tests start is missing.
 
 The Makefile calls it with the system's Python and nothing but the standard library."""
 
@@ -7,8 +8,8 @@ from __future__ import annotations
 import sys
 import time
 
-from veery.errors import VeeryError
-from veery.lab import agents, guest, packages
+from veery.errors import Refused, VeeryError
+from veery.lab import agents, guest, packages, programs
 
 
 class Bar:
@@ -69,7 +70,13 @@ def _agents(bar: Bar) -> str:
     return "" if agents.find() else f"fence agents, unpacked in {agents.fetch(bar).root}"
 
 
-_PARTS = {"packages": _packages, "guest": _guest, "agents": _agents}
+def _programs(_bar: Bar) -> str:
+    if lacking := programs.absent():
+        raise Refused(f"missing: {', '.join(lacking)}", hint="make setup")
+    return ""
+
+
+_PARTS = {"packages": _packages, "guest": _guest, "agents": _agents, "programs": _programs}
 
 
 if __name__ == "__main__":
