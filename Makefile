@@ -23,7 +23,7 @@ ifeq ($(PYTHON),)
 $(error veery needs Python 3.11 or later as /usr/bin/python3 or python3)
 endif
 
-.PHONY: help demo test check faults faults-move faults-sim soak bench bench-ha lab setup root lock clean FORCE
+.PHONY: help demo test check faults faults-move faults-sim soak bench bench-ha fresh lab setup root lock clean FORCE
 
 help: ## print this
 	@echo 'usage: make TARGET'
@@ -69,6 +69,9 @@ bench: root setup ## measure moves beside a bare QMP script and virsh (about an 
 
 bench-ha: root setup ## cut power and drain (about 20 minutes): from the cut to the answer; writes bench/ha.json
 	@$(BIN)/python -m bench.ha $(BENCH)
+
+fresh: root setup ## the README's commands in a bare Debian root, before each release (SUITE=trixie; TARGETS="setup check")
+	@$(BIN)/python -m veery.lab.fresh --suite $(or $(SUITE),bookworm) $(TARGETS)
 
 lab: root setup ## build the lab and leave it standing (veery lab down removes it)
 	@$(BIN)/veery lab up

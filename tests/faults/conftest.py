@@ -15,9 +15,10 @@ from veery.lab.ledger import Collector
 from veery.lab.services import Lab
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def scene(lab: Lab, guest: Guest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene]:
-    """Cleared away at the end; its domain's disk is checked then."""
+    """Cleared away at the end of each module, so that other tests find the lab empty. Its domain's disk is checked
+    then."""
     scene = Scene(lab, guest, tmp_path_factory.mktemp("scene"))
     yield scene
     await scene.close()

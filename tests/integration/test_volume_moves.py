@@ -399,6 +399,8 @@ async def test_an_idle_volume(two: Lab, node: Node, shop: Workshop) -> None:
     copy = pool(two, "stor") / f"{DATA}.img"
 
     async def flows() -> bool:
+        if under_way.done():
+            raise AssertionError(under_way.result().err)
         return copy.exists() and copy.stat().st_blocks > 0
 
     await until(flows, "bytes flow")
