@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import re
 import time
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from veery.errors import Failed, VeeryError
-from veery.lab import members
+from veery.lab import members, stored
 from veery.lab.plan import DOMAIN_ADDRESS
 from veery.lab.probe import Probe
 from veery.lab.services import Lab
@@ -36,24 +35,9 @@ class Life:
     count: int
 
 
-async def etcdctl(lab: Lab, *words: str) -> str:
-    """What etcdctl says to `words`, asked of the storage node's member."""
-    tls = lab.plan.home("stor") / "lib" / "tls"
-    told = await lab.run(
-        "stor",
-        [
-            *("etcdctl", "--endpoints", "https://172.16.31.3:2379", "--cacert", tls / "ca-cert.pem"),
-            *("--cert", tls / "client-cert.pem", "--key", tls / "client-key.pem"),
-            *words,
-        ],
-    )
-    return told.out
-
-
 async def keys_of(lab: Lab, prefix: str) -> dict[str, Any]:
-    """The keys under `prefix` in etcd, as they stand there."""
-    lines = (await etcdctl(lab, "get", "--prefix", f"/veery/{prefix}")).splitlines()
-    return {key.removeprefix("/veery/"): json.loads(value) for key, value in zip(lines[::2], lines[1::2], strict=True)}
+    """The records whose keys begin with `prefix`, read from the store itself. Raises VeeryError."""
+    return await stored.records(lab.plan, prefix)
 
 
 async def logged_in(lab: Lab) -> dict[str, set[str]]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from proof import HYPERVISORS, Proof, etcdctl
+from proof import HYPERVISORS, Proof, keys_of
 
 from veery.lab import faults
 from veery.lab.members import Member
@@ -111,7 +111,7 @@ async def _reading(proof: Proof) -> dict[str, float]:
     (tgtd,) = faults.find(lab, "stor", "tgtd")
     found["connections at tgtd"] = len((await lab.run("stor", ["ss", "-Htn", "sport = :3260"])).out.splitlines())
     found["open files of tgtd"] = _handles(tgtd)
-    found["keys in etcd"] = len((await etcdctl(proof.lab, "get", "--prefix", "/veery/", "--keys-only")).split())
+    found["keys in etcd"] = len(await keys_of(proof.lab, ""))
     for folder in ("run", "lib"):
         files = [name for node in HYPERVISORS for name in proof.files(node) if name.startswith(folder)]
         found["files in run" if folder == "run" else "files in state"] = len(files)

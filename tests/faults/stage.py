@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from veery.errors import VeeryError
+from veery.errors import Failed, VeeryError
 from veery.lab.guest import Guest
 from veery.lab.ledger import Collector, Ledger, Record
 from veery.lab.services import Lab
@@ -99,16 +99,34 @@ class Stage:
         ledger = self.ledgers[name] = Ledger(name, address)
         await ledger.make(self.lab, self.guest, self.ramdisk, self.folder, node=node)
         await self.post(f"/v1/ha/{name}", {"policy": policy})
-        await self.collector.next(name, deadline=PATIENCE)
+        await self.heard(name)
         return ledger
 
     async def place(self, name: str, node: str) -> Record:
-        """Bring `name` to `node`; a record from there."""
+        """Have `name`, whose policy is restart, run on `node`; a record from there.
+
+        Tests before this one may have used up its restarts, or left it without a node: `ha set` counts from zero, and
+        the brain then starts it."""
         await self.at_rest()
+        await self.post(f"/v1/ha/{name}", {"policy": "restart"})
+
+        async def owned() -> bool:
+            return bool(await self.owner(name))
+
+        await self.until(owned, f"{name} has a node")
         owner = await self.owner(name)
         if owner != node:
             await self.lab.veery(owner, "migrate", "--live", name, node, deadline=120)
-        return await self.collector.next(name, deadline=PATIENCE)
+        return await self.heard(name)
+
+    async def heard(self, name: str, *, boot: str = "", but: str = "") -> Record:
+        """The next record that `name` acknowledges, as Collector.next. Raises Failed with what the cluster says of
+        the domain."""
+        try:
+            return await self.collector.next(name, boot=boot, but=but, deadline=PATIENCE)
+        except Failed as error:
+            said = (await self.lab.veery("stor", "why", name, check=False)).out
+            raise Failed(f"{error.message}; veery why {name}: {said}") from error
 
     async def tear_down(self, name: str) -> None:
         """End it, and judge its disk; then nothing of it is left."""

@@ -8,7 +8,7 @@ import signal
 import time
 
 import pytest
-from stage import ADDRESS, NAME, PATIENCE, Stage
+from stage import ADDRESS, NAME, Stage
 
 from veery.host.process import Process
 from veery.lab import faults
@@ -21,7 +21,7 @@ async def test_power_off(stage: Stage) -> None:
     begun = time.time()
     await faults.power_off(stage.lab, "test1")
     try:
-        after = await stage.collector.next(NAME, but=before.boot, deadline=PATIENCE)
+        after = await stage.heard(NAME, but=before.boot)
         assert await stage.owner(NAME) == "test2"
         events = await stage.events(begun)
         order = [(each["what"], each["subject"]) for each in events]
@@ -42,13 +42,13 @@ async def test_freeze_and_thaw(stage: Stage) -> None:
     before = await stage.place(NAME, "test1")
     await faults.freeze(stage.lab, "test1")
     try:
-        after = await stage.collector.next(NAME, but=before.boot, deadline=PATIENCE)
+        after = await stage.heard(NAME, but=before.boot)
         assert stage.copies("test1") == 1, "the old copy was to be there, asleep"
     finally:
         faults.thaw(stage.lab, "test1")
     await stage.at_rest()
     assert stage.copies("test1") == 0, "the old copy was let in again"
-    await stage.collector.next(NAME, boot=after.boot, deadline=PATIENCE)
+    await stage.heard(NAME, boot=after.boot)
     assert await stage.judged(NAME) == []
 
 
@@ -65,12 +65,12 @@ async def test_quorum_lost(stage: Stage) -> None:
         await asyncio.sleep(15)
         told = await stage.lab.veery("test1", "cluster", "status", check=False, deadline=20)
         assert (told.code, "quorum : no" in told.out) == (1, True), told.out
-        await stage.collector.next(NAME, boot=before.boot, deadline=PATIENCE)
+        await stage.heard(NAME, boot=before.boot)
     finally:
         for process in frozen:
             process.send(signal.SIGCONT)
     await stage.at_rest()
-    await stage.collector.next(NAME, boot=before.boot, deadline=PATIENCE)
+    await stage.heard(NAME, boot=before.boot)
     assert not [each for each in await stage.events(begun) if each["what"] in ("fence", "start", "release", "end")]
 
 
@@ -83,12 +83,12 @@ async def test_tgtd_killed_without_a_quorum(stage: Stage) -> None:
     try:
         await faults.halt(stopped)
         await faults.kill(stage.lab, "stor", "tgtd")
-        await stage.collector.next(NAME, boot=before.boot, deadline=PATIENCE)
+        await stage.heard(NAME, boot=before.boot)
         assert all(not each.process.alive() or each.standing() for each in stopped), "there was a quorum again"
     finally:
         faults.go_on(stopped)
     await stage.at_rest()
-    await stage.collector.next(NAME, boot=before.boot, deadline=PATIENCE)
+    await stage.heard(NAME, boot=before.boot)
     assert not [each for each in await stage.events(begun) if each["what"] in ("fence", "start", "release", "end")]
     assert await stage.judged(NAME) == []
 
@@ -105,7 +105,7 @@ async def test_leader_killed_during_a_recovery(stage: Stage) -> None:
         await faults.kill(stage.lab, leader, "veeryd")
         await stage.until(lambda: _led_by_another(stage, leader), "another leads")
         await stage.lab.start(leader)
-        await stage.collector.next(NAME, but=before.boot, deadline=PATIENCE)
+        await stage.heard(NAME, but=before.boot)
         assert await stage.owner(NAME) == "test2"
     finally:
         await faults.power_on(stage.lab, "test1")
@@ -125,7 +125,7 @@ async def test_disarmed(stage: Stage) -> None:
         assert not await stage.get("/v1/fences")
         assert not await stage.did("fence", "node/test1", begun)
         await stage.post("/v1/arm")
-        await stage.collector.next(NAME, but=before.boot, deadline=PATIENCE)
+        await stage.heard(NAME, but=before.boot)
     finally:
         await faults.power_on(stage.lab, "test1")
     await stage.at_rest()
@@ -136,7 +136,7 @@ async def test_a_domain_that_dies_is_started_again(stage: Stage) -> None:
     before = await stage.place(NAME, "test1")
     begun = time.time()
     await faults.kill(stage.lab, "test1", "qemu-system")
-    await stage.collector.next(NAME, but=before.boot, deadline=PATIENCE)
+    await stage.heard(NAME, but=before.boot)
     assert await stage.did("start.done", f"domain/{NAME}", begun)
     assert not await stage.did("fence", "node/test1", begun)
     assert await stage.judged(NAME) == []
@@ -156,7 +156,7 @@ async def test_drain_and_resume(stage: Stage) -> None:
         await stage.raise_up("second", names["second"], policy="off")
         await stage.raise_up("third", names["third"], policy="migrate-only")
         for name in names:
-            boots[name] = (await stage.collector.next(name, deadline=PATIENCE)).boot
+            boots[name] = (await stage.heard(name)).boot
         planned = await lab.json("stor", "node", "drain", "test1", "--plan", "--json", deadline=120)
         assert {move["domain"]: move["target"] for move in planned["moves"]} == dict.fromkeys(names, "test2")
         assert all(move["gap_ms"] > 0 for move in planned["moves"])
@@ -171,7 +171,7 @@ async def test_drain_and_resume(stage: Stage) -> None:
         await lab.veery("stor", "node", "resume", "test1", "--home", deadline=300)
         for name in names:
             assert (await stage.where(name)) == "test1"
-            await stage.collector.next(name, boot=boots[name], deadline=PATIENCE)
+            await stage.heard(name, boot=boots[name])
         again = await lab.veery("stor", "node", "resume", "test1", check=False)
         assert (again.code, "not drained" in again.err) == (1, True), again.err
     finally:

@@ -20,7 +20,7 @@ RECOVERY = ("fence", "release", "start", "end")  # what the brain does only wher
 
 async def undisturbed(stage: Stage, boot: str, begun: float) -> None:
     """The domain runs on in the same boot, and the brain had nothing to mend since `begun`."""
-    await stage.collector.next(NAME, boot=boot, deadline=PATIENCE)
+    await stage.heard(NAME, boot=boot)
     assert not [each for each in await stage.events(begun) if each["what"] in RECOVERY]
     assert await stage.judged(NAME) == []
 

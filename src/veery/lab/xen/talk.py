@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import json
 import os
 import signal
 import socket
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from veery.errors import Failed, OutcomeUnknown
 from veery.host.process import Process
 from veery.lab.members import Member
+from veery.lab.setns import within
 from veery.lab.xen.agent import PORT, THERE, frame, read_frame
 
-_CLONE_NEWNET = 0x40000000  # setns(2)
 _DEADLINE = 30.0
 
 
@@ -83,15 +81,11 @@ async def _ask(
 
 
 def _socket(namespace: Path) -> socket.socket:
-    """A TCP socket of that namespace: a socket stays in the one it was made in. A thread of its own goes there."""
+    """A TCP socket of that namespace."""
 
     def made() -> socket.socket:
-        with namespace.open() as file:
-            if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), _CLONE_NEWNET):
-                raise OSError(ctypes.get_errno(), f"setns {namespace}")
         link = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         link.setblocking(False)
         return link
 
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(made).result()
+    return within(namespace, made)
