@@ -36,7 +36,9 @@ demo: root setup ## the seed's experiment on real parts, told as a story (about 
 
 test: root setup ## every check and every test
 	@$(MAKE) --no-print-directory check
-	@$(BIN)/python -m pytest $(or $(PYTEST),-m 'not slow' tests/unit tests/contract tests/simulation tests/integration tests/faults)
+	@$(BIN)/python -m pytest $(or $(PYTEST),-n 2 --dist loadfile -m 'not slow' tests/unit tests/simulation tests/contract \
+		tests/faults tests/integration)
+	@[ -n '$(PYTEST)' ] || $(BIN)/python -m pytest -m 'not slow' tests/nested
 
 check: $(VENV) ## format, lint, types and layers; refuses where a program that the tests start is missing
 	@$(SETUP) programs

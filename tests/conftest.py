@@ -20,6 +20,7 @@ from veery.lab.scratch import Scratch, sweep
 from veery.lab.services import Lab
 
 SCRATCH = pytest.StashKey[Scratch]()
+LEFT = pytest.StashKey[list[str]]()  # what the workers of this run left behind
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -28,7 +29,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if os.geteuid() == 0:
         asyncio.run(hosts.sweep(lab_folder().parent))
     config.stash[SCRATCH] = Scratch()
-    if not config.option.basetemp:
+    config.stash[LEFT] = []
+    if not config.option.basetemp or hasattr(config, "workerinput"):  # a worker's would be longer than sockets like
         config.option.basetemp = str(config.stash[SCRATCH].folder / "t")
 
 
@@ -39,11 +41,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("lab")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A worker (pytest-xdist) has ended: remember what it left behind."""
+    node.config.stash[LEFT] += getattr(node, "workeroutput", {}).get("left", [])
+
+
+@pytest.hookimpl(trylast=True)  # the workers have ended
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """A run that leaves processes behind has failed."""
-    left = session.config.stash[SCRATCH].close()
-    for member in left:
-        print(f"\nleft behind: {member.process.pid} {' '.join(member.words)[:200]}")
+    config = session.config
+    left = [f"{member.process.pid} {' '.join(member.words)[:200]}" for member in config.stash[SCRATCH].close()]
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["left"] = left
+        return
+    left += config.stash[LEFT]
+    for each in left:
+        print(f"\nleft behind: {each}")
     if left and exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

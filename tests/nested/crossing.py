@@ -20,7 +20,7 @@ name = "busybox"
 kernel = "{dom0.GUEST}/vmlinuz"
 ramdisk = "{dom0.GUEST}/initramfs"
 memory = 128
-type = "pv"
+type = "{{kind}}"
 disk = ["volume=busybox,xvda,w"]
 vif = ["mac=00:16:3e:31:00:04,bridge={BRIDGE}"]
 root = "/dev/xvda rw"
@@ -32,13 +32,13 @@ MOVE = ("migrate", "--no-tls", "busybox")  # software emulation takes its time t
 
 
 @contextlib.asynccontextmanager
-async def at_home(xen: Lab) -> AsyncIterator[str]:
+async def at_home(xen: Lab, kind: str = "pv") -> AsyncIterator[str]:
     """busybox on test1, answering; its boot id."""
     await xen.healthy()
     await xen.veery("stor", "volume", "create", "busybox", "128M")
     try:
         await xen.veery("stor", "image", "build", "busybox", "--volume", "busybox")
-        await xen.run("test1", ["tee", f"{dom0.STATE}/busybox.cfg"], stdin=FILE.encode())
+        await xen.run("test1", ["tee", f"{dom0.STATE}/busybox.cfg"], stdin=FILE.format(kind=kind).encode())
         await xen.veery("test1", "create", f"{dom0.STATE}/busybox.cfg", deadline=60)
         yield await typed(xen, "test1", f"ifconfig eth0 {DOMAIN_ADDRESS} up; cat /proc/sys/kernel/random/boot_id")
     finally:

@@ -14,7 +14,7 @@ from veery.lab.services import Lab
 from veery.lab.xen import dom0
 from veery.lab.xen.terminal import terminal
 
-pytestmark = [pytest.mark.timeout(1200), pytest.mark.slow]
+pytestmark = pytest.mark.timeout(1200)
 
 FILE = f"""\
 kernel ="{dom0.GUEST}/vmlinuz"
@@ -104,6 +104,7 @@ def mac(card: str) -> str:
     return found[1]
 
 
+@pytest.mark.slow
 async def test_a_domains_life_by_veery(prepared: Lab) -> None:
     """create, list, console, pause, save and restore, reboot, shutdown, by the daemon in dom0."""
     lab = prepared

@@ -15,7 +15,7 @@ from veery.host.run import Result
 from veery.lab import faults
 from veery.lab.services import Lab
 
-pytestmark = [pytest.mark.timeout(1800), pytest.mark.slow]
+pytestmark = pytest.mark.timeout(1800)
 
 BOOT = "cat /proc/sys/kernel/random/boot_id"
 
@@ -66,6 +66,7 @@ async def clean(lab: Lab, where: str) -> None:
 
 
 @pytest.mark.parametrize("until", ["COPY", "LOADED"])
+@pytest.mark.slow
 async def test_a_cable_is_out_for_a_while(xen: Lab, domain: str, until: str) -> None:
     async with moving(xen, until=until) as task:
         await faults.cut(xen, "test2")
@@ -74,6 +75,7 @@ async def test_a_cable_is_out_for_a_while(xen: Lab, domain: str, until: str) -> 
     await clean(xen, await well(xen, domain, task.result()))
 
 
+@pytest.mark.slow
 async def test_a_cable_stays_out_until_the_move_has_ended(xen: Lab, domain: str) -> None:
     async with moving(xen, until="COPY") as task:
         await faults.cut(xen, "test2")
@@ -84,12 +86,14 @@ async def test_a_cable_stays_out_until_the_move_has_ended(xen: Lab, domain: str)
     await clean(xen, where)
 
 
+@pytest.mark.slow
 async def test_tgtd_is_killed_in_the_copy(xen: Lab, domain: str) -> None:
     async with moving(xen, until="COPY") as task:
         await faults.kill(xen, "stor", "tgtd")
     await clean(xen, await well(xen, domain, task.result()))
 
 
+@pytest.mark.slow
 async def test_etcd_has_no_quorum_at_commit(xen: Lab, domain: str) -> None:
     async with moving(xen, until="LOADED") as task:
         stopped = faults.find(xen, "stor", "etcd")
@@ -102,6 +106,7 @@ async def test_etcd_has_no_quorum_at_commit(xen: Lab, domain: str) -> None:
     await clean(xen, await well(xen, domain, task.result()))
 
 
+@pytest.mark.slow
 async def test_a_second_move_of_the_same_domain_is_refused(xen: Lab, domain: str) -> None:
     async with moving(xen, until="COPY") as task:
         second = await xen.veery("test1", *MOVE, "test2", check=False)
@@ -113,7 +118,7 @@ async def test_a_second_move_of_the_same_domain_is_refused(xen: Lab, domain: str
     await clean(xen, where)
 
 
-@pytest.mark.parametrize("until", ["COPY", "LOADED"])
+@pytest.mark.parametrize("until", [pytest.param("COPY", marks=pytest.mark.slow), "LOADED"])
 async def test_the_target_loses_power(xen: Lab, domain: str, until: str) -> None:
     async with moving(xen, until=until) as task:
         await faults.power_off(xen, "test2")
@@ -127,6 +132,7 @@ async def test_the_target_loses_power(xen: Lab, domain: str, until: str) -> None
     await clean(xen, where)
 
 
+@pytest.mark.slow
 async def test_the_source_loses_power_after_the_pause(xen: Lab, domain: str) -> None:
     """COMMIT has not come, so the domain is gone with its owner, which nothing here can fence. When that is back it is
     known that the domain runs nowhere, and it is started anew."""
@@ -144,6 +150,7 @@ async def test_the_source_loses_power_after_the_pause(xen: Lab, domain: str) -> 
     await clean(xen, where)
 
 
+@pytest.mark.slow
 async def test_a_session_lost_under_a_running_domain_is_regained(xen: Lab, domain: str) -> None:
     """The storage path of its node is out for 20 s: what it wrote meanwhile is on the disk afterwards."""
     await typed(xen, "test1", "mount -o remount,rw /; (sleep 3; echo late > /late; sync) & true")

@@ -1,7 +1,8 @@
 """The golden snapshot: one nested machine booted once, its memory kept, and copied for every node of every lab.
 
-In XDG_CACHE_HOME/veery/xen: `tree-KEY` are the unpacked packages, `golden-KEY` is an image with `memory` beside it. KEY
-is a hash of what it was made from, so that a change of any of it makes another, and a lab that stands keeps its own."""
+In XDG_CACHE_HOME/veery/xen: `qemu-KEY` and `tree-KEY` are unpacked packages, the outer QEMU's and dom0's; `golden-KEY`
+is an image, with `memory` and a link to its QEMU beside it. KEY is a hash of what it was made from, so that a change of
+any of it makes another, and a lab that stands keeps its own."""
 
 from __future__ import annotations
 
@@ -17,13 +18,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from veery.errors import Failed, Refused
 from veery.host.process import Process
-from veery.host.run import run
 from veery.lab.apt import Report
 from veery.lab.packages import cache
-from veery.lab.xen import agent, dom0, image, outer
+from veery.lab.xen import agent, dom0, emulator, image
+from veery.lab.xen.emulator import Emulator
 from veery.lab.xen.image import Image
 from veery.lab.xen.outer import Outer
 
@@ -35,35 +37,44 @@ _UNUSED = 3 * 86400.0  # seconds after which a snapshot that nobody took goes
 
 @dataclass(frozen=True, slots=True)
 class Golden:
-    """A snapshot that is ready: `image` and the `memory` of the machine that was booted from it."""
+    """A snapshot that is ready: `image`, the `emulator` that booted a machine from it, and that machine's `memory`."""
 
     image: Image
+    emulator: Emulator
     memory: Path
+
+    @classmethod
+    def at(cls, folder: Path) -> Self:
+        """The one in `folder`."""
+        return cls(Image(folder), Emulator((folder / "qemu").resolve()), folder / "memory")
 
 
 def find(key: str) -> Golden | None:
     """The snapshot `key`, if it is there."""
-    folder = _folder() / f"golden-{key}"
-    golden = Golden(Image(folder), folder / "memory")
+    golden = Golden.at(_folder() / f"golden-{key}")
     return golden if golden.memory.exists() else None
 
 
 async def ready(report: Report) -> Golden:
     """The snapshot, made if it is not there: half a minute for the packages, which are kept, and as much for the boot.
     Raises Refused, Failed."""
-    key = await _key()
     async with _turn():
         for path in _folder().glob(".*"):  # a killed maker's
             shutil.rmtree(path, ignore_errors=True)
+        outer = Emulator(_folder() / f"qemu-{_hash(dom0.SUITE, emulator.PACKAGE)}")
+        if not outer.tree.exists():
+            await emulator.unpack(outer.tree, report)
+        os.utime(outer.tree)
+        key = await _key(outer)
         golden = find(key)
         if golden is None:
-            golden = await _make(key, report)
+            golden = await _make(key, outer, report)
         os.utime(golden.memory.parent)
-        _clear(keep={golden.memory.parent, _tree()})
+        _clear(keep={golden.memory.parent, outer.tree, _tree()})
     return golden
 
 
-async def _make(key: str, report: Report) -> Golden:
+async def _make(key: str, outer: Emulator, report: Report) -> Golden:
     tree = _tree()
     if not tree.exists():
         await image.unpack(tree, report)
@@ -71,7 +82,8 @@ async def _make(key: str, report: Report) -> Golden:
     with tempfile.TemporaryDirectory(prefix=".", dir=_folder()) as name:
         made = await image.build(tree, Path(name), report)
         report("booting a nested machine for its snapshot", 0.7)
-        await _boot(made)
+        await _boot(made, outer)
+        (made.folder / "qemu").symlink_to(outer.tree)
         final = _folder() / f"golden-{key}"
         shutil.rmtree(final, ignore_errors=True)
         made.folder.rename(final)
@@ -81,14 +93,14 @@ async def _make(key: str, report: Report) -> Golden:
     return found
 
 
-async def _boot(made: Image) -> None:
+async def _boot(made: Image, outer: Emulator) -> None:
     """Boot the image in a network namespace that ends with it, wait for the agent's word, write `memory`."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         state = folder / "state.img"
         state.touch()
         os.truncate(state, STATE_SIZE)
-        machine = Outer(made.folder, made.root, state, folder)
+        machine = Outer(outer, made.folder, made.root, state, folder)
         log = folder / "outer.log"
         words = ["unshare", "--net", "setpriv", "--pdeathsig", "KILL", *machine.argv()]
         process = Process.spawn(words, log_file=log, cwd=made.folder)
@@ -114,23 +126,22 @@ def _said(path: Path) -> str:
     return ""
 
 
-async def _key() -> str:
+async def _key(outer: Emulator) -> str:
     """What the snapshot is made from, as a short hash."""
-    emulator = (await run([outer.PROGRAM, "--version"], deadline=20)).out
     files = [repr(part) for part in (dom0.FILES, dom0.LINKS, dom0.FOLDERS, dom0.BOOT_MODULES, image.site())]
     files += [Path(str(part.__file__)).read_text() for part in (agent, image)]
-    machine = Outer(*(Path(name) for name in ("boot", "root.img", "state.img", "folder"))).argv()
-    told = "\0".join([_tree_key(), emulator, str(STATE_SIZE), *machine, *files])
-    return hashlib.sha256(told.encode()).hexdigest()[:12]
+    machine = Outer(outer, *(Path(name) for name in ("boot", "root.img", "state.img", "folder"))).argv()
+    return _hash(_tree().name, await outer.version(), str(STATE_SIZE), *machine, *files)
 
 
-def _tree_key() -> str:
-    told = " ".join((dom0.SUITE, dom0.HYPERVISOR_NEEDS, *dom0.PACKAGES, *dom0.MODULES))
-    return hashlib.sha256(told.encode()).hexdigest()[:12]
+def _hash(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
 
 def _tree() -> Path:
-    return _folder() / f"tree-{_tree_key()}"
+    """Where dom0's packages are."""
+    told = " ".join((dom0.SUITE, dom0.HYPERVISOR_NEEDS, *dom0.PACKAGES, *dom0.MODULES))
+    return _folder() / f"tree-{_hash(told)}"
 
 
 def _folder() -> Path:

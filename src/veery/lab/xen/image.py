@@ -8,7 +8,7 @@ import importlib.metadata
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,19 +40,7 @@ async def unpack(tree: Path, report: Report) -> None:
     wanted. Raises Refused, Failed."""
     report("fetching and unpacking dom0's packages", 0.0)
     with tempfile.TemporaryDirectory() as name:
-        scratch = Path(name)
-        sources = scratch / "debian.sources"
-        sources.write_text("\n".join(source.text() for source in _sources()))
-        made = scratch / "tree"
-        words = [
-            "mmdebstrap",
-            "--variant=extract",
-            "--mode=root",
-            "--quiet",
-            '--aptopt=Apt::Install-Recommends "false"',
-        ]
-        words += ["--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr", f"--include={','.join(dom0.PACKAGES)}"]
-        await run([*words, dom0.SUITE, made, sources], deadline=_PACKAGES)
+        made = await extract(dom0.PACKAGES, Path(name))
         _judge(made)
         report("keeping the modules that are wanted", 0.4)
         await asyncio.to_thread(_prune, made)
@@ -64,6 +52,17 @@ async def unpack(tree: Path, report: Report) -> None:
         )
         tree.parent.mkdir(parents=True, exist_ok=True)
         await asyncio.to_thread(shutil.move, made, tree)
+
+
+async def extract(packages: Sequence[str], scratch: Path) -> Path:
+    """Fetch Debian 12's `packages` with all that they need and unpack them below the folder `scratch`, configuring
+    nothing; the tree. Raises Refused, Failed."""
+    made, sources = scratch / "tree", scratch / "debian.sources"
+    sources.write_text("\n".join(source.text() for source in _sources()))
+    words = ["mmdebstrap", "--variant=extract", "--mode=root", "--quiet", '--aptopt=Apt::Install-Recommends "false"']
+    words += ["--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr", f"--include={','.join(packages)}"]
+    await run([*words, dom0.SUITE, made, sources], deadline=_PACKAGES)
+    return made
 
 
 async def build(tree: Path, folder: Path, report: Report) -> Image:

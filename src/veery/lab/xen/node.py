@@ -84,15 +84,15 @@ class Nested:
     # ---- its power
     async def power_on(self) -> None:
         """From nothing to a dom0 with its name, addresses and disk; veeryd is not started. Raises Failed."""
-        root, golden = self.folder / "root.qcow2", self._golden.resolve()
+        root, golden = self.folder / "root.qcow2", Golden.at(self._golden.resolve())
         root.unlink(missing_ok=True)
         overlay = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b"]
-        await run([*overlay, golden / "root.img", root], deadline=30)
-        outer = Outer(golden, root, self.folder / "state.img", self.folder)
+        await run([*overlay, golden.image.root, root], deadline=30)
+        outer = Outer(golden.emulator, golden.image.folder, root, self.folder / "state.img", self.folder)
         outer.socket.unlink(missing_ok=True)
         argv = hosts.enter(self.namespace.name, outer.argv(waiting=True))
-        process = Process.spawn(argv, log_file=self.folder / "outer.log", cwd=golden)
-        await outer.load(process, golden / "memory")
+        process = Process.spawn(argv, log_file=self.folder / "outer.log", cwd=golden.image.folder)
+        await outer.load(process, golden.memory)
         await talk.answers(self.namespace, deadline=_WAKE)
         await talk.born(self.namespace)
         address = f"{self.node.address}/{PREFIX}"

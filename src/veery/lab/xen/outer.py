@@ -18,8 +18,8 @@ from veery.host.process import Process
 from veery.hypervisor.qemu.monitor import Monitor
 from veery.lab.xen import dom0
 from veery.lab.xen.agent import LAN, LINK
+from veery.lab.xen.emulator import Emulator
 
-PROGRAM = "qemu-system-x86_64"
 _QMP = 40.0  # seconds for a QEMU to answer
 _STREAM = 120.0  # seconds to write or read a snapshot
 
@@ -29,6 +29,7 @@ class Outer:
     """One outer QEMU: `boot` is the folder of the image, `root` and `state` its disks, `folder` takes its socket and
     its console."""
 
+    emulator: Emulator
     boot: Path
     root: Path
     state: Path
@@ -47,7 +48,7 @@ class Outer:
     def argv(self, *, waiting: bool = False) -> list[str]:
         """The command line, to be run in the folder `boot`; `waiting` for a snapshot rather than booting."""
         linux = dom0.LINUX_LINE.replace(",", ",,")
-        words = [PROGRAM, "-nodefaults", "-no-user-config", "-display", "none", "-name", "nested"]
+        words = [*self.emulator.argv, "-nodefaults", "-no-user-config", "-display", "none", "-name", "nested"]
         words += ["-machine", "q35", "-accel", "tcg,thread=multi,tb-size=256", "-cpu", "qemu64,+svm,+npt"]
         words += ["-smp", "1", "-m", "1024"]
         words += ["-kernel", "xen", "-append", dom0.XEN_LINE, "-initrd", f"vmlinuz {linux},initrd"]
@@ -86,13 +87,17 @@ class Outer:
         async with self.monitor(process) as monitor:
             await monitor.execute("stop")
             await monitor.execute("migrate-set-parameters", {"max-bandwidth": 1 << 40})
-            await monitor.execute("migrate", {"uri": f"file:{path}"})
+            with path.open("wb") as file:
+                await monitor.pass_fd("snapshot", file.fileno())
+            await monitor.execute("migrate", {"uri": "fd:snapshot"})
             await _completed(monitor)
 
     async def load(self, process: Process, path: Path) -> None:
         """Let a `waiting` machine go on from what `save` wrote to `path`. Raises Failed."""
         async with self.monitor(process) as monitor:
-            await monitor.execute("migrate-incoming", {"uri": f"file:{path}"}, deadline=_STREAM)
+            with path.open("rb") as file:
+                await monitor.pass_fd("snapshot", file.fileno())
+            await monitor.execute("migrate-incoming", {"uri": "fd:snapshot"}, deadline=_STREAM)
             await _completed(monitor)
             await monitor.execute("cont")
 

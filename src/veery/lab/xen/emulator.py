@@ -1,0 +1,49 @@
+"""The QEMU around nested nodes: Debian 12's own 7.2, unpacked into the cache and never installed.
+
+PVH domains run under its emulated SVM; under 10.0.2's they shut down as soon as they begin. What ails 7.2's moves
+(packages.py) is no matter here: an outer machine never moves, and its snapshot is taken while it stands."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from veery.host.run import run
+from veery.lab.apt import Report
+from veery.lab.xen import image
+
+PACKAGE, PROGRAM = "qemu-system-x86", "qemu-system-x86_64"
+# The C library is this machine's: it goes with the loader, and with what NSS loads. Debian 12's is the oldest we have.
+_GLIBC = ("ld-linux*", *(f"lib{name}.so.*" for name in ("c", "m", "mvec", "pthread", "dl", "rt", "resolv", "util")))
+
+
+@dataclass(frozen=True, slots=True)
+class Emulator:
+    """One unpacked QEMU, in the folder `tree`."""
+
+    tree: Path
+
+    @property
+    def argv(self) -> list[str]:
+        """What runs it, options to follow."""
+        (libraries,) = (self.tree / "usr/lib").glob("*-linux-gnu")
+        return ["env", f"LD_LIBRARY_PATH={libraries}", str(self.tree / "usr/bin" / PROGRAM)]
+
+    async def version(self) -> str:
+        """What it says of itself. Raises Failed."""
+        return (await run([*self.argv, "--version"], deadline=20)).out
+
+
+async def unpack(tree: Path, report: Report) -> None:
+    """Fetch and unpack it into the folder `tree`, which must not be there yet. Raises Refused, Failed."""
+    report("fetching and unpacking the nested machines' QEMU", 0.0)
+    tree.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", dir=tree.parent) as name:
+        made = await image.extract((PACKAGE,), Path(name))
+        for path in (path for each in _GLIBC for path in made.glob(f"usr/lib/*-linux-gnu/{each}")):
+            path.unlink()
+        for unread in ("usr/libexec", "usr/share/doc", "usr/share/man", "usr/share/locale", "var"):
+            shutil.rmtree(made / unread, ignore_errors=True)
+        made.rename(tree)
