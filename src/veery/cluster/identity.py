@@ -19,8 +19,8 @@ from pathlib import Path
 
 import veery
 from veery.config.settings import Settings
-from veery.errors import Refused
-from veery.host import tls
+from veery.errors import Failed, Refused
+from veery.host import kept, tls
 from veery.host.files import write_atomic
 from veery.model import codec
 from veery.model.cluster import Cluster
@@ -104,7 +104,13 @@ def load(state: Path) -> Identity:
         raise Refused("this node belongs to no cluster", hint="run `veery init` or `veery join` first") from error
     except OSError as error:
         raise Refused(f"{error.filename}: {error.strerror}", hint="are you root?") from error
-    return codec.decode(data, Identity)
+    try:
+        return codec.decode(data, Identity)
+    except Failed as error:
+        raise Failed(
+            f"{state / 'identity.json'} cannot be read: {error.message}",
+            hint="bring this file back from a copy; without one: `veery node forget` elsewhere, then join anew",
+        ) from error
 
 
 def save(state: Path, identity: Identity) -> None:
@@ -115,7 +121,7 @@ def save(state: Path, identity: Identity) -> None:
 def load_bootstrap(state: Path) -> Bootstrap | None:
     """What is still to be put into the store; None when that is done, or was never this node's to do."""
     try:
-        return codec.decode((state / "bootstrap.json").read_bytes(), Bootstrap)
+        return kept.read(state / "bootstrap.json", Bootstrap)
     except FileNotFoundError:
         return None
 

@@ -23,6 +23,7 @@ from veery.cluster.keys import Unreadable
 from veery.cluster.presence import Heartbeat
 from veery.cluster.store import Store
 from veery.errors import Refused, VeeryError
+from veery.host import kept
 from veery.host.clock import Clock
 from veery.host.files import write_atomic
 from veery.host.log import decision
@@ -328,7 +329,5 @@ class Guard:
             write_atomic(self._file, codec.encode(sorted(self._held)))
 
     def _remembered(self) -> set[str]:
-        try:
-            return set(codec.decode(self._file.read_bytes(), list[str]))
-        except (OSError, VeeryError):
-            return set()
+        """Where the file cannot be read, the domains that it named stay paused: `veery unpause` lets them run."""
+        return set(kept.take(self._file, list[str]) or ())
