@@ -40,7 +40,7 @@ async def test_a_daemon_starts_with_files_that_cannot_be_read(lab: Lab, near: No
         await lab.healthy()
         assert near.qemus() == before
         assert (await near.domain("kept"))["name"] == "kept"
-        rows = await near.json("moves")
+        rows = await near.json("moves", "--json")
         assert isinstance(rows, list)
 
         async def told() -> bool:

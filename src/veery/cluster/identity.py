@@ -24,6 +24,7 @@ from veery.host import kept, tls
 from veery.host.files import write_atomic
 from veery.model import codec
 from veery.model.cluster import Cluster
+from veery.model.endpoint import join
 from veery.model.node import Node, Role
 from veery.model.volume import Initiator
 
@@ -179,16 +180,11 @@ def make_initiator(cluster: Cluster, node: str) -> Initiator:
     return Initiator(node=node, iqn=f"{cluster.authority}:node:{node}", user=node, password=password)
 
 
-def bracketed(address: str) -> str:
-    """`address` as it stands in a URL."""
-    return f"[{address}]" if ":" in address else address
-
-
 def client_url(settings: Settings, node: Node) -> str:
     """Where `node`'s etcd answers."""
-    return f"https://{bracketed(node.address)}:{settings.etcd.client_port}"
+    return f"https://{join(node.address, settings.etcd.client_port)}"
 
 
 def peer_url(settings: Settings, node: Node) -> str:
     """Where `node`'s etcd meets the other members."""
-    return f"https://{bracketed(node.address)}:{settings.etcd.peer_port}"
+    return f"https://{join(node.address, settings.etcd.peer_port)}"
