@@ -12,6 +12,7 @@ import fcntl
 import logging
 import os
 import signal
+import ssl
 import sys
 from collections.abc import Coroutine
 from dataclasses import replace
@@ -108,7 +109,7 @@ class Daemon:
         self.state, self.runtime = Path(settings.state), Path(settings.run)
         self.clock = RealClock()
         folder = self.state / "tls"
-        self.server_tls, self.client_tls = tls.server_context(folder), tls.client_context(folder)
+        self.server_tls, self.client_tls = _contexts(folder)
         self.store = open_store(settings, identity)
         self.peers = Peers(self.client_tls, lambda name: node_at(self.store, name))
         self.mirror = Mirror(self.store, UNSEEN)
@@ -304,6 +305,7 @@ class Daemon:
             clock=self.clock,
             folders=folders,
             tls=certificates,
+            unread=self.driver.unread,
         )
 
     def _means(self) -> FenceMeans:
@@ -376,6 +378,7 @@ class Daemon:
         await self.driver.open()
         await self._sweep()  # before anybody can order a domain, whose taps it would take for leftovers
         self.settler.recall()
+        await self.settler.recall_illegible()
         self.volume_moves.recall()
         await self.api.open(self.runtime / "api.sock", self.server_tls)
         try:
@@ -464,6 +467,17 @@ class Daemon:
             await self.attacher.sweep()
         except VeeryError as error:
             log.warning("leftover taps not removed: %s", error.message)
+
+
+def _contexts(folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """TLS for both directions, of the certificates in `folder`. Raises Failed where they cannot be used."""
+    try:
+        return tls.server_context(folder), tls.client_context(folder)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        raise Failed(
+            f"the certificates in {folder} cannot be used: {error}",
+            hint="bring that folder back from a copy; without one `veery node forget` elsewhere, and join anew",
+        ) from error
 
 
 def _rules(settings: Settings) -> Rules:

@@ -20,6 +20,7 @@ from aiohttp import web
 
 from veery.errors import Failed, Refused, VeeryError
 from veery.host.tls import peer_name
+from veery.model import endpoint
 from veery.model.codec import encode
 from veery.node.peers import Peers
 
@@ -135,7 +136,7 @@ class ApiServer:
         except OSError as error:
             listener.close()
             raise Refused(
-                f"API port {address}:{port}: {os.strerror(error.errno or 0)}",
+                f"API port {endpoint.join(address, port)}: {os.strerror(error.errno or 0)}",
                 hint=f"see who has it: ss -tlnp sport = :{port}; or set api.port in veery.toml",
             ) from error
         self._listener = listener

@@ -15,6 +15,7 @@ from veery.cli.catalogue import Verb
 from veery.cli.parser import Parser
 from veery.cli.session import Session, Usage
 from veery.errors import Refused, VeeryError
+from veery.model import endpoint
 from veery.model.units import format_seconds
 
 if TYPE_CHECKING:
@@ -66,8 +67,8 @@ def _show(session: Session, args: Namespace) -> int:
         "alive": "yes" if row["alive"] else "no",
         "state": _state(row),
         "up": _up(row),
-        "api": f"{node['address']}:{node['api_port']}",
-        "relocation": f"{node['relocation_address'] or node['address']}:{node['relocation_port']}",
+        "api": endpoint.join(node["address"], node["api_port"]),
+        "relocation": endpoint.join(node["relocation_address"] or node["address"], node["relocation_port"]),
         "initiator": node["initiator"] or "-",
         "version": node["version"] or "-",
     }

@@ -19,11 +19,12 @@ from pathlib import Path
 
 import veery
 from veery.config.settings import Settings
-from veery.errors import Refused
-from veery.host import tls
+from veery.errors import Failed, Refused
+from veery.host import kept, tls
 from veery.host.files import write_atomic
 from veery.model import codec
 from veery.model.cluster import Cluster
+from veery.model.endpoint import join
 from veery.model.node import Node, Role
 from veery.model.volume import Initiator
 
@@ -104,7 +105,13 @@ def load(state: Path) -> Identity:
         raise Refused("this node belongs to no cluster", hint="run `veery init` or `veery join` first") from error
     except OSError as error:
         raise Refused(f"{error.filename}: {error.strerror}", hint="are you root?") from error
-    return codec.decode(data, Identity)
+    try:
+        return codec.decode(data, Identity)
+    except Failed as error:
+        raise Failed(
+            f"{state / 'identity.json'} cannot be read: {error.message}",
+            hint="bring this file back from a copy; without one: `veery node forget` elsewhere, then join anew",
+        ) from error
 
 
 def save(state: Path, identity: Identity) -> None:
@@ -115,7 +122,7 @@ def save(state: Path, identity: Identity) -> None:
 def load_bootstrap(state: Path) -> Bootstrap | None:
     """What is still to be put into the store; None when that is done, or was never this node's to do."""
     try:
-        return codec.decode((state / "bootstrap.json").read_bytes(), Bootstrap)
+        return kept.read(state / "bootstrap.json", Bootstrap)
     except FileNotFoundError:
         return None
 
@@ -173,16 +180,11 @@ def make_initiator(cluster: Cluster, node: str) -> Initiator:
     return Initiator(node=node, iqn=f"{cluster.authority}:node:{node}", user=node, password=password)
 
 
-def bracketed(address: str) -> str:
-    """`address` as it stands in a URL."""
-    return f"[{address}]" if ":" in address else address
-
-
 def client_url(settings: Settings, node: Node) -> str:
     """Where `node`'s etcd answers."""
-    return f"https://{bracketed(node.address)}:{settings.etcd.client_port}"
+    return f"https://{join(node.address, settings.etcd.client_port)}"
 
 
 def peer_url(settings: Settings, node: Node) -> str:
     """Where `node`'s etcd meets the other members."""
-    return f"https://{bracketed(node.address)}:{settings.etcd.peer_port}"
+    return f"https://{join(node.address, settings.etcd.peer_port)}"

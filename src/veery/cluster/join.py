@@ -27,7 +27,6 @@ from veery.cluster import keys, revocation
 from veery.cluster.identity import (
     EtcdStart,
     Identity,
-    bracketed,
     check_name,
     client_url,
     describe,
@@ -44,6 +43,7 @@ from veery.host import tls
 from veery.host.log import decision
 from veery.model import codec
 from veery.model.cluster import Cluster, Token
+from veery.model.endpoint import bracketed
 from veery.model.node import Node, Role
 from veery.model.volume import Initiator
 

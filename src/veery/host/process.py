@@ -87,6 +87,13 @@ class Process:
         process = cls(pid, ticks)
         return process if process.alive() else None
 
+    @staticmethod
+    def written(path: Path) -> bool:
+        """Whether `path` holds what `save` writes, of a process that may have ended."""
+        with contextlib.suppress(OSError, ValueError):
+            return len([int(word) for word in path.read_text().split()]) == 2
+        return False
+
     def save(self, path: Path) -> None:
         """Write pid and start time to `path`."""
         write_atomic(path, f"{self.pid} {self.ticks}\n")

@@ -79,6 +79,11 @@ class Driver(Protocol):
         one that is just starting: it can be looked at (`spec`, `console`), and takes no orders yet."""
         ...
 
+    def unread(self) -> tuple[str, ...]:
+        """What runs here and is not in `list`, because its record on this node cannot be read: one short text each.
+        While there is any, nobody may conclude that a domain which is not listed has ended."""
+        ...
+
     async def spec(self, uuid: str) -> tuple[DomainSpec, Attachments]:
         """What domain `uuid` was started with, including what was attached and detached since."""
         ...

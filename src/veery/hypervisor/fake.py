@@ -62,6 +62,7 @@ class FakeDriver(Mishaps):
         self._copies: dict[str, FakeCopy] = {}
         self.able = Abilities(driver=self.name, version="1", accelerator="none", features=("fpu",))
         self.given: tuple[str, ...] = ()
+        self.unread_records: tuple[str, ...] = ()
         world.drivers[node] = self
 
     # ---- what a guest, or bad luck, would do
@@ -120,6 +121,10 @@ class FakeDriver(Mishaps):
     async def list(self) -> tuple[DomainReading, ...]:
         """As Driver.list."""
         return tuple(self._reading(domain) for domain in sorted(self._domains.values(), key=lambda one: one.domid))
+
+    def unread(self) -> tuple[str, ...]:
+        """As Driver.unread."""
+        return self.unread_records
 
     async def spec(self, uuid: str) -> tuple[DomainSpec, Attachments]:
         """As Driver.spec."""

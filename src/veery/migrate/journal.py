@@ -13,6 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from veery.errors import Failed
+from veery.host import kept
 from veery.model.codec import decode, encode
 from veery.model.move import Phase
 from veery.model.volume import CarriedDisk
@@ -52,12 +53,21 @@ class Line:
         return replace(self, phase=phase)
 
 
+@dataclass(frozen=True, slots=True)
+class Illegible:
+    """A move whose file could not be read: its name tells the move and the side, and nothing else is known."""
+
+    move: str
+    side: Side
+
+
 class Journal:
     """The folder of open moves."""
 
     def __init__(self, folder: Path) -> None:
         """`folder` is made when first written to."""
         self._folder = folder
+        self.illegible: tuple[Illegible, ...] = ()
 
     def write(self, line: Line) -> Line:
         """Remember `line`, in place of an earlier one of the same move. Raises Failed on a full disk."""
@@ -73,9 +83,26 @@ class Journal:
         self._path(line).unlink(missing_ok=True)
 
     def open(self) -> tuple[Line, ...]:
-        """Every move begun and not ended."""
-        found = [_last(path) for path in sorted(self._folder.glob("*.json"))]
-        return tuple(line for line in found if line is not None)
+        """Every move begun and not ended. A file that cannot be read is put aside and noted in `illegible`."""
+        found = []
+        for path in sorted(self._folder.glob("*.json")):
+            try:
+                line = _last(path)
+            except FileNotFoundError:  # struck out meanwhile
+                continue
+            except (Failed, OSError) as error:
+                kept.put_aside(path, str(error))
+                self._note(path)
+                continue
+            if line is not None:
+                found.append(line)
+        return tuple(found)
+
+    def _note(self, path: Path) -> None:
+        """Remember which move and side `path` was of, as far as its name tells."""
+        move, _, side = path.name.removesuffix(".json").partition(".")
+        sides = [Side(side)] if side in tuple(Side) else list(Side)
+        self.illegible += tuple(Illegible(move, each) for each in sides)
 
     def _path(self, line: Line) -> Path:
         return self._folder / f"{line.move}.{line.side.value}.json"

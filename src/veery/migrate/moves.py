@@ -12,7 +12,7 @@ from pathlib import Path
 
 from veery.config.settings import MoveLimits
 from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
-from veery.host import tasks
+from veery.host import kept, tasks
 from veery.host.files import write_atomic
 from veery.migrate import policy
 from veery.migrate.bandwidth import Paths
@@ -22,7 +22,7 @@ from veery.migrate.phases import CANCELLABLE
 from veery.migrate.sender import Order, Sender
 from veery.migrate.settle import Settler
 from veery.migrate.turns import Places, Turns
-from veery.model.codec import decode, encode
+from veery.model.codec import encode
 from veery.model.domain import DomainReading
 from veery.model.move import MoveProgress, MoveReport, MoveSettings, MoveState, Phase, Tuning
 from veery.model.node import Node
@@ -166,12 +166,15 @@ class Moves:
         path = self._folder / f"{move}.json"
         if not move.isalnum() or not path.exists():
             raise Refused(f"no move {move} here", hint="veery moves lists them")
-        return decode(path.read_bytes(), MoveReport)
+        report = kept.take(path, MoveReport)
+        if report is None:
+            raise Refused(f"the report of move {move} cannot be read", hint="veery doctor names the file")
+        return report
 
     def list(self) -> tuple[MoveReport, ...]:
         """Moves queued, under way and ended, the newest last; without their samples and story."""
-        ended = [decode(path.read_bytes(), MoveReport) for path in self._folder.glob("*.json")]
-        reports = ended + [_standing(running) for running in self._running.values()]
+        ended = [kept.take(path, MoveReport) for path in self._folder.glob("*.json")]
+        reports = [one for one in ended if one is not None] + [_standing(running) for running in self._running.values()]
         return tuple(
             replace(report, samples=(), story=()) for report in sorted(reports, key=lambda report: report.started)
         )

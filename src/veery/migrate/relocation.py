@@ -26,6 +26,7 @@ from veery.migrate.wire import (
     keep_shallow,
     parse_greeting,
 )
+from veery.model import endpoint
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ class RelocationServer:
         except OSError as error:
             listener.close()
             raise Refused(
-                f"relocation port {self.address}:{self.port}: {error.strerror}",
+                f"relocation port {endpoint.join(self.address, self.port)}: {error.strerror}",
                 hint=f"see who has it: ss -tlnp sport = :{self.port}; or set relocation.port in veery.toml",
             ) from error
         self._listener = listener

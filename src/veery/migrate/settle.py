@@ -7,6 +7,7 @@ can succeed any more, not even one that is still on its way."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 
 from veery.cluster import owner as owners
@@ -18,6 +19,7 @@ from veery.migrate import disks, postcopy
 from veery.migrate.base import Ground
 from veery.migrate.journal import Line, Side
 from veery.model.cluster import Owner
+from veery.model.domain import DomainState
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,7 @@ class Settler:
         self._ground = ground
         self._waiting: asyncio.Queue[Line] = asyncio.Queue()
         self._open: dict[str, Line] = {}
+        self._guessed: set[str] = set()  # lines that stand for a journal file that could not be read
 
     def busy(self, domain: str) -> Line | None:
         """The move of `domain` that is still being settled, if there is one."""
@@ -53,6 +56,31 @@ class Settler:
         """Take up what the journal holds. Call once, before `run`, after the driver has found its domains."""
         for line in self._ground.journal.open():
             log.info("move=%s domain=%s side=%s found open in %s", line.move, line.domain, line.side, line.phase)
+            self.later(line)
+
+    async def recall_illegible(self) -> None:
+        """Call once, after `recall`. A journal file that could not be read may stand for a move in doubt, and its
+        domain is not known. So every domain here that such a move can have left half moved is settled by its owner
+        key. Until then it takes no orders."""
+        lost = self._ground.journal.illegible
+        if not lost:
+            return
+        for reading in await self._ground.driver.list():
+            side = Side.TARGET if reading.state is DomainState.INCOMING else Side.SOURCE
+            moves = sorted({each.move for each in lost if each.side is side})
+            if not moves or self.busy(reading.name):
+                continue
+            line = Line(
+                move=",".join(moves),
+                side=side,
+                domain=reading.name,
+                uuid=reading.uuid,
+                boot="",
+                source="",
+                target="",
+                owner_revision=0,
+            )
+            self._guessed.add(_key(line))
             self.later(line)
 
     async def ask(self, line: Line, *, deadline: float) -> Owner | None:
@@ -121,7 +149,7 @@ class Settler:
         try:
             while True:
                 try:
-                    await self._settle_once(line)
+                    await (self._settle_guessed if _key(line) in self._guessed else self._settle_once)(line)
                     return
                 except (StoreUnavailable, OutcomeUnknown, Failed) as error:
                     log.warning("move=%s domain=%s not settled yet: %s", line.move, line.domain, error.message)
@@ -130,6 +158,25 @@ class Settler:
                 await self._ground.clock.sleep(RETRY)
         finally:
             self._open.pop(_key(line), None)
+            self._guessed.discard(_key(line))
+
+    async def _settle_guessed(self, line: Line) -> None:
+        """Of a domain that may have been half moved by a move whose journal file could not be read. The move's promise
+        is taken away first: then no COMMIT of it can succeed, and the owner key says the last word. A copy whose owner
+        is another node is left as it is: the caretaker destroys it."""
+        store, driver = self._ground.store, self._ground.driver
+        promise = await owners.reservation(store, line.domain)
+        if promise is not None and promise.move in line.move.split(","):
+            await owners.drop(store, promise)
+        owner = await owners.read(store, line.domain)
+        if owner is None or owner.node != self._ground.node:
+            return
+        with contextlib.suppress(Refused):  # it has ended meanwhile
+            if line.side is Side.SOURCE:
+                await driver.resume(line.uuid)
+            else:
+                await driver.finish(line.uuid)
+        log.warning("domain=%s belongs to this node and goes on; journal of %s unreadable", line.domain, line.move)
 
     async def _settle_once(self, line: Line) -> None:
         owner = await self.ask(line, deadline=3600)
@@ -169,4 +216,4 @@ class Settler:
 
 
 def _key(line: Line) -> str:
-    return f"{line.move}.{line.side.value}"
+    return f"{line.move}.{line.side.value}.{line.domain}"

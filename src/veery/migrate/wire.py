@@ -35,6 +35,7 @@ import msgspec
 
 from veery.errors import Failed, Refused, VeeryError, from_kind
 from veery.host import tasks
+from veery.model import endpoint
 from veery.model.domain import DomainSpec
 from veery.model.flow import Flow
 from veery.model.volume import CarriedDisk
@@ -291,7 +292,7 @@ class Channel:
 async def _greet(address: str, port: int, token: str, deadline: float) -> socket.socket:
     """A connected TCP socket on which the server has said OK."""
     loop = asyncio.get_running_loop()
-    where = f"{address}:{port}"
+    where = endpoint.join(address, port)
     try:
         async with asyncio.timeout(deadline):
             family = socket.AF_INET6 if ":" in address else socket.AF_INET

@@ -61,6 +61,7 @@ class Caretaker:
         self._quick_ends: defaultdict[str, int] = defaultdict(int)
         self._restarted: dict[str, float] = {}  # domain: when we last started it again
         self._missing: set[tuple[str, int]] = set()
+        self._unread: tuple[str, ...] = ()
 
     async def run(self) -> None:
         """For ever."""
@@ -235,6 +236,11 @@ class Caretaker:
         """Names that we own and whose domain is gone: this node went down with it, or an end of ours was cut short.
         Only at the second look: a domain that died is _died's first, which may start it again."""
         missing = set()
+        if unread := self._ground.driver.unread():
+            if unread != self._unread:
+                log.error("no name is given back while these records cannot be read: %s", "; ".join(unread))
+            self._unread = unread
+            return
         for name, owner in (await OWNERS.readable(self._ground.store)).items():
             if owner.node != self._ground.node or self._domains.locked(name):
                 continue

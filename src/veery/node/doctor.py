@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cryptography import x509
@@ -16,6 +16,7 @@ from veery.cluster import keys
 from veery.cluster.etcd import EtcdStore
 from veery.cluster.keys import NODES
 from veery.errors import Refused, VeeryError
+from veery.host import kept
 from veery.host.clock import Clock
 from veery.model import codec
 from veery.model.health import Finding, Health, Heard, Level
@@ -112,6 +113,32 @@ def judge_end(node: str, what: str, ends: float, now: float) -> Finding:
     return Finding(node=node, what=what, level=level, told=told, advice=advice)
 
 
+def judge_files(node: str, aside: Sequence[Path], unread: Sequence[str]) -> list[Finding]:
+    """The files of veeryd's own that it could not read: `aside` were put aside at its start, `unread` are records of
+    domains that run."""
+    found = [
+        Finding(
+            node=node,
+            what="own files",
+            level=Level.BAD,
+            told=f"{path} could not be read",
+            advice="docs/hosts.md tells what was in it; then remove it",
+        )
+        for path in aside
+    ]
+    found += [
+        Finding(
+            node=node,
+            what="own files",
+            level=Level.BAD,
+            told=f"the record of a domain that runs cannot be read: {one}",
+            advice="end that process, remove the folder, restart veeryd: until then no name is given back here",
+        )
+        for one in unread
+    ]
+    return found or [Finding(node=node, what="own files", level=Level.OK, told="all can be read")]
+
+
 class Doctor:
     """One a daemon."""
 
@@ -128,16 +155,19 @@ class Doctor:
         clock: Clock,
         folders: dict[str, Path],
         tls: Path,
+        unread: Callable[[], tuple[str, ...]] = tuple,
     ) -> None:
-        """`folders` are those whose disks must not be full, by what they are; `tls` holds our certificates."""
+        """`folders` are those whose disks must not be full, by what they are; `tls` holds our certificates; `unread`
+        is the driver's."""
         self._node, self._store, self._peers, self._fencing = node, store, peers, fencing
         self._keeper, self._guard, self._writer, self._clock = keeper, guard, writer, clock
-        self._folders, self._tls = folders, tls
+        self._folders, self._tls, self._unread = folders, tls, unread
 
     # ---- this node
     async def health(self) -> Health:
         """This node, as it sees itself. Raises nothing: what cannot be looked at is a finding."""
         found = [*self._disks(), *self._certificates(), self._watchdog()]
+        found += judge_files(self._node.name, kept.unreadable(self._folders.values()), self._unread())
         if self._guard is not None:
             found.append(self._guarded(self._guard))
         if self._writer is not None:

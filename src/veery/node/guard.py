@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -23,10 +23,11 @@ from veery.cluster.keys import Unreadable
 from veery.cluster.presence import Heartbeat
 from veery.cluster.store import Store
 from veery.errors import Refused, VeeryError
+from veery.host import kept
 from veery.host.clock import Clock
 from veery.host.files import write_atomic
 from veery.host.log import decision
-from veery.model import codec
+from veery.model import codec, endpoint
 from veery.model.domain import DomainReading, DomainState
 from veery.model.node import Node, Role
 from veery.node.domains import Domains
@@ -93,6 +94,14 @@ def rule(view: View, end: float) -> Ruling:
     if view.lost >= end:
         return Ruling(Stance.END, f"{reason} for {view.lost:.0f} s")
     return Ruling(Stance.HOLD, reason)
+
+
+def serving(portals: Collection[str], nodes: Iterable[Node]) -> frozenset[str]:
+    """The storage nodes among `nodes` that have one of `portals` ("ADDRESS:PORT"). Pure."""
+    addresses = {endpoint.canonical(endpoint.split(portal)[0]) for portal in portals}
+    return frozenset(
+        node.name for node in nodes if node.has(Role.STORAGE) and endpoint.canonical(node.address) in addresses
+    )
 
 
 def _names(names: Sequence[str] | set[str] | frozenset[str]) -> str:
@@ -227,13 +236,12 @@ class Guard:
 
     async def _storage(self) -> frozenset[str]:
         """The storage nodes that serve disks to domains here, by their portals' addresses."""
-        portals = set()
+        portals: set[str] = set()
         for reading in await self._domains.driver.list():
             with suppress(Refused):
                 _, attachments = await self._domains.driver.spec(reading.uuid)
-                portals |= {getattr(disk.source, "portal", "").rpartition(":")[0] for disk in attachments.disks}
-        nodes = self._neighbours.nodes.values()
-        return frozenset(node.name for node in nodes if node.has(Role.STORAGE) and node.address in portals)
+                portals |= {getattr(disk.source, "portal", "") for disk in attachments.disks}
+        return serving(portals - {""}, self._neighbours.nodes.values())
 
     async def _asked(self) -> tuple[Word, ...]:
         """The words of all voters and storage nodes that answer in time, and our own."""
@@ -328,7 +336,5 @@ class Guard:
             write_atomic(self._file, codec.encode(sorted(self._held)))
 
     def _remembered(self) -> set[str]:
-        try:
-            return set(codec.decode(self._file.read_bytes(), list[str]))
-        except (OSError, VeeryError):
-            return set()
+        """Where the file cannot be read, the domains that it named stay paused: `veery unpause` lets them run."""
+        return set(kept.take(self._file, list[str]) or ())

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from veery.cluster.keys import NODES
 from veery.cluster.store import Store
-from veery.errors import Failed, Refused, VeeryError
+from veery.errors import Refused, VeeryError
+from veery.host import kept
 from veery.host.clock import Clock
 from veery.host.files import write_atomic
 from veery.model import codec
@@ -69,7 +70,4 @@ class Neighbours:
         return [name for name, node in self.nodes.items() if node.has(Role.VOTER)]
 
     def _remembered(self) -> dict[str, Node]:
-        try:
-            return codec.decode(self._file.read_bytes(), dict[str, Node])
-        except (OSError, Failed):
-            return {}
+        return kept.take(self._file, dict[str, Node]) or {}

@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 
 from veery.errors import Failed, OutcomeUnknown, Refused, from_kind
+from veery.model import endpoint
 from veery.model.node import Node
 
 CONNECT_DEADLINE = 5.0
@@ -75,7 +76,7 @@ class Peers:
             raise Refused(f"{node.name} shows a wrong certificate: {error}", hint="has it been joined anew?") from error
         except (aiohttp.ClientConnectorError, TimeoutError) as error:
             raise Refused(
-                f"{node.name} ({node.address}:{node.api_port}) is not reachable: {error}",
+                f"{node.name} ({endpoint.join(node.address, node.api_port)}) is not reachable: {error}",
                 hint="is veeryd running there?",
             ) from error
         except aiohttp.ClientError as error:
@@ -107,8 +108,7 @@ class Peers:
         return self._session
 
     def _url(self, node: Node, path: str) -> str:
-        host = f"[{node.address}]" if ":" in node.address else node.address
-        return f"https://{host}:{node.api_port}{path}"
+        return f"https://{endpoint.join(node.address, node.api_port)}{path}"
 
 
 async def read_answer(response: aiohttp.ClientResponse) -> Any:

@@ -16,7 +16,6 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -26,22 +25,22 @@ import msgspec
 
 from veery.cluster import owner as owners
 from veery.cluster import volumegate as gate
-from veery.cluster.keys import DOMAINS, NODES, OWNERS, VOLUMES
+from veery.cluster.keys import DOMAINS, NODES, OWNERS, VOLUME_MOVES, VOLUMES
 from veery.cluster.store import Store, StoreUnavailable
 from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError, from_kind
 from veery.host import tasks
 from veery.host.clock import Clock
-from veery.host.files import write_atomic
 from veery.hypervisor.base import DiskSwitcher, Driver
 from veery.migrate.phases import Hold
 from veery.model.cluster import Owner
-from veery.model.codec import convert, decode, encode, plain
+from veery.model.codec import convert, plain
 from veery.model.move import Phase
 from veery.model.node import Role
 from veery.model.volume import IscsiLun, Volume, VolumeMove, VolumeMoved
 from veery.node.attachments import NodeAttacher
 from veery.node.domains import Domains
 from veery.node.peers import Peers, read_answer
+from veery.node.volumejournal import Journal, Side
 from veery.node.volumes import VolumeService
 from veery.storage import portal
 from veery.storage.extents import sync, write_sparse
@@ -57,49 +56,6 @@ RETRY = 1.0
 SILENCE = 45.0  # seconds without a line from the node that copies
 MAKING = 3600.0  # seconds in which the target makes its bytes: a logical volume is zeroed
 PIECE = 1 << 20
-
-
-class Side(StrEnum):
-    """Which part of the move this node has."""
-
-    SOURCE = "source"
-    TARGET = "target"
-    DOMAIN = "domain"
-
-
-class Journal:
-    """What this node has begun of moves of volumes and not ended: a file a side."""
-
-    def __init__(self, folder: Path) -> None:
-        """`folder` is made when first written to."""
-        self._folder = folder
-
-    def write(self, side: Side, move: VolumeMove) -> None:
-        """Remember. Raises Failed on a full disk."""
-        try:
-            write_atomic(self._path(side, move), encode(move))
-        except OSError as error:
-            raise Failed(f"cannot journal the move: {error}", hint=f"make room in {self._folder}") from error
-
-    def strike(self, side: Side, move: VolumeMove) -> None:
-        """Forget it: it is over on this side."""
-        self._path(side, move).unlink(missing_ok=True)
-
-    def open(self) -> list[tuple[Side, VolumeMove]]:
-        """What is begun and not ended. Raises Failed for what cannot be read."""
-        found = []
-        for path in sorted(self._folder.glob("*.json")):
-            side = Side(path.name.split(".")[1])
-            with contextlib.suppress(FileNotFoundError):
-                found.append((side, decode(path.read_bytes(), VolumeMove)))
-        return found
-
-    def has(self, side: Side, move: VolumeMove) -> bool:
-        """Whether that is open."""
-        return self._path(side, move).exists()
-
-    def _path(self, side: Side, move: VolumeMove) -> Path:
-        return self._folder / f"{move.id}.{side.value}.json"
 
 
 class VolumeMoves:
@@ -128,6 +84,7 @@ class VolumeMoves:
         self._kept: dict[str, contextlib.ExitStack] = {}  # move: holds a volume whose end is not yet settled
         self._tasks: asyncio.TaskGroup | None = None
         self._said: dict[str, str] = {}
+        self._again: set[tuple[Side, str]] = set()  # asked for in the store: their files were put aside
 
     # ---- orders, on the volume's node
 
@@ -409,6 +366,7 @@ class VolumeMoves:
 
     async def settle(self) -> None:
         """Go once through what is open. Never raises VeeryError."""
+        await self._take_again()
         for side, move in self._journal.open():
             if (side, move.id) in self._at_work:
                 continue
@@ -420,6 +378,22 @@ class VolumeMoves:
                 if self._said.get(move.id) != error.message:
                     log.warning("volume=%s move=%s %s not settled yet: %s", move.volume, move.id, side, error.message)
                 self._said[move.id] = error.message
+
+    async def _take_again(self) -> None:
+        """Of a move whose file could not be read, the store has the same record until the move is decided."""
+        lost = [each for each in self._journal.illegible() if each not in self._again]
+        if not lost:
+            return
+        try:
+            standing = await VOLUME_MOVES.readable(self._store)
+        except VeeryError as error:
+            log.debug("moves of volumes not asked for: %s", error.message)
+            return
+        self._again |= set(lost)
+        for side, move in ((side, move) for side, id in lost for move in standing.values() if move.id == id):
+            log.warning("volume=%s move=%s side=%s taken from the store again", move.volume, move.id, side)
+            with contextlib.suppress(VeeryError):  # a full disk: the key of the move stands, and cancelling it helps
+                self._journal.write(side, move)
 
     async def _settle_source(self, move: VolumeMove) -> None:
         record = await gate.drop(self._store, move)

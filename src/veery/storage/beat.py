@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from veery.errors import Failed, Refused
+from veery.model import endpoint
 from veery.model.volume import IscsiLun
 from veery.storage.login import Session
 
@@ -104,11 +105,11 @@ class BeatSession:
     @classmethod
     async def begin(cls, lun: IscsiLun, *, deadline: float) -> BeatSession:
         """Log in. Raises Refused with what stands in the way."""
-        address, _, port = lun.portal.rpartition(":")
+        address, port = endpoint.split(lun.portal)
         writer = None
         try:
             async with asyncio.timeout(deadline):
-                reader, writer = await asyncio.open_connection(address.strip("[]"), int(port))
+                reader, writer = await asyncio.open_connection(address, port)
                 session = Session(lun, reader, writer)
                 await session.login()
                 return cls(session, writer)

@@ -13,6 +13,7 @@ import secrets
 import struct
 
 from veery.errors import Failed, Refused
+from veery.model import endpoint
 from veery.model.volume import IscsiLun
 
 LOGIN, LOGIN_RESPONSE, COMMAND, COMMAND_RESPONSE, DATA_IN = 0x03, 0x23, 0x01, 0x21, 0x25
@@ -26,10 +27,10 @@ CLASSES = {0x0201: "wrong name or password", 0x0202: "not let in", 0x0203: "no s
 
 async def check(lun: IscsiLun, *, deadline: float) -> None:
     """Return when `lun` can be used. Raises Refused with what stands in the way: portal, target, access or LUN."""
-    address, _, port = lun.portal.rpartition(":")
+    address, port = endpoint.split(lun.portal)
     try:
         async with asyncio.timeout(deadline):
-            reader, writer = await asyncio.open_connection(address.strip("[]"), int(port))
+            reader, writer = await asyncio.open_connection(address, port)
             try:
                 session = Session(lun, reader, writer)
                 await session.login()

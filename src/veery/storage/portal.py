@@ -7,6 +7,7 @@ import os
 import struct
 
 from veery.errors import Refused
+from veery.model import endpoint
 
 DEADLINE = 3.0
 _LOGIN = struct.Struct("!BBBBI6sHIHHII16x")
@@ -25,10 +26,10 @@ def greeting(initiator: str) -> bytes:
 
 async def require(portal: str, initiator: str, *, deadline: float = DEADLINE) -> None:
     """Return once the target daemon at `portal` ("ADDRESS:PORT") has answered. Raises Refused."""
-    address, _, port = portal.rpartition(":")
+    address, port = endpoint.split(portal)
     try:
         async with asyncio.timeout(deadline):
-            reader, writer = await asyncio.open_connection(address.strip("[]"), int(port))
+            reader, writer = await asyncio.open_connection(address, port)
             try:
                 writer.write(greeting(initiator))
                 opcode = (await reader.readexactly(48))[0] & 0x3F

@@ -10,7 +10,8 @@ import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from veery.errors import Failed, VeeryError
+from veery.errors import Failed
+from veery.host import kept
 from veery.host.files import sync_folder, write_atomic
 from veery.model import codec
 from veery.model.volume import Initiator
@@ -88,13 +89,7 @@ class Served:
         return True
 
     def _read(self) -> Serving | None:
-        try:
-            return codec.decode(self._file.read_bytes(), Serving)
-        except FileNotFoundError:
-            return None
-        except (OSError, VeeryError) as error:
-            log.warning("%s is not read: %s", self._file, error)
-            return None
+        return kept.take(self._file, Serving)
 
 
 def _without(one: Wanted, initiator: str) -> Wanted:

@@ -35,6 +35,7 @@ from pathlib import Path
 from veery.errors import Failed, OutcomeUnknown, Refused
 from veery.host.process import Process, start_ticks
 from veery.host.run import run
+from veery.model import endpoint
 from veery.storage import sockets
 
 log = logging.getLogger(__name__)
@@ -285,7 +286,7 @@ class TargetServer:
     def __init__(self, *, address: str, port: int, run: Path, deadline: float = 10.0) -> None:
         """`address`:`port` is the portal, the only one; `run` a folder of ours for the control socket."""
         self.address, self.port, self._run, self._deadline = address, port, run, deadline
-        self.portal = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+        self.portal = endpoint.join(address, port)
         self.env = {"TGT_IPC_SOCKET": str(run / "tgt")}
         self._table = _Table()
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from veery.errors import Failed
-from veery.migrate.journal import Journal, Line, Side
+from veery.migrate.journal import Illegible, Journal, Line, Side
 from veery.model.move import Phase
 
 LINE = Line(
@@ -43,12 +44,16 @@ def test_a_line_cut_short_does_not_count(tmp_path: Path, cut: bytes) -> None:
     assert journal.open() == (LINE.at(Phase.LOADED),)
 
 
-def test_what_nobody_understands_is_not_passed_over(tmp_path: Path) -> None:
+def test_what_nobody_understands_is_put_aside_and_noted(tmp_path: Path) -> None:
+    """One such file must not hide the other moves, nor keep the daemon from starting."""
     journal = Journal(tmp_path)
     journal.write(LINE)
     file_of(tmp_path).write_bytes(b"what?\n")
-    with pytest.raises(Failed, match="unreadable"):
-        journal.open()
+    other = journal.write(replace(LINE, move="m2"))
+    assert journal.open() == (other,)
+    assert journal.illegible == (Illegible("m1", Side.SOURCE),)
+    assert (tmp_path / "m1.source.json.unreadable").exists()
+    assert journal.open() == (other,)
 
 
 def test_a_file_without_a_line_began_nothing(tmp_path: Path) -> None:

@@ -11,8 +11,10 @@ from hypothesis import Phase as HPhase
 from hypothesis import strategies as st
 from two_nodes import UUID, Pair, make_certificates, two_nodes
 
+from veery.cluster import owner as owners
 from veery.errors import Failed, OutcomeUnknown, Refused
 from veery.migrate.journal import Line, Side
+from veery.migrate.settle import Settler
 from veery.model.move import MoveSettings, MoveState, Phase
 from veery.model.plan import Blocker, Obstacle
 
@@ -271,6 +273,61 @@ async def test_the_journal_of_a_dead_source_is_settled(tmp_path: Path, certifica
         pair.a.settler.recall()
         assert pair.a.settler.busy("busybox")
         await pair.check("a")
+
+
+@pytest.mark.parametrize("phase", [Phase.COPY, Phase.COMMIT])
+async def test_a_source_whose_journal_cannot_be_read_obeys_the_owner_key(
+    tmp_path: Path, certificates: Path, phase: Phase
+) -> None:
+    """Its daemon is killed in `phase`, and the file is full of NUL bytes. The domain is not known from it: the move's
+    promise is taken away, and the domain runs on where the key says."""
+    async with two_nodes(tmp_path, certificates) as pair:
+        promise = await owners.reserve(pair.a.store, "busybox", "m1", source="a", target="b")
+
+        folder = tmp_path / "a" / "journal"
+        folder.mkdir(parents=True)
+        (folder / "m1.source.json").write_bytes(bytes(300))
+        if phase is Phase.COMMIT:
+            owner = await owners.read(pair.a.store, "busybox")
+            assert owner is not None
+            await owners.commit(pair.a.store, owner, promise)
+        pair.a.settler.recall()
+        await pair.a.settler.recall_illegible()
+        assert pair.a.settler.busy("busybox")
+        async with asyncio.timeout(30):
+            while pair.a.settler.busy("busybox"):
+                await asyncio.sleep(0.01)
+        assert await owners.reservation(pair.a.store, "busybox") is None
+        assert await pair.owner() == ("a" if phase is Phase.COPY else "b")
+        if phase is Phase.COPY:
+            await pair.check("a")
+
+
+async def test_a_half_domain_whose_journal_cannot_be_read_obeys_the_owner_key(
+    tmp_path: Path, certificates: Path
+) -> None:
+    """The target was killed between COMMIT and FINISH: the key names it, so it lets the domain run."""
+    async with two_nodes(tmp_path, certificates) as pair:
+        brake = held(pair, Phase.FINISH.value)
+        moving = asyncio.create_task(pair.a.move(pair.b))
+        async with asyncio.timeout(30):
+            while await pair.owner() != "b":
+                await asyncio.sleep(0.002)
+        (other,) = (tmp_path / "b" / "journal").glob("*.target.json")
+        other.write_bytes(bytes(300))
+        settler = Settler(pair.b.ground)  # as the next life of the daemon has it
+        settler.recall()
+        await settler.recall_illegible()
+        running = asyncio.create_task(settler.run())
+        try:
+            async with asyncio.timeout(30):
+                while pair.world.running(UUID) != ("b",):
+                    await asyncio.sleep(0.01)
+        finally:
+            running.cancel()
+            brake.unlink(missing_ok=True)
+            await moving
+        assert pair.world.twice == []
 
 
 NO_SHRINKING = [HPhase.explicit, HPhase.generate]  # a story that hangs costs half a minute each time

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from veery.host import kept
 from veery.model.health import Health, Heard, Level
-from veery.node.doctor import DAY, judge_bridges, judge_clock, judge_end, judge_room, judge_versions
+from veery.node.doctor import DAY, judge_bridges, judge_clock, judge_end, judge_files, judge_room, judge_versions
 
 
 def health(node: str, *, version: str = "1.0", epoch: float = 1000.0, **bridges: int) -> Health:
@@ -57,3 +60,17 @@ def test_room_and_certificates() -> None:
     ends = [judge_end("a", "certificate", days * DAY, 0.0) for days in (400, 29, -1)]
     assert [found.level for found in ends] == [Level.OK, Level.WARN, Level.BAD]
     assert (ends[0].told, ends[2].told) == ("good for 400 days", "ended 1 days ago")
+
+
+def test_a_file_that_was_put_aside_is_bad_until_it_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "journal").mkdir()
+    file = tmp_path / "journal" / "m1.source.json"
+    file.write_bytes(bytes(3))
+    kept.put_aside(file, "NUL bytes")
+    (bad,) = judge_files("test1", kept.unreadable([tmp_path]), ())
+    assert bad.level is Level.BAD
+    assert "m1.source.json.unreadable" in bad.told
+    (tmp_path / "journal" / "m1.source.json.unreadable").unlink()
+    assert [one.level for one in judge_files("test1", kept.unreadable([tmp_path]), ())] == [Level.OK]
+    (bad,) = judge_files("test1", (), ("process 7, /run/veery/domains/3",))
+    assert (bad.level, "process 7" in bad.told) == (Level.BAD, True)

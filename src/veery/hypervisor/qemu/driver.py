@@ -79,6 +79,10 @@ class QemuDriver:
         """As Driver.list. Asks no QEMU."""
         return tuple(domain.reading() for domain in self._roster.domains())
 
+    def unread(self) -> tuple[str, ...]:
+        """As Driver.unread."""
+        return self._roster.unread()
+
     async def spec(self, uuid: str) -> tuple[DomainSpec, Attachments]:
         """As Driver.spec."""
         record = self._roster.present(uuid).record

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from veery.errors import Refused
+from veery.errors import Failed, Refused
 from veery.host.files import write_atomic
 from veery.host.process import Process, start_ticks
 from veery.hypervisor.qemu import devices
@@ -117,6 +117,8 @@ class Home:
             written = codec.decode(self._record.read_bytes(), _Written)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise Failed(f"{self._record}: {error.strerror}") from error
         return Record(
             domid=written.domid,
             spec=written.spec,
@@ -145,8 +147,8 @@ class Home:
         return process
 
     def process(self) -> Process | None:
-        """The QEMU of this folder, if it runs; also one whose pid we had no time to write down."""
-        if self._pid.exists():
+        """The QEMU of this folder, if it runs; also one whose pid we had no time to write down, or cannot read."""
+        if Process.written(self._pid):
             return Process.load(self._pid)
         mark = os.fsencode(self.console_log)
         for entry in Path("/proc").glob("[0-9]*/cmdline"):

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 
 from veery.errors import Failed, Refused, VeeryError
+from veery.host import kept
 from veery.host.clock import Clock
 from veery.host.files import write_atomic
 from veery.host.process import Process
@@ -40,17 +41,18 @@ class Roster:
         self.dmesg = Dmesg(run / "qemu.log", clock)
         self._domains: dict[str, Domain] = {}
         self._starting: dict[str, str] = {}
+        self._unread: list[Home] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self.events: asyncio.Queue[DomainEvent] = asyncio.Queue()
 
     async def open(self) -> None:
         """Find the domains that run already."""
         stamp = self._homes / "boot"
-        if self._homes.exists() and (not stamp.exists() or stamp.read_text() != machine.boot_id()):
+        if self._homes.exists() and _of_another_boot(stamp):
             shutil.rmtree(self._homes)  # pids of another boot mean nothing
         write_atomic(stamp, machine.boot_id())
-        for path in sorted(self._homes.glob("[0-9]*"), key=lambda path: int(path.name)):
-            await self._adopt(Home(path))
+        for domid in self._domids():
+            await self._adopt(Home(self._homes / str(domid)))
         self._task(self._trim(), "trim console logs")
 
     async def close(self) -> None:
@@ -61,6 +63,14 @@ class Roster:
         for domain in self._domains.values():
             await domain.let_go()
         self._domains.clear()
+
+    def _domids(self) -> list[int]:
+        return sorted(int(path.name) for path in self._homes.glob("[0-9]*") if path.name.isdecimal())
+
+    def unread(self) -> tuple[str, ...]:
+        """As Driver.unread."""
+        self._unread = [home for home in self._unread if home.process() is not None]
+        return tuple(f"process {process.pid}, {home.path}" for home in self._unread if (process := home.process()))
 
     def domains(self) -> list[Domain]:
         """All, by domid."""
@@ -99,7 +109,11 @@ class Roster:
     def take_domid(self) -> int:
         """As Driver.take_domid."""
         counter = self._homes / "next"
-        domid = int(counter.read_text()) if counter.exists() else 1
+        try:
+            domid = int(counter.read_bytes()) if counter.exists() else 1
+        except ValueError as error:
+            kept.put_aside(counter, str(error))
+            domid = max(self._domids(), default=0) + 1
         write_atomic(counter, str(domid + 1))
         return domid
 
@@ -170,7 +184,8 @@ class Roster:
         try:
             record = home.read()
         except Failed as error:
-            log.error("%s: %s; it is left alone", home.path, error)
+            log.error("%s cannot be read: %s; its QEMU is left alone", home.path / "record.json", error)
+            self._unread.append(home)
             return
         process = home.process()
         if record is None or process is None or record.stage is Stage.STARTING:
@@ -223,6 +238,18 @@ class Roster:
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _of_another_boot(stamp: Path) -> bool:
+    """Whether the folders beside `stamp` are of another boot. A stamp that cannot be read tells nothing: then each
+    folder's own pid and start time do."""
+    if not stamp.exists():
+        return True
+    words = stamp.read_bytes().decode(errors="replace").strip()
+    if len(words) != len(machine.boot_id()) or not words.isprintable():
+        log.error("%s cannot be read: the domains here are taken for those of this boot", stamp)
+        return False
+    return words != machine.boot_id()
 
 
 async def _check(spec: DomainSpec, attachments: Attachments, build: Build) -> None:

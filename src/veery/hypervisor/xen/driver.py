@@ -94,6 +94,10 @@ class XenDriver:
             await self._roster.see()
         return tuple(domain.reading() for domain in self._roster.domains())
 
+    def unread(self) -> tuple[str, ...]:
+        """As Driver.unread."""
+        return self._roster.unread()
+
     async def spec(self, uuid: str) -> tuple[DomainSpec, Attachments]:
         """As Driver.spec; interfaces are named as Xen names them."""
         record = self._roster.present(uuid).record

@@ -99,6 +99,7 @@ class Roster:
         self.dmesg = Dmesg(run / "xen.log", clock)
         self._store, self._clock = store, clock
         self._domains: dict[str, Domain] = {}
+        self._unread: list[Path] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._looking: asyncio.Task[tuple[Row, ...]] | None = None
         self._asked: asyncio.Task[tuple[Row, ...]] | None = None
@@ -119,6 +120,7 @@ class Roster:
                 record = home.read()
             except Failed as error:
                 log.error("%s: %s; it is left alone", home.path, error)
+                self._unread.append(home.path)
                 continue
             if record is not None:
                 self._domains[record.spec.uuid] = Domain(home, record)
@@ -139,6 +141,11 @@ class Roster:
     def remembers(self) -> bool:
         """Whether domains are written down."""
         return any(self._homes.glob("*/record.json"))
+
+    def unread(self) -> tuple[str, ...]:
+        """As Driver.unread: until their folders are removed."""
+        self._unread = [path for path in self._unread if path.exists()]
+        return tuple(str(path) for path in self._unread)
 
     # ---- finding
 
