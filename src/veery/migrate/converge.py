@@ -21,18 +21,26 @@ SPARE = 1.1  # limits and bounds are set with a tenth to spare
 SETTLING = 1  # rounds more after a throttle, which takes hold only after some
 AHEAD = 0.35  # of a slowed domain's writing, the share of the link's speed that is aimed at: pages are written twice
 SWITCH = 0.5  # seconds kept free at the end of a bound, for the switch-over itself
+LOOKS_APART_S = 4.0  # QEMU's extra looks follow another look by 5 s or more; our readings may be late by a second
+SENT = 0.95  # a round that sent this share of its need is worked off
+NEAR = 0.05  # and so is one that has no more than this share of its need left
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
     """One pass over what is missing. `need` in bytes, `rate` and `dirty_rate` (the highest seen) in bytes/s, `began`
-    in seconds after the copy did."""
+    in seconds after the copy did. `sent` is what the copy had transferred when the round began, `left` what was missing
+    at the last reading, `looks` the hypervisor's count then, and `looked` the second at which that last grew."""
 
     number: int
     began: float
     need: int
     rate: float
     dirty_rate: float
+    sent: int = 0
+    left: int = 0
+    looks: int = 0
+    looked: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,23 +82,51 @@ Action = Stay | Change | GiveUp
 
 def fold(rounds: Sequence[Round], sample: Sample) -> tuple[Round, ...]:
     """The rounds, with one more reading of the copy."""
-    if not rounds or sample.rounds > rounds[-1].number:
-        fresh = Round(
-            number=sample.rounds,
-            began=sample.at,
-            need=sample.remaining,
-            rate=sample.rate,
-            dirty_rate=sample.dirty_rate,
-        )
-        return (*rounds, fresh)[-KEPT:]
+    if not rounds:
+        return (_begin(sample, sample.at),)
     last = rounds[-1]
+    looked = sample.rounds > last.looks
+    if looked and _worked_off(last, sample):
+        return (*rounds, _begin(sample, sample.at - _late(last, sample)))[-KEPT:]
+    extra = looked or last.looks > last.number
     grown = replace(
         last,
-        need=max(last.need, sample.remaining),
+        need=last.need if extra else max(last.need, sample.remaining),
         rate=max(last.rate, sample.rate),
         dirty_rate=max(last.dirty_rate, sample.dirty_rate),
+        left=sample.remaining,
+        looks=max(last.looks, sample.rounds),
+        looked=sample.at if looked else last.looked,
     )
     return (*rounds[:-1], grown)
+
+
+def _begin(sample: Sample, began: float) -> Round:
+    return Round(
+        number=sample.rounds,
+        began=began,
+        need=sample.remaining,
+        rate=sample.rate,
+        dirty_rate=sample.dirty_rate,
+        sent=sample.transferred,
+        left=sample.remaining,
+        looks=sample.rounds,
+        looked=sample.at,
+    )
+
+
+def _worked_off(last: Round, sample: Sample) -> bool:
+    """Whether the hypervisor looked for written pages because it was through with `last`, and not by its clock."""
+    if last.number <= 1 or sample.at - last.looked < LOOKS_APART_S:
+        return True
+    sent = sample.transferred - last.sent
+    return sent >= SENT * last.need or last.left <= NEAR * last.need
+
+
+def _late(last: Round, sample: Sample) -> float:
+    """Seconds since `last` was worked off, where extra looks put off the look that ends it."""
+    extra = sample.transferred - last.sent - last.need
+    return extra / last.rate if last.looks > last.number and extra > 0 and last.rate > 0 else 0.0
 
 
 def speed(rounds: Sequence[Round]) -> float:

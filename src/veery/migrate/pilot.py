@@ -107,10 +107,10 @@ class Pilot:
         self._sample, self._total = sample, progress.total or self._total
         if not self._crawling and progress.total:
             self._rounds = converge.fold(self._rounds, sample)
-        note = ""
-        if progress.rounds > self._round >= 1 and not self._crawling:
-            note = f"round {progress.rounds}: {format_size(progress.remaining)} were written meanwhile"
-        self._round = max(self._round, progress.rounds)
+        number, note = self._rounds[-1].number if self._rounds else 0, ""
+        if number > self._round >= 1 and not self._crawling:
+            note = f"round {number}: {format_size(progress.remaining)} were written meanwhile"
+        self._round = max(self._round, number)
         self._keep(sample)
         self._last = replace(progress, downtime=self._course.downtime)
         self._publish(replace(self._last, note=note))
