@@ -27,6 +27,7 @@ from veery.api.server import ApiServer
 from veery.api.storage import StorageRoutes
 from veery.cluster import server as etcd_server
 from veery.cluster import volumegate
+from veery.cluster.admission import Admission
 from veery.cluster.identity import Identity, client_url
 from veery.cluster.identity import load as load_identity
 from veery.cluster.keys import INITIATORS, VOLUMES, node_at
@@ -40,8 +41,8 @@ from veery.ha import orders
 from veery.ha.eyes import UNSEEN, StoreEyes
 from veery.ha.fence.power import PowerFence
 from veery.ha.loop import Brain
+from veery.host import crl, systemd, tls
 from veery.host import log as logs
-from veery.host import systemd, tls
 from veery.host.clock import RealClock
 from veery.host.process import Service
 from veery.hypervisor.base import Driver
@@ -112,6 +113,9 @@ class Daemon:
         self.store = open_store(settings, identity)
         self.peers = Peers(self.client_tls, lambda name: node_at(self.store, name))
         self.mirror = Mirror(self.store, UNSEEN)
+        own = tls.Shown(self.node.name, crl.serial((folder / "server-cert.pem").read_text())[0])
+        self.admission = Admission(self.store, own, self.state / "certificates.json")
+        self.neighbours = Neighbours(self.store, self.state / "nodes.json", self.clock)
         self.heartbeat = Heartbeat(self.store, self.node.name, ttl=settings.presence_ttl, clock=self.clock)
         self.membership = Membership(settings, identity, self.store)
         self.driver = self._driver(folder)
@@ -143,7 +147,13 @@ class Daemon:
         self.moves = Moves(self.ground, self.settler, self.state / "moves", settings.moves)
         self.receiver = Receiver(self.ground, self.settler, settings.moves)
         self.relocation = RelocationServer(
-            self.node.name, self.node.address, settings.relocation, self.server_tls, self.receiver.take
+            self.node.name,
+            self.node.address,
+            settings.relocation,
+            self.server_tls,
+            self.receiver.take,
+            admission=self.admission,
+            member=self.neighbours.reached_at,
         )
         self.receiver.server = self.relocation
         self.scout = Scout(self.ground, self.node, self.moves.list, self.moves.paths, self._ask)
@@ -187,7 +197,6 @@ class Daemon:
         )
         own = client_url(settings, self.node) if identity.etcd else ""
         self.standing = Standing(self.node, self.store, self.volumes, own)
-        self.neighbours = Neighbours(self.store, self.state / "nodes.json", self.clock)
         self.near = Peers(self.client_tls, self.neighbours.find)  # asks the store for nothing
         self.guard = self._guard()
         self.watcher = self._watcher()
@@ -347,7 +356,14 @@ class Daemon:
                 neighbours=self.neighbours,
             ).table(),
         ]
-        return ApiServer(self.node.name, self.peers, tables, knows=self.neighbours.knows, group=self.settings.api.group)
+        return ApiServer(
+            self.node.name,
+            self.peers,
+            tables,
+            admission=self.admission,
+            member=self.neighbours.reached_at,
+            group=self.settings.api.group,
+        )
 
     async def _volume(self, name: str) -> Volume | None:
         if move := await volumegate.standing(self.store, name):
@@ -406,6 +422,7 @@ class Daemon:
             ("caretaker", Caretaker(self.ground, self.domains).run()),
             ("processors", self.processors.run()),
             ("neighbours", self.neighbours.run()),
+            ("admission", self.admission.run()),
             ("systemd", _feed()),
         ]
         if self.guard is not None:

@@ -6,10 +6,9 @@ import asyncio
 
 from aiohttp import web
 
-from veery.api.server import answer, body
+from veery.api.server import answer, body, convert
 from veery.cluster.join import JoinRequest
 from veery.host.log import Tail
-from veery.model.codec import convert
 from veery.node.doctor import Doctor
 from veery.node.machine import Machine
 from veery.node.membership import Membership

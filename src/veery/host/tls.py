@@ -164,14 +164,28 @@ def unverified_context() -> ssl.SSLContext:
     return context
 
 
-def peer_name(connection: ssl.SSLObject | ssl.SSLSocket | None) -> str:
-    """The node whose certificate the other side showed (its common name); "" when it showed none."""
-    shown: dict[str, Any] = (connection.getpeercert() or {}) if connection is not None else {}
-    for part in shown.get("subject", ()):
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """The certificate that the other end of a connection showed: its common name and its serial number (hex)."""
+
+    name: str
+    serial: str
+
+
+def shown(connection: ssl.SSLObject | ssl.SSLSocket | None) -> Shown | None:
+    """The certificate of the cluster's CA that the other side showed; None when it showed none."""
+    told: dict[str, Any] = (connection.getpeercert() or {}) if connection is not None else {}
+    for part in told.get("subject", ()):
         for key, value in part:
             if key == "commonName":
-                return str(value)
-    return ""
+                return Shown(str(value), f"{int(told['serialNumber'], 16):x}")
+    return None
+
+
+def peer_name(connection: ssl.SSLObject | ssl.SSLSocket | None) -> str:
+    """The node whose certificate the other side showed (its common name); "" when it showed none."""
+    found = shown(connection)
+    return found.name if found else ""
 
 
 def fingerprint(cert: str) -> str:
