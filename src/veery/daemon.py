@@ -13,7 +13,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ from veery.host import crl, systemd, tls
 from veery.host import log as logs
 from veery.host.clock import RealClock
 from veery.host.process import Service
+from veery.host.shortage import is_shortage
 from veery.hypervisor.base import Driver
 from veery.hypervisor.qemu.driver import QemuDriver
 from veery.hypervisor.xen.driver import XenDriver
@@ -97,6 +98,16 @@ from veery.storage.volumes import Volumes
 
 log = logging.getLogger(__name__)
 
+Work = Callable[[], Coroutine[Any, Any, None]]
+
+PAUSE = 1.0  # seconds before a part that met a shortage begins again
+PERIODIC = frozenset(
+    (
+        *("membership", "heartbeat", "relocation", "processors", "neighbours", "admission", "systemd", "guard"),
+        *("heartbeats", "mirror", "means", "leaning", "signs", "etcd", "tgtd", "volumes"),
+    )
+)
+"""Parts that lose nothing when they begin again."""
 FAREWELL = 5.0  # seconds: a node that does not come to say that it is away is lost when its lease has ended
 
 
@@ -397,7 +408,7 @@ class Daemon:
         try:
             async with asyncio.TaskGroup() as tasks:
                 for name, work in self._work():
-                    tasks.create_task(_lasting(name, work), name=name)
+                    tasks.create_task(lasting(name, work), name=name)
                 systemd.notify("READY=1", f"STATUS=node {self.node.name} of {self.identity.cluster.name}")
                 log.info("veeryd %s serves node %s", veery.__version__, self.node.name)
         finally:
@@ -410,31 +421,31 @@ class Daemon:
             await self.store.close()
             os.close(lock)
 
-    def _work(self) -> list[tuple[str, Coroutine[Any, Any, None]]]:
-        work: list[tuple[str, Coroutine[Any, Any, None]]] = [
-            ("membership", self.membership.run()),
-            ("watchdog", self.keeper.run()),
-            ("heartbeat", self._be_present()),
-            ("relocation", self.relocation.run()),
-            ("settler", self.settler.run()),
-            ("moves", self.moves.run()),
-            ("volume moves", self.volume_moves.run()),
-            ("caretaker", Caretaker(self.ground, self.domains).run()),
-            ("processors", self.processors.run()),
-            ("neighbours", self.neighbours.run()),
-            ("admission", self.admission.run()),
-            ("systemd", _feed()),
+    def _work(self) -> list[tuple[str, Work]]:
+        work: list[tuple[str, Work]] = [
+            ("membership", self.membership.run),
+            ("watchdog", self.keeper.run),
+            ("heartbeat", self._be_present),
+            ("relocation", self.relocation.run),
+            ("settler", self.settler.run),
+            ("moves", self.moves.run),
+            ("volume moves", self.volume_moves.run),
+            ("caretaker", Caretaker(self.ground, self.domains).run),
+            ("processors", self.processors.run),
+            ("neighbours", self.neighbours.run),
+            ("admission", self.admission.run),
+            ("systemd", _feed),
         ]
         if self.guard is not None:
-            work.append(("guard", self.guard.run()))
+            work.append(("guard", self.guard.run))
         if self.writer is not None:
-            work.append(("heartbeats", self.writer.run()))
+            work.append(("heartbeats", self.writer.run))
         if self.node.has(Role.HYPERVISOR):
-            work.append(("mirror", self.mirror.run()))
+            work.append(("mirror", self.mirror.run))
             means = MeansWriter(self.node.name, self.store, self._means, self.clock, started=self.heartbeat.started)
-            work.append(("means", means.run()))
+            work.append(("means", means.run))
         if self.brain is not None:
-            work.append(("brain", self.brain.run()))
+            work.append(("brain", self.brain.run))
             if self.node.has(Role.HYPERVISOR):
                 leaning = Leaning(
                     self.node,
@@ -444,16 +455,16 @@ class Daemon:
                     neighbours=self.neighbours,
                     clock=self.clock,
                 )
-                work.append(("leaning", leaning.run()))
+                work.append(("leaning", leaning.run))
         if self.watcher is not None:
-            work.append(("signs", self.watcher.run()))
+            work.append(("signs", self.watcher.run))
         if self.identity.etcd is not None:
-            work.append(("etcd", etcd_server.service(self.settings, self.identity).run()))
+            work.append(("etcd", etcd_server.service(self.settings, self.identity).run))
         if self.target is not None:
             tgtd = Service(
                 "tgtd", self.target.command, run=self.runtime, env=self.target.env, started=self._target_started
             )
-            work += [("tgtd", tgtd.run()), ("volumes", self.volumes.run())]
+            work += [("tgtd", tgtd.run), ("volumes", self.volumes.run)]
         return work
 
     async def _be_present(self) -> None:
@@ -517,15 +528,21 @@ def _lock(folder: Path) -> int:
     return handle
 
 
-async def _lasting(name: str, work: Coroutine[Any, Any, None]) -> None:
-    """A part that ends by an error takes the daemon down with it: systemd starts us anew, domains run on."""
-    try:
-        await work
-    except asyncio.CancelledError:
-        raise
-    except BaseException:
-        log.exception("%s ended", name)
-        raise
+async def lasting(name: str, work: Work, *, pause: float = PAUSE) -> None:
+    """A part that ends by an error takes the daemon down with it: systemd starts us anew, domains run on. One of
+    PERIODIC that met a shortage of descriptors or memory begins again after `pause` seconds."""
+    while True:
+        try:
+            await work()
+            return
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            if name not in PERIODIC or not is_shortage(error):
+                log.exception("%s ended", name)
+                raise
+            log.error("%s met a shortage, and begins again: %s", name, error)
+        await asyncio.sleep(pause)
 
 
 async def _feed() -> None:

@@ -144,11 +144,10 @@ def client_context(folder: Path) -> ssl.SSLContext:
 
 
 def pinned_context(ca: str) -> ssl.SSLContext:
-    """For a newcomer that holds the CA's certificate (PEM) and nothing else. Any node of the cluster may answer,
-    by whatever name it was called. Raises Refused when `ca` is not a certificate."""
+    """For a newcomer that holds the CA's certificate (PEM) and nothing else. The node that answers must have the name
+    or the address by which it was called. Raises Refused when `ca` is not a certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.check_hostname = False
     try:
         context.load_verify_locations(cadata=ca)
     except (ssl.SSLError, ValueError) as error:
