@@ -14,7 +14,7 @@ import os
 import signal
 import ssl
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from veery.api.server import ApiServer
 from veery.api.storage import StorageRoutes
 from veery.cluster import server as etcd_server
 from veery.cluster import volumegate
+from veery.cluster.admission import Admission
 from veery.cluster.identity import Identity, client_url
 from veery.cluster.identity import load as load_identity
 from veery.cluster.keys import INITIATORS, VOLUMES, node_at
@@ -41,10 +42,11 @@ from veery.ha import orders
 from veery.ha.eyes import UNSEEN, StoreEyes
 from veery.ha.fence.power import PowerFence
 from veery.ha.loop import Brain
+from veery.host import crl, systemd, tls
 from veery.host import log as logs
-from veery.host import systemd, tls
 from veery.host.clock import RealClock
 from veery.host.process import Service
+from veery.host.shortage import is_shortage
 from veery.hypervisor.base import Driver
 from veery.hypervisor.qemu.driver import QemuDriver
 from veery.hypervisor.xen.driver import XenDriver
@@ -97,6 +99,16 @@ from veery.storage.volumes import Volumes
 
 log = logging.getLogger(__name__)
 
+Work = Callable[[], Coroutine[Any, Any, None]]
+
+PAUSE = 1.0  # seconds before a part that met a shortage begins again
+PERIODIC = frozenset(
+    (
+        *("membership", "heartbeat", "relocation", "processors", "neighbours", "admission", "systemd", "guard"),
+        *("heartbeats", "mirror", "means", "leaning", "signs", "etcd", "tgtd", "volumes"),
+    )
+)
+"""Parts that lose nothing when they begin again."""
 FAREWELL = 5.0  # seconds: a node that does not come to say that it is away is lost when its lease has ended
 
 
@@ -113,6 +125,9 @@ class Daemon:
         self.store = open_store(settings, identity)
         self.peers = Peers(self.client_tls, lambda name: node_at(self.store, name))
         self.mirror = Mirror(self.store, UNSEEN)
+        own = tls.Shown(self.node.name, crl.serial((folder / "server-cert.pem").read_text())[0])
+        self.admission = Admission(self.store, own, self.state / "certificates.json")
+        self.neighbours = Neighbours(self.store, self.state / "nodes.json", self.clock)
         self.heartbeat = Heartbeat(self.store, self.node.name, ttl=settings.presence_ttl, clock=self.clock)
         self.membership = Membership(settings, identity, self.store)
         self.driver = self._driver(folder)
@@ -144,7 +159,13 @@ class Daemon:
         self.moves = Moves(self.ground, self.settler, self.state / "moves", settings.moves)
         self.receiver = Receiver(self.ground, self.settler, settings.moves)
         self.relocation = RelocationServer(
-            self.node.name, self.node.address, settings.relocation, self.server_tls, self.receiver.take
+            self.node.name,
+            self.node.address,
+            settings.relocation,
+            self.server_tls,
+            self.receiver.take,
+            admission=self.admission,
+            member=self.neighbours.reached_at,
         )
         self.receiver.server = self.relocation
         self.scout = Scout(self.ground, self.node, self.moves.list, self.moves.paths, self._ask)
@@ -188,7 +209,6 @@ class Daemon:
         )
         own = client_url(settings, self.node) if identity.etcd else ""
         self.standing = Standing(self.node, self.store, self.volumes, own)
-        self.neighbours = Neighbours(self.store, self.state / "nodes.json", self.clock)
         self.near = Peers(self.client_tls, self.neighbours.find)  # asks the store for nothing
         self.guard = self._guard()
         self.watcher = self._watcher()
@@ -349,7 +369,14 @@ class Daemon:
                 neighbours=self.neighbours,
             ).table(),
         ]
-        return ApiServer(self.node.name, self.peers, tables, knows=self.neighbours.knows, group=self.settings.api.group)
+        return ApiServer(
+            self.node.name,
+            self.peers,
+            tables,
+            admission=self.admission,
+            member=self.neighbours.reached_at,
+            group=self.settings.api.group,
+        )
 
     async def _volume(self, name: str) -> Volume | None:
         if move := await volumegate.standing(self.store, name):
@@ -384,7 +411,7 @@ class Daemon:
         try:
             async with asyncio.TaskGroup() as tasks:
                 for name, work in self._work():
-                    tasks.create_task(_lasting(name, work), name=name)
+                    tasks.create_task(lasting(name, work), name=name)
                 systemd.notify("READY=1", f"STATUS=node {self.node.name} of {self.identity.cluster.name}")
                 log.info("veeryd %s serves node %s", veery.__version__, self.node.name)
         finally:
@@ -397,30 +424,31 @@ class Daemon:
             await self.store.close()
             os.close(lock)
 
-    def _work(self) -> list[tuple[str, Coroutine[Any, Any, None]]]:
-        work: list[tuple[str, Coroutine[Any, Any, None]]] = [
-            ("membership", self.membership.run()),
-            ("watchdog", self.keeper.run()),
-            ("heartbeat", self._be_present()),
-            ("relocation", self.relocation.run()),
-            ("settler", self.settler.run()),
-            ("moves", self.moves.run()),
-            ("volume moves", self.volume_moves.run()),
-            ("caretaker", Caretaker(self.ground, self.domains).run()),
-            ("processors", self.processors.run()),
-            ("neighbours", self.neighbours.run()),
-            ("systemd", _feed()),
+    def _work(self) -> list[tuple[str, Work]]:
+        work: list[tuple[str, Work]] = [
+            ("membership", self.membership.run),
+            ("watchdog", self.keeper.run),
+            ("heartbeat", self._be_present),
+            ("relocation", self.relocation.run),
+            ("settler", self.settler.run),
+            ("moves", self.moves.run),
+            ("volume moves", self.volume_moves.run),
+            ("caretaker", Caretaker(self.ground, self.domains).run),
+            ("processors", self.processors.run),
+            ("neighbours", self.neighbours.run),
+            ("admission", self.admission.run),
+            ("systemd", _feed),
         ]
         if self.guard is not None:
-            work.append(("guard", self.guard.run()))
+            work.append(("guard", self.guard.run))
         if self.writer is not None:
-            work.append(("heartbeats", self.writer.run()))
+            work.append(("heartbeats", self.writer.run))
         if self.node.has(Role.HYPERVISOR):
-            work.append(("mirror", self.mirror.run()))
+            work.append(("mirror", self.mirror.run))
             means = MeansWriter(self.node.name, self.store, self._means, self.clock, started=self.heartbeat.started)
-            work.append(("means", means.run()))
+            work.append(("means", means.run))
         if self.brain is not None:
-            work.append(("brain", self.brain.run()))
+            work.append(("brain", self.brain.run))
             if self.node.has(Role.HYPERVISOR):
                 leaning = Leaning(
                     self.node,
@@ -430,16 +458,16 @@ class Daemon:
                     neighbours=self.neighbours,
                     clock=self.clock,
                 )
-                work.append(("leaning", leaning.run()))
+                work.append(("leaning", leaning.run))
         if self.watcher is not None:
-            work.append(("signs", self.watcher.run()))
+            work.append(("signs", self.watcher.run))
         if self.identity.etcd is not None:
-            work.append(("etcd", etcd_server.service(self.settings, self.identity).run()))
+            work.append(("etcd", etcd_server.service(self.settings, self.identity).run))
         if self.target is not None:
             tgtd = Service(
                 "tgtd", self.target.command, run=self.runtime, env=self.target.env, started=self._target_started
             )
-            work += [("tgtd", tgtd.run()), ("volumes", self.volumes.run())]
+            work += [("tgtd", tgtd.run), ("volumes", self.volumes.run)]
         return work
 
     async def _be_present(self) -> None:
@@ -514,15 +542,21 @@ def _lock(folder: Path) -> int:
     return handle
 
 
-async def _lasting(name: str, work: Coroutine[Any, Any, None]) -> None:
-    """A part that ends by an error takes the daemon down with it: systemd starts us anew, domains run on."""
-    try:
-        await work
-    except asyncio.CancelledError:
-        raise
-    except BaseException:
-        log.exception("%s ended", name)
-        raise
+async def lasting(name: str, work: Work, *, pause: float = PAUSE) -> None:
+    """A part that ends by an error takes the daemon down with it: systemd starts us anew, domains run on. One of
+    PERIODIC that met a shortage of descriptors or memory begins again after `pause` seconds."""
+    while True:
+        try:
+            await work()
+            return
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            if name not in PERIODIC or not is_shortage(error):
+                log.exception("%s ended", name)
+                raise
+            log.error("%s met a shortage, and begins again: %s", name, error)
+        await asyncio.sleep(pause)
 
 
 async def _feed() -> None:

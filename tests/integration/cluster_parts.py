@@ -157,7 +157,7 @@ async def first(member: Member) -> None:
 
 async def another(member: Member, by: Member, *roles: Role) -> None:
     """`veery token` there, `veery join` here, then veeryd."""
-    token = await join.make_token(by.store)
+    token = await join.make_token(by.store, by.name)
     await join.join(
         member.settings,
         token=token,

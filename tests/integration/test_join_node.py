@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from cluster_parts import Member, another, first, rig
 
 from veery.cluster import identity, join, keys, members
-from veery.cluster.store import Delete
+from veery.cluster.store import Delete, Put
 from veery.errors import Refused
 from veery.host import tls
 from veery.model.cluster import Owner, Presence
@@ -39,7 +40,7 @@ async def test_who_is_let_in_and_who_is_not(tmp_path: Path) -> None:
     async with rig(tmp_path) as make:
         one, two, three = make("test1"), make("test2"), make("test3")
         await first(one)
-        token = await join.make_token(one.store)
+        token = await join.make_token(one.store, "test1")
         with pytest.raises(Refused, match="the name test1 is taken"):
             await _join(two, token, one.address, name="test1")
         with pytest.raises(Refused, match="is test1's address"):
@@ -73,7 +74,7 @@ async def test_who_is_let_in_and_who_is_not(tmp_path: Path) -> None:
             await _join(two, token, one.address)
         with pytest.raises(Refused, match="token is unknown, used or too old"):
             await _join(three, token, one.address)
-        stale = await join.make_token(one.store, epoch=time.time() - 3700)
+        stale = await join.make_token(one.store, "test1", epoch=time.time() - 3700)
         with pytest.raises(Refused, match="token is unknown, used or too old"):
             await _join(three, stale, one.address)
         assert _untouched(three)
@@ -84,7 +85,7 @@ async def test_only_the_hash_of_a_token_is_kept(tmp_path: Path) -> None:
     async with rig(tmp_path) as make:
         one = make("test1")
         await first(one)
-        token = await join.make_token(one.store)
+        token = await join.make_token(one.store, "test1")
         secret, mark = join.read_token(token)
         assert mark == tls.fingerprint(one.identity.cluster.ca)
         kept = (await one.store.scan("")).entries
@@ -92,12 +93,73 @@ async def test_only_the_hash_of_a_token_is_kept(tmp_path: Path) -> None:
         assert not any(secret in entry.key or secret.encode() in entry.value for entry in kept)
 
 
+async def test_a_token_can_be_listed_and_taken_back_and_ends_with_its_node(tmp_path: Path) -> None:
+    async with rig(tmp_path) as make:
+        one, two, three = make("test1"), make("test2"), make("test3")
+        await first(one)
+        await another(two, one, Role.HYPERVISOR)
+        by_one, by_two = await join.make_token(one.store, "test1"), await join.make_token(two.store, "test2")
+        with pytest.raises(Refused, match="no longer in the cluster"):
+            await join.make_token(one.store, "test9")
+        rows = await join.tokens(one.store)
+        assert [row.node for row in rows] == ["test1", "test2"]
+        assert not any(row.id in by_one + by_two for row in rows)
+        with pytest.raises(Refused, match="no token"):
+            await join.revoke_token(one.store, "")
+        await join.revoke_token(one.store, rows[0].id)
+        with pytest.raises(Refused, match="token is unknown"):
+            await _join(three, by_one, one.address)
+
+        kept = await one.store.scan("token/")
+        await members.leave(one.store, one.store.voters, one.settings, "test2")
+        assert await join.tokens(one.store) == ()
+        with pytest.raises(Refused, match="token is unknown"):
+            await _join(three, by_two, one.address)
+        # one that was made at the last moment is worth nothing either, also when the name joins anew
+        await one.store.commit([], [Put(entry.key, entry.value) for entry in kept.entries])
+        with pytest.raises(Refused, match="made by test2, which was put out"):
+            await _join(three, by_two, one.address)
+        await one.store.commit([], [keys.NODES.put("test2", two.identity.node)])
+        with pytest.raises(Refused, match="made by test2, which was put out"):
+            await _join(three, by_two, one.address)
+        assert _untouched(three)
+
+
+async def test_a_node_at_another_address_is_not_told_the_token(tmp_path: Path) -> None:
+    """Any certificate of the CA is not enough: whoever was put out still has one."""
+    async with rig(tmp_path) as make:
+        one, three = make("test1"), make("test3")
+        await first(one)
+        token = await join.make_token(one.store, "test1")
+        there = ("127.31.16.77", one.settings.api.port)
+
+        async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            onward, back = await asyncio.open_connection(one.address, one.settings.api.port)
+            both = [asyncio.create_task(_pour(reader, back)), asyncio.create_task(_pour(onward, writer))]
+            await asyncio.wait(both)
+
+        relay = await asyncio.start_server(carry, *there)
+        async with relay:
+            with pytest.raises(Refused, match="does not prove to be the node of that address"):
+                await _join(three, token, there[0])
+        assert len(await join.tokens(one.store)) == 1
+        assert _untouched(three)
+
+
+async def _pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(ConnectionError):
+        while piece := await reader.read(65536):
+            writer.write(piece)
+            await writer.drain()
+    writer.close()
+
+
 async def test_another_cluster_at_the_address_learns_nothing(tmp_path: Path) -> None:
     async with rig(tmp_path) as make:
         one, two, three = make("test1"), make("other"), make("test3")
         await first(one)
         await first(two)
-        token = await join.make_token(one.store)
+        token = await join.make_token(one.store, "test1")
         with pytest.raises(Refused, match="is not of the cluster that made the token"):
             await _join(three, token, two.address)
         assert _untouched(three)
@@ -107,7 +169,7 @@ async def test_of_two_with_one_token_one_comes_in(tmp_path: Path) -> None:
     async with rig(tmp_path) as make:
         one, two, three = make("test1"), make("test2"), make("test3")
         await first(one)
-        token = await join.make_token(one.store)
+        token = await join.make_token(one.store, "test1")
         done = await asyncio.gather(*(_join(each, token, one.address) for each in (two, three)), return_exceptions=True)
         assert sorted(type(each) for each in done if isinstance(each, Exception)) == [Refused]
         assert len(await keys.NODES.all(one.store)) == 2

@@ -15,11 +15,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from veery.cluster import revocation
+from veery.cluster.admission import Admission
+from veery.cluster.keys import CERTIFICATES
+from veery.cluster.memory import MemoryStore
+from veery.cluster.store import Delete, Put
 from veery.config.settings import Relocation
 from veery.errors import Failed, Refused
 from veery.host import tls
+from veery.host.clock import RealClock
+from veery.host.tasks import stop
 from veery.migrate import wire
-from veery.migrate.relocation import RelocationServer, allowed
+from veery.migrate.relocation import STRANGERS, RelocationServer, allowed
+from veery.model.cluster import Certificate
 
 ADDRESS = "127.0.0.1"
 
@@ -43,18 +51,37 @@ def certificates(folder: Path, names: tuple[str, ...]) -> dict[str, Path]:
     return made
 
 
+def shown(folder: Path) -> tls.Shown:
+    """The certificate in `folder`, as another end of a connection sees it."""
+    name = folder.name
+    return tls.Shown(name, revocation.certificate((folder / "server-cert.pem").read_text()).serial)
+
+
+def record(name: str, folder: Path) -> Put:
+    """What the store knows of a node's certificate."""
+    return CERTIFICATES.put(name, revocation.certificate((folder / "server-cert.pem").read_text()))
+
+
 class Running:
     """A relocation server in a thread of its own; its receiver answers every offer with a Problem."""
 
-    def __init__(self, folders: dict[str, Path], hosts_allow: str = "") -> None:
+    def __init__(self, folders: dict[str, Path], hosts_allow: str = "", members: tuple[str, ...] = ()) -> None:
+        """Each of `folders` is a node's; `members` are the addresses from which nodes call."""
         self.port, self.folders = free_port(), folders
         self.peers: list[str] = []
+        self.lost: list[str] = []
+        self.store = MemoryStore(RealClock())
+        state = folders["test2"].parent / "certificates.json"
+        state.unlink(missing_ok=True)
+        self.admission = Admission(self.store, shown(folders["test2"]), state)
         self.server = RelocationServer(
             "test2",
             ADDRESS,
             Relocation(port=self.port, hosts_allow=hosts_allow),
             tls.server_context(folders["test2"]),
             self.taken,
+            admission=self.admission,
+            member=lambda address: address in members,
         )
         self.server.bind()
         self._started: Future[asyncio.AbstractEventLoop] = Future()
@@ -64,14 +91,25 @@ class Running:
 
     async def taken(self, channel: wire.Channel) -> None:
         self.peers.append(channel.peer)
-        await channel.receive(5)
+        try:
+            await channel.receive(30)
+        except Failed as error:
+            self.lost.append(error.message)
+            raise
         await channel.send(wire.Problem("refused", "no room", "try elsewhere"))
 
     async def _main(self) -> None:
         self._task = asyncio.current_task()
+        await self.store.commit([], [record(name, folder) for name, folder in self.folders.items()])
+        following = asyncio.create_task(self.admission.run())
         self._started.set_result(asyncio.get_running_loop())
         with contextlib.suppress(asyncio.CancelledError):
             await self.server.run()
+        await stop(following)
+
+    def commit(self, *operations: Put | Delete) -> None:
+        """Change the store."""
+        asyncio.run_coroutine_threadsafe(self.store.commit([], operations), self.loop).result(10)
 
     def close(self) -> None:
         assert self._task is not None
@@ -180,6 +218,67 @@ def test_a_server_that_is_another_node_is_not_trusted(running: Running, folders:
         asyncio.run(call())
 
 
+def test_who_was_put_out_is_cut_and_comes_in_no_more(folders: dict[str, Path]) -> None:
+    server = Running(folders)
+
+    async def stay() -> None:
+        channel = await wire.open_control(ADDRESS, server.port, "test2", tls.client_context(folders["test1"]), 10)
+        try:
+            async with asyncio.timeout(10):
+                while not server.peers:
+                    await asyncio.sleep(0.02)
+            begun = time.monotonic()
+            server.commit(Delete(CERTIFICATES.key("test1")))
+            with pytest.raises(Failed, match="closed the connection"):
+                await channel.receive(10)
+            assert time.monotonic() - begun < 10
+        finally:
+            await channel.close()
+
+    try:
+        asyncio.run(stay())
+        server.peers.clear()
+        with pytest.raises((Refused, Failed)):
+            asyncio.run(server.offer())
+        # the name has joined anew: the old certificate stays out
+        server.commit(CERTIFICATES.put("test1", Certificate(serial="abc", ends=time.time() + 3600)))
+        with pytest.raises((Refused, Failed)):
+            asyncio.run(server.offer())
+        assert server.peers == []
+        # while the store is away what was known last stays in force
+        server.commit(record("test1", folders["test1"]))
+        with pytest.raises(Refused, match="no room"):
+            asyncio.run(server.offer())
+        server.store.set_available(False)
+        with pytest.raises(Refused, match="no room"):
+            asyncio.run(server.offer())
+    finally:
+        server.close()
+
+
+def test_idle_strangers_do_not_keep_members_out(folders: dict[str, Path]) -> None:
+    server = Running(folders, members=(ADDRESS,))
+    idle: list[socket.socket] = []
+    try:
+        for number in range(200):  # each address may have some, all of them not more than their share
+            caller = socket.create_connection((ADDRESS, server.port), 10, source_address=(f"127.0.1.{number % 40}", 0))
+            idle.append(caller)
+        with pytest.raises(Refused, match="no room"):
+            asyncio.run(server.offer())
+        turned_away = 0
+        for caller in idle:
+            caller.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                with contextlib.suppress(ConnectionError):
+                    caller.recv(1)
+                turned_away += 1
+        assert turned_away >= 200 - STRANGERS
+    finally:
+        for caller in idle:
+            caller.close()
+        server.close()
+
+
 def test_an_address_not_allowed_is_told_so(folders: dict[str, Path]) -> None:
     server = Running(folders, hosts_allow=r"172\.16\.31\.[12] ^test1$")
     try:
@@ -200,7 +299,10 @@ def test_a_port_in_use_is_refused_with_a_hint(folders: dict[str, Path]) -> None:
         async def never(channel: wire.Channel) -> None:
             raise AssertionError(channel.peer)
 
-        server = RelocationServer("test2", ADDRESS, Relocation(port=port), context, never)
+        none = Admission(MemoryStore(RealClock()), shown(folders["test2"]), folders["test2"] / "none.json")
+        server = RelocationServer(
+            "test2", ADDRESS, Relocation(port=port), context, never, admission=none, member=lambda _: False
+        )
         with pytest.raises(Refused, match="in use") as caught:
             server.bind()
         assert "relocation.port" in caught.value.hint
@@ -231,4 +333,12 @@ def test_hosts_allow_matches_the_whole_name_or_address(patterns: str, address: s
 
 def test_a_pattern_that_is_no_pattern_is_refused() -> None:
     with pytest.raises(Refused, match="hosts_allow"):
-        RelocationServer("a", ADDRESS, Relocation(hosts_allow="(("), None, None)  # type: ignore[arg-type]
+        RelocationServer(
+            "a",
+            ADDRESS,
+            Relocation(hosts_allow="(("),
+            None,  # type: ignore[arg-type]
+            None,  # type: ignore[arg-type]
+            admission=None,  # type: ignore[arg-type]
+            member=lambda _: False,
+        )

@@ -14,6 +14,7 @@ from cluster_parts import Member, another, eventually, first, rig
 from veery.cluster import keys, members, revocation
 from veery.cluster.etcd import EtcdStore
 from veery.cluster.store import Put, StoreUnavailable
+from veery.errors import Refused
 from veery.host import crl, tls
 from veery.host.tasks import stop
 from veery.model.node import Role
@@ -71,6 +72,8 @@ async def test_a_node_that_was_put_out_is_not_let_in_by_any_voter(tmp_path: Path
                 assert await lets_in(kept, voter)
                 assert await lets_in(two, voter)
             assert set(await keys.CERTIFICATES.all(one.store)) == {"test1", "test2", "kept"}
+            with pytest.raises(Refused, match="was put out"):  # not even where its old connection still stands
+                await revocation.tell(one.store, "gone", folder(gone))
             # a record that cannot be read counts too: its key says which certificate
             serial, _ = crl.serial((folder(kept) / "server-cert.pem").read_text())
             unread = [Put(keys.REVOKED.key(name), b"of a newer veery") for name in (serial, "no-number", "f" * 41)]

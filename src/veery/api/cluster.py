@@ -6,10 +6,9 @@ import asyncio
 
 from aiohttp import web
 
-from veery.api.server import answer, body
+from veery.api.server import CALLER, answer, body, convert
 from veery.cluster.join import JoinRequest
-from veery.host.log import Tail
-from veery.model.codec import convert
+from veery.host.log import Tail, harmless
 from veery.node.doctor import Doctor
 from veery.node.machine import Machine
 from veery.node.membership import Membership
@@ -36,6 +35,8 @@ class ClusterRoutes:
             web.get("/v1/nodes", self.nodes),
             web.delete("/v1/nodes/{name}", self.leave),
             web.post("/v1/tokens", self.token),
+            web.get("/v1/tokens", self.tokens),
+            web.delete("/v1/tokens/{id}", self.revoke_token),
             web.get("/v1/ca", self.ca),
             web.post("/v1/join", self.join),
         ]
@@ -47,7 +48,7 @@ class ClusterRoutes:
 
     async def log(self, _: web.Request) -> web.Response:
         """The hypervisor's log, then ours."""
-        return answer({"text": await self._machine.driver.log() + self._tail.text()})
+        return answer({"text": harmless(await self._machine.driver.log()) + self._tail.text()})
 
     async def cpu(self, _: web.Request) -> web.Response:
         """The processor that new domains get."""
@@ -75,9 +76,18 @@ class ClusterRoutes:
         await asyncio.shield(asyncio.ensure_future(work))
         return answer({})
 
-    async def token(self, _: web.Request) -> web.Response:
+    async def token(self, request: web.Request) -> web.Response:
         """For one newcomer."""
-        return answer({"token": await self._membership.token()})
+        return answer({"token": await self._membership.token(request[CALLER].node)})
+
+    async def tokens(self, _: web.Request) -> web.Response:
+        """Those that are not used yet."""
+        return answer(await self._membership.tokens())
+
+    async def revoke_token(self, request: web.Request) -> web.Response:
+        """Take one back."""
+        await self._membership.revoke_token(request.match_info["id"])
+        return answer({})
 
     async def ca(self, _: web.Request) -> web.Response:
         """Open to all: the CA's certificate."""

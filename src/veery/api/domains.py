@@ -10,10 +10,10 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from veery.api.server import Lines, answer, body, error_body
+from veery.api.server import Lines, answer, body, convert, error_body
 from veery.errors import Refused, VeeryError
 from veery.migrate.moves import Moves, ended_badly
-from veery.model.codec import convert, plain
+from veery.model.codec import plain
 from veery.model.domain import DiskSpec, DomainSpec, VifSpec
 from veery.model.move import MoveSettings, Tuning
 from veery.model.plan import Question

@@ -8,10 +8,9 @@ from typing import Any
 
 from aiohttp import web
 
-from veery.api.server import CALLER, LOCAL, Handler, Lines, answer, body, forward
+from veery.api.server import CALLER, Handler, Lines, answer, body, convert, forward
 from veery.errors import Failed, Refused, VeeryError
 from veery.ha import groups, journal, orders
-from veery.model.codec import convert
 from veery.model.ha import GroupKind, Policy, Ticket
 from veery.node.neighbours import Neighbours
 from veery.node.oversight import Oversight
@@ -164,12 +163,8 @@ class HaRoutes:
 
     async def follow(self, request: web.Request) -> web.StreamResponse:
         """Each as it happens, until the caller leaves."""
-        events = journal.follow(self._oversight.store)
-        async with Lines(request) as lines, contextlib.aclosing(events):
-            async for event in events:
-                await lines.say("event", value=event)
-                if lines.gone:
-                    break
+        async with Lines(request) as lines:
+            await lines.follow(journal.follow(self._oversight.store))
         return lines.response
 
     # ---- inside
@@ -178,7 +173,7 @@ class HaRoutes:
 
         async def led(request: web.Request) -> web.StreamResponse:
             sight = self._oversight
-            if sight.leads() or request[CALLER] != LOCAL:
+            if sight.leads() or not request[CALLER].local:
                 return await _answered(handler, request)
             try:
                 leader = await sight.leader()

@@ -9,18 +9,22 @@ import logging
 import os
 import socket
 import ssl
-import struct
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import msgspec
 from aiohttp import web
 
+from veery.api.line import SERVER, Caller, Line
+from veery.cluster.admission import Admission
 from veery.errors import Failed, Refused, VeeryError
-from veery.host.tls import peer_name
-from veery.model import endpoint
+from veery.host import tasks
+from veery.host.acceptor import Acceptor
+from veery.host.caps import Caps, Place
+from veery.host.credentials import credentials
+from veery.model import codec, endpoint
 from veery.model.codec import encode
 from veery.node.peers import Peers
 
@@ -31,13 +35,32 @@ HINTS = {  # where whoever raised it knew nothing better
     "failed": "veery dmesg and veeryd's log on that node may tell more",
     "unknown": "it may or may not be done: look with veery list before you try again",
 }
-LOCAL = "local"
 OPEN_ROUTES = frozenset({("GET", "/v1/ca"), ("POST", "/v1/join")})
 NODE_HEADER = "X-Veery-Node"
 HOP_HEADERS = frozenset({"host", "connection", "transfer-encoding", "content-length", NODE_HEADER.lower()})
-CALLER: web.RequestKey[str] = web.RequestKey("caller", str)
+CALLER: web.RequestKey[Caller] = web.RequestKey("caller", Caller)
+
+TOTAL, STRANGERS, EACH = 1024, 128, 16
+"""Connections to the TLS port: in all, of strangers' addresses, of any one of those. An idle one costs some 300 KiB."""
+LOCAL_TOTAL, LOCAL_STRANGERS, LOCAL_EACH = 512, 32, 8
+"""Connections to the unix socket: in all, of users that may not use it, of any one of those."""
+HANDSHAKE_S = 10.0
+BODY_S = 60.0
+BODY_MAX = 4 << 20  # bytes of a JSON body
+STRANGER_BODY_S = 10.0
+STRANGER_BODY_MAX = 64 << 10
+ALIVE_EVERY_S = 10.0  # a stream without news says so this often
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+T = TypeVar("T")
+
+
+class Malformed(Refused):
+    """A request that is none of ours: HTTP `status` 400, 408 or 413."""
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message, hint="see docs/api.md")
+        self.status = status
 
 
 def answer(value: Any, *, status: int = 200) -> web.Response:
@@ -51,19 +74,45 @@ def error_body(error: VeeryError) -> dict[str, Any]:
 
 
 async def body(request: web.Request, **wanted: type) -> dict[str, Any]:
-    """The request's JSON object. Raises Refused where it is none, or a key in `wanted` is
-    missing or of a wrong type."""
-    raw = await request.read()
+    """The request's JSON object. Raises Malformed where it is none, or a key in `wanted` is
+    missing or of a wrong type, or it is too long or too slow."""
+    raw = await _whole(request)
     try:
         data = msgspec.json.decode(raw) if raw else {}
-    except msgspec.DecodeError as error:
-        raise Refused(f"the request is no JSON: {error}", hint="see docs/api.md") from error
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise Malformed(f"the request is no JSON: {error}") from error
     if not isinstance(data, dict):
-        raise Refused("the request is no JSON object", hint="see docs/api.md")
+        raise Malformed("the request is no JSON object")
     for key, kind in wanted.items():
         if not isinstance(data.get(key), kind):
-            raise Refused(f"the request needs {key!r}, a {kind.__name__}", hint="see docs/api.md")
+            raise Malformed(f"the request needs {key!r}, a {kind.__name__}")
     return data
+
+
+def convert(value: Any, type: type[T]) -> T:
+    """A part of a request's JSON as a `type`. Raises Malformed where it does not fit."""
+    try:
+        return codec.convert(value, type)
+    except (Failed, RecursionError) as error:
+        raise Malformed(str(error)) from error
+
+
+async def _whole(request: web.Request) -> bytes:
+    """The body's bytes, as many and for as long as this caller may send. Raises Malformed."""
+    known = request[CALLER].known
+    most, within = (BODY_MAX, BODY_S) if known else (STRANGER_BODY_MAX, STRANGER_BODY_S)
+    if (request.content_length or 0) > most:
+        raise Malformed(f"the request has more than {most} bytes", 413)
+    data = bytearray()
+    try:
+        async with asyncio.timeout(within):
+            async for piece in request.content.iter_any():
+                data += piece
+                if len(data) > most:
+                    raise Malformed(f"the request has more than {most} bytes", 413)
+    except TimeoutError as error:
+        raise Malformed(f"the request did not come whole within {within:g} s", 408) from error
+    return bytes(data)
 
 
 class Lines:
@@ -93,6 +142,26 @@ class Lines:
         """What the handler returns."""
         return self._response
 
+    async def follow(self, source: AsyncGenerator[Any, None]) -> None:
+        """Say each value of `source` as an event, until it ends or the caller leaves. While there is none an "alive"
+        line is said now and then: a caller whose machine has died is noticed by it."""
+        line = _line(self._request)
+        async with contextlib.aclosing(source):
+            values = aiter(source)
+            due = asyncio.create_task(_next(values))
+            try:
+                while not self._gone and not line.gone.done():
+                    await asyncio.wait({due, line.gone}, timeout=ALIVE_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
+                    if not due.done():
+                        await self.say("alive")
+                        continue
+                    if (value := due.result()) is None:
+                        return
+                    due = asyncio.create_task(_next(values))
+                    await self.say("event", value=value)
+            finally:
+                await tasks.stop(due)
+
     async def say(self, event: str, **values: Any) -> None:
         """One line; nothing once the caller has left."""
         if self._gone:
@@ -112,18 +181,22 @@ class ApiServer:
         peers: Peers,
         tables: Sequence[Sequence[web.RouteDef]],
         *,
-        knows: Callable[[str], Awaitable[bool]],
+        admission: Admission,
+        member: Callable[[str], bool],
         group: str = "",
     ) -> None:
-        """`tables` are the routes; `knows` tells whether a name is a node's, as long as it is in the cluster: its
-        certificate lives longer; members of `group` may use the unix socket besides root."""
-        self._node, self._peers, self._knows = node, peers, knows
-        self._groups = {0} | ({grp.getgrnam(group).gr_gid} if group else set())
-        self._app = web.Application(middlewares=[self._errors, self._door, self._forward], client_max_size=64 << 20)
+        """`tables` are the routes; `admission` tells which certificates are let in; `member` tells whether an address
+        is a node's, for which connections are kept free; members of `group` may use the unix socket besides root."""
+        self._node, self._peers, self._admission, self._member = node, peers, admission, member
+        self._group = grp.getgrnam(group).gr_gid if group else None
+        self._app = web.Application(middlewares=[self._errors, self._door, self._forward])
+        self._app.on_response_prepare.append(_unnamed)
         for table in tables:
             self._app.add_routes(table)
         self._runner = web.AppRunner(self._app, access_log=None, shutdown_timeout=2.0)
         self._listener: socket.socket | None = None
+        self._tls: ssl.SSLContext | None = None
+        self._open: list[tuple[asyncio.Task[None], socket.socket]] = []
 
     def bind(self, address: str, port: int) -> None:
         """Take the port; nobody is answered yet. Raises Refused when it is in use."""
@@ -145,17 +218,56 @@ class ApiServer:
         """Answer at both doors: the port that `bind` took, and the unix socket `path`."""
         assert self._listener is not None, "bind first"
         await self._runner.setup()
-        await web.SockSite(self._runner, self._listener, ssl_context=tls).start()
+        self._tls = tls
+        caps = Caps(total=TOTAL, strangers=STRANGERS, each=EACH)
+        self._accept("api", self._listener, caps)
         path.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(path))
-        path.chmod(0o666)  # who comes in is judged by SO_PEERCRED, as is said in a clear answer
+        path.chmod(0o666)  # who comes in is judged by its credentials, as is said in a clear answer
         listener.setblocking(False)
-        await web.SockSite(self._runner, listener).start()
+        listener.listen(128)
+        self._accept("api.sock", listener, Caps(total=LOCAL_TOTAL, strangers=LOCAL_STRANGERS, each=LOCAL_EACH))
 
     async def close(self) -> None:
         """Let callers finish for two seconds, then close."""
+        await tasks.stop(*(task for task, _ in self._open))
+        for _, listener in self._open:
+            listener.close()
         await self._runner.cleanup()
+
+    # ---- connections
+    def _accept(self, name: str, listener: socket.socket, caps: Caps) -> None:
+        acceptor = Acceptor(name, listener, caps, whose=self._whose, serve=self._serve)
+        self._open.append((asyncio.create_task(acceptor.run(), name=name), listener))
+
+    def _whose(self, connection: socket.socket, address: str) -> tuple[str, bool]:
+        if connection.family == socket.AF_UNIX:
+            theirs = credentials(connection)
+            return f"user {theirs.uid}", theirs.uid == 0 or self._group in theirs.groups
+        return address, self._member(address)
+
+    async def _serve(self, connection: socket.socket, where: str, place: Place) -> None:
+        """Hand a connection to aiohttp, once its TLS stands."""
+        loop, server = asyncio.get_running_loop(), self._runner.server
+        assert server is not None
+        local = connection.family == socket.AF_UNIX
+        try:
+            line = Line(server, where, place, self._admission)
+            if local and self._whose(connection, "")[1]:
+                line.welcome()
+            context, within = (None, None) if local else (self._tls, HANDSHAKE_S)
+            await loop.connect_accepted_socket(
+                lambda: line, connection, ssl=context, ssl_handshake_timeout=within, ssl_shutdown_timeout=within
+            )
+        except (OSError, TimeoutError) as error:  # ssl.SSLError is one
+            log.debug("api: %s: %s", where, error)
+            place.leave()
+            connection.close()
+        except BaseException:
+            place.leave()
+            connection.close()
+            raise
 
     # ---- middlewares, from the outside in
 
@@ -165,7 +277,8 @@ class ApiServer:
             return await handler(request)
         except VeeryError as error:
             log.info("%s %s: %s: %s", request.method, request.path, error.kind, error.message)
-            return answer(error_body(error), status=STATUS[error.kind])
+            status = error.status if isinstance(error, Malformed) else STATUS[error.kind]
+            return answer(error_body(error), status=status)
         except web.HTTPException as error:
             unknown = Refused(f"{request.method} {request.path}: {error.reason}", hint="compare `veery version`")
             return answer(error_body(unknown), status=error.status)
@@ -177,29 +290,29 @@ class ApiServer:
 
     @web.middleware
     async def _door(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        caller = self._caller(request)
-        if caller not in ("", LOCAL, self._node) and not await self._knows(caller):
-            caller = ""
-        if not caller and (request.method, request.path) not in OPEN_ROUTES:
-            stranger = Refused("this node does not know you", hint="come as root, or with a certificate of the cluster")
-            log.warning("stranger at %s %s", request.method, request.path)
-            return answer(error_body(stranger), status=403)
-        request[CALLER] = caller
-        return await handler(request)
+        line = _line(request)
+        line.begun()
+        try:
+            caller = request[CALLER] = await line.identify()
+            if caller.known:
+                return await handler(request)
+            return await self._stranger(request, handler)
+        finally:
+            line.ended()
 
-    def _caller(self, request: web.Request) -> str:
-        """LOCAL, the node that the certificate names, or "" for a stranger."""
-        if request.transport is None:
-            return ""
-        connection = request.transport.get_extra_info("ssl_object")
-        if connection is not None:
-            return peer_name(connection)
-        unix = request.transport.get_extra_info("socket")
-        if unix is None or unix.family != socket.AF_UNIX:
-            return ""
-        credentials = unix.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        pid, uid, gid = struct.unpack("3i", credentials)
-        return LOCAL if uid == 0 or gid in self._groups or _groups_of(pid) & self._groups else ""
+    async def _stranger(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """What is open to all; each answer ends the connection."""
+        if (request.method, request.path) in OPEN_ROUTES and not request.headers.get(NODE_HEADER):
+            try:
+                response = await handler(request)
+            except Malformed as error:
+                response = answer(error_body(error), status=error.status)
+        else:
+            log.warning("stranger %s at %s %s", request.remote or "here", request.method, request.path)
+            stranger = Refused("this node does not know you", hint="come as root, or with a certificate of the cluster")
+            response = answer(error_body(stranger), status=403)
+        response.force_close()
+        return response
 
     @web.middleware
     async def _forward(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -222,10 +335,36 @@ async def forward(request: web.Request, peers: Peers, node: str) -> web.StreamRe
             status=upstream.status, headers={"Content-Type": upstream.headers.get("Content-Type", "application/json")}
         )
         await response.prepare(request)
-        async for piece in upstream.content.iter_any():
-            await response.write(piece)
-        await response.write_eof()
+        copying = asyncio.ensure_future(_copy(upstream, response))
+        gone = _line(request).gone
+        try:
+            await asyncio.wait({copying, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if copying.done():
+                copying.result()
+                await response.write_eof()
+        finally:
+            await tasks.stop(copying)
         return response
+
+
+async def _copy(upstream: aiohttp.ClientResponse, response: web.StreamResponse) -> None:
+    async for piece in upstream.content.iter_any():
+        await response.write(piece)
+
+
+async def _next(values: AsyncIterator[Any]) -> Any:
+    """The next value; None at the end (a task cannot raise StopAsyncIteration to good effect)."""
+    return await anext(values, None)
+
+
+def _line(request: web.Request) -> Line:
+    assert isinstance(request.protocol, Line)
+    return request.protocol
+
+
+async def _unnamed(_: web.Request, response: web.StreamResponse) -> None:
+    """Do not tell which versions of which libraries answer."""
+    response.headers["Server"] = SERVER
 
 
 async def _forward_websocket(request: web.Request, peers: Peers, node: str) -> web.StreamResponse:
@@ -252,14 +391,3 @@ async def _pump(
         elif message.type is aiohttp.WSMsgType.TEXT:
             await sink.send_str(message.data)
     await sink.close()
-
-
-def _groups_of(pid: int) -> set[int]:
-    """Supplementary groups of a process (proc(5), status); empty when it has left."""
-    try:
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("Groups:"):
-                return {int(word) for word in line.split()[1:]}
-    except OSError:
-        pass
-    return set()

@@ -11,9 +11,8 @@ from typing import Any
 
 from aiohttp import web
 
-from veery.api.server import Lines, answer, body, error_body, forward
+from veery.api.server import Lines, answer, body, convert, error_body, forward
 from veery.errors import Failed, Refused, VeeryError
-from veery.model.codec import convert
 from veery.model.volume import Volume, VolumeMove
 from veery.node.peers import Peers
 from veery.node.volumemoves import Report, VolumeMoves

@@ -133,6 +133,8 @@ GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             Entry("node list", "nodes", "list the nodes of the cluster"),
             Entry("node show", "nodes", "show one node"),
             Entry("node token", "nodes", "make a token with which a new node may join"),
+            Entry("token list", "nodes", "list the tokens that are not used yet"),
+            Entry("token revoke", "nodes", "take a token back"),
             Entry("node drain", "maintenance", "empty a node for maintenance"),
             Entry("node resume", "maintenance", "put a drained node to use again"),
             Entry("node leave", "nodes", "put a node out of the cluster"),

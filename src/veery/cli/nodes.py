@@ -86,6 +86,21 @@ def _token(session: Session, args: Namespace) -> int:
     return 0
 
 
+def _tokens(session: Session, args: Namespace) -> int:
+    rows = session.client.get("/v1/tokens")
+    if session.json:
+        session.print_json(rows)
+        return 0
+    cells = [(row["id"], row["node"] or "-", format_seconds(max(row["expires"] - time.time(), 0.0))) for row in rows]
+    print(*tables.plain(("ID", "Made by", "Good for"), cells), sep="\n")
+    return 0
+
+
+def _revoke_token(session: Session, args: Namespace) -> int:
+    session.client.delete(f"/v1/tokens/{quote(args.id, safe='')}")
+    return 0
+
+
 def _leave(session: Session, args: Namespace) -> int:
     session.client.delete(f"/v1/nodes/{quote(args.name, safe='')}", deadline=60)
     return 0
@@ -196,6 +211,10 @@ def _declare_member(parser: Parser, roles: str) -> None:
     )
 
 
+def _declare_revoke_token(parser: Parser) -> None:
+    parser.add_argument("id", metavar="ID", help="its first column in veery token list")
+
+
 def _declare_leave(parser: Parser) -> None:
     parser.add_argument("name", metavar="NODE", help="its name, as veery node list shows it")
 
@@ -239,9 +258,24 @@ how far its fence or its drain has come), and for how long its daemon has run.""
     "node token": Verb(
         run=_token,
         declare=_declare_nothing,
-        about="Makes a token with which one new node may join within an hour, and prints it as TOKEN@ADDRESS.",
+        about="""
+Makes a token with which one new node may join within an hour, and prints it as TOKEN@ADDRESS. It is worth nothing once
+the node that made it is put out of the cluster.""",
         examples="veery node token",
         json=True,
+    ),
+    "token list": Verb(
+        run=_tokens,
+        declare=_declare_nothing,
+        about="Lists the tokens that are not used yet: which node made each, and for how long it is good.",
+        examples="veery token list",
+        json=True,
+    ),
+    "token revoke": Verb(
+        run=_revoke_token,
+        declare=_declare_revoke_token,
+        about="Takes a token back: nobody can join with it any more.",
+        examples="veery token revoke 5d41402abc4b",
     ),
     "node leave": Verb(
         run=_leave,

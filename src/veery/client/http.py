@@ -18,7 +18,15 @@ from veery.client.address import Address
 from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError, from_kind
 
 NODE_HEADER = "X-Veery-Node"
-_KIND_OF_STATUS = {403: "refused", 404: "refused", 409: "refused", 504: "unknown"}
+_KIND_OF_STATUS = {
+    400: "refused",
+    408: "refused",
+    413: "refused",
+    403: "refused",
+    404: "refused",
+    409: "refused",
+    504: "unknown",
+}
 
 
 def connect_unix(path: Path, timeout: float) -> socket.socket:
@@ -100,6 +108,8 @@ class Client:
                 event = json.loads(line)
                 if event["event"] == "error":
                     raise _error(event["error"])
+                if event["event"] == "alive":
+                    continue
                 yield event
                 if event["event"] == "done":
                     return

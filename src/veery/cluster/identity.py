@@ -73,6 +73,7 @@ def init(
     now = time.time() if epoch is None else epoch
     state = fresh_state(settings)
     check_name(cluster, "cluster")
+    check_node_name(name)
     if Role.VOTER not in roles:
         raise Refused(f"the first node of a cluster must be a {Role.VOTER}", hint="add voter to --roles")
     node = describe(settings, name=name, address=address, roles=roles, driver=driver)
@@ -171,6 +172,18 @@ def check_name(name: str, what: str) -> None:
     """Raise Refused unless `name` can stand in a certificate, an IQN and a key of the store."""
     if not _NAME.fullmatch(name):
         raise Refused(f"not a {what} name: {name!r}", hint="use a-z, 0-9, '-' and '.', at most 63 of them")
+
+
+def check_node_name(name: str) -> None:
+    """As `check_name`; nor may a new node have a name that is taken for something else."""
+    check_name(name, "node")
+    labels = name.split(".")
+    if not all(re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", label) for label in labels):
+        raise Refused(f"not a node name: {name!r}", hint="each part between the dots begins and ends with a-z or 0-9")
+    if re.fullmatch(r"\d+|0x[0-9a-f]*", labels[-1]):
+        raise Refused(f"not a node name: {name!r} reads as an address", hint="let its last part begin with a letter")
+    if name == "local" or labels[-1] == "localhost" or labels[0] == "localhost":
+        raise Refused(f"not a node name: {name!r} means each machine itself", hint="choose another name")
 
 
 def make_initiator(cluster: Cluster, node: str) -> Initiator:

@@ -2,8 +2,9 @@
 
 The token holds a secret, of which the store keeps only the hash, and the fingerprint of the cluster's CA. The
 newcomer fetches the CA's certificate from any node (GET /v1/ca, not verified), holds it against the
-fingerprint, and from then on speaks only with whoever has a certificate of that CA: so the secret is never told
-to a stranger. Its key never leaves it; what it sends is a certificate request (POST /v1/join)."""
+fingerprint, and from then on speaks only with a node that has a certificate of that CA for the address that it
+calls: so the secret is never told to a stranger. Its key never leaves it; what it sends is a certificate request
+(POST /v1/join)."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ from veery.cluster import keys, revocation
 from veery.cluster.identity import (
     EtcdStart,
     Identity,
-    check_name,
+    check_node_name,
     client_url,
     describe,
     fresh_state,
@@ -42,7 +43,7 @@ from veery.errors import Failed, OutcomeUnknown, Refused, from_kind
 from veery.host import tls
 from veery.host.log import decision
 from veery.model import codec
-from veery.model.cluster import Cluster, Token
+from veery.model.cluster import Cluster, Token, TokenStatus
 from veery.model.endpoint import bracketed
 from veery.model.node import Node, Role
 from veery.model.volume import Initiator
@@ -52,6 +53,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LIFETIME = 3600  # seconds a token is good for
+ID_LENGTH = 12  # signs of the hash of its secret, by which a token is called
 SKEW = 30.0  # seconds by which two nodes' clocks may differ: logs and certificates are compared by them
 JOINING_TTL = 120  # seconds; longer than an admission can take
 TURN = 20.0  # seconds a newcomer waits for its turn
@@ -90,16 +92,37 @@ class JoinReply:
     etcd: EtcdStart | None = None
 
 
-async def make_token(store: Store, *, epoch: float | None = None) -> str:
-    """A new token, good once, for one hour. Raises Failed, StoreUnavailable, OutcomeUnknown."""
+async def make_token(store: Store, node: str, *, epoch: float | None = None) -> str:
+    """A new token, good once, for one hour, and while `node`, which asks for it, is in the cluster. Raises Refused
+    where it is not, Failed, StoreUnavailable, OutcomeUnknown."""
     now = time.time() if epoch is None else epoch
     record = await keys.cluster(store)
+    if await store.get(keys.NODES.key(node)) is None:
+        raise Refused(f"node {node} is no longer in the cluster", hint="ask another node: veery node list")
     secret = secrets.token_urlsafe(16)
     lease = await store.grant(LIFETIME)
-    await store.commit([], [keys.TOKENS.put(_hash(secret), Token(expires=now + LIFETIME), lease=lease)])
-    log.info(decision("token.made", seconds=LIFETIME))
+    token = Token(expires=now + LIFETIME, node=node)
+    await store.commit([], [keys.TOKENS.put(_hash(secret), token, lease=lease)])
+    log.info(decision("token.made", id=_hash(secret)[:ID_LENGTH], node=node, seconds=LIFETIME))
     mark = base64.urlsafe_b64encode(bytes.fromhex(tls.fingerprint(record.ca))).decode().rstrip("=")
     return f"veery.{secret}.{mark}"
+
+
+async def tokens(store: Store) -> tuple[TokenStatus, ...]:
+    """The tokens that are not used yet, the oldest first. Raises StoreUnavailable."""
+    found = (await keys.TOKENS.readable(store)).items()
+    rows = [TokenStatus(id=name[:ID_LENGTH], node=token.node, expires=token.expires) for name, token in found]
+    return tuple(sorted(rows, key=lambda row: row.expires))
+
+
+async def revoke_token(store: Store, id: str) -> None:
+    """Take the token whose id is `id` back. Raises Refused where there is none, StoreUnavailable, OutcomeUnknown."""
+    names = [keys.TOKENS.name(entry.key) for entry in (await store.scan(keys.TOKENS.prefix)).entries]
+    meant = [name for name in names if len(id) >= ID_LENGTH and name.startswith(id)]
+    if len(meant) != 1:
+        raise Refused(f"no token {id!r}", hint="veery token list shows them; a used one is gone")
+    await store.commit([], [Delete(keys.TOKENS.key(meant[0]))])
+    log.info(decision("token.revoked", id=id))
 
 
 def read_token(token: str) -> tuple[str, str]:
@@ -117,7 +140,7 @@ async def admit(store: Store, voters: Voters, request: JoinRequest, *, epoch: fl
 
     Raises Refused (nothing has changed, the token stays good), StoreUnavailable, OutcomeUnknown."""
     now = time.time() if epoch is None else epoch
-    token = await _check(store, request, now)
+    await _check(store, request, now)
     cluster = await keys.cluster(store)
     ca_key = await store.get(keys.CA_KEY)
     if ca_key is None:
@@ -129,11 +152,11 @@ async def admit(store: Store, voters: Voters, request: JoinRequest, *, epoch: fl
     initiator = make_initiator(cluster, node.name)
     node = replace(node, initiator=initiator.iqn)
     async with _turn(store, node.name) as turn:
-        await _check(store, request, now)
+        token = await _check(store, request, now)
         members = await _seat(store, voters, node, request.peer)
-        conditions = [turn, token, Unchanged(keys.NODES.key(node.name), 0)]
+        conditions = [turn, *token, Unchanged(keys.NODES.key(node.name), 0)]
         records: list[Put | Delete] = [
-            Delete(token.key),
+            Delete(token[0].key),
             keys.NODES.put(node.name, node),
             keys.INITIATORS.put(node.name, initiator),
             keys.CERTIFICATES.put(node.name, revocation.certificate(cert)),
@@ -167,6 +190,7 @@ async def join(
     Raises Refused (nothing has changed), Failed, OutcomeUnknown."""
     secret, mark = read_token(token)
     state = fresh_state(settings)
+    check_node_name(name)
     node = describe(settings, name=name, address=address, roles=roles, driver=driver)
     base = f"https://{_with_port(peer, settings.api.port)}"
     told = await _call("GET", f"{base}/v1/ca", CaReply, tls.unverified_context(), within=10)
@@ -211,14 +235,11 @@ def _check_clock(name: str, theirs: float, ours: float) -> None:
         )
 
 
-async def _check(store: Store, request: JoinRequest, now: float) -> Unchanged:
-    """Whether the newcomer may come in; the condition that its token is still there."""
-    key = keys.TOKENS.key(_hash(request.secret))
-    entry = await store.get(key)
-    if entry is None or keys.TOKENS.value(entry).expires < now:
-        raise Refused("the token is unknown, used or too old", hint="make another with `veery node token`")
+async def _check(store: Store, request: JoinRequest, now: float) -> list[Unchanged]:
+    """Whether the newcomer may come in; the conditions that its token, and the node that made it, are still there."""
+    conditions = await _good(store, keys.TOKENS.key(_hash(request.secret)), now)
     node = request.node
-    check_name(node.name, "node")
+    check_node_name(node.name)
     _check_clock(node.name, request.epoch, now)
     if not node.roles or (Role.VOTER in node.roles) != bool(request.peer):
         raise Refused(f"the request of {node.name} contradicts itself", hint="is another version of veery at work?")
@@ -229,7 +250,22 @@ async def _check(store: Store, request: JoinRequest, now: float) -> Unchanged:
             )
         if other.address == node.address:
             raise Refused(f"{node.address} is {other.name}'s address", hint="give the address of this node")
-    return Unchanged(key, entry.revision)
+    return conditions
+
+
+async def _good(store: Store, key: str, now: float) -> list[Unchanged]:
+    """The conditions under which the token at `key` is good; its own first. Raises Refused."""
+    entry = await store.get(key)
+    if entry is None or (token := keys.TOKENS.value(entry)).expires < now:
+        raise Refused("the token is unknown, used or too old", hint="make another with `veery node token`")
+    if not token.node:
+        return [Unchanged(key, entry.revision)]
+    maker = await store.get(keys.NODES.key(token.node))
+    if maker is None or maker.created > entry.revision:  # gone, or joined anew since
+        raise Refused(
+            f"the token was made by {token.node}, which was put out", hint="make another with `veery node token`"
+        )
+    return [Unchanged(key, entry.revision), Unchanged(maker.key, maker.revision)]
 
 
 @contextlib.asynccontextmanager
@@ -313,6 +349,11 @@ async def _call(method: str, url: str, type: type[T], context: ssl.SSLContext, *
             session.request(method, url, data=data, headers=headers, ssl=context) as answer,
         ):
             status, content = answer.status, await answer.read()
+    except aiohttp.ClientConnectorCertificateError as error:
+        raise Refused(
+            f"{where} does not prove to be the node of that address: {error.certificate_error}",
+            hint="give the address that `veery node token` printed; nothing was told to whoever answers there",
+        ) from error
     except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
         raise Refused(
             f"{where} is not reached: {error}", hint="is veeryd running there, and is the address right?"

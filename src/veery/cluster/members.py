@@ -189,6 +189,8 @@ async def _put_out(
     )
     gone: list[Put | Delete] = [Delete(kind.key(node.name)) for kind in kinds]
     gone += await revocation.revoke(store, node.name)
+    made = (await keys.TOKENS.readable(store)).items()
+    gone += [Delete(keys.TOKENS.key(hash)) for hash, token in made if token.node == node.name]
     gone += [Delete(keys.VOLUMES.key(volume)) for volume in volumes]
     conditions = [Unchanged(entry.key, entry.revision)]
     if absent:

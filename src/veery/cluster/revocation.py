@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 
 from veery.cluster.keys import CERTIFICATES, REVOKED, Unreadable
-from veery.cluster.store import Compacted, Delete, Entry, Put, Store, StoreUnavailable
+from veery.cluster.store import Compacted, Delete, Entry, Put, Store, StoreUnavailable, Unchanged
+from veery.errors import Refused
 from veery.host import crl
 from veery.host.log import decision
 from veery.model.cluster import Certificate, Revoked
@@ -30,10 +31,16 @@ def certificate(cert: str) -> Certificate:
 
 
 async def tell(store: Store, node: str, folder: Path) -> None:
-    """Have the store know this node's certificate, which is in `folder`. Raises StoreUnavailable, OutcomeUnknown."""
+    """Have the store know this node's certificate, which is in `folder`. Raises Refused where it was put out (its name
+    may have joined anew), StoreUnavailable, OutcomeUnknown."""
     mine = certificate((folder / "server-cert.pem").read_text())
-    if await CERTIFICATES.get(store, node) != mine:
-        await store.commit([], [CERTIFICATES.put(node, mine)])
+    if await CERTIFICATES.get(store, node) == mine:
+        return
+    done = await store.commit([Unchanged(REVOKED.key(mine.serial), 0)], [CERTIFICATES.put(node, mine)])
+    if not done.held:
+        raise Refused(
+            f"this certificate of {node} was put out of the cluster", hint="join it again with an empty state folder"
+        )
 
 
 async def revoke(store: Store, node: str) -> list[Put | Delete]:

@@ -13,7 +13,7 @@ import re
 import sys
 import time
 from collections.abc import Mapping
-from typing import TextIO
+from typing import Any, TextIO
 
 from veery.errors import Refused
 
@@ -32,6 +32,39 @@ def _word(value: object) -> str:
     return text if _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False)
 
 
+def quoted(text: str) -> str:
+    """`text` on one line, with nothing in it that a terminal obeys: control characters and the like as escapes."""
+    return "".join(each if each.isprintable() or each == "\t" else _escape(each) for each in text)
+
+
+def harmless(text: str) -> str:
+    """As `quoted`, line by line."""
+    return "\n".join(quoted(line) for line in text.split("\n"))
+
+
+def _escape(sign: str) -> str:
+    return sign.encode("unicode_escape").decode() if not "\ud800" <= sign <= "\udfff" else f"\\u{ord(sign):04x}"
+
+
+class _Quoting(logging.Formatter):
+    """What others sent may be in any message: it makes neither a line of its own nor moves a terminal's cursor. The
+    lines of a traceback are indented, so that none of them looks like the beginning of a record."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
+        record.message = quoted(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 (logging's name)
+        return self._indented(super().formatException(ei))
+
+    def formatStack(self, stack_info: str) -> str:  # noqa: N802 (logging's name)
+        return self._indented(super().formatStack(stack_info))
+
+    @staticmethod
+    def _indented(text: str) -> str:
+        return "\n".join(f"    {quoted(line)}" for line in text.split("\n"))
+
+
 class Tail(logging.Handler):
     """Keeps the last `keep` lines."""
 
@@ -48,7 +81,7 @@ class Tail(logging.Handler):
         return "".join(line + "\n" for line in self._lines)
 
 
-class _Line(logging.Formatter):
+class _Line(_Quoting):
     """UTC time, level, module, message."""
 
     def __init__(self) -> None:
@@ -56,7 +89,7 @@ class _Line(logging.Formatter):
         self.converter = time.gmtime
 
 
-class _Journal(logging.Formatter):
+class _Journal(_Quoting):
     """The journal adds time and service; sd-daemon(3)'s "<N>" carries the level."""
 
     def __init__(self) -> None:
@@ -64,7 +97,7 @@ class _Journal(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         priority = f"<{_PRIORITY.get(record.levelno, 6)}>"
-        return "\n".join(priority + line for line in super().format(record).splitlines())
+        return "\n".join(priority + line for line in super().format(record).split("\n"))
 
 
 def setup(

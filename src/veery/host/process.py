@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from veery.errors import Failed, Refused
 from veery.host.files import write_atomic
@@ -22,17 +23,23 @@ log = logging.getLogger(__name__)
 
 
 def start_ticks(pid: int) -> int:
-    """When process `pid` began, in clock ticks since boot (proc(5), field 22); 0 if it is gone or a zombie."""
+    """When process `pid` began, in clock ticks since boot (proc(5), field 22); 0 if it is gone or a zombie. Raises
+    Failed where that cannot be seen for now."""
     state, ticks = _stat(pid)
     return 0 if state in "ZX" else ticks
 
 
 def _stat(pid: int) -> tuple[str, int]:
-    """State and start time of `pid`, also of a zombie; ("X", 0) if it is gone."""
+    """State and start time of `pid`, also of a zombie; ("X", 0) if it is gone. Raises Failed where /proc cannot be read
+    for now: nothing is known of the process then."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return "X", 0
+    except OSError as error:  # too many open files, too little memory
+        raise Failed(
+            f"/proc/{pid}/stat: {error.strerror}", hint="ls /proc/$(pidof -x veeryd)/fd | wc -l; see LimitNOFILE"
+        ) from error
     return fields[0], int(fields[19])
 
 
@@ -58,7 +65,7 @@ class Process:
         Raises Refused when the program is not installed."""
         words = [str(word) for word in argv]
         log_file.parent.mkdir(parents=True, exist_ok=True)
-        with log_file.open("ab") as output:
+        with _private(log_file) as output:
             try:
                 child = subprocess.Popen(
                     words,
@@ -151,6 +158,13 @@ class Process:
             raise Failed(
                 f"process {self.pid} does not end", hint="it hangs in the kernel: look at its /proc/PID/stack"
             ) from error
+
+
+def _private(log_file: Path) -> BinaryIO:
+    """Open a log to add to it. Only root reads it, also where an older veery made it."""
+    handle = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    os.fchmod(handle, 0o600)
+    return os.fdopen(handle, "ab")
 
 
 def _mark(ended: asyncio.Future[None]) -> None:

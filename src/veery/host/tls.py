@@ -144,11 +144,10 @@ def client_context(folder: Path) -> ssl.SSLContext:
 
 
 def pinned_context(ca: str) -> ssl.SSLContext:
-    """For a newcomer that holds the CA's certificate (PEM) and nothing else. Any node of the cluster may answer,
-    by whatever name it was called. Raises Refused when `ca` is not a certificate."""
+    """For a newcomer that holds the CA's certificate (PEM) and nothing else. The node that answers must have the name
+    or the address by which it was called. Raises Refused when `ca` is not a certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.check_hostname = False
     try:
         context.load_verify_locations(cadata=ca)
     except (ssl.SSLError, ValueError) as error:
@@ -164,14 +163,28 @@ def unverified_context() -> ssl.SSLContext:
     return context
 
 
-def peer_name(connection: ssl.SSLObject | ssl.SSLSocket | None) -> str:
-    """The node whose certificate the other side showed (its common name); "" when it showed none."""
-    shown: dict[str, Any] = (connection.getpeercert() or {}) if connection is not None else {}
-    for part in shown.get("subject", ()):
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """The certificate that the other end of a connection showed: its common name and its serial number (hex)."""
+
+    name: str
+    serial: str
+
+
+def shown(connection: ssl.SSLObject | ssl.SSLSocket | None) -> Shown | None:
+    """The certificate of the cluster's CA that the other side showed; None when it showed none."""
+    told: dict[str, Any] = (connection.getpeercert() or {}) if connection is not None else {}
+    for part in told.get("subject", ()):
         for key, value in part:
             if key == "commonName":
-                return str(value)
-    return ""
+                return Shown(str(value), f"{int(told['serialNumber'], 16):x}")
+    return None
+
+
+def peer_name(connection: ssl.SSLObject | ssl.SSLSocket | None) -> str:
+    """The node whose certificate the other side showed (its common name); "" when it showed none."""
+    found = shown(connection)
+    return found.name if found else ""
 
 
 def fingerprint(cert: str) -> str:

@@ -263,7 +263,10 @@ class Receiver:
             if offer.packed:
                 assert self.server is not None
                 tls = self.server.tls if offer.tls else None
-                stream = await way.enter_async_context(squeeze.unpacking(stream, peer=offer.source, tls=tls))
+                admits = self.server.admission.lets_in
+                stream = await way.enter_async_context(
+                    squeeze.unpacking(stream, peer=offer.source, tls=tls, admits=admits)
+                )
             await self._ground.driver.receive(offer.spec.uuid, stream)
 
     # ---- disks that come along

@@ -1,7 +1,8 @@
 """The relocation server: the listener that takes moves in, as xend's did, on port 8002 by default.
 
-It admits by address (`relocation.hosts_allow`), then by certificate, and hands control connections to the
-receiver and streams to whoever waits for their token. Nothing a stranger sends gets further than 64 bytes."""
+It admits by address (`relocation.hosts_allow`), then by certificate (`cluster/admission.py`), and hands control
+connections to the receiver and streams to whoever waits for their token. Nothing a stranger sends gets further than
+64 bytes, and strangers cannot take the connections that are kept for members."""
 
 from __future__ import annotations
 
@@ -14,9 +15,12 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterator
 
+from veery.cluster.admission import Admission
 from veery.config.settings import Relocation
 from veery.errors import Failed, Refused, VeeryError
-from veery.host.tls import peer_name
+from veery.host.acceptor import Acceptor
+from veery.host.caps import Caps, Place
+from veery.host.tls import Shown, shown
 from veery.migrate.wire import (
     FRAME_MAX,
     GREETING_BYTES,
@@ -32,7 +36,8 @@ log = logging.getLogger(__name__)
 
 GREETING_DEADLINE = 5.0
 HANDSHAKE_DEADLINE = 10.0
-GREETINGS_MAX = 64  # connections that have not yet said who they are
+TOTAL, STRANGERS, EACH = 512, 64, 8
+"""Connections: in all, of strangers' addresses that have not yet proved to be a node, of any one of those."""
 
 
 def allowed(hosts_allow: str, address: str, name: str) -> bool:
@@ -57,8 +62,12 @@ class RelocationServer:
         settings: Relocation,
         tls: ssl.SSLContext,
         taken: Callable[[Channel], Awaitable[None]],
+        *,
+        admission: Admission,
+        member: Callable[[str], bool],
     ) -> None:
-        """`tls` must ask for a certificate of the cluster's CA. A bad hosts_allow raises Refused at once."""
+        """`tls` must ask for a certificate of the cluster's CA; `admission` tells which of them are let in, `member`
+        whether an address is a node's. A bad hosts_allow raises Refused at once."""
         allowed(settings.hosts_allow, "", "")
         for pattern in settings.hosts_allow.split():
             allowed(pattern, "x", "x")
@@ -66,7 +75,7 @@ class RelocationServer:
         self._hosts_allow, self.tls, self._taken = settings.hosts_allow, tls, taken
         self._expected: dict[str, asyncio.Future[socket.socket]] = {}
         self._open: dict[str, Callable[[socket.socket], None]] = {}
-        self._greetings = asyncio.Semaphore(GREETINGS_MAX)
+        self.admission, self._member = admission, member
         self._listener: socket.socket | None = None
 
     def bind(self) -> None:
@@ -76,7 +85,7 @@ class RelocationServer:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((self.address, self.port))
-            listener.listen(16)
+            listener.listen(128)
         except OSError as error:
             listener.close()
             raise Refused(
@@ -90,20 +99,15 @@ class RelocationServer:
         if self._listener is None:
             self.bind()
         assert self._listener is not None
-        loop = asyncio.get_running_loop()
+        caps = Caps(total=TOTAL, strangers=STRANGERS, each=EACH)
         try:
-            async with asyncio.TaskGroup() as tasks:
-                while True:
-                    try:
-                        connection, address = await loop.sock_accept(self._listener)
-                    except OSError as error:  # out of file descriptors, or the caller left at once
-                        log.warning("relocation: accept: %s", error)
-                        await asyncio.sleep(0.1)
-                        continue
-                    tasks.create_task(self._serve(connection, address[0]))
+            await Acceptor("relocation", self._listener, caps, whose=self._whose, serve=self._serve).run()
         finally:
             self._listener.close()
             self._listener = None
+
+    def _whose(self, _: socket.socket, address: str) -> tuple[str, bool]:
+        return address, self._member(address)
 
     @contextlib.contextmanager
     def expect(self) -> Iterator[tuple[str, asyncio.Future[socket.socket]]]:
@@ -134,78 +138,97 @@ class RelocationServer:
         future = self._expected.get(token)
         return token in self._open or (future is not None and not future.done())
 
-    async def _serve(self, connection: socket.socket, address: str) -> None:
+    async def _serve(self, connection: socket.socket, address: str, place: Place) -> None:
         try:
-            await self._greet(connection, address)
+            await self._greet(connection, address, place)
         except VeeryError as error:
             log.warning("relocation: %s: %s", address, error.message)
         except (OSError, TimeoutError, ssl.SSLError) as error:
             log.warning("relocation: %s: %s", address, error or "timeout")
         except Exception:  # one caller must never end the server
             log.exception("relocation: %s: unexpected", address)
+        finally:
+            place.leave()
 
-    async def _greet(self, connection: socket.socket, address: str) -> None:
+    async def _greet(self, connection: socket.socket, address: str, place: Place) -> None:
         loop = asyncio.get_running_loop()
         kept = False
         try:
-            async with self._greetings:
-                async with asyncio.timeout(GREETING_DEADLINE):
-                    if not allowed(self._hosts_allow, address, await _name_of(address, self._hosts_allow)):
-                        said = f"{address} is not in relocation.hosts_allow of {self.node}"
-                        await loop.sock_sendall(connection, f"NO {said}\n".encode())
-                        raise Refused(said)
-                    data = b""
-                    while len(data) < GREETING_BYTES:
-                        piece = await loop.sock_recv(connection, GREETING_BYTES - len(data))
-                        if not piece:
-                            raise Refused("closed before it said what it wants")
-                        data += piece
+            async with asyncio.timeout(GREETING_DEADLINE):
+                if not allowed(self._hosts_allow, address, await _name_of(address, self._hosts_allow)):
+                    said = f"{address} is not in relocation.hosts_allow of {self.node}"
+                    await loop.sock_sendall(connection, f"NO {said}\n".encode())
+                    raise Refused(said)
+                data = b""
+                while len(data) < GREETING_BYTES:
+                    piece = await loop.sock_recv(connection, GREETING_BYTES - len(data))
+                    if not piece:
+                        raise Refused("closed before it said what it wants")
+                    data += piece
                 token = parse_greeting(data)
                 if token and not self._awaited(token):
                     await loop.sock_sendall(connection, b"NO such move\n")
                     raise Refused("a stream that nobody waits for")
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 await loop.sock_sendall(connection, b"OK\n")
-                if token in self._open:
-                    kept = True
-                    self._open[token](connection)
-                    return
-                if token:
-                    connection.setblocking(True)
-                    keep_shallow(connection, SO_RCVBUFFORCE)
-                    self._expected[token].set_result(connection)
-                    kept = True
-                    return
+            if token and not self._awaited(token):
+                raise Refused("a stream that nobody waits for any more")
+            if token in self._open:
+                kept = True
+                self._open[token](connection)
+                return
+            if token:
+                connection.setblocking(True)
+                keep_shallow(connection, SO_RCVBUFFORCE)
+                self._expected[token].set_result(connection)
+                kept = True
+                return
             kept = True
-            await self._control(connection, address)
+            await self._control(connection, address, place)
         finally:
             if not kept:
                 connection.close()
 
-    async def _control(self, connection: socket.socket, address: str) -> None:
+    async def _control(self, connection: socket.socket, address: str, place: Place) -> None:
         loop = asyncio.get_running_loop()
         end_when_silent(connection)
         reader = asyncio.StreamReader(limit=FRAME_MAX, loop=loop)
         protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
         try:
             transport, _ = await loop.connect_accepted_socket(
-                lambda: protocol, connection, ssl=self.tls, ssl_handshake_timeout=HANDSHAKE_DEADLINE
+                lambda: protocol,
+                connection,
+                ssl=self.tls,
+                ssl_handshake_timeout=HANDSHAKE_DEADLINE,
+                ssl_shutdown_timeout=HANDSHAKE_DEADLINE,
             )
         except BaseException:
             connection.close()
             raise
         writer = asyncio.StreamWriter(transport, protocol, reader, loop)
-        peer = peer_name(transport.get_extra_info("ssl_object"))
-        if not peer:
-            transport.close()
-            raise Refused(f"{address} shows no certificate of this cluster")
-        channel = Channel(reader, writer, peer)
+        peer = await self._admitted(transport, address)
+        place.vouch()
+        channel = Channel(reader, writer, peer.name)
         try:
-            await self._taken(channel)
+            with self.admission.standing(peer, channel.drop):
+                await self._taken(channel)
         except Failed as error:
-            log.warning("relocation: %s: %s", peer, error.message)
+            log.warning("relocation: %s: %s", peer.name, error.message)
         finally:
             await channel.close()
+
+    async def _admitted(self, transport: asyncio.WriteTransport, address: str) -> Shown:
+        """Whose certificate it is. Raises Refused, and breaks the connection off, where it is no node's (any more)."""
+        try:
+            peer = shown(transport.get_extra_info("ssl_object"))
+            if peer is None:
+                raise Refused(f"{address} shows no certificate of this cluster")
+            if not await self.admission.lets_in(peer):
+                raise Refused(f"{address} shows a certificate of {peer.name} that is no node's any more")
+        except BaseException:
+            transport.abort()
+            raise
+        return peer
 
 
 async def _name_of(address: str, hosts_allow: str) -> str:

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 
 import zstandard
@@ -19,7 +19,7 @@ import zstandard
 from veery.errors import Failed, Refused, VeeryError
 from veery.host import tasks
 from veery.host.clock import Clock
-from veery.host.tls import peer_name
+from veery.host.tls import Shown, shown
 from veery.migrate.bandwidth import SLOW
 from veery.migrate.base import Ground
 from veery.migrate.policy import find
@@ -38,6 +38,7 @@ PAIR_DEADLINE = 5.0
 HANDSHAKE_DEADLINE = 10.0
 
 Way = Callable[[socket.socket], Coroutine[None, None, None]]
+Admits = Callable[[Shown | None], Awaitable[bool]]
 
 
 @dataclass(slots=True, eq=False)
@@ -118,9 +119,11 @@ async def packing(
 
 
 @contextlib.asynccontextmanager
-async def unpacking(stream: socket.socket, *, peer: str, tls: ssl.SSLContext | None) -> AsyncIterator[socket.socket]:
-    """What the target's hypervisor is to read the copy from, while this lasts. With `tls` only node `peer` may send.
-    Raises Failed, Refused."""
+async def unpacking(
+    stream: socket.socket, *, peer: str, tls: ssl.SSLContext | None, admits: Admits
+) -> AsyncIterator[socket.socket]:
+    """What the target's hypervisor is to read the copy from, while this lasts. With `tls` only node `peer` may send, by
+    a certificate that `admits` lets in. Raises Failed, Refused."""
     loop = asyncio.get_running_loop()
     stream.setblocking(False)
     reader = asyncio.StreamReader(limit=PIECE, loop=loop)
@@ -133,9 +136,11 @@ async def unpacking(stream: socket.socket, *, peer: str, tls: ssl.SSLContext | N
     except (ssl.SSLError, OSError) as error:
         raise Failed(f"the packed stream of {peer} did not begin: {error}") from error
     writer = asyncio.StreamWriter(transport, protocol, reader, loop)
-    if tls is not None and peer_name(transport.get_extra_info("ssl_object")) != peer:
-        transport.abort()
-        raise Refused(f"a packed stream that does not come from {peer}")
+    if tls is not None:
+        theirs = shown(transport.get_extra_info("ssl_object"))
+        if theirs is None or theirs.name != peer or not await admits(theirs):
+            transport.abort()
+            raise Refused(f"a packed stream that does not come from {peer}")
     unpacker = zstandard.ZstdDecompressor().decompressobj()
 
     async def there(mine: socket.socket) -> None:

@@ -78,6 +78,17 @@ class Presence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Token:
-    """A permission to join, used once. It is kept under the hash of its secret; `expires` in seconds of the epoch."""
+    """A permission to join, used once. It is kept under the hash of its secret; `expires` in seconds of the epoch.
+    `node` is the one whose caller made it ("": an older veery): the token is worth nothing once that is put out."""
 
+    expires: float
+    node: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenStatus:
+    """A token as operators see it: `id` is the beginning of the hash of its secret; `expires`: epoch."""
+
+    id: str
+    node: str
     expires: float

@@ -12,6 +12,7 @@ from dataclasses import replace
 from veery.cluster import owner as owners
 from veery.cluster.keys import DISARMED, DOMAINS, FENCES, OWNERS, POLICIES, Unreadable
 from veery.errors import Refused, VeeryError
+from veery.host.shortage import is_shortage
 from veery.migrate.base import Ground
 from veery.model.cluster import DomainRecord, Owner
 from veery.model.domain import DomainEnd, DomainEvent, DomainReading, DomainSpec, DomainState, OnEvent
@@ -84,6 +85,10 @@ class Caretaker:
                 if error.message != said:
                     log.warning("domain=%s end=%s waits: %s", event.uuid, event.end.value, error.message)
                 said = error.message
+            except OSError as error:
+                if not is_shortage(error):
+                    raise
+                log.warning("domain=%s end=%s waits: %s", event.uuid, event.end.value, error)
             await self._ground.clock.sleep(RETRY)
 
     async def _stopped(self, event: DomainEvent) -> bool:
@@ -190,6 +195,10 @@ class Caretaker:
                 await self._domains.attacher.sweep()
             except VeeryError as error:
                 log.warning("owner keys not looked at: %s", error.message)
+            except OSError as error:
+                if not is_shortage(error):
+                    raise
+                log.warning("owner keys not looked at: %s", error)
             await self._ground.clock.sleep(1.0 if self._missing else TIDY)
 
     async def _adopt(self) -> None:

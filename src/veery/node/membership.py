@@ -13,6 +13,7 @@ from veery.cluster.etcd import EtcdStore
 from veery.cluster.identity import Identity
 from veery.config.settings import Settings
 from veery.errors import Failed, VeeryError
+from veery.model.cluster import TokenStatus
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +46,17 @@ class Membership:
         """GET /v1/ca."""
         return join.CaReply(ca=self.identity.cluster.ca, epoch=time.time())
 
-    async def token(self) -> str:
-        """A token with which one node may join."""
-        return await join.make_token(self._store)
+    async def token(self, node: str) -> str:
+        """A token with which one node may join, made for a caller on `node` ("": on this one)."""
+        return await join.make_token(self._store, node or self.identity.node.name)
+
+    async def tokens(self) -> tuple[TokenStatus, ...]:
+        """Those that are not used yet."""
+        return await join.tokens(self._store)
+
+    async def revoke_token(self, id: str) -> None:
+        """Take one back. Raises Refused."""
+        await join.revoke_token(self._store, id)
 
     async def leave(self, name: str) -> None:
         """Put node `name` out. Raises Refused while it has domains or volumes, or its vote is needed."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from pathlib import Path
 
@@ -58,12 +57,9 @@ class Neighbours:
                 return node
         raise Refused(f"no node {where!r} is known here", hint="the store has to answer once for that")
 
-    async def knows(self, name: str) -> bool:
-        """Whether `name` is a node of the cluster; the store is asked about one that we have not seen yet."""
-        if name not in self.nodes:
-            with contextlib.suppress(VeeryError):
-                await self._look()
-        return name in self.nodes
+    def reached_at(self, address: str) -> bool:
+        """Whether `address` is a node's, as last seen."""
+        return any(address in (node.address, node.relocation_address) for node in self.nodes.values())
 
     def voters(self) -> list[str]:
         """Those that have a vote."""

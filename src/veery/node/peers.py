@@ -16,22 +16,28 @@ from veery.model.node import Node
 
 CONNECT_DEADLINE = 5.0
 AWAKE_DEADLINE = 5.0
+POOL_DEADLINE = 10.0  # seconds that a request waits for a connection of its pool
+ORDERS, STREAMS = (256, 32), (256, 64)
+"""Connections of each pool: in all, to any one node."""
 
 
 class Peers:
-    """One client for all of them. Each node's certificate must carry its name."""
+    """One client for all of them. Each node's certificate must carry its name.
+
+    What this node asks by itself (`call`: fences, storage, moves) has connections of its own, so that it never waits
+    for what it carries for others (`open`, `websocket`): streams last as long as their callers like."""
 
     def __init__(self, tls: ssl.SSLContext, node: Callable[[str], Awaitable[Node]]) -> None:
         """`node` finds a node's record by name or address; it raises Refused where there is none."""
         self._tls, self._node = tls, node
-        self._session: aiohttp.ClientSession | None = None
+        self._pools: dict[tuple[int, int], aiohttp.ClientSession] = {}
 
     async def call(self, name: str, method: str, path: str, body: Any = None, *, deadline: float = 30.0) -> Any:
         """One request to node `name`; its JSON answer. Raises what that node raised, Refused when it is not
         reachable, OutcomeUnknown when it did not answer in time."""
         try:
             async with asyncio.timeout(deadline):
-                async with await self.open(name, method, path, json=body) as response:
+                async with await self._request(ORDERS, name, method, path, json=body) as response:
                     return await read_answer(response)
         except TimeoutError as error:
             raise OutcomeUnknown(
@@ -61,9 +67,22 @@ class Peers:
     ) -> aiohttp.ClientResponse:
         """Send a request; the response as it begins, to be closed by the caller. Raises Refused when the node
         cannot be reached."""
+        return await self._request(STREAMS, name, method, path, json=json, data=data, headers=headers)
+
+    async def _request(
+        self,
+        pool: tuple[int, int],
+        name: str,
+        method: str,
+        path: str,
+        *,
+        json: Any = None,
+        data: Any = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> aiohttp.ClientResponse:
         node = await self._node(name)
         try:
-            return await self._client().request(
+            return await self._client(pool).request(
                 method,
                 self._url(node, path),
                 json=json,
@@ -74,6 +93,11 @@ class Peers:
             )
         except aiohttp.ClientConnectorCertificateError as error:
             raise Refused(f"{node.name} shows a wrong certificate: {error}", hint="has it been joined anew?") from error
+        except aiohttp.ConnectionTimeoutError as error:
+            raise Refused(
+                f"no connection to {node.name} ({node.address}:{node.api_port}) in time",
+                hint="is the machine up, or do too many streams lead there: veery events -f, consoles?",
+            ) from error
         except (aiohttp.ClientConnectorError, TimeoutError) as error:
             raise Refused(
                 f"{node.name} ({endpoint.join(node.address, node.api_port)}) is not reachable: {error}",
@@ -88,7 +112,7 @@ class Peers:
         """Open a WebSocket on node `name`. Raises Refused, Failed."""
         node = await self._node(name)
         try:
-            return await self._client().ws_connect(
+            return await self._client(STREAMS).ws_connect(
                 self._url(node, path), ssl=self._tls, server_hostname=node.name, max_msg_size=0
             )
         except aiohttp.WSServerHandshakeError as error:
@@ -98,14 +122,16 @@ class Peers:
 
     async def close(self) -> None:
         """Let go of all connections."""
-        if self._session is not None:
-            await self._session.close()
+        for session in self._pools.values():
+            await session.close()
+        self._pools.clear()
 
-    def _client(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_DEADLINE)
-            self._session = aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=64))
-        return self._session
+    def _client(self, pool: tuple[int, int]) -> aiohttp.ClientSession:
+        if pool not in self._pools:
+            timeout = aiohttp.ClientTimeout(total=None, connect=POOL_DEADLINE, sock_connect=CONNECT_DEADLINE)
+            connector = aiohttp.TCPConnector(limit=pool[0], limit_per_host=pool[1])
+            self._pools[pool] = aiohttp.ClientSession(timeout=timeout, connector=connector)
+        return self._pools[pool]
 
     def _url(self, node: Node, path: str) -> str:
         return f"https://{endpoint.join(node.address, node.api_port)}{path}"

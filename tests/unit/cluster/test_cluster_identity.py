@@ -71,6 +71,20 @@ def test_what_init_refuses_leaves_nothing(tmp_path: Path, wish: dict[str, object
     assert list(tmp_path.rglob("*.*")) == []
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["local", "localhost", "localhost.lan", "a.localhost", "1.2.3.4", "10", "node.1", "0x7f", "a..b", "a.-b", "a-.b"],
+)
+def test_names_that_mean_something_else_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(Refused, match="not a node name"):
+        make(tmp_path, name=name)
+
+
+@pytest.mark.parametrize("name", ["a", "test1", "n1.lan", "0a", "1.rack", "locally", "x-1.example.org"])
+def test_usual_names_are_taken(name: str) -> None:
+    identity.check_node_name(name)
+
+
 def test_a_node_without_cluster_is_told_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="belongs to no cluster") as refused:
         identity.load(tmp_path)

@@ -14,7 +14,7 @@ import pytest
 
 from veery.errors import Refused
 from veery.host import systemd
-from veery.host.log import decision, setup
+from veery.host.log import decision, harmless, setup
 
 
 @pytest.fixture
@@ -61,9 +61,34 @@ def test_the_journal_gets_priorities_instead_of_times(root: logging.Logger, tmp_
     with (tmp_path / "journal").open("w+") as stream:
         status = os.fstat(stream.fileno())
         setup("info", stream=stream, environ={"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"})
-        logging.getLogger("veery").error("one\ntwo")
+        try:
+            raise ValueError("one\ntwo")
+        except ValueError:
+            logging.getLogger("veery").exception("broken")
         stream.seek(0)
-        assert stream.read() == "<3>veery: one\n<3>two\n"
+        lines = stream.read().splitlines()
+        assert lines[0] == "<3>veery: broken"
+        assert lines[-2:] == ["<3>    ValueError: one", "<3>    two"]
+
+
+def test_what_strangers_sent_makes_no_line_and_no_escape(root: logging.Logger) -> None:
+    stream = io.StringIO()
+    tail = setup("info", stream=stream)
+    log = logging.getLogger("veery.some")
+    forged = "x\n2026-01-01T00:00:00.000Z ERROR   veery.daemon: FORGED\x1b[31m\r\x9b2J\u202e\u2028\ud800\x00"
+    log.warning("stranger at %s", forged)
+    try:
+        raise ValueError(forged)
+    except ValueError:
+        log.exception("%s", forged)
+    for text in (stream.getvalue(), tail.text()):
+        lines = text.split("\n")
+        assert sum(" veery.some: " in line for line in lines) == 2
+        assert all(line.startswith(("20", "    ")) for line in lines[:-1])
+        assert not any(line.startswith("2026-01-01T00:00:00") for line in lines)
+        assert all(each.isprintable() for line in lines for each in line)
+        assert r"\x1b[31m\r\x9b2J\u202e\u2028\ud800\x00" in text
+    assert harmless("one\ttwo\n\x1b]0;title\x07") == "one\ttwo\n" + r"\x1b]0;title\x07"
 
 
 def test_an_unknown_level_is_refused() -> None:

@@ -15,7 +15,7 @@ import pytest
 from two_nodes import make_certificates
 
 from veery.errors import Failed, Refused
-from veery.host import tls
+from veery.host import crl, tls
 from veery.host.clock import RealClock
 from veery.migrate.squeeze import Squeeze, packing, unpacking
 
@@ -25,6 +25,10 @@ TEXT = b"a veery sings in the woods at dusk, and leaves before the hurricanes. "
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_certificates(tmp_path_factory.mktemp("tls"))
+
+
+async def all_are(_: tls.Shown | None) -> bool:
+    return True
 
 
 async def path() -> tuple[socket.socket, socket.socket]:
@@ -50,7 +54,7 @@ async def both(
     async with contextlib.AsyncExitStack() as here, contextlib.AsyncExitStack() as there:
         async with asyncio.TaskGroup() as tasks:
             near = tasks.create_task(here.enter_async_context(packing(one, squeeze, peer="b", tls=client)))
-            far = tasks.create_task(there.enter_async_context(unpacking(two, peer="a", tls=server)))
+            far = tasks.create_task(there.enter_async_context(unpacking(two, peer="a", tls=server, admits=all_are)))
         for each in (near.result(), far.result()):
             each.setblocking(False)
         yield near.result(), far.result(), there
@@ -121,9 +125,33 @@ async def test_only_the_node_of_the_move_may_send(certificates: Path) -> None:
 
     sending = asyncio.create_task(send())
     with pytest.raises((Failed, Refused), match="does not come from a"):
-        async with unpacking(two, peer="a", tls=server):
+        async with unpacking(two, peer="a", tls=server, admits=all_are):
             pass
     await sending
+
+
+async def test_a_node_that_was_put_out_sends_no_packed_stream(certificates: Path) -> None:
+    one, two = await path()
+    client, server = tls.client_context(certificates / "a"), tls.server_context(certificates / "b")
+    asked: list[tls.Shown | None] = []
+
+    async def none_is(shown: tls.Shown | None) -> bool:
+        asked.append(shown)
+        return False
+
+    async def send() -> None:
+        with contextlib.suppress(Refused, OSError):
+            async with packing(one, Squeeze(0, RealClock()), peer="b", tls=client) as near:
+                near.setblocking(False)
+                assert await all_of(near, 1) == b""
+
+    sending = asyncio.create_task(send())
+    with pytest.raises((Failed, Refused), match="does not come from a"):
+        async with unpacking(two, peer="a", tls=server, admits=none_is):
+            pass
+    await sending
+    serial, _ = crl.serial((certificates / "a" / "client-cert.pem").read_text())
+    assert asked == [tls.Shown("a", serial)]
 
 
 async def test_a_target_that_hangs_up_is_told() -> None:

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from veery.cluster import owner as owners
+from veery.cluster import revocation
+from veery.cluster.admission import Admission
+from veery.cluster.keys import CERTIFICATES
 from veery.cluster.memory import MemoryStore
 from veery.config.settings import Relocation
 from veery.errors import Failed
@@ -185,7 +188,18 @@ async def two_nodes(folder: Path, certificates: Path) -> AsyncIterator[Pair]:
             moves = Moves(ground, settler, folder / name / "moves")
             receiver = Receiver(ground, settler)
             server_tls = tls.server_context(certificates / name)
-            server = RelocationServer(name, ADDRESS, Relocation(port=port), server_tls, receiver.take)
+            own = revocation.certificate((certificates / name / "server-cert.pem").read_text())
+            await store.commit([], [CERTIFICATES.put(name, own)])
+            admission = Admission(store, tls.Shown(name, own.serial), folder / name / "certificates.json")
+            server = RelocationServer(
+                name,
+                ADDRESS,
+                Relocation(port=port),
+                server_tls,
+                receiver.take,
+                admission=admission,
+                member=lambda address: address == ADDRESS,
+            )
             receiver.server = server
             server.bind()
             running += [tasks.create_task(each.run()) for each in (settler, moves, server)]

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from veery.cluster.keys import NODES
 from veery.cluster.memory import MemoryStore
-from veery.cluster.store import Delete
 from veery.host.clock import RealClock
 from veery.model.node import Node, Role
 from veery.node.neighbours import Neighbours
@@ -71,18 +69,3 @@ async def test_neighbours_are_known_after_a_restart(tmp_path: Path) -> None:
     assert await again.find("172.16.31.1") == TEST1
     (tmp_path / "nodes.json").write_text("{")
     assert Neighbours(store, tmp_path / "nodes.json", RealClock()).nodes == {}
-
-
-async def test_who_was_put_out_is_known_no_more(tmp_path: Path) -> None:
-    store = MemoryStore(RealClock())
-    await store.commit([], [NODES.put("test1", TEST1)])
-    neighbours = Neighbours(store, tmp_path / "nodes.json", RealClock())
-    assert await neighbours.knows("test1")  # it came in after we looked last
-    assert not await neighbours.knows("far")
-    await store.commit([], [Delete(NODES.key("test1"))])
-    assert not await neighbours.knows("far")  # whoever is unknown has us look again
-    assert not await neighbours.knows("test1")
-    neighbours.keep({"test1": TEST1})
-    store.set_available(False)
-    assert await neighbours.knows("test1")
-    assert not await neighbours.knows("far")
