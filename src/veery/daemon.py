@@ -33,6 +33,7 @@ from veery.cluster.keys import INITIATORS, VOLUMES, node_at
 from veery.cluster.members import open_store
 from veery.cluster.mirror import Mirror
 from veery.cluster.presence import Heartbeat
+from veery.cluster.trust import SeenFile, Trust
 from veery.config.settings import DEFAULT_PATH, Settings
 from veery.config.settings import load as load_settings
 from veery.errors import Failed, Refused, VeeryError
@@ -109,7 +110,8 @@ class Daemon:
         self.clock = RealClock()
         folder = self.state / "tls"
         self.server_tls, self.client_tls = tls.server_context(folder), tls.client_context(folder)
-        self.store = open_store(settings, identity)
+        self.trust = Trust(self.node.name, SeenFile(self.state / "store.json"), self.clock)
+        self.store = open_store(settings, identity, self.trust)
         self.peers = Peers(self.client_tls, lambda name: node_at(self.store, name))
         self.mirror = Mirror(self.store, UNSEEN)
         self.heartbeat = Heartbeat(self.store, self.node.name, ttl=settings.presence_ttl, clock=self.clock)
@@ -197,7 +199,7 @@ class Daemon:
             self.store,
             settings.watchdog,
             self.clock,
-            may_feed=guard.may_feed if guard else lambda: self.heartbeat.remaining() > 0,
+            may_feed=guard.may_feed if guard else lambda: self.heartbeat.remaining() > 0 or self.trust.stands(),
         )
         self.writer = self._signs() if self.node.has(Role.HYPERVISOR) else None
         self.doctor = self._doctor(folder)
@@ -262,6 +264,7 @@ class Daemon:
             neighbours=self.neighbours,
             peers=self.near,
             clock=self.clock,
+            doubted=self.trust.stands,
             file=self.runtime / "held.json",
             end=self.settings.guard.end,
         )
@@ -396,6 +399,7 @@ class Daemon:
 
     def _work(self) -> list[tuple[str, Coroutine[Any, Any, None]]]:
         work: list[tuple[str, Coroutine[Any, Any, None]]] = [
+            ("trust in the store", self.trust.run(self.store.look, self._mark)),
             ("membership", self.membership.run()),
             ("watchdog", self.keeper.run()),
             ("heartbeat", self._be_present()),
@@ -403,7 +407,7 @@ class Daemon:
             ("settler", self.settler.run()),
             ("moves", self.moves.run()),
             ("volume moves", self.volume_moves.run()),
-            ("caretaker", Caretaker(self.ground, self.domains).run()),
+            ("caretaker", Caretaker(self.ground, self.domains, self.trust).run()),
             ("processors", self.processors.run()),
             ("neighbours", self.neighbours.run()),
             ("systemd", _feed()),
@@ -438,6 +442,9 @@ class Daemon:
             )
             work += [("tgtd", tgtd.run()), ("volumes", self.volumes.run())]
         return work
+
+    async def _mark(self, why: str) -> None:
+        await self.store.mark(self.trust, why, self.clock.epoch())
 
     async def _be_present(self) -> None:
         """Once what the store says of our watchdog is true."""
