@@ -16,6 +16,7 @@ import ssl
 import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from veery.cluster.keys import INITIATORS, VOLUMES, node_at
 from veery.cluster.members import open_store
 from veery.cluster.mirror import Mirror
 from veery.cluster.presence import Heartbeat
+from veery.cluster.trust import SeenFile, Trust
 from veery.config.settings import DEFAULT_PATH, Settings
 from veery.config.settings import load as load_settings
 from veery.errors import Failed, Refused, VeeryError
@@ -122,7 +124,8 @@ class Daemon:
         self.clock = RealClock()
         folder = self.state / "tls"
         self.server_tls, self.client_tls = _contexts(folder)
-        self.store = open_store(settings, identity)
+        self.trust = Trust(self.node.name, SeenFile(self.state / "store.json"), self.clock)
+        self.store = open_store(settings, identity, self.trust)
         self.peers = Peers(self.client_tls, lambda name: node_at(self.store, name))
         self.mirror = Mirror(self.store, UNSEEN)
         own = tls.Shown(self.node.name, crl.serial((folder / "server-cert.pem").read_text())[0])
@@ -218,7 +221,7 @@ class Daemon:
             self.store,
             settings.watchdog,
             self.clock,
-            may_feed=guard.may_feed if guard else lambda: self.heartbeat.remaining() > 0,
+            may_feed=guard.may_feed if guard else lambda: self.heartbeat.remaining() > 0 or self.trust.stands(),
         )
         self.writer = self._signs() if self.node.has(Role.HYPERVISOR) else None
         self.doctor = self._doctor(folder)
@@ -283,6 +286,7 @@ class Daemon:
             neighbours=self.neighbours,
             peers=self.near,
             clock=self.clock,
+            doubted=self.trust.stands,
             file=self.runtime / "held.json",
             end=self.settings.guard.end,
         )
@@ -426,6 +430,7 @@ class Daemon:
 
     def _work(self) -> list[tuple[str, Work]]:
         work: list[tuple[str, Work]] = [
+            ("trust in the store", partial(self.trust.run, self.store.look, self._mark)),
             ("membership", self.membership.run),
             ("watchdog", self.keeper.run),
             ("heartbeat", self._be_present),
@@ -433,7 +438,7 @@ class Daemon:
             ("settler", self.settler.run),
             ("moves", self.moves.run),
             ("volume moves", self.volume_moves.run),
-            ("caretaker", Caretaker(self.ground, self.domains).run),
+            ("caretaker", Caretaker(self.ground, self.domains, self.trust).run),
             ("processors", self.processors.run),
             ("neighbours", self.neighbours.run),
             ("admission", self.admission.run),
@@ -469,6 +474,9 @@ class Daemon:
             )
             work += [("tgtd", tgtd.run), ("volumes", self.volumes.run)]
         return work
+
+    async def _mark(self, why: str) -> None:
+        await self.store.mark(self.trust, why, self.clock.epoch())
 
     async def _be_present(self) -> None:
         """Once what the store says of our watchdog is true."""

@@ -17,6 +17,7 @@ from veery.cluster.etcd import EtcdStore
 from veery.cluster.members import open_store
 from veery.cluster.memory import MemoryStore
 from veery.cluster.store import Change, Compacted, Delete, Put, Store, StoreUnavailable, Unchanged
+from veery.cluster.trust import SeenFile, Trust
 from veery.config.settings import Api, Etcd, Settings
 from veery.errors import Failed
 from veery.host import tls
@@ -73,11 +74,13 @@ def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]
 _numbers = itertools.count()
 
 
-@pytest.fixture(params=["memory", "etcd"])
-async def rig(request: pytest.FixtureRequest, etcd: tuple[str, Path]) -> AsyncIterator[Rig]:
-    if request.param == "memory":
-        store = MemoryStore(RealClock())
-        other = store.view()
+@pytest.fixture(params=["memory", "etcd", "memory trusted", "etcd trusted"])
+async def rig(request: pytest.FixtureRequest, etcd: tuple[str, Path], tmp_path: Path) -> AsyncIterator[Rig]:
+    trusts = [Trust(name, SeenFile(tmp_path / name), RealClock()) for name in ("one", "two")]
+    first_trust, second_trust = trusts if request.param.endswith("trusted") else (None, None)
+    if request.param.startswith("memory"):
+        data = MemoryStore(RealClock())
+        store, other = data.view(first_trust), data.view(second_trust)
 
         async def compact(revision: int) -> None:
             store.compact(revision)
@@ -88,7 +91,10 @@ async def rig(request: pytest.FixtureRequest, etcd: tuple[str, Path]) -> AsyncIt
         return
     url, folder = etcd
     prefix = f"/contract-{next(_numbers)}/".encode()
-    first, second = (EtcdStore([url], tls=tls.client_context(folder), deadline=10, prefix=prefix) for _ in range(2))
+    first, second = (
+        EtcdStore([url], tls=tls.client_context(folder), deadline=10, prefix=prefix, trust=trust)
+        for trust in (first_trust, second_trust)
+    )
 
     async def compact_etcd(revision: int) -> None:
         await first.gateway.write("/v3/kv/compaction", {"revision": revision, "physical": True}, dict)

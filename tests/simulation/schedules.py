@@ -19,6 +19,7 @@ from veery.model.ha import Group, Policy, Rules
 from veery.model.node import Role
 
 FROM, UNTIL, BOUND = 14.0, 65.0, 85.0  # faults begin and end between these; so long afterwards everything runs
+ADOPTED = UNTIL + 25  # when a restored store is adopted: every node has power again
 SEED, QUICK = 5, 120  # of the quick run
 RULES = Rules(backoff_max=15.0, retry=10.0, stable=30.0, damp_window=45.0)
 SHIPPED = dataclasses.replace(  # the figures of a node's settings as they ship, as daemon.py takes them over
@@ -62,6 +63,27 @@ class Fault:
 
 
 @dataclass(frozen=True)
+class Restore:
+    """A copy of the store is put away at `copied` and put back at `begin`, after `lasts` seconds without any store;
+    `moves` are ordered between the two. It is adopted when all faults are over."""
+
+    copied: float
+    begin: float
+    lasts: float
+    cluster: str
+    moves: tuple[tuple[float, str, str], ...]
+
+    def steps(self) -> list[Step]:
+        """As the simulator plays it."""
+        return [
+            Step(at=self.copied, do="snapshot-store"),
+            *(Step(at=at, do="migrate", domain=domain, node=node) for at, domain, node in self.moves),
+            Step(at=self.begin, do="restore-store", seconds=self.lasts, text=self.cluster),
+            Step(at=ADOPTED, do="adopt", force=True),
+        ]
+
+
+@dataclass(frozen=True)
 class Schedule:
     """A cluster and its faults."""
 
@@ -71,6 +93,7 @@ class Schedule:
     drains: tuple[tuple[float, str], ...] = ()
     groups: dict[str, Group] = field(default_factory=dict)
     rules: Rules = RULES
+    restore: Restore | None = None
 
     def scenario(self) -> Scenario:
         """As the simulator plays it: every fault is over at UNTIL, drains are resumed."""
@@ -86,9 +109,11 @@ class Schedule:
         steps += [Step(at=UNTIL + 15, do="power-on", node=name) for name in self.nodes]
         steps += [Step(at=UNTIL, do="etcd-start"), Step(at=UNTIL, do="slow-store"), Step(at=UNTIL, do="arm")]
         steps += [Step(at=UNTIL + 1, do="resume", node=node) for _, node in self.drains]
+        if self.restore is not None:
+            steps += self.restore.steps()
         return Scenario(
             about="random",
-            seconds=UNTIL + BOUND,
+            seconds=(ADOPTED if self.restore else UNTIL) + BOUND,
             nodes=self.nodes,
             domains=self.domains,
             groups=self.groups,
@@ -104,7 +129,7 @@ class Schedule:
             return False  # nobody feeds its watchdog meanwhile
         if any(self._locked(fault) for fault in self.faults if fault.kind == "target-restart"):
             return False  # who then loses the cluster for as long as `stop` ends its domains, and is right
-        return calm and not self.drains and all(fault.kind in HARMLESS for fault in self.faults)
+        return calm and not self.drains and not self.restore and all(fault.kind in HARMLESS for fault in self.faults)
 
     def _locked(self, restart: Fault) -> bool:
         """Whether a storage service that starts anew, knowing nobody, is told by nobody whom it may let in: then
@@ -274,6 +299,23 @@ def schedules() -> st.SearchStrategy[Schedule]:
     return st.randoms(use_true_random=True).map(_drawn)
 
 
+def restored_schedules() -> st.SearchStrategy[Schedule]:
+    """The same, and in each the store is restored from a copy."""
+    return st.randoms(use_true_random=True).map(lambda dice: _restored(dice, _drawn(dice)))
+
+
+def _restored(dice: Random, schedule: Schedule) -> Schedule:
+    copied = float(dice.randint(2, 45))
+    begin = copied + dice.randint(2, 40) / 2
+    nodes = [name for name, setup in schedule.nodes.items() if Role.HYPERVISOR in setup.roles]
+    moves = tuple(
+        (copied + dice.random() * (begin - copied), dice.choice(sorted(schedule.domains)), dice.choice(nodes))
+        for _ in range(dice.randint(0, 4))
+    )
+    restore = Restore(copied, begin, dice.choice((0.0, 3.0, 15.0)), dice.choice(("", "", "another")), moves)
+    return dataclasses.replace(schedule, restore=restore)
+
+
 def _drawn(dice: Random) -> Schedule:
     """Two to four hypervisors, one storage node, three voters or all, domains that nearly fill them, faults that
     overlap, now and then a drain. One in five has nothing but what nobody may be touched for."""
@@ -341,11 +383,17 @@ def _elsewhere(domain: DomainSetup, other: DomainSetup, names: list[str]) -> Dom
 
 def check(schedule: Schedule, told: Told) -> None:
     """What must be true, whatever happened."""
+    if schedule.restore and "doubts the store" not in told.text:
+        return  # nothing went back, or nobody reached the store before it had got further than anybody knew
     assert not told.broken, told.text
     for name, domain in schedule.domains.items():
+        if schedule.restore and domain.local:
+            continue  # which node has its disk by now is for a person to say
         if domain.policy is Policy.RESTART and not domain.crash:
             assert name in told.running, f"{name} does not run, {BOUND:g} s after all faults have ended\n{told.text}"
     assert not told.left, f"{', '.join(told.left)}: left at the end\n{told.text}"
+    if schedule.restore:
+        return  # the copy may say anything of who was fenced, drained or ended
     grave = not schedule.harmless
     hurt = {name for fault in schedule.faults for name in (fault.node, fault.peer)} if grave else set()
     if any(fault.kind in EVERYWHERE for fault in schedule.faults):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, seed, settings
 from mutants import MUTANTS, Mutant, check_all
 from mutants import play as play_mutant
-from schedules import FAST, QUICK, SEED, Fault, Schedule, check, schedules
+from schedules import FAST, QUICK, SEED, Fault, Schedule, check, restored_schedules, schedules
 
 from veery.ha.simulation.play import play
 from veery.ha.simulation.scenario import DomainSetup, NodeSetup
@@ -18,6 +18,14 @@ from veery.model.node import Role
 @settings(FAST, max_examples=QUICK)
 @given(schedule=schedules())
 def test_a_random_schedule_keeps_every_promise(schedule: Schedule) -> None:
+    check(schedule, play(schedule.scenario()))
+
+
+@pytest.mark.timeout(1800)
+@seed(SEED)
+@settings(FAST, max_examples=QUICK)
+@given(schedule=restored_schedules())
+def test_a_store_that_is_restored_starts_and_ends_nothing(schedule: Schedule) -> None:
     check(schedule, play(schedule.scenario()))
 
 

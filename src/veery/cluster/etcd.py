@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import ssl
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import msgspec
 
 from veery.cluster.gateway import Declined, Gateway, Unanswered
+from veery.cluster.keys import INCARNATION
 from veery.cluster.store import (
     Change,
     Committed,
@@ -19,9 +21,11 @@ from veery.cluster.store import (
     Entry,
     Put,
     Snapshot,
+    StoreRestored,
     StoreUnavailable,
     Unchanged,
 )
+from veery.cluster.trust import Sent, Standing, Trust, doubt, sight
 from veery.cluster.voters import Voters
 from veery.errors import OutcomeUnknown
 
@@ -32,6 +36,7 @@ NOT_FOUND = 5  # gRPC's code
 
 class _Header(msgspec.Struct):
     revision: int = 0
+    cluster_id: int = 0
 
 
 class _KeyValue(msgspec.Struct):
@@ -48,9 +53,18 @@ class _Range(msgspec.Struct):
     more: bool = False
 
 
+class _Found(msgspec.Struct):
+    kvs: list[_KeyValue] = []
+
+
+class _Response(msgspec.Struct):
+    response_range: _Found | None = None
+
+
 class _Txn(msgspec.Struct):
     header: _Header
     succeeded: bool = False
+    responses: list[_Response] = []
 
 
 class _Lease(msgspec.Struct):
@@ -94,22 +108,71 @@ class EtcdStore:
         deadline: float = 4.0,
         quiet: float = 10.0,
         prefix: bytes = PREFIX,
+        trust: Trust | None = None,
     ) -> None:
         """`endpoints`: "https://172.16.31.1:2379", the preferred one first; `deadline`: seconds a call may take;
-        `quiet`: seconds after which a watch that heard nothing, not even etcd's progress notes, asks anew."""
+        `quiet`: seconds after which a watch that heard nothing, not even etcd's progress notes, asks anew;
+        `trust`: judges each answer (without one the store is taken as it is)."""
         self.gateway = Gateway(endpoints, tls=tls, deadline=deadline)
         self.voters = Voters(self.gateway)
-        self._quiet, self._prefix = quiet, prefix
+        self._quiet, self._prefix, self._trust = quiet, prefix, trust
+
+    @property
+    def raw(self) -> EtcdStore:
+        """The same store taken as it is, whatever this node knows of it: for looking, and for `cluster adopt`."""
+        other = copy.copy(self)
+        other._trust = None
+        return other
 
     async def get(self, key: str) -> Entry | None:
         """As Store.get."""
+        sent = await self._ask()
         answer = await self.gateway.read("/v3/kv/range", {"key": self._key(key)}, _Range)
+        self._heard(sent, answer.header)
         return self._entry(answer.kvs[0]) if answer.kvs else None
 
     async def revision(self) -> int:
-        """As Store.revision: a read of one key, without its value."""
-        body = {"key": self._prefix, "count_only": True}
-        return (await self.gateway.read("/v3/kv/range", body, _Range)).header.revision
+        """As Store.revision: a read of one key, the incarnation."""
+        sent = await self._ask()
+        revision = await self._look()
+        if self._trust is not None and sent is not None:
+            self._trust.require()
+        return revision
+
+    async def look(self) -> None:
+        """Have the trust judge the store as it is. Raises StoreUnavailable."""
+        await self._look()
+
+    async def mark(self, trust: Trust, why: str, epoch: float) -> None:
+        """Write the doubt `why` into the store, whatever stands in it. Raises StoreUnavailable, OutcomeUnknown."""
+        raw = self.raw
+        entry = await raw.get(INCARNATION)
+        operations = doubt(entry, trust.node, why, epoch)
+        if operations:
+            await raw.commit([Unchanged(INCARNATION, entry.revision if entry else 0)], operations)
+
+    async def _look(self) -> int:
+        sent = self._trust.looked() if self._trust else None
+        answer = await self.gateway.read("/v3/kv/range", {"key": self._key(INCARNATION)}, _Range)
+        self._judge(sent, answer.header, answer.kvs)
+        return answer.header.revision
+
+    def _judge(self, sent: Sent | None, header: _Header, found: list[_KeyValue]) -> None:
+        if self._trust is not None and sent is not None:
+            entry = self._entry(found[0]) if found else None
+            self._trust.look(sent, sight(f"{header.cluster_id:x}", header.revision, entry))
+
+    async def _ask(self) -> Sent | None:
+        """What the answer to the next question must reach. Raises StoreRestored, StoreUnavailable."""
+        if self._trust is None:
+            return None
+        if self._trust.standing is Standing.UNKNOWN:
+            await self._look()
+        return self._trust.sent()
+
+    def _heard(self, sent: Sent | None, header: _Header) -> None:
+        if self._trust is not None and sent is not None:
+            self._trust.heard(sent, f"{header.cluster_id:x}", header.revision)
 
     async def scan(self, prefix: str) -> Snapshot:
         """As Store.scan; a large one comes in pages, all of the first one's revision."""
@@ -117,8 +180,10 @@ class EtcdStore:
         found: list[Entry] = []
         revision = 0
         while True:
+            sent = await self._ask()
             body = {"key": begin, "range_end": end, "limit": PAGE, "revision": revision}
             answer = await self.gateway.read("/v3/kv/range", body, _Range)
+            self._heard(sent, answer.header)
             revision = revision or answer.header.revision
             found += map(self._entry, answer.kvs)
             if not answer.more:
@@ -126,26 +191,53 @@ class EtcdStore:
             begin = answer.kvs[-1].key + b"\0"
 
     async def commit(self, conditions: Sequence[Unchanged], operations: Sequence[Put | Delete]) -> Committed:
-        """As Store.commit: one transaction of etcd's."""
+        """As Store.commit: one transaction of etcd's. That the incarnation is the one known here is one condition more;
+        where it is another, the same answer brings it."""
+        sent = await self._ask()
+        if self._trust is None or sent is None:
+            answer = await self._txn(conditions, operations)
+            return Committed(answer.succeeded, answer.header.revision)
+        while True:
+            key = self._trust.key
+            answer = await self._txn([*conditions, Unchanged(INCARNATION, key)], operations)
+            try:
+                self._heard(sent.after(operations, done=answer.succeeded), answer.header)
+            except StoreRestored as error:
+                if answer.succeeded:
+                    raise OutcomeUnknown(error.message, hint=error.hint) from error
+                raise
+            if answer.succeeded:
+                return Committed(True, answer.header.revision)
+            found = [each for told in answer.responses if told.response_range for each in told.response_range.kvs]
+            if (found[0].mod_revision if found else 0) == key:
+                return Committed(False, answer.header.revision)
+            self._judge(sent, answer.header, found)
+            self._trust.require()
+            if self._trust.generation != sent.generation:
+                raise StoreRestored("the store was adopted meanwhile", hint="try again")
+
+    async def _txn(self, conditions: Sequence[Unchanged], operations: Sequence[Put | Delete]) -> _Txn:
         body = {
             "compare": [
                 {"key": self._key(each.key), "target": "MOD", "result": "EQUAL", "mod_revision": each.revision}
                 for each in conditions
             ],
             "success": [self._operation(each) for each in operations],
+            "failure": [{"request_range": {"key": self._key(INCARNATION)}}],
         }
-        answer = await self.gateway.write("/v3/kv/txn", body, _Txn)
-        return Committed(answer.succeeded, answer.header.revision)
+        return await self.gateway.write("/v3/kv/txn", body, _Txn)
 
     async def watch(self, prefix: str, after: int) -> AsyncGenerator[Change, None]:
         """As Store.watch: asked anew from the last revision seen whenever it breaks, falls silent, or the member
         it hangs on loses its leader."""
-        pause = 0.05
+        pause, generation = 0.05, self.generation()
         while not self.gateway.closed:
+            if generation != self.generation():
+                raise Compacted(prefix, after)
             with contextlib.suppress(Unanswered, StoreUnavailable, msgspec.DecodeError):
                 async with contextlib.aclosing(self._messages(prefix, after)) as messages:
                     async for message in messages:
-                        if message.compact_revision:
+                        if message.compact_revision or generation != self.generation():
                             raise Compacted(prefix, after)
                         if message.canceled:
                             break
@@ -159,6 +251,7 @@ class EtcdStore:
 
     async def grant(self, ttl: int) -> int:
         """As Store.grant. A lease that was granted and not told of ends by itself."""
+        await self._ask()
         try:
             return (await self.gateway.write("/v3/lease/grant", {"TTL": ttl}, _Lease)).ID
         except OutcomeUnknown as error:
@@ -166,15 +259,21 @@ class EtcdStore:
 
     async def keep(self, lease: int) -> float:
         """As Store.keep."""
+        await self._ask()
         return float((await self.gateway.read("/v3/lease/keepalive", {"ID": lease}, _Kept)).result.TTL)
 
     async def revoke(self, lease: int) -> None:
         """As Store.revoke; one that has ended already is no error."""
+        await self._ask()
         try:
             await self.gateway.read("/v3/lease/revoke", {"ID": lease}, _Nothing)
         except Declined as error:
             if error.code != NOT_FOUND:
                 raise
+
+    def generation(self) -> int:
+        """As Store.generation."""
+        return self._trust.generation if self._trust else 0
 
     async def close(self) -> None:
         """As Store.close."""

@@ -3,6 +3,7 @@
 | key | value |
 |---|---|
 | cluster | Cluster |
+| incarnation | Incarnation: a new one each time the store is adopted after a restore |
 | ca/key | the CA's private key, PEM |
 | token/SHA256 | Token; the hash is that of its secret |
 | joining | the name of the node that is being let in; bound to a lease |
@@ -30,7 +31,17 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from veery.cluster.store import Entry, Put, Store
 from veery.errors import Failed, Refused
 from veery.model import codec
-from veery.model.cluster import Certificate, Cluster, DomainRecord, Owner, Presence, Reservation, Revoked, Token
+from veery.model.cluster import (
+    Certificate,
+    Cluster,
+    DomainRecord,
+    Incarnation,
+    Owner,
+    Presence,
+    Reservation,
+    Revoked,
+    Token,
+)
 from veery.model.fence import Armed
 from veery.model.ha import (
     Disarmed,
@@ -156,8 +167,10 @@ KINDS: tuple[Kind[Any], ...] = (
 LEADERS = Kind("", LeaderRecord)  # one record: LEADER
 DISARM = Kind("", Disarmed)  # one record: DISARMED
 EVENTS = Kind("event/", Event)
+INCARNATIONS = Kind("", Incarnation)  # one record: INCARNATION
 
 CLUSTER = "cluster"
+INCARNATION = "incarnation"
 CA_KEY = "ca/key"
 JOINING = "joining"
 TID = "tid"
@@ -170,7 +183,8 @@ async def unreadable(store: Store) -> list[Unreadable]:
     found: list[Unreadable] = []
     for kind in KINDS:
         found += (await kind.sifted(store))[1].values()
-    for key, kind in ((LEADER, LEADERS), (DISARMED, DISARM)):
+    single: tuple[tuple[str, Kind[Any]], ...] = ((LEADER, LEADERS), (DISARMED, DISARM), (INCARNATION, INCARNATIONS))
+    for key, kind in single:
         entry = await store.get(key)
         try:
             kind.value(entry) if entry else None

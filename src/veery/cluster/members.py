@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,12 +20,14 @@ from veery.cluster import keys, revocation
 from veery.cluster.etcd import EtcdStore
 from veery.cluster.identity import Identity, client_url, describe, load_bootstrap, peer_url, save
 from veery.cluster.store import Delete, Entry, Put, Store, StoreUnavailable, Unchanged
+from veery.cluster.trust import Trust
 from veery.cluster.voters import Voters
 from veery.config.settings import Settings
 from veery.errors import Failed, OutcomeUnknown, Refused
 from veery.host import tls
 from veery.host.log import decision
 from veery.model import codec
+from veery.model.cluster import Incarnation
 from veery.model.node import Node
 
 log = logging.getLogger(__name__)
@@ -32,10 +35,10 @@ log = logging.getLogger(__name__)
 PROMOTION_PAUSE = 1.0  # seconds between two tries of a learner
 
 
-def open_store(settings: Settings, identity: Identity) -> EtcdStore:
+def open_store(settings: Settings, identity: Identity, trust: Trust | None = None) -> EtcdStore:
     """The store of this node's cluster; nothing is asked yet. Raises Refused when the certificates are unfit."""
     context = tls.client_context(Path(settings.state) / "tls")
-    return EtcdStore(_own_first(settings, identity), tls=context, deadline=settings.etcd.deadline)
+    return EtcdStore(_own_first(settings, identity), tls=context, deadline=settings.etcd.deadline, trust=trust)
 
 
 async def bootstrap(store: Store, state: Path, identity: Identity) -> None:
@@ -51,6 +54,7 @@ async def bootstrap(store: Store, state: Path, identity: Identity) -> None:
         [Unchanged(keys.CLUSTER, 0)],
         [
             Put(keys.CLUSTER, codec.encode(identity.cluster)),
+            keys.INCARNATIONS.put(keys.INCARNATION, Incarnation(id=secrets.token_hex(8))),
             Put(keys.CA_KEY, first.ca_key.encode()),
             keys.NODES.put(node.name, node),
             keys.INITIATORS.put(node.name, first.initiator),
@@ -61,6 +65,14 @@ async def bootstrap(store: Store, state: Path, identity: Identity) -> None:
     elif (await keys.cluster(store)).id != identity.cluster.id:
         raise Failed("the store belongs to another cluster", hint="is another etcd on this node's ports?")
     (state / "bootstrap.json").unlink(missing_ok=True)
+
+
+async def incarnate(store: Store) -> None:
+    """Give the store an incarnation where it has none: one that an older veery made. Raises StoreUnavailable,
+    OutcomeUnknown."""
+    if await store.get(keys.INCARNATION) is None:
+        made = keys.INCARNATIONS.put(keys.INCARNATION, Incarnation(id=secrets.token_hex(8)))
+        await store.commit([Unchanged(keys.INCARNATION, 0)], [made])
 
 
 async def promote(voters: Voters, settings: Settings, identity: Identity) -> None:

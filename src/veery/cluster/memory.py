@@ -10,6 +10,7 @@ import bisect
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
+from veery.cluster.keys import INCARNATION
 from veery.cluster.store import (
     Change,
     Committed,
@@ -18,9 +19,11 @@ from veery.cluster.store import (
     Entry,
     Put,
     Snapshot,
+    StoreRestored,
     StoreUnavailable,
     Unchanged,
 )
+from veery.cluster.trust import Sent, Standing, Trust, doubt, sight
 from veery.errors import Failed, OutcomeUnknown
 from veery.host.clock import Clock
 
@@ -45,6 +48,7 @@ class _Data:
     revision: int = 1
     compacted: int = 0
     last_lease: int = 0
+    cluster: str = "memory"
 
     def wake(self) -> None:
         for event in self.watchers:
@@ -101,20 +105,57 @@ class _Data:
                 raise Failed(f"the store refuses: {gone.key} is named twice in one transaction")
 
 
+@dataclass(frozen=True, slots=True)
+class Backup:
+    """A copy of the data as it was, for `MemoryStore.restore`."""
+
+    entries: dict[str, Entry]
+    leases: dict[int, int]  # and how long each lasts
+    revision: int
+
+
 class MemoryStore:
     """A `Store` whose leases are judged by `clock`. `view` gives a second node its own access to the same data."""
 
     def __init__(self, clock: Clock) -> None:
         self._data = _Data(clock)
+        self._trust: Trust | None = None
         self._available = True
         self._closed = False
         self._lose: bool | None = None
 
-    def view(self) -> MemoryStore:
-        """The same data, seen by another node: cut off and closed on its own."""
+    def view(self, trust: Trust | None = None) -> MemoryStore:
+        """The same data, seen by another node: cut off and closed on its own. `trust`: that node's."""
         other = MemoryStore(self._data.clock)
-        other._data = self._data
+        other._data, other._trust = self._data, trust
         return other
+
+    def backup(self) -> Backup:
+        """The data as they are now."""
+        data = self._data
+        return Backup(dict(data.entries), {number: each.ttl for number, each in data.leases.items()}, data.revision)
+
+    def restore(self, backup: Backup, *, cluster: str = "") -> None:
+        """Put the data back as they were, as a restored etcd has them: each lease begins anew. `cluster`: the new
+        cluster id, if it gets one."""
+        data, now = self._data, self._data.clock.now()
+        data.entries, data.revision = dict(backup.entries), backup.revision
+        data.leases = {number: _Lease(ttl, now + ttl) for number, ttl in backup.leases.items()}
+        data.history, data.compacted = [], 0
+        data.cluster = cluster or data.cluster
+        data.wake()
+
+    async def look(self) -> None:
+        """Have the view's trust judge the store as it is. Raises StoreUnavailable."""
+        if self._trust is not None:
+            await self._reach()
+            self._judge(self._trust)
+
+    async def mark(self, trust: Trust, why: str, epoch: float) -> None:
+        """Write the doubt `why` into the store. Raises StoreUnavailable."""
+        await self._reach()
+        data = self._data
+        data.apply(doubt(data.entries.get(INCARNATION), trust.node, why, epoch))
 
     def set_available(self, available: bool) -> None:
         """Cut this view off from the data (every call raises StoreUnavailable, watches fall silent), or let it back."""
@@ -132,17 +173,21 @@ class MemoryStore:
 
     async def get(self, key: str) -> Entry | None:
         """As Store.get."""
-        await self._reach()
+        sent = await self._ask()
+        self._heard(sent)
         return self._data.entries.get(key)
 
     async def revision(self) -> int:
         """As Store.revision."""
-        await self._reach()
+        sent = await self._ask()
+        if self._trust is not None:
+            self._judge(self._trust)
+        self._heard(sent)
         return self._data.revision
 
     async def scan(self, prefix: str) -> Snapshot:
         """As Store.scan."""
-        await self._reach()
+        self._heard(await self._ask())
         data = self._data
         return Snapshot(
             tuple(entry for key, entry in sorted(data.entries.items()) if key.startswith(prefix)), data.revision
@@ -150,29 +195,45 @@ class MemoryStore:
 
     async def commit(self, conditions: Sequence[Unchanged], operations: Sequence[Put | Delete]) -> Committed:
         """As Store.commit."""
-        await self._reach()
+        sent = await self._ask()
         lose, self._lose = self._lose, None
         if lose is False:
             raise OutcomeUnknown("the store's answer was lost")
         data = self._data
         data.check(operations)
         held = all(self._revision(each.key) == each.revision for each in conditions)
-        if held:
+        if held and (self._trust is None or self._same(self._trust)):
             data.apply(operations)
         if lose:
             raise OutcomeUnknown("the store's answer was lost")
+        try:
+            self._heard(sent.after(operations, done=held) if sent else None)
+        except StoreRestored as error:
+            raise (OutcomeUnknown(error.message, hint=error.hint) if held else error) from error
         return Committed(held, data.revision)
+
+    def _same(self, trust: Trust) -> bool:
+        """Whether the incarnation is the one that `trust` knows, as a condition of each transaction. Raises
+        StoreRestored where it is not: nothing was done."""
+        if self._revision(INCARNATION) == trust.key:
+            return True
+        before = trust.generation
+        self._judge(trust)
+        trust.require()
+        if trust.generation != before:
+            raise StoreRestored("the store was adopted meanwhile", hint="try again")
+        return True
 
     async def watch(self, prefix: str, after: int) -> AsyncGenerator[Change, None]:
         """As Store.watch."""
-        data, event = self._data, asyncio.Event()
+        data, event, generation = self._data, asyncio.Event(), self.generation()
         data.watchers[event] = None
         try:
             while not self._closed:
                 event.clear()
                 if self._available:
                     data.expire()
-                    if after < data.compacted:
+                    if after < data.compacted or generation != self.generation():
                         raise Compacted(prefix, after)
                     start = bisect.bisect_right(data.history, after, key=lambda change: change.revision)
                     news, after = data.history[start:], max(after, data.revision)
@@ -187,7 +248,7 @@ class MemoryStore:
 
     async def grant(self, ttl: int) -> int:
         """As Store.grant."""
-        await self._reach()
+        await self._ask()
         data = self._data
         data.last_lease += 1
         data.leases[data.last_lease] = _Lease(ttl, data.clock.now() + ttl)
@@ -196,7 +257,7 @@ class MemoryStore:
 
     async def keep(self, lease: int) -> float:
         """As Store.keep."""
-        await self._reach()
+        await self._ask()
         found = self._data.leases.get(lease)
         if found is None:
             return 0.0
@@ -205,8 +266,12 @@ class MemoryStore:
 
     async def revoke(self, lease: int) -> None:
         """As Store.revoke."""
-        await self._reach()
+        await self._ask()
         self._data.end(lease)
+
+    def generation(self) -> int:
+        """As Store.generation."""
+        return self._trust.generation if self._trust else 0
 
     async def close(self) -> None:
         """As Store.close."""
@@ -219,6 +284,23 @@ class MemoryStore:
         if not self._available or self._closed:
             raise StoreUnavailable("the store does not answer", hint="this view of it is cut off")
         self._data.expire()
+
+    async def _ask(self) -> Sent | None:
+        """As `_reach`; what the answer must reach. Raises StoreRestored too."""
+        await self._reach()
+        if self._trust is None:
+            return None
+        if self._trust.standing is Standing.UNKNOWN:
+            self._judge(self._trust)
+        return self._trust.sent()
+
+    def _heard(self, sent: Sent | None) -> None:
+        if self._trust is not None and sent is not None:
+            self._trust.heard(sent, self._data.cluster, self._data.revision)
+
+    def _judge(self, trust: Trust) -> None:
+        data = self._data
+        trust.look(trust.looked(), sight(data.cluster, data.revision, data.entries.get(INCARNATION)))
 
     def _revision(self, key: str) -> int:
         entry = self._data.entries.get(key)

@@ -31,6 +31,7 @@ class Mirror:
         self._news = asyncio.Event()
         self._late = 0
         self._turn = asyncio.Lock()
+        self._generation = store.generation()
         self.revision = 0
 
     def under(self, prefix: str) -> Mapping[str, Entry]:
@@ -61,8 +62,9 @@ class Mirror:
     async def _current(self) -> None:
         before = self.revision
         now = await self._store.revision()
-        if now < before:  # another store, or one restored from a backup: nothing that was seen is true
-            self.revision = 0
+        if now < before or self._generation != self._store.generation():
+            # Another store, or one restored from a backup: nothing that was seen is true.
+            self.revision, self._generation, before = 0, self._store.generation(), 0
         elif before and await self._reaches(now):
             return
         snapshot = await self._store.scan("")

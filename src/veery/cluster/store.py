@@ -17,6 +17,11 @@ class StoreUnavailable(Failed):
     """The store gave no answer within its deadline; for a read or a lease nothing has changed."""
 
 
+class StoreRestored(StoreUnavailable):
+    """The store answers, and it is not the one that this node knows: it was restored from a backup, or its members
+    differ. What it says is not acted on. See veery.cluster.trust."""
+
+
 class Compacted(Failed):
     """A watch asked for changes that the store no longer keeps: scan again, and watch from there."""
 
@@ -125,6 +130,11 @@ class Store(Protocol):
 
     async def revoke(self, lease: int) -> None:
         """End `lease` and remove the keys bound to it. Raises StoreUnavailable."""
+        ...
+
+    def generation(self) -> int:
+        """How often the store was found to be another one than before. What was read at an earlier generation is
+        void: a watch that was begun then raises Compacted."""
         ...
 
     async def close(self) -> None:

@@ -29,6 +29,9 @@ def decide(view: ClusterView, now: float, rules: Rules) -> tuple[Action, ...]:
     delays, and no safety hangs on it.
 
     At most one action about each subject that does something; Notes say why nothing is done where that matters."""
+    if view.restored:
+        reason = f"{view.restored}: domains run on, nothing is decided; next: veery cluster adopt --plan"
+        return (note("cluster", "store-restored", reason, Level.ALARM),)
     if not view.quorum:
         return (
             note("cluster", "no-quorum", "the store has no quorum: domains run on, nothing is decided", Level.ALARM),

@@ -37,7 +37,7 @@ from veery.cluster.keys import (
     Unreadable,
 )
 from veery.cluster.mirror import Mirror
-from veery.cluster.store import Entry, Store
+from veery.cluster.store import Entry, Store, StoreRestored
 from veery.errors import Failed, OutcomeUnknown
 from veery.ha.base import Senses
 from veery.host.clock import Clock
@@ -91,7 +91,7 @@ class StoreEyes:
         self._watched = 0.0
         self._last = ClusterView(revision=0, quorum=False, settled=0.0, witnesses=0, watched=0.0, nodes={}, domains={})
         self._beats: dict[str, float] = {}  # since when each node's heartbeats on storage go on
-        self._decoded: dict[str, tuple[int, Any]] = {}
+        self._decoded: dict[str, tuple[Entry, Any]] = {}
         self._bad: dict[str, str] = {}  # what cannot be read, by key: one sentence
         self._readings: dict[str, NodeReading] = {}
         self._heard: dict[str, float] = {}  # when each was given
@@ -109,8 +109,9 @@ class StoreEyes:
                 _, signs, readings = await asyncio.gather(
                     self._mirror.current(), self._senses.signs(), self._senses.readings()
                 )
-        except (Failed, OutcomeUnknown, TimeoutError):
-            self._last = dataclasses.replace(self._last, quorum=False, settled=0.0, watched=0.0)
+        except (Failed, OutcomeUnknown, TimeoutError) as error:
+            restored = error.message if isinstance(error, StoreRestored) else ""
+            self._last = dataclasses.replace(self._last, quorum=False, settled=0.0, watched=0.0, restored=restored)
             self._seen = None
             return self._last
         now = self._clock.now()
@@ -222,9 +223,9 @@ class StoreEyes:
         return self._value(kind, entry) if entry else None
 
     def _value(self, kind: Kind[T], entry: Entry) -> T | None:
-        """The record in `entry`, decoded once for each revision; None where it cannot be read."""
+        """The record in `entry`, decoded once; None where it cannot be read."""
         cached = self._decoded.get(entry.key)
-        if cached is None or cached[0] != entry.revision:
+        if cached is None or cached[0] is not entry:  # not its revision: a restored store uses those again
             self._bad.pop(entry.key, None)
             found: T | None = None
             try:
@@ -232,7 +233,7 @@ class StoreEyes:
             except Unreadable as error:
                 self._bad[entry.key] = error.message
                 log.error("%s", error.message)
-            cached = self._decoded[entry.key] = (entry.revision, found)
+            cached = self._decoded[entry.key] = (entry, found)
         value: T | None = cached[1]
         return value
 

@@ -92,3 +92,16 @@ class TokenStatus:
     id: str
     node: str
     expires: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Incarnation:
+    """The one life of the store, from its making to the next time it is adopted after a restore. `before`: the ids of
+    earlier ones. `doubt`: why a node found that the store went back ("" while nobody did), `by`: that node. While a
+    doubt stands no node acts on what the store says."""
+
+    id: str
+    before: tuple[str, ...] = ()
+    doubt: str = ""
+    by: str = ""
+    revision: int = 0

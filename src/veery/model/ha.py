@@ -278,7 +278,7 @@ class DomainView:
 class ClusterView:
     """The cluster at `revision` of the store. `quorum`: the store answered. `settled`: seconds for which it has
     answered without break, by the leader's clock. `witnesses`: storage nodes that told of heartbeats just now;
-    `watched`: seconds for which there was one without break.
+    `watched`: seconds for which there was one without break. `restored`: why the store is not trusted, "" where it is.
     Of this leader itself: `acting`, subjects ("domain/x", "node/y") with an action under way; `resting`, those whose
     last action failed a moment ago, with what was said; `starting`, domain to node, and `moving`, domain to
     (source, target), the orders under way; `ages`, seconds since the run of a domain or the fence of a node was
@@ -298,6 +298,7 @@ class ClusterView:
     starting: Mapping[str, str] = field(default_factory=dict)
     moving: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     ages: Mapping[str, float] = field(default_factory=dict)
+    restored: str = ""
 
 
 # ---- what is to be done

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from veery.cluster import owner as owners
 from veery.cluster.keys import DISARMED, DOMAINS, FENCES, OWNERS, POLICIES, Unreadable
+from veery.cluster.trust import Trust
 from veery.errors import Refused, VeeryError
 from veery.host.shortage import is_shortage
 from veery.migrate.base import Ground
@@ -25,6 +26,7 @@ TIDY = 5.0  # seconds between two looks at the owner keys
 RETRY = 1.0
 QUICK = 60.0  # a domain that ends sooner than this after its start is restarted ever more slowly
 PAUSE_MAX = 20.0  # less than a user's order waits for ours to end
+LIVE = (DomainState.RUNNING, DomainState.BLOCKED)
 FAULTS = frozenset({DomainEnd.CRASH, DomainEnd.WATCHDOG, DomainEnd.DIED})
 RESTARTS = frozenset({OnEvent.RESTART, OnEvent.COREDUMP_RESTART, OnEvent.SOFT_RESET, OnEvent.RENAME_RESTART})
 
@@ -56,9 +58,9 @@ def pause_before(quick_ends: int) -> float:
 class Caretaker:
     """One a node; `run` is its task."""
 
-    def __init__(self, ground: Ground, domains: Domains) -> None:
+    def __init__(self, ground: Ground, domains: Domains, trust: Trust) -> None:
         """Nothing is done before `run`."""
-        self._ground, self._domains = ground, domains
+        self._ground, self._domains, self._trust = ground, domains, trust
         self._quick_ends: defaultdict[str, int] = defaultdict(int)
         self._restarted: dict[str, float] = {}  # domain: when we last started it again
         self._missing: set[tuple[str, int]] = set()
@@ -219,6 +221,9 @@ class Caretaker:
             owner = await owners.read(self._ground.store, reading.name)
             if owner is None and reading.state is not DomainState.INCOMING and not await self._fenced():
                 await self._claim(reading)
+            elif owner is not None and reading.state in LIVE and not await self._fenced():
+                # A key is taken from a node only under its fence, or by a move of its own, which would be known here.
+                self._trust.suspect(f"{reading.name} runs here, its owner key names {owner.node}, and no fence stands")
             elif owner is None or owner.node != self._ground.node:
                 whose = owner.node if owner else "nobody"
                 log.error("domain=%s destroyed here: its owner is %s", reading.name, whose)

@@ -59,13 +59,15 @@ class Stance(StrEnum):
 class View:
     """What the guard knows. `lost`: seconds since the lease was lost, negative while it has that long to go. `fenced`:
     what the store says of us (False while it does not answer). `voters` and `storage`: the nodes of these roles, of
-    storage those that matter here; `words`: the answers of just now, our own among them."""
+    storage those that matter here; `words`: the answers of just now, our own among them. `doubted`: the store answers
+    us, and the doubt stands in it that it was restored (cluster/trust.py): nobody takes a domain from anybody."""
 
     lost: float
     fenced: bool
     voters: frozenset[str]
     storage: frozenset[str]
     words: tuple[Word, ...] = ()
+    doubted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,10 @@ def rule(view: View, end: float) -> Ruling:
             return Ruling(Stance.HOLD, "this node is fenced", feed=True)
         return Ruling(Stance.RUN, "the lease holds", feed=True)
     shut = sorted(word.node for word in view.words if word.fenced)
+    if not shut and view.doubted:
+        # We reach the store, and every transaction of another asks that there be no doubt: no fence of ours, by
+        # watchdog or otherwise, can lead to a start elsewhere from here on.
+        return Ruling(Stance.STAY, "the store was restored: nobody acts on it before `veery cluster adopt`", feed=True)
     leaderless = {word.node for word in view.words if word.quorum is False} & view.voters
     if not shut and 2 * len(leaderless) > len(view.voters):
         return Ruling(Stance.STAY, f"the store is down for all: {_names(leaderless)} say so", feed=True)
@@ -123,15 +129,16 @@ class Guard:
         neighbours: Neighbours,
         peers: Peers,
         clock: Clock,
+        doubted: Callable[[], bool],
         file: Path,
         end: float,
     ) -> None:
-        """`peers` finds nodes without the store; `file` remembers over a restart of ours which domains are held; `end`:
-        seconds after the lease was lost at which domains are ended."""
+        """`peers` finds nodes without the store; `doubted`: as in View; `file` remembers over a restart of ours which
+        domains are held; `end`: seconds after the lease was lost at which domains are ended."""
         self._node, self._store, self._heartbeat = node, store, heartbeat
         self._domains, self._fencing, self._standing = domains, fencing, standing
         self._neighbours, self._peers, self._clock = neighbours, peers, clock
-        self._file, self._end = file, end
+        self._doubted, self._file, self._end = doubted, file, end
         self._started = clock.now()
         self._tasks: asyncio.TaskGroup | None = None
         self._under_way: set[str] = set()
@@ -202,6 +209,7 @@ class Guard:
             voters=voters,
             storage=await self._storage() if lost >= 0 else frozenset(),
             words=self._words if self._clock.now() - self._heard < FRESH else (),
+            doubted=self._doubted(),
         )
 
     async def _look_for_ever(self) -> None:

@@ -72,6 +72,7 @@ class Membership:
 
     async def _introduce(self) -> None:
         await members.bootstrap(self._store, Path(self._settings.state), self.identity)
+        await members.incarnate(self._store)
         await members.update(self._store, members.current(self._settings, self.identity))
         await revocation.tell(self._store, self.identity.node.name, Path(self._settings.state) / "tls")
 

@@ -27,7 +27,7 @@ class Recovery:
     def __init__(self, node: str, mirror: Mirror, domains: Domains, heartbeat: Heartbeat) -> None:
         """`node` is this one's name; everything is shared with the daemon, which owns it and runs it."""
         self._node, self._mirror, self._domains, self._heartbeat = node, mirror, domains, heartbeat
-        self._decoded: dict[str, tuple[int, Owner | None]] = {}  # by key: the revision, and what stands there
+        self._decoded: dict[str, tuple[Entry, Owner | None]] = {}  # by key: a restored store uses revisions again
 
     async def reading(self) -> NodeReading:
         """This node, now. Without an answer from the store every copy counts as unclear."""
@@ -68,10 +68,10 @@ class Recovery:
         """Domain to boot of those that belong to this node. Raises StoreUnavailable."""
         await self._mirror.current()
         entries = self._mirror.under(OWNERS.prefix)
-        decoded: dict[str, tuple[int, Owner | None]] = {}
+        decoded: dict[str, tuple[Entry, Owner | None]] = {}
         for key, entry in entries.items():
             known = self._decoded.get(key)
-            decoded[key] = known if known and known[0] == entry.revision else (entry.revision, _owner(entry))
+            decoded[key] = known if known and known[0] is entry else (entry, _owner(entry))
         self._decoded = decoded
         owned = {OWNERS.name(key): owner for key, (_, owner) in decoded.items() if owner is not None}
         return {name: owner.boot for name, owner in owned.items() if owner.node == self._node}

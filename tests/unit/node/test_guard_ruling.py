@@ -82,3 +82,20 @@ def test_every_combination_of_two_answers() -> None:
             assert ruling.stance is (Stance.HOLD if lost < END else Stance.END)
         if ruling.feed:
             assert 2 * leaderless > len(VOTERS)
+
+
+@pytest.mark.parametrize("lost", [0.0, END, 500.0])
+def test_a_store_that_was_restored_ends_nothing(lost: float) -> None:
+    """We reach it, and its doubt keeps everybody from acting on it: a fence by watchdog would lead to nothing."""
+    own = Word(node="test1", quorum=True)
+    view = View(lost=lost, fenced=False, voters=VOTERS, storage=frozenset({"stor"}), words=(own,), doubted=True)
+    ruling = rule(view, END)
+    assert (ruling.stance, ruling.feed) == (Stance.STAY, True)
+
+
+def test_a_node_that_is_shut_out_stops_also_under_a_restored_store() -> None:
+    shut = (Word(node="stor", fenced=True),)
+    for lost, wanted in ((1.0, Stance.HOLD), (END, Stance.END)):
+        view = View(lost=lost, fenced=False, voters=VOTERS, storage=frozenset({"stor"}), words=shut, doubted=True)
+        ruling = rule(view, END)
+        assert (ruling.stance, ruling.feed) == (wanted, False)

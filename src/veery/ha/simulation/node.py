@@ -13,10 +13,12 @@ from veery.cluster import owner as gate
 from veery.cluster.keys import FENCES, MEANS, OWNERS, RESERVATIONS
 from veery.cluster.memory import MemoryStore
 from veery.cluster.presence import Heartbeat
+from veery.cluster.trust import Trust
 from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
 from veery.ha import orders
 from veery.ha.simulation.reach import NodeStore
 from veery.ha.simulation.world import Copy, Machine, NodeClock, World
+from veery.model.adoption import CopyHere, Inventory
 from veery.model.cluster import Owner, Reservation
 from veery.model.ha import FenceMeans, FenceState, NodeReading, RunningCopy, Ticket
 from veery.model.node import Role
@@ -31,7 +33,8 @@ class SimNode:
     def __init__(self, world: World, machine: Machine, data: MemoryStore, boots: Iterator[int]) -> None:
         self.world, self.machine, self.name = world, machine, machine.name
         self.clock = NodeClock(machine)
-        self.store = NodeStore(world, machine.name, data)
+        self.trust = Trust(machine.name, machine, self.clock)
+        self.store = NodeStore(world, machine.name, data, self.trust)
         self._boots = boots
         self.heartbeat = Heartbeat(self.store, self.name, ttl=world.scenario.rules.node_ttl, clock=self.clock)
         self.started = self.clock.epoch()
@@ -49,6 +52,12 @@ class SimNode:
             group.create_task(self._caretaker())
             group.create_task(self._announce())
             group.create_task(self._reconcile())
+            if self.world.scenario.restores:  # else there is nothing to look for
+                group.create_task(self.trust.run(self.store.look, self._mark))
+
+    async def _mark(self, why: str) -> None:
+        await self.store.mark(self.trust, why, self.clock.epoch())
+        self.world.say(self.name, f"doubts the store: {why}")
 
     async def _announce(self) -> None:
         """Once it is present: what it had announced is over; write how this node can be fenced."""
@@ -71,7 +80,7 @@ class SimNode:
             await self.machine.gate()
             now = self.clock.now()
             heard = self.world.heartbeat(self.name, stopped=self._stopped)
-            if heard or not self.heartbeat.lost() or self._down_for_all():
+            if heard or not self.heartbeat.lost() or self._down_for_all() or self._doubts():
                 self._alone = self.machine.fed = now
             if not self.heartbeat.lost():
                 self._stopped = False
@@ -88,8 +97,29 @@ class SimNode:
         world = self.world
         voters = world.voters()
         heard = [each for each in voters if world.linked(self.name, each.name)]
-        shut = any(self.name in each.denied for each in world.storages() if world.linked(self.name, each.name))
-        return not shut and 2 * len(heard) > len(voters) and not world.members()
+        return not self._shut() and 2 * len(heard) > len(voters) and not world.members()
+
+    def _doubts(self) -> bool:
+        """Whether the store was just seen to be doubted, and no storage node shuts this node out."""
+        return self.trust.stands() and not self._shut()
+
+    def _shut(self) -> bool:
+        world = self.world
+        return any(self.name in each.denied for each in world.storages() if world.linked(self.name, each.name))
+
+    def inventory(self) -> Inventory:
+        """What this node tells to whoever adopts a restored store."""
+        seen = self.trust.seen
+        return Inventory(
+            node=self.name,
+            restored=self.trust.restored,
+            incarnations=(*seen.before, seen.incarnation) if seen else (),
+            copies=tuple(
+                CopyHere(domain=name, boot=copy.boot, incoming=copy.incoming, busy=name in self._starting)
+                for name, copy in self.machine.copies.items()
+            ),
+            shut=tuple(each.name for each in self.world.storages() if self.name in each.denied),
+        )
 
     # ---- the caretaker
     async def _caretaker(self) -> None:
@@ -122,16 +152,23 @@ class SimNode:
             mine = owner is not None and (owner.node, owner.boot) == (self.name, copy.boot)
             if copy.incoming:
                 await self._half(copy)
+            elif owner is not None and owner.node != self.name and copy.running and await self._unfenced():
+                self.trust.suspect(f"{name} runs here, its owner key names {owner.node}, and no fence stands")
             elif not mine and name not in self._starting:
                 self.machine.copies.pop(name, None)
                 whose = f"it belongs to {owner.node}" if owner else "it belongs to nobody"
                 self.world.say(self.name, f"ends its copy of {name}: {whose}")
+                if self.world.went_back is not None:
+                    self.world.breaks(f"{self.name} ended its copy of {name} by a store that went back")
         for name, owner in owners.items():
             if owner.node == self.name and name not in before and not {name} & (self._starting | self._sending):
                 if name in self.machine.copies:
                     continue
                 await orders.give_back(self.store, owner)
                 self.world.say(self.name, f"gives {name} back: it does not run here")
+
+    async def _unfenced(self) -> bool:
+        return await FENCES.get(self.store, self.name) is None
 
     async def _half(self, copy: Copy) -> None:
         """An incoming copy whose source is not heard any more: ask the gate what became of it."""

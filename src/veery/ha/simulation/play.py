@@ -6,8 +6,18 @@ import asyncio
 import logging
 from dataclasses import dataclass
 
-from veery.cluster.keys import DOMAINS, FENCES, GROUPS, NODES, OWNERS, POLICIES, RESERVATIONS
-from veery.cluster.memory import MemoryStore
+from veery.cluster.keys import (
+    DOMAINS,
+    FENCES,
+    GROUPS,
+    INCARNATION,
+    INCARNATIONS,
+    NODES,
+    OWNERS,
+    POLICIES,
+    RESERVATIONS,
+)
+from veery.cluster.memory import Backup, MemoryStore
 from veery.cluster.store import Put
 from veery.errors import Refused, VeeryError
 from veery.ha.eyes import StoreEyes
@@ -20,7 +30,7 @@ from veery.ha.simulation.scenario import Scenario, Step
 from veery.ha.simulation.steps import STEPS, Stage
 from veery.ha.simulation.world import NodeClock, World
 from veery.host.tasks import stop
-from veery.model.cluster import DomainRecord, Owner
+from veery.model.cluster import DomainRecord, Incarnation, Owner
 from veery.model.domain import DiskSpec, DomainSpec
 from veery.model.ha import Event, HaRecord, Level
 from veery.model.node import Node, Role
@@ -68,6 +78,7 @@ class _Play(Stage):
         self.world = World(scenario)
         self.nodes: dict[str, SimNode] = {}
         self.brains: dict[str, Brain] = {}
+        self.backup: Backup | None = None
         self._boots = boots()
 
     async def run(self) -> Told:
@@ -110,7 +121,7 @@ class _Play(Stage):
 
     async def _found(self) -> None:
         """The cluster as it stands at second 0: records, owners, running copies."""
-        operations: list[Put] = []
+        operations: list[Put] = [INCARNATIONS.put(INCARNATION, Incarnation(id="first"))]
         for name, setup in self.scenario.nodes.items():
             operations.append(NODES.put(name, Node(name=name, address=name, roles=setup.roles)))
         for name, group in self.scenario.groups.items():

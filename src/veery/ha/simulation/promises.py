@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from veery.cluster.memory import MemoryStore
 from veery.cluster.store import Snapshot
+from veery.cluster.trust import LOOK_INTERVAL_S
 from veery.ha.simulation.records import Records
 from veery.ha.simulation.world import Machine, World
 from veery.model.ha import WATCHDOG, FenceRecord, FenceState, GroupKind, Policy, Ticket
@@ -19,6 +20,7 @@ LATE = 3.0  # seconds by which an order may come after the look that it was deci
 TICK = 0.25
 PATIENCE = 9.0  # seconds within which what can be done is done
 ORDER = 20.0  # and so many more where an order about the same domain may wait for a node that stands frozen
+NOTICED = LOOK_INTERVAL_S + 2.0  # seconds within which everybody who reaches a restored store knows that it is one
 HOLD = 30.0  # seconds for which a start under way holds those of lower priority back
 
 
@@ -45,11 +47,13 @@ class Promises:
 
     async def _look(self) -> None:
         snapshot = await self._data.scan("")
-        if snapshot.revision != self._records.revision:
+        if snapshot.revision != self._records.revision or self._world.went_back is not None:
             self._records = Records(snapshot, self._records)
         records = self._records
-        facts = {"quorum"} if self._world.members() else set()
+        gone_back = self._world.went_back is not None  # to the brain a store that it does not trust is none
+        facts = {"quorum"} if self._world.members() and not gone_back else set()
         facts |= {"disarmed"} if records.disarmed else set()
+        facts |= {"doubted"} if records.doubted else {f"knows/{name}" for name in self._know_better(records)}
         for name, machine in self._world.machines.items():
             facts |= {f"gone/{name}"} if not records.alive(name) else {f"there/{name}"}
             facts |= {f"drain/{name}"} if records.drained(name) else set()
@@ -76,6 +80,8 @@ class Promises:
             what, _, name = fact.partition("/")
             if what == "provable" and self._lasted(fact) > self._world.scenario.rules.retry + PATIENCE:
                 self._world.breaks(f"{name.rpartition('/')[2]} can be fenced, and is not")
+            if what == "knows" and self._lasted(fact) > NOTICED + 2 * self._world.machines[name].slow:
+                self._world.breaks(f"{name} knows that the store went back, and does not doubt it")
             if what == "alone" and self._lasted(fact) > self._world.machines[name].stop + LATE:
                 self._world.breaks(f"{name} is alone, and has not ended its domains")
             if what == "startable" and self._lasted(fact) > PATIENCE + ORDER:
@@ -91,6 +97,17 @@ class Promises:
             since["quorum"] = begun  # so short that a brain may have looked before and after it
         self._since = since
 
+    def _know_better(self, records: Records) -> set[str]:
+        """The nodes that reach a store which went back, and have seen more on their disks than is in it."""
+        if self._world.went_back is None:
+            return set()
+        return {
+            name
+            for name, machine in self._world.machines.items()
+            if machine.seen and machine.seen.revision > records.revision and self._world.linked(name, name)
+            if self._world.reaches_store(name)
+        }
+
     def _asks(self, node: str, storage: Machine) -> bool:
         """Whether `storage` tells `node` of heartbeats."""
         return storage.target and storage.knows and self._world.linked(node, storage.name)
@@ -100,11 +117,15 @@ class Promises:
         here = machine.well and machine.daemon and any(not copy.incoming for copy in machine.copies.values())
         if not here or records.alive(machine.name) or not self._world.members():
             return False
+        if self._world.went_back is not None and self._world.reaches_store(machine.name):
+            return False  # nobody acts on the store: it runs on
         return not any(self._world.reaches_storage(machine.name, each) for each in self._world.storages())
 
     def _undone(self, records: Records) -> set[str]:
         """What the one that leads could do at this moment, and nothing stands in its way."""
         leader, world = records.leader, self._world
+        if world.went_back is not None:
+            return set()
         if not leader or not world.members() or records.disarmed or not world.linked(leader, leader):
             return set()
         if any(machine.slow for machine in world.machines.values()) or not world.reaches_store(leader):
@@ -142,6 +163,8 @@ class Promises:
 
     def _owners_hold(self, records: Records) -> None:
         """Every copy that may write has the owner key."""
+        if self._world.went_back is not None:
+            return
         for machine in self._world.machines.values():
             for copy in machine.copies.values():
                 owner = records.owner(copy.domain)
@@ -168,6 +191,8 @@ class Promises:
         await self._look()
         if self._lasted("disarmed") > self._late(leader):
             self._world.breaks(f"{what}, while disarmed")
+        if self._lasted("doubted") > NOTICED + self._late(leader):
+            self._world.breaks(f"{what}, by a store that went back")
         return self._records
 
     # ---- fences

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 from veery.cluster.memory import MemoryStore
 from veery.cluster.store import Change, Committed, Delete, Entry, Put, Snapshot, StoreUnavailable, Unchanged
+from veery.cluster.trust import Trust
 from veery.errors import OutcomeUnknown
 from veery.ha.simulation.world import ANSWER, World
 
@@ -19,8 +20,8 @@ FURTHER = 0.0001  # and for each node of the list so much more: of two that ask 
 class NodeStore:
     """A `Store`: the shipped memory store, seen by a node of the simulated world."""
 
-    def __init__(self, world: World, node: str, data: MemoryStore) -> None:
-        self._world, self._node, self.view = world, node, data.view()
+    def __init__(self, world: World, node: str, data: MemoryStore, trust: Trust) -> None:
+        self._world, self._node, self.view = world, node, data.view(trust)
         self._trip = TRIP + FURTHER * list(world.machines).index(node)
         self.lose: tuple[str, bool] | None = None  # a key's beginning: the next write to it gets no answer; done or not
 
@@ -112,6 +113,20 @@ class NodeStore:
         await self._asked()
         await self.view.revoke(lease)
         await self._answered(wrote=True)
+
+    async def look(self) -> None:
+        """As EtcdStore.look."""
+        await self._asked()
+        await self.view.look()
+
+    async def mark(self, trust: Trust, why: str, epoch: float) -> None:
+        """As EtcdStore.mark."""
+        await self._asked()
+        await self.view.mark(trust, why, epoch)
+
+    def generation(self) -> int:
+        """As Store.generation."""
+        return self.view.generation()
 
     async def close(self) -> None:
         """As Store.close."""

@@ -9,6 +9,8 @@ from veery.cluster.keys import (
     DISARMED,
     FENCES,
     HISTORIES,
+    INCARNATION,
+    INCARNATIONS,
     INTENTS,
     LEADER,
     LEADERS,
@@ -31,23 +33,29 @@ class Records:
     def __init__(self, snapshot: Snapshot, before: Records | None = None) -> None:
         self.revision = snapshot.revision
         self._entries = {entry.key: entry for entry in snapshot.entries}
-        self._values: dict[tuple[str, int], Any] = before._values if before else {}
+        self._values: dict[str, tuple[Entry, Any]] = before._values if before else {}
 
     def _one(self, kind: Kind[T], name: str) -> T | None:
         entry = self._entries.get(kind.prefix + name)
         return self._value(kind, entry) if entry else None
 
     def _value(self, kind: Kind[T], entry: Entry) -> T:
-        key = (entry.key, entry.revision)
-        if key not in self._values:
-            self._values[key] = kind.value(entry)
-        value: T = self._values[key]
+        known = self._values.get(entry.key)
+        if known is None or known[0] is not entry:  # not by its revision: a restored store uses those again
+            known = self._values[entry.key] = (entry, kind.value(entry))
+        value: T = known[1]
         return value
 
     @property
     def disarmed(self) -> bool:
         """Whether `veery disarm` stands."""
         return DISARMED in self._entries
+
+    @property
+    def doubted(self) -> bool:
+        """Whether a node found that the store went back."""
+        entry = self._entries.get(INCARNATION)
+        return entry is not None and bool(self._value(INCARNATIONS, entry).doubt)
 
     @property
     def leader(self) -> str:

@@ -93,6 +93,11 @@ class Scenario:
     rules: Rules = field(default_factory=Rules)
     steps: tuple[Step, ...] = ()
 
+    @property
+    def restores(self) -> bool:
+        """Whether the store is put back to an earlier state in it."""
+        return any(step.do == "restore-store" for step in self.steps)
+
 
 _TABLES: dict[str, type[Any]] = {"nodes": NodeSetup, "domains": DomainSetup, "groups": Group}
 

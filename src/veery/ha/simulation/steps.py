@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
+from veery.cluster import adopt as adoption
 from veery.cluster import owner as gate
 from veery.cluster.keys import OWNERS
-from veery.cluster.memory import MemoryStore
+from veery.cluster.memory import Backup, MemoryStore
 from veery.errors import Failed, Refused
 from veery.ha import drainplan, orders
 from veery.ha.loop import Brain
@@ -28,6 +31,7 @@ class Stage(Protocol):
     data: MemoryStore
     nodes: dict[str, SimNode]
     brains: dict[str, Brain]
+    backup: Backup | None
 
     def wake(self, name: str) -> None:
         """Start a node's daemon."""
@@ -256,7 +260,68 @@ async def well(stage: Stage, step: Step) -> None:
     stage.world.say("world", f"{step.node} is well again")
 
 
+async def snapshot_store(stage: Stage, step: Step) -> None:
+    """A copy of the store is put away."""
+    del step
+    stage.backup = stage.data.backup()
+    stage.world.say("world", "a copy of the store is put away")
+
+
+async def restore_store(stage: Stage, step: Step) -> None:
+    """The store is put back as it was at the last `snapshot-store`; `text`: the cluster id that it gets ("": as it
+    was). `seconds`: for so long before no voter's etcd runs."""
+    if stage.backup is None:
+        raise Refused("no copy of the store was put away")
+    if step.seconds:
+        await etcd_stop(stage, dataclasses.replace(step, node=""))
+        await asyncio.sleep(step.seconds)
+    before = _lasting(stage.data.backup())
+    stage.data.restore(stage.backup, cluster=step.text)
+    if step.text or before != _lasting(stage.backup):  # else nothing went back
+        stage.world.went_back = stage.world.now()
+    stage.world.say("world", "the store is restored from its copy")
+    if step.seconds:
+        await etcd_start(stage, dataclasses.replace(step, node=""))
+
+
+def _lasting(backup: Backup) -> dict[str, tuple[int, bytes]]:
+    """What hangs on no lease."""
+    return {key: (each.revision, each.value) for key, each in backup.entries.items() if not each.lease}
+
+
 # ---- commands
+async def adopt(stage: Stage, step: Step) -> None:
+    """veery cluster adopt [--lost NODE] (`node` is the one that is lost). With `force` the operator first ends what
+    stands in its way: copies on nodes that are shut out, and the older of two copies."""
+    if step.force:
+        _end_stale(stage)
+    _command(stage, f"cluster adopt{f' --lost {step.node}' if step.node else ''}")
+    if not stage.world.members():
+        raise Failed("the store does not answer")
+    up = [name for name, machine in stage.world.machines.items() if machine.well and machine.daemon]
+    asker = next((name for name in up if stage.world.machines[name].cluster_net), "")
+    told = {name: stage.nodes[name].inventory() for name in up if asker and stage.world.linked(asker, name)}
+    silent = {name: "no answer" for name in stage.world.machines if name not in told}
+    records = await adoption.read(stage.data)
+    made = adoption.plan(records, told, silent, [step.node] if step.node else [])
+    for change in made.changes:
+        stage.world.say("veery", change)
+    now = stage.world.now() + BEGIN
+    await adoption.write(stage.data, records, made, by="operator", epoch=now, name=f"adopted-{now - BEGIN:g}")
+    stage.world.went_back = None
+    stage.world.say("veery", "the store is adopted")
+
+
+def _end_stale(stage: Stage) -> None:
+    newest = dict(stage.world.runs)
+    for machine in stage.world.machines.values():
+        shut = any(machine.name in each.denied for each in stage.world.storages())
+        for name, copy in list(machine.copies.items()):
+            if not copy.incoming and (shut or copy.number < newest[name]):
+                _command(stage, f"--node {machine.name} destroy {name}")
+                del machine.copies[name]
+
+
 async def ha_set(stage: Stage, step: Step) -> None:
     """veery ha set DOMAIN policy."""
     policy = step.policy or Policy.RESTART
@@ -335,6 +400,8 @@ async def migrate(stage: Stage, step: Step) -> None:
     owner = await OWNERS.get(stage.data, step.domain)
     if owner is None:
         raise Refused(f"domain {step.domain} does not run")
+    if not stage.world.linked(owner.node, owner.node):
+        raise Failed(f"{owner.node} does not answer")
     stage.world.works(owner.node, stage.nodes[owner.node].send(step.domain, stage.nodes[step.node]))
 
 
@@ -385,6 +452,9 @@ STEPS: dict[str, Callable[[Stage, Step], Awaitable[None]]] = {
     "create": create,
     "migrate": migrate,
     "why": ask_why,
+    "snapshot-store": snapshot_store,
+    "restore-store": restore_store,
+    "adopt": adopt,
 }
 
 

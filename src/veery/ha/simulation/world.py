@@ -10,6 +10,7 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from veery.cluster.trust import Seen
 from veery.errors import Failed, OutcomeUnknown
 from veery.ha.simulation.clock import BEGIN
 from veery.ha.simulation.paths import Paths
@@ -60,6 +61,7 @@ class Machine:
     copies: dict[str, Copy] = field(default_factory=dict)
     denied: set[str] = field(default_factory=set)  # a storage node's: whom it does not let in
     signs: dict[str, tuple[float, bool]] = field(default_factory=dict)  # a storage node's: heartbeats
+    seen: Seen | None = None  # what its disk has of the store that it knows
     thawed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -71,6 +73,14 @@ class Machine:
     def well(self) -> bool:
         """Whether its processes run."""
         return self.power and not self.frozen
+
+    def load(self) -> Seen | None:
+        """As veery.cluster.trust.Memory.load."""
+        return self.seen
+
+    async def save(self, seen: Seen) -> None:
+        """As veery.cluster.trust.Memory.save."""
+        self.seen = seen
 
     async def gate(self) -> None:
         """Return when its processes run: a frozen machine's coroutines wait here."""
@@ -97,6 +107,7 @@ class World:
         self.moves: list[tuple[float, str, str]] = []
         self.fences: list[tuple[float, str, str]] = []  # second, node, method: proofs
         self.failing: dict[tuple[str, str], tuple[int, str]] = {}  # (what, whom): how often still, what is said
+        self.went_back: float | None = None  # since when the store is one that was restored and not yet adopted
         self.lasting: dict[str, float] = {}  # "NODE/METHOD": seconds that this fence takes
         self.paths = Paths(self.machines)
         self._tasks: dict[str, dict[asyncio.Task[Any], None]] = {name: {} for name in self.machines}  # in their order
