@@ -68,6 +68,7 @@ PACKAGE_OF = {
     "tgtadm": "tgt",
     "tgtd": "tgt",
     "timeout": "coreutils",
+    "true": "coreutils",
     "umount": "mount",
     "unshare": "util-linux",
     "xl": "xen-utils-common",
