@@ -3,7 +3,7 @@
 | key | value |
 |---|---|
 | cluster | Cluster |
-| ca/key | the CA's private key, PEM |
+| ca/key, ca/crl | the CA's private key, and its list of revoked certificates, both PEM |
 | token/SHA256 | Token; the hash is that of its secret |
 | joining | the name of the node that is being let in; bound to a lease |
 | node/NAME, alive/NAME, initiator/NAME | Node, Presence (bound to the node's lease), Initiator |
@@ -159,6 +159,7 @@ EVENTS = Kind("event/", Event)
 
 CLUSTER = "cluster"
 CA_KEY = "ca/key"
+CA_LIST = "ca/crl"
 JOINING = "joining"
 TID = "tid"
 LEADER = "leader"
