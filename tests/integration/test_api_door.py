@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
+import time
+from pathlib import Path
 
 import pytest
+from node_parts import Node, Workshop
 
 from veery.lab.services import Lab
 
@@ -87,3 +91,45 @@ async def test_an_order_for_another_node_is_passed_on(lab: Lab) -> None:
     told = await lab.veery("test1", "--node", "nowhere", "list", check=False)
     assert told.code == 1
     assert "no node 'nowhere'" in told.err
+
+
+async def test_a_node_that_was_put_out_is_a_stranger_and_moves_go_on(
+    lab: Lab, near: Node, workshop: Workshop, tmp_path: Path
+) -> None:
+    settings = tmp_path / "veery.toml"
+    settings.write_text(f'state = "{tmp_path}/lib"\nrun = "{tmp_path}/run"\n')
+    token = (await near.veery("node", "token")).split()[-1]
+    words = [sys.executable, "-m", "veery", "--settings", settings, "join", token, "--name", "test9"]
+    await lab.run("client", [*words, "--address", "172.16.31.100", "--roles", "hypervisor"], deadline=120)
+    certificates = tmp_path / "lib" / "tls"
+    try:
+        assert (await ask(lab, "GET", "/v1/domains", certificates))[0] == 200
+        status, made = await ask(lab, "POST", "/v1/tokens", certificates)
+        assert status == 200
+        assert [row["node"] for row in await near.json("token", "list", "--json")] == ["test9"]
+    finally:
+        await near.veery("node", "leave", "test9")
+    begun = time.monotonic()
+    while (await ask(lab, "GET", "/v1/domains", certificates))[0] != 403:
+        assert time.monotonic() - begun < 30
+    assert (await ask(lab, "POST", "/v1/tokens", certificates))[0] == 403
+    assert await near.json("token", "list", "--json") == []
+    assert isinstance(made, dict)
+    settings.write_text(f'state = "{tmp_path}/other"\nrun = "{tmp_path}/run"\n')
+    again = [*words[:-3], f"{made['token']}@172.16.31.1", "--name", "test8", "--address", "172.16.31.100"]
+    told = await lab.run("client", again, check=False)
+    assert told.code == 1
+    assert "the token is unknown" in told.err
+
+    # the CA's list is there by now, and QEMU lets the others' moves through
+    lists = [lab.plan.home(node) / "lib" / "tls" / "ca-crl.pem" for node in ("test1", "test2")]
+    async with asyncio.timeout(60):
+        while not all(each.exists() for each in lists):
+            await asyncio.sleep(0.1)
+    await workshop.volume("door")
+    try:
+        await near.veery("create", str(workshop.file("door")))
+        await near.veery("migrate", "--live", "door", "test2")
+        assert any(row["name"] == "door" for row in await lab.json("test2", "list", "--json"))
+    finally:
+        await workshop.clear("door")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from veery.errors import Failed
-from veery.host import tls
+from veery.host import crl, tls
 from veery.host.process import Process
 from veery.host.run import Result, run
 
@@ -75,6 +75,55 @@ async def test_qemu_takes_our_certificates_and_no_others(tmp_path: Path) -> None
             await _look(stranger, socket, "test1")
     finally:
         await server.stop(grace=0)
+
+
+async def test_qemu_and_python_turn_away_what_the_ca_lists(tmp_path: Path) -> None:
+    now = time.time()
+    ours = tls.make_ca("lab", epoch=now)
+    one, two, three = (_folder(tmp_path, ours, name, now) for name in ("test1", "test2", "test3"))
+    gone, _ = crl.serial((two / "server-cert.pem").read_text())
+    for folder in (one, three):
+        (folder / crl.CA_FILE).write_text(crl.sign(ours.cert, ours.key, [gone], number=1, epoch=now))
+    disk, socket = tmp_path / "disk", tmp_path / "nbd.sock"
+    disk.write_bytes(bytes(1 << 20))
+    words = ["qemu-nbd", "--object", f"tls-creds-x509,id=tls,dir={one},endpoint=server,verify-peer=yes"]
+    words += ["--tls-creds", "tls", "--persistent", "--format=raw", "--socket", str(socket), str(disk)]
+    server = Process.spawn(words, log_file=tmp_path / "nbd.log")
+    try:
+        async with asyncio.timeout(30):
+            while not socket.exists():
+                assert server.alive(), (tmp_path / "nbd.log").read_text()
+                await asyncio.sleep(0.05)
+        assert "virtual size: 1 MiB" in (await _look(three, socket, "test1")).out
+        with pytest.raises(Failed):
+            await _look(two, socket, "test1")
+    finally:
+        await server.stop(grace=0)
+
+    async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"welcome")
+        writer.close()
+
+    async def told(port: int, folder: Path) -> str:
+        try:
+            reader, writer = await asyncio.open_connection("127.31.17.1", port, ssl=tls.client_context(folder))
+        except ssl.SSLError as error:
+            return str(error)
+        try:
+            return (await reader.read()).decode()
+        except (ssl.SSLError, ConnectionError):
+            return "turned away"
+        finally:
+            writer.close()
+
+    listener = await asyncio.start_server(greet, "127.31.17.1", 0, ssl=tls.server_context(one))
+    async with listener, asyncio.timeout(30):
+        port = listener.sockets[0].getsockname()[1]
+        assert await told(port, three) == "welcome"
+        assert await told(port, two) != "welcome"
+    other = await asyncio.start_server(greet, "127.31.17.1", 0, ssl=tls.server_context(two))
+    async with other, asyncio.timeout(30):
+        assert "certificate revoked" in await told(other.sockets[0].getsockname()[1], three)
 
 
 async def test_a_listener_knows_who_calls(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@
 |---|---|
 | cluster | Cluster |
 | incarnation | Incarnation: a new one each time the store is adopted after a restore |
-| ca/key | the CA's private key, PEM |
+| ca/key, ca/crl | the CA's private key, and its list of revoked certificates, both PEM |
 | token/SHA256 | Token; the hash is that of its secret |
 | joining | the name of the node that is being let in; bound to a lease |
 | node/NAME, alive/NAME, initiator/NAME | Node, Presence (bound to the node's lease), Initiator |
@@ -172,6 +172,7 @@ INCARNATIONS = Kind("", Incarnation)  # one record: INCARNATION
 CLUSTER = "cluster"
 INCARNATION = "incarnation"
 CA_KEY = "ca/key"
+CA_LIST = "ca/crl"
 JOINING = "joining"
 TID = "tid"
 LEADER = "leader"

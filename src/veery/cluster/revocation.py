@@ -10,14 +10,17 @@ import logging
 import math
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from veery.cluster.keys import CERTIFICATES, REVOKED, Unreadable
+from veery.cluster.keys import CA_KEY, CA_LIST, CERTIFICATES, CLUSTER, REVOKED, Unreadable
 from veery.cluster.store import Compacted, Delete, Entry, Put, Store, StoreUnavailable, Unchanged
 from veery.errors import Refused
 from veery.host import crl
+from veery.host.files import write_atomic
 from veery.host.log import decision
-from veery.model.cluster import Certificate, Revoked
+from veery.model import codec
+from veery.model.cluster import Certificate, Cluster, Revoked
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +62,51 @@ async def write(store: Store, folder: Path) -> int:
     names = [REVOKED.name(entry.key) for entry in snapshot.entries if _ends(entry) > now]
     serials = [name for name in names if _SERIAL.fullmatch(name)]  # no other name is a certificate's
     crl.write(folder, serials, epoch=now)
+    await publish(store, serials, epoch=now)
     log.info(decision("certificates.revoked", count=len(serials)))
     return snapshot.revision
+
+
+async def publish(store: Store, serials: Sequence[str], *, epoch: float) -> None:
+    """Have the CA's list in the store say `serials`: there is none as long as there is nothing to say. Raises
+    StoreUnavailable, OutcomeUnknown."""
+    before, key, cluster = await store.get(CA_LIST), await store.get(CA_KEY), await store.get(CLUSTER)
+    if key is None or cluster is None or (not serials and before is None):
+        return
+    if before is not None and _listed(before) == frozenset(serials):
+        return
+    revision = before.revision if before else 0
+    ca = codec.decode(cluster.value, Cluster).ca
+    pem = crl.sign(ca, key.value.decode(), serials, number=revision + 1, epoch=epoch)
+    await store.commit([Unchanged(CA_LIST, revision)], [Put(CA_LIST, pem.encode())])
+
+
+def _listed(entry: Entry) -> frozenset[str] | None:
+    try:
+        return crl.listed(entry.value.decode())
+    except ValueError:
+        return None
+
+
+async def keep(store: Store, folder: Path) -> None:
+    """Keep the CA's list in `folder` as the store has it; returns when the watch breaks off. Raises StoreUnavailable,
+    OSError."""
+    snapshot = await store.scan(CA_LIST)
+    for entry in snapshot.entries:
+        _write_list(folder, entry)
+    try:
+        async for change in store.watch(CA_LIST, snapshot.revision):
+            if change.entry is not None:
+                _write_list(folder, change.entry)
+    except Compacted:
+        return
+    raise StoreUnavailable("the watch of the CA's list has ended")
+
+
+def _write_list(folder: Path, entry: Entry) -> None:
+    """One that cannot be read would keep every peer of QEMU out: the old one stays."""
+    if entry.key == CA_LIST and _listed(entry) is not None:
+        write_atomic(folder / crl.CA_FILE, entry.value, mode=0o644, sync=True)
 
 
 def _ends(entry: Entry) -> float:

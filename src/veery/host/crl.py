@@ -1,7 +1,9 @@
-"""Certificates that are worth nothing any more, as a file that etcd reads at each new connection.
+"""Certificates that are worth nothing any more, as files: one for etcd, one for whoever knows X.509's ways.
 
-etcd compares serial numbers and nothing else (pkg/transport/listener_tls.go, checkCRL): neither who signed the list nor
-how old it is. So each node signs its own, with its own key."""
+etcd reads its own at each new connection. It compares serial numbers and nothing else (pkg/transport/listener_tls.go,
+checkCRL): neither who signed the list nor how old it is. So each node signs its own, with its own key.
+
+GnuTLS (QEMU) and OpenSSL want one that the CA has signed and that is in force (RFC 5280, 5)."""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from pathlib import Path
 from veery.host.files import write_atomic
 
 FILE = "revoked.pem"  # in the folder of certificates
-DAYS = 3653  # nobody looks at it
+CA_FILE = "ca-crl.pem"  # the name that QEMU looks for beside ca-cert.pem (qemu docs/system/tls.rst)
+DAYS = 3653  # a list is good for as long as the CA: it is signed anew when it changes, not when it is old
+BACKDATED = datetime.timedelta(hours=1)  # a node whose clock is behind must not take it for one of the future
 
 
 def serial(cert: str) -> tuple[str, float]:
@@ -44,6 +48,37 @@ def write(folder: Path, serials: Iterable[str], *, epoch: float) -> None:
         builder = builder.add_revoked_certificate(one)
     data = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
     write_atomic(folder / FILE, data.decode(), mode=0o644, sync=True)
+
+
+def sign(ca_cert: str, ca_key: str, serials: Iterable[str], *, number: int, epoch: float) -> str:
+    """The CA's list (PEM) of `serials`; `number` grows from one list to the next."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    issuer = x509.load_pem_x509_certificate(ca_cert.encode())
+    key = serialization.load_pem_private_key(ca_key.encode(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    now = datetime.datetime.fromtimestamp(epoch, datetime.UTC) - BACKDATED
+    builder = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(issuer.subject)
+        .last_update(now)
+        .next_update(now + datetime.timedelta(days=DAYS))
+        .add_extension(x509.CRLNumber(number), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), critical=False)
+    )
+    for each in sorted(serials):
+        one = x509.RevokedCertificateBuilder().serial_number(int(each, 16)).revocation_date(now).build()
+        builder = builder.add_revoked_certificate(one)
+    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
+
+
+def listed(pem: str) -> frozenset[str]:
+    """The serial numbers (hex) in a list. Raises ValueError where it is none."""
+    from cryptography import x509
+
+    return frozenset(f"{each.serial_number:x}" for each in x509.load_pem_x509_crl(pem.encode()))
 
 
 def ensure(folder: Path, *, epoch: float) -> None:

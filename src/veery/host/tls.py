@@ -128,6 +128,7 @@ def write_folder(folder: Path, *, ca: str, node: KeyPair) -> None:
         write_atomic(folder / f"{side}-key.pem", node.key, mode=0o600, sync=True)
         write_atomic(folder / f"{side}-cert.pem", node.cert, mode=0o644, sync=True)
     crl.write(folder, (), epoch=time.time())
+    (folder / crl.CA_FILE).unlink(missing_ok=True)  # another CA's
 
 
 def server_context(folder: Path) -> ssl.SSLContext:
@@ -201,6 +202,9 @@ def _context(protocol: ssl._SSLMethod, folder: Path, side: str) -> ssl.SSLContex
     try:
         context.load_verify_locations(folder / "ca-cert.pem")
         context.load_cert_chain(folder / f"{side}-cert.pem", folder / f"{side}-key.pem")
+        if (folder / crl.CA_FILE).exists():  # as it was when this process began
+            context.load_verify_locations(folder / crl.CA_FILE)
+            context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
     except OSError as error:  # ssl.SSLError is one
         raise Refused(
             f"the certificates in {folder} are unfit: {error.strerror or error}",

@@ -32,6 +32,7 @@ class Membership:
         """For ever: put our records right, ask for our vote, follow the voters as they change."""
         await self._insist("records", self._introduce)
         async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._keep_list(), name="the CA's list")
             if self.identity.etcd is not None:
                 tasks.create_task(self._shut_out(), name="revoked certificates")
             await self._follow()
@@ -81,6 +82,18 @@ class Membership:
         while True:
             await self._insist("revoked certificates", self._write_revoked)
             await asyncio.sleep(RETRY)
+
+    async def _keep_list(self) -> None:
+        """Have the CA's list beside our certificates: QEMU reads it at the beginning of each move."""
+        while True:
+            await self._insist("the CA's list", self._write_list)
+            await asyncio.sleep(RETRY)
+
+    async def _write_list(self) -> None:
+        try:
+            await revocation.keep(self._store, Path(self._settings.state) / "tls")
+        except OSError as error:
+            raise Failed(f"{error.filename}: {error.strerror}") from error
 
     async def _write_revoked(self) -> None:
         try:
