@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import subprocess
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,10 @@ from veery.errors import Failed, Refused
 from veery.host.files import write_atomic
 
 log = logging.getLogger(__name__)
+
+LOG_MAX = 1 << 20  # bytes
+LOG_KEEP = 256 << 10  # bytes of it that stay to be read
+TRIM_EVERY_S = 5.0
 
 
 def start_ticks(pid: int) -> int:
@@ -65,7 +70,7 @@ class Process:
         Raises Refused when the program is not installed."""
         words = [str(word) for word in argv]
         log_file.parent.mkdir(parents=True, exist_ok=True)
-        with _private(log_file) as output:
+        with open_log(log_file) as output:
             try:
                 child = subprocess.Popen(
                     words,
@@ -160,11 +165,27 @@ class Process:
             ) from error
 
 
-def _private(log_file: Path) -> BinaryIO:
-    """Open a log to add to it. Only root reads it, also where an older veery made it."""
-    handle = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    os.fchmod(handle, 0o600)
+def open_log(path: Path) -> BinaryIO:
+    """`path`, to append to; only root reads it."""
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    os.fchmod(handle, 0o600)  # one of an older version
     return os.fdopen(handle, "ab")
+
+
+def trim_log(path: Path) -> None:
+    """Keep what a program of ours writes to `path` bounded: beyond LOG_MAX bytes the end of it goes to NAME.old and
+    the file is emptied. The program appends, so it goes on at the beginning. What it writes in between is lost.
+    Raises OSError."""
+    try:
+        with path.open("rb+") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size <= LOG_MAX:
+                return
+            file.seek(size - LOG_KEEP)
+            write_atomic(path.with_name(f"{path.name}.old"), file.read(LOG_KEEP))
+            file.truncate(0)
+    except FileNotFoundError:
+        return
 
 
 def _mark(ended: asyncio.Future[None]) -> None:
@@ -173,7 +194,8 @@ def _mark(ended: asyncio.Future[None]) -> None:
 
 
 class Service:
-    """Keeps one outside program running: adopts it after a restart of ours, starts it again when it ends."""
+    """Keeps one outside program running: adopts it after a restart of ours, starts it again when it ends. Keeps its
+    log bounded, for that is in memory (/run)."""
 
     def __init__(
         self,
@@ -191,9 +213,32 @@ class Service:
         self.name, self._command, self._env, self._started = name, command, env, started
         self._pid_file, self._log_file, self._pause = run / f"{name}.pid", run / f"{name}.log", pause
         self.process: Process | None = None
+        self._ends: deque[float] = deque(maxlen=100)
+
+    def ends(self, within: float) -> int:
+        """How often the program ended, or did not start, in the last `within` seconds."""
+        now = asyncio.get_running_loop().time()
+        return sum(1 for each in self._ends if now - each <= within)
 
     async def run(self) -> None:
         """For ever: adopt or start, wait for its end, again. Cancel to stop watching; the program runs on."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._trim(), name=f"trim {self._log_file.name}")
+            await self._keep_running()
+
+    async def _trim(self) -> None:
+        said = ""
+        while True:
+            try:
+                trim_log(self._log_file)
+                said = ""
+            except OSError as error:
+                if str(error) != said:
+                    log.warning("%s is not trimmed: %s", self._log_file, error)
+                said = str(error)
+            await asyncio.sleep(TRIM_EVERY_S)
+
+    async def _keep_running(self) -> None:
         wait = self._pause
         loop = asyncio.get_running_loop()
         while True:
@@ -214,6 +259,7 @@ class Service:
                 await self.process.gone()
                 self.process = None
                 log.error("%s ended; see %s", self.name, self._log_file)
+            self._ends.append(loop.time())
             wait = self._pause if loop.time() - begun > 10 else min(wait * 2, 10.0)
             await asyncio.sleep(wait)
 

@@ -13,7 +13,7 @@ from veery.errors import Failed, Refused, VeeryError
 from veery.host import kept
 from veery.host.clock import Clock
 from veery.host.files import write_atomic
-from veery.host.process import Process
+from veery.host.process import Process, trim_log
 from veery.hypervisor.dmesg import Dmesg
 from veery.hypervisor.qemu import hotplug, machine, migration
 from veery.hypervisor.qemu.argv import Command
@@ -231,6 +231,7 @@ class Roster:
             for domain in self._domains.values():
                 try:
                     domain.console.trim()
+                    trim_log(domain.home.qemu_log)
                 except OSError as error:
                     log.warning("domain=%s console log: %s", domain.record.spec.name, error)
 
