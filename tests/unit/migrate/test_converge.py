@@ -222,7 +222,7 @@ def test_rounds_are_folded_in_order_and_bounded(steps: list[tuple[float, bool, f
 
 
 def copy(total: float, writes: float, speed: float, *, looks: bool, span: float = 1500.0) -> list[Sample]:
-    """A copy of a domain that writes its memory over in a line (MiB, MiB/s), two readings a second as QEMU tells them."""
+    """A copy of a domain that writes its memory over in a line (MiB, MiB/s), read twice a second."""
     readings: list[Sample] = []
     left, hidden, count, since, at = total, 0.0, 1, 0.0, 0.0
     while at < span:

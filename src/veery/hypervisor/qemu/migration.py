@@ -157,7 +157,7 @@ async def _run_on(domain: Domain, clock: Clock) -> None:
     away = await domain.status() == "postmigrate"
     if not domain.record.held and domain.record.ended is None:
         end = clock.now() + RUN_ON_DEADLINE
-        while await domain.status() != "running":
+        while await domain.status() != "running" and domain.record.ended is None:
             try:
                 await domain.cont()
             except CommandError:  # "Migration is not finalized yet": it is about to be, or to let it run itself
@@ -232,6 +232,8 @@ async def finish(domain: Domain, *, paused: bool) -> None:
         await domain.cont()
     domain.update(stage=Stage.ARRIVING if arriving else Stage.RUNNING, held=paused)
     await domain.announce()
+    if not paused:
+        await domain.steady()
 
 
 # ---- files
