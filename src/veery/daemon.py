@@ -304,6 +304,7 @@ class Daemon:
             clock=self.clock,
             folders=folders,
             tls=certificates,
+            driver=self.driver if self.node.has(Role.HYPERVISOR) else None,
         )
 
     def _means(self) -> FenceMeans:

@@ -34,6 +34,7 @@ from veery.model import codec
 from veery.model.domain import DomainEnd, DomainSpec
 from veery.model.volume import AttachedVif, Attachments
 
+OOM_SCORE = 300  # proc(5), oom_score_adj: of -1000 to 1000, who is ended first when memory runs out
 SOCKET_PATH_MAX = 107  # sun_path less its final zero, unix(7)
 
 
@@ -142,6 +143,8 @@ class Home:
                 argv(wiring), log_file=self.qemu_log, pass_fds=(*monitors, port, *secrets.values()), cwd=Path("/")
             )
         process.save(self._pid)
+        with contextlib.suppress(OSError):  # veeryd, etcd and tgtd are to outlive any one domain
+            Path(f"/proc/{process.pid}/oom_score_adj").write_text(str(OOM_SCORE))
         return process
 
     def process(self) -> Process | None:

@@ -26,8 +26,6 @@ log = logging.getLogger(__name__)
 
 START_DEADLINE = 30.0
 """QEMU logs into its LUNs before it answers."""
-OVERHEAD = 64
-"""MiB that a QEMU takes beside its domain's memory."""
 TRIM_EVERY = 5.0
 
 
@@ -40,6 +38,7 @@ class Roster:
         self.dmesg = Dmesg(run / "qemu.log", clock)
         self._domains: dict[str, Domain] = {}
         self._starting: dict[str, str] = {}
+        self._promised: dict[str, int] = {}  # MiB, of those that start or come in
         self._tasks: set[asyncio.Task[None]] = set()
         self.events: asyncio.Queue[DomainEvent] = asyncio.Queue()
 
@@ -103,6 +102,22 @@ class Roster:
         write_atomic(counter, str(domid + 1))
         return domid
 
+    def left(self, total: int, available: int) -> int:
+        """MiB that may still be promised, of what the machine has (see machine.left)."""
+        here = {uuid: domain.record.build.memory for uuid, domain in self._domains.items()}
+        return machine.left(total, available, (self._promised | here).values())
+
+    def promise(self, spec: DomainSpec, memory: int, total: int, available: int) -> None:
+        """Keep `memory` MiB for a domain. It waits for nothing, so two cannot take the same. Raises Refused."""
+        free, wanted = self.left(total, available), memory + machine.overhead(memory)
+        if wanted > free:
+            raise Refused(
+                f"{spec.name}: not enough memory: {memory} MiB and {wanted - memory} for QEMU are wanted, "
+                f"{free} are free",
+                hint="give it less memory=, or end another domain",
+            )
+        self._promised[spec.uuid] = memory
+
     # ---- coming and going
 
     @contextlib.asynccontextmanager
@@ -120,7 +135,9 @@ class Roster:
         if spec.uuid in self._domains or spec.uuid in self._starting:
             raise Refused(f"{spec.name} is here already", hint="veery list shows those there are")
         self.refuse_taken(spec.uuid, spec.name)
-        await _check(spec, attachments, build)
+        _check(spec, attachments)
+        host = await machine.reading(None)
+        self.promise(spec, build.memory, host.memory_total, host.memory_free)
         self._starting[spec.uuid] = spec.name
         domid = attachments.domid or self.take_domid()
         home, domain = Home(self._homes / str(domid)), None
@@ -137,7 +154,7 @@ class Roster:
             home.remove()
             raise
         finally:
-            del self._starting[spec.uuid]
+            del self._starting[spec.uuid], self._promised[spec.uuid]
 
     async def destroy(self, uuid: str) -> None:
         """As Driver.destroy: SIGKILL, and the process seen off by its pidfd."""
@@ -225,7 +242,7 @@ class Roster:
         task.add_done_callback(self._tasks.discard)
 
 
-async def _check(spec: DomainSpec, attachments: Attachments, build: Build) -> None:
+def _check(spec: DomainSpec, attachments: Attachments) -> None:
     """Raises Refused for what can be seen before anything is started."""
     if not spec.uuid:
         raise Refused(f"{spec.name} has no UUID", hint="the domain's record gives it one")
@@ -235,9 +252,3 @@ async def _check(spec: DomainSpec, attachments: Attachments, build: Build) -> No
     for disk in attachments.disks:
         if isinstance(disk.source, LocalDisk) and not Path(disk.source.path).exists():
             raise Refused(f"{spec.name}: disk {disk.spec.vdev}: {disk.source.path} is not there")
-    free = (await machine.reading(None)).memory_free
-    if build.memory + OVERHEAD > free:
-        raise Refused(
-            f"{spec.name}: not enough memory: {build.memory} MiB and {OVERHEAD} for QEMU are wanted, {free} are free",
-            hint="give it less memory=, or end another domain",
-        )
