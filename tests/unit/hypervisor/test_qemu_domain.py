@@ -16,7 +16,7 @@ from veery.host.clock import RealClock
 from veery.host.process import Process
 from veery.hypervisor.qemu.build import lay_out
 from veery.hypervisor.qemu.domain import Domain
-from veery.hypervisor.qemu.migration import finish
+from veery.hypervisor.qemu.migration import finish, priority
 from veery.hypervisor.qemu.process import Home, Record, Stage
 from veery.model.domain import DomainEnd, DomainSpec, DomainState
 from veery.model.volume import Attachments
@@ -30,6 +30,7 @@ class Script:
     def __init__(self, statuses: list[str]) -> None:
         self.statuses, self.heard = statuses, list[str]()
         self.over = asyncio.Event()
+        self.version = (10, 0)
         self._writer: asyncio.StreamWriter | None = None
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -64,6 +65,8 @@ class Script:
                 return []
             case "query-balloon":
                 return {"actual": 128 << 20}
+            case "query-version":
+                return {"qemu": {"major": self.version[0], "minor": self.version[1], "micro": 0}, "package": ""}
             case "query-migrate":
                 return {"status": "completed"}
             case _:
@@ -147,3 +150,24 @@ async def test_a_target_that_kvm_cannot_run_is_not_believed() -> None:
             await finish(domain, paused=False)
         assert ends == [DomainEnd.CRASH]
         assert domain.record.stage is Stage.RUNNING
+
+
+@pytest.mark.parametrize(("version", "activates"), [((9, 2), False), ((10, 0), True), ((11, 0), True)])
+async def test_a_target_that_stays_paused_opens_its_disks_after_commit(
+    version: tuple[int, int], activates: bool
+) -> None:
+    async with scripted(["inmigrate", "paused"], Stage.INCOMING) as (domain, script, _):
+        script.version = version
+        await finish(domain, paused=True)
+        assert ("blockdev-set-active" in script.heard) is activates
+        assert "cont" not in script.heard
+
+
+def test_a_qemu_that_fails_on_a_rekey_names_the_cipher_that_has_none() -> None:
+    for old in ((9, 0), (9, 2), (10, 0)):
+        assert priority(old).endswith("-CIPHER-ALL:+CHACHA20-POLY1305")
+        assert "AES" not in priority(old)
+    for new in ((10, 1), (10, 2), (11, 0)):
+        assert "+AES-128-GCM" in priority(new)
+        assert "+CHACHA20-POLY1305" in priority(new), "or it would not understand an older one"
+    assert all("+VERS-TLS1.3" in priority(version) for version in ((9, 0), (10, 1)))

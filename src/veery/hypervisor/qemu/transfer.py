@@ -191,8 +191,10 @@ class Transfer:
         return False
 
 
-def orders(*, return_path: bool, means: Means = PLAIN, **parameters: Any) -> tuple[Command, ...]:
-    """The commands of `Transfer.set_up`."""
+def orders(
+    *, return_path: bool, means: Means = PLAIN, late_activate: bool = False, **parameters: Any
+) -> tuple[Command, ...]:
+    """The commands of `Transfer.set_up`; with `late_activate` a target opens its disks when it is let go."""
     wanted = {
         "events": True,
         "return-path": return_path,
@@ -200,6 +202,7 @@ def orders(*, return_path: bool, means: Means = PLAIN, **parameters: Any) -> tup
         "auto-converge": means.throttle,
         "xbzrle": means.delta,
         "postcopy-ram": means.post_copy,
+        "late-block-activate": late_activate,
     }
     capabilities = [{"capability": name, "state": state} for name, state in wanted.items()]
     values = {name.replace("_", "-"): value for name, value in parameters.items()}
