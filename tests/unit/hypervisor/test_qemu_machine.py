@@ -12,6 +12,7 @@ from veery.errors import Refused
 from veery.host.clock import RealClock
 from veery.hypervisor.qemu import machine
 from veery.hypervisor.qemu.driver import QemuDriver
+from veery.hypervisor.qemu.process import Home
 from veery.hypervisor.qemu.roster import Roster
 from veery.model.domain import DomainSpec, HostReading
 from veery.model.health import Level
@@ -130,3 +131,27 @@ def test_doctor_tells_why_nothing_starts() -> None:
     found = judge_accelerator("n", nothing)
     assert (found.level, found.told) == (Level.BAD, "KVM does not run a guest")
     assert judge_accelerator("n", replace(nothing, accelerator="kvm")).level is Level.OK
+
+
+def test_a_machine_type_without_a_version_is_refused() -> None:
+    for name in ("q35", "pc"):
+        with pytest.raises(Refused, match="another machine type with each QEMU"):
+            machine.pinned(Qemu(machine=name))
+    assert machine.pinned(Qemu(machine="pc-q35-9.2")) == "pc-q35-9.2"
+    assert machine.pinned(Qemu()) == ""
+
+
+def test_what_qemu_warned_of_is_kept(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    assert home.warnings() == ()
+    home.qemu_log.write_text(
+        "2026-11-30T06:00:00.000000Z qemu-system-x86_64: warning: TSC frequency mismatch between VM (1 kHz) and host\n"
+        "qemu-system-x86_64: -cpu qemu64,+avx: warning: host doesn't support requested feature: CPUID.01H:ECX.avx\n"
+        "qemu-system-x86_64: -cpu qemu64,+avx: warning: host doesn't support requested feature: CPUID.01H:ECX.avx\n"
+        "qemu-system-x86_64: terminating on signal 15\n"
+    )
+    kept = home.warnings()
+    assert len(kept) == 2
+    assert kept[0].startswith("warning: TSC frequency mismatch")
+    assert "CPUID.01H:ECX.avx" in kept[1]
+    assert home.words() == ""

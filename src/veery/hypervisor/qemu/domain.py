@@ -75,6 +75,7 @@ class Domain:
         self.mirrors: Mirrors | None = None  # its disks are being copied away
         self.copying: Transfer | None = None  # it is being copied away
         self.lifeline: Transfer | None = None  # while it arrives: a connection made before QEMU may hang on a page
+        self.warned: set[str] = set()  # what its QEMU warned of, and the log has
         self.dying = False
         self.gone = asyncio.Event()
         self._runstate = "prelaunch"

@@ -112,7 +112,7 @@ class QemuDriver:
         qemu = self._ready()
         plan = build.lay_out(
             spec,
-            machine=self._settings.machine or build.MACHINE,
+            machine=machine.pinned(self._settings) or build.MACHINE,
             accel=qemu.accel,
             started=self._clock.epoch(),
             cpu=self._cpu,
@@ -331,6 +331,7 @@ class QemuDriver:
         domain = self._roster.domain(uuid)
         await mirror.unexport(domain)
         await migration.finish(domain, paused=paused)
+        self._roster.note_warnings(domain)
 
     # ---- post-copy
 

@@ -30,6 +30,7 @@ OVERHEAD_SHARE = 200
 RESERVE = 256
 """MiB that are kept for the machine itself, or one part in `RESERVE_SHARE` of its memory."""
 RESERVE_SHARE = 50
+ALIASES = frozenset({"q35", "pc"})
 _KVM = Path("/dev/kvm")
 CPUINFO = Path("/proc/cpuinfo")
 
@@ -94,6 +95,16 @@ async def find(settings: Qemu, cache: Path, *, cpuinfo: Path = CPUINFO, kvm: Pat
             f"KVM was asked for and does not work: {known.reason}", hint='set accel = "auto" or "tcg" under [qemu]'
         )
     return known
+
+
+def pinned(settings: Qemu) -> str:
+    """The machine type of new domains that the settings name, "" where none. Raises Refused for an alias."""
+    if settings.machine in ALIASES:
+        raise Refused(
+            f'machine = "{settings.machine}" under [qemu] is another machine type with each QEMU: no domain could move',
+            hint=f"name one with its version: {settings.binary} -machine help lists them",
+        )
+    return settings.machine
 
 
 def virtualizes(cpuinfo: str) -> bool:

@@ -148,6 +148,7 @@ class Roster:
             await domain.connect(deadline=START_DEADLINE)
             yield domain
             self.dmesg.note(f"{spec.name} ({domid}) {'comes in' if stage is Stage.INCOMING else 'started'}")
+            self.note_warnings(domain)
         except BaseException:
             if domain is not None:
                 await migration.whole(self._see_off, domain)
@@ -172,10 +173,18 @@ class Roster:
         if self._domains.get(domain.record.spec.uuid) is domain:
             del self._domains[domain.record.spec.uuid]
         await domain.let_go()
+        self.note_warnings(domain)
         words = domain.home.words()
         if words:
             self.dmesg.note(f"{domain.record.spec.name} ({domain.record.domid}) QEMU said: {words}")
         domain.home.remove()
+
+    def note_warnings(self, domain: Domain) -> None:
+        """Keep in the log what its QEMU warned of, each warning once."""
+        for warning in domain.home.warnings():
+            if warning not in domain.warned:
+                domain.warned.add(warning)
+                self.dmesg.note(f"{domain.record.spec.name} ({domain.record.domid}) QEMU: {warning}")
 
     def _new(self, home: Home, record: Record, process: Process) -> Domain:
         domain = Domain(home, record, process, self._clock, self._ended)
