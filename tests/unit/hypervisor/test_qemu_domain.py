@@ -15,7 +15,7 @@ from veery.errors import Failed
 from veery.host.clock import RealClock
 from veery.host.process import Process
 from veery.hypervisor.qemu.build import lay_out
-from veery.hypervisor.qemu.domain import Domain
+from veery.hypervisor.qemu.domain import KILL_DEADLINE_S, Domain, patience
 from veery.hypervisor.qemu.migration import finish, priority
 from veery.hypervisor.qemu.process import Home, Record, Stage
 from veery.model.domain import DomainEnd, DomainSpec, DomainState
@@ -171,3 +171,8 @@ def test_a_qemu_that_fails_on_a_rekey_names_the_cipher_that_has_none() -> None:
         assert "+AES-128-GCM" in priority(new)
         assert "+CHACHA20-POLY1305" in priority(new), "or it would not understand an older one"
     assert all("+VERS-TLS1.3" in priority(version) for version in ((9, 0), (10, 1)))
+
+
+def test_a_large_domain_is_given_the_time_that_its_memory_takes() -> None:
+    assert patience(KILL_DEADLINE_S, 128) == pytest.approx(10, abs=0.1)
+    assert patience(KILL_DEADLINE_S, 256 << 10) == 138

@@ -36,6 +36,11 @@ RECONNECT = 0.5
 STEADY_S = 0.02
 """Between two looks at a domain that was let go: KVM may fail on its first instruction, after QEMU said yes."""
 
+KILL_DEADLINE_S = 10.0
+STOP_DEADLINE_S = 20.0
+PER_GIB_S = 0.5
+"""More for each GiB of memory: the kernel has to free it, and to write what its page cache holds of the disks."""
+
 Ended = Callable[["Domain", DomainEnd], None]
 
 ENDS: dict[str, DomainEnd] = {  # QAPI's RunState, as seen on (re)connect
@@ -57,6 +62,11 @@ def end_of(event: str, data: Mapping[str, Any]) -> DomainEnd | None:
     if event == "WATCHDOG":
         return DomainEnd.WATCHDOG
     return None
+
+
+def patience(least: float, memory: int) -> float:
+    """Seconds to wait for what takes longer with more `memory` (MiB)."""
+    return least + memory / 1024 * PER_GIB_S
 
 
 class Domain:
@@ -129,7 +139,7 @@ class Domain:
     async def kill(self) -> None:
         """End the process; returns when it is gone. Raises Failed when the kernel does not let it go."""
         self.dying = True
-        await self.process.stop(grace=0)
+        await self.process.stop(grace=0, deadline=patience(KILL_DEADLINE_S, self.record.build.memory))
 
     async def _meet(self, deadline: float) -> None:
         await self.monitor.connect(deadline=deadline)
@@ -296,7 +306,7 @@ class Domain:
         """Stop the processors, all writes done. Raises Failed, OutcomeUnknown."""
         self._ordered = True
         try:
-            await self.monitor.execute("stop", deadline=20.0)
+            await self.monitor.execute("stop", deadline=patience(STOP_DEADLINE_S, self.record.build.memory))
         finally:
             self._ordered = False
 
