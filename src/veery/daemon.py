@@ -330,6 +330,7 @@ class Daemon:
             folders=folders,
             tls=certificates,
             unread=self.driver.unread,
+            driver=self.driver if self.node.has(Role.HYPERVISOR) else None,
         )
 
     def _means(self) -> FenceMeans:

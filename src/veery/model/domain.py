@@ -139,7 +139,8 @@ class DomainReading:
     """One domain as the driver sees it on its node, now. `domid` counts up on a node, as Xen's do.
 
     `memory` in MiB as given now, `cpu_seconds` the processor time it used here, `started` seconds of the
-    Unix epoch at which the guest booted (kept over moves), `pid` 0 where the driver has no process.
+    Unix epoch at which the guest booted (kept over moves), `pid` 0 where the driver has no process. `reason` says why
+    it stands, where an error of a disk has stopped it.
     """
 
     name: str
@@ -151,6 +152,7 @@ class DomainReading:
     cpu_seconds: float
     started: float
     pid: int = 0
+    reason: str = ""
 
 
 class DomainEnd(StrEnum):

@@ -18,7 +18,9 @@ from veery.cluster.keys import NODES
 from veery.errors import Refused, VeeryError
 from veery.host import kept
 from veery.host.clock import Clock
+from veery.hypervisor.base import Driver
 from veery.model import codec
+from veery.model.domain import HostReading
 from veery.model.health import Finding, Health, Heard, Level
 from veery.model.node import Node, Role
 from veery.model.units import format_size
@@ -139,6 +141,16 @@ def judge_files(node: str, aside: Sequence[Path], unread: Sequence[str]) -> list
     return found or [Finding(node=node, what="own files", level=Level.OK, told="all can be read")]
 
 
+def judge_accelerator(node: str, host: HostReading) -> Finding:
+    """Whether domains can start here at all, and what runs them."""
+    reason = host.facts.get("accelerator_reason", "")
+    if not host.accelerator and reason:
+        advice = 'see dmesg of the machine; accel = "tcg" under [qemu] runs domains without KVM, slowly'
+        return Finding(node=node, what="accelerator", level=Level.BAD, told=reason, advice=advice)
+    told = " ".join(filter(None, (host.accelerator or "the hypervisor's own", f"({reason})" if reason else "")))
+    return Finding(node=node, what="accelerator", level=Level.OK, told=told)
+
+
 class Doctor:
     """One a daemon."""
 
@@ -156,12 +168,13 @@ class Doctor:
         folders: dict[str, Path],
         tls: Path,
         unread: Callable[[], tuple[str, ...]] = tuple,
+        driver: Driver | None = None,
     ) -> None:
         """`folders` are those whose disks must not be full, by what they are; `tls` holds our certificates; `unread`
         is the driver's."""
         self._node, self._store, self._peers, self._fencing = node, store, peers, fencing
         self._keeper, self._guard, self._writer, self._clock = keeper, guard, writer, clock
-        self._folders, self._tls, self._unread = folders, tls, unread
+        self._folders, self._tls, self._unread, self._driver = folders, tls, unread, driver
 
     # ---- this node
     async def health(self) -> Health:
@@ -173,6 +186,8 @@ class Doctor:
         if self._writer is not None:
             found += self._paths(self._writer)
             found.append(await self._leftovers())
+        if self._driver is not None:
+            found.append(judge_accelerator(self._node.name, await self._driver.host()))
         known = await bridges() if self._node.has(Role.HYPERVISOR) else ()
         return Health(
             node=self._node.name,

@@ -34,6 +34,7 @@ BUSYBOX = {
     "cpu_seconds": 2.34,
     "started": 2000.0,
     "pid": 4242,
+    "reason": "",
 }
 CRASHED = {**BUSYBOX, "name": "wren", "uuid": "8e0eb2c5-6d5c-4a0b-9a0a-222222222222", "domid": 4, "state": "crashed"}
 DISK = {"spec": {"vdev": "xvda", "volume": "root"}, "source": {"portal": "172.16.31.3:3260", "iqn": "i:root", "lun": 1}}

@@ -126,6 +126,11 @@ def test_both_ends_of_a_move_build_the_same_machine() -> None:
     assert "logfile=/run/a,,b/console.log,logappend=on" in options(here, "-chardev")[-1]
 
 
+def test_guest_memory_stays_out_of_dumps_and_is_not_shared() -> None:
+    (board,) = options(argv(spec(disks=(), vifs=()), Attachments()), "-machine")
+    assert {"dump-guest-core=off", "mem-merge=off"} <= set(board.split(","))
+
+
 def test_endings_are_left_to_the_layer_above() -> None:
     words = argv(spec(disks=(), vifs=()), Attachments())
     assert options(words, "-action") == ["reboot=reset,shutdown=pause,panic=pause,watchdog=pause"]

@@ -33,6 +33,13 @@ TICK = os.sysconf("SC_CLK_TCK")
 BUSY = 0.1
 """Share of one processor above which a domain counts as running, below as blocked (idle)."""
 RECONNECT = 0.5
+STEADY_S = 0.02
+"""Between two looks at a domain that was let go: KVM may fail on its first instruction, after QEMU said yes."""
+
+KILL_DEADLINE_S = 10.0
+STOP_DEADLINE_S = 20.0
+PER_GIB_S = 0.5
+"""More for each GiB of memory: the kernel has to free it, and to write what its page cache holds of the disks."""
 
 Ended = Callable[["Domain", DomainEnd], None]
 
@@ -57,6 +64,11 @@ def end_of(event: str, data: Mapping[str, Any]) -> DomainEnd | None:
     return None
 
 
+def patience(least: float, memory: int) -> float:
+    """Seconds to wait for what takes longer with more `memory` (MiB)."""
+    return least + memory / 1024 * PER_GIB_S
+
+
 class Domain:
     """One domain; `record` is what is written down of it."""
 
@@ -73,9 +85,13 @@ class Domain:
         self.mirrors: Mirrors | None = None  # its disks are being copied away
         self.copying: Transfer | None = None  # it is being copied away
         self.lifeline: Transfer | None = None  # while it arrives: a connection made before QEMU may hang on a page
+        self.warned: set[str] = set()  # what its QEMU warned of, and the log has
         self.dying = False
         self.gone = asyncio.Event()
         self._runstate = "prelaunch"
+        self._ordered = False  # we have told it to stop
+        self._looking: asyncio.Task[None] | None = None  # it stopped, and we ask why
+        self._reason = ""  # why it stands, where its disk is the cause
         self._memory = record.build.memory
         self._threads: tuple[int, ...] = ()
         self._sample = (clock.now(), 0.0)
@@ -111,9 +127,10 @@ class Domain:
 
     async def let_go(self) -> None:
         """Stop watching; the domain does not notice."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
+        for task in (self._task, self._looking):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait({task})
         if self.lifeline is not None:
             await self.lifeline.close()
         await self.monitor.close()
@@ -122,7 +139,7 @@ class Domain:
     async def kill(self) -> None:
         """End the process; returns when it is gone. Raises Failed when the kernel does not let it go."""
         self.dying = True
-        await self.process.stop(grace=0)
+        await self.process.stop(grace=0, deadline=patience(KILL_DEADLINE_S, self.record.build.memory))
 
     async def _meet(self, deadline: float) -> None:
         await self.monitor.connect(deadline=deadline)
@@ -189,6 +206,7 @@ class Domain:
             cpu_seconds=used,
             started=self.record.build.started,
             pid=self.process.pid,
+            reason=self._reason if self._runstate == "io-error" else "",
         )
 
     def _state(self) -> DomainState:
@@ -217,7 +235,29 @@ class Domain:
         """QEMU's own word for the domain's state (QAPI RunState)."""
         status = await self.monitor.execute("query-status", deadline=deadline)
         self._runstate = status["status"]
+        if self._runstate == "internal-error" and self.record.ended is None and self.record.stage is not Stage.INCOMING:
+            log.error("domain=%s the hypervisor cannot run it (internal-error)", self.record.spec.name)
+            self._stopped(DomainEnd.CRASH)
         return self._runstate
+
+    async def steady(self) -> None:
+        """Return when it was seen running twice, `STEADY_S` apart, or has ended as a guest may. Raises Failed where it
+        stopped with an error of the hypervisor's, OutcomeUnknown."""
+        for pause in (STEADY_S, 0.0):
+            if await self.status() == "internal-error":
+                raise Failed(
+                    f"{self.record.spec.name} was let go, and the hypervisor cannot run it (internal-error)",
+                    hint="on_crash is answered; veery dmesg on that node shows what QEMU said",
+                )
+            await asyncio.sleep(pause)
+
+    async def _why(self) -> None:
+        """It stopped and we did not order it: an error of KVM's has no event of its own, only this state."""
+        try:
+            if await self.status() == "io-error":
+                log.error("domain=%s stands: %s", self.record.spec.name, self._reason or "a disk's error")
+        except VeeryError as error:
+            log.warning("domain=%s stopped, and does not say why: %s", self.record.spec.name, error)
 
     # ---- events
 
@@ -227,6 +267,10 @@ class Domain:
         match name:
             case "STOP":
                 self._runstate = "paused"
+                if not self._ordered and self.copying is None:
+                    self._looking = asyncio.create_task(self._why(), name=f"why {self.record.spec.name} stopped")
+            case "BLOCK_IO_ERROR" if data.get("action") == "stop":
+                self._reason = f"{data.get('device') or data.get('node-name')}: {data.get('reason', 'error')}"[:200]
             case "RESUME":
                 self._runstate = "running"
             case "SUSPEND":
@@ -260,7 +304,11 @@ class Domain:
 
     async def stop(self) -> None:
         """Stop the processors, all writes done. Raises Failed, OutcomeUnknown."""
-        await self.monitor.execute("stop", deadline=20.0)
+        self._ordered = True
+        try:
+            await self.monitor.execute("stop", deadline=patience(STOP_DEADLINE_S, self.record.build.memory))
+        finally:
+            self._ordered = False
 
     async def announce(self) -> None:
         """Tell the bridges where the domain's addresses are now (RARP for each MAC, five times, soon)."""

@@ -20,7 +20,7 @@ from veery.hypervisor.qemu.abilities import ask, obstacles, processor
 from veery.hypervisor.qemu.build import Build
 from veery.hypervisor.qemu.console import QemuConsole
 from veery.hypervisor.qemu.process import Stage
-from veery.hypervisor.qemu.roster import OVERHEAD, Roster
+from veery.hypervisor.qemu.roster import Roster
 from veery.hypervisor.qemu.sample import WINDOWS, sample
 from veery.model import codec
 from veery.model.domain import DomainEvent, DomainReading, DomainSpec, HostReading, VcpuReading
@@ -44,6 +44,7 @@ class QemuDriver:
         self._roster = Roster(run, clock)
         self._qemu: machine.Hypervisor | None = None
         self._missing: Refused | None = None
+        self._looking = asyncio.Lock()
         self._able = Abilities(driver=self.name, version="", accelerator="")
         self._cpu = build.CPU
 
@@ -51,15 +52,24 @@ class QemuDriver:
 
     async def open(self) -> None:
         """As Driver.open. A QEMU that is missing or too old is told of when a domain is to start."""
-        try:
-            self._qemu = await machine.find(self._settings, self._run / "accel.json")
-            self._qemu.check()
-            self._able = await ask(self._qemu)
-            self._roster.dmesg.note(f"QEMU {self._qemu.version}, accelerator {self._qemu.accel} ({self._qemu.reason})")
-        except Refused as error:
-            self._missing = error
-            log.error("qemu driver: %s", error)
+        await self._look()
         await self._roster.open()
+
+    async def _look(self) -> None:
+        """Find QEMU and its accelerator, unless they were found before: what was missing may be there by now."""
+        async with self._looking:
+            if self._qemu is not None and self._missing is None:
+                return
+            try:
+                qemu = await machine.find(self._settings, self._run / "accel.json")
+                qemu.check()
+                self._able = await ask(qemu)
+                self._qemu, self._missing = qemu, None
+                self._roster.dmesg.note(f"QEMU {qemu.version}, accelerator {qemu.accel} ({qemu.reason})")
+            except Refused as error:
+                if self._missing is None or self._missing.message != error.message:
+                    log.error("qemu driver: %s", error)
+                self._missing = error
 
     async def close(self) -> None:
         """As Driver.close."""
@@ -67,7 +77,10 @@ class QemuDriver:
 
     async def host(self) -> HostReading:
         """As Driver.host."""
-        return await machine.reading(self._qemu)
+        host = await machine.reading(self._qemu)
+        if self._missing is not None:  # where nothing can start there is no room
+            return replace(host, accelerator="", memory_free=0, facts={"accelerator_reason": self._missing.message})
+        return replace(host, memory_free=self._roster.left(host.memory_total, host.memory_free))
 
     async def log(self) -> str:
         """As Driver.log: what the driver did, and what each QEMU complained of."""
@@ -99,10 +112,11 @@ class QemuDriver:
 
     async def start(self, spec: DomainSpec, attachments: Attachments, *, paused: bool = False) -> DomainReading:
         """As Driver.start."""
+        await self._look()
         qemu = self._ready()
         plan = build.lay_out(
             spec,
-            machine=self._settings.machine or build.MACHINE,
+            machine=machine.pinned(self._settings) or build.MACHINE,
             accel=qemu.accel,
             started=self._clock.epoch(),
             cpu=self._cpu,
@@ -180,6 +194,7 @@ class QemuDriver:
         paused: bool = False,
     ) -> DomainReading:
         """As Driver.restore."""
+        await self._look()
         plan = self._unpack(spec, luggage)
         if not path.is_file():
             raise Refused(f"{path}: no such file")
@@ -238,7 +253,9 @@ class QemuDriver:
         if self._missing is not None:
             return (Blocker(kind=Obstacle.VERSION, reason=self._missing.message, hint=self._missing.hint),)
         plan = codec.decode(bytes(luggage), Build)
-        return obstacles(self._able, spec, plan) + no_room(plan.memory + OVERHEAD, (await self.host()).memory_free)
+        return obstacles(self._able, spec, plan) + no_room(
+            plan.memory + machine.overhead(plan.memory), (await self.host()).memory_free
+        )
 
     async def sample(self, uuid: str, *, quick: bool = False) -> MemoryReading:
         """As Driver.sample."""
@@ -293,6 +310,7 @@ class QemuDriver:
         post_copy: bool = False,
     ) -> DomainReading:
         """As Driver.prepare."""
+        await self._look()
         plan = self._unpack(spec, luggage)
         certificates = self._certificates() if tls else None
         command = self._command(spec, attachments, plan, incoming=True)
@@ -317,6 +335,7 @@ class QemuDriver:
         domain = self._roster.domain(uuid)
         await mirror.unexport(domain)
         await migration.finish(domain, paused=paused)
+        self._roster.note_warnings(domain)
 
     # ---- post-copy
 

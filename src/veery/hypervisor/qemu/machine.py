@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +21,18 @@ log = logging.getLogger(__name__)
 
 OLDEST = (9, 0)
 """Before 9.0 a move under TCG corrupts the domain's memory (QEMU commit 03bfc2188f mended that)."""
-PROBE_DEADLINE = 2.0
+PROBE_DEADLINE = 10.0
+HOPELESS_DEADLINE = 2.0
+"""Seconds for the probe where the processor says that it has no virtualization: it may work all the same."""
+OVERHEAD = 64
+"""MiB that a QEMU takes beside its domain's memory, and one part in `OVERHEAD_SHARE` of that memory: page tables."""
+OVERHEAD_SHARE = 200
+RESERVE = 256
+"""MiB that are kept for the machine itself, or one part in `RESERVE_SHARE` of its memory."""
+RESERVE_SHARE = 50
+ALIASES = frozenset({"q35", "pc"})
 _KVM = Path("/dev/kvm")
+CPUINFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,10 +60,11 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-async def find(settings: Qemu, cache: Path) -> Hypervisor:
+async def find(settings: Qemu, cache: Path, *, cpuinfo: Path = CPUINFO, kvm: Path = _KVM) -> Hypervisor:
     """QEMU's version and the accelerator to use; kept in `cache` until the machine boots or QEMU changes.
 
-    Raises Refused when QEMU is not installed, or when settings.accel is kvm and KVM does not run a guest."""
+    A processor without virtualization gets TCG. On one that has it a failed probe is no answer: it is not kept, and
+    nothing starts until a later one works. Raises Refused when QEMU is not installed, or KVM does not run a guest."""
     said = (await run([settings.binary, "--version"], deadline=10)).out
     match = re.search(r"version (\S+)", said)
     if match is None:
@@ -61,15 +73,44 @@ async def find(settings: Qemu, cache: Path) -> Hypervisor:
     if settings.accel == "tcg":
         return Hypervisor(binary=settings.binary, version=version, accel="tcg", reason="as set", boot=boot)
     known = _cached(cache)
-    if known is None or (known.binary, known.version, known.boot) != (settings.binary, version, boot):
-        works, reason = await _kvm_works(settings.binary)
+    able = virtualizes(cpuinfo.read_text())
+    if (
+        known is None
+        or (known.binary, known.version, known.boot) != (settings.binary, version, boot)
+        or (able and known.accel != "kvm")
+    ):
+        works, reason = await _kvm_works(settings.binary, kvm, PROBE_DEADLINE if able else HOPELESS_DEADLINE)
+        if able and not works:
+            raise Refused(
+                f"this machine has hardware virtualization, and KVM does not run a guest: {reason}",
+                hint='modprobe kvm_intel or kvm_amd, see dmesg; or set accel = "tcg" under [qemu], which is slow',
+            )
         accel = "kvm" if works else "tcg"
+        reason = reason if works else f"no vmx or svm in /proc/cpuinfo; {reason}"
         known = Hypervisor(binary=settings.binary, version=version, accel=accel, reason=reason, boot=boot)
         write_atomic(cache, codec.encode(known))
         log.info("accelerator=%s: %s", accel, reason)
     if settings.accel == "kvm" and known.accel != "kvm":
-        raise Refused(f"KVM was asked for and does not work: {known.reason}", hint='set qemu.accel = "auto"')
+        raise Refused(
+            f"KVM was asked for and does not work: {known.reason}", hint='set accel = "auto" or "tcg" under [qemu]'
+        )
     return known
+
+
+def pinned(settings: Qemu) -> str:
+    """The machine type of new domains that the settings name, "" where none. Raises Refused for an alias."""
+    if settings.machine in ALIASES:
+        raise Refused(
+            f'machine = "{settings.machine}" under [qemu] is another machine type with each QEMU: no domain could move',
+            hint=f"name one with its version: {settings.binary} -machine help lists them",
+        )
+    return settings.machine
+
+
+def virtualizes(cpuinfo: str) -> bool:
+    """Whether the processor says that it has hardware virtualization (Intel's vmx, AMD's svm)."""
+    flags = next((line.partition(":")[2] for line in cpuinfo.splitlines() if line.startswith("flags")), "")
+    return not {"vmx", "svm"}.isdisjoint(flags.split())
 
 
 def _cached(cache: Path) -> Hypervisor | None:
@@ -79,21 +120,21 @@ def _cached(cache: Path) -> Hypervisor | None:
         return None
 
 
-async def _kvm_works(binary: str) -> tuple[bool, str]:
+async def _kvm_works(binary: str, kvm: Path, deadline: float) -> tuple[bool, str]:
     """Whether KVM runs a guest, and what was seen."""
     try:
-        os.close(os.open(_KVM, os.O_RDWR))
+        os.close(os.open(kvm, os.O_RDWR))
     except OSError as error:
-        return False, f"{_KVM}: {error.strerror}"
+        return False, f"{kvm}: {error.strerror}"
     with tempfile.NamedTemporaryFile(prefix="veery-probe-") as rom:
         rom.write(bytes(ROM_BYTES - len(PROBE)) + PROBE)
         rom.flush()
         words = [binary, "-no-user-config", "-nodefaults", "-display", "none", "-machine", "pc", "-m", "16"]
         words += ["-accel", "kvm", "-bios", rom.name, "-device", "isa-debug-exit,iobase=0xf4,iosize=4"]
         try:
-            result = await run(words, deadline=PROBE_DEADLINE, check=False)
+            result = await run(words, deadline=deadline, check=False)
         except OutcomeUnknown:
-            return False, f"{_KVM} opens, but a guest does not get through its first instructions"
+            return False, f"{kvm} opens, but a guest does not get through its first instructions"
     if result.code == PROBE_EXIT:
         return True, "KVM ran a guest"
     return False, f"KVM: {(result.err.strip() or f'exit {result.code}').splitlines()[-1]}"
@@ -117,6 +158,20 @@ PROBE = bytes.fromhex(
     "0000000000000000 00000000009a2000"  # GDT: null, 64-bit code
     "0f0098ff0f00"  # its limit and place
 ).ljust(0xF0, b"\0") + bytes.fromhex("ea00ff00f0").ljust(16, b"\0")  # reset vector: ljmp 0xf000:0xff00
+
+
+def overhead(memory: int) -> int:
+    """MiB that QEMU and the kernel take beside a domain's `memory` (MiB)."""
+    return OVERHEAD + memory // OVERHEAD_SHARE
+
+
+def left(total: int, available: int, promised: Iterable[int]) -> int:
+    """MiB that may still be promised to a domain and its overhead, of `total` and `available` as the kernel tells them.
+
+    What a guest has not touched yet counts as available to the kernel: so the memory of each domain here or on its
+    way counts in full."""
+    given = sum(memory + overhead(memory) for memory in promised)
+    return max(0, min(total - max(RESERVE, total // RESERVE_SHARE) - given, available))
 
 
 async def reading(hypervisor: Hypervisor | None) -> HostReading:

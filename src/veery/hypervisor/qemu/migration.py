@@ -39,6 +39,14 @@ NO_THROTTLE = 1
 AUTHZ_OBJECT, STREAM = "move-peer", "move"
 PRIORITY = "NORMAL:-VERS-ALL:+VERS-TLS1.3:-CIPHER-ALL:+AES-128-GCM:+AES-256-GCM:+CHACHA20-POLY1305"
 """GnuTLS's priority string: TLS 1.3 alone, as everywhere else here; the cheapest of its ciphers first."""
+NO_REKEY = "NORMAL:-VERS-ALL:+VERS-TLS1.3:-CIPHER-ALL:+CHACHA20-POLY1305"
+"""The same with the one cipher that GnuTLS never rekeys by itself. With AES-GCM it does so after 2^24 records, some
+32 GiB, and a QEMU before 10.1 that sends and reads one session in two threads may then fail or crash (QEMU issue 1937).
+The two ends agree on a cipher that both name, so an older QEMU at either end is enough."""
+SAFE_REKEY = (10, 1)
+LATE_ACTIVATE = (10, 0)
+"""QEMU from which a target opens its disks for writing only when it is let go; in 9.x a domain that stays paused and
+moves again ends on an assertion."""
 
 
 # ---- a move's source
@@ -70,14 +78,17 @@ async def send(
         undo.push_async_callback(transfer.close)
         await transfer.open()
         if tls is not None:
-            await _put_object(transfer.monitor, credentials(tls, "client"))
+            version = await qemu_version(transfer.monitor)
+            cipher = "ChaCha20-Poly1305 alone: its QEMU is before 10.1" if version < SAFE_REKEY else "any of TLS 1.3"
+            log.info("domain=%s tls: %s", domain.record.spec.name, cipher)
+            await _put_object(transfer.monitor, credentials(tls, "client", version))
         await transfer.set_up(
             return_path=True,
             means=means,
             **throttle,
             max_bandwidth=settings.bandwidth or UNLIMITED,
             downtime_limit=settings.downtime,
-            tls_creds=credentials(tls, "client")["id"] if tls else "",
+            tls_creds=credentials(tls, "client", SAFE_REKEY)["id"] if tls else "",
             tls_hostname=peer if tls else "",
         )
         await postcopy.allow(transfer, means, settings.bandwidth)
@@ -157,7 +168,7 @@ async def _run_on(domain: Domain, clock: Clock) -> None:
     away = await domain.status() == "postmigrate"
     if not domain.record.held and domain.record.ended is None:
         end = clock.now() + RUN_ON_DEADLINE
-        while await domain.status() != "running":
+        while await domain.status() != "running" and domain.record.ended is None:
             try:
                 await domain.cont()
             except CommandError:  # "Migration is not finalized yet": it is about to be, or to let it run itself
@@ -183,15 +194,17 @@ async def _run_on_if_it_can(domain: Domain, clock: Clock) -> None:
 async def await_stream(domain: Domain, *, tls: Path | None, peer: str, post_copy: bool) -> None:
     """Make an empty half domain ready for `receive`; with `tls`, only a stream from node `peer` is taken."""
     means = Means(post_copy=post_copy)
+    version = await qemu_version(domain.monitor)
+    late = version >= LATE_ACTIVATE
     if tls is None:
-        await domain.monitor.execute_all(*orders(return_path=True, means=means))
+        await domain.monitor.execute_all(*orders(return_path=True, means=means, late_activate=late))
         return
-    mine = credentials(tls, "server")
+    mine = credentials(tls, "server", version)
     authz = {"qom-type": "authz-simple", "id": AUTHZ_OBJECT, "identity": f"CN={peer}"}
     await domain.monitor.execute_all(
         ("object-add", mine),
         ("object-add", authz),
-        *orders(return_path=True, means=means, tls_creds=mine["id"], tls_authz=AUTHZ_OBJECT),
+        *orders(return_path=True, means=means, late_activate=late, tls_creds=mine["id"], tls_authz=AUTHZ_OBJECT),
     )
 
 
@@ -230,8 +243,12 @@ async def finish(domain: Domain, *, paused: bool) -> None:
         await postcopy.take_plain_streams(domain.monitor)
     if not paused and status != "running":
         await domain.cont()
+    elif paused and await qemu_version(domain.monitor) >= LATE_ACTIVATE:
+        await domain.monitor.execute("blockdev-set-active", {"active": True})
     domain.update(stage=Stage.ARRIVING if arriving else Stage.RUNNING, held=paused)
     await domain.announce()
+    if not paused:
+        await domain.steady()
 
 
 # ---- files
@@ -292,15 +309,27 @@ async def _put_object(monitor: Monitor, options: dict[str, Any]) -> None:
         await monitor.execute("object-add", options)
 
 
-def credentials(tls: Path, endpoint: str) -> dict[str, Any]:
-    """The object that holds the certificates in `tls`; `endpoint` is "client" (the source) or "server"."""
+async def qemu_version(monitor: Monitor) -> tuple[int, int]:
+    """The version of the QEMU that runs, which may be older than the one installed. Raises Failed, OutcomeUnknown."""
+    told = (await monitor.execute("query-version"))["qemu"]
+    return int(told["major"]), int(told["minor"])
+
+
+def priority(version: tuple[int, int]) -> str:
+    """GnuTLS's priority string for a QEMU of `version`."""
+    return PRIORITY if version >= SAFE_REKEY else NO_REKEY
+
+
+def credentials(tls: Path, endpoint: str, version: tuple[int, int]) -> dict[str, Any]:
+    """The object that holds the certificates in `tls`; `endpoint` is "client" (the source) or "server", `version`
+    that of its QEMU."""
     return {
         "id": f"move-{endpoint}",  # a domain that came here keeps its "server", and may go on as a "client"
         "qom-type": "tls-creds-x509",
         "dir": str(tls),
         "endpoint": endpoint,
         "verify-peer": True,
-        "priority": PRIORITY,
+        "priority": priority(version),
     }
 
 

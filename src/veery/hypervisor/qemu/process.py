@@ -34,6 +34,9 @@ from veery.model import codec
 from veery.model.domain import DomainEnd, DomainSpec
 from veery.model.volume import AttachedVif, Attachments
 
+WARNINGS_MAX = 8
+WARNINGS_READ = 64 << 10  # bytes of a log that are looked through
+OOM_SCORE = 300  # proc(5), oom_score_adj: of -1000 to 1000, who is ended first when memory runs out
 SOCKET_PATH_MAX = 107  # sun_path less its final zero, unix(7)
 
 
@@ -144,6 +147,8 @@ class Home:
                 argv(wiring), log_file=self.qemu_log, pass_fds=(*monitors, port, *secrets.values()), cwd=Path("/")
             )
         process.save(self._pid)
+        with contextlib.suppress(OSError):  # veeryd, etcd and tgtd are to outlive any one domain
+            Path(f"/proc/{process.pid}/oom_score_adj").write_text(str(OOM_SCORE))
         return process
 
     def process(self) -> Process | None:
@@ -172,6 +177,16 @@ class Home:
             elif not re.match(r"warning: |terminating on signal", match.group(1)):
                 said.append(match.group(1))
         return "; ".join(said[-2:]) or other
+
+    def warnings(self) -> tuple[str, ...]:
+        """What QEMU warned of, each once, `WARNINGS_MAX` at most: a feature left out, a clock that it cannot scale."""
+        try:
+            with self.qemu_log.open("rb") as log:
+                text = log.read(WARNINGS_READ).decode(errors="replace")
+        except FileNotFoundError:
+            return ()
+        found = re.findall(r"^(?:\S+Z )?qemu-system-\w+: .*?(warning: .{1,200})", text, re.MULTILINE)
+        return tuple(dict.fromkeys(found))[:WARNINGS_MAX]
 
     def remove(self) -> None:
         """Remove the folder."""

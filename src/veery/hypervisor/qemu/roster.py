@@ -27,8 +27,6 @@ log = logging.getLogger(__name__)
 
 START_DEADLINE = 30.0
 """QEMU logs into its LUNs before it answers."""
-OVERHEAD = 64
-"""MiB that a QEMU takes beside its domain's memory."""
 TRIM_EVERY = 5.0
 
 
@@ -42,6 +40,7 @@ class Roster:
         self._domains: dict[str, Domain] = {}
         self._starting: dict[str, str] = {}
         self._unread: list[Home] = []
+        self._promised: dict[str, int] = {}  # MiB, of those that start or come in
         self._tasks: set[asyncio.Task[None]] = set()
         self.events: asyncio.Queue[DomainEvent] = asyncio.Queue()
 
@@ -117,6 +116,22 @@ class Roster:
         write_atomic(counter, str(domid + 1))
         return domid
 
+    def left(self, total: int, available: int) -> int:
+        """MiB that may still be promised, of what the machine has (see machine.left)."""
+        here = {uuid: domain.record.build.memory for uuid, domain in self._domains.items()}
+        return machine.left(total, available, (self._promised | here).values())
+
+    def promise(self, spec: DomainSpec, memory: int, total: int, available: int) -> None:
+        """Keep `memory` MiB for a domain. It waits for nothing, so two cannot take the same. Raises Refused."""
+        free, wanted = self.left(total, available), memory + machine.overhead(memory)
+        if wanted > free:
+            raise Refused(
+                f"{spec.name}: not enough memory: {memory} MiB and {wanted - memory} for QEMU are wanted, "
+                f"{free} are free",
+                hint="give it less memory=, or end another domain",
+            )
+        self._promised[spec.uuid] = memory
+
     # ---- coming and going
 
     @contextlib.asynccontextmanager
@@ -134,7 +149,9 @@ class Roster:
         if spec.uuid in self._domains or spec.uuid in self._starting:
             raise Refused(f"{spec.name} is here already", hint="veery list shows those there are")
         self.refuse_taken(spec.uuid, spec.name)
-        await _check(spec, attachments, build)
+        _check(spec, attachments)
+        host = await machine.reading(None)
+        self.promise(spec, build.memory, host.memory_total, host.memory_free)
         self._starting[spec.uuid] = spec.name
         domid = attachments.domid or self.take_domid()
         home, domain = Home(self._homes / str(domid)), None
@@ -145,13 +162,14 @@ class Roster:
             await domain.connect(deadline=START_DEADLINE)
             yield domain
             self.dmesg.note(f"{spec.name} ({domid}) {'comes in' if stage is Stage.INCOMING else 'started'}")
+            self.note_warnings(domain)
         except BaseException:
             if domain is not None:
                 await migration.whole(self._see_off, domain)
             home.remove()
             raise
         finally:
-            del self._starting[spec.uuid]
+            del self._starting[spec.uuid], self._promised[spec.uuid]
 
     async def destroy(self, uuid: str) -> None:
         """As Driver.destroy: SIGKILL, and the process seen off by its pidfd."""
@@ -169,10 +187,18 @@ class Roster:
         if self._domains.get(domain.record.spec.uuid) is domain:
             del self._domains[domain.record.spec.uuid]
         await domain.let_go()
+        self.note_warnings(domain)
         words = domain.home.words()
         if words:
             self.dmesg.note(f"{domain.record.spec.name} ({domain.record.domid}) QEMU said: {words}")
         domain.home.remove()
+
+    def note_warnings(self, domain: Domain) -> None:
+        """Keep in the log what its QEMU warned of, each warning once."""
+        for warning in domain.home.warnings():
+            if warning not in domain.warned:
+                domain.warned.add(warning)
+                self.dmesg.note(f"{domain.record.spec.name} ({domain.record.domid}) QEMU: {warning}")
 
     def _new(self, home: Home, record: Record, process: Process) -> Domain:
         domain = Domain(home, record, process, self._clock, self._ended)
@@ -253,7 +279,7 @@ def _of_another_boot(stamp: Path) -> bool:
     return words != machine.boot_id()
 
 
-async def _check(spec: DomainSpec, attachments: Attachments, build: Build) -> None:
+def _check(spec: DomainSpec, attachments: Attachments) -> None:
     """Raises Refused for what can be seen before anything is started."""
     if not spec.uuid:
         raise Refused(f"{spec.name} has no UUID", hint="the domain's record gives it one")
@@ -263,9 +289,3 @@ async def _check(spec: DomainSpec, attachments: Attachments, build: Build) -> No
     for disk in attachments.disks:
         if isinstance(disk.source, LocalDisk) and not Path(disk.source.path).exists():
             raise Refused(f"{spec.name}: disk {disk.spec.vdev}: {disk.source.path} is not there")
-    free = (await machine.reading(None)).memory_free
-    if build.memory + OVERHEAD > free:
-        raise Refused(
-            f"{spec.name}: not enough memory: {build.memory} MiB and {OVERHEAD} for QEMU are wanted, {free} are free",
-            hint="give it less memory=, or end another domain",
-        )

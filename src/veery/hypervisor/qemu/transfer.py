@@ -14,7 +14,7 @@ from typing import Any
 
 from veery.errors import Failed, OutcomeUnknown, VeeryError
 from veery.host.clock import Clock
-from veery.hypervisor.qemu.domain import Domain
+from veery.hypervisor.qemu.domain import Domain, patience
 from veery.hypervisor.qemu.monitor import Command, CommandError, Monitor
 from veery.model.move import Means, MoveProgress, Phase
 
@@ -172,14 +172,18 @@ class Transfer:
             with contextlib.suppress(Failed):
                 await self.query()
             if self.status and self.status not in OVER:
-                await self.monitor.execute("migrate_cancel", deadline=QUERY_DEADLINE)
-            if not await self._over(CANCEL_DEADLINE) and stream is not None:
+                await self.monitor.execute("migrate_cancel", deadline=self._patience(QUERY_DEADLINE))
+            if not await self._over(self._patience(CANCEL_DEADLINE)) and stream is not None:
                 shut(stream)
                 await self._over(CANCEL_DEADLINE)
         except VeeryError as error:
             log.warning("domain=%s copy not cancelled in order: %s", self.domain.record.spec.name, error)
             if stream is not None:
                 shut(stream)
+
+    def _patience(self, least: float) -> float:
+        """QEMU holds its lock for the bitmap of a large memory, and answers nothing meanwhile."""
+        return patience(least, self.domain.record.build.memory)
 
     async def _over(self, seconds: float) -> bool:
         end = self._clock.now() + seconds
@@ -191,8 +195,10 @@ class Transfer:
         return False
 
 
-def orders(*, return_path: bool, means: Means = PLAIN, **parameters: Any) -> tuple[Command, ...]:
-    """The commands of `Transfer.set_up`."""
+def orders(
+    *, return_path: bool, means: Means = PLAIN, late_activate: bool = False, **parameters: Any
+) -> tuple[Command, ...]:
+    """The commands of `Transfer.set_up`; with `late_activate` a target opens its disks when it is let go."""
     wanted = {
         "events": True,
         "return-path": return_path,
@@ -200,6 +206,7 @@ def orders(*, return_path: bool, means: Means = PLAIN, **parameters: Any) -> tup
         "auto-converge": means.throttle,
         "xbzrle": means.delta,
         "postcopy-ram": means.post_copy,
+        "late-block-activate": late_activate,
     }
     capabilities = [{"capability": name, "state": state} for name, state in wanted.items()]
     values = {name.replace("_", "-"): value for name, value in parameters.items()}
