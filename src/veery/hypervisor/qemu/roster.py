@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 
 from veery.errors import Failed, Refused, VeeryError
-from veery.host import kept
+from veery.host import kept, tasks
 from veery.host.clock import Clock
 from veery.host.files import write_atomic
 from veery.host.process import Process
@@ -147,7 +147,7 @@ class Roster:
             self.dmesg.note(f"{spec.name} ({domid}) {'comes in' if stage is Stage.INCOMING else 'started'}")
         except BaseException:
             if domain is not None:
-                await migration.whole(self._see_off, domain)
+                await tasks.to_the_end(self._see_off(domain))
             home.remove()
             raise
         finally:
