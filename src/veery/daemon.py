@@ -326,6 +326,7 @@ class Daemon:
             folders=folders,
             tls=certificates,
             unread=self.driver.unread,
+            unsettled=self.settler.troubles,
         )
 
     def _means(self) -> FenceMeans:
