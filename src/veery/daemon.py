@@ -331,6 +331,7 @@ class Daemon:
             tls=certificates,
             unread=self.driver.unread,
             driver=self.driver if self.node.has(Role.HYPERVISOR) else None,
+            unsettled=self.settler.troubles,
         )
 
     def _means(self) -> FenceMeans:

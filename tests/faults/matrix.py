@@ -159,8 +159,8 @@ async def cancelled(move: Move) -> AsyncIterator[None]:
 async def moved_a_second_time(move: Move) -> AsyncIterator[None]:
     second = await move.lab.veery(move.source, "migrate", DOMAIN, move.target, check=False)
     assert second.code == 1 and "is being moved" in second.err, second
-    ended = await move.lab.veery(move.source, "destroy", DOMAIN, check=False)
-    assert ended.code == 1 and "is being moved" in ended.err, ended
+    stopped = await move.lab.veery(move.source, "pause", DOMAIN, check=False)
+    assert stopped.code == 1 and "is being moved" in stopped.err, stopped
     back = await move.lab.veery(move.target, "migrate", DOMAIN, move.source, check=False)
     assert back.code == 1, back
     yield

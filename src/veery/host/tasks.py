@@ -1,9 +1,12 @@
-"""Tasks that are ended before their time."""
+"""Tasks that are ended before their time, and work that is not."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Awaitable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 async def stop(*tasks: asyncio.Task[Any]) -> None:
@@ -16,3 +19,25 @@ async def stop(*tasks: asyncio.Task[Any]) -> None:
     for task in tasks:
         if not task.cancelled():
             task.exception()  # or asyncio would complain that nobody asked
+
+
+async def to_the_end(work: Awaitable[T]) -> T:
+    """Await `work` to its end, however often we are cancelled meanwhile; the cancellation is raised afterwards.
+    Raises what `work` raises, a cancellation or not."""
+    result, cancelled = await through(work)
+    if cancelled is not None:
+        raise cancelled
+    return result
+
+
+async def through(work: Awaitable[T]) -> tuple[T, asyncio.CancelledError | None]:
+    """Await `work` to its end as `to_the_end` does, and return its result together with the cancellation that came
+    meanwhile: the caller decides which of the two counts. Raises what `work` raises."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    return task.result(), cancelled

@@ -269,8 +269,8 @@ class Driver(Protocol):
         ...
 
     async def finish(self, uuid: str, *, paused: bool = False) -> None:
-        """Let the loaded domain run (or make it a plain paused one), and announce its MACs.
-        Idempotent. Only after COMMIT."""
+        """Let the loaded domain run (or make it a plain paused one), and announce its MACs. One whose guest ended
+        by itself at the source is not let run: `events` reports its end. Idempotent. Only after COMMIT."""
         ...
 
 

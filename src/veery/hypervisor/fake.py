@@ -67,15 +67,23 @@ class FakeDriver(Mishaps):
 
     # ---- what a guest, or bad luck, would do
 
-    def end(self, uuid: str, end: DomainEnd) -> None:
-        """The guest powers off, reboots or crashes by itself."""
+    def end(self, uuid: str, end: DomainEnd, *, seen: bool = True) -> None:
+        """The guest powers off, reboots or crashes by itself; unless `seen`, the driver was away when it did."""
         domain = self._domain(uuid)
         if end is DomainEnd.REBOOT and domain.spec.on_reboot in {OnEvent.RESTART, OnEvent.SOFT_RESET}:
             domain.started = self._clock.epoch()
             return
         self._stop(domain)
-        domain.ended = end
-        self._events.put_nowait(DomainEvent(uuid, end))
+        domain.unseen = end
+        if seen:
+            self._see_end(domain)
+
+    def _see_end(self, domain: FakeDomain) -> bool:
+        """Whether the guest has ended; reported once."""
+        if domain.unseen is not None and domain.ended is None:
+            domain.ended = domain.unseen
+            self._events.put_nowait(DomainEvent(domain.spec.uuid, domain.ended))
+        return domain.ended is not None
 
     def crash_process(self, uuid: str) -> None:
         """The domain's process is gone, and nobody asked for it."""
@@ -358,6 +366,7 @@ class FakeDriver(Mishaps):
             last = await fakecopy.passes(
                 domain, copy, stream, settings.stall, report, clock=self._clock, step=lambda: self._step("copy")
             )
+            await fakecopy.send_end(domain, stream, settings.stall)
             if copy.leaving:
                 domain.behind = Behind(stream.dup(), total, last, copy.rate)
                 return CopyResult(downtime_ms=0.0, bytes=copy.sent, rounds=copy.rounds, poised=True)
@@ -373,7 +382,7 @@ class FakeDriver(Mishaps):
             with contextlib.suppress(OSError):
                 stream.shutdown(socket.SHUT_RDWR)
             domain.stage = "running"
-            if not domain.gone.is_set() and not domain.held and domain.ended is None:
+            if not domain.gone.is_set() and not self._see_end(domain) and not domain.held:
                 self._go(domain)
             if isinstance(error, OSError):
                 raise Failed(f"{domain.spec.name}: {error or 'no byte moved'}") from error
@@ -401,7 +410,7 @@ class FakeDriver(Mishaps):
         domain.end_rest()
         if domain.stage == "sending":
             domain.stage = "running"
-            if not domain.held and domain.ended is None:
+            if not self._see_end(domain) and not domain.held:
                 self._go(domain)
 
     async def prepare(
@@ -451,7 +460,7 @@ class FakeDriver(Mishaps):
         if not domain.loaded:
             raise Failed(f"{domain.spec.name} is not loaded yet")
         domain.stage, domain.held = "running" if domain.whole else "arriving", paused
-        if not paused:
+        if not self._see_end(domain) and not paused:
             self._go(domain)
 
     # ---- post-copy

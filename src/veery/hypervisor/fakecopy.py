@@ -9,8 +9,21 @@ from veery.errors import Failed
 from veery.host.clock import Clock
 from veery.hypervisor import fakepostcopy
 from veery.hypervisor.base import Report
-from veery.hypervisor.fakeworld import DEVICES, END, LEAST, SLICES, FakeCopy, FakeDomain, Header, progress, read, write
+from veery.hypervisor.fakeworld import (
+    DEVICES,
+    END,
+    ENDS,
+    LEAST,
+    SLICES,
+    FakeCopy,
+    FakeDomain,
+    Header,
+    progress,
+    read,
+    write,
+)
 from veery.model import codec
+from veery.model.domain import DomainEnd
 from veery.model.move import Tuning
 from veery.model.units import MIB
 
@@ -64,6 +77,14 @@ def tune(domain: FakeDomain, copy: FakeCopy, tuning: Tuning) -> None:
         copy.leaving = tuning.post_copy
 
 
+async def send_end(domain: FakeDomain, stream: socket.socket, stall: float) -> None:
+    """Let it go along that the guest has ended, where it has. Raises OSError."""
+    ended = domain.ended or domain.unseen
+    if ended is not None:
+        state = DomainEnd.POWEROFF if ended is DomainEnd.REBOOT else ended
+        await write(stream, next(data for data, end in ENDS.items() if end is state), stall)
+
+
 async def load(domain: FakeDomain, stream: socket.socket) -> None:
     """The other end: everything, or in post-copy all but the rest. Raises Failed, OSError."""
     head = b""
@@ -72,7 +93,7 @@ async def load(domain: FakeDomain, stream: socket.socket) -> None:
     if codec.decode(head, Header).uuid != domain.spec.uuid:
         raise Failed(f"{domain.spec.name}: another domain came in")
     while (data := await read(stream, 60)) not in (END, DEVICES):
-        pass
+        domain.unseen = ENDS.get(data, domain.unseen)
     domain.loaded, domain.whole = True, data == END
     if domain.whole:
         await write(stream, b"!", 60)

@@ -26,6 +26,8 @@ SLICES = 4
 LEAST = 0.002
 """Seconds that a slice takes at least."""
 END = b"e"
+ENDS = {b"p": DomainEnd.POWEROFF, b"c": DomainEnd.CRASH, b"w": DomainEnd.WATCHDOG}
+"""The run state of a guest that has ended, as it goes along in the stream: a reboot looks like a power-off."""
 DEVICES = b"d"
 """All but the rest of the memory has come: the domain can run."""
 
@@ -80,7 +82,7 @@ class Behind:
 class FakeDomain:
     """One fake domain. `stage` as the qemu driver's: running, incoming, arriving, sending. `behind`: what it left here
     when it went on elsewhere by post-copy; `coming`: what takes that in there, `whole` once all is in; `broken`: what
-    came in before it could run broke off."""
+    came in before it could run broke off. `unseen`: how its guest ended, as its driver is still to find out."""
 
     spec: DomainSpec
     attachments: Attachments
@@ -92,6 +94,7 @@ class FakeDomain:
     writes: float = 0.0
     held: bool = False
     ended: DomainEnd | None = None
+    unseen: DomainEnd | None = None
     memory: int = 0
     most: int = 0
     ran: float = 0.0

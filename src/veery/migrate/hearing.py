@@ -1,25 +1,14 @@
-"""How a source waits for its target: to the end, for so long, and for its word on what went wrong."""
+"""Helpers of the source that wait for the target: with a deadline, and for the target's own error."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from veery.errors import Failed, VeeryError
 
 T = TypeVar("T")
-
-
-async def whole(work: Coroutine[Any, Any, T]) -> T:
-    """Do `work` to its end even when we are cancelled meanwhile: past COMMIT there is no way back."""
-    task = asyncio.create_task(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        raise
 
 
 async def within(task: asyncio.Task[T], deadline: float, peer: str) -> T:

@@ -33,6 +33,8 @@ KEPT = 100  # reports of ended moves
 BEAT = 15.0  # seconds after which a listener hears again where a move stands, though nothing happened
 DEFAULT_LIMITS = MoveLimits()
 CAUTION_DEADLINE = 2.0
+WITHDRAW_DEADLINE_S = 5.0
+"""A domain that is to be destroyed waits so long for its move to end; its QEMU may not answer."""
 Caution = Callable[[], Awaitable[str]]
 
 
@@ -81,13 +83,42 @@ class Moves:
     def busy(self, domain: str, *, arriving: bool = False) -> str:
         """Which move holds `domain`, in words; "" when none does. With `arriving` one whose domain runs here already,
         the rest of its memory to follow, does not."""
-        for running in self._running.values():
-            if running.domain == domain:
-                return f"{domain} is being moved ({running.sender.phase.value}, move {running.move})"
+        if running := self._of(domain):
+            return f"{domain} is being moved ({running.sender.phase.value}, move {running.move})"
         line = self._settler.busy(domain)
         if line is not None and arriving and line.post_copy and line.side is Side.TARGET:
             return ""
         return f"move {line.move} of {domain} is being settled" if line else ""
+
+    def advice(self, domain: str) -> str:
+        """What can be done about the move that holds `domain`."""
+        running = self._of(domain)
+        if running is None:
+            return f"it is settled by itself (veery doctor tells what it waits for); or: veery destroy {domain}"
+        if running.sender.phase in CANCELLABLE:
+            return f"wait for its end (veery moves), or stop it: veery move cancel {running.move}"
+        return "wait for its end: veery moves"
+
+    def _of(self, domain: str) -> Running | None:
+        return next((each for each in self._running.values() if each.domain == domain), None)
+
+    async def withdraw(self, domain: str) -> None:
+        """Cancel the move of `domain` where it can still be undone, and wait for its end, at most
+        WITHDRAW_DEADLINE_S. For one who is about to destroy the domain, whatever becomes of the move."""
+        running = self._of(domain)
+        if running is None or running.task is None:
+            return
+        if running.sender.phase in CANCELLABLE:
+            running.cancelled = True
+            running.task.cancel()
+        await asyncio.wait({running.task}, timeout=WITHDRAW_DEADLINE_S)
+
+    def remains(self, domain: str) -> str:
+        """The node that needs this node's copy of `domain` for the rest of its memory (post-copy), or ""."""
+        line = self._settler.busy(domain) or next(
+            (line for line in self._ground.journal.open() if line.domain == domain), None
+        )
+        return line.target if line is not None and line.post_copy and line.side is Side.SOURCE else ""
 
     def start(
         self, reading: DomainReading, target: Node, settings: MoveSettings, caution: Caution | None = None
@@ -97,7 +128,7 @@ class Moves:
         policy.check(settings)
         busy = self.busy(reading.name)
         if busy:
-            raise Refused(busy, hint="veery moves shows it; veery move cancel MOVE stops it")
+            raise Refused(busy, hint=self.advice(reading.name))
         if self._tasks is None:
             raise Refused("this node is not ready yet", hint="try again in a second")
         move = secrets.token_hex(4)

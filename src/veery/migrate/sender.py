@@ -9,8 +9,9 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -19,7 +20,7 @@ from veery.cluster.store import StoreUnavailable
 from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
 from veery.host import tasks
 from veery.hypervisor.base import DiskMover, Lost, PostCopier
-from veery.migrate import disks, hearing, postcopy, pump, squeeze, tracking, wire
+from veery.migrate import disks, hearing, postcopy, pump, squeeze, tracking, vitals, wire
 from veery.migrate.bandwidth import Paths
 from veery.migrate.base import Ground
 from veery.migrate.journal import Line, Side
@@ -34,6 +35,8 @@ from veery.model.move import CopyResult, MoveProgress, MoveReport, MoveSettings,
 from veery.model.node import Node
 from veery.model.units import MIB
 from veery.model.volume import CarriedDisk
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -108,20 +111,20 @@ class Sender:
                 await self._turn.prepare()
             return await self._run()
         except (Refused, Failed) as error:
-            name, here = self._order.reading.name, self._ground.node
-            if await self._stands_here():
+            how = await vitals.end_of(self._ground.driver, self._order.reading.uuid)
+            if not how:
                 raise
             self._ended = True
             raise Failed(
-                f"{name} ended on {here} while it was moved",
-                hint="its file's on_crash says whether it starts again: veery list --cluster",
+                f"{self._order.reading.name} {how} on {self._ground.node} while it was moved",
+                hint="its file's on_poweroff, on_reboot and on_crash say whether it starts again: veery list --cluster",
             ) from error
         finally:
             self._leave_row()
 
-    async def _stands_here(self) -> bool:
-        uuid = self._order.reading.uuid
-        return any(reading.uuid == uuid for reading in await self._ground.driver.list())
+    async def _while_alive(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await `work`, which takes long; raise Failed as soon as the guest has ended by itself."""
+        return await vitals.while_alive(self._ground.driver, self._ground.clock, self._order.reading.uuid, work)
 
     def _leave_row(self) -> None:
         if self._turn is not None:
@@ -167,27 +170,27 @@ class Sender:
 
             await steps.enter(Phase.PREPARE)
             await channel.send(await self._offer(owner, spec, luggage, paused, going))
-            ready = await self._ready(channel)
+            ready = await self._while_alive(self._ready(channel))
             steps.line = replace(
                 steps.line, reservation_revision=ready.reservation, disks=disks.matched(going, ready.disks)
             )
 
-            await self._may_copy()
+            await self._while_alive(self._may_copy())
             await steps.enter(Phase.COPY)
             undo.push_async_callback(self._settler.run_on, steps.line)
             if steps.line.disks:
                 self._record = await disks.record(ground.store, steps.line)
                 through = await connection.enter_async_context(self._way_for_disks(ready))
-                await self._send_disks(channel, steps.line, through)
-            self._copy, loaded = await self._send(channel, ready)
+                await self._while_alive(self._send_disks(channel, steps.line, through))
+            self._copy, loaded = await self._while_alive(self._send(channel, ready))
 
             await steps.enter(Phase.LOADED)
             await self._settled(loaded)
 
             await steps.enter(Phase.COMMIT)
             await self._ask_store()
-            report = await hearing.whole(self._hand_over(owner, channel, steps, undo))
-            return report or await self._follow(steps)
+            report, cancelled = await tasks.through(self._hand_over(owner, channel, steps, undo))
+            return report or await self._follow(steps, cancelled)
 
     # ---- steps
 
@@ -388,6 +391,7 @@ class Sender:
         """The target has everything, and the store was seen to answer."""
         try:
             await loaded
+            await vitals.require(self._ground.driver, self._order.reading.uuid)
             await self._ask_soon()
         finally:
             await tasks.stop(loaded)
@@ -479,9 +483,12 @@ class Sender:
             self._copy = replace(self._copy, downtime_ms=stood)
         return None
 
-    async def _follow(self, steps: Steps) -> MoveReport:
-        """Post-copy: the rest follows, however long that takes. When we are to end meanwhile, the journal keeps it."""
+    async def _follow(self, steps: Steps, cancelled: asyncio.CancelledError | None) -> MoveReport:
+        """Post-copy: the rest follows, however long that takes. When we are to end meanwhile, or were `cancelled`, the
+        journal keeps it."""
         try:
+            if cancelled is not None:
+                raise cancelled
             await steps.enter(Phase.CONFIRM)
             await postcopy.see_off(self._ground, steps.line, self._publish, self._order.target)
         except Lost as error:

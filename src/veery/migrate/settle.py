@@ -23,6 +23,8 @@ from veery.model.domain import DomainState
 
 log = logging.getLogger(__name__)
 
+STUCK_AFTER_S = 30.0
+"""A move that is not settled after so long is reported: something stands in its way that does not go by itself."""
 RETRY = 0.5  # seconds between two tries while the store or the peer does not answer
 
 
@@ -35,14 +37,26 @@ class Settler:
         self._waiting: asyncio.Queue[Line] = asyncio.Queue()
         self._open: dict[str, Line] = {}
         self._guessed: set[str] = set()  # lines that stand for a journal file that could not be read
+        self._since: dict[str, float] = {}
+        self._why: dict[str, str] = {}
 
     def busy(self, domain: str) -> Line | None:
         """The move of `domain` that is still being settled, if there is one."""
         return next((line for line in self._open.values() if line.domain == domain), None)
 
+    def troubles(self, after: float = STUCK_AFTER_S) -> tuple[str, ...]:
+        """The moves that have not been settled for more than `after` seconds, each with what it waits for. A post-copy
+        whose memory still comes is none."""
+        now, found = self._ground.clock.now(), []
+        for key, line in self._open.items():
+            if now - self._since[key] > after and (why := self._why.get(key)):
+                found.append(f"move {line.move} of {line.domain} is not settled: {why}")
+        return tuple(found)
+
     def later(self, line: Line) -> None:
         """Settle `line` in the background, however long it takes."""
         self._open[_key(line)] = line
+        self._since.setdefault(_key(line), self._ground.clock.now())
         self._waiting.put_nowait(line)
 
     async def run(self) -> None:
@@ -91,7 +105,7 @@ class Settler:
                     try:
                         return await self._drop(line)
                     except (StoreUnavailable, OutcomeUnknown, Unreadable) as error:
-                        log.warning("move=%s the store does not tell: %s", line.move, error.message)
+                        self._waits(line, f"the store does not tell who owns {line.domain}: {error.message}")
                         await self._ground.clock.sleep(RETRY)
         except TimeoutError as error:
             raise OutcomeUnknown(f"the store does not say who owns {line.domain}") from error
@@ -146,19 +160,31 @@ class Settler:
         return await owners.read(store, line.domain)  # no COMMIT of this move can succeed any more
 
     async def _settle(self, line: Line) -> None:
+        key = _key(line)
         try:
             while True:
                 try:
                     await (self._settle_guessed if _key(line) in self._guessed else self._settle_once)(line)
                     return
                 except (StoreUnavailable, OutcomeUnknown, Failed) as error:
-                    log.warning("move=%s domain=%s not settled yet: %s", line.move, line.domain, error.message)
-                except Exception:
+                    self._waits(line, error.message)
+                except Exception as error:
                     log.exception("move=%s domain=%s not settled yet", line.move, line.domain)
+                    self._waits(line, f"{type(error).__name__}: {error}")
                 await self._ground.clock.sleep(RETRY)
         finally:
-            self._open.pop(_key(line), None)
-            self._guessed.discard(_key(line))
+            for table in (self._open, self._since, self._why):
+                table.pop(key, None)
+            self._guessed.discard(key)
+
+    def _waits(self, line: Line, why: str) -> None:
+        """Remember, and log when it is new, what the settling of `line` waits for."""
+        key = _key(line)
+        if self._why.get(key) == why:
+            return
+        if key in self._open:
+            self._why[key] = why
+        log.warning("move=%s domain=%s not settled yet: %s", line.move, line.domain, why)
 
     async def _settle_guessed(self, line: Line) -> None:
         """Of a domain that may have been half moved by a move whose journal file could not be read. The move's promise

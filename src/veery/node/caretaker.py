@@ -99,9 +99,9 @@ class Caretaker:
             name = (await self._domains.find(event.uuid)).name
         except Refused:
             return True  # destroyed, or moved away, meanwhile
-        if self._domains.locked(name):
+        if self._domains.locked(name, arriving=True):
             return False
-        async with self._domains.hold(name):
+        async with self._domains.hold(name, arriving=True):
             try:
                 reading = await self._domains.find(event.uuid)
             except Refused:

@@ -167,19 +167,21 @@ class Doctor:
         clock: Clock,
         folders: dict[str, Path],
         tls: Path,
+        unsettled: Callable[[], Sequence[str]],
         unread: Callable[[], tuple[str, ...]] = tuple,
         driver: Driver | None = None,
     ) -> None:
-        """`folders` are those whose disks must not be full, by what they are; `tls` holds our certificates; `unread`
-        is the driver's."""
+        """`folders` are those whose disks must not be full, by what they are; `tls` holds our certificates;
+        `unsettled` names the moves that do not settle; `unread` is the driver's."""
         self._node, self._store, self._peers, self._fencing = node, store, peers, fencing
         self._keeper, self._guard, self._writer, self._clock = keeper, guard, writer, clock
-        self._folders, self._tls, self._unread, self._driver = folders, tls, unread, driver
+        self._folders, self._tls, self._driver = folders, tls, driver
+        self._unsettled, self._unread = unsettled, unread
 
     # ---- this node
     async def health(self) -> Health:
         """This node, as it sees itself. Raises nothing: what cannot be looked at is a finding."""
-        found = [*self._disks(), *self._certificates(), self._watchdog()]
+        found = [*self._disks(), *self._certificates(), self._watchdog(), self._moves()]
         found += judge_files(self._node.name, kept.unreadable(self._folders.values()), self._unread())
         if self._guard is not None:
             found.append(self._guarded(self._guard))
@@ -226,6 +228,10 @@ class Doctor:
     def _watchdog(self) -> Finding:
         armed = f"armed, with {self._keeper.timeout} s" if self._keeper.timeout else "none is set (watchdog.device)"
         return self._say("watchdog", self._keeper.trouble, armed, advice="see to watchdog.device in veery.toml")
+
+    def _moves(self) -> Finding:
+        advice = "see to what it waits for; veery destroy NAME ends the domain"
+        return self._say("moves", "; ".join(self._unsettled()), "all are settled", advice=advice)
 
     def _guarded(self, guard: Guard) -> Finding:
         trouble = "" if guard.ruling.stance is Stance.RUN else f"{guard.ruling.stance}: {guard.ruling.reason}"

@@ -18,7 +18,7 @@ from veery.cluster.keys import DOMAINS, INTENTS, NODES, POLICIES, RUNS
 from veery.cluster.presence import Heartbeat
 from veery.cluster.store import Delete
 from veery.config.domain import check_name
-from veery.errors import Failed, Refused, VeeryError, hinting
+from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError, hinting
 from veery.ha import orders
 from veery.hypervisor.base import Console
 from veery.migrate.base import Ground
@@ -37,7 +37,7 @@ from veery.model.move import MoveSettings
 from veery.model.node import Node, Role
 from veery.model.plan import Blocker, Obstacle, Plan, Question, Reply
 from veery.model.volume import Attachments
-from veery.node import savefile
+from veery.node import destroying, savefile
 from veery.node.attachments import NodeAttacher
 from veery.node.clashes import Clashes
 
@@ -157,13 +157,20 @@ class Domains:
             return reading
 
     async def destroy(self, ref: str) -> None:
-        """End a domain at once; it is over when this returns. One that waits for the rest of its memory too: where
-        that never comes, nothing else would end it. It is not wanted any more."""
+        """End a domain at once, whatever state it is in; it is over when this returns. It is not wanted any more. A
+        move that can still be undone is cancelled first. Raises Refused where another living node owns the domain,
+        OutcomeUnknown where the store does not say whether one does: this node's copy is gone then."""
         reading = await self.find(ref)
-        async with self.hold(reading.name, arriving=reading.state is not DomainState.INCOMING):
-            reading = await self.find(ref)
+        doubt = await destroying.make_way(self._store, self.node, self._moves, self._receiver, reading)
+        async with self._lock(reading.name):
+            reading = await self.find(reading.uuid)
             await self.say_wanted(reading.name, wanted=False)
             await self._end(reading)
+        if doubt:
+            raise OutcomeUnknown(
+                f"{reading.name} is destroyed on {self.node}; the store does not say whether {doubt} owns it",
+                hint="when etcd is back (veery node list): veery list --cluster shows whether it runs elsewhere",
+            )
 
     async def shutdown(self, ref: str) -> None:
         """Ask the guest to power off. It is not wanted any more."""
@@ -455,27 +462,35 @@ class Domains:
         """As `destroy`, for one who holds the lock."""
         await self._end(reading)
 
-    def locked(self, name: str) -> bool:
-        """Whether somebody is at work on domain `name` here."""
-        return self._locks[name].locked() or bool(self._moves.busy(name)) or bool(self._receiver.arriving(name))
+    def locked(self, name: str, *, arriving: bool = False) -> bool:
+        """Whether somebody is at work on domain `name` here (with `arriving`: but for one that runs here already, the
+        rest of its memory to follow)."""
+        busy = self._moves.busy(name, arriving=arriving)
+        return self._locks[name].locked() or bool(busy) or bool(self._receiver.arriving(name))
 
     @contextlib.asynccontextmanager
-    async def hold(self, name: str, *, arriving: bool = False) -> AsyncIterator[None]:
-        """One order at a time on a domain; none while it moves (with `arriving`: but while it runs here already, and
-        the rest of its memory follows)."""
+    async def _lock(self, name: str) -> AsyncIterator[None]:
         try:
             async with asyncio.timeout(30):
                 await self._locks[name].acquire()
         except TimeoutError as error:
             raise Failed(f"{name} is busy with another order", hint="try again when it has ended") from error
         try:
-            if busy := self._moves.busy(name, arriving=arriving):
-                raise Refused(busy, hint="wait for its end (veery moves), or stop it (veery move cancel MOVE)")
-            if self._receiver.arriving(name):
-                raise Refused(f"{name} is on its way here", hint="wait for its end, or cancel it at its source")
             yield
         finally:
             self._locks[name].release()
+
+    @contextlib.asynccontextmanager
+    async def hold(self, name: str, *, arriving: bool = False) -> AsyncIterator[None]:
+        """One order at a time on a domain; none while it moves (with `arriving`: but while it runs here already, and
+        the rest of its memory follows)."""
+        async with self._lock(name):
+            if busy := self._moves.busy(name, arriving=arriving):
+                raise Refused(busy, hint=self._moves.advice(name))
+            if offer := self._receiver.arriving(name):
+                hint = f"wait for its end, or: veery --node {offer.source} move cancel {offer.move}"
+                raise Refused(f"{name} is on its way here", hint=hint)
+            yield
 
     @contextlib.asynccontextmanager
     async def held(self, ref: str) -> AsyncIterator[DomainReading]:

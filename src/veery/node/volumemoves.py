@@ -133,7 +133,7 @@ class VolumeMoves:
                     pause, copied = await self._carry(move, owner, report)
                 except (VeeryError, asyncio.CancelledError) as error:
                     why = error
-                done, kept = await _whole(self._conclude(move))
+                (done, kept), _ = await tasks.through(self._conclude(move))
             if self._journal.has(Side.SOURCE, move):
                 self._kept[move.id] = stack.pop_all()
         if not done:
@@ -540,12 +540,3 @@ async def _pieces(response: aiohttp.ClientResponse, node: str) -> AsyncIterator[
             yield piece
     except (TimeoutError, aiohttp.ClientError, ConnectionError) as error:
         raise Failed(f"{node} broke off: {error or 'timeout'}", hint=f"is veeryd on {node} running?") from error
-
-
-async def _whole(work: Coroutine[Any, Any, T]) -> T:
-    """Do `work` to its end even when we are cancelled meanwhile."""
-    task = asyncio.ensure_future(work)
-    while not task.done():
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.shield(task)
-    return task.result()

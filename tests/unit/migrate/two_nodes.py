@@ -160,8 +160,8 @@ class Pair:
 
 
 @contextlib.asynccontextmanager
-async def two_nodes(folder: Path, certificates: Path) -> AsyncIterator[Pair]:
-    """Both nodes up, the domain running on `a`."""
+async def two_nodes(folder: Path, certificates: Path, spec: DomainSpec = SPEC) -> AsyncIterator[Pair]:
+    """Both nodes up, the domain `spec` running on `a`."""
     clock, world = RealClock(), World()
     root = MemoryStore(clock)
     async with asyncio.TaskGroup() as tasks:
@@ -206,9 +206,9 @@ async def two_nodes(folder: Path, certificates: Path) -> AsyncIterator[Pair]:
             sides.append(Side(node, store, driver, attacher, ground, settler, moves, hold, receiver))
         await asyncio.sleep(0)
         a, b = sides
-        await owners.claim(root.view(), "busybox", "a", "boot", DomainRecord(spec=SPEC))
+        await owners.claim(root.view(), "busybox", "a", "boot", DomainRecord(spec=spec))
         a.attacher.attached += 1
-        await a.driver.start(SPEC, Attachments())
+        await a.driver.start(spec, Attachments())
         try:
             yield Pair(a, b, world)
         finally:

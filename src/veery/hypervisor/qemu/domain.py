@@ -148,8 +148,8 @@ class Domain:
         self._threads = tuple(cpu["thread-id"] for cpu in await self.monitor.execute("query-cpus-fast"))
         self._memory = (await self.monitor.execute("query-balloon"))["actual"] // MIB
         end = ENDS.get(self._runstate)
-        if end is not None and self.record.ended is None:
-            self._stopped(end)
+        if end is not None:
+            self.stopped(end)
         self._met.set()
 
     async def _watch(self) -> None:
@@ -289,12 +289,14 @@ class Domain:
                     waiting.set_exception(Failed(f"{self.record.spec.name} refuses to let go of its device"))
             case _:
                 end = end_of(name, data)
-                if end is not None and self.record.ended is None:
-                    self._stopped(end)
+                if end is not None:
+                    self.stopped(end)
 
-    def _stopped(self, end: DomainEnd) -> None:
-        self.update(ended=end)
-        self._ended(self, end)
+    def stopped(self, end: DomainEnd) -> None:
+        """Note, and report once, that the guest ended by itself."""
+        if self.record.ended is None:
+            self.update(ended=end)
+            self._ended(self, end)
 
     # ---- orders
 

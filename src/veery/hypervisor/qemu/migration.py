@@ -13,15 +13,15 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 from veery.errors import Failed, Refused, VeeryError
+from veery.host import tasks
 from veery.host.clock import Clock
 from veery.hypervisor.base import Report
 from veery.hypervisor.qemu import postcopy
-from veery.hypervisor.qemu.domain import Domain
+from veery.hypervisor.qemu.domain import ENDS, Domain
 from veery.hypervisor.qemu.monitor import CommandError, Monitor
 from veery.hypervisor.qemu.process import Stage
 from veery.hypervisor.qemu.transfer import POLL_HELD, Info, Transfer, orders, reading, shut
@@ -34,6 +34,8 @@ UNLIMITED = 1 << 40
 STALL = 60.0
 """Seconds without a byte before a receiver, a save or a restore gives up; a sender has its own setting."""
 RUN_ON_DEADLINE = 10.0
+LIVE = frozenset({"running", "suspended"})
+"""QEMU's run states (QAPI, RunState) of a guest that nobody has stopped."""
 NO_THROTTLE = 1
 """Percent: the least that QEMU takes; a hundredth is not felt."""
 AUTHZ_OBJECT, STREAM = "move-peer", "move"
@@ -73,7 +75,7 @@ async def send(
     domain.update(stage=Stage.SENDING)
     async with contextlib.AsyncExitStack() as undo:
         undo.callback(shut, stream)
-        undo.push_async_callback(whole, _run_on_if_it_can, domain, clock)
+        undo.push_async_callback(lambda: tasks.to_the_end(_run_on_if_it_can(domain, clock)))
         transfer = Transfer(domain, clock)
         undo.push_async_callback(transfer.close)
         await transfer.open()
@@ -100,7 +102,7 @@ async def send(
         domain.copying = transfer
         undo.callback(_let_go, domain)
         await transfer.monitor.pass_fd(STREAM, stream.fileno())
-        undo.push_async_callback(whole, transfer.cancel, stream)
+        undo.push_async_callback(lambda: tasks.to_the_end(transfer.cancel(stream)))
         await transfer.monitor.execute("migrate", {"channels": [_channel_socket()]})
         info = await transfer.follow(
             stall=settings.stall,
@@ -165,19 +167,29 @@ async def _run_on(domain: Domain, clock: Clock) -> None:
     """The domain runs on here, unless a user had paused it or it ended by itself.
 
     Raises Failed or OutcomeUnknown where QEMU does not; it is then still marked as held by a move."""
-    away = await domain.status() == "postmigrate"
+    status = await domain.status()
+    away = status == "postmigrate"
+    if (end := ENDS.get(status)) is not None:
+        domain.stopped(end)
     if not domain.record.held and domain.record.ended is None:
-        end = clock.now() + RUN_ON_DEADLINE
-        while await domain.status() != "running" and domain.record.ended is None:
-            try:
-                await domain.cont()
-            except CommandError:  # "Migration is not finalized yet": it is about to be, or to let it run itself
-                if clock.now() > end:
-                    raise
-                await asyncio.sleep(0.02)
+        await _go_on(domain, clock)
     domain.update(stage=Stage.RUNNING)
     if away:  # the target may have told the bridges that it is there
         await domain.announce()
+
+
+async def _go_on(domain: Domain, clock: Clock) -> None:
+    """Let the processors run. Raises Failed, OutcomeUnknown. A guest that sleeps, or that meets its disk's error
+    again, is as it would be without a move."""
+    deadline, told = clock.now() + RUN_ON_DEADLINE, False
+    while (status := await domain.status()) not in LIVE and not (told and status == "io-error"):
+        try:
+            await domain.cont()
+            told = True
+        except CommandError:  # "Migration is not finalized yet": it is about to be, or to let it run itself
+            if clock.now() > deadline:
+                raise
+        await asyncio.sleep(0.02)
 
 
 async def _run_on_if_it_can(domain: Domain, clock: Clock) -> None:
@@ -241,13 +253,16 @@ async def finish(domain: Domain, *, paused: bool) -> None:
         raise Failed(f"{domain.record.spec.name} is not loaded yet", hint="receive() was not through")
     if arriving:
         await postcopy.take_plain_streams(domain.monitor)
-    if not paused and status != "running":
+    end = ENDS.get(status)
+    if not paused and end is None and status != "running":
         await domain.cont()
     elif paused and await qemu_version(domain.monitor) >= LATE_ACTIVATE:
         await domain.monitor.execute("blockdev-set-active", {"active": True})
     domain.update(stage=Stage.ARRIVING if arriving else Stage.RUNNING, held=paused)
+    if end is not None:  # it ended at the source, which did not see it
+        domain.stopped(end)
     await domain.announce()
-    if not paused:
+    if not paused and end is None:
         await domain.steady()
 
 
@@ -258,14 +273,14 @@ async def save(domain: Domain, path: Path, offset: int, clock: Clock) -> None:
     """As Driver.save."""
     domain.update(stage=Stage.SAVING)
     async with contextlib.AsyncExitStack() as undo:
-        undo.push_async_callback(whole, _run_on_if_it_can, domain, clock)
+        undo.push_async_callback(lambda: tasks.to_the_end(_run_on_if_it_can(domain, clock)))
         undo.callback(path.unlink, missing_ok=True)
         transfer = Transfer(domain, clock)
         undo.push_async_callback(transfer.close)
         await transfer.open()
         await transfer.set_up(return_path=False, max_bandwidth=UNLIMITED, tls_creds="", tls_hostname="")
         await domain.stop()
-        undo.push_async_callback(whole, transfer.cancel, None)
+        undo.push_async_callback(lambda: tasks.to_the_end(transfer.cancel(None)))
         await transfer.monitor.execute("migrate", {"channels": [_channel_file(path, offset)]})
         await transfer.follow(stall=STALL, pulse=lambda info: info.get("ram", {}).get("transferred"))
         try:
@@ -379,17 +394,3 @@ def _read_bytes(pid: int) -> int:
         return int(Path(f"/proc/{pid}/io").read_text().split()[1])
     except (OSError, ValueError):
         return 0
-
-
-async def whole(work: Callable[..., Awaitable[None]], *arguments: Any) -> None:
-    """Await `work(*arguments)` to its end even if we are cancelled meanwhile; that is raised afterwards."""
-    task = asyncio.ensure_future(work(*arguments))
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            cancelled = error
-    task.result()
-    if cancelled is not None:
-        raise cancelled

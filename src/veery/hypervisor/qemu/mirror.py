@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
+from veery.host import tasks
 from veery.host.clock import Clock
 from veery.hypervisor.base import Report
 from veery.hypervisor.qemu.build import disk_id
@@ -136,7 +137,7 @@ class Mirrors:
             await self._whole(settings, report)
             domain.mirrors = self
         except BaseException:
-            await _to_the_end(self.give_up())
+            await tasks.to_the_end(self.give_up())
             raise
 
     async def switch_over(self) -> None:
@@ -266,7 +267,7 @@ async def send(mirrors: Mirrors, sending: Coroutine[Any, Any, CopyResult]) -> Co
         await _pausing(domain, on=True)
     except BaseException:
         sending.close()
-        await _to_the_end(mirrors.give_up())
+        await tasks.to_the_end(mirrors.give_up())
         raise
     copying = asyncio.create_task(sending)
     switching = asyncio.create_task(mirrors.switch_over())
@@ -283,8 +284,8 @@ async def send(mirrors: Mirrors, sending: Coroutine[Any, Any, CopyResult]) -> Co
     finally:
         for task in (copying, switching):
             task.cancel()
-        await _to_the_end(_joined(copying, switching))
-        await _to_the_end(mirrors.drop())
+        await tasks.to_the_end(_joined(copying, switching))
+        await tasks.to_the_end(mirrors.drop())
 
 
 async def end(domain: Domain, clock: Clock) -> None:
@@ -348,19 +349,5 @@ async def _within(message: str) -> AsyncIterator[None]:
         raise Failed(f"{message} within {END_DEADLINE:g} s") from error
 
 
-async def _joined(*tasks: asyncio.Task[Any]) -> None:
-    await asyncio.wait(tasks)
-
-
-async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
-    """Await `work` to its end even if we are cancelled meanwhile; that is raised afterwards."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            cancelled = error
-    task.result()
-    if cancelled is not None:
-        raise cancelled
+async def _joined(*joined: asyncio.Task[Any]) -> None:
+    await asyncio.wait(joined)

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 
 from veery.errors import Failed, Refused, VeeryError
-from veery.host import kept
+from veery.host import kept, tasks
 from veery.host.clock import Clock
 from veery.host.files import write_atomic
 from veery.host.process import Process, trim_log
@@ -165,7 +165,7 @@ class Roster:
             self.note_warnings(domain)
         except BaseException:
             if domain is not None:
-                await migration.whole(self._see_off, domain)
+                await tasks.to_the_end(self._see_off(domain))
             home.remove()
             raise
         finally:

@@ -16,11 +16,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 from veery.errors import Failed, OutcomeUnknown, Refused
+from veery.host import tasks
 from veery.host.clock import Clock
 from veery.hypervisor.qemu import devices
 from veery.hypervisor.qemu.build import disk_id
@@ -31,7 +32,6 @@ from veery.hypervisor.qemu.process import Stage
 from veery.model.volume import AttachedDisk, IscsiLun
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 TIMEOUT = 5  # seconds for a request to the new LUN
 LITTLE = 32 << 20  # bytes left at which the guest's writes begin to wait for both LUNs
@@ -57,7 +57,7 @@ async def copy(domain: Domain, vdev: str, lun: IscsiLun, rate: int, report: Copi
 
 async def over(domain: Domain, vdev: str, lun: IscsiLun, commit: Callable[[], Awaitable[None]], clock: Clock) -> float:
     """As DiskSwitcher.switch_disk; never cut short."""
-    return await _to_the_end(_over(domain, vdev, lun, commit, clock))
+    return await tasks.to_the_end(_over(domain, vdev, lun, commit, clock))
 
 
 async def settle(domain: Domain, vdev: str, lun: IscsiLun | None) -> None:
@@ -295,18 +295,3 @@ def _job(vdev: str) -> str:
 def _trial(vdev: str) -> str:
     """The new LUN, opened with a timeout."""
     return f"trial-{vdev}"
-
-
-async def _to_the_end(work: Coroutine[Any, Any, T]) -> T:
-    """Await `work` to its end even if we are cancelled meanwhile; that is raised afterwards."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            cancelled = error
-    result = task.result()
-    if cancelled is not None:
-        raise cancelled
-    return result

@@ -5,7 +5,6 @@ has no mirror; hvm domains, because their device model's state goes another way 
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import socket
 from collections.abc import AsyncIterator
@@ -16,6 +15,7 @@ import msgspec
 
 from veery.config.settings import Xen
 from veery.errors import Failed, Refused, VeeryError
+from veery.host import tasks
 from veery.host.clock import Clock
 from veery.hypervisor.base import ALONE, Report
 from veery.hypervisor.qemu.console import QemuConsole
@@ -372,12 +372,7 @@ class XenDriver:
     async def _undo(self, domain: Domain) -> None:
         """Leave nothing of a domain that did not start."""
         domain.dying = True
-        ending = asyncio.ensure_future(self._end(domain))
-        try:
-            await asyncio.shield(ending)
-        except asyncio.CancelledError:
-            await asyncio.wait({ending})
-            raise
+        await tasks.to_the_end(self._end(domain))
 
     async def _end(self, domain: Domain) -> None:
         try:

@@ -97,12 +97,11 @@ class Outgoing:
         try:
             return await self._copy(row, stream, settings, report, peer=peer, tls=tls)
         except BaseException as error:
-            unwinding = asyncio.ensure_future(self.resume())
-            while not unwinding.done():
-                with contextlib.suppress(asyncio.CancelledError, VeeryError):
-                    await asyncio.shield(unwinding)
-            if (left := unwinding.exception()) is not None and isinstance(error, Failed):
-                raise Failed(f"{error.message}; {left}") from error
+            try:
+                await tasks.through(self.resume())
+            except VeeryError as left:
+                if isinstance(error, Failed):
+                    raise Failed(f"{error.message}; {left}") from error
             raise
 
     async def tune(self, tuning: Tuning) -> None:

@@ -5,13 +5,13 @@ OutcomeUnknown: libxl's own work in the hypervisor may have been done."""
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from veery.errors import Failed
+from veery.host import tasks
 from veery.host.run import run
 from veery.hypervisor.xen import parse
 from veery.hypervisor.xen.parse import Info, Row
@@ -124,14 +124,7 @@ class Xl:
     async def _run(self, verb: str, *words: str, deadline: float) -> str:
         """Run it. A cancelled order is left to end by itself, to be asked about later: xl, killed in the middle of a
         creation or a destruction, leaves half a domain."""
-        call = asyncio.ensure_future(run([self.program, verb, *words], deadline=deadline, check=False))
-        try:
-            result = await asyncio.shield(call)
-        except asyncio.CancelledError:
-            await asyncio.wait({call})
-            if not call.cancelled():
-                call.exception()
-            raise
+        result = await tasks.to_the_end(run([self.program, verb, *words], deadline=deadline, check=False))
         if result.code:
             said = parse.complaint(result.err or result.out)
             raise Failed(f"xl {verb}: {said}", hint="more is in /var/log/xen and in: veery dmesg")

@@ -1,0 +1,89 @@
+"""The two nodes of two_nodes.py, each with the services that answer orders and ends: Domains and Caretaker."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from two_nodes import SPEC, BareAttacher, Pair, Side, two_nodes
+
+from veery.model.domain import DiskSpec, DomainSpec
+from veery.model.volume import Attachments
+from veery.node.caretaker import Caretaker
+from veery.node.domains import Domains
+
+
+class NodeWithoutTaps:
+    """What Domains asks of a node's attacher; it counts as the node's own does."""
+
+    def __init__(self, bare: BareAttacher) -> None:
+        self._bare = bare
+
+    async def attach(self, spec: DomainSpec) -> Attachments:
+        """As NodeAttacher."""
+        return await self._bare.attach(spec)
+
+    async def detach(self, attachments: Attachments) -> None:
+        """As NodeAttacher."""
+        await self._bare.detach(attachments)
+
+    def taken(self, attachments: Attachments) -> None:
+        """Nothing to note."""
+
+    async def sweep(self) -> None:
+        """Nothing to sweep."""
+
+    async def fill(self, spec: DomainSpec) -> DomainSpec:
+        """Nothing to fill in."""
+        return spec
+
+    async def reach(self, disks: Iterable[DiskSpec]) -> None:
+        """Nothing to reach."""
+
+
+class Beating:
+    """A node whose lease stands."""
+
+    async def require(self) -> None:
+        """It does."""
+
+
+@dataclass
+class Cared:
+    """Both nodes, and what takes orders on each."""
+
+    pair: Pair
+    a: Domains
+    b: Domains
+
+
+def domains_of(side: Side) -> Domains:
+    """What takes orders on one node."""
+    return Domains(
+        side.node,
+        side.ground,
+        NodeWithoutTaps(side.attacher),
+        Beating(),
+        moves=side.moves,
+        receiver=side.receiver,
+        scout=None,
+    )
+
+
+@contextlib.asynccontextmanager
+async def cared_nodes(folder: Path, certificates: Path, spec: DomainSpec = SPEC) -> AsyncIterator[Cared]:
+    """Both nodes up, the domain `spec` running on `a`; both caretakers run."""
+    async with two_nodes(folder, certificates, spec) as pair, asyncio.TaskGroup() as tasks:
+        both = [domains_of(side) for side in (pair.a, pair.b)]
+        running = [
+            tasks.create_task(Caretaker(side.ground, domains).run())
+            for side, domains in zip((pair.a, pair.b), both, strict=True)
+        ]
+        try:
+            yield Cared(pair, *both)
+        finally:
+            for task in running:
+                task.cancel()

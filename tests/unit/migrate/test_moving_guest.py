@@ -1,0 +1,184 @@
+"""A guest that ends by itself while it is moved: who answers for it, when, and how often."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from cared_nodes import Cared, cared_nodes
+from two_nodes import SPEC, UUID, Pair, make_certificates
+
+from veery.cluster import owner as owners
+from veery.model.domain import DomainEnd, OnEvent
+from veery.model.move import MoveSettings, MoveState, Phase
+
+BEFORE_COMMIT = ("BEGIN", "PREPARE", "COPY", "LOADED")
+SLOW = MoveSettings(bandwidth=32 << 20)
+RESTART = replace(SPEC, on_crash=OnEvent.RESTART, on_poweroff=OnEvent.RESTART, on_watchdog=OnEvent.RESTART)
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_certificates(tmp_path_factory.mktemp("tls"))
+
+
+async def becomes(look: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(20):
+        while not await look():
+            await asyncio.sleep(0.02)
+
+
+async def held_in(pair: Pair, phase: str, settings: MoveSettings = SLOW) -> tuple[str, Path]:
+    """A move that waits in `phase` at its source, and what holds it there."""
+    pair.a.hold.mkdir(parents=True, exist_ok=True)
+    brake = pair.a.hold / phase
+    brake.touch()
+    move = pair.a.moves.start(await pair.a.reading(), pair.b.node, settings)
+    async with asyncio.timeout(20):
+        while all(line.phase.value != phase for line in pair.a.ground.journal.open()):
+            await asyncio.sleep(0.005)
+    return move, brake
+
+
+async def gone(cared: Cared) -> bool:
+    """Neither node has it, and its name is free."""
+    here = await cared.a.list() + await cared.b.list()
+    return not here and await cared.pair.owner() == ""
+
+
+@pytest.mark.parametrize("end", [DomainEnd.POWEROFF, DomainEnd.CRASH, DomainEnd.WATCHDOG])
+@pytest.mark.parametrize("phase", BEFORE_COMMIT)
+async def test_an_end_before_commit_is_answered_at_the_source(
+    tmp_path: Path, certificates: Path, phase: str, end: DomainEnd
+) -> None:
+    async with cared_nodes(tmp_path, certificates) as cared:
+        pair = cared.pair
+        move, brake = await held_in(pair, phase)
+        pair.a.driver.end(UUID, end)
+        brake.unlink()
+        report = await pair.a.moves.outcome(move)
+        assert report.state is MoveState.FAILED
+        assert "while it was moved" in report.reason
+        assert report.runs_on == ""
+        await becomes(lambda: gone(cared))
+        await pair.settled()
+        assert pair.world.twice == []
+        assert await owners.reservation(pair.a.store, "busybox") is None
+
+
+async def test_a_copy_ends_soon_after_its_guest(tmp_path: Path, certificates: Path) -> None:
+    async with cared_nodes(tmp_path, certificates) as cared:
+        pair = cared.pair
+        move, brake = await held_in(pair, "COPY", MoveSettings(bandwidth=1 << 20))  # a minute's copy
+        brake.unlink()
+        pair.a.driver.hang("copy")
+        await asyncio.sleep(0.1)
+        pair.a.driver.end(UUID, DomainEnd.POWEROFF)
+        async with asyncio.timeout(20):
+            report = await pair.a.moves.outcome(move)
+        assert report.reason == "busybox shut down on a while it was moved"
+        await becomes(lambda: gone(cared))
+
+
+@pytest.mark.parametrize("policy", ["balanced", "must-finish", "post-copy"])
+async def test_a_crash_is_restarted_once(tmp_path: Path, certificates: Path, policy: str) -> None:
+    async with cared_nodes(tmp_path, certificates, RESTART) as cared:
+        pair = cared.pair
+        move, brake = await held_in(pair, "LOADED", MoveSettings(policy=policy))
+        pair.a.driver.end(UUID, DomainEnd.CRASH)
+        brake.unlink()
+        assert (await pair.a.moves.outcome(move)).state is MoveState.FAILED
+
+        async def runs() -> bool:
+            return pair.world.running(UUID) == ("a",)
+
+        await becomes(runs)
+        await pair.settled()
+        await asyncio.sleep(1.2)  # a second answer would come with the caretaker's next try
+        assert (await pair.a.driver.log()).count("started") == 2  # by the fixture, and once more
+        await pair.check("a")
+
+
+@pytest.mark.parametrize("end", [DomainEnd.POWEROFF, DomainEnd.CRASH, DomainEnd.WATCHDOG])
+async def test_an_end_that_the_source_did_not_see_is_answered_at_the_target(
+    tmp_path: Path, certificates: Path, end: DomainEnd
+) -> None:
+    async with cared_nodes(tmp_path, certificates) as cared:
+        pair = cared.pair
+        move, brake = await held_in(pair, "COPY")
+        pair.a.driver.end(UUID, end, seen=False)
+        brake.unlink()
+        report = await pair.a.moves.outcome(move)
+        assert (report.state, report.runs_on) == (MoveState.DONE, "b")
+        await becomes(lambda: gone(cared))
+        await pair.settled()
+
+
+async def test_an_end_that_the_source_did_not_see_restarts_at_the_target(tmp_path: Path, certificates: Path) -> None:
+    async with cared_nodes(tmp_path, certificates, RESTART) as cared:
+        pair = cared.pair
+        move, brake = await held_in(pair, "COPY")
+        pair.a.driver.end(UUID, DomainEnd.CRASH, seen=False)
+        brake.unlink()
+        assert (await pair.a.moves.outcome(move)).state is MoveState.DONE
+
+        async def runs() -> bool:
+            return pair.world.running(UUID) == ("b",)
+
+        await becomes(runs)
+        await pair.check("b")
+        assert (await pair.b.driver.log()).count("started") == 1
+
+
+@pytest.mark.parametrize("phase", ["FINISH", "CONFIRM"])
+async def test_an_end_after_commit_is_answered_at_the_target(tmp_path: Path, certificates: Path, phase: str) -> None:
+    async with cared_nodes(tmp_path, certificates) as cared:
+        pair = cared.pair
+        move, brake = await held_in(pair, phase)
+        if phase == "FINISH":  # it runs nowhere yet
+            brake.unlink()
+            await pair.a.moves.outcome(move)
+        pair.b.driver.end(UUID, DomainEnd.POWEROFF)
+        brake.unlink(missing_ok=True)
+        assert (await pair.a.moves.outcome(move)).state is MoveState.DONE
+        await becomes(lambda: gone(cared))
+        await pair.settled()
+
+
+async def test_preserve_keeps_what_crashed(tmp_path: Path, certificates: Path) -> None:
+    async with cared_nodes(tmp_path, certificates, replace(SPEC, on_crash=OnEvent.PRESERVE)) as cared:
+        pair = cared.pair
+        move, brake = await held_in(pair, "COPY")
+        pair.a.driver.end(UUID, DomainEnd.CRASH)
+        brake.unlink()
+        await pair.a.moves.outcome(move)
+        await asyncio.sleep(1.2)
+        (reading,) = await cared.a.list()
+        assert reading.state.value == "crashed"
+        await cared.a.destroy("busybox")
+        assert await gone(cared)
+
+
+# ---- a move that is cancelled past COMMIT is reported as it ended
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("policy", ["balanced", "post-copy"])
+async def test_cancelled_past_commit_is_reported_as_it_ended(
+    tmp_path: Path, certificates: Path, times: int, policy: str
+) -> None:
+    async with cared_nodes(tmp_path, certificates) as cared:
+        pair = cared.pair
+        move, brake = await held_in(pair, Phase.FINISH.value, MoveSettings(policy=policy))
+        (task,) = (task for task in asyncio.all_tasks() if task.get_name() == f"move {move}")
+        for _ in range(times):
+            task.cancel()
+            await asyncio.sleep(0.05)
+        brake.unlink()
+        await asyncio.wait({task})
+        report = pair.a.moves.report(move)
+        assert (report.state, report.runs_on) == (MoveState.DONE, "b")
+        await pair.check("b")
