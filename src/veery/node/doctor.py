@@ -15,6 +15,7 @@ import veery
 from veery.cluster import keys
 from veery.cluster.etcd import EtcdStore
 from veery.cluster.keys import NODES
+from veery.cluster.trust import ADOPT, Trust
 from veery.errors import Refused, VeeryError
 from veery.host.clock import Clock
 from veery.model import codec
@@ -125,6 +126,7 @@ class Doctor:
         keeper: WatchdogKeeper,
         guard: Guard | None,
         writer: SignWriter | None,
+        trust: Trust,
         clock: Clock,
         folders: dict[str, Path],
         tls: Path,
@@ -132,12 +134,12 @@ class Doctor:
         """`folders` are those whose disks must not be full, by what they are; `tls` holds our certificates."""
         self._node, self._store, self._peers, self._fencing = node, store, peers, fencing
         self._keeper, self._guard, self._writer, self._clock = keeper, guard, writer, clock
-        self._folders, self._tls = folders, tls
+        self._folders, self._tls, self._trust = folders, tls, trust
 
     # ---- this node
     async def health(self) -> Health:
         """This node, as it sees itself. Raises nothing: what cannot be looked at is a finding."""
-        found = [*self._disks(), *self._certificates(), self._watchdog()]
+        found = [*self._disks(), *self._certificates(), self._watchdog(), self._trusted()]
         if self._guard is not None:
             found.append(self._guarded(self._guard))
         if self._writer is not None:
@@ -181,6 +183,9 @@ class Doctor:
     def _watchdog(self) -> Finding:
         armed = f"armed, with {self._keeper.timeout} s" if self._keeper.timeout else "none is set (watchdog.device)"
         return self._say("watchdog", self._keeper.trouble, armed, advice="see to watchdog.device in veery.toml")
+
+    def _trusted(self) -> Finding:
+        return self._say("trust in the store", self._trust.reason, "it is the one known here", advice=ADOPT)
 
     def _guarded(self, guard: Guard) -> Finding:
         trouble = "" if guard.ruling.stance is Stance.RUN else f"{guard.ruling.stance}: {guard.ruling.reason}"

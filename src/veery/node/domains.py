@@ -459,6 +459,10 @@ class Domains:
         """Whether somebody is at work on domain `name` here."""
         return self._locks[name].locked() or bool(self._moves.busy(name)) or bool(self._receiver.arriving(name))
 
+    def busy(self) -> frozenset[str]:
+        """The domains on which an order is under way here; a move is none."""
+        return frozenset(name for name, lock in self._locks.items() if lock.locked())
+
     @contextlib.asynccontextmanager
     async def hold(self, name: str, *, arriving: bool = False) -> AsyncIterator[None]:
         """One order at a time on a domain; none while it moves (with `arriving`: but while it runs here already, and
