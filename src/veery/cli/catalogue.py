@@ -148,6 +148,7 @@ GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             Entry("fence lift", "fences", "let a fenced node in again"),
             Entry("cluster status", "ha", "show the quorum, the leader and each node's state"),
             Entry("cluster roll", "roll", "drain, run a command, resume: one node after the other"),
+            Entry("cluster adopt", "adoption", "go on with a store that was restored"),
             Entry("cluster cpu", "plan", "show the processor that new domains get"),
             Entry("init", "nodes", "begin a cluster, with this machine as its first node"),
             Entry("join", "nodes", "make this machine a node of a cluster"),

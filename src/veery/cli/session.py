@@ -64,7 +64,14 @@ class Session:
 
     def readings(self) -> tuple[DomainReading, ...]:
         """Every domain on the node, Domain-0 first."""
-        return tuple(as_reading(row) for row in self.client.get("/v1/domains")["domains"])
+        told = self.client.get("/v1/domains")
+        self.note_restored(told)
+        return tuple(as_reading(row) for row in told["domains"])
+
+    def note_restored(self, told: dict[str, Any]) -> None:
+        """Say where the store is not trusted: nothing is started, ended or moved then."""
+        if told.get("restored"):
+            self.note(f"veery: the store is not trusted ({told['restored']}); next: veery cluster adopt --plan")
 
     def reading(self, word: str) -> DomainReading:
         """Domain `word`. Raises NoDomain for xm and xl; for veery what the daemon says, which may know more."""

@@ -15,6 +15,7 @@ import veery
 from veery.cluster import keys
 from veery.cluster.etcd import EtcdStore
 from veery.cluster.keys import NODES
+from veery.cluster.trust import ADOPT, Trust
 from veery.errors import Refused, VeeryError
 from veery.host import kept
 from veery.host.clock import Clock
@@ -164,6 +165,7 @@ class Doctor:
         keeper: WatchdogKeeper,
         guard: Guard | None,
         writer: SignWriter | None,
+        trust: Trust,
         clock: Clock,
         folders: dict[str, Path],
         tls: Path,
@@ -175,13 +177,13 @@ class Doctor:
         `unsettled` names the moves that do not settle; `unread` is the driver's."""
         self._node, self._store, self._peers, self._fencing = node, store, peers, fencing
         self._keeper, self._guard, self._writer, self._clock = keeper, guard, writer, clock
-        self._folders, self._tls, self._driver = folders, tls, driver
+        self._folders, self._tls, self._driver, self._trust = folders, tls, driver, trust
         self._unsettled, self._unread = unsettled, unread
 
     # ---- this node
     async def health(self) -> Health:
         """This node, as it sees itself. Raises nothing: what cannot be looked at is a finding."""
-        found = [*self._disks(), *self._certificates(), self._watchdog(), self._moves()]
+        found = [*self._disks(), *self._certificates(), self._watchdog(), self._moves(), self._trusted()]
         found += judge_files(self._node.name, kept.unreadable(self._folders.values()), self._unread())
         if self._guard is not None:
             found.append(self._guarded(self._guard))
@@ -232,6 +234,9 @@ class Doctor:
     def _moves(self) -> Finding:
         advice = "see to what it waits for; veery destroy NAME ends the domain"
         return self._say("moves", "; ".join(self._unsettled()), "all are settled", advice=advice)
+
+    def _trusted(self) -> Finding:
+        return self._say("trust in the store", self._trust.reason, "it is the one known here", advice=ADOPT)
 
     def _guarded(self, guard: Guard) -> Finding:
         trouble = "" if guard.ruling.stance is Stance.RUN else f"{guard.ruling.stance}: {guard.ruling.reason}"

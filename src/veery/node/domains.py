@@ -470,6 +470,10 @@ class Domains:
         busy = self._moves.busy(name, arriving=arriving)
         return self._locks[name].locked() or bool(busy) or bool(self._receiver.arriving(name))
 
+    def busy(self) -> frozenset[str]:
+        """The domains on which an order is under way here; a move is none."""
+        return frozenset(name for name, lock in self._locks.items() if lock.locked())
+
     @contextlib.asynccontextmanager
     async def _lock(self, name: str) -> AsyncIterator[None]:
         try:

@@ -302,7 +302,7 @@ async def adopt(stage: Stage, step: Step) -> None:
     asker = next((name for name in up if stage.world.machines[name].cluster_net), "")
     told = {name: stage.nodes[name].inventory() for name in up if asker and stage.world.linked(asker, name)}
     silent = {name: "no answer" for name in stage.world.machines if name not in told}
-    records = await adoption.read(stage.data)
+    records = dataclasses.replace(await adoption.read(stage.data), whole=True)  # the world has no such record
     made = adoption.plan(records, told, silent, [step.node] if step.node else [])
     for change in made.changes:
         stage.world.say("veery", change)
