@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import grp
 import logging
-import os
 import socket
 import ssl
 import struct
@@ -19,6 +18,7 @@ import msgspec
 from aiohttp import web
 
 from veery.errors import Failed, Refused, VeeryError
+from veery.host.ports import bind_refused
 from veery.host.tls import peer_name
 from veery.model.codec import encode
 from veery.node.peers import Peers
@@ -134,10 +134,7 @@ class ApiServer:
             listener.listen(128)  # else two could bind it, and only the first to listen would know
         except OSError as error:
             listener.close()
-            raise Refused(
-                f"API port {address}:{port}: {os.strerror(error.errno or 0)}",
-                hint=f"see who has it: ss -tlnp sport = :{port}; or set api.port in veery.toml",
-            ) from error
+            raise bind_refused("API port", "api", address, port, error) from error
         self._listener = listener
 
     async def open(self, path: Path, tls: ssl.SSLContext) -> None:

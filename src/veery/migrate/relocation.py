@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 from veery.config.settings import Relocation
 from veery.errors import Failed, Refused, VeeryError
+from veery.host.ports import bind_refused
 from veery.host.tls import peer_name
 from veery.migrate.wire import (
     FRAME_MAX,
@@ -36,12 +37,11 @@ GREETINGS_MAX = 64  # connections that have not yet said who they are
 
 def allowed(hosts_allow: str, address: str, name: str) -> bool:
     """Whether a caller may speak: "" lets all in; else one of the patterns, separated by spaces, must match
-    the whole address or name, as xend's relocation-hosts-allow did. Raises Refused for a bad pattern."""
+    the address or name from its beginning, as xend's relocation-hosts-allow did (re.match). A `$` at the end of a
+    pattern asks for the whole. Raises Refused for a bad pattern."""
     patterns = hosts_allow.split()
     try:
-        return not patterns or any(
-            re.fullmatch(pattern, text) for pattern in patterns for text in (address, name) if text
-        )
+        return not patterns or any(re.match(pattern, text) for pattern in patterns for text in (address, name) if text)
     except re.error as error:
         raise Refused(f"relocation.hosts_allow is no regular expression: {error}") from error
 
@@ -78,10 +78,7 @@ class RelocationServer:
             listener.listen(16)
         except OSError as error:
             listener.close()
-            raise Refused(
-                f"relocation port {self.address}:{self.port}: {error.strerror}",
-                hint=f"see who has it: ss -tlnp sport = :{self.port}; or set relocation.port in veery.toml",
-            ) from error
+            raise bind_refused("relocation port", "relocation", self.address, self.port, error) from error
         self._listener = listener
 
     async def run(self) -> None:
