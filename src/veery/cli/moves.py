@@ -12,7 +12,7 @@ from typing import Any
 from veery.cli.catalogue import Verb
 from veery.cli.parser import Parser
 from veery.cli.progress import Forward, copied, figures, meter, stood
-from veery.cli.session import Session, Usage
+from veery.cli.session import Session, Usage, refuse_domain_0
 from veery.client.http import domain_path
 from veery.errors import OutcomeUnknown, Refused, VeeryError
 from veery.model.move import Compress, MoveProgress, MoveReport, MoveSettings
@@ -33,6 +33,7 @@ def _migrate(session: Session, args: Namespace) -> int:
     if len(args.words) != 2:
         raise Usage("migrate wants a domain and a node; several domains need --to NODE", "migrate")
     args.domain, args.target = args.words
+    refuse_domain_0([args.domain])
     order = {"target": args.target, "settings": asdict(settings)}
     if args.plan:
         from veery.cli.plan import tell

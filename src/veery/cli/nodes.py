@@ -134,7 +134,9 @@ def _settings(session: Session) -> Settings:
 
 def _init(session: Session, args: Namespace) -> int:
     from veery.cluster.identity import init
+    from veery.host.ports import require_own
 
+    require_own(args.address)
     init(_settings(session), cluster=args.cluster, **_member(args, "init"))
     print(f"Cluster {args.cluster} begun with node {args.name} ({args.address})")
     return 0
@@ -144,10 +146,12 @@ def _join(session: Session, args: Namespace) -> int:
     import asyncio
 
     from veery.cluster.join import join
+    from veery.host.ports import require_own
 
     token, at, address = args.token.rpartition("@")
     if not at or not token or not address:
         raise Usage("give TOKEN@ADDRESS, as veery node token prints it", "join")
+    require_own(args.address)
     asyncio.run(join(_settings(session), token=token, peer=address, **_member(args, "join")))
     print(f"Node {args.name} ({args.address}) joined")
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +97,12 @@ def pick(readings: tuple[DomainReading, ...], word: str) -> DomainReading:
         if word in {str(reading.domid), reading.uuid} if word.isdigit() else word in {reading.name, reading.uuid}:
             return reading
     raise NoDomain(word)
+
+
+def refuse_domain_0(words: Iterable[str]) -> None:
+    """Raise Refused where one of `words`, the domains to move, is Domain-0."""
+    if not {"0", "Domain-0"}.isdisjoint(words):
+        raise Refused("Domain-0 is this machine itself and cannot be moved", hint="veery list shows the domains")
 
 
 def as_reading(row: dict[str, Any]) -> DomainReading:
