@@ -91,7 +91,8 @@ class DomainRoutes:
         reading = await asyncio.shield(
             asyncio.ensure_future(self._domains.create(spec, paused=bool(data.get("paused"))))
         )
-        return answer({"reading": reading, "spec": await self._domains.spec(reading.uuid)})
+        spec = await self._domains.spec(reading.uuid)
+        return answer({"reading": reading, "spec": spec, "warnings": await self._devices.warnings(reading.uuid)})
 
     async def forget(self, request: web.Request) -> web.Response:
         """Forget a record."""
@@ -145,7 +146,7 @@ class DomainRoutes:
         """Hot-plug."""
         disk = convert((await body(request, disk=dict))["disk"], DiskSpec)
         await self._devices.attach_disk(request.match_info["ref"], disk)
-        return answer({})
+        return answer({"warnings": self._devices.disk_warnings(disk)})
 
     async def detach_disk(self, request: web.Request) -> web.Response:
         """Hot-unplug."""
@@ -159,7 +160,8 @@ class DomainRoutes:
     async def attach_vif(self, request: web.Request) -> web.Response:
         """Hot-plug."""
         vif = convert((await body(request, vif=dict))["vif"], VifSpec)
-        return answer(await self._devices.attach_vif(request.match_info["ref"], vif))
+        made = await self._devices.attach_vif(request.match_info["ref"], vif)
+        return answer({**plain(made), "warnings": self._devices.vif_warnings(made, vif)})
 
     async def detach_vif(self, request: web.Request) -> web.Response:
         """Hot-unplug."""

@@ -42,6 +42,7 @@ def _start(session: Session, args: Namespace, spec: object) -> int:
 
     answer = session.client.post("/v1/domains", {"spec": plain(spec), "paused": args.paused}, deadline=_START)
     reading = as_reading(answer["reading"])
+    session.note_warnings(answer)
     if session.json:
         session.print_json(answer)
     elif session.tool != "xl" and not args.quiet:

@@ -42,7 +42,8 @@ def _attach_disk(session: Session, args: Namespace) -> int:
     from veery.model.codec import plain
 
     disk = parse_disk(*args.specs)
-    session.client.post(domain_path(session.domain(args.domain), "disks"), {"disk": plain(disk)}, deadline=_PLUG)
+    path = domain_path(session.domain(args.domain), "disks")
+    session.note_warnings(session.client.post(path, {"disk": plain(disk)}, deadline=_PLUG))
     return 0
 
 
@@ -93,7 +94,8 @@ def _attach_vif(session: Session, args: Namespace) -> int:
     vif, warnings = parse_vif(",".join(args.specs))
     for warning in warnings:
         session.note(f"veery: {warning}")
-    session.client.post(domain_path(session.domain(args.domain), "vifs"), {"vif": plain(vif)}, deadline=_PLUG)
+    path = domain_path(session.domain(args.domain), "vifs")
+    session.note_warnings(session.client.post(path, {"vif": plain(vif)}, deadline=_PLUG))
     return 0
 
 

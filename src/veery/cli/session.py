@@ -80,6 +80,11 @@ class Session:
             return as_reading(self.client.get(domain_path(word))["reading"])
         return pick(self.readings(), word)
 
+    def note_warnings(self, told: dict[str, Any]) -> None:
+        """Say what the node's driver does not carry out of what was asked."""
+        for warning in told.get("warnings") or ():
+            self.note(f"{self.tool}: {warning}")
+
     def note(self, text: str) -> None:
         """Say something that is not the command's result."""
         print(text, file=sys.stderr, flush=True)

@@ -6,6 +6,7 @@ import secrets
 from dataclasses import replace
 from random import Random
 
+from veery.config import support
 from veery.errors import Refused
 from veery.hypervisor.base import Driver
 from veery.model.cluster import DomainRecord
@@ -38,6 +39,29 @@ class Devices:
         """Its interfaces."""
         _, attachments = await self._driver.spec((await self._domains.find(ref)).uuid)
         return attachments.vifs
+
+    async def warnings(self, ref: str) -> tuple[str, ...]:
+        """What of the domain's settings is not carried out here, in at most one line."""
+        spec, attachments = await self._driver.spec((await self._domains.find(ref)).uuid)
+        found = support.left_out(spec, self._driver.name)
+        found += tuple(
+            f"vif {number} {why}"
+            for number, vif in enumerate(attachments.vifs)
+            if (why := self._attacher.unlimited(vif))
+        )
+        return self._line(found)
+
+    def disk_warnings(self, disk: DiskSpec) -> tuple[str, ...]:
+        """The same of a disk that is attached."""
+        return self._line(support.left_out_of_disk(disk, self._driver.name))
+
+    def vif_warnings(self, vif: AttachedVif, asked: VifSpec) -> tuple[str, ...]:
+        """The same of an interface that was attached as `asked` says."""
+        found = support.left_out_of_vif(asked, self._driver.name)
+        return self._line((*found, why) if (why := self._attacher.unlimited(vif)) else found)
+
+    def _line(self, found: tuple[str, ...]) -> tuple[str, ...]:
+        return (support.sentence(found, self._driver.name),) if found else ()
 
     async def attach_disk(self, ref: str, disk: DiskSpec) -> None:
         """Hot-plug a disk."""

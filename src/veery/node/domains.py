@@ -17,6 +17,7 @@ from veery.cluster import owner as owners
 from veery.cluster.keys import DOMAINS, INTENTS, NODES, POLICIES, RUNS
 from veery.cluster.presence import Heartbeat
 from veery.cluster.store import Delete
+from veery.config import support
 from veery.config.domain import check_name
 from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError, hinting
 from veery.ha import orders
@@ -367,6 +368,7 @@ class Domains:
 
     async def _check_attachable(self, spec: DomainSpec) -> None:
         """Refuse, before anything is claimed, what is already known to be missing."""
+        support.check(spec, self.driver.name)
         for vif in spec.vifs:
             await self.attacher.require_bridge(vif)
         await self.attacher.reach(spec.disks)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from cli_standin import BUSYBOX, REPORT, Lines, Run, StandIn, refused
 
@@ -101,3 +103,15 @@ def test_xm_shutdown_waits_in_xms_words(daemon: StandIn, run: Run) -> None:
     daemon.routes["GET /v1/domains"] = lambda _: next(rounds)
     daemon.routes[f"POST /v1/domains/{BUSYBOX['uuid']}/shutdown"] = {}
     assert run("shutdown", "-w", "busybox", tool="xm").out == "Domain busybox terminated\nAll domains terminated\n"
+
+
+def test_what_the_driver_leaves_out_is_said_once(daemon: StandIn, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("name='a'\nmemory=64\nkernel='/k'\ncpu_weight=512\nvnc=1\n")
+    daemon.routes["POST /v1/domains"] = {"reading": BUSYBOX, "spec": {}, "warnings": ["the qemu driver does not"]}
+    for tool in ("veery", "xl", "xm"):
+        lines = run("create", "-f", "./f", tool=tool).err.splitlines()
+        assert [line for line in lines if "Parsing" not in line] == [f"{tool}: the qemu driver does not"]
+    daemon.routes["POST /v1/domains"] = {"reading": BUSYBOX, "spec": {}, "warnings": []}
+    assert run("create", "./f").err == ""  # a Xen node: xl takes them all
+    daemon.routes["POST /v1/domains/3/vifs"] = {"spec": {}, "device": "vif3.1", "warnings": ["rate"]}
+    assert run("network-attach", "busybox", "rate=1Mb/s", tool="xl").err == "xl: rate\n"
