@@ -10,6 +10,7 @@ from __future__ import annotations
 import getopt
 from collections.abc import Callable
 
+from veery.cli import foreign
 from veery.cli.catalogue import Entry, entries
 from veery.cli.parser import run_verb
 from veery.cli.session import NoDomain, Session, Usage, sentence
@@ -27,12 +28,15 @@ def run(session: Session, words: list[str]) -> int:
     """Run `words` as xl or xm would; the exit status."""
     words = _options(session, words)
     if not words or words[0] in {"help", "-h", "--help"}:
-        return _help(session, words[1:])
+        return _help(session, words[1:], status=0 if words[1:] or (words and session.tool == "xl") else 1)
     entry = lookup(session.tool, words[0])
+    if entry is None and words[0] in foreign.VERBS:
+        session.verb = words[0]
+        return foreign.run(session, words[0], words[1:])
     if entry is None:
         if session.tool == "xm":
             session.note(f"Error: Subcommand {words[0]} not found!")
-            _help(session, [])
+            _help(session, [], status=1)
         else:
             session.note("command not implemented")
         return 1
@@ -63,7 +67,7 @@ def lookup(tool: str, word: str) -> Entry | None:
     return entries()[word]
 
 
-def _help(session: Session, words: list[str]) -> int:
+def _help(session: Session, words: list[str], *, status: int) -> int:
     if words and (entry := lookup(session.tool, words[0])):
         return run_verb(session, entry, ["--help"])
     if session.tool == "xl":
@@ -74,7 +78,7 @@ def _help(session: Session, words: list[str]) -> int:
     for name in VERBS[session.tool]:
         summary = entries()[name].summary
         print(f" {name:<19} {summary[0].upper()}{summary[1:]}")
-    return 0 if words or session.tool == "xl" else 1
+    return status
 
 
 # ---- what is said of errors
