@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from veery.cli import tables
@@ -78,7 +78,7 @@ def _list_disks(session: Session, args: Namespace) -> int:
     from veery.model.codec import convert
 
     specs = ((domid, [convert(item["spec"], DiskSpec) for item in items]) for domid, items in rows)
-    print(*tables.disks(specs, session.tool), sep="\n")
+    _print(tables.disks(specs, session.tool))
     return wrong
 
 
@@ -113,8 +113,13 @@ def _list_vifs(session: Session, args: Namespace) -> int:
     from veery.model.volume import AttachedVif
 
     vifs = ((domid, [convert(item, AttachedVif) for item in items]) for domid, items in rows)
-    print(*tables.vifs(vifs, session.tool), sep="\n")
+    _print(tables.vifs(vifs, session.tool))
     return wrong
+
+
+def _print(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line)
 
 
 def _devices(session: Session, words: list[str], kind: str) -> tuple[list[tuple[int, Any]], int]:

@@ -66,6 +66,14 @@ def run(session: Session, verb: str, words: list[str]) -> int:
     return 0
 
 
+def real_answer(session: Session, verb: str, words: list[str]) -> int | None:
+    """The exit status of the real xl that carries out `verb`; None where veery is to answer itself."""
+    if session.node or _node(session)[1] != "xen":
+        return None
+    program = real_xl(_candidates())
+    return _call(program, verb, words) if program else None
+
+
 def _node(session: Session) -> tuple[str, str]:
     """The name and the driver of the node; "" where it does not answer."""
     try:
@@ -82,6 +90,10 @@ def _by_xl(session: Session, node: str, verb: str, words: list[str]) -> int:
     program = real_xl(_candidates())
     if program is None:
         raise Refused(f"veery has no {verb}, and there is no xl here", hint=f"install xen-utils, then: {line}")
+    return _call(program, verb, words)
+
+
+def _call(program: str, verb: str, words: list[str]) -> int:
     sys.stdout.flush()
     return subprocess.run([program, verb, *words], check=False).returncode
 

@@ -33,7 +33,8 @@ class NoDomain(Refused):
 
 @dataclass
 class Session:
-    """One command. `tool` is "veery", or "xl" or "xm" where we were called by that name."""
+    """One command. `tool` is "veery", or "xl" or "xm" where we were called by that name; `failure` is the exit status
+    of an error that has no other."""
 
     tool: str = "veery"
     node: str = ""
@@ -42,6 +43,7 @@ class Session:
     json: bool = False
     dry: bool = False
     verb: str = ""
+    failure: int = 1
     _client: Client | None = field(default=None, repr=False)
 
     @property

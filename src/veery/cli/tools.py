@@ -21,6 +21,8 @@ _SHARED = (
     "domid domname info top dmesg block-list block-attach block-detach network-list network-attach network-detach"
 )
 VERBS = {"xl": f"{_SHARED} vm-list".split(), "xm": f"{_SHARED} delete".split()}
+_XL_KNOWS = frozenset({"vcpu-list", "block-list", "network-list"})
+"""Lists with columns that only Xen itself can fill: its node's own xl prints them."""
 _XM_PORT = 8002
 
 
@@ -41,6 +43,10 @@ def run(session: Session, words: list[str]) -> int:
             session.note("command not implemented")
         return 1
     rest = words[1:]
+    if session.tool == "xl" and entry.name in _XL_KNOWS and not {"--json", "-h", "--help"} & set(rest):
+        status = foreign.real_answer(session, entry.name, rest)
+        if status is not None:
+            return status
     if session.tool == "xm":
         entry, rest = _XM[entry.name](entry, rest) if entry.name in _XM else (entry, rest)
     return run_verb(session, entry, rest)
@@ -97,7 +103,7 @@ def told(session: Session, error: Exception) -> int:
     session.note(f"{label}{message}" + (f"\n  hint: {hint}" if hint else ""))
     if session.verb == "migrate" and session.tool == "xl":
         session.note("Migration failed, resuming at sender.")
-    return 1
+    return session.failure
 
 
 def _no_domain(session: Session, word: str) -> int:

@@ -23,7 +23,7 @@ from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError, hinting
 from veery.ha import orders
 from veery.hypervisor.base import Console
 from veery.migrate.base import Ground
-from veery.migrate.check import Scout
+from veery.migrate.check import Scout, stopped
 from veery.migrate.moves import Moves
 from veery.migrate.receiver import Receiver
 from veery.model.cluster import DomainRecord, Owner
@@ -320,6 +320,8 @@ class Domains:
         async with self.held(ref) as reading:
             if reading.state not in (DomainState.RUNNING, DomainState.BLOCKED, DomainState.PAUSED):
                 raise Refused(f"{reading.name} is {reading.state.value}", hint="only a living domain can move")
+            for blocker in stopped(reading, self.driver.name):
+                raise Refused(blocker.reason, hint=blocker.hint)
             node = await self._target(target)
             return self._moves.start(reading, node, settings, lambda: self._scout.way_back(reading, node))
 

@@ -65,3 +65,13 @@ def test_veery_named_xl_is_not_the_real_one(tmp_path: Path) -> None:
     (tmp_path / "real").write_text("")
     assert foreign.real_xl([str(tmp_path / "xl"), str(tmp_path / "none")]) is None
     assert foreign.real_xl([str(tmp_path / "xl"), str(tmp_path / "real")]) == str(tmp_path / "real")
+
+
+@pytest.mark.parametrize("verb", ["vcpu-list", "block-list", "network-list"])
+def test_what_only_xen_knows_is_asked_of_its_xl(daemon: StandIn, run: Run, real: Path, verb: str) -> None:
+    assert run(verb, "busybox", tool="xl").out.startswith(("Name", "Vdev", "Idx"))  # not a Xen node
+    assert not real.exists()
+    daemon.routes["GET /v1/host"] = XEN
+    assert run(verb, "busybox", tool="xl").code == 7
+    assert real.read_text() == f"{verb} busybox\n"
+    assert run(verb, "--json", "busybox").code == 0

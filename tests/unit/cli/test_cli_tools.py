@@ -115,3 +115,28 @@ def test_what_the_driver_leaves_out_is_said_once(daemon: StandIn, run: Run, tmp_
     assert run("create", "./f").err == ""  # a Xen node: xl takes them all
     daemon.routes["POST /v1/domains/3/vifs"] = {"spec": {}, "device": "vif3.1", "warnings": ["rate"]}
     assert run("network-attach", "busybox", "rate=1Mb/s", tool="xl").err == "xl: rate\n"
+
+
+def test_a_file_that_is_not_there_has_xls_status(run: Run) -> None:
+    assert [run("create", "/nosuch", tool=tool).code for tool in ("xl", "xm", "veery")] == [3, 1, 1]
+
+
+def test_xms_lists_have_no_header_without_a_row(daemon: StandIn, run: Run) -> None:
+    daemon.routes |= {"GET /v1/domains/3/disks": [], "GET /v1/domains/3/vifs": []}
+    for verb in ("block-list", "network-list"):
+        assert run(verb, "busybox", tool="xm").out == ""
+        assert len(run(verb, "busybox", tool="xl").out.splitlines()) == 1
+
+
+def test_xms_processor_speed_is_whole(daemon: StandIn, run: Run) -> None:
+    assert "cpu_mhz                : 2272\n" in run("info", tool="xm").out
+    assert "cpu_mhz                : 2272.000\n" in run("info", tool="xl").out
+
+
+def test_a_dry_run_names_what_it_does_not_show(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "f").write_text(
+        "name='a'\ntype='hvm'\nmemory=64\nuuid='6a0f4c1e-5f0e-4a58-9a44-3d1d2c3b4a59'\nvnc=1\nboot='dc'\ncpu_weight=512\n"
+    )
+    told = run("create", "-n", "./f")
+    assert (told.code, '"weight": 512' in told.out) == (0, True)
+    assert told.err.endswith("not shown here: vnc, boot\n")
