@@ -447,6 +447,36 @@ async def test_the_command_line_stands_for_every_kind_of_disk(
     assert "lock" in await near.driver.log()
 
 
+async def test_a_cd_is_changed_while_the_domain_runs_and_its_drive_moves(
+    nodes: tuple[Node, Node], tmp_path: Path
+) -> None:
+    near, far = nodes
+    one, two = (parts.disk(tmp_path / f"{name}.iso").source for name in ("one", "two"))
+    drive = DiskSpec(vdev="hdc", cdrom=True, readwrite=False, format=DiskFormat.EMPTY)
+    spec = DomainSpec(name="cd", uuid="7c2f4b1e-0000-4000-8000-00000000000e", memory=64, disks=(drive,))
+    await near.driver.start(spec, Attachments(disks=(AttachedDisk(spec=drive, source=None),)))
+
+    async def change(source: LocalDisk | None) -> None:
+        held = replace(drive, target=source.path, format=DiskFormat.RAW) if source else drive
+        await near.driver.change_medium(spec.uuid, AttachedDisk(spec=held, source=source))
+        assert (await near.driver.spec(spec.uuid))[0].disks == (held,)
+
+    assert isinstance(one, LocalDisk)
+    assert isinstance(two, LocalDisk)
+    for source in (one, two, None, one):
+        await change(source)
+    with pytest.raises(Failed, match="hdc is empty now"):
+        await change(LocalDisk(path=str(tmp_path / "none.iso"), format=DiskFormat.RAW, block=False))
+    assert (await near.driver.spec(spec.uuid))[0].disks == (drive,)
+    with pytest.raises(Refused, match="no CD-ROM drive hdd"):
+        await near.driver.change_medium(spec.uuid, AttachedDisk(spec=replace(drive, vdev="hdd"), source=None))
+    await move(near.driver, far.driver, spec.uuid)
+    assert (await far.driver.spec(spec.uuid))[0].disks == (drive,)
+    await far.driver.change_medium(
+        spec.uuid, AttachedDisk(spec=replace(drive, target=two.path, format=DiskFormat.RAW), source=two)
+    )
+
+
 async def test_without_kvm_or_qemu_the_driver_says_so(tmp_path: Path, snapshot: parts.Snapshot) -> None:
     missing = QemuDriver(tmp_path / "a", None, Qemu(binary="no-such-qemu", accel="tcg"), RealClock())
     await missing.open()

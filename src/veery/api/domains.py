@@ -53,6 +53,7 @@ class DomainRoutes:
             web.get(f"{one}/disks", self.disks),
             web.post(f"{one}/disks", self.attach_disk),
             web.delete(f"{one}/disks/{{vdev}}", self.detach_disk),
+            web.post(f"{one}/cd", self.change_cd),
             web.get(f"{one}/vifs", self.vifs),
             web.post(f"{one}/vifs", self.attach_vif),
             web.delete(f"{one}/vifs/{{which}}", self.detach_vif),
@@ -151,6 +152,13 @@ class DomainRoutes:
     async def detach_disk(self, request: web.Request) -> web.Response:
         """Hot-unplug."""
         await self._devices.detach_disk(request.match_info["ref"], request.match_info["vdev"])
+        return answer({})
+
+    async def change_cd(self, request: web.Request) -> web.Response:
+        """Another medium in a CD-ROM drive, or none."""
+        data = await body(request, vdev=str)
+        medium = convert(data["disk"], DiskSpec) if data.get("disk") is not None else None
+        await self._devices.change_cd(request.match_info["ref"], data["vdev"], medium)
         return answer({})
 
     async def vifs(self, request: web.Request) -> web.Response:

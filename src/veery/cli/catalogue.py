@@ -107,6 +107,8 @@ GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             Entry("block-list", "devices", "list a domain's disks"),
             Entry("block-attach", "devices", "plug a disk into a running domain"),
             Entry("block-detach", "devices", "unplug a disk"),
+            Entry("cd-insert", "media", "put a medium into a CD-ROM drive"),
+            Entry("cd-eject", "media", "take the medium out of a CD-ROM drive"),
             Entry("network-list", "devices", "list a domain's network interfaces"),
             Entry("network-attach", "devices", "plug a network interface into a running domain"),
             Entry("network-detach", "devices", "unplug a network interface"),

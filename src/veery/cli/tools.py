@@ -20,7 +20,7 @@ _SHARED = (
     "create list console shutdown reboot destroy pause unpause save restore rename mem-set migrate vcpu-list uptime "
     "domid domname info top dmesg block-list block-attach block-detach network-list network-attach network-detach"
 )
-VERBS = {"xl": f"{_SHARED} vm-list".split(), "xm": f"{_SHARED} delete".split()}
+VERBS = {"xl": f"{_SHARED} vm-list cd-insert cd-eject".split(), "xm": f"{_SHARED} delete".split()}
 _XL_KNOWS = frozenset({"vcpu-list", "block-list", "network-list"})
 """Lists with columns that only Xen itself can fill: its node's own xl prints them."""
 _XM_PORT = 8002

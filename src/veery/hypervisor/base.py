@@ -351,6 +351,16 @@ class DiskMover(Protocol):
 
 
 @runtime_checkable
+class MediumChanger(Protocol):
+    """What a driver has besides if the medium in a CD-ROM drive can be changed; one that cannot lacks it."""
+
+    async def change_medium(self, uuid: str, disk: AttachedDisk) -> None:
+        """Have the drive `disk.spec.vdev` hold what `disk` names: nothing where its source is None. The guest is not
+        asked. Raises Refused where the domain has no such drive; Failed, the drive then as it was or empty."""
+        ...
+
+
+@runtime_checkable
 class DiskSwitcher(Protocol):
     """What a driver has besides if a running domain's disk can go over from one LUN to another; one that cannot lacks
     it. `copy_disk`, then `switch_disk`; `settle_disk` ends what either of them, or an earlier life of ours, left."""

@@ -53,7 +53,7 @@ class NodeAttacher:
 
         Each volume's target is asked whether it lets this node in; disks and bridges are looked at all at once."""
         looks = [self._bridge_blockers(vif.bridge) for vif in spec.vifs]
-        looks += [self._disk_blockers(disk) for disk in spec.disks]
+        looks += [self._disk_blockers(spec, disk) for disk in spec.disks]
         return tuple(dict.fromkeys(blocker for each in await asyncio.gather(*looks) for blocker in each))
 
     async def _bridge_blockers(self, name: str) -> tuple[Blocker, ...]:
@@ -63,18 +63,23 @@ class NodeAttacher:
             return (Blocker(kind=Obstacle.NETWORK, reason=error.message, hint=error.hint),)
         return ()
 
-    async def _disk_blockers(self, disk: DiskSpec) -> tuple[Blocker, ...]:
+    async def _disk_blockers(self, spec: DomainSpec, disk: DiskSpec) -> tuple[Blocker, ...]:
         kind = Obstacle.VOLUME if disk.volume else Obstacle.STORAGE
         try:
             source = (await self.disk(disk)).source
             if isinstance(source, IscsiLun):
                 await login.check(source, deadline=portal.DEADLINE)
         except VeeryError as error:
-            return (Blocker(kind=kind, reason=error.message, hint=error.hint),)
+            hint = error.hint
+            if disk.cdrom and not disk.volume:
+                hint = f"take the CD out: veery cd-eject {spec.name} {disk.vdev}"
+            return (Blocker(kind=kind, reason=error.message, hint=hint),)
         if isinstance(source, LocalDisk) and not shared(source.path):
             reason = f"{disk.target} is not on a filesystem that two nodes share"
             hint = f"veery volume import NAME {disk.target}, then volume=NAME in its file"
-            if isinstance(self._driver, DiskMover):
+            if disk.cdrom:
+                hint = f"take the CD out: veery cd-eject {spec.name} {disk.vdev}"
+            elif isinstance(self._driver, DiskMover):
                 hint = f"take it along: --with-disks; or: {hint}"
             return (Blocker(kind=kind, reason=reason, hint=hint),)
         return ()

@@ -8,9 +8,9 @@ from random import Random
 
 from veery.config import support
 from veery.errors import Refused
-from veery.hypervisor.base import Driver
+from veery.hypervisor.base import Driver, MediumChanger
 from veery.model.cluster import DomainRecord
-from veery.model.domain import DiskSpec, DomainState, VifSpec
+from veery.model.domain import DiskFormat, DiskSpec, DomainState, VifSpec
 from veery.model.volume import AttachedDisk, AttachedVif
 from veery.network import mac
 from veery.node.attachments import NodeAttacher
@@ -81,6 +81,29 @@ class Devices:
             except BaseException:
                 await self._domains.remember(DomainRecord(spec=spec))
                 raise
+
+    async def change_cd(self, ref: str, vdev: str, medium: DiskSpec | None) -> None:
+        """Have a CD-ROM drive hold `medium`, or nothing. The record remembers it."""
+        if not isinstance(self._driver, MediumChanger):
+            raise Refused(
+                f"the {self._driver.name} driver changes no CDs", hint="give it as a disk: veery block-attach --help"
+            )
+        async with self._domains.held(ref) as reading:
+            await self._domains.ours(reading.name)
+            spec, _ = await self._driver.spec(reading.uuid)
+            drive = next((disk for disk in spec.disks if disk.vdev == vdev and disk.cdrom), None)
+            if drive is None:
+                raise Refused(f"{reading.name} has no CD-ROM drive {vdev}", hint=f"veery block-list {reading.name}")
+            empty = replace(drive, target="", volume="", format=DiskFormat.EMPTY)
+            wanted = replace(medium, vdev=drive.vdev, cdrom=True, readwrite=False, removable=True) if medium else empty
+            await self._attacher.reach([wanted])
+            changed = replace(spec, disks=tuple(wanted if disk is drive else disk for disk in spec.disks))
+            await self._domains.remember(DomainRecord(spec=changed))
+            try:
+                await self._domains.clashes.disks(changed)
+                await self._driver.change_medium(reading.uuid, await self._attacher.disk(wanted))
+            finally:  # what is in it now: also where it failed half way
+                await self._domains.remember(DomainRecord(spec=(await self._driver.spec(reading.uuid))[0]))
 
     async def detach_disk(self, ref: str, vdev: str) -> None:
         """Hot-unplug a disk."""

@@ -15,7 +15,7 @@ from veery.config.settings import Qemu
 from veery.errors import Refused
 from veery.host.clock import Clock
 from veery.hypervisor.base import ALONE, Report, Rest
-from veery.hypervisor.qemu import argv, build, hotplug, machine, migration, mirror, postcopy, switch
+from veery.hypervisor.qemu import argv, build, hotplug, machine, media, migration, mirror, postcopy, switch
 from veery.hypervisor.qemu.abilities import ask, obstacles, processor
 from veery.hypervisor.qemu.build import Build
 from veery.hypervisor.qemu.console import QemuConsole
@@ -216,6 +216,10 @@ class QemuDriver:
     async def detach_disk(self, uuid: str, vdev: str) -> None:
         """As Driver.detach_disk."""
         await hotplug.detach_disk(self._roster.free(uuid), vdev)
+
+    async def change_medium(self, uuid: str, disk: AttachedDisk) -> None:
+        """As MediumChanger.change_medium."""
+        await media.change_medium(self._roster.free(uuid), disk)
 
     async def resize_disk(self, uuid: str, vdev: str, size: int) -> None:
         """As Driver.resize_disk."""
