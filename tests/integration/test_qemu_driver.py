@@ -22,6 +22,7 @@ from veery.config.settings import Qemu
 from veery.errors import Failed, OutcomeUnknown, Refused
 from veery.host import tls
 from veery.host.clock import RealClock
+from veery.hypervisor.base import Trigger
 from veery.hypervisor.qemu.driver import QemuDriver
 from veery.lab.guest import Guest
 from veery.model.domain import DiskFormat, DiskSpec, DomainReading, DomainSpec, DomainState
@@ -475,6 +476,27 @@ async def test_a_cd_is_changed_while_the_domain_runs_and_its_drive_moves(
     await far.driver.change_medium(
         spec.uuid, AttachedDisk(spec=replace(drive, target=two.path, format=DiskFormat.RAW), source=two)
     )
+
+
+async def test_what_reaches_a_guest_that_answers_nothing_else(
+    nodes: tuple[Node, Node], snapshot: parts.Snapshot, tmp_path: Path
+) -> None:
+    near, _ = nodes
+    spec = await parts.awake(near.driver, snapshot)
+    await parts.shell(near.driver, spec.uuid, "mount -t proc p /proc 2>/dev/null; echo 1 > /proc/sys/kernel/sysrq")
+    console = await near.driver.console(spec.uuid)
+    await near.driver.sysrq(spec.uuid, "h")
+    assert b"sysrq: HELP" in await parts.until(console, b"sysrq: HELP")
+    await near.driver.trigger(spec.uuid, Trigger.NMI)
+    await console.close()
+    core = tmp_path / "core"
+    await near.driver.dump_core(spec.uuid, core)
+    assert core.read_bytes()[:4] == b"\x7fELF"
+    assert core.stat().st_size > spec.memory << 20
+    assert core.stat().st_mode & 0o077 == 0
+    with pytest.raises(Failed):
+        await near.driver.dump_core(spec.uuid, tmp_path / "nowhere" / "core")
+    assert await parts.shell(near.driver, spec.uuid, "echo $((6*7))") == "42"
 
 
 async def test_without_kvm_or_qemu_the_driver_says_so(tmp_path: Path, snapshot: parts.Snapshot) -> None:

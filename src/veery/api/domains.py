@@ -54,6 +54,9 @@ class DomainRoutes:
             web.post(f"{one}/disks", self.attach_disk),
             web.delete(f"{one}/disks/{{vdev}}", self.detach_disk),
             web.post(f"{one}/cd", self.change_cd),
+            web.post(f"{one}/trigger", self.trigger),
+            web.post(f"{one}/sysrq", self.sysrq),
+            web.post(f"{one}/dump", self.dump),
             web.get(f"{one}/vifs", self.vifs),
             web.post(f"{one}/vifs", self.attach_vif),
             web.delete(f"{one}/vifs/{{which}}", self.detach_vif),
@@ -159,6 +162,22 @@ class DomainRoutes:
         data = await body(request, vdev=str)
         medium = convert(data["disk"], DiskSpec) if data.get("disk") is not None else None
         await self._devices.change_cd(request.match_info["ref"], data["vdev"], medium)
+        return answer({})
+
+    async def trigger(self, request: web.Request) -> web.Response:
+        """NMI, power button."""
+        await self._devices.trigger(request.match_info["ref"], (await body(request, what=str))["what"])
+        return answer({})
+
+    async def sysrq(self, request: web.Request) -> web.Response:
+        """A letter for the guest's kernel."""
+        await self._devices.sysrq(request.match_info["ref"], (await body(request, letter=str))["letter"])
+        return answer({})
+
+    async def dump(self, request: web.Request) -> web.Response:
+        """Its memory, to a file of this node."""
+        path = _absolute((await body(request, path=str))["path"])
+        await asyncio.shield(asyncio.ensure_future(self._devices.dump(request.match_info["ref"], path)))
         return answer({})
 
     async def vifs(self, request: web.Request) -> web.Response:

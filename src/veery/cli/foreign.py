@@ -26,17 +26,8 @@ HEADERS = {
 VERBS = frozenset(
     (
         *HEADERS,
-        *("sysrq", "trigger", "dump-core", "mem-max", "vcpu-set", "vcpu-pin", "button-press", "debug-keys"),
-        *(
-            "sched-credit",
-            "sched-credit2",
-            "sched-rtds",
-            "sched-sedf",
-            "set-parameters",
-            "sharing",
-            "claims",
-            "psr-hwinfo",
-        ),
+        *("mem-max", "vcpu-set", "vcpu-pin", "button-press", "debug-keys", "sharing", "claims", "psr-hwinfo"),
+        *("sched-credit", "sched-credit2", "sched-rtds", "sched-sedf", "set-parameters"),
         *("psr-cmt-attach", "psr-cmt-detach", "psr-cmt-show", "psr-cat-set", "psr-cat-show", "psr-mba-set"),
         *("psr-mba-show", "getenforce", "setenforce", "loadpolicy", "config-update", "vncviewer", "remus", "devd"),
         *("qemu-monitor-command", "migrate-receive", "suspend", "resume", "domstate", "reset", "log", "new", "start"),
@@ -64,6 +55,12 @@ def run(session: Session, verb: str, words: list[str]) -> int:
         raise Usage("give a domain", verb)
     print(HEADERS[verb])
     return 0
+
+
+def on_xen(session: Session, verb: str, words: list[str]) -> int | None:
+    """The exit status of the real xl on a Xen node; None on every other node."""
+    node, driver = _node(session)
+    return _by_xl(session, node, verb, words) if driver == "xen" else None
 
 
 def real_answer(session: Session, verb: str, words: list[str]) -> int | None:

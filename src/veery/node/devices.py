@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 
 from veery.config import support
 from veery.errors import Refused
-from veery.hypervisor.base import Driver, MediumChanger
+from veery.hypervisor.base import Driver, MediumChanger, Signaller, Trigger
 from veery.model.cluster import DomainRecord
 from veery.model.domain import DiskFormat, DiskSpec, DomainState, VifSpec
 from veery.model.volume import AttachedDisk, AttachedVif
 from veery.network import mac
+from veery.node import savefile
 from veery.node.attachments import NodeAttacher
 from veery.node.domains import Domains
 
@@ -29,6 +31,31 @@ class Devices:
         """Balloon to `mebibytes`."""
         async with self._domains.held(ref) as reading:
             await self._driver.set_memory(reading.uuid, mebibytes)
+
+    async def trigger(self, ref: str, what: str) -> None:
+        """Give the guest an NMI, or press its power button."""
+        if what not in set(Trigger):
+            raise Refused(f"there is no trigger {what!r}", hint=f"one of {', '.join(Trigger)}")
+        async with self._domains.held(ref) as reading:
+            await self._signaller().trigger(reading.uuid, Trigger(what))
+
+    async def sysrq(self, ref: str, letter: str) -> None:
+        """Send a magic SysRq letter."""
+        if len(letter) != 1 or not letter.isascii() or not letter.isalnum():
+            raise Refused(f"{letter!r} is no SysRq letter", hint="give one letter or digit")
+        async with self._domains.held(ref) as reading:
+            await self._signaller().sysrq(reading.uuid, letter)
+
+    async def dump(self, ref: str, path: Path) -> None:
+        """Write its memory to a file of this node."""
+        savefile.check_place(path)
+        async with self._domains.held(ref) as reading:
+            await self._signaller().dump_core(reading.uuid, path)
+
+    def _signaller(self) -> Signaller:
+        if not isinstance(self._driver, Signaller):
+            raise Refused(f"the {self._driver.name} driver does not do this", hint="on a Xen node use xl itself")
+        return self._driver
 
     async def disks(self, ref: str) -> tuple[AttachedDisk, ...]:
         """Its disks."""

@@ -75,3 +75,15 @@ def test_what_only_xen_knows_is_asked_of_its_xl(daemon: StandIn, run: Run, real:
     assert run(verb, "busybox", tool="xl").code == 7
     assert real.read_text() == f"{verb} busybox\n"
     assert run(verb, "--json", "busybox").code == 0
+
+
+@pytest.mark.parametrize("words", ["sysrq busybox s", "trigger busybox nmi 0", "trigger busybox sleep"])
+def test_signals_are_xls_on_a_xen_node(daemon: StandIn, run: Run, real: Path, words: str) -> None:
+    daemon.routes["GET /v1/host"] = XEN
+    assert run(*words.split(), tool="xl").code == 7
+    assert real.read_text() == f"{words}\n"
+
+
+def test_qemu_gives_no_sleep(daemon: StandIn, run: Run) -> None:
+    assert "QEMU gives no sleep" in run("trigger", "busybox", "sleep").err
+    assert run("sysrq", "busybox", "ss").code == 2

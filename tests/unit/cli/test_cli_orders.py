@@ -46,6 +46,9 @@ vif = ['bridge=xenbr0',]
             ["network-attach", "busybox", "bridge=xenbr0", "mac=00:16:3e:00:00:01"],
             ("POST", "/v1/domains/busybox/vifs", {"bridge": "xenbr0", "mac": "00:16:3e:00:00:01"}),
         ),
+        (["sysrq", "busybox", "s"], ("POST", "/v1/domains/busybox/sysrq", {"letter": "s"})),
+        (["trigger", "busybox", "nmi"], ("POST", "/v1/domains/busybox/trigger", {"what": "nmi"})),
+        (["dump-core", "busybox", "/tmp/c"], ("POST", "/v1/domains/busybox/dump", {"path": "/tmp/c"})),
         (
             ["cd-insert", "busybox", "hdc", "/i/a,b.iso"],
             ("POST", "/v1/domains/busybox/cd", {"vdev": "hdc", "target": "/i/a,b.iso", "cdrom": True}),

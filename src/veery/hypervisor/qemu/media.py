@@ -9,8 +9,11 @@ from veery.errors import Failed, Refused, VeeryError
 from veery.hypervisor.qemu import devices, hotplug
 from veery.hypervisor.qemu.build import disk_id
 from veery.hypervisor.qemu.domain import Domain
+from veery.hypervisor.qemu.monitor import CommandError
 from veery.model.domain import DiskFormat
 from veery.model.volume import AttachedDisk
+
+TRAY_TRIES = 10
 
 
 async def change_medium(domain: Domain, disk: AttachedDisk) -> None:
@@ -28,15 +31,27 @@ async def change_medium(domain: Domain, disk: AttachedDisk) -> None:
 
 
 async def _empty(domain: Domain, old: AttachedDisk, device: dict[str, Any]) -> None:
-    """Open the tray, whatever the guest says, as xl does; take out what lies in it."""
-    await domain.monitor.execute("blockdev-open-tray", {**device, "force": True})
+    """Take out what lies in the drive."""
     if old.source is None:
         return
     inserted = await hotplug.front(domain, old.spec.vdev)
-    await domain.monitor.execute("blockdev-remove-medium", device)
+    await _with_open_tray(domain, "blockdev-remove-medium", device)
     await domain.monitor.execute("blockdev-del", {"node-name": inserted})
     if devices.secret(old):
         await domain.monitor.execute("object-del", {"id": devices.secret_id(old)})
+
+
+async def _with_open_tray(domain: Domain, command: str, arguments: dict[str, Any]) -> None:
+    """Open the tray, whatever the guest says, as xl does, and run `command`. A guest may close the tray in between: a
+    kernel that boots resets the drive."""
+    for left in reversed(range(TRAY_TRIES)):
+        await domain.monitor.execute("blockdev-open-tray", {"id": arguments["id"], "force": True})
+        try:
+            await domain.monitor.execute(command, arguments)
+            return
+        except CommandError as error:
+            if not left or "Tray" not in str(error):
+                raise
 
 
 async def _fill(domain: Domain, disk: AttachedDisk, node: devices.Options, device: dict[str, Any]) -> None:
@@ -47,7 +62,7 @@ async def _fill(domain: Domain, disk: AttachedDisk, node: devices.Options, devic
             options = {"qom-type": "secret", "id": devices.secret_id(disk), "data": devices.secret(disk)}
             await domain.monitor.execute("object-add", options)
         await domain.monitor.execute("blockdev-add", node, deadline=hotplug.OPEN_DEADLINE)
-        await domain.monitor.execute("blockdev-insert-medium", {**device, "node-name": name})
+        await _with_open_tray(domain, "blockdev-insert-medium", {**device, "node-name": name})
     except VeeryError as error:
         await hotplug.try_to(domain, "blockdev-del", {"node-name": name})
         if devices.secret(disk):
@@ -55,7 +70,7 @@ async def _fill(domain: Domain, disk: AttachedDisk, node: devices.Options, devic
         await hotplug.try_to(domain, "blockdev-close-tray", device)
         raise Failed(
             f"{disk.spec.vdev} is empty now: {error.message}",
-            hint=f"veery cd-insert {domain.record.spec.name} VDEV FILE",
+            hint=f"veery cd-insert {domain.record.spec.name} {disk.spec.vdev} FILE",
         ) from error
 
 
