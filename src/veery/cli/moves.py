@@ -92,7 +92,10 @@ def _refuse(args: Namespace) -> None:
     if args.command:
         raise Refused("a domain moves through veery's relocation server, not through ssh", hint="leave -s away")
     if args.paused:
-        raise Refused("a running domain is not left paused by a move", hint="veery pause it first, then move it")
+        raise Refused(
+            "a running domain is not left paused by a move",
+            hint="move it without -p, then pause it there: veery --node NODE pause DOMAIN",
+        )
     if args.keep_id:
         raise Refused("a domain gets a new id on its new node", hint="leave -D away and use the name")
 
