@@ -50,8 +50,9 @@ def no_room(wanted: int, free: int) -> tuple[Blocker, ...]:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Abilities:
     """What a node's hypervisor can build: `version` as it tells it, `machines` the machine types it knows,
-    `features` the processor features that guests can have under `accelerator` (dashes between words), `post_copy` why
-    nothing can come in by post-copy ("": it can)."""
+    `features` the processor features that guests can have under `accelerator` (dashes between words), `models` the
+    versioned processor models that it can give whole, `vendor` the processor's ("GenuineIntel", "": not told),
+    `post_copy` why nothing can come in by post-copy ("": it can)."""
 
     driver: str
     version: str
@@ -59,6 +60,8 @@ class Abilities:
     machines: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
     post_copy: str = ""
+    models: tuple[str, ...] = ()
+    vendor: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,18 +143,22 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Processor:
-    """What node `node`'s processor gives to guests, as its hypervisor tells it; `model` in words."""
+    """What node `node`'s processor gives to guests, as its hypervisor tells it; `model` in words, `models` those of
+    the hypervisor that it can give whole."""
 
     node: str
     accelerator: str
     model: str
     version: str
     features: tuple[str, ...]
+    models: tuple[str, ...] = ()
+    vendor: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Baseline:
-    """The processor that every new domain of the cluster gets under `accelerator`: what all of `nodes` can give.
+    """The processor that new domains get under `accelerator` on a processor of `vendor` ("": of any): what all of
+    `nodes` can give.
 
     `level` is the x86-64 psABI's (1 to 4) that it comes up to, `cpu` the hypervisor's own words for it."""
 
@@ -160,6 +167,7 @@ class Baseline:
     level: int
     features: tuple[str, ...]
     nodes: tuple[str, ...]
+    vendor: str = ""
     revision: int = 0
 
 
@@ -206,6 +214,12 @@ def level(features: Iterable[str]) -> int:
             break
         reached = number
     return reached
+
+
+def family(processor: Processor) -> tuple[str, str]:
+    """Accelerator and vendor: the processors of one family share a baseline. Under KVM a guest sees the vendor of its
+    machine, and a guest that has seen one vendor cannot go on with another. What TCG emulates has none."""
+    return processor.accelerator, processor.vendor if processor.accelerator == "kvm" else ""
 
 
 def common(processors: Sequence[Processor]) -> tuple[str, ...]:
