@@ -40,6 +40,8 @@ def lines(plan: Plan) -> Iterator[str]:
             if one.hint:
                 yield f"  {'':<8}   hint: {one.hint}"
     yield from tables.plain(("", ""), _rows(plan)) if plan.forecast else ()
+    for caution in plan.cautions:
+        yield f"caution: {caution}"
     if plan.back:
         yield f"it could not come back to {plan.source}:"
         for one in plan.back:

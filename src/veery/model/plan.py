@@ -52,7 +52,8 @@ class Abilities:
     """What a node's hypervisor can build: `version` as it tells it, `machines` the machine types it knows,
     `features` the processor features that guests can have under `accelerator` (dashes between words), `models` the
     versioned processor models that it can give whole, `vendor` the processor's ("GenuineIntel", "": not told),
-    `post_copy` why nothing can come in by post-copy ("": it can)."""
+    `post_copy` why nothing can come in by post-copy ("": it can), `tsc_khz` the frequency of the time stamp counter
+    that guests get under KVM (0: not known), `tsc_scales` whether they can have another."""
 
     driver: str
     version: str
@@ -62,6 +63,8 @@ class Abilities:
     post_copy: str = ""
     models: tuple[str, ...] = ()
     vendor: str = ""
+    tsc_khz: int = 0
+    tsc_scales: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +129,8 @@ class Forecast:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The answer to `veery migrate --plan`. `back`: what would keep the domain from coming back again."""
+    """The answer to `veery migrate --plan`. `back`: what would keep the domain from coming back again; `cautions`: what
+    does not keep it from going, and may be felt by its guest."""
 
     domain: str
     source: str
@@ -139,6 +143,7 @@ class Plan:
     link: Link | None = None
     overhead: Overhead | None = None
     forecast: Forecast | None = None
+    cautions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from veery.hypervisor.qemu import build
+from veery.hypervisor.qemu import build, tsc
 from veery.hypervisor.qemu.abilities import MODELS, needs, obstacles, processor, read
 from veery.hypervisor.qemu.build import Build
 from veery.model.domain import DomainSpec
@@ -119,3 +119,8 @@ def test_each_model_is_named_once_and_with_its_version() -> None:
     names = [name for models in MODELS.values() for name in models]
     assert len(names) == len(set(names))
     assert all(name.rpartition("-v")[2].isdigit() for name in names)
+
+
+def test_a_node_without_kvm_tells_no_counter(tmp_path: Path) -> None:
+    assert tsc.ask(tmp_path / "kvm") == tsc.Tsc()
+    assert tsc.ask(Path("/dev/null")) == tsc.Tsc()

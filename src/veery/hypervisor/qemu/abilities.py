@@ -4,6 +4,7 @@ Two nodes may hand a domain to and fro as long as both know its machine type and
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
@@ -14,7 +15,7 @@ from typing import Any
 
 from veery.errors import VeeryError
 from veery.host.run import run
-from veery.hypervisor.qemu import build, postcopy
+from veery.hypervisor.qemu import build, postcopy, tsc
 from veery.hypervisor.qemu.build import Build
 from veery.hypervisor.qemu.machine import OLDEST, Hypervisor
 from veery.model.domain import DomainSpec
@@ -85,6 +86,7 @@ async def ask(hypervisor: Hypervisor) -> Abilities:
         told = read(said.out)
     except (VeeryError, ValueError, KeyError) as error:
         log.warning("QEMU does not tell what it can build: %s", error)
+    counter = await asyncio.to_thread(tsc.ask) if hypervisor.accel == "kvm" else tsc.Tsc()
     return Abilities(
         driver="qemu",
         version=hypervisor.version,
@@ -93,6 +95,8 @@ async def ask(hypervisor: Hypervisor) -> Abilities:
         features=told.features,
         models=told.models,
         vendor=told.vendor,
+        tsc_khz=counter.khz,
+        tsc_scales=counter.scales,
         post_copy=postcopy.obstacle(),
     )
 
