@@ -165,9 +165,10 @@ def summary(report: MoveReport) -> str:
     packed = f" sent as {format_size(report.packed)}" if report.packed else ""
     disks = f", {format_size(report.disk_bytes)} of disks" if report.disk_bytes else ""
     kept = f"; kept on {report.source}: {', '.join(report.kept)}" if report.kept else ""
+    cipher = f", {report.cipher}" if report.cipher else ""
     return (
         f"{report.domain} moved from {report.source} to {report.target} in {report.total_ms / 1000:.2f} s: "
-        f"{stood(report, ', ')}{format_size(report.bytes)}{packed}{rounds}{disks}{kept}"
+        f"{stood(report, ', ')}{format_size(report.bytes)}{packed}{rounds}{cipher}{disks}{kept}"
     )
 
 

@@ -190,6 +190,7 @@ class Scout:
                 silence=silence,
                 reply=told,
                 home=home,
+                abilities=await ground.driver.abilities(),
                 memory=memory,
                 earlier=tuple(self._earlier()),
                 probed=probed,

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from veery.cli.plan import lines
 from veery.hypervisor.qemu import build
 from veery.hypervisor.qemu.abilities import needs, obstacles, processor
 from veery.hypervisor.qemu.build import Build
@@ -199,6 +200,34 @@ def test_a_plan_tells_every_blocker_once_and_what_would_keep_it_from_coming_back
     with_disk = make(replace(seen, memory=memory(64 * MIB), disk_bytes=1000 * MIB))
     assert with_disk.forecast is not None
     assert with_disk.forecast.total_ms > free.forecast.total_ms + 1000
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "scales", "told"),
+    [
+        (2_600_000, 2_400_000, False, True),
+        (2_600_000, 2_400_000, True, False),
+        (2_600_000, 2_600_100, False, False),
+        (0, 2_400_000, False, False),
+        (2_600_000, 0, False, False),
+    ],
+)
+def test_a_counter_that_cannot_be_scaled_is_told_and_keeps_nobody(
+    here: int, there: int, scales: bool, told: bool
+) -> None:
+    target = replace(ABLE, accelerator="kvm", tsc_khz=there, tsc_scales=scales)
+    seen = Observations(
+        domain="web",
+        source="near",
+        target="far",
+        settings=MoveSettings(),
+        reply=Reply(node="far", blockers=(), way_back=(), abilities=target),
+        abilities=replace(target, tsc_khz=here),
+    )
+    plan = make(seen)
+    assert plan.possible
+    assert bool(plan.cautions) is told
+    assert any("2400 MHz" in line for line in lines(plan)) is told
 
 
 def test_what_a_node_cannot_build() -> None:

@@ -104,7 +104,10 @@ class QemuDriver:
     async def pack(self, uuid: str) -> tuple[DomainSpec, msgspec.Raw]:
         """As Driver.pack; the luggage is the Build."""
         record = self._roster.domain(uuid).record
-        return record.spec, msgspec.Raw(codec.encode(record.build))
+        plan = record.build
+        if plan.accel == "kvm" and not plan.vendor:  # started by an older veery: it has this processor's
+            plan = replace(plan, vendor=self._able.vendor)
+        return record.spec, msgspec.Raw(codec.encode(plan))
 
     async def take_domid(self) -> int:
         """As Driver.take_domid."""
@@ -120,6 +123,7 @@ class QemuDriver:
             accel=qemu.accel,
             started=self._clock.epoch(),
             cpu=self._cpu,
+            vendor=self._able.vendor,
         )
         command = self._command(spec, attachments, plan, incoming=False)
         async with self._roster.launching(spec, attachments, plan, Stage.STARTING, command=command) as domain:
@@ -284,9 +288,9 @@ class QemuDriver:
         size, windows = domain.record.build.memory * MIB, () if quick else WINDOWS
         return await asyncio.to_thread(sample, domain.process.pid, size, windows=windows)
 
-    def give(self, features: frozenset[str]) -> tuple[str, tuple[str, ...]]:
+    def give(self, features: frozenset[str], models: frozenset[str]) -> tuple[str, tuple[str, ...]]:
         """As Driver.give."""
-        self._cpu, given = processor(features, self._able.accelerator)
+        self._cpu, given = processor(features, self._able.accelerator, models, self._able.vendor)
         return self._cpu, given
 
     # ---- moves

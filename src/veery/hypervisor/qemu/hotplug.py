@@ -59,7 +59,7 @@ async def attach_vif(domain: Domain, vif: AttachedVif) -> None:
         port = _place(domain, name, vif.spec.mac)
         await domain.monitor.execute("netdev_add", devices.netdev(vif))
         undo.push_async_callback(try_to, domain, "netdev_del", {"id": devices.tap_id(vif)})
-        await domain.monitor.execute("device_add", devices.vif_device(vif, port))
+        await domain.monitor.execute("device_add", devices.vif_device(vif, port, domain.record.build.layout))
         undo.pop_all()
         record = domain.record
         domain.update(
