@@ -46,6 +46,7 @@ vif = ['bridge=xenbr0',]
             ["network-attach", "busybox", "bridge=xenbr0", "mac=00:16:3e:00:00:01"],
             ("POST", "/v1/domains/busybox/vifs", {"bridge": "xenbr0", "mac": "00:16:3e:00:00:01"}),
         ),
+        (["network-attach", "busybox", "--no-filter"], ("POST", "/v1/domains/busybox/vifs", {"filtered": False})),
         (["network-detach", "busybox", "0"], ("DELETE", "/v1/domains/busybox/vifs/0", b"")),
         (
             ["volume", "create", "root", "1G"],
