@@ -12,6 +12,7 @@ import struct
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -303,3 +304,13 @@ async def no_volume(name: str) -> Volume | None:
 
 async def no_initiator() -> Initiator:
     raise AssertionError
+
+
+def test_the_rule_set_in_the_manual_can_be_pasted() -> None:
+    text = (Path(__file__).parents[2] / "docs/hosts.md").read_text()
+    block = text[text.index("    table inet veery_ports\n") :].partition("\n\n")[0]
+    for _ in range(2):  # at the start of the machine, and at a reload
+        subprocess.run(["nft", "-f", "-"], input=block, text=True, check=True, timeout=20)
+    shell("nft", "add element inet veery_ports nodes { 172.16.31.4 }")
+    assert "172.16.31.4" in ruleset()
+    assert "tcp dport { 2379, 2380, 3260, 8001, 8002 } drop" in ruleset()
