@@ -68,12 +68,14 @@ from veery.model.ha import FenceMeans, Rules
 from veery.model.node import Node, Role
 from veery.model.plan import Question, Reply
 from veery.model.volume import Backing, Initiator, Volume
+from veery.network.filter import TapFilter
 from veery.node.adoption import Adopter
 from veery.node.attachments import NodeAttacher
 from veery.node.caretaker import Caretaker
 from veery.node.devices import Devices
 from veery.node.doctor import Doctor
 from veery.node.domains import Domains
+from veery.node.exposure import Exposure
 from veery.node.fencing import Fencing
 from veery.node.guard import Guard
 from veery.node.hands import NodeHands
@@ -137,8 +139,14 @@ class Daemon:
         self.heartbeat = Heartbeat(self.store, self.node.name, ttl=settings.presence_ttl, clock=self.clock)
         self.membership = Membership(settings, identity, self.store)
         self.driver = self._driver(folder)
+        self.filter = TapFilter(on=settings.network.filter)
         self.attacher = NodeAttacher(
-            self.node.name, self.driver, self._volume, self._initiator, taps=self.node.driver != "xen"
+            self.node.name,
+            self.driver,
+            self._volume,
+            self._initiator,
+            taps=self.node.driver != "xen",
+            filter=self.filter,
         )
         self.ground = Ground(
             node=self.node.name,
@@ -343,7 +351,21 @@ class Daemon:
             unread=self.driver.unread,
             driver=self.driver if self.node.has(Role.HYPERVISOR) else None,
             unsettled=self.settler.troubles,
+            exposure=self._exposure() if self.node.has(Role.HYPERVISOR) else None,
         )
+
+    def _exposure(self) -> Exposure:
+        node, settings = self.node, self.settings
+        ports = {
+            f"API (port {settings.api.port})": settings.api.address or node.address,
+            f"relocation (port {settings.relocation.port})": settings.relocation.address or node.address,
+        }
+        if self.identity.etcd is not None:
+            ports[f"etcd (ports {settings.etcd.client_port}, {settings.etcd.peer_port})"] = node.address
+        if node.has(Role.STORAGE):
+            ports[f"iSCSI (port {settings.storage.portal_port})"] = node.address
+        filter = None if node.driver == "xen" else self.filter
+        return Exposure(node.name, ports, self.attacher.guest_bridges, filter)
 
     def _means(self) -> FenceMeans:
         """How this node can be fenced, as its settings and its watchdog have it now."""

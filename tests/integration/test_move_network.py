@@ -101,6 +101,12 @@ async def port(lab: Lab) -> str:
     return next((row.split()[2] for row in shown.splitlines() if row.startswith(MAC)), "")
 
 
+async def held(lab: Lab, machine: str) -> bool:
+    """Whether a machine's filter holds a tap to the domain's MAC and address."""
+    rules = (await lab.run(machine, ["nft", "list", "ruleset"])).out
+    return f"ether saddr != {MAC} drop" in rules and f"{DOMAIN_ADDRESS} }} drop" in rules
+
+
 async def test_a_move_is_announced_and_seen_from_three_places(herald: str, near: Node, far: Node, lab: Lab) -> None:
     probes: dict[str, Probe] = {}
     try:
@@ -110,6 +116,7 @@ async def test_a_move_is_announced_and_seen_from_three_places(herald: str, near:
         for probe in probes.values():
             await probe.answered(deadline=60)
         assert await port(lab) == "test1"
+        assert (await held(lab, "test1"), await held(lab, "test2")) == (True, False)
         with Ear(NAMESPACES / lab.plan.namespace(CLIENT), "eth0") as ear:
             for probe in probes.values():
                 await probe.mark()
@@ -119,6 +126,7 @@ async def test_a_move_is_announced_and_seen_from_three_places(herald: str, near:
             readings = {machine: await probe.read() for machine, probe in probes.items()}
             await asyncio.sleep(2)  # the last rounds
         assert await port(lab) == "test2"
+        assert (await held(lab, "test1"), await held(lab, "test2")) == (False, True)
     finally:
         for probe in probes.values():
             await probe.stop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from veery.cli import tables
@@ -92,6 +93,7 @@ def _attach_vif(session: Session, args: Namespace) -> int:
     from veery.model.codec import plain
 
     vif, warnings = parse_vif(",".join(args.specs))
+    vif = replace(vif, filtered=not args.no_filter)
     for warning in warnings:
         session.note(f"veery: {warning}")
     path = domain_path(session.domain(args.domain), "vifs")
@@ -156,6 +158,7 @@ def _declare_attach_vif(parser: Parser) -> None:
     parser.add_argument(
         "specs", metavar="KEY=VALUE", nargs="*", help="as in a domain file's vif; none: the default bridge"
     )
+    parser.add_argument("--no-filter", action="store_true", help="let the guest send from any MAC and address")
 
 
 def _declare_detach_disk(parser: Parser) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from veery.config import disk as disk_config
@@ -284,7 +284,18 @@ class _Reader:
             if vif.mac and vif.mac in (other.mac for other in found):
                 atom.at.refuse(f"mac {vif.mac} is there twice", "give each interface a MAC of its own, or none")
             found.append(vif)
-        return tuple(found)
+        unfiltered = self.unfiltered(len(found))
+        return tuple(replace(vif, filtered=number not in unfiltered) for number, vif in enumerate(found))
+
+    def unfiltered(self, many: int) -> set[int]:
+        """The numbers of the interfaces, of `many`, that send from any MAC and address."""
+        found = set()
+        for atom in self.entries("vif_unfiltered"):
+            if not re.fullmatch("[0-9]{1,4}", atom.text, re.ASCII) or int(atom.text) >= many:
+                hint = "the first interface in vif= is 0: vif_unfiltered = [ 0 ]"
+                atom.at.refuse(f"there is no interface {atom.text[:40]!r} in vif=", hint)
+            found.add(int(atom.text))
+        return found
 
 
 _HINTS = {
@@ -349,6 +360,8 @@ def render_domain(spec: DomainSpec) -> str:
     lines += [f"{key} = {number}" for key, number in numbers if number]
     lines += _rendered_list("disk", [disk_config.render_disk(disk) for disk in spec.disks])
     lines += _rendered_list("vif", [vif_config.render_vif(vif) for vif in spec.vifs])
+    unfiltered = [str(number) for number, vif in enumerate(spec.vifs) if not vif.filtered]
+    lines += [f"vif_unfiltered = [ {', '.join(unfiltered)} ]"] if unfiltered else []
     lines += [f"{name} = {xlcfg.quote(getattr(spec, name))}" for name in _EVENTS]
     lines += [f"{key} = {value}" for key, value in spec.xl]
     return "\n".join(lines) + "\n"

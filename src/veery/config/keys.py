@@ -61,6 +61,7 @@ KEYS: dict[str, Key] = {
     **_of(Kind.TEXT, Use.USED, "on_poweroff on_reboot on_crash on_watchdog on_soft_reset"),
     **_of(Kind.TEXT, Use.USED, "on_shutdown", "it is xm's; read as on_poweroff", "write on_poweroff="),
     **_of(Kind.ITEMS, Use.USED, "disk vif"),
+    **_of(Kind.ITEMS, Use.USED, "vif_unfiltered"),  # veery's own; xl passes over keys that it does not know
     # ---- Xen alone: scheduling, tuning, graphics, firmware, device model
     **_of(
         Kind.TEXT,

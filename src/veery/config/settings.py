@@ -54,6 +54,13 @@ class StorageSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkSettings:
+    """`filter`: hold each interface of a QEMU domain to its MAC, and to the addresses that its file names."""
+
+    filter: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Qemu:
     """The qemu driver. `accel`: auto (KVM when it really boots a guest, else TCG), kvm or tcg."""
 
@@ -147,6 +154,7 @@ class Settings:
     api: Api = field(default_factory=Api)
     etcd: Etcd = field(default_factory=Etcd)
     storage: StorageSettings = field(default_factory=StorageSettings)
+    network: NetworkSettings = field(default_factory=NetworkSettings)
     qemu: Qemu = field(default_factory=Qemu)
     xen: Xen = field(default_factory=Xen)
     moves: MoveLimits = field(default_factory=MoveLimits)

@@ -66,7 +66,7 @@ class VifSpec:
     """One network interface, as xl-network-configuration(5) describes it.
 
     `mac` is "" until the domain's record is made; from then on it is fixed (prefix 00:16:3e).
-    `rate` is kept as written ("10Mb/s@50ms").
+    `rate` is kept as written ("10Mb/s@50ms"). Not `filtered`, the guest may send from any MAC and address.
     """
 
     bridge: str = ""
@@ -82,6 +82,7 @@ class VifSpec:
     mtu: int = 0
     trusted: bool | None = None
     devid: int = -1
+    filtered: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,7 @@ from veery.model.flow import Flow
 from veery.model.plan import Blocker, Obstacle
 from veery.model.volume import AttachedDisk, AttachedVif, Attachments, Initiator, IscsiLun, LocalDisk, Volume
 from veery.network import announce, bridge, conntrack, limit, tap
+from veery.network.filter import TapFilter, index_of
 from veery.storage import login, portal
 
 log = logging.getLogger(__name__)
@@ -40,11 +41,13 @@ class NodeAttacher:
         initiator: Callable[[], Awaitable[Initiator]],
         *,
         taps: bool = True,
+        filter: TapFilter | None = None,
     ) -> None:
         """`volume` finds a volume's record, `initiator` this node's credentials at every target. Without `taps` the
-        hypervisor makes its domains' interfaces itself, and names them."""
+        hypervisor makes its domains' interfaces itself, and names them. `filter` (None: no filters) holds each tap to
+        its MAC and addresses."""
         self._node, self._driver, self._volume, self._initiator = node, driver, volume, initiator
-        self._taps = taps
+        self._taps, self._filter = taps, filter or TapFilter(on=False)
         self._made: dict[str, float] = {}  # tap: when we made it
         self._unlimited: dict[str, str] = {}  # tap: why its rate= is not carried out
 
@@ -93,7 +96,7 @@ class NodeAttacher:
                 vifs: list[AttachedVif] = []
                 for number, vif in enumerate(spec.vifs):
                     made = await self.vif(vif, domid, number)
-                    undo.push_async_callback(tap.delete, made.device)
+                    undo.push_async_callback(self._delete, made.device)
                     vifs.append(made)
                 disks = await finding
                 undo.pop_all()
@@ -104,7 +107,13 @@ class NodeAttacher:
     async def detach(self, attachments: Attachments) -> None:
         """Take the taps away again. Idempotent."""
         for vif in attachments.vifs if self._taps else ():
-            await tap.delete(vif.device)
+            await self._delete(vif.device)
+
+    async def _delete(self, device: str) -> None:
+        """Remove a tap, then its filter."""
+        index = index_of(device)
+        await tap.delete(device)
+        await self._filter.release(index)
 
     async def announce(self, attachments: Attachments) -> None:
         """Tell this node's bridges, the switches and the neighbours that these addresses are here now: several
@@ -172,13 +181,21 @@ class NodeAttacher:
         )
 
     async def vif(self, spec: VifSpec, domid: int, number: int) -> AttachedVif:
-        """Make the tap of one interface. Raises Refused where its bridge is missing or down."""
+        """Make the tap of one interface, and its filter. Raises Refused where its bridge is missing or down."""
         if not self._taps:
             await bridge.require(spec.bridge)
             return AttachedVif(spec=spec, device=spec.vifname)
         name = spec.vifname or tap.name_of(domid, number)
         self._made[name] = time.monotonic()
         made = await tap.create(name, spec.bridge, mtu=spec.mtu)
+        try:
+            if spec.filtered:
+                await self._filter.hold(made.name, spec.mac, spec.ip)
+            else:  # an unused tap that was taken over may have had one
+                await self._filter.release(index_of(made.name))
+        except BaseException:
+            await tap.delete(made.name)
+            raise
         self._unlimited.pop(name, None)
         if spec.rate:
             await self._limit(made.name, spec.rate)
@@ -208,7 +225,7 @@ class NodeAttacher:
     async def drop_vif(self, vif: AttachedVif) -> None:
         """Remove the tap of one interface."""
         if self._taps:
-            await tap.delete(vif.device)
+            await self._delete(vif.device)
 
     async def require_bridge(self, spec: VifSpec) -> None:
         """Raises Refused when the interface's bridge is missing or down."""
@@ -219,6 +236,14 @@ class NodeAttacher:
         names = [each.name for each in await bridge.bridges()]
         return names[0] if len(names) == 1 and "xenbr0" not in names else "xenbr0"
 
+    async def guest_bridges(self) -> frozenset[str]:
+        """The bridges of the interfaces of this node's domains, and the one of an interface that names none."""
+        found = {await self.default_bridge()}
+        for reading in await self._driver.list():
+            with contextlib.suppress(Refused):  # it ended while we looked
+                found.update(vif.spec.bridge for vif in (await self._driver.spec(reading.uuid))[1].vifs)
+        return frozenset(found)
+
     async def fill(self, spec: DomainSpec) -> DomainSpec:
         """`spec` with each interface's bridge named."""
         if all(vif.bridge for vif in spec.vifs):
@@ -228,18 +253,22 @@ class NodeAttacher:
 
     async def sweep(self) -> None:
         """Remove taps that no domain here uses: of a domain whose process died, of a start or a move that was cut
-        short. One that we made a moment ago and no domain had yet is left alone: its domain is about to show."""
+        short. One that we made a moment ago and no domain had yet is left alone: its domain is about to show.
+
+        Filters that taps in use lack are made, those of taps that are gone are removed."""
         if not self._taps:
             return
         found = await tap.leftovers()
-        used: set[str] = set()
+        used: dict[str, VifSpec] = {}
         for reading in await self._driver.list():
             with contextlib.suppress(Refused):  # it ended while we looked
                 _, attachments = await self._driver.spec(reading.uuid)
-                used.update(vif.device for vif in attachments.vifs)
+                used.update((vif.device, vif.spec) for vif in attachments.vifs)
         now = time.monotonic()
         self._made = {name: made for name, made in self._made.items() if now - made < FRESH and name not in used}
         for name in found:
             if name not in used and name not in self._made:
                 log.warning("tap=%s removed: no domain uses it", name)
-                await tap.delete(name)
+                await self._delete(name)
+        wanted = {name: (spec.mac, spec.ip) for name, spec in used.items() if spec.filtered}
+        await self._filter.settle(wanted, [name for name, spec in used.items() if not spec.filtered])

@@ -26,6 +26,7 @@ from veery.model.health import Finding, Health, Heard, Level
 from veery.model.node import Node, Role
 from veery.model.units import format_size
 from veery.network.bridge import bridges
+from veery.node.exposure import Exposure
 from veery.node.fencing import Fencing
 from veery.node.guard import Guard, Stance
 from veery.node.peers import Peers
@@ -172,13 +173,14 @@ class Doctor:
         unsettled: Callable[[], Sequence[str]],
         unread: Callable[[], tuple[str, ...]] = tuple,
         driver: Driver | None = None,
+        exposure: Exposure | None = None,
     ) -> None:
         """`folders` are those whose disks must not be full, by what they are; `tls` holds our certificates;
         `unsettled` names the moves that do not settle; `unread` is the driver's."""
         self._node, self._store, self._peers, self._fencing = node, store, peers, fencing
         self._keeper, self._guard, self._writer, self._clock = keeper, guard, writer, clock
         self._folders, self._tls, self._driver, self._trust = folders, tls, driver, trust
-        self._unsettled, self._unread = unsettled, unread
+        self._unsettled, self._unread, self._exposure = unsettled, unread, exposure
 
     # ---- this node
     async def health(self) -> Health:
@@ -193,6 +195,8 @@ class Doctor:
         if self._driver is not None:
             found.append(judge_accelerator(self._node.name, await self._driver.host()))
         known = await bridges() if self._node.has(Role.HYPERVISOR) else ()
+        if self._exposure is not None:
+            found += await self._exposure.findings(known)
         return Health(
             node=self._node.name,
             version=veery.__version__,

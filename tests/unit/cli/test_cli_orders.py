@@ -58,6 +58,7 @@ vif = ['bridge=xenbr0',]
             ("POST", "/v1/domains/busybox/cd", {"vdev": "hdc", "volume": "iso", "cdrom": True}),
         ),
         (["cd-eject", "busybox", "hdc"], ("POST", "/v1/domains/busybox/cd", {"vdev": "hdc", "disk": None})),
+        (["network-attach", "busybox", "--no-filter"], ("POST", "/v1/domains/busybox/vifs", {"filtered": False})),
         (["network-detach", "busybox", "0"], ("DELETE", "/v1/domains/busybox/vifs/0", b"")),
         (
             ["volume", "create", "root", "1G"],

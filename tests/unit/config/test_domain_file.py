@@ -273,3 +273,16 @@ def test_any_bytes_are_a_domain_or_refused(content: bytes, tmp_path_factory: pyt
     path.write_bytes(content)
     with pytest.raises(Refused, match=str(path)):
         load_domain(path)
+
+
+def test_interfaces_without_a_filter() -> None:
+    """The key is a line of its own, because xl refuses an unknown key in an interface and passes over one beside it."""
+    spec = parse(LEAST + "vif=['bridge=a', 'bridge=b', '']\nvif_unfiltered=[ 0, '2' ]").spec
+    assert [vif.filtered for vif in spec.vifs] == [False, True, False]
+    text = render_domain(spec)
+    assert "vif_unfiltered = [ 0, 2 ]\n" in text
+    assert "filter" not in text.replace("vif_unfiltered", "")
+    assert parse(text).spec == spec
+    for bad in ("[3]", "['-1']", "['all']", "['1x']", "[99999]", "[[0]]", "0"):
+        refusal(LEAST + f"vif=['','','']\nvif_unfiltered={bad}")
+    assert "there is no interface '0'" in refusal(LEAST + "vif_unfiltered=[0]").message

@@ -1,0 +1,80 @@
+"""What the doctor says of the guests' network: whether guests are held to their addresses, and what they can reach."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+
+from veery.errors import VeeryError
+from veery.model.health import Finding, Level
+from veery.network.bridge import Bridge
+from veery.network.filter import TapFilter
+
+EVERYWHERE = ("0.0.0.0", "::")
+
+
+def judge_filter(node: str, *, on: bool, trouble: str) -> Finding:
+    """Whether the taps of this node's domains are filtered."""
+    what = "tap filter"
+    if not on:
+        told = "off ([network] filter = false): a guest may send from any address"
+        return Finding(node=node, what=what, level=Level.OK, told=told)
+    if trouble:
+        advice = "apt-get install nftables, then look again in a minute; docs/hosts.md tells what the filter does"
+        return Finding(node=node, what=what, level=Level.WARN, told=f"guests may spoof: {trouble}", advice=advice)
+    return Finding(node=node, what=what, level=Level.OK, told="taps are held to their MAC and ip=")
+
+
+def judge_ports(
+    node: str, ports: Mapping[str, str], bridges: Sequence[Bridge], guests: Collection[str]
+) -> list[Finding]:
+    """What listens at an address of a guests' bridge. `ports`: the address of each, by what it is; `guests`: names of
+    bridges."""
+    open_to = {
+        address.partition("/")[0]: bridge.name
+        for bridge in bridges
+        if bridge.name in guests
+        for address in bridge.addresses
+        if not address.startswith("fe80:")
+    }
+    reached: dict[str, list[str]] = {}
+    for what, address in ports.items():
+        found = {bridge for open_at, bridge in open_to.items() if address in (open_at, *EVERYWHERE)}
+        for name in sorted(found):
+            reached.setdefault(name, []).append(what)
+    advice = "give the node an address on a network of its own, or let nodes alone in by nft: docs/hosts.md, Network"
+    return [
+        Finding(
+            node=node,
+            what="guests' reach",
+            level=Level.WARN,
+            told=f"guests on {bridge} reach {', '.join(names)}",
+            advice=advice,
+        )
+        for bridge, names in sorted(reached.items())
+    ] or [Finding(node=node, what="guests' reach", level=Level.OK, told="no port of this node is on a guests' bridge")]
+
+
+class Exposure:
+    """One a hypervisor."""
+
+    def __init__(
+        self,
+        node: str,
+        ports: Mapping[str, str],
+        guests: Callable[[], Awaitable[frozenset[str]]],
+        filter: TapFilter | None,
+    ) -> None:
+        """`ports`: the address of each port, by what listens; `guests` names the bridges that domains use; `filter` is
+        None where the hypervisor makes the interfaces."""
+        self._node, self._ports, self._guests, self._filter = node, dict(ports), guests, filter
+
+    async def findings(self, bridges: Sequence[Bridge]) -> list[Finding]:
+        """The findings on this node. Raises nothing."""
+        found = []
+        if self._filter is not None:
+            found.append(judge_filter(self._node, on=self._filter.on, trouble=self._filter.trouble))
+        try:
+            guests = await self._guests()
+        except VeeryError as error:
+            return [*found, Finding(node=self._node, what="guests' reach", level=Level.WARN, told=error.message)]
+        return [*found, *judge_ports(self._node, self._ports, bridges, guests)]
