@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 EVERY_S = 86400.0
 LOOK_S = 600.0  # between two looks whether a copy is due
+RETRY_S = 30.0  # after a copy that did not succeed
 KEEP = 7  # copies
 STOP_S = 10.0  # for etcd to end by itself
 READY_S = 60.0  # for it to know a leader again
@@ -79,12 +80,18 @@ class StoreUpkeep:
     # ---- a copy each day
     async def run(self) -> None:
         """For ever: keep the copies in `copies` fresh and few."""
+        said = ""
         while True:
+            pause = LOOK_S
             try:
                 await self._copy()
+                said = ""
             except (VeeryError, OSError) as error:
-                log.warning("no copy of the store today: %s", error)
-            await asyncio.sleep(LOOK_S)
+                pause = RETRY_S
+                if str(error) != said:
+                    log.warning("no copy of the store yet: %s", error)
+                said = str(error)
+            await asyncio.sleep(pause)
 
     async def _copy(self) -> None:
         self.copies.mkdir(mode=0o700, exist_ok=True)

@@ -32,20 +32,28 @@ class Usage:
         return max(self.free - (self.promised - self.taken) - reserve, 0)
 
 
+def shares(pool: Path, state: Path) -> bool:
+    """Whether `pool` is, or would be made, on the filesystem of `state`. Raises OSError."""
+    return _existing(pool).stat().st_dev == state.stat().st_dev
+
+
+def _existing(folder: Path) -> Path:
+    """It, or the nearest folder above that is there."""
+    return next(each for each in (folder, *folder.parents) if each.exists())
+
+
 def read(pool: Path, state: Path) -> Usage:
-    """How the files in `pool` stand. Raises OSError."""
+    """How the files in `pool` stand; it need not be there yet. Raises OSError."""
     promised = taken = 0
-    with os.scandir(pool) as entries:
-        for entry in entries:
-            if ".img" in entry.name and entry.is_file(follow_symlinks=False):
-                stat = entry.stat(follow_symlinks=False)
-                promised += max(stat.st_size, stat.st_blocks * 512)
-                taken += stat.st_blocks * 512
-    system = os.statvfs(pool)
+    for path in pool.glob("*.img*"):
+        stat = path.lstat()
+        promised += max(stat.st_size, stat.st_blocks * 512)
+        taken += stat.st_blocks * 512
+    system = os.statvfs(_existing(pool))
     return Usage(
         total=system.f_blocks * system.f_frsize,
         free=system.f_bavail * system.f_frsize,
         promised=promised,
         taken=taken,
-        shared=pool.stat().st_dev == state.stat().st_dev,
+        shared=shares(pool, state),
     )
