@@ -38,7 +38,7 @@ DAY = 86400.0
 ASK = 20.0  # seconds for one node's answer
 CONNECT = 3.0
 CLOCK_WARN, CLOCK_BAD = 1.0, 10.0  # seconds by which clocks may differ
-CERT_WARN = 30.0  # days before a certificate ends
+CERT_WARN = 90.0  # days before a certificate ends
 ENDS_WITHIN_S, ENDS_BAD = 600.0, 3  # so many ends of a program in so many seconds are no upgrade any more
 COPY_OLD = 2.0  # days
 ROOM_WARN, ROOM_BAD = 0.10, 0.02  # of a disk that is free
@@ -116,7 +116,7 @@ def judge_end(node: str, what: str, ends: float, now: float) -> Finding:
         told, level = f"ended {-days:.0f} days ago", Level.BAD
     else:
         told, level = f"good for {days:.0f} days", Level.WARN if days < CERT_WARN else Level.OK
-    advice = "" if level is Level.OK else "have the node leave and join anew before it ends"
+    advice = "" if level is Level.OK else "have the node leave and join anew before it ends (first: veery volume move, where it holds volumes)"
     return Finding(node=node, what=what, level=level, told=told, advice=advice)
 
 

@@ -70,7 +70,7 @@ def test_room_and_certificates() -> None:
         Level.BAD,
     ]
     assert judge_room("a", "disk", 0, 0).level is Level.BAD
-    ends = [judge_end("a", "certificate", days * DAY, 0.0) for days in (400, 29, -1)]
+    ends = [judge_end("a", "certificate", days * DAY, 0.0) for days in (400, 89, -1)]
     assert [found.level for found in ends] == [Level.OK, Level.WARN, Level.BAD]
     assert (ends[0].told, ends[2].told) == ("good for 400 days", "ended 1 days ago")
 
