@@ -67,6 +67,7 @@ vif = ['bridge=xenbr0',]
         (["volume", "resize", "root", "2G"], ("POST", "/v1/volumes/root/resize", {"size": 2 << 30})),
         (["volume", "delete", "root"], ("DELETE", "/v1/volumes/root", b"")),
         (["move", "cancel", "m1"], ("POST", "/v1/moves/m1/cancel", {})),
+        (["node", "restart", "etcd"], ("POST", "/v1/etcd/restart", {"force": False})),
     ],
 )
 def test_order(daemon: StandIn, run: Run, words: list[str], order: tuple[str, str, object]) -> None:
@@ -83,6 +84,15 @@ def test_order(daemon: StandIn, run: Run, words: list[str], order: tuple[str, st
         assert {key: inner[key] for key in wanted} == wanted
     else:
         assert body == wanted
+
+
+def test_defrag_tells_each_voters_file(daemon: StandIn, run: Run) -> None:
+    daemon.routes["POST /v1/store/defragment"] = [{"name": "stor", "before": 4 << 20, "after": 1 << 20}]
+    told = run("cluster", "defrag")
+    assert [line.split() for line in told.out.splitlines()] == [
+        ["Voter", "Before", "After"],
+        ["stor", "4.0", "MiB", "1.0", "MiB"],
+    ]
 
 
 def test_create_sends_the_files_spec(daemon: StandIn, run: Run, folder: Path) -> None:
