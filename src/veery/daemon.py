@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import veery
+from veery.api.adoption import AdoptionRoutes
 from veery.api.cluster import ClusterRoutes
 from veery.api.domains import DomainRoutes
 from veery.api.fencing import FencingRoutes
@@ -37,6 +38,7 @@ from veery.cluster.keys import INITIATORS, VOLUMES, node_at
 from veery.cluster.members import open_store
 from veery.cluster.mirror import Mirror
 from veery.cluster.presence import Heartbeat
+from veery.cluster.store import StoreRestored
 from veery.cluster.trust import SeenFile, Trust
 from veery.config.settings import DEFAULT_PATH, Settings
 from veery.config.settings import load as load_settings
@@ -64,9 +66,10 @@ from veery.migrate.settle import Settler
 from veery.model.codec import convert, plain
 from veery.model.fence import Method
 from veery.model.ha import FenceMeans, Rules
-from veery.model.node import Role
+from veery.model.node import Node, Role
 from veery.model.plan import Question, Reply
 from veery.model.volume import Backing, Initiator, Volume
+from veery.node.adoption import Adopter
 from veery.node.attachments import NodeAttacher
 from veery.node.caretaker import Caretaker
 from veery.node.devices import Devices
@@ -128,7 +131,7 @@ class Daemon:
         self.server_tls, self.client_tls = _contexts(folder)
         self.trust = Trust(self.node.name, SeenFile(self.state / "store.json"), self.clock)
         self.store = open_store(settings, identity, self.trust)
-        self.peers = Peers(self.client_tls, lambda name: node_at(self.store, name))
+        self.peers = Peers(self.client_tls, self._find)
         self.mirror = Mirror(self.store, UNSEEN)
         own = tls.Shown(self.node.name, crl.serial((folder / "server-cert.pem").read_text())[0])
         self.admission = Admission(self.store, own, self.state / "certificates.json")
@@ -183,7 +186,7 @@ class Daemon:
             receiver=self.receiver,
             scout=self.scout,
         )
-        self.machine = Machine(self.node, self.driver, self.store, self.peers)
+        self.machine = Machine(self.node, self.driver, self.store.raw, self.peers, doubt=lambda: self.trust.reason)
         self.processors = Processors(self.node, self.store, self.driver)
 
     def _build_storage(self) -> None:
@@ -245,11 +248,18 @@ class Daemon:
         self.oversight = Oversight(
             self.node.name,
             self.store,
+            records=self.store.raw,
             brain=self.brain,
             rules=self.rules,
             peers=self.near,
             clock=self.clock,
         )
+
+    async def _find(self, where: str) -> Node:
+        try:
+            return await node_at(self.store, where)
+        except StoreRestored:
+            return await self.neighbours.find(where)
 
     def _driver(self, folder: Path) -> Driver:
         match self.node.driver:
@@ -340,6 +350,7 @@ class Daemon:
             keeper=self.keeper,
             guard=self.guard,
             writer=self.writer,
+            trust=self.trust,
             clock=self.clock,
             folders=folders,
             tls=certificates,
@@ -386,6 +397,17 @@ class Daemon:
             ).table(),
             ClusterRoutes(self.membership, self.machine, self.processors, tail, self.doctor).table(),
             UpkeepRoutes(self.store_upkeep).table(),
+            AdoptionRoutes(
+                Adopter(
+                    self.node,
+                    self.store.raw,
+                    self.trust,
+                    self.domains,
+                    neighbours=self.neighbours,
+                    peers=self.near,
+                    clock=self.clock,
+                )
+            ).table(),
             FencingRoutes(self.fencing, self.standing, self.guard, self.watcher).table(),
             HaRoutes(
                 self.oversight,

@@ -323,11 +323,16 @@ def test_nobody_there_is_refused(folders: dict[str, Path]) -> None:
         ("", "10.0.0.1", "", True),
         (r"^localhost$ ^.*\.example\.org$", "10.0.0.1", "a.example.org", True),
         (r"^localhost$", "10.0.0.1", "localhost.evil", False),
-        (r"10\.0\.0\.1", "10.0.0.11", "", False),
+        (r"10\.0\.0\.1", "10.0.0.11", "", True),
+        (r"10\.0\.0\.1$", "10.0.0.11", "", False),
+        ("172.16.31.", "172.16.31.1", "", True),
+        ("16.31.", "172.16.31.1", "", False),
         (r"10\.0\.0\..*", "10.0.0.11", "", True),
     ],
 )
-def test_hosts_allow_matches_the_whole_name_or_address(patterns: str, address: str, name: str, expected: bool) -> None:
+def test_hosts_allow_matches_from_the_beginning_as_xend_did(
+    patterns: str, address: str, name: str, expected: bool
+) -> None:
     assert allowed(patterns, address, name) is expected
 
 

@@ -70,8 +70,9 @@ class DomainRoutes:
     async def list(self, request: web.Request) -> web.Response:
         """The domains here, or with ?cluster=1 those of every node that answers."""
         if request.query.get("cluster"):
-            return answer(await self._machine.everywhere())
-        return answer({"node": self._domains.node, "domains": await self._machine.domains()})
+            return answer({**await self._machine.everywhere(), "restored": self._machine.doubt()})
+        domains, restored = await self._machine.domains(), self._machine.doubt()
+        return answer({"node": self._domains.node, "domains": domains, "restored": restored})
 
     async def show(self, request: web.Request) -> web.Response:
         """One domain."""

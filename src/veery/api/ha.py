@@ -159,7 +159,7 @@ class HaRoutes:
         count = request.query.get("count", "50")
         if not count.isdigit():
             raise Refused(f"count is a whole number, not {count!r}", hint="see docs/api.md")
-        return answer(await journal.last(self._oversight.store, int(count)))
+        return answer(await journal.last(self._oversight.records, int(count)))
 
     async def follow(self, request: web.Request) -> web.StreamResponse:
         """Each as it happens, until the caller leaves."""

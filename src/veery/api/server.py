@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import grp
 import logging
-import os
 import socket
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
@@ -24,7 +23,8 @@ from veery.host import tasks
 from veery.host.acceptor import Acceptor
 from veery.host.caps import Caps, Place
 from veery.host.credentials import credentials
-from veery.model import codec, endpoint
+from veery.host.ports import bind_refused
+from veery.model import codec
 from veery.model.codec import encode
 from veery.node.peers import Peers
 
@@ -208,10 +208,7 @@ class ApiServer:
             listener.listen(128)  # else two could bind it, and only the first to listen would know
         except OSError as error:
             listener.close()
-            raise Refused(
-                f"API port {endpoint.join(address, port)}: {os.strerror(error.errno or 0)}",
-                hint=f"see who has it: ss -tlnp sport = :{port}; or set api.port in veery.toml",
-            ) from error
+            raise bind_refused("API port", "api", address, port, error) from error
         self._listener = listener
 
     async def open(self, path: Path, tls: ssl.SSLContext) -> None:

@@ -151,6 +151,7 @@ GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             Entry("cluster roll", "roll", "drain, run a command, resume: one node after the other"),
             Entry("cluster defrag", "upkeep", "make room in the store, also in one that is full"),
             Entry("cluster backup", "upkeep", "copy the store to a file"),
+            Entry("cluster adopt", "adoption", "go on with a store that was restored"),
             Entry("cluster cpu", "plan", "show the processor that new domains get"),
             Entry("init", "nodes", "begin a cluster, with this machine as its first node"),
             Entry("join", "nodes", "make this machine a node of a cluster"),

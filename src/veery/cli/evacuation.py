@@ -15,6 +15,7 @@ def evacuate(
     session: Session, settings: MoveSettings, words: Sequence[str], to: Sequence[str], *, everything: bool, quiet: bool
 ) -> int:
     """Do it, and tell a line for each phase of each domain; exit status 1 when one of them was not moved."""
+    from veery.cli.session import refuse_domain_0
     from veery.model.codec import convert, plain
 
     if everything and words:
@@ -23,6 +24,7 @@ def evacuate(
         session.node = words[0]
     if not everything and not words:
         raise Usage("name the domains, or --all", "migrate")
+    refuse_domain_0(words)
     names = [] if everything else [session.domain(word) for word in words]
     order = {"targets": list(to), "domains": names, "settings": plain(settings)}
     voice = _Voice(session, quiet=quiet or session.json)

@@ -115,12 +115,15 @@ def _status(session: Session, args: Namespace) -> int:
         session.print_json(row)
         return 0 if row["quorum"] else 1
     quorum = "yes" if row["quorum"] else "no: domains run on, nothing is decided or changed"
+    quorum = "the store is not trusted: domains run on, nothing is decided" if row.get("restored") else quorum
     print(f"quorum : {quorum}\nleader : {row['leader'] or '-'}\narmed  : {row['disarmed'] or 'yes'}")
     cells = [
         (each["name"], each["state"], str(len(each["domains"])), each["intent"] or "-", each["reason"] or "-")
         for each in row["nodes"]
     ]
     print(*tables.plain(("Node", "State", "Domains", "Intent", "Reason"), cells), sep="\n")
+    if row.get("restored"):
+        raise Failed(row["restored"], hint="veery cluster adopt --plan shows what runs where; docs/recovery.md")
     if not row["quorum"]:
         raise Failed("the store has no quorum", hint="most voters must be up and reach each other: veery node list")
     return 0

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from argparse import Namespace
 from dataclasses import asdict
-from types import FrameType
 from typing import Any
 
 from veery.cli.catalogue import Verb
+from veery.cli.interrupt import Interrupt
 from veery.cli.parser import Parser
 from veery.cli.progress import Forward, copied, figures, meter, stood
-from veery.cli.session import Session, Usage
+from veery.cli.session import Session, Usage, refuse_domain_0
 from veery.client.http import domain_path
 from veery.errors import OutcomeUnknown, Refused, VeeryError
 from veery.model.move import Compress, MoveProgress, MoveReport, MoveSettings
 from veery.model.units import format_size
+
+_ID_DEADLINE_S = 60.0  # for the daemon to tell the id of a move that is to be cancelled
 
 
 # ---- migrate
@@ -33,6 +34,7 @@ def _migrate(session: Session, args: Namespace) -> int:
     if len(args.words) != 2:
         raise Usage("migrate wants a domain and a node; several domains need --to NODE", "migrate")
     args.domain, args.target = args.words
+    refuse_domain_0([args.domain])
     order = {"target": args.target, "settings": asdict(settings)}
     if args.plan:
         from veery.cli.plan import tell
@@ -104,13 +106,14 @@ class _Migration:
     def __init__(self, session: Session, domain: str, *, quiet: bool) -> None:
         self._session, self._domain, self._quiet = session, domain, quiet
         self._id = ""
-        self._cancelled = False
+        self._known = threading.Event()  # whether the daemon has told `_id`
+        self._interrupt = Interrupt(self._interrupted)
 
     def run(self, path: str, order: dict[str, Any]) -> MoveReport:
         """Do it. Raises as the daemon says; of a cancelled move it says where the domain runs."""
-        before, forward = signal.signal(signal.SIGINT, self._interrupted), Forward()
+        forward = Forward()
         try:
-            with meter(f"{self._domain} -> {order['target']}", quiet=self._quiet) as shown:
+            with self._interrupt, meter(f"{self._domain} -> {order['target']}", quiet=self._quiet) as shown:
                 events = self._session.client.stream(path, order)
                 from veery.model.codec import convert  # takes as long as all before: while veeryd is at work
 
@@ -131,34 +134,24 @@ class _Migration:
         except KeyboardInterrupt:
             where = f"veery move show {self._id}" if self._id else "veery moves"
             raise OutcomeUnknown("left before the move ended; it goes on or is being undone", hint=where) from None
-        finally:
-            signal.signal(signal.SIGINT, before)
         raise OutcomeUnknown("the move's end was not told", hint="veery moves tells how it stands")
 
     def _learn(self, event: dict[str, Any]) -> None:
         first, self._id = not self._id, str(event["move"])
-        if first and self._cancelled:
-            self._cancel()
+        if first:
+            self._known.set()
 
-    def _interrupted(self, number: int, frame: FrameType | None) -> None:
-        if self._cancelled:
-            raise KeyboardInterrupt
-        self._cancelled = True
+    def _interrupted(self) -> None:
         self._session.note("\nveery: cancelling; Ctrl-C again leaves without waiting")
-        if self._id:
-            self._cancel()
-
-    def _cancel(self) -> None:
-        threading.Thread(target=self._order_cancel, daemon=True).start()
-
-    def _order_cancel(self) -> None:
+        if not self._known.wait(_ID_DEADLINE_S):
+            return
         try:
             self._session.client.post(f"/v1/moves/{self._id}/cancel")
         except VeeryError as error:
             self._session.note(f"veery: not cancelled: {error.message}")
 
     def _ended(self, report: MoveReport) -> MoveReport:
-        if self._cancelled:
+        if self._interrupt.came:
             self._session.note(f"veery: too late to cancel: {report.domain} runs on {report.runs_on or report.target}")
         return report
 

@@ -136,7 +136,9 @@ def _settings(session: Session) -> Settings:
 
 def _init(session: Session, args: Namespace) -> int:
     from veery.cluster.identity import init
+    from veery.host.ports import require_own
 
+    require_own(args.address)
     settings, member = _settings(session), _member(args, "init")
     init(settings, cluster=args.cluster, **member)
     print(f"Cluster {args.cluster} begun with node {args.name} ({args.address})")
@@ -163,10 +165,12 @@ def _join(session: Session, args: Namespace) -> int:
     import asyncio
 
     from veery.cluster.join import join
+    from veery.host.ports import require_own
 
     token, at, address = args.token.rpartition("@")
     if not at or not token or not address:
         raise Usage("give TOKEN@ADDRESS, as veery node token prints it", "join")
+    require_own(args.address)
     settings, member = _settings(session), _member(args, "join")
     asyncio.run(join(settings, token=token, peer=address, **member))
     print(f"Node {args.name} ({args.address}) joined")

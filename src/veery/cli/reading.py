@@ -55,6 +55,7 @@ def _list_cluster(session: Session, args: Namespace) -> int:
     from veery.model.codec import convert
 
     answer = session.client.get("/v1/domains", cluster="1")
+    session.note_restored(answer)
     if session.json:
         session.print_json(answer)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +65,14 @@ class Session:
 
     def readings(self) -> tuple[DomainReading, ...]:
         """Every domain on the node, Domain-0 first."""
-        return tuple(as_reading(row) for row in self.client.get("/v1/domains")["domains"])
+        told = self.client.get("/v1/domains")
+        self.note_restored(told)
+        return tuple(as_reading(row) for row in told["domains"])
+
+    def note_restored(self, told: dict[str, Any]) -> None:
+        """Say where the store is not trusted: nothing is started, ended or moved then."""
+        if told.get("restored"):
+            self.note(f"veery: the store is not trusted ({told['restored']}); next: veery cluster adopt --plan")
 
     def reading(self, word: str) -> DomainReading:
         """Domain `word`. Raises NoDomain for xm and xl; for veery what the daemon says, which may know more."""
@@ -89,6 +97,12 @@ def pick(readings: tuple[DomainReading, ...], word: str) -> DomainReading:
         if word in {str(reading.domid), reading.uuid} if word.isdigit() else word in {reading.name, reading.uuid}:
             return reading
     raise NoDomain(word)
+
+
+def refuse_domain_0(words: Iterable[str]) -> None:
+    """Raise Refused where one of `words`, the domains to move, is Domain-0."""
+    if not {"0", "Domain-0"}.isdisjoint(words):
+        raise Refused("Domain-0 is this machine itself and cannot be moved", hint="veery list shows the domains")
 
 
 def as_reading(row: dict[str, Any]) -> DomainReading:

@@ -55,6 +55,7 @@ class Records:
     nodes: Mapping[str, Node]
     fences: Collection[str]
     moves: Mapping[str, Reservation]
+    whole: bool = True  # the cluster's own record is there
 
 
 async def read(store: Store) -> Records:
@@ -69,6 +70,7 @@ async def read(store: Store) -> Records:
         nodes=_all(NODES, snapshot),
         fences=frozenset(FENCES.name(key) for key in found if key.startswith(FENCES.prefix)),
         moves=_all(RESERVATIONS, snapshot, strict=False),
+        whole=CLUSTER in found,
     )
 
 
@@ -122,6 +124,8 @@ def _standing(
 ) -> list[str]:
     """What keeps nodes from being believed."""
     found = []
+    if not records.whole:
+        found.append("the store has no record of the cluster: it is empty, and no copy of it; restore a snapshot first")
     if records.incarnation is None or not records.incarnation.doubt:
         found.append("the store is not doubted: there is nothing to adopt")
     for name, why in sorted(silent.items()):

@@ -11,7 +11,8 @@ from pathlib import Path
 from veery.config import disk as disk_config
 from veery.config import vif as vif_config
 from veery.config import xlcfg
-from veery.config.keys import KEYS, Key, Kind, Use
+from veery.config.cpus import check_cpus
+from veery.config.keys import KEYS, Key, Kind, Use, suggestion
 from veery.config.xlcfg import Atom, Config, Items, Position, Setting, Value
 from veery.errors import Refused
 from veery.model.domain import DiskSpec, DomainSpec, DomainType, OnEvent, VifSpec
@@ -124,16 +125,16 @@ class _Reader:
         name = setting.name
         key = KEYS.get(name)
         if key is None:
-            close = difflib.get_close_matches(name, KEYS, 1)
-            setting.at.refuse(
-                f"unknown key {name!r}", f"did you mean {close[0]}?" if close else "xl.cfg(5) lists the keys"
-            )
+            close = suggestion(name)
+            setting.at.refuse(f"unknown key {name!r}", f"did you mean {close}?" if close else "leave it out")
         _check_kind(setting, key)
         if key.use is Use.REFUSED and not _empty(setting.value):
             if name == "firmware" and self.type() is DomainType.HVM:
                 key = Key(key.kind, Use.XEN)
             else:
                 setting.at.refuse(f"{name} is not supported: {key.why}", key.instead)
+        if name in ("cpus", "cpus_soft"):
+            check_cpus(setting)
         if key.use is Use.XEN:
             self.kept.append((name, render_value(setting.value)))
             self.warn(setting.at, f"{name} matters to Xen only")

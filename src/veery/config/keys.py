@@ -1,4 +1,4 @@
-"""Every key of a domain file: xl.cfg(5) of Xen 4.17, and what xm had before it.
+"""Every key of a domain file: xl.cfg(5) of Xen 4.17 to 4.21, and what xm had before it.
 
 `USED` means something to every driver. `XEN` means something to Xen alone: kept, with a warning, for the Xen driver.
 `IGNORED` has no effect, in xl either or because its tool is gone: a warning. `REFUSED` would change what the domain
@@ -7,6 +7,7 @@ is or tie it to one machine: an error, unless its value is empty or 0.
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from enum import Enum
 
@@ -49,6 +50,8 @@ _ONE_MACHINE = "it ties the domain to one machine, so that it could never move"
 _NO_EFFECT = "it has no effect in xl either"
 _XM = "only xm knew it"
 
+BOOTLOADER_HINT = "write type='hvm' to boot from its disk, or give kernel= and ramdisk= as files here"
+
 KEYS: dict[str, Key] = {
     **_of(Kind.TEXT, Use.USED, "name uuid type kernel ramdisk cmdline root extra"),
     **_of(Kind.TEXT, Use.USED, "builder", "it is deprecated", "write type="),
@@ -82,6 +85,16 @@ KEYS: dict[str, Key] = {
         "spicevdagent spice_clipboard_sharing nographic usb vkb_device xen_platform_pci xend_suspend_evtchn_compat "
         "msr_relaxed vpmu device_model_stubdomain_override",
     ),
+    # xl.cfg(5) of Xen 4.18 to 4.21
+    **_of(Kind.ITEMS, Use.XEN, "smbios llc_colors"),
+    **_of(Kind.TEXT, Use.XEN, "bootloader_user arm_sci"),
+    **_of(Kind.TEXT_OR_NUMBER, Use.XEN, "sve"),
+    **_of(Kind.NUMBER, Use.XEN, "altp2m_count nr_spis xenstore_feature_mask"),
+    **_of(
+        Kind.FLAG,
+        Use.XEN,
+        "assisted_xapic assisted_x2apic bootloader_restrict hvm_pirq trap_unmapped_accesses xen_platform_pci_bar_uc",
+    ),
     **_of(Kind.TEXT_OR_NUMBER, Use.XEN, "tsc_mode timer_mode altp2m"),
     **_of(Kind.TEXT_OR_ITEMS, Use.XEN, "cpus cpus_soft cpuid viridian serial usbdevice"),
     **_of(
@@ -91,13 +104,14 @@ KEYS: dict[str, Key] = {
         "device_model_args_hvm",
     ),
     # ---- refused
-    **_of(Kind.TEXT, Use.REFUSED, "bootloader", "veery runs no bootloader", "give kernel= and ramdisk=, as files here"),
+    **_of(Kind.TEXT, Use.REFUSED, "bootloader", "veery runs no bootloader", BOOTLOADER_HINT),
     **_of(Kind.TEXT_OR_ITEMS, Use.REFUSED, "bootloader_args", "veery runs no bootloader", "leave it out"),
     **_of(Kind.TEXT, Use.REFUSED, "firmware", "veery starts the kernel itself", "give kernel= and ramdisk="),
     **_of(Kind.ITEMS, Use.REFUSED, "pci dtdev usbdev ioports irqs iomem vscsi vusb", _ONE_MACHINE, "leave it out"),
     **_of(Kind.TEXT_OR_NUMBER, Use.REFUSED, "gfx_passthru", _ONE_MACHINE, "leave it out"),
     **_of(Kind.TEXT, Use.REFUSED, "rdm", _ONE_MACHINE, "leave it out"),
     **_of(Kind.ITEMS, Use.REFUSED, "p9", "it shares a folder of one machine", "give the domain a volume"),
+    **_of(Kind.ITEMS, Use.REFUSED, "virtio", "veery does not serve its backend", "leave it out"),
     **_of(Kind.ITEMS, Use.REFUSED, "vtpm", "a vTPM's secrets do not move along", "leave it out"),
     **_of(Kind.FLAG, Use.REFUSED, "nomigrate", "every domain of veery can be moved", "leave it out"),
     **_of(
@@ -133,3 +147,12 @@ KEYS: dict[str, Key] = {
     ),
     **_of(Kind.TEXT_OR_ITEMS, Use.IGNORED, "access_control", _XM),
 }
+
+
+def suggestion(name: str) -> str:
+    """The key that a user who wrote the unknown `name` probably meant; "" without one. Never a key that is refused."""
+    usual = {"mem": "memory", "cpu_count": "vcpus", "ncpus": "vcpus", "disks": "disk", "vifs": "vif", "nic": "vif"}
+    if name in usual:
+        return usual[name]
+    offered = [key for key, about in KEYS.items() if about.use in (Use.USED, Use.XEN)]
+    return next(iter(difflib.get_close_matches(name, offered, 1, 0.7)), "")

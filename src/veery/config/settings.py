@@ -16,7 +16,7 @@ from veery.errors import Refused
 class Relocation:
     """The relocation server, as xend-config.sxp had it.
 
-    `hosts_allow`: regular expressions separated by spaces, each matched against the whole address or host
+    `hosts_allow`: regular expressions separated by spaces, each matched from the beginning of the address or host
     name of the caller; "" lets every node of the cluster in (its certificate is checked all the same)."""
 
     address: str = ""

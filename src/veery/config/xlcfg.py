@@ -20,6 +20,7 @@ from typing import NoReturn
 from veery.errors import Refused
 
 DEEPEST = 16  # lists within lists; xl.cfg(5) needs three
+BYTE_ORDER_MARK = "\ufeff"  # Windows editors begin a UTF-8 file with it
 COMMAND_LINE = "command line"  # what xl calls the source of settings given there
 
 
@@ -94,6 +95,8 @@ class Token:
     at: Position
 
 
+TYPOGRAPHIC_QUOTES = "\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u00ab\u00bb\u2039\u203a\u00b4`"
+
 _TOKEN = re.compile(
     r"""(?P<BLANK>[ \t]+)
     |(?P<NEWLINE>(?:\#[^\n]*)?\n|\#[^\n]*\Z)
@@ -132,6 +135,8 @@ def _lexical_error(text: str, index: int, at: Position) -> NoReturn:
     rest = text[index:].split("\n", 1)[0]
     if character in "'\"":
         at.refuse("this string is not closed on its line", f"close it with {character} before the line ends")
+    if character in TYPOGRAPHIC_QUOTES:
+        at.refuse(f"{character} is a typographic quote", "write plain quotes: ' or \"")
     if character == "\r":
         at.refuse(
             "a carriage return: the file has DOS line ends", "convert it to Unix line ends: sed -i 's/\\r$//' FILE"
@@ -279,7 +284,7 @@ def read(text: str, source: str, overrides: Sequence[str] = ()) -> Config:
     """The settings of `text`, then of each override, the last of a name counting. Raises Refused."""
     settings: dict[str, Setting] = {}
     repeated = []
-    for setting in parse(text, source):
+    for setting in parse(text.removeprefix(BYTE_ORDER_MARK), source):
         earlier = settings.pop(setting.name, None)
         if setting.added and earlier:
             setting = _joined(earlier, setting)  # noqa: PLW2901

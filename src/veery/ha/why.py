@@ -34,6 +34,8 @@ NODE_WORDS: dict[NodeState, str] = {
 
 def why(view: ClusterView, name: str, now: float, rules: Rules) -> tuple[str, ...]:
     """What there is to say of the node or domain `name`, the most important first. Raises Refused for neither."""
+    if view.restored and name not in view.nodes and name not in view.domains:
+        return tuple(each.reason for each in decide(view, now, rules))  # a brain that began since knows no names
     if name not in view.nodes and name not in view.domains:
         raise Refused(f"no node and no domain {name!r}", hint="veery node list and veery list -A show them")
     lines = []

@@ -20,6 +20,7 @@ from veery.config.settings import Relocation
 from veery.errors import Failed, Refused, VeeryError
 from veery.host.acceptor import Acceptor
 from veery.host.caps import Caps, Place
+from veery.host.ports import bind_refused
 from veery.host.tls import Shown, shown
 from veery.migrate.wire import (
     FRAME_MAX,
@@ -30,7 +31,6 @@ from veery.migrate.wire import (
     keep_shallow,
     parse_greeting,
 )
-from veery.model import endpoint
 
 log = logging.getLogger(__name__)
 
@@ -42,12 +42,11 @@ TOTAL, STRANGERS, EACH = 512, 64, 8
 
 def allowed(hosts_allow: str, address: str, name: str) -> bool:
     """Whether a caller may speak: "" lets all in; else one of the patterns, separated by spaces, must match
-    the whole address or name, as xend's relocation-hosts-allow did. Raises Refused for a bad pattern."""
+    the address or name from its beginning, as xend's relocation-hosts-allow did (re.match). A `$` at the end of a
+    pattern asks for the whole. Raises Refused for a bad pattern."""
     patterns = hosts_allow.split()
     try:
-        return not patterns or any(
-            re.fullmatch(pattern, text) for pattern in patterns for text in (address, name) if text
-        )
+        return not patterns or any(re.match(pattern, text) for pattern in patterns for text in (address, name) if text)
     except re.error as error:
         raise Refused(f"relocation.hosts_allow is no regular expression: {error}") from error
 
@@ -88,10 +87,7 @@ class RelocationServer:
             listener.listen(128)
         except OSError as error:
             listener.close()
-            raise Refused(
-                f"relocation port {endpoint.join(self.address, self.port)}: {error.strerror}",
-                hint=f"see who has it: ss -tlnp sport = :{self.port}; or set relocation.port in veery.toml",
-            ) from error
+            raise bind_refused("relocation port", "relocation", self.address, self.port, error) from error
         self._listener = listener
 
     async def run(self) -> None:

@@ -319,7 +319,9 @@ async def _greet(address: str, port: int, token: str, deadline: float) -> socket
         ) from error
     if answer.strip() != b"OK":
         connection.close()
-        raise Refused(answer.decode(errors="replace").removeprefix("NO ").strip() or f"{where} refused")
+        said = answer.decode(errors="replace").removeprefix("NO ").strip() or f"{where} refused"
+        hint = "set relocation.hosts_allow in veery.toml of that node and restart veeryd there"
+        raise Refused(said, hint=hint if "relocation.hosts_allow" in said else "")
     return connection
 
 

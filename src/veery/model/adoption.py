@@ -44,7 +44,6 @@ class Adoption:
 
     refusals: tuple[str, ...] = ()
     changes: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
     owners: tuple[Owner, ...] = ()
     specs: dict[str, DomainSpec] = field(default_factory=dict)
     free: tuple[str, ...] = ()

@@ -142,6 +142,11 @@ class NodeAttacher:
         if not spec.target:
             return AttachedDisk(spec=spec, source=None)
         path = Path(spec.target)
+        if spec.script and self._taps:
+            raise Refused(
+                f"disk {spec.vdev}: script={spec.script} is not run by the qemu driver",
+                hint="take script= out and name a file, a block device or a volume: veery volume list",
+            )
         try:
             mode = path.stat().st_mode
         except OSError as error:

@@ -15,6 +15,7 @@ import veery
 from veery.cluster import keys, upkeep
 from veery.cluster.etcd import EtcdStore
 from veery.cluster.keys import NODES
+from veery.cluster.trust import ADOPT, Trust
 from veery.errors import Refused, VeeryError
 from veery.host import kept
 from veery.host.clock import Clock
@@ -116,7 +117,11 @@ def judge_end(node: str, what: str, ends: float, now: float) -> Finding:
         told, level = f"ended {-days:.0f} days ago", Level.BAD
     else:
         told, level = f"good for {days:.0f} days", Level.WARN if days < CERT_WARN else Level.OK
-    advice = "" if level is Level.OK else "have the node leave and join anew before it ends (first: veery volume move, where it holds volumes)"
+    advice = (
+        ""
+        if level is Level.OK
+        else "have the node leave and join anew before it ends (first: veery volume move, where it holds volumes)"
+    )
     return Finding(node=node, what=what, level=level, told=told, advice=advice)
 
 
@@ -204,6 +209,7 @@ class Doctor:
         keeper: WatchdogKeeper,
         guard: Guard | None,
         writer: SignWriter | None,
+        trust: Trust,
         clock: Clock,
         folders: dict[str, Path],
         tls: Path,
@@ -221,14 +227,14 @@ class Doctor:
         of the store (None: there are none here)."""
         self._node, self._store, self._peers, self._fencing = node, store, peers, fencing
         self._keeper, self._guard, self._writer, self._clock = keeper, guard, writer, clock
-        self._folders, self._tls, self._driver = folders, tls, driver
+        self._folders, self._tls, self._driver, self._trust = folders, tls, driver, trust
         self._unsettled, self._unread = unsettled, unread
         self._quota, self._services, self._pool, self._copies = quota, services, pool, copies
 
     # ---- this node
     async def health(self) -> Health:
         """This node, as it sees itself. Raises nothing: what cannot be looked at is a finding."""
-        found = [*self._disks(), *self._certificates(), self._watchdog(), self._moves()]
+        found = [*self._disks(), *self._certificates(), self._watchdog(), self._moves(), self._trusted()]
         found += judge_files(self._node.name, kept.unreadable(self._folders.values()), self._unread())
         found += [judge_ends(self._node.name, each.name, each.ends(ENDS_WITHIN_S)) for each in self._services()]
         if self._pool is not None:
@@ -298,6 +304,9 @@ class Doctor:
     def _moves(self) -> Finding:
         advice = "see to what it waits for; veery destroy NAME ends the domain"
         return self._say("moves", "; ".join(self._unsettled()), "all are settled", advice=advice)
+
+    def _trusted(self) -> Finding:
+        return self._say("trust in the store", self._trust.reason, "it is the one known here", advice=ADOPT)
 
     def _guarded(self, guard: Guard) -> Finding:
         trouble = "" if guard.ruling.stance is Stance.RUN else f"{guard.ruling.stance}: {guard.ruling.reason}"

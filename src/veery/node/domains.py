@@ -40,6 +40,7 @@ from veery.model.volume import Attachments
 from veery.node import destroying, savefile
 from veery.node.attachments import NodeAttacher
 from veery.node.clashes import Clashes
+from veery.node.targets import find_node
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +79,11 @@ class Domains:
         for reading in await self.driver.list():
             if ref in (reading.name, str(reading.domid), reading.uuid):
                 return reading
+        if ref in ("0", "Domain-0"):
+            raise Refused(
+                "Domain-0 is this machine itself: it is not a domain that veery manages",
+                hint="veery list shows the domains",
+            )
         hint = "veery list shows those that are"
         with contextlib.suppress(VeeryError):
             owner = await owners.read(self._store, ref)
@@ -331,10 +337,7 @@ class Domains:
 
     async def _target(self, target: str) -> Node:
         nodes = list((await NODES.readable(self._store)).values())
-        node = next((each for each in nodes if target in (each.name, each.address)), None)
-        if node is None:
-            known = ", ".join(each.name for each in nodes)
-            raise Refused(f"there is no node {target}", hint=f"the cluster has {known}")
+        node = await find_node(target, nodes)
         if node.name == self.node:
             raise Refused(f"it runs on {self.node} already", hint="name another node: veery node list")
         if not node.has(Role.HYPERVISOR):
@@ -356,6 +359,8 @@ class Domains:
         """Say what could not be said before. Raises StoreUnavailable, OutcomeUnknown."""
         if name in self._unsaid:
             await orders.want(self._store, name, wanted=self._unsaid[name])
+            if self._unsaid[name]:
+                await orders.stay(self._store, name)
             self._unsaid.pop(name, None)
 
     # ---- inside: identity, locks, owners
@@ -467,6 +472,10 @@ class Domains:
         rest of its memory to follow)."""
         busy = self._moves.busy(name, arriving=arriving)
         return self._locks[name].locked() or bool(busy) or bool(self._receiver.arriving(name))
+
+    def busy(self) -> frozenset[str]:
+        """The domains on which an order is under way here; a move is none."""
+        return frozenset(name for name, lock in self._locks.items() if lock.locked())
 
     @contextlib.asynccontextmanager
     async def _lock(self, name: str) -> AsyncIterator[None]:

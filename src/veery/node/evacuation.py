@@ -15,6 +15,7 @@ from veery.model.node import Node, Role
 from veery.node.domains import Domains
 from veery.node.machine import Machine
 from veery.node.peers import Peers
+from veery.node.targets import find_node
 
 MOVABLE = (DomainState.RUNNING, DomainState.BLOCKED, DomainState.PAUSED)
 
@@ -98,7 +99,7 @@ class Evacuation:
     async def _nodes(self, targets: Sequence[str]) -> list[str]:
         rows = await self._machine.nodes()
         if targets:
-            return [self._named(target, [row["node"] for row in rows]) for target in dict.fromkeys(targets)]
+            return [await self._named(target, [row["node"] for row in rows]) for target in dict.fromkeys(targets)]
         here = self._domains.node
         names = [
             row["node"].name
@@ -109,13 +110,11 @@ class Evacuation:
             raise Refused("no other hypervisor is alive", hint="veery node list shows the nodes; name one with --to")
         return names
 
-    def _named(self, target: str, nodes: Sequence[Node]) -> str:
-        for node in nodes:
-            if target in (node.name, node.address):
-                if node.name == self._domains.node:
-                    raise Refused(f"{node.name} is where they are", hint="name another node")
-                return node.name
-        raise Refused(f"there is no node {target}", hint="the cluster has " + ", ".join(node.name for node in nodes))
+    async def _named(self, target: str, nodes: Sequence[Node]) -> str:
+        node = await find_node(target, nodes)
+        if node.name == self._domains.node:
+            raise Refused(f"{node.name} is where they are", hint="name another node")
+        return node.name
 
     async def _free(self, name: str) -> int:
         """MiB of memory that are free on a node; 0 where it does not say."""

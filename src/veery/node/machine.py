@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ PEER_DEADLINE = 3.0
 class Machine:
     """What this node tells of itself and of the others."""
 
-    def __init__(self, node: Node, driver: Driver, store: Store, peers: Peers) -> None:
-        """`node` is our own record."""
-        self.node, self.driver = node, driver
+    def __init__(
+        self, node: Node, driver: Driver, store: Store, peers: Peers, *, doubt: Callable[[], str] = str
+    ) -> None:
+        """`node` is our own record; `doubt` says why the store is not trusted, "" where it is."""
+        self.node, self.driver, self.doubt = node, driver, doubt
         self._store, self._peers = store, peers
 
     async def host(self) -> HostReading:

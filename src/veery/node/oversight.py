@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from urllib.parse import quote
 
 from veery.cluster.keys import DISARM, DISARMED, FENCES, INTENTS, LEADER, LEADERS, OWNERS, POLICIES, RUNS
-from veery.cluster.store import Store
+from veery.cluster.store import Store, StoreRestored
 from veery.errors import Failed, Refused, VeeryError
 from veery.ha import drainplan, orders
 from veery.ha.loop import Brain
@@ -42,12 +42,13 @@ class NodeStatus:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterStatus:
     """`asked`: the node whose word this is; `leader` "" where nobody leads. Without a quorum the nodes are as they were
-    last seen."""
+    last seen. `restored`: why the store is not trusted, "" where it is."""
 
     asked: str
     quorum: bool
     leader: str
     disarmed: str = ""
+    restored: str = ""
     why: tuple[str, ...] = ()
     nodes: tuple[NodeStatus, ...] = ()
 
@@ -96,13 +97,15 @@ class Oversight:
         node: str,
         store: Store,
         *,
+        records: Store,
         brain: Brain | None,
         rules: Rules,
         peers: Peers,
         clock: Clock,
     ) -> None:
-        """`node` is this one's name; `peers` need no store to find an address."""
-        self.node, self.store, self.brain = node, store, brain
+        """`node` is this one's name; `records`: the store as it is, also where it is not trusted, for reading alone;
+        `peers` need no store to find an address."""
+        self.node, self.store, self.records, self.brain = node, store, records, brain
         self._rules, self._peers, self._clock = rules, peers, clock
 
     # ---- who knows
@@ -128,16 +131,20 @@ class Oversight:
     # ---- looking
     async def status(self) -> ClusterStatus:
         """The cluster, as this node's brain sees it; told at once also where the store has no quorum."""
+        restored = ""
         try:
             leader, quorum = await self.leader(), True
-        except VeeryError:
+        except VeeryError as error:
             leader, quorum = "", False
+            restored = error.message if isinstance(error, StoreRestored) else ""
         try:
             view = self.view()
         except VeeryError:
-            return ClusterStatus(asked=self.node, quorum=quorum, leader=leader)
+            return ClusterStatus(asked=self.node, quorum=quorum, leader=leader, restored=restored)
         lines: list[str] = []
-        if not quorum:
+        if restored:
+            lines.append(f"{restored}: domains run on, nothing is decided; next: veery cluster adopt --plan")
+        elif not quorum:
             lines.append("the store has no quorum: domains run on, nothing is decided")
         picture = Picture.of(view, self._clock.epoch(), self._rules)
         return ClusterStatus(
@@ -145,6 +152,7 @@ class Oversight:
             quorum=quorum,
             leader=leader,
             disarmed=_disarmed(view),
+            restored=restored,
             why=tuple(lines),
             nodes=tuple(self._node(picture, name, quorum=quorum) for name in view.nodes),
         )

@@ -170,16 +170,16 @@ def test_a_socket_path_longer_than_an_address(tmp_path: Path) -> None:
 
 
 def test_init_refuses_before_it_changes_anything(run: Run, folder: Path) -> None:
-    told = run("init", "--name", "Bad Name", "--address", "172.16.31.3")
+    told = run("init", "--name", "Bad Name", "--address", "127.0.0.1")
     assert (told.code, told.err.startswith("veery: not a node name")) == (1, True)
     assert sorted(path.name for path in folder.iterdir()) == ["veery.toml"]
 
 
 def test_init_makes_a_cluster_offline(run: Run, folder: Path) -> None:
     (folder / "veery.toml").write_text(f'run = "{folder}/run"\nstate = "{folder}/state"\n')
-    words = ("init", "--name", "stor", "--address", "172.16.31.3", "--roles", "storage,voter", "--cluster", "lab")
+    words = ("init", "--name", "stor", "--address", "127.0.0.1", "--roles", "storage,voter", "--cluster", "lab")
     told = run(*words)
-    assert (told.code, told.out) == (0, "Cluster lab begun with node stor (172.16.31.3)\n")
+    assert (told.code, told.out) == (0, "Cluster lab begun with node stor (127.0.0.1)\n")
     assert f"volumes in {folder}/state/volumes share a filesystem with veery's own state" in told.err
     assert (folder / "state" / "tls").is_dir()
     again = run(*words)

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from veery.cluster import adopt
-from veery.cluster.keys import DOMAINS, FENCES, INCARNATION, INCARNATIONS, NODES, OWNERS, RESERVATIONS
+from veery.cluster.keys import CLUSTER, DOMAINS, FENCES, INCARNATION, INCARNATIONS, NODES, OWNERS, RESERVATIONS
 from veery.cluster.memory import MemoryStore
-from veery.cluster.store import StoreUnavailable
+from veery.cluster.store import Put, StoreUnavailable
 from veery.errors import Refused
 from veery.host.clock import RealClock
 from veery.model.adoption import CopyHere, Inventory
@@ -72,6 +72,7 @@ def test_a_run_that_the_store_knows_keeps_its_name() -> None:
         ([says("one", copies=(CopyHere(domain="web", busy=True),))], {}, "an order on web is under way on one"),
         ([says("one")], {"incarnation": Incarnation(id="x")}, "nothing to adopt"),
         ([says("one")], {"incarnation": None}, "nothing to adopt"),
+        ([says("one")], {"whole": False}, "it is empty"),
     ],
 )
 def test_what_stands_in_its_way(told: list[Inventory], others: dict[str, Any], said: str) -> None:
@@ -113,6 +114,7 @@ def test_it_is_written_and_the_new_incarnation_comes_last() -> None:
         domains = [OWNERS.put(f"d{number}", Owner(domain=f"d{number}", node="one", boot="b")) for number in range(120)]
         move = Reservation(domain="d1", move="m", source="one", target="two")
         await data.commit([], [INCARNATIONS.put(INCARNATION, DOUBT), FENCES.put("two", fence), *domains])
+        await data.commit([], [Put(CLUSTER, b"{}")])
         await data.commit([], [RESERVATIONS.put("d1", move), NODES.put("one", Node(name="one", address="a", roles=()))])
         found = await adopt.read(data)
         runs = [f"d{number}" for number in range(1, 120)]

@@ -237,7 +237,7 @@ class Domain:
         self._runstate = status["status"]
         if self._runstate == "internal-error" and self.record.ended is None and self.record.stage is not Stage.INCOMING:
             log.error("domain=%s the hypervisor cannot run it (internal-error)", self.record.spec.name)
-            self._stopped(DomainEnd.CRASH)
+            self.stopped(DomainEnd.CRASH)
         return self._runstate
 
     async def steady(self) -> None:

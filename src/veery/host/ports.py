@@ -1,0 +1,37 @@
+"""Addresses and ports of this machine: is an address one of its own, and why a port cannot be taken."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+
+from veery.errors import Refused
+from veery.model import endpoint
+
+
+def require_own(address: str) -> None:
+    """Raise Refused unless the IP `address` is one of this machine's. A text that is no IP address is not judged."""
+    try:
+        version = ipaddress.ip_address(address).version
+    except ValueError:
+        return
+    with socket.socket(socket.AF_INET6 if version == 6 else socket.AF_INET, socket.SOCK_STREAM) as trial:
+        try:
+            trial.bind((address, 0))
+        except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise Refused(f"{address} is not an address of this machine", hint="ip -brief address") from error
+
+
+def bind_refused(what: str, section: str, address: str, port: int, error: OSError) -> Refused:
+    """The error of a listener, `what`, that could not bind; `section` is its part of veery.toml."""
+    if error.errno == errno.EADDRNOTAVAIL:
+        return Refused(
+            f"{what} {endpoint.join(address, port)}: {address} is not an address of this machine",
+            hint=f"ip -brief address shows them; give it the address again, or set {section}.address in veery.toml",
+        )
+    return Refused(
+        f"{what} {endpoint.join(address, port)}: {error.strerror}",
+        hint=f"see who has it: ss -tlnp sport = :{port}; or set {section}.port in veery.toml",
+    )

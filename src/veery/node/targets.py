@@ -1,0 +1,39 @@
+"""Which node of the cluster a user means: by its name, its address, or a host name that resolves to its address."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Sequence
+
+from veery.errors import Refused
+from veery.model.node import Node
+
+RESOLVE_DEADLINE_S = 3.0
+
+
+async def find_node(target: str, nodes: Sequence[Node]) -> Node:
+    """The node that `target` names. Raises Refused with the names and addresses of the nodes there are."""
+    for node in nodes:
+        if target in (node.name, *_addresses(node)):
+            return node
+    resolved = await _resolve(target)
+    for node in nodes:
+        if resolved.intersection(_addresses(node)):
+            return node
+    known = ", ".join(f"{node.name} ({node.address})" for node in nodes)
+    raise Refused(f"there is no node {target}", hint=f"the cluster has {known}")
+
+
+def _addresses(node: Node) -> set[str]:
+    return {address for address in (node.address, node.relocation_address) if address}
+
+
+async def _resolve(name: str) -> set[str]:
+    """The addresses of host `name`; empty where there is none or the resolver does not answer in time."""
+    try:
+        async with asyncio.timeout(RESOLVE_DEADLINE_S):
+            found = await asyncio.get_running_loop().getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    except (OSError, TimeoutError, UnicodeError):
+        return set()
+    return {str(address[0]) for *_, address in found}
