@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
+from pathlib import Path
 from typing import Any
 
 from node_parts import Node, until
@@ -73,7 +75,7 @@ async def test_what_is_amiss_is_told_with_what_to_do(lab: Lab, near: Node) -> No
     await lab.run("test1", ["ip", "link", "delete", "dmz"])
 
 
-async def test_etcd_is_restarted_and_defragmented_by_order(lab: Lab, near: Node) -> None:
+async def test_the_store_is_kept_up_by_order(lab: Lab, near: Node, tmp_path: Path) -> None:
     await lab.healthy()
     (before,) = faults.find(lab, "test1", "etcd")
     await near.veery("node", "restart", "etcd", code=0)
@@ -81,6 +83,10 @@ async def test_etcd_is_restarted_and_defragmented_by_order(lab: Lab, near: Node)
     assert after.process != before.process
     rows = json.loads((await near.result("cluster", "defrag", "--json")).out)
     assert {row["name"] for row in rows} == {"stor", "test1", "test2"}
+    copy = tmp_path / "copy.db"
+    settings = lab.plan.settings("test1")
+    await lab.run("test1", [sys.executable, "-m", "veery", "--settings", settings, "cluster", "backup", copy])
+    assert (copy.stat().st_size > 4096, copy.stat().st_mode & 0o777) == (True, 0o600)
 
 
 async def test_a_program_that_ends_again_and_again_is_bad(lab: Lab, near: Node) -> None:

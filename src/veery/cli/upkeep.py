@@ -84,7 +84,7 @@ answers nothing.""",
         about="""
 Copies the store to a new file, which only root can read, and checks that the copy is whole. Run it as root on a node;
 veeryd may be stopped, a voter must answer. The copy holds secrets: the key of the cluster's CA and the passwords of the
-targets. Each voter also keeps a copy a day, seven of them, in STATE/backups. docs/hosts.md has the way back.""",
+targets. Each voter also keeps a copy a day, seven of them, in STATE/backups. docs/recovery.md has the way back.""",
         examples="veery cluster backup /root/veery-store.db",
     ),
     "node restart": Verb(
