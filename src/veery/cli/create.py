@@ -21,7 +21,9 @@ def _create(session: Session, args: Namespace) -> int:
         raise Usage("give one domain file" if not files else f"more than one domain file: {' '.join(files)}", "create")
     from veery.config.domain import find_domain_file, load_domain
 
-    session.failure = 3 if session.tool == "xl" else 1  # xl's ERROR_FAIL of a file that it cannot read
+    session.failure = (
+        3 if session.tool == "xl" else 1
+    )  # xl's ERROR_FAIL, for a file that is not there and for a start that fails
     path = find_domain_file(files[0])
     session.failure = 1
     if session.tool == "xm" and not args.quiet:
@@ -40,6 +42,7 @@ def _create(session: Session, args: Namespace) -> int:
                 f"{session.tool}: set in the file, handed to xl on a Xen node, not shown here: {', '.join(left)}"
             )
         return 0
+    session.failure = 3 if session.tool == "xl" else 1
     return _start(session, args, loaded.spec)
 
 

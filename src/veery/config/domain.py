@@ -89,6 +89,7 @@ class _Reader:
         self.config = config
         self.warnings: list[str] = []
         self.kept: list[tuple[str, str]] = []
+        self.ignored: list[Setting] = []
 
     # ---- the whole
 
@@ -97,6 +98,7 @@ class _Reader:
             self.warn(repeated.at, f"{repeated.name} is set again further down; that one counts")
         for setting in self.config.settings.values():
             self.admit(setting)
+        self.warn_of_ignored()
         kind = self.type()
         memory = self.number("memory", 1, MOST_MEMORY)
         if memory is None:
@@ -138,9 +140,19 @@ class _Reader:
         if key.use is Use.XEN or (key.use is Use.BOOTLOADER and not _empty(setting.value)):
             self.kept.append((name, render_value(setting.value)))
         elif key.use is Use.IGNORED:
-            self.warn(setting.at, f"{name} is ignored: {key.why}" + (f"; {key.instead}" if key.instead else ""))
+            self.ignored.append(setting)
         elif key.use is Use.USED and key.why:
             self.warn(setting.at, f"{name}: {key.why}; {key.instead}")
+
+    def warn_of_ignored(self) -> None:
+        """One line for all keys that no driver carries out."""
+        if not self.ignored:
+            return
+        names = [setting.name for setting in self.ignored]
+        reasons = dict.fromkeys(KEYS[name].why for name in names)
+        advice = dict.fromkeys(KEYS[name].instead for name in names if KEYS[name].instead)
+        verb = "is" if len(names) == 1 else "are"
+        self.warn(self.ignored[0].at, f"{', '.join(names)} {verb} ignored: {'; '.join((*reasons, *advice))}")
 
     @property
     def start(self) -> Position:

@@ -121,6 +121,12 @@ def test_a_file_that_is_not_there_has_xls_status(run: Run) -> None:
     assert [run("create", "/nosuch", tool=tool).code for tool in ("xl", "xm", "veery")] == [3, 1, 1]
 
 
+def test_a_start_that_fails_has_xls_status(daemon: StandIn, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("name='a'\nmemory=64\nkernel='/k'\n")
+    daemon.routes["POST /v1/domains"] = refused("a is already here", "look")
+    assert [run("create", "./f", tool=tool).code for tool in ("xl", "xm", "veery")] == [3, 1, 1]
+
+
 def test_xms_lists_have_no_header_without_a_row(daemon: StandIn, run: Run) -> None:
     daemon.routes |= {"GET /v1/domains/3/disks": [], "GET /v1/domains/3/vifs": []}
     for verb in ("block-list", "network-list"):

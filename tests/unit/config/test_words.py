@@ -65,3 +65,9 @@ def test_processors_that_xl_takes(value: str) -> None:
 )
 def test_processors_that_xl_refuses_have_their_column(value: str, message: str) -> None:
     assert refusal(LEAST + f"cpus={value}").message.startswith(message)
+
+
+def test_one_line_for_all_keys_that_nobody_carries_out() -> None:
+    (line,) = parse(LEAST + "vcpu_avail=1\nvif2=['']\nip='10.0.0.2'\n").warnings
+    assert line.startswith("f:4:1: vcpu_avail, vif2, ip are ignored: only xm knew it; it has no effect in xl either; ")
+    assert line.endswith("put it into extra=")

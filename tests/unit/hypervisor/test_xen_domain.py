@@ -162,3 +162,12 @@ def test_a_record_survives_a_restart(tmp_path: Path) -> None:
     home.remove()
     home.write(record)
     assert home.read() is None
+
+
+def test_a_bootloader_is_handed_to_xl_as_it_stands() -> None:
+    text = f"name='a'\nuuid='{UUID}'\nmemory=64\nbootloader='pygrub'\nbootloader_args=['-q']\nvnc=1\n"
+    spec = parse_domain(text, "f").spec
+    config.check(spec)
+    lines = config.text(spec, Attachments(), {}, {}).splitlines()
+    assert {'bootloader = "pygrub"', 'bootloader_args = [ "-q" ]', "vnc = 1"} <= set(lines)
+    assert not any(line.startswith("kernel") for line in lines)
