@@ -195,14 +195,15 @@ class Bare:
         vifs = tuple(AttachedVif(spec=vif, device=tap) for vif in self.spec.vifs)
         attachments = replace(attachments, vifs=vifs)
         with contextlib.ExitStack() as stack:
-            sockets = [stack.enter_context(_listen(folder / name)) for name in ("qmp0", "qmp1", "port")]
+            sockets = [stack.enter_context(_listen(folder / name)) for name in ("qmp0", "qmp1", "port", "agent")]
             secrets = {
                 secret_id(disk): stack.enter_context(_in_memory(secret(disk)))
                 for disk in attachments.disks
                 if secret(disk)
             }
-            qmp0, qmp1, port = (each.fileno() for each in sockets)
-            wiring = Wiring(monitors=(qmp0, qmp1), console=port, console_log=folder / "console.log", secrets=secrets)
+            qmp0, qmp1, port, agent = (each.fileno() for each in sockets)
+            log_file = folder / "console.log"
+            wiring = Wiring(monitors=(qmp0, qmp1), console=port, console_log=log_file, secrets=secrets, agent=agent)
             words = build_argv(self.binary, self.spec, attachments, self.build, wiring, incoming=incoming)
             words.remove("-S")  # QEMU itself lets the domain go: nothing is quicker
             with (folder / "qemu.log").open("wb") as log:
@@ -211,7 +212,7 @@ class Bare:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    pass_fds=(qmp0, qmp1, port, *secrets.values()),
+                    pass_fds=(qmp0, qmp1, port, agent, *secrets.values()),
                     start_new_session=True,
                 )
         try:

@@ -28,6 +28,7 @@ from veery.api.fencing import FencingRoutes
 from veery.api.ha import HaRoutes
 from veery.api.server import ApiServer
 from veery.api.storage import StorageRoutes
+from veery.api.upkeep import UpkeepRoutes
 from veery.cluster import server as etcd_server
 from veery.cluster import volumegate
 from veery.cluster.admission import Admission
@@ -92,6 +93,7 @@ from veery.node.recovery import Recovery
 from veery.node.senses import PeerSenses
 from veery.node.signs import SignWatcher, SignWriter
 from veery.node.standing import Standing
+from veery.node.storeupkeep import StoreUpkeep
 from veery.node.volumemoves import VolumeMoves
 from veery.node.volumes import VolumeRecords, VolumeService
 from veery.node.watchdog import WatchdogKeeper
@@ -112,7 +114,7 @@ PAUSE = 1.0  # seconds before a part that met a shortage begins again
 PERIODIC = frozenset(
     (
         *("membership", "heartbeat", "relocation", "processors", "neighbours", "admission", "systemd", "guard"),
-        *("heartbeats", "mirror", "means", "leaning", "signs", "etcd", "tgtd", "volumes"),
+        *("heartbeats", "mirror", "means", "leaning", "signs", "etcd", "tgtd", "volumes", "copies of the store"),
     )
 )
 """Parts that lose nothing when they begin again."""
@@ -235,6 +237,15 @@ class Daemon:
             may_feed=guard.may_feed if guard else lambda: self.heartbeat.remaining() > 0 or self.trust.stands(),
         )
         self.writer = self._signs() if self.node.has(Role.HYPERVISOR) else None
+        self.services = self._services()
+        self.store_upkeep = StoreUpkeep(
+            self.node.name,
+            self.store,
+            self.services,
+            state=self.state,
+            clock=self.clock,
+            quota=settings.etcd.quota << 20,
+        )
         self.doctor = self._doctor(folder)
 
     def _build_brain(self, settings: Settings) -> None:
@@ -269,6 +280,9 @@ class Daemon:
                 return QemuDriver(self.runtime, folder, qemu, self.clock)
         raise Refused(f"no driver {self.node.driver!r}", hint="this version has: qemu, xen")
 
+    def _pool(self) -> Path:
+        return Path(self.settings.storage.pool or self.state / "volumes")
+
     def _volumes(self) -> VolumeService:
         records = VolumeRecords(self.store)
         here: Volumes | None = None
@@ -276,7 +290,7 @@ class Daemon:
         if self.node.has(Role.STORAGE):
             storage = self.settings.storage
             self.target = TargetServer(address=self.node.address, port=storage.portal_port, run=self.runtime)
-            stores: dict[Backing, BytesStore] = {Backing.FILE: FileStore(Path(storage.pool or self.state / "volumes"))}
+            stores: dict[Backing, BytesStore] = {Backing.FILE: FileStore(self._pool(), self.state)}
             if storage.group:
                 stores[Backing.LVM] = LvmStore(storage.group)
             here = Volumes(
@@ -352,6 +366,10 @@ class Daemon:
             driver=self.driver if self.node.has(Role.HYPERVISOR) else None,
             unsettled=self.settler.troubles,
             exposure=self._exposure() if self.node.has(Role.HYPERVISOR) else None,
+            quota=self.settings.etcd.quota << 20,
+            services=lambda: self.services,
+            pool=self._pool() if self.target is not None else None,
+            copies=self.store_upkeep.copies if self.identity.etcd is not None else None,
         )
 
     def _exposure(self) -> Exposure:
@@ -411,6 +429,7 @@ class Daemon:
                     clock=self.clock,
                 )
             ).table(),
+            UpkeepRoutes(self.store_upkeep).table(),
             FencingRoutes(self.fencing, self.standing, self.guard, self.watcher).table(),
             HaRoutes(
                 self.oversight,
@@ -512,14 +531,24 @@ class Daemon:
                 work.append(("leaning", leaning.run))
         if self.watcher is not None:
             work.append(("signs", self.watcher.run))
+        work += [(each.name, each.run) for each in self.services]
         if self.identity.etcd is not None:
-            work.append(("etcd", etcd_server.service(self.settings, self.identity).run))
+            work.append(("copies of the store", self.store_upkeep.run))
         if self.target is not None:
-            tgtd = Service(
-                "tgtd", self.target.command, run=self.runtime, env=self.target.env, started=self._target_started
-            )
-            work += [("tgtd", tgtd.run), ("volumes", self.volumes.run)]
+            work.append(("volumes", self.volumes.run))
         return work
+
+    def _services(self) -> list[Service]:
+        """The programs besides domains that this node keeps running."""
+        services = []
+        if self.identity.etcd is not None:
+            services.append(etcd_server.service(self.settings, self.identity))
+        if self.target is not None:
+            env = self.target.env
+            services.append(
+                Service("tgtd", self.target.command, run=self.runtime, env=env, started=self._target_started)
+            )
+        return services
 
     async def _mark(self, why: str) -> None:
         await self.store.mark(self.trust, why, self.clock.epoch())

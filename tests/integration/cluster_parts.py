@@ -73,8 +73,11 @@ class Member:
 
     async def start_etcd(self) -> None:
         if self.identity.etcd:
-            self.service = server.service(self.settings, self.identity)
-            self._task = asyncio.create_task(self.service.run())
+            self.run_etcd(server.service(self.settings, self.identity))
+
+    def run_etcd(self, service: Service) -> None:
+        self.service = service
+        self._task = asyncio.create_task(service.run())
 
     @property
     def process(self) -> Process:

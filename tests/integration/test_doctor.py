@@ -31,6 +31,10 @@ async def test_a_lab_is_well(lab: Lab, near: Node) -> None:
     assert {row["node"] for row in rows} == {"stor", "test1", "test2"}
     for what in ("clock", "certificate", "cluster's CA", "store", "version", "watchdog", "disk of state"):
         assert _row(rows, "stor", what)["told"]
+    for what in ("etcd", "tgtd", "pool", "pool's disk"):
+        assert _row(rows, "stor", what)["told"]
+    assert _row(rows, "test1", "voters")["told"].startswith("3 of 3 answer; 1 more")
+    assert _row(rows, "test1", "store data")["level"] == "ok"
     for what in ("bridges", "fencing", "relocation port", "path to stor", "guard", "leftovers", "tap filter"):
         assert _row(rows, "test2", what)["level"] == "ok"
     assert _row(rows, "test2", "bridges")["told"] == "xenbr0"
@@ -60,6 +64,9 @@ async def test_what_is_amiss_is_told_with_what_to_do(lab: Lab, near: Node) -> No
         assert "does not answer" in _row(rows, "test2", "store")["told"]
         assert _row(rows, "test2", "relocation port")["level"] == "bad"
         assert _row(rows, "test1", "store")["level"] == "ok"
+        assert _row(rows, "test1", "voters")["level"] == "bad"
+        assert "without it only 1 of 3" in await near.refused("node", "restart", "etcd")
+        assert "voter test2 does not answer" in await near.refused("cluster", "defrag")
     finally:
         etcd.process.send(signal.SIGCONT)
         await lab.start("test2")
@@ -67,3 +74,28 @@ async def test_what_is_amiss_is_told_with_what_to_do(lab: Lab, near: Node) -> No
     rows = await _rows(near, "--all")
     assert _row(rows, "test2", "bridges")["told"] == "lacks dmz"
     await lab.run("test1", ["ip", "link", "delete", "dmz"])
+
+
+async def test_etcd_is_restarted_and_defragmented_by_order(lab: Lab, near: Node) -> None:
+    await lab.healthy()
+    (before,) = faults.find(lab, "test1", "etcd")
+    await near.veery("node", "restart", "etcd", code=0)
+    (after,) = faults.find(lab, "test1", "etcd")
+    assert after.process != before.process
+    rows = json.loads((await near.result("cluster", "defrag", "--json")).out)
+    assert {row["name"] for row in rows} == {"stor", "test1", "test2"}
+
+
+async def test_a_program_that_ends_again_and_again_is_bad(lab: Lab, near: Node) -> None:
+    async def bad() -> bool:
+        return bool(_row(await _rows(near, "stor"), "stor", "tgtd")["level"] == "bad")
+
+    for _ in range(3):
+        await faults.kill(lab, "stor", "tgtd")
+        await lab.healthy()
+    await until(bad, "the doctor tells of tgtd")
+
+    async def copied() -> bool:
+        return bool(_row(await _rows(near, "stor"), "stor", "copies of the store")["level"] == "ok")
+
+    await until(copied, "the doctor tells of a copy")

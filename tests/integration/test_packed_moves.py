@@ -53,7 +53,16 @@ async def test_asked_for_with_tls_and_without(domain: str, near: Node, far: Node
     assert 0 < there["packed"] < 0.8 * there["bytes"]
     back = await moved(far, near, "--compress", "yes", "--no-tls")
     assert 0 < back["packed"] < 0.8 * back["bytes"]
+    assert back["cipher"] == ""
     assert f"sent as {back['packed'] / (1 << 20):.1f} MiB" in await far.veery("move", "show", back["id"])
+
+
+async def test_what_encrypted_it_is_told(domain: str, near: Node, far: Node) -> None:
+    by_qemu = await moved(near, far, "--compress", "no")
+    assert by_qemu["cipher"] in {"ChaCha20-Poly1305", "AES-128-GCM"}  # QEMU before 10.1, and from then on
+    assert f"encrypted by {by_qemu['cipher']}" in await near.veery("move", "show", by_qemu["id"])
+    by_us = await moved(far, near, "--compress", "yes")
+    assert by_us["cipher"].startswith("TLS_")
 
 
 async def test_a_capped_rate_is_the_paths_own(domain: str, near: Node, far: Node) -> None:

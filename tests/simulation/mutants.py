@@ -195,6 +195,13 @@ MUTANTS = (
         rare=True,
     ),
     Mutant(
+        "what ran under KVM may be emulated",
+        "ha/placement.py",
+        'if domain.accelerator == "kvm" and node in self._emulating:',
+        "if False:",
+        by=f"{SCENARIO}[place-not-emulated]",
+    ),
+    Mutant(
         "a strict group is a wish",
         "ha/placement.py",
         "if not group.strict:",

@@ -80,7 +80,8 @@ def _show(session: Session, args: Namespace) -> int:
     print(f"  total {report.total_ms:.0f} ms, {stood(report, ', ')}{format_size(report.bytes)}", end="")
     if report.packed:
         print(f" sent as {format_size(report.packed)}", end="")
-    print(f" in {report.rounds} rounds, dirtied {format_size(report.dirty_rate)}/s" if report.rounds else "")
+    print(f" in {report.rounds} rounds, dirtied {format_size(report.dirty_rate)}/s" if report.rounds else "", end="")
+    print(f", encrypted by {report.cipher}" if report.cipher else "")
     for phase, milliseconds in report.phases.items():
         print(f"  {phase:<8} {milliseconds:9.1f} ms")
     for line in timeline(report):

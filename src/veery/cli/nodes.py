@@ -19,6 +19,8 @@ from veery.model import endpoint
 from veery.model.units import format_seconds
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from veery.config.settings import Settings
 
 
@@ -137,9 +139,26 @@ def _init(session: Session, args: Namespace) -> int:
     from veery.host.ports import require_own
 
     require_own(args.address)
-    init(_settings(session), cluster=args.cluster, **_member(args, "init"))
+    settings, member = _settings(session), _member(args, "init")
+    init(settings, cluster=args.cluster, **member)
     print(f"Cluster {args.cluster} begun with node {args.name} ({args.address})")
+    _warn_of_pool(session, settings, member["roles"])
     return 0
+
+
+def _warn_of_pool(session: Session, settings: Settings, roles: Sequence[str]) -> None:
+    """Say so where guests could fill the filesystem of veery's own state."""
+    from veery.storage.room import shares
+
+    pool, state = Path(settings.storage.pool or f"{settings.state}/volumes"), Path(settings.state)
+    try:
+        if "storage" in roles and shares(pool, state):
+            session.note(
+                f"veery: volumes in {pool} share a filesystem with veery's own state in {state}\n"
+                "  hint: set storage.pool in veery.toml to a filesystem of its own before you make volumes"
+            )
+    except OSError as error:
+        session.note(f"veery: {pool}: {error.strerror}")
 
 
 def _join(session: Session, args: Namespace) -> int:
@@ -152,8 +171,10 @@ def _join(session: Session, args: Namespace) -> int:
     if not at or not token or not address:
         raise Usage("give TOKEN@ADDRESS, as veery node token prints it", "join")
     require_own(args.address)
-    asyncio.run(join(_settings(session), token=token, peer=address, **_member(args, "join")))
+    settings, member = _settings(session), _member(args, "join")
+    asyncio.run(join(settings, token=token, peer=address, **member))
     print(f"Node {args.name} ({args.address}) joined")
+    _warn_of_pool(session, settings, member["roles"])
     return 0
 
 

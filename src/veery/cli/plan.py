@@ -40,6 +40,8 @@ def lines(plan: Plan) -> Iterator[str]:
             if one.hint:
                 yield f"  {'':<8}   hint: {one.hint}"
     yield from tables.plain(("", ""), _rows(plan)) if plan.forecast else ()
+    for caution in plan.cautions:
+        yield f"caution: {caution}"
     if plan.back:
         yield f"it could not come back to {plan.source}:"
         for one in plan.back:
@@ -84,11 +86,14 @@ def _cpu(session: Session, args: Namespace) -> int:
         session.print_json(answer)
         return 0
     for baseline in answer["baselines"]:
-        print(f"{baseline['accelerator']}: x86-64-v{baseline['level']}, given to new domains as {baseline['cpu']}")
+        of = f" ({baseline['vendor']})" if baseline.get("vendor") else ""
+        print(f"{baseline['accelerator']}{of}: x86-64-v{baseline['level']}, given to new domains as {baseline['cpu']}")
         print(f"  what {', '.join(baseline['nodes'])} can all give")
     rows = []
     for one in answer["processors"]:
-        base = next((each for each in answer["baselines"] if each["accelerator"] == one["accelerator"]), None)
+        mine = one["accelerator"], one.get("vendor", "")
+        alike = [each for each in answer["baselines"] if (each["accelerator"], each.get("vendor", "")) == mine]
+        base = alike[0] if alike else None
         more = len(set(one["features"]) - set(base["features"])) if base else "-"  # Xen gives each node's own
         rows.append(
             (one["node"], one["accelerator"], one["version"], f"x86-64-v{one['level']}", str(more), one["model"])
@@ -106,9 +111,10 @@ Shows the processor that new domains get: what every hypervisor of the cluster c
 each domain in. It is worked out anew when a node joins, leaves, or comes back with another QEMU or processor; domains
 that run keep theirs until they are started anew, and `veery migrate --plan` tells where one no longer fits.
 
-Under KVM it is the features that all processors have. Under TCG it is always the same, x86-64-v2: what TCG emulates
-does not depend on the machine. The two are told apart, since no domain moves from one to the other. The column More
-counts the features that a node has besides.""",
+Under KVM there is one for each vendor: the newest of QEMU's processor models that all nodes of that vendor can give
+whole, and the features that all of them have. No domain moves from one vendor to another, nor between KVM and TCG.
+Under TCG it is always the same, x86-64-v2: what TCG emulates does not depend on the machine. The column More counts
+the features that a node has besides.""",
         examples="veery cluster cpu",
         json=True,
     ),

@@ -22,6 +22,7 @@ from veery.errors import Failed, OutcomeUnknown
 T = TypeVar("T")
 
 HINT = "see `veery node list`; most voters must be up and reach each other"
+FULL = "veery cluster defrag"
 
 # Answers after which the request has surely not been carried out (etcd api/v3rpc/rpctypes/error.go, raft/raft.go,
 # and grpc's picker, which speaks when the gateway cannot reach its own server).
@@ -31,6 +32,7 @@ NOT_DONE = (
     "etcdserver: too many requests",
     "etcdserver: unhealthy cluster",
     "etcdserver: rpc not supported for learner",
+    "etcdserver: corrupt cluster",
     "raft proposal dropped",
     "all SubConns are in TransientFailure",
     "there is no connection available",
@@ -52,7 +54,7 @@ class Declined(Failed):
         full = code == RESOURCE_EXHAUSTED
         super().__init__(
             "the store is full" if full else f"the store refuses: {reason.removeprefix('etcdserver: ')}",
-            hint="delete what is not needed, then compact and defragment etcd" if full else "",
+            hint=FULL if full else "",
         )
         self.code = code
         self.reason = reason
@@ -116,11 +118,13 @@ class Gateway:
         within: float,
         connect: float = 0,
         leader: bool = True,
+        method: str = "POST",
     ) -> T:
         """Ask this one member, once; with `leader`, one that knows no leader declines. Raises NotDone, Unanswered,
         Declined."""
         try:
-            status, data = await self._within(within, self._exchange(endpoint + path, body, connect or within, leader))
+            call = self._exchange(endpoint + path, body, connect or within, leader, method)
+            status, data = await self._within(within, call)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise NotDone(f"{endpoint}: {_reason(error)}") from error
         except (aiohttp.ClientError, OSError) as error:
@@ -190,14 +194,17 @@ class Gateway:
                 await asyncio.sleep(min(PAUSE, max(0.0, ends - loop.time())))
         raise StoreUnavailable(f"the store does not answer ({why})", hint=HINT)
 
-    async def _exchange(self, url: str, body: Any, connect: float, leader: bool) -> tuple[int, bytes]:
-        async with await self._send(url, body, connect, leader=leader) as answer:
+    async def _exchange(self, url: str, body: Any, connect: float, leader: bool, method: str) -> tuple[int, bytes]:
+        async with await self._send(url, body, connect, leader=leader, method=method) as answer:
             return answer.status, await answer.read()
 
-    async def _send(self, url: str, body: Any, connect: float, *, leader: bool) -> aiohttp.ClientResponse:
+    async def _send(
+        self, url: str, body: Any, connect: float, *, leader: bool, method: str = "POST"
+    ) -> aiohttp.ClientResponse:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect)
         headers = LEADER if leader else None
-        return await self._open().post(url, data=msgspec.json.encode(body), headers=headers, timeout=timeout)
+        data = msgspec.json.encode(body)
+        return await self._open().request(method, url, data=data, headers=headers, timeout=timeout)
 
     async def _within(self, seconds: float, call: Awaitable[T], stream: str = "") -> T:
         """What `call` gives. Raises TimeoutError after `seconds`, when we are closed, or when the member whose `stream`

@@ -12,7 +12,7 @@
 | domain/NAME, owner/NAME, reservation/NAME | DomainRecord, Owner, Reservation of a domain |
 | volume/NAME, volume-move/NAME | Volume, VolumeMove |
 | tid | the last number that was given to a target |
-| processor/NAME, baseline/ACCELERATOR | Processor of a node, Baseline of all of them |
+| processor/NAME, baseline/ACCELERATOR[-VENDOR] | Processor of a node, Baseline of all alike |
 | ha/DOMAIN, run/DOMAIN, group/NAME | HaRecord (what is asked), RunRecord (what the brain did), Group |
 | fence/NODE, means/NODE, history/NODE, intent/NODE | FenceRecord, FenceMeans, NodeHistory, NodeIntent |
 | armed/NODE | Armed: a watchdog ends the node when its lease is lost |

@@ -1,7 +1,7 @@
 """A store in memory: what simulations and tests run on, by virtual time when given such a clock.
 
 It keeps the same promises as etcd's (tests/contract/test_store.py). Its faults are ordered, not left to chance:
-`set_available` cuts this view off, `lose_next_answer` loses the answer of one commit."""
+`set_available` cuts this view off, `set_quorum` takes its quorum away, `lose_next_answer` loses one commit's answer."""
 
 from __future__ import annotations
 
@@ -121,6 +121,7 @@ class MemoryStore:
         self._data = _Data(clock)
         self._trust: Trust | None = None
         self._available = True
+        self._quorum = True
         self._closed = False
         self._lose: bool | None = None
 
@@ -162,6 +163,11 @@ class MemoryStore:
         self._available = available
         self._data.wake()
 
+    def set_quorum(self, quorum: bool) -> None:
+        """Take this view's quorum away, or give it back. Without it a read raises StoreUnavailable, and a commit, which
+        is not done, OutcomeUnknown: so a store behaves whose member takes a write that it cannot carry out."""
+        self._quorum = quorum
+
     def lose_next_answer(self, *, done: bool) -> None:
         """Let the next commit raise OutcomeUnknown, after having been tried (`done`) or not."""
         self._lose = done
@@ -195,6 +201,9 @@ class MemoryStore:
 
     async def commit(self, conditions: Sequence[Unchanged], operations: Sequence[Put | Delete]) -> Committed:
         """As Store.commit."""
+        if not self._quorum:
+            await asyncio.sleep(0)
+            raise OutcomeUnknown("the store's answer was lost")
         sent = await self._ask()
         lose, self._lose = self._lose, None
         if lose is False:
@@ -281,7 +290,7 @@ class MemoryStore:
     async def _reach(self) -> None:
         """What a call to a store some way off does first: others run meanwhile, and it may fail."""
         await asyncio.sleep(0)
-        if not self._available or self._closed:
+        if not self._available or not self._quorum or self._closed:
             raise StoreUnavailable("the store does not answer", hint="this view of it is cut off")
         self._data.expire()
 

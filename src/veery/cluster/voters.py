@@ -6,6 +6,7 @@ promoted when it has caught up (etcd docs, learning/design-learner)."""
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import dataclass
 
 import msgspec
@@ -15,6 +16,7 @@ from veery.cluster.store import StoreUnavailable
 from veery.errors import OutcomeUnknown, Refused
 
 PATIENCE = 20.0  # seconds for which a change of members may be declined as too early
+_ALARM = re.compile(r"(?:memberID:(\d+) )?alarm:(\w+)")  # in the status answer (AlarmMember.String)
 TOO_EARLY = ("in sync with leader", "too many learner members", "not enough started members")
 
 
@@ -31,7 +33,8 @@ class Voter:
 
 @dataclass(frozen=True, slots=True)
 class VoterStatus:
-    """How one member sees itself: `leader` 0 means that it knows none; `size` of its data in bytes."""
+    """How one member sees itself: `leader` 0 means that it knows none; `size` of its file and `in_use` of the data in
+    it, in bytes; `alarms` are etcd's own ("NOSPACE", "CORRUPT"), each with the member that raised it."""
 
     id: int
     version: str
@@ -39,6 +42,18 @@ class VoterStatus:
     learner: bool
     index: int
     size: int
+    in_use: int = 0
+    revision: int = 0
+    alarms: tuple[tuple[int, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class VoterHash:
+    """The hash of all keys of one member at revision `revision`. Hashes compare where `compacted` is the same too."""
+
+    revision: int
+    compacted: int
+    hash: int
 
 
 class _Member(msgspec.Struct):
@@ -58,6 +73,7 @@ class _Members(msgspec.Struct):
 
 class _Header(msgspec.Struct):
     member_id: int = 0
+    revision: int = 0
 
 
 class _Status(msgspec.Struct):
@@ -65,8 +81,29 @@ class _Status(msgspec.Struct):
     version: str = ""
     leader: int = 0
     dbSize: int = 0  # noqa: N815
+    dbSizeInUse: int = 0  # noqa: N815
     raftAppliedIndex: int = 0  # noqa: N815
     isLearner: bool = False  # noqa: N815
+    errors: list[str] = []
+
+    def status(self) -> VoterStatus:
+        return VoterStatus(
+            id=self.header.member_id,
+            version=self.version,
+            leader=self.leader,
+            learner=self.isLearner,
+            index=self.raftAppliedIndex,
+            size=self.dbSize,
+            in_use=self.dbSizeInUse,
+            revision=self.header.revision,
+            alarms=tuple((int(number or 0), kind) for each in self.errors for number, kind in _ALARM.findall(each)),
+        )
+
+
+class _Hash(msgspec.Struct):
+    header: _Header
+    hash: int = 0
+    compact_revision: int = 0
 
 
 class _Nothing(msgspec.Struct):
@@ -90,9 +127,44 @@ class Voters:
             told = await self._gateway.ask(endpoint, "/v3/maintenance/status", {}, _Status, within=within, leader=False)
         except (NotDone, Unanswered, Declined) as error:
             raise StoreUnavailable(f"the voter does not answer ({error})") from error
-        return VoterStatus(
-            told.header.member_id, told.version, told.leader, told.isLearner, told.raftAppliedIndex, told.dbSize
-        )
+        return told.status()
+
+    async def hash_kv(self, peer: str, revision: int, *, within: float = 5.0) -> VoterHash:
+        """The hash of the member whose peer URL is `peer`, at `revision`. Raises StoreUnavailable where it has no such
+        revision any more, or not yet.
+
+        It is asked at its peer port, as etcd's own check does (etcdserver/corrupt.go): in the gateway of etcd before
+        3.5.10 another call, which knows no revision, has the path of HashKV."""
+        body = {"revision": revision}
+        try:
+            told = await self._gateway.ask(
+                peer, "/members/hashkv", body, _Hash, within=within, leader=False, method="GET"
+            )
+        except (NotDone, Unanswered, Declined) as error:
+            raise StoreUnavailable(f"the voter tells no hash ({error})") from error
+        return VoterHash(revision=revision, compacted=told.compact_revision, hash=told.hash)
+
+    async def compact(self, revision: int) -> None:
+        """Forget what keys were before `revision`; done already is done. Raises StoreUnavailable, OutcomeUnknown."""
+        try:
+            await self._gateway.write("/v3/kv/compaction", {"revision": revision, "physical": True}, _Nothing)
+        except Declined as error:
+            if "has been compacted" not in error.reason:
+                raise
+
+    async def defragment(self, endpoint: str, *, within: float) -> None:
+        """Have the member at `endpoint` write its file anew, without holes. It answers nothing meanwhile. Raises
+        StoreUnavailable where it does not say that it is done."""
+        path = "/v3/maintenance/defragment"
+        try:
+            await self._gateway.ask(endpoint, path, {}, _Nothing, within=within, leader=False)
+        except (NotDone, Unanswered, Declined) as error:
+            raise StoreUnavailable(f"the voter was not defragmented ({error})") from error
+
+    async def disarm(self, member: int, kind: str) -> None:
+        """Take back alarm `kind` of `member`. Raises StoreUnavailable, OutcomeUnknown."""
+        body = {"action": "DEACTIVATE", "memberID": member, "alarm": kind}
+        await self._gateway.write("/v3/maintenance/alarm", body, _Nothing)
 
     async def hand_over(self, endpoint: str, member: int) -> None:
         """Have the leader, which is the member at `endpoint`, make `member` the leader in its place: no election, and

@@ -35,11 +35,13 @@ class Api:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Etcd:
-    """The voter's ports, and seconds that a call may take."""
+    """The voter's ports, and seconds that a call may take. `quota`: MiB that the store's file may have, the same on
+    each voter. A cluster of a thousand domains needs a few."""
 
     client_port: int = 2379
     peer_port: int = 2380
     deadline: float = 4.0
+    quota: int = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,6 +29,7 @@ from veery.cluster.keys import (
     NODES,
     OWNERS,
     POLICIES,
+    PROCESSORS,
     RESERVATIONS,
     RUNS,
     TOKENS,
@@ -183,6 +184,7 @@ class StoreEyes:
             beating=now - self._beats.get(name, now),
             fresh=presence is not None and reading is not None and told and reading.started == presence.started,
             means=self._one(MEANS, name) or FenceMeans(),
+            accelerator=self._accelerator(name),
             fence=fence,
             intent=self._one(INTENTS, name),
             history=self._one(HISTORIES, name) or NodeHistory(),
@@ -193,9 +195,10 @@ class StoreEyes:
         record, owner, run = self._one(DOMAINS, name), self._one(OWNERS, name), self._one(RUNS, name)
         if owner:
             self._owners[name] = owner.node
+        last = owner.node if owner else self._owners.get(name) or (run.node if run else "")
         tied = ""
         if record and any(disk.target and not disk.volume for disk in record.spec.disks):
-            tied = record.home or (owner.node if owner else self._owners.get(name) or (run.node if run else "")) or "?"
+            tied = record.home or last or "?"
         ha = self._one(POLICIES, name) or HaRecord()
         bad = self._unreadable(name, DOMAINS, OWNERS, RUNS, POLICIES, RESERVATIONS)
         if ha.group and self._one(GROUPS, ha.group) is None:
@@ -209,7 +212,12 @@ class StoreEyes:
             move=self._one(RESERVATIONS, name),
             tied=tied,
             unreadable=bad,
+            accelerator=self._accelerator(last),
         )
+
+    def _accelerator(self, node: str) -> str:
+        processor = self._one(PROCESSORS, node) if node else None
+        return processor.accelerator if processor else ""
 
     def _disarmed(self) -> Disarmed | None:
         entry = self._mirror.get(DISARMED)

@@ -27,6 +27,7 @@ class Book:
         self._groups: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))  # group, node, domains
         for node in view.nodes.values():
             self._free[node.name] = node.reading.room if node.reading and node.record.has(Role.HYPERVISOR) else 0
+        self._emulating = frozenset(name for name, node in view.nodes.items() if node.accelerator == "tcg")
         for domain in view.domains.values():
             for where in _places(view, domain):
                 self.take(domain, where)
@@ -52,7 +53,8 @@ class Book:
         wish, room for the rest of a group that lies together, the most memory left, the name."""
         shunned = set(avoid)
         failed = {node: place for place, node in enumerate(domain.run.failed, 1)} if domain.run else {}
-        if not (domain.ha.group or domain.tied or failed) and self._usable:
+        barred = self._emulating and domain.accelerator == "kvm"
+        if not (domain.ha.group or domain.tied or failed or barred) and self._usable:
             best_node = max(self._usable, key=self._free.__getitem__)  # the usual case, quickly: names break ties
             if best_node not in shunned:
                 return best_node if self._free[best_node] >= domain.memory else ""
@@ -87,6 +89,8 @@ class Book:
         `apart_from` are to follow it, so they do not hold a group back that lies together."""
         if domain.tied and node != domain.tied:
             return f"{node} does not have its disks"
+        if domain.accelerator == "kvm" and node in self._emulating:  # it would run, and too slowly to be of use
+            return f"{node} has no KVM, under which it ran"
         group = self._view.groups.get(domain.ha.group, NO_GROUP)
         if group.nodes and node not in group.nodes:
             return f"{node} is not of group {domain.ha.group}"

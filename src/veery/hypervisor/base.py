@@ -204,9 +204,10 @@ class Driver(Protocol):
         """Look at the domain's memory for about a second, or with `quick` once; the guest does not notice."""
         ...
 
-    def give(self, features: frozenset[str]) -> tuple[str, tuple[str, ...]]:
-        """From now on new domains get a processor with these `features`, as far as they are of use to guests: the
-        hypervisor's own words for it, and the features that it has. Domains that run keep theirs."""
+    def give(self, features: frozenset[str], models: frozenset[str]) -> tuple[str, tuple[str, ...]]:
+        """From now on new domains get a processor with these `features`, as far as they are of use to guests, by one of
+        these `models` where the hypervisor knows any: the hypervisor's own words for it, and the features that it has.
+        Domains that run keep theirs."""
         ...
 
     # ---- one move: the source's side
@@ -347,6 +348,40 @@ class DiskMover(Protocol):
         when the copies are whole; from then on each write of the domain goes to both, until `send` or `resume`.
 
         Raises Failed with the reason, the domain running on and no mirror left. Cancelling the task does the same."""
+        ...
+
+
+class Trigger(StrEnum):
+    """What a domain can be given from outside."""
+
+    NMI = "nmi"  # a non-maskable interrupt, on every processor
+    POWER = "power"  # its power button is pressed
+
+
+@runtime_checkable
+class Signaller(Protocol):
+    """What a driver has besides if it reaches a guest that answers nothing else; one that cannot lacks it."""
+
+    async def trigger(self, uuid: str, what: Trigger) -> None:
+        """Give it `what`; returns when given."""
+        ...
+
+    async def sysrq(self, uuid: str, letter: str) -> None:
+        """Send a magic SysRq letter to its kernel; returns when sent. Whether the kernel takes it is not known."""
+        ...
+
+    async def dump_core(self, uuid: str, path: Path) -> None:
+        """Write its memory to `path`, an ELF core; it stands still meanwhile. Raises Failed, OutcomeUnknown."""
+        ...
+
+
+@runtime_checkable
+class MediumChanger(Protocol):
+    """What a driver has besides if the medium in a CD-ROM drive can be changed; one that cannot lacks it."""
+
+    async def change_medium(self, uuid: str, disk: AttachedDisk) -> None:
+        """Have the drive `disk.spec.vdev` hold what `disk` names: nothing where its source is None. The guest is not
+        asked. Raises Refused where the domain has no such drive; Failed, the drive then as it was or empty."""
         ...
 
 

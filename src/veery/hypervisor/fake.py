@@ -62,6 +62,7 @@ class FakeDriver(Mishaps):
         self._copies: dict[str, FakeCopy] = {}
         self.able = Abilities(driver=self.name, version="1", accelerator="none", features=("fpu",))
         self.given: tuple[str, ...] = ()
+        self.models: tuple[str, ...] = ()
         self.unread_records: tuple[str, ...] = ()
         world.drivers[node] = self
 
@@ -333,9 +334,9 @@ class FakeDriver(Mishaps):
         await self._step("sample")
         return MemoryReading(total=size, used=size, dirtied=((0.05, 0.0),))
 
-    def give(self, features: frozenset[str]) -> tuple[str, tuple[str, ...]]:
+    def give(self, features: frozenset[str], models: frozenset[str]) -> tuple[str, tuple[str, ...]]:
         """As Driver.give."""
-        self.given = tuple(sorted(features))
+        self.given, self.models = tuple(sorted(features)), tuple(sorted(models))
         return f"fake,{','.join(self.given)}", self.given
 
     # ---- moves

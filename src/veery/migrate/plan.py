@@ -16,7 +16,7 @@ from veery.migrate.converge import Change, Course, GiveUp, Round, bound, decide,
 from veery.migrate.policy import find
 from veery.migrate.squeeze import WORTH, considered
 from veery.model.move import Compress, MoveReport, MoveSettings, MoveState, Phase, Sample
-from veery.model.plan import Blocker, Forecast, Link, MemoryReading, Overhead, Plan, Reply
+from veery.model.plan import Abilities, Blocker, Forecast, Link, MemoryReading, Overhead, Plan, Reply
 from veery.model.units import KIB, MIB
 
 RECENT = 5  # earlier moves that are asked
@@ -29,6 +29,7 @@ IDLE = 256 * KIB  # bytes that even an idle domain writes in a round
 ENGINE = 100.0 * MIB  # bytes/s that QEMU copies where nothing is known
 PACKER = 150.0 * MIB  # bytes/s of memory that two daemons pack and unpack
 NARROW = 60.0 * MIB  # bytes/s of a link up to which QEMU fills it
+TSC_SHARE = 4000  # frequencies that differ by less than such a part (250 ppm) count as one, for KVM too
 SCAN = 2000.0 * MIB  # bytes/s at which it looks through zero pages
 USUAL = Overhead(before=60.0, copy=60.0, stand=STAND, away=20.0, after=15.0)
 """Where no earlier move tells: seen on a lab of one machine."""
@@ -38,9 +39,9 @@ USUAL = Overhead(before=60.0, copy=60.0, stand=STAND, away=20.0, after=15.0)
 class Observations:
     """All that is known before a move. `here`: what holds the domain on its source; `way`: what is wrong with the
     way to the target's relocation port; `reply`: the target's answer (None: it gave none, and `silence` says why);
-    `home`: what would keep it from being taken in by its source again; `earlier`: reports of this node's moves, the
-    newest last; `probed`: bytes/s through the relocation port, 0: not probed; `path`: bytes/s of a path that the last
-    copy found slow, else 0; `disk_bytes` go along first."""
+    `home`: what would keep it from being taken in by its source again; `abilities`: the source's; `earlier`: reports of
+    this node's moves, the newest last; `probed`: bytes/s through the relocation port, 0: not probed; `path`: bytes/s of
+    a path that the last copy found slow, else 0; `disk_bytes` go along first."""
 
     domain: str
     source: str
@@ -51,6 +52,7 @@ class Observations:
     silence: tuple[Blocker, ...] = ()
     reply: Reply | None = None
     home: tuple[Blocker, ...] = ()
+    abilities: Abilities | None = None
     memory: MemoryReading | None = None
     earlier: tuple[MoveReport, ...] = ()
     probed: float = 0.0
@@ -82,6 +84,20 @@ def make(seen: Observations) -> Plan:
         link=link,
         overhead=overhead,
         forecast=forecast,
+        cautions=_clock(seen) if seen.abilities and seen.reply else (),
+    )
+
+
+def _clock(seen: Observations) -> tuple[str, ...]:
+    """What becomes of a guest that counts time by the TSC. QEMU moves its frequency, and goes on with a warning where
+    the target's processor cannot scale it (target/i386/kvm/kvm.c, kvm_arch_set_tsc_khz)."""
+    assert seen.abilities is not None and seen.reply is not None
+    here, there = seen.abilities.tsc_khz, seen.reply.abilities.tsc_khz
+    if not here or not there or seen.reply.abilities.tsc_scales or abs(here - there) * TSC_SHARE <= here:
+        return ()
+    return (
+        f"{seen.target}'s time stamp counter runs at {there / 1000:.0f} MHz, {seen.source}'s at {here / 1000:.0f}, and "
+        "it cannot be scaled: a guest with clocksource=tsc would run fast or slow; one with kvm-clock does not",
     )
 
 

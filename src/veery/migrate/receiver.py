@@ -216,7 +216,12 @@ class Receiver:
         assert self.server is not None
         async with contextlib.AsyncExitStack() as stack:
             token, arrival = stack.enter_context(self.server.expect())
-            ready = wire.Ready(token=token, reservation=line.reservation_revision, disks=line.disks)
+            ready = wire.Ready(
+                token=token,
+                reservation=line.reservation_revision,
+                disks=line.disks,
+                hypervisor=(await ground.driver.abilities()).version,
+            )
             disk_pump: Pump | None = None
             if line.disks:
                 disk_token, disk_pump = await stack.enter_async_context(self._disks_come_in(offer, line.disks))

@@ -349,10 +349,9 @@ class Sender:
         pilot = self._take_pilot()
         settings = replace(self._copying(), timeout=0.0, downtime=pilot.limit)  # the bound is the pilot's
         listening = asyncio.create_task(channel.expect(wire.Loaded, None), name=f"{order.move} listens")
+        means = replace(pilot.means, peer_version=ready.hypervisor)
         sending = asyncio.create_task(
-            self._ground.driver.send(
-                order.reading.uuid, near, settings, pilot.hear, peer=target.name, means=pilot.means
-            ),
+            self._ground.driver.send(order.reading.uuid, near, settings, pilot.hear, peer=target.name, means=means),
             name=f"{order.move} sends",
         )
         steering = asyncio.create_task(pilot.run(), name=f"{order.move} steers")
@@ -549,6 +548,7 @@ class Sender:
             runs_on=order.target.name if moved else self._left_here(state),
             disk_bytes=self._disk_bytes,
             packed=self._squeeze.packed if self._squeeze else 0,
+            cipher=self._squeeze.cipher if self._squeeze else copy.cipher if copy else "",
             kept=disks.kept(steps.line) if state is MoveState.DONE and steps else (),
         )
 

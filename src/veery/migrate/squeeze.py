@@ -44,12 +44,13 @@ Admits = Callable[[Shown | None], Awaitable[bool]]
 @dataclass(slots=True, eq=False)
 class Squeeze:
     """One packed copy. `rate`: bytes/s that may be sent (0: any), which may change at any time; `plain` bytes came from
-    the hypervisor, `packed` went over the path."""
+    the hypervisor, `packed` went over the path, encrypted by `cipher` ("": not at all)."""
 
     rate: int
     clock: Clock
     plain: int = 0
     packed: int = 0
+    cipher: str = ""
     _due: float = 0.0
 
     async def pace(self, count: int) -> None:
@@ -100,6 +101,8 @@ async def packing(
             )
     except (ssl.SSLError, OSError, TimeoutError) as error:
         raise Refused(f"{peer} does not take a packed stream: {error or 'timeout'}") from error
+    if tls is not None:
+        squeeze.cipher = writer.get_extra_info("cipher", ("",))[0]
     packer = zstandard.ZstdCompressor(level=LEVEL).compressobj()
 
     def pack(piece: bytes) -> bytes:

@@ -79,12 +79,14 @@ class Offer(msgspec.Struct, frozen=True, tag="offer", kw_only=True):
 
 class Ready(msgspec.Struct, frozen=True, tag="ready", kw_only=True):
     """The half domain waits for a stream that shows `token`; `reservation` is its promise's revision. `disks` are
-    those of the offer with their files at the target, to be written through streams that show `disk_token`."""
+    those of the offer with their files at the target, to be written through streams that show `disk_token`.
+    `hypervisor` is the version of the target's ("": a node of an older version)."""
 
     token: str
     reservation: int
     disks: tuple[CarriedDisk, ...] = ()
     disk_token: str = ""
+    hypervisor: str = ""
 
 
 class Wait(msgspec.Struct, frozen=True, tag="wait"):

@@ -238,7 +238,8 @@ class NodeView:
     fence standing, without break; exactly one of them is not None. `reading`: the newest
     that its daemon gave, `fresh`: given since it is present,
     and just now. `beating`: seconds for which its heartbeats on storage have gone on before this leader's eyes.
-    `unreadable`: a sentence for each of its records that cannot be read; while there is one, it is left alone."""
+    `unreadable`: a sentence for each of its records that cannot be read; while there is one, it is left alone.
+    `accelerator`: what it runs domains under, as it wrote down last ("kvm", "tcg", "": not known)."""
 
     record: Node
     absent: float | None = None
@@ -248,6 +249,7 @@ class NodeView:
     reading: NodeReading | None = None
     fresh: bool = False
     means: FenceMeans = FenceMeans()
+    accelerator: str = ""
     fence: FenceRecord | None = None
     intent: NodeIntent | None = None
     history: NodeHistory = NodeHistory()
@@ -263,7 +265,8 @@ class NodeView:
 class DomainView:
     """One domain. `memory` MiB it takes on a node; `tied`: the one node that has its disks ("": they are volumes, any
     node reaches them; "?": nobody knows). `move`: the promise of the move under way. `unreadable`: as of a NodeView;
-    then owner, move and the rest may be missing here."""
+    then owner, move and the rest may be missing here. `accelerator`: that of the node on which it ran last, as far as
+    that is known."""
 
     name: str
     memory: int
@@ -273,6 +276,7 @@ class DomainView:
     move: Reservation | None = None
     tied: str = ""
     unreadable: tuple[str, ...] = ()
+    accelerator: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -68,13 +68,15 @@ class Means:
     """What a copy may use, settled before it begins. `hold`: it never switches over by itself, only once it is told
     to stop the domain; `throttle`: the domain's processors can be slowed; `delta`: pages sent before are sent as
     differences; `guard`: ms after which a switch-over that is not through is given up (0: never); `post_copy`: it may
-    be told to leave for the target before all is sent."""
+    be told to leave for the target before all is sent; `peer_version`: that of the target's hypervisor ("": not
+    told)."""
 
     hold: bool = False
     throttle: bool = False
     delta: bool = False
     guard: float = 0.0
     post_copy: bool = False
+    peer_version: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +141,7 @@ class Remark:
 class CopyResult:
     """What the hypervisor says of a finished copy. Milliseconds and bytes. Where we stopped the domain ourselves,
     `downtime_ms` counts from then. `poised`: all but the rest was sent, and the domain stands; what is left follows
-    once it runs at the target (post-copy)."""
+    once it runs at the target (post-copy). `cipher` encrypted the stream ("": none did, or it is not known)."""
 
     downtime_ms: float
     bytes: int
@@ -147,6 +149,7 @@ class CopyResult:
     dirty_rate: float = 0.0
     setup_ms: float = 0.0
     poised: bool = False
+    cipher: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +157,8 @@ class MoveReport:
     """The report of one move: `phases` maps a phase to its milliseconds; `started` seconds of the epoch.
     `disk_bytes` are those of the local disks that were copied, `kept` where the source's copies of them are now.
     `packed`: bytes that went over the path where the stream was packed (0: it was not). `caution`: what would keep the
-    domain from coming back, as it was told before it went."""
+    domain from coming back, as it was told before it went. `cipher`: what encrypted the copy of its memory ("": nothing
+    did, or it is not known)."""
 
     id: str
     domain: str
@@ -179,3 +183,4 @@ class MoveReport:
     kept: tuple[str, ...] = ()
     caution: str = ""
     packed: int = 0
+    cipher: str = ""

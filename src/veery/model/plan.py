@@ -50,8 +50,10 @@ def no_room(wanted: int, free: int) -> tuple[Blocker, ...]:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Abilities:
     """What a node's hypervisor can build: `version` as it tells it, `machines` the machine types it knows,
-    `features` the processor features that guests can have under `accelerator` (dashes between words), `post_copy` why
-    nothing can come in by post-copy ("": it can)."""
+    `features` the processor features that guests can have under `accelerator` (dashes between words), `models` the
+    versioned processor models that it can give whole, `vendor` the processor's ("GenuineIntel", "": not told),
+    `post_copy` why nothing can come in by post-copy ("": it can), `tsc_khz` the frequency of the time stamp counter
+    that guests get under KVM (0: not known), `tsc_scales` whether they can have another."""
 
     driver: str
     version: str
@@ -59,6 +61,10 @@ class Abilities:
     machines: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
     post_copy: str = ""
+    models: tuple[str, ...] = ()
+    vendor: str = ""
+    tsc_khz: int = 0
+    tsc_scales: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +129,8 @@ class Forecast:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The answer to `veery migrate --plan`. `back`: what would keep the domain from coming back again."""
+    """The answer to `veery migrate --plan`. `back`: what would keep the domain from coming back again; `cautions`: what
+    does not keep it from going, and may be felt by its guest."""
 
     domain: str
     source: str
@@ -136,22 +143,27 @@ class Plan:
     link: Link | None = None
     overhead: Overhead | None = None
     forecast: Forecast | None = None
+    cautions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Processor:
-    """What node `node`'s processor gives to guests, as its hypervisor tells it; `model` in words."""
+    """What node `node`'s processor gives to guests, as its hypervisor tells it; `model` in words, `models` those of
+    the hypervisor that it can give whole."""
 
     node: str
     accelerator: str
     model: str
     version: str
     features: tuple[str, ...]
+    models: tuple[str, ...] = ()
+    vendor: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Baseline:
-    """The processor that every new domain of the cluster gets under `accelerator`: what all of `nodes` can give.
+    """The processor that new domains get under `accelerator` on a processor of `vendor` ("": of any): what all of
+    `nodes` can give.
 
     `level` is the x86-64 psABI's (1 to 4) that it comes up to, `cpu` the hypervisor's own words for it."""
 
@@ -160,6 +172,7 @@ class Baseline:
     level: int
     features: tuple[str, ...]
     nodes: tuple[str, ...]
+    vendor: str = ""
     revision: int = 0
 
 
@@ -206,6 +219,12 @@ def level(features: Iterable[str]) -> int:
             break
         reached = number
     return reached
+
+
+def family(processor: Processor) -> tuple[str, str]:
+    """Accelerator and vendor: the processors of one family share a baseline. Under KVM a guest sees the vendor of its
+    machine, and a guest that has seen one vendor cannot go on with another. What TCG emulates has none."""
+    return processor.accelerator, processor.vendor if processor.accelerator == "kvm" else ""
 
 
 def common(processors: Sequence[Processor]) -> tuple[str, ...]:

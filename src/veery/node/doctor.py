@@ -12,13 +12,14 @@ from pathlib import Path
 from cryptography import x509
 
 import veery
-from veery.cluster import keys
+from veery.cluster import keys, upkeep
 from veery.cluster.etcd import EtcdStore
 from veery.cluster.keys import NODES
 from veery.cluster.trust import ADOPT, Trust
 from veery.errors import Refused, VeeryError
 from veery.host import kept
 from veery.host.clock import Clock
+from veery.host.process import Service
 from veery.hypervisor.base import Driver
 from veery.model import codec
 from veery.model.domain import HostReading
@@ -26,18 +27,22 @@ from veery.model.health import Finding, Health, Heard, Level
 from veery.model.node import Node, Role
 from veery.model.units import format_size
 from veery.network.bridge import bridges
+from veery.node import storehealth
 from veery.node.exposure import Exposure
 from veery.node.fencing import Fencing
 from veery.node.guard import Guard, Stance
 from veery.node.peers import Peers
 from veery.node.signs import SignWriter
 from veery.node.watchdog import WatchdogKeeper
+from veery.storage import room
 
 DAY = 86400.0
 ASK = 20.0  # seconds for one node's answer
 CONNECT = 3.0
 CLOCK_WARN, CLOCK_BAD = 1.0, 10.0  # seconds by which clocks may differ
-CERT_WARN = 30.0  # days before a certificate ends
+CERT_WARN = 90.0  # days before a certificate ends
+ENDS_WITHIN_S, ENDS_BAD = 600.0, 3  # so many ends of a program in so many seconds are no upgrade any more
+COPY_OLD = 2.0  # days
 ROOM_WARN, ROOM_BAD = 0.10, 0.02  # of a disk that is free
 
 
@@ -113,8 +118,47 @@ def judge_end(node: str, what: str, ends: float, now: float) -> Finding:
         told, level = f"ended {-days:.0f} days ago", Level.BAD
     else:
         told, level = f"good for {days:.0f} days", Level.WARN if days < CERT_WARN else Level.OK
-    advice = "" if level is Level.OK else "have the node leave and join anew before it ends"
+    advice = (
+        ""
+        if level is Level.OK
+        else "have the node leave and join anew before it ends; move its volumes first (veery volume move)"
+    )
     return Finding(node=node, what=what, level=level, told=told, advice=advice)
+
+
+def judge_ends(node: str, service: str, ends: int) -> Finding:
+    """Whether `service`, which ended `ends` times in the last ENDS_WITHIN_S seconds, ends again and again."""
+    if ends < ENDS_BAD:
+        return Finding(node=node, what=service, level=Level.OK, told="it stays up")
+    told = f"it ended {ends} times in {ENDS_WITHIN_S / 60:.0f} minutes"
+    return Finding(node=node, what=service, level=Level.BAD, told=told, advice=f"see {service}.log in the run folder")
+
+
+def judge_promises(node: str, usage: room.Usage) -> Finding:
+    """Whether the volumes' files could take all the room that they were promised."""
+    told = f"{format_size(usage.promised)} promised, {format_size(usage.taken)} taken, {format_size(usage.free)} free"
+    if usage.promised - usage.taken <= usage.free:
+        return Finding(node=node, what="pool", level=Level.OK, told=told)
+    advice = "give the pool more room before guests fill it: they would get write errors"
+    return Finding(node=node, what="pool", level=Level.WARN, told=told, advice=advice)
+
+
+def judge_shared(node: str, pool: Path, usage: room.Usage) -> Finding:
+    """Whether guests can fill the disk that veeryd and etcd need."""
+    if not usage.shared:
+        return Finding(node=node, what="pool's disk", level=Level.OK, told="a filesystem of its own")
+    told = f"{pool} is on the filesystem of veery's own state"
+    advice = "put it on another (storage.pool): when guests fill this one, etcd and fencing stop"
+    return Finding(node=node, what="pool's disk", level=Level.WARN, told=told, advice=advice)
+
+
+def judge_copies(node: str, newest: float, now: float) -> Finding:
+    """How old the newest daily copy of the store is; both in seconds of the epoch, `newest` 0 where there is none."""
+    if newest and now - newest < COPY_OLD * DAY:
+        told = f"the newest is {(now - newest) / 3600:.0f} hours old"
+        return Finding(node=node, what="copies of the store", level=Level.OK, told=told)
+    told = f"the newest is {(now - newest) / DAY:.0f} days old" if newest else "there is none yet"
+    return Finding(node=node, what="copies of the store", level=Level.WARN, told=told, advice="veeryd's log tells why")
 
 
 def judge_files(node: str, aside: Sequence[Path], unread: Sequence[str]) -> list[Finding]:
@@ -174,19 +218,31 @@ class Doctor:
         unread: Callable[[], tuple[str, ...]] = tuple,
         driver: Driver | None = None,
         exposure: Exposure | None = None,
+        quota: int,
+        services: Callable[[], Sequence[Service]] = tuple,
+        pool: Path | None = None,
+        copies: Path | None = None,
     ) -> None:
         """`folders` are those whose disks must not be full, by what they are; `tls` holds our certificates;
-        `unsettled` names the moves that do not settle; `unread` is the driver's."""
+        `unsettled` names the moves that do not settle; `unread` is the driver's; `quota` is the store's, in bytes;
+        `services` gives the programs that we keep running; `pool` holds the volumes' files, `copies` the daily copies
+        of the store (None: there are none here)."""
         self._node, self._store, self._peers, self._fencing = node, store, peers, fencing
         self._keeper, self._guard, self._writer, self._clock = keeper, guard, writer, clock
         self._folders, self._tls, self._driver, self._trust = folders, tls, driver, trust
         self._unsettled, self._unread, self._exposure = unsettled, unread, exposure
+        self._quota, self._services, self._pool, self._copies = quota, services, pool, copies
 
     # ---- this node
     async def health(self) -> Health:
         """This node, as it sees itself. Raises nothing: what cannot be looked at is a finding."""
         found = [*self._disks(), *self._certificates(), self._watchdog(), self._moves(), self._trusted()]
         found += judge_files(self._node.name, kept.unreadable(self._folders.values()), self._unread())
+        found += [judge_ends(self._node.name, each.name, each.ends(ENDS_WITHIN_S)) for each in self._services()]
+        if self._pool is not None:
+            found += self._pooled(self._pool)
+        if self._copies is not None:
+            found.append(self._copied(self._copies))
         if self._guard is not None:
             found.append(self._guarded(self._guard))
         if self._writer is not None:
@@ -218,6 +274,20 @@ class Doctor:
                 usage = shutil.disk_usage(path)
                 found.append(judge_room(self._node.name, f"disk of {what}", usage.total, usage.free))
         return found
+
+    def _pooled(self, pool: Path) -> list[Finding]:
+        try:
+            usage = room.read(pool, self._folders["state"])
+        except OSError as error:
+            return [self._say("pool", f"{pool}: {error.strerror}", "", level=Level.WARN)]
+        return [judge_promises(self._node.name, usage), judge_shared(self._node.name, pool, usage)]
+
+    def _copied(self, folder: Path) -> Finding:
+        try:
+            newest = max((path.stat().st_mtime for path in upkeep.kept(folder)), default=0.0)
+        except OSError as error:
+            return self._say("copies of the store", f"{folder}: {error.strerror}", "", level=Level.WARN)
+        return judge_copies(self._node.name, newest, self._clock.epoch())
 
     def _certificates(self) -> list[Finding]:
         found = []
@@ -281,7 +351,11 @@ class Doctor:
             *(self._relocation(node) for node in chosen if node.has(Role.HYPERVISOR)),
             *(self._fences(node) for node in chosen if node.has(Role.HYPERVISOR)),
         )
-        found += [*more, *(await self._members(chosen)), *(await self._records() if not name else ())]
+        found += [
+            *more,
+            *(await self._members(chosen, list(nodes.values()))),
+            *(await self._records() if not name else ()),
+        ]
         return sorted(found, key=lambda one: (one.node, one.what))
 
     async def _hear(self, node: Node) -> Heard | Finding:
@@ -329,27 +403,14 @@ class Doctor:
             for error in bad
         ] or [Finding(node=self._node.name, what="records", level=Level.OK, told="all can be read")]
 
-    async def _members(self, chosen: Sequence[Node]) -> list[Finding]:
-        """The store's members on these nodes, as themselves tell."""
+    async def _members(self, chosen: Sequence[Node], nodes: Sequence[Node]) -> list[Finding]:
+        """The store's members: those on the `chosen` nodes; where these are all `nodes`, also what members share."""
         try:
-            voters = await self._store.voters.all()
+            reading = await storehealth.read(self._store.voters, nodes)
         except VeeryError as error:
             return [Finding(node=self._node.name, what="store", level=Level.BAD, told=error.message)]
-        works = (
-            self._member(node.name, voter.clients, learner=voter.learner)
-            for node in chosen
-            for voter in voters
-            if voter.name == node.name
-        )
-        return list(await asyncio.gather(*works))
-
-    async def _member(self, name: str, clients: Sequence[str], *, learner: bool) -> Finding:
-        advice = "see etcd.log in its run folder"
-        for endpoint in clients:
-            with contextlib.suppress(VeeryError):
-                status = await self._store.voters.status(endpoint)
-                if not status.leader:
-                    return Finding(node=name, what="store", level=Level.BAD, told="knows no leader", advice=advice)
-                told = f"etcd {status.version}, {format_size(status.size)}{', without a vote yet' if learner else ''}"
-                return Finding(node=name, what="store", level=Level.WARN if learner else Level.OK, told=told)
-        return Finding(node=name, what="store", level=Level.BAD, told="its member does not answer", advice=advice)
+        found = storehealth.judge_members(reading, quota=self._quota)
+        if len(chosen) == len(nodes):
+            return [*found, *storehealth.judge_store(self._node.name, reading, quota=self._quota)]
+        names = {node.name for node in chosen}
+        return [one for one in found if one.node in names]

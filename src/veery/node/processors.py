@@ -12,7 +12,7 @@ from veery.errors import VeeryError
 from veery.host.log import decision
 from veery.hypervisor.base import Driver
 from veery.model.node import Node, Role
-from veery.model.plan import Baseline, Processor, common, level
+from veery.model.plan import Baseline, Processor, common, family, level
 
 log = logging.getLogger(__name__)
 
@@ -56,35 +56,39 @@ class Processors:
         if known.get(mine.node) != mine:
             await self._store.commit([], [PROCESSORS.put(mine.node, mine)])
             known[mine.node] = mine
-        alike = [one for one in known.values() if one.accelerator == mine.accelerator and one.features]
+        alike = [one for one in known.values() if family(one) == family(mine) and one.features]
         if not alike:
             return
-        cpu, features = self._driver.give(frozenset(common(alike)))
+        models = frozenset.intersection(*(frozenset(one.models) for one in alike))
+        cpu, features = self._driver.give(frozenset(common(alike)), models)
         wanted = Baseline(
             accelerator=mine.accelerator,
             cpu=cpu,
             level=level(features),
             features=features,
             nodes=tuple(sorted(one.node for one in alike)),
+            vendor=family(mine)[1],
         )
-        entry = await self._store.get(BASELINES.key(mine.accelerator))
+        name = _name(mine)
+        entry = await self._store.get(BASELINES.key(name))
         old = BASELINES.value(entry) if entry else None
         if old is None or (old.cpu, old.features, old.nodes) != (wanted.cpu, wanted.features, wanted.nodes):
-            unchanged = Unchanged(BASELINES.key(mine.accelerator), entry.revision if entry else 0)
-            done = await self._store.commit([unchanged], [BASELINES.put(mine.accelerator, wanted)])
+            unchanged = Unchanged(BASELINES.key(name), entry.revision if entry else 0)
+            done = await self._store.commit([unchanged], [BASELINES.put(name, wanted)])
             if done.held:
                 nodes = ",".join(wanted.nodes)
-                log.info(decision("baseline", accelerator=mine.accelerator, level=wanted.level, nodes=nodes))
+                log.info(decision("baseline", of=name, level=wanted.level, cpu=cpu, nodes=nodes))
 
     async def show(self) -> dict[str, object]:
         """GET /v1/cpu: {"baselines": [Baseline], "processors": [Processor and its level]}."""
         processors = (await self._all()).values()
-        used = {one.accelerator for one in processors}
+        used = {_name(one) for one in processors}
         baselines = [one for name, one in (await BASELINES.readable(self._store)).items() if name in used]
         rows = [
             {
                 "node": one.node,
                 "accelerator": one.accelerator,
+                "vendor": family(one)[1],
                 "model": one.model,
                 "version": one.version,
                 "level": level(one.features),
@@ -104,6 +108,8 @@ class Processors:
             model=host.cpu_model,
             version=able.version,
             features=able.features,
+            models=able.models,
+            vendor=able.vendor,
         )
 
     async def _all(self) -> dict[str, Processor]:
@@ -121,3 +127,8 @@ class Processors:
             except VeeryError as error:
                 log.warning("watch of %s begins anew: %s", PROCESSORS.prefix, error.message)
             await asyncio.sleep(RETRY)
+
+
+def _name(processor: Processor) -> str:
+    """What the baseline of a processor's family is called in the store: "tcg", "kvm-GenuineIntel"."""
+    return "-".join(filter(None, family(processor)))

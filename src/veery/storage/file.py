@@ -9,14 +9,16 @@ from pathlib import Path
 
 from veery.errors import Failed, Refused
 from veery.model.units import format_size
+from veery.storage import room
 
 
 class FileStore:
     """As base.BytesStore. A file is as large as its volume and takes only the room of what was written."""
 
-    def __init__(self, pool: Path) -> None:
-        """`pool` is made when first needed; it must be an absolute path that tgtd can be given."""
-        self._pool = pool
+    def __init__(self, pool: Path, state: Path | None = None) -> None:
+        """`pool` is made when first needed; it must be an absolute path that tgtd can be given. `state` is the folder
+        of veery's own files, which must not run out of room."""
+        self._pool, self._state = pool, state
 
     def path(self, name: str) -> Path:
         """As BytesStore.path."""
@@ -34,7 +36,8 @@ class FileStore:
         return shutil.disk_usage(self._ready()).free
 
     async def create(self, name: str, size: int) -> int:
-        """As BytesStore.create. Sparse files may promise more than there is together, but none alone."""
+        """As BytesStore.create. Sparse files may promise more than there is together, but none alone; nor together
+        where veery's own state is on the same filesystem."""
         pool, path = self._ready(), self.path(name)
         await self._room(size)
         try:
@@ -116,6 +119,18 @@ class FileStore:
             raise Refused(
                 f"{format_size(size)} do not fit: {self._pool} has {format_size(free)} left",
                 hint="choose a smaller size, or make room there",
+            )
+        if self._state is None:
+            return
+        try:
+            usage = room.read(self._pool, self._state)
+        except OSError as error:
+            raise Failed(f"{self._pool}: {error.strerror}") from error
+        if usage.shared and size > usage.left:
+            raise Refused(
+                f"{format_size(size)} do not fit: {self._pool} shares a filesystem with veery's state, where volumes "
+                f"may be promised {format_size(usage.left)} more in all",
+                hint="set storage.pool to a filesystem of its own, or choose a smaller size",
             )
 
     def _truncate(self, name: str, size: int) -> None:

@@ -180,6 +180,7 @@ def test_init_makes_a_cluster_offline(run: Run, folder: Path) -> None:
     words = ("init", "--name", "stor", "--address", "127.0.0.1", "--roles", "storage,voter", "--cluster", "lab")
     told = run(*words)
     assert (told.code, told.out) == (0, "Cluster lab begun with node stor (127.0.0.1)\n")
+    assert f"volumes in {folder}/state/volumes share a filesystem with veery's own state" in told.err
     assert (folder / "state" / "tls").is_dir()
     again = run(*words)
     assert (again.code, again.err.startswith("veery: ")) == (1, True)

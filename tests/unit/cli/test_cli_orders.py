@@ -46,6 +46,18 @@ vif = ['bridge=xenbr0',]
             ["network-attach", "busybox", "bridge=xenbr0", "mac=00:16:3e:00:00:01"],
             ("POST", "/v1/domains/busybox/vifs", {"bridge": "xenbr0", "mac": "00:16:3e:00:00:01"}),
         ),
+        (["sysrq", "busybox", "s"], ("POST", "/v1/domains/busybox/sysrq", {"letter": "s"})),
+        (["trigger", "busybox", "nmi"], ("POST", "/v1/domains/busybox/trigger", {"what": "nmi"})),
+        (["dump-core", "busybox", "/tmp/c"], ("POST", "/v1/domains/busybox/dump", {"path": "/tmp/c"})),
+        (
+            ["cd-insert", "busybox", "hdc", "/i/a,b.iso"],
+            ("POST", "/v1/domains/busybox/cd", {"vdev": "hdc", "target": "/i/a,b.iso", "cdrom": True}),
+        ),
+        (
+            ["cd-insert", "busybox", "hdc", "volume=iso"],
+            ("POST", "/v1/domains/busybox/cd", {"vdev": "hdc", "volume": "iso", "cdrom": True}),
+        ),
+        (["cd-eject", "busybox", "hdc"], ("POST", "/v1/domains/busybox/cd", {"vdev": "hdc", "disk": None})),
         (["network-attach", "busybox", "--no-filter"], ("POST", "/v1/domains/busybox/vifs", {"filtered": False})),
         (["network-detach", "busybox", "0"], ("DELETE", "/v1/domains/busybox/vifs/0", b"")),
         (
@@ -55,6 +67,7 @@ vif = ['bridge=xenbr0',]
         (["volume", "resize", "root", "2G"], ("POST", "/v1/volumes/root/resize", {"size": 2 << 30})),
         (["volume", "delete", "root"], ("DELETE", "/v1/volumes/root", b"")),
         (["move", "cancel", "m1"], ("POST", "/v1/moves/m1/cancel", {})),
+        (["node", "restart", "etcd"], ("POST", "/v1/etcd/restart", {"force": False})),
     ],
 )
 def test_order(daemon: StandIn, run: Run, words: list[str], order: tuple[str, str, object]) -> None:
@@ -67,10 +80,19 @@ def test_order(daemon: StandIn, run: Run, words: list[str], order: tuple[str, st
     [(seen_method, seen_path, body)] = daemon.orders()
     assert (seen_method, seen_path) == (method, path)
     if isinstance(wanted, dict) and isinstance(body, dict):
-        inner = body.get("disk", body.get("vif", body))
+        inner = body.get("disk") or body.get("vif") or body
         assert {key: inner[key] for key in wanted} == wanted
     else:
         assert body == wanted
+
+
+def test_defrag_tells_each_voters_file(daemon: StandIn, run: Run) -> None:
+    daemon.routes["POST /v1/store/defragment"] = [{"name": "stor", "before": 4 << 20, "after": 1 << 20}]
+    told = run("cluster", "defrag")
+    assert [line.split() for line in told.out.splitlines()] == [
+        ["Voter", "Before", "After"],
+        ["stor", "4.0", "MiB", "1.0", "MiB"],
+    ]
 
 
 def test_create_sends_the_files_spec(daemon: StandIn, run: Run, folder: Path) -> None:

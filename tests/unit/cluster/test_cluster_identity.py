@@ -104,6 +104,18 @@ def test_etcd_listens_at_the_nodes_address_and_at_loopback_only(tmp_path: Path) 
     assert "https://[fd00::1]:12379,https://127.0.0.1:12379" in server.command(settings, six)
 
 
+def test_etcd_compares_its_members_data_now_and_then(tmp_path: Path) -> None:
+    who, settings = make(tmp_path), Settings(state=str(tmp_path / "state"))
+    for version, flag in (((3, 4), "--experimental-corrupt-check-time"), ((3, 6), "--corrupt-check-time")):
+        words = server.command(settings, who, version)
+        assert words[words.index(flag) + 1] == server.CHECK_EVERY
+        assert not any("initial-corrupt" in str(word) or "feature-gates" in str(word) for word in words)
+    assert not any("corrupt" in str(word) for word in server.command(settings, who, (0, 0)))
+    assert server.parse_version("etcd Version: 3.4.23\nGit SHA: Not provided\n") == (3, 4)
+    assert server.parse_version("etcd Version: 3.6.1-rc.0") == (3, 6)
+    assert server.parse_version("no etcd") == (0, 0)
+
+
 def test_a_token_is_read_back_or_refused() -> None:
     mark = "ab" * 32
     secret, read = join.read_token("veery.0123456789abcdef_-XYZ9.q6urq6urq6urq6urq6urq6urq6urq6urq6urq6urq6s\n")

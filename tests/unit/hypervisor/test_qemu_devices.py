@@ -23,7 +23,9 @@ LUN = IscsiLun(
     portal="172.16.31.3:3260", iqn="iqn.2026-11.lab:busybox", lun=1, initiator="iqn.i", user="u", password="s3cret"
 )
 VIF = AttachedVif(spec=VifSpec(bridge="xenbr0", mac="00:16:3E:00:00:01"), device="vif1.0")
-WIRING = Wiring(monitors=(5, 6), console=7, console_log=Path("/run/a,b/console.log"), secrets={"secret-disk-xvda": 9})
+WIRING = Wiring(
+    monitors=(5, 6), console=7, console_log=Path("/run/a,b/console.log"), secrets={"secret-disk-xvda": 9}, agent=8
+)
 
 
 def spec(**changes: object) -> DomainSpec:
@@ -76,7 +78,7 @@ def test_the_letters_go_on_past_z() -> None:
 def test_no_password_stands_on_the_command_line() -> None:
     words = argv(spec(), Attachments(disks=(AttachedDisk(spec=XVDA, source=LUN),), vifs=(VIF,)))
     assert not [word for word in words if "s3cret" in word]
-    assert json.loads(options(words, "-object")[0]) == {
+    assert json.loads(options(words, "-object")[-1]) == {
         "qom-type": "secret",
         "id": "secret-disk-xvda",
         "file": "/proc/self/fd/9",
@@ -85,7 +87,7 @@ def test_no_password_stands_on_the_command_line() -> None:
     assert (node["password-secret"], node["user"], node["initiator-name"]) == ("secret-disk-xvda", "u", "iqn.i")
     open_lun = replace(LUN, user="", password="")
     words = argv(spec(), Attachments(disks=(AttachedDisk(spec=XVDA, source=open_lun),), vifs=(VIF,)))
-    assert options(words, "-object") == []
+    assert [json.loads(word)["id"] for word in options(words, "-object")] == ["pc.ram"]
     assert "user" not in json.loads(options(words, "-blockdev")[0])
 
 
@@ -123,7 +125,8 @@ def test_both_ends_of_a_move_build_the_same_machine() -> None:
     device = [json.loads(word) for word in options(here, "-device")]
     places = {one["id"]: one.get("bus") for one in device}
     assert (places["disk-xvda"], places["vif-00163e000001"], places["port0"]) == ("port0", "port1", "pcie.0")
-    assert "logfile=/run/a,,b/console.log,logappend=on" in options(here, "-chardev")[-1]
+    (console,) = [word for word in options(here, "-chardev") if ",id=console," in word]
+    assert "logfile=/run/a,,b/console.log,logappend=on" in console
 
 
 def test_guest_memory_stays_out_of_dumps_and_is_not_shared() -> None:
@@ -170,6 +173,7 @@ def test_ids() -> None:
     assert disk_id(replace(XVDA, cdrom=True)) == "cd-xvda"
     assert vif_id(VIF.spec) == "vif-00163e000001"
     e1000 = AttachedVif(spec=replace(VIF.spec, model="e1000", mtu=9000), device="t")
-    assert devices.vif_device(e1000, 3)["driver"] == "e1000"
-    assert "host_mtu" not in devices.vif_device(e1000, 3)
-    assert devices.vif_device(replace(e1000, spec=replace(e1000.spec, model="")), 3)["host_mtu"] == 9000
+    assert devices.vif_device(e1000, 3, 2)["driver"] == "e1000"
+    assert "host_mtu" not in devices.vif_device(e1000, 3, 2)
+    assert "host_uso" not in devices.vif_device(e1000, 3, 2)
+    assert devices.vif_device(replace(e1000, spec=replace(e1000.spec, model="")), 3, 2)["host_mtu"] == 9000

@@ -16,7 +16,7 @@ from veery.host.clock import RealClock
 from veery.host.process import Process
 from veery.hypervisor.qemu.build import lay_out
 from veery.hypervisor.qemu.domain import KILL_DEADLINE_S, Domain, patience
-from veery.hypervisor.qemu.migration import finish, priority
+from veery.hypervisor.qemu.migration import cipher, finish, priority
 from veery.hypervisor.qemu.process import Home, Record, Stage
 from veery.model.domain import DomainEnd, DomainSpec, DomainState
 from veery.model.volume import Attachments
@@ -171,6 +171,21 @@ def test_a_qemu_that_fails_on_a_rekey_names_the_cipher_that_has_none() -> None:
         assert "+AES-128-GCM" in priority(new)
         assert "+CHACHA20-POLY1305" in priority(new), "or it would not understand an older one"
     assert all("+VERS-TLS1.3" in priority(version) for version in ((9, 0), (10, 1)))
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "wanted"),
+    [
+        ((10, 0), "10.1.2", "ChaCha20-Poly1305"),
+        ((10, 0), "", "ChaCha20-Poly1305"),
+        ((10, 1), "9.2.4 (Debian 1:9.2.4+ds-1)", "ChaCha20-Poly1305"),
+        ((10, 1), "10.1.0", "AES-128-GCM"),
+        ((11, 0), "10.2", "AES-128-GCM"),
+        ((11, 0), "", ""),
+    ],
+)
+def test_the_cipher_follows_from_both_versions(mine: tuple[int, int], theirs: str, wanted: str) -> None:
+    assert cipher(mine, theirs) == wanted
 
 
 def test_a_large_domain_is_given_the_time_that_its_memory_takes() -> None:

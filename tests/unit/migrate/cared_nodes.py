@@ -10,6 +10,7 @@ from pathlib import Path
 
 from two_nodes import SPEC, BareAttacher, Pair, Side, two_nodes
 
+from veery.cluster.trust import SeenFile, Trust
 from veery.model.domain import DiskSpec, DomainSpec
 from veery.model.volume import Attachments
 from veery.node.caretaker import Caretaker
@@ -73,13 +74,18 @@ def domains_of(side: Side) -> Domains:
     )
 
 
+def trust_of(side: Side, folder: Path) -> Trust:
+    """What one node remembers of the store."""
+    return Trust(side.node.name, SeenFile(folder / side.node.name / "store.json"), side.ground.clock)
+
+
 @contextlib.asynccontextmanager
 async def cared_nodes(folder: Path, certificates: Path, spec: DomainSpec = SPEC) -> AsyncIterator[Cared]:
     """Both nodes up, the domain `spec` running on `a`; both caretakers run."""
     async with two_nodes(folder, certificates, spec) as pair, asyncio.TaskGroup() as tasks:
         both = [domains_of(side) for side in (pair.a, pair.b)]
         running = [
-            tasks.create_task(Caretaker(side.ground, domains).run())
+            tasks.create_task(Caretaker(side.ground, domains, trust_of(side, folder)).run())
             for side, domains in zip((pair.a, pair.b), both, strict=True)
         ]
         try:

@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from veery.cli.plan import lines
 from veery.hypervisor.qemu import build
 from veery.hypervisor.qemu.abilities import needs, obstacles, processor
 from veery.hypervisor.qemu.build import Build
+from veery.migrate.check import stopped
 from veery.migrate.plan import IDLE, OUTSIDE, STAND, USUAL, Observations, foretell, learn, make, written
-from veery.model.domain import DomainSpec
+from veery.model.domain import DomainReading, DomainSpec, DomainState
 from veery.model.move import Compress, MoveReport, MoveSettings, MoveState, Phase
 from veery.model.plan import (
     LEVELS,
@@ -200,6 +202,34 @@ def test_a_plan_tells_every_blocker_once_and_what_would_keep_it_from_coming_back
     assert with_disk.forecast.total_ms > free.forecast.total_ms + 1000
 
 
+@pytest.mark.parametrize(
+    ("here", "there", "scales", "told"),
+    [
+        (2_600_000, 2_400_000, False, True),
+        (2_600_000, 2_400_000, True, False),
+        (2_600_000, 2_600_100, False, False),
+        (0, 2_400_000, False, False),
+        (2_600_000, 0, False, False),
+    ],
+)
+def test_a_counter_that_cannot_be_scaled_is_told_and_keeps_nobody(
+    here: int, there: int, scales: bool, told: bool
+) -> None:
+    target = replace(ABLE, accelerator="kvm", tsc_khz=there, tsc_scales=scales)
+    seen = Observations(
+        domain="web",
+        source="near",
+        target="far",
+        settings=MoveSettings(),
+        reply=Reply(node="far", blockers=(), way_back=(), abilities=target),
+        abilities=replace(target, tsc_khz=here),
+    )
+    plan = make(seen)
+    assert plan.possible
+    assert bool(plan.cautions) is told
+    assert any("2400 MHz" in line for line in lines(plan)) is told
+
+
 def test_what_a_node_cannot_build() -> None:
     plan = Build(accel="tcg", memory=512, ports=8)
     assert obstacles(ABLE, SPEC, plan) == ()
@@ -236,3 +266,15 @@ def test_every_node_can_give_the_baseline(sets: list[frozenset[str]]) -> None:
     assert all(needs(words) <= one for one in sets)
     assert level(given_) <= max(1, min(level(LEVELS[0] | one) for one in sets))
     assert processor(shared, "tcg")[0] == build.CPU
+
+
+@pytest.mark.parametrize(
+    ("driver", "state", "count"), [("xen", "paused", 1), ("qemu", "paused", 0), ("xen", "blocked", 0)]
+)
+def test_a_paused_domain_stays_where_it_is_under_xen(driver: str, state: str, count: int) -> None:
+    reading = DomainReading(
+        name="a", uuid="u", domid=3, state=DomainState(state), memory=64, vcpus=1, cpu_seconds=0.0, started=0.0
+    )
+    found = stopped(reading, driver)
+    assert len(found) == count
+    assert all(each.hint == "veery unpause a" for each in found)

@@ -82,6 +82,7 @@ async def test_what_goes_in_comes_out(certificates: Path, secret: bool) -> None:
         got, _ = await asyncio.gather(all_of(far, len(sent)), loop.sock_sendall(near, sent))
         assert got == sent
         assert squeeze.plain == len(sent)
+        assert squeeze.cipher.startswith("TLS_") is secret
         assert 300_000 < squeeze.packed < 0.3 * len(sent)
         await loop.sock_sendall(near, b"one page more")  # nothing waits in the packer
         assert await all_of(far, 13) == b"one page more"

@@ -8,7 +8,20 @@ import pytest
 
 from veery.host import kept
 from veery.model.health import Health, Heard, Level
-from veery.node.doctor import DAY, judge_bridges, judge_clock, judge_end, judge_files, judge_room, judge_versions
+from veery.node.doctor import (
+    DAY,
+    judge_bridges,
+    judge_clock,
+    judge_copies,
+    judge_end,
+    judge_ends,
+    judge_files,
+    judge_promises,
+    judge_room,
+    judge_shared,
+    judge_versions,
+)
+from veery.storage.room import Usage
 
 
 def health(node: str, *, version: str = "1.0", epoch: float = 1000.0, **bridges: int) -> Health:
@@ -57,7 +70,7 @@ def test_room_and_certificates() -> None:
         Level.BAD,
     ]
     assert judge_room("a", "disk", 0, 0).level is Level.BAD
-    ends = [judge_end("a", "certificate", days * DAY, 0.0) for days in (400, 29, -1)]
+    ends = [judge_end("a", "certificate", days * DAY, 0.0) for days in (400, 89, -1)]
     assert [found.level for found in ends] == [Level.OK, Level.WARN, Level.BAD]
     assert (ends[0].told, ends[2].told) == ("good for 400 days", "ended 1 days ago")
 
@@ -74,3 +87,13 @@ def test_a_file_that_was_put_aside_is_bad_until_it_is_removed(tmp_path: Path) ->
     assert [one.level for one in judge_files("test1", kept.unreadable([tmp_path]), ())] == [Level.OK]
     (bad,) = judge_files("test1", (), ("process 7, /run/veery/domains/3",))
     assert (bad.level, "process 7" in bad.told) == (Level.BAD, True)
+
+
+def test_programs_that_end_again_and_again_pools_and_copies() -> None:
+    assert [judge_ends("a", "etcd", ends).level for ends in (0, 2, 3)] == [Level.OK, Level.OK, Level.BAD]
+    usage = Usage(total=1000, free=500, promised=600, taken=100, shared=False)
+    assert judge_promises("a", usage).level is judge_shared("a", Path("/p"), usage).level is Level.OK
+    usage = Usage(total=1000, free=500, promised=601, taken=100, shared=True)
+    assert judge_promises("a", usage).level is judge_shared("a", Path("/p"), usage).level is Level.WARN
+    levels = [judge_copies("a", newest, 9 * DAY).level for newest in (0.0, 6 * DAY, 8 * DAY)]
+    assert levels == [Level.WARN, Level.WARN, Level.OK]

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from veery.errors import Failed, Refused
-from veery.model.units import MIB
+from veery.model.units import GIB, MIB
 from veery.storage.base import whole
 from veery.storage.file import FileStore
 from veery.storage.lvm import LvmStore, parse_report
+from veery.storage.room import Usage
 
 
 async def test_files_are_sparse_grow_and_go(tmp_path: Path) -> None:
@@ -53,6 +54,20 @@ async def test_files_refuse_what_cannot_be(tmp_path: Path) -> None:
         with pytest.raises(Refused):
             await FileStore(pool).create("a", MIB)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b.img"]
+
+
+async def test_volumes_leave_room_for_veerys_own_files_on_the_same_filesystem(tmp_path: Path) -> None:
+    usage = Usage(total=100 * GIB, free=50 * GIB, promised=30 * GIB, taken=10 * GIB, shared=True)
+    assert usage.left == 28 * GIB
+    store = FileStore(tmp_path / "pool", tmp_path)
+    free = await store.free()
+    half = whole(free * 6 // 10)
+    await store.create("a", half)
+    with pytest.raises(Refused, match="veery's state"):
+        await store.create("b", half)
+    with pytest.raises(Refused, match="veery's state"):
+        await store.grow("a", whole(free - MIB))
+    await FileStore(tmp_path / "pool").create("b", half)  # of its own: more may be promised than there is
 
 
 def test_sizes_are_whole_mebibytes() -> None:

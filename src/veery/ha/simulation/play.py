@@ -15,6 +15,7 @@ from veery.cluster.keys import (
     NODES,
     OWNERS,
     POLICIES,
+    PROCESSORS,
     RESERVATIONS,
 )
 from veery.cluster.memory import Backup, MemoryStore
@@ -34,6 +35,7 @@ from veery.model.cluster import DomainRecord, Incarnation, Owner
 from veery.model.domain import DiskSpec, DomainSpec
 from veery.model.ha import Event, HaRecord, Level
 from veery.model.node import Node, Role
+from veery.model.plan import Processor
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,9 @@ class _Play(Stage):
         operations: list[Put] = [INCARNATIONS.put(INCARNATION, Incarnation(id="first"))]
         for name, setup in self.scenario.nodes.items():
             operations.append(NODES.put(name, Node(name=name, address=name, roles=setup.roles)))
+            if setup.accelerator:
+                processor = Processor(node=name, accelerator=setup.accelerator, model="", version="", features=())
+                operations.append(PROCESSORS.put(name, processor))
         for name, group in self.scenario.groups.items():
             operations.append(GROUPS.put(name, group))
         for name, domain in self.scenario.domains.items():

@@ -23,13 +23,15 @@ WAYS = ("both", "in", "out")  # of a cut: which packets are lost
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeSetup:
     """A node. `room`: MiB for domains; `methods`: how it can be fenced; `watchdog`: seconds, 0: it has none.
-    `stop`: seconds without cluster and storage after which its daemon ends its domains."""
+    `stop`: seconds without cluster and storage after which its daemon ends its domains. `accelerator`: what it says
+    that it runs domains under ("": it says nothing)."""
 
     roles: tuple[Role, ...] = (Role.HYPERVISOR, Role.VOTER)
     room: int = 1024
     methods: tuple[str, ...] = ("storage",)
     watchdog: float = 0.0
     stop: float = 20.0
+    accelerator: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,16 +4,18 @@ Two nodes may hand a domain to and fro as long as both know its machine type and
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from veery.errors import VeeryError
 from veery.host.run import run
-from veery.hypervisor.qemu import build, postcopy
+from veery.hypervisor.qemu import build, postcopy, tsc
 from veery.hypervisor.qemu.build import Build
 from veery.hypervisor.qemu.machine import OLDEST, Hypervisor
 from veery.model.domain import DomainSpec
@@ -23,57 +25,114 @@ log = logging.getLogger(__name__)
 
 DEADLINE = 10.0
 BASE = "qemu64"
+MODELS: Mapping[str, tuple[str, ...]] = {
+    "GenuineIntel": (
+        *("Nehalem-v1", "Nehalem-v2", "Westmere-v1", "Westmere-v2", "SandyBridge-v1", "SandyBridge-v2"),
+        *("IvyBridge-v1", "IvyBridge-v2", "Haswell-v2", "Haswell-v4", "Broadwell-v2", "Broadwell-v4"),
+        *("Skylake-Client-v3", "Skylake-Client-v4", "Skylake-Server-v3", "Skylake-Server-v4", "Skylake-Server-v5"),
+        *("Cascadelake-Server-v3", "Cascadelake-Server-v4", "Cascadelake-Server-v5", "Icelake-Server-v3"),
+        *("Icelake-Server-v4", "Icelake-Server-v5", "Icelake-Server-v6", "SapphireRapids-v2", "SapphireRapids-v3"),
+        "GraniteRapids-v2",
+    ),
+    "AuthenticAMD": (
+        *("Opteron_G3-v1", "EPYC-v2", "EPYC-v3", "EPYC-v4", "EPYC-Rome-v2", "EPYC-Rome-v3", "EPYC-Rome-v4"),
+        *("EPYC-Milan-v1", "EPYC-Milan-v2", "EPYC-Genoa-v1"),
+    ),
+}
+"""QEMU's processor models by vendor, the oldest first (target/i386/cpu.c): the versions with the bits by which a guest
+protects itself from its processor's faults, and without those that microcode takes away (TSX). A guest goes by family
+and model in its choice of protections; under qemu64, an old AMD, it leaves most of them out."""
+HYPERCALLS = frozenset({"kvm-pv-ipi", "kvm-pv-sched-yield", "kvm-pv-tlb-flush", "kvm-pv-unhalt"})
 WORTH = frozenset().union(
     *LEVELS[1:],
     {"adx", "aes", "clflushopt", "erms", "fsgsbase", "invpcid", "pclmulqdq", "pcid", "pdpe1gb", "rdrand", "rdseed"},
     {"rdtscp", "sha-ni", "smap", "smep", "xsavec", "xsaveopt"},
     {"amd-ssbd", "ibpb", "md-clear", "spec-ctrl", "ssbd", "stibp", "virt-ssbd"},
+    {"amd-no-ssb", "amd-psfd", "amd-stibp", "arat", "auto-ibrs", "fsrm", "gfni", "ibrs", "tsc-adjust", "tsc-deadline"},
+    {"avx512-vnni", "umip", "vaes", "vpclmulqdq", "xsaves"},
+    HYPERCALLS,
 )
 """Features worth giving to guests where every node has them: speed, random numbers, and what mitigations ask for."""
+WORTH_BY_VENDOR: Mapping[str, frozenset[str]] = {
+    "GenuineIntel": frozenset(
+        {"arch-capabilities", "fb-clear", "fbsdp-no", "gds-no", "ibrs-all", "mds-no", "psdp-no", "pschange-mc-no"}
+    )
+    | {"rdctl-no", "rfds-clear", "rfds-no", "sbdr-ssdp-no", "skip-l1dfl-vmentry", "taa-no"},
+}
+"""What tells a guest from which faults its processor is free. Not on AMD: KVM emulates arch-capabilities there, and
+from QEMU 10.1 on it leaves them out."""
+
+
+_VERSIONED = frozenset().union(*MODELS.values())
 
 
 async def ask(hypervisor: Hypervisor) -> Abilities:
     """Machine types and features. Where QEMU does not tell, they are left empty: nothing is refused for them.
 
-    QMP: query-machines, and query-cpu-model-expansion of `max`: all that the accelerator can give on this processor."""
+    QMP: query-machines; query-cpu-model-expansion of `max`: all that the accelerator can give on this processor;
+    query-cpu-definitions: the models, and what the accelerator lacks for each."""
     commands: list[dict[str, Any]] = [
         {"execute": "qmp_capabilities"},
         {"execute": "query-machines"},
         {"execute": "query-cpu-model-expansion", "arguments": {"type": "full", "model": {"name": "max"}}},
+        {"execute": "query-cpu-definitions"},
         {"execute": "quit"},
     ]
     words = [hypervisor.binary, "-no-user-config", "-nodefaults", "-display", "none", "-S", "-qmp", "stdio"]
     words += ["-machine", "none", "-accel", hypervisor.accel]
-    machines: tuple[str, ...] = ()
-    features: tuple[str, ...] = ()
+    told = Told()
     try:
         said = await run(words, deadline=DEADLINE, stdin="".join(f"{json.dumps(one)}\n" for one in commands).encode())
-        machines, features = _read(said.out)
+        told = read(said.out)
     except (VeeryError, ValueError, KeyError) as error:
         log.warning("QEMU does not tell what it can build: %s", error)
+    counter = await asyncio.to_thread(tsc.ask) if hypervisor.accel == "kvm" else tsc.Tsc()
     return Abilities(
         driver="qemu",
         version=hypervisor.version,
         accelerator=hypervisor.accel,
-        machines=machines,
-        features=features,
+        machines=told.machines,
+        features=told.features,
+        models=told.models,
+        vendor=told.vendor,
+        tsc_khz=counter.khz,
+        tsc_scales=counter.scales,
         post_copy=postcopy.obstacle(),
     )
 
 
-def _read(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What a QEMU without a machine tells; empty: it did not."""
+
     machines: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    vendor: str = ""
+
+
+def read(text: str) -> Told:
+    """QEMU's answers, one a line. Raises ValueError, KeyError for what is none."""
+    told = Told()
     for line in text.splitlines():
         answer = json.loads(line).get("return")
-        if isinstance(answer, list):
+        if isinstance(answer, list) and any("unavailable-features" in one for one in answer):
+            models = {one["name"] for one in answer if one.get("unavailable-features") == []}
+            told = replace(told, models=tuple(sorted(models & _VERSIONED)))
+        elif isinstance(answer, list):
             old = sorted(one["name"] for one in answer if one.get("deprecated") and one["name"] == build.MACHINE)
             if old:  # domains run on it for years; they may still move to it
                 log.warning("QEMU calls the machine type %s deprecated: it will go in a later version", old[0])
-            machines = tuple(sorted(one["name"] for one in answer))
+            told = replace(told, machines=tuple(sorted(one["name"] for one in answer)))
         elif answer and "model" in answer:
-            features = tuple(sorted({plain(name) for name, value in answer["model"]["props"].items() if value is True}))
-    return machines, features
+            props = answer["model"]["props"]
+            features = tuple(sorted({plain(name) for name, value in props.items() if value is True}))
+            told = replace(told, features=features, vendor=str(props.get("vendor", "")))
+    return told
+
+
+def _words(layouts: Iterable[int]) -> str:
+    return " and ".join(str(each) for each in sorted(layouts))
 
 
 def plain(name: str) -> str:
@@ -81,19 +140,41 @@ def plain(name: str) -> str:
     return re.sub(r"[._]", "-", name)
 
 
-def processor(features: Iterable[str], accelerator: str) -> tuple[str, tuple[str, ...]]:
-    """QEMU's -cpu for a processor with `features`, and those that it has.
+def processor(
+    features: Iterable[str], accelerator: str, models: Iterable[str] = (), vendor: str = ""
+) -> tuple[str, tuple[str, ...]]:
+    """QEMU's -cpu for a processor of `vendor` with `features`, by the newest of `models`; and those that it has.
 
     Under TCG it is always the same: what TCG emulates does not depend on the machine, and more would be slower."""
     if accelerator != "kvm":
         return build.CPU, tuple(sorted(LEVELS[0] | LEVELS[1]))
-    given = sorted(WORTH & set(features))
-    return ",".join([BASE, *(f"+{name}" for name in given)]), tuple(sorted(LEVELS[0].union(given)))
+    known, wanted = set(models), WORTH | WORTH_BY_VENDOR.get(vendor, frozenset())
+    if not vendor:  # a guest patches its hypercalls for the vendor that it sees at its start
+        wanted -= HYPERCALLS
+    base = next((name for name in reversed(MODELS.get(vendor, ())) if name in known), BASE)
+    given = sorted(wanted & set(features))
+    return ",".join([base, *(f"+{name}" for name in given)]), tuple(sorted(LEVELS[0].union(given)))
 
 
 def needs(cpu: str) -> frozenset[str]:
     """The features that a -cpu adds to its model."""
     return frozenset(plain(word[1:]) for word in cpu.split(",") if word.startswith("+"))
+
+
+def _unlike(able: Abilities, spec: DomainSpec, plan: Build) -> tuple[Blocker, ...]:
+    """Why a processor under KVM cannot stand for the one that the guest has seen, as far as vendor and model tell."""
+    if plan.accel != "kvm" or able.accelerator != "kvm":
+        return ()
+    if plan.vendor and able.vendor and plan.vendor != able.vendor:
+        reason = f"{spec.name} runs on a processor of {plan.vendor}, it has one of {able.vendor}"
+        hint = f"move it between processors of one vendor; to change, end {spec.name} and start it there"
+        return (Blocker(kind=Obstacle.CPU, reason=reason, hint=hint),)
+    model = plan.cpu.split(",")[0]
+    if able.models and model in _VERSIONED and model not in able.models:
+        reason = f"its processor or QEMU {able.version} cannot give the processor model {model}"
+        hint = f"start {spec.name} anew: it then gets the cluster's baseline (veery cluster cpu)"
+        return (Blocker(kind=Obstacle.CPU, reason=reason, hint=hint),)
+    return ()
 
 
 def obstacles(able: Abilities, spec: DomainSpec, plan: Build) -> tuple[Blocker, ...]:
@@ -116,11 +197,11 @@ def obstacles(able: Abilities, spec: DomainSpec, plan: Build) -> tuple[Blocker, 
                 hint="install a newer QEMU there (on Debian 12 from bookworm-backports)",
             )
         )
-    if plan.layout != build.LAYOUT:
+    if plan.layout not in build.LAYOUTS:
         found.append(
             Blocker(
                 kind=Obstacle.VERSION,
-                reason=f"{spec.name} is built by layout {plan.layout}, it knows {build.LAYOUT}",
+                reason=f"{spec.name} is built by layout {plan.layout}, it knows {_words(build.LAYOUTS)}",
                 hint="bring veery to the same version on both nodes",
             )
         )
@@ -132,6 +213,7 @@ def obstacles(able: Abilities, spec: DomainSpec, plan: Build) -> tuple[Blocker, 
                 hint="bring QEMU to the same version on both nodes, or start the domain anew with qemu.machine set",
             )
         )
+    found += _unlike(able, spec, plan)
     missing = sorted(needs(plan.cpu) - set(able.features)) if able.features else []
     if missing:
         found.append(

@@ -18,18 +18,23 @@ from veery.model.volume import Attachments
 TB_SIZE = 32
 """MiB of translated code that TCG keeps; its own default, up to 1 GiB, costs memory for nothing in a small guest."""
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+MEMORY = "pc.ram"
+"""The name of guest memory in a migration stream; QEMU's own for a PC's (MachineClass, default_ram_id)."""
+AGENT = "org.qemu.guest_agent.0"
 RESTARTS = frozenset({OnEvent.RESTART, OnEvent.SOFT_RESET})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wiring:
-    """What the new process finds open: the listening sockets of its two monitors and its console, by number;
-    `secrets` maps a secret's id to a descriptor that holds it; `console_log` takes what the guest prints."""
+    """What the new process finds open: the listening sockets of its two monitors, its console and the guest's agent
+    (from layout 2 on), by number; `secrets` maps a secret's id to a descriptor that holds it; `console_log` takes what
+    the guest prints."""
 
     monitors: tuple[int, ...]
     console: int
     console_log: Path
     secrets: Mapping[str, int]
+    agent: int | None = None
 
 
 Command = Callable[[Wiring], list[str]]
@@ -49,12 +54,15 @@ def build_argv(
         *("-sandbox", SANDBOX),
         *("-machine", _machine(build)),
         *("-accel", "kvm" if build.accel == "kvm" else f"tcg,thread=multi,tb-size={TB_SIZE}"),
-        *("-cpu", build.cpu),
+        *("-cpu", build.model),
         *("-m", f"size={build.memory}M"),
+        *_memory(build),
+        *_clocks(build),
         *("-smp", f"cpus={spec.vcpus},maxcpus={max(spec.vcpus, spec.maxvcpus)}"),
         *_ends(spec),
         *_boot(spec),
         *_monitors(wiring),
+        *_agent(build, wiring),
         *_board(build),
         *_disks(spec, attachments, build, wiring),
         *_vifs(attachments, build),
@@ -66,7 +74,32 @@ def _machine(build: Build) -> str:
     """Guest memory stays out of core dumps, and is not shared with other guests' (KSM's side channels); both concern
     this host alone, so a domain that was started without them moves here all the same."""
     board = f"{build.machine},usb=off,vmport=off,smbus=off,sata={'on' if build.sata else 'off'}"
-    return f"{board},dump-guest-core=off,mem-merge=off"
+    board = f"{board},dump-guest-core=off,mem-merge=off"
+    return board if build.layout == 1 else f"{board},hpet=off,memory-backend={MEMORY}"
+
+
+def _memory(build: Build) -> list[str]:
+    """Guest memory as an object of its own, by the name that it has without one: another kind of it (huge pages) may
+    then take its place on either end of a move."""
+    if build.layout == 1:
+        return []
+    options: devices.Options = {
+        "qom-type": "memory-backend-ram",
+        "id": MEMORY,
+        "size": build.memory << 20,
+        "dump": False,
+        "merge": False,
+        "x-use-canonical-path-for-ramblock-id": False,
+    }
+    return ["-object", _json(options)]
+
+
+def _clocks(build: Build) -> list[str]:
+    """Ticks that a guest missed come later, one after the other, as guests that count ticks need it."""
+    if build.layout == 1:
+        return []
+    pit = ["-global", "kvm-pit.lost_tick_policy=delay"] if build.accel == "kvm" else []
+    return ["-rtc", "base=utc,driftfix=slew", *pit]
 
 
 def _commas(text: str | Path) -> str:
@@ -96,6 +129,16 @@ def _monitors(wiring: Wiring) -> list[str]:
     log = f"logfile={_commas(wiring.console_log)},logappend=on"
     words += ["-chardev", f"socket,id=console,fd={wiring.console},server=on,wait=off,{log}"]
     return words
+
+
+def _agent(build: Build, wiring: Wiring) -> list[str]:
+    """The port through which an agent in the guest may be talked to. Nobody need listen on either end."""
+    if build.layout == 1:
+        return []
+    chardev = f"socket,id=agent,fd={wiring.agent},server=on,wait=off"
+    bus = {"driver": "virtio-serial-pci", "id": "serial", "bus": "pcie.0", "addr": "0x4", "max_ports": 2}
+    port = {"driver": "virtserialport", "id": "agent0", "bus": "serial.0", "nr": 1, "chardev": "agent", "name": AGENT}
+    return ["-chardev", chardev, "-device", _json(bus), "-device", _json(port)]
 
 
 def _board(build: Build) -> list[str]:
@@ -138,7 +181,7 @@ def _vifs(attachments: Attachments, build: Build) -> list[str]:
     words: list[str] = []
     for vif in attachments.vifs:
         words += ["-netdev", _json(devices.netdev(vif))]
-        words += ["-device", _json(devices.vif_device(vif, build.slots[vif_id(vif.spec)]))]
+        words += ["-device", _json(devices.vif_device(vif, build.slots[vif_id(vif.spec)], build.layout))]
     return words
 
 

@@ -1,12 +1,18 @@
 """How one domain's machine is built: all that a move's target must build again, byte for byte.
 
 Every disk and interface sits behind a PCIe root port of its own, so that each may be unplugged and its place is
-a number that travels: a guest sees a device move when its PCI address changes. Layout 1:
+a number that travels: a guest sees a device move when its PCI address changes. Both layouts:
 
     00:03.0        balloon
+    00:04.0        virtio-serial with one port for a guest agent (layout 2 only)
     00:10.0 ...    root ports 0, 1, 2, ... (eight functions a slot), a disk or an interface behind each
     SATA           CD-ROM drives, on the chip set's own controller, present only where there are any
-"""
+
+New domains get layout 2. A domain keeps the layout that it was started by, also in its save file. Layout 2 differs in
+what the guest sees by the agent's port; no hpet; a longer receive ring; and by what differs between kernels, which is
+off: UDP segmentation offload (kernels from 6.2 on have it, and a guest that took it does not load on an older one) and
+the reset of single queues. Its memory is a back end of its own, its processor has its vendor pinned under KVM, and a
+QEMU that cannot give all of that processor does not start."""
 
 from __future__ import annotations
 
@@ -15,7 +21,10 @@ from dataclasses import dataclass, field, replace
 from veery.errors import Refused
 from veery.model.domain import DiskSpec, DomainSpec, VifSpec
 
-LAYOUT = 1
+LAYOUT = 2
+"""Of new domains."""
+LAYOUTS = frozenset({1, 2})
+"""Those that can be built here."""
 MACHINE = "pc-q35-9.0"
 CPU = "qemu64,+pni,+popcnt,+ssse3,+sse4.1,+sse4.2"
 """x86-64-v2: every processor since 2009 has it, and TCG, so a domain may move between unlike machines."""
@@ -27,9 +36,10 @@ MAX_VCPUS = 255  # more want x2APIC, which CPU has not
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Build:
     """`memory` in MiB; `ports` root ports; `slots` maps a device's id to its port (SATA port for a CD-ROM);
-    `started` is the second of the epoch at which the guest booted."""
+    `started` is the second of the epoch at which the guest booted; `vendor` is that of the processor that it saw ("":
+    not known, or TCG's). The defaults are those of records that lack the field."""
 
-    layout: int = LAYOUT
+    layout: int = 1
     machine: str = MACHINE
     accel: str
     cpu: str = CPU
@@ -38,6 +48,14 @@ class Build:
     slots: dict[str, int] = field(default_factory=dict)
     sata: bool = False
     started: float = 0.0
+    vendor: str = ""
+
+    @property
+    def model(self) -> str:
+        """QEMU's whole -cpu."""
+        if self.layout == 1:
+            return self.cpu
+        return ",".join([self.cpu, *([f"vendor={self.vendor}"] if self.vendor else []), "enforce"])
 
     def free_port(self) -> int:
         """The lowest root port with nothing behind it. Raises Refused when all are taken."""
@@ -68,7 +86,16 @@ def vif_id(vif: VifSpec) -> str:
     return f"vif-{vif.mac.replace(':', '').lower()}"
 
 
-def lay_out(spec: DomainSpec, *, machine: str, accel: str, started: float, cpu: str = CPU) -> Build:
+def lay_out(
+    spec: DomainSpec,
+    *,
+    machine: str,
+    accel: str,
+    started: float,
+    cpu: str = CPU,
+    vendor: str = "",
+    layout: int = LAYOUT,
+) -> Build:
     """The build of a new domain: disks first, then interfaces, four places and more to spare.
 
     Raises Refused for two devices of one name and for more than there is room for."""
@@ -84,6 +111,7 @@ def lay_out(spec: DomainSpec, *, machine: str, accel: str, started: float, cpu: 
         raise Refused(f"{spec.name}: too many devices", hint=f"at most {MAX_PORTS - 4} and {SATA_PORTS} CD-ROM drives")
     slots = {name: number for number, name in enumerate(names)} | {name: n for n, name in enumerate(drives)}
     return Build(
+        layout=layout,
         machine=machine,
         accel=accel,
         cpu=cpu,
@@ -92,4 +120,5 @@ def lay_out(spec: DomainSpec, *, machine: str, accel: str, started: float, cpu: 
         slots=slots,
         sata=bool(drives),
         started=started,
+        vendor=vendor if accel == "kvm" else "",
     )

@@ -109,7 +109,18 @@ def netdev(vif: AttachedVif) -> Options:
     }
 
 
-def vif_device(vif: AttachedVif, slot: int) -> Options:
+LAYOUT_2_NIC: Options = {
+    "host_uso": False,
+    "guest_uso4": False,
+    "guest_uso6": False,
+    "queue_reset": False,
+    "rx_queue_size": 1024,
+}
+"""QEMU takes the first three from the kernel of its node, and the fourth from its vhost-net where that is on: so a
+domain might not load on a node with an older kernel."""
+
+
+def vif_device(vif: AttachedVif, slot: int, layout: int) -> Options:
     """The guest's side of an interface: virtio, unless the file names a model that QEMU emulates.
 
     No boot ROM: nothing here boots from the net, and a ROM's size must be the same on both ends of a move."""
@@ -122,8 +133,11 @@ def vif_device(vif: AttachedVif, slot: int) -> Options:
         "bus": f"port{slot}",
         "romfile": "",
     }
-    if vif.spec.mtu and options["driver"] == "virtio-net-pci":
-        options["host_mtu"] = vif.spec.mtu
+    if options["driver"] == "virtio-net-pci":
+        if layout != 1:
+            options |= LAYOUT_2_NIC
+        if vif.spec.mtu:
+            options["host_mtu"] = vif.spec.mtu
     return options
 
 

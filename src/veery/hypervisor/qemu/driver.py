@@ -14,8 +14,8 @@ import msgspec
 from veery.config.settings import Qemu
 from veery.errors import Refused
 from veery.host.clock import Clock
-from veery.hypervisor.base import ALONE, Report, Rest
-from veery.hypervisor.qemu import argv, build, hotplug, machine, migration, mirror, postcopy, switch
+from veery.hypervisor.base import ALONE, Report, Rest, Trigger
+from veery.hypervisor.qemu import argv, build, hotplug, machine, media, migration, mirror, postcopy, signals, switch
 from veery.hypervisor.qemu.abilities import ask, obstacles, processor
 from veery.hypervisor.qemu.build import Build
 from veery.hypervisor.qemu.console import QemuConsole
@@ -104,7 +104,10 @@ class QemuDriver:
     async def pack(self, uuid: str) -> tuple[DomainSpec, msgspec.Raw]:
         """As Driver.pack; the luggage is the Build."""
         record = self._roster.domain(uuid).record
-        return record.spec, msgspec.Raw(codec.encode(record.build))
+        plan = record.build
+        if plan.accel == "kvm" and not plan.vendor:  # started by an older veery: it has this processor's
+            plan = replace(plan, vendor=self._able.vendor)
+        return record.spec, msgspec.Raw(codec.encode(plan))
 
     async def take_domid(self) -> int:
         """As Driver.take_domid."""
@@ -120,6 +123,7 @@ class QemuDriver:
             accel=qemu.accel,
             started=self._clock.epoch(),
             cpu=self._cpu,
+            vendor=self._able.vendor,
         )
         command = self._command(spec, attachments, plan, incoming=False)
         async with self._roster.launching(spec, attachments, plan, Stage.STARTING, command=command) as domain:
@@ -217,6 +221,27 @@ class QemuDriver:
         """As Driver.detach_disk."""
         await hotplug.detach_disk(self._roster.free(uuid), vdev)
 
+    async def trigger(self, uuid: str, what: Trigger) -> None:
+        """As Signaller.trigger."""
+        await signals.trigger(self._roster.domain(uuid), what)
+
+    async def sysrq(self, uuid: str, letter: str) -> None:
+        """As Signaller.sysrq."""
+        console = await self.console(uuid)
+        try:
+            await signals.break_console(self._roster.domain(uuid))
+            await console.write(letter.encode())
+        finally:
+            await console.close()
+
+    async def dump_core(self, uuid: str, path: Path) -> None:
+        """As Signaller.dump_core."""
+        await signals.dump_core(self._roster.free(uuid), path)
+
+    async def change_medium(self, uuid: str, disk: AttachedDisk) -> None:
+        """As MediumChanger.change_medium."""
+        await media.change_medium(self._roster.free(uuid), disk)
+
     async def resize_disk(self, uuid: str, vdev: str, size: int) -> None:
         """As Driver.resize_disk."""
         await hotplug.resize_disk(self._roster.domain(uuid), vdev, size)
@@ -263,9 +288,9 @@ class QemuDriver:
         size, windows = domain.record.build.memory * MIB, () if quick else WINDOWS
         return await asyncio.to_thread(sample, domain.process.pid, size, windows=windows)
 
-    def give(self, features: frozenset[str]) -> tuple[str, tuple[str, ...]]:
+    def give(self, features: frozenset[str], models: frozenset[str]) -> tuple[str, tuple[str, ...]]:
         """As Driver.give."""
-        self._cpu, given = processor(features, self._able.accelerator)
+        self._cpu, given = processor(features, self._able.accelerator, models, self._able.vendor)
         return self._cpu, given
 
     # ---- moves

@@ -11,8 +11,10 @@ import contextlib
 import functools
 import logging
 import os
+import re
 import socket
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +73,7 @@ async def send(
         report(reading(info))
         return info.get("ram", {}).get("transferred")
 
-    throttle = _throttle(NO_THROTTLE) if means.throttle else {}
+    throttle, chosen = _throttle(NO_THROTTLE) if means.throttle else {}, ""
     domain.update(stage=Stage.SENDING)
     async with contextlib.AsyncExitStack() as undo:
         undo.callback(shut, stream)
@@ -81,8 +83,8 @@ async def send(
         await transfer.open()
         if tls is not None:
             version = await qemu_version(transfer.monitor)
-            cipher = "ChaCha20-Poly1305 alone: its QEMU is before 10.1" if version < SAFE_REKEY else "any of TLS 1.3"
-            log.info("domain=%s tls: %s", domain.record.spec.name, cipher)
+            chosen = cipher(version, means.peer_version)
+            log.info("domain=%s tls: cipher=%s", domain.record.spec.name, chosen or "not known")
             await _put_object(transfer.monitor, credentials(tls, "client", version))
         await transfer.set_up(
             return_path=True,
@@ -116,7 +118,7 @@ async def send(
         await transfer.close()
         undo.pop_all()
     report(reading(info))
-    return _result(info, stood)
+    return replace(_result(info, stood), cipher=chosen)
 
 
 async def tune(domain: Domain, tuning: Tuning) -> None:
@@ -333,6 +335,15 @@ async def qemu_version(monitor: Monitor) -> tuple[int, int]:
 def priority(version: tuple[int, int]) -> str:
     """GnuTLS's priority string for a QEMU of `version`."""
     return PRIORITY if version >= SAFE_REKEY else NO_REKEY
+
+
+def cipher(mine: tuple[int, int], theirs: str) -> str:
+    """What the streams of two QEMUs are encrypted by: both name the same ciphers in the same order, an older one only
+    the last. "" where `theirs`, the target's version in words, is not told and may be either."""
+    peer = tuple(int(part) for part in re.findall(r"\d+", theirs)[:2])
+    if mine < SAFE_REKEY or (peer and peer < SAFE_REKEY):
+        return "ChaCha20-Poly1305"
+    return "AES-128-GCM" if peer else ""
 
 
 def credentials(tls: Path, endpoint: str, version: tuple[int, int]) -> dict[str, Any]:

@@ -5,6 +5,7 @@
         pid             pid and start time
         qmp0 qmp1       the monitors' sockets; one client at a time each: qmp1 serves moves and emergencies
         port            the console's socket
+        agent           the socket of the guest's agent (from layout 2 on)
         console.log     what the guest printed
         qemu.log        QEMU's own complaints
 
@@ -85,6 +86,7 @@ class Home:
         self.path = path
         self.monitors = (path / "qmp0", path / "qmp1")
         self.port = path / "port"
+        self.agent = path / "agent"
         self.console_log = path / "console.log"
         self.qemu_log = path / "qemu.log"
         self._pid, self._record = path / "pid", path / "record.json"
@@ -132,20 +134,27 @@ class Home:
             ended=written.ended,
         )
 
-    def spawn(self, argv: Command, attachments: Attachments) -> Process:
-        """Start QEMU; `argv` makes its command line once the descriptors are known."""
+    def spawn(self, argv: Command, attachments: Attachments, *, agent: bool) -> Process:
+        """Start QEMU, with an `agent` socket if it takes one; `argv` makes its command line once the descriptors are
+        known."""
         with contextlib.ExitStack() as ours:
             monitors = tuple(ours.enter_context(_listen(path)).fileno() for path in self.monitors)
             port = ours.enter_context(_listen(self.port)).fileno()
+            agents = (ours.enter_context(_listen(self.agent)).fileno(),) if agent else ()
             secrets = {
                 devices.secret_id(disk): ours.enter_context(_in_memory(devices.secret(disk)))
                 for disk in attachments.disks
                 if devices.secret(disk)
             }
-            wiring = Wiring(monitors=monitors, console=port, console_log=self.console_log, secrets=secrets)
-            process = Process.spawn(
-                argv(wiring), log_file=self.qemu_log, pass_fds=(*monitors, port, *secrets.values()), cwd=Path("/")
+            wiring = Wiring(
+                monitors=monitors,
+                console=port,
+                console_log=self.console_log,
+                secrets=secrets,
+                agent=agents[0] if agents else None,
             )
+            passed = (*monitors, port, *agents, *secrets.values())
+            process = Process.spawn(argv(wiring), log_file=self.qemu_log, pass_fds=passed, cwd=Path("/"))
         process.save(self._pid)
         with contextlib.suppress(OSError):  # veeryd, etcd and tgtd are to outlive any one domain
             Path(f"/proc/{process.pid}/oom_score_adj").write_text(str(OOM_SCORE))

@@ -158,7 +158,7 @@ class Roster:
         try:
             record = Record(domid=domid, spec=spec, attachments=attachments, build=build, stage=stage)
             home.make(record, backlog)
-            domain = self._new(home, record, home.spawn(command, attachments))
+            domain = self._new(home, record, home.spawn(command, attachments, agent=build.layout > 1))
             await domain.connect(deadline=START_DEADLINE)
             yield domain
             self.dmesg.note(f"{spec.name} ({domid}) {'comes in' if stage is Stage.INCOMING else 'started'}")

@@ -1,0 +1,108 @@
+"""What a node does for the upkeep of the store: orders to make room, a new start of its etcd, a copy each day."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from veery.cluster import server, upkeep
+from veery.cluster.etcd import EtcdStore
+from veery.cluster.store import StoreUnavailable
+from veery.cluster.upkeep import Defragmented
+from veery.errors import Failed, Refused, VeeryError
+from veery.host.clock import Clock
+from veery.host.log import decision
+from veery.host.process import Service
+
+log = logging.getLogger(__name__)
+
+EVERY_S = 86400.0
+LOOK_S = 600.0  # between two looks whether a copy is due
+RETRY_S = 30.0  # after a copy that did not succeed
+KEEP = 7  # copies
+STOP_S = 10.0  # for etcd to end by itself
+READY_S = 60.0  # for it to know a leader again
+
+
+class StoreUpkeep:
+    """One a daemon; `run` is a voter's task."""
+
+    def __init__(
+        self, node: str, store: EtcdStore, services: Sequence[Service], *, state: Path, clock: Clock, quota: int
+    ) -> None:
+        """`services` are this node's; `quota` is the store's, in bytes."""
+        self._node, self._store, self._clock, self._quota = node, store, clock, quota
+        self._etcd = next((each for each in services if each.name == "etcd"), None)
+        self.copies = state / "backups"
+
+    # ---- orders
+    async def defragment(self) -> list[Defragmented]:
+        """As upkeep.defragment."""
+        done = await upkeep.defragment(self._store.voters, quota=self._quota)
+        log.info(decision("store.defragmented", voters=",".join(each.name for each in done)))
+        return done
+
+    async def restart(self, *, force: bool = False) -> None:
+        """End this node's etcd, start the one that is installed, wait until it knows a leader. Raises Refused where no
+        etcd runs here, or the store would have no quorum meanwhile (not with `force`); Failed, StoreUnavailable."""
+        if self._etcd is None:
+            raise Refused(f"{self._node} is no voter", hint="veery node list shows which nodes are")
+        process = self._etcd.process
+        seen = await upkeep.look(self._store.voters)
+        own = next((each for each in seen if each.voter.name == self._node), None)
+        if not force:
+            why = "the store has no member here" if own is None else upkeep.spare(seen, own.voter.id)
+            if why:
+                hint = "bring the others up first: veery doctor --all; --force does it all the same"
+                raise Refused(f"etcd on {self._node} is not restarted: {why}", hint=hint)
+        if process is None:
+            raise Failed(f"etcd on {self._node} does not run", hint="see etcd.log in the run folder")
+        await self._hand_over(seen, own)
+        log.info(decision("etcd.restart", node=self._node))
+        await process.stop(grace=STOP_S)
+        if own is not None:
+            await server.ready(self._store.voters, own.endpoint, deadline=READY_S)
+
+    async def _hand_over(self, seen: Sequence[upkeep.Seen], own: upkeep.Seen | None) -> None:
+        """Have another member lead first, where ours does: then nobody waits for an election."""
+        if own is None or own.status is None or own.status.leader != own.voter.id:
+            return
+        other = next((each for each in seen if each.well and each.voter.id != own.voter.id), None)
+        if other is not None:
+            try:
+                await self._store.voters.hand_over(own.endpoint, other.voter.id)
+            except StoreUnavailable as error:
+                log.warning("etcd is restarted as the leader: %s", error)
+
+    # ---- a copy each day
+    async def run(self) -> None:
+        """For ever: keep the copies in `copies` fresh and few."""
+        said = ""
+        while True:
+            pause = LOOK_S
+            try:
+                await self._copy()
+                said = ""
+            except (VeeryError, OSError) as error:
+                pause = RETRY_S
+                if str(error) != said:
+                    log.warning("no copy of the store yet: %s", error)
+                said = str(error)
+            await asyncio.sleep(pause)
+
+    async def _copy(self) -> None:
+        self.copies.mkdir(mode=0o700, exist_ok=True)
+        now, there = self._clock.epoch(), upkeep.kept(self.copies)
+        if there and 0 <= now - there[0].stat().st_mtime < EVERY_S:
+            return
+        usage = shutil.disk_usage(self.copies)
+        if not upkeep.room_for_copy(usage.free, usage.total, self._quota):
+            raise Failed(f"too little room for it in {self.copies}", hint="make room there")
+        path = self.copies / upkeep.name_of(now)
+        size = await upkeep.backup(self._store.gateway, path)
+        log.info("the store was copied to %s, %d bytes", path, size)
+        for old in upkeep.kept(self.copies)[KEEP:]:
+            old.unlink(missing_ok=True)

@@ -1,0 +1,115 @@
+"""Upkeep of a real etcd: a full store that takes writes again, copies, and members that differ."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import hashlib
+import re
+from pathlib import Path
+
+import pytest
+from cluster_parts import Member, another, eventually, first, rig
+
+from veery.cluster import server, upkeep
+from veery.cluster.gateway import Declined
+from veery.cluster.store import Put, StoreUnavailable
+from veery.errors import Refused
+from veery.host.process import Service
+from veery.model.units import MIB
+from veery.node.storehealth import judge_alarms, judge_hashes, judge_members, judge_store, read
+
+SMALL = 4  # MiB
+MARK = b"only here to be damaged " * 20
+
+
+def small(member: Member) -> Member:
+    member.settings = dataclasses.replace(member.settings, etcd=dataclasses.replace(member.settings.etcd, quota=SMALL))
+    return member
+
+
+async def test_a_full_store_takes_writes_again(tmp_path: Path) -> None:
+    async with rig(tmp_path) as make:
+        one, two, three = (small(make(name)) for name in ("test1", "test2", "stor"))
+        await first(one)
+        await another(two, one)
+        await another(three, one)
+        with pytest.raises(Declined, match="full") as told:
+            for _ in range(40):
+                await one.store.commit([], [Put("junk/a", bytes(MIB // 2))])
+        assert told.value.hint == "veery cluster defrag"
+        nodes = [each.identity.node for each in (one, two, three)]
+        found = judge_store("test1", await read(one.store.voters, nodes), quota=SMALL * MIB)
+        assert any(row.level == "bad" and "NOSPACE" in row.told and "defrag" in row.advice for row in found), found
+
+        done = await upkeep.defragment(one.store.voters, quota=SMALL * MIB)
+        assert {each.name for each in done} == {"test1", "test2", "stor"}
+        assert all(each.after < each.before for each in done)
+        await one.store.commit([], [Put("junk/b", b"again")])
+        rows = judge_members(await read(one.store.voters, nodes), quota=SMALL * MIB)
+        rows += judge_store("test1", await read(one.store.voters, nodes), quota=SMALL * MIB)
+        assert not [row for row in rows if row.level == "bad"], rows
+
+        await two.stop_etcd()
+        with pytest.raises(Refused, match="voter test2 does not answer"):
+            await upkeep.defragment(one.store.voters, quota=SMALL * MIB)
+
+
+async def test_a_copy_of_the_store_is_whole_and_for_its_owner_alone(tmp_path: Path) -> None:
+    async with rig(tmp_path) as make:
+        one = make("test1")
+        await first(one)
+        await one.store.commit([], [Put("junk/a", bytes(MIB // 2))])
+        path = tmp_path / "copy.db"
+        size = await upkeep.backup(one.store.gateway, path)
+        data = path.read_bytes()
+        assert (len(data), path.stat().st_mode & 0o777) == (size, 0o600)
+        assert hashlib.sha256(data[:-32]).digest() == data[-32:]
+        assert bytes(MIB // 2) in data
+        with pytest.raises(Refused, match="is there already"):
+            await upkeep.backup(one.store.gateway, path)
+        assert [each.name for each in tmp_path.glob("*.part")] == []
+
+
+async def test_a_member_with_other_data_is_found_and_the_store_stops(tmp_path: Path) -> None:
+    async with rig(tmp_path) as make:
+        one, two, three = make("test1"), make("test2"), make("stor")
+        await first(one)
+        await another(two, one)
+        await another(three, one)
+        nodes = [each.identity.node for each in (one, two, three)]
+        await one.store.commit([], [Put("junk/a", MARK)])
+        file = Path(two.settings.state) / "etcd" / "member" / "snap" / "db"
+        await eventually(lambda: MARK in file.read_bytes())
+        row = judge_hashes("test1", await read(one.store.voters, nodes))
+        assert (row.level, row.told.startswith("3 of 3")) == ("ok", True), row
+
+        with file.open("rb+") as db:  # etcd has it mapped, and its pages carry no checksum
+            data = db.read()
+            for place in (each.start() for each in re.finditer(MARK, data)):
+                db.seek(place)
+                db.write(b"#" * len(MARK))
+        row = judge_hashes("test1", await read(one.store.voters, nodes))
+        assert (row.level, row.told.startswith("test2 differs at revision ")) == ("bad", True), row
+
+        for each in (one, two, three):
+            await _start_with(each, {server.CHECK_EVERY: "2s"})
+        await server.ready(one.store.voters, one.url, deadline=60)
+
+        async def alarmed() -> bool:
+            return any("CORRUPT" in row.told for row in judge_alarms("test1", await read(one.store.voters, nodes)))
+
+        async with asyncio.timeout(120):
+            while not await alarmed():
+                await asyncio.sleep(0.5)
+        with pytest.raises(StoreUnavailable, match="corrupt"):
+            await one.store.commit([], [Put("junk/b", b"nobody decides anything")])
+
+
+async def _start_with(member: Member, changes: dict[str, str]) -> None:
+    """Start this voter's etcd anew, with other words in its command line."""
+    await member.stop_etcd()
+    command = [str(word) for word in server.command(member.settings, member.identity)]
+    assert set(changes) <= set(command)
+    words = [changes.get(word, word) for word in command]
+    member.run_etcd(Service("etcd", lambda: words, run=Path(member.settings.run), env=server.environment()))
