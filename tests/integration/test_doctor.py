@@ -37,9 +37,12 @@ async def test_a_lab_is_well(lab: Lab, near: Node) -> None:
         assert _row(rows, "stor", what)["told"]
     assert _row(rows, "test1", "voters")["told"].startswith("3 of 3 answer; 1 more")
     assert _row(rows, "test1", "store data")["level"] == "ok"
-    for what in ("bridges", "fencing", "relocation port", "path to stor", "guard", "leftovers"):
+    for what in ("bridges", "fencing", "relocation port", "path to stor", "guard", "leftovers", "tap filter"):
         assert _row(rows, "test2", what)["level"] == "ok"
     assert _row(rows, "test2", "bridges")["told"] == "xenbr0"
+    reach = _row(rows, "test2", "guests' reach")  # the lab has one network
+    assert reach["level"] == "warn"
+    assert reach["told"].startswith("guests on xenbr0 reach API (port 8001), relocation (port 8002), etcd")
     assert {row["node"] for row in await _rows(near)} == {"test1"}
     assert {row["node"] for row in await _rows(near, "test2")} == {"test2"}
     assert "no node test9" in (await near.refused("doctor", "test9")).replace("'", "")
