@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from node_parts import Node, Terminal, Workshop, aside, until
 
+from veery.lab.services import Lab
+
 NAME = "finch"
 MIB = 1 << 20
 
@@ -141,9 +143,27 @@ async def test_the_root_disk_grows_under_load(finch: Path, near: Node) -> None:
     assert (await near.json("volume", "show", "--json", NAME))["volume"]["size"] == 40 * MIB
 
 
-async def test_a_domain_that_moves_keeps_what_was_attached(finch: Path, near: Node, far: Node) -> None:
+async def limits(lab: Lab, node: Node, name: str, number: int) -> str:
+    """What tc has on the tap of a domain's interface."""
+    tap = (await node.json("network-list", "--json", name))[0]["vifs"][number]["device"]
+    shape = (await lab.run(node.name, ["tc", "qdisc", "show", "dev", tap])).out
+    return shape + (await lab.run(node.name, ["tc", "filter", "show", "dev", tap, "ingress"], check=False)).out
+
+
+async def test_a_domain_that_moves_keeps_what_was_attached(finch: Path, near: Node, far: Node, lab: Lab) -> None:
     await near.veery("block-attach", NAME, "volume=seed,vdev=xvdc,access=r")
+    limited = await near.result("network-attach", NAME, "bridge=xenbr0", "rate=8Mb/s", "gatewaydev=eth0")
+    assert limited.code == 0
+    (line,) = limited.err.splitlines()
+    assert line.startswith("veery: the qemu driver does not carry out: gatewaydev=eth0")
+    before = await limits(lab, near, NAME, 1)
+    assert "tbf" in before
+    assert "rate 8Mbit" in before
+    assert ("police" in before) != ("traffic from the guest is not limited" in line)
+    assert "tbf" not in await limits(lab, near, NAME, 0)
     await near.veery("migrate", "--live", NAME, "test2")
+    assert "rate 8Mbit" in await limits(lab, far, NAME, 1)
+    await far.veery("network-detach", NAME, "1")
     async with far.shell(NAME) as shell:
         assert await shell.run("dd if=/dev/vdb bs=8 count=1 2>/dev/null") == "planted"
         assert f"used by {NAME} on test2" in await far.refused("volume", "delete", "seed")
@@ -152,3 +172,25 @@ async def test_a_domain_that_moves_keeps_what_was_attached(finch: Path, near: No
     assert await near.taps() == set()
     await far.veery("destroy", NAME)
     assert await far.taps() == set()
+
+
+async def test_a_cd_keeps_a_domain_until_it_is_ejected(
+    finch: Path, near: Node, far: Node, workshop: Workshop, tmp_path: Path
+) -> None:
+    image = tmp_path / "a.iso"
+    image.write_bytes(bytes(2 * MIB))
+    await near.veery("create", workshop.file("other", disk=[",hdc:cdrom"], root=None, memory=64))
+    await near.veery("cd-insert", "other", "hdc", image)
+    await near.veery("volume", "create", "disc", "8M")
+    await near.veery("cd-insert", "other", "hdc", "volume=disc")
+    assert "used by other on test1" in await near.refused("volume", "delete", "disc")
+    await near.veery("cd-insert", "other", "hdc", image)
+    await near.veery("volume", "delete", "disc")
+    assert "no CD-ROM drive hdd" in await near.refused("cd-eject", "other", "hdd")
+    stays = await near.result("migrate", "--live", "other", "test2")
+    assert stays.code == 1
+    assert "veery cd-eject other hdc" in stays.err
+    assert "--with-disks" not in stays.err
+    await near.veery("cd-eject", "other", "hdc")
+    await near.veery("migrate", "--live", "other", "test2")
+    await far.veery("destroy", "other")

@@ -22,6 +22,7 @@ from veery.config.settings import Qemu
 from veery.errors import Failed, OutcomeUnknown, Refused
 from veery.host import tls
 from veery.host.clock import RealClock
+from veery.hypervisor.base import Trigger
 from veery.hypervisor.qemu.driver import QemuDriver
 from veery.lab.guest import Guest
 from veery.model.domain import DiskFormat, DiskSpec, DomainReading, DomainSpec, DomainState
@@ -445,6 +446,57 @@ async def test_the_command_line_stands_for_every_kind_of_disk(
         )
     assert len(await near.driver.list()) == 1
     assert "lock" in await near.driver.log()
+
+
+async def test_a_cd_is_changed_while_the_domain_runs_and_its_drive_moves(
+    nodes: tuple[Node, Node], tmp_path: Path
+) -> None:
+    near, far = nodes
+    one, two = (parts.disk(tmp_path / f"{name}.iso").source for name in ("one", "two"))
+    drive = DiskSpec(vdev="hdc", cdrom=True, readwrite=False, format=DiskFormat.EMPTY)
+    spec = DomainSpec(name="cd", uuid="7c2f4b1e-0000-4000-8000-00000000000e", memory=64, disks=(drive,))
+    await near.driver.start(spec, Attachments(disks=(AttachedDisk(spec=drive, source=None),)))
+
+    async def change(source: LocalDisk | None) -> None:
+        held = replace(drive, target=source.path, format=DiskFormat.RAW) if source else drive
+        await near.driver.change_medium(spec.uuid, AttachedDisk(spec=held, source=source))
+        assert (await near.driver.spec(spec.uuid))[0].disks == (held,)
+
+    assert isinstance(one, LocalDisk)
+    assert isinstance(two, LocalDisk)
+    for source in (one, two, None, one):
+        await change(source)
+    with pytest.raises(Failed, match="hdc is empty now"):
+        await change(LocalDisk(path=str(tmp_path / "none.iso"), format=DiskFormat.RAW, block=False))
+    assert (await near.driver.spec(spec.uuid))[0].disks == (drive,)
+    with pytest.raises(Refused, match="no CD-ROM drive hdd"):
+        await near.driver.change_medium(spec.uuid, AttachedDisk(spec=replace(drive, vdev="hdd"), source=None))
+    await move(near.driver, far.driver, spec.uuid)
+    assert (await far.driver.spec(spec.uuid))[0].disks == (drive,)
+    await far.driver.change_medium(
+        spec.uuid, AttachedDisk(spec=replace(drive, target=two.path, format=DiskFormat.RAW), source=two)
+    )
+
+
+async def test_what_reaches_a_guest_that_answers_nothing_else(
+    nodes: tuple[Node, Node], snapshot: parts.Snapshot, tmp_path: Path
+) -> None:
+    near, _ = nodes
+    spec = await parts.awake(near.driver, snapshot)
+    await parts.shell(near.driver, spec.uuid, "mount -t proc p /proc 2>/dev/null; echo 1 > /proc/sys/kernel/sysrq")
+    console = await near.driver.console(spec.uuid)
+    await near.driver.sysrq(spec.uuid, "h")
+    assert b"sysrq: HELP" in await parts.until(console, b"sysrq: HELP")
+    await near.driver.trigger(spec.uuid, Trigger.NMI)
+    await console.close()
+    core = tmp_path / "core"
+    await near.driver.dump_core(spec.uuid, core)
+    assert core.read_bytes()[:4] == b"\x7fELF"
+    assert core.stat().st_size > spec.memory << 20
+    assert core.stat().st_mode & 0o077 == 0
+    with pytest.raises(Failed):
+        await near.driver.dump_core(spec.uuid, tmp_path / "nowhere" / "core")
+    assert await parts.shell(near.driver, spec.uuid, "echo $((6*7))") == "42"
 
 
 async def test_without_kvm_or_qemu_the_driver_says_so(tmp_path: Path, snapshot: parts.Snapshot) -> None:

@@ -53,6 +53,10 @@ class DomainRoutes:
             web.get(f"{one}/disks", self.disks),
             web.post(f"{one}/disks", self.attach_disk),
             web.delete(f"{one}/disks/{{vdev}}", self.detach_disk),
+            web.post(f"{one}/cd", self.change_cd),
+            web.post(f"{one}/trigger", self.trigger),
+            web.post(f"{one}/sysrq", self.sysrq),
+            web.post(f"{one}/dump", self.dump),
             web.get(f"{one}/vifs", self.vifs),
             web.post(f"{one}/vifs", self.attach_vif),
             web.delete(f"{one}/vifs/{{which}}", self.detach_vif),
@@ -91,7 +95,8 @@ class DomainRoutes:
         reading = await asyncio.shield(
             asyncio.ensure_future(self._domains.create(spec, paused=bool(data.get("paused"))))
         )
-        return answer({"reading": reading, "spec": await self._domains.spec(reading.uuid)})
+        spec = await self._domains.spec(reading.uuid)
+        return answer({"reading": reading, "spec": spec, "warnings": await self._devices.warnings(reading.uuid)})
 
     async def forget(self, request: web.Request) -> web.Response:
         """Forget a record."""
@@ -145,11 +150,34 @@ class DomainRoutes:
         """Hot-plug."""
         disk = convert((await body(request, disk=dict))["disk"], DiskSpec)
         await self._devices.attach_disk(request.match_info["ref"], disk)
-        return answer({})
+        return answer({"warnings": self._devices.disk_warnings(disk)})
 
     async def detach_disk(self, request: web.Request) -> web.Response:
         """Hot-unplug."""
         await self._devices.detach_disk(request.match_info["ref"], request.match_info["vdev"])
+        return answer({})
+
+    async def change_cd(self, request: web.Request) -> web.Response:
+        """Another medium in a CD-ROM drive, or none."""
+        data = await body(request, vdev=str)
+        medium = convert(data["disk"], DiskSpec) if data.get("disk") is not None else None
+        await self._devices.change_cd(request.match_info["ref"], data["vdev"], medium)
+        return answer({})
+
+    async def trigger(self, request: web.Request) -> web.Response:
+        """NMI, power button."""
+        await self._devices.trigger(request.match_info["ref"], (await body(request, what=str))["what"])
+        return answer({})
+
+    async def sysrq(self, request: web.Request) -> web.Response:
+        """A letter for the guest's kernel."""
+        await self._devices.sysrq(request.match_info["ref"], (await body(request, letter=str))["letter"])
+        return answer({})
+
+    async def dump(self, request: web.Request) -> web.Response:
+        """Its memory, to a file of this node."""
+        path = _absolute((await body(request, path=str))["path"])
+        await asyncio.shield(asyncio.ensure_future(self._devices.dump(request.match_info["ref"], path)))
         return answer({})
 
     async def vifs(self, request: web.Request) -> web.Response:
@@ -159,7 +187,8 @@ class DomainRoutes:
     async def attach_vif(self, request: web.Request) -> web.Response:
         """Hot-plug."""
         vif = convert((await body(request, vif=dict))["vif"], VifSpec)
-        return answer(await self._devices.attach_vif(request.match_info["ref"], vif))
+        made = await self._devices.attach_vif(request.match_info["ref"], vif)
+        return answer({**plain(made), "warnings": self._devices.vif_warnings(made, vif)})
 
     async def detach_vif(self, request: web.Request) -> web.Response:
         """Hot-unplug."""

@@ -21,7 +21,9 @@ def _create(session: Session, args: Namespace) -> int:
         raise Usage("give one domain file" if not files else f"more than one domain file: {' '.join(files)}", "create")
     from veery.config.domain import find_domain_file, load_domain
 
+    session.failure = 3 if session.tool == "xl" else 1  # xl's ERROR_FAIL of a file that it cannot read
     path = find_domain_file(files[0])
+    session.failure = 1
     if session.tool == "xm" and not args.quiet:
         print(f'Using config file "{path if path.is_absolute() else f"./{path}"}".')
     elif session.tool == "xl" and not args.quiet:
@@ -30,9 +32,13 @@ def _create(session: Session, args: Namespace) -> int:
     for warning in loaded.warnings:
         session.note(f"{session.tool}: {warning}")
     if session.dry or args.dry:
-        from veery.config.xljson import print_config
+        from veery.config.xljson import not_shown, print_config
 
         print(print_config(loaded.spec), end="")
+        if left := not_shown(loaded.spec):
+            session.note(
+                f"{session.tool}: set in the file, handed to xl on a Xen node, not shown here: {', '.join(left)}"
+            )
         return 0
     return _start(session, args, loaded.spec)
 
@@ -42,6 +48,7 @@ def _start(session: Session, args: Namespace, spec: object) -> int:
 
     answer = session.client.post("/v1/domains", {"spec": plain(spec), "paused": args.paused}, deadline=_START)
     reading = as_reading(answer["reading"])
+    session.note_warnings(answer)
     if session.json:
         session.print_json(answer)
     elif session.tool != "xl" and not args.quiet:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from veery.cli import tables
@@ -42,7 +42,8 @@ def _attach_disk(session: Session, args: Namespace) -> int:
     from veery.model.codec import plain
 
     disk = parse_disk(*args.specs)
-    session.client.post(domain_path(session.domain(args.domain), "disks"), {"disk": plain(disk)}, deadline=_PLUG)
+    path = domain_path(session.domain(args.domain), "disks")
+    session.note_warnings(session.client.post(path, {"disk": plain(disk)}, deadline=_PLUG))
     return 0
 
 
@@ -77,7 +78,7 @@ def _list_disks(session: Session, args: Namespace) -> int:
     from veery.model.codec import convert
 
     specs = ((domid, [convert(item["spec"], DiskSpec) for item in items]) for domid, items in rows)
-    print(*tables.disks(specs, session.tool), sep="\n")
+    _print(tables.disks(specs, session.tool))
     return wrong
 
 
@@ -93,7 +94,8 @@ def _attach_vif(session: Session, args: Namespace) -> int:
     vif, warnings = parse_vif(",".join(args.specs))
     for warning in warnings:
         session.note(f"veery: {warning}")
-    session.client.post(domain_path(session.domain(args.domain), "vifs"), {"vif": plain(vif)}, deadline=_PLUG)
+    path = domain_path(session.domain(args.domain), "vifs")
+    session.note_warnings(session.client.post(path, {"vif": plain(vif)}, deadline=_PLUG))
     return 0
 
 
@@ -111,8 +113,13 @@ def _list_vifs(session: Session, args: Namespace) -> int:
     from veery.model.volume import AttachedVif
 
     vifs = ((domid, [convert(item, AttachedVif) for item in items]) for domid, items in rows)
-    print(*tables.vifs(vifs, session.tool), sep="\n")
+    _print(tables.vifs(vifs, session.tool))
     return wrong
+
+
+def _print(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line)
 
 
 def _devices(session: Session, words: list[str], kind: str) -> tuple[list[tuple[int, Any]], int]:

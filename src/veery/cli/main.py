@@ -60,6 +60,11 @@ def _run(session: Session, words: list[str], extra: Mapping[str, Extra]) -> int:
     if words[0] in extra:
         common = [*(["--json"] if session.json else []), *(["--lab", session.lab] if session.lab else [])]
         return extra[words[0]].main([*words[1:2], *common, *words[2:]])
+    if words[0] not in entries():
+        from veery.cli import foreign
+
+        if words[0] in foreign.VERBS:
+            return foreign.run(session, words[0], words[1:])
     entry, rest = find(words, extra)
     from veery.cli.parser import run_verb
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from argparse import Namespace
 from dataclasses import asdict
-from types import FrameType
 from typing import Any
 
 from veery.cli.catalogue import Verb
+from veery.cli.interrupt import Interrupt
 from veery.cli.parser import Parser
 from veery.cli.progress import Forward, copied, figures, meter, stood
 from veery.cli.session import Session, Usage, refuse_domain_0
@@ -17,6 +16,8 @@ from veery.client.http import domain_path
 from veery.errors import OutcomeUnknown, Refused, VeeryError
 from veery.model.move import Compress, MoveProgress, MoveReport, MoveSettings
 from veery.model.units import format_size
+
+_ID_DEADLINE_S = 60.0  # for the daemon to tell the id of a move that is to be cancelled
 
 
 # ---- migrate
@@ -91,7 +92,10 @@ def _refuse(args: Namespace) -> None:
     if args.command:
         raise Refused("a domain moves through veery's relocation server, not through ssh", hint="leave -s away")
     if args.paused:
-        raise Refused("a running domain is not left paused by a move", hint="veery pause it first, then move it")
+        raise Refused(
+            "a running domain is not left paused by a move",
+            hint="move it without -p, then pause it there: veery --node NODE pause DOMAIN",
+        )
     if args.keep_id:
         raise Refused("a domain gets a new id on its new node", hint="leave -D away and use the name")
 
@@ -105,13 +109,14 @@ class _Migration:
     def __init__(self, session: Session, domain: str, *, quiet: bool) -> None:
         self._session, self._domain, self._quiet = session, domain, quiet
         self._id = ""
-        self._cancelled = False
+        self._known = threading.Event()  # whether the daemon has told `_id`
+        self._interrupt = Interrupt(self._interrupted)
 
     def run(self, path: str, order: dict[str, Any]) -> MoveReport:
         """Do it. Raises as the daemon says; of a cancelled move it says where the domain runs."""
-        before, forward = signal.signal(signal.SIGINT, self._interrupted), Forward()
+        forward = Forward()
         try:
-            with meter(f"{self._domain} -> {order['target']}", quiet=self._quiet) as shown:
+            with self._interrupt, meter(f"{self._domain} -> {order['target']}", quiet=self._quiet) as shown:
                 events = self._session.client.stream(path, order)
                 from veery.model.codec import convert  # takes as long as all before: while veeryd is at work
 
@@ -132,34 +137,24 @@ class _Migration:
         except KeyboardInterrupt:
             where = f"veery move show {self._id}" if self._id else "veery moves"
             raise OutcomeUnknown("left before the move ended; it goes on or is being undone", hint=where) from None
-        finally:
-            signal.signal(signal.SIGINT, before)
         raise OutcomeUnknown("the move's end was not told", hint="veery moves tells how it stands")
 
     def _learn(self, event: dict[str, Any]) -> None:
         first, self._id = not self._id, str(event["move"])
-        if first and self._cancelled:
-            self._cancel()
+        if first:
+            self._known.set()
 
-    def _interrupted(self, number: int, frame: FrameType | None) -> None:
-        if self._cancelled:
-            raise KeyboardInterrupt
-        self._cancelled = True
+    def _interrupted(self) -> None:
         self._session.note("\nveery: cancelling; Ctrl-C again leaves without waiting")
-        if self._id:
-            self._cancel()
-
-    def _cancel(self) -> None:
-        threading.Thread(target=self._order_cancel, daemon=True).start()
-
-    def _order_cancel(self) -> None:
+        if not self._known.wait(_ID_DEADLINE_S):
+            return
         try:
             self._session.client.post(f"/v1/moves/{self._id}/cancel")
         except VeeryError as error:
             self._session.note(f"veery: not cancelled: {error.message}")
 
     def _ended(self, report: MoveReport) -> MoveReport:
-        if self._cancelled:
+        if self._interrupt.came:
             self._session.note(f"veery: too late to cancel: {report.domain} runs on {report.runs_on or report.target}")
         return report
 

@@ -148,7 +148,7 @@ def _info(session: Session, args: Namespace) -> int:
     if session.json:
         session.print_json(answer)
         return 0
-    for name, value in tables.info(convert(answer["host"], HostReading)):
+    for name, value in tables.info(convert(answer["host"], HostReading), session.tool):
         if not args.name:
             print(f"{name:<23}: {value}")
         elif name.startswith(args.name):

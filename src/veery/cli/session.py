@@ -33,7 +33,8 @@ class NoDomain(Refused):
 
 @dataclass
 class Session:
-    """One command. `tool` is "veery", or "xl" or "xm" where we were called by that name."""
+    """One command. `tool` is "veery", or "xl" or "xm" where we were called by that name; `failure` is the exit status
+    of an error that has no other."""
 
     tool: str = "veery"
     node: str = ""
@@ -42,6 +43,7 @@ class Session:
     json: bool = False
     dry: bool = False
     verb: str = ""
+    failure: int = 1
     _client: Client | None = field(default=None, repr=False)
 
     @property
@@ -79,6 +81,11 @@ class Session:
         if self.tool == "veery":
             return as_reading(self.client.get(domain_path(word))["reading"])
         return pick(self.readings(), word)
+
+    def note_warnings(self, told: dict[str, Any]) -> None:
+        """Say what the node's driver does not carry out of what was asked."""
+        for warning in told.get("warnings") or ():
+            self.note(f"{self.tool}: {warning}")
 
     def note(self, text: str) -> None:
         """Say something that is not the command's result."""

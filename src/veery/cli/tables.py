@@ -93,11 +93,13 @@ def _length(span: int, *, seconds: bool) -> str:
     return f"{text}:{rest % 60:02d}" if seconds else text
 
 
-def info(host: HostReading) -> list[tuple[str, str]]:
+def info(host: HostReading, tool: str = "veery") -> list[tuple[str, str]]:
     """The rows of `info`, in xl's order as far as we have them; the driver's own facts take their places. Under Xen
     they are what xl itself prints."""
     if "xen_version" in host.facts:
-        return list(host.facts.items())
+        return [
+            (name, _whole(value) if (name, tool) == ("cpu_mhz", "xm") else value) for name, value in host.facts.items()
+        ]
     rows = {
         "host": host.host,
         "release": host.release,
@@ -105,7 +107,7 @@ def info(host: HostReading) -> list[tuple[str, str]]:
         "machine": host.machine,
         "nr_cpus": str(host.cpus),
         "max_cpu_id": str(host.cpus - 1),
-        "cpu_mhz": f"{host.cpu_mhz:.3f}",
+        "cpu_mhz": f"{host.cpu_mhz:.0f}" if tool == "xm" else f"{host.cpu_mhz:.3f}",
         "cpu_model": host.cpu_model,
         "total_memory": str(host.memory_total),
         "free_memory": str(host.memory_free),
@@ -118,11 +120,19 @@ def info(host: HostReading) -> list[tuple[str, str]]:
     return list(rows.items())
 
 
+def _whole(text: str) -> str:
+    """A number of xl's without its fraction, as xm printed it."""
+    return text.partition(".")[0]
+
+
 def disks(rows: Iterable[tuple[int, Sequence[DiskSpec]]], tool: str) -> Iterator[str]:
     """`block-list` of (domid, disks). Event channel and ring are Xen's and -1 elsewhere; BE-path is where the
     bytes are."""
     from veery.config.disk import device_number
 
+    rows = list(rows)
+    if tool == "xm" and not any(items for _, items in rows):
+        return  # xm's header comes with the first row
     if tool == "xm":
         yield "Vdev  BE handle state evt-ch ring-ref BE-path"
     else:
@@ -138,6 +148,9 @@ def disks(rows: Iterable[tuple[int, Sequence[DiskSpec]]], tool: str) -> Iterator
 
 def vifs(rows: Iterable[tuple[int, Sequence[AttachedVif]]], tool: str) -> Iterator[str]:
     """`network-list` of (domid, interfaces); BE-path names bridge and host interface."""
+    rows = list(rows)
+    if tool == "xm" and not any(items for _, items in rows):
+        return
     if tool == "xm":
         yield "Idx BE     MAC Addr.     handle state evt-ch tx-/rx-ring-ref BE-path"
     else:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import getopt
 from collections.abc import Callable
 
+from veery.cli import foreign
 from veery.cli.catalogue import Entry, entries
 from veery.cli.parser import run_verb
 from veery.cli.session import NoDomain, Session, Usage, sentence
@@ -17,9 +18,12 @@ from veery.errors import Refused
 
 _SHARED = (
     "create list console shutdown reboot destroy pause unpause save restore rename mem-set migrate vcpu-list uptime "
-    "domid domname info top dmesg block-list block-attach block-detach network-list network-attach network-detach"
+    "domid domname info top dmesg block-list block-attach block-detach network-list network-attach network-detach "
+    "sysrq trigger dump-core"
 )
-VERBS = {"xl": f"{_SHARED} vm-list".split(), "xm": f"{_SHARED} delete".split()}
+VERBS = {"xl": f"{_SHARED} vm-list cd-insert cd-eject".split(), "xm": f"{_SHARED} delete".split()}
+_XL_KNOWS = frozenset({"vcpu-list", "block-list", "network-list"})
+"""Lists with columns that only Xen itself can fill: its node's own xl prints them."""
 _XM_PORT = 8002
 
 
@@ -27,16 +31,23 @@ def run(session: Session, words: list[str]) -> int:
     """Run `words` as xl or xm would; the exit status."""
     words = _options(session, words)
     if not words or words[0] in {"help", "-h", "--help"}:
-        return _help(session, words[1:])
+        return _help(session, words[1:], status=0 if words[1:] or (words and session.tool == "xl") else 1)
     entry = lookup(session.tool, words[0])
+    if entry is None and words[0] in foreign.VERBS:
+        session.verb = words[0]
+        return foreign.run(session, words[0], words[1:])
     if entry is None:
         if session.tool == "xm":
             session.note(f"Error: Subcommand {words[0]} not found!")
-            _help(session, [])
+            _help(session, [], status=1)
         else:
             session.note("command not implemented")
         return 1
     rest = words[1:]
+    if session.tool == "xl" and entry.name in _XL_KNOWS and not {"--json", "-h", "--help"} & set(rest):
+        status = foreign.real_answer(session, entry.name, rest)
+        if status is not None:
+            return status
     if session.tool == "xm":
         entry, rest = _XM[entry.name](entry, rest) if entry.name in _XM else (entry, rest)
     return run_verb(session, entry, rest)
@@ -63,7 +74,7 @@ def lookup(tool: str, word: str) -> Entry | None:
     return entries()[word]
 
 
-def _help(session: Session, words: list[str]) -> int:
+def _help(session: Session, words: list[str], *, status: int) -> int:
     if words and (entry := lookup(session.tool, words[0])):
         return run_verb(session, entry, ["--help"])
     if session.tool == "xl":
@@ -74,7 +85,7 @@ def _help(session: Session, words: list[str]) -> int:
     for name in VERBS[session.tool]:
         summary = entries()[name].summary
         print(f" {name:<19} {summary[0].upper()}{summary[1:]}")
-    return 0 if words or session.tool == "xl" else 1
+    return status
 
 
 # ---- what is said of errors
@@ -93,7 +104,7 @@ def told(session: Session, error: Exception) -> int:
     session.note(f"{label}{message}" + (f"\n  hint: {hint}" if hint else ""))
     if session.verb == "migrate" and session.tool == "xl":
         session.note("Migration failed, resuming at sender.")
-    return 1
+    return session.failure
 
 
 def _no_domain(session: Session, word: str) -> int:

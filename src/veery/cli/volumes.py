@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-import signal
 import tempfile
-import threading
 import time
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any, BinaryIO
 from urllib.parse import quote
 
 from veery.cli import tables
 from veery.cli.catalogue import Verb
+from veery.cli.interrupt import Interrupt
 from veery.cli.parser import Parser
 from veery.cli.progress import Meter, meter
 from veery.cli.session import Session, Usage
@@ -212,34 +210,25 @@ class _VolumeMove:
     """One `veery volume move`: follows the stream; the first Ctrl-C has the move cancelled, the second leaves."""
 
     def __init__(self, session: Session, name: str, *, quiet: bool) -> None:
-        self._session, self._name, self._quiet, self._cancelled = session, name, quiet, False
+        self._session, self._name, self._quiet = session, name, quiet
 
     def run(self, order: dict[str, Any]) -> dict[str, Any]:
         """Do it; what the daemon told of its end. Raises as the daemon says."""
-        before = signal.signal(signal.SIGINT, self._interrupted)
         begun = time.monotonic()
-        try:
-            with meter(f"volume {self._name} -> {order['storage']}", quiet=self._quiet) as shown:
-                for event in self._session.client.stream(_path(self._name, "move"), order):
-                    if event["event"] == "done":
-                        result: dict[str, Any] = event["result"]
-                        return result
-                    done, total = event["done"], event["total"]
-                    rate = done / max(time.monotonic() - begun, 1e-3)
-                    figures = f"{format_size(done)} of {format_size(total)}, {format_size(rate)}/s" if done else ""
-                    shown.show(event["step"], done / total if total else None, figures)
-        finally:
-            signal.signal(signal.SIGINT, before)
+        title = f"volume {self._name} -> {order['storage']}"
+        with Interrupt(self._cancel), meter(title, quiet=self._quiet) as shown:
+            for event in self._session.client.stream(_path(self._name, "move"), order):
+                if event["event"] == "done":
+                    result: dict[str, Any] = event["result"]
+                    return result
+                done, total = event["done"], event["total"]
+                rate = done / max(time.monotonic() - begun, 1e-3)
+                figures = f"{format_size(done)} of {format_size(total)}, {format_size(rate)}/s" if done else ""
+                shown.show(event["step"], done / total if total else None, figures)
         raise OutcomeUnknown("the move's end was not told", hint="veery volume list tells where it is")
 
-    def _interrupted(self, number: int, frame: FrameType | None) -> None:
-        if self._cancelled:
-            raise KeyboardInterrupt
-        self._cancelled = True
-        self._session.note("\nveery: cancelling; Ctrl-C again leaves without waiting")
-        threading.Thread(target=self._cancel, daemon=True).start()
-
     def _cancel(self) -> None:
+        self._session.note("\nveery: cancelling; Ctrl-C again leaves without waiting")
         try:
             self._session.client.post(_path(self._name, "move", "cancel"), deadline=_ORDER)
         except VeeryError as error:

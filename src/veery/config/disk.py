@@ -20,7 +20,7 @@ from veery.model.domain import DiskFormat, DiskSpec
 _FORMATS = {"": "raw", **{name: name for name in ("raw", "qcow", "qcow2", "vhd", "empty", "qed")}}
 _BACKENDS = ("phy", "tap", "qdisk", "standalone")
 _SPECIFICATIONS = ("xen", "virtio")
-_KEYS = (
+KEY_NAMES = (
     *("access", "backend", "backendtype", "cdrom", "devtype", "direct-io-safe", "discard", "format", "no-discard"),
     *("script", "specification", "target", "trusted", "untrusted", "vdev", "volume"),
 )
@@ -408,7 +408,7 @@ def hint_for(complaint: Complaint) -> str:
         "unknown value for specification": "specifications are " + " ".join(_SPECIFICATIONS),
         "unknown value for type": "device types are disk and cdrom",
         "unknown deprecated type": "device types are disk and cdrom",
-        "unknown parameter": "keys are " + " ".join(_KEYS),
+        "unknown parameter": "keys are " + " ".join(KEY_NAMES),
         "no vdev specified": "say which disk it is to the guest: vdev=xvda",
         "unknown deprecated disk prefix": "write target=PATH as the last key; a path may hold colons there",
         "bad disk syntax": "write keys as vdev=xvda,format=raw,target=/path; a target with = or , needs target=",

@@ -135,9 +135,8 @@ class _Reader:
                 setting.at.refuse(f"{name} is not supported: {key.why}", key.instead)
         if name in ("cpus", "cpus_soft"):
             check_cpus(setting)
-        if key.use is Use.XEN:
+        if key.use is Use.XEN or (key.use is Use.BOOTLOADER and not _empty(setting.value)):
             self.kept.append((name, render_value(setting.value)))
-            self.warn(setting.at, f"{name} matters to Xen only")
         elif key.use is Use.IGNORED:
             self.warn(setting.at, f"{name} is ignored: {key.why}" + (f"; {key.instead}" if key.instead else ""))
         elif key.use is Use.USED and key.why:
@@ -221,7 +220,7 @@ class _Reader:
         if atom and kind is DomainType.HVM and Path(path).name == "hvmloader":
             self.warn(atom.at, "kernel hvmloader is ignored, as xl does: it is the firmware of an hvm domain")
             path = ""
-        if not path and kind is not DomainType.HVM:
+        if not path and kind is not DomainType.HVM and not self.text("bootloader"):
             at = atom.at if atom else self.start
             at.refuse(f"kernel is missing: a {kind} domain starts with one", 'add: kernel = "/boot/vmlinuz-..."')
         return path

@@ -1,6 +1,7 @@
 """Every key of a domain file: xl.cfg(5) of Xen 4.17 to 4.21, and what xm had before it.
 
-`USED` means something to every driver. `XEN` means something to Xen alone: kept, with a warning, for the Xen driver.
+`USED` means something to every driver. `XEN` means something to Xen alone: kept for the Xen driver, which hands it to
+xl; other drivers warn. `BOOTLOADER` is handed to xl too; other drivers refuse it, as their guest would start otherwise.
 `IGNORED` has no effect, in xl either or because its tool is gone: a warning. `REFUSED` would change what the domain
 is or tie it to one machine: an error, unless its value is empty or 0.
 """
@@ -17,6 +18,7 @@ class Use(Enum):
 
     USED = "used"
     XEN = "kept for Xen"
+    BOOTLOADER = "handed to xl, refused elsewhere"
     IGNORED = "ignored"
     REFUSED = "refused"
 
@@ -103,9 +105,9 @@ KEYS: dict[str, Key] = {
         "vnuma vfb channel vkb vsnd vdispl pvcalls usbctrl mca_caps device_model_args device_model_args_pv "
         "device_model_args_hvm",
     ),
+    **_of(Kind.TEXT, Use.BOOTLOADER, "bootloader"),
+    **_of(Kind.TEXT_OR_ITEMS, Use.BOOTLOADER, "bootloader_args"),
     # ---- refused
-    **_of(Kind.TEXT, Use.REFUSED, "bootloader", "veery runs no bootloader", BOOTLOADER_HINT),
-    **_of(Kind.TEXT_OR_ITEMS, Use.REFUSED, "bootloader_args", "veery runs no bootloader", "leave it out"),
     **_of(Kind.TEXT, Use.REFUSED, "firmware", "veery starts the kernel itself", "give kernel= and ramdisk="),
     **_of(Kind.ITEMS, Use.REFUSED, "pci dtdev usbdev ioports irqs iomem vscsi vusb", _ONE_MACHINE, "leave it out"),
     **_of(Kind.TEXT_OR_NUMBER, Use.REFUSED, "gfx_passthru", _ONE_MACHINE, "leave it out"),
@@ -154,5 +156,5 @@ def suggestion(name: str) -> str:
     usual = {"mem": "memory", "cpu_count": "vcpus", "ncpus": "vcpus", "disks": "disk", "vifs": "vif", "nic": "vif"}
     if name in usual:
         return usual[name]
-    offered = [key for key, about in KEYS.items() if about.use in (Use.USED, Use.XEN)]
+    offered = [key for key, about in KEYS.items() if about.use in (Use.USED, Use.XEN, Use.BOOTLOADER)]
     return next(iter(difflib.get_close_matches(name, offered, 1, 0.7)), "")

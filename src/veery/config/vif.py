@@ -45,7 +45,7 @@ _STRINGS = {
     "forwarddev": "coloft_forwarddev",
     **{name: name for name in COLO_FIELDS[1:]},
 }
-_KEYS = (
+KEY_NAMES = (
     *("backend", "bridge", "devid", "gatewaydev", "ip", "mac", "model", "mtu", "rate", "script", "trusted"),
     *("type", "untrusted", "vifname"),
 )
@@ -243,8 +243,8 @@ def _hint(key: str) -> str:
     }
     if key in hints:
         return hints[key]
-    close = difflib.get_close_matches(key, _KEYS, 1)
-    return f"did you mean {close[0]}?" if close else "keys are " + " ".join(_KEYS)
+    close = difflib.get_close_matches(key, KEY_NAMES, 1)
+    return f"did you mean {close[0]}?" if close else "keys are " + " ".join(KEY_NAMES)
 
 
 def _strict_mac(text: str) -> str:

@@ -151,6 +151,21 @@ def vif_object(nic: VifFields) -> dict[str, Any]:
 
 # ---- whole domains
 
+_SCHEDULER = (("cpu_weight", "weight"), ("cap", "cap"))
+SHOWN = frozenset({"bootloader", "pool", *(key for key, _ in _SCHEDULER)})
+"""The keys for Xen alone that `config_json` shows."""
+
+
+def not_shown(spec: DomainSpec) -> tuple[str, ...]:
+    """The keys of the domain's file that xl's own dry run shows and `config_json` does not."""
+    return tuple(key for key, _ in spec.xl if key not in SHOWN)
+
+
+def _plain(value: str) -> str:
+    """The text of a value in the file's syntax."""
+    return value[1:-1] if value[:1] in ("'", '"') else value
+
+
 _ACTIONS = {
     OnEvent.RENAME_RESTART: "restart_rename",
     OnEvent.COREDUMP_DESTROY: "coredump_destroy",
@@ -163,7 +178,8 @@ def domain_json(spec: DomainSpec, domid: int) -> dict[str, Any]:
     """The element of `xl list -l` for a running domain: {"domid", "config": {"c_info", "b_info", ...}}.
 
     libxl keeps the settings as they were given and adds what was decided since (libxl_domain.c,
-    retrieve_domain_configuration_end): device ids, MACs, memory, scheduling.
+    retrieve_domain_configuration_end): device ids, MACs, memory. It adds the scheduler's values too; only those that
+    the file sets are known here.
     """
     usual = "ioemu" if spec.type is DomainType.HVM else "vif"
     config = config_json(replace(spec, vifs=tuple(replace(vif, type=vif.type or usual) for vif in spec.vifs)))
@@ -172,10 +188,7 @@ def domain_json(spec: DomainSpec, domid: int) -> dict[str, Any]:
     running: dict[str, Any] = {}
     for name, value in build.items():
         if name == "sched_params":
-            running |= {
-                "video_memkb": 8192 if spec.type is DomainType.HVM else 0,
-                name: {"sched": "credit2", "weight": 256, "cap": 0},
-            }
+            running |= {"video_memkb": 8192 if spec.type is DomainType.HVM else 0, name: value}
         elif name == "arch_x86":
             running[name] = {"msr_relaxed": "False"}
         else:
@@ -197,16 +210,20 @@ def print_config(spec: DomainSpec) -> str:
 def config_json(spec: DomainSpec) -> dict[str, Any]:
     """libxl_domain_config as JSON values, as xl fills it from a domain file."""
     most = spec.maxvcpus or spec.vcpus
-    info = {"type": spec.type.value, "name": spec.name, "uuid": spec.uuid, "run_hotplug_scripts": "True"}
+    kept = {key: text for key, text in spec.xl if key in SHOWN}
+    info = {"type": spec.type.value, "name": spec.name, "uuid": spec.uuid}
+    info |= {"pool_name": _plain(kept["pool"])} if "pool" in kept else {}
+    info |= {"run_hotplug_scripts": "True"}
     build: dict[str, Any] = {
         "max_vcpus": most,
         "avail_vcpus": list(range(spec.vcpus)),
         "max_memkb": (spec.maxmem or spec.memory) * 1024,
         "target_memkb": spec.memory * 1024,
-        "sched_params": {},
+        "sched_params": {name: int(_plain(kept[key]), 0) for key, name in _SCHEDULER if key in kept},
         "claim_mode": "True",
         **{name: text for name, text in (("kernel", spec.kernel), ("cmdline", spec.cmdline)) if text},
         **({"ramdisk": spec.ramdisk} if spec.ramdisk else {}),
+        **({"bootloader": _plain(kept["bootloader"])} if "bootloader" in kept else {}),
         **_type_info(spec.type),
         "arch_arm": {},
         "arch_x86": {},

@@ -351,6 +351,40 @@ class DiskMover(Protocol):
         ...
 
 
+class Trigger(StrEnum):
+    """What a domain can be given from outside."""
+
+    NMI = "nmi"  # a non-maskable interrupt, on every processor
+    POWER = "power"  # its power button is pressed
+
+
+@runtime_checkable
+class Signaller(Protocol):
+    """What a driver has besides if it reaches a guest that answers nothing else; one that cannot lacks it."""
+
+    async def trigger(self, uuid: str, what: Trigger) -> None:
+        """Give it `what`; returns when given."""
+        ...
+
+    async def sysrq(self, uuid: str, letter: str) -> None:
+        """Send a magic SysRq letter to its kernel; returns when sent. Whether the kernel takes it is not known."""
+        ...
+
+    async def dump_core(self, uuid: str, path: Path) -> None:
+        """Write its memory to `path`, an ELF core; it stands still meanwhile. Raises Failed, OutcomeUnknown."""
+        ...
+
+
+@runtime_checkable
+class MediumChanger(Protocol):
+    """What a driver has besides if the medium in a CD-ROM drive can be changed; one that cannot lacks it."""
+
+    async def change_medium(self, uuid: str, disk: AttachedDisk) -> None:
+        """Have the drive `disk.spec.vdev` hold what `disk` names: nothing where its source is None. The guest is not
+        asked. Raises Refused where the domain has no such drive; Failed, the drive then as it was or empty."""
+        ...
+
+
 @runtime_checkable
 class DiskSwitcher(Protocol):
     """What a driver has besides if a running domain's disk can go over from one LUN to another; one that cannot lacks

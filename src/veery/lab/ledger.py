@@ -91,7 +91,7 @@ def initramfs(guest: Guest, path: Path, busybox: Path = Path("/bin/busybox")) ->
         Entry("bin/busybox", source=busybox),
         *(Entry(f"bin/{name}", link="busybox") for name in APPLETS),
         Entry("init", data=INIT.encode()),
-        *(Entry(f"modules/{module.name}.ko", 0o644, source=tree.folder / module.path) for module in order),
+        *(Entry(f"modules/{module.name}.ko", 0o644, data=tree.content(module)) for module in order),
         Entry("modules/order", 0o644, data="".join(f"{module.name}\n" for module in order).encode()),
     ]
     packed = io.BytesIO()

@@ -29,6 +29,7 @@ CONNECT_DEADLINE = 5.0
 PROBES = 3
 Ask = Callable[[str, Question], Awaitable[Reply]]
 Earlier = Callable[[], Sequence[MoveReport]]
+XEN = "xen"  # the driver's name
 LIVING = frozenset({DomainState.RUNNING, DomainState.BLOCKED, DomainState.PAUSED})
 
 
@@ -120,6 +121,7 @@ async def here(ground: Ground, reading: DomainReading, target: Node) -> tuple[Bl
     if reading.state not in LIVING:
         hint = f"only a living domain can move: veery destroy {name}, then create it on {target.name}"
         found.append(Blocker(kind=Obstacle.DOMAIN, reason=f"{name} is {reading.state.value}", hint=hint))
+    found += stopped(reading, ground.driver.name)
     owner, promise = await asyncio.gather(owners.read(ground.store, name), owners.reservation(ground.store, name))
     if owner is None or owner.node != ground.node:
         belongs = f"{name} belongs to {owner.node if owner else 'no node'}, not to {ground.node}"
@@ -130,6 +132,14 @@ async def here(ground: Ground, reading: DomainReading, target: Node) -> tuple[Bl
             Blocker(kind=Obstacle.DOMAIN, reason=reason, hint=f"wait for its end, or: veery move cancel {promise.move}")
         )
     return tuple(found)
+
+
+def stopped(reading: DomainReading, driver: str) -> tuple[Blocker, ...]:
+    """Why a paused domain cannot move: under Xen the guest itself takes part in its suspension."""
+    if driver != XEN or reading.state is not DomainState.PAUSED:
+        return ()
+    reason = f"{reading.name} is paused: under Xen a domain takes part in its own move"
+    return (Blocker(kind=Obstacle.DOMAIN, reason=reason, hint=f"veery unpause {reading.name}"),)
 
 
 class Scout:

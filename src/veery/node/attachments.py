@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from veery.config import support
+from veery.config import vif as vif_config
 from veery.errors import Refused, VeeryError
 from veery.host import tasks
 from veery.host.mounts import shared
@@ -19,7 +21,7 @@ from veery.model.domain import DiskFormat, DiskSpec, DomainSpec, VifSpec
 from veery.model.flow import Flow
 from veery.model.plan import Blocker, Obstacle
 from veery.model.volume import AttachedDisk, AttachedVif, Attachments, Initiator, IscsiLun, LocalDisk, Volume
-from veery.network import announce, bridge, conntrack, tap
+from veery.network import announce, bridge, conntrack, limit, tap
 from veery.storage import login, portal
 
 log = logging.getLogger(__name__)
@@ -44,13 +46,14 @@ class NodeAttacher:
         self._node, self._driver, self._volume, self._initiator = node, driver, volume, initiator
         self._taps = taps
         self._made: dict[str, float] = {}  # tap: when we made it
+        self._unlimited: dict[str, str] = {}  # tap: why its rate= is not carried out
 
     async def blockers(self, spec: DomainSpec) -> tuple[Blocker, ...]:
         """Why this node cannot run a copy of `spec` that runs elsewhere now: every reason; changes nothing.
 
         Each volume's target is asked whether it lets this node in; disks and bridges are looked at all at once."""
         looks = [self._bridge_blockers(vif.bridge) for vif in spec.vifs]
-        looks += [self._disk_blockers(disk) for disk in spec.disks]
+        looks += [self._disk_blockers(spec, disk) for disk in spec.disks]
         return tuple(dict.fromkeys(blocker for each in await asyncio.gather(*looks) for blocker in each))
 
     async def _bridge_blockers(self, name: str) -> tuple[Blocker, ...]:
@@ -60,18 +63,23 @@ class NodeAttacher:
             return (Blocker(kind=Obstacle.NETWORK, reason=error.message, hint=error.hint),)
         return ()
 
-    async def _disk_blockers(self, disk: DiskSpec) -> tuple[Blocker, ...]:
+    async def _disk_blockers(self, spec: DomainSpec, disk: DiskSpec) -> tuple[Blocker, ...]:
         kind = Obstacle.VOLUME if disk.volume else Obstacle.STORAGE
         try:
             source = (await self.disk(disk)).source
             if isinstance(source, IscsiLun):
                 await login.check(source, deadline=portal.DEADLINE)
         except VeeryError as error:
-            return (Blocker(kind=kind, reason=error.message, hint=error.hint),)
+            hint = error.hint
+            if disk.cdrom and not disk.volume:
+                hint = f"take the CD out: veery cd-eject {spec.name} {disk.vdev}"
+            return (Blocker(kind=kind, reason=error.message, hint=hint),)
         if isinstance(source, LocalDisk) and not shared(source.path):
             reason = f"{disk.target} is not on a filesystem that two nodes share"
             hint = f"veery volume import NAME {disk.target}, then volume=NAME in its file"
-            if isinstance(self._driver, DiskMover):
+            if disk.cdrom:
+                hint = f"take the CD out: veery cd-eject {spec.name} {disk.vdev}"
+            elif isinstance(self._driver, DiskMover):
                 hint = f"take it along: --with-disks; or: {hint}"
             return (Blocker(kind=kind, reason=reason, hint=hint),)
         return ()
@@ -132,6 +140,7 @@ class NodeAttacher:
 
     async def disk(self, spec: DiskSpec) -> AttachedDisk:
         """How this node reaches the bytes of a disk. Raises Refused where it cannot."""
+        support.check_disk(spec, self._driver.name)
         if spec.volume:
             volume = await self._volume(spec.volume)
             if volume is None:
@@ -142,11 +151,6 @@ class NodeAttacher:
         if not spec.target:
             return AttachedDisk(spec=spec, source=None)
         path = Path(spec.target)
-        if spec.script and self._taps:
-            raise Refused(
-                f"disk {spec.vdev}: script={spec.script} is not run by the qemu driver",
-                hint="take script= out and name a file, a block device or a volume: veery volume list",
-            )
         try:
             mode = path.stat().st_mode
         except OSError as error:
@@ -175,7 +179,25 @@ class NodeAttacher:
         name = spec.vifname or tap.name_of(domid, number)
         self._made[name] = time.monotonic()
         made = await tap.create(name, spec.bridge, mtu=spec.mtu)
+        self._unlimited.pop(name, None)
+        if spec.rate:
+            await self._limit(made.name, spec.rate)
         return AttachedVif(spec=spec, device=made.name)
+
+    async def _limit(self, device: str, rate: str) -> None:
+        """Carry out `rate=`. An interface without its limit is better than none: `unlimited` tells why."""
+        fields = vif_config.read([f"rate={rate}"]).fields
+        asked = limit.limit_of(fields.per_interval, fields.interval)
+        try:
+            if asked is not None:
+                await limit.apply(device, asked)
+        except VeeryError as error:
+            log.warning("tap=%s rate=%s: %s", device, rate, error.message)
+            self._unlimited[device] = f"rate={rate}: {error.message}"
+
+    def unlimited(self, vif: AttachedVif) -> str:
+        """Why the rate of this interface is not carried out; "" where it is."""
+        return self._unlimited.get(vif.device, "")
 
     async def reach(self, disks: Sequence[DiskSpec]) -> None:
         """Make sure that the disks are there and their targets answer. Raises Refused."""

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 
+from veery.config import support
 from veery.errors import Refused
-from veery.hypervisor.base import Driver
+from veery.hypervisor.base import Driver, MediumChanger, Signaller, Trigger
 from veery.model.cluster import DomainRecord
-from veery.model.domain import DiskSpec, DomainState, VifSpec
+from veery.model.domain import DiskFormat, DiskSpec, DomainState, VifSpec
 from veery.model.volume import AttachedDisk, AttachedVif
 from veery.network import mac
+from veery.node import savefile
 from veery.node.attachments import NodeAttacher
 from veery.node.domains import Domains
 
@@ -29,6 +32,31 @@ class Devices:
         async with self._domains.held(ref) as reading:
             await self._driver.set_memory(reading.uuid, mebibytes)
 
+    async def trigger(self, ref: str, what: str) -> None:
+        """Give the guest an NMI, or press its power button."""
+        if what not in set(Trigger):
+            raise Refused(f"there is no trigger {what!r}", hint=f"one of {', '.join(Trigger)}")
+        async with self._domains.held(ref) as reading:
+            await self._signaller().trigger(reading.uuid, Trigger(what))
+
+    async def sysrq(self, ref: str, letter: str) -> None:
+        """Send a magic SysRq letter."""
+        if len(letter) != 1 or not letter.isascii() or not letter.isalnum():
+            raise Refused(f"{letter!r} is no SysRq letter", hint="give one letter or digit")
+        async with self._domains.held(ref) as reading:
+            await self._signaller().sysrq(reading.uuid, letter)
+
+    async def dump(self, ref: str, path: Path) -> None:
+        """Write its memory to a file of this node."""
+        savefile.check_place(path)
+        async with self._domains.held(ref) as reading:
+            await self._signaller().dump_core(reading.uuid, path)
+
+    def _signaller(self) -> Signaller:
+        if not isinstance(self._driver, Signaller):
+            raise Refused(f"the {self._driver.name} driver does not do this", hint="on a Xen node use xl itself")
+        return self._driver
+
     async def disks(self, ref: str) -> tuple[AttachedDisk, ...]:
         """Its disks."""
         _, attachments = await self._driver.spec((await self._domains.find(ref)).uuid)
@@ -38,6 +66,29 @@ class Devices:
         """Its interfaces."""
         _, attachments = await self._driver.spec((await self._domains.find(ref)).uuid)
         return attachments.vifs
+
+    async def warnings(self, ref: str) -> tuple[str, ...]:
+        """What of the domain's settings is not carried out here, in at most one line."""
+        spec, attachments = await self._driver.spec((await self._domains.find(ref)).uuid)
+        found = support.left_out(spec, self._driver.name)
+        found += tuple(
+            f"vif {number} {why}"
+            for number, vif in enumerate(attachments.vifs)
+            if (why := self._attacher.unlimited(vif))
+        )
+        return self._line(found)
+
+    def disk_warnings(self, disk: DiskSpec) -> tuple[str, ...]:
+        """The same of a disk that is attached."""
+        return self._line(support.left_out_of_disk(disk, self._driver.name))
+
+    def vif_warnings(self, vif: AttachedVif, asked: VifSpec) -> tuple[str, ...]:
+        """The same of an interface that was attached as `asked` says."""
+        found = support.left_out_of_vif(asked, self._driver.name)
+        return self._line((*found, why) if (why := self._attacher.unlimited(vif)) else found)
+
+    def _line(self, found: tuple[str, ...]) -> tuple[str, ...]:
+        return (support.sentence(found, self._driver.name),) if found else ()
 
     async def attach_disk(self, ref: str, disk: DiskSpec) -> None:
         """Hot-plug a disk."""
@@ -57,6 +108,29 @@ class Devices:
             except BaseException:
                 await self._domains.remember(DomainRecord(spec=spec))
                 raise
+
+    async def change_cd(self, ref: str, vdev: str, medium: DiskSpec | None) -> None:
+        """Have a CD-ROM drive hold `medium`, or nothing. The record remembers it."""
+        if not isinstance(self._driver, MediumChanger):
+            raise Refused(
+                f"the {self._driver.name} driver changes no CDs", hint="give it as a disk: veery block-attach --help"
+            )
+        async with self._domains.held(ref) as reading:
+            await self._domains.ours(reading.name)
+            spec, _ = await self._driver.spec(reading.uuid)
+            drive = next((disk for disk in spec.disks if disk.vdev == vdev and disk.cdrom), None)
+            if drive is None:
+                raise Refused(f"{reading.name} has no CD-ROM drive {vdev}", hint=f"veery block-list {reading.name}")
+            empty = replace(drive, target="", volume="", format=DiskFormat.EMPTY)
+            wanted = replace(medium, vdev=drive.vdev, cdrom=True, readwrite=False, removable=True) if medium else empty
+            await self._attacher.reach([wanted])
+            changed = replace(spec, disks=tuple(wanted if disk is drive else disk for disk in spec.disks))
+            await self._domains.remember(DomainRecord(spec=changed))
+            try:
+                await self._domains.clashes.disks(changed)
+                await self._driver.change_medium(reading.uuid, await self._attacher.disk(wanted))
+            finally:  # what is in it now: also where it failed half way
+                await self._domains.remember(DomainRecord(spec=(await self._driver.spec(reading.uuid))[0]))
 
     async def detach_disk(self, ref: str, vdev: str) -> None:
         """Hot-unplug a disk."""

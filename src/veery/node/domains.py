@@ -17,12 +17,13 @@ from veery.cluster import owner as owners
 from veery.cluster.keys import DOMAINS, INTENTS, NODES, POLICIES, RUNS
 from veery.cluster.presence import Heartbeat
 from veery.cluster.store import Delete
+from veery.config import support
 from veery.config.domain import check_name
 from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError, hinting
 from veery.ha import orders
 from veery.hypervisor.base import Console
 from veery.migrate.base import Ground
-from veery.migrate.check import Scout
+from veery.migrate.check import Scout, stopped
 from veery.migrate.moves import Moves
 from veery.migrate.receiver import Receiver
 from veery.model.cluster import DomainRecord, Owner
@@ -319,6 +320,8 @@ class Domains:
         async with self.held(ref) as reading:
             if reading.state not in (DomainState.RUNNING, DomainState.BLOCKED, DomainState.PAUSED):
                 raise Refused(f"{reading.name} is {reading.state.value}", hint="only a living domain can move")
+            for blocker in stopped(reading, self.driver.name):
+                raise Refused(blocker.reason, hint=blocker.hint)
             node = await self._target(target)
             return self._moves.start(reading, node, settings, lambda: self._scout.way_back(reading, node))
 
@@ -367,6 +370,7 @@ class Domains:
 
     async def _check_attachable(self, spec: DomainSpec) -> None:
         """Refuse, before anything is claimed, what is already known to be missing."""
+        support.check(spec, self.driver.name)
         for vif in spec.vifs:
             await self.attacher.require_bridge(vif)
         await self.attacher.reach(spec.disks)

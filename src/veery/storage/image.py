@@ -147,7 +147,7 @@ def _module_entries(tree: ModuleTree, order: tuple[Module, ...]) -> Iterator[Ent
     for folder in folders:
         yield Entry(folder)
     for module in order:
-        yield Entry(f"{base}/{module.path}", 0o644, source=tree.folder / module.path)
+        yield Entry(f"{base}/{module.path}", 0o644, data=tree.content(module))
         yield Entry(f"lib/modules/{module.path.name}", link=f"{tree.version}/{module.path}")
     yield Entry(f"{base}/modules.dep", 0o644, data=dep_file(order).encode())
     yield Entry(f"{base}/modules.alias", 0o644, data=alias_file(order).encode())
@@ -217,7 +217,7 @@ async def build_initramfs(
         Entry("bin/busybox", source=busybox),
         *(Entry(f"bin/{name}", link="busybox") for name in _INITRAMFS_APPLETS),
         Entry("init", data=guestfiles.INIT.encode()),
-        *(Entry(f"modules/{module.name}.ko", 0o644, source=tree.folder / module.path) for module in order),
+        *(Entry(f"modules/{module.name}.ko", 0o644, data=tree.content(module)) for module in order),
         Entry("modules/order", 0o644, data="".join(f"{module.name}\n" for module in order).encode()),
     ]
     packed = io.BytesIO()

@@ -5,6 +5,7 @@ so dependencies are read from the modules' own .modinfo: "depends=a,b" and "alia
 
 from __future__ import annotations
 
+import lzma
 import re
 import struct
 from collections.abc import Iterable
@@ -20,10 +21,18 @@ PANIC = ("pvpanic_mmio",)  # tells the hypervisor that the kernel has panicked (
 WANTED = (*VIRTIO, *XEN, *BUTTON, *PANIC)
 NEEDED = ("virtio_pci", "virtio_blk", "virtio_net")
 
+# Debian 13 packs its modules with xz (kernel option MODULE_COMPRESS_XZ). A guest gets them unpacked: its busybox and
+# its kernel need not know how.
+PLAIN, PACKED_SUFFIX = ".ko", ".xz"
+PACKED = PLAIN + PACKED_SUFFIX
+MODULE_MAX = 64 << 20  # bytes of one module, unpacked
+UNPACK_MEMORY = 128 << 20  # bytes
+
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """One module file. `depends` and `name` have "_" for "-", as the kernel writes them."""
+    """One module. `path` is where a guest has it, and does not end in .xz. `depends` and `name` have "_" for "-", as
+    the kernel writes them."""
 
     name: str
     path: Path  # relative to .../lib/modules/VERSION
@@ -36,13 +45,18 @@ def canonical(name: str) -> str:
     return name.replace("-", "_")
 
 
+def _plain(path: Path) -> Path:
+    return path.with_suffix("") if path.suffix == PACKED_SUFFIX else path
+
+
 class ModuleTree:
     """The folder .../lib/modules/VERSION."""
 
     def __init__(self, folder: Path) -> None:
         """Raises Refused where there is no such folder, or no modules in it."""
         self.folder, self.version = folder, folder.name
-        self._files = {canonical(path.stem): path.relative_to(folder) for path in sorted(folder.rglob("*.ko"))}
+        found = sorted(path for suffix in (PLAIN, PACKED) for path in folder.rglob(f"*{suffix}"))
+        self._files = {canonical(_plain(path).stem): path.relative_to(folder) for path in found}
         if not self._files:
             raise Refused(f"there are no kernel modules in {folder}", hint="name the folder .../lib/modules/VERSION")
         builtin = folder / "modules.builtin"
@@ -52,11 +66,28 @@ class ModuleTree:
     def read(self, name: str) -> Module:
         """Module `name`. Raises KeyError."""
         path = self._files[canonical(name)]
-        fields = re.findall(rb"(?<=\0)(depends|alias)=([^\0]*)(?=\0)", (self.folder / path).read_bytes())
+        fields = re.findall(rb"(?<=\0)(depends|alias)=([^\0]*)(?=\0)", self._content(path))
         values = [(key.decode(), value.decode(errors="replace")) for key, value in fields]
         depends = [canonical(one) for key, value in values if key == "depends" for one in value.split(",") if one]
         aliases = sorted(value for key, value in values if key == "alias")
-        return Module(canonical(name), path, tuple(depends), tuple(aliases))
+        return Module(canonical(name), _plain(path), tuple(depends), tuple(aliases))
+
+    def content(self, module: Module) -> bytes:
+        """The module itself, unpacked. Raises Refused where its file is no xz file and is named as one."""
+        return self._content(self._files[module.name])
+
+    def _content(self, path: Path) -> bytes:
+        data = (self.folder / path).read_bytes()
+        if path.suffix != PACKED_SUFFIX:
+            return data
+        unpacker = lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=UNPACK_MEMORY)
+        try:
+            unpacked = unpacker.decompress(data, max_length=MODULE_MAX + 1)
+        except lzma.LZMAError as error:
+            raise Refused(f"{self.folder / path} is not an xz file", hint="unpack the kernel's package anew") from error
+        if len(unpacked) > MODULE_MAX or not unpacker.eof:
+            raise Refused(f"{self.folder / path} is cut or too large", hint="unpack the kernel's package anew")
+        return unpacked
 
     def load_order(self, names: Iterable[str] = WANTED) -> tuple[Module, ...]:
         """The modules `names` and all they depend on, dependencies first; those built in or not there are left

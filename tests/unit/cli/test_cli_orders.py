@@ -46,6 +46,18 @@ vif = ['bridge=xenbr0',]
             ["network-attach", "busybox", "bridge=xenbr0", "mac=00:16:3e:00:00:01"],
             ("POST", "/v1/domains/busybox/vifs", {"bridge": "xenbr0", "mac": "00:16:3e:00:00:01"}),
         ),
+        (["sysrq", "busybox", "s"], ("POST", "/v1/domains/busybox/sysrq", {"letter": "s"})),
+        (["trigger", "busybox", "nmi"], ("POST", "/v1/domains/busybox/trigger", {"what": "nmi"})),
+        (["dump-core", "busybox", "/tmp/c"], ("POST", "/v1/domains/busybox/dump", {"path": "/tmp/c"})),
+        (
+            ["cd-insert", "busybox", "hdc", "/i/a,b.iso"],
+            ("POST", "/v1/domains/busybox/cd", {"vdev": "hdc", "target": "/i/a,b.iso", "cdrom": True}),
+        ),
+        (
+            ["cd-insert", "busybox", "hdc", "volume=iso"],
+            ("POST", "/v1/domains/busybox/cd", {"vdev": "hdc", "volume": "iso", "cdrom": True}),
+        ),
+        (["cd-eject", "busybox", "hdc"], ("POST", "/v1/domains/busybox/cd", {"vdev": "hdc", "disk": None})),
         (["network-detach", "busybox", "0"], ("DELETE", "/v1/domains/busybox/vifs/0", b"")),
         (
             ["volume", "create", "root", "1G"],
@@ -66,7 +78,7 @@ def test_order(daemon: StandIn, run: Run, words: list[str], order: tuple[str, st
     [(seen_method, seen_path, body)] = daemon.orders()
     assert (seen_method, seen_path) == (method, path)
     if isinstance(wanted, dict) and isinstance(body, dict):
-        inner = body.get("disk", body.get("vif", body))
+        inner = body.get("disk") or body.get("vif") or body
         assert {key: inner[key] for key in wanted} == wanted
     else:
         assert body == wanted

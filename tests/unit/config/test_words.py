@@ -34,7 +34,7 @@ def test_no_suggestion_leads_to_the_next_refusal() -> None:
     for name in KEYS:
         for wrong in (name[1:], name[:-1], name + "x"):
             if wrong not in KEYS and (found := suggestion(wrong)):
-                assert KEYS[found].use in (Use.USED, Use.XEN)
+                assert KEYS[found].use is not Use.REFUSED
 
 
 def test_a_byte_order_mark_is_no_part_of_the_file() -> None:
@@ -65,9 +65,3 @@ def test_processors_that_xl_takes(value: str) -> None:
 )
 def test_processors_that_xl_refuses_have_their_column(value: str, message: str) -> None:
     assert refusal(LEAST + f"cpus={value}").message.startswith(message)
-
-
-def test_the_hint_about_a_bootloader_names_hvm() -> None:
-    hint = refusal(LEAST + "bootloader='pygrub'").hint
-    assert "type='hvm'" in hint
-    assert "kernel=" in hint

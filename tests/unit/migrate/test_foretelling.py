@@ -12,8 +12,9 @@ from veery.cli.plan import lines
 from veery.hypervisor.qemu import build
 from veery.hypervisor.qemu.abilities import needs, obstacles, processor
 from veery.hypervisor.qemu.build import Build
+from veery.migrate.check import stopped
 from veery.migrate.plan import IDLE, OUTSIDE, STAND, USUAL, Observations, foretell, learn, make, written
-from veery.model.domain import DomainSpec
+from veery.model.domain import DomainReading, DomainSpec, DomainState
 from veery.model.move import Compress, MoveReport, MoveSettings, MoveState, Phase
 from veery.model.plan import (
     LEVELS,
@@ -265,3 +266,15 @@ def test_every_node_can_give_the_baseline(sets: list[frozenset[str]]) -> None:
     assert all(needs(words) <= one for one in sets)
     assert level(given_) <= max(1, min(level(LEVELS[0] | one) for one in sets))
     assert processor(shared, "tcg")[0] == build.CPU
+
+
+@pytest.mark.parametrize(
+    ("driver", "state", "count"), [("xen", "paused", 1), ("qemu", "paused", 0), ("xen", "blocked", 0)]
+)
+def test_a_paused_domain_stays_where_it_is_under_xen(driver: str, state: str, count: int) -> None:
+    reading = DomainReading(
+        name="a", uuid="u", domid=3, state=DomainState(state), memory=64, vcpus=1, cpu_seconds=0.0, started=0.0
+    )
+    found = stopped(reading, driver)
+    assert len(found) == count
+    assert all(each.hint == "veery unpause a" for each in found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from veery.errors import Refused
 from veery.host.run import run
 from veery.storage import guestfiles
 from veery.storage.image import Entry, cpio
-from veery.storage.modules import ModuleTree, alias_file, dep_file
+from veery.storage.modules import MODULE_MAX, ModuleTree, alias_file, dep_file
 
 
 def module(folder: Path, path: str, depends: str = "", *aliases: str) -> None:
@@ -55,6 +56,27 @@ def test_a_kernel_without_disks_is_refused(tree: Path) -> None:
     (tree / "modules.builtin").write_text("")
     with pytest.raises(Refused, match="has no module virtio_blk"):
         ModuleTree(tree).load_order()
+
+
+def test_modules_packed_with_xz_are_unpacked_for_the_guest(tree: Path) -> None:
+    plain = {one.name: ModuleTree(tree).content(one) for one in ModuleTree(tree).load_order()}
+    for file in tree.rglob("*.ko"):
+        file.with_name(f"{file.name}.xz").write_bytes(lzma.compress(file.read_bytes()))
+        file.unlink()
+    packed = ModuleTree(tree)
+    order = packed.load_order()
+    assert {one.name: packed.content(one) for one in order} == plain
+    assert all(one.path.suffix == ".ko" for one in order)
+
+
+def test_a_packed_module_that_is_damaged_is_refused(tree: Path) -> None:
+    file = tree / "kernel/net/e1000.ko"
+    whole = lzma.compress(file.read_bytes())
+    file.unlink()
+    for damaged in (b"not xz", whole[:-20], lzma.compress(bytes(MODULE_MAX + 2), preset=0)):
+        (tree / "kernel/net/e1000.ko.xz").write_bytes(damaged)
+        with pytest.raises(Refused, match="e1000"):
+            ModuleTree(tree).read("e1000")
 
 
 async def test_the_archive_is_what_cpio_reads(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ import msgspec
 from veery.config.settings import Qemu
 from veery.errors import Refused
 from veery.host.clock import Clock
-from veery.hypervisor.base import ALONE, Report, Rest
-from veery.hypervisor.qemu import argv, build, hotplug, machine, migration, mirror, postcopy, switch
+from veery.hypervisor.base import ALONE, Report, Rest, Trigger
+from veery.hypervisor.qemu import argv, build, hotplug, machine, media, migration, mirror, postcopy, signals, switch
 from veery.hypervisor.qemu.abilities import ask, obstacles, processor
 from veery.hypervisor.qemu.build import Build
 from veery.hypervisor.qemu.console import QemuConsole
@@ -217,6 +217,27 @@ class QemuDriver:
     async def detach_disk(self, uuid: str, vdev: str) -> None:
         """As Driver.detach_disk."""
         await hotplug.detach_disk(self._roster.free(uuid), vdev)
+
+    async def trigger(self, uuid: str, what: Trigger) -> None:
+        """As Signaller.trigger."""
+        await signals.trigger(self._roster.domain(uuid), what)
+
+    async def sysrq(self, uuid: str, letter: str) -> None:
+        """As Signaller.sysrq."""
+        console = await self.console(uuid)
+        try:
+            await signals.break_console(self._roster.domain(uuid))
+            await console.write(letter.encode())
+        finally:
+            await console.close()
+
+    async def dump_core(self, uuid: str, path: Path) -> None:
+        """As Signaller.dump_core."""
+        await signals.dump_core(self._roster.free(uuid), path)
+
+    async def change_medium(self, uuid: str, disk: AttachedDisk) -> None:
+        """As MediumChanger.change_medium."""
+        await media.change_medium(self._roster.free(uuid), disk)
 
     async def resize_disk(self, uuid: str, vdev: str, size: int) -> None:
         """As Driver.resize_disk."""

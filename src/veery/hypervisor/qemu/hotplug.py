@@ -39,9 +39,9 @@ async def attach_disk(domain: Domain, disk: AttachedDisk) -> None:
             secret = devices.secret_id(disk)
             options = {"qom-type": "secret", "id": secret, "data": devices.secret(disk)}
             await domain.monitor.execute("object-add", options)
-            undo.push_async_callback(_try, domain, "object-del", {"id": secret})
+            undo.push_async_callback(try_to, domain, "object-del", {"id": secret})
         await domain.monitor.execute("blockdev-add", node, deadline=OPEN_DEADLINE)
-        undo.push_async_callback(_try, domain, "blockdev-del", {"node-name": name})
+        undo.push_async_callback(try_to, domain, "blockdev-del", {"node-name": name})
         await domain.monitor.execute("device_add", devices.disk_device(disk, port))
         undo.pop_all()
         record = domain.record
@@ -58,7 +58,7 @@ async def attach_vif(domain: Domain, vif: AttachedVif) -> None:
     async with domain.lock, contextlib.AsyncExitStack() as undo:
         port = _place(domain, name, vif.spec.mac)
         await domain.monitor.execute("netdev_add", devices.netdev(vif))
-        undo.push_async_callback(_try, domain, "netdev_del", {"id": devices.tap_id(vif)})
+        undo.push_async_callback(try_to, domain, "netdev_del", {"id": devices.tap_id(vif)})
         await domain.monitor.execute("device_add", devices.vif_device(vif, port, domain.record.build.layout))
         undo.pop_all()
         record = domain.record
@@ -150,13 +150,13 @@ async def _forget(domain: Domain, device: str) -> None:
         if disk_id(disk.spec) == device:
             for node in await domain.monitor.execute("query-named-block-nodes", {"flat": True}):
                 if node["node-name"].startswith(f"{FRONT}{disk.spec.vdev}-"):
-                    await _try(domain, "blockdev-del", {"node-name": node["node-name"]})
-            await _try(domain, "blockdev-del", {"node-name": device})
+                    await try_to(domain, "blockdev-del", {"node-name": node["node-name"]})
+            await try_to(domain, "blockdev-del", {"node-name": device})
             if devices.secret(disk):
-                await _try(domain, "object-del", {"id": devices.secret_id(disk)})
+                await try_to(domain, "object-del", {"id": devices.secret_id(disk)})
     for vif in record.attachments.vifs:
         if vif_id(vif.spec) == device:
-            await _try(domain, "netdev_del", {"id": devices.tap_id(vif)})
+            await try_to(domain, "netdev_del", {"id": devices.tap_id(vif)})
     record = domain.record
     disks = tuple(disk for disk in record.attachments.disks if disk_id(disk.spec) != device)
     vifs = tuple(vif for vif in record.attachments.vifs if vif_id(vif.spec) != device)
@@ -169,7 +169,8 @@ async def _forget(domain: Domain, device: str) -> None:
         waiting.set_result(None)
 
 
-async def _try(domain: Domain, command: str, arguments: dict[str, Any]) -> None:
+async def try_to(domain: Domain, command: str, arguments: dict[str, Any]) -> None:
+    """Give an order whose failure is only logged."""
     try:
         await domain.monitor.execute(command, arguments)
     except VeeryError as error:
