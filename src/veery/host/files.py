@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 
 def write_atomic(path: Path, data: bytes | str, *, mode: int = 0o600, sync: bool = False) -> None:
@@ -34,5 +39,24 @@ def sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+async def keep_synced(paths: Sequence[str | Path], every: float) -> None:
+    """Write what others put into the files at `paths` out of the page cache, every so many seconds, until cancelled."""
+    while True:
+        await asyncio.sleep(every)
+        for path in paths:
+            try:
+                await asyncio.to_thread(_sync_data, path)
+            except OSError as error:  # whoever writes it will say so too
+                log.warning("%s: %s", path, error.strerror)
+
+
+def _sync_data(path: str | Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fdatasync(handle)
     finally:
         os.close(handle)

@@ -96,11 +96,12 @@ class IscsiLun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalDisk:
-    """A file or block device of this node."""
+    """A file or block device of this node. `direct`: it can be read and written past this node's page cache."""
 
     path: str
     format: DiskFormat
     block: bool
+    direct: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

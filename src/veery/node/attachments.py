@@ -15,7 +15,7 @@ from veery.config import support
 from veery.config import vif as vif_config
 from veery.errors import Refused, VeeryError
 from veery.host import tasks
-from veery.host.mounts import shared
+from veery.host.mounts import shared, takes_direct
 from veery.hypervisor.base import DiskMover, Driver
 from veery.model.domain import DiskFormat, DiskSpec, DomainSpec, VifSpec
 from veery.model.flow import Flow
@@ -171,7 +171,9 @@ class NodeAttacher:
         if not block and not stat.S_ISREG(mode):
             raise Refused(f"disk {spec.vdev}: {path} is neither a file nor a block device", hint="name one of the two")
         kind = spec.format if spec.format is not DiskFormat.EMPTY else DiskFormat.RAW
-        return AttachedDisk(spec=spec, source=LocalDisk(path=str(path), format=kind, block=block))
+        writes = spec.readwrite and not spec.cdrom
+        direct = block or (writes and await asyncio.to_thread(takes_direct, str(path)))
+        return AttachedDisk(spec=spec, source=LocalDisk(path=str(path), format=kind, block=block, direct=direct))
 
     async def lun(self, volume: Volume) -> IscsiLun:
         """How this node reaches a volume."""

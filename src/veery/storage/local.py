@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from veery.errors import Failed
+from veery.host.files import keep_synced
 from veery.host.run import run
 from veery.model.domain import DiskFormat
 from veery.model.plan import Blocker, Obstacle
@@ -89,21 +89,7 @@ async def form(disk: CarriedDisk) -> None:
 async def sync(disks: Sequence[CarriedDisk]) -> None:
     """Write what comes into the files out to their disk again and again, until cancelled: the last flush, for which
     the domain stands still, then finds little to do, and the page cache does not fill with what comes in."""
-    while True:
-        await asyncio.sleep(SYNC_EVERY)
-        for disk in disks:
-            try:
-                await asyncio.to_thread(_sync, disk.target)
-            except OSError as error:  # the hypervisor that writes it will say so too
-                log.warning("%s: %s", disk.target, error.strerror)
-
-
-def _sync(path: str) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fdatasync(handle)
-    finally:
-        os.close(handle)
+    await keep_synced([disk.target for disk in disks], SYNC_EVERY)
 
 
 def unmake(disk: CarriedDisk) -> None:

@@ -13,6 +13,7 @@ from veery.hypervisor.qemu import devices
 from veery.hypervisor.qemu.argv import Wiring, build_argv
 from veery.hypervisor.qemu.build import MAX_PORTS, Build, disk_id, lay_out, vif_id
 from veery.hypervisor.qemu.domain import end_of
+from veery.hypervisor.qemu.migration import cached_files
 from veery.model import codec
 from veery.model.domain import DiskFormat, DiskSpec, DomainEnd, DomainSpec, OnEvent, VifSpec
 from veery.model.volume import AttachedDisk, AttachedVif, Attachments, IscsiLun, LocalDisk
@@ -166,6 +167,24 @@ def test_disks_without_a_kernel_are_booted_in_their_order() -> None:
     node = json.loads(options(words, "-blockdev")[0])
     assert (node["driver"], node["file"]["driver"], node["file"]["cache"]) == ("qcow2", "host_device", {"direct": True})
     assert options(words, "-kernel") == []
+
+
+@pytest.mark.parametrize(("block", "direct", "said"), [(b, d, s) for b in (0, 1) for d in (0, 1) for s in (0, 1)])
+def test_the_hosts_cache_is_passed_by_where_that_goes(block: int, direct: int, said: int) -> None:
+    source = LocalDisk(path="/d", format=DiskFormat.RAW, block=bool(block), direct=bool(direct))
+    node = devices.blockdev(AttachedDisk(spec=replace(XVDA, direct_io_safe=bool(said)), source=source))
+    assert node is not None
+    assert node["file"]["cache"]["direct"] is bool(block or direct or said)
+
+
+def test_only_files_in_the_hosts_cache_are_written_out_during_a_copy() -> None:
+    def disk(vdev: str, *, block: bool = False, direct: bool = False, writes: bool = True) -> AttachedDisk:
+        source = LocalDisk(path=f"/{vdev}", format=DiskFormat.RAW, block=block, direct=direct)
+        return AttachedDisk(spec=DiskSpec(vdev=vdev, readwrite=writes), source=source)
+
+    disks = (disk("a"), disk("b", block=True), disk("c", direct=True), disk("d", writes=False))
+    lun = AttachedDisk(spec=XVDA, source=LUN)
+    assert cached_files(Attachments(disks=(*disks, lun, AttachedDisk(spec=XVDA, source=None)))) == ["/a"]
 
 
 def test_ids() -> None:

@@ -3,6 +3,7 @@ the same line on each node and with each later version of veery: a golden file o
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,14 @@ def test_only_layout_2_pins_the_vendor_and_insists_on_the_processor() -> None:
     assert built(2, "kvm").model == f"{CPU},vendor=GenuineIntel,enforce"
     assert built(2, "tcg").model == f"{CPU},enforce"
     assert built(2, "tcg").vendor == "", "TCG emulates its own, whatever the machine is"
+
+
+def test_a_domain_of_an_older_veery_has_the_vendor_of_the_machine_it_runs_on() -> None:
+    old = Build(accel="kvm", memory=512, ports=8)
+    assert old.seen_on("AuthenticAMD").vendor == "AuthenticAMD"
+    assert old.seen_on("AuthenticAMD").model == CPU, "its command line is as it was"
+    assert built(2, "kvm").seen_on("AuthenticAMD").vendor == "GenuineIntel"
+    assert replace(old, accel="tcg").seen_on("AuthenticAMD").vendor == ""
 
 
 def test_what_differs_between_kernels_is_off_in_layout_2() -> None:

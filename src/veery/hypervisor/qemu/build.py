@@ -57,6 +57,11 @@ class Build:
             return self.cpu
         return ",".join([self.cpu, *([f"vendor={self.vendor}"] if self.vendor else []), "enforce"])
 
+    def seen_on(self, vendor: str) -> Build:
+        """This build on a processor of `vendor`, on which it runs: under KVM a domain of an older veery, which wrote no
+        vendor down, has that one."""
+        return replace(self, vendor=vendor) if self.accel == "kvm" and not self.vendor else self
+
     def free_port(self) -> int:
         """The lowest root port with nothing behind it. Raises Refused when all are taken."""
         taken = {port for name, port in self.slots.items() if not name.startswith("cd-")}

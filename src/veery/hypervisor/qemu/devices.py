@@ -65,13 +65,19 @@ def blockdev(disk: AttachedDisk) -> Options | None:
     return common | {"driver": driver, "file": _protocol(source, spec)}
 
 
+def past_cache(source: LocalDisk, spec: DiskSpec) -> bool:
+    """Whether the disk is opened past the host's cache."""
+    return source.block or source.direct or spec.direct_io_safe
+
+
 def _protocol(source: LocalDisk, spec: DiskSpec) -> Options:
-    """A block device is opened past the host's cache: the other node of a move would not see what is in it.
-    A file is, where the domain file calls that safe (direct-io-safe), since not every filesystem can."""
+    """Opened past the host's cache where that goes: the other node of a move would not see what is in it, and all of
+    it is written out while the domain stands. A block device always; a file where its filesystem can, or the domain
+    file says so (direct-io-safe)."""
     return {
         "driver": "host_device" if source.block else "file",
         "filename": source.path,
-        "cache": {"direct": source.block or spec.direct_io_safe},
+        "cache": {"direct": past_cache(source, spec)},
         "discard": "ignore" if spec.discard is False else "unmap",
     }
 

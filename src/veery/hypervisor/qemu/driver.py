@@ -104,10 +104,7 @@ class QemuDriver:
     async def pack(self, uuid: str) -> tuple[DomainSpec, msgspec.Raw]:
         """As Driver.pack; the luggage is the Build."""
         record = self._roster.domain(uuid).record
-        plan = record.build
-        if plan.accel == "kvm" and not plan.vendor:  # started by an older veery: it has this processor's
-            plan = replace(plan, vendor=self._able.vendor)
-        return record.spec, msgspec.Raw(codec.encode(plan))
+        return record.spec, msgspec.Raw(codec.encode(record.build.seen_on(self._able.vendor)))
 
     async def take_domid(self) -> int:
         """As Driver.take_domid."""

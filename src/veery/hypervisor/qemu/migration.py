@@ -21,13 +21,15 @@ from typing import Any
 from veery.errors import Failed, Refused, VeeryError
 from veery.host import tasks
 from veery.host.clock import Clock
+from veery.host.files import keep_synced
 from veery.hypervisor.base import Report
-from veery.hypervisor.qemu import postcopy
+from veery.hypervisor.qemu import devices, postcopy
 from veery.hypervisor.qemu.domain import ENDS, Domain
 from veery.hypervisor.qemu.monitor import CommandError, Monitor
 from veery.hypervisor.qemu.process import Stage
 from veery.hypervisor.qemu.transfer import POLL_HELD, Info, Transfer, orders, reading, shut
 from veery.model.move import CopyResult, Means, MoveSettings, Tuning
+from veery.model.volume import Attachments, LocalDisk
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +50,7 @@ NO_REKEY = "NORMAL:-VERS-ALL:+VERS-TLS1.3:-CIPHER-ALL:+CHACHA20-POLY1305"
 32 GiB, and a QEMU before 10.1 that sends and reads one session in two threads may then fail or crash (QEMU issue 1937).
 The two ends agree on a cipher that both name, so an older QEMU at either end is enough."""
 SAFE_REKEY = (10, 1)
+SYNC_EVERY_S = 1.0
 LATE_ACTIVATE = (10, 0)
 """QEMU from which a target opens its disks for writing only when it is let go; in 9.x a domain that stays paused and
 moves again ends on an assertion."""
@@ -75,17 +78,16 @@ async def send(
 
     throttle, chosen = _throttle(NO_THROTTLE) if means.throttle else {}, ""
     domain.update(stage=Stage.SENDING)
-    async with contextlib.AsyncExitStack() as undo:
+    syncing = asyncio.create_task(keep_synced(cached_files(domain.record.attachments), SYNC_EVERY_S), name="sync disks")
+    async with contextlib.AsyncExitStack() as ending, contextlib.AsyncExitStack() as undo:
+        ending.push_async_callback(tasks.stop, syncing)
         undo.callback(shut, stream)
         undo.push_async_callback(lambda: tasks.to_the_end(_run_on_if_it_can(domain, clock)))
         transfer = Transfer(domain, clock)
         undo.push_async_callback(transfer.close)
         await transfer.open()
         if tls is not None:
-            version = await qemu_version(transfer.monitor)
-            chosen = cipher(version, means.peer_version)
-            log.info("domain=%s tls: cipher=%s", domain.record.spec.name, chosen or "not known")
-            await _put_object(transfer.monitor, credentials(tls, "client", version))
+            chosen = await _encrypt(transfer, tls, means.peer_version)
         await transfer.set_up(
             return_path=True,
             means=means,
@@ -119,6 +121,25 @@ async def send(
         undo.pop_all()
     report(reading(info))
     return replace(_result(info, stood), cipher=chosen)
+
+
+async def _encrypt(transfer: Transfer, tls: Path, theirs: str) -> str:
+    """Give a source's QEMU its certificates: the cipher that it will use with a QEMU of version `theirs`."""
+    version = await qemu_version(transfer.monitor)
+    chosen = cipher(version, theirs)
+    log.info("domain=%s tls: cipher=%s", transfer.domain.record.spec.name, chosen or "not known")
+    await _put_object(transfer.monitor, credentials(tls, "client", version))
+    return chosen
+
+
+def cached_files(attachments: Attachments) -> list[str]:
+    """The files that QEMU writes through this node's page cache. QEMU flushes its disks while the domain stands for the
+    switch-over; what was written out before does not count then."""
+    return [
+        disk.source.path
+        for disk in attachments.disks
+        if isinstance(disk.source, LocalDisk) and disk.spec.readwrite and not devices.past_cache(disk.source, disk.spec)
+    ]
 
 
 async def tune(domain: Domain, tuning: Tuning) -> None:
