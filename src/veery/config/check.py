@@ -40,9 +40,8 @@ _INTERFACE = re.compile(r"(?!-)[^\s/,\x00-\x1f\x7f]{0,15}")
 _WORD = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.:+-]{0,99})?")
 _ADDRESSES = re.compile(r"[0-9A-Fa-f.:/ ]{0,1000}")
 _MACHINE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
-_CPU = re.compile(
-    r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}(,[+-]?[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}(=[A-Za-z0-9_.-]{1,64})?){0,256}"
-)
+_FEATURE = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}"
+_CPU = re.compile(rf"{_FEATURE}(,([+-]{_FEATURE}|{_FEATURE}=[A-Za-z0-9_.-]{{1,64}})){{0,256}}")
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _UNREADABLE = re.compile("[\x00\ud800-\udfff]")  # what no argument of a program, and no JSON, can hold
 _HINT = "a domain file cannot say that: see docs/domain-files.md"
