@@ -21,6 +21,7 @@ from veery.errors import Failed, Refused
 from veery.migrate import wire
 from veery.model.domain import DiskFormat, DiskSpec, DomainSpec, VifSpec
 from veery.model.flow import Flow
+from veery.model.move import MoveSettings, MoveState
 from veery.model.volume import CarriedDisk
 
 DISK = CarriedDisk(
@@ -278,3 +279,11 @@ async def test_without_a_promise_nothing_is_made(tmp_path: Path, certificates: P
         assert list(folder.iterdir()) == []
         assert await pair.b.driver.list() == ()
         untouched(pair, tmp_path)
+
+
+async def test_a_source_does_not_offer_what_no_target_takes(tmp_path: Path, certificates: Path) -> None:
+    async with two_nodes(tmp_path, certificates) as pair:
+        report = await pair.a.move(pair.b, MoveSettings(with_disks=True, disk_dir="../elsewhere"))
+        assert report.state is MoveState.FAILED
+        assert "no absolute path" in report.reason
+        await pair.check("a")
