@@ -11,6 +11,8 @@ import aiohttp
 from aiohttp import web
 
 from veery.api.server import Lines, answer, body, convert, error_body
+from veery.config.check import check_carried, check_disk, check_luggage, check_path, check_spec, check_vif
+from veery.config.domain import without_secrets
 from veery.errors import Refused, VeeryError
 from veery.migrate.moves import Moves, ended_badly
 from veery.model.codec import plain
@@ -85,17 +87,18 @@ class DomainRoutes:
         with contextlib.suppress(VeeryError, TimeoutError):  # reading goes on while the store is away
             async with asyncio.timeout(1.0):
                 owner = await self._domains.owner(reading.name)
-        return answer({"reading": reading, "spec": await self._domains.spec(reading.uuid), "owner": owner})
+        spec = without_secrets(await self._domains.spec(reading.uuid))
+        return answer({"reading": reading, "spec": spec, "owner": owner})
 
     async def create(self, request: web.Request) -> web.Response:
         """Start a domain."""
         data = await body(request, spec=dict)
-        spec = convert(data["spec"], DomainSpec)
+        spec = check_spec(convert(data["spec"], DomainSpec))
         # A start is never cut short because its caller left: it would leave a domain that nobody asked after.
         reading = await asyncio.shield(
             asyncio.ensure_future(self._domains.create(spec, paused=bool(data.get("paused"))))
         )
-        spec = await self._domains.spec(reading.uuid)
+        spec = without_secrets(await self._domains.spec(reading.uuid))
         return answer({"reading": reading, "spec": spec, "warnings": await self._devices.warnings(reading.uuid)})
 
     async def forget(self, request: web.Request) -> web.Response:
@@ -148,7 +151,7 @@ class DomainRoutes:
 
     async def attach_disk(self, request: web.Request) -> web.Response:
         """Hot-plug."""
-        disk = convert((await body(request, disk=dict))["disk"], DiskSpec)
+        disk = check_disk(convert((await body(request, disk=dict))["disk"], DiskSpec))
         await self._devices.attach_disk(request.match_info["ref"], disk)
         return answer({"warnings": self._devices.disk_warnings(disk)})
 
@@ -160,7 +163,7 @@ class DomainRoutes:
     async def change_cd(self, request: web.Request) -> web.Response:
         """Another medium in a CD-ROM drive, or none."""
         data = await body(request, vdev=str)
-        medium = convert(data["disk"], DiskSpec) if data.get("disk") is not None else None
+        medium = check_disk(convert(data["disk"], DiskSpec)) if data.get("disk") is not None else None
         await self._devices.change_cd(request.match_info["ref"], data["vdev"], medium)
         return answer({})
 
@@ -186,7 +189,7 @@ class DomainRoutes:
 
     async def attach_vif(self, request: web.Request) -> web.Response:
         """Hot-plug."""
-        vif = convert((await body(request, vif=dict))["vif"], VifSpec)
+        vif = check_vif(convert((await body(request, vif=dict))["vif"], VifSpec))
         made = await self._devices.attach_vif(request.match_info["ref"], vif)
         return answer({**plain(made), "warnings": self._devices.vif_warnings(made, vif)})
 
@@ -245,7 +248,13 @@ class DomainRoutes:
 
     async def question(self, request: web.Request) -> web.Response:
         """Another node asks whether this one could take a domain in."""
-        return answer(await self._domains.reply(convert(await body(request), Question)))
+        question = convert(await body(request), Question)
+        check_spec(question.spec)
+        check_luggage(question.luggage.encode(errors="replace"))
+        check_carried(question.disks, question.spec)
+        if question.disk_dir:
+            check_path("the folder for disks", question.disk_dir)
+        return answer(await self._domains.reply(question))
 
     async def moves(self, request: web.Request) -> web.Response:
         """Moves out of this node."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
+from urllib.parse import quote
 
 from veery.cli import tables
 from veery.cli.catalogue import Verb
@@ -70,7 +71,7 @@ def _table(reports: Iterable[MoveReport]) -> Iterator[str]:
 def _show(session: Session, args: Namespace) -> int:
     from veery.model.codec import convert
 
-    report = convert(session.client.get(f"/v1/moves/{args.move}"), MoveReport)
+    report = convert(session.client.get(f"/v1/moves/{quote(args.move, safe='')}"), MoveReport)
     if session.json:
         session.print_json(report)
         return 0
@@ -132,7 +133,7 @@ def _set(session: Session, args: Namespace) -> int:
         order["downtime"] = args.downtime
     if not order:
         raise Usage("name --bandwidth, --downtime or both", "move set")
-    session.client.post(f"/v1/moves/{args.move}/set", order)
+    session.client.post(f"/v1/moves/{quote(args.move, safe='')}/set", order)
     return 0
 
 
@@ -147,7 +148,7 @@ def _declare_set(parser: Parser) -> None:
 
 
 def _cancel(session: Session, args: Namespace) -> int:
-    session.client.post(f"/v1/moves/{args.move}/cancel")
+    session.client.post(f"/v1/moves/{quote(args.move, safe='')}/cancel")
     return 0
 
 

@@ -89,7 +89,7 @@ class Session:
 
     def note(self, text: str) -> None:
         """Say something that is not the command's result."""
-        print(text, file=sys.stderr, flush=True)
+        print(text.encode(errors="backslashreplace").decode(), file=sys.stderr, flush=True)
 
     def print_json(self, value: object) -> None:
         """Print `value` (plain values, dataclasses) as the command's result."""
@@ -136,5 +136,7 @@ def sentence(error: Exception) -> tuple[str, str]:
         return error.message, error.hint
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}", ""
+    if isinstance(error, UnicodeEncodeError):
+        return f"{error.object[:60]!a} is no text that veery can use", "names are UTF-8, and those of nodes ASCII"
     line = " ".join(str(error).split())
     return f"internal error: {type(error).__name__}: {line}", "VEERY_DEBUG=1 shows where; please report it"

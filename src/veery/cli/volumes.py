@@ -22,13 +22,6 @@ from veery.model.units import format_seconds, format_size, parse_size
 
 _CHUNK = 1 << 20
 _ORDER = 300.0  # seconds for an order to the storage node
-_MAGIC = {  # first bytes -> qemu-img's name of the format
-    b"QFI\xfb": "qcow2",
-    b"QED\x00": "qed",
-    b"KDMV": "vmdk",
-    b"vhdxfile": "vhdx",
-    b"conectix": "vpc",
-}
 
 
 def _path(name: str, *rest: str) -> str:
@@ -122,7 +115,7 @@ def _import(session: Session, args: Namespace) -> int:
         raise Refused(f"no file {source}", hint="name a disk image on this machine")
     scratch = tempfile.TemporaryDirectory(prefix="veery-import-", dir=os.environ.get("TMPDIR", "/var/tmp"))
     with scratch as folder, meter(f"volume {args.name}", quiet=args.quiet) as shown:
-        kind = image_format(source)
+        kind = _inspected(source, args.size)
         raw = source if kind == "raw" else _convert(source, kind, Path(folder) / "raw", shown)
         with raw.open("rb") as file:
             length = file.seek(0, os.SEEK_END)
@@ -136,27 +129,29 @@ def _import(session: Session, args: Namespace) -> int:
     return 0
 
 
-def image_format(path: Path) -> str:
-    """The format of a disk image by its first (for vpc its last) bytes, in qemu-img's words; "raw" if none is known."""
-    with path.open("rb") as file:
-        head = file.read(512)
-        if path.is_file() and path.stat().st_size >= 512:
-            file.seek(-512, os.SEEK_END)
-        tail = file.read(512)
-    for magic, name in _MAGIC.items():
-        if head.startswith(magic) or (name == "vpc" and tail.startswith(magic)):
-            return name
-    return "raw"
+def _inspected(source: Path, asked: str) -> str:
+    """The format of a disk image that may be imported; "raw" where none is recognised. Raises Refused."""
+    from veery.cli.imports import IMPORT_MAX, image_format, inspect
+
+    kind = image_format(source)
+    if kind == "raw":
+        return kind
+    size = inspect(source, kind)
+    most = max(IMPORT_MAX, parse_size(asked) if asked else 0)
+    if size > most:
+        raise Refused(
+            f"{source} is a disk of {format_size(size)}, more than {format_size(most)}",
+            hint=f"if that is right: veery volume import NAME {source} --size {size}",
+        )
+    return kind
 
 
 def _convert(source: Path, kind: str, raw: Path, shown: Meter) -> Path:
     """`source` as a raw file. Raises Refused without qemu-img, Failed with its words."""
-    import asyncio
-
-    from veery.host.run import run
+    from veery.cli.imports import convert
 
     shown.show(f"converting from {kind}", None, "")
-    asyncio.run(run(["qemu-img", "convert", "-f", kind, "-O", "raw", source, raw], deadline=3600.0))
+    convert(source, kind, raw)
     return raw
 
 
@@ -347,7 +342,9 @@ use, each with its own password. A domain file names it as volume=NAME.""",
         declare=_declare_import,
         about="""
 Fills a volume from a disk image, and makes the volume where there is none. What is not raw is recognised by its
-first bytes and converted with qemu-img first (in TMPDIR, or /var/tmp). A volume that a domain uses is refused.""",
+first bytes and converted with qemu-img first (in TMPDIR, or /var/tmp). A volume that a domain uses is refused; so is
+an image that names other files of this machine (a backing file, a data file, extents), and one of more than 256 GiB
+where --size does not say so.""",
         examples="veery volume import root debian-12-genericcloud-amd64.qcow2 --size 10G",
     ),
     "volume resize": Verb(

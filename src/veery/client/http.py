@@ -66,6 +66,11 @@ def domain_path(domain: str, *rest: str) -> str:
     return "/v1/domains/" + "/".join(quote(word, safe="") for word in (domain, *rest))
 
 
+def request_line(path: str) -> str:
+    """`path` with what no request can hold quoted; what is quoted already stays."""
+    return quote(path, safe="/?&=%+,:;@~!$'()*")
+
+
 class Client:
     """One daemon. Each call makes its own connection; `deadline` is the seconds without a sign of life after
     which a call is given up.
@@ -121,7 +126,7 @@ class Client:
         with contextlib.closing(connection):
             headers = {"Content-Length": str(size), "Content-Type": "application/octet-stream"}
             try:
-                connection.request("PUT", path, body=chunks, headers={**self._headers(), **headers})
+                connection.request("PUT", request_line(path), body=chunks, headers={**self._headers(), **headers})
             except (BrokenPipeError, ConnectionResetError):
                 pass  # the daemon has answered already and reads no more; its answer says why
             except OSError as error:
@@ -138,7 +143,10 @@ class Client:
             return json.loads(text) if text else {}
 
     def _headers(self) -> dict[str, str]:
-        return {NODE_HEADER: self.address.node} if self.address.node else {}
+        node = self.address.node
+        if not (node.isascii() and (node.isprintable() or not node)):
+            raise Refused(f"{node[:60]!a} is no node name", hint="veery node list shows the names")
+        return {NODE_HEADER: node} if node else {}
 
     def _open(self, deadline: float) -> _Connection:
         connection = _Connection(self.address.socket, deadline)
@@ -161,7 +169,7 @@ class Client:
     def _send(self, connection: _Connection, method: str, path: str, data: bytes | None) -> None:
         headers = self._headers() | ({"Content-Type": "application/json"} if data is not None else {})
         try:
-            connection.request(method, path, body=data, headers=headers)
+            connection.request(method, request_line(path), body=data, headers=headers)
         except OSError as error:
             raise self._lost(method, path, error) from error
 

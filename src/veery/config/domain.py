@@ -11,6 +11,7 @@ from pathlib import Path
 from veery.config import disk as disk_config
 from veery.config import vif as vif_config
 from veery.config import xlcfg
+from veery.config.check import MOST_MEMORY, MOST_VCPUS, UUID, check_name, check_spec
 from veery.config.cpus import check_cpus
 from veery.config.keys import KEYS, Key, Kind, Use, suggestion
 from veery.config.xlcfg import Atom, Config, Items, Position, Setting, Value
@@ -20,11 +21,10 @@ from veery.model.domain import DiskSpec, DomainSpec, DomainType, OnEvent, VifSpe
 FOLDERS = (Path(), Path("/etc/xen"))  # where xm looked for a bare name, in this order
 DEFAULT_MEMORY = 128  # MiB, as xm gave
 LARGEST_FILE = 1 << 20  # bytes
-MOST_MEMORY = 1 << 24  # MiB
-MOST_VCPUS = 512
 
 _EVENTS = ("on_poweroff", "on_reboot", "on_crash", "on_watchdog", "on_soft_reset")
-_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_SECRET = frozenset({"vncpasswd", "spicepasswd"})
+_PASSWORD = re.compile(r"""(vncpasswd|spicepasswd|password)=[^,"'\]]*""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,20 +66,17 @@ def parse_domain(text: str, filename: str, overrides: Sequence[str] = ()) -> Loa
     """The domain that `text` describes. Raises Refused("FILE:LINE:COLUMN: what") with a hint."""
     reader = _Reader(xlcfg.read(text, filename, overrides))
     spec = reader.domain()
+    try:
+        check_spec(spec)
+    except Refused as error:
+        reader.start.refuse(error.message, error.hint)
     return Loaded(spec, tuple(reader.warnings))
 
 
-def check_name(name: str) -> None:
-    """Raise Refused unless `name` may be a domain's: what xm allowed (tools/python/xen/xend/XendDomainInfo.py,
-    check_name), and never to be taken for a domid, a UUID or an option."""
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.:+-]{0,99}", name):
-        raise Refused(f"{name!r} is no domain name", hint="use up to 100 letters, digits and _ - . : +")
-    if name.isdigit():
-        raise Refused(f"the name {name} reads like a domid", hint="add a letter to it")
-    if _UUID.fullmatch(name):
-        raise Refused(f"the name {name} reads like a UUID", hint="choose another name")
-    if name == "Domain-0":
-        raise Refused("the name Domain-0 is the machine's own", hint="choose another name")
+def without_secrets(spec: DomainSpec) -> DomainSpec:
+    """`spec` as it may be shown: the passwords of its screens are left out."""
+    kept = ((key, value) for key, value in spec.xl if key not in _SECRET)
+    return replace(spec, xl=tuple((key, _PASSWORD.sub(r"\1=", value)) for key, value in kept))
 
 
 class _Reader:
@@ -208,7 +205,7 @@ class _Reader:
         atom = self.atom("uuid")
         if atom is None:
             return ""
-        if not _UUID.fullmatch(atom.text):
+        if not UUID.fullmatch(atom.text.lower()):
             atom.at.refuse(f"{atom.text!r} is no UUID", "uuidgen makes one; or leave uuid out")
         return atom.text.lower()
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
+from veery.config.check import check_move
 from veery.errors import Failed
 from veery.host import kept
 from veery.model.codec import decode, encode
@@ -70,7 +71,8 @@ class Journal:
         self.illegible: tuple[Illegible, ...] = ()
 
     def write(self, line: Line) -> Line:
-        """Remember `line`, in place of an earlier one of the same move. Raises Failed on a full disk."""
+        """Remember `line`, in place of an earlier one of the same move. Raises Failed on a full disk, Refused
+        where the move's id could not be a file's name."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             _add(self._path(line), encode(line))
@@ -105,6 +107,7 @@ class Journal:
         self.illegible += tuple(Illegible(move, each) for each in sides)
 
     def _path(self, line: Line) -> Path:
+        check_move(line.move)
         return self._folder / f"{line.move}.{line.side.value}.json"
 
 

@@ -58,7 +58,12 @@ class Receiver:
 
     async def take(self, channel: wire.Channel) -> None:
         """Serve one control connection to its end."""
-        message = await channel.receive(OFFER_DEADLINE)
+        try:
+            message = await channel.receive(OFFER_DEADLINE)
+        except wire.Unfit as error:
+            log.warning("refused: %s", error.message)
+            await channel.send(wire.Problem("refused", error.message, error.hint))
+            return
         if isinstance(message, wire.Offer):
             try:
                 await self._take_in(channel, message)
@@ -133,30 +138,22 @@ class Receiver:
             phase=Phase.PREPARE,
         )
         ground.journal.write(line)
+        line, reservation = await self._promised(offer, line)
         attachments: Attachments | None = None
         try:
             await ground.hold.at(Phase.PREPARE)
             line = await self._make_disks(line)
             spec = disks.arrived(offer.spec, line.disks)
             attachments = await ground.attacher.attach(spec)
-            reserving = asyncio.create_task(self._reserve(offer), name=f"{offer.move} reserves")
-            try:
-                await ground.driver.prepare(
-                    spec,
-                    attachments,
-                    offer.luggage,
-                    offer.backlog,
-                    tls=offer.tls and not offer.packed,
-                    peer=offer.source,
-                    post_copy=offer.post_copy,
-                )
-            finally:  # to its end: a promise made after we have given up would stand for ever
-                await asyncio.wait({reserving})
-                failed = reserving.exception()
-            if failed is not None:
-                raise failed
-            reservation = reserving.result()
-            line = ground.journal.write(replace(line, reservation_revision=reservation.revision))
+            await ground.driver.prepare(
+                spec,
+                attachments,
+                offer.luggage,
+                offer.backlog,
+                tls=offer.tls and not offer.packed,
+                peer=offer.source,
+                post_copy=offer.post_copy,
+            )
             async with self._watching(reservation, offer.boot) as given:
                 flows = await self._load(channel, offer, line)
                 async with tracking.admitting(ground.attacher, offer.move, flows) as entered:
@@ -176,8 +173,23 @@ class Receiver:
         log.info("move=%s domain=%s runs here", line.move, line.domain)
         await channel.send(wire.Running())
 
+    async def _promised(self, offer: wire.Offer, line: Line) -> tuple[Line, Reservation]:
+        """The promise, and `line` with it. It comes before any file, tap or process: the store says whether the source
+        owns the domain at all. Raises what the store answers, and then nothing is left of the move here."""
+        try:
+            reservation = await tasks.to_the_end(self._reserve(offer))  # a promise that nobody knows of would stand
+            return self._ground.journal.write(replace(line, reservation_revision=reservation.revision)), reservation
+        except Refused:
+            self._ground.journal.strike(line)
+            raise
+        except VeeryError:
+            await self._give_up(line, None)
+            raise
+        except asyncio.CancelledError:
+            self._settler.later(line)
+            raise
+
     async def _reserve(self, offer: wire.Offer) -> Reservation:
-        """The promise, while the half domain starts; it stands before the source hears that we are ready."""
         return await owners.reserve(
             self._ground.store,
             offer.domain,

@@ -32,6 +32,11 @@ PIECE = 256 << 10
 SHALLOW = 128 << 10
 """Bytes that may wait to be sent: what waits when the domain stops is part of its downtime."""
 LEVEL = 1
+SLICE = 256
+"""Bytes that are unpacked at once: their blocks stand for 8 MiB at most."""
+PART_MAX = PIECE + (SLICE // 4 + 1) * (128 << 10)
+WINDOW_MAX = 8 << 20
+"""Bytes that a packed stream may refer back to; LEVEL uses far fewer."""
 WORTH = 0.7
 """What the sample must pack to, at most: below this a processor's work saves more than it costs."""
 PAIR_DEADLINE = 5.0
@@ -121,6 +126,39 @@ async def packing(
         yield near
 
 
+class Unpacker:
+    """Unpacks what is fed, in parts of bounded size: 32 KB of a hostile stream can stand for a GiB.
+
+    A zstd block takes 4 bytes at least and stands for 128 KiB at most (RFC 8878, section 3.1.1.2). So a slice of SLICE
+    bytes completes a bounded number of blocks, and no part is larger than PART_MAX."""
+
+    def __init__(self) -> None:
+        """Nothing is fed yet."""
+        self._object = zstandard.ZstdDecompressor(max_window_size=WINDOW_MAX).decompressobj()
+        self._fed = memoryview(b"")
+
+    def feed(self, data: bytes) -> None:
+        """Take `data`; what was fed before must have been unpacked."""
+        assert not self._fed
+        self._fed = memoryview(data)
+
+    def unpack(self) -> bytes:
+        """The next part, b"" once more must be fed. Raises Failed where the stream is damaged, wants more memory than a
+        source of ours, or goes on behind its end."""
+        parts: list[bytes] = []
+        size = 0
+        try:
+            while self._fed and size < PIECE:
+                parts.append(self._object.decompress(self._fed[:SLICE]))
+                size += len(parts[-1])
+                self._fed = self._fed[SLICE:]
+        except zstandard.ZstdError as error:
+            raise Failed(
+                f"the packed stream cannot be unpacked: {error}", hint="veery migrate --compress no"
+            ) from error
+        return b"".join(parts)
+
+
 @contextlib.asynccontextmanager
 async def unpacking(
     stream: socket.socket, *, peer: str, tls: ssl.SSLContext | None, admits: Admits
@@ -144,11 +182,13 @@ async def unpacking(
         if theirs is None or theirs.name != peer or not await admits(theirs):
             transport.abort()
             raise Refused(f"a packed stream that does not come from {peer}")
-    unpacker = zstandard.ZstdDecompressor().decompressobj()
+    unpacker = Unpacker()
 
     async def there(mine: socket.socket) -> None:
         while piece := await reader.read(PIECE):
-            await loop.sock_sendall(mine, await asyncio.to_thread(unpacker.decompress, piece))
+            unpacker.feed(piece)
+            while data := await asyncio.to_thread(unpacker.unpack):
+                await loop.sock_sendall(mine, data)
 
     async def back(mine: socket.socket) -> None:
         while piece := await loop.sock_recv(mine, PIECE):

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import os
 import re
 import socket
@@ -33,6 +34,8 @@ from typing import TypeVar
 
 import msgspec
 
+from veery.cluster.identity import check_name as check_node
+from veery.config import check
 from veery.errors import Failed, Refused, VeeryError, from_kind
 from veery.host import tasks
 from veery.model import endpoint
@@ -51,7 +54,35 @@ _PROBE = 5  # seconds between two of the questions that the kernel asks it
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h
 FASTEST = 1_250_000_000  # bytes/s of the fastest path that a stream's buffers are made for
 SHALLOWEST, DEEPEST = 512 << 10, 2 << 20
+FLOWS_MAX = 1 << 16  # connections that a domain takes along
+POUR_MAX = 3600  # seconds; the receiver counts for one at most
+SAID_MAX = 2000  # characters of an error's message, and of its hint
+_TOKEN = re.compile(r"[0-9a-f]{32}")
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 _GREETING = re.compile(rb"VEERY/1 (CONTROL|STREAM ([0-9a-f]{32})) *\n")
+
+
+class Unreadable(Refused):
+    """These bytes are none of the messages, or hold what none may hold."""
+
+
+class Unfit(Failed):
+    """The other end sent a message that cannot be taken."""
+
+
+def _match(what: str, pattern: re.Pattern[str], text: str) -> None:
+    if not pattern.fullmatch(text):
+        raise Unreadable(f"{what} cannot be {check.short(text)}", hint="compare `veery version` on both nodes")
+
+
+def _revision(what: str, number: int) -> None:
+    check.check_number(what, number, 0, check.LARGEST_NUMBER)
+
+
+def _plain(text: str, longest: int = SAID_MAX) -> str:
+    """`text` of another node as one line that a log or a terminal can show."""
+    return _CONTROL.sub(" ", text[:longest])
 
 
 class Offer(msgspec.Struct, frozen=True, tag="offer", kw_only=True):
@@ -76,6 +107,21 @@ class Offer(msgspec.Struct, frozen=True, tag="offer", kw_only=True):
     post_copy: bool = False
     packed: bool = False
 
+    def __post_init__(self) -> None:
+        """Nothing of it reaches a path, an option or a log line unchecked. Raises Refused."""
+        check.check_move(self.move)
+        check_node(self.source, "node")
+        if self.domain != self.spec.name:
+            raise Refused(f"{check.short(self.domain)} is offered as {check.short(self.spec.name)}")
+        check.check_spec(self.spec, settled=True)
+        check.check_luggage(bytes(self.luggage))
+        _match("the run's id", _WORD, self.boot)
+        _match("the driver's name", _WORD, self.driver)
+        _revision("the owner's revision", self.owner_revision)
+        check.check_carried(self.disks, self.spec)
+        if self.disk_dir:
+            check.check_path("the folder for disks", self.disk_dir)
+
 
 class Ready(msgspec.Struct, frozen=True, tag="ready", kw_only=True):
     """The half domain waits for a stream that shows `token`; `reservation` is its promise's revision. `disks` are
@@ -87,6 +133,13 @@ class Ready(msgspec.Struct, frozen=True, tag="ready", kw_only=True):
     disks: tuple[CarriedDisk, ...] = ()
     disk_token: str = ""
     hypervisor: str = ""
+
+    def __post_init__(self) -> None:
+        """Raises Refused."""
+        for token in (self.token, *((self.disk_token,) if self.disk_token else ())):
+            _match("a token", _TOKEN, token)
+        _revision("the reservation's revision", self.reservation)
+        check.check_carried(self.disks)
 
 
 class Wait(msgspec.Struct, frozen=True, tag="wait"):
@@ -103,6 +156,12 @@ class Finish(msgspec.Struct, frozen=True, tag="finish"):
 
     flows: tuple[Flow, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Raises Refused."""
+        check.check_number("the number of connections", len(self.flows), 0, FLOWS_MAX)
+        for flow in self.flows:
+            _check_flow(flow)
+
 
 class Running(msgspec.Struct, frozen=True, tag="running"):
     """It runs (or stands paused, where the user had paused it)."""
@@ -118,6 +177,11 @@ class Mend(msgspec.Struct, frozen=True, tag="mend"):
     move: str
     uuid: str
 
+    def __post_init__(self) -> None:
+        """Raises Refused."""
+        check.check_move(self.move)
+        check.check_uuid(self.uuid)
+
 
 class Mending(msgspec.Struct, frozen=True, tag="mending"):
     """What follows on this connection, both ways, is the hypervisors'."""
@@ -129,11 +193,20 @@ class Ask(msgspec.Struct, frozen=True, tag="ask"):
     move: str
     uuid: str
 
+    def __post_init__(self) -> None:
+        """Raises Refused."""
+        check.check_move(self.move)
+        check.check_uuid(self.uuid)
+
 
 class Told(msgspec.Struct, frozen=True, tag="told"):
     """As one of Standing."""
 
     standing: str
+
+    def __post_init__(self) -> None:
+        """Raises Refused."""
+        _match("a standing", _WORD, self.standing)
 
 
 class Problem(msgspec.Struct, frozen=True, tag="problem"):
@@ -142,6 +215,11 @@ class Problem(msgspec.Struct, frozen=True, tag="problem"):
     kind: str
     message: str
     hint: str = ""
+
+    def __post_init__(self) -> None:
+        """Its texts are shown to users: each becomes one line of bounded length."""
+        for name in ("kind", "message", "hint"):
+            msgspec.structs.force_setattr(self, name, _plain(getattr(self, name)))
 
     @classmethod
     def of(cls, error: VeeryError) -> Problem:
@@ -154,6 +232,10 @@ class Pour(msgspec.Struct, frozen=True, tag="pour"):
 
     seconds: float
 
+    def __post_init__(self) -> None:
+        """Raises Refused."""
+        check.check_number("the seconds", self.seconds, 0, POUR_MAX)
+
 
 class Poured(msgspec.Struct, frozen=True, tag="poured"):
     """So many came in so many seconds."""
@@ -161,11 +243,42 @@ class Poured(msgspec.Struct, frozen=True, tag="poured"):
     bytes: int
     seconds: float
 
+    def __post_init__(self) -> None:
+        """Raises Refused."""
+        check.check_number("the number of bytes", self.bytes, 0, check.LARGEST_NUMBER)
+        check.check_number("the seconds", self.seconds, 0, POUR_MAX)
+
 
 Message = (
     Offer | Ready | Wait | Loaded | Finish | Running | Problem | Pour | Poured | Poised | Mend | Mending | Ask | Told
 )
 _decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
+
+
+def _check_flow(flow: Flow) -> None:
+    """Raise Refused unless the kernel could have told of this connection."""
+    for address in (flow.source, flow.target):
+        try:
+            ipaddress.ip_address(address)
+        except ValueError as error:
+            raise Unreadable(f"{check.short(address)} is no address of a connection") from error
+    small = (flow.protocol, *flow.scales, *flow.flags, flow.state)
+    bounds = ((small, 0xFF), ((flow.source_port, flow.target_port, flow.zone), 0xFFFF))
+    for numbers, most in (*bounds, ((flow.status, flow.timeout, flow.mark), 0xFFFFFFFF)):
+        for number in numbers:
+            check.check_number("a number of a connection", number, 0, most)
+
+
+def decode(data: bytes) -> Message:
+    """The message in a frame. Raises Refused where it is none, or holds what none may hold."""
+    try:
+        return _decoder.decode(data)
+    except Refused as error:
+        raise Unreadable(_plain(error.message), hint=_plain(error.hint)) from error
+    except (msgspec.DecodeError, UnicodeError, RecursionError, OverflowError) as error:
+        raise Unreadable(
+            _plain(f"unreadable message: {error}"), hint="compare `veery version` on both nodes"
+        ) from error
 
 
 def greeting(token: str = "") -> bytes:
@@ -203,19 +316,19 @@ class Channel:
 
     async def receive(self, deadline: float | None) -> Message:
         """The next message within `deadline` seconds (None: the caller has its own end for the wait).
-        Raises Failed when the other end is gone, silent or speaks nonsense."""
+        Raises Failed when the other end is gone or silent, Unfit when it speaks nonsense."""
         try:
             async with asyncio.timeout(deadline):
                 (length,) = struct.unpack("!I", await self._reader.readexactly(4))
                 if length > FRAME_MAX:
                     raise Failed(f"{self.peer} sent a message of {length} bytes")
-                return _decoder.decode(await self._reader.readexactly(length))
+                return decode(await self._reader.readexactly(length))
         except TimeoutError as error:
             raise Failed(f"{self.peer} said nothing for {deadline:g} s") from error
         except (asyncio.IncompleteReadError, OSError) as error:
             raise Failed(f"{self.peer} closed the connection", hint=f"look at veeryd's log on {self.peer}") from error
-        except msgspec.DecodeError as error:
-            raise Failed(f"{self.peer} sent an unreadable message: {error}", hint="compare `veery version`") from error
+        except Refused as error:
+            raise Unfit(f"{self.peer}: {error.message}", hint=error.hint) from error
 
     async def expect(self, kind: type[T] | tuple[type[T], ...], deadline: float | None) -> T:
         """The next message, of `kind` or of one of them. A Problem is raised as the error that it carries."""

@@ -21,7 +21,7 @@ def decode(data: bytes | str, type: type[T]) -> T:
     a newer node's records can be read by an older one."""
     try:
         return msgspec.json.decode(data, type=type)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise Failed(
             f"unreadable {type.__name__} record: {error}", hint="is another version of veery at work?"
         ) from error
@@ -31,7 +31,7 @@ def convert(value: Any, type: type[T]) -> T:
     """Plain JSON values (dict, list, str, ...) as a `type`. Raises Failed where they do not fit."""
     try:
         return msgspec.convert(value, type=type)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, UnicodeError, RecursionError) as error:
         raise Failed(f"bad {type.__name__}: {error}") from error
 
 

@@ -18,7 +18,7 @@ from veery.cluster.keys import DOMAINS, INTENTS, NODES, POLICIES, RUNS
 from veery.cluster.presence import Heartbeat
 from veery.cluster.store import Delete
 from veery.config import support
-from veery.config.domain import check_name
+from veery.config.check import check_name
 from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError, hinting
 from veery.ha import orders
 from veery.hypervisor.base import Console

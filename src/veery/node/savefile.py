@@ -12,11 +12,13 @@ from pathlib import Path
 
 import msgspec
 
+from veery.config.check import check_luggage, check_spec
 from veery.errors import Failed, Refused
 from veery.model.codec import decode, encode
 from veery.model.domain import DomainSpec
 
 MAGIC = b"VEERYSAVE1"
+LARGEST = 32 << 20  # bytes behind the stream
 _TAIL = struct.Struct("!Q10s")
 
 
@@ -56,7 +58,8 @@ def finish(part: Path, path: Path, saved: Saved) -> None:
 
 
 def read(path: Path) -> Saved:
-    """What `append` wrote. Raises Refused for any other file."""
+    """What `finish` wrote. Raises Refused for any other file, and for one that was changed so that it
+    describes no domain that a domain file could."""
     try:
         with path.open("rb") as file:
             end = file.seek(0, os.SEEK_END)
@@ -64,9 +67,19 @@ def read(path: Path) -> Saved:
                 raise Refused(f"{path} is no save file of veery", hint="name a file that veery save wrote")
             file.seek(end - _TAIL.size)
             length, magic = _TAIL.unpack(file.read(_TAIL.size))
-            if magic != MAGIC or length > end - _TAIL.size:
+            if magic != MAGIC or length > min(end - _TAIL.size, LARGEST):
                 raise Refused(f"{path} is no save file of veery", hint="was it cut short?")
             file.seek(end - _TAIL.size - length)
-            return decode(file.read(length), Saved)
+            saved = decode(file.read(length), Saved)
+            check_spec(saved.spec, settled=True)
+            check_luggage(bytes(saved.luggage))
+            return saved
+    except Failed as error:
+        raise Refused(f"{path} is no save file of veery: {error.message}", hint="was it changed?") from error
+    except Refused as error:
+        raise Refused(
+            f"{path}: {error.message}" if str(path) not in error.message else error.message,
+            hint=error.hint or "was it changed? name a file that veery save wrote",
+        ) from error
     except OSError as error:
         raise Refused(f"{path}: {error.strerror}", hint="name a file that veery save wrote, on this node") from error

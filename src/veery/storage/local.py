@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from veery.errors import Failed
+from veery.errors import Failed, Refused
 from veery.host.files import keep_synced
 from veery.host.run import run
 from veery.model.domain import DiskFormat
@@ -26,7 +26,11 @@ log = logging.getLogger(__name__)
 
 
 def choose(disks: Sequence[CarriedDisk], folder: str, domain: str) -> tuple[CarriedDisk, ...]:
-    """`disks`, each with its file on this node: DOMAIN-VDEV.FORMAT in `folder`, the same path where that is ""."""
+    """`disks`, each with its file on this node: DOMAIN-VDEV.FORMAT in `folder`, the same path where that is "". Raises
+    Refused where a name would lead out of the folder."""
+    for name in (domain, *(disk.vdev for disk in disks)):
+        if "/" in name or "\0" in name:
+            raise Refused(f"{name!r} cannot be part of a file's name", hint=ELSEWHERE)
     return tuple(
         replace(disk, target=f"{folder.rstrip('/')}/{domain}-{disk.vdev}.{disk.format.value}" if folder else disk.path)
         for disk in disks
@@ -41,8 +45,8 @@ def blockers(disks: Sequence[CarriedDisk]) -> tuple[Blocker, ...]:
         path = Path(disk.target)
         if disk.format not in FORMATS:
             reasons.append(f"{disk.vdev} is {disk.format.value}, only raw and qcow2 files move with their domain")
-        elif not path.is_absolute():
-            reasons.append(f"{path} is not an absolute path")
+        elif not path.is_absolute() or ".." in path.parts:
+            reasons.append(f"{path} is not an absolute path without ..")
         elif disk.block and disk.target == disk.path:
             reasons.append(f"{disk.vdev} is the device {path}, and comes as a file")
         elif not path.parent.is_dir():

@@ -184,3 +184,24 @@ def test_init_makes_a_cluster_offline(run: Run, folder: Path) -> None:
     assert (folder / "state" / "tls").is_dir()
     again = run(*words)
     assert (again.code, again.err.startswith("veery: ")) == (1, True)
+
+
+ODD = ["\u00e9", "\udcff", "a\udcffb", "\u2603", "a b\n", "\x1b[31m", "../../v1/ca", "a?b#c", ""]
+VERBS = "move show|move cancel|destroy|domid|volume show|fence show|why|create|console|save a"
+
+
+@pytest.mark.parametrize("word", ODD)
+@pytest.mark.parametrize("verb", VERBS.split("|"))
+@pytest.mark.parametrize("tool", ["veery", "xl", "xm"])
+def test_odd_bytes_in_an_argument(daemon: StandIn, run: Run, tool: str, verb: str, word: str) -> None:
+    told = run(*verb.split(), word, tool=tool)
+    assert told.code != 0
+    assert "internal error" not in told.err
+    assert "Traceback" not in told.err
+
+
+@pytest.mark.parametrize("node", ["\u00e9", "\udcff", "\u2603", "a\nb: c"])
+def test_odd_bytes_in_a_nodes_name(daemon: StandIn, run: Run, node: str) -> None:
+    told = run("--node", node, "list")
+    assert (told.code, "is no node name" in told.err) == (1, True)
+    assert daemon.seen == []

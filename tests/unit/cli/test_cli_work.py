@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from cli_standin import REPORT, VOLUME, Lines, Run, StandIn, refused
 
+from veery.cli.imports import image_format
 from veery.cli.progress import copied, figures, left
-from veery.cli.volumes import image_format
 from veery.model.move import MoveProgress, Phase
 
 MIB = 1 << 20
@@ -299,3 +299,74 @@ def test_import_checks_before_it_sends(daemon: StandIn, run: Run, folder: Path) 
     assert (told.code, told.err.splitlines()[0]) == (1, "veery: volume root has 1.0 MiB, 2.0 MiB are needed")
     assert run("volume", "import", "root", "none.raw").err.startswith("veery: no file none.raw")
     assert daemon.orders() == []
+
+
+def image(folder: Path, *words: str) -> None:
+    subprocess.run(["qemu-img", "create", "-q", *words], cwd=folder, check=True, timeout=60, stdout=subprocess.PIPE)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        [["-f", "qcow2", "-F", "raw", "-b", "{}/secret", "disk"]],
+        [["-f", "qcow2", "-u", "-F", "raw", "-b", "/none/at/all", "disk", "1M"]],
+        [["-f", "qcow2", "-u", "-F", "raw", "-b", 'json:{{"driver":"file","filename":"{}/secret"}}', "disk", "1M"]],
+        [["-f", "qed", "-F", "raw", "-b", "{}/secret", "disk"]],
+        [["-f", "qcow2", "-o", "data_file={}/data,data_file_raw=on", "disk", "1M"]],
+        [["-f", "vmdk", "-F", "vmdk", "-b", "{}/base.vmdk", "disk"]],
+        [["-f", "vmdk", "-o", "subformat=monolithicFlat", "disk", "1M"]],
+        [["-f", "vmdk", "-o", "subformat=twoGbMaxExtentSparse", "disk", "1M"]],
+        [["-f", "vmdk", "-o", "subformat=twoGbMaxExtentFlat", "disk", "1M"]],
+    ],
+    ids=[
+        "backing",
+        "backing-away",
+        "backing-json",
+        "qed",
+        "data-file",
+        "vmdk-parent",
+        "flat",
+        "extents",
+        "flat-extents",
+    ],
+)
+def test_an_image_that_names_other_files_is_not_read(
+    daemon: StandIn, run: Run, folder: Path, made: list[list[str]]
+) -> None:
+    (folder / "secret").write_bytes(b"root's own" + bytes(MIB - 10))
+    image(folder, "-f", "vmdk", "base.vmdk", "1M")
+    for words in made:
+        image(folder, *(word.replace("{{", "{").replace("}}", "}").replace("{}", str(folder)) for word in words))
+    daemon.routes["GET /v1/volumes"] = []
+    told = run("volume", "import", "root", "disk", "-q")
+    assert told.code == 1
+    assert "needs another file" in told.err or "in other files" in told.err
+    assert "hint: where the image was made: qemu-img convert" in told.err
+    assert daemon.orders() == []
+
+
+@pytest.mark.parametrize("kind", ["qcow2", "qed", "vmdk", "vhdx"])
+def test_a_disk_larger_than_asked_for_is_not_imported(daemon: StandIn, run: Run, folder: Path, kind: str) -> None:
+    image(folder, "-f", kind, "disk", "900G")
+    daemon.routes["GET /v1/volumes"] = []
+    told = run("volume", "import", "root", "disk", "-q")
+    assert (told.code, "is a disk of 900.0 GiB, more than 256.0 GiB" in told.err) == (1, True), told.err
+    assert daemon.orders() == []
+
+
+@pytest.mark.parametrize("kind", ["qcow2", "qed", "vmdk", "vhdx", "vpc"])
+def test_a_whole_image_of_each_kind_is_imported(daemon: StandIn, run: Run, folder: Path, kind: str) -> None:
+    (folder / "raw").write_bytes(b"veery" * 1000 + bytes(2 * MIB - 5000))
+    command = ["qemu-img", "convert", "-f", "raw", "-O", kind, "raw", "disk:1"]
+    subprocess.run([*command[:-1], folder / "disk:1"], cwd=folder, check=True, timeout=60)
+    volume = {**VOLUME, "size": 4 * MIB}
+    daemon.routes |= {"GET /v1/volumes": [{"volume": volume, "used_by": []}], "PUT /v1/volumes/root/content": VOLUME}
+    assert run("volume", "import", "root", "disk:1", "-q").err == ""
+    assert daemon.orders()[0][2].startswith(b"veery" * 1000 + bytes(1000))
+
+
+def test_a_damaged_image_is_refused_in_one_line(daemon: StandIn, run: Run, folder: Path) -> None:
+    (folder / "disk").write_bytes(b"QFI\xfb" + os.urandom(4000))
+    told = run("volume", "import", "root", "disk", "-q")
+    assert (told.code, len(told.err.splitlines())) == (1, 2)
+    assert told.err.startswith("veery: disk cannot be looked at: ")

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from veery.config.domain import Loaded, check_name, find_domain_file, load_domain, parse_domain, render_domain
+from veery.config.check import check_name
+from veery.config.domain import Loaded, find_domain_file, load_domain, parse_domain, render_domain
 from veery.config.keys import KEYS, Kind, Use
 from veery.errors import Refused
 from veery.model.domain import DiskSpec, DomainSpec, DomainType, OnEvent, VifSpec

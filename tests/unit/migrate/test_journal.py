@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from veery.errors import Failed
+from veery.errors import Failed, Refused
 from veery.migrate.journal import Illegible, Journal, Line, Side
 from veery.model.move import Phase
 
@@ -90,3 +90,12 @@ def test_a_full_disk_leaves_no_file_of_a_move_that_was_not_begun(tmp_path: Path,
     with room(len(before) + 20), pytest.raises(Failed, match="cannot journal"):
         journal.write(LINE.at(Phase.COPY))
     assert file_of(tmp_path).read_bytes() == before
+
+
+@pytest.mark.parametrize("move", ["../pwn", "/tmp/pwn", "", "M1", "a.b", "x" * 40])
+def test_a_moves_id_is_a_files_name_and_no_path(tmp_path: Path, move: str) -> None:
+    journal = Journal(tmp_path / "journal")
+    for act in (journal.write, journal.strike):
+        with pytest.raises(Refused):
+            act(replace(LINE, move=move))
+    assert not list(tmp_path.rglob("*.json"))

@@ -6,18 +6,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import socket
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import zstandard
 from two_nodes import make_certificates
 
 from veery.errors import Failed, Refused
 from veery.host import crl, tls
 from veery.host.clock import RealClock
-from veery.migrate.squeeze import Squeeze, packing, unpacking
+from veery.migrate.squeeze import PART_MAX, PIECE, SLICE, Squeeze, Unpacker, packing, unpacking
 
 TEXT = b"a veery sings in the woods at dusk, and leaves before the hurricanes. " * 40000
 
@@ -161,3 +163,58 @@ async def test_a_target_that_hangs_up_is_told() -> None:
     with pytest.raises(Refused, match="b does not take a packed stream"):
         async with packing(one, Squeeze(0, RealClock()), peer="b", tls=ssl.create_default_context()):
             pass
+
+
+def parts(unpacker: Unpacker, data: bytes, piece: int = PIECE) -> list[bytes]:
+    """All that `data` stands for, as it comes out."""
+    found = []
+    for at in range(0, len(data), piece):
+        unpacker.feed(data[at : at + piece])
+        while part := unpacker.unpack():
+            found.append(part)
+    return found
+
+
+@pytest.mark.parametrize("piece", [1, SLICE - 1, SLICE, SLICE + 1, PIECE])
+def test_unpacked_in_parts_it_is_the_same(piece: int) -> None:
+    sent = TEXT[: 300_000 if piece > 1 else 20_000] + os.urandom(20_000)
+    packer = zstandard.ZstdCompressor(level=1).compressobj()
+    packed = packer.compress(sent) + packer.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
+    assert b"".join(parts(Unpacker(), packed, piece)) == sent
+
+
+def test_what_some_kilobytes_stand_for_comes_in_bounded_parts() -> None:
+    packer, packed = zstandard.ZstdCompressor(level=1).compressobj(), b""
+    for _ in range(256):
+        packed += packer.compress(bytes(1 << 20))
+    packed += packer.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
+    assert len(packed) < 64 << 10
+    total = 0
+    unpacker = Unpacker()
+    unpacker.feed(packed)
+    while part := unpacker.unpack():
+        assert len(part) <= PART_MAX
+        total += len(part)
+    assert total == 256 << 20
+
+
+def test_a_stream_that_wants_much_memory_is_refused() -> None:
+    params = zstandard.ZstdCompressionParameters(window_log=27)
+    packer = zstandard.ZstdCompressor(compression_params=params).compressobj()
+    packed = packer.compress(os.urandom(1000)) + packer.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
+    with pytest.raises(Failed, match="cannot be unpacked"):
+        parts(Unpacker(), packed)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_damaged_stream_is_refused(seed: int) -> None:
+    rng = random.Random(seed)
+    packer = zstandard.ZstdCompressor(level=1).compressobj()
+    data = bytearray(packer.compress(TEXT[:50_000]) + packer.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK))
+    for _ in range(rng.randrange(1, 6)):
+        data[rng.randrange(len(data))] = rng.randrange(256)
+    with contextlib.suppress(Failed):  # where the damage is in what stands for itself, nothing is seen
+        assert sum(map(len, parts(Unpacker(), bytes(data)))) <= len(data) // 4 * (128 << 10)
+    packed = zstandard.ZstdCompressor().compress(b"ended")
+    with pytest.raises(Failed):
+        parts(Unpacker(), packed + b"more", piece=len(packed))

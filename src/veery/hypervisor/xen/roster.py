@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from veery.config.check import check_uuid
 from veery.errors import Failed, Refused, VeeryError
 from veery.host import tasks
 from veery.host.clock import Clock
@@ -311,7 +312,8 @@ class Roster:
     # ---- coming and going
 
     def enter(self, record: Record, backlog: bytes = b"", devices: config.Devices | None = None) -> Domain:
-        """A new domain, written down."""
+        """A new domain, written down. Raises Refused where its UUID is none."""
+        check_uuid(record.spec.uuid)  # it names a folder, which is made anew
         home = Home(self._homes / record.spec.uuid)
         home.make(record, config.text(record.spec, record.attachments, devices or {}, self.scripts), backlog)
         domain = self._domains[record.spec.uuid] = Domain(home, record)
