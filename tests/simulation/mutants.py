@@ -154,8 +154,8 @@ MUTANTS = (
     Mutant(
         "the lowest priority first",
         "ha/picture.py",
-        "return -domain.ha.priority, domain.name",
-        "return domain.ha.priority, domain.name",
+        "return -domain.ha.priority, -domain.memory, domain.name",
+        "return domain.ha.priority, -domain.memory, domain.name",
     ),
     Mutant(
         "nobody is held back",
@@ -197,8 +197,8 @@ MUTANTS = (
     Mutant(
         "a strict group is a wish",
         "ha/placement.py",
-        "if against and group.strict:",
-        "if False:",
+        "if not group.strict:",
+        "if True:",
         rare=True,
     ),
     Mutant(

@@ -183,7 +183,7 @@ class Actor:
         try:
             await self._within(self._rules.start_deadline, self._hands.start(ticket), "did not start in time")
         except VeeryError as error:
-            failed = tuple(dict.fromkeys((*run.failed, action.node)))
+            failed = (*(each for each in run.failed if each != action.node), action.node)  # the latest is last
             await self._put_run(name, dataclasses.replace(run, failed=failed, error=error.message), done.revision)
             raise
         return f"runs on {action.node}"
@@ -200,7 +200,7 @@ class Actor:
             order = self._hands.move(name, action.source, action.target)
             await self._within(self._rules.move_deadline, order, "did not end in time")
         except VeeryError as error:
-            failed = tuple(dict.fromkeys((*run.failed, action.target)))
+            failed = (*(each for each in run.failed if each != action.target), action.target)  # the latest is last
             run = dataclasses.replace(run, failed=failed, error=error.message, at=self._clock.epoch())
             await self._put_run(name, run, revision)
             raise

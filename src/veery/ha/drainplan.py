@@ -37,6 +37,7 @@ def plan(view: ClusterView, name: str, now: float, rules: Rules) -> DrainPlan:
     state = picture.states[name]
     if view.nodes[name].absent is not None or state in (NodeState.RETURNING, NodeState.ADMITTING):
         blockers.append(f"node {name} is {state}: what runs there cannot be moved")
+    picture.book.leave(name)
     rest = [other for other in usable(view, picture.states) if other != name]
     if not rest and view.nodes[name].record.has(Role.HYPERVISOR):
         blockers.append(f"no other node may be given domains: {name} is the last")

@@ -121,6 +121,20 @@ async def want(store: Store, domain: str, *, wanted: bool) -> None:
     raise _contended(domain)
 
 
+async def stay(store: Store, domain: str) -> None:
+    """An operator chose where `domain` runs: it does not come home to a node that was drained before.
+
+    Raises StoreUnavailable, OutcomeUnknown."""
+    for _ in range(ATTEMPTS):
+        run = await RUNS.get(store, domain)
+        if run is None or not run.home:
+            return
+        stays = RUNS.put(domain, dataclasses.replace(run, home=""))
+        if (await store.commit([Unchanged(RUNS.key(domain), run.revision)], [stays])).held:
+            return
+    raise _contended(domain)
+
+
 async def give_back(store: Store, owner: Owner) -> None:
     """Let go of a domain that has ended; where a policy stands, it is noted which node had it, and may have its disks.
 
@@ -141,11 +155,17 @@ async def intend(store: Store, node: str, intent: NodeIntent) -> None:
 
 
 async def away(store: Store, node: str, seconds: float, *, now: float) -> None:
-    """The daemon of `node` stops in good order: it is not to be judged for `seconds`. An intent that stands stays.
+    """The daemon of `node` stops in good order: it is not to be judged for `seconds`. An intent that stands stays
+    and carries the announcement.
 
     Raises StoreUnavailable, OutcomeUnknown."""
-    intent = NodeIntent(kind=IntentKind.AWAY, by=node, since=now, away=seconds)
-    await store.commit([Unchanged(INTENTS.key(node), 0)], [INTENTS.put(node, intent)])
+    for _ in range(ATTEMPTS):
+        old = await INTENTS.get(store, node)
+        base = old or NodeIntent(kind=IntentKind.AWAY, by=node, since=now)
+        unchanged = Unchanged(INTENTS.key(node), old.revision if old else 0)
+        if (await store.commit([unchanged], [INTENTS.put(node, dataclasses.replace(base, away=seconds))])).held:
+            return
+    raise StoreUnavailable(f"the records of node {node} change faster than they can be read", hint="try again")
 
 
 async def back(store: Store, node: str, started: float) -> bool:
@@ -156,10 +176,15 @@ async def back(store: Store, node: str, started: float) -> bool:
     if alive is None or ALIVE.value(alive).started != started:
         return False
     intent = await INTENTS.get(store, node)
-    if intent is None or intent.kind is not IntentKind.AWAY:
+    if intent is None or not intent.away:
         return True
+    over = (
+        Delete(INTENTS.key(node))
+        if intent.kind is IntentKind.AWAY
+        else INTENTS.put(node, dataclasses.replace(intent, away=0.0))
+    )
     unchanged = [Unchanged(INTENTS.key(node), intent.revision), Unchanged(ALIVE.key(node), alive.revision)]
-    return (await store.commit(unchanged, [Delete(INTENTS.key(node))])).held
+    return (await store.commit(unchanged, [over])).held
 
 
 async def resume(store: Store, node: str, *, home: bool, by: str, now: float) -> None:

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from veery.ha.placement import Book
-from veery.ha.states import NodeState, judge, usable, waited
+from veery.ha.states import LEAVING, NodeState, judge, usable, waited
 from veery.model.ha import ClusterView, DomainView, Level, Note, Policy, Rules
 
 
@@ -19,7 +19,7 @@ class Picture:
     rules: Rules
     states: dict[str, NodeState]
     book: Book
-    on: dict[str, list[DomainView]]  # by the node that owns them, each list by priority, then name
+    on: dict[str, list[DomainView]]  # by the node that owns them, each list in `order`
     out: Counter[str] = field(default_factory=Counter)  # moves under way
     into: Counter[str] = field(default_factory=Counter)
     links: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -29,7 +29,8 @@ class Picture:
         """`view` as it is seen at `now` (epoch)."""
         states = judge(view, now, rules)
         on: dict[str, list[DomainView]] = {name: [] for name in view.nodes}
-        made = cls(view, now, rules, states, Book(view, usable(view, states)), on)
+        leaving = [name for name, state in states.items() if state in LEAVING]
+        made = cls(view, now, rules, states, Book(view, usable(view, states), leaving), on)
         for domain in view.domains.values():
             if domain.owner and domain.owner.node in on:
                 on[domain.owner.node].append(domain)
@@ -74,9 +75,9 @@ class Picture:
         return self.view.resting.get(subject, "")
 
 
-def order(domain: DomainView) -> tuple[int, str]:
-    """The order of domains: high priority first, then by name."""
-    return -domain.ha.priority, domain.name
+def order(domain: DomainView) -> tuple[int, int, str]:
+    """The order of domains: high priority first, then the largest, as `placement.weakest` counts, then by name."""
+    return -domain.ha.priority, -domain.memory, domain.name
 
 
 def restarts(domain: DomainView) -> bool:

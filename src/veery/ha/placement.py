@@ -4,7 +4,7 @@ domain is no longer there for the next. Pure."""
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from veery.model.ha import ClusterView, DomainView, Group, GroupKind
 from veery.model.node import Role
@@ -17,9 +17,10 @@ class Book:
 
     A node's room is what its last reading says: MiB for domains in all. A node that never gave one has none."""
 
-    def __init__(self, view: ClusterView, usable: Iterable[str]) -> None:
-        """`usable`: the nodes that may be given domains."""
+    def __init__(self, view: ClusterView, usable: Iterable[str], leaving: Iterable[str] = ()) -> None:
+        """`usable`: the nodes that may be given domains. `leaving`: those whose domains are to run elsewhere."""
         self._view = view
+        self._leaving = set(leaving)
         self._usable = tuple(usable)
         self._free: dict[str, int] = {}
         self._count: Counter[str] = Counter()
@@ -34,6 +35,10 @@ class Book:
         """MiB left on `node`."""
         return self._free.get(node, 0)
 
+    def leave(self, node: str) -> None:
+        """The domains of `node` are to run elsewhere from now on."""
+        self._leaving.add(node)
+
     def take(self, domain: DomainView, node: str) -> None:
         """`domain` is, or will be, on `node`."""
         self._free[node] = self._free.get(node, 0) - domain.memory
@@ -42,25 +47,23 @@ class Book:
             self._groups[domain.ha.group][node].add(domain.name)
 
     def find(self, domain: DomainView, *, avoid: Iterable[str] = ()) -> str:
-        """The best node for `domain`; "" where there is none. Nodes on which it failed come last; then the group's
-        wish, the most memory left, the name."""
-        shunned, failed = set(avoid), set(domain.run.failed) if domain.run else set()
+        """The best node for `domain`; "" where there is none. Nodes on which it failed come last,
+        the latest failure last of all; then the group's
+        wish, room for the rest of a group that lies together, the most memory left, the name."""
+        shunned = set(avoid)
+        failed = {node: place for place, node in enumerate(domain.run.failed, 1)} if domain.run else {}
         if not (domain.ha.group or domain.tied or failed) and self._usable:
             best_node = max(self._usable, key=self._free.__getitem__)  # the usual case, quickly: names break ties
             if best_node not in shunned:
                 return best_node if self._free[best_node] >= domain.memory else ""
         group = self._view.groups.get(domain.ha.group, NO_GROUP)
-        best, found = (True, 0, 0, ""), ""
+        rest = self._rest(domain, group)
+        best, found = (0, 0, True, 0, ""), ""
         for node in self._usable:
             left = self._free[node] - domain.memory
-            if left < 0 or node in shunned or (group.nodes and node not in group.nodes):
+            if node in shunned or self.refuses(domain, node):
                 continue
-            if domain.tied and node != domain.tied:
-                continue
-            against = self._against(domain, node, group)
-            if against and group.strict:
-                continue
-            rank = (node in failed, against, -left, node)
+            rank = (failed.get(node, 0), self._against(domain, node, group), left < rest, -left, node)
             if not found or rank < best:
                 best, found = rank, node
         return found
@@ -71,30 +74,59 @@ class Book:
             return (
                 "nobody knows which node has its disks" if domain.tied == "?" else f"only {domain.tied} has its disks"
             )
-        group = self._view.groups.get(domain.ha.group, NO_GROUP)
-        shunned, words = set(avoid), []
-        for node in self._usable:
-            if node in shunned:
-                continue
-            if group.nodes and node not in group.nodes:
-                words.append(f"{node} is not of group {domain.ha.group}")
-            elif self._free[node] < domain.memory:
-                words.append(f"{node} has {max(0, self._free[node])} of {domain.memory} MiB left")
-            else:
-                words.append(f"{node} is against group {domain.ha.group}")
+        shunned = set(avoid)
+        words = [
+            self.refuses(domain, node) or f"{node} is against group {domain.ha.group}"
+            for node in self._usable
+            if node not in shunned
+        ]
         return "; ".join(words) or "no other node may be given domains"
+
+    def refuses(self, domain: DomainView, node: str, *, apart_from: Collection[str] = ()) -> str:
+        """Why `domain` may not be given to `node`; "" where it may. The members of its group on the nodes
+        `apart_from` are to follow it, so they do not hold a group back that lies together."""
+        if domain.tied and node != domain.tied:
+            return f"{node} does not have its disks"
+        group = self._view.groups.get(domain.ha.group, NO_GROUP)
+        if group.nodes and node not in group.nodes:
+            return f"{node} is not of group {domain.ha.group}"
+        if self._free[node] < domain.memory:
+            return f"{node} has {max(0, self._free[node])} of {domain.memory} MiB left"
+        if not group.strict:
+            return ""
+        if group.kind is GroupKind.APART:
+            broken = self._against(domain, node, group) > 0
+        else:  # of a group that is split already, the largest part counts
+            members = self._members(domain, apart_from)
+            broken = members.get(node, 0) < max(members.values(), default=0)
+        return f"{node} is against group {domain.ha.group}" if broken else ""
 
     def _against(self, domain: DomainView, node: str, group: Group) -> int:
         """How many of its group speak against `node`."""
         if not domain.ha.group:
             return 0
-        where = self._groups.get(domain.ha.group)
-        if where is None:
-            return 0
-        here = len(where.get(node, set()) - {domain.name})
         if group.kind is GroupKind.APART:
-            return here
-        return sum(len(names - {domain.name}) for names in where.values()) - here
+            return len(self._groups[domain.ha.group][node] - {domain.name})
+        members = self._members(domain, ())
+        return sum(members.values()) - members.get(node, 0)
+
+    def _members(self, domain: DomainView, without: Collection[str]) -> dict[str, int]:
+        """How many others of its group each node has that they are to stay on."""
+        where = self._groups[domain.ha.group]
+        return {
+            node: len(names - {domain.name})
+            for node, names in where.items()
+            if node not in self._leaving and node not in without
+        }
+
+    def _rest(self, domain: DomainView, group: Group) -> int:
+        """MiB of the others of a group that lies together which are to get a place too."""
+        if not domain.ha.group or group.kind is GroupKind.APART:
+            return 0
+        where = self._groups[domain.ha.group]
+        placed = {name for node, names in where.items() if node not in self._leaving for name in names}
+        leaving = {name for node, names in where.items() if node in self._leaving for name in names} - placed
+        return sum(self._view.domains[name].memory for name in leaving - {domain.name})
 
 
 def _places(view: ClusterView, domain: DomainView) -> set[str]:

@@ -46,6 +46,20 @@ ABSENT = frozenset(
 )
 
 
+LEAVING = frozenset(  # the domains of such a node are to run elsewhere, so they hold no other of their group back
+    {
+        NodeState.DRAINING,
+        NodeState.MAINTENANCE,
+        NodeState.SICK,
+        NodeState.CUT_OFF,
+        NodeState.LOST,
+        NodeState.FENCING,
+        NodeState.FENCE_FAILED,
+        NodeState.FENCED,
+    }
+)
+
+
 def judge(view: ClusterView, now: float, rules: Rules) -> dict[str, NodeState]:
     """The state of each node."""
     owning = {domain.owner.node for domain in view.domains.values() if domain.owner}
@@ -85,7 +99,7 @@ def _present(view: ClusterView, node: NodeView, now: float, rules: Rules, *, own
 def _absent(view: ClusterView, node: NodeView, absent: float, rules: Rules) -> NodeState:
     if not node.record.has(Role.HYPERVISOR) or view.settled < rules.grace or absent < rules.silence:
         return NodeState.SILENT
-    if node.intent is not None and node.intent.kind is IntentKind.AWAY and absent < node.intent.away:
+    if node.intent is not None and absent < node.intent.away:
         return NodeState.AWAY
     if view.witnesses == 0 or (unseen(view, node) < rules.sign and (node.sign is None or node.sign.age >= rules.sign)):
         return NodeState.UNWATCHED

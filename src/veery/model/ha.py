@@ -144,7 +144,8 @@ class RunRecord:
     the node may claim the domain, so that a late order of an earlier leader finds the gate shut.
 
     `tries` in a row without a run that lasted; `at`: epoch of the last; `failed`: nodes on which a start failed since
-    the last that went well; `home`: where it ran before the brain moved or restarted it ("": where it is)."""
+    the last that went well, the latest failure last; `home`: where it ran before the brain moved or restarted it ("":
+    where it is)."""
 
     node: str = ""
     at: float = 0.0

@@ -349,6 +349,8 @@ class Domains:
         """Say what could not be said before. Raises StoreUnavailable, OutcomeUnknown."""
         if name in self._unsaid:
             await orders.want(self._store, name, wanted=self._unsaid[name])
+            if self._unsaid[name]:
+                await orders.stay(self._store, name)
             self._unsaid.pop(name, None)
 
     # ---- inside: identity, locks, owners

@@ -67,6 +67,8 @@ def come_home(picture: Picture) -> Iterator[Action]:
         for domain in sorted(picture.view.domains.values(), key=order):
             if domain.run is None or domain.run.home != name:
                 continue
+            if domain.owner is None and not restarts(domain) and not picture.busy(domain):
+                continue  # nobody is to start it
             leaving = picture.busy(domain)  # one that is still on its way out is not home
             if domain.owner and domain.owner.node == name and not leaving:
                 continue
@@ -85,11 +87,21 @@ def _home(picture: Picture, domain: DomainView, home: str) -> Iterator[Action]:
         yield note(subject, "stuck", f"comes home to {home}; {picture.resting(subject)}", Level.WARNING)
     elif picture.states.get(source) is not NodeState.PRESENT:
         yield note(subject, "stuck", f"comes home to {home} when {source} is well again", Level.WARNING)
-    elif picture.book.free(home) < domain.memory:
-        reason = f"cannot come home: {home} has {max(0, picture.book.free(home))} of {domain.memory} MiB left"
-        yield note(subject, "stuck", reason, Level.WARNING)
+    elif refused := picture.book.refuses(domain, home, apart_from=_following(picture, domain, home)):
+        yield note(subject, "stuck", f"cannot come home: {refused}", Level.WARNING)
     else:
         yield from _move(picture, domain, source, home, "comes home", homeward=True)
+
+
+def _following(picture: Picture, domain: DomainView, home: str) -> set[str]:
+    """The nodes whose domains of the same group all come home to `home` too."""
+    group = [
+        each
+        for each in picture.view.domains.values()
+        if domain.ha.group and each.ha.group == domain.ha.group and each.owner and each.owner.node != home
+    ]
+    staying = {each.owner.node for each in group if each.owner and not (each.run and each.run.home == home)}
+    return {each.owner.node for each in group if each.owner} - staying
 
 
 def leave_cut_off(picture: Picture) -> Iterator[Action]:

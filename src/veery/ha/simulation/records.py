@@ -97,7 +97,7 @@ class Records:
     def away(self, node: str, *, before: int) -> float:
         """For how many seconds `node` announced that its daemon would be away, earlier than revision `before`; or 0."""
         intent = self._one(INTENTS, node)
-        told = intent is not None and intent.kind is IntentKind.AWAY and intent.revision < before
+        told = intent is not None and intent.revision < before
         return intent.away if intent and told else 0.0
 
     def _intent(self, node: str) -> IntentKind | None:

@@ -353,7 +353,7 @@ async def resume(stage: Stage, step: Step) -> None:
 async def away(stage: Stage, step: Step) -> None:
     """NODE's daemon announces that it will be away for `seconds`."""
     stage.world.say(step.node, f"announces a restart of its daemon within {step.seconds:g} s")
-    await orders.intend(stage.data, step.node, NodeIntent(kind=IntentKind.AWAY, away=step.seconds))
+    await orders.away(stage.data, step.node, step.seconds, now=stage.world.now() + BEGIN)
 
 
 async def confirm(stage: Stage, step: Step) -> None:
@@ -391,6 +391,7 @@ async def create(stage: Stage, step: Step) -> None:
     boot = f"{step.domain}-by-hand-{stage.world.runs[step.domain]}"
     await gate.claim(stage.data, step.domain, step.node, boot, None)
     await orders.want(stage.data, step.domain, wanted=True)
+    await orders.stay(stage.data, step.domain)
     stage.world.begin(_machine(stage, step), step.domain, boot)
 
 
