@@ -14,7 +14,7 @@ from pathlib import Path
 
 from veery.cluster import fencing, volumegate
 from veery.cluster import owner as owners
-from veery.cluster.keys import DOMAINS, INTENTS, NODES, POLICIES, RUNS
+from veery.cluster.keys import DOMAINS, NODES, POLICIES, RUNS
 from veery.cluster.presence import Heartbeat
 from veery.cluster.store import Delete
 from veery.config.domain import check_name
@@ -32,7 +32,7 @@ from veery.model.domain import (
     DomainState,
     VcpuReading,
 )
-from veery.model.ha import IntentKind, Ticket
+from veery.model.ha import Ticket
 from veery.model.move import MoveSettings
 from veery.model.node import Node, Role
 from veery.model.plan import Blocker, Obstacle, Plan, Question, Reply
@@ -111,9 +111,7 @@ class Domains:
             raise Refused(f"{self.node} runs no domains", hint="name a hypervisor with --node: veery node list")
         check_name(spec.name)
         await self._heartbeat.require()
-        intent = await INTENTS.get(self._store, self.node)
-        if intent is not None and intent.kind is IntentKind.DRAIN:
-            raise Refused(f"{self.node} is drained", hint=f"name another node, or: veery node resume {self.node}")
+        await orders.require_undrained(self._store, self.node)
         async with self.hold(spec.name):
             await self.clashes.name(spec.name)
             record = await DOMAINS.get(self._store, spec.name)
