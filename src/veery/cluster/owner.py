@@ -111,7 +111,7 @@ async def reclaim(store: Store, domain: str) -> Owner | None:
     Raises StoreUnavailable, OutcomeUnknown."""
     for _ in range(ATTEMPTS):
         owner = await read(store, domain)
-        if owner is None or not (fence := await _proven(store, owner.node)):
+        if owner is None or not (fence := await proof(store, owner.node)):
             return None
         run = await RUNS.get(store, domain)
         operations: list[Put | Delete] = [Delete(OWNERS.key(domain)), Delete(RESERVATIONS.key(domain))]
@@ -132,7 +132,7 @@ async def reclaim(store: Store, domain: str) -> Owner | None:
     raise _contended(domain)
 
 
-async def _proven(store: Store, node: str) -> FenceRecord | None:
+async def proof(store: Store, node: str) -> FenceRecord | None:
     """The proof that `node`, which has no lease, cannot write; None where there is none."""
     fence = await FENCES.get(store, node)
     if fence is None or fence.state is not FenceState.FENCED or await store.get(ALIVE.key(node)) is not None:
@@ -140,11 +140,25 @@ async def _proven(store: Store, node: str) -> FenceRecord | None:
     return fence
 
 
+async def end_of_fenced(store: Store, domain: str) -> bool:
+    """As `reclaim`, for a domain that is not to run any more; whether that was done. Raises StoreUnavailable,
+    OutcomeUnknown."""
+    owner = await read(store, domain)
+    if owner is None or await proof(store, owner.node) is None:
+        return False
+    policy = await POLICIES.get(store, domain)
+    if policy is not None and policy.wanted:  # first: else the brain starts it as soon as it is free
+        unwanted = POLICIES.put(domain, dataclasses.replace(policy, wanted=False))
+        if not (await store.commit([Unchanged(POLICIES.key(domain), policy.revision)], [unwanted])).held:
+            raise _contended(domain)
+    return await reclaim(store, domain) is not None or await read(store, domain) is None
+
+
 async def way_out(store: Store, node: str, otherwise: str) -> str:
     """The hint for one who is told that a domain runs on `node`: `otherwise` while that node is there."""
     if await store.get(ALIVE.key(node)) is not None:
         return otherwise
-    if await _proven(store, node) is not None:
+    if await proof(store, node) is not None:
         return f"{node} is fenced, so the domain does not run: create, destroy and delete work without that node"
     return f"{node} does not answer: veery why {node}; once it is off for certain: veery fence confirm {node}"
 

@@ -82,7 +82,8 @@ class Domains:
         with contextlib.suppress(VeeryError):
             owner = await owners.read(self._store, ref)
             if owner is not None and owner.node != self.node:
-                hint = f"it runs on {owner.node}: veery --node {owner.node} ..."
+                there = f"it runs on {owner.node}: veery --node {owner.node} ..."
+                hint = await owners.way_out(self._store, owner.node, there)
         raise Refused(f"no domain {ref} on {self.node}", hint=hint)
 
     async def spec(self, ref: str) -> DomainSpec:
@@ -119,6 +120,7 @@ class Domains:
             await self._check_attachable(spec)
             self.clashes.home(spec, record)
             claimed = DomainRecord(spec=spec, home=record.home if record else "")
+            await owners.reclaim(self._store, spec.name)  # of a node that is proven fenced
             owner = await owners.claim(self._store, spec.name, self.node, secrets.token_hex(8), claimed)
             try:
                 await self.clashes.disks(spec)
@@ -156,8 +158,14 @@ class Domains:
 
     async def destroy(self, ref: str) -> None:
         """End a domain at once; it is over when this returns. One that waits for the rest of its memory too: where
-        that never comes, nothing else would end it. It is not wanted any more."""
-        reading = await self.find(ref)
+        that never comes, nothing else would end it. It is not wanted any more. One of a node that is proven fenced does
+        not run: it is taken from that node."""
+        try:
+            reading = await self.find(ref)
+        except Refused:
+            if not await owners.end_of_fenced(self._store, ref):
+                raise
+            return
         async with self.hold(reading.name, arriving=reading.state is not DomainState.INCOMING):
             reading = await self.find(ref)
             await self.say_wanted(reading.name, wanted=False)
@@ -206,8 +214,9 @@ class Domains:
         """Delete the record of a domain that does not run (its UUID and MACs are lost)."""
         async with self.hold(name):
             owner = await owners.read(self._store, name)
-            if owner is not None:
-                raise Refused(f"{name} runs on {owner.node}", hint=f"veery --node {owner.node} destroy {name}")
+            if owner is not None and not await owners.end_of_fenced(self._store, name):
+                hint = await owners.way_out(self._store, owner.node, f"veery --node {owner.node} destroy {name}")
+                raise Refused(f"{name} runs on {owner.node}", hint=hint)
             if await DOMAINS.get(self._store, name) is None:
                 raise Refused(f"there is no domain {name}", hint="veery list --cluster shows those that run")
             await self._forget(name)

@@ -64,7 +64,8 @@ def _lost(picture: Picture) -> tuple[list[DomainView], list[Action]]:
             elif not domain.unreadable:
                 why = f"its policy is {domain.ha.policy}" if domain.ha.policy is not Policy.RESTART else "it was ended"
                 why = why if domain.ha.max_restarts else "no restarts are allowed"
-                reason = f"{name} is fenced; not restarted: {why}"
+                way = "; veery create starts it on another node" if domain.ha.wanted else ""
+                reason = f"{name} is fenced; not restarted: {why}{way}"
                 other.append(note(f"domain/{domain.name}", "lost", reason, Level.WARNING))
     return lost, other
 

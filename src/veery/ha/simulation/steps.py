@@ -394,6 +394,8 @@ async def arm(stage: Stage, step: Step) -> None:
 async def destroy(stage: Stage, step: Step) -> None:
     """veery destroy DOMAIN: ended on purpose."""
     _command(stage, f"destroy {step.domain}")
+    if await gate.end_of_fenced(stage.data, step.domain):
+        return
     await orders.want(stage.data, step.domain, wanted=False)
     owner = await gate.read(stage.data, step.domain)
     if owner is None or step.domain not in stage.world.machines[owner.node].copies:
