@@ -309,7 +309,7 @@ veery fence confirm). It is refused while the node is present, and while volumes
 with it, all of them named. A domain that lost a disk keeps its record, and is not started any more. The other nodes
 answer its certificate no more.""",
         examples="veery node forget test3\nveery node forget stor2 --with-volumes  # what it held is lost\n"
-        "veery node forget test3 --with-everything  # it burnt: veery fence confirm test3 comes first",
+        "veery node forget test3 --with-everything  # it burnt",
         json=True,
     ),
     "init": Verb(

@@ -56,6 +56,9 @@ def plan(
         if domain.unreadable:
             blockers += [f"domain {domain.name}: {said}" for said in domain.unreadable]
             continue
+        if kept := picture.kept(domain):
+            blockers.append(f"domain {domain.name}: {kept}")
+            continue
         target = picture.book.find(domain, avoid=(name,)) if rest else ""
         if target:
             picture.book.take(domain, target)

@@ -148,6 +148,17 @@ async def give_back(store: Store, owner: Owner) -> None:
     await release(store, owner)
 
 
+async def spare(store: Store, domain: str, node: str) -> None:
+    """The run of `domain` on `node` ends with that node, in good order: the start that led to it is no failed try.
+
+    Raises StoreUnavailable, OutcomeUnknown."""
+    run = await RUNS.get(store, domain)
+    if run is None or run.tries == 0 or run.node != node or node in run.failed:
+        return
+    spared = RUNS.put(domain, dataclasses.replace(run, tries=run.tries - 1))
+    await store.commit([Unchanged(RUNS.key(domain), run.revision)], [spared])
+
+
 async def intend(store: Store, node: str, intent: NodeIntent) -> None:
     """Write `intent` for `node`, whatever stood there.
 

@@ -65,6 +65,18 @@ class Picture:
             or f"domain/{name}" in self.view.acting
         )
 
+    def kept(self, domain: DomainView) -> str:
+        """What there is to say of a domain that has ended and is kept on its node, "" of any other."""
+        owner = domain.owner
+        reading = self.view.nodes[owner.node].reading if owner and owner.node in self.view.nodes else None
+        if (
+            owner is None
+            or reading is None
+            or not any(copy.ended for copy in reading.copies if (copy.domain, copy.boot) == (domain.name, owner.boot))
+        ):
+            return ""
+        return f"it has ended and is kept, so it cannot be moved: veery --node {owner.node} destroy {domain.name}"
+
     def waited(self, subject: str, at: float, seconds: float) -> bool:
         """Whether the record of `subject`, written at `at` (epoch), is `seconds` old."""
         age = self.view.ages.get(subject)

@@ -214,10 +214,12 @@ class Signs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunningCopy:
-    """One domain on a node, as the node's daemon tells it, in whatever state; `boot` as in its Owner."""
+    """One domain on a node, as the node's daemon tells it, in whatever state; `boot` as in its Owner. `ended`: it has
+    shut down or crashed and is kept (on_* = preserve), so it cannot be moved."""
 
     domain: str
     boot: str
+    ended: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -308,13 +308,21 @@ class Domains:
 
     # ---- moving
 
-    async def migrate(self, ref: str, target: str, settings: MoveSettings) -> str:
-        """Begin to move a domain to node `target` (a name or an address); the move's id."""
+    async def migrate(self, ref: str, target: str, settings: MoveSettings, *, brain: bool = False) -> str:
+        """Begin to move a domain to node `target` (a name or an address); the move's id. Where it is not the `brain`
+        that orders it, the domain is not to come home to a node that was drained before."""
         async with self.held(ref) as reading:
             if reading.state not in (DomainState.RUNNING, DomainState.BLOCKED, DomainState.PAUSED):
-                raise Refused(f"{reading.name} is {reading.state.value}", hint="only a living domain can move")
+                hint = f"only a living domain can move: veery destroy {reading.name}, then veery create elsewhere"
+                raise Refused(f"{reading.name} is {reading.state.value}", hint=hint)
             node = await self._target(target)
-            return self._moves.start(reading, node, settings, lambda: self._scout.way_back(reading, node))
+            move = self._moves.start(reading, node, settings, lambda: self._scout.way_back(reading, node))
+            if not brain:
+                try:
+                    await orders.stay(self._store, reading.name)
+                except VeeryError as error:
+                    log.warning("domain=%s may still come home: %s", reading.name, error.message)
+            return move
 
     async def plan(self, ref: str, target: str, settings: MoveSettings) -> Plan:
         """What moving a domain to node `target` would meet and come to. Changes nothing."""
@@ -351,6 +359,19 @@ class Domains:
             await self.settle_wanted(name)
         except VeeryError as error:
             log.warning("domain=%s wanted=%s not said yet: %s", name, wanted, error.message)
+
+    async def power_off(self, name: str) -> None:
+        """Ask its guest to power off because this machine goes down: it stays wanted. Raises Refused, Failed."""
+        async with self.held(name) as reading:
+            _alive(reading)
+            await self.driver.shutdown(reading.uuid)
+
+    async def put_away(self, name: str) -> None:
+        """End it because this machine goes down: it stays wanted, and may start elsewhere. Raises Refused, Failed,
+        StoreUnavailable, OutcomeUnknown."""
+        async with self.held(name) as reading:
+            await orders.spare(self._store, name, self.node)
+            await self._end(reading)
 
     async def settle_wanted(self, name: str) -> None:
         """Say what could not be said before. Raises StoreUnavailable, OutcomeUnknown."""

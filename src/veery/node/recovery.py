@@ -11,7 +11,7 @@ from veery.cluster.presence import Heartbeat
 from veery.cluster.store import Entry
 from veery.errors import Refused, VeeryError
 from veery.model.cluster import Owner
-from veery.model.domain import DomainReading
+from veery.model.domain import DomainReading, DomainState
 from veery.model.ha import NodeReading, RunningCopy, Ticket
 from veery.node.domains import Domains
 
@@ -41,7 +41,11 @@ class Recovery:
             room=host.memory_free + sum(reading.memory for reading in readings),
             load=min(1.0, os.getloadavg()[0] / max(1, host.cpus)),
             copies=tuple(
-                RunningCopy(domain=each.name, boot=UNCLEAR if boots is None else boots.get(each.name, STALE))
+                RunningCopy(
+                    domain=each.name,
+                    boot=UNCLEAR if boots is None else boots.get(each.name, STALE),
+                    ended=each.state in (DomainState.SHUTDOWN, DomainState.CRASHED),
+                )
                 for each in readings
             ),
         )

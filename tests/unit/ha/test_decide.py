@@ -247,6 +247,20 @@ def test_a_drain_of_a_storage_node_names_what_hangs_on_it() -> None:
     assert plan(view, "stor1", EPOCH, RULES).risks == ()
 
 
+def test_a_domain_that_has_ended_and_is_kept_blocks_a_drain_with_a_way_out() -> None:
+    view = small()
+    reading = view.nodes[LOST].reading
+    assert reading is not None
+    copy = RunningCopy(domain="domain0000", boot="domain0000", ended=True)
+    view = with_node(view, LOST, reading=dataclasses.replace(reading, copies=(copy,)))
+    (blocker,) = plan(view, LOST, EPOCH, RULES).blockers
+    assert blocker.endswith("it has ended and is kept, so it cannot be moved: veery --node node000 destroy domain0000")
+    (stuck,) = [each for each in decide(drain(view, 1), EPOCH, RULES) if each.name == "domain0000"]
+    assert isinstance(stuck, Note)
+    assert stuck.state == "stuck"
+    assert [each.name for each in deeds(drain(view, 1))] == ["domain0008"], "the others leave"  # type: ignore[attr-defined]
+
+
 def test_an_unknown_node_cannot_be_drained() -> None:
     (blocker,) = plan(small(), "moon", EPOCH, RULES).blockers
     assert blocker.startswith("no node 'moon': the nodes are node000,")

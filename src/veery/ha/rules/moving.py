@@ -24,6 +24,9 @@ def _away(picture: Picture, name: str, why: str, *, everything: bool) -> Iterato
         subject = f"domain/{domain.name}"
         if picture.busy(domain) or not (everything or domain.ha.policy is not Policy.OFF):
             continue
+        if kept := picture.kept(domain):
+            yield note(subject, "stuck", f"{name} {why}; {kept}", Level.WARNING)
+            continue
         if picture.resting(subject):
             yield note(subject, "stuck", f"{name} {why}; {picture.resting(subject)}", Level.WARNING)
             continue

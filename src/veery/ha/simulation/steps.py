@@ -11,7 +11,7 @@ from veery.cluster import adopt as adoption
 from veery.cluster import owner as gate
 from veery.cluster.keys import OWNERS
 from veery.cluster.memory import Backup, MemoryStore
-from veery.errors import Failed, Refused
+from veery.errors import Failed, Refused, VeeryError
 from veery.ha import draining, orders
 from veery.ha.loop import Brain
 from veery.ha.simulation.clock import BEGIN, TrueClock
@@ -22,6 +22,8 @@ from veery.ha.simulation.world import Machine, World
 from veery.ha.why import why
 from veery.model.ha import Policy
 from veery.model.node import Role
+
+ANNOUNCED_S = 60.0  # as the setting ha.away ships
 
 
 class Stage(Protocol):
@@ -47,6 +49,35 @@ class Stage(Protocol):
 async def power_off(stage: Stage, step: Step) -> None:
     """NODE loses power."""
     stage.world.power_off(_name(stage, step), "loses power")
+
+
+async def shut_down(stage: Stage, step: Step) -> None:
+    """NODE is shut down in good order: its daemon ends its domains and gives them back (node/goingdown.py); then it is
+    off."""
+    machine = _machine(stage, step)
+    if not (machine.power and machine.daemon):
+        return
+    node = stage.nodes[machine.name]
+    stage.world.say("world", f"{machine.name} is shut down")
+    machine.daemon = False
+    stage.world.end_daemon(machine.name)
+    try:
+        await orders.away(node.store, machine.name, ANNOUNCED_S, now=stage.world.now() + BEGIN)
+        if machine.name in stage.brains:
+            await stage.brains[machine.name].leadership.resign()
+        await node.heartbeat.withdraw()
+        for name, copy in list(machine.copies.items()):
+            if copy.incoming:
+                continue
+            await orders.spare(node.store, name, machine.name)
+            del machine.copies[name]
+            owner = await gate.read(node.store, name)
+            if owner is not None and (owner.node, owner.boot) == (machine.name, copy.boot):
+                await orders.give_back(node.store, owner)
+    except VeeryError as error:
+        stage.world.say(machine.name, f"cannot give its domains back: {error.message}")
+    stage.world.losses.append((stage.world.now(), machine.name))
+    stage.world.power_off(machine.name, "is off")
 
 
 async def power_on(stage: Stage, step: Step) -> None:
@@ -447,6 +478,7 @@ async def ask_why(stage: Stage, step: Step) -> None:
 STEPS: dict[str, Callable[[Stage, Step], Awaitable[None]]] = {
     "power-off": power_off,
     "power-on": power_on,
+    "shut-down": shut_down,
     "freeze": freeze,
     "thaw": thaw,
     "cut": cut,
@@ -494,6 +526,7 @@ NEEDS: dict[str, tuple[str, ...]] = {  # the fields without which a step says no
         (
             "power-off",
             "power-on",
+            "shut-down",
             "freeze",
             "cut",
             "heal",
