@@ -370,7 +370,7 @@ class Daemon:
             FencingRoutes(self.fencing, self.standing, self.guard, self.watcher).table(),
             HaRoutes(
                 self.oversight,
-                Recovery(self.node.name, self.mirror, self.domains, self.heartbeat),
+                Recovery(self.node.name, self.mirror, self.domains, self.heartbeat, held=self._guard_holds),
                 peers=self.near,
                 neighbours=self.neighbours,
             ).table(),
@@ -383,6 +383,9 @@ class Daemon:
             member=self.neighbours.reached_at,
             group=self.settings.api.group,
         )
+
+    def _guard_holds(self) -> frozenset[str]:
+        return self.guard.holds if self.guard is not None else frozenset()
 
     async def _volume(self, name: str) -> Volume | None:
         if move := await volumegate.standing(self.store, name):

@@ -82,7 +82,8 @@ async def set_policy(
     delay: float | None = None,
 ) -> HaRecord:
     """Say what is to be done for `domain`; what is not named stays as it was. Earlier tries to start it are forgotten.
-    A domain that does not run is not started by this, unless it was to run before.
+    A domain that does not run is not started by this, unless it was to run before; one that runs is wanted from now
+    on, also after it was asked to end.
 
     Raises Refused for an unknown domain, a figure below 0, a group whose rule
     cannot be met."""
@@ -94,7 +95,7 @@ async def set_policy(
         old = await POLICIES.get(store, domain)
         owner, run = await OWNERS.get(store, domain), await RUNS.get(store, domain)
         asked: dict[str, Any] = {"priority": priority, "group": group, "max_restarts": max_restarts, "delay": delay}
-        base = old or HaRecord(wanted=owner is not None)
+        base = dataclasses.replace(old or HaRecord(wanted=False), wanted=(old and old.wanted) or owner is not None)
         new = dataclasses.replace(
             base, policy=policy, **{key: value for key, value in asked.items() if value is not None}
         )

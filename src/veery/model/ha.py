@@ -215,11 +215,13 @@ class Signs:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunningCopy:
     """One domain on a node, as the node's daemon tells it, in whatever state; `boot` as in its Owner. `ended`: it has
-    shut down or crashed and is kept (on_* = preserve), so it cannot be moved."""
+    shut down or crashed and is kept (on_* = preserve), so it cannot be moved. `said`: why it does not run although it
+    is there, "" where it runs."""
 
     domain: str
     boot: str
     ended: bool = False
+    said: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from veery.ha import draining, drainplan, orders
 from veery.ha.drainplan import DrainPlan
 from veery.ha.loop import Brain
 from veery.ha.picture import Picture
-from veery.ha.why import why
+from veery.ha.why import now_said, why
 from veery.host.clock import Clock
 from veery.model.codec import convert
 from veery.model.ha import ClusterView, HaRecord, Note, Rules
@@ -54,7 +54,8 @@ class ClusterStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HaStatus:
-    """One domain: what is asked for it, where it runs ("": nowhere), its tries in a row, the last error."""
+    """One domain: what is asked for it, where it runs ("": nowhere), its tries in a row, the last error. `now`: what
+    there is to say of it at this moment, "" where it simply runs, or nobody here knows."""
 
     domain: str
     policy: HaRecord
@@ -62,6 +63,7 @@ class HaStatus:
     tries: int = 0
     error: str = ""
     home: str = ""
+    now: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +172,7 @@ class Oversight:
             POLICIES.readable(self.store), OWNERS.readable(self.store), RUNS.readable(self.store)
         )
         found = []
+        picture = self._picture()
         for name, policy in policies.items():
             run = runs.get(name)
             found.append(
@@ -180,9 +183,24 @@ class Oversight:
                     tries=run.tries if run else 0,
                     error=run.error if run else "",
                     home=run.home if run else "",
+                    now=self._now(picture, name) if picture else "",
                 )
             )
         return tuple(found)
+
+    def _picture(self) -> Picture | None:
+        """What the brain here sees, None where it has not looked yet or there is none."""
+        try:
+            return Picture.of(self.view(), self._clock.epoch(), self._rules)
+        except VeeryError:
+            return None
+
+    def _now(self, picture: Picture, name: str) -> str:
+        found = self.brain.found(f"domain/{name}") if self.brain else None
+        domain = picture.view.domains.get(name)
+        said = [found.action.reason] if found and not found.outcome else []
+        said += [now_said(picture, domain)] if domain else []
+        return "; ".join(filter(None, said))
 
     async def policy(self, name: str) -> HaStatus:
         """That of one domain. Raises Refused where nothing was asked for it."""

@@ -11,6 +11,7 @@ from veery.ha.decide import decide
 from veery.ha.drainplan import plan
 from veery.ha.states import NodeState, judge
 from veery.ha.survival import stranded
+from veery.ha.why import why
 from veery.model.cluster import Owner
 from veery.model.ha import (
     Admit,
@@ -259,6 +260,35 @@ def test_a_domain_that_has_ended_and_is_kept_blocks_a_drain_with_a_way_out() -> 
     assert isinstance(stuck, Note)
     assert stuck.state == "stuck"
     assert [each.name for each in deeds(drain(view, 1))] == ["domain0008"], "the others leave"  # type: ignore[attr-defined]
+
+
+def test_why_says_how_a_domain_stands_now() -> None:
+    view = small()
+    reading = view.nodes[LOST].reading
+    assert reading is not None
+    said = "paused: veery --node node000 unpause domain0000 lets it go on"
+    copy = RunningCopy(domain="domain0000", boot="domain0000", said=said)
+    view = with_node(view, LOST, reading=dataclasses.replace(reading, copies=(copy,)))
+    assert f"domain0000 {said}" in why(view, "domain0000", EPOCH, RULES)
+    ha = dataclasses.replace(view.domains["domain0000"].ha, wanted=False)
+    lines = "; ".join(why(with_domain(view, "domain0000", ha=ha), "domain0000", EPOCH, RULES))
+    assert "is not restarted: it was asked to end" in lines
+    assert "veery ha set domain0000 restart wants it again" in lines
+    assert "policy restart: not restarted" in lines
+    gone = with_domain(with_node(view, LOST, absent=60.0, present=None), "domain0000", ha=ha)
+    assert said not in "; ".join(why(gone, "domain0000", EPOCH, RULES)), "nobody knows how it stands now"
+
+
+def test_a_node_that_arrives_for_too_long_is_no_reason_to_call_nobody() -> None:
+    view = orphan(cluster(2, 4), 1)
+    for name in ("node000", "node001"):
+        view = with_node(view, name, fresh=False)  # they never say what room they have
+    for present, state in ((2.0, "arriving"), (60.0, "no-place")):
+        for name in ("node000", "node001"):
+            view = with_node(view, name, present=present)
+        (found,) = decide(view, EPOCH, RULES)
+        assert isinstance(found, Note)
+        assert found.state == state
 
 
 def test_an_unknown_node_cannot_be_drained() -> None:
