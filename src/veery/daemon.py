@@ -70,6 +70,7 @@ from veery.model.node import Node, Role
 from veery.model.plan import Question, Reply
 from veery.model.volume import Backing, Initiator, Volume
 from veery.network.filter import TapFilter
+from veery.node import goingdown
 from veery.node.adoption import Adopter
 from veery.node.attachments import NodeAttacher
 from veery.node.caretaker import Caretaker
@@ -119,6 +120,7 @@ PERIODIC = frozenset(
 )
 """Parts that lose nothing when they begin again."""
 FAREWELL = 5.0  # seconds: a node that does not come to say that it is away is lost when its lease has ended
+GOING_DOWN_S = 45  # for all domains to end when the machine is shut down
 
 
 class Daemon:
@@ -433,7 +435,7 @@ class Daemon:
             FencingRoutes(self.fencing, self.standing, self.guard, self.watcher).table(),
             HaRoutes(
                 self.oversight,
-                Recovery(self.node.name, self.mirror, self.domains, self.heartbeat),
+                Recovery(self.node.name, self.mirror, self.domains, self.heartbeat, held=self._guard_holds),
                 peers=self.near,
                 neighbours=self.neighbours,
             ).table(),
@@ -446,6 +448,9 @@ class Daemon:
             member=self.neighbours.reached_at,
             group=self.settings.api.group,
         )
+
+    def _guard_holds(self) -> frozenset[str]:
+        return self.guard.holds if self.guard is not None else frozenset()
 
     async def _volume(self, name: str) -> Volume | None:
         if move := await volumegate.standing(self.store, name):
@@ -559,13 +564,19 @@ class Daemon:
         await self.heartbeat.run()
 
     async def _farewell(self) -> None:
-        """We stop in good order, our domains run on: others are not to think them lost, nor to wait for our lead."""
+        """We stop in good order, our domains run on: others are not to think them lost, nor to wait for our lead.
+        Where the whole machine goes down our domains are ended, and start elsewhere."""
         with contextlib.suppress(VeeryError, TimeoutError):
             async with asyncio.timeout(FAREWELL):
                 if self.node.has(Role.HYPERVISOR):
                     await orders.away(self.store, self.node.name, self.settings.ha.away, now=self.clock.epoch())
                 if self.brain is not None:
                     await self.brain.leadership.resign()
+        if self.node.has(Role.HYPERVISOR) and await systemd.going_down():
+            systemd.notify(f"EXTEND_TIMEOUT_USEC={GOING_DOWN_S}000000")
+            with contextlib.suppress(VeeryError, TimeoutError):
+                async with asyncio.timeout(GOING_DOWN_S):
+                    await goingdown.end_domains(self.domains, self.heartbeat, self.clock)
         await self.senses.close()
 
     async def _target_started(self) -> None:

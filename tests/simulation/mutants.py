@@ -23,6 +23,9 @@ import veery
 PACKAGE = Path(veery.__file__).parent
 HERE = Path(__file__).parent
 SCENARIO = "tests/simulation/test_scenarios.py::test_a_scenario_goes_as_its_log_says"  # [NAME]
+DECIDE = "tests/unit/ha/test_decide.py"
+GATE = "tests/unit/cluster/test_owner_gate.py"
+GOING_DOWN = "tests/unit/node/test_going_down.py"
 GUARD = "tests/unit/node/test_guard_ruling.py"  # a node's own guard is no part of the simulated cluster
 
 
@@ -266,6 +269,76 @@ MUTANTS = (
         "self._until = asked + good_for",
         "self._until = asked + good_for + 100",
         by=f"{SCENARIO}[net-all]",
+    ),
+    Mutant(
+        "the loss of a node is a failed try",
+        "ha/picture.py",
+        "return max(0, run.tries - 1) if went_well else run.tries",
+        "return run.tries",
+        by=f"{SCENARIO}[lost-twice-is-no-try]",
+    ),
+    Mutant(
+        "a start that got no answer is no failed try",
+        "ha/picture.py",
+        " and run.node not in run.failed\n",
+        "\n",
+        by=DECIDE,
+    ),
+    Mutant(
+        "tries are forgotten while the node is gone",
+        "ha/rules/waiting.py",
+        "if picture.states.get(domain.owner.node) not in IN_USE:",
+        "if False:",
+        by=DECIDE,
+    ),
+    Mutant(
+        "a drain is written whatever was ordered meanwhile",
+        "ha/orders.py",
+        "return (await store.commit(conditions, [INTENTS.put(node, intent)])).held",
+        "return (await store.commit([], [INTENTS.put(node, intent)])).held",
+        by=f"{SCENARIO}[drain-all-at-once]",
+    ),
+    Mutant(
+        "groups do not count when one more node is lost",
+        "ha/survival.py",
+        "return where[node] == 0",
+        "return True",
+        by=f"{SCENARIO}[drain-refused-n1-group]",
+    ),
+    Mutant(
+        "a domain is taken by hand without a proof",
+        "cluster/owner.py",
+        "if fence is None or fence.state is not FenceState.FENCED or await",
+        "if fence is None or await",
+        by=GATE,
+    ),
+    Mutant(
+        "a domain is taken by hand from a node that is back",
+        "cluster/owner.py",
+        " or await store.get(ALIVE.key(node)) is not None:\n        return None",
+        ":\n        return None",
+        by=GATE,
+    ),
+    Mutant(
+        "nobody is called for what waits",
+        "ha/rules/waiting.py",
+        "< ARRIVAL * picture.rules.use and not",
+        "< 1e9 and not",
+        by=DECIDE,
+    ),
+    Mutant(
+        "a machine that goes down stays present",
+        "node/goingdown.py",
+        "await heartbeat.withdraw()",
+        "pass",
+        by=GOING_DOWN,
+    ),
+    Mutant(
+        "what is shut down counts as a try",
+        "ha/orders.py",
+        "tries=run.tries - 1))",
+        "tries=run.tries))",
+        by=f"{SCENARIO}[shut-down]",
     ),
     Mutant(
         "an end on time is an end in ten times the time",

@@ -9,6 +9,7 @@ import pytest
 from veery.errors import Refused
 from veery.ha.simulation.play import play
 from veery.ha.simulation.scenario import load
+from veery.ha.simulation.steps import NEEDS, STEPS
 
 HERE = Path(__file__).parent
 SCENARIOS = sorted(folder for folder in (HERE / "scenarios").iterdir() if folder.is_dir())
@@ -48,6 +49,30 @@ def test_a_bad_scenario_is_refused_with_the_reason(tmp_path: Path, text: str, sa
     (tmp_path / "scenario.toml").write_text(text)
     with pytest.raises(Refused, match=said):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        ("do = 'sick'", "sick needs `node`"),
+        ("do = 'migrate'\ndomain = 'a'", "migrate needs `node`"),
+        ("do = 'crash'", "crash needs `domain`"),
+        ("do = 'slow-fence'\nnode = 'test1'", "slow-fence needs `method`"),
+        ("do = 'why'", "why needs `node` or `domain`"),
+        ("do = 'cut'\nnode = 'test1'\nnet = 'moon'", "no net 'moon'"),
+    ],
+)
+def test_a_step_without_what_it_needs_is_refused_before_anything_is_played(
+    tmp_path: Path, step: str, said: str
+) -> None:
+    text = f"about = 'x'\n[domains]\na = {{ on = 'test1' }}\n[[at]]\nsecond = 1\n{step}"
+    (tmp_path / "scenario.toml").write_text(text)
+    with pytest.raises(Refused, match=said):
+        play(load(tmp_path))
+
+
+def test_every_step_that_needs_something_is_a_step() -> None:
+    assert set(NEEDS) <= set(STEPS)
 
 
 def test_an_unknown_step_is_refused_before_anything_is_played(tmp_path: Path) -> None:

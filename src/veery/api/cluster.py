@@ -70,10 +70,10 @@ class ClusterRoutes:
         """Put a node out of the cluster: its vote, then its records; with ?forget=1 one that is gone for good."""
         name, query = request.match_info["name"], request.query
         if query.get("forget"):
-            work = self._membership.forget(name, volumes=bool(query.get("volumes")))
-        else:
-            work = self._membership.leave(name)
-        await asyncio.shield(asyncio.ensure_future(work))
+            volumes, everything = bool(query.get("volumes")), bool(query.get("everything"))
+            work = self._membership.forget(name, volumes=volumes, everything=everything)
+            return answer(await asyncio.shield(asyncio.ensure_future(work)))
+        await asyncio.shield(asyncio.ensure_future(self._membership.leave(name)))
         return answer({})
 
     async def token(self, request: web.Request) -> web.Response:

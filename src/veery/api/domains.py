@@ -228,7 +228,8 @@ class DomainRoutes:
         """Move a domain; the stream tells how it goes. The move goes on when the caller has left."""
         data = await body(request, target=str)
         settings = convert(data.get("settings") or {}, MoveSettings)
-        move = await self._domains.migrate(request.match_info["ref"], data["target"], settings)
+        brain = data.get("brain") is True
+        move = await self._domains.migrate(request.match_info["ref"], data["target"], settings, brain=brain)
         async with Lines(request) as lines:
             await lines.say("begin", move=move)
             async for progress in self._moves.follow(move):

@@ -46,11 +46,12 @@ def _list(session: Session, args: Namespace) -> int:
         cells.append(
             (
                 *(row["domain"], policy["policy"], str(policy["priority"]), policy["group"] or "-"),
-                *(wanted, row["node"] or "-", tries, row["home"] or "-"),
+                *(wanted, row["node"] or "-", tries, row["home"] or "-", row.get("now") or "-"),
             )
         )
     print(
-        *tables.plain(("Domain", "Policy", "Priority", "Group", "Wanted", "Node", "Restarts", "Home"), cells), sep="\n"
+        *tables.plain(("Domain", "Policy", "Priority", "Group", "Wanted", "Node", "Restarts", "Home", "Now"), cells),
+        sep="\n",
     )
     return 0
 
@@ -72,6 +73,7 @@ def _show(session: Session, args: Namespace) -> int:
         "home": row["home"] or "-",
         "restarts": f"{row['tries']} of {policy['max_restarts']} in a row",
         "error": row["error"] or "-",
+        "now": row.get("now") or "-",
     }
     print(*(f"{name:<9}: {value}" for name, value in pairs.items()), sep="\n")
     return 0

@@ -109,8 +109,17 @@ def _leave(session: Session, args: Namespace) -> int:
 
 
 def _forget(session: Session, args: Namespace) -> int:
-    query = "?forget=1&volumes=1" if args.with_volumes else "?forget=1"
-    session.client.delete(f"/v1/nodes/{quote(args.name, safe='')}{query}", deadline=60)
+    query = "?forget=1" + "&volumes=1" * args.with_volumes + "&everything=1" * args.with_everything
+    lost = session.client.delete(f"/v1/nodes/{quote(args.name, safe='')}{query}", deadline=60)
+    if session.json:
+        session.print_json(lost)
+        return 0
+    for what, names in (("lost: volume", lost["volumes"]), ("lost: disks of domain", lost["domains"])):
+        for name in names:
+            print(what, name)
+    for name in lost["owned"]:
+        if name not in lost["domains"]:
+            print(f"free to start elsewhere: domain {name}")
     return 0
 
 
@@ -247,6 +256,11 @@ def _declare_leave(parser: Parser) -> None:
 def _declare_forget(parser: Parser) -> None:
     _declare_leave(parser)
     parser.add_argument("--with-volumes", action="store_true", help="the volumes that it held are lost with it")
+    parser.add_argument(
+        "--with-everything",
+        action="store_true",
+        help="those, and the disks of domains that were files of that node",
+    )
 
 
 def _declare_init(parser: Parser) -> None:
@@ -315,8 +329,13 @@ and hold no volumes. Stop its veeryd afterwards and remove its state folder befo
         declare=_declare_forget,
         about="""
 Puts a node out of the cluster that is gone for good: its vote in the store, its access to the targets, its records and
-its fence. It is refused while the node is present or owns a domain. The other nodes answer its certificate no more.""",
-        examples="veery node forget test3\nveery node forget stor2 --with-volumes  # what it held is lost",
+its fence. The domains that it owned are free to start elsewhere: for that it must be proven to be off (a fence, or
+veery fence confirm). It is refused while the node is present, and while volumes or files that are disks would be lost
+with it, all of them named. A domain that lost a disk keeps its record, and is not started any more. The other nodes
+answer its certificate no more.""",
+        examples="veery node forget test3\nveery node forget stor2 --with-volumes  # what it held is lost\n"
+        "veery node forget test3 --with-everything  # it burnt",
+        json=True,
     ),
     "init": Verb(
         run=_init,

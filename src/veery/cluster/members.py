@@ -16,9 +16,10 @@ import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
-from veery.cluster import keys, revocation
+from veery.cluster import keys, losses, revocation
 from veery.cluster.etcd import EtcdStore
 from veery.cluster.identity import Identity, client_url, describe, load_bootstrap, peer_url, save
+from veery.cluster.losses import Losses
 from veery.cluster.store import Delete, Entry, Put, Store, StoreUnavailable, Unchanged
 from veery.cluster.trust import Trust
 from veery.cluster.voters import Voters
@@ -138,24 +139,28 @@ async def leave(store: Store, voters: Voters, settings: Settings, name: str) -> 
     volumes = await _volumes(store, name)
     if volumes:
         raise Refused(f"node {name} holds volume {', '.join(volumes)}", hint="delete them first")
-    await _put_out(store, voters, settings, entry)
+    await _take_vote(voters, settings, entry)
+    await _erase(store, entry)
 
 
-async def forget(store: Store, voters: Voters, settings: Settings, name: str, *, volumes: bool = False) -> None:
-    """Put a node out that is gone for good; with `volumes` the records of the volumes that it held go too.
+async def forget(
+    store: Store, voters: Voters, settings: Settings, name: str, *, volumes: bool = False, everything: bool = False
+) -> Losses:
+    """Put a node out that is gone for good; what went with it. The domains that it owned are free to start elsewhere.
+    With `volumes` the records of the volumes that it held go too; with `everything` also domains may lose disks that
+    were files of that node: they keep their records, and are not started any more.
 
-    Raises Refused while it is present, owns a domain, or (without `volumes`) held a volume, or when its vote is needed;
-    StoreUnavailable, OutcomeUnknown: call it again."""
-    entry = await _idle(store, name)
-    if await store.get(keys.ALIVE.key(name)) is not None:
-        raise Refused(f"node {name} is present", hint=f"veery node leave {name}, and stop its veeryd")
-    held = await _volumes(store, name)
-    if held and not volumes:
-        raise Refused(
-            f"node {name} held volume {', '.join(held)}",
-            hint="bring it back and save them; or --with-volumes forgets them with it",
-        )
-    await _put_out(store, voters, settings, entry, absent=True, volumes=held)
+    Raises Refused while it is present, or owns a domain and is not proven to be off, where something would be lost
+    that is not to be, or when its vote is needed; StoreUnavailable, OutcomeUnknown: call it again."""
+    entry = await store.get(keys.NODES.key(name))
+    if entry is None:
+        raise Refused(f"no node {name!r}", hint="see `veery node list`")
+    found = await losses.find(store, name)
+    await losses.require(store, name, found, volumes=volumes, everything=everything)
+    await _take_vote(voters, settings, entry)  # it may be refused: nothing is changed before it
+    await losses.accept(store, name, found)
+    await _erase(store, entry, absent=True, volumes=found.volumes)
+    return found
 
 
 async def _idle(store: Store, name: str) -> Entry:
@@ -165,7 +170,9 @@ async def _idle(store: Store, name: str) -> Entry:
         raise Refused(f"no node {name!r}", hint="see `veery node list`")
     domains = [owner.domain for owner in (await keys.OWNERS.all(store)).values() if owner.node == name]
     if domains:
-        raise Refused(f"node {name} runs {', '.join(domains)}", hint="migrate or destroy them first")
+        there = await store.get(keys.ALIVE.key(name)) is not None
+        hint = f"veery node drain {name}, or destroy them" if there else f"it does not answer: veery node forget {name}"
+        raise Refused(f"node {name} runs {', '.join(domains)}", hint=hint)
     return entry
 
 
@@ -173,21 +180,18 @@ async def _volumes(store: Store, name: str) -> list[str]:
     return [volume.name for volume in (await keys.VOLUMES.all(store)).values() if volume.node == name]
 
 
-async def _put_out(
-    store: Store,
-    voters: Voters,
-    settings: Settings,
-    entry: Entry,
-    *,
-    absent: bool = False,
-    volumes: Sequence[str] = (),
-) -> None:
-    """The vote first: a member without a record could not be found again. With `absent`, only while it still is."""
+async def _take_vote(voters: Voters, settings: Settings, entry: Entry) -> None:
+    """Before the records: a member without a record could not be found again."""
     node = keys.NODES.value(entry)
     peer = peer_url(settings, node)
     for member in await voters.all():
         if member.name == node.name or peer in member.peers:
             await voters.remove(member.id)
+
+
+async def _erase(store: Store, entry: Entry, *, absent: bool = False, volumes: Sequence[str] = ()) -> None:
+    """All records of a node. With `absent`, only while it still is."""
+    node = keys.NODES.value(entry)
     kinds = (
         keys.NODES,
         keys.INITIATORS,

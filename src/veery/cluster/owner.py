@@ -5,6 +5,7 @@
     commit    source     -> target       the point of no return of a move; uses the reservation up
     drop                                 either side's way out before it; takes the reservation away
     release   a node     -> nobody       a domain has ended
+    reclaim   a fenced   -> nobody       an operator takes a domain from a node that is proven fenced
 
 `commit` asks for the reservation as it was made, and takes it away; so does `drop`. At most one of the two
 can find it, whichever side calls when: that is the whole proof, and tests/unit/cluster/test_owner.py tries it."""
@@ -17,11 +18,12 @@ import logging
 from collections.abc import Collection
 
 from veery.cluster import fencing, volumegate
-from veery.cluster.keys import DOMAINS, FENCES, OWNERS, POLICIES, RESERVATIONS, RUNS, VOLUME_MOVES
+from veery.cluster.keys import ALIVE, DOMAINS, FENCES, OWNERS, POLICIES, RESERVATIONS, RUNS, VOLUME_MOVES
 from veery.cluster.store import Delete, Put, Store, StoreUnavailable, Unchanged
 from veery.errors import Refused
 from veery.host.log import decision
 from veery.model.cluster import DomainRecord, Owner, Reservation
+from veery.model.ha import FenceRecord, FenceState, RunRecord
 
 log = logging.getLogger(__name__)
 
@@ -80,9 +82,8 @@ async def claim(store: Store, domain: str, node: str, boot: str, record: DomainR
         if owner and (owner.node, owner.boot) == (node, boot):
             return owner
         if owner:
-            raise OwnedElsewhere(
-                f"domain {domain} runs on {owner.node}", owner, hint=f"move it with `veery migrate {domain} {node}`"
-            )
+            hint = await way_out(store, owner.node, f"move it: veery --node {owner.node} migrate {domain} {node}")
+            raise OwnedElsewhere(f"domain {domain} runs on {owner.node}", owner, hint=hint)
         await fencing.refuse(store, node)
         await _refuse_moving(store, volumes)
     raise _contended(domain)
@@ -101,6 +102,65 @@ async def release(store: Store, owner: Owner) -> None:
     now = await read(store, owner.domain)
     if now is not None:
         raise OwnedElsewhere(f"domain {owner.domain} belongs to {now.node} by now", now)
+
+
+async def reclaim(store: Store, domain: str) -> Owner | None:
+    """Take `domain` from a node that is proven fenced and has no lease: in one transaction with that proof, as the
+    brain does it. The owner that it was taken from; None where nobody owns it, or its node is not fenced.
+
+    Raises StoreUnavailable, OutcomeUnknown."""
+    for _ in range(ATTEMPTS):
+        owner = await read(store, domain)
+        if owner is None or not (fence := await proof(store, owner.node)):
+            return None
+        run = await RUNS.get(store, domain)
+        operations: list[Put | Delete] = [Delete(OWNERS.key(domain)), Delete(RESERVATIONS.key(domain))]
+        if run is None and await POLICIES.get(store, domain) is not None:
+            operations.append(RUNS.put(domain, RunRecord(node=owner.node)))  # that node may have its disks
+        done = await store.commit(
+            [
+                Unchanged(OWNERS.key(domain), owner.revision),
+                Unchanged(FENCES.key(owner.node), fence.revision),
+                Unchanged(ALIVE.key(owner.node), 0),
+                Unchanged(RUNS.key(domain), run.revision if run else 0),
+            ],
+            operations,
+        )
+        if done.held:
+            log.warning(decision("owner.reclaim", domain=domain, node=owner.node, proof=fence.proof))
+            return owner
+    raise _contended(domain)
+
+
+async def proof(store: Store, node: str) -> FenceRecord | None:
+    """The proof that `node`, which has no lease, cannot write; None where there is none."""
+    fence = await FENCES.get(store, node)
+    if fence is None or fence.state is not FenceState.FENCED or await store.get(ALIVE.key(node)) is not None:
+        return None
+    return fence
+
+
+async def end_of_fenced(store: Store, domain: str) -> bool:
+    """As `reclaim`, for a domain that is not to run any more; whether that was done. Raises StoreUnavailable,
+    OutcomeUnknown."""
+    owner = await read(store, domain)
+    if owner is None or await proof(store, owner.node) is None:
+        return False
+    policy = await POLICIES.get(store, domain)
+    if policy is not None and policy.wanted:  # first: else the brain starts it as soon as it is free
+        unwanted = POLICIES.put(domain, dataclasses.replace(policy, wanted=False))
+        if not (await store.commit([Unchanged(POLICIES.key(domain), policy.revision)], [unwanted])).held:
+            raise _contended(domain)
+    return await reclaim(store, domain) is not None or await read(store, domain) is None
+
+
+async def way_out(store: Store, node: str, otherwise: str) -> str:
+    """The hint for one who is told that a domain runs on `node`: `otherwise` while that node is there."""
+    if await store.get(ALIVE.key(node)) is not None:
+        return otherwise
+    if await proof(store, node) is not None:
+        return f"{node} is fenced, so the domain does not run: create, destroy and delete work without that node"
+    return f"{node} does not answer: veery why {node}; once it is off for certain: veery fence confirm {node}"
 
 
 async def reserve(

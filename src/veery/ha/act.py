@@ -69,10 +69,7 @@ class Actor:
             case Move():
                 return await self._move(action)
             case End():
-                await self._within(
-                    self._rules.start_deadline, self._hands.end(action.node, action.name, action.boot), "no answer"
-                )
-                return f"ended on {action.node}"
+                return await self._end(action)
             case Drop():
                 await self._commit(
                     [Unchanged(RESERVATIONS.key(action.name), action.promise.revision)],
@@ -154,7 +151,7 @@ class Actor:
     async def _release(self, action: Release) -> str:
         name, owner = action.name, action.owner
         old = action.run or RunRecord()
-        run = dataclasses.replace(old, home=old.home or owner.node)
+        run = dataclasses.replace(old, home=old.home or owner.node, tries=action.tries)
         await self._commit(
             [
                 Unchanged(OWNERS.key(name), owner.revision),
@@ -165,6 +162,14 @@ class Actor:
             [Delete(OWNERS.key(name)), Delete(RESERVATIONS.key(name)), RUNS.put(name, run)],
         )
         return f"taken from {owner.node}"
+
+    async def _end(self, action: End) -> str:
+        order = self._hands.end(action.node, action.name, action.boot)
+        await self._within(self._rules.start_deadline, order, "no answer")
+        run = action.run
+        if run is not None and run.tries != action.tries:
+            await self._put_run(action.name, dataclasses.replace(run, tries=action.tries), run.revision)
+        return f"ended on {action.node}"
 
     async def _start(self, action: Start) -> str:
         name, old = action.name, action.run or RunRecord()

@@ -4,11 +4,13 @@ Pure; `veery node drain --plan` shows it, and a drain is refused by it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
-from veery.ha.picture import Picture
-from veery.ha.placement import weakest
+from veery.ha.picture import Picture, restarts
 from veery.ha.states import NodeState, usable
+from veery.ha.survival import stranded
 from veery.model.ha import ClusterView, Rules
 from veery.model.node import Role
 
@@ -26,8 +28,16 @@ class DrainPlan:
     warnings: tuple[str, ...] = ()
 
 
-def plan(view: ClusterView, name: str, now: float, rules: Rules) -> DrainPlan:
-    """What draining node `name` would come to, by `view`. An unknown node is a blocker too."""
+def plan(
+    view: ClusterView,
+    name: str,
+    now: float,
+    rules: Rules,
+    *,
+    volumes: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> DrainPlan:
+    """What draining node `name` would come to, by `view`. `volumes`: those that it serves as a storage node, each with
+    the domains that have it as a disk. An unknown node is a blocker too."""
     if name not in view.nodes:
         return DrainPlan(node=name, blockers=(f"no node {name!r}: the nodes are {', '.join(view.nodes)}",))
     if not view.quorum:
@@ -46,6 +56,9 @@ def plan(view: ClusterView, name: str, now: float, rules: Rules) -> DrainPlan:
         if domain.unreadable:
             blockers += [f"domain {domain.name}: {said}" for said in domain.unreadable]
             continue
+        if kept := picture.kept(domain):
+            blockers.append(f"domain {domain.name}: {kept}")
+            continue
         target = picture.book.find(domain, avoid=(name,)) if rest else ""
         if target:
             picture.book.take(domain, target)
@@ -55,13 +68,14 @@ def plan(view: ClusterView, name: str, now: float, rules: Rules) -> DrainPlan:
     rank = {domain.name: place for place, domain in enumerate(picture.on[name])}
     moves.sort(key=lambda move: rank[move[0]])
     risks, warnings = _survival(view, rest, dict(moves)) if not blockers else ((), ())
+    serving_risks, serving_warnings = _serving(view, name, volumes)
     return DrainPlan(
         node=name,
         moves=tuple(moves),
         side_by_side=min(rules.out, max(1, len({target for _, target in moves})) * rules.into),
         blockers=tuple(blockers),
-        risks=risks,
-        warnings=warnings,
+        risks=risks + serving_risks,
+        warnings=warnings + serving_warnings,
     )
 
 
@@ -71,10 +85,41 @@ def _survival(view: ClusterView, rest: list[str], moved: dict[str, str]) -> tupl
     where = {each.name: each.owner.node for each in view.domains.values() if each.owner}
     if len(rest) == 1:
         return (), (f"{rest[0]} is left alone: until the drained node is back, none may be lost",)
-    after = weakest(view, rest, {**where, **moved})
+    after = stranded(view, rest, {**where, **moved})
     if not after:
         return (), ()
     everyone = [name for name, node in view.nodes.items() if node.absent is None and node.record.has(Role.HYPERVISOR)]
-    if weakest(view, everyone, where):
-        return (), (f"the loss of {after} could not be carried, nor can one be before",)
-    return (f"{after} could then not be lost: the others would not carry its domains",), ()
+    before = {name for names in stranded(view, everyone, where).values() for name in names}
+    for lost, names in after.items():
+        if new := [name for name in names if name not in before]:
+            return (f"{lost} could then not be lost: {_named(new)} would find no place",), ()
+    lost, names = next(iter(after.items()))
+    return (), (f"the loss of {lost} could not be carried, nor can one be before: {_named(names)} finds no place",)
+
+
+def _serving(view: ClusterView, name: str, volumes: Mapping[str, Sequence[str]]) -> tuple[tuple[str, ...], ...]:
+    """(risks, warnings) about the volumes that the node serves: they do not leave it in a drain."""
+    used = {volume: [each for each in domains if _runs(view, each)] for volume, domains in volumes.items()}
+    busy = {volume: domains for volume, domains in used.items() if domains}
+    risks: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    if busy:
+        domains = sorted({each for names in busy.values() for each in names})
+        risks = (
+            f"{_named(domains)} would lose disks when {name} stops: it serves {_named(sorted(busy))}, and a drain does "
+            f"not move volumes (veery volume move)",
+        )
+    idle = [volume for volume in volumes if volume not in busy]
+    if idle:
+        warnings = (f"{name} serves {_named(idle)}, which no running domain uses: they are away with it",)
+    return risks, warnings
+
+
+def _runs(view: ClusterView, name: str) -> bool:
+    domain = view.domains.get(name)
+    return domain is not None and (domain.owner is not None or restarts(domain))
+
+
+def _named(names: Sequence[str]) -> str:
+    """At most five of them."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

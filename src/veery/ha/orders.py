@@ -5,6 +5,7 @@ The brain finds them in its next view. Nothing here acts on the world."""
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from veery.cluster.keys import (
@@ -34,10 +35,12 @@ from veery.model.ha import (
     IntentKind,
     NodeHistory,
     NodeIntent,
+    NodeView,
     Policy,
     RunRecord,
     Ticket,
 )
+from veery.model.node import Role
 
 ATTEMPTS = 8
 REMEMBERED = 8  # fences that a node's history keeps
@@ -79,7 +82,8 @@ async def set_policy(
     delay: float | None = None,
 ) -> HaRecord:
     """Say what is to be done for `domain`; what is not named stays as it was. Earlier tries to start it are forgotten.
-    A domain that does not run is not started by this, unless it was to run before.
+    A domain that does not run is not started by this, unless it was to run before; one that runs is wanted from now
+    on, also after it was asked to end.
 
     Raises Refused for an unknown domain, a figure below 0, a group whose rule
     cannot be met."""
@@ -91,7 +95,7 @@ async def set_policy(
         old = await POLICIES.get(store, domain)
         owner, run = await OWNERS.get(store, domain), await RUNS.get(store, domain)
         asked: dict[str, Any] = {"priority": priority, "group": group, "max_restarts": max_restarts, "delay": delay}
-        base = old or HaRecord(wanted=owner is not None)
+        base = dataclasses.replace(old or HaRecord(wanted=False), wanted=(old and old.wanted) or owner is not None)
         new = dataclasses.replace(
             base, policy=policy, **{key: value for key, value in asked.items() if value is not None}
         )
@@ -145,13 +149,46 @@ async def give_back(store: Store, owner: Owner) -> None:
     await release(store, owner)
 
 
+async def spare(store: Store, domain: str, node: str) -> None:
+    """The run of `domain` on `node` ends with that node, in good order: the start that led to it is no failed try.
+
+    Raises StoreUnavailable, OutcomeUnknown."""
+    run = await RUNS.get(store, domain)
+    if run is None or run.tries == 0 or run.node != node or node in run.failed:
+        return
+    spared = RUNS.put(domain, dataclasses.replace(run, tries=run.tries - 1))
+    await store.commit([Unchanged(RUNS.key(domain), run.revision)], [spared])
+
+
 async def intend(store: Store, node: str, intent: NodeIntent) -> None:
-    """Write `intent` for `node`. Whether a drain can be carried by the rest is `ha.drainplan`'s to say, before this.
+    """Write `intent` for `node`, whatever stood there.
 
     Raises Refused for an unknown node, StoreUnavailable, OutcomeUnknown."""
     if await store.get(NODES.key(node)) is None:
         raise Refused(f"no node {node!r}", hint="veery node list shows them")
     await store.commit([], [INTENTS.put(node, intent)])
+
+
+async def drain(store: Store, node: str, intent: NodeIntent, seen: Mapping[str, NodeView]) -> bool:
+    """Write the drain `intent` for `node`, which was planned by the nodes as `seen`: only while no node's intent has
+    changed since. Whether it was written; False: look and plan anew.
+
+    Raises Refused for an unknown node, StoreUnavailable, OutcomeUnknown."""
+    if await store.get(NODES.key(node)) is None:
+        raise Refused(f"no node {node!r}", hint="veery node list shows them")
+    conditions = [
+        Unchanged(INTENTS.key(each.name), each.intent.revision if each.intent else 0)
+        for each in seen.values()
+        if each.record.has(Role.HYPERVISOR) and not each.unreadable
+    ]
+    return (await store.commit(conditions, [INTENTS.put(node, intent)])).held
+
+
+async def require_undrained(store: Store, node: str) -> None:
+    """Raises Refused while `node` is drained; StoreUnavailable."""
+    intent = await INTENTS.get(store, node)
+    if intent is not None and intent.kind is IntentKind.DRAIN:
+        raise Refused(f"{node} is drained", hint=f"name another node, or: veery node resume {node}")
 
 
 async def away(store: Store, node: str, seconds: float, *, now: float) -> None:

@@ -65,6 +65,18 @@ class Picture:
             or f"domain/{name}" in self.view.acting
         )
 
+    def kept(self, domain: DomainView) -> str:
+        """What there is to say of a domain that has ended and is kept on its node, "" of any other."""
+        owner = domain.owner
+        reading = self.view.nodes[owner.node].reading if owner and owner.node in self.view.nodes else None
+        if (
+            owner is None
+            or reading is None
+            or not any(copy.ended for copy in reading.copies if (copy.domain, copy.boot) == (domain.name, owner.boot))
+        ):
+            return ""
+        return f"it has ended and is kept, so it cannot be moved: veery --node {owner.node} destroy {domain.name}"
+
     def waited(self, subject: str, at: float, seconds: float) -> bool:
         """Whether the record of `subject`, written at `at` (epoch), is `seconds` old."""
         age = self.view.ages.get(subject)
@@ -76,7 +88,7 @@ class Picture:
 
 
 def order(domain: DomainView) -> tuple[int, int, str]:
-    """The order of domains: high priority first, then the largest, as `placement.weakest` counts, then by name."""
+    """The order of domains: high priority first, then the largest, as `survival.stranded` counts, then by name."""
     return -domain.ha.priority, -domain.memory, domain.name
 
 
@@ -85,6 +97,16 @@ def restarts(domain: DomainView) -> bool:
     if domain.unreadable:
         return False
     return domain.ha.policy is Policy.RESTART and domain.ha.wanted and domain.ha.max_restarts > 0
+
+
+def failed_tries(domain: DomainView) -> int:
+    """How many tries in a row to start it have failed. A start that went well is none of them: where the domain ends
+    with its node after that, the node was lost, and the domain did not fail."""
+    run = domain.run
+    if run is None:
+        return 0
+    went_well = domain.owner is not None and domain.owner.node == run.node and run.node not in run.failed
+    return max(0, run.tries - 1) if went_well else run.tries
 
 
 def note(subject: str, state: str, reason: str, level: Level = Level.INFO) -> Note:

@@ -4,7 +4,7 @@ domain is no longer there for the next. Pure."""
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 
 from veery.model.ha import ClusterView, DomainView, Group, GroupKind
 from veery.model.node import Role
@@ -143,27 +143,3 @@ def _places(view: ClusterView, domain: DomainView) -> set[str]:
     if domain.name in view.moving:
         places.add(view.moving[domain.name][1])
     return places
-
-
-def weakest(view: ClusterView, usable: Iterable[str], homes: Mapping[str, str]) -> str:
-    """The first node whose loss the others could not carry, "" where any one may be lost (N+1).
-
-    `homes`: domain to node, as it will be. Only domains that would be restarted count; largest first, each to where
-    most is left."""
-    nodes = tuple(usable)
-    held: dict[str, list[int]] = {node: [] for node in nodes}
-    free = {node: reading.room if (reading := view.nodes[node].reading) else 0 for node in nodes}
-    for name, node in homes.items():
-        domain = view.domains[name]
-        if node in free:
-            free[node] -= domain.memory
-            if domain.ha.policy == "restart" and domain.ha.wanted:
-                held[node].append(domain.memory)
-    for lost in nodes:
-        left = {node: memory for node, memory in free.items() if node != lost}
-        for memory in sorted(held[lost], reverse=True):
-            best = max(sorted(left), key=lambda node: left[node], default="")
-            if not best or left[best] < memory:
-                return lost
-            left[best] -= memory
-    return ""

@@ -60,6 +60,9 @@ LEAVING = frozenset(  # the domains of such a node are to run elsewhere, so they
 )
 
 
+IN_USE = frozenset(NodeState) - ABSENT - {NodeState.RETURNING, NodeState.ADMITTING, NodeState.UNREADABLE}
+
+
 def judge(view: ClusterView, now: float, rules: Rules) -> dict[str, NodeState]:
     """The state of each node."""
     owning = {domain.owner.node for domain in view.domains.values() if domain.owner}

@@ -77,11 +77,15 @@ def _domain(picture: Picture, domain: DomainView) -> list[str]:
     elif domain.unreadable:
         lines.append(f"{domain.name}: {'; '.join(domain.unreadable)}")
     elif not ha.wanted:
-        lines.append(f"{domain.name} does not run: it was ended on purpose")
+        lines.append(f"{domain.name} does not run: it was ended on purpose; veery create starts it")
     else:
         lines.append(f"{domain.name} belongs to nobody")
+    if said := now_said(picture, domain):
+        lines.append(f"{domain.name} {said}" if domain.owner else said)
     words = {
-        Policy.RESTART: f"restarted when it or its node dies, priority {ha.priority}",
+        Policy.RESTART: f"restarted when it or its node dies, priority {ha.priority}"
+        if ha.wanted and ha.max_restarts
+        else "not restarted",
         Policy.MIGRATE_ONLY: "moved away from sick nodes, never restarted",
         Policy.OFF: "left alone: veery ha set",
     }
@@ -89,3 +93,18 @@ def _domain(picture: Picture, domain: DomainView) -> list[str]:
     if domain.run and domain.run.home:
         lines.append(f"its home is {domain.run.home}: it comes back with veery node resume --home {domain.run.home}")
     return lines
+
+
+def now_said(picture: Picture, domain: DomainView) -> str:
+    """How a domain that somebody owns stands, where there is more to say than that it runs; "" otherwise."""
+    owner = domain.owner
+    if owner is None or domain.unreadable:
+        return ""
+    said = []
+    node = picture.view.nodes.get(owner.node)
+    if node is not None and node.reading is not None and node.absent is None:
+        said += [copy.said for copy in node.reading.copies if copy.domain == domain.name and copy.said]
+    if not domain.ha.wanted and domain.ha.policy is Policy.RESTART:
+        again = f"veery ha set {domain.name} restart wants it again"
+        said.append(f"is not restarted: it was asked to end, or has ended by itself; {again}")
+    return "; ".join(said)

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+from veery.errors import VeeryError
+from veery.host.run import run
+
+ASK_S = 2.0
+STATE = ("systemctl", "is-system-running")
 
 
 def notify(*lines: str, environ: Mapping[str, str] = os.environ) -> bool:
@@ -31,3 +37,12 @@ def watchdog_interval(environ: Mapping[str, str] = os.environ) -> float:
         return int(environ.get("WATCHDOG_USEC", "0")) / 2e6
     except ValueError:
         return 0.0
+
+
+async def going_down(*, argv: Sequence[str] = STATE) -> bool:
+    """Whether systemd is shutting the machine down: systemctl(1) says "stopping" then. False where nobody knows."""
+    try:
+        told = await run(argv, deadline=ASK_S, check=False)
+    except (VeeryError, OSError):
+        return False
+    return told.out.strip() == "stopping"

@@ -214,10 +214,14 @@ class Signs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunningCopy:
-    """One domain on a node, as the node's daemon tells it, in whatever state; `boot` as in its Owner."""
+    """One domain on a node, as the node's daemon tells it, in whatever state; `boot` as in its Owner. `ended`: it has
+    shut down or crashed and is kept (on_* = preserve), so it cannot be moved. `said`: why it does not run although it
+    is there, "" where it runs."""
 
     domain: str
     boot: str
+    ended: bool = False
+    said: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -353,19 +357,24 @@ class Admit(Action):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class End(Action):
-    """End the copy `boot` of a domain on `node`: it is stale, or its node has lost the storage."""
+    """End the copy `boot` of a domain on `node`: it is stale, or its node has lost the storage. Of the second kind
+    `run` is the domain's record, and `tries` is how many count from now on."""
 
     node: str
     boot: str
+    run: RunRecord | None = None
+    tries: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release(Action):
-    """Take a domain from a node that is proven fenced: only while `owner` and `fence` are as seen."""
+    """Take a domain from a node that is proven fenced: only while `owner` and `fence` are as seen. `tries`: how many
+    count from now on."""
 
     owner: Owner
     fence: FenceRecord
     run: RunRecord | None = None
+    tries: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

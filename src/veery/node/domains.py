@@ -14,7 +14,7 @@ from pathlib import Path
 
 from veery.cluster import fencing, volumegate
 from veery.cluster import owner as owners
-from veery.cluster.keys import DOMAINS, INTENTS, NODES, POLICIES, RUNS
+from veery.cluster.keys import DOMAINS, NODES, POLICIES, RUNS
 from veery.cluster.presence import Heartbeat
 from veery.cluster.store import Delete
 from veery.config import support
@@ -33,7 +33,7 @@ from veery.model.domain import (
     DomainState,
     VcpuReading,
 )
-from veery.model.ha import IntentKind, Ticket
+from veery.model.ha import Ticket
 from veery.model.move import MoveSettings
 from veery.model.node import Node, Role
 from veery.model.plan import Blocker, Obstacle, Plan, Question, Reply
@@ -89,7 +89,8 @@ class Domains:
         with contextlib.suppress(VeeryError):
             owner = await owners.read(self._store, ref)
             if owner is not None and owner.node != self.node:
-                hint = f"it runs on {owner.node}: veery --node {owner.node} ..."
+                there = f"it runs on {owner.node}: veery --node {owner.node} ..."
+                hint = await owners.way_out(self._store, owner.node, there)
         raise Refused(f"no domain {ref} on {self.node}", hint=hint)
 
     async def spec(self, ref: str) -> DomainSpec:
@@ -118,9 +119,7 @@ class Domains:
             raise Refused(f"{self.node} runs no domains", hint="name a hypervisor with --node: veery node list")
         check_name(spec.name)
         await self._heartbeat.require()
-        intent = await INTENTS.get(self._store, self.node)
-        if intent is not None and intent.kind is IntentKind.DRAIN:
-            raise Refused(f"{self.node} is drained", hint=f"name another node, or: veery node resume {self.node}")
+        await orders.require_undrained(self._store, self.node)
         async with self.hold(spec.name):
             await self.clashes.name(spec.name)
             record = await DOMAINS.get(self._store, spec.name)
@@ -128,6 +127,7 @@ class Domains:
             await self._check_attachable(spec)
             self.clashes.home(spec, record)
             claimed = DomainRecord(spec=spec, home=record.home if record else "")
+            await owners.reclaim(self._store, spec.name)  # of a node that is proven fenced
             owner = await owners.claim(self._store, spec.name, self.node, secrets.token_hex(8), claimed)
             try:
                 await self.clashes.disks(spec)
@@ -165,9 +165,15 @@ class Domains:
 
     async def destroy(self, ref: str) -> None:
         """End a domain at once, whatever state it is in; it is over when this returns. It is not wanted any more. A
-        move that can still be undone is cancelled first. Raises Refused where another living node owns the domain,
-        OutcomeUnknown where the store does not say whether one does: this node's copy is gone then."""
-        reading = await self.find(ref)
+        move that can still be undone is cancelled first. A domain of a node that is proven fenced does not run: it is
+        taken from that node. Raises Refused where another living node owns the domain, OutcomeUnknown where the store
+        does not say whether one does: this node's copy is gone then."""
+        try:
+            reading = await self.find(ref)
+        except Refused:
+            if not await owners.end_of_fenced(self._store, ref):
+                raise
+            return
         doubt = await destroying.make_way(self._store, self.node, self._moves, self._receiver, reading)
         async with self._lock(reading.name):
             reading = await self.find(reading.uuid)
@@ -222,8 +228,9 @@ class Domains:
         """Delete the record of a domain that does not run (its UUID and MACs are lost)."""
         async with self.hold(name):
             owner = await owners.read(self._store, name)
-            if owner is not None:
-                raise Refused(f"{name} runs on {owner.node}", hint=f"veery --node {owner.node} destroy {name}")
+            if owner is not None and not await owners.end_of_fenced(self._store, name):
+                hint = await owners.way_out(self._store, owner.node, f"veery --node {owner.node} destroy {name}")
+                raise Refused(f"{name} runs on {owner.node}", hint=hint)
             if await DOMAINS.get(self._store, name) is None:
                 raise Refused(f"there is no domain {name}", hint="veery list --cluster shows those that run")
             await self._forget(name)
@@ -315,15 +322,23 @@ class Domains:
 
     # ---- moving
 
-    async def migrate(self, ref: str, target: str, settings: MoveSettings) -> str:
-        """Begin to move a domain to node `target` (a name or an address); the move's id."""
+    async def migrate(self, ref: str, target: str, settings: MoveSettings, *, brain: bool = False) -> str:
+        """Begin to move a domain to node `target` (a name or an address); the move's id. Where it is not the `brain`
+        that orders it, the domain is not to come home to a node that was drained before."""
         async with self.held(ref) as reading:
             if reading.state not in (DomainState.RUNNING, DomainState.BLOCKED, DomainState.PAUSED):
-                raise Refused(f"{reading.name} is {reading.state.value}", hint="only a living domain can move")
+                hint = f"only a living domain can move: veery destroy {reading.name}, then veery create elsewhere"
+                raise Refused(f"{reading.name} is {reading.state.value}", hint=hint)
             for blocker in stopped(reading, self.driver.name):
                 raise Refused(blocker.reason, hint=blocker.hint)
             node = await self._target(target)
-            return self._moves.start(reading, node, settings, lambda: self._scout.way_back(reading, node))
+            move = self._moves.start(reading, node, settings, lambda: self._scout.way_back(reading, node))
+            if not brain:
+                try:
+                    await orders.stay(self._store, reading.name)
+                except VeeryError as error:
+                    log.warning("domain=%s may still come home: %s", reading.name, error.message)
+            return move
 
     async def plan(self, ref: str, target: str, settings: MoveSettings) -> Plan:
         """What moving a domain to node `target` would meet and come to. Changes nothing."""
@@ -357,6 +372,19 @@ class Domains:
             await self.settle_wanted(name)
         except VeeryError as error:
             log.warning("domain=%s wanted=%s not said yet: %s", name, wanted, error.message)
+
+    async def power_off(self, name: str) -> None:
+        """Ask its guest to power off because this machine goes down: it stays wanted. Raises Refused, Failed."""
+        async with self.held(name) as reading:
+            _alive(reading)
+            await self.driver.shutdown(reading.uuid)
+
+    async def put_away(self, name: str) -> None:
+        """End it because this machine goes down: it stays wanted, and may start elsewhere. Raises Refused, Failed,
+        StoreUnavailable, OutcomeUnknown."""
+        async with self.held(name) as reading:
+            await orders.spare(self._store, name, self.node)
+            await self._end(reading)
 
     async def settle_wanted(self, name: str) -> None:
         """Say what could not be said before. Raises StoreUnavailable, OutcomeUnknown."""

@@ -155,6 +155,11 @@ class Guard:
         """Whether this node has ended its domains with shared disks, and lets none start."""
         return self._ended
 
+    @property
+    def holds(self) -> frozenset[str]:
+        """The UUIDs of the domains that it holds."""
+        return frozenset(self._held)
+
     def may_feed(self) -> bool:
         """Whether the watchdog may be fed: the lease holds now, or a ruling of just now says that the store is down."""
         if self._heartbeat.remaining() > 0:

@@ -73,7 +73,7 @@ class NodeHands:
         """As Hands.move. A move goes on at its source when we leave."""
         path = f"/v1/domains/{quote(domain, safe='')}/migrate"
         try:
-            async with await self._peers.open(source, "POST", path, json={"target": target}) as response:
+            async with await self._peers.open(source, "POST", path, json={"target": target, "brain": True}) as response:
                 if response.status >= 400:
                     await read_answer(response)
                 await self._followed(response, domain, source)

@@ -11,6 +11,7 @@ from pathlib import Path
 from veery.cluster import join, members, revocation
 from veery.cluster.etcd import EtcdStore
 from veery.cluster.identity import Identity
+from veery.cluster.losses import Losses
 from veery.config.settings import Settings
 from veery.errors import Failed, VeeryError
 from veery.model.cluster import TokenStatus
@@ -63,9 +64,11 @@ class Membership:
         """Put node `name` out. Raises Refused while it has domains or volumes, or its vote is needed."""
         await members.leave(self._store, self._store.voters, self._settings, name)
 
-    async def forget(self, name: str, *, volumes: bool) -> None:
-        """Put node `name` out, which is gone for good. Raises Refused while it is present or owns domains."""
-        await members.forget(self._store, self._store.voters, self._settings, name, volumes=volumes)
+    async def forget(self, name: str, *, volumes: bool, everything: bool) -> Losses:
+        """Put node `name` out, which is gone for good; what went with it. Raises Refused as members.forget does."""
+        return await members.forget(
+            self._store, self._store.voters, self._settings, name, volumes=volumes, everything=everything
+        )
 
     async def admit(self, request: join.JoinRequest) -> join.JoinReply:
         """POST /v1/join."""

@@ -7,17 +7,17 @@ import logging
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
-from veery.cluster.keys import DISARM, DISARMED, FENCES, INTENTS, LEADER, LEADERS, OWNERS, POLICIES, RUNS
+from veery.cluster.keys import DISARM, DISARMED, INTENTS, LEADER, LEADERS, OWNERS, POLICIES, RUNS
 from veery.cluster.store import Store, StoreRestored
 from veery.errors import Failed, Refused, VeeryError
-from veery.ha import drainplan, orders
+from veery.ha import draining, drainplan, orders
+from veery.ha.drainplan import DrainPlan
 from veery.ha.loop import Brain
 from veery.ha.picture import Picture
-from veery.ha.states import NodeState
-from veery.ha.why import why
+from veery.ha.why import now_said, why
 from veery.host.clock import Clock
 from veery.model.codec import convert
-from veery.model.ha import ClusterView, HaRecord, IntentKind, NodeIntent, Note, Rules
+from veery.model.ha import ClusterView, HaRecord, Note, Rules
 from veery.model.plan import Plan
 from veery.node.peers import Peers
 
@@ -55,7 +55,8 @@ class ClusterStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HaStatus:
-    """One domain: what is asked for it, where it runs ("": nowhere), its tries in a row, the last error."""
+    """One domain: what is asked for it, where it runs ("": nowhere), its tries in a row, the last error. `now`: what
+    there is to say of it at this moment, "" where it simply runs, or nobody here knows."""
 
     domain: str
     policy: HaRecord
@@ -63,6 +64,7 @@ class HaStatus:
     tries: int = 0
     error: str = ""
     home: str = ""
+    now: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,6 +180,7 @@ class Oversight:
             POLICIES.readable(self.store), OWNERS.readable(self.store), RUNS.readable(self.store)
         )
         found = []
+        picture = self._picture()
         for name, policy in policies.items():
             run = runs.get(name)
             found.append(
@@ -188,9 +191,24 @@ class Oversight:
                     tries=run.tries if run else 0,
                     error=run.error if run else "",
                     home=run.home if run else "",
+                    now=self._now(picture, name) if picture else "",
                 )
             )
         return tuple(found)
+
+    def _picture(self) -> Picture | None:
+        """What the brain here sees, None where it has not looked yet or there is none."""
+        try:
+            return Picture.of(self.view(), self._clock.epoch(), self._rules)
+        except VeeryError:
+            return None
+
+    def _now(self, picture: Picture, name: str) -> str:
+        found = self.brain.found(f"domain/{name}") if self.brain else None
+        domain = picture.view.domains.get(name)
+        said = [found.action.reason] if found and not found.outcome else []
+        said += [now_said(picture, domain)] if domain else []
+        return "; ".join(filter(None, said))
 
     async def policy(self, name: str) -> HaStatus:
         """That of one domain. Raises Refused where nothing was asked for it."""
@@ -202,25 +220,17 @@ class Oversight:
     # ---- drains
     async def plan(self, name: str, *, forecast: bool) -> Drain:
         """What a drain would come to; with `forecast` each move's source is asked how long it takes. Raises Refused for
-        an unknown node, Failed."""
+        an unknown node, Failed, StoreUnavailable."""
         view = self.view()
         if name not in view.nodes:
             raise Refused(f"no node {name!r}", hint=f"the nodes are {', '.join(view.nodes)}")
-        found = drainplan.plan(view, name, self._clock.epoch(), self._rules)
+        volumes = await draining.served(self.store, name)
+        found = drainplan.plan(view, name, self._clock.epoch(), self._rules, volumes=volumes)
         moves = tuple(PlannedMove(domain=domain, target=target) for domain, target in found.moves)
         if forecast and not found.blockers:
             gate = asyncio.Semaphore(AT_ONCE)
             moves = tuple(await asyncio.gather(*(self._foretold(name, move, gate) for move in moves)))
-        return Drain(
-            node=name,
-            moves=moves,
-            side_by_side=found.side_by_side,
-            total_ms=sum(move.total_ms for move in moves) / max(1, found.side_by_side),
-            blockers=found.blockers
-            + tuple(f"domain {move.domain}: {move.why}" for move in moves if move.why.startswith(BLOCKED)),
-            risks=found.risks,
-            warnings=found.warnings,
-        )
+        return _shown(found, moves)
 
     async def _foretold(self, source: str, move: PlannedMove, gate: asyncio.Semaphore) -> PlannedMove:
         path = f"/v1/domains/{quote(move.domain, safe='')}/plan"
@@ -246,33 +256,12 @@ class Oversight:
     async def drain(self, name: str, *, by: str, force: bool) -> Drain:
         """Have node `name` emptied; the brain goes on with it whoever leads. Raises Refused with every reason against
         it: nothing is changed then."""
-        view = self.view()
-        if view.disarmed is not None:
-            raise Refused(f"the cluster is {_disarmed(view)}: nothing would be moved", hint="veery arm, then again")
-        plan = await self.plan(name, forecast=False)
-        if plan.blockers:
-            raise Refused(
-                f"{name} cannot be drained: {'; '.join(plan.blockers)}", hint=f"veery node drain {name} --plan"
-            )
-        if plan.risks and not force:
-            raise Refused(f"{name} should not be drained: {'; '.join(plan.risks)}", hint="--force does it all the same")
-        since = self._clock.epoch()
-        await orders.intend(self.store, name, NodeIntent(kind=IntentKind.DRAIN, by=by, since=since, force=force))
-        return plan
+        found = await draining.drain(self.store, self.view, self._clock, self._rules, name, by=by, force=force)
+        return _shown(found, tuple(PlannedMove(domain=domain, target=target) for domain, target in found.moves))
 
     async def resume(self, name: str, *, by: str, home: bool) -> None:
         """Put node `name` to use again. Raises Refused for one that is unknown, or whose fence still stands."""
-        if await FENCES.get(self.store, name) is not None:
-            raise Refused(f"node {name} is fenced", hint=f"it is let in by itself once it is back: veery why {name}")
-        if await INTENTS.get(self.store, name) is None and not self._damped(name):
-            raise Refused(f"node {name} is not drained", hint="veery cluster status shows which are")
-        await orders.resume(self.store, name, home=home, by=by, now=self._clock.epoch())
-
-    def _damped(self, name: str) -> bool:
-        view = self.view()
-        if name not in view.nodes:
-            raise Refused(f"no node {name!r}", hint=f"the nodes are {', '.join(view.nodes)}")
-        return Picture.of(view, self._clock.epoch(), self._rules).states[name] is NodeState.DAMPED
+        await draining.resume(self.store, self.view, self._clock, self._rules, name, by=by, home=home)
 
     async def progress(self, name: str) -> dict[str, object]:
         """How far a node's drain or resume has come: its state, its domains, and each one's newest word."""
@@ -309,6 +298,20 @@ class Oversight:
 
 BLOCKED = "cannot move to"
 NO_QUORUM = "veery cluster status; most voters must be up and reach each other"
+
+
+def _shown(found: DrainPlan, moves: tuple[PlannedMove, ...]) -> Drain:
+    """The plan as it is told; a move that its source says cannot be is a blocker."""
+    blocked = tuple(f"domain {move.domain}: {move.why}" for move in moves if move.why.startswith(BLOCKED))
+    return Drain(
+        node=found.node,
+        moves=moves,
+        side_by_side=found.side_by_side,
+        total_ms=sum(move.total_ms for move in moves) / max(1, found.side_by_side),
+        blockers=found.blockers + blocked,
+        risks=found.risks,
+        warnings=found.warnings,
+    )
 
 
 def _disarmed(view: ClusterView) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable, Collection
 
 from veery.cluster.keys import OWNERS, Unreadable
 from veery.cluster.mirror import Mirror
@@ -11,7 +12,7 @@ from veery.cluster.presence import Heartbeat
 from veery.cluster.store import Entry
 from veery.errors import Refused, VeeryError
 from veery.model.cluster import Owner
-from veery.model.domain import DomainReading
+from veery.model.domain import DomainReading, DomainState
 from veery.model.ha import NodeReading, RunningCopy, Ticket
 from veery.node.domains import Domains
 
@@ -24,8 +25,18 @@ UNCLEAR = "?"  # in the place of a boot: the store did not answer
 class Recovery:
     """One a hypervisor."""
 
-    def __init__(self, node: str, mirror: Mirror, domains: Domains, heartbeat: Heartbeat) -> None:
-        """`node` is this one's name; everything is shared with the daemon, which owns it and runs it."""
+    def __init__(
+        self,
+        node: str,
+        mirror: Mirror,
+        domains: Domains,
+        heartbeat: Heartbeat,
+        *,
+        held: Callable[[], Collection[str]] = tuple,
+    ) -> None:
+        """`node` is this one's name; everything is shared with the daemon, which owns it and runs it. `held`: the UUIDs
+        of domains that the guard holds."""
+        self._held = held
         self._node, self._mirror, self._domains, self._heartbeat = node, mirror, domains, heartbeat
         self._decoded: dict[str, tuple[Entry, Owner | None]] = {}  # by key: a restored store uses revisions again
 
@@ -41,10 +52,32 @@ class Recovery:
             room=host.memory_free + sum(reading.memory for reading in readings),
             load=min(1.0, os.getloadavg()[0] / max(1, host.cpus)),
             copies=tuple(
-                RunningCopy(domain=each.name, boot=UNCLEAR if boots is None else boots.get(each.name, STALE))
+                RunningCopy(
+                    domain=each.name,
+                    boot=UNCLEAR if boots is None else boots.get(each.name, STALE),
+                    ended=each.state in (DomainState.SHUTDOWN, DomainState.CRASHED),
+                    said=self._said(each),
+                )
                 for each in readings
             ),
         )
+
+    def _said(self, reading: DomainReading) -> str:
+        """Why a domain that is here does not run; "" where it does."""
+        name = reading.name
+        match reading.state:
+            case DomainState.SHUTDOWN | DomainState.CRASHED:
+                how = "has crashed" if reading.state is DomainState.CRASHED else "has shut down"
+                return f"{how} and is kept: veery --node {self._node} destroy {name} ends it"
+            case DomainState.PAUSED if reading.uuid in self._held():
+                return f"held by the guard of {self._node}: it goes on when the node has its lease again"
+            case DomainState.PAUSED if self._domains.locked(name):
+                return "paused while it is moved"
+            case DomainState.PAUSED:
+                return f"paused: veery --node {self._node} unpause {name} lets it go on"
+            case DomainState.INCOMING:
+                return "waits for the rest of its memory"
+        return ""
 
     async def start(self, ticket: Ticket) -> DomainReading:
         """Start the ticket's domain here. Raises Refused, Failed: it does not run here and has no owner."""

@@ -19,9 +19,9 @@ from veery.cluster.memory import MemoryStore
 from veery.cluster.store import Delete, Put, StoreUnavailable
 from veery.errors import OutcomeUnknown, Refused
 from veery.host.clock import RealClock
-from veery.model.cluster import DomainRecord, Owner, Reservation
+from veery.model.cluster import DomainRecord, Owner, Presence, Reservation
 from veery.model.domain import DomainSpec
-from veery.model.ha import FenceRecord, FenceState
+from veery.model.ha import FenceRecord, FenceState, HaRecord, Policy
 
 RECORD = DomainRecord(spec=DomainSpec(name="busybox"))
 
@@ -49,6 +49,57 @@ async def test_a_claim_of_what_runs_names_the_owner(store: MemoryStore) -> None:
     assert await keys.DOMAINS.get(store, "busybox") is None
     with pytest.raises(owners.OwnedElsewhere):
         await owners.claim(store, "busybox", "test2", "boot-2", None)
+
+
+async def fenced(store: MemoryStore, state: FenceState = FenceState.FENCED) -> None:
+    """test2 runs busybox, and its fence stands."""
+    await owners.claim(store, "busybox", "test2", "boot-1", RECORD)
+    policy = HaRecord(policy=Policy.RESTART)
+    proof = FenceRecord(state=state, method="storage", proof="seen")
+    await store.commit([], [keys.POLICIES.put("busybox", policy), FENCES.put("test2", proof)])
+
+
+async def test_a_domain_of_a_node_that_is_proven_fenced_is_taken_by_hand(store: MemoryStore) -> None:
+    await fenced(store)
+    taken = await owners.reclaim(store, "busybox")
+    assert taken is not None
+    assert taken.node == "test2"
+    run = await keys.RUNS.get(store, "busybox")
+    assert run is not None
+    assert run.node == "test2", "that node may have its disks"
+    assert (await owners.claim(store, "busybox", "test1", "boot-2", RECORD)).node == "test1"
+    assert await owners.reclaim(store, "busybox") is None
+
+
+@pytest.mark.parametrize("state", [FenceState.FENCING, FenceState.FAILED, FenceState.ADMITTING])
+async def test_nothing_is_taken_without_the_proof(store: MemoryStore, state: FenceState) -> None:
+    await fenced(store, state)
+    assert await owners.reclaim(store, "busybox") is None
+    assert not await owners.end_of_fenced(store, "busybox")
+    with pytest.raises(owners.OwnedElsewhere) as refused:
+        await owners.claim(store, "busybox", "test1", "boot-2", RECORD)
+    assert refused.value.hint.startswith("test2 does not answer: veery why test2; ")
+    policy = await keys.POLICIES.get(store, "busybox")
+    assert policy is not None
+    assert policy.wanted
+
+
+async def test_nothing_is_taken_from_a_node_that_is_back(store: MemoryStore) -> None:
+    await fenced(store)
+    await store.commit([], [keys.ALIVE.put("test2", Presence(node="test2", started=0.0))])
+    assert await owners.reclaim(store, "busybox") is None
+    with pytest.raises(owners.OwnedElsewhere) as refused:
+        await owners.claim(store, "busybox", "test1", "boot-2", RECORD)
+    assert refused.value.hint == "move it: veery --node test2 migrate busybox test1"
+
+
+async def test_what_is_ended_on_a_fenced_node_is_not_wanted_when_it_is_free(store: MemoryStore) -> None:
+    await fenced(store)
+    assert await owners.end_of_fenced(store, "busybox")
+    assert await owners.read(store, "busybox") is None
+    policy = await keys.POLICIES.get(store, "busybox")
+    assert policy is not None
+    assert not policy.wanted
 
 
 @pytest.mark.parametrize("done", [True, False])

@@ -9,8 +9,9 @@ from bench.brain import EPOCH, cluster, drain, lose, measure, orphan
 
 from veery.ha.decide import decide
 from veery.ha.drainplan import plan
-from veery.ha.placement import weakest
 from veery.ha.states import NodeState, judge
+from veery.ha.survival import stranded
+from veery.ha.why import why
 from veery.model.cluster import Owner
 from veery.model.ha import (
     Admit,
@@ -21,6 +22,8 @@ from veery.model.ha import (
     FenceMeans,
     FenceRecord,
     FenceState,
+    Group,
+    GroupKind,
     IntentKind,
     Move,
     NodeIntent,
@@ -31,6 +34,7 @@ from veery.model.ha import (
     RunRecord,
     Sign,
     Start,
+    Steady,
 )
 
 RULES = Rules()
@@ -164,6 +168,29 @@ def test_room_goes_to_the_highest_priority_whether_it_is_lost_or_waits() -> None
     assert [(type(each), each.name) for each in deeds(view)] == [(Release, high)]  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(
+    ("run", "tries"),
+    [
+        (RunRecord(node=LOST, tries=5, at=EPOCH, revision=3), 4),  # the last start went well: its node was lost
+        (RunRecord(node=LOST, tries=4, at=EPOCH, failed=(LOST,), revision=3), 4),  # it got no answer
+        (RunRecord(node="node001", tries=4, at=EPOCH, revision=3), 4),  # moved since: it ran where it was started
+        (None, 0),
+    ],
+)
+def test_the_loss_of_a_node_is_no_failed_try(run: RunRecord | None, tries: int) -> None:
+    view = with_domain(lose(small(), 1, fenced=True), "domain0000", run=run)
+    (release,) = [each for each in deeds(view) if isinstance(each, Release) and each.name == "domain0000"]
+    assert release.tries == tries
+
+
+def test_tries_are_not_forgotten_while_the_node_is_gone() -> None:
+    run = RunRecord(node=LOST, tries=2, at=EPOCH - 999.0, revision=3)
+    steady = [each for each in deeds(with_domain(small(), "domain0000", run=run)) if isinstance(each, Steady)]
+    assert [each.name for each in steady] == ["domain0000"]
+    gone = with_domain(lose(small(), 1, fenced=False), "domain0000", run=run)
+    assert not [each for each in deeds(gone) if isinstance(each, Steady)]
+
+
 def test_back_off_doubles_and_ends_at_the_limit() -> None:
     view = orphan(small(), 1)
     ha = dataclasses.replace(view.domains["domain0000"].ha, max_restarts=4, group="")
@@ -180,12 +207,88 @@ def test_a_drain_keeps_its_limits_and_counts_moves_that_are_under_way() -> None:
     assert deeds(busy) == []
 
 
-def test_the_weakest_node_is_named() -> None:
+def test_the_domains_that_no_other_node_could_carry_are_named() -> None:
     view = cluster(3, 6)
     homes = {name: each.owner.node for name, each in view.domains.items() if each.owner}
     nodes = [name for name in view.nodes if name.startswith("node")]
-    assert weakest(view, nodes, homes) == LOST  # 682 MiB each, 512 taken: two of 256 do not fit into 170 and 170
-    assert weakest(view, nodes, dict(list(homes.items())[:3])) == ""
+    found = stranded(view, nodes, homes)  # 682 MiB each, 512 taken: two of 256 do not fit into 170 and 170
+    assert (list(found), len(found[LOST])) == (nodes, 2)
+    assert stranded(view, nodes, dict(list(homes.items())[:3])) == {}
+
+
+@pytest.mark.parametrize(
+    ("group", "lost"),
+    [
+        (Group(kind=GroupKind.APART, strict=True), {"node000": ("domain0000",), "node001": ("domain0001",)}),
+        (Group(kind=GroupKind.APART), {}),
+        (Group(nodes=("node000",)), {"node000": ("domain0000",)}),
+    ],
+)
+def test_groups_speak_against_the_loss_of_a_node(group: Group, lost: dict[str, tuple[str, ...]]) -> None:
+    view = dataclasses.replace(cluster(3, 3), groups={"db": group})
+    for name in ("domain0000", "domain0001"):
+        view = with_domain(view, name, ha=dataclasses.replace(view.domains[name].ha, group="db"))
+    for name in ("node000", "node001"):
+        reading = view.nodes[name].reading
+        assert reading
+        view = with_node(view, name, reading=dataclasses.replace(reading, room=1024))
+    homes = {"domain0000": "node000", "domain0001": "node001"}
+    found = stranded(view, ("node000", "node001"), homes)
+    assert found == lost
+    tied = with_domain(view, "domain0000", tied="node000")
+    assert "node000" not in stranded(tied, ("node000", "node001"), homes), "no other node could ever run it"
+
+
+def test_a_drain_of_a_storage_node_names_what_hangs_on_it() -> None:
+    view = small()
+    found = plan(view, "stor1", EPOCH, RULES, volumes={"web": ("domain0000",), "old": ("away",), "spare": ()})
+    (risk,) = found.risks
+    assert risk.startswith("domain0000 would lose disks when stor1 stops: it serves web, ")
+    assert found.warnings == ("stor1 serves old, spare, which no running domain uses: they are away with it",)
+    assert plan(view, "stor1", EPOCH, RULES).risks == ()
+
+
+def test_a_domain_that_has_ended_and_is_kept_blocks_a_drain_with_a_way_out() -> None:
+    view = small()
+    reading = view.nodes[LOST].reading
+    assert reading is not None
+    copy = RunningCopy(domain="domain0000", boot="domain0000", ended=True)
+    view = with_node(view, LOST, reading=dataclasses.replace(reading, copies=(copy,)))
+    (blocker,) = plan(view, LOST, EPOCH, RULES).blockers
+    assert blocker.endswith("it has ended and is kept, so it cannot be moved: veery --node node000 destroy domain0000")
+    (stuck,) = [each for each in decide(drain(view, 1), EPOCH, RULES) if each.name == "domain0000"]
+    assert isinstance(stuck, Note)
+    assert stuck.state == "stuck"
+    assert [each.name for each in deeds(drain(view, 1))] == ["domain0008"], "the others leave"  # type: ignore[attr-defined]
+
+
+def test_why_says_how_a_domain_stands_now() -> None:
+    view = small()
+    reading = view.nodes[LOST].reading
+    assert reading is not None
+    said = "paused: veery --node node000 unpause domain0000 lets it go on"
+    copy = RunningCopy(domain="domain0000", boot="domain0000", said=said)
+    view = with_node(view, LOST, reading=dataclasses.replace(reading, copies=(copy,)))
+    assert f"domain0000 {said}" in why(view, "domain0000", EPOCH, RULES)
+    ha = dataclasses.replace(view.domains["domain0000"].ha, wanted=False)
+    lines = "; ".join(why(with_domain(view, "domain0000", ha=ha), "domain0000", EPOCH, RULES))
+    assert "is not restarted: it was asked to end" in lines
+    assert "veery ha set domain0000 restart wants it again" in lines
+    assert "policy restart: not restarted" in lines
+    gone = with_domain(with_node(view, LOST, absent=60.0, present=None), "domain0000", ha=ha)
+    assert said not in "; ".join(why(gone, "domain0000", EPOCH, RULES)), "nobody knows how it stands now"
+
+
+def test_a_node_that_arrives_for_too_long_is_no_reason_to_call_nobody() -> None:
+    view = orphan(cluster(2, 4), 1)
+    for name in ("node000", "node001"):
+        view = with_node(view, name, fresh=False)  # they never say what room they have
+    for present, state in ((2.0, "arriving"), (60.0, "no-place")):
+        for name in ("node000", "node001"):
+            view = with_node(view, name, present=present)
+        (found,) = decide(view, EPOCH, RULES)
+        assert isinstance(found, Note)
+        assert found.state == state
 
 
 def test_an_unknown_node_cannot_be_drained() -> None:

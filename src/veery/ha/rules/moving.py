@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from veery.ha.picture import Picture, note, order, restarts, seconds
+from veery.ha.picture import Picture, failed_tries, note, order, restarts, seconds
 from veery.ha.states import NodeState
 from veery.model.ha import Action, Clear, DomainView, End, IntentKind, Level, Move, Policy
 
@@ -23,6 +23,9 @@ def _away(picture: Picture, name: str, why: str, *, everything: bool) -> Iterato
     for domain in picture.on[name]:
         subject = f"domain/{domain.name}"
         if picture.busy(domain) or not (everything or domain.ha.policy is not Policy.OFF):
+            continue
+        if kept := picture.kept(domain):
+            yield note(subject, "stuck", f"{name} {why}; {kept}", Level.WARNING)
             continue
         if picture.resting(subject):
             yield note(subject, "stuck", f"{name} {why}; {picture.resting(subject)}", Level.WARNING)
@@ -127,4 +130,11 @@ def leave_cut_off(picture: Picture) -> Iterator[Action]:
                 continue
             picture.book.take(domain, place)
             reason = f"{name} has had no storage for {age}, others have: ended there, to start elsewhere"
-            yield End(subject=subject, reason=reason, node=name, boot=domain.owner.boot)
+            yield End(
+                subject=subject,
+                reason=reason,
+                node=name,
+                boot=domain.owner.boot,
+                run=domain.run,
+                tries=failed_tries(domain),
+            )

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from veery.ha.picture import Picture, note, order, restarts, seconds
-from veery.ha.states import NodeState
+from veery.ha.picture import Picture, failed_tries, note, order, restarts, seconds
+from veery.ha.states import IN_USE, NodeState
 from veery.model.ha import Action, DomainView, Level, Note, Policy, Release, Start, Steady
+from veery.model.node import Role
 
+ARRIVAL = 3  # times `Rules.use` for which a node that arrives is waited for without an alarm
 HOLD = 30.0  # seconds for which a start that does not end holds back those of lower priority
 
 
@@ -62,7 +64,8 @@ def _lost(picture: Picture) -> tuple[list[DomainView], list[Action]]:
             elif not domain.unreadable:
                 why = f"its policy is {domain.ha.policy}" if domain.ha.policy is not Policy.RESTART else "it was ended"
                 why = why if domain.ha.max_restarts else "no restarts are allowed"
-                reason = f"{name} is fenced; not restarted: {why}"
+                way = "; veery create starts it on another node" if domain.ha.wanted else ""
+                reason = f"{name} is fenced; not restarted: {why}{way}"
                 other.append(note(f"domain/{domain.name}", "lost", reason, Level.WARNING))
     return lost, other
 
@@ -73,7 +76,14 @@ def _release(picture: Picture, domain: DomainView) -> Action:
     fence = picture.view.nodes[node].fence
     assert fence is not None
     reason = f"{node} cannot write any more ({fence.method}: {fence.proof}): free to start elsewhere"
-    return Release(subject=f"domain/{domain.name}", reason=reason, owner=domain.owner, fence=fence, run=domain.run)
+    return Release(
+        subject=f"domain/{domain.name}",
+        reason=reason,
+        owner=domain.owner,
+        fence=fence,
+        run=domain.run,
+        tries=failed_tries(domain),
+    )
 
 
 def _start(picture: Picture, domain: DomainView, where: str) -> Action:
@@ -87,15 +97,32 @@ def _start(picture: Picture, domain: DomainView, where: str) -> Action:
 
 def _no_place(picture: Picture, domain: DomainView, avoid: tuple[str, ...]) -> Note:
     fenced = f"{avoid[0]} is fenced; " if avoid else ""
+    if coming := _coming(picture, domain, avoid):
+        return note(f"domain/{domain.name}", "arriving", f"{fenced}waits for {', '.join(coming)} to be taken in")
     reason = f"{fenced}waits for a place: {picture.book.why_not(domain, avoid=avoid)}"
     return note(f"domain/{domain.name}", "no-place", reason, Level.ALARM)
 
 
+def _coming(picture: Picture, domain: DomainView, avoid: tuple[str, ...]) -> list[str]:
+    """The nodes that have only just come, and may have a place in a moment. One that takes longer is not waited for."""
+    found = []
+    for name, state in picture.states.items():
+        node = picture.view.nodes[name]
+        if state is not NodeState.ARRIVING or name in avoid or not node.record.has(Role.HYPERVISOR):
+            continue
+        known = node.fresh  # without a reading of its own nobody knows what room it has
+        if (node.present or 0.0) < ARRIVAL * picture.rules.use and not (known and picture.book.refuses(domain, name)):
+            found.append(name)
+    return found
+
+
 def forget_tries(picture: Picture) -> Iterator[Action]:
-    """A run that has lasted clears the count of tries."""
+    """A run that has lasted clears the count of tries. Nobody knows of a run on a node that is not in use."""
     for domain in picture.view.domains.values():
         run = domain.run
         if run is None or not (run.tries or run.failed) or domain.owner is None or picture.busy(domain):
+            continue
+        if picture.states.get(domain.owner.node) not in IN_USE:
             continue
         subject = f"domain/{domain.name}"
         if picture.waited(subject, run.at, picture.rules.stable):
@@ -105,16 +132,16 @@ def forget_tries(picture: Picture) -> Iterator[Action]:
 
 def _not_yet(picture: Picture, domain: DomainView) -> Note | None:
     """Why a domain is not to be started now, whatever room there is."""
-    run, limit = domain.run, domain.ha.max_restarts
-    if run is None or run.tries == 0:
+    run, limit, tries = domain.run, domain.ha.max_restarts, failed_tries(domain)
+    if run is None or tries == 0:
         return None
     subject, said = f"domain/{domain.name}", f" (last: {run.error})" if run.error else ""
-    if run.tries >= limit:
-        reason = f"given up after {run.tries} tries in a row{said}; veery ha set {domain.name} restart begins anew"
+    if tries >= limit:
+        reason = f"given up after {tries} tries in a row{said}; veery ha set {domain.name} restart begins anew"
         return note(subject, "given-up", reason, Level.ALARM)
-    pause = backoff(picture, run.tries)
+    pause = backoff(picture, tries)
     if domain.owner is None and not picture.waited(subject, run.at, pause):
-        reason = f"try {run.tries + 1} of {limit} comes {seconds(pause)} after the last{said}"
+        reason = f"try {tries + 1} of {limit} comes {seconds(pause)} after the last{said}"
         return note(subject, "backing-off", reason, Level.WARNING)
     return None
 

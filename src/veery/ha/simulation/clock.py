@@ -44,3 +44,19 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     """Run `work` in virtual time, in a loop of its own; no other loop may be running in this thread."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         return runner.run(work)
+
+
+class TrueClock:
+    """The world's own clock, by which the store counts its leases."""
+
+    def now(self) -> float:
+        """As Clock.now."""
+        return asyncio.get_running_loop().time()
+
+    def epoch(self) -> float:
+        """As Clock.epoch."""
+        return BEGIN + self.now()
+
+    async def sleep(self, seconds: float) -> None:
+        """As Clock.sleep."""
+        await asyncio.sleep(seconds)

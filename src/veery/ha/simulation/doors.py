@@ -70,6 +70,7 @@ class SimDoors:
             case _:
                 raise Failed(f"no method {method!r}")
         self._world.fences.append((self._world.now(), node, method))
+        self._world.losses.append((self._world.now(), node))
         return Proof(method=method, seen=seen)
 
     async def _by_storage(self, node: str) -> str:

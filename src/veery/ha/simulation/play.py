@@ -20,15 +20,15 @@ from veery.cluster.keys import (
 )
 from veery.cluster.memory import Backup, MemoryStore
 from veery.cluster.store import Put
-from veery.errors import Refused, VeeryError
+from veery.errors import VeeryError
 from veery.ha.eyes import StoreEyes
 from veery.ha.loop import Brain
-from veery.ha.simulation.clock import BEGIN, run
+from veery.ha.simulation.clock import TrueClock, run
 from veery.ha.simulation.doors import SimDoors
 from veery.ha.simulation.node import SimNode, boots
 from veery.ha.simulation.promises import Promises
 from veery.ha.simulation.scenario import Scenario, Step
-from veery.ha.simulation.steps import STEPS, Stage
+from veery.ha.simulation.steps import STEPS, Stage, check
 from veery.ha.simulation.world import NodeClock, World
 from veery.host.tasks import stop
 from veery.model.cluster import DomainRecord, Incarnation, Owner
@@ -61,8 +61,7 @@ class Told:
 def play(scenario: Scenario) -> Told:
     """Play `scenario` in virtual time. Raises Refused for a step that cannot be done."""
     for step in scenario.steps:
-        if step.do not in STEPS:
-            raise Refused(f"at {step.at:g}: no step {step.do!r}", hint=f"there are {', '.join(STEPS)}")
+        check(step)
     quiet = logging.getLogger("veery")
     level = quiet.level
     quiet.setLevel(logging.CRITICAL)  # the story says it all, in virtual time
@@ -85,7 +84,7 @@ class _Play(Stage):
 
     async def run(self) -> Told:
         """Build, play, tell."""
-        clock = _TrueClock()
+        clock = TrueClock()
         self.data = MemoryStore(clock)
         self.promises = Promises(self.world, self.data)
         await self._found()
@@ -206,19 +205,3 @@ class _Play(Stage):
             tuple(world.fences),
             left,
         )
-
-
-class _TrueClock:
-    """The world's own clock, by which the store counts its leases."""
-
-    def now(self) -> float:
-        """As Clock.now."""
-        return asyncio.get_running_loop().time()
-
-    def epoch(self) -> float:
-        """As Clock.epoch."""
-        return BEGIN + self.now()
-
-    async def sleep(self, seconds: float) -> None:
-        """As Clock.sleep."""
-        await asyncio.sleep(seconds)

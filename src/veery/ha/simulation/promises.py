@@ -293,9 +293,11 @@ class Promises:
             self._world.breaks(f"{name} was given to {node}, which has no room")
 
     def _paced(self, name: str, most: int) -> None:
-        """Crash loops are damped: the pauses grow, and the tries end."""
+        """Crash loops are damped: the pauses grow, and the tries end. A run that ended with its node is no try."""
         rules, now = self._world.scenario.rules, self._world.now()
         tries = self._tries.get(name, [])
+        if tries and self._lost_its_node(name, tries[-1]):
+            tries = tries[:-1]
         if tries and now - tries[-1] >= rules.stable:
             tries = []
         pause = min(rules.backoff * 2 ** (len(tries) - 1), rules.backoff_max) if tries else 0.0
@@ -304,6 +306,12 @@ class Promises:
         if len(tries) >= most:
             self._world.breaks(f"{name} was started more often than {most} times in a row")
         self._tries[name] = [*tries, now]
+
+    def _lost_its_node(self, name: str, since: float) -> bool:
+        """Whether the start that was ordered at `since` went well, and its node was fenced or lost the storage after
+        that."""
+        runs = [(at, node) for at, domain, node in self._world.starts if domain == name and at >= since]
+        return any(node == lost and when >= at for at, node in runs for when, lost in self._world.losses)
 
     def _in_turn(self, leader: str, records: Records, name: str, node: str) -> None:
         """Those of higher priority are first."""
@@ -387,6 +395,7 @@ class Promises:
         others = [name for name in hypervisors if name != node]
         if not any(self._had(f"beats/{name}/{each.name}") for name in others for each in self._world.storages()):
             self._world.breaks(f"{domain} was ended on {node}, and nobody has the storage")
+        self._world.losses.append((self._world.now(), node))
 
     # ---- figures
     def _memory(self, domain: str) -> int:

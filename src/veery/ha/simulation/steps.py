@@ -11,16 +11,19 @@ from veery.cluster import adopt as adoption
 from veery.cluster import owner as gate
 from veery.cluster.keys import OWNERS
 from veery.cluster.memory import Backup, MemoryStore
-from veery.errors import Failed, Refused
-from veery.ha import drainplan, orders
+from veery.errors import Failed, Refused, VeeryError
+from veery.ha import draining, orders
 from veery.ha.loop import Brain
-from veery.ha.simulation.clock import BEGIN
+from veery.ha.simulation.clock import BEGIN, TrueClock
 from veery.ha.simulation.node import SimNode
 from veery.ha.simulation.paths import NETS
 from veery.ha.simulation.scenario import Scenario, Step
 from veery.ha.simulation.world import Machine, World
 from veery.ha.why import why
-from veery.model.ha import IntentKind, NodeIntent, Policy
+from veery.model.ha import Policy
+from veery.model.node import Role
+
+ANNOUNCED_S = 60.0  # as the setting ha.away ships
 
 
 class Stage(Protocol):
@@ -48,6 +51,35 @@ async def power_off(stage: Stage, step: Step) -> None:
     stage.world.power_off(_name(stage, step), "loses power")
 
 
+async def shut_down(stage: Stage, step: Step) -> None:
+    """NODE is shut down in good order: its daemon ends its domains and gives them back (node/goingdown.py); then it is
+    off."""
+    machine = _machine(stage, step)
+    if not (machine.power and machine.daemon):
+        return
+    node = stage.nodes[machine.name]
+    stage.world.say("world", f"{machine.name} is shut down")
+    machine.daemon = False
+    stage.world.end_daemon(machine.name)
+    try:
+        await orders.away(node.store, machine.name, ANNOUNCED_S, now=stage.world.now() + BEGIN)
+        if machine.name in stage.brains:
+            await stage.brains[machine.name].leadership.resign()
+        await node.heartbeat.withdraw()
+        for name, copy in list(machine.copies.items()):
+            if copy.incoming:
+                continue
+            await orders.spare(node.store, name, machine.name)
+            del machine.copies[name]
+            owner = await gate.read(node.store, name)
+            if owner is not None and (owner.node, owner.boot) == (machine.name, copy.boot):
+                await orders.give_back(node.store, owner)
+    except VeeryError as error:
+        stage.world.say(machine.name, f"cannot give its domains back: {error.message}")
+    stage.world.losses.append((stage.world.now(), machine.name))
+    stage.world.power_off(machine.name, "is off")
+
+
 async def power_on(stage: Stage, step: Step) -> None:
     """NODE gets power again, and its daemon starts."""
     machine = _machine(stage, step)
@@ -68,8 +100,9 @@ async def freeze(stage: Stage, step: Step) -> None:
 
 async def thaw(stage: Stage, step: Step) -> None:
     """They go on; without NODE: those of every frozen one."""
+    name = _any(stage, step)
     for machine in stage.world.machines.values():
-        if machine.frozen and step.node in ("", machine.name):
+        if machine.frozen and name in ("", machine.name):
             stage.world.say("world", f"{machine.name} goes on")
             machine.thawed.set()
 
@@ -87,8 +120,6 @@ async def heal(stage: Stage, step: Step) -> None:
 
 def _nets(stage: Stage, step: Step, *, up: bool) -> None:
     machine = _machine(stage, step)
-    if step.net not in ("all", *NETS):
-        raise Refused(f"no net {step.net!r}", hint="all, cluster or storage")
     which = "every network" if step.net == "all" else f"the {step.net} network"
     again = " again" if up else ""
     if step.peer or step.way != "both":
@@ -132,40 +163,46 @@ async def daemon_start(stage: Stage, step: Step) -> None:
 
 async def etcd_stop(stage: Stage, step: Step) -> None:
     """The etcd member on NODE stops; without NODE: all of them."""
+    name = _any(stage, step)
     for machine in stage.world.voters():
-        machine.etcd = machine.etcd and step.node not in ("", machine.name)
-    stage.world.say("world", f"etcd stops on {step.node or 'every voter'}")
+        machine.etcd = machine.etcd and name not in ("", machine.name)
+    stage.world.say("world", f"etcd stops on {name or 'every voter'}")
 
 
 async def etcd_start(stage: Stage, step: Step) -> None:
     """And starts again."""
+    name = _any(stage, step)
     for machine in stage.world.voters():
-        machine.etcd = machine.etcd or step.node in ("", machine.name)
-    stage.world.say("world", f"etcd starts on {step.node or 'every voter'}")
+        machine.etcd = machine.etcd or name in ("", machine.name)
+    stage.world.say("world", f"etcd starts on {name or 'every voter'}")
 
 
 async def disk_full(stage: Stage, step: Step) -> None:
     """The disk of NODE is full: its etcd member takes no part."""
-    _machine(stage, step).disk_full = True
-    stage.world.say("world", f"the disk of {step.node} is full")
+    machine = _machine(stage, step)
+    machine.disk_full = True
+    stage.world.say("world", f"the disk of {machine.name} is full")
 
 
 async def disk_freed(stage: Stage, step: Step) -> None:
     """It has room again."""
-    _machine(stage, step).disk_full = False
-    stage.world.say("world", f"the disk of {step.node} has room again")
+    machine = _machine(stage, step)
+    machine.disk_full = False
+    stage.world.say("world", f"the disk of {machine.name} has room again")
 
 
 async def target_stop(stage: Stage, step: Step) -> None:
     """The storage service of NODE stops."""
-    _machine(stage, step).target = False
-    stage.world.say("world", f"the storage service of {step.node} stops")
+    machine = _machine(stage, step)
+    machine.target = False
+    stage.world.say("world", f"the storage service of {machine.name} stops")
 
 
 async def target_start(stage: Stage, step: Step) -> None:
     """And starts again, with the same access as before."""
-    _machine(stage, step).target = True
-    stage.world.say("world", f"the storage service of {step.node} starts")
+    machine = _machine(stage, step)
+    machine.target = True
+    stage.world.say("world", f"the storage service of {machine.name} starts")
 
 
 async def target_restart(stage: Stage, step: Step) -> None:
@@ -178,9 +215,10 @@ async def target_restart(stage: Stage, step: Step) -> None:
 
 async def slow_store(stage: Stage, step: Step) -> None:
     """Each answer of the store comes `seconds` later, to NODE or to all; 0: as ever."""
+    name = _any(stage, step)
     for machine in stage.world.machines.values():
-        machine.slow = step.seconds if step.node in ("", machine.name) else machine.slow
-    whom = step.node or "everybody"
+        machine.slow = step.seconds if name in ("", machine.name) else machine.slow
+    whom = name or "everybody"
     stage.world.say(
         "world", f"the store answers {whom} {f'{step.seconds:g} s late' if step.seconds else 'at once again'}"
     )
@@ -188,20 +226,23 @@ async def slow_store(stage: Stage, step: Step) -> None:
 
 async def board_lost(stage: Stage, step: Step) -> None:
     """The board that switches NODE's power cannot be reached."""
-    _machine(stage, step).board = False
-    stage.world.say("world", f"the power board of {step.node} cannot be reached")
+    machine = _machine(stage, step)
+    machine.board = False
+    stage.world.say("world", f"the power board of {machine.name} cannot be reached")
 
 
 async def board_back(stage: Stage, step: Step) -> None:
     """It can again."""
-    _machine(stage, step).board = True
-    stage.world.say("world", f"the power board of {step.node} can be reached again")
+    machine = _machine(stage, step)
+    machine.board = True
+    stage.world.say("world", f"the power board of {machine.name} can be reached again")
 
 
 async def slow_fence(stage: Stage, step: Step) -> None:
     """`method` takes `seconds` for NODE from now on, and works."""
-    stage.world.lasting[f"{step.node}/{step.method}"] = step.seconds
-    stage.world.say("world", f"a fence of {step.node} by {step.method} takes {step.seconds:g} s")
+    name = _name(stage, step)
+    stage.world.lasting[f"{name}/{step.method}"] = step.seconds
+    stage.world.say("world", f"a fence of {name} by {step.method} takes {step.seconds:g} s")
 
 
 async def clock_step(stage: Stage, step: Step) -> None:
@@ -221,13 +262,14 @@ async def lose_answer(stage: Stage, step: Step) -> None:
 async def break_fence(stage: Stage, step: Step) -> None:
     """`method` fails for NODE, `count` times, saying `text`."""
     said = step.text or f"{step.method} does not answer"
-    stage.world.failing["fence", f"{step.node}/{step.method}"] = (step.count, said)
+    stage.world.failing["fence", f"{_name(stage, step)}/{step.method}"] = (step.count, said)
 
 
 async def break_start(stage: Stage, step: Step) -> None:
     """The next `count` starts of DOMAIN fail (on NODE, if named), saying `text`; "unknown": they are done, and their
     answer is lost."""
-    whom = f"{step.domain}@{step.node}" if step.node else step.domain
+    name = _any(stage, step)
+    whom = f"{step.domain}@{name}" if name else step.domain
     if step.text == "unknown":
         stage.world.failing["answer", step.domain] = (step.count, step.text)
         return
@@ -250,14 +292,16 @@ async def crash(stage: Stage, step: Step) -> None:
 
 async def sick(stage: Stage, step: Step) -> None:
     """NODE's sensors say `text`."""
-    _machine(stage, step).sick = step.text or "a disk reports errors"
-    stage.world.say("world", f"{step.node} is sick: {stage.world.machines[step.node].sick}")
+    machine = _machine(stage, step)
+    machine.sick = step.text or "a disk reports errors"
+    stage.world.say("world", f"{machine.name} is sick: {machine.sick}")
 
 
 async def well(stage: Stage, step: Step) -> None:
     """They say nothing any more."""
-    _machine(stage, step).sick = ""
-    stage.world.say("world", f"{step.node} is well again")
+    machine = _machine(stage, step)
+    machine.sick = ""
+    stage.world.say("world", f"{machine.name} is well again")
 
 
 async def snapshot_store(stage: Stage, step: Step) -> None:
@@ -293,9 +337,10 @@ def _lasting(backup: Backup) -> dict[str, tuple[int, bytes]]:
 async def adopt(stage: Stage, step: Step) -> None:
     """veery cluster adopt [--lost NODE] (`node` is the one that is lost). With `force` the operator first ends what
     stands in its way: copies on nodes that are shut out, and the older of two copies."""
+    name = _any(stage, step)
     if step.force:
         _end_stale(stage)
-    _command(stage, f"cluster adopt{f' --lost {step.node}' if step.node else ''}")
+    _command(stage, f"cluster adopt{f' --lost {name}' if name else ''}")
     if not stage.world.members():
         raise Failed("the store does not answer")
     up = [name for name, machine in stage.world.machines.items() if machine.well and machine.daemon]
@@ -303,7 +348,7 @@ async def adopt(stage: Stage, step: Step) -> None:
     told = {name: stage.nodes[name].inventory() for name in up if asker and stage.world.linked(asker, name)}
     silent = {name: "no answer" for name in stage.world.machines if name not in told}
     records = dataclasses.replace(await adoption.read(stage.data), whole=True)  # the world has no such record
-    made = adoption.plan(records, told, silent, [step.node] if step.node else [])
+    made = adoption.plan(records, told, silent, [name] if name else [])
     for change in made.changes:
         stage.world.say("veery", change)
     now = stage.world.now() + BEGIN
@@ -331,35 +376,37 @@ async def ha_set(stage: Stage, step: Step) -> None:
 
 async def drain(stage: Stage, step: Step) -> None:
     """veery node drain NODE [--force]: refused with all that stands in the way."""
-    _command(stage, f"node drain {step.node}{' --force' if step.force else ''}")
-    made = drainplan.plan(_brain(stage).view_now(), step.node, stage.world.now() + BEGIN, stage.scenario.rules)
-    against = made.blockers + (() if step.force else made.risks)
-    if against:
-        raise Refused(f"{step.node} is not drained: {'; '.join(against)}")
-    for warning in made.warnings:
+    name = _name(stage, step)
+    _command(stage, f"node drain {name}{' --force' if step.force else ''}")
+    rules, look = stage.scenario.rules, _brain(stage).view_now
+    made = await draining.drain(stage.data, look, TrueClock(), rules, name, by="operator", force=step.force)
+    for warning in (*made.risks, *made.warnings):
         stage.world.say("veery", f"warning: {warning}")
     planned = ", ".join(f"{domain} to {target}" for domain, target in made.moves) or "nothing to move"
     stage.world.say("veery", f"plan: {planned}")
-    intent = NodeIntent(kind=IntentKind.DRAIN, by="operator", since=stage.world.now() + BEGIN, force=step.force)
-    await orders.intend(stage.data, step.node, intent)
 
 
 async def resume(stage: Stage, step: Step) -> None:
     """veery node resume NODE [--home]."""
-    _command(stage, f"node resume {step.node}{' --home' if step.home else ''}")
-    await orders.resume(stage.data, step.node, home=step.home, by="operator", now=stage.world.now() + BEGIN)
+    name = _name(stage, step)
+    _command(stage, f"node resume {name}{' --home' if step.home else ''}")
+    rules, look = stage.scenario.rules, _brain(stage).view_now
+    await draining.resume(stage.data, look, TrueClock(), rules, name, by="operator", home=step.home)
 
 
 async def away(stage: Stage, step: Step) -> None:
     """NODE's daemon announces that it will be away for `seconds`."""
-    stage.world.say(step.node, f"announces a restart of its daemon within {step.seconds:g} s")
-    await orders.away(stage.data, step.node, step.seconds, now=stage.world.now() + BEGIN)
+    name = _name(stage, step)
+    stage.world.say(name, f"announces a restart of its daemon within {step.seconds:g} s")
+    await orders.away(stage.data, name, step.seconds, now=stage.world.now() + BEGIN)
 
 
 async def confirm(stage: Stage, step: Step) -> None:
     """veery fence confirm NODE."""
-    _command(stage, f"fence confirm {step.node}")
-    await orders.confirm(stage.data, step.node, by="operator", now=stage.world.now() + BEGIN)
+    name = _name(stage, step)
+    _command(stage, f"fence confirm {name}")
+    await orders.confirm(stage.data, name, by="operator", now=stage.world.now() + BEGIN)
+    stage.world.losses.append((stage.world.now(), name))
 
 
 async def disarm(stage: Stage, step: Step) -> None:
@@ -378,6 +425,8 @@ async def arm(stage: Stage, step: Step) -> None:
 async def destroy(stage: Stage, step: Step) -> None:
     """veery destroy DOMAIN: ended on purpose."""
     _command(stage, f"destroy {step.domain}")
+    if await gate.end_of_fenced(stage.data, step.domain):
+        return
     await orders.want(stage.data, step.domain, wanted=False)
     owner = await gate.read(stage.data, step.domain)
     if owner is None or step.domain not in stage.world.machines[owner.node].copies:
@@ -387,28 +436,40 @@ async def destroy(stage: Stage, step: Step) -> None:
 
 async def create(stage: Stage, step: Step) -> None:
     """veery create DOMAIN, on NODE."""
-    _command(stage, f"create {step.domain} on {step.node}")
+    machine = _machine(stage, step)
+    _command(stage, f"create {step.domain} on {machine.name}")
+    if not (machine.well and machine.daemon):
+        raise Failed(f"{machine.name} does not answer")
+    if Role.HYPERVISOR not in machine.roles:
+        raise Refused(f"{machine.name} runs no domains")
+    await orders.require_undrained(stage.data, machine.name)
+    await gate.reclaim(stage.data, step.domain)
     boot = f"{step.domain}-by-hand-{stage.world.runs[step.domain]}"
-    await gate.claim(stage.data, step.domain, step.node, boot, None)
+    await gate.claim(stage.data, step.domain, machine.name, boot, None)
     await orders.want(stage.data, step.domain, wanted=True)
     await orders.stay(stage.data, step.domain)
-    stage.world.begin(_machine(stage, step), step.domain, boot)
+    stage.world.begin(machine, step.domain, boot)
 
 
 async def migrate(stage: Stage, step: Step) -> None:
     """veery migrate DOMAIN NODE: begun, not waited for."""
-    _command(stage, f"migrate {step.domain} {step.node}")
+    name = _name(stage, step)
+    _command(stage, f"migrate {step.domain} {name}")
     owner = await OWNERS.get(stage.data, step.domain)
     if owner is None:
         raise Refused(f"domain {step.domain} does not run")
     if not stage.world.linked(owner.node, owner.node):
         raise Failed(f"{owner.node} does not answer")
-    stage.world.works(owner.node, stage.nodes[owner.node].send(step.domain, stage.nodes[step.node]))
+    if owner.node == name:
+        raise Refused(f"it runs on {name} already")
+    await orders.require_undrained(stage.data, name)
+    stage.world.works(owner.node, stage.nodes[owner.node].send(step.domain, stage.nodes[name]))
+    await orders.stay(stage.data, step.domain)
 
 
 async def ask_why(stage: Stage, step: Step) -> None:
     """veery why NODE or DOMAIN."""
-    name = step.domain or step.node
+    name = step.domain or _name(stage, step)
     _command(stage, f"why {name}")
     for line in why(_brain(stage).view_now(), name, stage.world.now() + BEGIN, stage.scenario.rules):
         stage.world.say("veery", line)
@@ -417,6 +478,7 @@ async def ask_why(stage: Stage, step: Step) -> None:
 STEPS: dict[str, Callable[[Stage, Step], Awaitable[None]]] = {
     "power-off": power_off,
     "power-on": power_on,
+    "shut-down": shut_down,
     "freeze": freeze,
     "thaw": thaw,
     "cut": cut,
@@ -459,6 +521,55 @@ STEPS: dict[str, Callable[[Stage, Step], Awaitable[None]]] = {
 }
 
 
+NEEDS: dict[str, tuple[str, ...]] = {  # the fields without which a step says nothing
+    **dict.fromkeys(
+        (
+            "power-off",
+            "power-on",
+            "shut-down",
+            "freeze",
+            "cut",
+            "heal",
+            "daemon-stop",
+            "daemon-start",
+            "disk-full",
+            "disk-freed",
+            "target-stop",
+            "target-start",
+            "target-restart",
+            "board-lost",
+            "board-back",
+            "sick",
+            "well",
+            "drain",
+            "resume",
+            "confirm",
+        ),
+        ("node",),
+    ),
+    "away": ("node", "seconds"),
+    "clock-step": ("node", "seconds"),
+    "slow-fence": ("node", "method"),
+    "break-fence": ("node", "method"),
+    "lose-answer": ("node", "text"),
+    **dict.fromkeys(("break-start", "break-move", "crash", "ha-set", "destroy"), ("domain",)),
+    **dict.fromkeys(("create", "migrate"), ("domain", "node")),
+}
+
+
+def check(step: Step) -> None:
+    """Raises Refused for a step that is not known, or lacks a field that it needs."""
+    if step.do not in STEPS:
+        raise Refused(f"at {step.at:g}: no step {step.do!r}", hint=f"there are {', '.join(STEPS)}")
+    for name in NEEDS.get(step.do, ()):
+        if not getattr(step, name):
+            raise Refused(f"at {step.at:g}: {step.do} needs `{name}`", hint="docs/ha.md has the keys of a scenario")
+    if step.do == "why" and not (step.node or step.domain):
+        raise Refused(f"at {step.at:g}: why needs `node` or `domain`", hint="docs/ha.md has the keys of a scenario")
+    if step.net not in ("all", *NETS):
+        raise Refused(f"at {step.at:g}: no net {step.net!r}", hint="all, cluster or storage")
+
+
 def _command(stage: Stage, text: str) -> None:
     stage.world.say("operator", f"veery {text}")
 
@@ -469,6 +580,11 @@ def _name(stage: Stage, step: Step) -> str:
     if not name:
         raise Refused(f"{step.do}: no node is named, or none leads")
     return name
+
+
+def _any(stage: Stage, step: Step) -> str:
+    """The step's node; "" where none is named."""
+    return _name(stage, step) if step.node else ""
 
 
 def _machine(stage: Stage, step: Step) -> Machine:

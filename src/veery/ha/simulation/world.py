@@ -106,6 +106,7 @@ class World:
         self.starts: list[tuple[float, str, str]] = []  # second, domain, node: orders of the brain that succeeded
         self.moves: list[tuple[float, str, str]] = []
         self.fences: list[tuple[float, str, str]] = []  # second, node, method: proofs
+        self.losses: list[tuple[float, str]] = []  # second, node: what ran there is to run elsewhere
         self.failing: dict[tuple[str, str], tuple[int, str]] = {}  # (what, whom): how often still, what is said
         self.went_back: float | None = None  # since when the store is one that was restored and not yet adopted
         self.lasting: dict[str, float] = {}  # "NODE/METHOD": seconds that this fence takes
