@@ -264,7 +264,8 @@ def _set_up(qmp: Qmp, tls: Path | None, endpoint: str, target: str) -> None:
     """The driver's own capabilities and parameters."""
     parameters: dict[str, Any] = {"tls_creds": "", "tls_hostname": ""}
     if tls is not None:
-        made = credentials(tls, endpoint)
+        told = qmp.execute("query-version")["qemu"]
+        made = credentials(tls, endpoint, (told["major"], told["minor"]))
         qmp.execute("object-add", **made)
         parameters = {"tls_creds": made["id"], "tls_hostname": target if endpoint == "client" else ""}
     if endpoint == "client":

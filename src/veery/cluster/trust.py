@@ -28,7 +28,7 @@ from veery.cluster.keys import EVENTS, INCARNATION, INCARNATIONS, Unreadable
 from veery.cluster.store import Delete, Entry, Put, StoreRestored
 from veery.errors import Failed, VeeryError
 from veery.host.clock import Clock
-from veery.host.files import write_atomic
+from veery.host.files import clear_partial, write_atomic
 from veery.host.log import decision
 from veery.model import codec
 from veery.model.cluster import Incarnation
@@ -106,6 +106,7 @@ class SeenFile:
 
     def load(self) -> Seen | None:
         """As Memory.load. A file that cannot be read is put aside: the node then takes the store as it finds it."""
+        clear_partial(self._path)
         try:
             return codec.decode(self._path.read_bytes(), Seen)
         except FileNotFoundError:

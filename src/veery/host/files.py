@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import contextlib
 import os
 import tempfile
 from collections.abc import Sequence
@@ -32,6 +33,13 @@ def write_atomic(path: Path, data: bytes | str, *, mode: int = 0o600, sync: bool
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def clear_partial(path: Path) -> None:
+    """Remove what a killed `write_atomic` of `path` left beside it. Only while nobody writes `path`. Raises nothing."""
+    for left in path.parent.glob(f".{path.name}.*"):
+        with contextlib.suppress(OSError):
+            left.unlink()
 
 
 def sync_folder(folder: Path) -> None:
