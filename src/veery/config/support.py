@@ -45,6 +45,7 @@ _KEYS = {
 }
 _NOTES = {
     "type": "hvm is refused on Xen",
+    "vif_unfiltered": "the filter is qemu's alone",
     "on_crash": "the qemu driver writes no core: it warns about coredump-*",
     "firmware": "for hvm: handed to xl, warned about under qemu",
 }
@@ -71,7 +72,7 @@ VIF_KEYS: dict[str, Row] = {
     "bridge": Row(_DONE, _DONE),
     "vifname": Row(_DONE, _XL),
     "mtu": Row(_DONE, _XL),
-    "ip": Row(_DONE, _XL, "told to the neighbours after a move"),
+    "ip": Row(_DONE, _XL, "what the guest may send from; told to the neighbours after a move"),
     "type": Row(_DONE, _XL, "a guest of QEMU has its model, or virtio"),
     "model": Row(_DONE, _XL, "under qemu: virtio, e1000, e1000e, rtl8139; warned about otherwise"),
     "rate": Row(_DONE, _XL, "under qemu by tc, in both directions; warned about where tc cannot"),

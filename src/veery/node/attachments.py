@@ -195,12 +195,12 @@ class NodeAttacher:
                 await self._filter.hold(made.name, spec.mac, spec.ip)
             else:  # an unused tap that was taken over may have had one
                 await self._filter.release(index_of(made.name))
+            self._unlimited.pop(name, None)
+            if spec.rate:
+                await self._limit(made.name, spec.rate)
         except BaseException:
-            await tap.delete(made.name)
+            await self._delete(made.name)
             raise
-        self._unlimited.pop(name, None)
-        if spec.rate:
-            await self._limit(made.name, spec.rate)
         return AttachedVif(spec=spec, device=made.name)
 
     async def _limit(self, device: str, rate: str) -> None:

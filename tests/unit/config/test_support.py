@@ -76,7 +76,7 @@ def test_every_field_is_carried_out_or_named() -> None:
     carried = ["vdev", "target", "volume", "format", "readwrite", "cdrom", "removable", "backendtype", "script"]
     carried += ["direct_io_safe", "discard"]
     assert {field.name for field in fields(DiskSpec)} == {*carried, *ASKED_OF_DISKS}
-    carried = ["bridge", "mac", "vifname", "ip", "type", "rate", "mtu"]
+    carried = ["bridge", "mac", "vifname", "ip", "type", "rate", "mtu", "filtered"]
     assert {field.name for field in fields(VifSpec)} == {*carried, *ASKED_OF_VIFS}
 
 
