@@ -104,7 +104,7 @@ class NodeAttacher:
     async def detach(self, attachments: Attachments) -> None:
         """Take the taps away again. Idempotent."""
         for vif in attachments.vifs if self._taps else ():
-            await tap.delete(vif.device)
+            await self.drop_vif(vif)
 
     async def announce(self, attachments: Attachments) -> None:
         """Tell this node's bridges, the switches and the neighbours that these addresses are here now: several
@@ -208,6 +208,7 @@ class NodeAttacher:
     async def drop_vif(self, vif: AttachedVif) -> None:
         """Remove the tap of one interface."""
         if self._taps:
+            self._unlimited.pop(vif.device, None)
             await tap.delete(vif.device)
 
     async def require_bridge(self, spec: VifSpec) -> None:
