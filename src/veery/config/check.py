@@ -242,7 +242,7 @@ def _check_program(script: str) -> None:
 def _check_setting(key: str, value: str) -> None:
     """A setting that is kept for Xen becomes one line of xl's file: it must be that setting, and no other."""
     known = KEYS.get(key)
-    if known is None or (known.use is not Use.XEN and key != "firmware"):
+    if known is None or (known.use not in (Use.XEN, Use.BOOTLOADER) and key != "firmware"):
         raise Refused(f"{short(key)} is no setting that is kept for Xen", hint=_HINT)
     check_text(key, value, LONGEST_VALUE)
     settings = xlcfg.parse(f"{key} = {value}\n", key)

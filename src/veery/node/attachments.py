@@ -107,17 +107,13 @@ class NodeAttacher:
     async def detach(self, attachments: Attachments) -> None:
         """Take the taps away again. Idempotent."""
         for vif in attachments.vifs if self._taps else ():
-<<<<<<< HEAD
-            await self._delete(vif.device)
+            await self.drop_vif(vif)
 
     async def _delete(self, device: str) -> None:
         """Remove a tap, then its filter."""
         index = index_of(device)
         await tap.delete(device)
         await self._filter.release(index)
-=======
-            await self.drop_vif(vif)
->>>>>>> words2
 
     async def announce(self, attachments: Attachments) -> None:
         """Tell this node's bridges, the switches and the neighbours that these addresses are here now: several
@@ -231,12 +227,8 @@ class NodeAttacher:
     async def drop_vif(self, vif: AttachedVif) -> None:
         """Remove the tap of one interface."""
         if self._taps:
-<<<<<<< HEAD
-            await self._delete(vif.device)
-=======
             self._unlimited.pop(vif.device, None)
-            await tap.delete(vif.device)
->>>>>>> words2
+            await self._delete(vif.device)
 
     async def require_bridge(self, spec: VifSpec) -> None:
         """Raises Refused when the interface's bridge is missing or down."""
