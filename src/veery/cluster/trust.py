@@ -208,6 +208,8 @@ class Trust:
         """Judge what was seen of the store: the only way into FITS."""
         if sent.generation != self.generation:
             return  # it was asked before the last change, and tells of what was
+        if self.standing is Standing.FITS and sent.revision <= sight.revision < self.key:
+            return  # two looks were under way, and this older one was answered last: the key was written after it
         seen, now = self._seen, sight.incarnation
         follows = seen is not None and successor(seen, now)
         why = misfit(_at(seen, sent.revision) if seen else None, sight)
