@@ -184,7 +184,14 @@ class Daemon:
             receiver=self.receiver,
             scout=self.scout,
         )
-        self.machine = Machine(self.node, self.driver, self.store.raw, self.peers, doubt=lambda: self.trust.reason)
+        self.machine = Machine(
+            self.node,
+            self.driver,
+            self.store.raw,
+            self.peers,
+            doubt=lambda: self.trust.reason,
+            unsettled=self.settler.troubles,
+        )
         self.processors = Processors(self.node, self.store, self.driver)
 
     def _build_storage(self) -> None:
@@ -392,7 +399,7 @@ class Daemon:
             FencingRoutes(self.fencing, self.standing, self.guard, self.watcher).table(),
             HaRoutes(
                 self.oversight,
-                Recovery(self.node.name, self.mirror, self.domains, self.heartbeat),
+                Recovery(self.node.name, self.mirror, self.domains, self.heartbeat, self.settler.unsettled),
                 peers=self.near,
                 neighbours=self.neighbours,
             ).table(),

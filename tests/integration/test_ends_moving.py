@@ -38,12 +38,12 @@ async def skua(made: Workshop, near: Node, far: Node) -> AsyncIterator[Workshop]
 
 
 def answers(lab: Lab) -> list[str]:
-    """The nodes whose daemons have answered an end of the domain's, one entry an answer."""
+    """The nodes whose daemons have answered an end of the domain's, one entry an answer, in the order of time."""
     found = []
     for node in ("test1", "test2"):
         rows = lab.log(node).read_text(errors="replace").splitlines()
-        found += [node for row in rows if f"domain={NAME} end=" in row and " answer=" in row]
-    return found
+        found += [(row.split()[0], node) for row in rows if f"domain={NAME} end=" in row and " answer=" in row]
+    return [node for _, node in sorted(found)]
 
 
 async def types(node: Node, command: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable, Mapping
 
 from veery.cluster.keys import OWNERS, Unreadable
 from veery.cluster.mirror import Mirror
@@ -24,8 +25,17 @@ UNCLEAR = "?"  # in the place of a boot: the store did not answer
 class Recovery:
     """One a hypervisor."""
 
-    def __init__(self, node: str, mirror: Mirror, domains: Domains, heartbeat: Heartbeat) -> None:
-        """`node` is this one's name; everything is shared with the daemon, which owns it and runs it."""
+    def __init__(
+        self,
+        node: str,
+        mirror: Mirror,
+        domains: Domains,
+        heartbeat: Heartbeat,
+        unsettled: Callable[[], Mapping[str, str]],
+    ) -> None:
+        """`node` is this one's name; `unsettled` tells which domains' moves cannot be settled here, and why. Everything
+        is shared with the daemon, which owns it and runs it."""
+        self._unsettled = unsettled
         self._node, self._mirror, self._domains, self._heartbeat = node, mirror, domains, heartbeat
         self._decoded: dict[str, tuple[Entry, Owner | None]] = {}  # by key: a restored store uses revisions again
 
@@ -44,6 +54,7 @@ class Recovery:
                 RunningCopy(domain=each.name, boot=UNCLEAR if boots is None else boots.get(each.name, STALE))
                 for each in readings
             ),
+            unsettled=self._unsettled(),
         )
 
     async def start(self, ticket: Ticket) -> DomainReading:
