@@ -23,7 +23,7 @@ ifeq ($(PYTHON),)
 $(error veery needs Python 3.11 or later as /usr/bin/python3 or python3)
 endif
 
-.PHONY: help demo test check faults faults-move faults-sim soak bench bench-ha fresh lab setup root lock clean FORCE
+.PHONY: help demo test check faults faults-move faults-sim mutants soak bench bench-ha fresh lab setup root lock clean FORCE
 
 help: ## print this
 	@echo 'usage: make TARGET'
@@ -61,6 +61,10 @@ faults: root setup ## 200 faults from a seeded nemesis, into docs/faults.md (abo
 
 faults-sim: setup ## 3,000 random schedules in the simulated cluster, and the mutants that they have to find (about 40 minutes)
 	@$(BIN)/python -m pytest -v --tb=short -m slow $(or $(PYTEST),tests/simulation)
+
+mutants: setup ## one-line faults of the move and of the brain; each has to be found by the tests (slow)
+	@$(BIN)/python tests/unit/migrate/move_mutants.py
+	@$(BIN)/python -m pytest -v --tb=short -m slow tests/simulation -k mutant
 
 soak: root setup ## 300 moves there and back of a domain that writes memory and disk (about 10 minutes)
 	@VEERY_SOAK=.cache/soak.json $(BIN)/python -m pytest -v --tb=short tests/faults/test_growth.py -k 300

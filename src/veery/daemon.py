@@ -196,7 +196,14 @@ class Daemon:
             receiver=self.receiver,
             scout=self.scout,
         )
-        self.machine = Machine(self.node, self.driver, self.store.raw, self.peers, doubt=lambda: self.trust.reason)
+        self.machine = Machine(
+            self.node,
+            self.driver,
+            self.store.raw,
+            self.peers,
+            doubt=lambda: self.trust.reason,
+            unsettled=self.settler.troubles,
+        )
         self.processors = Processors(self.node, self.store, self.driver)
 
     def _build_storage(self) -> None:
@@ -435,7 +442,14 @@ class Daemon:
             FencingRoutes(self.fencing, self.standing, self.guard, self.watcher).table(),
             HaRoutes(
                 self.oversight,
-                Recovery(self.node.name, self.mirror, self.domains, self.heartbeat, held=self._guard_holds),
+                Recovery(
+                    self.node.name,
+                    self.mirror,
+                    self.domains,
+                    self.heartbeat,
+                    unsettled=self.settler.unsettled,
+                    held=self._guard_holds,
+                ),
                 peers=self.near,
                 neighbours=self.neighbours,
             ).table(),

@@ -78,7 +78,8 @@ class DomainRoutes:
         if request.query.get("cluster"):
             return answer({**await self._machine.everywhere(), "restored": self._machine.doubt()})
         domains, restored = await self._machine.domains(), self._machine.doubt()
-        return answer({"node": self._domains.node, "domains": domains, "restored": restored})
+        unsettled = self._machine.unsettled()
+        return answer({"node": self._domains.node, "domains": domains, "restored": restored, "unsettled": unsettled})
 
     async def show(self, request: web.Request) -> web.Response:
         """One domain."""

@@ -81,15 +81,33 @@ def _stop(action: str, doing: str) -> Callable[[Session, Namespace], int]:
             chosen: Sequence[DomainReading] = [item for item in session.readings() if item.domid]
         else:
             chosen = [session.reading(args.domain)]
+        refused: list[tuple[DomainReading, VeeryError]] = []
         for item in chosen:
+            try:
+                session.client.post(domain_path(item.uuid or str(item.domid), action))
+            except VeeryError as error:
+                if not args.all:
+                    raise
+                refused.append((item, error))
+                continue
             if session.tool != "xm":
                 session.note(f"{doing} domain {item.domid if session.tool == 'xl' else item.name}")
-            session.client.post(domain_path(item.uuid or str(item.domid), action))
         if args.wait:
-            _await(session, chosen, args.timeout, action)
+            left = [item for item, _ in refused]
+            _await(session, [item for item in chosen if item not in left], args.timeout, action)
+        _tell_refused(session, refused, action)
         return 0
 
     return run
+
+
+def _tell_refused(session: Session, refused: Sequence[tuple[DomainReading, VeeryError]], action: str) -> None:
+    """Name the domains that were not asked, each with the reason. Raises Failed where there is one."""
+    for item, error in refused:
+        session.note(f"veery: {item.name}: {error.message}" + (f"\n  hint: {error.hint}" if error.hint else ""))
+    if refused:
+        names = ", ".join(item.name for item, _ in refused)
+        raise Failed(f"{action} was refused by {names}; all others were asked", hint=f"veery {action} NAME asks again")
 
 
 def _await(session: Session, chosen: Sequence[DomainReading], timeout: float, action: str) -> None:

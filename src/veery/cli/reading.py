@@ -24,8 +24,8 @@ def _declare_domains(parser: Parser) -> None:
     parser.add_argument("domains", metavar="DOMAIN", nargs="*", help="names, ids or UUIDs; all where none is given")
 
 
-def _chosen(session: Session, words: list[str]) -> tuple[DomainReading, ...]:
-    readings = session.readings()
+def _chosen(session: Session, words: list[str], *, unsettled: bool = False) -> tuple[DomainReading, ...]:
+    readings = session.readings(unsettled=unsettled)
     try:
         return tuple(pick(readings, word) for word in words) if words else readings
     except NoDomain as error:
@@ -39,7 +39,7 @@ def _list(session: Session, args: Namespace) -> int:
         raise Refused("there are no security labels, cpupools or NUMA placement here", hint="leave -Z, -c and -n away")
     if args.cluster:
         return _list_cluster(session, args)
-    chosen = _chosen(session, args.domains)
+    chosen = _chosen(session, args.domains, unsettled=True)
     if session.json:
         session.print_json(chosen)
     elif args.long:
@@ -56,6 +56,7 @@ def _list_cluster(session: Session, args: Namespace) -> int:
 
     answer = session.client.get("/v1/domains", cluster="1")
     session.note_restored(answer)
+    session.note_unsettled(answer)
     if session.json:
         session.print_json(answer)
     else:

@@ -65,16 +65,23 @@ class Session:
         for veery the daemon's own answer is good."""
         return word if self.tool == "veery" else str(self.reading(word).domid)
 
-    def readings(self) -> tuple[DomainReading, ...]:
-        """Every domain on the node, Domain-0 first."""
+    def readings(self, *, unsettled: bool = False) -> tuple[DomainReading, ...]:
+        """Every domain on the node, Domain-0 first; with `unsettled` the moves that cannot be settled are told too."""
         told = self.client.get("/v1/domains")
         self.note_restored(told)
+        if unsettled:
+            self.note_unsettled(told)
         return tuple(as_reading(row) for row in told["domains"])
 
     def note_restored(self, told: dict[str, Any]) -> None:
         """Say where the store is not trusted: nothing is started, ended or moved then."""
         if told.get("restored"):
             self.note(f"veery: the store is not trusted ({told['restored']}); next: veery cluster adopt --plan")
+
+    def note_unsettled(self, told: dict[str, Any]) -> None:
+        """Say which moves cannot be settled: their domains take no orders until they are."""
+        for sentence in told.get("unsettled", ()):
+            self.note(f"veery: {sentence}; next: veery doctor")
 
     def reading(self, word: str) -> DomainReading:
         """Domain `word`. Raises NoDomain for xm and xl; for veery what the daemon says, which may know more."""

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator
 from veery.ha.picture import Picture, note
 from veery.ha.rules.fencing import fence_silent
 from veery.ha.rules.moving import come_home, drain, leave_cut_off
-from veery.ha.rules.recovery import readmit_returned, settle_moves, tell_unreadable
+from veery.ha.rules.recovery import readmit_returned, settle_moves, tell_unreadable, tell_unsettled
 from veery.ha.rules.waiting import forget_tries, place_waiting
 from veery.model.ha import Action, ClusterView, Level, Rules
 
 RULES: tuple[Callable[[Picture], Iterator[Action]], ...] = (  # earlier ones have the first claim on room and turns
     tell_unreadable,
+    tell_unsettled,
     fence_silent,
     settle_moves,
     readmit_returned,

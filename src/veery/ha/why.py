@@ -42,7 +42,12 @@ def why(view: ClusterView, name: str, now: float, rules: Rules) -> tuple[str, ..
     actions = decide(view, now, rules)
     lines += [each.reason for each in actions if each.subject == "cluster"]
     owner = view.domains[name].owner if name in view.domains else None
-    subjects = [f"domain/{name}", f"node/{name}", *([f"node/{owner.node}"] if owner and owner.node != name else [])]
+    subjects = [
+        f"move/{name}",
+        f"domain/{name}",
+        f"node/{name}",
+        *([f"node/{owner.node}"] if owner and owner.node != name else []),
+    ]
     for subject in subjects:
         about = "" if subject.partition("/")[2] == name else f"{subject.replace('/', ' ')}: "
         lines += [

@@ -47,11 +47,15 @@ class Settler:
     def troubles(self, after: float = STUCK_AFTER_S) -> tuple[str, ...]:
         """The moves that have not been settled for more than `after` seconds, each with what it waits for. A post-copy
         whose memory still comes is none."""
-        now, found = self._ground.clock.now(), []
+        return tuple(self.unsettled(after).values())
+
+    def unsettled(self, after: float = STUCK_AFTER_S) -> dict[str, str]:
+        """As `troubles`, by domain."""
+        now, found = self._ground.clock.now(), {}
         for key, line in self._open.items():
             if now - self._since[key] > after and (why := self._why.get(key)):
-                found.append(f"move {line.move} of {line.domain} is not settled: {why}")
-        return tuple(found)
+                found[line.domain] = f"move {line.move} of {line.domain} is not settled: {why}"
+        return found
 
     def later(self, line: Line) -> None:
         """Settle `line` in the background, however long it takes."""

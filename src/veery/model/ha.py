@@ -227,13 +227,15 @@ class RunningCopy:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeReading:
     """What a node's daemon says of itself. `started` is that of its Presence; `room`: MiB for domains in all, used or
-    not; `load`: processors busy, 0 to 1; `sick`: what its sensors say, "" when well."""
+    not; `load`: processors busy, 0 to 1; `sick`: what its sensors say, "" when well; `unsettled`: domains whose moves
+    cannot be settled there, each with a sentence."""
 
     started: float
     room: int
     load: float = 0.0
     sick: str = ""
     copies: tuple[RunningCopy, ...] = ()
+    unsettled: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

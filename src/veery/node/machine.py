@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,18 @@ class Machine:
     """What this node tells of itself and of the others."""
 
     def __init__(
-        self, node: Node, driver: Driver, store: Store, peers: Peers, *, doubt: Callable[[], str] = str
+        self,
+        node: Node,
+        driver: Driver,
+        store: Store,
+        peers: Peers,
+        *,
+        doubt: Callable[[], str] = str,
+        unsettled: Callable[[], Sequence[str]] = tuple,
     ) -> None:
-        """`node` is our own record; `doubt` says why the store is not trusted, "" where it is."""
-        self.node, self.driver, self.doubt = node, driver, doubt
+        """`node` is our own record; `doubt` says why the store is not trusted, "" where it is; `unsettled` names the
+        moves that cannot be settled here."""
+        self.node, self.driver, self.doubt, self.unsettled = node, driver, doubt, unsettled
         self._store, self._peers = store, peers
 
     async def host(self) -> HostReading:
@@ -54,13 +62,15 @@ class Machine:
         return (zero, *readings)
 
     async def everywhere(self) -> dict[str, Any]:
-        """The domains of every hypervisor: {"nodes": {name: [DomainReading]}, "silent": [name]}."""
+        """The domains of every hypervisor: {"nodes": {name: [DomainReading]}, "silent": [name], "unsettled": [what the
+        nodes say of moves that cannot be settled]}."""
         names = [name for name, node in (await NODES.readable(self._store)).items() if node.has(Role.HYPERVISOR)]
         answers = await asyncio.gather(*(self._of(name) for name in names))
         found = dict(zip(names, answers, strict=True))
         return {
-            "nodes": {name: domains for name, domains in found.items() if domains is not None},
-            "silent": [name for name, domains in found.items() if domains is None],
+            "nodes": {name: told["domains"] for name, told in found.items() if told is not None},
+            "silent": [name for name, told in found.items() if told is None],
+            "unsettled": [each for told in found.values() if told is not None for each in told.get("unsettled", ())],
         }
 
     async def nodes(self) -> list[dict[str, Any]]:
@@ -81,12 +91,11 @@ class Machine:
 
     async def _of(self, name: str) -> Any:
         if name == self.node.name:
-            return await self.domains()
+            return {"domains": await self.domains(), "unsettled": self.unsettled()}
         try:
-            answer = await self._peers.call(name, "GET", "/v1/domains", deadline=PEER_DEADLINE)
+            return await self._peers.call(name, "GET", "/v1/domains", deadline=PEER_DEADLINE)
         except VeeryError:
             return None
-        return answer["domains"]
 
 
 def _busy_seconds() -> float:

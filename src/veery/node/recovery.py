@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 from veery.cluster.keys import OWNERS, Unreadable
 from veery.cluster.mirror import Mirror
@@ -32,11 +32,12 @@ class Recovery:
         domains: Domains,
         heartbeat: Heartbeat,
         *,
+        unsettled: Callable[[], Mapping[str, str]],
         held: Callable[[], Collection[str]] = tuple,
     ) -> None:
-        """`node` is this one's name; everything is shared with the daemon, which owns it and runs it. `held`: the UUIDs
-        of domains that the guard holds."""
-        self._held = held
+        """`node` is this one's name; `unsettled` tells which domains' moves cannot be settled here, and why; `held`: the
+        UUIDs of domains that the guard holds. Everything is shared with the daemon, which owns it and runs it."""
+        self._unsettled, self._held = unsettled, held
         self._node, self._mirror, self._domains, self._heartbeat = node, mirror, domains, heartbeat
         self._decoded: dict[str, tuple[Entry, Owner | None]] = {}  # by key: a restored store uses revisions again
 
@@ -60,6 +61,7 @@ class Recovery:
                 )
                 for each in readings
             ),
+            unsettled=self._unsettled(),
         )
 
     def _said(self, reading: DomainReading) -> str:

@@ -151,6 +151,15 @@ def test_dry_runs_print_what_xl_prints(run: Run) -> None:
     assert (told.code, "does not implement -N" in told.err) == (2, True)
 
 
+def test_list_names_the_moves_that_cannot_be_settled(daemon: StandIn, run: Run) -> None:
+    said = "move m1 of busybox is not settled: the store does not tell who owns busybox"
+    daemon.routes["GET /v1/domains"] = {"node": "test1", "domains": [ZERO, BUSYBOX], "unsettled": [said]}
+    told = run("list")
+    assert (told.code, told.err) == (0, f"veery: {said}; next: veery doctor\n")
+    daemon.routes["GET /v1/domains?cluster=1"] = {"nodes": {"test1": [ZERO]}, "silent": [], "unsettled": [said]}
+    assert run("list", "-A").err == f"veery: {said}; next: veery doctor\n"
+
+
 def test_shutdown_waits_until_it_is_gone(daemon: StandIn, run: Run) -> None:
     rounds = iter([[ZERO, BUSYBOX], [ZERO, BUSYBOX], [ZERO]])
     daemon.routes["GET /v1/domains"] = lambda _: {"node": "test1", "domains": next(rounds)}
@@ -158,6 +167,17 @@ def test_shutdown_waits_until_it_is_gone(daemon: StandIn, run: Run) -> None:
     told = run("shutdown", "-w", "-a")
     assert (told.code, told.err) == (0, "Shutting down domain busybox\n")
     assert next(rounds, None) is None
+
+
+def test_shutdown_of_all_asks_every_domain_and_tells_who_refused(daemon: StandIn, run: Run) -> None:
+    other = {**BUSYBOX, "name": "wren", "uuid": "8e0eb2c5-6d5c-4a0b-9a0a-333333333333", "domid": 5}
+    daemon.routes["GET /v1/domains"] = {"node": "test1", "domains": [ZERO, BUSYBOX, other]}
+    daemon.routes[f"POST /v1/domains/{other['uuid']}/shutdown"] = {}
+    told = run("shutdown", "-a")  # the first has no such route: it refuses
+    assert told.code == 1
+    assert "Shutting down domain wren\n" in told.err
+    assert "Shutting down domain busybox" not in told.err
+    assert "shutdown was refused by busybox; all others were asked" in told.err
 
 
 def test_shutdown_gives_up_waiting(daemon: StandIn, run: Run) -> None:

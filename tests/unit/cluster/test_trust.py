@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
@@ -216,6 +217,25 @@ def test_two_answers_that_cross_are_no_finding() -> None:
         await one.store.commit([], [Put("a", b"1")])
         one.trust.heard(early, "memory", early.revision)
         assert not one.trust.restored
+
+    played(story())
+
+
+def test_an_older_look_that_is_answered_last_is_no_finding() -> None:
+    """Two looks are under way while the first daemon writes the incarnation; the one from before is answered last."""
+    trust = Trust("one", Disk(), LoopClock())
+    trust_at = Sight(cluster="c", revision=5, incarnation=None)
+
+    async def story() -> None:
+        early = trust.looked()
+        trust.look(trust.looked(), dataclasses.replace(trust_at, revision=3))
+        trust.look(trust.looked(), sight(9, revision=7))
+        trust.look(early, trust_at)
+        assert trust.standing is Standing.FITS
+        assert trust.seen is not None
+        assert trust.seen.incarnation == "x"
+        trust.look(trust.looked(), dataclasses.replace(trust_at, revision=9))
+        assert trust.restored, "a look that began after that finds the incarnation lost"
 
     played(story())
 

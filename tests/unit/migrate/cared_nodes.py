@@ -54,11 +54,12 @@ class Beating:
 
 @dataclass
 class Cared:
-    """Both nodes, and what takes orders on each."""
+    """Both nodes, and what takes orders on each; `trust` is that of `a`."""
 
     pair: Pair
     a: Domains
     b: Domains
+    trust: Trust
 
 
 def domains_of(side: Side) -> Domains:
@@ -74,22 +75,25 @@ def domains_of(side: Side) -> Domains:
     )
 
 
-def trust_of(side: Side, folder: Path) -> Trust:
-    """What one node remembers of the store."""
-    return Trust(side.node.name, SeenFile(folder / side.node.name / "store.json"), side.ground.clock)
+async def trust_of(side: Side, folder: Path) -> Trust:
+    """What one node remembers of the store, which fits what it sees there."""
+    trust = Trust(side.node.name, SeenFile(folder / side.node.name / "store.json"), side.ground.clock)
+    await side.store.view(trust).look()
+    return trust
 
 
 @contextlib.asynccontextmanager
 async def cared_nodes(folder: Path, certificates: Path, spec: DomainSpec = SPEC) -> AsyncIterator[Cared]:
     """Both nodes up, the domain `spec` running on `a`; both caretakers run."""
     async with two_nodes(folder, certificates, spec) as pair, asyncio.TaskGroup() as tasks:
+        trusts = [await trust_of(side, folder) for side in (pair.a, pair.b)]
         both = [domains_of(side) for side in (pair.a, pair.b)]
         running = [
-            tasks.create_task(Caretaker(side.ground, domains, trust_of(side, folder)).run())
-            for side, domains in zip((pair.a, pair.b), both, strict=True)
+            tasks.create_task(Caretaker(side.ground, domains, trust).run())
+            for side, domains, trust in zip((pair.a, pair.b), both, trusts, strict=True)
         ]
         try:
-            yield Cared(pair, *both)
+            yield Cared(pair, *both, trust=trusts[0])
         finally:
             for task in running:
                 task.cancel()

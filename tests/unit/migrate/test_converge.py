@@ -87,6 +87,13 @@ def test_who_outruns_the_link_and_every_limit_is_slowed_a_round_sooner() -> None
     assert play(BALANCED, ((0.0, 1, 255, 0), (3.0, 2, 20, 100), (3.4, 3, 20, 100))) == []
 
 
+def test_a_need_that_hardly_shrinks_is_no_progress() -> None:
+    """Three rounds that need 128, 112 and 100 MiB: a tenth less each time would take minutes to get anywhere."""
+    slow = ((0.0, 1, 255, 0), (3.0, 2, 128, 50), (5.0, 3, 112, 50), (7.0, 4, 100, 50))
+    assert isinstance(play(BALANCED, slow)[0], Change)
+    assert play(BALANCED, (*slow[:2], (5.0, 3, 80, 50), (7.0, 4, 50, 50))) == []
+
+
 def test_a_moment_of_speed_does_not_count() -> None:
     """As it was seen: 64 MiB/s asked for, some 40 made, and a tenth of a second of 129 told."""
     rounds: tuple[Round, ...] = ()

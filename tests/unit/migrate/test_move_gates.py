@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from cared_nodes import cared_nodes
+from cared_nodes import cared_nodes, domains_of
 from two_nodes import ADDRESS, UUID, Pair, Side, make_certificates, two_nodes
 
 from veery.cluster import fencing
@@ -17,8 +17,12 @@ from veery.cluster import owner as owners
 from veery.cluster.keys import NODES, RESERVATIONS
 from veery.errors import Failed, Refused
 from veery.migrate import wire
+from veery.migrate.journal import Line
+from veery.migrate.journal import Side as JournalSide
+from veery.migrate.phases import Steps
 from veery.model.cluster import Reservation
 from veery.model.move import MoveSettings, MoveState, Phase
+from veery.model.volume import Attachments
 
 END_S = 20.0
 
@@ -51,9 +55,18 @@ async def offer(pair: Pair) -> wire.Offer:
     )
 
 
-async def loaded(pair: Pair, channel: wire.Channel) -> wire.Ready:
+async def give(pair: Pair, node: str, boot: str = "boot") -> None:
+    """Make `node` the owner of the domain, without any move."""
+    owner = await owners.read(pair.a.store, "busybox")
+    assert owner is not None
+    await owners.release(pair.a.store, owner)
+    await owners.claim(pair.a.store, "busybox", node, boot, None)
+
+
+async def loaded(pair: Pair, channel: wire.Channel, boot: str = "") -> wire.Ready:
     """Have `b` take in and load the domain of `a`, up to its word that it has everything."""
-    await channel.send(await offer(pair))
+    said = await offer(pair)
+    await channel.send(msgspec.structs.replace(said, boot=boot or said.boot))
     ready = await channel.expect(wire.Ready, END_S)
     stream = await wire.open_stream(ADDRESS, pair.b.node.relocation_port, ready.token, END_S)
     try:
@@ -62,6 +75,13 @@ async def loaded(pair: Pair, channel: wire.Channel) -> wire.Ready:
         stream.close()
     await channel.expect(wire.Loaded, END_S)
     return ready
+
+
+def line_of(side: JournalSide) -> Line:
+    """What the journal has of a move from `a` to `b`."""
+    return Line(
+        move="m1", side=side, domain="busybox", uuid=UUID, boot="boot", source="a", target="b", owner_revision=1
+    )
 
 
 async def entered(pair: Pair, phase: Phase) -> None:
@@ -74,11 +94,16 @@ async def entered(pair: Pair, phase: Phase) -> None:
 # ---- the target
 
 
-async def test_a_finish_without_a_commit_lets_nothing_run(tmp_path: Path, certificates: Path) -> None:
-    """Safety sentence 1: the word of the source alone proves nothing."""
+@pytest.mark.parametrize("watching", [True, False])
+async def test_a_finish_without_a_commit_lets_nothing_run(tmp_path: Path, certificates: Path, watching: bool) -> None:
+    """Safety sentence 1: the word of the source alone proves nothing, nor does a watch that is too old to tell."""
     async with two_nodes(tmp_path, certificates) as pair:
         channel = await connect(pair.a, pair.b)
-        await loaded(pair, channel)
+        ready = await loaded(pair, channel)
+        if not watching:
+            pair.b.store.compact(ready.reservation + 1)
+            await pair.a.store.commit([], [NODES.put("a", pair.a.node)])
+            await asyncio.sleep(0.1)
         await channel.send(wire.Finish())
         with pytest.raises(Failed, match="the store says otherwise"):
             await channel.expect(wire.Running, END_S)
@@ -87,19 +112,18 @@ async def test_a_finish_without_a_commit_lets_nothing_run(tmp_path: Path, certif
         await pair.check("a")
 
 
-async def test_a_finish_after_the_commit_of_an_earlier_move_lets_nothing_run(
-    tmp_path: Path, certificates: Path
-) -> None:
+async def test_an_owner_key_from_before_the_move_lets_nothing_run(tmp_path: Path, certificates: Path) -> None:
     """The owner key named the target before this move began: that is no COMMIT of this one."""
     async with two_nodes(tmp_path, certificates) as pair:
+        await give(pair, "b")
         channel = await connect(pair.a, pair.b)
-        here = await offer(pair)
-        await pair.a.move(pair.b)
-        await channel.send(here)  # an offer that is out of date by now
-        with pytest.raises(Refused):
-            await channel.expect(wire.Ready, END_S)
+        await loaded(pair, channel, boot="another")
+        await channel.send(wire.Finish())
+        with pytest.raises(Failed, match="the store says otherwise"):
+            await channel.expect(wire.Running, END_S)
         await channel.close()
-        await pair.check("b")
+        assert pair.world.running(UUID) == ()
+        assert await pair.b.driver.list() == ()
 
 
 async def test_an_offer_in_the_name_of_another_node_is_refused(tmp_path: Path, certificates: Path) -> None:
@@ -171,6 +195,41 @@ async def test_a_store_without_a_quorum_is_noticed_before_commit(tmp_path: Path,
         assert pair.world.running(UUID) == ("a",)
         pair.a.store.set_quorum(True)
         await pair.check("a")
+
+
+async def test_a_domain_that_belongs_to_another_node_is_not_moved(tmp_path: Path, certificates: Path) -> None:
+    async with two_nodes(tmp_path, certificates) as pair:
+        await give(pair, "b")
+        report = await pair.a.move(pair.b)
+        assert report.state is MoveState.FAILED
+        assert "busybox belongs to b, not to a" in report.reason
+        assert await pair.b.driver.list() == ()
+
+
+async def test_a_phase_follows_the_one_before_it(tmp_path: Path, certificates: Path) -> None:
+    async with two_nodes(tmp_path, certificates) as pair:
+        ground = pair.a.ground
+        steps = Steps(line_of(JournalSide.SOURCE), ground.journal, ground.clock, ground.hold, lambda phase: None)
+        await steps.enter(Phase.BEGIN)
+        with pytest.raises(Failed, match="COPY does not follow BEGIN"):
+            await steps.enter(Phase.COPY)
+        steps.close()
+
+
+@pytest.mark.parametrize(("node", "boot"), [("a", "boot"), ("b", "another")])
+async def test_a_copy_of_an_earlier_run_is_removed(tmp_path: Path, certificates: Path, node: str, boot: str) -> None:
+    """A target's daemon died and left half a domain: it goes where the owner key does not name this node and run."""
+    async with two_nodes(tmp_path, certificates) as pair:
+        await give(pair, node, boot)
+        spec, luggage = await pair.a.driver.pack(UUID)
+        await pair.b.driver.prepare(spec, Attachments(), luggage, b"", tls=False, peer="a", post_copy=False)
+        line = pair.b.ground.journal.write(line_of(JournalSide.TARGET))
+        pair.b.settler.later(line)
+        async with asyncio.timeout(END_S):
+            while pair.b.ground.journal.open():
+                await asyncio.sleep(0.01)
+        assert await pair.b.driver.list() == ()
+        assert pair.world.running(UUID) == ("a",)
 
 
 async def test_a_promise_to_another_move_is_left_alone(tmp_path: Path, certificates: Path) -> None:
@@ -258,3 +317,53 @@ async def test_a_fenced_node_lets_nothing_go_on(tmp_path: Path, certificates: Pa
         with pytest.raises(Refused, match="a is fenced"):
             await cared.a.unpause("busybox")
         assert cared.pair.world.running(UUID) == ()
+
+
+# ---- orders and copies
+
+
+async def test_another_nodes_domain_does_not_go_on(tmp_path: Path, certificates: Path) -> None:
+    async with two_nodes(tmp_path, certificates) as pair:  # no caretaker, which would destroy it
+        domains = domains_of(pair.a)
+        await domains.pause("busybox")
+        await give(pair, "b")
+        with pytest.raises(Refused, match="busybox belongs to b, not to a"):
+            await domains.unpause("busybox")
+        assert pair.world.running(UUID) == ()
+
+
+async def test_a_domain_that_moves_takes_no_orders(tmp_path: Path, certificates: Path) -> None:
+    async with cared_nodes(tmp_path, certificates) as cared:
+        pair = cared.pair
+        pair.a.hold.mkdir(parents=True)
+        brake = pair.a.hold / Phase.COPY
+        brake.touch()
+        moving = asyncio.create_task(pair.a.move(pair.b))
+        await entered(pair, Phase.COPY)
+        with pytest.raises(Refused, match="busybox is being moved"):
+            await cared.a.pause("busybox")
+        with pytest.raises(Refused, match="busybox is on its way here"):
+            await cared.b.pause("busybox")
+        brake.unlink()
+        assert (await moving).state is MoveState.DONE
+        await pair.check("b")
+
+
+async def test_a_paused_copy_of_another_nodes_domain_is_destroyed(tmp_path: Path, certificates: Path) -> None:
+    async with cared_nodes(tmp_path, certificates) as cared:
+        await cared.a.pause("busybox")
+        await give(cared.pair, "b")
+        async with asyncio.timeout(END_S):
+            while await cared.a.list():
+                await asyncio.sleep(0.05)
+        assert await cared.pair.owner() == "b"
+
+
+async def test_a_domain_that_runs_is_not_destroyed_by_an_owner_key_alone(tmp_path: Path, certificates: Path) -> None:
+    """A key is taken from a node only under its fence: without one it is the store that is not believed."""
+    async with cared_nodes(tmp_path, certificates) as cared:
+        await give(cared.pair, "b")
+        async with asyncio.timeout(END_S):
+            while not cared.trust.restored:
+                await asyncio.sleep(0.05)
+        assert cared.pair.world.running(UUID) == ("a",)

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 
 from veery.ha.picture import Picture, note
 from veery.ha.states import NodeState
-from veery.model.ha import Action, Admit, Drop, End, FenceRecord, FenceState, Level, NodeView
+from veery.model.ha import Action, Admit, ClusterView, Drop, End, FenceRecord, FenceState, Level, NodeView
+
+MOVE = "move"  # what the subject of a note about a domain's move begins with: another may be about the domain itself
 
 
 def tell_unreadable(picture: Picture) -> Iterator[Action]:
@@ -22,6 +24,22 @@ def tell_unreadable(picture: Picture) -> Iterator[Action]:
 
 def _left_alone(subject: str, sentences: tuple[str, ...]) -> Action:
     return note(subject, NodeState.UNREADABLE, f"left alone: {'; '.join(sentences)}", Level.ALARM)
+
+
+def tell_unsettled(picture: Picture) -> Iterator[Action]:
+    """A move that does not settle by itself keeps its domain from every order: somebody is called."""
+    for name, sentences in unsettled(picture.view).items():
+        yield note(f"{MOVE}/{name}", "unsettled", "; ".join(sentences), Level.ALARM)
+
+
+def unsettled(view: ClusterView) -> dict[str, list[str]]:
+    """Domain to what the nodes say of its move that cannot be settled there."""
+    found: dict[str, list[str]] = {}
+    for node in view.nodes.values():
+        if node.fresh and node.reading is not None:
+            for domain, sentence in node.reading.unsettled.items():
+                found.setdefault(domain, []).append(f"on {node.name}: {sentence}")
+    return found
 
 
 def settle_moves(picture: Picture) -> Iterator[Action]:
