@@ -50,6 +50,7 @@ PACKAGE_OF = {
     "mount": "mount",
     "nft": "nftables",
     "nsenter": "util-linux",
+    "prlimit": "util-linux",
     "python3": "python3",
     "qemu-img": "qemu-utils",
     "qemu-io": "qemu-utils",

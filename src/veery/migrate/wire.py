@@ -58,6 +58,7 @@ FLOWS_MAX = 1 << 16  # connections that a domain takes along
 POUR_MAX = 3600  # seconds; the receiver counts for one at most
 SAID_MAX = 2000  # characters of an error's message, and of its hint
 _TOKEN = re.compile(r"[0-9a-f]{32}")
+_VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.:+~() -]{0,127}")  # "10.0.2", "10.0.2 (Debian 1:10.0.2+ds-2)"
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 _GREETING = re.compile(rb"VEERY/1 (CONTROL|STREAM ([0-9a-f]{32})) *\n")
@@ -138,6 +139,8 @@ class Ready(msgspec.Struct, frozen=True, tag="ready", kw_only=True):
         """Raises Refused."""
         for token in (self.token, *((self.disk_token,) if self.disk_token else ())):
             _match("a token", _TOKEN, token)
+        if self.hypervisor:
+            _match("the hypervisor's version", _VERSION, self.hypervisor)
         _revision("the reservation's revision", self.reservation)
         check.check_carried(self.disks)
 

@@ -35,8 +35,8 @@ class Recovery:
         unsettled: Callable[[], Mapping[str, str]],
         held: Callable[[], Collection[str]] = tuple,
     ) -> None:
-        """`node` is this one's name; `unsettled` tells which domains' moves cannot be settled here, and why; `held`: the
-        UUIDs of domains that the guard holds. Everything is shared with the daemon, which owns it and runs it."""
+        """`node` is this one's name. `unsettled` tells which domains' moves cannot be settled here, and why. `held`
+        gives the UUIDs of domains that the guard holds. All of these belong to the daemon."""
         self._unsettled, self._held = unsettled, held
         self._node, self._mirror, self._domains, self._heartbeat = node, mirror, domains, heartbeat
         self._decoded: dict[str, tuple[Entry, Owner | None]] = {}  # by key: a restored store uses revisions again

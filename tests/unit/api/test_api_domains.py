@@ -70,6 +70,15 @@ class Orders:
         self.given.append(vif)
         return vif
 
+    async def warnings(self, ref: str) -> tuple[str, ...]:
+        return ()
+
+    def disk_warnings(self, disk: DiskSpec) -> tuple[str, ...]:
+        return ()
+
+    def vif_warnings(self, made: VifSpec, asked: VifSpec) -> tuple[str, ...]:
+        return ()
+
     async def reply(self, question: Any) -> dict[str, Any]:
         self.given.append(question)
         return {}

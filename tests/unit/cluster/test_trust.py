@@ -223,18 +223,17 @@ def test_two_answers_that_cross_are_no_finding() -> None:
 
 def test_an_older_look_that_is_answered_last_is_no_finding() -> None:
     """Two looks are under way while the first daemon writes the incarnation; the one from before is answered last."""
-    trust = Trust("one", Disk(), LoopClock())
-    trust_at = Sight(cluster="c", revision=5, incarnation=None)
 
     async def story() -> None:
+        trust, before = Trust("one", Disk(), LoopClock()), Sight(cluster="c", revision=5, incarnation=None)
         early = trust.looked()
-        trust.look(trust.looked(), dataclasses.replace(trust_at, revision=3))
-        trust.look(trust.looked(), sight(9, revision=7))
-        trust.look(early, trust_at)
+        trust.look(trust.looked(), dataclasses.replace(before, revision=3))
+        trust.look(trust.looked(), Sight(cluster="c", revision=9, incarnation=Incarnation(id="x", revision=7)))
+        trust.look(early, before)
         assert trust.standing is Standing.FITS
         assert trust.seen is not None
         assert trust.seen.incarnation == "x"
-        trust.look(trust.looked(), dataclasses.replace(trust_at, revision=9))
+        trust.look(trust.looked(), dataclasses.replace(before, revision=9))
         assert trust.restored, "a look that began after that finds the incarnation lost"
 
     played(story())
