@@ -7,8 +7,7 @@ import asyncio
 import pytest
 
 from veery.cluster.memory import MemoryStore
-from veery.ha.simulation.clock import run
-from veery.ha.simulation.play import _TrueClock
+from veery.ha.simulation.clock import TrueClock, run
 from veery.host.tasks import stop
 
 
@@ -20,7 +19,7 @@ async def _watch(store: MemoryStore) -> None:
 @pytest.mark.timeout(60)
 def test_a_lease_that_ends_within_the_clocks_resolution_does_not_stop_time() -> None:
     async def story() -> float:
-        store = MemoryStore(_TrueClock())
+        store = MemoryStore(TrueClock())
         await store.grant(1)
         await asyncio.sleep(1 - 5e-10)  # what is due at 1 is taken for due from here on
         watchers = []

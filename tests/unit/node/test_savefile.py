@@ -78,7 +78,7 @@ def test_a_length_beyond_the_bound_is_not_read(tmp_path: Path) -> None:
         {"spec__memory": -1},
         {"spec__kernel": "/boot/a\nb"},
         {"spec__disks": [{"vdev": "../x", "target": "/x"}]},
-        {"spec__xl": [["bootloader", '"/bin/sh"']]},
+        {"spec__xl": [["kernel", '"/bin/sh"']]},
         {"luggage": {"machine": "pc,kernel-irqchip=off"}},
         {"luggage": {"cpu": "qemu64 -device x"}},
         {"token": 7},
