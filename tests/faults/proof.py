@@ -108,14 +108,16 @@ class Proof:
             self.usual[node] = set(self.files(node))
 
     def files(self, node: str) -> list[str]:
-        """What lies in the run and state folders of `node`, but for etcd's own files, kept reports and, inside
-        `domains`, what belongs to the domain itself."""
+        """What lies in the run and state folders of `node`, but for etcd's own files and copies, kept reports and,
+        inside `domains`, what belongs to the domain itself."""
         found = []
         for folder in ("run", "lib"):
             top = self.lab.plan.home(node) / folder
             for path in top.rglob("*"):
                 name = f"{folder}/{path.relative_to(top)}"
-                if not re.match(r"lib/(etcd|moves)/|run/held\.json$|run/domains/\d+/.*\.tmp|.*\.log(\.1)?$", name):
+                if not re.match(
+                    r"lib/(etcd|moves|backups)/|run/held\.json$|run/domains/\d+/.*\.tmp|.*\.log(\.1)?$", name
+                ):
                     found.append(re.sub(r"domains/\d+", "domains/ID", name))
         return found
 

@@ -96,9 +96,14 @@ async def test_a_program_that_ends_again_and_again_is_bad(lab: Lab, near: Node) 
     async def bad() -> bool:
         return bool(_row(await _rows(near, "stor"), "stor", "tgtd")["level"] == "bad")
 
+    async def runs() -> bool:
+        return bool(faults.find(lab, "stor", "tgtd"))
+
     for _ in range(3):
+        await until(runs, "tgtd runs again")
         await faults.kill(lab, "stor", "tgtd")
         await lab.healthy()
+    await until(runs, "tgtd runs again")
     await until(bad, "the doctor tells of tgtd")
 
     async def copied() -> bool:

@@ -144,7 +144,7 @@ async def test_the_name_is_taken_everywhere(lark: Path, near: Node, far: Node) -
     assert "already here" in await near.refused("create", lark)
     said = await far.refused("create", lark)
     assert f"{NAME} runs on test1" in said
-    assert f"veery migrate {NAME} test2" in said
+    assert f"veery --node test1 migrate {NAME} test2" in said
     assert "it runs on test1" in await far.refused("destroy", NAME)
     assert "runs on test1" in await far.refused("delete", NAME)
     assert (await near.traces(), await far.traces()) == (before, there)

@@ -46,6 +46,7 @@ class Running:
     domain: str
     sender: Sender
     caution: Caution | None = None
+    arrived: Callable[[], Awaitable[None]] | None = None
     told: str = ""
     task: asyncio.Task[MoveReport] | None = None
     queued: bool = True
@@ -121,10 +122,16 @@ class Moves:
         return line.target if line is not None and line.post_copy and line.side is Side.SOURCE else ""
 
     def start(
-        self, reading: DomainReading, target: Node, settings: MoveSettings, caution: Caution | None = None
+        self,
+        reading: DomainReading,
+        target: Node,
+        settings: MoveSettings,
+        caution: Caution | None = None,
+        arrived: Callable[[], Awaitable[None]] | None = None,
     ) -> str:
         """Begin to move a domain of this node, or put it into the queue; the move's id. `caution` finds what is to be
-        told before it goes. Raises Refused when it is already moving, or its policy is unknown."""
+        told before it goes. `arrived` is called once the domain runs on the target, and not when the move fails; it
+        raises nothing but VeeryError. Raises Refused when it is already moving, or its policy is unknown."""
         policy.check(settings)
         busy = self.busy(reading.name)
         if busy:
@@ -133,7 +140,7 @@ class Moves:
             raise Refused("this node is not ready yet", hint="try again in a second")
         move = secrets.token_hex(4)
         order = Order(move=move, reading=reading, target=target, settings=settings)
-        running = Running(move, reading.name, None, caution)  # type: ignore[arg-type]
+        running = Running(move, reading.name, None, caution, arrived)  # type: ignore[arg-type]
         running.sender = Sender(
             self._ground, self._settler, order, running.publish, turns=self._turns, paths=self.paths
         )
@@ -229,6 +236,11 @@ class Moves:
             del self._running[running.move]
         report = replace(report, caution=running.told)
         self._keep(report)
+        if running.arrived is not None and report.state is MoveState.DONE:
+            try:
+                await running.arrived()
+            except VeeryError as error:
+                log.warning("move=%s domain=%s after its arrival: %s", running.move, running.domain, error.message)
         log.info(
             "move=%s domain=%s %s -> %s state=%s total_ms=%.0f downtime_ms=%.0f reason=%r",
             report.id, report.domain, report.source, report.target, report.state, report.total_ms,

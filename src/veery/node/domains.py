@@ -10,6 +10,7 @@ import uuid as uuids
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from veery.cluster import fencing, volumegate
@@ -324,7 +325,7 @@ class Domains:
 
     async def migrate(self, ref: str, target: str, settings: MoveSettings, *, brain: bool = False) -> str:
         """Begin to move a domain to node `target` (a name or an address); the move's id. Where it is not the `brain`
-        that orders it, the domain is not to come home to a node that was drained before."""
+        that orders it, a domain that has arrived does not come home to a node that was drained before."""
         async with self.held(ref) as reading:
             if reading.state not in (DomainState.RUNNING, DomainState.BLOCKED, DomainState.PAUSED):
                 hint = f"only a living domain can move: veery destroy {reading.name}, then veery create elsewhere"
@@ -332,13 +333,10 @@ class Domains:
             for blocker in stopped(reading, self.driver.name):
                 raise Refused(blocker.reason, hint=blocker.hint)
             node = await self._target(target)
-            move = self._moves.start(reading, node, settings, lambda: self._scout.way_back(reading, node))
-            if not brain:
-                try:
-                    await orders.stay(self._store, reading.name)
-                except VeeryError as error:
-                    log.warning("domain=%s may still come home: %s", reading.name, error.message)
-            return move
+            chosen = None if brain else partial(orders.stay, self._store, reading.name)
+            return self._moves.start(
+                reading, node, settings, lambda: self._scout.way_back(reading, node), arrived=chosen
+            )
 
     async def plan(self, ref: str, target: str, settings: MoveSettings) -> Plan:
         """What moving a domain to node `target` would meet and come to. Changes nothing."""

@@ -283,3 +283,23 @@ async def test_an_unknown_policy_is_refused_at_once(tmp_path: Path, certificates
     async with two_nodes(tmp_path, certificates) as pair:
         with pytest.raises(Refused, match="no policy"):
             pair.a.moves.start(await pair.a.reading(), pair.b.node, MoveSettings(policy="hurried"))
+
+
+async def test_an_order_hears_of_the_arrival_and_not_of_a_move_that_failed(tmp_path: Path, certificates: Path) -> None:
+    async with two_nodes(tmp_path, certificates) as pair:
+        heard: list[str] = []
+
+        async def arrived() -> None:
+            heard.append((await owners.read(pair.a.store, SPEC.name)).node)  # type: ignore[union-attr]
+            raise Refused("and what it raises is only logged")
+
+        slow, fast = MoveSettings(bandwidth=2 * MIB), MoveSettings()
+        move = pair.a.moves.start(await pair.a.reading(), pair.b.node, slow, arrived=arrived)
+        async with asyncio.timeout(20):
+            while pair.a.moves.report(move).phase != "COPY":
+                await asyncio.sleep(0.01)
+        assert (await pair.a.moves.cancel(move)).state is MoveState.CANCELLED
+        assert heard == []
+        move = pair.a.moves.start(await pair.a.reading(), pair.b.node, fast, arrived=arrived)
+        assert (await pair.a.moves.outcome(move)).state is MoveState.DONE
+        assert heard == ["b"]
