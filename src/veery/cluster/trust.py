@@ -105,7 +105,7 @@ class SeenFile:
         self._path = path
 
     def load(self) -> Seen | None:
-        """As Memory.load. A file that cannot be read is put aside: the node then takes the store as it finds it."""
+        """As Memory.load; None for a file that cannot be read: the node then takes the store as it finds it."""
         clear_partial(self._path)
         try:
             return codec.decode(self._path.read_bytes(), Seen)
