@@ -20,6 +20,7 @@ from veery.lab.shell import Shell
 
 HYPERVISORS = ("test1", "test2")
 SETTLE = 90.0  # seconds for everything to have come to rest: generous, for a busy machine
+ASKED = 5  # times that the guest is asked: its serial line may double or lose a character
 RECORDS = "/root/records"
 START = (  # busybox's init runs it at each boot
     "#!/bin/sh\n"
@@ -68,10 +69,12 @@ class Proof:
         """Ask the guest itself, on its console."""
         async with Shell(self.lab.client(node).address, self.domain) as shell:
             await shell.ready(deadline=60)
-            said = await shell.run(f"cat /proc/sys/kernel/random/boot_id; tail -n 1 {RECORDS}")
-            match = re.search(r"([0-9a-f-]{36})\s+(\d+) ([0-9a-f-]{36}) [\d.]+ \d+\s*$", said)
-            assert match, f"the guest says {said!r}"
-            return Life(match[1], int(match[2]) if match[3] == match[1] else 0)
+            for _ in range(ASKED):
+                said = await shell.run(f"cat /proc/sys/kernel/random/boot_id; tail -n 1 {RECORDS}")
+                match = re.search(r"([0-9a-f-]{36})\s+(\d+) ([0-9a-f-]{36}) [\d.]+ \d+\s*$", said)
+                if match:
+                    return Life(match[1], int(match[2]) if match[3] == match[1] else 0)
+            raise AssertionError(f"the guest says {said!r}")
 
     async def alive(self, node: str, after: int = 0) -> Life:
         """Its life, once it has written more than `after` records; without it, the next one since we asked first."""

@@ -133,9 +133,7 @@ async def test_a_stopped_qemu_hangs_nobody(nodes: tuple[Node, Node], snapshot: p
             begun = time.monotonic()
             assert (await near.reading()).uuid == spec.uuid
             assert [cpu.number for cpu in await near.driver.vcpus(spec.uuid)] == [0]
-            assert time.monotonic() - begun < 1
-            with pytest.raises(OutcomeUnknown, match="does not answer"):
-                await near.driver.shutdown(spec.uuid)
+            assert time.monotonic() - begun < 4  # less than one answer that is waited for (monitor.DEADLINE)
             driver = await near.again()  # finds it, although it does not answer
             assert (await near.reading()).pid == pid
         finally:
@@ -151,6 +149,9 @@ async def test_a_stopped_qemu_hangs_nobody(nodes: tuple[Node, Node], snapshot: p
     await parts.becomes(resumed, bool)
     assert await parts.shell(driver, spec.uuid, "echo $((6*7))") == "42"
     os.kill(pid, signal.SIGSTOP)
+    # Only now: the order stands in QEMU's socket, and a QEMU that goes on carries it out.
+    with pytest.raises(OutcomeUnknown, match="does not answer"):
+        await driver.shutdown(spec.uuid)
     await driver.destroy(spec.uuid)
     assert await driver.list() == ()
     assert not Path(f"/proc/{pid}/exe").exists()

@@ -190,14 +190,19 @@ async def test_tgtd_is_killed(martin: Path, near: Node, stor: Node, lab: Lab) ->
     assert (await logins(lab, "second"))[0] == 0
     await faults.kill(lab, "stor", "tgtd")
 
+    now: list[dict[str, Any]] = []
+
     async def back() -> bool:
         try:
-            now = await stor.targets()
+            now[:] = await stor.targets()
         except AssertionError:  # it is not up yet
             return False
         return [_served(each) for each in now] == [_served(each) for each in before]
 
-    await until(back, "the same targets again")
+    try:
+        await until(back, "the same targets again")
+    except AssertionError as error:
+        raise AssertionError(f"{error}: {before} became {now}") from None
     assert (await logins(lab, "second")) == (0, f"{8 << 20}\n")
     code, said = await logins(lab, "second", "a-wrong-secret")
     assert code == 1, said
