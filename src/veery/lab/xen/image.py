@@ -39,7 +39,9 @@ async def unpack(tree: Path, report: Report) -> None:
     """Fetch and unpack dom0's packages into the folder `tree`, which must not be there yet; keep the modules that are
     wanted. Raises Refused, Failed."""
     report("fetching and unpacking dom0's packages", 0.0)
-    with tempfile.TemporaryDirectory() as name:
+    tree.parent.mkdir(parents=True, exist_ok=True)
+    # On the filesystem of `tree`: the tree has device nodes, and to copy one is to read it without end.
+    with tempfile.TemporaryDirectory(prefix=".", dir=tree.parent) as name:
         made = await extract(dom0.PACKAGES, Path(name))
         _judge(made)
         report("keeping the modules that are wanted", 0.4)
@@ -50,8 +52,7 @@ async def unpack(tree: Path, report: Report) -> None:
         await run(
             ["chroot", made, "python3", "-m", "compileall", "-q", "/usr/lib/python3.11"], deadline=_STEP, check=False
         )
-        tree.parent.mkdir(parents=True, exist_ok=True)
-        await asyncio.to_thread(shutil.move, made, tree)
+        made.rename(tree)
 
 
 async def extract(packages: Sequence[str], scratch: Path) -> Path:
