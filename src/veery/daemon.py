@@ -22,6 +22,7 @@ from typing import Any
 
 import veery
 from veery.api.adoption import AdoptionRoutes
+from veery.api.alarms import AlarmRoutes
 from veery.api.cluster import ClusterRoutes
 from veery.api.domains import DomainRoutes
 from veery.api.fencing import FencingRoutes
@@ -65,13 +66,14 @@ from veery.migrate.relocation import RelocationServer
 from veery.migrate.settle import Settler
 from veery.model.codec import convert, plain
 from veery.model.fence import Method
-from veery.model.ha import FenceMeans, Rules
+from veery.model.ha import FenceMeans, Level, Rules
 from veery.model.node import Node, Role
 from veery.model.plan import Question, Reply
 from veery.model.volume import Backing, Initiator, Volume
 from veery.network.filter import TapFilter
-from veery.node import goingdown
+from veery.node import alarmways, goingdown
 from veery.node.adoption import Adopter
+from veery.node.alarms import Alarms
 from veery.node.attachments import NodeAttacher
 from veery.node.caretaker import Caretaker
 from veery.node.devices import Devices
@@ -116,6 +118,7 @@ PERIODIC = frozenset(
     (
         *("membership", "heartbeat", "relocation", "processors", "neighbours", "admission", "systemd", "guard"),
         *("heartbeats", "mirror", "means", "leaning", "signs", "etcd", "tgtd", "volumes", "copies of the store"),
+        "alarms",
     )
 )
 """Parts that lose nothing when they begin again."""
@@ -142,6 +145,14 @@ class Daemon:
         self.neighbours = Neighbours(self.store, self.state / "nodes.json", self.clock)
         self.heartbeat = Heartbeat(self.store, self.node.name, ttl=settings.presence_ttl, clock=self.clock)
         self.membership = Membership(settings, identity, self.store)
+        self.alarms = Alarms(
+            alarmways.ways(settings.alarms, self.node.name),
+            least=Level(settings.alarms.level),
+            node=self.node.name,
+            cluster=identity.cluster.name,
+            clock=self.clock,
+            lost=self.heartbeat.since_lost,
+        )
         self.driver = self._driver(folder)
         self.filter = TapFilter(on=settings.network.filter)
         self.attacher = NodeAttacher(
@@ -379,6 +390,7 @@ class Daemon:
             services=lambda: self.services,
             pool=self._pool() if self.target is not None else None,
             copies=self.store_upkeep.copies if self.identity.etcd is not None else None,
+            alarms=self.alarms.ways,
         )
 
     def _exposure(self) -> Exposure:
@@ -411,6 +423,7 @@ class Daemon:
             hands=NodeHands(self.store, self.near, {way.method: way for way in self.fencing.ways}),
             clock=self.clock,
             rules=self.rules,
+            told=self.alarms.hear,
             shy=SHY if self.node.has(Role.HYPERVISOR) else 0.0,
         )
 
@@ -439,6 +452,7 @@ class Daemon:
                 )
             ).table(),
             UpkeepRoutes(self.store_upkeep).table(),
+            AlarmRoutes(self.alarms).table(),
             FencingRoutes(self.fencing, self.standing, self.guard, self.watcher).table(),
             HaRoutes(
                 self.oversight,
@@ -526,6 +540,7 @@ class Daemon:
             ("processors", self.processors.run),
             ("neighbours", self.neighbours.run),
             ("admission", self.admission.run),
+            ("alarms", self.alarms.run),
             ("systemd", _feed),
         ]
         if self.guard is not None:

@@ -136,6 +136,21 @@ class HaSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AlarmSettings:
+    """Whom the node calls, the same on each voter: the one that leads sends. `command`: a program and its arguments;
+    `mail`: a recipient, with `sender` and the mail server `smtp` (HOST:PORT); `webhook`: a URL, with the file of its
+    token. `level`: alarm, or warning for both."""
+
+    level: str = "alarm"
+    command: list[str] = field(default_factory=list)
+    mail: str = ""
+    sender: str = ""
+    smtp: str = "localhost:25"
+    webhook: str = ""
+    webhook_token_file: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
     """The guest's kernel, whose modules go into the images that this node builds: a vmlinuz, and its
     lib/modules/VERSION; "" means the kernel that this node itself runs."""
@@ -164,6 +179,7 @@ class Settings:
     watchdog: WatchdogSettings = field(default_factory=WatchdogSettings)
     power: dict[str, PowerSettings] = field(default_factory=dict)
     ha: HaSettings = field(default_factory=HaSettings)
+    alarms: AlarmSettings = field(default_factory=AlarmSettings)
     image: Image = field(default_factory=Image)
 
 
@@ -194,7 +210,23 @@ def load(path: Path) -> Settings:
     if min(settings.moves.out, settings.moves.into, settings.moves.link, settings.moves.copies + 1) < 1:
         raise Refused(f"{path}:{_line_of(text, 'moves')}: limits of moves are 1 or more", hint="see docs/settings.md")
     _check_ends(settings, f"{path}:{_line_of(text, 'watchdog')}")
+    _check_alarms(settings.alarms, f"{path}:{_line_of(text, 'alarms')}")
     return settings
+
+
+def _check_alarms(alarms: AlarmSettings, where: str) -> None:
+    """Raises Refused where an alarm could not be sent as [alarms] has it."""
+    hint = "see docs/settings.md"
+    if alarms.level not in ("alarm", "warning"):
+        raise Refused(f"{where}: alarms.level is alarm or warning, not {alarms.level!r}", hint=hint)
+    if alarms.command and not alarms.command[0].startswith("/"):
+        raise Refused(f"{where}: alarms.command begins with a program's whole path", hint=hint)
+    if not re.fullmatch(r"\S+:\d{1,5}", alarms.smtp):
+        raise Refused(f"{where}: alarms.smtp is HOST:PORT, not {alarms.smtp!r}", hint=hint)
+    if any(re.search(r"[\s<>]", each) for each in (alarms.mail, alarms.sender)):
+        raise Refused(f"{where}: alarms.mail and alarms.sender are bare addresses (name@host)", hint=hint)
+    if alarms.webhook and not re.match(r"https?://[^/\s]+", alarms.webhook):
+        raise Refused(f"{where}: alarms.webhook is a URL (https://...), not {alarms.webhook!r}", hint=hint)
 
 
 def _check_ends(settings: Settings, where: str) -> None:

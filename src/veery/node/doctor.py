@@ -22,6 +22,7 @@ from veery.host.clock import Clock
 from veery.host.process import Service
 from veery.hypervisor.base import Driver
 from veery.model import codec
+from veery.model.alarm import AlarmWay
 from veery.model.domain import HostReading
 from veery.model.health import Finding, Health, Heard, Level
 from veery.model.node import Node, Role
@@ -187,6 +188,16 @@ def judge_files(node: str, aside: Sequence[Path], unread: Sequence[str]) -> list
     return found or [Finding(node=node, what="own files", level=Level.OK, told="all can be read")]
 
 
+def judge_alarms(node: str, ways: Sequence[AlarmWay]) -> Finding:
+    """Whether somebody was reached when the last message was sent."""
+    broken = [f"{way.name}: {way.error}" for way in ways if way.error]
+    if broken:
+        advice = f"mend [alarms] in veery.toml there, restart veeryd, then: veery --node {node} alarm test"
+        return Finding(node=node, what="alarms", level=Level.WARN, told="; ".join(broken), advice=advice)
+    told = f"sent by {', '.join(way.name for way in ways)}" if ways else "none are sent: [alarms] in veery.toml"
+    return Finding(node=node, what="alarms", level=Level.OK, told=told)
+
+
 def judge_accelerator(node: str, host: HostReading) -> Finding:
     """Whether domains can start here at all, and what runs them."""
     reason = host.facts.get("accelerator_reason", "")
@@ -222,16 +233,17 @@ class Doctor:
         services: Callable[[], Sequence[Service]] = tuple,
         pool: Path | None = None,
         copies: Path | None = None,
+        alarms: Callable[[], Sequence[AlarmWay]] = tuple,
     ) -> None:
         """`folders` are those whose disks must not be full, by what they are; `tls` holds our certificates;
         `unsettled` names the moves that do not settle; `unread` is the driver's; `quota` is the store's, in bytes;
         `services` gives the programs that we keep running; `pool` holds the volumes' files, `copies` the daily copies
-        of the store (None: there are none here)."""
+        of the store (None: there are none here); `alarms` tells how this node calls somebody."""
         self._node, self._store, self._peers, self._fencing = node, store, peers, fencing
         self._keeper, self._guard, self._writer, self._clock = keeper, guard, writer, clock
         self._folders, self._tls, self._driver, self._trust = folders, tls, driver, trust
         self._unsettled, self._unread, self._exposure = unsettled, unread, exposure
-        self._quota, self._services, self._pool, self._copies = quota, services, pool, copies
+        self._quota, self._services, self._pool, self._copies, self._alarms = quota, services, pool, copies, alarms
 
     # ---- this node
     async def health(self) -> Health:
@@ -239,6 +251,7 @@ class Doctor:
         found = [*self._disks(), *self._certificates(), self._watchdog(), self._moves(), self._trusted()]
         found += judge_files(self._node.name, kept.unreadable(self._folders.values()), self._unread())
         found += [judge_ends(self._node.name, each.name, each.ends(ENDS_WITHIN_S)) for each in self._services()]
+        found.append(judge_alarms(self._node.name, self._alarms()))
         if self._pool is not None:
             found += self._pooled(self._pool)
         if self._copies is not None:

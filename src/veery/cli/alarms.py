@@ -1,0 +1,71 @@
+"""Alarms that call somebody: alarm list, alarm test."""
+
+from __future__ import annotations
+
+import time
+from argparse import Namespace
+from typing import Any
+
+from veery.cli import tables
+from veery.cli.catalogue import Verb
+from veery.cli.parser import Parser
+from veery.cli.session import Session
+from veery.errors import Failed
+
+TEST_S = 60.0
+
+
+def _list(session: Session, args: Namespace) -> int:
+    rows = session.client.get("/v1/alarms")
+    if session.json:
+        session.print_json(rows)
+        return 0
+    if not rows:
+        session.note("this node calls nobody: name a way under [alarms] in veery.toml")
+        return 0
+    _print(rows)
+    return 0
+
+
+def _test(session: Session, args: Namespace) -> int:
+    rows = session.client.post("/v1/alarms/test", deadline=TEST_S)
+    if session.json:
+        session.print_json(rows)
+    else:
+        _print(rows)
+    if failed := [row["name"] for row in rows if row["error"]]:
+        raise Failed(f"not sent by {', '.join(failed)}", hint="mend [alarms] in veery.toml, restart veeryd, test again")
+    return 0
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    cells = []
+    for row in rows:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["at"])) if row["at"] else "-"
+        cells.append((row["name"], when, row["error"] or ("sent" if row["at"] else "-")))
+    print(*tables.plain(("Way", "Last", "Result"), cells), sep="\n")
+
+
+def _declare_nothing(parser: Parser) -> None:
+    pass
+
+
+VERBS: dict[str, Verb] = {
+    "alarm list": Verb(
+        run=_list,
+        declare=_declare_nothing,
+        about="""
+Prints how the node that is spoken to sends alarms, and what came of the last one. The voter that leads sends those of
+the cluster; each node tells by itself that it has lost the store. The settings are under [alarms] in veery.toml.""",
+        examples="veery alarm list\nveery --node test1 alarm list",
+        json=True,
+    ),
+    "alarm test": Verb(
+        run=_test,
+        declare=_declare_nothing,
+        about="Sends a test message by each way that the settings of the node name, once, and prints what came of it.",
+        examples="veery alarm test\nveery --node test1 alarm test",
+        failure="a way did not take the message",
+        json=True,
+    ),
+}

@@ -1,0 +1,168 @@
+"""Alarms that call somebody: what the cluster found is sent by a command, by mail and to a webhook."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from veery.errors import VeeryError
+from veery.host.clock import Clock
+from veery.model.alarm import AlarmMessage, AlarmWay
+from veery.model.ha import Event, Level
+
+log = logging.getLogger(__name__)
+
+QUEUE_MAX = 100  # messages that wait for one way; of more the oldest are dropped
+PAUSES_S = (0.0, 5.0, 30.0, 120.0)  # before each try to send one message
+STORE_LOST_S = 60.0  # for which the store has not answered before somebody is called
+LOOK_S = 5.0
+OVER = "over"  # the event that ends an earlier one about the same subject
+_ORDER = (Level.INFO, Level.WARNING, Level.ALARM)
+
+
+class Way(Protocol):
+    """One way to reach somebody."""
+
+    name: str
+
+    async def send(self, message: AlarmMessage) -> None:
+        """Send it, within a deadline. Raises Failed, OutcomeUnknown, Refused."""
+
+
+def wanted(event: Event, least: Level, called: frozenset[str]) -> bool:
+    """Whether `event` is sent: it is at `least` that grave, or it ends one of the subjects in `called`."""
+    if event.what == OVER:
+        return event.subject in called
+    return _ORDER.index(event.level) >= _ORDER.index(least)
+
+
+@dataclasses.dataclass(slots=True)
+class _Lane:
+    """What waits for one way, and what came of the last message."""
+
+    way: Way
+    state: AlarmWay
+    waiting: deque[AlarmMessage] = dataclasses.field(default_factory=deque)
+    wake: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+
+
+class Alarms:
+    """This node's calls. `hear` takes the brain's events, on the node that leads; `run` is somebody's task."""
+
+    def __init__(
+        self,
+        ways: Sequence[Way],
+        *,
+        least: Level,
+        node: str,
+        cluster: str,
+        clock: Clock,
+        lost: Callable[[], float | None],
+    ) -> None:
+        """`least`: the level from which events are sent. `lost`: seconds since this node lost the store, negative or
+        None while it has not."""
+        self._lanes = tuple(_Lane(way, AlarmWay(name=way.name)) for way in ways)
+        self._least, self._node, self._cluster, self._clock, self._lost = least, node, cluster, clock, lost
+        self._called: frozenset[str] = frozenset()
+
+    def ways(self) -> tuple[AlarmWay, ...]:
+        """Each way that the settings name, and what came of its last message."""
+        return tuple(lane.state for lane in self._lanes)
+
+    def hear(self, event: Event) -> None:
+        """Send `event` where it matters enough. Returns at once."""
+        if not self._lanes or not wanted(event, self._least, self._called):
+            return
+        over = event.what == OVER
+        self._called = self._called - {event.subject} if over else self._called | {event.subject}
+        message = self._message(event)
+        for lane in self._lanes:
+            if len(lane.waiting) >= QUEUE_MAX:
+                lane.waiting.popleft()
+                lane.state = dataclasses.replace(lane.state, dropped=lane.state.dropped + 1)
+            lane.waiting.append(message)
+            lane.wake.set()
+
+    async def test(self, by: str) -> tuple[AlarmWay, ...]:
+        """Send a test message each way, once; what came of it."""
+        event = Event(
+            at=self._clock.epoch(),
+            level=Level.INFO,
+            what="test",
+            subject=f"node/{self._node}",
+            text=f"this is a test, ordered by {by}: nothing is wrong",
+            by=self._node,
+        )
+        message = self._message(event)
+        return tuple(await asyncio.gather(*(self._try(lane, message) for lane in self._lanes)))
+
+    async def run(self) -> None:
+        """For ever. Messages that still wait when it is cancelled are lost."""
+        async with asyncio.TaskGroup() as group:
+            for lane in self._lanes:
+                group.create_task(self._serve(lane), name=f"alarms by {lane.way.name}")
+            group.create_task(self._watch_store(), name="alarms of the store")
+
+    async def _serve(self, lane: _Lane) -> None:
+        while True:
+            lane.wake.clear()
+            while lane.waiting:
+                message = lane.waiting.popleft()
+                for pause in PAUSES_S:
+                    await self._clock.sleep(pause)
+                    state = await self._try(lane, message)
+                    if not state.error:
+                        break
+                else:
+                    log.error("alarm not sent by %s: %s; it was: %s", lane.way.name, lane.state.error, message.text)
+            await lane.wake.wait()
+
+    async def _try(self, lane: _Lane, message: AlarmMessage) -> AlarmWay:
+        error = ""
+        try:
+            await lane.way.send(message)
+        except VeeryError as problem:
+            error = problem.message
+        lane.state = dataclasses.replace(lane.state, at=self._clock.epoch(), error=error)
+        return lane.state
+
+    async def _watch_store(self) -> None:
+        """No brain leads without the store: each node that has lost it calls by itself."""
+        subject, told = f"node/{self._node}", False
+        begun = self._clock.now()
+        while self._lanes:
+            since = self._lost()
+            seconds = self._clock.now() - begun if since is None else since
+            if seconds > STORE_LOST_S and not told:
+                told = True
+                lost = f"{self._node} has not reached the store for {seconds:.0f} s"
+                text = f"{lost}: its domains run on, nothing is decided"
+                self.hear(self._event(Level.ALARM, "store-lost", subject, text))
+            elif seconds <= 0 and told:
+                told = False
+                self.hear(self._event(Level.INFO, OVER, subject, f"{self._node} reaches the store again"))
+            await self._clock.sleep(LOOK_S)
+
+    def _event(self, level: Level, what: str, subject: str, text: str) -> Event:
+        return Event(at=self._clock.epoch(), level=level, what=what, subject=subject, text=text, by=self._node)
+
+    def _message(self, event: Event) -> AlarmMessage:
+        return AlarmMessage(
+            cluster=self._cluster,
+            node=event.by or self._node,
+            at=event.at,
+            level=event.level.value,
+            what=event.what,
+            subject=event.subject,
+            text=event.text,
+        )
+
+
+def as_json(message: AlarmMessage) -> bytes:
+    """`message` as the command gets it on its standard input, and the webhook as its body."""
+    return json.dumps(dataclasses.asdict(message), ensure_ascii=False).encode()
