@@ -34,14 +34,22 @@ async def without_quorum(stage: Stage, node: str) -> None:
     await stage.until(lost, "the quorum is lost")
 
 
-async def adopt(stage: Stage, node: str) -> str:
+async def adopt(stage: Stage, node: str, *words: str) -> str:
     """What is printed."""
+    said = ""
 
     async def ready() -> bool:
-        return (await stage.lab.veery(node, "cluster", "adopt", "--plan", check=False, deadline=60)).code == 0
+        nonlocal said
+        plan = await stage.lab.veery(node, "cluster", "adopt", "--plan", *words, check=False, deadline=60)
+        said = f"{plan}"
+        return plan.code == 0
 
-    await stage.until(ready, "nothing stands in the way of an adoption")
-    return (await stage.lab.veery(node, "cluster", "adopt", deadline=120)).out
+    try:
+        await stage.until(ready, "nothing stands in the way of an adoption")
+    except AssertionError as error:
+        raise AssertionError(f"{error}: {said}") from None
+    yes = ["--yes"] if words else []
+    return (await stage.lab.veery(node, "cluster", "adopt", *words, *yes, deadline=120)).out
 
 
 async def vote_again(stage: Stage, by: str, nodes: Sequence[str]) -> None:
@@ -94,6 +102,35 @@ async def test_two_of_three_voters_lost_their_data(stage: Stage) -> None:
     await unbroken(stage, before.boot, begun)
 
 
+@pytest.mark.slow
+async def test_a_voter_that_was_away_gives_its_old_store_up(stage: Stage) -> None:
+    """One voter's data is gone and one voter is off. The one that was off comes back with its data, and the old store
+    has no chance: it asks the others, puts its data aside, and is let in again."""
+    before, begun = await stage.place(NAME, "test1"), time.time()
+    await faults.power_off(stage.lab, "test2")
+    try:
+        await burn(stage, ("stor",))
+        await without_quorum(stage, "test1")
+        plan = await stage.lab.veery("test1", "cluster", "recover", "--plan", check=False)
+        assert (plan.code, "voter test2 does not answer" in plan.out) == (1, True), plan
+        await stage.lab.veery("test1", "cluster", "recover", "--lost", "test2", "--yes", deadline=200)
+        await adopt(stage, "test1", "--lost", "test2")
+    finally:
+        await faults.power_on(stage.lab, "test2")
+
+    async def aside() -> bool:
+        return not (await stage.get("/v1/recovery", "test2"))["voter"]
+
+    await stage.until(aside, "test2 gives its member up")
+    assert list((stage.lab.plan.home("test2") / "lib").glob("etcd.before-*"))
+    await vote_again(stage, "test1", ("stor", "test2"))
+    await stage.at_rest()
+    await stage.heard(NAME, boot=before.boot)
+    assert not [each for each in await stage.events(begun) if each["subject"] == f"domain/{NAME}"]
+    assert await stage.judged(NAME) == []
+
+
+@pytest.mark.slow
 async def test_all_voters_lost_their_data_and_there_is_a_copy(stage: Stage, tmp_path: Path) -> None:
     """The copy is older than a move: the owner key comes from what runs where."""
     before = await stage.place(NAME, "test1")

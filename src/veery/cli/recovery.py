@@ -85,7 +85,7 @@ no watchdog fires. The other voters give up their members, and keep the data bes
 named with --lost: you give your word that it is off. No node acts on the new store before veery cluster adopt. Then
 veery node vote on gives other nodes a vote again.""",
         examples="veery cluster recover --plan\nveery cluster recover\n"
-        "veery cluster recover --from /var/lib/veery/backups/store-20261130T040000Z.db --lost test3",
+        "veery cluster recover --from /root/veery-store.db --lost test3",
         failure="with --plan: something stands in the way",
         json=True,
     ),
