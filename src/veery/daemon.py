@@ -99,6 +99,7 @@ from veery.node.senses import PeerSenses
 from veery.node.signs import SignWatcher, SignWriter
 from veery.node.standing import Standing
 from veery.node.stillness import Stillness
+from veery.node.storecompare import StoreCompare
 from veery.node.storerecovery import Recoverer
 from veery.node.storeupkeep import StoreUpkeep
 from veery.node.volumemoves import VolumeMoves
@@ -597,6 +598,7 @@ class Daemon:
         work += [(each.name, each.run) for each in self.services if each is not self.switch.service]
         if self.identity.etcd is not None:
             work.append(("copies of the store", self.store_upkeep.run))
+            work.append(("members compared", StoreCompare(self.node.name, self.store, self.clock).run))
         if self.target is not None:
             work.append(("volumes", self.volumes.run))
         return work

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,15 +14,19 @@ from cluster_parts import Member, another, eventually, first, rig
 
 from veery.cluster import identity, join, restoring, server, voting
 from veery.cluster.identity import peer_url
-from veery.errors import Refused
+from veery.cluster.store import Put
+from veery.errors import Refused, VeeryError
 from veery.host.clock import RealClock
 from veery.host.tasks import stop
 from veery.model.node import Role
 from veery.node.etcdswitch import EtcdSwitch
 from veery.node.membership import Membership
+from veery.node.storehealth import judge_hashes, read
 from veery.node.votes import Votes
 
 pytestmark = pytest.mark.timeout(300)
+
+MARK = b"only here to be damaged " * 20
 
 
 class Daemon:
@@ -151,3 +156,35 @@ async def test_a_voter_without_its_data_is_not_started_empty(tmp_path: Path) -> 
             assert (node.switch.service.process, restoring.has_data(node.state)) == (None, False)
             assert (await node.votes.off()).votes == 2
             assert (await node.votes.on()).votes == 3
+
+
+async def test_a_member_with_other_data_is_made_anew(tmp_path: Path) -> None:
+    """As docs/hosts.md has it: take etcd's alarm back, take the vote, give it again."""
+    async with rig(tmp_path) as make:
+        one, two, three = make("test1"), make("test2"), make("test3")
+        await first(one)
+        await another(two, one)
+        await another(three, one, Role.HYPERVISOR)
+        async with daemon(three, ends=True) as node:
+            await node.votes.on()
+            await one.store.commit([], [Put("junk/a", MARK)])
+            file = restoring.database(node.state)
+            await eventually(lambda: MARK in file.read_bytes())
+            with file.open("rb+") as db:
+                data = db.read()
+                for place in (each.start() for each in re.finditer(MARK, data)):
+                    db.seek(place)
+                    db.write(b"#" * len(MARK))
+            (own,) = (each for each in await one.store.voters.all() if each.name == "test3")
+            body = {"action": "ACTIVATE", "memberID": own.id, "alarm": "CORRUPT"}
+            await one.store.gateway.write("/v3/maintenance/alarm", body, dict)
+            row = judge_hashes("test1", await read(one.store.voters, ()))
+            assert row.told.startswith("test3 differs"), row
+
+            with pytest.raises(VeeryError):
+                await node.votes.off()  # its record cannot be written
+            await one.store.voters.disarm(own.id, "CORRUPT")
+            assert (await node.votes.off()).votes == 2
+            assert (await node.votes.on()).votes == 3
+            row = judge_hashes("test1", await read(one.store.voters, ()))
+            assert (row.level, row.told.startswith("3 of 3")) == ("ok", True), row
