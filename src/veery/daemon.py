@@ -27,6 +27,7 @@ from veery.api.cluster import ClusterRoutes
 from veery.api.domains import DomainRoutes
 from veery.api.fencing import FencingRoutes
 from veery.api.ha import HaRoutes
+from veery.api.recovery import RecoveryRoutes
 from veery.api.server import ApiServer
 from veery.api.storage import StorageRoutes
 from veery.api.upkeep import UpkeepRoutes
@@ -41,6 +42,7 @@ from veery.cluster.mirror import Mirror
 from veery.cluster.presence import Heartbeat
 from veery.cluster.store import StoreRestored
 from veery.cluster.trust import SeenFile, Trust
+from veery.cluster.trust import Standing as StoreStanding
 from veery.config.settings import DEFAULT_PATH, Settings
 from veery.config.settings import load as load_settings
 from veery.errors import Failed, Refused, VeeryError
@@ -67,6 +69,7 @@ from veery.migrate.settle import Settler
 from veery.model.codec import convert, plain
 from veery.model.fence import Method
 from veery.model.ha import FenceMeans, Level, Rules
+from veery.model.move import MoveState
 from veery.model.node import Node, Role
 from veery.model.plan import Question, Reply
 from veery.model.volume import Backing, Initiator, Volume
@@ -79,6 +82,7 @@ from veery.node.caretaker import Caretaker
 from veery.node.devices import Devices
 from veery.node.doctor import Doctor
 from veery.node.domains import Domains
+from veery.node.etcdswitch import EtcdSwitch
 from veery.node.exposure import Exposure
 from veery.node.fencing import Fencing
 from veery.node.guard import Guard
@@ -96,9 +100,13 @@ from veery.node.recovery import Recovery
 from veery.node.senses import PeerSenses
 from veery.node.signs import SignWatcher, SignWriter
 from veery.node.standing import Standing
+from veery.node.stillness import Stillness
+from veery.node.storecompare import StoreCompare
+from veery.node.storerecovery import Recoverer
 from veery.node.storeupkeep import StoreUpkeep
 from veery.node.volumemoves import VolumeMoves
 from veery.node.volumes import VolumeRecords, VolumeService
+from veery.node.votes import Votes
 from veery.node.watchdog import WatchdogKeeper
 from veery.storage.base import BytesStore
 from veery.storage.beat import BeatFile, heartbeat_iqn
@@ -123,6 +131,7 @@ PERIODIC = frozenset(
 )
 """Parts that lose nothing when they begin again."""
 FAREWELL = 5.0  # seconds: a node that does not come to say that it is away is lost when its lease has ended
+ROLES_S = 1.0  # between two looks whether our roles have changed
 GOING_DOWN_S = 45  # for all domains to end when the machine is shut down
 
 
@@ -132,6 +141,8 @@ class Daemon:
     def __init__(self, settings: Settings, identity: Identity, tail: logs.Tail) -> None:
         """Builds everything; nothing runs and no port is taken before `run`."""
         self.settings, self.identity, self.node = settings, identity, identity.node
+        self.anew = False  # whether a daemon is to follow this one at once
+        self.stop: Callable[[], object] = lambda: None
         self.state, self.runtime = Path(settings.state), Path(settings.run)
         self.clock = RealClock()
         folder = self.state / "tls"
@@ -246,6 +257,7 @@ class Daemon:
         own = client_url(settings, self.node) if identity.etcd else ""
         self.standing = Standing(self.node, self.store, self.volumes, own)
         self.near = Peers(self.client_tls, self.neighbours.find)  # asks the store for nothing
+        self.stillness = Stillness(self.heartbeat, self.clock)
         self.guard = self._guard()
         self.watcher = self._watcher()
         guard = self.guard
@@ -254,9 +266,11 @@ class Daemon:
             self.store,
             settings.watchdog,
             self.clock,
-            may_feed=guard.may_feed if guard else lambda: self.heartbeat.remaining() > 0 or self.trust.stands(),
+            may_feed=guard.may_feed if guard else self._may_feed,
         )
         self.writer = self._signs() if self.node.has(Role.HYPERVISOR) else None
+        etcd = etcd_server.later(settings, lambda: self.membership.identity)
+        self.switch = EtcdSwitch(etcd, on=identity.etcd is not None)
         self.services = self._services()
         self.store_upkeep = StoreUpkeep(
             self.node.name,
@@ -265,8 +279,31 @@ class Daemon:
             state=self.state,
             clock=self.clock,
             quota=settings.etcd.quota << 20,
+            trusted=lambda: self.trust.standing is StoreStanding.FITS,
         )
+        self._build_recovery(settings)
         self.doctor = self._doctor(folder)
+
+    def _build_recovery(self, settings: Settings) -> None:
+        """Votes in the store, and a store that is made again."""
+        self.votes = Votes(settings, self.store, self.membership, self.switch, self.clock)
+        self.recoverer = Recoverer(
+            settings,
+            self.store,
+            self.trust,
+            self.membership,
+            switch=self.switch,
+            votes=self.votes,
+            stillness=self.stillness,
+            neighbours=self.neighbours,
+            peers=self.near,
+            tls=self.client_tls,
+            clock=self.clock,
+        )
+
+    def _may_feed(self) -> bool:
+        """The same without a guard."""
+        return self.heartbeat.remaining() > 0 or self.trust.stands() or self.stillness.holds()
 
     def _build_brain(self, settings: Settings) -> None:
         """What is decided for the whole cluster, where this node leads."""
@@ -339,6 +376,7 @@ class Daemon:
             peers=self.near,
             clock=self.clock,
             doubted=self.trust.stands,
+            still=self.stillness.holds,
             file=self.runtime / "held.json",
             end=self.settings.guard.end,
         )
@@ -453,6 +491,7 @@ class Daemon:
             ).table(),
             UpkeepRoutes(self.store_upkeep).table(),
             AlarmRoutes(self.alarms).table(),
+            RecoveryRoutes(self.node.name, self.recoverer, self.votes, self.stillness, peers=self.near).table(),
             FencingRoutes(self.fencing, self.standing, self.guard, self.watcher).table(),
             HaRoutes(
                 self.oversight,
@@ -517,7 +556,8 @@ class Daemon:
                 systemd.notify("READY=1", f"STATUS=node {self.node.name} of {self.identity.cluster.name}")
                 log.info("veeryd %s serves node %s", veery.__version__, self.node.name)
         finally:
-            systemd.notify("STOPPING=1")
+            if not self.anew:  # systemd would take it for the end of the unit
+                systemd.notify("STOPPING=1")
             await self._farewell()
             await self.api.close()
             await self.driver.close()
@@ -565,9 +605,15 @@ class Daemon:
                 work.append(("leaning", leaning.run))
         if self.watcher is not None:
             work.append(("signs", self.watcher.run))
-        work += [(each.name, each.run) for each in self.services]
+        work += [
+            ("etcd", self.switch.run),
+            ("given up stores", self.recoverer.look_back),
+            ("change of roles", self._follow_roles),
+        ]
+        work += [(each.name, each.run) for each in self.services if each is not self.switch.service]
         if self.identity.etcd is not None:
             work.append(("copies of the store", self.store_upkeep.run))
+            work.append(("members compared", StoreCompare(self.node.name, self.store, self.clock).run))
         if self.target is not None:
             work.append(("volumes", self.volumes.run))
         return work
@@ -576,13 +622,30 @@ class Daemon:
         """The programs besides domains that this node keeps running."""
         services = []
         if self.identity.etcd is not None:
-            services.append(etcd_server.service(self.settings, self.identity))
+            services.append(self.switch.service)
         if self.target is not None:
             env = self.target.env
             services.append(
                 Service("tgtd", self.target.command, run=self.runtime, env=env, started=self._target_started)
             )
         return services
+
+    async def _follow_roles(self) -> None:
+        """Start anew once our vote has come or gone: what a daemon is made of depends on it. Not while the store does
+        not answer or is not trusted, for the watchdog could not be let go then; nor in the midst of an order."""
+        while True:
+            await self.clock.sleep(ROLES_S)
+            now = self.membership.identity
+            changed = now.node.roles != self.node.roles or (now.etcd is None) != (self.identity.etcd is None)
+            well = self.trust.standing is StoreStanding.FITS and self.heartbeat.remaining() > 0
+            busy = self.votes.busy or self.recoverer.busy or self.domains.busy() or self._moving()
+            if changed and well and not busy:
+                log.warning("veeryd starts anew: the roles of this node are %s now", ",".join(now.node.roles))
+                self.anew = True
+                self.stop()
+
+    def _moving(self) -> bool:
+        return any(each.state is MoveState.RUNNING for each in self.moves.list())
 
     async def _mark(self, why: str) -> None:
         await self.store.mark(self.trust, why, self.clock.epoch())
@@ -690,14 +753,17 @@ async def _feed() -> None:
         await asyncio.sleep(interval)
 
 
-async def _serve(settings: Settings, tail: logs.Tail) -> None:
+async def _serve(settings: Settings, tail: logs.Tail) -> bool:
+    """Serve until told to stop; whether a daemon is to follow at once, with what the state folder says now."""
     loop = asyncio.get_running_loop()
     daemon = Daemon(settings, load_identity(Path(settings.state)), tail)
     running = asyncio.create_task(daemon.run())
+    daemon.stop = running.cancel
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, running.cancel)
     with contextlib.suppress(asyncio.CancelledError):
         await running
+    return daemon.anew
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -712,7 +778,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         settings = load_settings(Path(args.settings))
         tail = logs.setup(settings.log)
-        asyncio.run(_serve(settings, tail))
+        anew = asyncio.run(_serve(settings, tail))
     except VeeryError as error:
         print(f"veeryd: {error.message}", file=sys.stderr)
         if error.hint:
@@ -720,6 +786,8 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except BaseExceptionGroup:
         return 1  # logged where it ended
+    if anew:
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     return 0
 
 

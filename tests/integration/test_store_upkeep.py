@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import hashlib
+import os
 import re
 from pathlib import Path
 
@@ -13,11 +14,16 @@ from cluster_parts import Member, another, eventually, first, rig
 
 from veery.cluster import server, upkeep
 from veery.cluster.gateway import Declined
+from veery.cluster.keys import EVENTS
 from veery.cluster.store import Put, StoreUnavailable
 from veery.errors import Refused
+from veery.host.clock import RealClock
 from veery.host.process import Service
+from veery.host.tasks import stop
 from veery.model.units import MIB
+from veery.node.storecompare import StoreCompare
 from veery.node.storehealth import judge_alarms, judge_hashes, judge_members, judge_store, read
+from veery.node.storeupkeep import StoreUpkeep
 
 SMALL = 4  # MiB
 MARK = b"only here to be damaged " * 20
@@ -91,6 +97,10 @@ async def test_a_member_with_other_data_is_found_and_the_store_stops(tmp_path: P
                 db.write(b"#" * len(MARK))
         row = judge_hashes("test1", await read(one.store.voters, nodes))
         assert (row.level, row.told.startswith("test2 differs at revision ")) == ("bad", True), row
+        told = [await StoreCompare(each.name, each.store, RealClock()).look() for each in (one, two, three)]
+        assert [each.startswith("test2 differs") for each in told if each] == [True], "the leader tells it"
+        (event,) = (await EVENTS.all(one.store)).values()
+        assert (event.level, event.what, "test2 differs" in event.text) == ("alarm", "store-alarm", True)
 
         for each in (one, two, three):
             await _start_with(each, {server.CHECK_EVERY: "2s"})
@@ -113,3 +123,31 @@ async def _start_with(member: Member, changes: dict[str, str]) -> None:
     assert set(changes) <= set(command)
     words = [changes.get(word, word) for word in command]
     member.run_etcd(Service("etcd", lambda: words, run=Path(member.settings.run), env=server.environment()))
+
+
+async def test_copies_stay_as_they_are_while_the_store_is_not_trusted(tmp_path: Path) -> None:
+    """One that was restored from an old copy would otherwise push the good ones out, one a day."""
+    async with rig(tmp_path) as make:
+        one = make("test1")
+        await first(one)
+        trusted = False
+        state = Path(one.settings.state)
+        keeper = StoreUpkeep("test1", one.store, (), state=state, clock=RealClock(), quota=MIB, trusted=lambda: trusted)
+        keeper.copies.mkdir()
+        for number in range(9):
+            old = keeper.copies / f"store-20200101T00000{number}Z.db"
+            old.write_bytes(b"old")
+            os.utime(old, (1.6e9, 1.6e9))
+        work = asyncio.ensure_future(keeper.run())
+        try:
+            await asyncio.sleep(2)
+            assert len(upkeep.kept(keeper.copies)) == 9
+        finally:
+            await stop(work)
+        trusted = True
+        work = asyncio.ensure_future(keeper.run())
+        try:
+            await eventually(lambda: len(upkeep.kept(keeper.copies)) == 7)
+            assert upkeep.kept(keeper.copies)[0].stat().st_size > 100
+        finally:
+            await stop(work)

@@ -136,15 +136,18 @@ class Gateway:
         except msgspec.DecodeError as error:
             raise Unanswered(f"{endpoint}: unreadable answer: {error}") from error
 
-    async def lines(self, path: str, body: Any, *, quiet: float) -> AsyncGenerator[bytes, None]:
-        """The lines of one stream from one member, which is another one each time the last failed.
+    async def lines(self, path: str, body: Any, *, quiet: float, leader: bool = True) -> AsyncGenerator[bytes, None]:
+        """The lines of one stream from one member, which is another one each time the last failed; with `leader`, from
+        one that knows a leader.
 
         Raises Unanswered when it ends, when it was silent for `quiet` seconds, or when a call finds that member dead:
         a machine without power ends no connection."""
         endpoint = self._endpoints[self._at % len(self._endpoints)]
         rest, answer = b"", None
         try:
-            answer = await self._within(quiet, self._send(endpoint + path, body, self.deadline, leader=True), endpoint)
+            answer = await self._within(
+                quiet, self._send(endpoint + path, body, self.deadline, leader=leader), endpoint
+            )
             while piece := await self._within(quiet, answer.content.readany(), endpoint):
                 *whole, rest = (rest + piece).split(b"\n")
                 for line in whole:

@@ -33,21 +33,24 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EtcdStart:
-    """How a voter's etcd begins its life, as etcd's flags of these names; without meaning once it has data."""
+    """How a voter's etcd begins its life, as etcd's flags of these names; without meaning once it has data. `lived`: it
+    had its vote once. Without its data it must not start again: it would vote anew on what was decided already."""
 
     initial_cluster: str
     initial_cluster_state: str
+    lived: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
     """This node and its cluster. `voters` are etcd's client URLs, kept up to date while the node runs; `etcd` is
-    None where the node is no voter."""
+    None where the node is no voter. `replaced`: etcd's ids of stores that were given up (`veery cluster recover`)."""
 
     cluster: Cluster
     node: Node
     voters: tuple[str, ...]
     etcd: EtcdStart | None = None
+    replaced: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -304,6 +304,20 @@ async def _seat(store: Store, voters: Voters, node: Node, peer: str) -> tuple[Vo
     return await voters.add_learner(peer)
 
 
+async def seat(store: Store, voters: Voters, node: Node, peer: str) -> EtcdStart:
+    """Make room for the vote of `node`, which is in the cluster already: a learner, and how its etcd begins. One that
+    waits there is kept. Raises Refused, StoreUnavailable, OutcomeUnknown."""
+    async with _turn(store, node.name):
+        members = await _seat(store, voters, node, peer)
+    names = [f"{node.name if peer in each.peers else each.name}={url}" for each in members for url in each.peers]
+    return EtcdStart(initial_cluster=",".join(names), initial_cluster_state="existing")
+
+
+async def unseat(voters: Voters, peer: str) -> None:
+    """Take that room away again, while it is a learner's. Raises StoreUnavailable, OutcomeUnknown."""
+    await _unseat(voters, peer)
+
+
 async def _unseat(voters: Voters, peer: str) -> None:
     for member in await voters.all() if peer else ():
         if peer in member.peers and member.learner:

@@ -100,6 +100,11 @@ async def promote(voters: Voters, settings: Settings, identity: Identity) -> Non
         await asyncio.sleep(PROMOTION_PAUSE)
 
 
+def point(store: EtcdStore, settings: Settings, identity: Identity) -> None:
+    """Have `store` ask the members that `identity` names."""
+    store.gateway.use(_own_first(settings, identity))
+
+
 async def refresh(store: EtcdStore, settings: Settings, identity: Identity) -> Identity:
     """Learn who has a vote now; `store` and the state folder follow. Raises StoreUnavailable."""
     members = await store.voters.all()
@@ -108,7 +113,7 @@ async def refresh(store: EtcdStore, settings: Settings, identity: Identity) -> I
         identity = dataclasses.replace(identity, voters=urls)
         save(Path(settings.state), identity)
         log.info(decision("voters.changed", voters=",".join(urls)))
-    store.gateway.use(_own_first(settings, identity))
+    point(store, settings, identity)
     return identity
 
 

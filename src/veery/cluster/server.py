@@ -16,6 +16,7 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from veery.cluster import restoring
 from veery.cluster.identity import Identity, client_url, peer_url
 from veery.cluster.store import StoreUnavailable
 from veery.cluster.voters import Voters
@@ -108,16 +109,28 @@ def environment() -> dict[str, str]:
 
 def service(settings: Settings, identity: Identity, *, started: Callable[[], Awaitable[None]] | None = None) -> Service:
     """The service that keeps this voter's etcd running; `started` as in host/process.py."""
-    folder = Path(settings.state) / "etcd"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    crl.ensure(Path(settings.state) / "tls", epoch=time.time())
-    return Service(
-        "etcd",
-        lambda: command(settings, identity),
-        run=Path(settings.run),
-        env=environment(),
-        started=started,
-    )
+    return later(settings, lambda: identity, started=started)
+
+
+def later(
+    settings: Settings, identity: Callable[[], Identity], *, started: Callable[[], Awaitable[None]] | None = None
+) -> Service:
+    """As `service`, for an identity that may have another vote at each start."""
+
+    def words() -> list[str | Path]:
+        state = Path(settings.state)
+        restoring.take(state)
+        start = identity().etcd
+        if start is not None and start.lived and not restoring.has_data(state):
+            raise Failed(
+                f"the store's data is gone from {restoring.data(state)}: etcd is not started without it",
+                hint="with a quorum: veery node vote off, then veery node vote on; without: docs/recovery.md",
+            )
+        restoring.data(state).mkdir(mode=0o700, parents=True, exist_ok=True)
+        crl.ensure(state / "tls", epoch=time.time())
+        return command(settings, identity())
+
+    return Service("etcd", words, run=Path(settings.run), env=environment(), started=started)
 
 
 async def ready(voters: Voters, endpoint: str, *, deadline: float) -> None:

@@ -204,6 +204,10 @@ class Trust:
         if self.standing is Standing.FITS:
             self._find(why)
 
+    def expect(self, why: str) -> None:
+        """The store is about to be replaced by an older one: it is doubted from now on."""
+        self._find(why)
+
     def look(self, sent: Sent, sight: Sight) -> None:
         """Judge what was seen of the store: the only way into FITS."""
         if sent.generation != self.generation:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import logging
 import os
 import time
 from base64 import b64decode
@@ -23,6 +24,8 @@ from veery.cluster.store import StoreUnavailable
 from veery.cluster.voters import Voter, Voters, VoterStatus
 from veery.errors import Failed, Refused
 from veery.model.units import MIB, format_size
+
+log = logging.getLogger(__name__)
 
 NOSPACE = "NOSPACE"
 ROOM_AGAIN = 0.9  # of the quota: a file below it takes writes again
@@ -68,6 +71,14 @@ def spare(seen: Sequence[Seen], id: int) -> str:
     if len(others) > len(voting) // 2:
         return ""
     return f"without it only {len(others)} of {len(voting)} voters answer"
+
+
+async def hand_over(voters: Voters, endpoint: str, member: int) -> None:
+    """As Voters.hand_over; where it fails an election follows, which is no harm."""
+    try:
+        await voters.hand_over(endpoint, member)
+    except StoreUnavailable as error:
+        log.warning("no other member leads yet: %s", error)
 
 
 # ---- room
@@ -139,9 +150,10 @@ class _Piece(msgspec.Struct):
     result: _Blob
 
 
-async def backup(gateway: Gateway, path: Path) -> int:
+async def backup(gateway: Gateway, path: Path, *, leader: bool = True) -> int:
     """Write a copy of the store, as one member has it, to the new file `path`, which only its owner may read; its size
-    in bytes. It holds secrets: the CA's key, the passwords of the targets.
+    in bytes. It holds secrets: the CA's key, the passwords of the targets. Without `leader` also a member that knows no
+    leader gives it.
 
     Raises Refused where there is such a file, Failed where the copy is not whole (nothing is left then) or cannot be
     written."""
@@ -152,7 +164,7 @@ async def backup(gateway: Gateway, path: Path) -> int:
         handle = os.open(part, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         with os.fdopen(handle, "wb") as file:
             os.fchmod(handle, 0o600)  # one that was left by an older try
-            size = await _receive(gateway, file)
+            size = await _receive(gateway, file, leader)
             file.flush()
             await asyncio.to_thread(os.fsync, handle)
         part.rename(path)
@@ -163,11 +175,11 @@ async def backup(gateway: Gateway, path: Path) -> int:
         part.unlink(missing_ok=True)
 
 
-async def _receive(gateway: Gateway, file: BinaryIO) -> int:
+async def _receive(gateway: Gateway, file: BinaryIO, leader: bool) -> int:
     """Write the stream to `file`; its size. etcd sends the database, then its SHA-256: by that all of it came."""
     digest, held, size, why = hashlib.sha256(), b"", 0, ""
     try:
-        async for line in gateway.lines("/v3/maintenance/snapshot", {}, quiet=QUIET_S):
+        async for line in gateway.lines("/v3/maintenance/snapshot", {}, quiet=QUIET_S, leader=leader):
             held += b64decode(msgspec.json.decode(line, type=_Piece).result.blob)
             if len(held) > TRAILER:
                 digest.update(held[:-TRAILER])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -18,6 +19,9 @@ from veery.errors import OutcomeUnknown, Refused
 PATIENCE = 20.0  # seconds for which a change of members may be declined as too early
 _ALARM = re.compile(r"(?:memberID:(\d+) )?alarm:(\w+)")  # in the status answer (AlarmMember.String)
 TOO_EARLY = ("in sync with leader", "too many learner members", "not enough started members")
+# A member's id is made of its peer URL and the second (etcd membership/member.go, NewMember): one that is added in the
+# second in which it was removed would have the id of the removed one, which etcd refuses in these words.
+TOO_SOON = ("member not found",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,9 +187,9 @@ class Voters:
         members = await self.all()
         if any(peer in member.peers for member in members):
             return members
-        await self._insist(
-            "/v3/cluster/member/add", {"peerURLs": [peer], "isLearner": True}, done="Peer URLs already exists"
-        )
+        body = {"peerURLs": [peer], "isLearner": True}
+        early = (*TOO_EARLY, *TOO_SOON)
+        await self._insist("/v3/cluster/member/add", body, done="Peer URLs already exists", early=early)
         return await self.all()
 
     async def promote(self, member: int) -> None:
@@ -220,9 +224,9 @@ class Voters:
                 continue
         return False
 
-    async def _insist(self, path: str, body: dict[str, object], *, done: str) -> None:
-        """Ask for a change of members until etcd finds that the time has come. Asking twice does no harm: it then
-        declines with the words `done`."""
+    async def _insist(self, path: str, body: dict[str, object], *, done: str, early: Sequence[str] = TOO_EARLY) -> None:
+        """Ask for a change of members until etcd finds that the time has come, which is not while it declines with one
+        of the words `early`. Asking twice does no harm: it then declines with the words `done`."""
         loop = asyncio.get_running_loop()
         ends = loop.time() + PATIENCE
         while True:
@@ -232,7 +236,7 @@ class Voters:
             except Declined as error:
                 if error.reason.endswith(done):
                     return
-                if loop.time() > ends or not any(words in error.reason for words in TOO_EARLY):
+                if loop.time() > ends or not any(words in error.reason for words in early):
                     raise Refused(error.message, hint="try again when all voters are up") from error
             except (OutcomeUnknown, StoreUnavailable):
                 if loop.time() > ends:

@@ -19,6 +19,7 @@ QEMU_LEAST = 9
 OTHERS = (
     "tgt",
     "etcd-server",
+    "etcd-client",
     "busybox-static",
     "lvm2",
     "iproute2",

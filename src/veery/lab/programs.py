@@ -14,7 +14,7 @@ MINIMAL = frozenset({"apt", "bash", "coreutils", "dash", "dpkg", "libc-bin", "mo
 # What the README asks for beside such a root.
 ASKED_FOR = frozenset({"ca-certificates", "git", "make", "python3"})
 # Only documents name their programs; each page that does names the package too.
-DOCUMENTED = frozenset({"etcd-client"})
+DOCUMENTED: frozenset[str] = frozenset()
 
 PACKAGE_OF = {
     "/sbin/ldconfig": "libc-bin",

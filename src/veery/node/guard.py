@@ -60,7 +60,8 @@ class View:
     """What the guard knows. `lost`: seconds since the lease was lost, negative while it has that long to go. `fenced`:
     what the store says of us (False while it does not answer). `voters` and `storage`: the nodes of these roles, of
     storage those that matter here; `words`: the answers of just now, our own among them. `doubted`: the store answers
-    us, and the doubt stands in it that it was restored (cluster/trust.py): nobody takes a domain from anybody."""
+    us, and the doubt stands in it that it was restored (cluster/trust.py): nobody takes a domain from anybody. `still`:
+    an operator recovers the store, by whose word the voters without an answer are off (node/stillness.py)."""
 
     lost: float
     fenced: bool
@@ -68,6 +69,7 @@ class View:
     storage: frozenset[str]
     words: tuple[Word, ...] = ()
     doubted: bool = False
+    still: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,8 @@ def rule(view: View, end: float) -> Ruling:
         # We reach the store, and every transaction of another asks that there be no doubt: no fence of ours, by
         # watchdog or otherwise, can lead to a start elsewhere from here on.
         return Ruling(Stance.STAY, "the store was restored: nobody acts on it before `veery cluster adopt`", feed=True)
+    if not shut and view.still:
+        return Ruling(Stance.STAY, "the store is being recovered", feed=True)
     leaderless = {word.node for word in view.words if word.quorum is False} & view.voters
     if not shut and 2 * len(leaderless) > len(view.voters):
         return Ruling(Stance.STAY, f"the store is down for all: {_names(leaderless)} say so", feed=True)
@@ -130,15 +134,16 @@ class Guard:
         peers: Peers,
         clock: Clock,
         doubted: Callable[[], bool],
+        still: Callable[[], bool],
         file: Path,
         end: float,
     ) -> None:
-        """`peers` finds nodes without the store; `doubted`: as in View; `file` remembers over a restart of ours which
-        domains are held; `end`: seconds after the lease was lost at which domains are ended."""
+        """`peers` finds nodes without the store; `doubted`, `still`: as in View; `file` remembers over a restart of
+        ours which domains are held; `end`: seconds after the lease was lost at which domains are ended."""
         self._node, self._store, self._heartbeat = node, store, heartbeat
         self._domains, self._fencing, self._standing = domains, fencing, standing
         self._neighbours, self._peers, self._clock = neighbours, peers, clock
-        self._doubted, self._file, self._end = doubted, file, end
+        self._doubted, self._still, self._file, self._end = doubted, still, file, end
         self._started = clock.now()
         self._tasks: asyncio.TaskGroup | None = None
         self._under_way: set[str] = set()
@@ -215,6 +220,7 @@ class Guard:
             storage=await self._storage() if lost >= 0 else frozenset(),
             words=self._words if self._clock.now() - self._heard < FRESH else (),
             doubted=self._doubted(),
+            still=self._still(),
         )
 
     async def _look_for_ever(self) -> None:

@@ -6,11 +6,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 from veery.cluster import join, members, revocation
 from veery.cluster.etcd import EtcdStore
-from veery.cluster.identity import Identity
+from veery.cluster.identity import Identity, save
 from veery.cluster.losses import Losses
 from veery.config.settings import Settings
 from veery.errors import Failed, VeeryError
@@ -28,6 +29,7 @@ class Membership:
     def __init__(self, settings: Settings, identity: Identity, store: EtcdStore) -> None:
         """Nothing is asked before `run`."""
         self._settings, self.identity, self._store = settings, identity, store
+        self._writing = asyncio.Lock()
 
     async def run(self) -> None:
         """For ever: put our records right, ask for our vote, follow the voters as they change."""
@@ -39,10 +41,17 @@ class Membership:
             await self._follow()
 
     async def _follow(self) -> None:
-        await self._insist("vote", lambda: members.promote(self._store.voters, self._settings, self.identity))
+        await self._insist("vote", self.voted)
         while True:
             await self._insist("voters", self._refresh)
             await asyncio.sleep(REFRESH)
+
+    async def voted(self) -> None:
+        """Return once this node's etcd has its vote (at once where it is no voter), and it is written down that it had
+        one. Raises as members.promote."""
+        await members.promote(self._store.voters, self._settings, self.identity)
+        if (start := self.identity.etcd) is not None and not start.lived:
+            await self.become(replace(self.identity, etcd=replace(start, lived=True)))
 
     def ca(self) -> join.CaReply:
         """GET /v1/ca."""
@@ -105,7 +114,18 @@ class Membership:
             raise Failed(f"{error.filename}: {error.strerror}") from error
 
     async def _refresh(self) -> None:
-        self.identity = await members.refresh(self._store, self._settings, self.identity)
+        async with self._writing:
+            self.identity = await members.refresh(self._store, self._settings, self.identity)
+
+    async def become(self, identity: Identity) -> None:
+        """Have this node be `identity`, now and after a restart of the daemon. Raises Failed: it is as before."""
+        async with self._writing:
+            try:
+                save(Path(self._settings.state), identity)
+            except OSError as error:
+                raise Failed(f"{error.filename}: {error.strerror}", hint="make room there, then again") from error
+            self.identity = identity
+            members.point(self._store, self._settings, identity)
 
     async def _insist(self, what: str, work: Callable[[], Awaitable[object]]) -> None:
         said = ""

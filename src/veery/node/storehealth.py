@@ -83,7 +83,7 @@ def judge_members(reading: StoreReading, *, quota: int) -> list[Finding]:
             node.name,
             Level.BAD,
             "it has the role voter, and the store has no member there",
-            f"veery node leave {node.name}, and join it anew: until then the store carries one loss less",
+            f"veery node vote off {node.name}, then on again: until then the store carries one loss less",
         )
         for node in reading.nodes
         if node.has(Role.VOTER) and node.name not in members

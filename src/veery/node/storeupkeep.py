@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from veery.cluster import server, upkeep
 from veery.cluster.etcd import EtcdStore
-from veery.cluster.store import StoreUnavailable
 from veery.cluster.upkeep import Defragmented
 from veery.errors import Failed, Refused, VeeryError
 from veery.host.clock import Clock
@@ -31,9 +30,19 @@ class StoreUpkeep:
     """One a daemon; `run` is a voter's task."""
 
     def __init__(
-        self, node: str, store: EtcdStore, services: Sequence[Service], *, state: Path, clock: Clock, quota: int
+        self,
+        node: str,
+        store: EtcdStore,
+        services: Sequence[Service],
+        *,
+        state: Path,
+        clock: Clock,
+        quota: int,
+        trusted: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`services` are this node's; `quota` is the store's, in bytes."""
+        """`services` are this node's; `quota` is the store's, in bytes; `trusted`: whether the store is the one that
+        this node knows (cluster/trust.py)."""
+        self._trusted = trusted
         self._node, self._store, self._clock, self._quota = node, store, clock, quota
         self._etcd = next((each for each in services if each.name == "etcd"), None)
         self.copies = state / "backups"
@@ -72,19 +81,18 @@ class StoreUpkeep:
             return
         other = next((each for each in seen if each.well and each.voter.id != own.voter.id), None)
         if other is not None:
-            try:
-                await self._store.voters.hand_over(own.endpoint, other.voter.id)
-            except StoreUnavailable as error:
-                log.warning("etcd is restarted as the leader: %s", error)
+            await upkeep.hand_over(self._store.voters, own.endpoint, other.voter.id)
 
     # ---- a copy each day
     async def run(self) -> None:
-        """For ever: keep the copies in `copies` fresh and few."""
+        """For ever: keep the copies in `copies` fresh and few. While the store is not trusted there is no new one, and
+        the old ones stay: one of them may be needed."""
         said = ""
         while True:
             pause = LOOK_S
             try:
-                await self._copy()
+                if self._trusted():
+                    await self.copy()
                 said = ""
             except (VeeryError, OSError) as error:
                 pause = RETRY_S
@@ -93,7 +101,8 @@ class StoreUpkeep:
                 said = str(error)
             await asyncio.sleep(pause)
 
-    async def _copy(self) -> None:
+    async def copy(self) -> None:
+        """Make a copy where one is due, and remove what is beyond KEEP of them. Raises VeeryError, OSError."""
         self.copies.mkdir(mode=0o700, exist_ok=True)
         now, there = self._clock.epoch(), upkeep.kept(self.copies)
         if there and 0 <= now - there[0].stat().st_mtime < EVERY_S:

@@ -1,0 +1,77 @@
+"""Routes of a store that is recovered, and of votes in it. All but the votes need no store."""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiohttp import web
+
+from veery.api.server import answer, body, convert
+from veery.errors import Refused
+from veery.model.recovery import Aside
+from veery.node.peers import Peers
+from veery.node.stillness import Stillness
+from veery.node.storerecovery import Recoverer
+from veery.node.votes import Votes
+
+VOTE_S = 110.0  # for another node's vote
+
+
+class RecoveryRoutes:
+    """Orders go on when the caller has left."""
+
+    def __init__(self, node: str, recoverer: Recoverer, votes: Votes, stillness: Stillness, *, peers: Peers) -> None:
+        """`node` is this one's name."""
+        self._node, self._peers = node, peers
+        self._recoverer, self._votes, self._stillness = recoverer, votes, stillness
+
+    def table(self) -> list[web.RouteDef]:
+        """The routes."""
+        return [
+            web.post("/v1/vote", self.vote),
+            web.post("/v1/nodes/{name}/vote", self.vote_of),
+            web.get("/v1/recovery", self.word),
+            web.post("/v1/recovery", self.recover),
+            web.post("/v1/recovery/still", self.still),
+            web.post("/v1/recovery/aside", self.aside),
+        ]
+
+    async def vote(self, request: web.Request) -> web.Response:
+        """Give this node a vote, or have it give its vote up."""
+        data = await body(request)
+        work = self._votes.on() if data.get("on") else self._votes.off()
+        return answer(await asyncio.shield(asyncio.ensure_future(work)))
+
+    async def vote_of(self, request: web.Request) -> web.Response:
+        """The same of another node, which carries it out."""
+        name = request.match_info["name"]
+        if name == self._node:
+            return await self.vote(request)
+        return answer(await self._peers.call(name, "POST", "/v1/vote", await body(request), deadline=VOTE_S))
+
+    async def word(self, _: web.Request) -> web.Response:
+        """What this node knows of the store."""
+        return answer(await self._recoverer.word())
+
+    async def recover(self, request: web.Request) -> web.Response:
+        """Plan a recovery of the store on this node, or do it."""
+        data = await body(request)
+        lost, file = data.get("lost", []), data.get("file", "")
+        if not isinstance(lost, list) or len(lost) > 1000 or not all(isinstance(name, str) for name in lost):
+            raise Refused("lost is a list of nodes", hint="docs/api.md")
+        if not isinstance(file, str) or "\0" in file:
+            raise Refused("file is a path", hint="docs/api.md")
+        if data.get("plan"):
+            return answer(await self._recoverer.plan(file, lost))
+        return answer(await asyncio.shield(asyncio.ensure_future(self._recoverer.recover(file, lost))))
+
+    async def still(self, request: web.Request) -> web.Response:
+        """Stand still for a while: another node recovers the store."""
+        self._stillness.order(str((await body(request)).get("by", ""))[:100])
+        return answer({})
+
+    async def aside(self, request: web.Request) -> web.Response:
+        """Give up our member of a store that is replaced, and ask the new one."""
+        order = convert(await body(request), Aside)
+        await asyncio.shield(asyncio.ensure_future(self._votes.aside(order)))
+        return answer({})

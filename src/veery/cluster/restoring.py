@@ -1,0 +1,101 @@
+"""A data folder for a new store, made of a snapshot of an old one.
+
+    STATE/etcd               the member's data
+    STATE/etcd.part          a folder that is being made
+    STATE/etcd.new           one that is whole, and takes the place of STATE/etcd next
+    STATE/etcd.before-TIME   data of a store that was given up; nothing reads it
+
+`etcdctl snapshot restore` gives the new store new ids for itself and its one member (etcd docs, op-guide/recovery), so
+members of the old one and of the new one refuse each other. `etcd --force-new-cluster` keeps the store's id, and in
+etcd 3.4 its database may be ahead of its log: members that join later can miss what was written last."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from pathlib import Path
+
+from veery.cluster.identity import Identity, peer_url
+from veery.config.settings import Settings
+from veery.errors import Failed, Refused
+from veery.host.files import sync_folder
+from veery.host.run import run
+
+RESTORE_S = 300.0  # for `etcdctl snapshot restore`
+
+
+def data(state: Path) -> Path:
+    """The folder of the member's data."""
+    return state / "etcd"
+
+
+def has_data(state: Path) -> bool:
+    """Whether a member has lived here."""
+    return (data(state) / "member").is_dir()
+
+
+def database(state: Path) -> Path:
+    """The file with all keys. It is a snapshot without a checksum when etcd does not run."""
+    return data(state) / "member" / "snap" / "db"
+
+
+async def restore(
+    settings: Settings, identity: Identity, snapshot: Path, *, token: str, checked: bool
+) -> tuple[str, str]:
+    """Make STATE/etcd.new of the file `snapshot`, for a store with this node as its only member; etcd's flags
+    initial-cluster and initial-cluster-state. `token` has to be new: the store's id comes from it. With `checked` the
+    file ends with its checksum. Raises Refused where it is no snapshot, Failed."""
+    state, node = Path(settings.state), identity.node
+    if not snapshot.is_file():
+        raise Refused(f"{snapshot} is no file", hint=f"the daily copies are in {state / 'backups'}")
+    part, new = state / "etcd.part", state / "etcd.new"
+    peer = peer_url(settings, node)
+    for each in (part, new):
+        await asyncio.to_thread(shutil.rmtree, each, ignore_errors=True)
+    words: list[str | Path] = ["etcdctl", "snapshot", "restore", snapshot, "--data-dir", part, "--name", node.name]
+    words += ["--initial-cluster", f"{node.name}={peer}", "--initial-advertise-peer-urls", peer]
+    words += ["--initial-cluster-token", token]
+    if not checked:
+        words += ["--skip-hash-check"]
+    try:
+        await run(words, deadline=RESTORE_S, env={"ETCDCTL_API": "3"})
+        part.rename(new)
+        sync_folder(state)
+    except Failed as error:
+        raise Failed(f"no store can be made of {snapshot}: {error.message}", hint="try an older copy") from error
+    except OSError as error:
+        raise Failed(f"{error.filename}: {error.strerror}", hint="make room there") from error
+    return f"{node.name}={peer}", "new"
+
+
+def put_aside(state: Path, *, epoch: float) -> Path | None:
+    """Rename the member's data; the new name, None where there is none. Raises Failed."""
+    if not has_data(state):
+        return None
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(epoch))
+    for number in range(100):
+        place = state / f"etcd.before-{stamp}{f'-{number}' if number else ''}"
+        if not place.exists():
+            break
+    try:
+        data(state).rename(place)
+        sync_folder(state)
+    except OSError as error:
+        raise Failed(f"{data(state)}: {error.strerror}") from error
+    return place
+
+
+def take(state: Path) -> None:
+    """Let STATE/etcd.new take the place of STATE/etcd, whose data was put aside. A second call does nothing. Raises
+    Failed."""
+    new = state / "etcd.new"
+    if has_data(state) or not (new / "member").is_dir():
+        return
+    try:
+        if data(state).is_dir():
+            data(state).rmdir()
+        new.rename(data(state))
+        sync_folder(state)
+    except OSError as error:
+        raise Failed(f"{new}: {error.strerror}", hint=f"{data(state)} has to be empty") from error

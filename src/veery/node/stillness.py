@@ -1,0 +1,42 @@
+"""Standing still while the store is recovered: the watchdog is fed, and the guard leaves domains as they are.
+
+A recovery orders it on every node that answers. It ends with the first lease that is granted after the order, and
+after STILL_S seconds in any case: from then on others may fence this node, and nothing may keep its watchdog fed."""
+
+from __future__ import annotations
+
+import logging
+
+from veery.cluster.presence import Heartbeat
+from veery.host.clock import Clock
+from veery.host.log import decision
+
+log = logging.getLogger(__name__)
+
+STILL_S = 300.0
+
+
+class Stillness:
+    """One a daemon."""
+
+    def __init__(self, heartbeat: Heartbeat, clock: Clock) -> None:
+        """Nothing stands still before `order`."""
+        self._heartbeat, self._clock = heartbeat, clock
+        self._ordered, self._until = 0.0, 0.0
+
+    def order(self, by: str) -> None:
+        """Stand still from now on."""
+        self._ordered = self._clock.now()
+        self._until = self._ordered + STILL_S
+        log.warning(decision("still", by=by, seconds=STILL_S))
+
+    def holds(self) -> bool:
+        """Whether this node stands still."""
+        now = self._clock.now()
+        if now >= self._until:
+            return False
+        left = self._heartbeat.remaining()
+        if left > 0 and now + left - self._heartbeat.ttl > self._ordered:  # granted since
+            self._until = 0.0
+            return False
+        return True

@@ -1,0 +1,278 @@
+"""Recovering the store on this node, with domains running on: its data, or a copy, becomes a store of one voter.
+
+    1 every node that answers stands still (node/stillness.py)
+    2 a new data folder is made beside the old one (cluster/restoring.py)
+    3 every node that answers gives up its own member, and asks this one
+    4 our identity says so, the folders change places, etcd starts
+
+A daemon that dies before 4 has changed nothing here, and the order is given again; after it, the next daemon goes on.
+The new store has another id, so every node doubts it (cluster/trust.py) until `veery cluster adopt`. A voter that did
+not answer learns at its return, from any node, that its store was given up (`look_back`)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import shutil
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from ssl import SSLContext
+
+from veery.cluster import restoring, server, upkeep, voting
+from veery.cluster.etcd import EtcdStore
+from veery.cluster.gateway import Gateway
+from veery.cluster.identity import EtcdStart, client_url
+from veery.cluster.trust import Trust
+from veery.config.settings import Settings
+from veery.errors import Failed, Refused, VeeryError
+from veery.host.clock import Clock
+from veery.host.log import decision
+from veery.model.codec import convert, plain
+from veery.model.node import Role
+from veery.model.recovery import Aside, Recovered, StoreWord
+from veery.node.etcdswitch import EtcdSwitch
+from veery.node.membership import Membership
+from veery.node.neighbours import Neighbours
+from veery.node.peers import Peers
+from veery.node.stillness import Stillness
+from veery.node.votes import Votes
+
+log = logging.getLogger(__name__)
+
+ASK_S = 5.0  # for one node's word
+ORDER_S = 60.0  # for one node to stand aside
+STATUS_S = 2.0  # for our own member's status
+READY_S = 60.0  # for the new store to answer
+DOUBT_S = 60.0  # for the doubt to stand in it
+LOOK_BACK_S = 5.0  # between two looks whether our store was given up
+
+
+def judge(
+    own: StoreWord,
+    told: Mapping[str, StoreWord],
+    silent: Mapping[str, str],
+    *,
+    voters: Collection[str],
+    lost: Collection[str],
+    data: bool,
+    file: bool,
+) -> list[str]:
+    """What stands in the way of a recovery on node `own`. `told`: the other nodes' words; `silent`: those without one,
+    and why; `voters`: the names of all; `lost`: those that an operator vouches for to be off; `data`: there is a
+    member's data here; `file`: it is to be made from a copy. Pure."""
+    found = [
+        f"{each.node} has a store that decides: there is nothing to recover"
+        for each in (own, *told.values())
+        if each.quorum and not each.restored
+    ]
+    found += [
+        f"voter {name} does not answer ({why}): start its veeryd; or, if it is off for certain, --lost {name}"
+        for name, why in sorted(silent.items())
+        if name in voters and name not in lost
+    ]
+    found += [f"{name} answers: it is not lost" for name in sorted(lost) if name in told or name == own.node]
+    found += [f"no node {name!r}" for name in sorted(set(lost) - set(told) - set(silent) - {own.node})]
+    if not file and not data:
+        found.append(f"{own.node} has no data of the store: give a copy with --from, or recover on another voter")
+    if not file and own.revision:
+        newer = {each.node: each.revision for each in told.values() if each.voter and each.revision > own.revision}
+        found += [
+            f"{name} has newer data (revision {revision}, here {own.revision}): veery --node {name} cluster recover"
+            for name, revision in sorted(newer.items())
+        ]
+    return found
+
+
+class Recoverer:
+    """One a daemon; `look_back` is its task."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: EtcdStore,
+        trust: Trust,
+        membership: Membership,
+        *,
+        switch: EtcdSwitch,
+        votes: Votes,
+        stillness: Stillness,
+        neighbours: Neighbours,
+        peers: Peers,
+        tls: SSLContext,
+        clock: Clock,
+    ) -> None:
+        """`peers` finds nodes without the store; `tls` is for our own etcd."""
+        self._settings, self._store, self._trust, self._membership = settings, store, trust, membership
+        self._switch, self._votes, self._stillness = switch, votes, stillness
+        self._neighbours, self._peers, self._tls, self._clock = neighbours, peers, tls, clock
+        self._state = Path(settings.state)
+        self._one = asyncio.Lock()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a recovery is under way here."""
+        return self._one.locked()
+
+    async def word(self) -> StoreWord:
+        """What this node knows of the store; the store itself is not asked, only our own member."""
+        identity, seen = self._membership.identity, self._trust.seen
+        quorum, revision = None, 0
+        if identity.etcd is not None:
+            quorum = False
+            with contextlib.suppress(VeeryError):
+                own = await self._store.voters.status(client_url(self._settings, identity.node), within=STATUS_S)
+                quorum, revision = own.leader != 0, own.revision
+        return StoreWord(
+            node=identity.node.name,
+            voter=identity.etcd is not None,
+            quorum=quorum,
+            restored=self._trust.restored,
+            revision=revision,
+            cluster=seen.cluster if seen else "",
+            replaced=identity.replaced,
+            endpoints=identity.voters,
+            still=self._stillness.holds(),
+        )
+
+    # ---- recovering
+    async def plan(self, file: str, lost: Collection[str]) -> Recovered:
+        """What it would come to; nothing is changed."""
+        own, told, refusals = await self._judged(file, lost)
+        here, others = own.node, sorted(name for name, each in told.items() if each.voter)
+        steps = [f"{', '.join([here, *sorted(told)])} stand still: no watchdog fires, no domain is ended"]
+        steps.append(f"{here} makes a new store of {file or 'its own data'}, and is its only voter")
+        steps += [f"{name} gives up its vote; its data is kept in {self._state}/etcd.before-..." for name in others]
+        steps += [f"{name} gives up its vote when it is back: you say that it is off" for name in sorted(lost)]
+        return Recovered(refusals=tuple(refusals), steps=tuple(steps))
+
+    async def recover(self, file: str, lost: Collection[str]) -> Recovered:
+        """Do it. Raises Refused with all that stands in its way; Failed, OutcomeUnknown: order it again."""
+        if self._one.locked():
+            raise Refused("a recovery is under way here", hint="wait for its end: veery cluster status")
+        async with self._one:
+            plan = await self.plan(file, lost)
+            own, told, refusals = await self._judged(file, lost)
+            if refusals:
+                raise Refused("; ".join(refusals), hint="veery cluster recover --plan")
+            await self._stand_still(told)
+            start, copied = await self._restored(file)
+            given_up = {each.cluster for each in (own, *told.values())} | set(own.replaced)
+            await self._aside(told, tuple(sorted(given_up - {""})))
+            await self._take(start, tuple(sorted(given_up - {""})))
+            log.warning(decision("store.recovered", node=own.node, source=copied, lost=",".join(sorted(lost))))
+            return plan
+
+    async def _judged(self, file: str, lost: Collection[str]) -> tuple[StoreWord, dict[str, StoreWord], list[str]]:
+        own, (told, silent) = await self.word(), await self._asked()
+        voters = {name for name, node in self._neighbours.nodes.items() if node.has(Role.VOTER)}
+        data = restoring.has_data(self._state)
+        refusals = judge(own, told, silent, voters=voters, lost=lost, data=data, file=bool(file))
+        if file and not Path(file).is_file():
+            refusals.append(f"{file} is no file on {own.node}")
+        return own, told, refusals
+
+    async def _asked(self) -> tuple[dict[str, StoreWord], dict[str, str]]:
+        """The words of all other nodes that this one knows, and why the rest gave none."""
+        here = self._membership.identity.node.name
+        names = sorted(set(self._neighbours.nodes) - {here})
+        told: dict[str, StoreWord] = {}
+        silent: dict[str, str] = {}
+
+        async def ask(name: str) -> None:
+            try:
+                told[name] = convert(await self._peers.call(name, "GET", "/v1/recovery", deadline=ASK_S), StoreWord)
+            except VeeryError as error:
+                silent[name] = error.message
+
+        await asyncio.gather(*map(ask, names))
+        return told, silent
+
+    async def _stand_still(self, told: Collection[str]) -> None:
+        here = self._membership.identity.node.name
+        self._stillness.order(here)
+        path = "/v1/recovery/still"
+        await asyncio.gather(*(self._peers.call(name, "POST", path, {"by": here}, deadline=ASK_S) for name in told))
+
+    async def _restored(self, file: str) -> tuple[EtcdStart, str]:
+        """STATE/etcd.new, of the file or of our own member's data; what its etcd begins with, and where it is from."""
+        identity = self._membership.identity
+        source, checked = Path(file), True
+        if not file:
+            source, checked = await self._own_copy()
+        token = f"{identity.cluster.id}-{secrets.token_hex(6)}"
+        flags = await restoring.restore(self._settings, identity, source, token=token, checked=checked)
+        if not file:
+            source.unlink(missing_ok=True)
+        return EtcdStart(initial_cluster=flags[0], initial_cluster_state=flags[1]), file or "own data"
+
+    async def _own_copy(self) -> tuple[Path, bool]:
+        """A snapshot by our own member, which need not know a leader; where it does not answer, its file as it is."""
+        path = self._state / "etcd.snapshot"
+        path.unlink(missing_ok=True)
+        gateway = Gateway(
+            (client_url(self._settings, self._membership.identity.node),),
+            tls=self._tls,
+            deadline=self._settings.etcd.deadline,
+        )
+        try:
+            await upkeep.backup(gateway, path, leader=False)
+            return path, True
+        except VeeryError as error:
+            log.warning("our etcd gives no snapshot (%s): its file is taken", error.message)
+        finally:
+            await gateway.close()
+        await self._switch.off()
+        try:
+            await asyncio.to_thread(shutil.copyfile, restoring.database(self._state), path)
+        except OSError as error:
+            self._switch.on()
+            raise Failed(f"{error.filename}: {error.strerror}", hint="give a copy: --from FILE") from error
+        return path, False
+
+    async def _aside(self, told: Mapping[str, StoreWord], replaced: tuple[str, ...]) -> None:
+        """Every node that answers gives up its member, the voters first, and asks ours from now on."""
+        endpoint = client_url(self._settings, self._membership.identity.node)
+        order = plain(Aside(replaced=replaced, endpoints=(endpoint,)))
+        for name in sorted(told, key=lambda name: not told[name].voter):
+            await self._peers.call(name, "POST", "/v1/recovery/aside", order, deadline=ORDER_S)
+
+    async def _take(self, start: EtcdStart, replaced: tuple[str, ...]) -> None:
+        """Our identity first: old data does not care what it says. Then the folders."""
+        identity = self._membership.identity
+        endpoint = client_url(self._settings, identity.node)
+        self._trust.expect(f"it was recovered on {identity.node.name}")
+        new = voting.with_vote(voting.without_vote(identity, (endpoint,), replaced, roles=False), start)
+        await self._switch.off()
+        await self._membership.become(new)
+        restoring.put_aside(self._state, epoch=self._clock.epoch())
+        restoring.take(self._state)
+        self._switch.on()
+        await server.ready(self._store.voters, endpoint, deadline=READY_S)
+        for _ in range(int(DOUBT_S / 0.2)):  # the doubt is written by the task of the trust
+            if self._trust.stands():
+                return
+            await asyncio.sleep(0.2)
+
+    # ---- a voter that was away meanwhile
+    async def look_back(self) -> None:
+        """For ever, on a voter: give our member up where another node says that our store was."""
+        while True:
+            await asyncio.sleep(LOOK_BACK_S)
+            if self._membership.identity.etcd is None or self._one.locked():
+                continue
+            seen = self._trust.seen
+            for word in (await self._asked())[0].values() if seen is not None else ():
+                if self._membership.identity.etcd and given_up(seen.cluster if seen else "", word):
+                    log.error("our store was given up (%s says so): its member here is put aside", word.node)
+                    try:
+                        await self._votes.aside(Aside(replaced=word.replaced, endpoints=word.endpoints))
+                    except VeeryError as error:
+                        log.error("our etcd is not put aside: %s", error.message)
+                    break
+
+
+def given_up(cluster: str, word: StoreWord) -> bool:
+    """Whether `word` says that the store with id `cluster` was given up, and which members are to be asked."""
+    return bool(cluster) and cluster in word.replaced and bool(word.endpoints) and cluster != word.cluster

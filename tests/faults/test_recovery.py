@@ -1,0 +1,149 @@
+"""A store without a majority, made again under a running domain: of one voter's data, and of a copy."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from stage import NAME, PATIENCE, Stage
+
+from veery.lab import faults
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
+
+ALL = ("stor", "test1", "test2")
+DONE = ("fence", "fence.done", "release", "start", "end")  # what the brain does only where something was lost
+
+
+async def burn(stage: Stage, nodes: Sequence[str]) -> None:
+    """The data folders of these voters are gone, and their etcds with them."""
+    for node in nodes:
+        folder = stage.lab.plan.home(node) / "lib/etcd"
+        folder.rename(folder.with_name("burnt"))
+        await faults.kill(stage.lab, node, "etcd")
+        shutil.rmtree(folder.with_name("burnt"))
+
+
+async def without_quorum(stage: Stage, node: str) -> None:
+    async def lost() -> bool:
+        return not (await stage.get("/v1/cluster", node))["quorum"]
+
+    await stage.until(lost, "the quorum is lost")
+
+
+async def adopt(stage: Stage, node: str, *words: str) -> str:
+    """What is printed."""
+    said = ""
+
+    async def ready() -> bool:
+        nonlocal said
+        plan = await stage.lab.veery(node, "cluster", "adopt", "--plan", *words, check=False, deadline=60)
+        said = f"{plan}"
+        return plan.code == 0
+
+    try:
+        await stage.until(ready, "nothing stands in the way of an adoption")
+    except AssertionError as error:
+        raise AssertionError(f"{error}: {said}") from None
+    yes = ["--yes"] if words else []
+    return (await stage.lab.veery(node, "cluster", "adopt", *words, *yes, deadline=120)).out
+
+
+async def vote_again(stage: Stage, by: str, nodes: Sequence[str]) -> None:
+    """`node vote on` for each, once it has given up its old vote and serves again."""
+    for node in nodes:
+
+        async def given(node: str = node) -> bool:
+            told = await stage.lab.veery(by, "node", "vote", "on", node, check=False, deadline=150)
+            assert "no role" not in told.err
+            return told.code == 0
+
+        await stage.until(given, f"{node} has a vote", within=2 * PATIENCE)
+
+    async def all_vote() -> bool:
+        told = {row["node"]["name"]: row["node"]["roles"] for row in await stage.get("/v1/nodes", by)}
+        members = [row for row in await stage.get("/v1/doctor", by) if row["what"] == "store"]
+        return all("voter" in told[name] for name in ALL) and [row["level"] for row in members] == ["ok"] * 3
+
+    await stage.until(all_vote, "all three vote")
+
+
+async def unbroken(stage: Stage, boot: str, begun: float) -> None:
+    """The domain runs on in the same boot, its disk is whole, and nothing was fenced, ended or started."""
+    await stage.at_rest()
+    await stage.heard(NAME, boot=boot)
+    assert not [each for each in await stage.events(begun) if each["what"] in DONE]
+    assert await stage.judged(NAME) == []
+
+
+async def test_two_of_three_voters_lost_their_data(stage: Stage) -> None:
+    before, begun = await stage.place(NAME, "test1"), time.time()
+    qemu = faults.find(stage.lab, "test1", "qemu-system")
+    refused = await stage.lab.veery("test2", "cluster", "recover", check=False)
+    assert (refused.code != 0, "nothing to recover" in refused.err) == (True, True), refused.err
+
+    await burn(stage, ("stor", "test1"))
+    await without_quorum(stage, "test2")
+    plan = await stage.lab.veery("test2", "cluster", "recover", "--plan", check=False)
+    assert plan.code == 0, plan
+    refused = await stage.lab.veery("stor", "cluster", "recover", check=False)
+    assert "has no data of the store" in refused.err, refused.err
+
+    await stage.lab.veery("test2", "cluster", "recover", deadline=200)
+    status = await stage.lab.veery("test1", "cluster", "status", check=False)
+    assert "not trusted" in status.out + status.err, status
+    await adopt(stage, "test2")
+    await vote_again(stage, "test2", ("stor", "test1"))
+    assert await stage.owner(NAME) == "test1"
+    assert faults.find(stage.lab, "test1", "qemu-system") == qemu
+    await unbroken(stage, before.boot, begun)
+
+
+@pytest.mark.slow
+async def test_a_voter_that_was_away_gives_its_old_store_up(stage: Stage) -> None:
+    """One voter's data is gone and one voter is off. The one that was off comes back with its data, and the old store
+    has no chance: it asks the others, puts its data aside, and is let in again."""
+    before, begun = await stage.place(NAME, "test1"), time.time()
+    await faults.power_off(stage.lab, "test2")
+    try:
+        await burn(stage, ("stor",))
+        await without_quorum(stage, "test1")
+        plan = await stage.lab.veery("test1", "cluster", "recover", "--plan", check=False)
+        assert (plan.code, "voter test2 does not answer" in plan.out) == (1, True), plan
+        await stage.lab.veery("test1", "cluster", "recover", "--lost", "test2", "--yes", deadline=200)
+        await adopt(stage, "test1", "--lost", "test2")
+    finally:
+        await faults.power_on(stage.lab, "test2")
+
+    async def aside() -> bool:
+        return not (await stage.get("/v1/recovery", "test2"))["voter"]
+
+    await stage.until(aside, "test2 gives its member up")
+    assert list((stage.lab.plan.home("test2") / "lib").glob("etcd.before-*"))
+    await vote_again(stage, "test1", ("stor", "test2"))
+    await stage.at_rest()
+    await stage.heard(NAME, boot=before.boot)
+    assert not [each for each in await stage.events(begun) if each["subject"] == f"domain/{NAME}"]
+    assert await stage.judged(NAME) == []
+
+
+@pytest.mark.slow
+async def test_all_voters_lost_their_data_and_there_is_a_copy(stage: Stage, tmp_path: Path) -> None:
+    """The copy is older than a move: the owner key comes from what runs where."""
+    before = await stage.place(NAME, "test1")
+    copy = tmp_path / "store.db"
+    await stage.lab.run("stor", ["veery", "cluster", "backup", str(copy)])
+    await stage.lab.veery("test1", "migrate", "--live", NAME, "test2", deadline=120)
+    begun = time.time()
+
+    await burn(stage, ALL)
+    await without_quorum(stage, "stor")
+    await stage.lab.veery("stor", "cluster", "recover", "--from", str(copy), deadline=200)
+    told = await adopt(stage, "stor")
+    assert f"{NAME} runs on test2: the store says test1" in told
+    await vote_again(stage, "stor", ("test1", "test2"))
+    assert await stage.owner(NAME) == "test2"
+    await unbroken(stage, before.boot, begun)

@@ -1,0 +1,145 @@
+"""What stands in the way of a recovery, which stores were given up, and standing still meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Mapping
+
+import pytest
+
+from veery.cluster.memory import MemoryStore
+from veery.cluster.presence import Heartbeat
+from veery.model.recovery import StoreWord
+from veery.node.guard import Stance, View, rule
+from veery.node.standing import Word
+from veery.node.stillness import STILL_S, Stillness
+from veery.node.storerecovery import given_up, judge
+
+OWN = StoreWord(node="a", voter=True, quorum=False, revision=100)
+B, C = (StoreWord(node=name, voter=True, quorum=False, revision=90) for name in "bc")
+
+
+def judged(
+    own: StoreWord = OWN,
+    told: Collection[StoreWord] = (B, C),
+    silent: Mapping[str, str] | None = None,
+    *,
+    lost: Collection[str] = (),
+    data: bool = True,
+    file: bool = False,
+) -> str:
+    words = {word.node: word for word in told}
+    return "; ".join(judge(own, words, silent or {}, voters="abc", lost=lost, data=data, file=file))
+
+
+def word(node: str, **changes: object) -> StoreWord:
+    return StoreWord(node=node, **{"voter": True, **changes})  # type: ignore[arg-type]
+
+
+def test_nothing_stands_in_the_way_where_nobody_decides() -> None:
+    assert judged() == ""
+    assert judged(file=True, data=False) == ""
+    assert judged(told=[B], silent={"c": "no route"}, lost=["c"]) == ""
+
+
+@pytest.mark.parametrize("who", ["a", "b"])
+def test_a_store_that_decides_is_left_alone(who: str) -> None:
+    own, other = (word(name, quorum=name == who) for name in "ab")
+    assert f"{who} has a store that decides" in judged(own, [other, C])
+    own, other = (word(name, quorum=name == who, restored=True) for name in "ab")
+    assert judged(own, [other, C]) == ""  # one that nobody trusts may be replaced once more
+
+
+def test_a_silent_voter_wants_an_operators_word() -> None:
+    assert "voter c does not answer (no route)" in judged(told=[B], silent={"c": "no route"})
+    assert judged(silent={"hypervisor": "no route"}) == ""
+    assert "b answers: it is not lost" in judged(lost=["b"])
+    assert "no node 'x'" in judged(lost=["x"])
+    assert "a answers" in judged(lost=["a"])
+
+
+def test_the_newest_data_is_taken() -> None:
+    newer = word("c", quorum=False, revision=101)
+    assert "veery --node c cluster recover" in judged(told=[B, newer])
+    assert judged(told=[B, newer], file=True) == ""
+    assert "a has no data" in judged(data=False)
+
+
+def test_a_voter_learns_that_its_store_was_given_up() -> None:
+    told = word("a", cluster="2", replaced=("1",), endpoints=("https://a:2379",))
+    assert given_up("1", told)
+    assert not given_up("2", told)
+    assert not given_up("", told)
+    assert not given_up("1", word("a", cluster="1", replaced=("1",), endpoints=("https://a:2379",)))
+    assert not given_up("1", word("a", cluster="2", replaced=("1",)))
+
+
+# ---- standing still
+def test_the_guard_stands_still_unless_storage_shuts_it_out() -> None:
+    view = View(lost=500.0, fenced=False, voters=frozenset("abc"), storage=frozenset("s"), still=True)
+    assert (rule(view, 20.0).stance, rule(view, 20.0).feed) == (Stance.STAY, True)
+    shut = View(
+        lost=500.0,
+        fenced=False,
+        voters=frozenset("abc"),
+        storage=frozenset("s"),
+        still=True,
+        words=(Word(node="s", fenced=True),),
+    )
+    assert (rule(shut, 20.0).stance, rule(shut, 20.0).feed) == (Stance.END, False)
+
+
+class HandClock:
+    """Goes on by hand."""
+
+    def __init__(self) -> None:
+        self.at = 1000.0
+
+    def now(self) -> float:
+        return self.at
+
+    def epoch(self) -> float:
+        return self.at
+
+    async def sleep(self, seconds: float) -> None:
+        ends = self.at + seconds
+        while self.at < ends:
+            await asyncio.sleep(0)
+
+
+async def until(check: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not check():
+            await asyncio.sleep(0)
+
+
+async def test_standing_still_ends_by_itself() -> None:
+    clock = HandClock()
+    still = Stillness(Heartbeat(MemoryStore(clock), "a", ttl=9, clock=clock), clock)
+    assert not still.holds()
+    still.order("b")
+    assert still.holds()
+    clock.at += STILL_S
+    assert not still.holds()
+
+
+async def test_standing_still_ends_with_the_first_lease_that_is_granted_afterwards() -> None:
+    """From then on the others may fence this node: nothing else may keep its watchdog fed."""
+    clock = HandClock()
+    heartbeat = Heartbeat(MemoryStore(clock), "a", ttl=9, clock=clock)
+    work = asyncio.ensure_future(heartbeat.run())
+    try:
+        await until(lambda: heartbeat.remaining() == 9)
+        clock.at += 1
+        still = Stillness(heartbeat, clock)
+        still.order("b")
+        assert still.holds(), "the lease of before the order proves nothing"
+        clock.at += 3
+        await until(lambda: heartbeat.remaining() == 9)
+        assert not still.holds()
+        work.cancel()
+        clock.at += 100
+        assert not still.holds(), "it does not come back when the lease is lost again"
+    finally:
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
