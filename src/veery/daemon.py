@@ -12,7 +12,6 @@ import fcntl
 import logging
 import os
 import signal
-import ssl
 import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
@@ -23,6 +22,7 @@ from typing import Any
 import veery
 from veery.api.adoption import AdoptionRoutes
 from veery.api.alarms import AlarmRoutes
+from veery.api.certificates import CertificateRoutes
 from veery.api.cluster import ClusterRoutes
 from veery.api.domains import DomainRoutes
 from veery.api.fencing import FencingRoutes
@@ -43,6 +43,7 @@ from veery.cluster.presence import Heartbeat
 from veery.cluster.store import StoreRestored
 from veery.cluster.trust import SeenFile, Trust
 from veery.cluster.trust import Standing as StoreStanding
+from veery.cluster.vault import Vault
 from veery.config.settings import DEFAULT_PATH, Settings
 from veery.config.settings import load as load_settings
 from veery.errors import Failed, Refused, VeeryError
@@ -53,6 +54,7 @@ from veery.ha.loop import Brain
 from veery.host import crl, systemd, tls
 from veery.host import log as logs
 from veery.host.clock import RealClock
+from veery.host.contexts import Contexts
 from veery.host.process import Service
 from veery.host.shortage import is_shortage
 from veery.hypervisor.base import Driver
@@ -79,6 +81,7 @@ from veery.node.adoption import Adopter
 from veery.node.alarms import Alarms
 from veery.node.attachments import NodeAttacher
 from veery.node.caretaker import Caretaker
+from veery.node.certificates import Certificates, Etcd
 from veery.node.devices import Devices
 from veery.node.doctor import Doctor
 from veery.node.domains import Domains
@@ -124,7 +127,17 @@ Work = Callable[[], Coroutine[Any, Any, None]]
 PAUSE = 1.0  # seconds before a part that met a shortage begins again
 PERIODIC = frozenset(
     (
-        *("membership", "heartbeat", "relocation", "processors", "neighbours", "admission", "systemd", "guard"),
+        *(
+            "membership",
+            "certificates",
+            "heartbeat",
+            "relocation",
+            "processors",
+            "neighbours",
+            "admission",
+            "systemd",
+            "guard",
+        ),
         *("heartbeats", "mirror", "means", "leaning", "signs", "etcd", "tgtd", "volumes", "copies of the store"),
         "alarms",
     )
@@ -146,16 +159,18 @@ class Daemon:
         self.state, self.runtime = Path(settings.state), Path(settings.run)
         self.clock = RealClock()
         folder = self.state / "tls"
-        self.server_tls, self.client_tls = _contexts(folder)
+        self.contexts = _contexts(folder)
+        self.server_tls, self.client_tls = self.contexts.server, self.contexts.client
         self.trust = Trust(self.node.name, SeenFile(self.state / "store.json"), self.clock)
-        self.store = open_store(settings, identity, self.trust)
+        self.store = open_store(settings, identity, self.trust, context=self.client_tls)
         self.peers = Peers(self.client_tls, self._find)
         self.mirror = Mirror(self.store, UNSEEN)
         own = tls.Shown(self.node.name, crl.serial((folder / "server-cert.pem").read_text())[0])
         self.admission = Admission(self.store, own, self.state / "certificates.json")
         self.neighbours = Neighbours(self.store, self.state / "nodes.json", self.clock)
         self.heartbeat = Heartbeat(self.store, self.node.name, ttl=settings.presence_ttl, clock=self.clock)
-        self.membership = Membership(settings, identity, self.store)
+        self.vault = Vault(self.state)
+        self.membership = Membership(settings, identity, self.store, self.peers, self.vault)
         self.alarms = Alarms(
             alarmways.ways(settings.alarms, self.node.name),
             least=Level(settings.alarms.level),
@@ -282,6 +297,7 @@ class Daemon:
             trusted=lambda: self.trust.standing is StoreStanding.FITS,
         )
         self._build_recovery(settings)
+        self.certificates = self._certificates(folder)
         self.doctor = self._doctor(folder)
 
     def _build_recovery(self, settings: Settings) -> None:
@@ -404,6 +420,24 @@ class Daemon:
             stopped=lambda: self.guard is not None and self.guard.stopped,
         )
 
+    def _certificates(self, folder: Path) -> Certificates:
+        etcd = None
+        if self.identity.etcd is not None:
+            etcd = Etcd(lambda force: self.store_upkeep.restart(force=force), self.runtime / "etcd.pid")
+        return Certificates(
+            self.node,
+            self.store,
+            self.vault,
+            contexts=self.contexts,
+            admission=self.admission,
+            peers=self.peers,
+            clock=self.clock,
+            folder=folder,
+            idle=self.moves.idle,
+            settled=self.membership.settle_ca,
+            etcd=etcd,
+        )
+
     def _doctor(self, certificates: Path) -> Doctor:
         folders = {"state": self.state, "run": self.runtime}
         if self.settings.storage.pool:
@@ -478,6 +512,7 @@ class Daemon:
                 peers=self.peers,
             ).table(),
             ClusterRoutes(self.membership, self.machine, self.processors, tail, self.doctor).table(),
+            CertificateRoutes(self.certificates).table(),
             AdoptionRoutes(
                 Adopter(
                     self.node,
@@ -570,6 +605,7 @@ class Daemon:
         work: list[tuple[str, Work]] = [
             ("trust in the store", partial(self.trust.run, self.store.look, self._mark)),
             ("membership", self.membership.run),
+            ("certificates", self.certificates.run),
             ("watchdog", self.keeper.run),
             ("heartbeat", self._be_present),
             ("relocation", self.relocation.run),
@@ -683,10 +719,10 @@ class Daemon:
             log.warning("leftover taps not removed: %s", error.message)
 
 
-def _contexts(folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+def _contexts(folder: Path) -> Contexts:
     """TLS for both directions, of the certificates in `folder`. Raises Failed where they cannot be used."""
     try:
-        return tls.server_context(folder), tls.client_context(folder)
+        return Contexts(folder)
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         raise Failed(
             f"the certificates in {folder} cannot be used: {error}",

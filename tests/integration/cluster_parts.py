@@ -14,6 +14,7 @@ from aiohttp import web
 
 from veery.cluster import identity, join, members, server
 from veery.cluster.etcd import EtcdStore
+from veery.cluster.vault import Vault
 from veery.config.settings import Api, Etcd, Settings
 from veery.errors import VeeryError
 from veery.host import tls
@@ -68,6 +69,10 @@ class Member:
         self.identity = await members.refresh(self.store, self.settings, self.identity)
 
     @property
+    def vault(self) -> Vault:
+        return Vault(Path(self.settings.state))
+
+    @property
     def url(self) -> str:
         return identity.client_url(self.settings, self.identity.node)
 
@@ -105,7 +110,7 @@ class Member:
         async def admit(request: web.Request) -> web.Response:
             try:
                 wish = codec.decode(await request.read(), join.JoinRequest)
-                reply = await join.admit(self.store, self.store.voters, wish)
+                reply = await join.admit(self.store, self.store.voters, wish, vault=self.vault)
             except VeeryError as error:
                 told = {"kind": error.kind, "message": error.message, "hint": error.hint}
                 return web.json_response({"error": told}, status=409)

@@ -62,7 +62,9 @@ async def test_a_node_that_was_put_out_is_not_let_in_by_any_voter(tmp_path: Path
         await another(kept, one, Role.HYPERVISOR)
         assert set(await keys.CERTIFICATES.all(one.store)) == {"test2", "gone", "kept"}, "as they joined"
         await revocation.tell(one.store, "test1", folder(one))  # as each daemon does at its start
-        following = [asyncio.create_task(revocation.follow(each.store, folder(each))) for each in (one, two)]
+        following = [
+            asyncio.create_task(revocation.follow(each.store, folder(each), each.vault)) for each in (one, two)
+        ]
         try:
             for voter in (one, two):
                 assert await lets_in(gone, voter)

@@ -28,10 +28,12 @@ SERVER = "veery"
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls: `local` for one that the unix socket let in, else `node` by its certificate, "" for a stranger."""
+    """Who calls: `local` for one that the unix socket let in, else `node` by its certificate, whose `serial` number
+    (hex) it is; "" for a stranger."""
 
     node: str = ""
     local: bool = False
+    serial: str = ""
 
     @property
     def known(self) -> bool:
@@ -118,5 +120,5 @@ class Line(web.RequestHandler):
 
     def _admit(self, certificate: Shown) -> None:
         self._place.vouch()
-        self.caller = Caller(node=certificate.name)
+        self.caller = Caller(node=certificate.name, serial=certificate.serial)
         self._ending.enter_context(self._admission.standing(certificate, self.cut))

@@ -7,7 +7,6 @@ import contextlib
 import grp
 import logging
 import socket
-import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +21,7 @@ from veery.errors import Failed, Refused, VeeryError
 from veery.host import tasks
 from veery.host.acceptor import Acceptor
 from veery.host.caps import Caps, Place
+from veery.host.contexts import Source, current
 from veery.host.credentials import credentials
 from veery.host.ports import bind_refused
 from veery.model import codec
@@ -37,7 +37,10 @@ HINTS = {  # where whoever raised it knew nothing better
 }
 OPEN_ROUTES = frozenset({("GET", "/v1/ca"), ("POST", "/v1/join")})
 NODE_HEADER = "X-Veery-Node"
-HOP_HEADERS = frozenset({"host", "connection", "transfer-encoding", "content-length", NODE_HEADER.lower()})
+BY_HEADER = "X-Veery-By"  # on a request that another node sends on: its own certificate is not its caller's
+HOP_HEADERS = frozenset(
+    {"host", "connection", "transfer-encoding", "content-length", NODE_HEADER.lower(), BY_HEADER.lower()}
+)
 CALLER: web.RequestKey[Caller] = web.RequestKey("caller", Caller)
 
 TOTAL, STRANGERS, EACH = 1024, 128, 16
@@ -87,6 +90,14 @@ async def body(request: web.Request, **wanted: type) -> dict[str, Any]:
         if not isinstance(data.get(key), kind):
             raise Malformed(f"the request needs {key!r}, a {kind.__name__}")
     return data
+
+
+def require_direct(request: web.Request) -> Caller:
+    """The node that calls, by its own certificate. Raises Refused for a request that another node sends on."""
+    caller = request[CALLER]
+    if not caller.node or BY_HEADER in request.headers:
+        raise Refused("a node asks this for itself, without a node in between", hint="see docs/api.md")
+    return caller
 
 
 def convert(value: Any, type: type[T]) -> T:
@@ -195,7 +206,7 @@ class ApiServer:
             self._app.add_routes(table)
         self._runner = web.AppRunner(self._app, access_log=None, shutdown_timeout=2.0)
         self._listener: socket.socket | None = None
-        self._tls: ssl.SSLContext | None = None
+        self._tls: Source | None = None
         self._open: list[tuple[asyncio.Task[None], socket.socket]] = []
 
     def bind(self, address: str, port: int) -> None:
@@ -211,7 +222,7 @@ class ApiServer:
             raise bind_refused("API port", "api", address, port, error) from error
         self._listener = listener
 
-    async def open(self, path: Path, tls: ssl.SSLContext) -> None:
+    async def open(self, path: Path, tls: Source) -> None:
         """Answer at both doors: the port that `bind` took, and the unix socket `path`."""
         assert self._listener is not None, "bind first"
         await self._runner.setup()
@@ -253,7 +264,8 @@ class ApiServer:
             line = Line(server, where, place, self._admission)
             if local and self._whose(connection, "")[1]:
                 line.welcome()
-            context, within = (None, None) if local else (self._tls, HANDSHAKE_S)
+            context = None if local or self._tls is None else current(self._tls)
+            within = HANDSHAKE_S if context else None
             await loop.connect_accepted_socket(
                 lambda: line, connection, ssl=context, ssl_handshake_timeout=within, ssl_shutdown_timeout=within
             )
@@ -325,6 +337,7 @@ async def forward(request: web.Request, peers: Peers, node: str) -> web.StreamRe
     if request.headers.get("Upgrade", "").lower() == "websocket":
         return await _forward_websocket(request, peers, node)
     headers = {key: value for key, value in request.headers.items() if key.lower() not in HOP_HEADERS}
+    headers[BY_HEADER] = str(request[CALLER])
     data = request.content if request.body_exists else None
     upstream = await peers.open(node, request.method, request.path_qs, data=data, headers=headers)
     async with upstream:

@@ -1,7 +1,8 @@
 """Which certificates are let in: those that the store names as a node's, by name and serial number.
 
 The CA's signature alone is not enough: it outlives the node's membership. A watch of certificate/ keeps the set up
-to date. While the store does not answer, the last set that it told stays in force; a file keeps it over a restart.
+to date. A renewed certificate and the one before are both let in until the node puts the latter out. While the store
+does not answer, the last set that it told stays in force; a file keeps it over a restart.
 A connection that stands is cut as soon as its certificate is no longer in the set."""
 
 from __future__ import annotations
@@ -31,9 +32,11 @@ class Admission:
     """One a daemon; `run` is its task."""
 
     def __init__(self, store: Store, own: Shown, file: Path) -> None:
-        """`own` is this node's certificate, which is always let in; `file` keeps the others over a restart."""
-        self._store, self._own, self._file = store, own, file
-        self._serials: dict[str, str] = self._remembered()
+        """`own` is this node's certificate, which is always let in (set it after a renewal); `file` keeps the others
+        over a restart."""
+        self._store, self._file = store, file
+        self.own = own
+        self._serials: dict[str, tuple[str, ...]] = self._remembered()
         self._standing: dict[object, tuple[Shown, Callable[[], None]]] = {}
         self._looking = asyncio.Lock()
 
@@ -55,7 +58,7 @@ class Admission:
 
     def admits(self, shown: Shown) -> bool:
         """Whether this certificate is one of a node of the cluster, as far as is known here."""
-        return shown == self._own or (shown.serial != "" and self._serials.get(shown.name) == shown.serial)
+        return shown == self.own or (shown.serial != "" and shown.serial in self._serials.get(shown.name, ()))
 
     async def lets_in(self, shown: Shown | None) -> bool:
         """As `admits`; the store is asked about a certificate that is not known here: it may be a newcomer's."""
@@ -112,7 +115,8 @@ class Admission:
     def _take(self, name: str, entry: Entry) -> None:
         """Remember one record. One that cannot be read leaves what was known of that node as it is."""
         with contextlib.suppress(Unreadable):
-            self._serials[name] = CERTIFICATES.value(entry).serial
+            record = CERTIFICATES.value(entry)
+            self._serials[name] = tuple(each for each in (record.serial, record.former) if each)
 
     def _settle(self) -> None:
         """Cut what is no longer let in, and keep the set."""
@@ -131,8 +135,9 @@ class Admission:
                 log.warning(decision("connection.cut", node=shown.name, serial=shown.serial, reason="it was put out"))
                 cut()
 
-    def _remembered(self) -> dict[str, str]:
+    def _remembered(self) -> dict[str, tuple[str, ...]]:
         try:
-            return codec.decode(self._file.read_bytes(), dict[str, str])
+            kept = codec.decode(self._file.read_bytes(), dict[str, str | tuple[str, ...]])
+            return {name: (each,) if isinstance(each, str) else each for name, each in kept.items()}
         except (OSError, Failed):
             return {}

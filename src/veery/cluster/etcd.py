@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
-import ssl
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
@@ -28,6 +27,7 @@ from veery.cluster.store import (
 from veery.cluster.trust import Sent, Standing, Trust, doubt, sight
 from veery.cluster.voters import Voters
 from veery.errors import OutcomeUnknown
+from veery.host.contexts import Source
 
 PREFIX = b"/veery/"
 PAGE = 1000  # keys in one answer of a scan
@@ -104,7 +104,7 @@ class EtcdStore:
         self,
         endpoints: Sequence[str],
         *,
-        tls: ssl.SSLContext | None = None,
+        tls: Source | None = None,
         deadline: float = 4.0,
         quiet: float = 10.0,
         prefix: bytes = PREFIX,

@@ -18,6 +18,7 @@ import msgspec
 
 from veery.cluster.store import StoreUnavailable
 from veery.errors import Failed, OutcomeUnknown
+from veery.host.contexts import Source, current
 
 T = TypeVar("T")
 
@@ -77,7 +78,7 @@ class _Error(msgspec.Struct):
 class Gateway:
     """Calls to the members of one etcd cluster, over connections that are kept."""
 
-    def __init__(self, endpoints: Sequence[str], *, tls: ssl.SSLContext | None, deadline: float) -> None:
+    def __init__(self, endpoints: Sequence[str], *, tls: Source | None, deadline: float) -> None:
         """`endpoints`: "https://172.16.31.1:2379", the preferred one first; `deadline`: seconds a call may take."""
         self._endpoints = tuple(endpoints)
         self._at = 0
@@ -207,7 +208,8 @@ class Gateway:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect)
         headers = LEADER if leader else None
         data = msgspec.json.encode(body)
-        return await self._open().request(method, url, data=data, headers=headers, timeout=timeout)
+        context = current(self._tls) if self._tls else False
+        return await self._open().request(method, url, data=data, headers=headers, timeout=timeout, ssl=context)
 
     async def _within(self, seconds: float, call: Awaitable[T], stream: str = "") -> T:
         """What `call` gives. Raises TimeoutError after `seconds`, when we are closed, or when the member whose `stream`
@@ -238,7 +240,7 @@ class Gateway:
         if self._session is None:
             # 30 s: the node's own presence keeps one connection warm, so that COMMIT need not shake hands first,
             # and one that has been idle for longer may have died unseen.
-            connector = aiohttp.TCPConnector(ssl=self._tls or False, limit=0, keepalive_timeout=30)
+            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30)
             self._session = aiohttp.ClientSession(connector=connector)
         return self._session
 

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 import aiohttp
 
-from veery.cluster import keys, revocation
+from veery.cluster import authorities, keys, revocation
 from veery.cluster.identity import (
     EtcdStart,
     Identity,
@@ -37,6 +37,7 @@ from veery.cluster.identity import (
     save,
 )
 from veery.cluster.store import Delete, Put, Store, Unchanged
+from veery.cluster.vault import Vault
 from veery.cluster.voters import Voter, Voters
 from veery.config.settings import Settings
 from veery.errors import Failed, OutcomeUnknown, Refused, from_kind
@@ -97,6 +98,7 @@ async def make_token(store: Store, node: str, *, epoch: float | None = None) -> 
     where it is not, Failed, StoreUnavailable, OutcomeUnknown."""
     now = time.time() if epoch is None else epoch
     record = await keys.cluster(store)
+    await _one_ca(store)
     if await store.get(keys.NODES.key(node)) is None:
         raise Refused(f"node {node} is no longer in the cluster", hint="ask another node: veery node list")
     secret = secrets.token_urlsafe(16)
@@ -106,6 +108,12 @@ async def make_token(store: Store, node: str, *, epoch: float | None = None) -> 
     log.info(decision("token.made", id=_hash(secret)[:ID_LENGTH], node=node, seconds=LIFETIME))
     mark = base64.urlsafe_b64encode(bytes.fromhex(tls.fingerprint(record.ca))).decode().rstrip("=")
     return f"veery.{secret}.{mark}"
+
+
+async def _one_ca(store: Store) -> None:
+    """Raises Refused while the CA changes: a newcomer knows one."""
+    if len((await authorities.load(store)).authorities.trusted) > 1:
+        raise Refused("no node can join while the cluster's CA changes", hint=authorities.SHOW)
 
 
 async def tokens(store: Store) -> tuple[TokenStatus, ...]:
@@ -135,20 +143,20 @@ def read_token(token: str) -> tuple[str, str]:
     return match[1], base64.urlsafe_b64decode(match[2] + "=").hex()
 
 
-async def admit(store: Store, voters: Voters, request: JoinRequest, *, epoch: float | None = None) -> JoinReply:
-    """Let a newcomer in: check it, sign its certificate, record it, and make room for its vote.
+async def admit(
+    store: Store, voters: Voters, request: JoinRequest, *, vault: Vault | None = None, epoch: float | None = None
+) -> JoinReply:
+    """Let a newcomer in: check it, sign its certificate with the CA's key out of `vault`, record it, and make room for
+    its vote.
 
     Raises Refused (nothing has changed, the token stays good), StoreUnavailable, OutcomeUnknown."""
     now = time.time() if epoch is None else epoch
     await _check(store, request, now)
     cluster = await keys.cluster(store)
-    ca_key = await store.get(keys.CA_KEY)
-    if ca_key is None:
-        raise Failed("the cluster's CA key is not in the store", hint="is veeryd running on the node of `veery init`?")
+    await _one_ca(store)
     node = request.node
-    cert = tls.sign(
-        tls.KeyPair(cluster.ca, ca_key.value.decode()), request.csr, name=node.name, addresses=[node.address], epoch=now
-    )
+    ca = await authorities.signer(store, vault)
+    cert = tls.sign(ca, request.csr, name=node.name, addresses=[node.address], epoch=now)
     initiator = make_initiator(cluster, node.name)
     node = replace(node, initiator=initiator.iqn)
     async with _turn(store, node.name) as turn:

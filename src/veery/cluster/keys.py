@@ -4,7 +4,13 @@
 |---|---|
 | cluster | Cluster |
 | incarnation | Incarnation: a new one each time the store is adopted after a restore |
-| ca/key, ca/crl | the CA's private key, and its list of revoked certificates, both PEM |
+| ca/crl | the CAs' lists of revoked certificates, PEM |
+| ca/authorities | Authorities; absent: the one in `cluster` |
+| ca/sealed/ID | the private key of a CA, sealed (vault.py) |
+| ca/key | the same in the clear: an older veery |
+| ca/step | the node that is taking a step of a change of CA; bound to a lease |
+| sealing, sealing/NODE | the id of the sealing key; that of the one that voter NODE has |
+| trust/NODE | Trusting: the CAs that a node trusts |
 | token/SHA256 | Token; the hash is that of its secret |
 | joining | the name of the node that is being let in; bound to a lease |
 | node/NAME, alive/NAME, initiator/NAME | Node, Presence (bound to the node's lease), Initiator |
@@ -32,6 +38,7 @@ from veery.cluster.store import Entry, Put, Store
 from veery.errors import Failed, Refused
 from veery.model import codec
 from veery.model.cluster import (
+    Authorities,
     Certificate,
     Cluster,
     DomainRecord,
@@ -41,6 +48,7 @@ from veery.model.cluster import (
     Reservation,
     Revoked,
     Token,
+    Trusting,
 )
 from veery.model.fence import Armed
 from veery.model.ha import (
@@ -143,6 +151,7 @@ NODES = Kind("node/", Node)
 ALIVE = Kind("alive/", Presence)
 CERTIFICATES = Kind("certificate/", Certificate)
 REVOKED = Kind("revoked/", Revoked)
+TRUSTS = Kind("trust/", Trusting)
 INITIATORS = Kind("initiator/", Initiator)
 DOMAINS = Kind("domain/", DomainRecord)
 OWNERS = Kind("owner/", Owner)
@@ -162,17 +171,23 @@ HISTORIES = Kind("history/", NodeHistory)
 INTENTS = Kind("intent/", NodeIntent)
 KINDS: tuple[Kind[Any], ...] = (
     *(NODES, ALIVE, INITIATORS, DOMAINS, OWNERS, RESERVATIONS, VOLUMES, VOLUME_MOVES, TOKENS, PROCESSORS, BASELINES),
-    *(CERTIFICATES, REVOKED, POLICIES, RUNS, GROUPS, FENCES, ARMED, MEANS, HISTORIES, INTENTS),
+    *(CERTIFICATES, REVOKED, TRUSTS, POLICIES, RUNS, GROUPS, FENCES, ARMED, MEANS, HISTORIES, INTENTS),
 )
 LEADERS = Kind("", LeaderRecord)  # one record: LEADER
 DISARM = Kind("", Disarmed)  # one record: DISARMED
 EVENTS = Kind("event/", Event)
 INCARNATIONS = Kind("", Incarnation)  # one record: INCARNATION
+AUTHORITIES = Kind("ca/", Authorities)  # one record: "authorities"
 
 CLUSTER = "cluster"
 INCARNATION = "incarnation"
 CA_KEY = "ca/key"
 CA_LIST = "ca/crl"
+CA_AUTHORITIES = "ca/authorities"
+CA_SEALED = "ca/sealed/"
+CA_STEP = "ca/step"
+SEALING = "sealing"
+SEALED_BY = "sealing/"
 JOINING = "joining"
 TID = "tid"
 LEADER = "leader"

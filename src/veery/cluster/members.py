@@ -16,7 +16,7 @@ import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
-from veery.cluster import keys, losses, revocation
+from veery.cluster import keys, losses, revocation, vault
 from veery.cluster.etcd import EtcdStore
 from veery.cluster.identity import Identity, client_url, describe, load_bootstrap, peer_url, save
 from veery.cluster.losses import Losses
@@ -26,6 +26,7 @@ from veery.cluster.voters import Voters
 from veery.config.settings import Settings
 from veery.errors import Failed, OutcomeUnknown, Refused
 from veery.host import tls
+from veery.host.contexts import Source
 from veery.host.log import decision
 from veery.model import codec
 from veery.model.cluster import Incarnation
@@ -36,27 +37,33 @@ log = logging.getLogger(__name__)
 PROMOTION_PAUSE = 1.0  # seconds between two tries of a learner
 
 
-def open_store(settings: Settings, identity: Identity, trust: Trust | None = None) -> EtcdStore:
-    """The store of this node's cluster; nothing is asked yet. Raises Refused when the certificates are unfit."""
-    context = tls.client_context(Path(settings.state) / "tls")
+def open_store(
+    settings: Settings, identity: Identity, trust: Trust | None = None, *, context: Source | None = None
+) -> EtcdStore:
+    """The store of this node's cluster; nothing is asked yet. `context` is for its connections (default: that of the
+    certificates as they are now). Raises Refused when the certificates are unfit."""
+    context = context or tls.client_context(Path(settings.state) / "tls")
     return EtcdStore(_own_first(settings, identity), tls=context, deadline=settings.etcd.deadline, trust=trust)
 
 
 async def bootstrap(store: Store, state: Path, identity: Identity) -> None:
-    """Put the first node's records into the store, once, and then forget the CA's key here.
+    """Put the first node's records into the store, once, the CA's key sealed, and then forget that key here.
 
     Nothing to do on any other node, or later. Raises Failed when the store is another cluster's,
     StoreUnavailable, OutcomeUnknown: call it again."""
     first = load_bootstrap(state)
     if first is None:
         return
-    node = identity.node
+    node, own = identity.node, vault.Vault(state)
+    sealing, sealed = own.make(), vault.sealed_name(identity.cluster.ca)
     done = await store.commit(
         [Unchanged(keys.CLUSTER, 0)],
         [
             Put(keys.CLUSTER, codec.encode(identity.cluster)),
             keys.INCARNATIONS.put(keys.INCARNATION, Incarnation(id=secrets.token_hex(8))),
-            Put(keys.CA_KEY, first.ca_key.encode()),
+            Put(keys.SEALING, sealing.encode()),
+            Put(keys.SEALED_BY + node.name, sealing.encode()),
+            Put(sealed, own.seal(first.ca_key, sealed)),
             keys.NODES.put(node.name, node),
             keys.INITIATORS.put(node.name, first.initiator),
         ],
@@ -207,8 +214,10 @@ async def _erase(store: Store, entry: Entry, *, absent: bool = False, volumes: S
         keys.INTENTS,
         keys.HISTORIES,
         keys.MEANS,
+        keys.TRUSTS,
     )
     gone: list[Put | Delete] = [Delete(kind.key(node.name)) for kind in kinds]
+    gone.append(Delete(keys.SEALED_BY + node.name))
     gone += await revocation.revoke(store, node.name)
     made = (await keys.TOKENS.readable(store)).items()
     gone += [Delete(keys.TOKENS.key(hash)) for hash, token in made if token.node == node.name]

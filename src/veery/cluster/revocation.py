@@ -11,16 +11,18 @@ import math
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from veery.cluster.keys import CA_KEY, CA_LIST, CERTIFICATES, CLUSTER, REVOKED, Unreadable
+from veery.cluster import authorities
+from veery.cluster.keys import CA_LIST, CERTIFICATES, CLUSTER, REVOKED, Unreadable
 from veery.cluster.store import Compacted, Delete, Entry, Put, Store, StoreUnavailable, Unchanged
-from veery.errors import Refused
-from veery.host import crl
+from veery.cluster.vault import Vault, ca_key
+from veery.errors import Failed, Refused
+from veery.host import crl, tls
 from veery.host.files import write_atomic
 from veery.host.log import decision
-from veery.model import codec
-from veery.model.cluster import Certificate, Cluster, Revoked
+from veery.model.cluster import Certificate, Revoked
 
 log = logging.getLogger(__name__)
 
@@ -29,17 +31,24 @@ _SERIAL = re.compile(r"[0-9a-f]{1,40}")  # RFC 5280, 4.1.2.2: at most 20 octets
 
 def certificate(cert: str) -> Certificate:
     """What is remembered of a PEM certificate."""
-    serial, ends = crl.serial(cert)
-    return Certificate(serial=serial, ends=ends)
+    found = tls.facts(cert)
+    return Certificate(serial=found.serial, ends=found.ends, issuer=found.issuer)
 
 
 async def tell(store: Store, node: str, folder: Path) -> None:
     """Have the store know this node's certificate, which is in `folder`. Raises Refused where it was put out (its name
     may have joined anew), StoreUnavailable, OutcomeUnknown."""
     mine = certificate((folder / "server-cert.pem").read_text())
-    if await CERTIFICATES.get(store, node) == mine:
-        return
-    done = await store.commit([Unchanged(REVOKED.key(mine.serial), 0)], [CERTIFICATES.put(node, mine)])
+    entry = await store.get(CERTIFICATES.key(node))
+    known = _readable(entry)
+    if known is not None and (
+        mine.serial == known.former or (mine.serial, mine.issuer) == (known.serial, known.issuer)
+    ):
+        return  # the former: the new one was lost on its way, and is to be made again
+    if known is not None and mine.serial == known.serial:
+        mine = replace(known, issuer=mine.issuer)
+    unchanged = Unchanged(CERTIFICATES.key(node), entry.revision if entry else 0)
+    done = await store.commit([Unchanged(REVOKED.key(mine.serial), 0), unchanged], [CERTIFICATES.put(node, mine)])
     if not done.held:
         raise Refused(
             f"this certificate of {node} was put out of the cluster", hint="join it again with an empty state folder"
@@ -53,32 +62,63 @@ async def revoke(store: Store, node: str) -> list[Put | Delete]:
     gone: list[Put | Delete] = [Delete(CERTIFICATES.key(node))]
     if known is not None:
         gone.append(REVOKED.put(known.serial, Revoked(node=node, ends=known.ends)))
+        if known.former:
+            gone.append(REVOKED.put(known.former, Revoked(node=node, ends=known.former_ends)))
     return gone
 
 
-async def write(store: Store, folder: Path) -> int:
-    """Bring the file in `folder` to what the store says; its revision. Raises StoreUnavailable, OSError."""
+def _readable(entry: Entry | None) -> Certificate | None:
+    try:
+        return CERTIFICATES.value(entry) if entry else None
+    except Unreadable:
+        return None
+
+
+async def write(store: Store, folder: Path, vault: Vault | None = None) -> int:
+    """Bring the file in `folder` to what the store says; its revision. `vault` opens the CAs' keys. Raises
+    StoreUnavailable, OSError."""
     now, snapshot = time.time(), await store.scan(REVOKED.prefix)
-    names = [REVOKED.name(entry.key) for entry in snapshot.entries if _ends(entry) > now]
-    serials = [name for name in names if _SERIAL.fullmatch(name)]  # no other name is a certificate's
-    crl.write(folder, serials, epoch=now)
-    await publish(store, serials, epoch=now)
-    log.info(decision("certificates.revoked", count=len(serials)))
+    found = _serials(snapshot.entries, now)
+    crl.write(folder, found, epoch=now)
+    await publish(store, found, vault, epoch=now)
+    log.info(decision("certificates.revoked", count=len(found)))
     return snapshot.revision
 
 
-async def publish(store: Store, serials: Sequence[str], *, epoch: float) -> None:
-    """Have the CA's list in the store say `serials`: there is none as long as there is nothing to say. Raises
-    StoreUnavailable, OutcomeUnknown."""
-    before, key, cluster = await store.get(CA_LIST), await store.get(CA_KEY), await store.get(CLUSTER)
-    if key is None or cluster is None or (not serials and before is None):
+async def serials(store: Store, now: float) -> list[str]:
+    """The serial numbers (hex) of the certificates that were put out and have not ended. Raises StoreUnavailable."""
+    return _serials((await store.scan(REVOKED.prefix)).entries, now)
+
+
+def _serials(entries: Sequence[Entry], now: float) -> list[str]:
+    names = [REVOKED.name(entry.key) for entry in entries if _ends(entry) > now]
+    return [name for name in names if _SERIAL.fullmatch(name)]  # no other name is a certificate's
+
+
+async def publish(store: Store, listed: Sequence[str], vault: Vault | None = None, *, epoch: float) -> None:
+    """Have the list in the store say `listed`, once by each CA that is trusted: OpenSSL asks for one of the CA that
+    signed what it checks. There is none as long as there is nothing to say. Raises StoreUnavailable, OutcomeUnknown."""
+    before = await store.get(CA_LIST)
+    if not listed and before is None:
         return
-    if before is not None and _listed(before) == frozenset(serials):
+    if await store.get(CLUSTER) is None:
+        return
+    trusted = (await authorities.load(store)).authorities.trusted
+    if before is not None and _listed(before) == frozenset(listed) and _by(before) == len(trusted):
         return
     revision = before.revision if before else 0
-    ca = codec.decode(cluster.value, Cluster).ca
-    pem = crl.sign(ca, key.value.decode(), serials, number=revision + 1, epoch=epoch)
+    try:
+        pairs = [(ca, await ca_key(store, vault, ca)) for ca in trusted]
+    except (Refused, Failed) as error:
+        log.warning("the list of revoked certificates is not signed: %s", error.message)
+        return
+    pem = "".join(crl.sign(ca, key, listed, number=revision + 1, epoch=epoch) for ca, key in pairs)
     await store.commit([Unchanged(CA_LIST, revision)], [Put(CA_LIST, pem.encode())])
+
+
+def _by(entry: Entry) -> int:
+    """How many CAs have signed the list."""
+    return entry.value.count(crl.BEGIN.encode())
 
 
 def _listed(entry: Entry) -> frozenset[str] | None:
@@ -116,12 +156,12 @@ def _ends(entry: Entry) -> float:
         return math.inf
 
 
-async def follow(store: Store, folder: Path) -> None:
+async def follow(store: Store, folder: Path, vault: Vault | None = None) -> None:
     """Keep the file in `folder` as the store says; returns when the watch breaks off. Raises StoreUnavailable."""
-    revision = await write(store, folder)
+    revision = await write(store, folder, vault)
     try:
         async for _ in store.watch(REVOKED.prefix, revision):
-            await write(store, folder)
+            await write(store, folder, vault)
     except Compacted:
         return
     raise StoreUnavailable("the watch of revoked certificates has ended")

@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 from veery.cluster.keys import (
     ALIVE,
     CA_KEY,
+    CA_LIST,
+    CA_SEALED,
     DISARM,
     DISARMED,
     DOMAINS,
@@ -64,7 +66,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-UNSEEN = (EVENTS.prefix, VOLUMES.prefix, TOKENS.prefix, CA_KEY)  # of no use to the brain
+UNSEEN = (EVENTS.prefix, VOLUMES.prefix, TOKENS.prefix, CA_KEY, CA_SEALED, CA_LIST)  # of no use to the brain
 HEARD = 2.5  # seconds for which what a node said of itself counts: on a busy machine an answer may come a look later
 
 

@@ -15,6 +15,7 @@ from veery.host.files import write_atomic
 
 FILE = "revoked.pem"  # in the folder of certificates
 CA_FILE = "ca-crl.pem"  # the name that QEMU looks for beside ca-cert.pem (qemu docs/system/tls.rst)
+BEGIN = "-----BEGIN X509 CRL-----"
 DAYS = 3653  # a list is good for as long as the CA: it is signed anew when it changes, not when it is old
 BACKDATED = datetime.timedelta(hours=1)  # a node whose clock is behind must not take it for one of the future
 
@@ -75,10 +76,13 @@ def sign(ca_cert: str, ca_key: str, serials: Iterable[str], *, number: int, epoc
 
 
 def listed(pem: str) -> frozenset[str]:
-    """The serial numbers (hex) in a list. Raises ValueError where it is none."""
+    """The serial numbers (hex) in a list, or in several one after the other. Raises ValueError where there is none."""
     from cryptography import x509
 
-    return frozenset(f"{each.serial_number:x}" for each in x509.load_pem_x509_crl(pem.encode()))
+    lists = [BEGIN + part for part in pem.split(BEGIN)[1:]]
+    if not lists:
+        raise ValueError("no list of revoked certificates")
+    return frozenset(f"{each.serial_number:x}" for one in lists for each in x509.load_pem_x509_crl(one.encode()))
 
 
 def ensure(folder: Path, *, epoch: float) -> None:

@@ -42,6 +42,7 @@ N///////////AgEC
 """ffdhe3072 of RFC 7919, as PKCS #3. A QEMU that finds no such file makes parameters of its own each time it is to
 listen (crypto/tlscreds.c; seen in 10.0): 0.2 to 2 s of every move, to no end, as TLS 1.3 uses none."""
 
+PEM_BEGIN = "-----BEGIN CERTIFICATE-----"
 CA_DAYS = 3653
 NODE_DAYS = 1827
 BACKDATED = datetime.timedelta(hours=1)  # a node whose clock is behind must still find its certificate valid
@@ -55,13 +56,14 @@ class KeyPair:
     key: str
 
 
-def make_ca(cluster: str, *, epoch: float) -> KeyPair:
-    """A new CA for `cluster`, good for ten years from `epoch` (EC P-256)."""
+def make_ca(cluster: str, *, epoch: float, mark: str = "") -> KeyPair:
+    """A new CA for `cluster`, good for ten years from `epoch` (EC P-256). `mark` tells it from an earlier one: two with
+    one name would be taken for each other."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes
 
     key = _new_key()
-    name = _subject(f"veery {cluster} CA")
+    name = _subject(f"veery {cluster} CA {mark}".rstrip())
     builder = (
         _builder(name, name, key.public_key(), epoch, CA_DAYS)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
@@ -117,6 +119,68 @@ def sign(ca: KeyPair, request: str, *, name: str, addresses: Sequence[str], epoc
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
     )
     return _pem(builder.sign(signer, hashes.SHA256()))
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a certificate says: its serial number (hex), when it begins and ends (epoch), the id of the CA that signed
+    it ("" where it tells none), the PEM of its public key."""
+
+    serial: str
+    begins: float
+    ends: float
+    issuer: str
+    public: bytes
+
+
+def facts(cert: str) -> Facts:
+    """Read a PEM certificate. Raises ValueError where it is none."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import serialization
+
+    found = x509.load_pem_x509_certificate(cert.encode())
+    try:
+        issuer = found.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier or b""
+    except x509.ExtensionNotFound:
+        issuer = b""
+    public = found.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    begins, ends = found.not_valid_before_utc.timestamp(), found.not_valid_after_utc.timestamp()
+    return Facts(f"{found.serial_number:x}", begins, ends, issuer.hex(), public)
+
+
+def split(bundle: str) -> list[str]:
+    """The certificates (PEM) that stand one after the other in a file."""
+    return [PEM_BEGIN + part for part in bundle.split(PEM_BEGIN)[1:]]
+
+
+def authority_id(ca: str) -> str:
+    """The id of a CA (PEM): its subject key identifier, in hex. Raises ValueError where it is none."""
+    from cryptography import x509
+
+    found = x509.load_pem_x509_certificate(ca.encode())
+    return found.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest.hex()
+
+
+def request_for(name: str, key: str) -> str:
+    """The certificate request (PEM) of node `name` for a key that it has (PEM)."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    own = serialization.load_pem_private_key(key.encode(), None)
+    if not isinstance(own, ec.EllipticCurvePrivateKey):
+        raise Refused(f"the key of {name} is not an EC key", hint="join the node anew")
+    request = x509.CertificateSigningRequestBuilder().subject_name(_subject(name)).sign(own, hashes.SHA256())
+    return _pem(request)
+
+
+def replace_certificate(folder: Path, cert: str) -> None:
+    """Put a new certificate for the key in `folder` in place of the old one. Each file is replaced whole, and fits the
+    key before and after: whoever reads them at any moment, also after a crash, finds a pair. Raises OSError."""
+    for side in ("server", "client"):
+        write_atomic(folder / f"{side}-cert.pem", cert, mode=0o644, sync=True)
 
 
 def write_folder(folder: Path, *, ca: str, node: KeyPair) -> None:
@@ -202,7 +266,7 @@ def _context(protocol: ssl._SSLMethod, folder: Path, side: str) -> ssl.SSLContex
     try:
         context.load_verify_locations(folder / "ca-cert.pem")
         context.load_cert_chain(folder / f"{side}-cert.pem", folder / f"{side}-key.pem")
-        if (folder / crl.CA_FILE).exists():  # as it was when this process began
+        if (folder / crl.CA_FILE).exists():
             context.load_verify_locations(folder / crl.CA_FILE)
             context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
     except OSError as error:  # ssl.SSLError is one

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from veery.cluster.store import Store
 from veery.host.clock import Clock
+from veery.host.contexts import Source
 from veery.hypervisor.base import Driver
 from veery.migrate.journal import Journal
 from veery.migrate.phases import Hold
@@ -60,5 +60,5 @@ class Ground:
     journal: Journal
     clock: Clock
     hold: Hold
-    client_tls: ssl.SSLContext
+    client_tls: Source
     disk_folder: str = ""

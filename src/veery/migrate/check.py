@@ -14,6 +14,7 @@ import msgspec
 from veery.cluster import owner as owners
 from veery.cluster.keys import INTENTS
 from veery.errors import Refused, VeeryError
+from veery.host.contexts import current
 from veery.migrate import bandwidth, disks, plan, postcopy, wire
 from veery.migrate.base import Ground
 from veery.migrate.policy import find
@@ -102,7 +103,7 @@ async def port(ground: Ground, node: Node) -> tuple[Blocker, ...]:
             node.relocation_address or node.address,
             node.relocation_port,
             node.name,
-            ground.client_tls,
+            current(ground.client_tls),
             CONNECT_DEADLINE,
         )
     except VeeryError as error:
@@ -178,7 +179,7 @@ class Scout:
         if not way:
             for _ in range(PROBES):  # the best of them: a busy processor makes a probe slow, and no probe too quick
                 with contextlib.suppress(VeeryError):
-                    probed = max(probed, await bandwidth.probe(target, ground.client_tls))
+                    probed = max(probed, await bandwidth.probe(target, current(ground.client_tls)))
         return plan.make(
             plan.Observations(
                 domain=spec.name,

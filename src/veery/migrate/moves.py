@@ -91,6 +91,10 @@ class Moves:
             return ""
         return f"move {line.move} of {domain} is being settled" if line else ""
 
+    def idle(self) -> bool:
+        """Whether no move is under way here, neither out nor in."""
+        return not self._running and not self._ground.journal.open()
+
     def advice(self, domain: str) -> str:
         """What can be done about the move that holds `domain`."""
         running = self._of(domain)

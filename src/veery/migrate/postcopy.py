@@ -19,6 +19,7 @@ from enum import StrEnum
 from veery.cluster.keys import NODES
 from veery.errors import Failed, Refused, VeeryError
 from veery.host import tasks
+from veery.host.contexts import current
 from veery.hypervisor.base import Lost, PostCopier, Rest
 from veery.migrate import wire
 from veery.migrate.base import Ground
@@ -229,7 +230,11 @@ async def _call(ground: Ground, name: str, node: Node | None) -> wire.Channel:
     if found is None:
         raise Failed(f"{name} is no node of the cluster any more")
     return await wire.open_control(
-        found.relocation_address or found.address, found.relocation_port, name, ground.client_tls, CONNECT_DEADLINE
+        found.relocation_address or found.address,
+        found.relocation_port,
+        name,
+        current(ground.client_tls),
+        CONNECT_DEADLINE,
     )
 
 

@@ -16,6 +16,7 @@ from veery.cluster import owner as owners
 from veery.config.settings import MoveLimits
 from veery.errors import Failed, Refused, VeeryError
 from veery.host import tasks
+from veery.host.contexts import current
 from veery.hypervisor.base import DiskMover
 from veery.migrate import disks, postcopy, squeeze, tracking, wire
 from veery.migrate.bandwidth import count
@@ -279,7 +280,7 @@ class Receiver:
         async with contextlib.AsyncExitStack() as way:
             if offer.packed:
                 assert self.server is not None
-                tls = self.server.tls if offer.tls else None
+                tls = current(self.server.tls) if offer.tls else None
                 admits = self.server.admission.lets_in
                 stream = await way.enter_async_context(
                     squeeze.unpacking(stream, peer=offer.source, tls=tls, admits=admits)

@@ -20,6 +20,7 @@ from veery.config.settings import Relocation
 from veery.errors import Failed, Refused, VeeryError
 from veery.host.acceptor import Acceptor
 from veery.host.caps import Caps, Place
+from veery.host.contexts import Source, current
 from veery.host.ports import bind_refused
 from veery.host.tls import Shown, shown
 from veery.migrate.wire import (
@@ -59,7 +60,7 @@ class RelocationServer:
         node: str,
         address: str,
         settings: Relocation,
-        tls: ssl.SSLContext,
+        tls: Source,
         taken: Callable[[Channel], Awaitable[None]],
         *,
         admission: Admission,
@@ -194,7 +195,7 @@ class RelocationServer:
             transport, _ = await loop.connect_accepted_socket(
                 lambda: protocol,
                 connection,
-                ssl=self.tls,
+                ssl=current(self.tls),
                 ssl_handshake_timeout=HANDSHAKE_DEADLINE,
                 ssl_shutdown_timeout=HANDSHAKE_DEADLINE,
             )

@@ -19,6 +19,7 @@ from veery.cluster import owner as owners
 from veery.cluster.store import StoreUnavailable
 from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
 from veery.host import tasks
+from veery.host.contexts import current
 from veery.hypervisor.base import DiskMover, Lost, PostCopier
 from veery.migrate import disks, hearing, postcopy, pump, squeeze, tracking, vitals, wire
 from veery.migrate.bandwidth import Paths
@@ -162,7 +163,7 @@ class Sender:
                 order.target.relocation_address or order.target.address,
                 order.target.relocation_port,
                 order.target.name,
-                ground.client_tls,
+                current(ground.client_tls),
                 CONNECT_DEADLINE,
             )
             connection.push_async_callback(channel.close)
@@ -334,7 +335,7 @@ class Sender:
         """What the hypervisor is to write the copy into."""
         if self._squeeze is None:
             return contextlib.nullcontext(stream)
-        tls = self._ground.client_tls if self._order.settings.tls else None
+        tls = current(self._ground.client_tls) if self._order.settings.tls else None
         return squeeze.packing(stream, self._squeeze, peer=self.target, tls=tls)
 
     async def _send(self, channel: wire.Channel, ready: wire.Ready) -> tuple[CopyResult, asyncio.Task[wire.Loaded]]:

@@ -53,10 +53,32 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Certificate:
-    """certificate/NODE: the node's certificate, by its serial number (hex); `ends`: epoch."""
+    """certificate/NODE: the node's certificate, by its serial number (hex); `ends`: epoch; `issuer`: the id of the CA
+    that signed it ("": an older veery). After a renewal `former` is the certificate before, which is let in until the
+    node has put it out; `since`: when the new one was signed, epoch."""
 
     serial: str
     ends: float
+    issuer: str = ""
+    former: str = ""
+    former_ends: float = 0.0
+    since: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Authorities:
+    """The CAs whose certificates are trusted, PEM, the oldest first: two while a new one is rolled out. `signing` is
+    the id of the one that signs."""
+
+    trusted: tuple[str, ...]
+    signing: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trusting:
+    """trust/NODE: the ids of the CAs that the node's daemon and its etcd trust."""
+
+    ids: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

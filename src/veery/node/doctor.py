@@ -41,7 +41,8 @@ DAY = 86400.0
 ASK = 20.0  # seconds for one node's answer
 CONNECT = 3.0
 CLOCK_WARN, CLOCK_BAD = 1.0, 10.0  # seconds by which clocks may differ
-CERT_WARN = 90.0  # days before a certificate ends
+CA = "cluster's CA"
+CERT_WARN = 30.0  # days before a certificate ends
 ENDS_WITHIN_S, ENDS_BAD = 600.0, 3  # so many ends of a program in so many seconds are no upgrade any more
 COPY_OLD = 2.0  # days
 ROOM_WARN, ROOM_BAD = 0.10, 0.02  # of a disk that is free
@@ -119,11 +120,14 @@ def judge_end(node: str, what: str, ends: float, now: float) -> Finding:
         told, level = f"ended {-days:.0f} days ago", Level.BAD
     else:
         told, level = f"good for {days:.0f} days", Level.WARN if days < CERT_WARN else Level.OK
-    advice = (
-        ""
-        if level is Level.OK
-        else "have the node leave and join anew before it ends; move its volumes first (veery volume move)"
-    )
+    if level is Level.OK:
+        advice = ""
+    elif what == CA:
+        advice = "veery cluster ca renew, then veery cluster ca show"
+    elif days > 0:
+        advice = f"veery node renew {node} tells why it was not renewed by itself"
+    else:
+        advice = f"its time is over, and no node answers it: veery node forget {node} elsewhere, then join it anew"
     return Finding(node=node, what=what, level=level, told=told, advice=advice)
 
 
@@ -304,7 +308,7 @@ class Doctor:
 
     def _certificates(self) -> list[Finding]:
         found = []
-        for what, name in (("certificate", "server-cert.pem"), ("cluster's CA", "ca-cert.pem")):
+        for what, name in (("certificate", "server-cert.pem"), (CA, "ca-cert.pem")):
             try:
                 cert = x509.load_pem_x509_certificate((self._tls / name).read_bytes())
             except (OSError, ValueError) as error:

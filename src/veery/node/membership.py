@@ -12,10 +12,15 @@ from pathlib import Path
 from veery.cluster import join, members, revocation
 from veery.cluster.etcd import EtcdStore
 from veery.cluster.identity import Identity, save
+from veery.cluster.keys import NODES
 from veery.cluster.losses import Losses
+from veery.cluster.vault import Vault
 from veery.config.settings import Settings
 from veery.errors import Failed, VeeryError
 from veery.model.cluster import TokenStatus
+from veery.model.codec import convert, plain
+from veery.model.node import Role
+from veery.node.peers import Peers
 
 log = logging.getLogger(__name__)
 
@@ -26,10 +31,11 @@ REFRESH = 20.0  # seconds between two looks at who has a vote
 class Membership:
     """One a daemon; `run` is its task."""
 
-    def __init__(self, settings: Settings, identity: Identity, store: EtcdStore) -> None:
+    def __init__(self, settings: Settings, identity: Identity, store: EtcdStore, peers: Peers, vault: Vault) -> None:
         """Nothing is asked before `run`."""
         self._settings, self.identity, self._store = settings, identity, store
         self._writing = asyncio.Lock()
+        self._peers, self._vault = peers, vault
 
     async def run(self) -> None:
         """For ever: put our records right, ask for our vote, follow the voters as they change."""
@@ -81,7 +87,28 @@ class Membership:
 
     async def admit(self, request: join.JoinRequest) -> join.JoinReply:
         """POST /v1/join."""
-        return await join.admit(self._store, self._store.voters, request)
+        if self.identity.etcd is None:  # no vote, so no key of the CA: a voter admits it
+            return await self._elsewhere(request)
+        return await join.admit(self._store, self._store.voters, request, vault=self._vault)
+
+    async def _elsewhere(self, request: join.JoinRequest) -> join.JoinReply:
+        last: VeeryError = Failed("the cluster has no voter", hint="veery node list")
+        for node in (await NODES.readable(self._store)).values():
+            if node.has(Role.VOTER):
+                try:
+                    await self._peers.awake(node.name)
+                except VeeryError as error:
+                    last = error
+                    continue
+                told = await self._peers.call(node.name, "POST", "/v1/join", plain(request), deadline=join.ANSWER)
+                return convert(told, join.JoinReply)
+        raise last
+
+    def settle_ca(self, ca: str) -> None:
+        """Have this node's identity name the cluster's one CA (PEM). Raises OSError."""
+        if self.identity.cluster.ca != ca:
+            self.identity = replace(self.identity, cluster=replace(self.identity.cluster, ca=ca))
+            save(Path(self._settings.state), self.identity)
 
     async def _introduce(self) -> None:
         await members.bootstrap(self._store, Path(self._settings.state), self.identity)
@@ -109,7 +136,7 @@ class Membership:
 
     async def _write_revoked(self) -> None:
         try:
-            await revocation.follow(self._store, Path(self._settings.state) / "tls")
+            await revocation.follow(self._store, Path(self._settings.state) / "tls", self._vault)
         except OSError as error:
             raise Failed(f"{error.filename}: {error.strerror}") from error
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import aiohttp
 
 from veery.errors import Failed, OutcomeUnknown, Refused, from_kind
+from veery.host.contexts import Source, current
 from veery.model import endpoint
 from veery.model.node import Node
 
@@ -27,8 +27,9 @@ class Peers:
     What this node asks by itself (`call`: fences, storage, moves) has connections of its own, so that it never waits
     for what it carries for others (`open`, `websocket`): streams last as long as their callers like."""
 
-    def __init__(self, tls: ssl.SSLContext, node: Callable[[str], Awaitable[Node]]) -> None:
-        """`node` finds a node's record by name or address; it raises Refused where there is none."""
+    def __init__(self, tls: Source, node: Callable[[str], Awaitable[Node]]) -> None:
+        """`node` finds a node's record by name or address; it raises Refused where there is none. Each request
+        takes the context that `tls` has at its time: a connection of an older one is not used again."""
         self._tls, self._node = tls, node
         self._pools: dict[tuple[int, int], aiohttp.ClientSession] = {}
 
@@ -88,7 +89,7 @@ class Peers:
                 json=json,
                 data=data,
                 headers=headers,
-                ssl=self._tls,
+                ssl=current(self._tls),
                 server_hostname=node.name,
             )
         except aiohttp.ClientConnectorCertificateError as error:
@@ -113,7 +114,7 @@ class Peers:
         node = await self._node(name)
         try:
             return await self._client(STREAMS).ws_connect(
-                self._url(node, path), ssl=self._tls, server_hostname=node.name, max_msg_size=0
+                self._url(node, path), ssl=current(self._tls), server_hostname=node.name, max_msg_size=0
             )
         except aiohttp.WSServerHandshakeError as error:
             raise Failed(f"{node.name}: {error.message}") from error

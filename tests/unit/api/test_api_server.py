@@ -20,7 +20,7 @@ import pytest
 from aiohttp import web
 
 from veery.api import line as api_line
-from veery.api.server import CALLER, EACH, ApiServer, Lines, answer, body, convert
+from veery.api.server import CALLER, EACH, ApiServer, Lines, answer, body, convert, require_direct
 from veery.cluster import revocation
 from veery.cluster.admission import Admission
 from veery.cluster.keys import CERTIFICATES
@@ -69,7 +69,7 @@ class Served:
     """Nodes a and b, each with an API of a few routes; `a` sends on to `b`."""
 
     def __init__(self, folder: Path, runtime: Path) -> None:
-        authority = tls.make_ca("lab", epoch=time.time())
+        authority = self.authority = tls.make_ca("lab", epoch=time.time())
         self.folders = {name: sign(folder / name, authority, name) for name in ("a", "b", "c", "old-c", "local")}
         self.folders["old-c"] = sign(folder / "old", authority, "c")
         self.store, self.runtime = MemoryStore(RealClock()), runtime
@@ -89,6 +89,7 @@ class Served:
             self._running.append(asyncio.create_task(admission.run()))
             routes = [
                 web.get("/v1/who", self._who),
+                web.get("/v1/direct", self._direct),
                 web.get("/v1/ca", self._ca),
                 web.post("/v1/join", self._join),
                 web.post("/v1/events/follow", self._follow),
@@ -127,6 +128,9 @@ class Served:
 
     async def _who(self, request: web.Request) -> web.Response:
         return answer({"caller": str(request[CALLER])})
+
+    async def _direct(self, request: web.Request) -> web.Response:
+        return answer({"caller": str(require_direct(request))})
 
     async def _ca(self, _: web.Request) -> web.Response:
         return answer({"ca": ""})

@@ -70,9 +70,9 @@ def test_room_and_certificates() -> None:
         Level.BAD,
     ]
     assert judge_room("a", "disk", 0, 0).level is Level.BAD
-    ends = [judge_end("a", "certificate", days * DAY, 0.0) for days in (400, 89, -1)]
-    assert [found.level for found in ends] == [Level.OK, Level.WARN, Level.BAD]
-    assert (ends[0].told, ends[2].told) == ("good for 400 days", "ended 1 days ago")
+    ends = [judge_end("a", "certificate", days * DAY, 0.0) for days in (400, 31, 29, -1)]
+    assert [found.level for found in ends] == [Level.OK, Level.OK, Level.WARN, Level.BAD]
+    assert (ends[0].told, ends[3].told) == ("good for 400 days", "ended 1 days ago")
 
 
 def test_a_file_that_was_put_aside_is_bad_until_it_is_removed(tmp_path: Path) -> None:

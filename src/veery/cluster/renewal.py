@@ -1,0 +1,139 @@
+"""A node's certificate, renewed while all runs on.
+
+The node keeps its key and gets a new certificate for it, so that the files of key and certificate fit at every moment,
+for etcd and QEMU too, which read two files. The order of things:
+
+    sign       in one transaction certificate/NODE names the new one, and as `former` the one that the node uses
+    install    the node replaces its files; connections that begin from then on show the new one
+    release    some minutes later, while no move is under way, the former is put out (revoked/SERIAL)
+
+Both are let in between the first and the last. A new one that got lost on its way is put out when the next one is
+signed."""
+
+from __future__ import annotations
+
+import enum
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from veery.cluster import authorities, keys, revocation
+from veery.cluster.store import Delete, Put, Store, Unchanged
+from veery.cluster.vault import Vault
+from veery.errors import Failed, Refused
+from veery.host import tls
+from veery.host.log import decision
+from veery.model.cluster import Certificate, Revoked
+
+log = logging.getLogger(__name__)
+
+LIFE = 2 / 3  # of a certificate's life, after which it is renewed
+OVERLAP_S = 600.0  # for so long the former certificate is let in, and longer while a move is under way
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenewRequest:
+    """The body of POST /v1/certificates: a certificate request, PEM."""
+
+    csr: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenewReply:
+    """Its answer: the certificate, PEM."""
+
+    cert: str
+
+
+class Step(enum.StrEnum):
+    """What a node does next about its certificate."""
+
+    NOTHING = "nothing"
+    """It is in use and good."""
+    RENEW = "renew"
+    """It is at two thirds of its life, of a CA that no longer signs, or the one that was signed got lost."""
+    RELEASE = "release"
+    """The former one is in use nowhere any more."""
+
+
+def decide(
+    held: tls.Facts, known: Certificate | None, *, signing: str, now: float, idle: bool, overlap: float = OVERLAP_S
+) -> Step:
+    """`held` is the certificate in the node's folder, `known` its record, `signing` the id of the CA that signs, `idle`
+    whether no move is under way here."""
+    if known is None:
+        return Step.NOTHING  # the membership records it first
+    if held.serial != known.serial:
+        return Step.RENEW
+    if known.former:
+        return Step.RELEASE if idle and now >= known.since + overlap else Step.NOTHING
+    due = held.begins + LIFE * (held.ends - held.begins)
+    return Step.RENEW if held.issuer != signing or now >= due else Step.NOTHING
+
+
+async def sign(store: Store, vault: Vault | None, shown: tls.Shown, csr: str, *, epoch: float) -> str:
+    """A new certificate (PEM) for the node that showed `shown`, which it goes on using meanwhile.
+
+    Raises Refused where that is no node's, this node has no vote or the request is unsound; Failed, StoreUnavailable,
+    OutcomeUnknown: it may be asked again."""
+    entry, record = await store.get(keys.CERTIFICATES.key(shown.name)), await keys.NODES.get(store, shown.name)
+    known = keys.CERTIFICATES.value(entry) if entry else None
+    usable = {known.serial, known.former} - {""} if known else set()
+    if entry is None or known is None or record is None or shown.serial not in usable:
+        raise Refused(f"{shown.name} shows no certificate of a node", hint="join it anew")
+    ca = await authorities.signer(store, vault)
+    cert = tls.sign(ca, csr, name=record.name, addresses=[record.address], epoch=epoch)
+    ends = known.ends if shown.serial == known.serial else known.former_ends
+    fresh = replace(revocation.certificate(cert), former=shown.serial, former_ends=ends, since=epoch)
+    operations: list[Put | Delete] = [keys.CERTIFICATES.put(shown.name, fresh)]
+    for serial, end in ((known.serial, known.ends), (known.former, known.former_ends)):
+        if serial not in ("", shown.serial):
+            operations.append(keys.REVOKED.put(serial, Revoked(node=shown.name, ends=end)))
+    conditions = [Unchanged(entry.key, entry.revision)]
+    if not (await store.commit(conditions, operations)).held:
+        raise Refused(f"the certificate of {shown.name} changed meanwhile", hint=f"veery node renew {shown.name}")
+    log.info(decision("certificate.signed", node=shown.name, serial=fresh.serial, former=shown.serial))
+    return cert
+
+
+def request(folder: Path, name: str) -> str:
+    """The certificate request (PEM) for the key in `folder`. Raises OSError, Refused."""
+    return tls.request_for(name, (folder / "server-key.pem").read_text())
+
+
+def install(folder: Path, name: str, cert: str) -> tls.Facts:
+    """Put a new certificate into `folder`. Raises Failed where it does not fit the key there, OSError."""
+    before, after = tls.facts((folder / "server-cert.pem").read_text()), tls.facts(cert)
+    if after.public != before.public:
+        raise Failed("the new certificate is for another key", hint=f"veery node renew {name}")
+    tls.replace_certificate(folder, cert)
+    log.info(decision("certificate.renewed", node=name, serial=after.serial, former=before.serial))
+    return after
+
+
+def mend(folder: Path) -> None:
+    """After a crash between two files: the server's certificate is the one that was written first. Raises OSError."""
+    cert = (folder / "server-cert.pem").read_text()
+    if (folder / "client-cert.pem").read_text() != cert:
+        tls.replace_certificate(folder, cert)
+
+
+async def release(store: Store, node: str, serial: str) -> bool:
+    """Put the former certificate of `node` out, which uses the one called `serial`; whether that was done. Raises
+    StoreUnavailable, OutcomeUnknown: call it again."""
+    entry = await store.get(keys.CERTIFICATES.key(node))
+    if entry is None:
+        return False
+    known = keys.CERTIFICATES.value(entry)
+    if known.serial != serial or not known.former:
+        return False
+    done = await store.commit(
+        [Unchanged(entry.key, entry.revision)],
+        [
+            keys.CERTIFICATES.put(node, replace(known, former="", former_ends=0.0)),
+            keys.REVOKED.put(known.former, Revoked(node=node, ends=known.former_ends)),
+        ],
+    )
+    if done.held:
+        log.info(decision("certificate.released", node=node, serial=known.former))
+    return done.held

@@ -1,0 +1,244 @@
+"""This node's certificate, the CAs that it trusts, and a voter's sealing key: kept as the cluster wishes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from veery.cluster import authorities, keys, renewal, revocation, vault
+from veery.cluster.admission import Admission
+from veery.cluster.authorities import CaStatus
+from veery.cluster.renewal import RenewReply, RenewRequest, Step
+from veery.cluster.store import Put, Store, Unchanged
+from veery.cluster.vault import Vault
+from veery.errors import Failed, Refused, VeeryError
+from veery.host import crl, tls
+from veery.host.clock import Clock
+from veery.host.contexts import Contexts
+from veery.host.files import write_atomic
+from veery.model.cluster import Trusting
+from veery.model.codec import convert, plain
+from veery.model.node import Node, Role
+from veery.node.peers import Peers
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 5.0
+ASK_S = 20.0  # for a voter's answer
+STEP_TTL_S = 180  # longer than a restart of etcd may take
+CA_FILE, CERT_FILE = "ca-cert.pem", "server-cert.pem"
+MAJORITY = 3  # with fewer voters the store has no quorum while one of them is restarted
+
+
+@dataclass(frozen=True, slots=True)
+class Etcd:
+    """A voter's etcd: `restart` starts it anew, with force also where the store has no quorum meanwhile; `pid` is the
+    file that is written at its start."""
+
+    restart: Callable[[bool], Awaitable[None]]
+    pid: Path
+
+
+class Certificates:
+    """One a daemon; `run` is its task."""
+
+    def __init__(
+        self,
+        node: Node,
+        store: Store,
+        vault: Vault,
+        *,
+        contexts: Contexts,
+        admission: Admission,
+        peers: Peers,
+        clock: Clock,
+        folder: Path,
+        idle: Callable[[], bool],
+        settled: Callable[[str], None],
+        etcd: Etcd | None = None,
+    ) -> None:
+        """`folder` has the certificates; `idle` tells whether no move is under way here; `settled` is called with the
+        CA's certificate while there is one; `etcd` is a voter's."""
+        self._node, self._store, self._vault = node, store, vault
+        self._contexts, self._admission, self._peers, self._clock = contexts, admission, peers, clock
+        self._folder, self._idle, self._settled, self._etcd = folder, idle, settled, etcd
+        self._busy = asyncio.Lock()
+
+    async def run(self) -> None:
+        """For ever: renew in time, follow the CAs, hold the sealing key."""
+        renewal.mend(self._folder)
+        said = ""
+        while True:
+            try:
+                await self.look()
+                said = ""
+            except (VeeryError, OSError) as error:
+                if str(error) != said:
+                    log.warning("certificates: %s", error)
+                said = str(error)
+            await self._clock.sleep(LOOK_S)
+
+    async def look(self) -> None:
+        """One look, and what it calls for. Raises VeeryError, OSError."""
+        if self._node.has(Role.VOTER):
+            await vault.carry(self._store, self._vault, self._node.name, self._ask_sealing)
+        await self._trust()
+        async with self._busy:
+            held = self._held()
+            signing = (await authorities.load(self._store)).authorities.signing
+            known = await keys.CERTIFICATES.get(self._store, self._node.name)
+            step = renewal.decide(held, known, signing=signing, now=self._clock.epoch(), idle=self._idle())
+            if step is Step.RENEW:
+                await self._renew(held)
+            elif step is Step.RELEASE and self._contexts.serial == held.serial:
+                await renewal.release(self._store, self._node.name, held.serial)
+
+    # ---- orders
+    async def renew(self, name: str) -> dict[str, Any]:
+        """Renew the certificate of node `name` now. Raises Refused while its former one is still let in."""
+        if name != self._node.name:
+            return convert(await self._peers.call(name, "POST", f"/v1/nodes/{name}/renew"), dict[str, Any])
+        async with self._busy:
+            held = self._held()
+            known = await keys.CERTIFICATES.get(self._store, name)
+            if known is not None and known.serial == held.serial and known.former:
+                ends = max(0.0, known.since + renewal.OVERLAP_S - self._clock.epoch())
+                raise Refused(
+                    f"{name} was renewed lately, and its former certificate is let in for {ends / 60:.0f} min or more",
+                    hint=f"veery node renew {name}, once it was put out: the moves of {name} must have ended",
+                )
+            fresh = await self._renew(held)
+        return {"node": name, "serial": fresh.serial, "ends": fresh.ends}
+
+    async def sign(self, shown: tls.Shown, request: RenewRequest) -> RenewReply:
+        """POST /v1/certificates, of another node."""
+        cert = await renewal.sign(self._store, self._vault, shown, request.csr, epoch=self._clock.epoch())
+        return RenewReply(cert=cert)
+
+    async def sealing(self, caller: str) -> str:
+        """POST /v1/sealing: the sealing key, for another voter. Raises Refused."""
+        node = await keys.NODES.get(self._store, caller)
+        if node is None or not node.has(Role.VOTER):
+            log.warning("%s has no vote and asks for the sealing key", caller)
+            raise Refused(f"{caller or 'the caller'} has no vote", hint="veery node list shows the voters")
+        return self._vault.export()
+
+    async def status(self) -> CaStatus:
+        """How far a change of CA has come."""
+        return await authorities.status(self._store)
+
+    async def new_ca(self) -> CaStatus:
+        """Take the next step to a new CA, on a voter."""
+        if self._node.has(Role.VOTER):
+            return await authorities.renew(self._store, self._vault, epoch=self._clock.epoch())
+        return convert(await self._of_voter("POST", "/v1/ca/renew"), CaStatus)
+
+    async def cancel(self) -> CaStatus:
+        """Go back to the oldest CA."""
+        return await authorities.cancel(self._store)
+
+    async def drop(self) -> CaStatus:
+        """Trust the CA that signs alone."""
+        return await authorities.drop(self._store)
+
+    # ---- inside
+    def _held(self) -> tls.Facts:
+        return tls.facts((self._folder / CERT_FILE).read_text())
+
+    async def _renew(self, held: tls.Facts) -> tls.Facts:
+        name = self._node.name
+        csr = renewal.request(self._folder, name)
+        if self._node.has(Role.VOTER):
+            shown = tls.Shown(name, held.serial)
+            cert = await renewal.sign(self._store, self._vault, shown, csr, epoch=self._clock.epoch())
+        else:
+            told = await self._of_voter("POST", "/v1/certificates", plain(RenewRequest(csr=csr)))
+            cert = convert(told, RenewReply).cert
+        fresh = renewal.install(self._folder, name, cert)
+        self._admission.own = tls.Shown(name, fresh.serial)
+        return fresh
+
+    async def _of_voter(self, method: str, path: str, body: Any = None) -> Any:
+        """What the first voter that answers says. Raises what the last one raised."""
+        last: VeeryError = Failed("the cluster has no voter", hint="veery node list")
+        for node in (await keys.NODES.readable(self._store)).values():
+            if node.has(Role.VOTER):
+                try:
+                    return await self._peers.call(node.name, method, path, body, deadline=ASK_S)
+                except VeeryError as error:
+                    last = error
+        raise last
+
+    async def _ask_sealing(self, voter: str) -> str:
+        return str((await self._peers.call(voter, "POST", "/v1/sealing", deadline=ASK_S))["key"])
+
+    async def _trust(self) -> None:
+        """Trust the CAs that the store names, etcd too, and say so."""
+        found = (await authorities.load(self._store)).authorities
+        wanted = [*found.trusted, *self._own_issuer(found.trusted)]
+        file, bundle = self._folder / CA_FILE, "".join(wanted)
+        if file.read_text() != bundle:
+            write_atomic(file, bundle, mode=0o644, sync=True)
+            log.info("%d CAs are trusted from now on", len(wanted))
+        if self._etcd is not None and _older(self._etcd.pid, file):
+            await self._restart_etcd(self._etcd)
+        if self._node.has(Role.VOTER):
+            await self._relist()
+        if len(found.trusted) > 1 and not self._listed(len(found.trusted)):
+            return  # without the new CA's list its certificates would be turned away
+        if len(wanted) == 1:
+            self._settled(wanted[0])
+        told = Trusting(ids=tuple(tls.authority_id(ca) for ca in wanted))
+        if await keys.TRUSTS.get(self._store, self._node.name) != told:
+            await self._store.commit([], [keys.TRUSTS.put(self._node.name, told)])
+
+    def _own_issuer(self, trusted: tuple[str, ...]) -> list[str]:
+        """The CA of our own certificate, where it is not among `trusted`: a store may have been restored from a backup
+        that is older than that CA. It goes when the certificate was renewed."""
+        issuer = self._held().issuer
+        if issuer in {tls.authority_id(ca) for ca in trusted}:
+            return []
+        return [ca for ca in tls.split((self._folder / CA_FILE).read_text()) if tls.authority_id(ca) == issuer]
+
+    def _listed(self, count: int) -> bool:
+        """Whether the list of revoked certificates, where there is one, is signed by so many CAs."""
+        try:
+            return (self._folder / crl.CA_FILE).read_text().count(crl.BEGIN) >= count
+        except FileNotFoundError:
+            return True
+
+    async def _relist(self) -> None:
+        """Have the list of revoked certificates signed by every CA that is trusted."""
+        now = self._clock.epoch()
+        await revocation.publish(self._store, await revocation.serials(self._store, now), self._vault, epoch=now)
+
+    async def _restart_etcd(self, etcd: Etcd) -> None:
+        voters = [node for node in (await keys.NODES.readable(self._store)).values() if node.has(Role.VOTER)]
+        async with self._turn():
+            await etcd.restart(len(voters) < MAJORITY)
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """One voter at a time. Raises Refused while it is another's turn."""
+        lease = await self._store.grant(STEP_TTL_S)
+        try:
+            mine = Put(keys.CA_STEP, self._node.name.encode(), lease)
+            if not (await self._store.commit([Unchanged(keys.CA_STEP, 0)], [mine])).held:
+                raise Refused("another voter restarts its etcd for a change of CA", hint="veery cluster ca show")
+            yield
+        finally:
+            with contextlib.suppress(VeeryError):
+                await self._store.revoke(lease)
+
+
+def _older(one: Path, other: Path) -> bool:
+    """Whether file `one` was written before `other`; not where there is none."""
+    try:
+        return one.stat().st_mtime < other.stat().st_mtime
+    except FileNotFoundError:
+        return False
