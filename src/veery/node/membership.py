@@ -147,6 +147,8 @@ class Membership:
     async def become(self, identity: Identity) -> None:
         """Have this node be `identity`, now and after a restart of the daemon. Raises Failed: it is as before."""
         async with self._writing:
+            cluster = replace(identity.cluster, ca=self.identity.cluster.ca)  # it may have been renewed meanwhile
+            identity = replace(identity, cluster=cluster)
             try:
                 save(Path(self._settings.state), identity)
             except OSError as error:

@@ -16,7 +16,7 @@ import contextlib
 import logging
 import secrets
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from ssl import SSLContext
 
@@ -100,10 +100,10 @@ class Recoverer:
         stillness: Stillness,
         neighbours: Neighbours,
         peers: Peers,
-        tls: SSLContext,
+        tls: Callable[[], SSLContext],
         clock: Clock,
     ) -> None:
-        """`peers` finds nodes without the store; `tls` is for our own etcd."""
+        """`peers` finds nodes without the store; `tls` gives the context for our own etcd."""
         self._settings, self._store, self._trust, self._membership = settings, store, trust, membership
         self._switch, self._votes, self._stillness = switch, votes, stillness
         self._neighbours, self._peers, self._tls, self._clock = neighbours, peers, tls, clock
@@ -213,7 +213,7 @@ class Recoverer:
         path.unlink(missing_ok=True)
         gateway = Gateway(
             (client_url(self._settings, self._membership.identity.node),),
-            tls=self._tls,
+            tls=self._tls(),
             deadline=self._settings.etcd.deadline,
         )
         try:
