@@ -14,6 +14,7 @@ import msgspec
 from veery.config.settings import Qemu
 from veery.errors import Refused
 from veery.host.clock import Clock
+from veery.host.owner import owners
 from veery.hypervisor.base import ALONE, Report, Rest, Trigger
 from veery.hypervisor.qemu import argv, build, hotplug, machine, media, migration, mirror, postcopy, signals, switch
 from veery.hypervisor.qemu.abilities import ask, obstacles, processor
@@ -63,7 +64,8 @@ class QemuDriver:
             try:
                 qemu = await machine.find(self._settings, self._run / "accel.json")
                 qemu.check()
-                self._able = await ask(qemu)
+                self._roster.owners = owners(self._settings.user)
+                self._able = await ask(qemu, self._roster.owners.choose(0, ()) if self._roster.owners else None)
                 self._qemu, self._missing = qemu, None
                 self._roster.dmesg.note(f"QEMU {qemu.version}, accelerator {qemu.accel} ({qemu.reason})")
             except Refused as error:

@@ -13,9 +13,10 @@ from veery.errors import Failed, Refused, VeeryError
 from veery.host import kept, tasks
 from veery.host.clock import Clock
 from veery.host.files import write_atomic
+from veery.host.owner import Owner, Owners
 from veery.host.process import Process, trim_log
 from veery.hypervisor.dmesg import Dmesg
-from veery.hypervisor.qemu import hotplug, machine, migration
+from veery.hypervisor.qemu import hotplug, lending, machine, migration
 from veery.hypervisor.qemu.argv import Command
 from veery.hypervisor.qemu.build import Build
 from veery.hypervisor.qemu.domain import Domain
@@ -42,6 +43,7 @@ class Roster:
         self._unread: list[Home] = []
         self._promised: dict[str, int] = {}  # MiB, of those that start or come in
         self._tasks: set[asyncio.Task[None]] = set()
+        self.owners: Owners | None = None  # whom new domains' QEMUs run as; None: root
         self.events: asyncio.Queue[DomainEvent] = asyncio.Queue()
 
     async def open(self) -> None:
@@ -157,9 +159,15 @@ class Roster:
         home, domain = Home(self._homes / str(domid)), None
         try:
             record = Record(domid=domid, spec=spec, attachments=attachments, build=build, stage=stage)
-            home.make(record, backlog)
-            domain = self._new(home, record, home.spawn(command, attachments, agent=build.layout > 1))
+            owner = self._owner(domid)
+            home.make(record, backlog, owner)
+            if owner is not None:
+                await asyncio.to_thread(home.copy_boot_files, spec, owner)
+            kvm = build.accel == "kvm"
+            process = home.spawn(command, attachments, agent=build.layout > 1, owner=owner, kvm=kvm)
+            domain = self._new(home, record, process)
             await domain.connect(deadline=START_DEADLINE)
+            await lending.settle(domain)
             yield domain
             self.dmesg.note(f"{spec.name} ({domid}) {'comes in' if stage is Stage.INCOMING else 'started'}")
             self.note_warnings(domain)
@@ -170,6 +178,12 @@ class Roster:
             raise
         finally:
             del self._starting[spec.uuid], self._promised[spec.uuid]
+
+    def _owner(self, domid: int) -> Owner | None:
+        """Whom the QEMU of a new domain runs as. Raises Refused where no user is left."""
+        if self.owners is None:
+            return None
+        return self.owners.choose(domid, {Home(self._homes / str(each)).uid() for each in self._domids()})
 
     async def destroy(self, uuid: str) -> None:
         """As Driver.destroy: SIGKILL, and the process seen off by its pidfd."""
@@ -233,6 +247,7 @@ class Roster:
         """Mend what a restart of ours cut short."""
         try:
             await domain.met()
+            await lending.settle(domain)
             await hotplug.settle_unplugs(domain)
             if domain.record.stage is Stage.SAVING:
                 await migration.resume(domain, self._clock)
