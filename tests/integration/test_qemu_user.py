@@ -9,11 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from qemu.qmp import QMPClient
 from test_qemu_driver import (
     Node,
     move,
     test_a_lun_goes_along,  # noqa: F401 (asked once more, here)
-    test_moves_with_tls_know_their_peer,  # noqa: F401
+)
+from test_qemu_driver import (
+    test_moves_with_tls_know_their_peer as moves_with_tls_know_their_peer,
 )
 
 import qemu_parts as parts
@@ -100,6 +103,8 @@ async def test_a_disk_and_an_interface_from_the_start(
     near, far = nodes
     spec = await parts.awake(near.driver, snapshot)
     mac, disk = "00:16:3e:00:00:07", parts.disk(tmp_path / "b.img", "xvdb")
+    assert isinstance(disk.source, LocalDisk)
+    disk = replace(disk, source=replace(disk.source, direct=True))  # past the host's cache
     with parts.tap(f"vqa{os.getpid() % 100000}") as here, parts.tap(f"vqb{os.getpid() % 100000}") as there:
         await near.driver.attach_disk(spec.uuid, disk)
         await near.driver.attach_vif(spec.uuid, parts.vif(here, mac))
@@ -154,3 +159,24 @@ async def test_post_copy_is_refused_where_the_user_gets_no_userfaultfd(nodes: tu
     near, _ = nodes
     told = (await near.driver.abilities()).post_copy
     assert told == postcopy.obstacle(Owner(200000, 200000))
+
+
+async def test_certificates_are_forgotten_after_a_move(nodes: tuple[Node, Node], snapshot: parts.Snapshot) -> None:
+    near, far = nodes
+    await moves_with_tls_know_their_peer(nodes, snapshot)  # three that fail, one that does not
+    (home,) = (far.run / "domains").glob("[0-9]*")
+    assert sorted(each.name for each in (home / "own").iterdir()) == ["tmp"]
+    assert "move-server" not in await objects(home)
+    assert await near.driver.list() == ()
+
+
+async def objects(home: Path) -> set[str]:
+    """The names of the objects that a QEMU has, by its second monitor."""
+    client = QMPClient("test")
+    await client.connect(str(home / "qmp1"))
+    try:
+        rows = await client.execute("qom-list", {"path": "/objects"})
+        assert isinstance(rows, list)
+        return {str(row["name"]) for row in rows if isinstance(row, dict)}
+    finally:
+        await client.disconnect()

@@ -81,6 +81,14 @@ def certificates(home: Home, tls: Path, endpoint: str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+async def take_back(domain: Domain, name: str) -> None:
+    """Let a QEMU that is not root forget certificates: whoever breaks out of it would have the node's key. Never
+    raises."""
+    if domain.home.apart:
+        with contextlib.suppress(VeeryError):  # there are none, or it has ended
+            await domain.monitor.execute("object-del", {"id": name})
+
+
 def refuse_another(connection: socket.socket, pid: int) -> None:
     """Raises Failed unless process `pid` is what listens at the other end: the way there may be a link that it made."""
     told = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))

@@ -43,6 +43,8 @@ LIVE = frozenset({"running", "suspended"})
 NO_THROTTLE = 1
 """Percent: the least that QEMU takes; a hundredth is not felt."""
 AUTHZ_OBJECT, STREAM = "move-peer", "move"
+CLIENT, SERVER = "move-client", "move-server"
+"""The objects that hold certificates, as `credentials` names them."""
 PRIORITY = "NORMAL:-VERS-ALL:+VERS-TLS1.3:-CIPHER-ALL:+AES-128-GCM:+AES-256-GCM:+CHACHA20-POLY1305"
 """GnuTLS's priority string: TLS 1.3 alone, as everywhere else here; the cheapest of its ciphers first."""
 NO_REKEY = "NORMAL:-VERS-ALL:+VERS-TLS1.3:-CIPHER-ALL:+CHACHA20-POLY1305"
@@ -82,6 +84,7 @@ async def send(
     async with contextlib.AsyncExitStack() as ending, contextlib.AsyncExitStack() as undo:
         ending.push_async_callback(tasks.stop, syncing)
         undo.callback(shut, stream)
+        undo.push_async_callback(lambda: tasks.to_the_end(lending.take_back(domain, CLIENT)))
         undo.push_async_callback(lambda: tasks.to_the_end(_run_on_if_it_can(domain, clock)))
         transfer = Transfer(domain, clock)
         undo.push_async_callback(transfer.close)
@@ -287,6 +290,7 @@ async def finish(domain: Domain, *, paused: bool) -> None:
     if end is not None:  # it ended at the source, which did not see it
         domain.stopped(end)
     await domain.announce()
+    await lending.take_back(domain, SERVER)
     if not paused and end is None:
         await domain.steady()
 

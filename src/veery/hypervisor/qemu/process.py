@@ -33,6 +33,7 @@ from veery.host.process import Process, start_ticks
 from veery.hypervisor.qemu import devices, handover
 from veery.hypervisor.qemu.argv import KERNEL, RAMDISK, Command, Handed, Wiring
 from veery.hypervisor.qemu.build import Build
+from veery.hypervisor.qemu.confine import confined
 from veery.hypervisor.written import WrittenDisk, disks_read, disks_written
 from veery.model import codec
 from veery.model.domain import DomainEnd, DomainSpec
@@ -204,7 +205,9 @@ class Home:
             )
             passed = (*monitors, port, *agents, *secrets.values(), *handed.all())
             cwd = self.own if owner else Path("/")
-            process = Process.spawn(argv(wiring), log_file=self.qemu_log, pass_fds=passed, cwd=cwd, owner=owner)
+            process = Process.spawn(
+                confined(argv(wiring)), log_file=self.qemu_log, pass_fds=passed, cwd=cwd, owner=owner
+            )
         process.save(self._pid)
         with contextlib.suppress(OSError):  # veeryd, etcd and tgtd are to outlive any one domain
             Path(f"/proc/{process.pid}/oom_score_adj").write_text(str(OOM_SCORE))
