@@ -49,16 +49,21 @@ class DiskMove(Move):
         )
 
 
+async def its_pid(rig: Rig, uuid: str) -> int:
+    """The source's process; 0 where there is none."""
+    return (await the(rig.near, uuid)).pid if isinstance(rig, QemuRig) else 0
+
+
 @contextlib.asynccontextmanager
-async def way(served: Path) -> AsyncIterator[str]:
-    """What the two daemons do between the two: here in one process."""
+async def way(served: Path, pid: int) -> AsyncIterator[str]:
+    """What the two daemons do between the two: here in one process. `pid` is the source's."""
 
     async def connect() -> socket.socket:
         far = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         await asyncio.get_running_loop().sock_connect(far, str(served))
         return far
 
-    async with pump.outlet(connect, 0, 15.0) as name:
+    async with pump.outlet(connect, pid, 15.0) as name:
         yield name
 
 
@@ -100,7 +105,7 @@ async def test_a_disk_goes_along(rig: Rig, tmp_path: Path) -> None:
     (disk,) = await rig.near.local_disks(spec.uuid)
     assert (disk.vdev, disk.path, disk.size, disk.block) == ("xvda", str(near), SIZE, False)
     move = DiskMove(rig.near, rig.far, spec.uuid)
-    async with way(await move.prepare_disk(far)) as through:
+    async with way(await move.prepare_disk(far), await its_pid(rig, spec.uuid)) as through:
         await move.mirror(through)
         assert {reading.step for reading in move.progress} == {"disks"}
         assert move.progress[-1].disk_remaining == 0
@@ -128,7 +133,7 @@ async def test_qcow2_goes_along(rig: Rig, tmp_path: Path) -> None:
     assert (disk.format, disk.size) == (DiskFormat.QCOW2, SIZE)
     far = tmp_path / "far.qcow2"
     move = DiskMove(rig.near, rig.far, spec.uuid)
-    async with way(await move.prepare_disk(far)) as through:
+    async with way(await move.prepare_disk(far), await its_pid(rig, spec.uuid)) as through:
         await move.mirror(through)
         await move.copy()
     await rig.far.finish(spec.uuid)
@@ -149,7 +154,7 @@ async def test_what_breaks_leaves_the_domain_running(rig: Rig, tmp_path: Path) -
     assert await rig.alive(rig.near, spec.uuid)
 
     served = await move.prepare_disk(far)  # the way is lost between the two copies
-    async with way(served) as through:
+    async with way(served, await its_pid(rig, spec.uuid)) as through:
         await move.mirror(through)
         await refused(rig.near.pause(spec.uuid))
     with pytest.raises(Failed):
@@ -161,7 +166,9 @@ async def test_what_breaks_leaves_the_domain_running(rig: Rig, tmp_path: Path) -
     await rig.far.destroy(spec.uuid)
     far.unlink()
 
-    async with way(await move.prepare_disk(far)) as through:  # everything was copied, and then the owner stayed
+    async with way(
+        await move.prepare_disk(far), await its_pid(rig, spec.uuid)
+    ) as through:  # everything was copied, and then the owner stayed
         await move.mirror(through)
         await move.copy()
         await rig.far.destroy(spec.uuid)
@@ -179,7 +186,7 @@ async def test_a_qemu_killed_while_its_disk_is_copied(rig: Rig, tmp_path: Path) 
         return
     spec = await with_disk(rig, tmp_path / "near.img")
     slow = DiskMove(rig.near, rig.far, spec.uuid, replace(PLAIN, bandwidth=1 << 20))
-    async with way(await slow.prepare_disk(tmp_path / "far.img")) as through:
+    async with way(await slow.prepare_disk(tmp_path / "far.img"), await its_pid(rig, spec.uuid)) as through:
         copying = asyncio.create_task(slow.mirror(through))
         await parts.becomes(lambda: asyncio.sleep(0.05, slow.progress), bool)
         await rig.kill(rig.near, await the(rig.near, spec.uuid))
@@ -191,7 +198,7 @@ async def test_a_qemu_killed_while_its_disk_is_copied(rig: Rig, tmp_path: Path) 
 
     spec = await with_disk(rig, tmp_path / "more.img")  # and the target's
     slow = DiskMove(rig.near, rig.far, spec.uuid, replace(PLAIN, bandwidth=1 << 20))
-    async with way(await slow.prepare_disk(tmp_path / "there.img")) as through:
+    async with way(await slow.prepare_disk(tmp_path / "there.img"), await its_pid(rig, spec.uuid)) as through:
         copying = asyncio.create_task(slow.mirror(through))
         await parts.becomes(lambda: asyncio.sleep(0.05, slow.progress), bool)
         await rig.kill(rig.far, await the(rig.far, spec.uuid))
@@ -209,14 +216,14 @@ async def test_a_daemon_that_died_with_its_mirrors(rig: Rig, tmp_path: Path) -> 
     near, far = tmp_path / "near.img", tmp_path / "far.img"
     spec = await with_disk(rig, near)
     move = DiskMove(rig.near, rig.far, spec.uuid)
-    async with way(await move.prepare_disk(far)) as through:
+    async with way(await move.prepare_disk(far), await its_pid(rig, spec.uuid)) as through:
         await move.mirror(through)
         move.near = driver = await rig.again(rig.near)
         await driver.resume(spec.uuid)
         assert (await the(driver, spec.uuid)).state in UP
     await rig.far.destroy(spec.uuid)
     far.unlink()
-    async with way(await move.prepare_disk(far)) as through:
+    async with way(await move.prepare_disk(far), await its_pid(rig, spec.uuid)) as through:
         await move.mirror(through)
         await move.copy()
     await rig.far.finish(spec.uuid)

@@ -36,12 +36,12 @@ UP = {DomainState.RUNNING, DomainState.BLOCKED}
 class Node:
     """One node's driver, which may be killed and started again."""
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self.name, self.run, self.tls = name, folder / name, folder / f"{name}.tls"
+    def __init__(self, folder: Path, name: str, user: str = "") -> None:
+        self.name, self.run, self.tls, self.user = name, folder / name, folder / f"{name}.tls", user
         self.driver = self._driver()
 
     def _driver(self) -> QemuDriver:
-        return QemuDriver(self.run, self.tls, Qemu(accel="tcg"), RealClock())
+        return QemuDriver(self.run, self.tls, Qemu(accel="tcg", user=self.user), RealClock())
 
     async def again(self) -> QemuDriver:
         await self.driver.close()

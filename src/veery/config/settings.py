@@ -69,6 +69,8 @@ class Qemu:
     binary: str = "qemu-system-x86_64"
     accel: str = "auto"
     machine: str = ""  # "": the driver's pinned default
+    user: str = ""  # whom QEMU runs as: a name, a UID, a range of UIDs with one for each domain; "": root
+    cgroup: str = ""  # folder of a cgroup (version 2) that the host leaves to us; "": no limits for domains
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

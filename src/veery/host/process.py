@@ -19,6 +19,7 @@ from typing import BinaryIO
 
 from veery.errors import Failed, Refused
 from veery.host.files import write_atomic
+from veery.host.owner import Owner
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +65,10 @@ class Process:
         env: Mapping[str, str] | None = None,
         pass_fds: Sequence[int] = (),
         cwd: Path | None = None,
+        owner: Owner | None = None,
     ) -> Process:
-        """Start `argv` in a session of its own, its output appended to `log_file`. It is not ended when we are.
+        """Start `argv` in a session of its own, its output appended to `log_file`. It is not ended when we are. It runs
+        as `owner`, without further groups, where one is given; `cwd` and what is passed may be closed to that user.
 
         Raises Refused when the program is not installed."""
         words = [str(word) for word in argv]
@@ -81,6 +84,9 @@ class Process:
                     pass_fds=pass_fds,
                     cwd=cwd,
                     start_new_session=True,
+                    user=owner.uid if owner else None,
+                    group=owner.gid if owner else None,
+                    extra_groups=() if owner else None,
                 )
             except FileNotFoundError as error:
                 raise Refused(

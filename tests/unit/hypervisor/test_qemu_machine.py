@@ -92,6 +92,19 @@ async def test_a_node_that_can_start_nothing_has_no_room(tmp_path: Path) -> None
         await driver.close()
 
 
+@pytest.mark.parametrize("user", ["no-such-user", "0", "root"])
+async def test_a_user_that_qemu_cannot_run_as_lets_nothing_start_as_root(host: Host, tmp_path: Path, user: str) -> None:
+    settings = replace(host.qemu("exit 1"), accel="tcg", user=user)
+    driver = QemuDriver(tmp_path / "run", None, settings, RealClock())
+    await driver.open()
+    try:
+        reading = await driver.host()
+        assert reading.memory_free == 0
+        assert "[qemu]" in str(reading.facts["accelerator_reason"])
+    finally:
+        await driver.close()
+
+
 # ---- memory: 64 GiB, ten domains of 6 GiB that have touched 0.5 GiB each
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from veery.errors import VeeryError
+from veery.host.owner import Owner
 from veery.host.run import run
 from veery.hypervisor.qemu import build, postcopy, tsc
 from veery.hypervisor.qemu.build import Build
@@ -66,8 +67,9 @@ from QEMU 10.1 on it leaves them out."""
 _VERSIONED = frozenset().union(*MODELS.values())
 
 
-async def ask(hypervisor: Hypervisor) -> Abilities:
-    """Machine types and features. Where QEMU does not tell, they are left empty: nothing is refused for them.
+async def ask(hypervisor: Hypervisor, owner: Owner | None = None) -> Abilities:
+    """Machine types and features; `owner` runs the domains (None: root). Where QEMU does not tell, they are left empty:
+    nothing is refused for them.
 
     QMP: query-machines; query-cpu-model-expansion of `max`: all that the accelerator can give on this processor;
     query-cpu-definitions: the models, and what the accelerator lacks for each."""
@@ -97,7 +99,7 @@ async def ask(hypervisor: Hypervisor) -> Abilities:
         vendor=told.vendor,
         tsc_khz=counter.khz,
         tsc_scales=counter.scales,
-        post_copy=postcopy.obstacle(),
+        post_copy=postcopy.obstacle(owner),
     )
 
 

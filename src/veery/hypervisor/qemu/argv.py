@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from veery.hypervisor.qemu import devices
@@ -21,7 +21,29 @@ SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=de
 MEMORY = "pc.ram"
 """The name of guest memory in a migration stream; QEMU's own for a PC's (MachineClass, default_ram_id)."""
 AGENT = "org.qemu.guest_agent.0"
+KERNEL, RAMDISK = "kernel", "ramdisk"
 RESTARTS = frozenset({OnEvent.RESTART, OnEvent.SOFT_RESET})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handed:
+    """What a QEMU that does not run as root cannot open by itself, by descriptor: `disks` by their names in the domain
+    file, `taps` by the ids of their netdevs. Empty: QEMU runs as root and opens all of it."""
+
+    disks: Mapping[str, int] = field(default_factory=dict)
+    taps: Mapping[str, int] = field(default_factory=dict)
+    console_log: int | None = None
+    kvm: int | None = None
+    boot: bool = False  # kernel and ramdisk are copies in its working directory, KERNEL and RAMDISK
+
+    def sets(self) -> tuple[int, ...]:
+        """Those that QEMU finds as /dev/fdset/N, N being the descriptor's own number."""
+        others = (one for one in (self.console_log, self.kvm) if one is not None)
+        return (*others, *self.disks.values())
+
+    def all(self) -> tuple[int, ...]:
+        """Every one."""
+        return (*self.sets(), *self.taps.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +57,7 @@ class Wiring:
     console_log: Path
     secrets: Mapping[str, int]
     agent: int | None = None
+    handed: Handed = Handed()
 
 
 Command = Callable[[Wiring], list[str]]
@@ -52,22 +75,42 @@ def build_argv(
         *("-uuid", spec.uuid),
         *("-no-user-config", "-nodefaults", "-display", "none", "-msg", "timestamp=on", "-S"),
         *("-sandbox", SANDBOX),
+        *_fdsets(wiring),
         *("-machine", _machine(build)),
-        *("-accel", "kvm" if build.accel == "kvm" else f"tcg,thread=multi,tb-size={TB_SIZE}"),
+        *("-accel", _accelerator(build, wiring)),
         *("-cpu", build.model),
         *("-m", f"size={build.memory}M"),
         *_memory(build),
         *_clocks(build),
         *("-smp", f"cpus={spec.vcpus},maxcpus={max(spec.vcpus, spec.maxvcpus)}"),
         *_ends(spec),
-        *_boot(spec),
+        *_boot(spec, wiring),
         *_monitors(wiring),
         *_agent(build, wiring),
         *_board(build),
         *_disks(spec, attachments, build, wiring),
-        *_vifs(attachments, build),
+        *_vifs(attachments, build, wiring),
         *(("-incoming", "defer") if incoming else ()),
     ]
+
+
+def fdset(number: int) -> str:
+    """The name by which QEMU opens what was handed over to it (qemu(1), -add-fd)."""
+    return f"/dev/fdset/{number}"
+
+
+def _fdsets(wiring: Wiring) -> list[str]:
+    """The console log's path stands with each, so that a process can be told by its command line (Home.process)."""
+    words: list[str] = []
+    for number in wiring.handed.sets():
+        words += ["-add-fd", f"fd={number},set={number},opaque={_commas(wiring.console_log)}"]
+    return words
+
+
+def _accelerator(build: Build, wiring: Wiring) -> str:
+    if build.accel != "kvm":
+        return f"tcg,thread=multi,tb-size={TB_SIZE}"
+    return "kvm" if wiring.handed.kvm is None else f"kvm,device={fdset(wiring.handed.kvm)}"
 
 
 def _machine(build: Build) -> str:
@@ -114,11 +157,12 @@ def _ends(spec: DomainSpec) -> list[str]:
     return ["-action", f"reboot={reboot},shutdown=pause,panic=pause,watchdog=pause"]
 
 
-def _boot(spec: DomainSpec) -> list[str]:
+def _boot(spec: DomainSpec, wiring: Wiring) -> list[str]:
     if not spec.kernel:
         return ["-boot", "strict=on"]
-    words = ["-kernel", spec.kernel, "-append", devices.command_line(spec.cmdline, spec.disks)]
-    return words + (["-initrd", spec.ramdisk] if spec.ramdisk else [])
+    kernel, ramdisk = (KERNEL, RAMDISK) if wiring.handed.boot else (spec.kernel, spec.ramdisk)
+    words = ["-kernel", kernel, "-append", devices.command_line(spec.cmdline, spec.disks)]
+    return words + (["-initrd", ramdisk] if spec.ramdisk else [])
 
 
 def _monitors(wiring: Wiring) -> list[str]:
@@ -126,7 +170,8 @@ def _monitors(wiring: Wiring) -> list[str]:
     for number, descriptor in enumerate(wiring.monitors):
         words += ["-chardev", f"socket,id=qmp{number},fd={descriptor},server=on,wait=off"]
         words += ["-mon", f"chardev=qmp{number},mode=control"]
-    log = f"logfile={_commas(wiring.console_log)},logappend=on"
+    handed = wiring.handed.console_log
+    log = f"logfile={_commas(wiring.console_log) if handed is None else fdset(handed)},logappend=on"
     words += ["-chardev", f"socket,id=console,fd={wiring.console},server=on,wait=off,{log}"]
     return words
 
@@ -168,7 +213,8 @@ def _disks(spec: DomainSpec, attachments: Attachments, build: Build, wiring: Wir
             name = devices.secret_id(disk)
             source = f"/proc/self/fd/{wiring.secrets[name]}"
             words += ["-object", _json({"qom-type": "secret", "id": name, "file": source})]
-        node = devices.blockdev(disk)
+        handed = wiring.handed.disks.get(disk.spec.vdev)
+        node = devices.blockdev(disk, "" if handed is None else fdset(handed))
         if node is not None:
             words += ["-blockdev", _json(node)]
         slot = build.slots[disk_id(disk.spec)]
@@ -177,10 +223,11 @@ def _disks(spec: DomainSpec, attachments: Attachments, build: Build, wiring: Wir
     return words
 
 
-def _vifs(attachments: Attachments, build: Build) -> list[str]:
+def _vifs(attachments: Attachments, build: Build, wiring: Wiring) -> list[str]:
     words: list[str] = []
     for vif in attachments.vifs:
-        words += ["-netdev", _json(devices.netdev(vif))]
+        handed = wiring.handed.taps.get(devices.tap_id(vif))
+        words += ["-netdev", _json(devices.netdev(vif, "" if handed is None else str(handed)))]
         words += ["-device", _json(devices.vif_device(vif, build.slots[vif_id(vif.spec)], build.layout))]
     return words
 

@@ -35,8 +35,9 @@ def secret(disk: AttachedDisk) -> str:
     return disk.source.password if isinstance(disk.source, IscsiLun) else ""
 
 
-def blockdev(disk: AttachedDisk) -> Options | None:
-    """The block node that a disk's device reads and writes; None for an empty drive.
+def blockdev(disk: AttachedDisk, handed: str = "") -> Options | None:
+    """The block node that a disk's device reads and writes; None for an empty drive. `handed` is the name of a file or
+    block device that is opened here and handed over.
 
     Raises Refused for a format that QEMU does not know."""
     source, spec = disk.source, disk.spec
@@ -62,7 +63,7 @@ def blockdev(disk: AttachedDisk) -> Options | None:
     driver = _FORMATS.get(source.format)
     if driver is None:
         raise Refused(f"disk {spec.vdev}: QEMU has no format {source.format}")
-    return common | {"driver": driver, "file": _protocol(source, spec)}
+    return common | {"driver": driver, "file": _protocol(source, spec, handed)}
 
 
 def past_cache(source: LocalDisk, spec: DiskSpec) -> bool:
@@ -70,13 +71,13 @@ def past_cache(source: LocalDisk, spec: DiskSpec) -> bool:
     return source.block or source.direct or spec.direct_io_safe
 
 
-def _protocol(source: LocalDisk, spec: DiskSpec) -> Options:
+def _protocol(source: LocalDisk, spec: DiskSpec, handed: str) -> Options:
     """Opened past the host's cache where that goes: the other node of a move would not see what is in it, and all of
     it is written out while the domain stands. A block device always; a file where its filesystem can, or the domain
     file says so (direct-io-safe)."""
     return {
         "driver": "host_device" if source.block else "file",
-        "filename": source.path,
+        "filename": handed or source.path,
         "cache": {"direct": past_cache(source, spec)},
         "discard": "ignore" if spec.discard is False else "unmap",
     }
@@ -102,9 +103,12 @@ def tap_id(vif: AttachedVif) -> str:
     return f"{vif_id(vif.spec)}-tap"
 
 
-def netdev(vif: AttachedVif) -> Options:
+def netdev(vif: AttachedVif, handed: str = "") -> Options:
     """The host's side of an interface: the tap that the node made. vhost is off: it would need /dev/vhost-net
-    in every namespace, and gives nothing to an emulated processor."""
+    in every namespace, and gives nothing to an emulated processor. `handed` names the descriptor of a tap that is
+    opened here and handed over (getfd's name, or a number)."""
+    if handed:
+        return {"type": "tap", "id": tap_id(vif), "fd": handed, "vhost": False}
     return {
         "type": "tap",
         "id": tap_id(vif),

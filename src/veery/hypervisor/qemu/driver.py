@@ -14,10 +14,12 @@ import msgspec
 from veery.config.settings import Qemu
 from veery.errors import Refused
 from veery.host.clock import Clock
+from veery.host.owner import owners
 from veery.hypervisor.base import ALONE, Report, Rest, Trigger
 from veery.hypervisor.qemu import argv, build, hotplug, machine, media, migration, mirror, postcopy, signals, switch
 from veery.hypervisor.qemu.abilities import ask, obstacles, processor
 from veery.hypervisor.qemu.build import Build
+from veery.hypervisor.qemu.cgroup import Groups
 from veery.hypervisor.qemu.console import QemuConsole
 from veery.hypervisor.qemu.process import Stage
 from veery.hypervisor.qemu.roster import Roster
@@ -41,7 +43,7 @@ class QemuDriver:
     def __init__(self, run: Path, tls: Path | None, settings: Qemu, clock: Clock) -> None:
         """`tls` is the folder of the node's certificates (None: no move with TLS)."""
         self._run, self._tls, self._settings, self._clock = run, tls, settings, clock
-        self._roster = Roster(run, clock)
+        self._roster = Roster(run, clock, Groups(Path(settings.cgroup)) if settings.cgroup else None)
         self._qemu: machine.Hypervisor | None = None
         self._missing: Refused | None = None
         self._looking = asyncio.Lock()
@@ -63,7 +65,8 @@ class QemuDriver:
             try:
                 qemu = await machine.find(self._settings, self._run / "accel.json")
                 qemu.check()
-                self._able = await ask(qemu)
+                self._roster.owners = owners(self._settings.user)
+                self._able = await ask(qemu, self._roster.owners.choose(0, ()) if self._roster.owners else None)
                 self._qemu, self._missing = qemu, None
                 self._roster.dmesg.note(f"QEMU {qemu.version}, accelerator {qemu.accel} ({qemu.reason})")
             except Refused as error:

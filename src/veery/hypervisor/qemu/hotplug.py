@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from veery.errors import Failed, Refused, VeeryError
-from veery.hypervisor.qemu import devices
+from veery.hypervisor.qemu import devices, lending
 from veery.hypervisor.qemu.build import disk_id, vif_id
 from veery.hypervisor.qemu.domain import Domain
 from veery.hypervisor.qemu.monitor import CommandError
@@ -32,8 +32,7 @@ async def attach_disk(domain: Domain, disk: AttachedDisk) -> None:
     name = disk_id(disk.spec)
     if disk.spec.cdrom or disk.source is None:
         raise Refused("a CD-ROM drive cannot be attached to a running domain", hint="create the domain with it")
-    node = devices.blockdev(disk)
-    async with domain.lock, contextlib.AsyncExitStack() as undo:
+    async with domain.lock, lending.disk(domain, disk) as node, contextlib.AsyncExitStack() as undo:
         port = _place(domain, name, disk.spec.vdev)
         if devices.secret(disk):
             secret = devices.secret_id(disk)
@@ -57,7 +56,7 @@ async def attach_vif(domain: Domain, vif: AttachedVif) -> None:
     name = vif_id(vif.spec)
     async with domain.lock, contextlib.AsyncExitStack() as undo:
         port = _place(domain, name, vif.spec.mac)
-        await domain.monitor.execute("netdev_add", devices.netdev(vif))
+        await domain.monitor.execute("netdev_add", await lending.tap(domain, vif))
         undo.push_async_callback(try_to, domain, "netdev_del", {"id": devices.tap_id(vif)})
         await domain.monitor.execute("device_add", devices.vif_device(vif, port, domain.record.build.layout))
         undo.pop_all()

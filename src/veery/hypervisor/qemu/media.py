@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from veery.errors import Failed, Refused, VeeryError
-from veery.hypervisor.qemu import devices, hotplug
+from veery.hypervisor.qemu import devices, hotplug, lending
 from veery.hypervisor.qemu.build import disk_id
 from veery.hypervisor.qemu.domain import Domain
 from veery.hypervisor.qemu.monitor import CommandError
@@ -18,9 +18,8 @@ TRAY_TRIES = 10
 
 async def change_medium(domain: Domain, disk: AttachedDisk) -> None:
     """As MediumChanger.change_medium."""
-    async with domain.lock:
+    async with domain.lock, lending.disk(domain, disk) as node:  # refuses an unknown format before anything is done
         old = _drive(domain, disk.spec.vdev)
-        node = devices.blockdev(disk)  # refuses a format that QEMU does not know, before anything is done
         device = {"id": disk_id(old.spec)}
         await _empty(domain, old, device)
         _note(domain, AttachedDisk(spec=replace(disk.spec, target="", volume="", format=DiskFormat.EMPTY), source=None))

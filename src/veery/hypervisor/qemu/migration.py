@@ -23,7 +23,7 @@ from veery.host import tasks
 from veery.host.clock import Clock
 from veery.host.files import keep_synced
 from veery.hypervisor.base import Report
-from veery.hypervisor.qemu import devices, postcopy
+from veery.hypervisor.qemu import devices, lending, postcopy
 from veery.hypervisor.qemu.domain import ENDS, Domain
 from veery.hypervisor.qemu.monitor import CommandError, Monitor
 from veery.hypervisor.qemu.process import Stage
@@ -43,6 +43,8 @@ LIVE = frozenset({"running", "suspended"})
 NO_THROTTLE = 1
 """Percent: the least that QEMU takes; a hundredth is not felt."""
 AUTHZ_OBJECT, STREAM = "move-peer", "move"
+CLIENT, SERVER = "move-client", "move-server"
+"""The objects that hold certificates, as `credentials` names them."""
 PRIORITY = "NORMAL:-VERS-ALL:+VERS-TLS1.3:-CIPHER-ALL:+AES-128-GCM:+AES-256-GCM:+CHACHA20-POLY1305"
 """GnuTLS's priority string: TLS 1.3 alone, as everywhere else here; the cheapest of its ciphers first."""
 NO_REKEY = "NORMAL:-VERS-ALL:+VERS-TLS1.3:-CIPHER-ALL:+CHACHA20-POLY1305"
@@ -82,6 +84,7 @@ async def send(
     async with contextlib.AsyncExitStack() as ending, contextlib.AsyncExitStack() as undo:
         ending.push_async_callback(tasks.stop, syncing)
         undo.callback(shut, stream)
+        undo.push_async_callback(lambda: tasks.to_the_end(lending.take_back(domain, CLIENT)))
         undo.push_async_callback(lambda: tasks.to_the_end(_run_on_if_it_can(domain, clock)))
         transfer = Transfer(domain, clock)
         undo.push_async_callback(transfer.close)
@@ -128,7 +131,8 @@ async def _encrypt(transfer: Transfer, tls: Path, theirs: str) -> str:
     version = await qemu_version(transfer.monitor)
     chosen = cipher(version, theirs)
     log.info("domain=%s tls: cipher=%s", transfer.domain.record.spec.name, chosen or "not known")
-    await _put_object(transfer.monitor, credentials(tls, "client", version))
+    with lending.certificates(transfer.domain.home, tls, "client") as folder:
+        await _put_object(transfer.monitor, credentials(folder, "client", version))
     return chosen
 
 
@@ -234,13 +238,14 @@ async def await_stream(domain: Domain, *, tls: Path | None, peer: str, post_copy
     if tls is None:
         await domain.monitor.execute_all(*orders(return_path=True, means=means, late_activate=late))
         return
-    mine = credentials(tls, "server", version)
     authz = {"qom-type": "authz-simple", "id": AUTHZ_OBJECT, "identity": f"CN={peer}"}
-    await domain.monitor.execute_all(
-        ("object-add", mine),
-        ("object-add", authz),
-        *orders(return_path=True, means=means, late_activate=late, tls_creds=mine["id"], tls_authz=AUTHZ_OBJECT),
-    )
+    with lending.certificates(domain.home, tls, "server") as folder:
+        mine = credentials(folder, "server", version)
+        await domain.monitor.execute_all(
+            ("object-add", mine),
+            ("object-add", authz),
+            *orders(return_path=True, means=means, late_activate=late, tls_creds=mine["id"], tls_authz=AUTHZ_OBJECT),
+        )
 
 
 async def receive(domain: Domain, stream: socket.socket, clock: Clock) -> None:
@@ -285,6 +290,7 @@ async def finish(domain: Domain, *, paused: bool) -> None:
     if end is not None:  # it ended at the source, which did not see it
         domain.stopped(end)
     await domain.announce()
+    await lending.take_back(domain, SERVER)
     if not paused and end is None:
         await domain.steady()
 
@@ -304,8 +310,9 @@ async def save(domain: Domain, path: Path, offset: int, clock: Clock) -> None:
         await transfer.set_up(return_path=False, max_bandwidth=UNLIMITED, tls_creds="", tls_hostname="")
         await domain.stop()
         undo.push_async_callback(lambda: tasks.to_the_end(transfer.cancel(None)))
-        await transfer.monitor.execute("migrate", {"channels": [_channel_file(path, offset)]})
-        await transfer.follow(stall=STALL, pulse=lambda info: info.get("ram", {}).get("transferred"))
+        async with lending.file(domain, transfer.monitor, path, os.O_WRONLY | os.O_CREAT) as name:
+            await transfer.monitor.execute("migrate", {"channels": [_channel_file(name, offset)]})
+            await transfer.follow(stall=STALL, pulse=lambda info: info.get("ram", {}).get("transferred"))
         try:
             await asyncio.to_thread(_sync, path)
         except OSError as error:
@@ -322,8 +329,9 @@ async def load(domain: Domain, path: Path, offset: int, clock: Clock) -> None:
         stack.push_async_callback(transfer.close)
         await transfer.open()
         await transfer.set_up(return_path=False)
-        await _migrate_incoming(transfer, _channel_file(path, offset))
-        await transfer.follow(stall=STALL, pulse=lambda info: _read_bytes(domain.process.pid))
+        async with lending.file(domain, transfer.monitor, path, os.O_RDONLY) as name:
+            await _migrate_incoming(transfer, _channel_file(name, offset))
+            await transfer.follow(stall=STALL, pulse=lambda info: _read_bytes(domain.process.pid))
 
 
 def _sync(path: Path) -> None:
@@ -384,8 +392,8 @@ def _channel_socket() -> dict[str, Any]:
     return {"channel-type": "main", "addr": {"transport": "socket", "type": "fd", "str": STREAM}}
 
 
-def _channel_file(path: Path, offset: int) -> dict[str, Any]:
-    return {"channel-type": "main", "addr": {"transport": "file", "filename": str(path), "offset": offset}}
+def _channel_file(name: str, offset: int) -> dict[str, Any]:
+    return {"channel-type": "main", "addr": {"transport": "file", "filename": name, "offset": offset}}
 
 
 async def _migrate_incoming(transfer: Transfer, channel: dict[str, Any]) -> None:

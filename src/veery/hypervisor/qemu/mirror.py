@@ -18,10 +18,11 @@ from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
 from veery.host import tasks
 from veery.host.clock import Clock
 from veery.hypervisor.base import Report
+from veery.hypervisor.qemu import lending
 from veery.hypervisor.qemu.build import disk_id
 from veery.hypervisor.qemu.domain import Domain
 from veery.hypervisor.qemu.monitor import CommandError
-from veery.hypervisor.qemu.process import Stage
+from veery.hypervisor.qemu.process import Stage, listening
 from veery.model.move import CopyResult, MoveProgress, MoveSettings, Phase
 from veery.model.volume import CarriedDisk, LocalDisk
 
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 
 PREFIX = "mirror-"
 """What the names of our jobs and of their targets begin with."""
-TLS_OBJECT, AUTHZ_OBJECT = "disk-tls", "disk-peer"
+TLS_OBJECT, AUTHZ_OBJECT, LISTENER = "disk-tls", "disk-peer", "disk-listener"
 OPEN_DEADLINE = 20.0
 END_DEADLINE = 30.0
 POLL = 0.2
@@ -83,9 +84,13 @@ async def export(domain: Domain, vdevs: Sequence[str], *, tls: Path | None, peer
     path = socket_of(domain)
     server: dict[str, Any] = {"addr": {"type": "unix", "data": {"path": str(path)}}}
     if tls is not None:
-        await _object(domain, TLS_OBJECT, **_credentials(tls, "server"))
+        await _certify(domain, tls, "server")
         await _object(domain, AUTHZ_OBJECT, **{"qom-type": "authz-simple", "identity": f"CN={peer}"})
         server |= {"tls-creds": TLS_OBJECT, "tls-authz": AUTHZ_OBJECT}
+    if domain.home.apart:  # it cannot make the socket itself
+        with listening(path) as listener:
+            await domain.monitor.pass_fd(LISTENER, listener.fileno())
+        server["addr"] = {"type": "fd", "data": {"str": LISTENER}}
     await domain.monitor.execute("nbd-server-start", server)
     for vdev in vdevs:
         options = {"type": "nbd", "id": f"export-{vdev}", "node-name": f"disk-{vdev}", "name": vdev, "writable": True}
@@ -130,7 +135,7 @@ class Mirrors:
         try:
             extra: dict[str, Any] = {}
             if tls is not None:
-                await _object(domain, TLS_OBJECT, **_credentials(tls, "client"))
+                await _certify(domain, tls, "client")
                 extra = {"tls-creds": TLS_OBJECT, "tls-hostname": peer}
             for job, vdev in self.jobs.items():
                 await self._start(job, vdev, through, settings.bandwidth // len(self.jobs), extra)
@@ -336,8 +341,10 @@ async def _object(domain: Domain, name: str, **options: Any) -> None:
     await domain.monitor.execute("object-add", {"id": name, **options})
 
 
-def _credentials(tls: Path, endpoint: str) -> dict[str, Any]:
-    return {"qom-type": "tls-creds-x509", "dir": str(tls), "endpoint": endpoint, "verify-peer": True}
+async def _certify(domain: Domain, tls: Path, endpoint: str) -> None:
+    with lending.certificates(domain.home, tls, endpoint) as folder:
+        options = {"qom-type": "tls-creds-x509", "dir": str(folder), "endpoint": endpoint, "verify-peer": True}
+        await _object(domain, TLS_OBJECT, **options)
 
 
 @contextlib.asynccontextmanager

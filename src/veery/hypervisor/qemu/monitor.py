@@ -42,6 +42,7 @@ class Monitor:
         self.name, self._path, self._on_event = name, path, on_event
         self._client: QMPClient | None = None
         self._lock = asyncio.Lock()
+        self._passing = asyncio.Lock()  # QEMU takes the descriptor that came last
         self._up = asyncio.Event()
 
     @property
@@ -109,13 +110,23 @@ class Monitor:
 
     async def pass_fd(self, name: str, descriptor: int) -> None:
         """Give QEMU a copy of `descriptor`, for this connection's next commands to call `name` (QMP's getfd)."""
+        async with self._passing:
+            self._send(descriptor)
+            await self.execute("getfd", {"fdname": name})
+
+    async def add_fd(self, descriptor: int) -> int:
+        """Give QEMU a copy of `descriptor`, to be opened as /dev/fdset/N; returns N (QMP's add-fd)."""
+        async with self._passing:
+            self._send(descriptor)
+            return int((await self.execute("add-fd"))["fdset-id"])
+
+    def _send(self, descriptor: int) -> None:
         if self._client is None:
             raise Failed(f"{self.name}: no connection to QEMU")
         try:
             self._client.send_fd_scm(descriptor)
         except (OSError, QMPError) as error:
             raise Failed(f"{self.name}: QEMU takes no descriptor: {error}") from error
-        await self.execute("getfd", {"fdname": name})
 
     async def lost(self) -> None:
         """Return when the connection has ended."""

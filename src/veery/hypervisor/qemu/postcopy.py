@@ -25,7 +25,9 @@ from pathlib import Path
 
 from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
 from veery.host.clock import Clock
+from veery.host.owner import Owner
 from veery.hypervisor.base import Lost, Report, Rest
+from veery.hypervisor.qemu import lending
 from veery.hypervisor.qemu.domain import Domain
 from veery.hypervisor.qemu.monitor import CommandError, Monitor
 from veery.hypervisor.qemu.process import Stage
@@ -41,13 +43,16 @@ DEVICES_DEADLINE = 20.0
 PAUSE_DEADLINE = 10.0
 GONE_DEADLINE = 1.0
 SYS_USERFAULTFD, UFFD_DEVICE = 323, Path("/dev/userfaultfd")  # x86-64; linux/userfaultfd.h
+UFFD_SWITCH = Path("/proc/sys/vm/unprivileged_userfaultfd")
 
 
-def obstacle() -> str:
-    """Why nothing can come in by post-copy on this machine; "" where it can.
+def obstacle(owner: Owner | None = None) -> str:
+    """Why nothing can come in by post-copy on this machine, to a QEMU of `owner` (None: root); "" where it can.
 
     QEMU asks the same way: the device first, then the system call (util/userfaultfd.c); it needs faults of the kernel
     too, so what vm.unprivileged_userfaultfd=0 leaves to everybody is not enough."""
+    if owner is not None:
+        return closed(owner, UFFD_DEVICE, UFFD_SWITCH)
     try:
         os.close(os.open(UFFD_DEVICE, os.O_RDWR | os.O_CLOEXEC))
     except OSError:
@@ -57,6 +62,24 @@ def obstacle() -> str:
             return f"the kernel gives no userfaultfd: {os.strerror(ctypes.get_errno())}"
         os.close(handle)
     return ""
+
+
+def closed(owner: Owner, device: Path, switch: Path) -> str:
+    """The same for a user that is not root, as far as modes and the switch tell."""
+    with contextlib.suppress(OSError):
+        if switch.read_text().strip() == "1":
+            return ""
+    with contextlib.suppress(OSError):
+        found = device.stat()
+        bits = found.st_mode >> 6 if found.st_uid == owner.uid else found.st_mode >> 3
+        if found.st_uid != owner.uid and found.st_gid != owner.gid:
+            bits = found.st_mode
+        if bits & 0o6 == 0o6:
+            return ""
+    return (
+        f"user {owner.uid}, whom QEMU runs as, gets no userfaultfd: give it {device} (a rule of udev), "
+        "or set sysctl vm.unprivileged_userfaultfd=1"
+    )
 
 
 # ---- a move's source
@@ -231,14 +254,16 @@ async def rejoin(domain: Domain, clock: Clock) -> socket.socket:
         if transfer.status == "failed":
             raise Lost(f"{name}: its devices' state was lost on the way")
         raise Failed(f"{name} is not loaded yet")
-    execute, path = transfer.monitor.execute, domain.home.path / "mend"
+    execute, apart = transfer.monitor.execute, domain.home.apart
+    path = (domain.home.tmp if apart else domain.home.path) / "mend"
+    uri = f"unix:{path.relative_to(domain.home.own) if apart else path}"  # its working directory
     with contextlib.suppress(CommandError):
         await execute("migrate-pause", out_of_band=True)
     end = clock.now() + PAUSE_DEADLINE
     while True:
         path.unlink(missing_ok=True)
         try:
-            await execute("migrate-recover", {"uri": f"unix:{path}"}, out_of_band=True)
+            await execute("migrate-recover", {"uri": uri}, out_of_band=True)
             break
         except CommandError:  # its threads have not all noticed yet
             if clock.now() > end:
@@ -247,6 +272,10 @@ async def rejoin(domain: Domain, clock: Clock) -> socket.socket:
     far = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         await asyncio.wait_for(asyncio.get_running_loop().sock_connect(far, str(path)), PAUSE_DEADLINE)
+        lending.refuse_another(far, domain.process.pid)
+    except Failed:
+        far.close()
+        raise
     except (OSError, TimeoutError) as error:
         far.close()
         raise Failed(f"{name}: its QEMU takes no new stream") from error

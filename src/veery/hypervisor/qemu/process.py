@@ -8,6 +8,8 @@
         agent           the socket of the guest's agent (from layout 2 on)
         console.log     what the guest printed
         qemu.log        QEMU's own complaints
+    own/            its working directory, where QEMU does not run as root. It can write to own/tmp alone, and reaches
+                    nothing else here: the folders above are closed to it
 
 The folder's name is the domid, short on purpose: a socket's path may have 107 bytes. The sockets are made and
 listened on here and inherited by QEMU, so that the first connect needs no waiting for a file to appear."""
@@ -26,10 +28,12 @@ from pathlib import Path
 
 from veery.errors import Failed, Refused
 from veery.host.files import write_atomic
+from veery.host.owner import Owner
 from veery.host.process import Process, start_ticks
-from veery.hypervisor.qemu import devices
-from veery.hypervisor.qemu.argv import Command, Wiring
+from veery.hypervisor.qemu import devices, handover
+from veery.hypervisor.qemu.argv import KERNEL, RAMDISK, Command, Handed, Wiring
 from veery.hypervisor.qemu.build import Build
+from veery.hypervisor.qemu.confine import confined
 from veery.hypervisor.written import WrittenDisk, disks_read, disks_written
 from veery.model import codec
 from veery.model.domain import DomainEnd, DomainSpec
@@ -89,16 +93,56 @@ class Home:
         self.agent = path / "agent"
         self.console_log = path / "console.log"
         self.qemu_log = path / "qemu.log"
+        self.own = path / "own"
+        self.tmp = self.own / "tmp"
         self._pid, self._record = path / "pid", path / "record.json"
 
-    def make(self, record: Record, backlog: bytes = b"") -> None:
-        """Make the folder; `backlog` is the console's past."""
+    @property
+    def apart(self) -> bool:
+        """Whether its QEMU runs as a user of its own."""
+        return self.own.is_dir()
+
+    def uid(self) -> int:
+        """Whom its QEMU runs as."""
+        return self.tmp.stat().st_uid if self.apart else 0
+
+    def make(self, record: Record, backlog: bytes = b"", owner: Owner | None = None) -> None:
+        """Make the folder; `backlog` is the console's past; `owner` will run QEMU (None: root)."""
         if len(os.fsencode(self.monitors[0])) > SOCKET_PATH_MAX:
             raise Refused(f"{self.path}: too long for a socket's path", hint="give veeryd a shorter `run` folder")
         shutil.rmtree(self.path, ignore_errors=True)
         self.path.mkdir(mode=0o700, parents=True)
         self.console_log.write_bytes(backlog)
+        if owner is not None:
+            self._make_own(owner)
         self.write(record)
+
+    def _make_own(self, owner: Owner) -> None:
+        self.own.mkdir()
+        os.chown(self.own, 0, owner.gid)
+        self.own.chmod(0o750)
+        self.tmp.mkdir(mode=0o700)
+        os.chown(self.tmp, owner.uid, owner.gid)
+
+    def copy_boot_files(self, spec: DomainSpec, owner: Owner) -> None:
+        """Copy kernel and ramdisk to where QEMU reads them, who need not be able to read the originals. It reads them
+        once, at its start. Raises Failed."""
+        for name, path in ((KERNEL, spec.kernel), (RAMDISK, spec.ramdisk)):
+            copy = self.own / name
+            try:
+                if path:
+                    shutil.copyfile(path, copy)
+                    os.chown(copy, 0, owner.gid)
+                    copy.chmod(0o640)
+            except OSError as error:
+                raise Failed(
+                    f"{spec.name}: {path} to {copy}: {error.strerror}", hint="is there room in /run?"
+                ) from error
+
+    def drop_boot_files(self) -> None:
+        """Remove these copies."""
+        for name in (KERNEL, RAMDISK):
+            (self.own / name).unlink(missing_ok=True)
 
     def write(self, record: Record) -> None:
         """Replace what is written down; nothing happens once the folder is gone."""
@@ -134,27 +178,36 @@ class Home:
             ended=written.ended,
         )
 
-    def spawn(self, argv: Command, attachments: Attachments, *, agent: bool) -> Process:
+    def spawn(
+        self, argv: Command, attachments: Attachments, *, agent: bool, owner: Owner | None = None, kvm: bool = False
+    ) -> Process:
         """Start QEMU, with an `agent` socket if it takes one; `argv` makes its command line once the descriptors are
-        known."""
+        known. It runs as `owner` (None: root), who gets by descriptor what only root may open, with `kvm` also that.
+
+        Raises Failed where something cannot be opened."""
         with contextlib.ExitStack() as ours:
-            monitors = tuple(ours.enter_context(_listen(path)).fileno() for path in self.monitors)
-            port = ours.enter_context(_listen(self.port)).fileno()
-            agents = (ours.enter_context(_listen(self.agent)).fileno(),) if agent else ()
+            monitors = tuple(ours.enter_context(listening(path)).fileno() for path in self.monitors)
+            port = ours.enter_context(listening(self.port)).fileno()
+            agents = (ours.enter_context(listening(self.agent)).fileno(),) if agent else ()
             secrets = {
                 devices.secret_id(disk): ours.enter_context(_in_memory(devices.secret(disk)))
                 for disk in attachments.disks
                 if devices.secret(disk)
             }
+            handed = handover.opened(ours, attachments, self.console_log, kvm=kvm) if owner else Handed()
             wiring = Wiring(
                 monitors=monitors,
                 console=port,
                 console_log=self.console_log,
                 secrets=secrets,
                 agent=agents[0] if agents else None,
+                handed=handed,
             )
-            passed = (*monitors, port, *agents, *secrets.values())
-            process = Process.spawn(argv(wiring), log_file=self.qemu_log, pass_fds=passed, cwd=Path("/"))
+            passed = (*monitors, port, *agents, *secrets.values(), *handed.all())
+            cwd = self.own if owner else Path("/")
+            process = Process.spawn(
+                confined(argv(wiring)), log_file=self.qemu_log, pass_fds=passed, cwd=cwd, owner=owner
+            )
         process.save(self._pid)
         with contextlib.suppress(OSError):  # veeryd, etcd and tgtd are to outlive any one domain
             Path(f"/proc/{process.pid}/oom_score_adj").write_text(str(OOM_SCORE))
@@ -203,7 +256,8 @@ class Home:
 
 
 @contextlib.contextmanager
-def _listen(path: Path) -> Iterator[socket.socket]:
+def listening(path: Path) -> Iterator[socket.socket]:
+    """A unix socket that QEMU is to listen on."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen(4)

@@ -13,11 +13,13 @@ from veery.errors import Failed, Refused, VeeryError
 from veery.host import kept, tasks
 from veery.host.clock import Clock
 from veery.host.files import write_atomic
+from veery.host.owner import Owner, Owners
 from veery.host.process import Process, trim_log
 from veery.hypervisor.dmesg import Dmesg
-from veery.hypervisor.qemu import hotplug, machine, migration
+from veery.hypervisor.qemu import cgroup, hotplug, lending, machine, migration
 from veery.hypervisor.qemu.argv import Command
 from veery.hypervisor.qemu.build import Build
+from veery.hypervisor.qemu.cgroup import Groups
 from veery.hypervisor.qemu.domain import Domain
 from veery.hypervisor.qemu.process import Home, Record, Stage
 from veery.model.domain import DomainEnd, DomainEvent, DomainSpec
@@ -33,15 +35,17 @@ TRIM_EVERY = 5.0
 class Roster:
     """Every domain here by its UUID; `events` is the driver's news."""
 
-    def __init__(self, run: Path, clock: Clock) -> None:
-        """`run` holds domains/ and qemu.log."""
+    def __init__(self, run: Path, clock: Clock, groups: Groups | None = None) -> None:
+        """`run` holds domains/ and qemu.log. `groups` has the cgroups of domains; None: they have no limits."""
         self._homes, self._clock = run / "domains", clock
         self.dmesg = Dmesg(run / "qemu.log", clock)
+        self._groups = groups
         self._domains: dict[str, Domain] = {}
         self._starting: dict[str, str] = {}
         self._unread: list[Home] = []
         self._promised: dict[str, int] = {}  # MiB, of those that start or come in
         self._tasks: set[asyncio.Task[None]] = set()
+        self.owners: Owners | None = None  # whom new domains' QEMUs run as; None: root
         self.events: asyncio.Queue[DomainEvent] = asyncio.Queue()
 
     async def open(self) -> None:
@@ -52,6 +56,8 @@ class Roster:
         write_atomic(stamp, machine.boot_id())
         for domid in self._domids():
             await self._adopt(Home(self._homes / str(domid)))
+        if self._groups is not None and (missing := self._groups.open()):
+            self._unlimited(missing)
         self._task(self._trim(), "trim console logs")
 
     async def close(self) -> None:
@@ -157,9 +163,16 @@ class Roster:
         home, domain = Home(self._homes / str(domid)), None
         try:
             record = Record(domid=domid, spec=spec, attachments=attachments, build=build, stage=stage)
-            home.make(record, backlog)
-            domain = self._new(home, record, home.spawn(command, attachments, agent=build.layout > 1))
+            owner = self._owner(domid)
+            home.make(record, backlog, owner)
+            if owner is not None:
+                await asyncio.to_thread(home.copy_boot_files, spec, owner)
+            kvm = build.accel == "kvm"
+            process = home.spawn(command, attachments, agent=build.layout > 1, owner=owner, kvm=kvm)
+            domain = self._new(home, record, process)
+            self._limit(domain)
             await domain.connect(deadline=START_DEADLINE)
+            await lending.settle(domain)
             yield domain
             self.dmesg.note(f"{spec.name} ({domid}) {'comes in' if stage is Stage.INCOMING else 'started'}")
             self.note_warnings(domain)
@@ -170,6 +183,25 @@ class Roster:
             raise
         finally:
             del self._starting[spec.uuid], self._promised[spec.uuid]
+
+    def _limit(self, domain: Domain) -> None:
+        """Bound what a new QEMU may use of the machine, as far as the host lets us."""
+        if self._groups is None:
+            return
+        memory, vcpus = domain.record.build.memory, domain.record.spec.maxvcpus or domain.record.spec.vcpus
+        wanted = cgroup.limits(memory, machine.overhead(memory), vcpus)
+        if failed := self._groups.admit(_group(domain.record), domain.process.pid, wanted):
+            self._unlimited(f"{domain.record.spec.name}: {failed}")
+
+    def _unlimited(self, why: str) -> None:
+        log.warning("limits of domains: %s", why)
+        self.dmesg.note(f"limits are not all in force: {why}")
+
+    def _owner(self, domid: int) -> Owner | None:
+        """Whom the QEMU of a new domain runs as. Raises Refused where no user is left."""
+        if self.owners is None:
+            return None
+        return self.owners.choose(domid, {Home(self._homes / str(each)).uid() for each in self._domids()})
 
     async def destroy(self, uuid: str) -> None:
         """As Driver.destroy: SIGKILL, and the process seen off by its pidfd."""
@@ -187,6 +219,8 @@ class Roster:
         if self._domains.get(domain.record.spec.uuid) is domain:
             del self._domains[domain.record.spec.uuid]
         await domain.let_go()
+        if self._groups is not None:
+            self._groups.remove(_group(domain.record))
         self.note_warnings(domain)
         words = domain.home.words()
         if words:
@@ -233,6 +267,7 @@ class Roster:
         """Mend what a restart of ours cut short."""
         try:
             await domain.met()
+            await lending.settle(domain)
             await hotplug.settle_unplugs(domain)
             if domain.record.stage is Stage.SAVING:
                 await migration.resume(domain, self._clock)
@@ -265,6 +300,11 @@ class Roster:
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _group(record: Record) -> str:
+    """The name of a domain's cgroup; a domain may be on two nodes that share a machine."""
+    return f"{record.spec.uuid}-{record.domid}"
 
 
 def _of_another_boot(stamp: Path) -> bool:

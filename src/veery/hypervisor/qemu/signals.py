@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 from veery.errors import Failed, OutcomeUnknown
 from veery.hypervisor.base import Trigger
+from veery.hypervisor.qemu import handover
 from veery.hypervisor.qemu.domain import Domain
 
 LOOK_INTERVAL_S = 0.2
 LEAST_DUMP_S = 120.0
 DUMP_RATE_MIB_S = 20
 """A slow disk. The deadline of a dump grows with the domain's memory."""
+DUMP = "dump"
+"""getfd's name of the file of a dump."""
 _COMMANDS = {Trigger.NMI: "inject-nmi", Trigger.POWER: "system_powerdown"}
 
 
@@ -29,7 +33,12 @@ async def break_console(domain: Domain) -> None:
 async def dump_core(domain: Domain, path: Path) -> None:
     """As Signaller.dump_core."""
     async with domain.lock:
-        order = {"paging": False, "protocol": f"file:{path}", "detach": True}
+        protocol = f"file:{path}"
+        if domain.home.apart:
+            with handover.file_opened(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as handle:
+                await domain.monitor.pass_fd(DUMP, handle)
+            protocol = f"fd:{DUMP}"
+        order = {"paging": False, "protocol": protocol, "detach": True}
         await domain.monitor.execute("dump-guest-memory", order)
         try:
             async with asyncio.timeout(LEAST_DUMP_S + domain.record.spec.memory / DUMP_RATE_MIB_S):

@@ -1,0 +1,77 @@
+"""The system users that programs of ours run as instead of root."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from veery.errors import Refused
+
+ID_MAX = 2**32 - 2
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whom a program runs as: a user and one group."""
+
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Owners:
+    """The users among which one is chosen: `count` of them, from `first` on. `gid` is the group of all; None: each has
+    the group with its own number."""
+
+    first: int
+    count: int
+    gid: int | None
+
+    def choose(self, number: int, taken: Collection[int]) -> Owner:
+        """The one for the program with `number`. Where there is more than one, none that is `taken` (UIDs).
+
+        Raises Refused where all are."""
+        for step in range(self.count):
+            uid = self.first + (number + step) % self.count
+            if self.count == 1 or uid not in taken:
+                return Owner(uid, uid if self.gid is None else self.gid)
+        raise Refused(f"all {self.count} user ids are taken", hint="widen the range: user under [qemu] in veery.toml")
+
+
+def owners(text: str) -> Owners | None:
+    """Read a setting: "" (None: root), a user's name, its number, or a range FIRST-LAST. Raises Refused."""
+    if not text:
+        return None
+    if os.geteuid() != 0:
+        raise Refused(f'user = "{text}" under [qemu]: only root may start programs as another user', hint="run as root")
+    match = re.fullmatch(r"(\d{1,10})(?:-(\d{1,10}))?", text)
+    if match is None:
+        return _named(text)
+    first = int(match.group(1))
+    last = int(match.group(2) or first)
+    if not 0 < first <= last <= ID_MAX:
+        raise Refused(
+            f'user = "{text}" under [qemu] is no user id and no range', hint='for example user = "200000-265535"'
+        )
+    if match.group(2):
+        return Owners(first, last - first + 1, None)
+    try:
+        return Owners(first, 1, pwd.getpwuid(first).pw_gid)
+    except KeyError:
+        return Owners(first, 1, first)
+
+
+def _named(name: str) -> Owners:
+    try:
+        entry = pwd.getpwnam(name)
+    except KeyError as error:
+        raise Refused(
+            f'user = "{name}" under [qemu]: there is no such user',
+            hint=f"useradd --system --user-group --no-create-home --shell /usr/sbin/nologin {name}",
+        ) from error
+    if entry.pw_uid == 0:
+        raise Refused(f'user = "{name}" under [qemu] is root', hint="leave user out, or name another")
+    return Owners(entry.pw_uid, 1, entry.pw_gid)
