@@ -26,8 +26,8 @@ HEADERS = {
 VERBS = frozenset(
     (
         *HEADERS,
-        *("mem-max", "vcpu-set", "vcpu-pin", "button-press", "debug-keys", "sharing", "claims", "psr-hwinfo"),
-        *("sched-credit", "sched-credit2", "sched-rtds", "sched-sedf", "set-parameters"),
+        *("button-press", "debug-keys", "sharing", "claims", "psr-hwinfo"),
+        *("sched-rtds", "sched-sedf", "set-parameters"),
         *("psr-cmt-attach", "psr-cmt-detach", "psr-cmt-show", "psr-cat-set", "psr-cat-show", "psr-mba-set"),
         *("psr-mba-show", "getenforce", "setenforce", "loadpolicy", "config-update", "vncviewer", "remus", "devd"),
         *("qemu-monitor-command", "migrate-receive", "suspend", "resume", "domstate", "reset", "log", "new", "start"),

@@ -19,7 +19,7 @@ from veery.errors import Refused
 _SHARED = (
     "create list console shutdown reboot destroy pause unpause save restore rename mem-set migrate vcpu-list uptime "
     "domid domname info top dmesg block-list block-attach block-detach network-list network-attach network-detach "
-    "sysrq trigger dump-core"
+    "sysrq trigger dump-core mem-max vcpu-set vcpu-pin sched-credit sched-credit2"
 )
 VERBS = {"xl": f"{_SHARED} vm-list cd-insert cd-eject".split(), "xm": f"{_SHARED} delete".split()}
 _XL_KNOWS = frozenset({"vcpu-list", "block-list", "network-list"})

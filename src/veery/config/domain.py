@@ -323,12 +323,10 @@ def _number(setting: Setting) -> int:
     atom = setting.value
     if setting.added:
         atom.at.refuse(f"+= cannot add to the number {setting.name}", hint)
-    match = re.fullmatch(r"\s*([+-]?)(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)", atom.text, re.ASCII)
-    if not match or len(atom.text) > 40:
+    value = xlcfg.whole(atom.text)
+    if value is None:
         atom.at.refuse(f"{setting.name} must be a number, not {atom.text[:40]!r}", hint)
-    octal = len(match[2]) > 1 and match[2][1] not in "xX" and match[2][0] == "0"
-    value = int(match[2], 8 if octal else 0)
-    return -value if match[1] == "-" else value
+    return value
 
 
 def _check_kind(setting: Setting, key: Key) -> None:

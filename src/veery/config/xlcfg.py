@@ -106,6 +106,8 @@ _TOKEN = re.compile(
     |(?P<SIGN>\+=|[][,;=])""",
     re.VERBOSE,
 )
+LONGEST_NUMBER = 40
+"""Characters."""
 _ESCAPE = re.compile(r"""\\(?:(?P<char>["'\\abfnrtv])|x(?P<hex>[0-9A-Fa-f]{2})|(?P<octal>[0-7]{1,3})|(?P<bad>.))""")
 _ESCAPED = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
 _PYTHON = ("import", "from", "def", "if", "for", "while", "print", "with", "try", "class")
@@ -310,6 +312,16 @@ def _joined(earlier: Setting, later: Setting) -> Setting:
             f"+= cannot join a string and a list in {later.name!r}", "use the form that the setting began with"
         )
     return Setting(later.name, value, later.at, added=True)
+
+
+def whole(text: str) -> int | None:
+    """The number that C's strtol reads in base 0 (010 is octal, 0x10 hexadecimal); None where it is none."""
+    match = re.fullmatch(r"\s*([+-]?)(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)", text, re.ASCII)
+    if not match or len(text) > LONGEST_NUMBER:
+        return None
+    octal = len(match[2]) > 1 and match[2][1] not in "xX" and match[2][0] == "0"
+    value = int(match[2], 8 if octal else 0)
+    return -value if match[1] == "-" else value
 
 
 def quote(text: str) -> str:
