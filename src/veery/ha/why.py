@@ -92,7 +92,7 @@ def _domain(picture: Picture, domain: DomainView) -> list[str]:
         if ha.wanted and ha.max_restarts
         else "not restarted",
         Policy.MIGRATE_ONLY: "moved away from sick nodes, never restarted",
-        Policy.OFF: "left alone: veery ha set",
+        Policy.OFF: f"left alone: veery ha set {domain.name} restart has it restarted",
     }
     lines.append(f"policy {ha.policy}: {words[ha.policy]}")
     if domain.run and domain.run.home:

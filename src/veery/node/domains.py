@@ -503,6 +503,14 @@ class Domains:
         busy = self._moves.busy(name, arriving=arriving)
         return self._locks[name].locked() or bool(busy) or bool(self._receiver.arriving(name))
 
+    def at_work(self, name: str) -> str:
+        """The move or order that is at work on domain `name` here, in words; "" without one."""
+        if busy := self._moves.busy(name):
+            return busy
+        if offer := self._receiver.arriving(name):
+            return f"{name} is on its way here from {offer.source} (move {offer.move})"
+        return "an order on it is under way" if name in self._locks and self._locks[name].locked() else ""
+
     def busy(self) -> frozenset[str]:
         """The domains on which an order is under way here; a move is none."""
         return frozenset(name for name, lock in self._locks.items() if lock.locked())
