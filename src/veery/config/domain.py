@@ -29,10 +29,11 @@ _PASSWORD = re.compile(r"""(vncpasswd|spicepasswd|password)=[^,"'\]]*""")
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A domain as its file asks for it, and what the user should know of ("FILE:LINE:COLUMN: ...")."""
+    """A domain as its file asks for it, what the user should know of ("FILE:LINE:COLUMN: ..."), and the keys set."""
 
     spec: DomainSpec
     warnings: tuple[str, ...] = ()
+    given: frozenset[str] = frozenset()
 
 
 def find_domain_file(name: str, folders: Iterable[Path | str] = FOLDERS) -> Path:
@@ -70,7 +71,7 @@ def parse_domain(text: str, filename: str, overrides: Sequence[str] = ()) -> Loa
         check_spec(spec)
     except Refused as error:
         reader.start.refuse(error.message, error.hint)
-    return Loaded(spec, tuple(reader.warnings))
+    return Loaded(spec, tuple(reader.warnings), frozenset(reader.config.settings))
 
 
 def without_secrets(spec: DomainSpec) -> DomainSpec:
