@@ -71,6 +71,17 @@ def real_answer(session: Session, verb: str, words: list[str]) -> int | None:
     return _call(program, verb, words) if program else None
 
 
+def real_text(session: Session, verb: str, words: list[str]) -> tuple[int, str] | None:
+    """The exit status of the real xl and what it printed; None where veery is to answer itself."""
+    if session.node or _node(session)[1] != "xen":
+        return None
+    program = real_xl(_candidates())
+    if program is None:
+        return None
+    done = subprocess.run([program, verb, *words], check=False, stdout=subprocess.PIPE, text=True, errors="replace")
+    return done.returncode, done.stdout
+
+
 def _node(session: Session) -> tuple[str, str]:
     """The name and the driver of the node; "" where it does not answer."""
     try:

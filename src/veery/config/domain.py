@@ -13,7 +13,7 @@ from veery.config import vif as vif_config
 from veery.config import xlcfg
 from veery.config.check import MOST_MEMORY, MOST_VCPUS, UUID, check_name, check_spec
 from veery.config.cpus import check_cpus
-from veery.config.keys import KEYS, Key, Kind, Use, suggestion
+from veery.config.keys import KEYS, Key, Kind, Use, is_strange, suggestion
 from veery.config.xlcfg import Atom, Config, Items, Position, Setting, Value
 from veery.errors import Refused
 from veery.model.domain import DiskSpec, DomainSpec, DomainType, OnEvent, VifSpec
@@ -21,6 +21,7 @@ from veery.model.domain import DiskSpec, DomainSpec, DomainType, OnEvent, VifSpe
 FOLDERS = (Path(), Path("/etc/xen"))  # where xm looked for a bare name, in this order
 DEFAULT_MEMORY = 128  # MiB, as xm gave
 LARGEST_FILE = 1 << 20  # bytes
+MOST_NAMED = 8  # keys in one warning
 
 _EVENTS = ("on_poweroff", "on_reboot", "on_crash", "on_watchdog", "on_soft_reset")
 _SECRET = frozenset({"vncpasswd", "spicepasswd"})
@@ -65,7 +66,7 @@ def load_domain(path: Path, overrides: Sequence[str] = ()) -> Loaded:
 
 def parse_domain(text: str, filename: str, overrides: Sequence[str] = ()) -> Loaded:
     """The domain that `text` describes. Raises Refused("FILE:LINE:COLUMN: what") with a hint."""
-    reader = _Reader(xlcfg.read(text, filename, overrides))
+    reader = _Reader(xlcfg.read(text, filename, overrides, strangers=is_strange))
     spec = reader.domain()
     try:
         check_spec(spec)
@@ -88,6 +89,7 @@ class _Reader:
         self.warnings: list[str] = []
         self.kept: list[tuple[str, str]] = []
         self.ignored: list[Setting] = []
+        self.strange: list[Setting] = []
 
     # ---- the whole
 
@@ -124,6 +126,9 @@ class _Reader:
         """Is the key known, its value of the right kind, and what is to be said about it?"""
         name = setting.name
         key = KEYS.get(name)
+        if key is None and not re.fullmatch(r"[a-z][._0-9a-z]*", name):
+            self.strange.append(setting)
+            return
         if key is None:
             close = suggestion(name)
             setting.at.refuse(f"unknown key {name!r}", f"did you mean {close}?" if close else "leave it out")
@@ -143,7 +148,11 @@ class _Reader:
             self.warn(setting.at, f"{name}: {key.why}; {key.instead}")
 
     def warn_of_ignored(self) -> None:
-        """One line for all keys that no driver carries out."""
+        """One line for all keys that no driver carries out, and one for those that are not xl's."""
+        if self.strange:
+            shown = ", ".join(setting.name[:40] for setting in self.strange[:MOST_NAMED])
+            more = f" and {len(self.strange) - MOST_NAMED} more" if len(self.strange) > MOST_NAMED else ""
+            self.warn(self.strange[0].at, f"{shown}{more}: passed over, as xm did: the key is another program's")
         if not self.ignored:
             return
         names = [setting.name for setting in self.ignored]

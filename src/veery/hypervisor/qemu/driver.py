@@ -171,7 +171,9 @@ class QemuDriver:
         domain = self._roster.domain(uuid)
         most = domain.record.build.memory
         if not 1 <= mebibytes <= most:
-            raise Refused(f"{mebibytes} MiB: {domain.record.spec.name} may have 1 to {most} MiB", hint="see maxmem=")
+            name = domain.record.spec.name
+            hint = f"write maxmem = {mebibytes} into its file; then veery shutdown -w {name}, and create it again"
+            raise Refused(f"{mebibytes} MiB: {name} may have 1 to {most} MiB", hint=hint)
         await domain.monitor.execute("balloon", {"value": mebibytes * MIB})
         domain.update(spec=replace(domain.record.spec, memory=mebibytes, maxmem=most))
 

@@ -177,7 +177,9 @@ class XenDriver:
         domain = self._roster.domain(uuid)
         most = domain.record.build.memory
         if not 1 <= mebibytes <= most:
-            raise Refused(f"{mebibytes} MiB: {domain.record.spec.name} may have 1 to {most} MiB", hint="see maxmem=")
+            name = domain.record.spec.name
+            hint = f"veery mem-max {name} {mebibytes}"
+            raise Refused(f"{mebibytes} MiB: {name} may have 1 to {most} MiB", hint=hint)
         await self._xl.set_memory(domain.record.domid, mebibytes)
         domain.update(spec=replace(domain.record.spec, memory=mebibytes, maxmem=most))
 
