@@ -14,7 +14,7 @@ _START = 180.0  # seconds
 
 def _create(session: Session, args: Namespace) -> int:
     if args.viewer or args.password:
-        raise Refused("veery shows no graphics", hint="leave -V and -A away; veery console shows the console")
+        raise Refused("veery shows no graphics", hint="leave -V and -A away; -c shows the console")
     words = [*args.words, *([args.defconfig] if args.defconfig else [])]
     files = [word for word in words if "=" not in word]
     if len(files) != 1:

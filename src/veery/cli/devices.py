@@ -51,7 +51,8 @@ def _attach_disk(session: Session, args: Namespace) -> int:
 def _detach_disk(session: Session, args: Namespace) -> int:
     if args.force:
         raise Refused(
-            "a disk is not torn from a guest that uses it", hint="leave -f away; veery destroy ends the domain"
+            "a disk is not torn from a guest that uses it",
+            hint=f"leave -f away; veery destroy {args.domain} ends the domain",
         )
     path = domain_path(session.domain(args.domain), "disks", _vdev(session, args.domain, args.device))
     session.client.delete(path, deadline=_PLUG)
@@ -68,7 +69,7 @@ def _vdev(session: Session, domain: str, device: str) -> str:
         vdev: str = row["spec"]["vdev"]
         if device_number(vdev) == int(device):
             return vdev
-    raise Refused(f"domain {domain} has no disk {device}", hint="veery block-list shows its disks")
+    raise Refused(f"domain {domain} has no disk {device}", hint=f"veery block-list {domain} shows its disks")
 
 
 def _list_disks(session: Session, args: Namespace) -> int:

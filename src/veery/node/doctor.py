@@ -121,7 +121,7 @@ def judge_end(node: str, what: str, ends: float, now: float) -> Finding:
     advice = (
         ""
         if level is Level.OK
-        else "have the node leave and join anew before it ends; move its volumes first (veery volume move)"
+        else "have the node leave and join anew before it ends; move its volumes first: veery volume move --help"
     )
     return Finding(node=node, what=what, level=level, told=told, advice=advice)
 

@@ -90,7 +90,7 @@ class Domains:
         with contextlib.suppress(VeeryError):
             owner = await owners.read(self._store, ref)
             if owner is not None and owner.node != self.node:
-                there = f"it runs on {owner.node}: veery --node {owner.node} ..."
+                there = f"it runs on {owner.node}: veery --node {owner.node} list {ref}"
                 hint = await owners.way_out(self._store, owner.node, there)
         raise Refused(f"no domain {ref} on {self.node}", hint=hint)
 

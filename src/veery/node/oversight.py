@@ -127,7 +127,7 @@ class Oversight:
     def view(self) -> ClusterView:
         """What the brain here sees. Raises Failed where it has not looked yet, or there is none."""
         if self.brain is None:
-            raise Failed(f"{self.node} does not watch the cluster", hint="ask a voter: veery --node NODE ...")
+            raise Failed(f"{self.node} does not watch the cluster", hint="ask a voter, with --node: veery node list")
         return self.brain.view_now()
 
     # ---- looking

@@ -431,7 +431,9 @@ class QemuDriver:
 
     def _certificates(self) -> Path:
         if self._tls is None:
-            raise Refused("this node has no certificates for a move with TLS", hint="veery join makes them")
+            raise Refused(
+                "this node has no certificates for a move with TLS", hint="veery join --help tells how it gets them"
+            )
         return self._tls
 
     def _unpack(self, spec: DomainSpec, luggage: msgspec.Raw) -> Build:
