@@ -110,6 +110,13 @@ def _vcpu_list(session: Session, args: Namespace) -> int:
         status = foreign.real_answer(session, "vcpu-list", args.domains)
         if status is not None:
             return status
+    elif session.tool == "xm":
+        for word in args.domains:
+            session.reading(word)
+        answer = foreign.real_text(session, "vcpu-list", args.domains)
+        if answer is not None:
+            print(*tables.vcpus_in_xm(answer[1]), sep="\n")
+            return answer[0]
     rows = []
     for item in _chosen(session, args.domains):
         if not item.domid:

@@ -98,6 +98,18 @@ def vcpus(rows: Iterable[tuple[DomainReading, Sequence[VcpuReading]]], tool: str
                 yield f"{head}{cpu:>5} {state:>5} {item.seconds:9.1f}  all / all"
 
 
+def vcpus_in_xm(text: str) -> Iterator[str]:
+    """What the real xl's `vcpu-list` printed, in xm's columns: "any cpu" is what xl calls "all"."""
+    yield from vcpus((), "xm")
+    for line in text.splitlines()[1:]:
+        cells = line.split(maxsplit=6)
+        if len(cells) == 7:
+            name, domid, number, cpu, state, seconds, affinity = cells
+            hard = affinity.partition(" / ")[0]
+            head = f"{name:<32} {domid:>5} {number:>5} {cpu:>5} {state:>5}  {seconds:>8}"
+            yield f"{head} {'any cpu' if hard == 'all' else hard}"
+
+
 def vcpu_letters(state: DomainState) -> str:
     """Running, blocked, or offline: of a virtual processor as far as its domain's state tells."""
     return {DomainState.RUNNING: "r--", DomainState.BLOCKED: "-b-"}.get(state, "--p")

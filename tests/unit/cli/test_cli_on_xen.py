@@ -95,6 +95,19 @@ def test_device_columns_are_xens_in_each_tools_form(run: Run, real: Path) -> Non
     assert list(tables.disks_in_xm("Vdev\n")) == []
 
 
+def test_xms_vcpu_list_is_xens_too(run: Run, real: Path) -> None:
+    real.with_name("vcpu-list").write_text(
+        "Name                                ID  VCPU   CPU State   Time(s) Affinity (Hard / Soft)\n"
+        "busybox                              3     0    1   -b-       2.3  0-1 / all\n"
+        "busybox                              3     1    -   --p       0.0  all / all\n"
+    )
+    header, first, second = run("vcpu-list", "busybox", tool="xm").out.splitlines()
+    assert header.endswith("CPU Affinity")
+    assert first.split() == ["busybox", "3", "0", "1", "-b-", "2.3", "0-1"]
+    assert second.split() == ["busybox", "3", "1", "-", "--p", "0.0", "any", "cpu"]
+    assert run("vcpu-list", "wren", tool="xm").code == 3
+
+
 def test_without_xen_the_columns_are_there_too(daemon: StandIn, run: Run) -> None:
     header, zero, row = run("list", "-c", "-n", tool="xl").out.splitlines()
     assert header.endswith("Time(s)         Cpupool NODE Affinity")
