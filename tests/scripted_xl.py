@@ -82,6 +82,11 @@ class Host:
         with self.held():
             self.write(self.find(str(domid)) | changes)
 
+    def adjusted(self, domid: int, verb: str, words: list[str]) -> None:
+        with self.held():
+            domain = self.find(str(domid))
+            self.write(domain | {"adjusted": [*domain.get("adjusted", []), " ".join([verb, *words])]})
+
     def free(self) -> int:
         return TOTAL - DOM0 - sum(domain["maxmem"] for domain in self.domains())
 
@@ -159,12 +164,22 @@ def xl(host: Host, verb: str, *words: str) -> None:
     """One call of xl."""
     options = {word for word in words if word.startswith("-")}
     plain = [word for word in words if not word.startswith("-")]
-    if verb in ("list", "info", "dmesg"):
+    if verb.startswith("sched-"):
+        _schedule(host, verb, words)
+    elif verb in ("list", "info", "dmesg"):
         {"list": listing, "info": info, "dmesg": dmesg}[verb](host)
     elif verb in ("create", "restore"):
         create(host, Path(plain[0]), Path(plain[1]) if verb == "restore" else None, paused="-p" in options)
     else:
         _order(host, verb, plain)
+
+
+def _schedule(host: Host, verb: str, words: tuple[str, ...]) -> None:
+    """sched-credit2, which is what this host has."""
+    if verb != "sched-credit2":
+        raise Complaint("error: Specified scheduler is not in use")
+    said = dict(zip(words[::2], words[1::2], strict=True))
+    host.adjusted(host.find(said["-d"])["domid"], verb, [f"{option} {value}" for option, value in said.items()][1:])
 
 
 def _order(host: Host, verb: str, plain: list[str]) -> None:
@@ -183,6 +198,14 @@ def _order(host: Host, verb: str, plain: list[str]) -> None:
         host.change(domid, name=plain[1])
     elif verb == "mem-set":
         host.change(domid, memory=int(plain[1].removesuffix("m")))
+    elif verb == "mem-max":
+        host.change(domid, maxmem=int(plain[1].removesuffix("m")))
+    elif verb == "vcpu-set":
+        host.change(domid, online=int(plain[1]))
+    elif verb == "vcpu-pin":
+        if "7" in plain[2]:
+            raise Complaint("libxl: error: processor 7 is not there")
+        host.adjusted(domid, verb, plain[1:])
     elif verb == "vcpu-list":
         print("Name                                ID  VCPU   CPU State   Time(s) Affinity (Hard / Soft)")
         for number in range(domain["vcpus"]):
@@ -223,6 +246,7 @@ def info(host: Host) -> None:
     print("hw_caps                : 078bfbfd:80202001:20500800:00000007:00000000:00000000:00000000:00000000")
     print("virt_caps              : pv hvm hap shadow gnttab-v1 gnttab-v2")
     print(f"total_memory           : {TOTAL}\nfree_memory            : {host.free()}")
+    print("xen_scheduler          : credit2")
     print("xen_major              : 4\nxen_minor              : 17\nxen_extra              : .5")
     print("xen_version            : 4.17.5\nxen_caps               : xen-3.0-x86_64 hvm-3.0-x86_64")
     print("xend_config_format     : 4")

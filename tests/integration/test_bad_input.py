@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +19,7 @@ from pathlib import Path
 import pytest
 from node_parts import Node, Workshop, aside, until, write
 
+from hint_words import commands, looks, unusable
 from veery.cluster import join
 from veery.cluster.keys import KINDS
 from veery.host import tls
@@ -71,7 +71,9 @@ async def test_domain_files(shop: Workshop, near: Node) -> None:
     before = await near.traces()
     for what, (keys, message) in FILES.items():
         path = shop.file("wrong", volume="spare", **{"memory": 64, **keys})
-        assert message in await near.refused("create", path), what
+        said = await near.refused("create", path)
+        assert message in said, what
+        await follow(near, said)
     text = shop.file("wrong", volume="spare", memory=64).read_text()
     line = text.count("\n") + 1
     for wrong in ("disk = ['volume=spare,xvda,w'", "vif = [", "memory = 1 +", "name = open('/etc/passwd').read()"):
@@ -119,18 +121,14 @@ async def test_starts_at_once(shop: Workshop, near: Node, far: Node) -> None:
         assert (await near.traces(), await far.traces()) == (before, there)
 
 
-LOOKS = re.compile(
-    r"veery ((?:--node [a-z0-9]+ )?(?:[a-z]+ list(?! --cluster)|list(?: --cluster)?|volume show [a-z]+|moves"
-    r"|(?:block|network)-list [a-z]+|(?:[a-z-]+ )?--help))(?![\w-])"
-)
-"""The commands in a hint that only look."""
-
-
-async def follow(node: Node, said: str) -> list[str]:
-    """Run what a hint tells to run, where that changes nothing; it must work."""
-    found = LOOKS.findall(said.partition("  hint: ")[2])
+async def follow(node: Node, said: str) -> list[list[str]]:
+    """Give the commands that a hint names: those that only look must work, the others must be well formed."""
+    found = list(commands(said.partition("  hint: ")[2]))
     for words in found:
-        await node.veery(*words.split())
+        assert not unusable(words), said
+        if looks(words):
+            result = await node.result(*words)
+            assert result.code == 0, (words, result.err)
     return found
 
 
@@ -159,11 +157,34 @@ async def test_orders(shop: Workshop, near: Node) -> None:
         "image build windows --volume spare": (2, "windows"),
         "restore /etc/passwd": (1, "no save file"),
         "mem-set idle lots": (1, "lots"),
+        "mem-set idle 999": (1, "may have 1 to 64 MiB"),
+        "mem-max idle 128": (1, "cannot change how much memory"),
+        "mem-max idle 1": (1, "idle has 64 MiB"),
+        "vcpu-set idle 2": (1, "can have 1 to 1 processors"),
+        "vcpu-pin idle all 0": (1, "pins no processors"),
+        "sched-credit -d idle -w 512": (1, "gives no weights"),
+        "vcpu-pin idle all 3-1": (1, "ends before it begins"),
+        "debug-keys q": (1, "veery has no debug-keys"),
+        "block-detach idle xvdb": (1, "no disk xvdb"),
+        "block-detach idle 51728": (1, "no disk 51728"),
+        "network-detach idle 0": (1, "no interface 0"),
+        "cd-eject idle hdc": (1, "no CD-ROM drive hdc"),
+        "block-attach idle volume=spare,vdev=xvda,script=x": (1, "script"),
+        "network-attach idle bridge=xenbr7": (1, "no bridge xenbr7"),
+        "shutdown": (2, "give a domain"),
+        "console nothing": (1, "no domain nothing"),
+        "save idle /nowhere/file": (1, "/nowhere"),
+        "rename idle 17": (1, "17 reads like a domid"),
+        "list -A -c": (1, "are of one node"),
+        "vcpu-list 0": (1, "its processors are real"),
+        "destroy Domain-0": (1, "Domain-0 is this machine itself"),
+        "migrate Domain-0 test2": (1, "cannot be moved"),
+        "migrate idle test2.example.org": (1, "no node test2.example.org"),
         "frobnicate": (2, "frobnicate"),
         "list --nonsense": (2, "--nonsense"),
         "create": (2, "one domain file"),
     }
-    followed: list[str] = []
+    followed: list[list[str]] = []
     for words, (code, message) in orders.items():
         said = await near.refused(*words.split(), code=code)
         assert message in said, words
@@ -500,7 +521,9 @@ async def test_orders_about_the_cluster_that_cannot_be(shop: Workshop, near: Nod
         "arm": (1, "is armed"),
     }
     for words, (code, message) in orders.items():
-        assert message in await near.refused(*words.split(), code=code), words
+        said = await near.refused(*words.split(), code=code)
+        assert message in said, words
+        await follow(near, said)
     assert await near.json("group", "list", "--json") == []
     assert await near.json("ha", "list", "--json") == []
     assert await near.traces() == before

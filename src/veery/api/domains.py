@@ -16,7 +16,7 @@ from veery.config.domain import without_secrets
 from veery.errors import Refused, VeeryError
 from veery.migrate.moves import Moves, ended_badly
 from veery.model.codec import plain
-from veery.model.domain import DiskSpec, DomainSpec, VifSpec
+from veery.model.domain import Adjustment, DiskSpec, DomainSpec, VifSpec
 from veery.model.move import MoveSettings, Tuning
 from veery.model.plan import Question
 from veery.node.devices import Devices
@@ -49,6 +49,7 @@ class DomainRoutes:
             ),
             web.post(f"{one}/rename", self.rename),
             web.post(f"{one}/memory", self.memory),
+            web.post(f"{one}/adjust", self.adjust),
             web.post(f"{one}/save", self.save),
             web.post("/v1/restore", self.restore),
             web.get(f"{one}/vcpus", self.vcpus),
@@ -121,6 +122,14 @@ class DomainRoutes:
     async def memory(self, request: web.Request) -> web.Response:
         """Balloon."""
         await self._devices.set_memory(request.match_info["ref"], (await body(request, mebibytes=int))["mebibytes"])
+        return answer({})
+
+    async def adjust(self, request: web.Request) -> web.Response:
+        """Other bounds and shares."""
+        change = convert(await body(request), Adjustment)
+        if change == Adjustment():
+            raise Refused("nothing is to be changed", hint="see docs/api.md")
+        await asyncio.shield(asyncio.ensure_future(self._devices.adjust(request.match_info["ref"], change)))
         return answer({})
 
     async def save(self, request: web.Request) -> web.Response:

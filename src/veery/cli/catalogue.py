@@ -64,6 +64,11 @@ GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             Entry("trigger", "signals", "give a domain an NMI or press its power button"),
             Entry("dump-core", "signals", "write a domain's memory to a file"),
             Entry("mem-set", "lifecycle", "set a domain's memory"),
+            Entry("mem-max", "adjusting", "set the most memory that a domain can have"),
+            Entry("vcpu-set", "adjusting", "set how many virtual processors are online"),
+            Entry("vcpu-pin", "adjusting", "say on which processors a domain runs"),
+            Entry("sched-credit", "adjusting", "set a domain's weight and cap"),
+            Entry("sched-credit2", "adjusting", "set a domain's weight and cap"),
         ),
     ),
     (

@@ -14,7 +14,7 @@ _START = 180.0  # seconds
 
 def _create(session: Session, args: Namespace) -> int:
     if args.viewer or args.password:
-        raise Refused("veery shows no graphics", hint="leave -V and -A away; veery console shows the console")
+        raise Refused("veery shows no graphics", hint="leave -V and -A away; -c shows the console")
     words = [*args.words, *([args.defconfig] if args.defconfig else [])]
     files = [word for word in words if "=" not in word]
     if len(files) != 1:
@@ -34,10 +34,11 @@ def _create(session: Session, args: Namespace) -> int:
     for warning in loaded.warnings:
         session.note(f"{session.tool}: {warning}")
     if session.dry or args.dry:
-        from veery.config.xljson import not_shown, print_config
+        from veery.config.xljson import print_config
 
-        print(print_config(loaded.spec), end="")
-        if left := not_shown(loaded.spec):
+        text, left = print_config(loaded.spec, loaded.given)
+        print(text, end="")
+        if left:
             session.note(
                 f"{session.tool}: set in the file, handed to xl on a Xen node, not shown here: {', '.join(left)}"
             )

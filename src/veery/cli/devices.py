@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from veery.cli import tables
+from veery.cli import foreign, tables
 from veery.cli.catalogue import Verb
 from veery.cli.parser import Parser
 from veery.cli.session import NoDomain, Session, Usage, pick
@@ -51,7 +51,8 @@ def _attach_disk(session: Session, args: Namespace) -> int:
 def _detach_disk(session: Session, args: Namespace) -> int:
     if args.force:
         raise Refused(
-            "a disk is not torn from a guest that uses it", hint="leave -f away; veery destroy ends the domain"
+            "a disk is not torn from a guest that uses it",
+            hint=f"leave -f away; veery destroy {args.domain} ends the domain",
         )
     path = domain_path(session.domain(args.domain), "disks", _vdev(session, args.domain, args.device))
     session.client.delete(path, deadline=_PLUG)
@@ -68,10 +69,12 @@ def _vdev(session: Session, domain: str, device: str) -> str:
         vdev: str = row["spec"]["vdev"]
         if device_number(vdev) == int(device):
             return vdev
-    raise Refused(f"domain {domain} has no disk {device}", hint="veery block-list shows its disks")
+    raise Refused(f"domain {domain} has no disk {device}", hint=f"veery block-list {domain} shows its disks")
 
 
 def _list_disks(session: Session, args: Namespace) -> int:
+    if (status := _by_xen(session, args, "block-list", tables.disks_in_xm)) is not None:
+        return status
     rows, wrong = _devices(session, args.domains, "disks")
     if session.json or args.long:
         session.print_json([{"domid": domid, "disks": items} for domid, items in rows])
@@ -107,6 +110,8 @@ def _detach_vif(session: Session, args: Namespace) -> int:
 
 
 def _list_vifs(session: Session, args: Namespace) -> int:
+    if (status := _by_xen(session, args, "network-list", tables.vifs_in_xm)) is not None:
+        return status
     rows, wrong = _devices(session, args.domains, "vifs")
     if session.json or args.long:
         session.print_json([{"domid": domid, "vifs": items} for domid, items in rows])
@@ -117,6 +122,26 @@ def _list_vifs(session: Session, args: Namespace) -> int:
     vifs = ((domid, [convert(item, AttachedVif) for item in items]) for domid, items in rows)
     _print(tables.vifs(vifs, session.tool))
     return wrong
+
+
+def _by_xen(session: Session, args: Namespace, verb: str, in_xm: Callable[[str], Iterable[str]]) -> int | None:
+    """Print what Xen says of the devices, on a Xen node; the exit status. None where veery is to say it."""
+    if session.json or args.long:
+        return None
+    if session.tool == "xm":
+        for word in args.domains:
+            session.reading(word)  # xm's own words and status
+    answer = foreign.real_text(session, verb, args.domains)
+    if answer is None:
+        return None
+    status, text = answer
+    if session.tool == "veery" and len(args.domains) == 1 and len(text.splitlines()) < 2:
+        session.reading(args.domains[0])  # where it runs, if not here
+    if session.tool == "xm":
+        _print(in_xm(text))
+    else:
+        print(text, end="")
+    return status
 
 
 def _print(lines: Iterable[str]) -> None:

@@ -26,8 +26,8 @@ HEADERS = {
 VERBS = frozenset(
     (
         *HEADERS,
-        *("mem-max", "vcpu-set", "vcpu-pin", "button-press", "debug-keys", "sharing", "claims", "psr-hwinfo"),
-        *("sched-credit", "sched-credit2", "sched-rtds", "sched-sedf", "set-parameters"),
+        *("button-press", "debug-keys", "sharing", "claims", "psr-hwinfo"),
+        *("sched-rtds", "sched-sedf", "set-parameters"),
         *("psr-cmt-attach", "psr-cmt-detach", "psr-cmt-show", "psr-cat-set", "psr-cat-show", "psr-mba-set"),
         *("psr-mba-show", "getenforce", "setenforce", "loadpolicy", "config-update", "vncviewer", "remus", "devd"),
         *("qemu-monitor-command", "migrate-receive", "suspend", "resume", "domstate", "reset", "log", "new", "start"),
@@ -69,6 +69,17 @@ def real_answer(session: Session, verb: str, words: list[str]) -> int | None:
         return None
     program = real_xl(_candidates())
     return _call(program, verb, words) if program else None
+
+
+def real_text(session: Session, verb: str, words: list[str]) -> tuple[int, str] | None:
+    """The exit status of the real xl and what it printed; None where veery is to answer itself."""
+    if session.node or _node(session)[1] != "xen":
+        return None
+    program = real_xl(_candidates())
+    if program is None:
+        return None
+    done = subprocess.run([program, verb, *words], check=False, stdout=subprocess.PIPE, text=True, errors="replace")
+    return done.returncode, done.stdout
 
 
 def _node(session: Session) -> tuple[str, str]:

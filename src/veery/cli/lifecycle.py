@@ -107,7 +107,9 @@ def _tell_refused(session: Session, refused: Sequence[tuple[DomainReading, Veery
         session.note(f"veery: {item.name}: {error.message}" + (f"\n  hint: {error.hint}" if error.hint else ""))
     if refused:
         names = ", ".join(item.name for item, _ in refused)
-        raise Failed(f"{action} was refused by {names}; all others were asked", hint=f"veery {action} NAME asks again")
+        raise Failed(
+            f"{action} was refused by {names}; all others were asked", hint=f"veery {action} {refused[0][0].name}"
+        )
 
 
 def _await(session: Session, chosen: Sequence[DomainReading], timeout: float, action: str) -> None:
@@ -123,8 +125,10 @@ def _await(session: Session, chosen: Sequence[DomainReading], timeout: float, ac
                     print(f"Domain {item.name} {'rebooted' if action == 'reboot' else 'terminated'}")
         if waiting and time.monotonic() > end:
             names = ", ".join(item.name for item in waiting.values())
+            first = next(iter(waiting.values())).name
             raise Failed(
-                f"{names} still runs after {timeout:g} s", hint="veery console shows why; veery destroy ends it"
+                f"{names} still runs after {timeout:g} s",
+                hint=f"veery console {first} may show why; veery destroy {first} ends it",
             )
         if waiting:
             time.sleep(0.2)
@@ -207,7 +211,7 @@ def _restore(session: Session, args: Namespace) -> int:
     if len(args.files) == 2:
         raise Refused("a save file holds its configuration", hint=f"leave {args.files[0]} away")
     if args.viewer or args.password:
-        raise Refused("veery shows no graphics", hint="leave -V and -A away; veery console shows the console")
+        raise Refused("veery shows no graphics", hint="leave -V and -A away; -c shows the console")
     path = str(Path(args.files[0]).absolute())
     order = {"path": path, "paused": args.paused, "force": args.force}
     reading = as_reading(session.client.post("/v1/restore", order, deadline=_SLOW)["reading"])

@@ -1,9 +1,13 @@
-"""`list -l`: the domains' configurations as the JSON that xl prints."""
+"""`list -l`: the domains' configurations as the JSON that xl prints. On a Xen node they are the real xl's; each disk
+has the name of its volume besides."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from typing import Any
 
+from veery.cli import foreign
 from veery.cli.session import Session
 from veery.client.http import domain_path
 from veery.config.xljson import domain_json, print_list
@@ -12,14 +16,40 @@ from veery.model.codec import convert
 from veery.model.domain import DomainReading, DomainSpec
 
 
-def print_long(session: Session, chosen: Sequence[DomainReading]) -> None:
-    """Print the configuration of each of `chosen`; Domain-0 has none, and a domain that ends meanwhile is left out."""
-    rows = []
-    for item in chosen:
-        if item.domid:
-            try:
-                answer = session.client.get(domain_path(item.uuid))
-            except Refused:
-                continue
-            rows.append(domain_json(convert(answer["spec"], DomainSpec), item.domid))
+def print_long(session: Session, chosen: Sequence[DomainReading], *, everything: bool = False) -> None:
+    """Print the configuration of each of `chosen`, which is `everything` here or some of it. Without Xen Domain-0 has
+    none. A domain that ends meanwhile is left out."""
+    specs = {item.domid: spec for item in chosen if item.domid and (spec := _spec(session, item)) is not None}
+    rows = _xls(session, chosen, specs, everything=everything)
+    if rows is None:
+        rows = [domain_json(spec, domid) for domid, spec in specs.items()]
     print(print_list(rows), end="")
+
+
+def _spec(session: Session, item: DomainReading) -> DomainSpec | None:
+    try:
+        return convert(session.client.get(domain_path(item.uuid))["spec"], DomainSpec)
+    except Refused:
+        return None
+
+
+def _xls(
+    session: Session, chosen: Sequence[DomainReading], specs: dict[int, DomainSpec], *, everything: bool
+) -> list[dict[str, Any]] | None:
+    """What the real xl tells, with our volumes; None where there is none, or it does not answer."""
+    answer = foreign.real_text(session, "list", ["-l"])
+    if answer is None or answer[0]:
+        return None
+    try:
+        rows: list[dict[str, Any]] = json.loads(answer[1])
+        wanted = {item.domid for item in chosen}
+        kept = [row for row in rows if everything or row["domid"] in wanted]
+        for row in kept:
+            spec = specs.get(row["domid"])
+            volumes = {disk.vdev: disk.volume for disk in spec.disks if disk.volume} if spec else {}
+            for disk in row["config"].get("disks", ()):
+                if disk.get("vdev") in volumes:
+                    disk["volume"] = volumes[disk["vdev"]]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return kept

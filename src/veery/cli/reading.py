@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from argparse import Namespace
 
-from veery.cli import tables
+from veery.cli import foreign, tables
 from veery.cli.catalogue import Verb
 from veery.cli.parser import Parser
 from veery.cli.session import NoDomain, Session, pick
@@ -35,20 +35,32 @@ def _chosen(session: Session, words: list[str], *, unsettled: bool = False) -> t
 
 # ---- list
 def _list(session: Session, args: Namespace) -> int:
-    if args.context or args.pool or args.numa:
-        raise Refused("there are no security labels, cpupools or NUMA placement here", hint="leave -Z, -c and -n away")
     if args.cluster:
+        if args.context or args.pool or args.numa:
+            raise Refused("-Z, -c and -n are of one node", hint="veery list -c; with --node NODE of another")
         return _list_cluster(session, args)
+    if (args.context or args.pool or args.numa) and not (session.json or args.long):
+        flags = [flag for flag, asked in zip(("-v", "-Z", "-c", "-n"), _columns(args), strict=True) if asked]
+        if (status := foreign.real_answer(session, "list", [*flags, *args.domains])) is not None:
+            return status
     chosen = _chosen(session, args.domains, unsettled=True)
     if session.json:
         session.print_json(chosen)
     elif args.long:
         from veery.cli.long import print_long
 
-        print_long(session, chosen)
+        print_long(session, chosen, everything=not args.domains)
     else:
-        print(*tables.domains(chosen, session.tool, verbose=args.verbose), sep="\n")
+        verbose, label, pool, numa = _columns(args)
+        print(
+            *tables.domains(chosen, session.tool, verbose=verbose, label=label, pool=pool, numa=numa),
+            sep="\n",
+        )
     return 0
+
+
+def _columns(args: Namespace) -> tuple[bool, bool, bool, bool]:
+    return args.verbose, args.context, args.pool, args.numa
 
 
 def _list_cluster(session: Session, args: Namespace) -> int:
@@ -77,9 +89,11 @@ def _declare_list(parser: Parser) -> None:
     )
     parser.add_argument("-v", "--verbose", action="store_true", help="UUIDs and why a domain ended, too")
     parser.add_argument("-A", "--cluster", action="store_true", help="the domains of all nodes")
-    parser.add_argument("-Z", "--context", action="store_true", help="refused: xl's security labels")
-    parser.add_argument("-c", "--cpupool", dest="pool", action="store_true", help="refused: xl's cpupools")
-    parser.add_argument("-n", "--numa", action="store_true", help="refused: xl's NUMA affinity")
+    parser.add_argument("-Z", "--context", action="store_true", help="security labels, too: - where there are none")
+    parser.add_argument(
+        "-c", "--cpupool", dest="pool", action="store_true", help="cpupools, too: one pool where there is no Xen"
+    )
+    parser.add_argument("-n", "--numa", action="store_true", help="NUMA affinity, too: one node where there is no Xen")
 
 
 # ---- the others
@@ -92,10 +106,23 @@ def _vcpu_list(session: Session, args: Namespace) -> int:
     from veery.model.codec import convert
     from veery.model.domain import VcpuReading
 
+    if session.tool == "veery" and not session.json:
+        status = foreign.real_answer(session, "vcpu-list", args.domains)
+        if status is not None:
+            return status
+    elif session.tool == "xm":
+        for word in args.domains:
+            session.reading(word)
+        answer = foreign.real_text(session, "vcpu-list", args.domains)
+        if answer is not None:
+            print(*tables.vcpus_in_xm(answer[1]), sep="\n")
+            return answer[0]
     rows = []
     for item in _chosen(session, args.domains):
-        if not item.domid and not args.domains:
-            continue  # the machine itself: nothing of it is virtual
+        if not item.domid:
+            if args.domains:
+                raise Refused("Domain-0 is this machine itself: its processors are real", hint="veery info nr_cpus")
+            continue
         answer = session.client.get(domain_path(str(item.domid), "vcpus"))
         rows.append((item, convert(answer, tuple[VcpuReading, ...])))
     if session.json:
@@ -143,17 +170,20 @@ def _info(session: Session, args: Namespace) -> int:
     from veery.model.codec import convert
     from veery.model.domain import HostReading
 
-    if args.numa:
-        raise Refused("there is no NUMA placement here", hint="leave -n away")
+    if args.numa and not session.json and (status := foreign.real_answer(session, "info", ["-n"])) is not None:
+        return status
     answer = session.client.get("/v1/host")
     if session.json:
         session.print_json(answer)
         return 0
-    for name, value in tables.info(convert(answer["host"], HostReading), session.tool):
-        if not args.name:
+    host = convert(answer["host"], HostReading)
+    for name, value in tables.info(host, session.tool):
+        if not args.name or args.numa:
             print(f"{name:<23}: {value}")
         elif name.startswith(args.name):
             print(value)
+    if args.numa:
+        print(*tables.numa(host), sep="\n")
     return 0
 
 
@@ -161,7 +191,7 @@ def _declare_info(parser: Parser) -> None:
     parser.add_argument(
         "name", metavar="NAME", nargs="?", default="", help="print only the values whose names begin so"
     )
-    parser.add_argument("-n", "--numa", action="store_true", help="refused: xl's NUMA topology")
+    parser.add_argument("-n", "--numa", action="store_true", help="NUMA nodes, too: one where there is no Xen")
 
 
 def _dmesg(session: Session, args: Namespace) -> int:

@@ -17,8 +17,16 @@ def state_letters(state: DomainState, tool: str) -> str:
     return "---sc-" if state is DomainState.CRASHED and tool != "xm" else LETTERS[state]
 
 
-def domains(readings: Iterable[DomainReading], tool: str, *, verbose: bool = False) -> Iterator[str]:
-    """`list`; `verbose` adds xl's -v columns."""
+def domains(
+    readings: Iterable[DomainReading],
+    tool: str,
+    *,
+    verbose: bool = False,
+    label: bool = False,
+    pool: bool = False,
+    numa: bool = False,
+) -> Iterator[str]:
+    """`list`; `verbose`, `label`, `pool` and `numa` add the columns of xl's -v, -Z, -c and -n."""
     if tool == "xm":
         yield f"{'Name':<40} {'ID':>5} {'Mem':>5} {'VCPUs':>5} {'State':>10} {'Time(s)':>9}"
         for item in readings:
@@ -27,9 +35,32 @@ def domains(readings: Iterable[DomainReading], tool: str, *, verbose: bool = Fal
                 f"{state_letters(item.state, tool):>10} {item.cpu_seconds:8.1f}"
             )
         return
-    yield LIST_HEADER + ("   UUID                            Reason-Code\tSecurity Label" if verbose else "")
+    heads = (
+        ("   UUID                            Reason-Code\tSecurity Label", verbose),
+        ("   Security Label", label and not verbose),
+        ("         Cpupool", pool),
+        (" NODE Affinity", numa),
+    )
+    yield LIST_HEADER + "".join(text for text, asked in heads if asked)
     for item in readings:
-        yield domain_row(item) + (f" {item.uuid} {_reason(item.state):>8} {'-':>16}" if verbose else "")
+        cells = (
+            (f" {item.uuid} {_reason(item.state):>8}", verbose),
+            (f" {'-':>16}", verbose or label),
+            (f"{ONLY_POOL:>16}", pool),
+            (" all", numa),
+        )
+        yield domain_row(item) + "".join(text for text, asked in cells if asked)
+
+
+ONLY_POOL = "Pool-0"
+"""A host without Xen has all its processors in one."""
+
+
+def numa(host: HostReading) -> Iterator[str]:
+    """What `info --numa` adds, of a host that is taken as one node."""
+    yield "numa_info              :"
+    yield "node:    memsize    memfree    distances"
+    yield f"{0:>4}:    {host.memory_total:>6}     {host.memory_free:>6}      10"
 
 
 LIST_HEADER = "Name                                        ID   Mem VCPUs\tState\tTime(s)"
@@ -65,6 +96,18 @@ def vcpus(rows: Iterable[tuple[DomainReading, Sequence[VcpuReading]]], tool: str
                 yield f"{head} {cpu:>5} {state:>5}  {item.seconds:8.1f} any cpu"
             else:  # xl's rows lack the space between VCPU and CPU that its header has
                 yield f"{head}{cpu:>5} {state:>5} {item.seconds:9.1f}  all / all"
+
+
+def vcpus_in_xm(text: str) -> Iterator[str]:
+    """What the real xl's `vcpu-list` printed, in xm's columns: "any cpu" is what xl calls "all"."""
+    yield from vcpus((), "xm")
+    for line in text.splitlines()[1:]:
+        cells = line.split(maxsplit=6)
+        if len(cells) == 7:
+            name, domid, number, cpu, state, seconds, affinity = cells
+            hard = affinity.partition(" / ")[0]
+            head = f"{name:<32} {domid:>5} {number:>5} {cpu:>5} {state:>5}  {seconds:>8}"
+            yield f"{head} {'any cpu' if hard == 'all' else hard}"
 
 
 def vcpu_letters(state: DomainState) -> str:
@@ -144,6 +187,25 @@ def disks(rows: Iterable[tuple[int, Sequence[DiskSpec]]], tool: str) -> Iterator
                 yield f"{number:<5}  {0:<3}  {0:<3}   {4:<3}    {-1:<3}    {-1:<5} {path:<30}  "
             else:
                 yield f"{number:<5} {0:<3} {domid:<6} {4:<5} {-1:<6} {-1:<8} {path:<30}"
+
+
+def disks_in_xm(text: str) -> Iterator[str]:
+    """What the real xl's `block-list` printed, in xm's columns."""
+    rows = [line.split(maxsplit=6) for line in text.splitlines() if line[:1].isdigit()]
+    if rows:
+        yield "Vdev  BE handle state evt-ch ring-ref BE-path"
+    for vdev, backend, handle, state, channel, ring, path in (row for row in rows if len(row) == 7):
+        yield f"{vdev:<5}  {backend:<3}  {handle:<3}   {state:<3}    {channel:<3}    {ring:<5} {path:<30}  "
+
+
+def vifs_in_xm(text: str) -> Iterator[str]:
+    """The same of `network-list`."""
+    rows = [line.replace("/", " ", 1).split(maxsplit=8) for line in text.splitlines() if line[:1].isdigit()]
+    if rows:
+        yield "Idx BE     MAC Addr.     handle state evt-ch tx-/rx-ring-ref BE-path"
+    for index, backend, mac, handle, state, channel, tx, rx, path in (row for row in rows if len(row) == 9):
+        head = f"{index:<3} {backend:<3}{mac}    {handle:<3}   {state:<3}    {channel:<3}   "
+        yield f"{head}{tx:<5}/{rx:<5}   {path:<30}  "
 
 
 def vifs(rows: Iterable[tuple[int, Sequence[AttachedVif]]], tool: str) -> Iterator[str]:

@@ -19,11 +19,13 @@ from veery.errors import Refused
 _SHARED = (
     "create list console shutdown reboot destroy pause unpause save restore rename mem-set migrate vcpu-list uptime "
     "domid domname info top dmesg block-list block-attach block-detach network-list network-attach network-detach "
-    "sysrq trigger dump-core"
+    "sysrq trigger dump-core mem-max vcpu-set vcpu-pin sched-credit sched-credit2"
 )
 VERBS = {"xl": f"{_SHARED} vm-list cd-insert cd-eject".split(), "xm": f"{_SHARED} delete".split()}
-_XL_KNOWS = frozenset({"vcpu-list", "block-list", "network-list"})
-"""Lists with columns that only Xen itself can fill: its node's own xl prints them."""
+_XL_KNOWS = frozenset({"list", "vm-list", "vcpu-list", "uptime", "block-list", "network-list"})
+"""What a Xen node's own xl knows best: it prints them."""
+_OURS = frozenset({"--json", "-h", "--help", "-A", "--cluster", "-l", "--long"})
+"""Words that only veery understands, or to which it adds something."""
 _XM_PORT = 8002
 
 
@@ -44,7 +46,7 @@ def run(session: Session, words: list[str]) -> int:
             session.note("command not implemented")
         return 1
     rest = words[1:]
-    if session.tool == "xl" and entry.name in _XL_KNOWS and not {"--json", "-h", "--help"} & set(rest):
+    if session.tool == "xl" and entry.name in _XL_KNOWS and not _OURS & set(rest):
         status = foreign.real_answer(session, entry.name, rest)
         if status is not None:
             return status

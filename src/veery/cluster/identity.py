@@ -106,7 +106,7 @@ def load(state: Path) -> Identity:
     try:
         data = (state / "identity.json").read_bytes()
     except FileNotFoundError as error:
-        raise Refused("this node belongs to no cluster", hint="run `veery init` or `veery join` first") from error
+        raise Refused("this node belongs to no cluster", hint="veery init --help; veery join --help") from error
     except OSError as error:
         raise Refused(f"{error.filename}: {error.strerror}", hint="are you root?") from error
     try:
@@ -114,7 +114,7 @@ def load(state: Path) -> Identity:
     except Failed as error:
         raise Failed(
             f"{state / 'identity.json'} cannot be read: {error.message}",
-            hint="bring this file back from a copy; without one: `veery node forget` elsewhere, then join anew",
+            hint="bring this file back from a copy; without one: veery node forget --help, then join",
         ) from error
 
 

@@ -254,7 +254,8 @@ async def _check(store: Store, request: JoinRequest, now: float) -> list[Unchang
     for other in (await keys.NODES.readable(store)).values():
         if other.name == node.name:
             raise Refused(
-                f"the name {node.name} is taken", hint="choose another, or `veery node leave` the old one first"
+                f"the name {node.name} is taken",
+                hint=f"choose another, or put the old one out: veery node leave {node.name}",
             )
         if other.address == node.address:
             raise Refused(f"{node.address} is {other.name}'s address", hint="give the address of this node")
@@ -383,7 +384,7 @@ async def _call(method: str, url: str, type: type[T], context: ssl.SSLContext, *
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         raise OutcomeUnknown(
             f"the answer of {where} was lost: {error or 'none in time'}",
-            hint="see `veery node list` there: if this node is listed, `veery node leave` it before trying again",
+            hint="veery node list there tells whether this node is in; if so: veery node leave --help",
         ) from error
     if status != 200:
         try:

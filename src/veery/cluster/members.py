@@ -93,7 +93,10 @@ async def promote(voters: Voters, settings: Settings, identity: Identity) -> Non
         try:
             own = next((member for member in await voters.all() if peer in member.peers), None)
             if own is None:
-                raise Refused(f"etcd does not know this node at {peer}", hint="was it put out with `veery node leave`?")
+                raise Refused(
+                    f"etcd does not know this node at {peer}",
+                    hint="was it put out? veery --node NODE node list, of another, shows the members",
+                )
             if not own.learner:
                 return
             await voters.promote(own.id)

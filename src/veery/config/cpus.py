@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from veery.config import xlcfg
 from veery.config.xlcfg import Atom, Items, Setting
 
 PROCESSOR_MAX = 8191
@@ -38,3 +39,25 @@ def _check(name: str, atom: Atom) -> None:
         if low and int(high or low) > PROCESSOR_MAX:
             at.refuse(f"{name}: processor {high or low} is more than {PROCESSOR_MAX}", _HINT)
         offset += len(entry) + 1
+
+
+def read_cpus(key: str, value: str, count: int) -> tuple[str, ...]:
+    """The processors of each of `count` virtual processors, out of a value of `cpus=` in the file's own syntax; "all"
+    where it names none. As xl reads it: one text counts for all, the items of a list for one each."""
+    (setting,) = xlcfg.parse(f"{key} = {value}\n", key)
+    if isinstance(setting.value, Atom):
+        return (setting.value.text or "all",) * count
+    texts = [item.text for item in setting.value.values if isinstance(item, Atom)]
+    return tuple([*texts, *["all"] * count][:count])
+
+
+def write_cpus(found: tuple[str, ...]) -> str:
+    """The value of `cpus=` that `read_cpus` reads back as `found`."""
+    if len(set(found)) == 1:
+        return xlcfg.quote(found[0])
+    return "[ " + ", ".join(xlcfg.quote(each) for each in found) + " ]"
+
+
+def check_range(what: str, text: str) -> None:
+    """Raise Refused unless `text` is a value for one virtual processor."""
+    check_cpus(xlcfg.parse(f"{what} = {xlcfg.quote(text)}\n", what)[0])

@@ -13,7 +13,7 @@ from veery.config import vif as vif_config
 from veery.config import xlcfg
 from veery.config.check import MOST_MEMORY, MOST_VCPUS, UUID, check_name, check_spec
 from veery.config.cpus import check_cpus
-from veery.config.keys import KEYS, Key, Kind, Use, suggestion
+from veery.config.keys import KEYS, Key, Kind, Use, is_strange, suggestion
 from veery.config.xlcfg import Atom, Config, Items, Position, Setting, Value
 from veery.errors import Refused
 from veery.model.domain import DiskSpec, DomainSpec, DomainType, OnEvent, VifSpec
@@ -21,6 +21,7 @@ from veery.model.domain import DiskSpec, DomainSpec, DomainType, OnEvent, VifSpe
 FOLDERS = (Path(), Path("/etc/xen"))  # where xm looked for a bare name, in this order
 DEFAULT_MEMORY = 128  # MiB, as xm gave
 LARGEST_FILE = 1 << 20  # bytes
+MOST_NAMED = 8  # keys in one warning
 
 _EVENTS = ("on_poweroff", "on_reboot", "on_crash", "on_watchdog", "on_soft_reset")
 _SECRET = frozenset({"vncpasswd", "spicepasswd"})
@@ -29,10 +30,11 @@ _PASSWORD = re.compile(r"""(vncpasswd|spicepasswd|password)=[^,"'\]]*""")
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A domain as its file asks for it, and what the user should know of ("FILE:LINE:COLUMN: ...")."""
+    """A domain as its file asks for it, what the user should know of ("FILE:LINE:COLUMN: ..."), and the keys set."""
 
     spec: DomainSpec
     warnings: tuple[str, ...] = ()
+    given: frozenset[str] = frozenset()
 
 
 def find_domain_file(name: str, folders: Iterable[Path | str] = FOLDERS) -> Path:
@@ -64,13 +66,13 @@ def load_domain(path: Path, overrides: Sequence[str] = ()) -> Loaded:
 
 def parse_domain(text: str, filename: str, overrides: Sequence[str] = ()) -> Loaded:
     """The domain that `text` describes. Raises Refused("FILE:LINE:COLUMN: what") with a hint."""
-    reader = _Reader(xlcfg.read(text, filename, overrides))
+    reader = _Reader(xlcfg.read(text, filename, overrides, strangers=is_strange))
     spec = reader.domain()
     try:
         check_spec(spec)
     except Refused as error:
         reader.start.refuse(error.message, error.hint)
-    return Loaded(spec, tuple(reader.warnings))
+    return Loaded(spec, tuple(reader.warnings), frozenset(reader.config.settings))
 
 
 def without_secrets(spec: DomainSpec) -> DomainSpec:
@@ -87,6 +89,7 @@ class _Reader:
         self.warnings: list[str] = []
         self.kept: list[tuple[str, str]] = []
         self.ignored: list[Setting] = []
+        self.strange: list[Setting] = []
 
     # ---- the whole
 
@@ -123,6 +126,9 @@ class _Reader:
         """Is the key known, its value of the right kind, and what is to be said about it?"""
         name = setting.name
         key = KEYS.get(name)
+        if key is None and not re.fullmatch(r"[a-z][._0-9a-z]*", name):
+            self.strange.append(setting)
+            return
         if key is None:
             close = suggestion(name)
             setting.at.refuse(f"unknown key {name!r}", f"did you mean {close}?" if close else "leave it out")
@@ -142,7 +148,11 @@ class _Reader:
             self.warn(setting.at, f"{name}: {key.why}; {key.instead}")
 
     def warn_of_ignored(self) -> None:
-        """One line for all keys that no driver carries out."""
+        """One line for all keys that no driver carries out, and one for those that are not xl's."""
+        if self.strange:
+            shown = ", ".join(setting.name[:40] for setting in self.strange[:MOST_NAMED])
+            more = f" and {len(self.strange) - MOST_NAMED} more" if len(self.strange) > MOST_NAMED else ""
+            self.warn(self.strange[0].at, f"{shown}{more}: passed over, as xm did: the key is another program's")
         if not self.ignored:
             return
         names = [setting.name for setting in self.ignored]
@@ -323,12 +333,10 @@ def _number(setting: Setting) -> int:
     atom = setting.value
     if setting.added:
         atom.at.refuse(f"+= cannot add to the number {setting.name}", hint)
-    match = re.fullmatch(r"\s*([+-]?)(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)", atom.text, re.ASCII)
-    if not match or len(atom.text) > 40:
+    value = xlcfg.whole(atom.text)
+    if value is None:
         atom.at.refuse(f"{setting.name} must be a number, not {atom.text[:40]!r}", hint)
-    octal = len(match[2]) > 1 and match[2][1] not in "xX" and match[2][0] == "0"
-    value = int(match[2], 8 if octal else 0)
-    return -value if match[1] == "-" else value
+    return value
 
 
 def _check_kind(setting: Setting, key: Key) -> None:

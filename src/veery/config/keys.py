@@ -152,6 +152,12 @@ KEYS: dict[str, Key] = {
 }
 
 
+def is_strange(name: str) -> bool:
+    """Whether `name`, which is not in small letters, is some other program's key: none of ours, and like none."""
+    small = name.lower()
+    return name not in ("True", "False", "None") and small not in KEYS and not suggestion(small)
+
+
 def suggestion(name: str) -> str:
     """The key that a user who wrote the unknown `name` probably meant; "" without one. Never a key that is refused."""
     usual = {"mem": "memory", "cpu_count": "vcpus", "ncpus": "vcpus", "disks": "disk", "vifs": "vif", "nic": "vif"}

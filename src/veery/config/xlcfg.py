@@ -13,7 +13,7 @@ and drops them). xm's files were Python programs; what is more than settings is 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -106,20 +106,36 @@ _TOKEN = re.compile(
     |(?P<SIGN>\+=|[][,;=])""",
     re.VERBOSE,
 )
+LONGEST_NUMBER = 40
+"""Characters."""
 _ESCAPE = re.compile(r"""\\(?:(?P<char>["'\\abfnrtv])|x(?P<hex>[0-9A-Fa-f]{2})|(?P<octal>[0-7]{1,3})|(?P<bad>.))""")
 _ESCAPED = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
+_WORD = re.compile(r"[A-Za-z_][\w.]*", re.ASCII)
 _PYTHON = ("import", "from", "def", "if", "for", "while", "print", "with", "try", "class")
 _PYTHON_HINT = "domain files are not programs: write the value itself, as a 'string', a number or a [ list ]"
 
 
-def _tokens(text: str, source: str) -> list[Token]:
+Strangers = Callable[[str], bool]
+"""Whether a name that is not in small letters may stand in a file all the same: some other program's key."""
+
+
+def _nobody(name: str) -> bool:
+    return False
+
+
+def _tokens(text: str, source: str, strangers: Strangers) -> list[Token]:
     found = []
     index, line, start = 0, 1, 0
     while index < len(text):
         match = _TOKEN.match(text, index)
         at = Position(source, line, index - start + 1)
         if match is None:
-            _lexical_error(text, index, at)
+            stranger = _WORD.match(text, index)
+            if stranger is None or not strangers(stranger[0]):
+                _lexical_error(text, index, at)
+            found.append(Token("NAME", stranger[0], at))
+            index = stranger.end()
+            continue
         kind = match.lastgroup or ""
         if kind != "BLANK":
             found.append(Token(match[0] if kind == "SIGN" else kind, match[0], at))
@@ -143,7 +159,7 @@ def _lexical_error(text: str, index: int, at: Position) -> NoReturn:
         )
     if "\ud800" <= character <= "\udfff":
         at.refuse("this is not UTF-8 text", "save the file as UTF-8")
-    word = re.match(r"[A-Za-z_][\w.]*", rest)
+    word = _WORD.match(rest)
     if word and word[0] in ("True", "False", "None"):
         at.refuse(f"{word[0]} is no value here", "write 1 for true and 0 for false")
     if word:
@@ -180,8 +196,8 @@ def unquote(token: Token) -> str:
 
 
 class _Parser:
-    def __init__(self, text: str, source: str) -> None:
-        self.tokens = _tokens(text, source)
+    def __init__(self, text: str, source: str, strangers: Strangers) -> None:
+        self.tokens = _tokens(text, source, strangers)
         self.index = 0
 
     @property
@@ -261,9 +277,9 @@ class _Parser:
         token.at.refuse(f"{what} {where}", hint or "xl.cfg(5) describes the file: one NAME = VALUE a line")
 
 
-def parse(text: str, source: str) -> list[Setting]:
+def parse(text: str, source: str, strangers: Strangers = _nobody) -> list[Setting]:
     """Every setting of `text`, in order. Raises Refused("SOURCE:LINE:COLUMN: what") with a hint."""
-    return _Parser(text, source).settings()
+    return _Parser(text, source, strangers).settings()
 
 
 def parse_override(text: str) -> Setting:
@@ -280,11 +296,11 @@ def parse_override(text: str) -> Setting:
     return settings[0]
 
 
-def read(text: str, source: str, overrides: Sequence[str] = ()) -> Config:
+def read(text: str, source: str, overrides: Sequence[str] = (), *, strangers: Strangers = _nobody) -> Config:
     """The settings of `text`, then of each override, the last of a name counting. Raises Refused."""
     settings: dict[str, Setting] = {}
     repeated = []
-    for setting in parse(text.removeprefix(BYTE_ORDER_MARK), source):
+    for setting in parse(text.removeprefix(BYTE_ORDER_MARK), source, strangers):
         earlier = settings.pop(setting.name, None)
         if setting.added and earlier:
             setting = _joined(earlier, setting)  # noqa: PLW2901
@@ -310,6 +326,16 @@ def _joined(earlier: Setting, later: Setting) -> Setting:
             f"+= cannot join a string and a list in {later.name!r}", "use the form that the setting began with"
         )
     return Setting(later.name, value, later.at, added=True)
+
+
+def whole(text: str) -> int | None:
+    """The number that C's strtol reads in base 0 (010 is octal, 0x10 hexadecimal); None where it is none."""
+    match = re.fullmatch(r"\s*([+-]?)(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)", text, re.ASCII)
+    if not match or len(text) > LONGEST_NUMBER:
+        return None
+    octal = len(match[2]) > 1 and match[2][1] not in "xX" and match[2][0] == "0"
+    value = int(match[2], 8 if octal else 0)
+    return -value if match[1] == "-" else value
 
 
 def quote(text: str) -> str:

@@ -7,12 +7,15 @@ The recorded outputs of the real tool are in tests/data/xl/4.17.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import uuid as uuids
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from veery.config import disk as disk_config
 from veery.config import vif as vif_config
+from veery.config import xlkeys
+from veery.config.adjust import most_memory, most_vcpus
 from veery.config.disk import DiskFields, DiskReading
 from veery.config.vif import COLO_FIELDS, VifFields
 from veery.model.domain import DiskFormat, DiskSpec, DomainSpec, DomainType, OnEvent, VifSpec
@@ -151,21 +154,6 @@ def vif_object(nic: VifFields) -> dict[str, Any]:
 
 # ---- whole domains
 
-_SCHEDULER = (("cpu_weight", "weight"), ("cap", "cap"))
-SHOWN = frozenset({"bootloader", "pool", *(key for key, _ in _SCHEDULER)})
-"""The keys for Xen alone that `config_json` shows."""
-
-
-def not_shown(spec: DomainSpec) -> tuple[str, ...]:
-    """The keys of the domain's file that xl's own dry run shows and `config_json` does not."""
-    return tuple(key for key, _ in spec.xl if key not in SHOWN)
-
-
-def _plain(value: str) -> str:
-    """The text of a value in the file's syntax."""
-    return value[1:-1] if value[:1] in ("'", '"') else value
-
-
 _ACTIONS = {
     OnEvent.RENAME_RESTART: "restart_rename",
     OnEvent.COREDUMP_DESTROY: "coredump_destroy",
@@ -182,15 +170,16 @@ def domain_json(spec: DomainSpec, domid: int) -> dict[str, Any]:
     the file sets are known here.
     """
     usual = "ioemu" if spec.type is DomainType.HVM else "vif"
-    config = config_json(replace(spec, vifs=tuple(replace(vif, type=vif.type or usual) for vif in spec.vifs)))
+    config, _ = config_json(replace(spec, vifs=tuple(replace(vif, type=vif.type or usual) for vif in spec.vifs)))
     info, build = config["c_info"], config["b_info"]
     config["c_info"] = {name: info[name] for name in ("type", "name")} | {"domid": 0xFFFFFFFF} | info
     running: dict[str, Any] = {}
     for name, value in build.items():
         if name == "sched_params":
-            running |= {"video_memkb": 8192 if spec.type is DomainType.HVM else 0, name: value}
+            running |= {"video_memkb": 8192 if spec.type is DomainType.HVM else 0} if "video_memkb" not in build else {}
+            running[name] = value
         elif name == "arch_x86":
-            running[name] = {"msr_relaxed": "False"}
+            running[name] = {"msr_relaxed": "False"} | value
         else:
             running[name] = value
     config["b_info"] = running
@@ -202,28 +191,26 @@ def print_list(domains: Iterable[dict[str, Any]]) -> str:
     return pretty(list(domains)) + "\n\n"
 
 
-def print_config(spec: DomainSpec) -> str:
-    """The stdout of `xl create -n` (the uuid is made up by xl where the file names none)."""
-    return pretty(config_json(spec)) + "\n"
+def print_config(spec: DomainSpec, given: Collection[str] = ("vcpus",)) -> tuple[str, tuple[str, ...]]:
+    """The stdout of `xl create -n` for a file that sets the keys `given`, and the keys of the file that it does not
+    show though xl's does. A UUID is made up where the file names none, as by xl."""
+    config, left = config_json(replace(spec, uuid=spec.uuid or str(uuids.uuid4())), given)
+    return pretty(config) + "\n", left
 
 
-def config_json(spec: DomainSpec) -> dict[str, Any]:
-    """libxl_domain_config as JSON values, as xl fills it from a domain file."""
-    most = spec.maxvcpus or spec.vcpus
-    kept = {key: text for key, text in spec.xl if key in SHOWN}
-    info = {"type": spec.type.value, "name": spec.name, "uuid": spec.uuid}
-    info |= {"pool_name": _plain(kept["pool"])} if "pool" in kept else {}
-    info |= {"run_hotplug_scripts": "True"}
+def config_json(spec: DomainSpec, given: Collection[str] = ("vcpus",)) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """libxl_domain_config as JSON values, as xl fills it from a domain file that sets the keys `given`; and the keys
+    that are not shown in it."""
+    counted = not {"vcpus", "maxvcpus"}.isdisjoint(given)
+    info = {"type": spec.type.value, "name": spec.name, "uuid": spec.uuid, "run_hotplug_scripts": "True"}
     build: dict[str, Any] = {
-        "max_vcpus": most,
-        "avail_vcpus": list(range(spec.vcpus)),
-        "max_memkb": (spec.maxmem or spec.memory) * 1024,
+        **({"max_vcpus": most_vcpus(spec), "avail_vcpus": list(range(spec.vcpus))} if counted else {}),
+        "max_memkb": most_memory(spec) * 1024,
         "target_memkb": spec.memory * 1024,
-        "sched_params": {name: int(_plain(kept[key]), 0) for key, name in _SCHEDULER if key in kept},
+        "sched_params": {},
         "claim_mode": "True",
         **{name: text for name, text in (("kernel", spec.kernel), ("cmdline", spec.cmdline)) if text},
         **({"ramdisk": spec.ramdisk} if spec.ramdisk else {}),
-        **({"bootloader": _plain(kept["bootloader"])} if "bootloader" in kept else {}),
         **_type_info(spec.type),
         "arch_arm": {},
         "arch_x86": {},
@@ -233,6 +220,7 @@ def config_json(spec: DomainSpec) -> dict[str, Any]:
         config["disks"] = [disk_object(_disk_fields(disk)) for disk in spec.disks]
     if spec.vifs:
         config["nics"] = [vif_object(_vif_fields(vif, index)) for index, vif in enumerate(spec.vifs)]
+    shown = xlkeys.fill(config, spec)
     events = (
         ("on_poweroff", spec.on_poweroff),
         ("on_reboot", spec.on_reboot),
@@ -243,7 +231,7 @@ def config_json(spec: DomainSpec) -> dict[str, Any]:
     for name, action in events:
         if action is not OnEvent.DESTROY:  # libxl's default, whatever the event
             config[name] = _ACTIONS.get(action, action.value)
-    return config
+    return config, tuple(key for key, _ in spec.xl if key not in shown)
 
 
 def _type_info(kind: DomainType) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def _serving(view: ClusterView, name: str, volumes: Mapping[str, Sequence[str]])
         domains = sorted({each for names in busy.values() for each in names})
         risks = (
             f"{_named(domains)} would lose disks when {name} stops: it serves {_named(sorted(busy))}, and a drain does "
-            f"not move volumes (veery volume move)",
+            f"not move volumes: veery volume move {sorted(busy)[0]} --help",
         )
     idle = [volume for volume in volumes if volume not in busy]
     if idle:

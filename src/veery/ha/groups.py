@@ -74,7 +74,7 @@ async def delete(store: Store, name: str) -> None:
     members = await _members(store, name)
     if members:
         raise Refused(
-            f"group {name} has {_names(members)}", hint="take them out first: veery ha set DOMAIN POLICY --group ''"
+            f"group {name} has {_names(members)}", hint="take them out first, with --group '': veery ha set --help"
         )
     await store.commit([Unchanged(GROUPS.key(name), entry.revision)], [Delete(GROUPS.key(name))])
 

@@ -14,9 +14,9 @@ NODE_WORDS: dict[NodeState, str] = {
     NodeState.PRESENT: "is well, and may be given domains",
     NodeState.ARRIVING: "has only just come: nothing is given to it yet",
     NodeState.DRAINING: "is being drained",
-    NodeState.MAINTENANCE: "is in maintenance: empty until `veery node resume`",
+    NodeState.MAINTENANCE: "is in maintenance: empty until it is resumed",
     NodeState.SICK: "is sick: its domains are moved away",
-    NodeState.DAMPED: "was fenced too often of late: nothing is given to it until that is past, or `veery node resume`",
+    NodeState.DAMPED: "was fenced too often of late: nothing is given to it until that is past, or it is resumed",
     NodeState.CUT_OFF: "has lost the storage",
     NodeState.AWAY: "has its daemon restarted",
     NodeState.SILENT: "does not answer",
@@ -68,7 +68,9 @@ def why(view: ClusterView, name: str, now: float, rules: Rules) -> tuple[str, ..
 def _node(picture: Picture, name: str) -> str:
     domains = picture.on[name]
     holds = f"; it owns {', '.join(each.name for each in domains)}" if domains else ""
-    return f"node {name} {NODE_WORDS[picture.states[name]]}{holds}"
+    state = picture.states[name]
+    resume = f": veery node resume {name}" if state in (NodeState.MAINTENANCE, NodeState.DAMPED) else ""
+    return f"node {name} {NODE_WORDS[state]}{resume}{holds}"
 
 
 def _domain(picture: Picture, domain: DomainView) -> list[str]:
@@ -92,7 +94,7 @@ def _domain(picture: Picture, domain: DomainView) -> list[str]:
         if ha.wanted and ha.max_restarts
         else "not restarted",
         Policy.MIGRATE_ONLY: "moved away from sick nodes, never restarted",
-        Policy.OFF: "left alone: veery ha set",
+        Policy.OFF: f"left alone: veery ha set {domain.name} restart has it restarted",
     }
     lines.append(f"policy {ha.policy}: {words[ha.policy]}")
     if domain.run and domain.run.home:

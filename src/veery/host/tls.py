@@ -272,7 +272,7 @@ def _context(protocol: ssl._SSLMethod, folder: Path, side: str) -> ssl.SSLContex
     except OSError as error:  # ssl.SSLError is one
         raise Refused(
             f"the certificates in {folder} are unfit: {error.strerror or error}",
-            hint="run `veery init` or `veery join`",
+            hint="veery init --help; veery join --help",
         ) from error
     return context
 

@@ -376,6 +376,17 @@ class Signaller(Protocol):
 
 
 @runtime_checkable
+class Adjuster(Protocol):
+    """What a driver has besides if a running domain can get other bounds and shares; one that cannot lacks it."""
+
+    async def adjust(self, uuid: str, spec: DomainSpec) -> None:
+        """Give the domain the largest memory, the online processors, the affinities and the share of `spec`, which
+        differs from its own in these alone. They go along with it on a move. Raises Failed with the hypervisor's
+        words; the domain's spec is as it was then."""
+        ...
+
+
+@runtime_checkable
 class MediumChanger(Protocol):
     """What a driver has besides if the medium in a CD-ROM drive can be changed; one that cannot lacks it."""
 

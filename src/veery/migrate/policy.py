@@ -96,7 +96,7 @@ def check(settings: MoveSettings) -> None:
     if find(settings.policy).post_copy and settings.with_disks:
         raise Refused(
             "post-copy takes no disks along: past COMMIT their copy could not be taken back",
-            hint="move them first (veery volume create, image import), or another policy",
+            hint="put them into volumes first (veery volume create --help), or take another policy: --policy balanced",
         )
 
 

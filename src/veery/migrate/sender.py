@@ -134,7 +134,10 @@ class Sender:
     async def change(self, tuning: Tuning) -> None:
         """What the user wants changed of the copy under way. Raises Refused where there is none."""
         if self._pilot is None or self.phase is not Phase.COPY:
-            raise Refused(f"move {self._order.move} copies nothing now", hint="veery move show tells where it is")
+            raise Refused(
+                f"move {self._order.move} copies nothing now",
+                hint=f"veery move show {self._order.move} tells where it is",
+            )
         if self._squeeze is not None and tuning.bandwidth is not None:  # what goes over the path counts
             self._squeeze.rate = tuning.bandwidth
             tuning = replace(tuning, bandwidth=None)
@@ -244,7 +247,7 @@ class Sender:
         if owner is None or owner.node != self._ground.node:
             raise Refused(
                 f"{name} belongs to {owner.node if owner else 'no node'}, not to {self._ground.node}",
-                hint=f"ask where it runs: veery list --cluster; then: veery --node NODE migrate {name} ...",
+                hint=f"veery list --cluster tells where {name} runs: the move is to be asked for there",
             )
         return owner
 

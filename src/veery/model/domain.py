@@ -112,6 +112,22 @@ class DomainSpec:
     xl: tuple[tuple[str, str], ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adjustment:
+    """A change of a running domain that its record keeps; None: as it is. `maxmem` in MiB; `vcpus` are online.
+
+    `hard` and `soft` are the processors (as in `cpus=` of xl.cfg(5)) that virtual processor `vcpu` may and should run
+    on; without `vcpu` they are those of all. `weight` and `cap` are the scheduler's."""
+
+    maxmem: int | None = None
+    vcpus: int | None = None
+    vcpu: int | None = None
+    hard: str | None = None
+    soft: str | None = None
+    weight: int | None = None
+    cap: int | None = None
+
+
 class DomainState(StrEnum):
     """What a domain does now; the letters of xm's State column stand in `LETTERS`."""
 

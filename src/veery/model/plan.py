@@ -43,7 +43,7 @@ def no_room(wanted: int, free: int) -> tuple[Blocker, ...]:
     if wanted <= free:
         return ()
     reason = f"{wanted} MiB of memory are wanted, {free} MiB are free"
-    hint = "move or end another domain there, or balloon one: veery mem-set"
+    hint = "move or end another domain there, or balloon one: veery mem-set --help"
     return (Blocker(kind=Obstacle.MEMORY, reason=reason, hint=hint),)
 
 

@@ -165,7 +165,7 @@ class NodeAttacher:
         except OSError as error:
             raise Refused(
                 f"disk {spec.vdev}: {path}: {error.strerror}",
-                hint=f"import it as a volume: veery volume import FILE, then volume=NAME (looked for on {self._node})",
+                hint=f"it is looked for on {self._node}; or write volume=NAME: veery volume list",
             ) from error
         block = stat.S_ISBLK(mode)
         if not block and not stat.S_ISREG(mode):

@@ -8,10 +8,11 @@ from pathlib import Path
 from random import Random
 
 from veery.config import support
-from veery.errors import Refused
-from veery.hypervisor.base import Driver, MediumChanger, Signaller, Trigger
+from veery.config.adjust import adjusted
+from veery.errors import Failed, Refused, VeeryError
+from veery.hypervisor.base import Adjuster, Driver, MediumChanger, Signaller, Trigger
 from veery.model.cluster import DomainRecord
-from veery.model.domain import DiskFormat, DiskSpec, DomainState, VifSpec
+from veery.model.domain import Adjustment, DiskFormat, DiskSpec, DomainReading, DomainSpec, DomainState, VifSpec
 from veery.model.volume import AttachedDisk, AttachedVif
 from veery.network import mac
 from veery.node import savefile
@@ -28,9 +29,31 @@ class Devices:
         self._random = Random(secrets.randbits(64))
 
     async def set_memory(self, ref: str, mebibytes: int) -> None:
-        """Balloon to `mebibytes`."""
+        """Balloon to `mebibytes`. The record keeps it."""
         async with self._domains.held(ref) as reading:
             await self._driver.set_memory(reading.uuid, mebibytes)
+            await self._note(reading)
+
+    async def adjust(self, ref: str, change: Adjustment) -> None:
+        """Other bounds and shares of a running domain. The record keeps them, for moves and restarts."""
+        async with self._domains.held(ref) as reading:
+            before, _ = await self._driver.spec(reading.uuid)
+            spec = adjusted(before, change)
+            if not isinstance(self._driver, Adjuster):
+                raise _unable(before, spec, self._driver.name)
+            await self._driver.adjust(reading.uuid, spec)
+            await self._note(reading)
+
+    async def _note(self, reading: DomainReading) -> None:
+        """Have the record say what the running domain has now. Raises Failed where that cannot be written."""
+        try:
+            await self._domains.ours(reading.name)
+            await self._domains.remember(DomainRecord(spec=(await self._driver.spec(reading.uuid))[0]))
+        except VeeryError as error:
+            raise Failed(
+                f"{reading.name} has it, but the store does not keep it for a restart: {error.message}",
+                hint="when the store answers (veery node list), give the same command again",
+            ) from error
 
     async def trigger(self, ref: str, what: str) -> None:
         """Give the guest an NMI, or press its power button."""
@@ -188,3 +211,23 @@ class Devices:
                     await self._driver.resize_disk(reading.uuid, disk.vdev, size)
                     told += 1
         return told
+
+
+def _unable(before: DomainSpec, after: DomainSpec, driver: str) -> Refused:
+    """Why a driver without Adjuster does not make `before` into `after`, and the way out."""
+    name = before.name
+    again = f"veery shutdown -w {name}, and veery create with that file"
+    if before.maxmem != after.maxmem:
+        return Refused(
+            f"the {driver} driver cannot change how much memory {name} can have while it runs",
+            hint=f"write maxmem = {after.maxmem} into its file; then {again}",
+        )
+    if before.vcpus != after.vcpus:
+        return Refused(
+            f"the {driver} driver cannot change how many processors {name} has while it runs",
+            hint=f"write vcpus = {after.vcpus} into its file; then {again}",
+        )
+    return Refused(
+        f"the {driver} driver pins no processors and gives no weights: Xen does",
+        hint="taskset(1) and systemd's CPUWeight= work on its process: veery list --json has the pid",
+    )

@@ -90,7 +90,7 @@ class Domains:
         with contextlib.suppress(VeeryError):
             owner = await owners.read(self._store, ref)
             if owner is not None and owner.node != self.node:
-                there = f"it runs on {owner.node}: veery --node {owner.node} ..."
+                there = f"it runs on {owner.node}: veery --node {owner.node} list {ref}"
                 hint = await owners.way_out(self._store, owner.node, there)
         raise Refused(f"no domain {ref} on {self.node}", hint=hint)
 
@@ -502,6 +502,14 @@ class Domains:
         rest of its memory to follow)."""
         busy = self._moves.busy(name, arriving=arriving)
         return self._locks[name].locked() or bool(busy) or bool(self._receiver.arriving(name))
+
+    def at_work(self, name: str) -> str:
+        """The move or order that is at work on domain `name` here, in words; "" without one."""
+        if busy := self._moves.busy(name):
+            return busy
+        if offer := self._receiver.arriving(name):
+            return f"{name} is on its way here from {offer.source} (move {offer.move})"
+        return "an order on it is under way" if name in self._locks and self._locks[name].locked() else ""
 
     def busy(self) -> frozenset[str]:
         """The domains on which an order is under way here; a move is none."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from urllib.parse import quote
 
 from veery.cluster.keys import DISARM, DISARMED, INTENTS, LEADER, LEADERS, OWNERS, POLICIES, RUNS
@@ -127,7 +127,7 @@ class Oversight:
     def view(self) -> ClusterView:
         """What the brain here sees. Raises Failed where it has not looked yet, or there is none."""
         if self.brain is None:
-            raise Failed(f"{self.node} does not watch the cluster", hint="ask a voter: veery --node NODE ...")
+            raise Failed(f"{self.node} does not watch the cluster", hint="ask a voter, with --node: veery node list")
         return self.brain.view_now()
 
     # ---- looking
@@ -191,7 +191,7 @@ class Oversight:
                     tries=run.tries if run else 0,
                     error=run.error if run else "",
                     home=run.home if run else "",
-                    now=self._now(picture, name) if picture else "",
+                    now=self._now(picture, name, policy) if picture else "",
                 )
             )
         return tuple(found)
@@ -203,11 +203,12 @@ class Oversight:
         except VeeryError:
             return None
 
-    def _now(self, picture: Picture, name: str) -> str:
+    def _now(self, picture: Picture, name: str, policy: HaRecord) -> str:
+        """`policy` is as the store has it now; the picture may be older."""
         found = self.brain.found(f"domain/{name}") if self.brain else None
         domain = picture.view.domains.get(name)
         said = [found.action.reason] if found and not found.outcome else []
-        said += [now_said(picture, domain)] if domain else []
+        said += [now_said(picture, replace(domain, ha=policy))] if domain else []
         return "; ".join(filter(None, said))
 
     async def policy(self, name: str) -> HaStatus:

@@ -22,6 +22,31 @@ STALE = "stale"  # in the place of a boot: the owner key names another node, or 
 UNCLEAR = "?"  # in the place of a boot: the store did not answer
 
 
+def why_still(reading: DomainReading, node: str, *, guarded: bool, at_work: str, theirs: bool) -> str:
+    """Why a domain that is on `node` does not run; "" where it does. `guarded`: the guard holds it; `at_work`: the move
+    or order that is at work on it, "" without; `theirs`: its owner key names another node, or none. Pure."""
+    name = reading.name
+    match reading.state:
+        case DomainState.SHUTDOWN | DomainState.CRASHED:
+            how = "has crashed" if reading.state is DomainState.CRASHED else "has shut down"
+            return f"{how} and is kept: veery --node {node} destroy {name} ends it"
+        case DomainState.PAUSED if guarded:
+            return f"held by the guard of {node}: it goes on when the node has its lease again"
+        case DomainState.PAUSED if at_work:
+            return f"held on {node} for now: {at_work}"
+        case DomainState.PAUSED if reading.reason:
+            return f"stopped by an error of its disk ({reading.reason}): veery --node {node} unpause {name} tries again"
+        case DomainState.PAUSED if theirs:
+            return f"a copy on {node} stands paused, another node owns the domain: veery doctor tells the rest"
+        case DomainState.PAUSED:
+            return f"paused by a user: veery --node {node} unpause {name} lets it go on"
+        case DomainState.INCOMING:
+            return f"waits on {node} for the rest of its memory"
+        case DomainState.DYING:
+            return f"is being destroyed on {node}"
+    return ""
+
+
 class Recovery:
     """One a hypervisor."""
 
@@ -57,29 +82,18 @@ class Recovery:
                     domain=each.name,
                     boot=UNCLEAR if boots is None else boots.get(each.name, STALE),
                     ended=each.state in (DomainState.SHUTDOWN, DomainState.CRASHED),
-                    said=self._said(each),
+                    said=why_still(
+                        each,
+                        self._node,
+                        guarded=each.uuid in self._held(),
+                        at_work=self._domains.at_work(each.name),
+                        theirs=boots is not None and each.name not in boots,
+                    ),
                 )
                 for each in readings
             ),
             unsettled=self._unsettled(),
         )
-
-    def _said(self, reading: DomainReading) -> str:
-        """Why a domain that is here does not run; "" where it does."""
-        name = reading.name
-        match reading.state:
-            case DomainState.SHUTDOWN | DomainState.CRASHED:
-                how = "has crashed" if reading.state is DomainState.CRASHED else "has shut down"
-                return f"{how} and is kept: veery --node {self._node} destroy {name} ends it"
-            case DomainState.PAUSED if reading.uuid in self._held():
-                return f"held by the guard of {self._node}: it goes on when the node has its lease again"
-            case DomainState.PAUSED if self._domains.locked(name):
-                return "paused while it is moved"
-            case DomainState.PAUSED:
-                return f"paused: veery --node {self._node} unpause {name} lets it go on"
-            case DomainState.INCOMING:
-                return "waits for the rest of its memory"
-        return ""
 
     async def start(self, ticket: Ticket) -> DomainReading:
         """Start the ticket's domain here. Raises Refused, Failed: it does not run here and has no owner."""

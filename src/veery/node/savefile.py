@@ -64,7 +64,7 @@ def read(path: Path) -> Saved:
         with path.open("rb") as file:
             end = file.seek(0, os.SEEK_END)
             if end < _TAIL.size:
-                raise Refused(f"{path} is no save file of veery", hint="name a file that veery save wrote")
+                raise Refused(f"{path} is no save file of veery", hint="name a file that was saved: veery save --help")
             file.seek(end - _TAIL.size)
             length, magic = _TAIL.unpack(file.read(_TAIL.size))
             if magic != MAGIC or length > min(end - _TAIL.size, LARGEST):
@@ -79,7 +79,9 @@ def read(path: Path) -> Saved:
     except Refused as error:
         raise Refused(
             f"{path}: {error.message}" if str(path) not in error.message else error.message,
-            hint=error.hint or "was it changed? name a file that veery save wrote",
+            hint=error.hint or "was it changed? veery save --help",
         ) from error
     except OSError as error:
-        raise Refused(f"{path}: {error.strerror}", hint="name a file that veery save wrote, on this node") from error
+        raise Refused(
+            f"{path}: {error.strerror}", hint="name a file of this node that was saved: veery save --help"
+        ) from error

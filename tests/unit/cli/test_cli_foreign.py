@@ -32,22 +32,22 @@ def test_none_is_a_verb_of_veery() -> None:
 @pytest.mark.parametrize("tool", ["veery", "xl", "xm"])
 def test_a_xen_node_hands_them_to_xl(daemon: StandIn, run: Run, real: Path, tool: str) -> None:
     daemon.routes["GET /v1/host"] = XEN
-    assert run("vcpu-pin", "busybox", "all", "0", tool=tool).code == 7
-    assert real.read_text() == "vcpu-pin busybox all 0\n"
+    assert run("debug-keys", "q", tool=tool).code == 7
+    assert real.read_text() == "debug-keys q\n"
 
 
 @pytest.mark.parametrize("tool", ["veery", "xl", "xm"])
 def test_the_way_out_is_named_elsewhere(daemon: StandIn, run: Run, real: Path, tool: str) -> None:
-    told = run("sched-credit", "-d", "busybox", tool=tool)
+    told = run("sched-rtds", "-d", "busybox", tool=tool)
     assert (told.code, told.out) == (1, "")
-    assert "veery has no sched-credit" in told.err
-    assert "hint: on a Xen node: xl sched-credit -d busybox" in told.err
+    assert "veery has no sched-rtds" in told.err
+    assert "hint: on a Xen node: xl sched-rtds -d busybox" in told.err
     assert not real.exists()
 
 
 def test_another_xen_node_is_named(daemon: StandIn, run: Run, real: Path) -> None:
     daemon.routes["GET /v1/host"] = XEN
-    assert "hint: on test1: xl vcpu-set busybox 2" in run("--node", "test1", "vcpu-set", "busybox", "2").err
+    assert "hint: on test1: xl debug-keys q" in run("--node", "test1", "debug-keys", "q").err
     assert not real.exists()
 
 

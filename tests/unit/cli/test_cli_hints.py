@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import veery
+from hint_words import commands, unusable
 from veery.cli import foreign
 from veery.cli.catalogue import entries
 from veery.cli.parser import Parser
@@ -67,6 +68,47 @@ def test_every_command_in_a_hint_is_one() -> None:
     assert len(found) > 50
     bad = [f"{place}: veery {words}: {what}" for place, words in found if (what := wrong(words.split()))]
     assert not bad, "\n".join(bad)
+
+
+def sentences() -> Iterator[tuple[str, str]]:
+    """(place, text) of each text of the package that is no docstring and names a command."""
+    for path in sorted(SOURCES.rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        inner = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+        spoken = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        manual = {
+            id(part)
+            for node in ast.walk(tree)
+            for keyword in (node.keywords if isinstance(node, ast.Call) else ())
+            if keyword.arg in ("about", "help", "description", "examples", "epilog", "failure")
+            for part in ast.walk(keyword.value)
+        }
+        for node in ast.walk(tree):
+            if id(node) in inner | spoken | manual or not isinstance(node, ast.Constant | ast.JoinedStr):
+                continue
+            for text in flat(node):
+                if "veery " in text:
+                    yield f"{path.relative_to(SOURCES)}:{node.lineno}", text
+
+
+def test_every_command_that_is_named_can_be_given_as_it_stands() -> None:
+    """In hints, reasons and warnings alike: with the words that its verb needs."""
+    found = [(place, words) for place, text in sentences() for words in commands(text)]
+    assert len(found) > 150
+    bad = [f"{place}: {why}" for place, words in found if (why := unusable(words))]
+    assert not bad, "\n".join(bad)
+
+
+def test_a_command_is_cut_where_its_sentence_goes_on() -> None:
+    told = "veery list shows them; then: veery --node test1 destroy web, or veery ha set web restart wants it again"
+    assert list(commands(told)) == [
+        ["list"],
+        ["--node", "test1", "destroy", "web"],
+        ["ha", "set", "web", "restart"],
+    ]
+    assert unusable(["console"])
+    assert unusable(["ha", "set", "web", "sometimes"])
+    assert not unusable(["console", "--help"])
 
 
 def test_a_wrong_hint_is_found() -> None:

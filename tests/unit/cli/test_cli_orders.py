@@ -117,9 +117,11 @@ def test_create_in_xms_words(daemon: StandIn, run: Run, folder: Path) -> None:
 
 def test_create_dry_asks_no_daemon(run: Run, folder: Path) -> None:
     (folder / "busybox").write_text(SEED)
-    one, two = run("create", "-n", "busybox"), run("-N", "create", "busybox")
+    words = ("busybox", "uuid='6a0f4c1e-5f0e-4a58-9a44-3d1d2c3b4a59'")  # else one is made up each time
+    one, two = run("create", "-n", *words), run("-N", "create", *words)
     assert json.loads(one.out)["c_info"]["name"] == "busybox"
     assert (two.code, two.out) == (0, one.out)
+    assert len(json.loads(run("create", "-n", "busybox").out)["c_info"]["uuid"]) == 36
 
 
 def test_create_refuses_a_bad_file_with_its_place(run: Run, folder: Path) -> None:
@@ -206,7 +208,7 @@ def test_restore_and_what_is_refused(daemon: StandIn, run: Run) -> None:
         ["migrate", "-s", "ssh", "busybox", "test2"],
         ["migrate", "-p", "busybox", "test2"],
         ["destroy", "-f", "0"],
-        ["list", "-Z"],
+        ["list", "-A", "-c"],
         ["dmesg", "-c"],
         ["create", "-V", "x"],
         ["console", "-t", "vuart", "busybox"],

@@ -142,7 +142,10 @@ def test_xms_processor_speed_is_whole(daemon: StandIn, run: Run) -> None:
 def test_a_dry_run_names_what_it_does_not_show(run: Run, tmp_path: Path) -> None:
     (tmp_path / "f").write_text(
         "name='a'\ntype='hvm'\nmemory=64\nuuid='6a0f4c1e-5f0e-4a58-9a44-3d1d2c3b4a59'\nvnc=1\nboot='dc'\ncpu_weight=512\n"
+        "cpuid='host,tm=0'\nchannel=['connection=pty,name=x']\n"
     )
     told = run("create", "-n", "./f")
-    assert (told.code, '"weight": 512' in told.out) == (0, True)
-    assert told.err.endswith("not shown here: vnc, boot\n")
+    assert told.code == 0
+    for text in ('"weight": 512', '"boot": "dc"', '"enable": "True"'):
+        assert text in told.out
+    assert told.err.endswith("not shown here: cpuid, channel\n")

@@ -71,3 +71,29 @@ def test_one_line_for_all_keys_that_nobody_carries_out() -> None:
     (line,) = parse(LEAST + "vcpu_avail=1\nvif2=['']\nip='10.0.0.2'\n").warnings
     assert line.startswith("f:4:1: vcpu_avail, vif2, ip are ignored: only xm knew it; it has no effect in xl either; ")
     assert line.endswith("put it into extra=")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["OVM_simple_name", "OVM_description", "OVM_high_availability", "OVM_domain_type", "OVM_os_type", "X_y", "_owner"],
+)
+def test_a_key_of_another_program_is_passed_over_with_a_warning(name: str) -> None:
+    loaded = parse(f"{name} = 'shop'\n{LEAST}")
+    assert loaded.spec == parse(LEAST).spec
+    (warning,) = loaded.warnings
+    assert warning == f"f:1:1: {name}: passed over, as xm did: the key is another program's"
+
+
+def test_many_of_them_are_one_line() -> None:
+    (warning,) = parse("".join(f"OVM_x{number} = [ 'a' ]\n" for number in range(20)) + LEAST).warnings
+    assert warning.startswith("f:1:1: OVM_x0, OVM_x1")
+    assert "and 12 more" in warning
+
+
+@pytest.mark.parametrize("name", ["Memory", "MEMORY", "Vcpus", "Memroy", "Disk"])
+def test_a_key_of_ours_in_capitals_is_not_passed_over(name: str) -> None:
+    assert "written in small letters" in refusal(f"{LEAST}{name} = 1\n").hint
+
+
+def test_a_word_in_capitals_is_no_value() -> None:
+    assert refusal("name = Shop\n").message == "f:1:8: unexpected 'Shop' where a value was expected"

@@ -37,7 +37,16 @@ def test_create_dry_runs_as_recorded() -> None:
     recorded = json.loads((RECORDED / "create-dry-run.json").read_text())
     assert len(recorded) > 10
     for row in recorded:
-        assert xljson.print_config(parse_domain(row["file"], "domain.cfg").spec) == row["stdout"]
+        loaded = parse_domain(row["file"], "domain.cfg")
+        assert xljson.print_config(loaded.spec, loaded.given) == (row["stdout"], ())
+
+
+def test_keys_for_xen_alone_are_shown_as_xl_does() -> None:
+    recorded = json.loads((RECORDED / "create-keys.json").read_text())
+    assert len(recorded) > 12
+    for row in recorded:
+        loaded = parse_domain(row["file"], "domain.cfg")
+        assert xljson.print_config(loaded.spec, loaded.given) == (row["stdout"], ()), row["file"]
 
 
 def test_our_own_key_and_the_manual_s_flag() -> None:

@@ -174,7 +174,9 @@ class QemuDriver:
         domain = self._roster.domain(uuid)
         most = domain.record.build.memory
         if not 1 <= mebibytes <= most:
-            raise Refused(f"{mebibytes} MiB: {domain.record.spec.name} may have 1 to {most} MiB", hint="see maxmem=")
+            name = domain.record.spec.name
+            hint = f"write maxmem = {mebibytes} into its file; then veery shutdown -w {name}, and create it again"
+            raise Refused(f"{mebibytes} MiB: {name} may have 1 to {most} MiB", hint=hint)
         await domain.monitor.execute("balloon", {"value": mebibytes * MIB})
         domain.update(spec=replace(domain.record.spec, memory=mebibytes, maxmem=most))
 
@@ -432,7 +434,9 @@ class QemuDriver:
 
     def _certificates(self) -> Path:
         if self._tls is None:
-            raise Refused("this node has no certificates for a move with TLS", hint="veery join makes them")
+            raise Refused(
+                "this node has no certificates for a move with TLS", hint="veery join --help tells how it gets them"
+            )
         return self._tls
 
     def _unpack(self, spec: DomainSpec, luggage: msgspec.Raw) -> Build:

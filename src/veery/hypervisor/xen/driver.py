@@ -13,13 +13,14 @@ from pathlib import Path
 
 import msgspec
 
+from veery.config.adjust import most_memory
 from veery.config.settings import Xen
 from veery.errors import Failed, Refused, VeeryError
 from veery.host import tasks
 from veery.host.clock import Clock
 from veery.hypervisor.base import ALONE, Report
 from veery.hypervisor.qemu.console import QemuConsole
-from veery.hypervisor.xen import config, hotplug, machine, savefile, scripts
+from veery.hypervisor.xen import adjusting, config, hotplug, machine, savefile, scripts
 from veery.hypervisor.xen.disks import Initiator
 from veery.hypervisor.xen.parse import Info
 from veery.hypervisor.xen.passage import Passage
@@ -70,6 +71,9 @@ class XenDriver:
         self._roster.dmesg.note(f"Xen {info.version}")
         self._roster.scripts = scripts.install()
         await self._roster.open()
+        for domain in self._roster.domains():
+            if domain.record.arrived:
+                self._roster.task(adjusting.reapply(self._xl, domain), f"settings of {domain.record.spec.name}")
 
     async def close(self) -> None:
         """As Driver.close."""
@@ -173,9 +177,18 @@ class XenDriver:
         domain = self._roster.domain(uuid)
         most = domain.record.build.memory
         if not 1 <= mebibytes <= most:
-            raise Refused(f"{mebibytes} MiB: {domain.record.spec.name} may have 1 to {most} MiB", hint="see maxmem=")
+            name = domain.record.spec.name
+            hint = f"veery mem-max {name} {mebibytes}"
+            raise Refused(f"{mebibytes} MiB: {name} may have 1 to {most} MiB", hint=hint)
         await self._xl.set_memory(domain.record.domid, mebibytes)
         domain.update(spec=replace(domain.record.spec, memory=mebibytes, maxmem=most))
+
+    async def adjust(self, uuid: str, spec: DomainSpec) -> None:
+        """As Adjuster.adjust."""
+        domain = self._roster.free(uuid)
+        async with domain.lock:
+            await adjusting.adjust(self._xl, domain, spec)
+            domain.update(spec=spec, build=replace(domain.record.build, memory=most_memory(spec)))
 
     async def vcpus(self, uuid: str) -> tuple[VcpuReading, ...]:
         """As Driver.vcpus."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from veery.errors import Refused
 from veery.host.clock import Clock
 from veery.hypervisor.base import Report
+from veery.hypervisor.xen import adjusting
 from veery.hypervisor.xen.incoming import Incoming
 from veery.hypervisor.xen.outgoing import Outgoing
 from veery.hypervisor.xen.record import Stage
@@ -119,7 +120,9 @@ class Passage:
         row = await (self._in.get(uuid) or self._incoming(domain)).finish(paused=paused)
         self._drop(uuid)
         await self._roster.number(domain, row)
-        domain.update(stage=Stage.RUNNING, held=paused)
+        domain.update(stage=Stage.RUNNING, held=paused, arrived=adjusting.lasting(domain.record.spec))
+        if domain.record.arrived:
+            self._roster.task(adjusting.reapply(self._xl, domain), f"settings of {domain.record.spec.name}")
         self._roster.dmesg.note(f"{domain.record.spec.name} ({domain.record.domid}) has moved here")
         self._roster.task(self._roster.listening(domain), f"console of {domain.record.spec.name}")
 

@@ -45,7 +45,7 @@ class Build:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """One domain as written down. `domid` 0: Xen has not numbered it yet. `held`: paused by a user. `ended`: it stopped
-    by itself, for that reason."""
+    by itself, for that reason. `arrived`: it came by a move, and xl has not been told yet what its spec names."""
 
     domid: int
     spec: DomainSpec
@@ -54,6 +54,7 @@ class Record:
     stage: Stage
     held: bool = False
     ended: DomainEnd | None = None
+    arrived: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +67,7 @@ class _Written:
     stage: Stage
     held: bool
     ended: DomainEnd | None
+    arrived: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,7 @@ class Home:
             stage=record.stage,
             held=record.held,
             ended=record.ended,
+            arrived=record.arrived,
         )
         write_atomic(self.path / "record.json", codec.encode(written))
 
@@ -124,6 +127,7 @@ class Home:
             stage=written.stage,
             held=written.held,
             ended=written.ended,
+            arrived=written.arrived,
         )
 
     def remove(self) -> None:

@@ -105,6 +105,10 @@ class Xl:
         """Set its balloon's target."""
         await self._run("mem-set", str(domid), f"{mebibytes}m", deadline=LOOK)
 
+    async def order(self, verb: str, *words: str) -> None:
+        """One of the orders that adjusting.orders gives."""
+        await self._run(verb, *words, deadline=LOOK)
+
     async def block_attach(self, domid: int, disk: str) -> None:
         """Add a disk, in xl-disk-configuration(5)'s syntax."""
         await self._run("block-attach", str(domid), disk, deadline=ORDER)
