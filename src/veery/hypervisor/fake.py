@@ -107,6 +107,10 @@ class FakeDriver(Mishaps):
         """The guest writes `rate` bytes of its memory a second, never the same ones twice in a pass."""
         self._domain(uuid).writes = rate
 
+    def deafen(self, uuid: str, seconds: float) -> None:
+        """The guest does not hear its power button for `seconds`."""
+        self._domain(uuid).deaf_until = self._clock.now() + seconds
+
     # ---- this machine
 
     async def open(self) -> None:
@@ -169,10 +173,11 @@ class FakeDriver(Mishaps):
             self._drop(domain)
 
     async def shutdown(self, uuid: str) -> None:
-        """As Driver.shutdown; this guest obeys."""
-        self._domain(uuid)
+        """As Driver.shutdown; this guest obeys, unless it is deaf still."""
+        domain = self._domain(uuid)
         await self._step("shutdown")
-        self.end(uuid, DomainEnd.POWEROFF)
+        if self._clock.now() >= domain.deaf_until:
+            self.end(uuid, DomainEnd.POWEROFF)
 
     async def reboot(self, uuid: str) -> None:
         """As Driver.reboot; this guest obeys."""

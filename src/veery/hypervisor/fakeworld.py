@@ -92,6 +92,7 @@ class FakeDomain:
     stage: str = "running"
     loaded: bool = False
     writes: float = 0.0
+    deaf_until: float = 0.0
     held: bool = False
     ended: DomainEnd | None = None
     unseen: DomainEnd | None = None
