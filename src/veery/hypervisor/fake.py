@@ -111,6 +111,12 @@ class FakeDriver(Mishaps):
         """The guest does not hear its power button for `seconds`."""
         self._domain(uuid).deaf_until = self._clock.now() + seconds
 
+    def disk_fails(self, uuid: str, reason: str) -> None:
+        """The domain stands because of its disk, until it is let go again."""
+        domain = self._domain(uuid)
+        self._stop(domain)
+        domain.fault = reason
+
     # ---- this machine
 
     async def open(self) -> None:
@@ -586,7 +592,7 @@ class FakeDriver(Mishaps):
 
     def _go(self, domain: FakeDomain) -> None:
         if not domain.running:
-            domain.running, domain.since = True, self._clock.now()
+            domain.running, domain.since, domain.fault = True, self._clock.now(), ""
             self.world.look(domain.spec.uuid, self._clock.now())
 
     def _stop(self, domain: FakeDomain) -> None:

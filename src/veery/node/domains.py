@@ -250,7 +250,7 @@ class Domains:
             owner = await self.ours(reading.name)
             _alive(reading)
             token = secrets.token_hex(8)
-            was_paused = reading.state is DomainState.PAUSED
+            was_paused = reading.held
             part = path.with_name(f".{path.name}.part")
             spec, luggage = await self.driver.pack(reading.uuid)
             with hinting("the domain goes on; save it where there is room"):

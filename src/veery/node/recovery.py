@@ -75,6 +75,10 @@ class Recovery:
                 return f"held by the guard of {self._node}: it goes on when the node has its lease again"
             case DomainState.PAUSED if self._domains.locked(name):
                 return "paused while it is moved"
+            case DomainState.PAUSED if reading.reason:
+                return (
+                    f"stands, its disk failed ({reading.reason}): veery --node {self._node} unpause {name} tries again"
+                )
             case DomainState.PAUSED:
                 return f"paused: veery --node {self._node} unpause {name} lets it go on"
             case DomainState.INCOMING:
