@@ -56,6 +56,13 @@ def _list(session: Session, args: Namespace) -> int:
     return 0
 
 
+def _wanted(policy: dict[str, Any]) -> str:
+    """Whether a domain is to run, in words."""
+    if policy["wanted"]:
+        return "yes"
+    return "no: it was asked to shut down" if policy.get("stopping") else "no: it was ended on purpose"
+
+
 def _show(session: Session, args: Namespace) -> int:
     row = session.client.get(f"/v1/ha/{quote(args.domain, safe='')}")
     if session.json:
@@ -68,7 +75,7 @@ def _show(session: Session, args: Namespace) -> int:
         "priority": str(policy["priority"]),
         "group": policy["group"] or "-",
         "delay": f"{policy['delay']:g} s before those of lower priority start",
-        "wanted": "yes" if policy["wanted"] else "no: it was ended on purpose",
+        "wanted": _wanted(policy),
         "node": row["node"] or "-",
         "home": row["home"] or "-",
         "restarts": f"{row['tries']} of {policy['max_restarts']} in a row",

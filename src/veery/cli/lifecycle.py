@@ -276,7 +276,11 @@ where to.""",
         declare=_declare_stop,
         about="""
 Asks the guest to power off, as its power button does, and returns at once. What happens then is the domain
-file's on_poweroff. With -w the command waits until the domain has ended.""",
+file's on_poweroff. With -w the command waits until the domain has ended.
+
+A guest that boots does not hear its power button: for the first 2 minutes of its run it is asked again every few
+seconds. A domain that has not ended after 10 minutes is wanted again: its HA policy holds as before. Until then veery
+why and veery ha list say that it was asked, and veery ha set DOMAIN POLICY takes the wish back.""",
         examples="veery shutdown -w busybox\nveery shutdown -a -w                      # all domains of this node",
     ),
     "reboot": Verb(

@@ -83,7 +83,7 @@ async def set_policy(
 ) -> HaRecord:
     """Say what is to be done for `domain`; what is not named stays as it was. Earlier tries to start it are forgotten.
     A domain that does not run is not started by this, unless it was to run before; one that runs is wanted from now
-    on, also after it was asked to end.
+    on, also after it was asked to end: a shutdown that its guest has not followed is taken back.
 
     Raises Refused for an unknown domain, a figure below 0, a group whose rule
     cannot be met."""
@@ -95,7 +95,9 @@ async def set_policy(
         old = await POLICIES.get(store, domain)
         owner, run = await OWNERS.get(store, domain), await RUNS.get(store, domain)
         asked: dict[str, Any] = {"priority": priority, "group": group, "max_restarts": max_restarts, "delay": delay}
-        base = dataclasses.replace(old or HaRecord(wanted=False), wanted=(old and old.wanted) or owner is not None)
+        base = dataclasses.replace(
+            old or HaRecord(wanted=False), wanted=(old and old.wanted) or owner is not None, stopping=0.0
+        )
         new = dataclasses.replace(
             base, policy=policy, **{key: value for key, value in asked.items() if value is not None}
         )
@@ -112,14 +114,30 @@ async def set_policy(
     raise _contended(domain)
 
 
-async def want(store: Store, domain: str, *, wanted: bool) -> None:
-    """Say that `domain` is to run, or (before it is ended on purpose) that it is not. Nothing is written where no
-    policy was ever set. Raises StoreUnavailable, OutcomeUnknown."""
+async def want(store: Store, domain: str, *, wanted: bool, stopping: float = 0.0) -> None:
+    """Say that `domain` is to run, or (before it is ended on purpose) that it is not; `stopping`: when its guest was
+    asked to shut down, 0.0 where it is ended without its help. Nothing is written where no policy was ever set. Raises
+    StoreUnavailable, OutcomeUnknown."""
     for _ in range(ATTEMPTS):
         old = await POLICIES.get(store, domain)
-        if old is None or old.wanted == wanted:
+        if old is None or (old.wanted, old.stopping) == (wanted, stopping):
             return
-        new = dataclasses.replace(old, wanted=wanted)
+        if stopping and not old.wanted and not old.stopping:
+            return  # it was not wanted before: a shutdown that lapses does not change that
+        new = dataclasses.replace(old, wanted=wanted, stopping=stopping)
+        if (await store.commit([Unchanged(POLICIES.key(domain), old.revision)], [POLICIES.put(domain, new)])).held:
+            return
+    raise _contended(domain)
+
+
+async def lapse(store: Store, domain: str, stopping: float) -> None:
+    """Want `domain` again, whose guest was asked to shut down at `stopping` and runs on. Nothing is written where that
+    wish does not stand any more. Raises StoreUnavailable, OutcomeUnknown."""
+    for _ in range(ATTEMPTS):
+        old = await POLICIES.get(store, domain)
+        if old is None or not old.stopping or old.stopping != stopping:
+            return
+        new = dataclasses.replace(old, wanted=True, stopping=0.0)
         if (await store.commit([Unchanged(POLICIES.key(domain), old.revision)], [POLICIES.put(domain, new)])).held:
             return
     raise _contended(domain)

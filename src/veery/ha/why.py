@@ -8,7 +8,7 @@ from veery.errors import Refused
 from veery.ha.decide import decide
 from veery.ha.picture import Picture
 from veery.ha.states import NodeState
-from veery.model.ha import ClusterView, DomainView, Note, Policy, Rules
+from veery.model.ha import SHUTDOWN_LAPSE_S, ClusterView, DomainView, Note, Policy, Rules
 
 NODE_WORDS: dict[NodeState, str] = {
     NodeState.PRESENT: "is well, and may be given domains",
@@ -111,7 +111,17 @@ def now_said(picture: Picture, domain: DomainView) -> str:
     node = picture.view.nodes.get(owner.node)
     if node is not None and node.reading is not None and node.absent is None:
         said += [copy.said for copy in node.reading.copies if copy.domain == domain.name and copy.said]
-    if not domain.ha.wanted and domain.ha.policy is Policy.RESTART:
+    if domain.ha.stopping and not domain.ha.wanted:
+        said.append(_shutting_down(domain, picture.now))
+    elif not domain.ha.wanted and domain.ha.policy is Policy.RESTART:
         again = f"veery ha set {domain.name} restart wants it again"
         said.append(f"is not restarted: it was asked to end, or has ended by itself; {again}")
     return "; ".join(said)
+
+
+def _shutting_down(domain: DomainView, now: float) -> str:
+    """Of one whose guest was asked to shut down and runs on."""
+    asked_s, left_s = max(0.0, now - domain.ha.stopping), max(0.0, domain.ha.stopping + SHUTDOWN_LAPSE_S - now)
+    again = f"veery ha set {domain.name} {domain.ha.policy} takes it back now"
+    not_restarted = " and is not restarted" if domain.ha.policy is Policy.RESTART else ""
+    return f"was asked to shut down {asked_s:.0f} s ago{not_restarted}; the wish lapses in {left_s:.0f} s; {again}"

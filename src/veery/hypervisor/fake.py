@@ -107,6 +107,16 @@ class FakeDriver(Mishaps):
         """The guest writes `rate` bytes of its memory a second, never the same ones twice in a pass."""
         self._domain(uuid).writes = rate
 
+    def deafen(self, uuid: str, seconds: float) -> None:
+        """The guest does not hear its power button for `seconds`."""
+        self._domain(uuid).deaf_until = self._clock.now() + seconds
+
+    def disk_fails(self, uuid: str, reason: str) -> None:
+        """The domain stands because of its disk, until it is let go again."""
+        domain = self._domain(uuid)
+        self._stop(domain)
+        domain.fault = reason
+
     # ---- this machine
 
     async def open(self) -> None:
@@ -169,10 +179,11 @@ class FakeDriver(Mishaps):
             self._drop(domain)
 
     async def shutdown(self, uuid: str) -> None:
-        """As Driver.shutdown; this guest obeys."""
-        self._domain(uuid)
+        """As Driver.shutdown; this guest obeys, unless it is deaf still."""
+        domain = self._domain(uuid)
         await self._step("shutdown")
-        self.end(uuid, DomainEnd.POWEROFF)
+        if self._clock.now() >= domain.deaf_until:
+            self.end(uuid, DomainEnd.POWEROFF)
 
     async def reboot(self, uuid: str) -> None:
         """As Driver.reboot; this guest obeys."""
@@ -581,7 +592,7 @@ class FakeDriver(Mishaps):
 
     def _go(self, domain: FakeDomain) -> None:
         if not domain.running:
-            domain.running, domain.since = True, self._clock.now()
+            domain.running, domain.since, domain.fault = True, self._clock.now(), ""
             self.world.look(domain.spec.uuid, self._clock.now())
 
     def _stop(self, domain: FakeDomain) -> None:

@@ -92,6 +92,8 @@ class FakeDomain:
     stage: str = "running"
     loaded: bool = False
     writes: float = 0.0
+    deaf_until: float = 0.0
+    fault: str = ""
     held: bool = False
     ended: DomainEnd | None = None
     unseen: DomainEnd | None = None
@@ -197,6 +199,7 @@ def reading_of(domain: FakeDomain, seconds: float) -> DomainReading:
         vcpus=domain.spec.vcpus,
         cpu_seconds=seconds,
         started=domain.started,
+        reason="" if domain.held else domain.fault,
     )
 
 

@@ -148,7 +148,7 @@ class Sender:
         owner = await self._own()
         spec, luggage = await ground.driver.pack(order.reading.uuid)
         self._tracking = tracking.Tracking(ground.attacher, order.move, spec)
-        paused = order.reading.state is DomainState.PAUSED
+        paused = order.reading.held  # one that its disk has stopped goes on at the target, where it tries again
         going = await disks.carried(
             ground.driver,
             order.reading.uuid,

@@ -171,6 +171,11 @@ class DomainReading:
     pid: int = 0
     reason: str = ""
 
+    @property
+    def held(self) -> bool:
+        """Whether it is paused by order. One that an error of its disk has stopped is not: let go, it tries again."""
+        return self.state is DomainState.PAUSED and not self.reason
+
 
 class DomainEnd(StrEnum):
     """Why a domain stopped by itself: the value of a driver's event."""

@@ -25,11 +25,16 @@ class Policy(StrEnum):
     OFF = "off"  # left alone; only an ordered drain moves it
 
 
+SHUTDOWN_LAPSE_S = 600.0
+"""A domain whose guest was asked to shut down, and has not after so long, is wanted again."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HaRecord:
     """ha/DOMAIN: what was asked for domain. Of two that wait the higher `priority` starts first; `delay` is how many
     seconds those of lower priority wait after its start. `max_restarts` tries in a row, then it is given up.
-    `wanted`: it is to run; whoever ends it on purpose clears this first."""
+    `wanted`: it is to run; whoever ends it on purpose clears this first. `stopping`: when its guest was asked to shut
+    down, in seconds of the epoch, until it has or the wish has lapsed; 0.0: it was not asked."""
 
     policy: Policy = Policy.OFF
     priority: int = 0
@@ -37,6 +42,7 @@ class HaRecord:
     max_restarts: int = 5
     delay: float = 0.0
     wanted: bool = True
+    stopping: float = 0.0
     revision: int = 0
 
 

@@ -129,6 +129,8 @@ class Caretaker:
                 await self._domains.say_wanted(spec.name, wanted=False)
             await self._domains.end(reading)
             return
+        if end is DomainEnd.POWEROFF:
+            await self._domains.stopping.followed(reading)
         await self._breathe(spec.name)
         keep = wish is OnEvent.RENAME_RESTART
         if keep:  # the old run stays, under another name; it never runs again, so it needs no owner
@@ -195,6 +197,7 @@ class Caretaker:
                 await self._adopt()
                 await self._give_back()
                 await self._domains.attacher.sweep()
+                await self._domains.press_again()
             except VeeryError as error:
                 log.warning("owner keys not looked at: %s", error.message)
             except OSError as error:

@@ -42,6 +42,7 @@ from veery.model.volume import Attachments
 from veery.node import destroying, savefile
 from veery.node.attachments import NodeAttacher
 from veery.node.clashes import Clashes
+from veery.node.stopping import Stopping
 from veery.node.targets import find_node
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,8 @@ class Domains:
         self._scout, self._heartbeat = scout, heartbeat
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self.clashes = Clashes(ground.node, ground.store, ground.driver, receiver)
-        self._unsaid: dict[str, bool] = {}  # whether it is wanted, where the store has not been told
+        self.stopping = Stopping(ground.driver, ground.store, ground.clock)
+        self._unsaid: dict[str, tuple[bool, float]] = {}  # wanted, stopping: where the store has not been told
 
     # ---- reading
 
@@ -187,10 +189,11 @@ class Domains:
             )
 
     async def shutdown(self, ref: str) -> None:
-        """Ask the guest to power off. It is not wanted any more."""
+        """Ask the guest to power off, and again while it may be booting. It is not wanted any more, until the wish
+        lapses (SHUTDOWN_LAPSE_S)."""
         async with self.held(ref) as reading:
             _alive(reading)
-            await self.say_wanted(reading.name, wanted=False)
+            await self.say_wanted(reading.name, wanted=False, stopping=self.stopping.asked(reading.uuid))
             await self.driver.shutdown(reading.uuid)
 
     async def reboot(self, ref: str) -> None:
@@ -247,7 +250,7 @@ class Domains:
             owner = await self.ours(reading.name)
             _alive(reading)
             token = secrets.token_hex(8)
-            was_paused = reading.state is DomainState.PAUSED
+            was_paused = reading.held
             part = path.with_name(f".{path.name}.part")
             spec, luggage = await self.driver.pack(reading.uuid)
             with hinting("the domain goes on; save it where there is room"):
@@ -362,14 +365,19 @@ class Domains:
 
     # ---- what the brain is to know
 
-    async def say_wanted(self, name: str, *, wanted: bool) -> None:
-        """Tell the brain whether `name` is to run. Where the store does not answer it is told before the name is given
-        back (`settle_wanted`): until then the brain sees an owner, and starts nothing."""
-        self._unsaid[name] = wanted
+    async def say_wanted(self, name: str, *, wanted: bool, stopping: float = 0.0) -> None:
+        """Tell the brain whether `name` is to run, and when its guest was asked to shut down. Where the store
+        does not answer it is told before the name is given back (`settle_wanted`): until then the brain sees an owner,
+        and starts nothing."""
+        self._unsaid[name] = wanted, stopping
         try:
             await self.settle_wanted(name)
         except VeeryError as error:
             log.warning("domain=%s wanted=%s not said yet: %s", name, wanted, error.message)
+
+    async def press_again(self) -> None:
+        """See to the shutdowns that guests have not followed. Raises StoreUnavailable, OutcomeUnknown."""
+        await self.stopping.look(lambda name: self.locked(name) or name in self._unsaid)
 
     async def power_off(self, name: str) -> None:
         """Ask its guest to power off because this machine goes down: it stays wanted. Raises Refused, Failed."""
@@ -387,8 +395,9 @@ class Domains:
     async def settle_wanted(self, name: str) -> None:
         """Say what could not be said before. Raises StoreUnavailable, OutcomeUnknown."""
         if name in self._unsaid:
-            await orders.want(self._store, name, wanted=self._unsaid[name])
-            if self._unsaid[name]:
+            wanted, stopping = self._unsaid[name]
+            await orders.want(self._store, name, wanted=wanted, stopping=stopping)
+            if wanted:
                 await orders.stay(self._store, name)
             self._unsaid.pop(name, None)
 

@@ -121,6 +121,10 @@ async def test_a_disk_that_is_full_is_a_state_with_its_reason_and_no_crash() -> 
                 await asyncio.sleep(0.01)
         assert domain.reading().reason == "disk-xvda: No space left"
         assert domain.reading().state is DomainState.PAUSED
+        assert not domain.reading().held, "moved, it goes on there"
+        domain.update(held=True)
+        assert domain.reading().held, "a user has paused it as well"
+        domain.update(held=False)
         assert ends == []
         script.event("RESUME")
         async with asyncio.timeout(20):

@@ -239,3 +239,22 @@ def test_an_older_copy_gives_way_and_a_stranger_does_not(tmp_path: Path) -> None
     path.write_bytes(b"a stranger's")
     local.put_aside(disk, "b", remove=True)
     assert path.read_bytes() == b"a stranger's"
+
+
+@pytest.mark.parametrize("policy", ["balanced", "must-finish"])
+async def test_a_disk_that_fails_while_it_is_copied_goes_along(tmp_path: Path, certificates: Path, policy: str) -> None:
+    """The domain stands because of it; the copy goes on, and the domain goes on at the target, on the target's disk."""
+    async with stage(tmp_path, certificates) as made:
+        driver = made.pair.a.driver
+        release = driver.hang("mirror_disks")
+        settings = replace(made.along, policy=policy)
+        move = made.pair.a.moves.start(await made.pair.a.reading(), made.pair.b.node, settings)
+        async with asyncio.timeout(20):
+            while not (made.there / "busybox-xvda.raw").exists():
+                await asyncio.sleep(0.01)
+        driver.disk_fails(UUID, "disk-xvda: No space left on device")
+        release()
+        report = await made.pair.a.moves.outcome(move)
+        assert report.state is MoveState.DONE, report.reason
+        await made.pair.check("b")
+        assert (made.there / "busybox-xvda.raw").read_bytes() == DATA

@@ -148,6 +148,78 @@ async def test_an_end_after_commit_is_answered_at_the_target(tmp_path: Path, cer
         await pair.settled()
 
 
+FULL = "disk-xvda: No space left on device"
+
+
+@pytest.mark.parametrize("policy", ["balanced", "must-finish", "post-copy"])
+@pytest.mark.parametrize("phase", ["BEGIN", "PREPARE", "COPY"])
+async def test_a_disk_error_during_a_move_does_not_pause_it_there(
+    tmp_path: Path, certificates: Path, phase: str, policy: str
+) -> None:
+    """It stands at the source; at the target it goes on, where it tries the disk again. Nobody answers an end."""
+    async with cared_nodes(tmp_path, certificates) as cared:
+        pair = cared.pair
+        move, brake = await held_in(pair, phase, replace(SLOW, policy=policy))
+        pair.a.driver.disk_fails(UUID, FULL)
+        brake.unlink()
+        assert (await pair.a.moves.outcome(move)).state is MoveState.DONE
+        await pair.check("b")
+
+
+@pytest.mark.parametrize("policy", ["balanced", "post-copy"])
+async def test_a_domain_that_its_disk_has_stopped_goes_on_where_it_is_moved_to(
+    tmp_path: Path, certificates: Path, policy: str
+) -> None:
+    async with cared_nodes(tmp_path, certificates) as cared:
+        pair = cared.pair
+        pair.a.driver.disk_fails(UUID, FULL)
+        (reading,) = await cared.a.list()
+        assert (reading.state.value, reading.held) == ("paused", False)
+        report = await pair.a.move(pair.b, MoveSettings(policy=policy))
+        assert report.state is MoveState.DONE, report.reason
+        await pair.check("b")
+
+
+async def test_a_domain_that_a_user_paused_stays_paused_though_its_disk_failed(
+    tmp_path: Path, certificates: Path
+) -> None:
+    async with cared_nodes(tmp_path, certificates) as cared:
+        pair = cared.pair
+        pair.a.driver.disk_fails(UUID, FULL)
+        await cared.a.pause("busybox")
+        assert (await pair.a.move(pair.b, MoveSettings())).state is MoveState.DONE
+        (reading,) = await cared.b.list()
+        assert (reading.state.value, reading.held) == ("paused", True)
+
+
+async def test_a_disk_error_after_the_hand_over_leaves_it_at_the_target(tmp_path: Path, certificates: Path) -> None:
+    """Post-copy: it stands there while its memory follows; let go, it runs."""
+    async with cared_nodes(tmp_path, certificates) as cared:
+        pair = cared.pair
+        move, brake = await held_in(pair, "CONFIRM", replace(SLOW, policy="post-copy"))
+        pair.b.driver.disk_fails(UUID, FULL)
+        brake.unlink()
+        assert (await pair.a.moves.outcome(move)).state is MoveState.DONE
+        await pair.settled()
+        (reading,) = await cared.b.list()
+        assert (reading.state.value, reading.reason) == ("paused", FULL)
+        await cared.b.unpause("busybox")
+        await pair.check("b")
+
+
+async def test_a_move_that_is_undone_lets_a_domain_go_on_that_its_disk_has_stopped(
+    tmp_path: Path, certificates: Path
+) -> None:
+    async with cared_nodes(tmp_path, certificates) as cared:
+        pair = cared.pair
+        move, brake = await held_in(pair, "LOADED")
+        pair.a.driver.disk_fails(UUID, FULL)
+        await pair.a.moves.cancel(move)
+        brake.unlink(missing_ok=True)
+        assert (await pair.a.moves.outcome(move)).state is not MoveState.DONE
+        await pair.check("a")
+
+
 async def test_preserve_keeps_what_crashed(tmp_path: Path, certificates: Path) -> None:
     async with cared_nodes(tmp_path, certificates, replace(SPEC, on_crash=OnEvent.PRESERVE)) as cared:
         pair = cared.pair

@@ -206,7 +206,7 @@ class Domain:
             cpu_seconds=used,
             started=self.record.build.started,
             pid=self.process.pid,
-            reason=self._reason if self._runstate == "io-error" else "",
+            reason=self._reason if self._runstate == "io-error" and not self.record.held else "",
         )
 
     def _state(self) -> DomainState:
