@@ -120,8 +120,22 @@ MUTANTS = (
     Mutant(
         "a fence without gain",
         "ha/rules/fencing.py",
-        "            if kept:",
-        "            if False:",
+        "    if kept := _nothing_gained(picture, node.name, left):",
+        "    if (kept := ''):",
+    ),
+    Mutant(
+        "a second fence for a place that the first one takes",
+        "ha/rules/fencing.py",
+        "                _give(left, domain)\n",
+        "                pass\n",
+        by=f"{SCENARIO}[lost-two-room-for-one]",
+    ),
+    Mutant(
+        "a fence for a place that a waiting domain takes",
+        "ha/rules/fencing.py",
+        "    for domain in sorted(waiting, key=order):\n",
+        "    for domain in ():\n",
+        by=DECIDE,
     ),
     Mutant(
         "the last method first",

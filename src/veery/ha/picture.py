@@ -109,6 +109,11 @@ def failed_tries(domain: DomainView) -> int:
     return max(0, run.tries - 1) if went_well else run.tries
 
 
+def given_up(domain: DomainView) -> bool:
+    """Whether so many tries in a row have failed that it is not started again."""
+    return 0 < failed_tries(domain) >= domain.ha.max_restarts
+
+
 def note(subject: str, state: str, reason: str, level: Level = Level.INFO) -> Note:
     """A finding: nothing is to be done."""
     return Note(subject=subject, reason=reason, state=state, level=level)

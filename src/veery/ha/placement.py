@@ -32,6 +32,17 @@ class Book:
             for where in _places(view, domain):
                 self.take(domain, where)
 
+    def copy(self) -> Book:
+        """A book of its own, in which what is given away is not given away here."""
+        other = Book.__new__(Book)
+        other._view, other._usable, other._emulating = self._view, self._usable, self._emulating
+        other._leaving, other._free, other._count = set(self._leaving), dict(self._free), Counter(self._count)
+        other._groups = defaultdict(lambda: defaultdict(set))
+        for group, where in self._groups.items():
+            for node, names in where.items():
+                other._groups[group][node] = set(names)
+        return other
+
     def free(self, node: str) -> int:
         """MiB left on `node`."""
         return self._free.get(node, 0)

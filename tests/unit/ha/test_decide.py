@@ -311,3 +311,15 @@ def test_a_large_cluster_is_decided_in_time() -> None:
     whole = cluster()
     assert measure(whole, 3)[2] == 0
     assert measure(lose(whole, 5, fenced=True), 3)[1] < 2000
+
+
+def test_a_node_is_not_fenced_for_a_place_that_a_waiting_domain_takes() -> None:
+    view = lose(cluster(2, 4), 1, fenced=False)
+    names = [name for name, each in view.domains.items() if each.owner and each.owner.node == LOST]
+    low, high = sorted(names, key=lambda name: view.domains[name].ha.priority)
+    reading = view.nodes["node001"].reading
+    assert reading is not None
+    room = sum(each.memory for each in view.domains.values()) - view.domains[low].memory
+    view = with_node(view, "node001", reading=dataclasses.replace(reading, room=room))
+    assert [type(each) for each in deeds(view)] == [Fence]
+    assert [type(each) for each in deeds(with_domain(view, high, owner=None))] == [Start]

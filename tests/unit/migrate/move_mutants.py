@@ -18,6 +18,7 @@ MIGRATE, CLUSTER = "tests/unit/migrate", "tests/unit/cluster"
 GATES = f"{MIGRATE}/test_move_gates.py::test_"
 MOVING = f"{MIGRATE}/test_moving.py::test_"
 GUEST = f"{MIGRATE}/test_moving_guest.py::test_"
+GUESSED = f"{MIGRATE}/test_settle_guessed.py::test_"
 DESTROYED = f"{MIGRATE}/test_moving_destroyed.py::test_"
 OWNER = f"{CLUSTER}/test_owner_gate.py::test_"
 
@@ -306,6 +307,34 @@ SETTLE = (
         "        except (Failed, OutcomeUnknown):\n            self.later(line)\n",
         "        except (Failed, OutcomeUnknown):\n",
         by=f"{MOVING}a_domain_that_cannot_be_let_run_on_is_tried_again",
+    ),
+    Mutant(
+        "a domain of an unreadable move goes on whoever owns it",
+        "migrate/settle.py",
+        "        if owner is None or owner.node != self._ground.node:\n            return\n        with",
+        "        if owner is None:\n            return\n        with",
+        by=f"{GUESSED}the_target_that_owns_the_domain_lets_it_run_and_the_source_does_not",
+    ),
+    Mutant(
+        "the promise of an unreadable move stands",
+        "migrate/settle.py",
+        'if promise is not None and promise.move in line.move.split(","):',
+        "if False:",
+        by=f"{GUESSED}a_half_that_another_node_owns_does_not_run",
+    ),
+    Mutant(
+        "an unreadable move takes any promise away",
+        "migrate/settle.py",
+        'if promise is not None and promise.move in line.move.split(","):',
+        "if promise is not None:",
+        by=f"{GUESSED}the_promise_of_a_move_that_can_be_read_stands",
+    ),
+    Mutant(
+        "a domain of an unreadable move is settled by its journal",
+        "migrate/settle.py",
+        "self._settle_guessed if _key(line) in self._guessed else self._settle_once",
+        "self._settle_once",
+        by=f"{GUESSED}the_target_that_owns_the_domain_lets_it_run_and_the_source_does_not",
     ),
     Mutant(
         "a settling tells nothing",

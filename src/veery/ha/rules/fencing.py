@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
-from veery.ha.picture import Picture, note, restarts, seconds
+from veery.ha.picture import Picture, given_up, note, order, restarts, seconds
+from veery.ha.placement import Book
 from veery.ha.states import NodeState, watched_by_all
-from veery.model.ha import WATCHDOG, Action, Fence, FenceRecord, FenceState, GiveUpRound, Level, NodeView
+from veery.model.ha import WATCHDOG, Action, DomainView, Fence, FenceRecord, FenceState, GiveUpRound, Level, NodeView
 from veery.model.node import Role
 
 
 def fence_silent(picture: Picture) -> Iterator[Action]:
     """A fence, the next method of one, or the reason why there is none, for each node that is not there."""
+    lost = sorted(_lost(picture), key=lambda name: (_first(picture, name), name))
+    left = _left_over(picture, lost) if lost else picture.book
+    for name in lost:
+        yield from _judged(picture, picture.view.nodes[name], left)
     for name, state in picture.states.items():
         node = picture.view.nodes[name]
         if f"node/{name}" in picture.view.acting:
             continue
         if state in (NodeState.SILENT, NodeState.AWAY, NodeState.UNWATCHED, NodeState.ISOLATED):
             yield from _left_alone(picture, node, state)
-        elif state is NodeState.LOST:
-            kept = _nothing_gained(picture, name)
-            if kept:
-                yield note(f"node/{name}", state, f"does not answer; not fenced: {kept}", Level.WARNING)
-            else:
-                yield from _next(picture, node, None)
         elif state in (NodeState.FENCING, NodeState.FENCE_FAILED):
             if picture.view.settled < picture.rules.grace:
                 # It may be back, and could not say so while the store was away.
@@ -31,6 +30,70 @@ def fence_silent(picture: Picture) -> Iterator[Action]:
                 yield note(f"node/{name}", state, reason, Level.WARNING)
             else:
                 yield from _next(picture, node, node.fence)
+
+
+def _lost(picture: Picture) -> list[str]:
+    """The nodes of which it is to be judged whether they are fenced."""
+    return [
+        name
+        for name, state in picture.states.items()
+        if state is NodeState.LOST and f"node/{name}" not in picture.view.acting
+    ]
+
+
+def _first(picture: Picture, name: str) -> tuple[int, int, str]:
+    """The order of nodes: the one whose first domain comes first."""
+    mine = _gaining(picture, name)
+    return order(mine[0]) if mine else (1, 0, "")
+
+
+def _gaining(picture: Picture, name: str) -> list[DomainView]:
+    """The domains that a fence of node `name` would let start elsewhere, if there is a place."""
+    return [domain for domain in picture.on[name] if restarts(domain) and not given_up(domain)]
+
+
+def _left_over(picture: Picture, judged: Collection[str]) -> Book:
+    """The places that are left when all have theirs that wait already, or whose node is being fenced."""
+    book = picture.book.copy()
+    waiting = [
+        domain
+        for domain in picture.view.domains.values()
+        if restarts(domain) and not given_up(domain) and _comes(picture, domain, judged)
+    ]
+    for domain in sorted(waiting, key=order):
+        _give(book, domain)
+    return book
+
+
+def _comes(picture: Picture, domain: DomainView, judged: Collection[str]) -> bool:
+    if picture.busy(domain):
+        return False  # the book has it already
+    if domain.owner is None:
+        return True
+    node = domain.owner.node
+    under_way = f"node/{node}" in picture.view.acting and node not in judged
+    state = picture.states.get(node)
+    return state in (NodeState.FENCED, NodeState.FENCING) or (state is NodeState.LOST and under_way)
+
+
+def _give(book: Book, domain: DomainView) -> bool:
+    """Take a place for `domain` out of `book`; whether there was one."""
+    where = book.find(domain, avoid=(domain.owner.node,) if domain.owner else ())
+    if where:
+        book.take(domain, where)
+    return bool(where)
+
+
+def _judged(picture: Picture, node: NodeView, left: Book) -> Iterator[Action]:
+    """A lost node: fenced where that lets a domain start. Then its domains have their places of `left`."""
+    if kept := _nothing_gained(picture, node.name, left):
+        yield note(f"node/{node.name}", NodeState.LOST, f"does not answer; not fenced: {kept}", Level.WARNING)
+        return
+    for action in _next(picture, node, None):
+        if isinstance(action, Fence):
+            for domain in _gaining(picture, node.name):
+                _give(left, domain)
+        yield action
 
 
 def _left_alone(picture: Picture, node: NodeView, state: NodeState) -> Iterator[Action]:
@@ -54,14 +117,14 @@ def _left_alone(picture: Picture, node: NodeView, state: NodeState) -> Iterator[
             yield note(subject, state, "does not answer")
 
 
-def _nothing_gained(picture: Picture, name: str) -> str:
-    """Why a fence of node `name` would help no domain; "" where it would."""
-    mine = [domain for domain in picture.on[name] if restarts(domain)]
+def _nothing_gained(picture: Picture, name: str, left: Book) -> str:
+    """Why a fence of node `name` would help no domain, with the places of `left`; "" where it would."""
+    mine = _gaining(picture, name)
     if not mine:
         return "none of its domains is to be restarted elsewhere" if picture.on[name] else "it has no domains"
-    if any(picture.book.find(domain, avoid=(name,)) for domain in mine):
+    if any(left.find(domain, avoid=(name,)) for domain in mine):
         return ""
-    return f"none of its domains would find a place: {mine[0].name}: {picture.book.why_not(mine[0], avoid=(name,))}"
+    return f"none of its domains would find a place: {mine[0].name}: {left.why_not(mine[0], avoid=(name,))}"
 
 
 def _next(picture: Picture, node: NodeView, record: FenceRecord | None) -> Iterator[Action]:

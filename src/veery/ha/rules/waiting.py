@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from veery.ha.picture import Picture, failed_tries, note, order, restarts, seconds
+from veery.ha.picture import Picture, failed_tries, given_up, note, order, restarts, seconds
 from veery.ha.states import IN_USE, NodeState
 from veery.model.ha import Action, DomainView, Level, Note, Policy, Release, Start, Steady
 from veery.model.node import Role
@@ -136,7 +136,7 @@ def _not_yet(picture: Picture, domain: DomainView) -> Note | None:
     if run is None or tries == 0:
         return None
     subject, said = f"domain/{domain.name}", f" (last: {run.error})" if run.error else ""
-    if tries >= limit:
+    if given_up(domain):
         reason = f"given up after {tries} tries in a row{said}; veery ha set {domain.name} restart begins anew"
         return note(subject, "given-up", reason, Level.ALARM)
     pause = backoff(picture, tries)
