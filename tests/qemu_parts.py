@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -25,6 +26,7 @@ from veery.host.clock import RealClock
 from veery.hypervisor.base import Console, Driver
 from veery.hypervisor.qemu.driver import QemuDriver
 from veery.lab.guest import Guest
+from veery.lab.shell import doubled
 from veery.model.domain import DiskFormat, DiskSpec, DomainSpec, VifSpec
 from veery.model.volume import AttachedDisk, AttachedVif, Attachments, LocalDisk
 
@@ -167,17 +169,17 @@ async def becomes(probe: Callable[[], Awaitable[T]], good: Callable[[T], bool], 
             await asyncio.sleep(0.02)
 
 
-async def until(console: Console, text: bytes, *, seconds: float = BOOT) -> bytes:
-    """What the console says up to `text`."""
+async def until(console: Console, pattern: bytes, *, seconds: float = BOOT) -> bytes:
+    """What the console says up to `pattern`."""
     heard = b""
     try:
         async with asyncio.timeout(seconds):
-            while text not in heard:
+            while re.search(pattern, heard) is None:
                 data = await console.read()
                 assert data, f"the console ended: {heard[-500:]!r}"
                 heard += data
     except TimeoutError:
-        raise AssertionError(f"{seconds:g} s without {text!r}; the console said {heard[-500:]!r}") from None
+        raise AssertionError(f"{seconds:g} s without {pattern!r}; the console said {heard[-500:]!r}") from None
     return heard
 
 
@@ -195,12 +197,13 @@ async def shell(driver: Driver, uuid: str, command: str, *, seconds: float = BOO
     nudging = asyncio.create_task(_nudge(console))
     try:
         await console.write(f"echo be''gin-{mark}; {command}; echo e''nd-{mark}\n".encode())
-        heard = await until(console, f"end-{mark}".encode(), seconds=seconds)
+        end = doubled(f"end-{mark}")
+        heard = (await until(console, end.encode(), seconds=seconds)).decode(errors="replace")
     finally:
         nudging.cancel()
         await asyncio.wait({nudging})
         await console.close()
-    return heard.decode(errors="replace").rpartition(f"begin-{mark}")[2].partition(f"end-{mark}")[0].strip()
+    return re.split(end, re.split(doubled(f"begin-{mark}"), heard)[-1])[0].strip()
 
 
 async def _nudge(console: Console) -> None:

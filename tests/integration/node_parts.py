@@ -27,6 +27,7 @@ from veery.lab import faults
 from veery.lab.guest import Guest
 from veery.lab.plan import NAMESPACES
 from veery.lab.services import Lab
+from veery.lab.shell import doubled
 
 T = TypeVar("T")
 LEAVE = "\x1d"  # Ctrl-]
@@ -81,11 +82,11 @@ class Terminal:
         """Run a command in the guest's shell; what it printed. Fails when its status is not 0."""
         mark = secrets.token_hex(2)
         self.type(f"echo @''{mark}; {command}; echo $?=''{mark}\n")  # its echo has the quotes, and is no mark
-        await self.expect(rf"@{mark}\n", within=within)
+        await self.expect(rf"@{doubled(mark)}\n", within=within)
         begin = self._place
-        match = await self.expect(rf"(\d+)={mark}\n", within=within)
+        match = await self.expect(rf"(\d+)={{1,2}}{doubled(mark)}\n", within=within)
         printed = self.seen[begin : match.start()].strip()
-        assert match[1] == "0", f"{command}: exit {match[1]}: {printed}"
+        assert int(match[1]) == 0, f"{command}: exit {match[1]}: {printed}"
         return printed
 
     async def leave(self) -> None:
