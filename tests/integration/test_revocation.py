@@ -12,6 +12,7 @@ import pytest
 from cluster_parts import Member, another, eventually, first, rig
 
 from veery.cluster import keys, members, revocation
+from veery.cluster.admission import Admission
 from veery.cluster.etcd import EtcdStore
 from veery.cluster.store import Put, StoreUnavailable
 from veery.errors import Refused
@@ -95,6 +96,27 @@ async def test_a_node_that_was_put_out_is_not_let_in_by_any_voter(tmp_path: Path
             assert not await lets_in(gone, two)
         finally:
             await stop(*following)
+
+
+async def test_a_standing_connection_is_cut_by_etcds_watch(tmp_path: Path) -> None:
+    async with rig(tmp_path) as make:
+        one, gone = make("test1"), make("gone")
+        await first(one)
+        await another(gone, one, Role.HYPERVISOR)
+        shown = tls.Shown("gone", crl.serial((folder(gone) / "server-cert.pem").read_text())[0])
+        admission = Admission(one.store, tls.Shown("test1", "0"), tmp_path / "certificates.json", rescan=3600)
+        running, cut = asyncio.create_task(admission.run()), asyncio.Event()
+        try:
+            await eventually((tmp_path / "certificates.json").exists)
+            assert admission.admits(shown)
+            with admission.standing(shown, cut.set):
+                begun = time.monotonic()
+                await members.forget(one.store, one.store.voters, one.settings, "gone")
+                async with asyncio.timeout(WITHIN):
+                    await cut.wait()
+            print(f"cut {(time.monotonic() - begun) * 1000:.0f} ms after the order was given")
+        finally:
+            await stop(running)
 
 
 async def test_a_state_folder_of_an_older_veery_gets_its_list(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def _told(session: Session, status: dict[str, Any]) -> int:
     newest = status["trusted"][-1] == status["signing"]
     if not status["untrusting"]:
         ready = "veery cluster ca drop" if not status["old"] else "wait, then veery cluster ca drop"
-        print(f"next: {ready if newest else 'veery cluster ca renew, or ' + ready}")
+        print(f"next: {ready}" if newest else f"next: veery cluster ca renew; or give the new CA up: {ready}")
     return 0
 
 

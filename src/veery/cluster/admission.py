@@ -31,10 +31,10 @@ LOOK_DEADLINE_S = 5.0
 class Admission:
     """One a daemon; `run` is its task."""
 
-    def __init__(self, store: Store, own: Shown, file: Path) -> None:
+    def __init__(self, store: Store, own: Shown, file: Path, *, rescan: float = RESCAN_S) -> None:
         """`own` is this node's certificate, which is always let in (set it after a renewal); `file` keeps the others
-        over a restart."""
-        self._store, self._file = store, file
+        over a restart; the store is read whole every `rescan` seconds."""
+        self._store, self._file, self._rescan = store, file, rescan
         self.own = own
         self._serials: dict[str, tuple[str, ...]] = self._remembered()
         self._standing: dict[object, tuple[Shown, Callable[[], None]]] = {}
@@ -45,7 +45,7 @@ class Admission:
         said = ""
         while True:
             try:
-                async with asyncio.timeout(RESCAN_S):
+                async with asyncio.timeout(self._rescan):
                     await self._follow()
             except TimeoutError:
                 said = ""

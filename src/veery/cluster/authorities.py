@@ -104,9 +104,6 @@ async def renew(store: Store, own: Vault, *, epoch: float) -> CaStatus:
     if not seen.changing:
         if not own.id:
             raise Refused("a new CA is made by a voter", hint="veery node list shows the voters; veery --node NODE ...")
-        if seen.old or seen.untrusting:
-            names = ", ".join(sorted({*seen.old, *seen.untrusting}))
-            raise Refused(f"these nodes are not ready for a new CA: {names}", hint=f"are they up? {SHOW}")
         await _begin(store, own, standing, epoch)
     elif _newest(standing) != seen.signing:
         _all_trust(seen)

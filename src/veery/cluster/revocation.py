@@ -106,14 +106,20 @@ async def publish(store: Store, listed: Sequence[str], vault: Vault | None = Non
     trusted = (await authorities.load(store)).authorities.trusted
     if before is not None and _listed(before) == frozenset(listed) and _by(before) == len(trusted):
         return
-    revision = before.revision if before else 0
-    try:
-        pairs = [(ca, await ca_key(store, vault, ca)) for ca in trusted]
-    except (Refused, Failed) as error:
-        log.warning("the list of revoked certificates is not signed: %s", error.message)
-        return
-    pem = "".join(crl.sign(ca, key, listed, number=revision + 1, epoch=epoch) for ca, key in pairs)
-    await store.commit([Unchanged(CA_LIST, revision)], [Put(CA_LIST, pem.encode())])
+    revision, pem = before.revision if before else 0, ""
+    for ca in trusted:
+        try:
+            pem += crl.sign(ca, await ca_key(store, vault, ca), listed, number=revision + 1, epoch=epoch)
+        except StoreUnavailable:
+            raise
+        except (Refused, Failed) as error:  # its key may be lost: its last list must do until the CA is dropped
+            last = crl.signed_by(before.value.decode(), ca) if before is not None and _listed(before) else ""
+            if not last:
+                log.warning("the list of revoked certificates is not signed: %s", error.message)
+                return
+            pem += last
+    if before is None or before.value != pem.encode():
+        await store.commit([Unchanged(CA_LIST, revision)], [Put(CA_LIST, pem.encode())])
 
 
 def _by(entry: Entry) -> int:

@@ -85,6 +85,18 @@ def listed(pem: str) -> frozenset[str]:
     return frozenset(f"{each.serial_number:x}" for one in lists for each in x509.load_pem_x509_crl(one.encode()))
 
 
+def signed_by(pem: str, ca_cert: str) -> str:
+    """The list (PEM) among several that this CA has signed; "" where there is none. Raises ValueError."""
+    from cryptography import x509
+
+    public = x509.load_pem_x509_certificate(ca_cert.encode()).public_key()
+    for part in pem.split(BEGIN)[1:]:
+        one = x509.load_pem_x509_crl((BEGIN + part).encode())
+        if one.is_signature_valid(public):  # type: ignore[arg-type]
+            return BEGIN + part
+    return ""
+
+
 def ensure(folder: Path, *, epoch: float) -> None:
     """Write an empty list where there is none: without the file etcd lets nobody in. Raises OSError."""
     if not (folder / FILE).exists():

@@ -68,6 +68,7 @@ class Certificates:
         self._contexts, self._admission, self._peers, self._clock = contexts, admission, peers, clock
         self._folder, self._idle, self._settled, self._etcd = folder, idle, settled, etcd
         self._busy = asyncio.Lock()
+        self._generation = store.generation()
 
     async def run(self) -> None:
         """For ever: renew in time, follow the CAs, hold the sealing key."""
@@ -88,6 +89,9 @@ class Certificates:
         if self._node.has(Role.VOTER):
             await vault.carry(self._store, self._vault, self._node.name, self._ask_sealing)
         await self._trust()
+        if (generation := self._store.generation()) != self._generation:  # restored: it may know an older certificate
+            await revocation.tell(self._store, self._node.name, self._folder)
+            self._generation = generation
         async with self._busy:
             held = self._held()
             signing = (await authorities.load(self._store)).authorities.signing

@@ -13,14 +13,18 @@ import pytest
 from test_api_server import ADDRESS, Served, sign
 
 from veery.cluster import renewal, vault
+from veery.cluster.admission import Admission
 from veery.cluster.keys import CERTIFICATES, CLUSTER
+from veery.cluster.memory import MemoryStore
 from veery.cluster.store import Delete, Put
 from veery.cluster.vault import Vault
 from veery.errors import Refused
 from veery.host import crl, tls
+from veery.host.clock import RealClock
 from veery.host.contexts import Contexts
+from veery.host.tasks import stop
 from veery.model import codec
-from veery.model.cluster import Cluster
+from veery.model.cluster import Certificate, Cluster
 from veery.node.peers import Peers
 
 WITHIN_S = 30.0
@@ -105,19 +109,48 @@ async def test_a_renewal_leaves_standing_connections_and_is_shown_by_new_ones(
     assert await peers.call("a", "GET", "/v1/who") == {"caller": "c"}
 
 
-async def test_put_out_means_out_the_change_itself_cuts_the_connection(served: Served) -> None:
-    """No look at the store lies between: the watch tells of the change, and the connection ends by it."""
+async def test_put_out_means_out_a_standing_stream_ends(served: Served) -> None:
     context = tls.client_context(served.folders["c"])
     where = f"https://{ADDRESS}:{served.ports['a']}/v1/events/follow"
     async with aiohttp.ClientSession() as session, session.post(where, ssl=context) as answer:
         assert b"begun" in await answer.content.readline()
-        begun = time.monotonic()
         await served.store.commit([], [Delete(CERTIFICATES.key("c"))])
         with contextlib.suppress(aiohttp.ClientError):
             async with asyncio.timeout(WITHIN_S):
                 while await answer.content.readline():
                     pass
-        print(f"cut after {(time.monotonic() - begun) * 1000:.1f} ms")
+
+
+async def test_the_watch_cuts_and_no_look_at_the_store_is_waited_for(tmp_path: Path) -> None:
+    store, cut = MemoryStore(RealClock()), asyncio.Event()
+    await store.commit([], [CERTIFICATES.put("c", Certificate(serial="1", ends=0.0))])
+    admission = Admission(store, tls.Shown("a", "0"), tmp_path / "file", rescan=3600)
+    running = asyncio.create_task(admission.run())
+    try:
+        assert await admission.lets_in(tls.Shown("c", "1"))
+        while not (tmp_path / "file").exists():
+            await asyncio.sleep(0.01)
+        with admission.standing(tls.Shown("c", "1"), cut.set):
+            # renewed, with the one before let in still: it stands
+            renewed = Certificate(serial="2", ends=0.0, former="1")
+            await store.commit([], [CERTIFICATES.put("c", renewed)])
+            while not admission.admits(tls.Shown("c", "2")):
+                await asyncio.sleep(0.01)
+            assert (admission.admits(tls.Shown("c", "1")), cut.is_set()) == (True, False)
+            await store.commit([], [Delete(CERTIFICATES.key("c"))])
+            async with asyncio.timeout(WITHIN_S):
+                await cut.wait()
+        assert not admission.admits(tls.Shown("c", "1"))
+        assert not admission.admits(tls.Shown("c", "2"))
+    finally:
+        await stop(running)
+
+
+def test_both_certificates_of_a_node_outlive_a_restart(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text('{"c":["2","1"],"d":"3"}')  # d as an older veery wrote it
+    admission = Admission(MemoryStore(RealClock()), tls.Shown("a", "0"), tmp_path / "file")
+    shown = [tls.Shown("c", "1"), tls.Shown("c", "2"), tls.Shown("d", "3"), tls.Shown("d", "1")]
+    assert [admission.admits(each) for each in shown] == [True, True, True, False]
 
 
 async def test_what_a_node_asks_for_itself_is_not_sent_on(served: Served) -> None:

@@ -215,6 +215,27 @@ async def test_the_list_of_revoked_certificates_is_signed_by_both(tmp_path: Path
     Contexts(folder)
 
 
+async def test_a_ca_whose_key_is_lost_is_replaced(tmp_path: Path) -> None:
+    """No voter has the sealing key any more: its last list stands beside the new CA's, and the change goes through."""
+    cast = Cast(tmp_path)
+    await cast.begin()
+    await revocation.publish(cast.store, ["abc"], cast.vault, epoch=EPOCH)
+    (tmp_path / vault.FILE).unlink()
+    cast.vault.make()
+    await revocation.publish(cast.store, ["abc", "def"], cast.vault, epoch=EPOCH)  # nothing else can be done
+    await cast.renew()
+    await revocation.publish(cast.store, ["abc", "def"], cast.vault, epoch=EPOCH)
+    entry = await cast.store.get(keys.CA_LIST)
+    assert entry is not None
+    text = entry.value.decode()
+    assert (text.count(crl.BEGIN), crl.listed(text)) == (2, {"abc", "def"})
+    for name in NAMES:
+        await cast.trust(name)
+    await cast.renew()
+    await cast.settle(*NAMES)
+    await authorities.drop(cast.store)
+
+
 async def test_nobody_joins_while_the_ca_changes(tmp_path: Path) -> None:
     cast = Cast(tmp_path)
     await cast.begin()
