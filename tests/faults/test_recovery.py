@@ -148,7 +148,8 @@ async def watchdog(stage: Stage, node: str, folder: Path) -> AsyncIterator[Path]
     settings = lab.plan.settings(node)
     before = settings.read_text()
     try:
-        settings.write_text(f'{before}\n[watchdog]\ndevice = "{socket}"\ntimeout = {DOG_S}\n')
+        rows = f'[guard]\nend = 4.0\n[watchdog]\ndevice = "{socket}"\ntimeout = {DOG_S}\n'
+        settings.write_text(f"presence_ttl = 4\n{before}\n{rows}")
         await restart(stage, node)
 
         async def armed() -> bool:
@@ -158,16 +159,16 @@ async def watchdog(stage: Stage, node: str, folder: Path) -> AsyncIterator[Path]
         yield log
     finally:
         settings.write_text(before)
-        if any(one.program == "veeryd" for one in lab.members(node)):
-            await restart(stage, node)
+        await restart(stage, node)
         await dog.stop(grace=0)
 
 
 async def restart(stage: Stage, node: str) -> None:
     """End veeryd of `node` in good order, and start it."""
-    (daemon,) = faults.find(stage.lab, node, "veeryd")
-    daemon.process.send(signal.SIGTERM)
-    await daemon.process.gone()
+    if any(one.program == "veeryd" for one in stage.lab.members(node)):
+        (daemon,) = faults.find(stage.lab, node, "veeryd")
+        daemon.process.send(signal.SIGTERM)
+        await daemon.process.gone()
     await stage.lab.start(node)
     await stage.at_rest()
 
