@@ -23,7 +23,7 @@ ifeq ($(PYTHON),)
 $(error veery needs Python 3.11 or later as /usr/bin/python3 or python3)
 endif
 
-.PHONY: help demo test check faults faults-move faults-sim mutants soak bench bench-ha fresh lab setup root lock clean FORCE
+.PHONY: help demo test check faults faults-move recovery faults-sim mutants soak bench bench-ha fresh lab setup root lock clean FORCE
 
 help: ## print this
 	@echo 'usage: make TARGET'
@@ -65,6 +65,9 @@ faults-sim: setup ## 3,000 random schedules in the simulated cluster, and the mu
 mutants: setup ## one-line faults of the move and of the brain; each has to be found by the tests (slow)
 	@$(BIN)/python tests/unit/migrate/move_mutants.py
 	@$(BIN)/python -m pytest -v --tb=short -m slow tests/simulation -k mutant
+
+recovery: root setup ## the store lost and recovered under a running domain, in each way of docs/recovery.md (about 5 minutes)
+	@$(BIN)/python -m pytest -v --tb=short tests/faults/test_recovery.py
 
 soak: root setup ## 300 moves there and back of a domain that writes memory and disk (about 10 minutes)
 	@VEERY_SOAK=.cache/soak.json $(BIN)/python -m pytest -v --tb=short tests/faults/test_growth.py -k 300

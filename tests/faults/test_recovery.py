@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import shutil
+import signal
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
 from stage import NAME, PATIENCE, Stage
 
+from veery.host.process import Process
 from veery.lab import faults
+from veery.lab.plan import NAMESPACES
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
 
+DOG_S = 15
 ALL = ("stor", "test1", "test2")
 DONE = ("fence", "fence.done", "release", "start", "end")  # what the brain does only where something was lost
 
@@ -111,6 +118,8 @@ async def test_a_voter_that_was_away_gives_its_old_store_up(stage: Stage) -> Non
     try:
         await burn(stage, ("stor",))
         await without_quorum(stage, "test1")
+        await asyncio.sleep(15)
+        await stage.heard(NAME, boot=before.boot)  # its guard heard all along that the store is down for all
         plan = await stage.lab.veery("test1", "cluster", "recover", "--plan", check=False)
         assert (plan.code, "voter test2 does not answer" in plan.out) == (1, True), plan
         await stage.lab.veery("test1", "cluster", "recover", "--lost", "test2", "--yes", deadline=200)
@@ -130,20 +139,57 @@ async def test_a_voter_that_was_away_gives_its_old_store_up(stage: Stage) -> Non
     assert await stage.judged(NAME) == []
 
 
+@contextlib.asynccontextmanager
+async def watchdog(stage: Stage, node: str, folder: Path) -> AsyncIterator[Path]:
+    """A watchdog that ends `node` when it is not fed for DOG_S; what it did is written to the file that is given."""
+    lab, socket, log = stage.lab, folder / "dog", folder / "dog.log"
+    argv = [sys.executable, "-m", "veery.lab.dog", socket, NAMESPACES / lab.plan.namespace(node)]
+    dog = Process.spawn(argv, log_file=log)
+    settings = lab.plan.settings(node)
+    before = settings.read_text()
+    try:
+        rows = f'[guard]\nend = 4.0\n[watchdog]\ndevice = "{socket}"\ntimeout = {DOG_S}\n'
+        settings.write_text(f"presence_ttl = 4\n{before}\n{rows}")
+        await restart(stage, node)
+
+        async def armed() -> bool:
+            return "armed" in log.read_text()
+
+        await stage.until(armed, "the watchdog is armed")
+        yield log
+    finally:
+        settings.write_text(before)
+        await restart(stage, node)
+        await dog.stop(grace=0)
+
+
+async def restart(stage: Stage, node: str) -> None:
+    """End veeryd of `node` in good order, and start it."""
+    if any(one.program == "veeryd" for one in stage.lab.members(node)):
+        (daemon,) = faults.find(stage.lab, node, "veeryd")
+        daemon.process.send(signal.SIGTERM)
+        await daemon.process.gone()
+    await stage.lab.start(node)
+    await stage.at_rest()
+
+
 @pytest.mark.slow
 async def test_all_voters_lost_their_data_and_there_is_a_copy(stage: Stage, tmp_path: Path) -> None:
-    """The copy is older than a move: the owner key comes from what runs where."""
+    """The copy is older than a move: the owner key comes from what runs where. A watchdog is fed all the time."""
     before = await stage.place(NAME, "test1")
     copy = tmp_path / "store.db"
     await stage.lab.run("stor", ["veery", "cluster", "backup", str(copy)])
     await stage.lab.veery("test1", "migrate", "--live", NAME, "test2", deadline=120)
     begun = time.time()
-
-    await burn(stage, ALL)
-    await without_quorum(stage, "stor")
-    await stage.lab.veery("stor", "cluster", "recover", "--from", str(copy), deadline=200)
-    told = await adopt(stage, "stor")
-    assert f"{NAME} runs on test2: the store says test1" in told
-    await vote_again(stage, "stor", ("test1", "test2"))
-    assert await stage.owner(NAME) == "test2"
-    await unbroken(stage, before.boot, begun)
+    async with watchdog(stage, "test2", tmp_path) as fed:
+        await burn(stage, ALL)
+        await without_quorum(stage, "stor")
+        await asyncio.sleep(2 * DOG_S)
+        await stage.lab.veery("stor", "cluster", "recover", "--from", str(copy), deadline=200)
+        await asyncio.sleep(2 * DOG_S)  # nobody has to hurry
+        told = await adopt(stage, "stor")
+        assert f"{NAME} runs on test2: the store says test1" in told
+        await vote_again(stage, "stor", ("test1", "test2"))
+        assert await stage.owner(NAME) == "test2"
+        await unbroken(stage, before.boot, begun)
+        assert "fired" not in fed.read_text()

@@ -33,12 +33,13 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EtcdStart:
-    """How a voter's etcd begins its life, as etcd's flags of these names; without meaning once it has data. `lived`: it
-    had its vote once. Without its data it must not start again: it would vote anew on what was decided already."""
+    """How a voter's etcd begins its life, as etcd's flags of these names; without meaning once it has data.
+    `store`: etcd's id of the store in which it has had its vote. Without its data it must not start again: it would
+    vote anew on what was decided already."""
 
     initial_cluster: str
     initial_cluster_state: str
-    lived: bool = False
+    store: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

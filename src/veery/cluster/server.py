@@ -121,7 +121,7 @@ def later(
         state = Path(settings.state)
         restoring.take(state)
         start = identity().etcd
-        if start is not None and start.lived and not restoring.has_data(state):
+        if start is not None and start.store and not restoring.has_data(state):
             raise Failed(
                 f"the store's data is gone from {restoring.data(state)}: etcd is not started without it",
                 hint="with a quorum: veery node vote off, then veery node vote on; without: docs/recovery.md",

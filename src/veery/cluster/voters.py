@@ -49,6 +49,7 @@ class VoterStatus:
     in_use: int = 0
     revision: int = 0
     alarms: tuple[tuple[int, str], ...] = ()
+    cluster: str = ""  # etcd's id of the store
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +72,15 @@ class _Member(msgspec.Struct):
         return Voter(self.ID, self.name, tuple(self.peerURLs), tuple(self.clientURLs), self.isLearner)
 
 
-class _Members(msgspec.Struct):
-    members: list[_Member] = []
-
-
 class _Header(msgspec.Struct):
     member_id: int = 0
+    cluster_id: int = 0
     revision: int = 0
+
+
+class _Members(msgspec.Struct):
+    members: list[_Member] = []
+    header: _Header = msgspec.field(default_factory=_Header)
 
 
 class _Status(msgspec.Struct):
@@ -101,6 +104,7 @@ class _Status(msgspec.Struct):
             in_use=self.dbSizeInUse,
             revision=self.header.revision,
             alarms=tuple((int(number or 0), kind) for each in self.errors for number, kind in _ALARM.findall(each)),
+            cluster=f"{self.header.cluster_id:x}",
         )
 
 
@@ -124,6 +128,11 @@ class Voters:
         """All members, learners too. Raises StoreUnavailable."""
         answer = await self._gateway.read("/v3/cluster/member/list", {}, _Members)
         return tuple(member.voter() for member in answer.members)
+
+    async def store(self) -> str:
+        """etcd's id of the store. Raises StoreUnavailable."""
+        answer = await self._gateway.read("/v3/cluster/member/list", {}, _Members)
+        return f"{answer.header.cluster_id:x}"
 
     async def status(self, endpoint: str, *, within: float = 2.0) -> VoterStatus:
         """How the member at `endpoint` is. Raises StoreUnavailable."""

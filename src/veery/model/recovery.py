@@ -10,8 +10,9 @@ class StoreWord:
     """The answer of GET /v1/recovery: what node `node` knows of the store.
 
     `voter`: its etcd member has a place in the store. `quorum`: that member knows a leader; None without a member.
-    `restored`: the node does not trust the store. `revision`: its member's; 0 where it does not answer. `cluster`:
-    etcd's id of the store that the node knows; `replaced`: ids of stores that were given up by a recovery.
+    `restored`: the node does not trust the store. `revision`: its member's; 0 where it does not answer. `member`:
+    etcd's id of the store that its member is of, "" where that is not known. `cluster`: the id of the store that the
+    node knows; `replaced`: ids of stores that were given up by a recovery.
     `endpoints`: the client URLs of the members that it asks. `still`: a recovery has this node stand still."""
 
     node: str
@@ -19,6 +20,7 @@ class StoreWord:
     quorum: bool | None = None
     restored: bool = False
     revision: int = 0
+    member: str = ""
     cluster: str = ""
     replaced: tuple[str, ...] = ()
     endpoints: tuple[str, ...] = ()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -151,8 +151,7 @@ class Guard:
         self._held: set[str] = self._remembered()
         self._ended = False
         self._ruled = clock.now()
-        self._words: tuple[Word, ...] = ()
-        self._heard = clock.now() - FRESH
+        self._words: dict[str, tuple[float, Word]] = {}  # by node; when it was asked, and what it said
         self.ruling = Ruling(Stance.RUN, "nothing is known yet", feed=True)
 
     @property
@@ -218,7 +217,7 @@ class Guard:
             fenced=self._fenced,
             voters=voters,
             storage=await self._storage() if lost >= 0 else frozenset(),
-            words=self._words if self._clock.now() - self._heard < FRESH else (),
+            words=tuple(word for asked, word in self._words.values() if self._clock.now() - asked < FRESH),
             doubted=self._doubted(),
             still=self._still(),
         )
@@ -243,9 +242,7 @@ class Guard:
         """In doubt, before the lease is lost, the others are asked already: then nothing is to be waited for."""
         while True:
             if self._lost() > -self._heartbeat.ttl / 2:  # it is renewed each third of the time: a try has failed
-                asked = self._clock.now()
-                self._words = await self._asked()
-                self._heard = asked
+                await self._ask_all()
             await self._clock.sleep(TICK)
 
     def _lost(self) -> float:
@@ -262,15 +259,23 @@ class Guard:
                 portals |= {getattr(disk.source, "portal", "") for disk in attachments.disks}
         return serving(portals - {""}, self._neighbours.nodes.values())
 
-    async def _asked(self) -> tuple[Word, ...]:
-        """The words of all voters and storage nodes that answer in time, and our own."""
+    async def _ask_all(self) -> None:
+        """Ask all voters and storage nodes, and ourselves. An answer counts as it comes: a node that is off lets us
+        wait for ASK, and the others' last answers are too old by then."""
         wanted = [
             name
             for name, node in self._neighbours.nodes.items()
             if name != self._node.name and (node.has(Role.VOTER) or node.has(Role.STORAGE))
         ]
-        answers = await asyncio.gather(self._standing.word(), *(self._ask(name) for name in wanted))
-        return tuple(word for word in answers if word is not None)
+        await asyncio.gather(
+            self._hear(self._node.name, self._standing.word()), *(self._hear(name, self._ask(name)) for name in wanted)
+        )
+
+    async def _hear(self, name: str, question: Awaitable[Word | None]) -> None:
+        asked = self._clock.now()
+        word = await question
+        if word is not None:
+            self._words[name] = asked, word
 
     async def _ask(self, name: str) -> Word | None:
         path = f"/v1/standing/{self._node.initiator or '-'}"

@@ -50,14 +50,17 @@ class Membership:
         await self._insist("vote", self.voted)
         while True:
             await self._insist("voters", self._refresh)
+            if self.identity.etcd is not None and not self.identity.etcd.store:  # a new one: a recovery, or a new vote
+                await self._insist("vote", self.voted)
             await asyncio.sleep(REFRESH)
 
     async def voted(self) -> None:
         """Return once this node's etcd has its vote (at once where it is no voter), and it is written down that it had
         one. Raises as members.promote."""
         await members.promote(self._store.voters, self._settings, self.identity)
-        if (start := self.identity.etcd) is not None and not start.lived:
-            await self.become(replace(self.identity, etcd=replace(start, lived=True)))
+        if (start := self.identity.etcd) is not None and not start.store:
+            store = await self._store.voters.store()
+            await self.become(replace(self.identity, etcd=replace(start, store=store)))
 
     def ca(self) -> join.CaReply:
         """GET /v1/ca."""

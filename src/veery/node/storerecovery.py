@@ -47,6 +47,8 @@ STATUS_S = 2.0  # for our own member's status
 READY_S = 60.0  # for the new store to answer
 DOUBT_S = 60.0  # for the doubt to stand in it
 LOOK_BACK_S = 5.0  # between two looks whether our store was given up
+LOOK_SELDOM_S = 60.0  # the same when our member has known a leader and EARLY_S have passed
+EARLY_S = 120.0
 
 
 def judge(
@@ -118,18 +120,19 @@ class Recoverer:
     async def word(self) -> StoreWord:
         """What this node knows of the store; the store itself is not asked, only our own member."""
         identity, seen = self._membership.identity, self._trust.seen
-        quorum, revision = None, 0
+        quorum, revision, member = None, 0, ""
         if identity.etcd is not None:
-            quorum = False
+            quorum, member = False, identity.etcd.store  # a member without a leader may not have opened its port yet
             with contextlib.suppress(VeeryError):
                 own = await self._store.voters.status(client_url(self._settings, identity.node), within=STATUS_S)
-                quorum, revision = own.leader != 0, own.revision
+                quorum, revision, member = own.leader != 0, own.revision, own.cluster
         return StoreWord(
             node=identity.node.name,
             voter=identity.etcd is not None,
             quorum=quorum,
             restored=self._trust.restored,
             revision=revision,
+            member=member,
             cluster=seen.cluster if seen else "",
             replaced=identity.replaced,
             endpoints=identity.voters,
@@ -158,9 +161,10 @@ class Recoverer:
                 raise Refused("; ".join(refusals), hint="veery cluster recover --plan")
             await self._stand_still(told)
             start, copied = await self._restored(file)
-            given_up = {each.cluster for each in (own, *told.values())} | set(own.replaced)
-            await self._aside(told, tuple(sorted(given_up - {""})))
-            await self._take(start, tuple(sorted(given_up - {""})))
+            words = (own, *told.values())
+            old = {*own.replaced, *(each.cluster for each in words), *(each.member for each in words)}
+            await self._aside(told, tuple(sorted(old - {""})))
+            await self._take(start, tuple(sorted(old - {""})))
             log.warning(decision("store.recovered", node=own.node, source=copied, lost=",".join(sorted(lost))))
             return plan
 
@@ -257,22 +261,26 @@ class Recoverer:
 
     # ---- a voter that was away meanwhile
     async def look_back(self) -> None:
-        """For ever, on a voter: give our member up where another node says that our store was."""
+        """For ever, on a voter: give our member up where another node says that our store was. Often at first, and
+        while our member knows no leader."""
+        begun, pause = self._clock.now(), LOOK_BACK_S
         while True:
-            await asyncio.sleep(LOOK_BACK_S)
+            await asyncio.sleep(pause)
             if self._membership.identity.etcd is None or self._one.locked():
                 continue
-            seen = self._trust.seen
-            for word in (await self._asked())[0].values() if seen is not None else ():
-                if self._membership.identity.etcd and given_up(seen.cluster if seen else "", word):
-                    log.error("our store was given up (%s says so): its member here is put aside", word.node)
-                    try:
-                        await self._votes.aside(Aside(replaced=word.replaced, endpoints=word.endpoints))
-                    except VeeryError as error:
-                        log.error("our etcd is not put aside: %s", error.message)
-                    break
+            own = await self.word()
+            often = not own.quorum or self._clock.now() - begun < EARLY_S
+            pause = LOOK_BACK_S if often else LOOK_SELDOM_S
+            found = (await self._asked())[0].values() if own.member else ()
+            word = next((each for each in found if given_up(own.member, each)), None)
+            if word is not None and self._membership.identity.etcd is not None:
+                log.error("our store was given up (%s says so): its member here is put aside", word.node)
+                try:
+                    await self._votes.aside(Aside(replaced=word.replaced, endpoints=word.endpoints))
+                except VeeryError as error:
+                    log.error("our etcd is not put aside: %s", error.message)
 
 
 def given_up(cluster: str, word: StoreWord) -> bool:
     """Whether `word` says that the store with id `cluster` was given up, and which members are to be asked."""
-    return bool(cluster) and cluster in word.replaced and bool(word.endpoints) and cluster != word.cluster
+    return bool(cluster) and cluster in word.replaced and bool(word.endpoints) and cluster != word.member

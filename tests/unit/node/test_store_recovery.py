@@ -66,12 +66,13 @@ def test_the_newest_data_is_taken() -> None:
 
 
 def test_a_voter_learns_that_its_store_was_given_up() -> None:
-    told = word("a", cluster="2", replaced=("1",), endpoints=("https://a:2379",))
-    assert given_up("1", told)
+    told = word("a", member="2", cluster="1", replaced=("1",), endpoints=("https://a:2379",))
+    assert given_up("1", told), "also before the new store is adopted"
+    assert given_up("1", word("h", voter=False, cluster="1", replaced=("1",), endpoints=("https://a:2379",)))
     assert not given_up("2", told)
     assert not given_up("", told)
-    assert not given_up("1", word("a", cluster="1", replaced=("1",), endpoints=("https://a:2379",)))
-    assert not given_up("1", word("a", cluster="2", replaced=("1",)))
+    assert not given_up("1", word("a", member="1", replaced=("1",), endpoints=("https://a:2379",)))
+    assert not given_up("1", word("a", member="2", replaced=("1",)))
 
 
 # ---- standing still
