@@ -150,7 +150,6 @@ def snapshot(guest: Guest, tmp_path_factory: pytest.TempPathFactory) -> parts.Sn
 # Where Xen runs (tests/nested sees to it), its driver alone is asked.
 KINDS = ["xen"] if xen_parts.REAL else ["fake", "qemu", "apart", "xen"]
 APART = {
-    "test_domains_outlive_the_driver",
     "test_moves_there_and_back",
     "test_devices_come_and_go",
     "test_save_and_restore",

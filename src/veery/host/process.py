@@ -92,6 +92,11 @@ class Process:
                 raise Refused(
                     f"{words[0]} is not installed", hint=f"install the package that has {words[0]}"
                 ) from error
+            except PermissionError as error:
+                whom = f" by user {owner.uid}" if owner else ""
+                raise Refused(
+                    f"{words[0]} cannot be started{whom}: {error.strerror}", hint=f"see ls -l $(command -v {words[0]})"
+                ) from error
         child.returncode = 0  # ours to reap below, not Popen's
         return cls(child.pid, start_ticks(child.pid))
 

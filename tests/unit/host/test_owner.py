@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import pwd
+import time
+from pathlib import Path
 
 import pytest
 
 from veery.errors import Refused
 from veery.host.owner import Owner, Owners, owners
+from veery.host.process import Process
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root starts programs as others")
 
@@ -35,6 +38,32 @@ def test_a_range_gives_each_a_user_and_a_group_of_its_own() -> None:
     assert taken == {200000, 200001, 200002}
     with pytest.raises(Refused, match="all 3 user ids are taken"):
         found.choose(5, taken)
+
+
+def test_a_program_runs_as_its_owner_and_nothing_more(tmp_path: Path) -> None:
+    """Also in a folder that only root can reach."""
+    (tmp_path / "closed").mkdir(mode=0o700)
+    (tmp_path / "closed" / "own").mkdir()
+    Process.spawn(
+        ["sh", "-c", "id -u; id -g; id -G; pwd -P >/dev/null; ls /proc/self/cwd/ >/dev/null && echo in"],
+        log_file=tmp_path / "log",
+        cwd=tmp_path / "closed" / "own",
+        owner=Owner(200001, 200002),
+    )
+    for _ in range(600):
+        if "in" in (told := (tmp_path / "log").read_text().split()):
+            break
+        time.sleep(0.1)
+    assert told[:3] == ["200001", "200002", "200002"]
+    assert told[-1] == "in"
+
+
+def test_a_program_closed_to_its_owner_is_refused(tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o700)
+    with pytest.raises(Refused, match="cannot be started by user 200001"):
+        Process.spawn([program], log_file=tmp_path / "log", owner=Owner(200001, 200001))
 
 
 @pytest.mark.parametrize("text", ["0", "0-5", "9-5", "5000000000", "root", "no-such-user", "1-2-3", "-1", "a b"])

@@ -84,13 +84,18 @@ def test_seccomp_denies_all_that_qemu_offers_to_deny() -> None:
 
 @pytest.mark.parametrize(
     ("changes", "mode"),
-    [({}, os.O_RDWR), ({"readwrite": False}, os.O_RDONLY), ({"cdrom": True}, os.O_RDONLY)],
+    [
+        ({}, os.O_RDWR),
+        ({"readwrite": False}, os.O_RDONLY),
+        ({"cdrom": True}, os.O_RDONLY),
+        ({"direct_io_safe": True}, os.O_RDWR | os.O_DIRECT),
+    ],
 )
 def test_a_disk_is_opened_as_qemu_would(tmp_path: Path, changes: dict[str, object], mode: int) -> None:
     path = tmp_path / "disk"
     path.write_bytes(bytes(512))
     with handover.disk_opened(local(path, **changes)) as handle:
-        assert fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE == mode
+        assert fcntl.fcntl(handle, fcntl.F_GETFL) & (os.O_ACCMODE | os.O_DIRECT) == mode
     with pytest.raises(OSError, match="Bad file"):
         os.fstat(handle)
 

@@ -2,8 +2,8 @@
 
 A disk's descriptor is put into an fdset (qemu(1), -add-fd; QMP's add-fd). QEMU opens /dev/fdset/N, gets a copy of the
 descriptor, and keeps that; then the set is taken away. It must be: QEMU's locks (OFD, fcntl(2)) belong to what all
-copies have in common, and end only with the last of them. The access mode must be the very one that QEMU asks for:
-therefore no node has auto-read-only."""
+copies have in common, and end only with the last of them. The access mode must be the very one that QEMU asks for
+(therefore no node has auto-read-only), and from QEMU 9.1 on so must O_DIRECT."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ def disk_opened(disk: AttachedDisk) -> Iterator[int]:
         if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
             raise Refused(f"disk {disk.spec.vdev}: {path} is neither a file nor a block device")
     writable = disk.spec.readwrite and not disk.spec.cdrom
-    with _opened(path, os.O_RDWR if writable else os.O_RDONLY) as handle:
+    direct = os.O_DIRECT if devices.past_cache(disk.source, disk.spec) else 0
+    with _opened(path, (os.O_RDWR if writable else os.O_RDONLY) | direct) as handle:
         yield handle
 
 

@@ -104,7 +104,10 @@ class Home:
 
     def uid(self) -> int:
         """Whom its QEMU runs as."""
-        return self.tmp.stat().st_uid if self.apart else 0
+        try:
+            return self.tmp.stat().st_uid
+        except FileNotFoundError:
+            return 0
 
     def make(self, record: Record, backlog: bytes = b"", owner: Owner | None = None) -> None:
         """Make the folder; `backlog` is the console's past; `owner` will run QEMU (None: root)."""

@@ -267,7 +267,8 @@ class Roster:
         """Mend what a restart of ours cut short."""
         try:
             await domain.met()
-            await lending.settle(domain)
+            async with domain.lock:
+                await lending.settle(domain)
             await hotplug.settle_unplugs(domain)
             if domain.record.stage is Stage.SAVING:
                 await migration.resume(domain, self._clock)
