@@ -4,7 +4,7 @@ the keys that scripts read."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from veery.config.adjust import most_memory
 from veery.model.domain import LETTERS, DiskSpec, DomainReading, DomainSpec, VifSpec
@@ -38,23 +38,23 @@ def domain(reading: DomainReading, spec: DomainSpec | None) -> str:
     return "\n".join([*lines, ")"])
 
 
-def _vif(vif: VifSpec) -> list[tuple[str, str]]:
-    return [("bridge", vif.bridge), ("mac", vif.mac), ("script", vif.script), ("backend", vif.backend or "0")]
+def _vif(vif: VifSpec) -> dict[str, str]:
+    return {"bridge": vif.bridge, "mac": vif.mac, "script": vif.script, "backend": vif.backend or "0"}
 
 
-def _disk(disk: DiskSpec) -> list[tuple[str, str]]:
+def _disk(disk: DiskSpec) -> dict[str, str]:
     uname = f"volume:{disk.volume}" if disk.volume else f"file:{disk.target}"
     if disk.target.startswith("/dev/"):
         uname = f"phy:{disk.target}"
     kind = "cdrom" if disk.cdrom else "disk"
     mode = "w" if disk.readwrite else "r"
-    return [("dev", f"{disk.vdev}:{kind}"), ("uname", uname), ("mode", mode), ("backend", disk.backend or "0")]
+    return {"dev": f"{disk.vdev}:{kind}", "uname": uname, "mode": mode, "backend": disk.backend or "0"}
 
 
-def _device(kind: str, pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
+def _device(kind: str, pairs: Mapping[str, str]) -> Iterator[str]:
     yield f"{_INDENT}(device"
     yield f"{_INDENT * 2}({kind}"
-    yield from _pairs(pairs, 3)
+    yield from _pairs(pairs.items(), 3)
     yield f"{_INDENT * 2})"
     yield f"{_INDENT})"
 
