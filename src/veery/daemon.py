@@ -726,7 +726,7 @@ def _contexts(folder: Path) -> Contexts:
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         raise Failed(
             f"the certificates in {folder} cannot be used: {error}",
-            hint="bring that folder back from a copy; without one: veery node forget --help, then join",
+            hint="bring that folder back from a copy; without one: veery node forget --help, and join anew",
         ) from error
 
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from veery.cli import foreign
+from veery.cli import foreign, sxp
 from veery.cli.session import Session
 from veery.client.http import domain_path
 from veery.config.xljson import domain_json, print_list
@@ -18,8 +18,13 @@ from veery.model.domain import DomainReading, DomainSpec
 
 def print_long(session: Session, chosen: Sequence[DomainReading], *, everything: bool = False) -> None:
     """Print the configuration of each of `chosen`, which is `everything` here or some of it. Without Xen Domain-0 has
-    none. A domain that ends meanwhile is left out."""
+    none. A domain that ends meanwhile is left out. xm's form is its own."""
     specs = {item.domid: spec for item in chosen if item.domid and (spec := _spec(session, item)) is not None}
+    if session.tool == "xm":
+        for item in chosen:
+            if not item.domid or item.domid in specs:
+                print(sxp.domain(item, specs.get(item.domid)))
+        return
     rows = _xls(session, chosen, specs, everything=everything)
     if rows is None:
         rows = [domain_json(spec, domid) for domid, spec in specs.items()]

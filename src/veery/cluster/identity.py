@@ -115,7 +115,7 @@ def load(state: Path) -> Identity:
     except Failed as error:
         raise Failed(
             f"{state / 'identity.json'} cannot be read: {error.message}",
-            hint="bring this file back from a copy; without one: veery node forget --help, then join",
+            hint="bring this file back from a copy; without one: veery node forget --help, and join anew",
         ) from error
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from veery.config import xlcfg
 from veery.config.check import MOST_MEMORY, check_number, check_spec
-from veery.config.cpus import check_range, read_cpus, write_cpus
+from veery.config.cpus import check_range, processors, read_cpus, write_cpus
 from veery.errors import Refused
 from veery.model.domain import Adjustment, DomainSpec
 
@@ -29,6 +29,18 @@ def most_memory(spec: DomainSpec) -> int:
 def affinity(spec: DomainSpec, key: str) -> tuple[str, ...]:
     """The processors of each virtual processor, by `cpus` or `cpus_soft`; "all" where none is set."""
     return read_cpus(key, dict(spec.xl).get(key, '"all"'), most_vcpus(spec))
+
+
+def fitting(spec: DomainSpec, cpus: int) -> DomainSpec:
+    """`spec` as a host with `cpus` processors can start it: an affinity of which the host has no processor is "all"."""
+    for key in ("cpus", "cpus_soft"):
+        if key not in dict(spec.xl):
+            continue
+        before = affinity(spec, key)
+        found = tuple("all" if (named := processors(text)) and named[0] >= cpus else text for text in before)
+        if found != before:
+            spec = _kept(spec, key, write_cpus(found))
+    return spec
 
 
 def share(spec: DomainSpec, key: str) -> int | None:

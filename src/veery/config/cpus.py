@@ -61,3 +61,15 @@ def write_cpus(found: tuple[str, ...]) -> str:
 def check_range(what: str, text: str) -> None:
     """Raise Refused unless `text` is a value for one virtual processor."""
     check_cpus(xlcfg.parse(f"{what} = {xlcfg.quote(text)}\n", what)[0])
+
+
+def processors(text: str) -> list[int] | None:
+    """The processors that an affinity names; None where that depends on the host."""
+    chosen: set[int] = set()
+    for entry in text.split(","):
+        match = re.fullmatch(r"\s*(\^?)([0-9]{1,4})(?:-([0-9]{1,4}))?\s*", entry, re.ASCII)
+        if match is None:
+            return None
+        each = set(range(int(match[2]), int(match[3] or match[2]) + 1))
+        chosen = chosen - each if match[1] else chosen | each
+    return sorted(chosen)

@@ -6,14 +6,13 @@ from the host (`cpuid`, `vnuma`, `channel`, lists in `viridian`, affinities with
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from veery.config import xlcfg
 from veery.config.adjust import most_vcpus
-from veery.config.cpus import read_cpus
+from veery.config.cpus import processors, read_cpus
 from veery.config.xlcfg import Atom, Items, Value
 from veery.model.domain import DomainSpec, DomainType
 
@@ -285,18 +284,6 @@ def _affinities(config: Tree, spec: DomainSpec, found: Mapping[str, Value]) -> s
         config["b_info"] |= {field: maps} if maps else {}
         config["b_info"] |= {"numa_placement": "False"} if listed else {}
     return done
-
-
-def processors(text: str) -> list[int] | None:
-    """The processors that an affinity names; None where that depends on the host."""
-    chosen: set[int] = set()
-    for entry in text.split(","):
-        match = re.fullmatch(r"\s*(\^?)([0-9]{1,4})(?:-([0-9]{1,4}))?\s*", entry, re.ASCII)
-        if match is None:
-            return None
-        each = set(range(int(match[2]), int(match[3] or match[2]) + 1))
-        chosen = chosen - each if match[1] else chosen | each
-    return sorted(chosen)
 
 
 # ---- screens of PV and PVH domains

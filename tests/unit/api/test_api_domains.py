@@ -21,7 +21,7 @@ from veery.cluster.memory import MemoryStore
 from veery.host import tls
 from veery.host.clock import RealClock
 from veery.model.codec import plain
-from veery.model.domain import DiskSpec, DomainReading, DomainSpec, DomainState, VifSpec
+from veery.model.domain import Adjustment, DiskSpec, DomainReading, DomainSpec, DomainState, VifSpec
 from veery.model.node import Node, Role
 from veery.node.peers import Peers
 
@@ -155,3 +155,17 @@ async def test_passwords_are_not_shown(api: Api) -> None:
     assert "secret" not in text
     assert '["cap","50"]' in text
     assert "secret" not in str(await api.post("/v1/domains", {"spec": plain(SPEC)}))
+
+
+async def test_an_adjustment_is_read_strictly(api: Api) -> None:
+    adjusted: list[Any] = []
+
+    async def adjust(ref: str, change: Any) -> None:
+        adjusted.append((ref, change))
+
+    api.orders.adjust = adjust  # type: ignore[attr-defined]
+    for body in ({}, {"vcpus": "2"}, {"maxmem": 1.5}, {"hard": ["0"]}, {"weight": True}):
+        await api.refuses("/v1/domains/web/adjust", body)
+    assert adjusted == []
+    assert (await api.post("/v1/domains/web/adjust", {"vcpu": 1, "hard": "0-1"}))[0] == 200
+    assert adjusted == [("web", Adjustment(vcpu=1, hard="0-1"))]

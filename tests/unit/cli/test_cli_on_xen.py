@@ -108,6 +108,29 @@ def test_xms_vcpu_list_is_xens_too(run: Run, real: Path) -> None:
     assert run("vcpu-list", "wren", tool="xm").code == 3
 
 
+def test_xms_long_list_is_s_expressions(daemon: StandIn, run: Run) -> None:
+    disks = [{"vdev": "xvda", "volume": "root"}, {"vdev": "xvdb", "target": "/images/a b", "readwrite": False}]
+    spec = {"name": "busybox", "kernel": "/k", "memory": 512, "maxmem": 600, "disks": disks}
+    spec["vifs"] = [{"bridge": "xenbr0", "mac": "00:16:3e:28:bb:f6"}]
+    daemon.routes[f"GET /v1/domains/{BUSYBOX['uuid']}"] = {"reading": BUSYBOX, "spec": spec, "owner": None}
+    told = run("list", "--long", tool="xm").out
+    assert told.count("(domain\n") == 2
+    assert told.startswith("(domain\n    (domid 0)\n")
+    (busybox,) = told.split("(domain\n")[2:]
+    for text in (
+        "    (domid 3)\n",
+        "    (name busybox)\n",
+        "    (maxmem 600)\n    (memory 512)\n",
+        "    (state -b----)\n",
+        "    (device\n        (vif\n            (bridge xenbr0)\n",
+        "            (dev xvda:disk)\n            (uname volume:root)\n            (mode w)\n",
+        "            (uname 'file:/images/a b')\n            (mode r)\n",
+    ):
+        assert text in busybox
+    assert told.count("(") == told.count(")")
+    assert run("list", "-l", "busybox", tool="xm").out == "(domain\n" + busybox
+
+
 def test_without_xen_the_columns_are_there_too(daemon: StandIn, run: Run) -> None:
     header, zero, row = run("list", "-c", "-n", tool="xl").out.splitlines()
     assert header.endswith("Time(s)         Cpupool NODE Affinity")

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -154,7 +154,7 @@ async def test_xen_gets_them_and_the_record_keeps_them(xen: Stage) -> None:
 
 
 async def test_a_restart_gives_them_again(xen: Stage) -> None:
-    await xen.devices.adjust("web", Adjustment(vcpu=0, hard="1", weight=512))
+    await xen.devices.adjust("web", Adjustment(vcpu=0, hard="0", weight=512))
     await xen.devices.adjust("web", Adjustment(maxmem=160, vcpus=2))
     await xen.devices.set_memory("web", 80)
     await xen.domains.restart(await xen.domains.find("web"), await xen.record())
@@ -162,7 +162,7 @@ async def test_a_restart_gives_them_again(xen: Stage) -> None:
     for line in ("memory = 80", "maxmem = 160", "vcpus = 2", "maxvcpus = 2", "cpu_weight = 512"):
         assert line in told.splitlines()
     (pins,) = (line for line in told.splitlines() if line.startswith("cpus ="))
-    assert pins.replace("'", '"') == 'cpus = [ "1", "all" ]'
+    assert pins.replace("'", '"') == 'cpus = [ "0", "all" ]'
     made = xen.xen()
     assert (made["memory"], made["maxmem"]) == (80, 160)
 
@@ -185,6 +185,17 @@ async def test_one_that_arrived_gets_them_though_the_daemon_restarted(xen: Stage
             await asyncio.sleep(0.05)
     assert xen.xen()["adjusted"] == ["vcpu-pin 0 0 all", "sched-credit2 -c 20"]
     assert [reading.name for reading in await xen.driver.list()] == ["web"]
+
+
+async def test_a_start_on_a_smaller_host_does_not_fail_for_its_pins(xen: Stage) -> None:
+    """The scripted host has one processor; libxl starts no domain that may run on none of its host's."""
+    reading, spec = await xen.domains.find("web"), await xen.record()
+    pinned = replace(spec, xl=(("cpus", '[ "0", "5-6" ]'), ("cpus_soft", '"3"')))
+    await xen.domains.restart(reading, pinned)
+    told = (xen.folder / "xen" / UUID / "domain.cfg").read_text().replace("'", '"').splitlines()
+    assert 'cpus = [ "0", "all" ]' in told
+    assert 'cpus_soft = "all"' in told
+    assert (await xen.domains.spec("web")).xl == pinned.xl  # a larger host gets the pins again
 
 
 async def test_what_xl_refuses_is_not_kept(xen: Stage) -> None:

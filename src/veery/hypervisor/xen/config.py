@@ -8,6 +8,7 @@ from pathlib import Path
 
 from veery.config import disk as disk_config
 from veery.config import vif as vif_config
+from veery.config.adjust import fitting
 from veery.config.domain import render_domain
 from veery.errors import Refused
 from veery.model.domain import DiskFormat, DiskSpec, DomainSpec, DomainType, OnEvent
@@ -34,13 +35,15 @@ def check(spec: DomainSpec) -> None:
             raise Refused(f"{spec.name}: an interface without a MAC", hint="the domain's record gives it one")
 
 
-def text(spec: DomainSpec, attachments: Attachments, devices: Devices, scripts: Mapping[str, str]) -> str:
-    """The file. `scripts` are our hotplug scripts (scripts.install), for what has none of its own. on_* say preserve,
-    as it is the node that acts on an end (xl's own watcher is not run: `create -e`); but for a soft reset, which libxl
-    does not know how to leave."""
+def text(
+    spec: DomainSpec, attachments: Attachments, devices: Devices, scripts: Mapping[str, str], *, cpus: int = 0
+) -> str:
+    """The file for a host with `cpus` processors (0: not known). `scripts` are our hotplug scripts (scripts.install)
+    for what has none of its own. on_* say preserve, as the node acts on an end (xl's own watcher is not run:
+    `create -e`); but for a soft reset, which libxl does not know how to leave."""
     keep = OnEvent.PRESERVE
     plain = replace(
-        spec,
+        fitting(spec, cpus) if cpus else spec,
         disks=tuple(_disk(disk, devices, scripts) for disk in attachments.disks),
         vifs=tuple(replace(vif.spec, script=vif.spec.script or scripts.get("nic", "")) for vif in attachments.vifs),
         on_poweroff=keep,

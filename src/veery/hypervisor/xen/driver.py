@@ -69,7 +69,7 @@ class XenDriver:
             return
         self._able = machine.abilities(info)
         self._roster.dmesg.note(f"Xen {info.version}")
-        self._roster.scripts = scripts.install()
+        self._roster.scripts, self._roster.cpus = scripts.install(), info.cpus
         await self._roster.open()
         for domain in self._roster.domains():
             if domain.record.arrived:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from veery.config.adjust import fitting
 from veery.config.check import check_uuid
 from veery.errors import Failed, Refused, VeeryError
 from veery.host import tasks
@@ -96,6 +97,7 @@ class Roster:
         """`run` holds xen/ and xen.log; it must not survive a boot of the machine, or need not."""
         self.xl, self.initiator = xl, initiator
         self.scripts: Mapping[str, str] = {}
+        self.cpus = 0  # of this host, once Xen has told
         self._homes = run / "xen"
         self.dmesg = Dmesg(run / "xen.log", clock)
         self._store, self._clock = store, clock
@@ -315,9 +317,17 @@ class Roster:
         """A new domain, written down. Raises Refused where its UUID is none."""
         check_uuid(record.spec.uuid)  # it names a folder, which is made anew
         home = Home(self._homes / record.spec.uuid)
-        home.make(record, config.text(record.spec, record.attachments, devices or {}, self.scripts), backlog)
+        home.make(record, self._text(record, devices or {}), backlog)
         domain = self._domains[record.spec.uuid] = Domain(home, record)
         return domain
+
+    def _text(self, record: Record, devices: config.Devices) -> str:
+        """What xl is given; where this host has none of the processors that a domain is pinned to, it runs on all."""
+        spec = record.spec
+        if self.cpus and fitting(spec, self.cpus) != spec:
+            log.warning("domain=%s is pinned to processors that are not here: it runs on all %d", spec.name, self.cpus)
+            self.dmesg.note(f"{spec.name} is pinned to processors that are not here: it runs on all")
+        return config.text(spec, record.attachments, devices, self.scripts, cpus=self.cpus)
 
     async def number(self, domain: Domain, row: Row | None = None) -> Row:
         """The row that Xen has for a domain that was just made, `row` if that is known; its domid is written down.
@@ -410,7 +420,7 @@ class Roster:
                 await self.end(domain)
                 record = domain.record
                 devices = await self.login(record.attachments)
-                domain.home.config.write_text(config.text(record.spec, record.attachments, devices, self.scripts))
+                domain.home.config.write_text(self._text(record, devices))
                 await self.xl.create(domain.home.config, paused=False)
                 await self.number(domain)
                 build = replace(domain.record.build, started=self._clock.epoch())
