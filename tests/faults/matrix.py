@@ -12,6 +12,7 @@ from scene import BEFORE_COMMIT, DOMAIN, END, Fault, Move
 from veery.lab import faults
 from veery.lab.faults import Direction
 from veery.lab.members import Member, end
+from veery.lab.shell import Shell
 from veery.model.move import Phase
 
 PHASES = tuple(Phase)
@@ -23,7 +24,8 @@ NO_HALF = {Phase.BEGIN: "the target's QEMU is started in PREPARE"}
 class Row:
     """One fault. `lasts` seconds, END: until the order to move has ended. `half_domain`: it is about the target's QEMU.
     `source` and `target`: the phases in which the domain must end up there; in all others either will do. `anew`: the
-    phases in which the domain's own QEMU is killed. `cannot`: phases that it cannot touch, and why."""
+    phases in which the domain's own QEMU is killed. `cannot`: phases that it cannot touch, and why. `ends`: the guest
+    ends by itself."""
 
     name: str
     text: str
@@ -35,6 +37,7 @@ class Row:
     anew: tuple[Phase, ...] = ()
     cannot: dict[Phase, str] = field(default_factory=dict)
     small_disk: bool = False
+    ends: bool = False
 
 
 # ---- the faults
@@ -186,6 +189,67 @@ async def _cut(move: Move, direction: Direction) -> AsyncIterator[None]:
         await faults.heal(move.lab, move.target)
 
 
+# ---- a guest that ends by itself
+
+STANDS = (Phase.LOADED, Phase.COMMIT, Phase.FINISH)  # the guest's processors stand still
+ENDED = ("shutdown", "crashed")
+TRY_INTERVAL_S = 15.0  # a console may lose a character of what is typed
+
+
+def guest(command: str) -> Fault:
+    """The guest itself does `command`, which ends it, on the node where it runs. Where it stands still, the command
+    waits on the console of the target's half domain, and is the first that it does there."""
+
+    @contextlib.asynccontextmanager
+    async def strike(move: Move) -> AsyncIterator[None]:
+        if move.phase in STANDS:
+            await _typed(move, move.target, command)
+            yield
+            await move.over(END)
+            await _typed_again(move, command)
+            return
+        await _ended(move, move.target if move.phase is Phase.CONFIRM else move.source, command)
+        yield
+
+    return strike
+
+
+async def _typed(move: Move, node: str, command: str) -> None:
+    """Type a command into the guest's shell, which answers first where its processors run."""
+    async with Shell(move.lab.client(node).address, DOMAIN) as shell:
+        if move.phase not in STANDS:
+            await shell.ready()
+        await shell.type(command)
+
+
+async def _typed_again(move: Move, command: str) -> None:
+    """The move is over: type it again now and then, until the end is answered or `Move.answered` gives up."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + END
+    while loop.time() < until:
+        again = loop.time() + TRY_INTERVAL_S
+        while loop.time() < again:
+            if move.answers():
+                return
+            await asyncio.sleep(0.05)
+        if await move.state(move.target) not in ENDED:
+            await _typed(move, move.target, command)
+
+
+async def _ended(move: Move, node: str, command: str) -> None:
+    """Type it until the guest has ended there."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + END
+    while loop.time() < until:
+        await _typed(move, node, command)
+        again = loop.time() + TRY_INTERVAL_S
+        while loop.time() < again:
+            if move.task.done() or move.answers() or await move.state(node) in ENDED:
+                return
+            await asyncio.sleep(0.05)
+    raise AssertionError(f"the guest did not end: {command}")
+
+
 # ---- the table
 
 ROWS = (
@@ -241,6 +305,21 @@ ROWS = (
         cancelled,
         source=BEFORE_COMMIT[:4],
         target=(Phase.COMMIT, *RUNS_AT_TARGET),
+    ),
+    *(
+        Row(
+            name,
+            text,
+            guest(command),
+            source=BEFORE_COMMIT[:3],
+            target=(*STANDS, Phase.CONFIRM),
+            anew=PHASES,
+            ends=True,
+        )
+        for name, text, command in (
+            ("guest-poweroff", "the guest powers itself off (`on_poweroff=restart`)", "poweroff -f"),
+            ("guest-panic", "the guest's kernel panics (`on_crash=restart`)", "echo c >/proc/sysrq-trigger"),
+        )
     ),
     Row("second-move", "a second move of the same domain", moved_a_second_time, target=PHASES),
 )

@@ -67,6 +67,23 @@ class Move:
         while b"not taken in" not in self.log(self.target) and time.monotonic() < end:
             await asyncio.sleep(0.02)
 
+    async def state(self, node: str) -> str:
+        """The domain's state on `node`, "" where it is not there."""
+        rows = (await asyncio.to_thread(self.lab.client(node, deadline=30).get, "/v1/domains"))["domains"]
+        return next((str(row["state"]) for row in rows if row["name"] == DOMAIN), "")
+
+    def answers(self) -> list[str]:
+        """The nodes whose daemons have answered an end of the domain's since the order to move, an entry each."""
+        said = re.compile(rb"domain=%s end=\w+ answer=" % DOMAIN.encode())
+        return [node for node in HYPERVISORS for _ in said.findall(self.log(node))]
+
+    async def answered(self) -> None:
+        """Return when an end of the domain's has been answered."""
+        end = time.monotonic() + SETTLE
+        while not self.answers():
+            assert time.monotonic() < end, f"not within {SETTLE:g} s: the guest's end is answered"
+            await asyncio.sleep(0.1)
+
     def log(self, node: str) -> bytes:
         """What the daemon of `node` has logged since the order to move."""
         with self.lab.log(node).open("rb") as log:
@@ -157,7 +174,7 @@ class Scene:
             await self._proof.clear()
             await self._proof.probe.stop()
         file = await boot_domain(self.lab, self._guest, DOMAIN, self._folder)
-        file.write_text(file.read_text() + 'on_crash = "restart"\n')
+        file.write_text(file.read_text() + 'on_crash = "restart"\non_poweroff = "restart"\n')
         await self.lab.veery("test1", "destroy", DOMAIN)
         await self.lab.veery("test1", "create", str(file), deadline=120)
         async with Shell(self.lab.client("test1").address, DOMAIN) as shell:
@@ -232,11 +249,19 @@ class Scene:
     # ---- one cell
 
     async def play(
-        self, phase: Phase, fault: Fault, *, lasts: float, half_domain: bool, anew: frozenset[Phase]
+        self,
+        phase: Phase,
+        fault: Fault,
+        *,
+        lasts: float,
+        half_domain: bool,
+        anew: frozenset[Phase],
+        ends: bool = False,
     ) -> Ended:
         """Move the domain, have `fault` strike in `phase`, let go, end the fault after `lasts` seconds or with the
         move; then everything must be as Proof says, there and back included. In the phases `anew` the domain's own
-        QEMU may have been killed: it is booted again, by its policy."""
+        QEMU may have been killed: it is booted again, by its policy. With `ends` the guest ends by itself: it is booted
+        again exactly once."""
         proof = await self.ready()
         assert self._at is not None
         before, begun = self._at[1], time.monotonic()
@@ -250,6 +275,8 @@ class Scene:
                 else:
                     await move.over(END)
             told = await move.task
+            if ends:
+                await move.answered()
         where = await proof.settled()
         await proof.probe.answered(deadline=SETTLE)
         gap = (await proof.probe.read())[DOMAIN_ADDRESS].gap_ms
@@ -257,6 +284,9 @@ class Scene:
         if life.boot != before.boot:
             assert phase in anew, "it was booted anew, and its QEMU was not killed"
             proof.boots += 1
+        if ends:
+            assert life.boot != before.boot, "the guest ended, and the same boot runs"
+            assert move.answers() == [where], f"it runs on {where}; its end was answered on {move.answers()}"
         other = next(node for node in HYPERVISORS if node != where)
         await proof.move(other)
         await proof.move(where)

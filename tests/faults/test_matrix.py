@@ -27,6 +27,7 @@ SPREAD = {
     "target-memory": {Phase.COPY},
     "target-disk": {Phase.PREPARE},
     "cancel": {Phase.LOADED},
+    "guest-poweroff": {Phase.COPY, Phase.CONFIRM},
     "second-move": {Phase.COPY},
 }
 
@@ -65,7 +66,12 @@ async def test_cell(scene: Scene, cells: Cells, row: Row, phase: Phase | None) -
         if row.small_disk:
             await scene.small_disks()
         ended = await scene.play(
-            phase, row.fault, lasts=row.lasts, half_domain=row.half_domain, anew=frozenset(row.anew)
+            phase,
+            row.fault,
+            lasts=row.lasts,
+            half_domain=row.half_domain,
+            anew=frozenset(row.anew),
+            ends=row.ends,
         )
         wanted = "source" if phase in row.source else "target" if phase in row.target else ended.where
         assert ended.where == wanted, f"it ended on the {ended.where}: {ended.told}"

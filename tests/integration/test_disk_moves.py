@@ -20,6 +20,7 @@ from veery.host.run import run
 from veery.lab import faults
 from veery.lab.services import Lab
 from veery.lab.shell import Shell
+from veery.model.move import Phase
 from veery.storage.image import build_into
 
 NAME = "nomad"
@@ -49,11 +50,15 @@ def image(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-async def _make(near: Node, workshop: Workshop, image: Path, folder: Path) -> Nomad:
+async def _make(near: Node, workshop: Workshop, image: Path, folder: Path, room: int = 0) -> Nomad:
+    """Started on `near`; with `room`, its disks have so many bytes there to grow into."""
     await workshop.clear(NAME)
     nomad = Nomad(folder / NAME, folder / "here", folder / "there")
     for path in (nomad.here, nomad.there):
         path.mkdir()
+    if room:
+        size = f"size={allocated(image) + room}"
+        await run(["mount", "-t", "tmpfs", "-o", size, "disks", nomad.here], deadline=20)
     root, data = nomad.here / "root.img", nomad.here / "data.qcow2"
     await run(["cp", "--sparse=always", image, root], deadline=30)
     await run(["qemu-img", "create", "-q", "-f", "qcow2", data, str(DATA)], deadline=30)
@@ -71,6 +76,16 @@ def nomad(near: Node, workshop: Workshop, image: Path, tmp_path: Path) -> Iterat
     """A domain with two local disks that runs on test1 and counts."""
     yield aside(_make(near, workshop, image, tmp_path))
     aside(workshop.clear(NAME))
+
+
+@pytest.fixture
+def cramped(near: Node, workshop: Workshop, image: Path, tmp_path: Path) -> Iterator[Nomad]:
+    """The same, on a filesystem that is soon full."""
+    try:
+        yield aside(_make(near, workshop, image, tmp_path, room=12 << 20))
+    finally:
+        aside(workshop.clear(NAME))
+        aside(run(["umount", tmp_path / "here"], deadline=20))
 
 
 @contextlib.asynccontextmanager
@@ -249,3 +264,36 @@ async def test_cancelled_while_disks_flow(nomad: Nomad, near: Node, far: Node, l
     assert nomad.files() == {"here/root.img", "here/data.qcow2"}
     assert await far.domains() == {}
     await goes_on(near, before)
+
+
+async def test_a_disk_that_is_full_during_a_move(cramped: Nomad, near: Node, far: Node, lab: Lab) -> None:
+    """QEMU stops the domain at the write that finds no room. The move goes on, and there the same write is done."""
+    before, wanted = await count(near), 24 << 20
+    brake = lab.plan.home("test1") / "run" / "hold" / Phase.COPY
+    brake.parent.mkdir(exist_ok=True)
+    brake.touch()
+    argv = ("migrate", "--with-disks", "--disk-dir", str(cramped.there), NAME, "test2")
+    moving = asyncio.create_task(near.result(*argv, within=240))
+
+    async def begun() -> bool:
+        return any(row["state"] == "running" for row in await near.json("moves", "--json"))
+
+    async def stands() -> bool:
+        row = await near.domain(NAME)
+        return row.get("state") == "paused" and "o space" in row["reason"]
+
+    try:
+        await until(begun, "it is being moved")
+        async with guest(near) as shell:
+            await shell.run(f"(tr '\\0' x </dev/zero | head -c {wanted} >/dev/vdb; sync; touch /tmp/written) & :")
+        await until(stands, "its disk is full", within=120)
+    finally:
+        brake.unlink()
+        brake.parent.rmdir()
+        told = await moving
+    assert told.code == 0, told.err
+    await goes_on(far, before)
+    await settled(lab)
+    async with guest(far) as shell:
+        check = f"while [ ! -e /tmp/written ]; do sleep 0.2; done; head -c {wanted} /dev/vdb | tr -cd x | wc -c"
+        assert await shell.run(f"echo 3 >/proc/sys/vm/drop_caches; {check}", deadline=120) == str(wanted)

@@ -136,6 +136,30 @@ async def test_a_reboot_that_is_to_end_it(petrel: Workshop, near: Node) -> None:
     assert {key: left[key] for key in NOTHING} == NOTHING
 
 
+async def test_a_shutdown_before_the_guest_hears(petrel: Workshop, near: Node) -> None:
+    """It has not begun to boot when it is asked: it is asked again until it hears."""
+    await near.veery("create", "-p", petrel.file(NAME))
+    await near.veery("ha", "set", NAME, "restart")
+    try:
+        await near.veery("shutdown", NAME)
+
+        async def told() -> bool:
+            why, listed = await near.veery("why", NAME), await near.veery("ha", "list")
+            return all("was asked to shut down" in each and "the wish lapses in" in each for each in (why, listed))
+
+        await until(told, "why and ha list say that it was asked")
+        await near.veery("unpause", NAME)
+
+        async def gone() -> bool:
+            return NAME not in await near.domains()
+
+        await until(gone, "the guest has heard", within=180)
+        assert "no: it was asked to shut down" not in await near.veery("ha", "show", NAME)
+        assert "no: it was ended on purpose" in await near.veery("ha", "show", NAME)
+    finally:
+        await near.veery("ha", "set", NAME, "off")
+
+
 @pytest.mark.parametrize("answer", ["destroy", "restart"])
 async def test_its_process_is_killed(petrel: Workshop, near: Node, lab: Lab, answer: str) -> None:
     await near.veery("create", "-p", petrel.file(NAME, on_crash=answer))
