@@ -170,6 +170,10 @@ def xl(host: Host, verb: str, *words: str) -> None:
         {"list": listing, "info": info, "dmesg": dmesg}[verb](host)
     elif verb in ("create", "restore"):
         create(host, Path(plain[0]), Path(plain[1]) if verb == "restore" else None, paused="-p" in options)
+    elif verb in ("migrate", "migrate-receive"):
+        import scripted_migrate as moves
+
+        moves.send(host, *plain[-2:]) if verb == "migrate" else moves.receive(host)
     else:
         _order(host, verb, plain)
 
@@ -186,7 +190,7 @@ def _order(host: Host, verb: str, plain: list[str]) -> None:
     domain = host.find(plain[0])
     domid = domain["domid"]
     if verb == "destroy":
-        _kill(domain)
+        kill(domain)
         with host.held():
             host.remove(domain)
     elif verb in ("pause", "unpause"):
@@ -309,7 +313,7 @@ def _plug(host: Host, domain: dict[str, Any], verb: str, words: list[str]) -> No
     host.change(domain["domid"], devices=devices)
 
 
-def _kill(domain: dict[str, Any]) -> None:
+def kill(domain: dict[str, Any]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(domain["pid"], signal.SIGKILL)
     while True:

@@ -156,11 +156,10 @@ APART = {
     "test_a_disk_goes_along",
 }
 """What is asked of a QEMU with a user of its own, too; the rest does not depend on its rights."""
+HELD = {"test_a_copy_is_held_and_tuned", "test_a_held_copy_that_was_stopped_and_fails_runs_on"}
 MOVES = {
     "test_moves_there_and_back",
     "test_moves_that_fail_leave_the_domain_running",
-    "test_a_copy_is_held_and_tuned",
-    "test_a_held_copy_that_was_stopped_and_fails_runs_on",
     "test_a_stream_that_stands_still",
     "test_devices_move_along",
 }
@@ -172,8 +171,10 @@ async def rig(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[R
     if request.param == "fake":
         made = FakeRig(tmp_path)
     elif request.param == "xen":
-        if request.function.__name__ in MOVES:
-            pytest.skip("a scripted xl has no memory to copy; and one Xen host cannot have a domain twice")
+        if request.function.__name__ in HELD:
+            pytest.skip("xl decides itself when it switches over")
+        if xen_parts.REAL and request.function.__name__ in MOVES:
+            pytest.skip("one Xen host cannot have a domain twice")
         if request.module.__name__ != "test_driver":
             pytest.skip("xl takes no disks along and has no post-copy")
         made = xen_parts.XenRig(tmp_path)
@@ -418,7 +419,15 @@ async def test_moves_there_and_back(rig: Rig) -> None:
     assert b"READY" in await rig.far.backlog(spec.uuid)
     assert await rig.alive(rig.far, spec.uuid)
 
-    await rig.far.pause(spec.uuid)
+    if isinstance(rig, xen_parts.XenRig):
+        await rig.far.pause(spec.uuid)
+        move = Move(rig.far, rig.near, spec.uuid)
+        await move.prepare()
+        assert "paused" in await refused(move.copy())  # under Xen a guest takes part in its own move
+        await rig.near.destroy(spec.uuid)
+        await rig.far.unpause(spec.uuid)
+    else:
+        await rig.far.pause(spec.uuid)
     await Move(rig.far, rig.near, spec.uuid).whole(paused=True)
     assert (await the(rig.near, spec.uuid)).state is DomainState.PAUSED
     assert await rig.far.list() == ()

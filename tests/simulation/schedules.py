@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from veery.config.settings import Settings
 from veery.ha.simulation.play import Told
 from veery.ha.simulation.scenario import DomainSetup, NodeSetup, Scenario, Step
-from veery.model.ha import Group, Policy, Rules
+from veery.model.ha import Group, GroupKind, Policy, Rules
 from veery.model.node import Role
 
 FROM, UNTIL, BOUND = 14.0, 65.0, 85.0  # faults begin and end between these; so long afterwards everything runs
@@ -91,6 +91,7 @@ class Schedule:
     domains: dict[str, DomainSetup]
     faults: tuple[Fault, ...]
     drains: tuple[tuple[float, str], ...] = ()
+    commands: tuple[Step, ...] = ()  # of users, at any time
     groups: dict[str, Group] = field(default_factory=dict)
     rules: Rules = RULES
     restore: Restore | None = None
@@ -98,6 +99,7 @@ class Schedule:
     def scenario(self) -> Scenario:
         """As the simulator plays it: every fault is over at UNTIL, drains are resumed."""
         names = tuple(self.nodes)
+        drained = dict.fromkeys([node for _, node in self.drains] + [e.node for e in self.commands if e.do == "drain"])
         steps = [step for fault in self.faults for step in (_of_all(fault, names) or _of_store(fault) or _steps(fault))]
         steps += [Step(at=at, do="drain", node=node, force=True) for at, node in self.drains]
         for name, setup in self.nodes.items():
@@ -108,7 +110,8 @@ class Schedule:
         # a watchdog, or a fence that was decided already, may still switch a node off
         steps += [Step(at=UNTIL + 15, do="power-on", node=name) for name in self.nodes]
         steps += [Step(at=UNTIL, do="etcd-start"), Step(at=UNTIL, do="slow-store"), Step(at=UNTIL, do="arm")]
-        steps += [Step(at=UNTIL + 1, do="resume", node=node) for _, node in self.drains]
+        steps += self.commands
+        steps += [Step(at=UNTIL + 1, do="resume", node=node, home=place % 2 == 1) for place, node in enumerate(drained)]
         if self.restore is not None:
             steps += self.restore.steps()
         return Scenario(
@@ -129,7 +132,13 @@ class Schedule:
             return False  # nobody feeds its watchdog meanwhile
         if any(self._locked(fault) for fault in self.faults if fault.kind == "target-restart"):
             return False  # who then loses the cluster for as long as `stop` ends its domains, and is right
-        return calm and not self.drains and not self.restore and all(fault.kind in HARMLESS for fault in self.faults)
+        return (
+            calm
+            and not self.drains
+            and not self.commands
+            and not self.restore
+            and all(fault.kind in HARMLESS for fault in self.faults)
+        )
 
     def _locked(self, restart: Fault) -> bool:
         """Whether a storage service that starts anew, knowing nobody, is told by nobody whom it may let in: then
@@ -275,7 +284,7 @@ def _steps(fault: Fault) -> list[Step]:
         case "target-restart":
             return [Step(at=begin, do="target-restart", node="stor")]
         case "clock":
-            return [Step(at=begin, do="clock-step", node=node, seconds=(seconds - 20) * 100)]
+            return [Step(at=begin, do="clock-step", node=node, seconds=(seconds - 20) * 100 or 60.0)]
         case "crash":
             return [
                 Step(at=begin + 3 * number, do="crash", domain=fault.domain) for number in range(1 + fault.turn % 3)
@@ -313,7 +322,7 @@ def _restored(dice: Random, schedule: Schedule) -> Schedule:
         for _ in range(dice.randint(0, 4))
     )
     restore = Restore(copied, begin, dice.choice((0.0, 3.0, 15.0)), dice.choice(("", "", "another")), moves)
-    return dataclasses.replace(schedule, restore=restore)
+    return dataclasses.replace(schedule, restore=restore, commands=())  # a store in doubt takes none
 
 
 def _drawn(dice: Random) -> Schedule:
@@ -332,6 +341,10 @@ def _drawn(dice: Random) -> Schedule:
     domains = _domains(dice, names, tight=tight)
     groups = {"pair": Group(strict=True)} if any(domain.group for domain in domains.values()) else {}
     harmless = dice.random() < 0.2
+    if crowded := not groups and dice.random() < 0.5:
+        groups = _groups(dice, names, domains)
+    if dice.random() < 0.3:
+        domains = _restless(dice, domains)
     base = dice.randint(int(FROM), 30)
     faults = tuple(
         Fault(
@@ -347,7 +360,72 @@ def _drawn(dice: Random) -> Schedule:
     )
     drained = not harmless and dice.random() < 0.3
     drains = ((float(dice.randint(15, 50)), dice.choice(names)),) if drained else ()
-    return Schedule(nodes, domains, faults, drains, groups, dice.choice((SHIPPED, RULES)))
+    commands = (
+        () if harmless or dice.random() < 0.4 else _commands(dice, names, domains, list(groups) if crowded else [])
+    )
+    return Schedule(nodes, domains, faults, drains, commands, groups, dice.choice((SHIPPED, RULES)))
+
+
+def _groups(dice: Random, names: list[str], domains: dict[str, DomainSetup]) -> dict[str, Group]:
+    """Up to three groups of every kind; those of `domains` that lie so that a strict one holds are put into one."""
+    groups = {}
+    for number in range(dice.randint(1, 3)):
+        nodes = tuple(dice.sample(names, len(names) - 1)) if dice.random() < 0.3 and len(names) > 2 else ()
+        kind = dice.choice((GroupKind.APART, GroupKind.TOGETHER))
+        groups[f"g{number}"] = Group(kind=kind, strict=dice.random() < 0.5, nodes=nodes)
+    for name, domain in list(domains.items()):
+        fit = [group for group, rule in groups.items() if _fits(domains, domain, group, rule, names)]
+        if fit and not domain.local and dice.random() < 0.6:
+            domains[name] = dataclasses.replace(domain, group=dice.choice(fit))
+    return groups
+
+
+def _fits(domains: dict[str, DomainSetup], domain: DomainSetup, group: str, rule: Group, names: list[str]) -> bool:
+    others = [each.on for each in domains.values() if each.group == group]
+    if rule.nodes and domain.on not in rule.nodes:
+        return False
+    if not rule.strict:
+        return True
+    if rule.kind is GroupKind.TOGETHER:
+        return all(on == domain.on for on in others)
+    return domain.on not in others and len(others) < len(rule.nodes or names)
+
+
+def _restless(dice: Random, domains: dict[str, DomainSetup]) -> dict[str, DomainSetup]:
+    """Some may be tried a few times only."""
+    return {
+        name: dataclasses.replace(each, max_restarts=dice.choice((1, 2, 3))) if dice.random() < 0.5 else each
+        for name, each in domains.items()
+    }
+
+
+def _commands(dice: Random, names: list[str], domains: dict[str, DomainSetup], groups: list[str]) -> tuple[Step, ...]:
+    """What users ask for at any time, now and then the same of one domain again and again."""
+    favourite = dice.choice(sorted(domains)) if dice.random() < 0.3 else ""
+    kinds = ("create", "destroy", "migrate", "ha-set", "drain", "resume", "destroy-create")
+    steps: list[Step] = []
+    for _ in range(dice.randint(1, 8)):
+        at = dice.choice((float(dice.randint(int(FROM), int(UNTIL))), int(FROM) + dice.randint(0, 200) / 4))
+        domain, node, kind = favourite or dice.choice(sorted(domains)), dice.choice(names), dice.choice(kinds)
+        match kind:
+            case "destroy-create":
+                steps += [
+                    Step(at=at, do="destroy", domain=domain),
+                    Step(at=at + dice.choice((0.1, 1.5, 6.0)), do="create", domain=domain, node=node),
+                ]
+            case "drain":
+                steps.append(Step(at=at, do="drain", node=node, force=dice.random() < 0.5))
+            case "resume":
+                steps.append(Step(at=at, do="resume", node=node, home=dice.random() < 0.5))
+            case "ha-set":
+                policy = dice.choice((Policy.RESTART, Policy.RESTART, Policy.OFF, Policy.MIGRATE_ONLY))
+                group = dice.choice(["", *groups]) if groups and dice.random() < 0.3 else None
+                group = None if domains[domain].local else group
+                priority = dice.choice((None, 0, 3))
+                steps.append(Step(at=at, do="ha-set", domain=domain, policy=policy, priority=priority, group=group))
+            case _:
+                steps.append(Step(at=at, do=kind, domain=domain, node="" if kind == "destroy" else node))
+    return tuple(sorted(steps, key=lambda step: step.at))
 
 
 def _domains(dice: Random, names: list[str], *, tight: bool) -> dict[str, DomainSetup]:
@@ -389,8 +467,12 @@ def check(schedule: Schedule, told: Told) -> None:
     for name, domain in schedule.domains.items():
         if schedule.restore and domain.local:
             continue  # which node has its disk by now is for a person to say
-        if domain.policy is Policy.RESTART and not domain.crash:
-            assert name in told.running, f"{name} does not run, {BOUND:g} s after all faults have ended\n{told.text}"
+        asked = any(step.domain == name for step in schedule.commands)
+        wanted = name in told.wanted if asked else domain.policy is Policy.RESTART
+        if not wanted or domain.crash or name in told.running or _given_up(domain, name, told):
+            continue
+        if _has_a_place(schedule, name, told):
+            raise AssertionError(f"{name} does not run, {BOUND:g} s after all faults have ended\n{told.text}")
     assert not told.left, f"{', '.join(told.left)}: left at the end\n{told.text}"
     if schedule.restore:
         return  # the copy may say anything of who was fenced, drained or ended
@@ -400,7 +482,47 @@ def check(schedule: Schedule, told: Told) -> None:
         hurt |= set(schedule.nodes)
     unfounded = [(at, node) for at, node, _ in told.fences if node not in hurt]
     assert not unfounded, f"fenced without a reason: {unfounded}\n{told.text}"
-    if not schedule.drains and all(fault.kind != "sick" for fault in schedule.faults):
+    drains = schedule.drains or any(step.do in ("drain", "resume") for step in schedule.commands)
+    if not drains and all(fault.kind != "sick" for fault in schedule.faults):
         assert not told.moves, f"moved without a reason: {told.moves}\n{told.text}"
     if schedule.harmless:
         assert not told.fences and not told.starts, f"something was done without a reason\n{told.text}"
+
+
+def _given_up(domain: DomainSetup, name: str, told: Told) -> bool:
+    """Whether it was given up, after as many ends of its own and failed starts as that takes."""
+    failed = sum(
+        f"start.failed domain/{name}:" in line or f"start.unknown domain/{name}:" in line or f" {name} dies on " in line
+        for line in told.lines
+    )
+    return any(f"given-up domain/{name}:" in line for line in told.lines) and failed >= domain.max_restarts
+
+
+def _has_a_place(schedule: Schedule, name: str, told: Told) -> bool:
+    """Whether a node could take it in the end. Where there are neither groups nor commands what fitted once fits again,
+    and another answer would be a fault."""
+    if not schedule.commands and set(schedule.groups) <= {"pair"}:
+        return True
+    return any(
+        _takes(schedule, name, node, told) for node, setup in schedule.nodes.items() if Role.HYPERVISOR in setup.roles
+    )
+
+
+def _takes(schedule: Schedule, name: str, node: str, told: Told) -> bool:
+    domain = schedule.domains[name]
+    there = [each for each, on in told.running.items() if on == node]
+    if schedule.nodes[node].room < domain.memory + sum(schedule.domains[each].memory for each in there):
+        return False
+    if domain.local:
+        return False  # its node is told nowhere: a user may have created it anywhere
+    group = schedule.groups.get(told.groups.get(name, ""))
+    if group is None:
+        return True
+    if group.nodes and node not in group.nodes:
+        return False
+    if not group.strict:
+        return True
+    mine = [told.running[each] for each, of in told.groups.items() if of == told.groups[name] and each in told.running]
+    if group.kind is GroupKind.APART:
+        return node not in mine
+    return mine.count(node) == max((mine.count(each) for each in mine), default=0)

@@ -6,6 +6,7 @@ the owner key gives to another, gives back names whose domain is gone, and stops
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import Iterator
 
@@ -42,6 +43,7 @@ class SimNode:
         self._stopped = False
         self._starting: set[str] = set()
         self._sending: set[str] = set()
+        self._unsaid: dict[str, bool] = {}  # whether a domain is wanted, which the store has not been told yet
         self._door = asyncio.Lock()  # a storage node's: whom it lets in is changed by one at a time
 
     async def run(self) -> None:
@@ -142,6 +144,8 @@ class SimNode:
 
     async def _tidy(self) -> None:
         """Obey the owner keys, and give back those whose domain is gone here."""
+        for name in list(self._unsaid):
+            await self._settle_wanted(name)
         before = dict(self.machine.copies)
         entries = (await self.store.scan(OWNERS.prefix)).entries
         owners = {owner.domain: owner for owner in map(OWNERS.value, entries)}
@@ -217,6 +221,54 @@ class SimNode:
         now = await gate.read(self.store, owner.domain)
         if now is None or now.revision != owner.revision:
             raise Failed(f"{owner.domain} was taken away while it was being started")
+
+    # ---- what users ask
+    async def create(self, name: str) -> None:
+        """As Domains.create of the daemon. Raises VeeryError: nobody owns it then, or its owner is unknown."""
+        await self.machine.gate()
+        await self.heartbeat.require()
+        await orders.require_undrained(self.store, self.name)
+        if name in self.machine.copies or name in self._starting:
+            raise Refused(f"{name} stands on {self.name} already")
+        self._starting.add(name)
+        try:
+            await gate.reclaim(self.store, name)
+            owner = await gate.claim(self.store, name, self.name, f"{name}-{next(self._boots)}", None)
+            await self.clock.sleep(BOOT)
+            await self._still_mine(owner)
+            self.world.begin(self.machine, name, owner.boot)
+        finally:
+            self._starting.discard(name)
+        await self._say_wanted(name, wanted=True)
+
+    async def destroy(self, name: str) -> None:
+        """As Domains.destroy of the daemon."""
+        await self.machine.gate()
+        copy = self.machine.copies.get(name)
+        if copy is None:
+            raise Refused(f"{name} does not run on {self.name}")
+        await self._say_wanted(name, wanted=False)
+        await self.end(name, copy.boot)
+
+    async def migrate(self, name: str, target: SimNode) -> None:
+        """As Domains.migrate of the daemon, for a user: it does not come home afterwards."""
+        await self.send(name, target)
+        await orders.stay(self.store, name)
+
+    async def _say_wanted(self, name: str, *, wanted: bool) -> None:
+        self._unsaid[name] = wanted
+        with contextlib.suppress(VeeryError):
+            await self._settle_wanted(name)
+
+    async def _settle_wanted(self, name: str) -> None:
+        wanted = self._unsaid.get(name)
+        if wanted is None:
+            return
+        await orders.want(self.store, name, wanted=wanted)
+        if wanted:
+            await orders.stay(self.store, name)
+        if self._unsaid.get(name) is wanted:
+            del self._unsaid[name]
 
     async def end(self, domain: str, boot: str) -> None:
         """As Hands.end, on this node."""

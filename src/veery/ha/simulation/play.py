@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from veery.cluster.keys import (
     DOMAINS,
@@ -28,12 +29,13 @@ from veery.ha.simulation.doors import SimDoors
 from veery.ha.simulation.node import SimNode, boots
 from veery.ha.simulation.promises import Promises
 from veery.ha.simulation.scenario import Scenario, Step
-from veery.ha.simulation.steps import STEPS, Stage, check
+from veery.ha.simulation.stage import Stage, tell
+from veery.ha.simulation.steps import STEPS, check
 from veery.ha.simulation.world import NodeClock, World
 from veery.host.tasks import stop
 from veery.model.cluster import DomainRecord, Incarnation, Owner
 from veery.model.domain import DiskSpec, DomainSpec
-from veery.model.ha import Event, HaRecord, Level
+from veery.model.ha import Event, HaRecord, Level, Policy
 from veery.model.node import Node, Role
 from veery.model.plan import Processor
 
@@ -42,7 +44,8 @@ from veery.model.plan import Processor
 class Told:
     """What came of a scenario. `lines`: the story; `broken`: what must never be and was; `running`: the node of each
     domain that runs at the end; `starts`, `moves`, `fences`: (second, domain or node, where or how); `left`: fences,
-    promises and half copies that stand at the end."""
+    promises and half copies that stand at the end; `wanted`: the domains that are to run then, as the store has it;
+    `groups`: the group of each that has one."""
 
     lines: tuple[str, ...]
     broken: tuple[str, ...]
@@ -51,6 +54,8 @@ class Told:
     moves: tuple[tuple[float, str, str], ...]
     fences: tuple[tuple[float, str, str], ...]
     left: tuple[str, ...] = ()
+    wanted: frozenset[str] = frozenset()
+    groups: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def text(self) -> str:
@@ -106,7 +111,7 @@ class _Play(Stage):
                 await asyncio.sleep(0)
         if failed:
             raise failed
-        return self._told(await self._left())
+        return self._told(await self._left(), await POLICIES.all(self.data))
 
     async def _left(self) -> tuple[str, ...]:
         """What nobody has cleared away."""
@@ -175,8 +180,7 @@ class _Play(Stage):
         try:
             await STEPS[step.do](self, step)
         except VeeryError as error:
-            hint = f" ({error.hint})" if error.hint else ""
-            self.world.say("veery", f"{error.kind}: {error.message}{hint}")
+            tell(self, error)
         self.world.judge()
 
     def _heard(self, event: Event) -> None:
@@ -184,7 +188,7 @@ class _Play(Stage):
         mark = {Level.INFO: "", Level.WARNING: "", Level.ALARM: "ALARM "}[event.level]
         self.world.say(event.by, f"{mark}{event.what} {event.subject}: {event.text}")
 
-    def _told(self, left: tuple[str, ...]) -> Told:
+    def _told(self, left: tuple[str, ...], policies: Mapping[str, HaRecord]) -> Told:
         world = self.world
         running = {
             copy.domain: machine.name
@@ -204,4 +208,6 @@ class _Play(Stage):
             tuple(world.moves),
             tuple(world.fences),
             left,
+            frozenset(name for name, each in policies.items() if each.policy is Policy.RESTART and each.wanted),
+            {name: each.group for name, each in policies.items() if each.group},
         )

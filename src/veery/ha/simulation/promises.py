@@ -57,6 +57,7 @@ class Promises:
         for name, machine in self._world.machines.items():
             facts |= {f"gone/{name}"} if not records.alive(name) else {f"there/{name}"}
             facts |= {f"drain/{name}"} if records.drained(name) else set()
+            facts |= {f"resume/{name}"} if records.resumed(name) else set()
             facts |= {f"sick/{name}"} if machine.sick else set()
             for storage in self._world.storages():
                 at, stopped = storage.signs.get(name, (-1e9, False))
@@ -68,6 +69,7 @@ class Promises:
             owner = records.owner(domain)
             if owner:
                 self._last_owner[domain] = owner.node
+            facts |= {f"lies/{domain}"} if owner else set()
             facts |= {f"waits/{domain}"} if owner is None and records.restarts(domain) else set()
             revision = records.policy(domain).revision
             if self._policies.setdefault(domain, revision) != revision:
@@ -145,7 +147,7 @@ class Promises:
             return facts  # who waits for whom is told elsewhere
         for name in waiting:
             setup, run = world.scenario.domains[name], records.run(name)
-            free = not (setup.local or setup.group or (run and (run.tries or run.failed)))
+            free = not (setup.local or records.policy(name).group or (run and (run.tries or run.failed)))
             places = (each for each in world.machines if self._welcomes(records, leader, each))
             if free and any(self._free(records, each) >= setup.memory for each in places):
                 facts.add(f"startable/{leader}/{name}")
@@ -176,6 +178,11 @@ class Promises:
     def _lasted(self, fact: str) -> float:
         """Seconds for which `fact` has held; -1 where it does not."""
         return self._world.now() - self._since[fact] if fact in self._since else -1.0
+
+    def _lately(self, fact: str, leader: str) -> bool:
+        """Whether `fact` holds, or did when the order may have been decided."""
+        _, ended = self._was.get(fact, (0.0, -1e9))
+        return fact in self._since or self._world.now() - ended <= self._late(leader)
 
     def _had(self, beats: str) -> bool:
         """Whether heartbeats go on, or did until a moment ago: for how long one may be late nobody can know."""
@@ -221,7 +228,7 @@ class Promises:
         for storage in storages:
             if self._asks(leader, storage) and self._lasted(f"beats/{node}/{storage.name}") > self._late(leader):
                 self._world.breaks(f"{node} was fenced, and writes heartbeats to {storage.name}")
-        if not self._gains(records, node):
+        if not self._gains(records, node) and not self._by_hand(leader, *self._world.scenario.domains):
             self._world.breaks(f"{node} was fenced, and nothing is gained by it")
 
     def _method_in_turn(self, node: str, method: str, record: FenceRecord) -> None:
@@ -276,21 +283,52 @@ class Promises:
         self._starting.pop(ticket.domain, None)
 
     def _place_fits(self, leader: str, records: Records, name: str, node: str) -> None:
-        scenario, setup = self._world.scenario, self._world.scenario.domains[name]
+        setup = self._world.scenario.domains[name]
         if self._lasted(f"drain/{node}") > self._late(leader):
             self._world.breaks(f"{name} was given to {node}, which is drained")
         if setup.local and self._last_owner.get(name, node) != node:
             self._world.breaks(f"{name} was given to {node}, which has not its disk")
-        group = scenario.groups.get(setup.group)
-        if group and group.nodes and node not in group.nodes:
-            self._world.breaks(f"{name} was given to {node}, which its group does not allow")
-        if group and group.strict and group.kind is GroupKind.APART:
-            others = [each for each, domain in scenario.domains.items() if domain.group == setup.group and each != name]
-            if any(records.on(each) == node for each in others):
-                self._world.breaks(f"{name} was given to {node}, which has another of its group")
+        self._group_fits(leader, records, name, node)
+        if self._by_hand(leader, *self._world.scenario.domains):
+            return  # a user has just taken or given back room
         starting = sum(self._memory(each) for each, (_, where, _) in self._starting.items() if where == node)
         if self._free(records, node, without=self._starting) - starting < setup.memory:
             self._world.breaks(f"{name} was given to {node}, which has no room")
+
+    def _group_fits(self, leader: str, records: Records, name: str, node: str) -> None:
+        wish = records.policy(name).group
+        group = self._world.scenario.groups.get(wish)
+        if group is None or self._by_hand(leader, name):
+            return
+        if group.nodes and node not in group.nodes:
+            self._world.breaks(f"{name} was given to {node}, which its group does not allow")
+        others = [each for each in self._world.scenario.domains if records.policy(each).group == wish and each != name]
+        if not group.strict or self._by_hand(leader, *others):
+            return
+        if group.kind is GroupKind.APART:
+            if any(records.on(each) == node for each in others):
+                self._world.breaks(f"{name} was given to {node}, which has another of its group")
+            return
+        moving = {each.domain: each.target for each in records.moves()}
+        where = [moving.get(each) or records.on(each) for each in others if self._lasted(f"lies/{each}") > LATE]
+        there = sum(
+            moving.get(each, records.on(each)) == node or self._starting.get(each, ("", ""))[1] == node
+            for each in others
+        )
+        for place in set(where):
+            if self._stays(leader, records, place) and where.count(place) > there:
+                self._world.breaks(f"{name} was given to {node}, and most of its group is on {place}")
+
+    def _stays(self, leader: str, records: Records, node: str) -> bool:
+        """Whether what runs on `node` is to stay there."""
+        machine = self._world.machines.get(node)
+        well = machine is not None and not machine.sick and self._welcomes(records, leader, node)
+        return well and self._lasted(f"there/{node}") > self._world.scenario.rules.use + self._late(leader)
+
+    def _by_hand(self, leader: str, *names: str) -> bool:
+        """Whether a user has given a command about one of the domains so lately that it may not be seen yet."""
+        lately = self._world.now() - self._late(leader)
+        return any(self._world.touched.get(name, -1e9) >= lately for name in names)
 
     def _paced(self, name: str, most: int) -> None:
         """Crash loops are damped: the pauses grow, and the tries end. A run that ended with its node is no try."""
@@ -323,8 +361,8 @@ class Promises:
             if who == leader and now - at < HOLD - LATE:
                 self._world.breaks(f"{name} was started while {other}, which is before it, is starting")
             run = records.run(other)
-            free = (
-                not who and not setup.local and not setup.group and not (run and (run.tries or run.failed))
+            free = not (who or setup.local or records.policy(other).group or self._by_hand(leader, other)) and not (
+                run and (run.tries or run.failed)
             )  # nothing keeps it from being started
             room = self._free(records, node) - sum(
                 self._memory(each) for each, (_, where, _) in self._starting.items() if where == node
@@ -355,10 +393,11 @@ class Promises:
     async def move(self, leader: str, domain: str, source: str, target: str) -> None:
         """`leader` orders a move."""
         records = await self._order(leader, f"{domain} was moved")
-        drained = records.drained(source)
-        if not (drained or self._lasted(f"sick/{source}") >= 0 or records.resumed(target)):
+        drained = self._lately(f"drain/{source}", leader)
+        homeward = self._lately(f"resume/{target}", leader)
+        if not (drained or self._lately(f"sick/{source}", leader) or homeward):
             self._world.breaks(f"{domain} was moved from {source} needlessly")
-        if records.policy(domain).policy is Policy.OFF and not (drained or records.resumed(target)):
+        if records.policy(domain).policy is Policy.OFF and not (drained or homeward or self._by_hand(leader, domain)):
             self._world.breaks(f"{domain} was moved, and its policy is off")
         if records.fence(target) is not None and self._lasted(f"gone/{target}") > self._late(leader):
             self._world.breaks(f"{domain} was moved to {target}, which is fenced")
@@ -369,6 +408,8 @@ class Promises:
                 under_way[each] = (way[0], way[1])
         under_way.pop(domain, None)
         rules = self._world.scenario.rules
+        if self._by_hand(leader, *under_way):
+            under_way = {}  # a user's move has begun a moment ago
         if sum(each == source for each, _ in under_way.values()) >= rules.out:
             self._world.breaks(f"more than {rules.out} moves out of {source}")
         if sum(each == target for _, each in under_way.values()) >= rules.into:
@@ -384,7 +425,7 @@ class Promises:
         records = await self._order(leader, f"{domain} was ended")
         if records.on(domain) != node:
             return  # an old copy
-        if not records.restarts(domain):
+        if not (records.restarts(domain) or self._by_hand(leader, domain)):
             self._world.breaks(f"{domain} was ended on {node}, and is not to be started elsewhere")
         rules = self._world.scenario.rules
         for storage in self._world.storages():

@@ -1,60 +1,34 @@
-"""What a scenario's steps can do: to the world, and as an operator's commands."""
+"""What a scenario's steps can do: to the world here, and as a user's commands in commands.py."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
 from collections.abc import Awaitable, Callable
-from typing import Protocol
 
-from veery.cluster import adopt as adoption
 from veery.cluster import owner as gate
-from veery.cluster.keys import OWNERS
-from veery.cluster.memory import Backup, MemoryStore
-from veery.errors import Failed, Refused, VeeryError
-from veery.ha import draining, orders
-from veery.ha.loop import Brain
-from veery.ha.simulation.clock import BEGIN, TrueClock
-from veery.ha.simulation.node import SimNode
+from veery.cluster.memory import Backup
+from veery.errors import Refused, VeeryError
+from veery.ha import orders
+from veery.ha.simulation import commands
+from veery.ha.simulation.clock import BEGIN
 from veery.ha.simulation.paths import NETS
-from veery.ha.simulation.scenario import Scenario, Step
-from veery.ha.simulation.world import Machine, World
-from veery.ha.why import why
-from veery.model.ha import Policy
-from veery.model.node import Role
+from veery.ha.simulation.scenario import Step
+from veery.ha.simulation.stage import Stage, any_name, machine_of, name_of
 
 ANNOUNCED_S = 60.0  # as the setting ha.away ships
-
-
-class Stage(Protocol):
-    """What steps act on."""
-
-    scenario: Scenario
-    world: World
-    data: MemoryStore
-    nodes: dict[str, SimNode]
-    brains: dict[str, Brain]
-    backup: Backup | None
-
-    def wake(self, name: str) -> None:
-        """Start a node's daemon."""
-        ...
-
-    def leader(self) -> str:
-        """The node that leads; "" for none."""
-        ...
 
 
 # ---- the world
 async def power_off(stage: Stage, step: Step) -> None:
     """NODE loses power."""
-    stage.world.power_off(_name(stage, step), "loses power")
+    stage.world.power_off(name_of(stage, step), "loses power")
 
 
 async def shut_down(stage: Stage, step: Step) -> None:
     """NODE is shut down in good order: its daemon ends its domains and gives them back (node/goingdown.py); then it is
     off."""
-    machine = _machine(stage, step)
+    machine = machine_of(stage, step)
     if not (machine.power and machine.daemon):
         return
     node = stage.nodes[machine.name]
@@ -82,7 +56,7 @@ async def shut_down(stage: Stage, step: Step) -> None:
 
 async def power_on(stage: Stage, step: Step) -> None:
     """NODE gets power again, and its daemon starts."""
-    machine = _machine(stage, step)
+    machine = machine_of(stage, step)
     if machine.power:
         return
     machine.power = machine.daemon = True
@@ -93,14 +67,14 @@ async def power_on(stage: Stage, step: Step) -> None:
 
 async def freeze(stage: Stage, step: Step) -> None:
     """All processes of NODE stand still; its watchdog runs on."""
-    machine = _machine(stage, step)
+    machine = machine_of(stage, step)
     stage.world.say("world", f"{machine.name} freezes")
     machine.thawed.clear()
 
 
 async def thaw(stage: Stage, step: Step) -> None:
     """They go on; without NODE: those of every frozen one."""
-    name = _any(stage, step)
+    name = any_name(stage, step)
     for machine in stage.world.machines.values():
         if machine.frozen and name in ("", machine.name):
             stage.world.say("world", f"{machine.name} goes on")
@@ -119,7 +93,7 @@ async def heal(stage: Stage, step: Step) -> None:
 
 
 def _nets(stage: Stage, step: Step, *, up: bool) -> None:
-    machine = _machine(stage, step)
+    machine = machine_of(stage, step)
     which = "every network" if step.net == "all" else f"the {step.net} network"
     again = " again" if up else ""
     if step.peer or step.way != "both":
@@ -143,7 +117,7 @@ def _pair(stage: Stage, name: str, step: Step, *, up: bool) -> None:
 
 async def daemon_stop(stage: Stage, step: Step) -> None:
     """NODE's daemon is stopped; its domains run on."""
-    machine = _machine(stage, step)
+    machine = machine_of(stage, step)
     if not (machine.power and machine.daemon):
         return
     stage.world.say("world", f"the daemon of {machine.name} stops")
@@ -153,7 +127,7 @@ async def daemon_stop(stage: Stage, step: Step) -> None:
 
 async def daemon_start(stage: Stage, step: Step) -> None:
     """And started again."""
-    machine = _machine(stage, step)
+    machine = machine_of(stage, step)
     if machine.daemon or not machine.power:
         return
     stage.world.say("world", f"the daemon of {machine.name} starts")
@@ -163,7 +137,7 @@ async def daemon_start(stage: Stage, step: Step) -> None:
 
 async def etcd_stop(stage: Stage, step: Step) -> None:
     """The etcd member on NODE stops; without NODE: all of them."""
-    name = _any(stage, step)
+    name = any_name(stage, step)
     for machine in stage.world.voters():
         machine.etcd = machine.etcd and name not in ("", machine.name)
     stage.world.say("world", f"etcd stops on {name or 'every voter'}")
@@ -171,7 +145,7 @@ async def etcd_stop(stage: Stage, step: Step) -> None:
 
 async def etcd_start(stage: Stage, step: Step) -> None:
     """And starts again."""
-    name = _any(stage, step)
+    name = any_name(stage, step)
     for machine in stage.world.voters():
         machine.etcd = machine.etcd or name in ("", machine.name)
     stage.world.say("world", f"etcd starts on {name or 'every voter'}")
@@ -179,28 +153,28 @@ async def etcd_start(stage: Stage, step: Step) -> None:
 
 async def disk_full(stage: Stage, step: Step) -> None:
     """The disk of NODE is full: its etcd member takes no part."""
-    machine = _machine(stage, step)
+    machine = machine_of(stage, step)
     machine.disk_full = True
     stage.world.say("world", f"the disk of {machine.name} is full")
 
 
 async def disk_freed(stage: Stage, step: Step) -> None:
     """It has room again."""
-    machine = _machine(stage, step)
+    machine = machine_of(stage, step)
     machine.disk_full = False
     stage.world.say("world", f"the disk of {machine.name} has room again")
 
 
 async def target_stop(stage: Stage, step: Step) -> None:
     """The storage service of NODE stops."""
-    machine = _machine(stage, step)
+    machine = machine_of(stage, step)
     machine.target = False
     stage.world.say("world", f"the storage service of {machine.name} stops")
 
 
 async def target_start(stage: Stage, step: Step) -> None:
     """And starts again, with the same access as before."""
-    machine = _machine(stage, step)
+    machine = machine_of(stage, step)
     machine.target = True
     stage.world.say("world", f"the storage service of {machine.name} starts")
 
@@ -208,14 +182,14 @@ async def target_start(stage: Stage, step: Step) -> None:
 async def target_restart(stage: Stage, step: Step) -> None:
     """The storage service of NODE is killed and starts again at once, with nothing: it lets nobody in until the node's
     daemon has told it whom, by the records."""
-    machine = _machine(stage, step)
+    machine = machine_of(stage, step)
     machine.target, machine.knows = True, False
     stage.world.say("world", f"the storage service of {machine.name} starts anew and knows nobody")
 
 
 async def slow_store(stage: Stage, step: Step) -> None:
     """Each answer of the store comes `seconds` later, to NODE or to all; 0: as ever."""
-    name = _any(stage, step)
+    name = any_name(stage, step)
     for machine in stage.world.machines.values():
         machine.slow = step.seconds if name in ("", machine.name) else machine.slow
     whom = name or "everybody"
@@ -226,35 +200,35 @@ async def slow_store(stage: Stage, step: Step) -> None:
 
 async def board_lost(stage: Stage, step: Step) -> None:
     """The board that switches NODE's power cannot be reached."""
-    machine = _machine(stage, step)
+    machine = machine_of(stage, step)
     machine.board = False
     stage.world.say("world", f"the power board of {machine.name} cannot be reached")
 
 
 async def board_back(stage: Stage, step: Step) -> None:
     """It can again."""
-    machine = _machine(stage, step)
+    machine = machine_of(stage, step)
     machine.board = True
     stage.world.say("world", f"the power board of {machine.name} can be reached again")
 
 
 async def slow_fence(stage: Stage, step: Step) -> None:
     """`method` takes `seconds` for NODE from now on, and works."""
-    name = _name(stage, step)
+    name = name_of(stage, step)
     stage.world.lasting[f"{name}/{step.method}"] = step.seconds
     stage.world.say("world", f"a fence of {name} by {step.method} takes {step.seconds:g} s")
 
 
 async def clock_step(stage: Stage, step: Step) -> None:
     """The wall clock of NODE is set by `seconds`."""
-    machine = _machine(stage, step)
+    machine = machine_of(stage, step)
     machine.offset += step.seconds
     stage.world.say("world", f"the clock of {machine.name} is set by {step.seconds:+g} s")
 
 
 async def lose_answer(stage: Stage, step: Step) -> None:
     """The next write of NODE to a key that begins with `text` gets no answer; `done`: it was carried out."""
-    name = _name(stage, step)
+    name = name_of(stage, step)
     stage.nodes[name].store.lose = (step.text, step.done)
     stage.world.say("world", f"{name}'s next write of {step.text} will get no answer, done: {step.done}")
 
@@ -262,13 +236,13 @@ async def lose_answer(stage: Stage, step: Step) -> None:
 async def break_fence(stage: Stage, step: Step) -> None:
     """`method` fails for NODE, `count` times, saying `text`."""
     said = step.text or f"{step.method} does not answer"
-    stage.world.failing["fence", f"{_name(stage, step)}/{step.method}"] = (step.count, said)
+    stage.world.failing["fence", f"{name_of(stage, step)}/{step.method}"] = (step.count, said)
 
 
 async def break_start(stage: Stage, step: Step) -> None:
     """The next `count` starts of DOMAIN fail (on NODE, if named), saying `text`; "unknown": they are done, and their
     answer is lost."""
-    name = _any(stage, step)
+    name = any_name(stage, step)
     whom = f"{step.domain}@{name}" if name else step.domain
     if step.text == "unknown":
         stage.world.failing["answer", step.domain] = (step.count, step.text)
@@ -292,14 +266,14 @@ async def crash(stage: Stage, step: Step) -> None:
 
 async def sick(stage: Stage, step: Step) -> None:
     """NODE's sensors say `text`."""
-    machine = _machine(stage, step)
+    machine = machine_of(stage, step)
     machine.sick = step.text or "a disk reports errors"
     stage.world.say("world", f"{machine.name} is sick: {machine.sick}")
 
 
 async def well(stage: Stage, step: Step) -> None:
     """They say nothing any more."""
-    machine = _machine(stage, step)
+    machine = machine_of(stage, step)
     machine.sick = ""
     stage.world.say("world", f"{machine.name} is well again")
 
@@ -333,148 +307,6 @@ def _lasting(backup: Backup) -> dict[str, tuple[int, bytes]]:
     return {key: (each.revision, each.value) for key, each in backup.entries.items() if not each.lease}
 
 
-# ---- commands
-async def adopt(stage: Stage, step: Step) -> None:
-    """veery cluster adopt [--lost NODE] (`node` is the one that is lost). With `force` the operator first ends what
-    stands in its way: copies on nodes that are shut out, and the older of two copies."""
-    name = _any(stage, step)
-    if step.force:
-        _end_stale(stage)
-    _command(stage, f"cluster adopt{f' --lost {name}' if name else ''}")
-    if not stage.world.members():
-        raise Failed("the store does not answer")
-    up = [name for name, machine in stage.world.machines.items() if machine.well and machine.daemon]
-    asker = next((name for name in up if stage.world.machines[name].cluster_net), "")
-    told = {name: stage.nodes[name].inventory() for name in up if asker and stage.world.linked(asker, name)}
-    silent = {name: "no answer" for name in stage.world.machines if name not in told}
-    records = dataclasses.replace(await adoption.read(stage.data), whole=True)  # the world has no such record
-    made = adoption.plan(records, told, silent, [name] if name else [])
-    for change in made.changes:
-        stage.world.say("veery", change)
-    now = stage.world.now() + BEGIN
-    await adoption.write(stage.data, records, made, by="operator", epoch=now, name=f"adopted-{now - BEGIN:g}")
-    stage.world.went_back = None
-    stage.world.say("veery", "the store is adopted")
-
-
-def _end_stale(stage: Stage) -> None:
-    newest = dict(stage.world.runs)
-    for machine in stage.world.machines.values():
-        shut = any(machine.name in each.denied for each in stage.world.storages())
-        for name, copy in list(machine.copies.items()):
-            if not copy.incoming and (shut or copy.number < newest[name]):
-                _command(stage, f"--node {machine.name} destroy {name}")
-                del machine.copies[name]
-
-
-async def ha_set(stage: Stage, step: Step) -> None:
-    """veery ha set DOMAIN policy."""
-    policy = step.policy or Policy.RESTART
-    _command(stage, f"ha set {step.domain} {policy}")
-    await orders.set_policy(stage.data, step.domain, policy, priority=step.priority, group=step.group)
-
-
-async def drain(stage: Stage, step: Step) -> None:
-    """veery node drain NODE [--force]: refused with all that stands in the way."""
-    name = _name(stage, step)
-    _command(stage, f"node drain {name}{' --force' if step.force else ''}")
-    rules, look = stage.scenario.rules, _brain(stage).view_now
-    made = await draining.drain(stage.data, look, TrueClock(), rules, name, by="operator", force=step.force)
-    for warning in (*made.risks, *made.warnings):
-        stage.world.say("veery", f"warning: {warning}")
-    planned = ", ".join(f"{domain} to {target}" for domain, target in made.moves) or "nothing to move"
-    stage.world.say("veery", f"plan: {planned}")
-
-
-async def resume(stage: Stage, step: Step) -> None:
-    """veery node resume NODE [--home]."""
-    name = _name(stage, step)
-    _command(stage, f"node resume {name}{' --home' if step.home else ''}")
-    rules, look = stage.scenario.rules, _brain(stage).view_now
-    await draining.resume(stage.data, look, TrueClock(), rules, name, by="operator", home=step.home)
-
-
-async def away(stage: Stage, step: Step) -> None:
-    """NODE's daemon announces that it will be away for `seconds`."""
-    name = _name(stage, step)
-    stage.world.say(name, f"announces a restart of its daemon within {step.seconds:g} s")
-    await orders.away(stage.data, name, step.seconds, now=stage.world.now() + BEGIN)
-
-
-async def confirm(stage: Stage, step: Step) -> None:
-    """veery fence confirm NODE."""
-    name = _name(stage, step)
-    _command(stage, f"fence confirm {name}")
-    await orders.confirm(stage.data, name, by="operator", now=stage.world.now() + BEGIN)
-    stage.world.losses.append((stage.world.now(), name))
-
-
-async def disarm(stage: Stage, step: Step) -> None:
-    """veery disarm."""
-    _command(stage, "disarm")
-    await orders.disarm(stage.data, by="operator", reason=step.text, now=stage.world.now() + BEGIN)
-
-
-async def arm(stage: Stage, step: Step) -> None:
-    """veery arm."""
-    del step
-    _command(stage, "arm")
-    await orders.arm(stage.data)
-
-
-async def destroy(stage: Stage, step: Step) -> None:
-    """veery destroy DOMAIN: ended on purpose."""
-    _command(stage, f"destroy {step.domain}")
-    if await gate.end_of_fenced(stage.data, step.domain):
-        return
-    await orders.want(stage.data, step.domain, wanted=False)
-    owner = await gate.read(stage.data, step.domain)
-    if owner is None or step.domain not in stage.world.machines[owner.node].copies:
-        raise Failed(f"{step.domain} does not run")
-    await stage.nodes[owner.node].end(step.domain, owner.boot)
-
-
-async def create(stage: Stage, step: Step) -> None:
-    """veery create DOMAIN, on NODE."""
-    machine = _machine(stage, step)
-    _command(stage, f"create {step.domain} on {machine.name}")
-    if not (machine.well and machine.daemon):
-        raise Failed(f"{machine.name} does not answer")
-    if Role.HYPERVISOR not in machine.roles:
-        raise Refused(f"{machine.name} runs no domains")
-    await orders.require_undrained(stage.data, machine.name)
-    await gate.reclaim(stage.data, step.domain)
-    boot = f"{step.domain}-by-hand-{stage.world.runs[step.domain]}"
-    await gate.claim(stage.data, step.domain, machine.name, boot, None)
-    await orders.want(stage.data, step.domain, wanted=True)
-    await orders.stay(stage.data, step.domain)
-    stage.world.begin(machine, step.domain, boot)
-
-
-async def migrate(stage: Stage, step: Step) -> None:
-    """veery migrate DOMAIN NODE: begun, not waited for."""
-    name = _name(stage, step)
-    _command(stage, f"migrate {step.domain} {name}")
-    owner = await OWNERS.get(stage.data, step.domain)
-    if owner is None:
-        raise Refused(f"domain {step.domain} does not run")
-    if not stage.world.linked(owner.node, owner.node):
-        raise Failed(f"{owner.node} does not answer")
-    if owner.node == name:
-        raise Refused(f"it runs on {name} already")
-    await orders.require_undrained(stage.data, name)
-    stage.world.works(owner.node, stage.nodes[owner.node].send(step.domain, stage.nodes[name]))
-    await orders.stay(stage.data, step.domain)
-
-
-async def ask_why(stage: Stage, step: Step) -> None:
-    """veery why NODE or DOMAIN."""
-    name = step.domain or _name(stage, step)
-    _command(stage, f"why {name}")
-    for line in why(_brain(stage).view_now(), name, stage.world.now() + BEGIN, stage.scenario.rules):
-        stage.world.say("veery", line)
-
-
 STEPS: dict[str, Callable[[Stage, Step], Awaitable[None]]] = {
     "power-off": power_off,
     "power-on": power_on,
@@ -504,20 +336,20 @@ STEPS: dict[str, Callable[[Stage, Step], Awaitable[None]]] = {
     "crash": crash,
     "sick": sick,
     "well": well,
-    "ha-set": ha_set,
-    "drain": drain,
-    "resume": resume,
-    "away": away,
-    "confirm": confirm,
-    "disarm": disarm,
-    "arm": arm,
-    "destroy": destroy,
-    "create": create,
-    "migrate": migrate,
-    "why": ask_why,
+    "ha-set": commands.ha_set,
+    "drain": commands.drain,
+    "resume": commands.resume,
+    "away": commands.away,
+    "confirm": commands.confirm,
+    "disarm": commands.disarm,
+    "arm": commands.arm,
+    "destroy": commands.destroy,
+    "create": commands.create,
+    "migrate": commands.migrate,
+    "why": commands.ask_why,
     "snapshot-store": snapshot_store,
     "restore-store": restore_store,
-    "adopt": adopt,
+    "adopt": commands.adopt,
 }
 
 
@@ -568,32 +400,3 @@ def check(step: Step) -> None:
         raise Refused(f"at {step.at:g}: why needs `node` or `domain`", hint="docs/ha.md has the keys of a scenario")
     if step.net not in ("all", *NETS):
         raise Refused(f"at {step.at:g}: no net {step.net!r}", hint="all, cluster or storage")
-
-
-def _command(stage: Stage, text: str) -> None:
-    stage.world.say("operator", f"veery {text}")
-
-
-def _name(stage: Stage, step: Step) -> str:
-    """The step's node; "leader" is whoever leads now."""
-    name = stage.leader() if step.node == "leader" else step.node
-    if not name:
-        raise Refused(f"{step.do}: no node is named, or none leads")
-    return name
-
-
-def _any(stage: Stage, step: Step) -> str:
-    """The step's node; "" where none is named."""
-    return _name(stage, step) if step.node else ""
-
-
-def _machine(stage: Stage, step: Step) -> Machine:
-    return stage.world.machines[_name(stage, step)]
-
-
-def _brain(stage: Stage) -> Brain:
-    """The brain that answers: the leader's, else any that lives."""
-    name = stage.leader() or next((each for each in stage.brains if stage.world.machines[each].well), "")
-    if not name:
-        raise Failed("no node answers")
-    return stage.brains[name]

@@ -110,6 +110,7 @@ class World:
         self.failing: dict[tuple[str, str], tuple[int, str]] = {}  # (what, whom): how often still, what is said
         self.went_back: float | None = None  # since when the store is one that was restored and not yet adopted
         self.lasting: dict[str, float] = {}  # "NODE/METHOD": seconds that this fence takes
+        self.touched: dict[str, float] = {}  # when a user last gave a command about each domain, or it ended
         self.paths = Paths(self.machines)
         self._tasks: dict[str, dict[asyncio.Task[Any], None]] = {name: {} for name in self.machines}  # in their order
 
@@ -127,6 +128,10 @@ class World:
         if text not in self.broken:
             self.broken.append(text)
             self.say("JUDGE", text)
+
+    def touch(self, domain: str) -> None:
+        """A command of a user about `domain` begins or ends now."""
+        self.touched[domain] = self.now()
 
     # ---- who reaches whom
     def voters(self) -> tuple[Machine, ...]:

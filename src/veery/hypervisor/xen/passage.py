@@ -62,6 +62,8 @@ class Passage:
                 del self._out[uuid]
                 domain.update(stage=Stage.RUNNING)
             raise
+        finally:
+            self._roster.changed()  # the domain stands, or runs on
 
     async def tune(self, uuid: str, tuning: Tuning) -> None:
         """As Driver.tune."""
@@ -76,6 +78,7 @@ class Passage:
         if domain.record.stage is not Stage.SENDING:
             return
         await (self._out.get(uuid) or self._outgoing(domain)).resume()
+        self._roster.changed()
         self._out.pop(uuid, None)
         domain.update(stage=Stage.RUNNING)
 

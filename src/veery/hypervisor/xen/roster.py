@@ -200,6 +200,10 @@ class Roster:
             self._asked.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may wait any more
         return await asyncio.shield(self._asked)
 
+    def changed(self) -> None:
+        """What Xen tells is different by now: what was seen before serves nobody."""
+        self._stirred.set()
+
     async def see(self) -> tuple[Row, ...]:
         """As `look`, but what was seen a moment ago serves while nothing has changed since that we know of."""
         return self._rows if self._fresh() else await self.look()
