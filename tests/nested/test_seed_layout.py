@@ -44,7 +44,7 @@ async def image(xen: Lab) -> AsyncIterator[str]:
 
 
 async def test_an_image_on_an_ext4_that_both_nodes_mount_is_not_moved(xen: Lab, image: str) -> None:
-    text = FILE.replace("volume=busybox,", f"file:{image},")
+    text = FILE.format(kind="pv").replace("volume=busybox,", f"file:{image},")
     await xen.run("test1", ["tee", f"{dom0.STATE}/busybox.cfg"], stdin=text.encode())
     await xen.veery("test1", "create", f"{dom0.STATE}/busybox.cfg", deadline=60)
     boot = await typed(xen, "test1", "cat /proc/sys/kernel/random/boot_id")
