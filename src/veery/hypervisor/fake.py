@@ -5,7 +5,6 @@ It keeps every promise of base.Driver and lets its user do what a guest or bad l
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Sequence
@@ -18,34 +17,31 @@ from veery.errors import Failed, Refused, VeeryError
 from veery.host.clock import Clock
 from veery.hypervisor import fakecopy, fakedisks, fakepostcopy
 from veery.hypervisor.base import ALONE, Report, Rest
-from veery.hypervisor.fakemishaps import Mishaps
+from veery.hypervisor.fakehost import FakeHost
 from veery.hypervisor.fakeworld import (
     END,
     KEEP,
     Behind,
     FakeConsole,
     FakeCopy,
-    FakeDomain,
     Header,
     Saved,
     World,
     fit_devices,
-    host_reading,
     read,
-    reading_of,
     started_of,
     unless,
     write,
 )
 from veery.model import codec
-from veery.model.domain import DomainEnd, DomainEvent, DomainReading, DomainSpec, HostReading, OnEvent, VcpuReading
+from veery.model.domain import DomainEnd, DomainEvent, DomainReading, DomainSpec, VcpuReading
 from veery.model.move import CopyResult, Means, MoveProgress, MoveSettings, Phase, Tuning
 from veery.model.plan import Abilities, Blocker, MemoryReading, Obstacle, no_room
 from veery.model.units import MIB
 from veery.model.volume import AttachedDisk, AttachedVif, Attachments, CarriedDisk
 
 
-class FakeDriver(Mishaps):
+class FakeDriver(FakeHost):
     """As base.Driver, of node `node` in `world`, with `memory` MiB."""
 
     name = "fake"
@@ -53,69 +49,13 @@ class FakeDriver(Mishaps):
 
     def __init__(self, node: str, world: World, clock: Clock, *, memory: int = 65536, cpus: int = 8) -> None:
         """Joins `world` at once."""
-        super().__init__()
-        self.node, self.world, self._clock, self._memory, self._cpus = node, world, clock, memory, cpus
-        self._domains: dict[str, FakeDomain] = {}
-        self._next = 1
-        self._events: asyncio.Queue[DomainEvent] = asyncio.Queue()
+        super().__init__(node, world, clock, memory=memory, cpus=cpus)
         self._lines: list[str] = []
         self._copies: dict[str, FakeCopy] = {}
         self.able = Abilities(driver=self.name, version="1", accelerator="none", features=("fpu",))
         self.given: tuple[str, ...] = ()
         self.models: tuple[str, ...] = ()
         self.unread_records: tuple[str, ...] = ()
-        world.drivers[node] = self
-
-    # ---- what a guest, or bad luck, would do
-
-    def end(self, uuid: str, end: DomainEnd, *, seen: bool = True) -> None:
-        """The guest powers off, reboots or crashes by itself; unless `seen`, the driver was away when it did."""
-        domain = self._domain(uuid)
-        if end is DomainEnd.REBOOT and domain.spec.on_reboot in {OnEvent.RESTART, OnEvent.SOFT_RESET}:
-            domain.started = self._clock.epoch()
-            return
-        self._stop(domain)
-        domain.unseen = end
-        if seen:
-            self._see_end(domain)
-
-    def _see_end(self, domain: FakeDomain) -> bool:
-        """Whether the guest has ended; reported once."""
-        if domain.unseen is not None and domain.ended is None:
-            domain.ended = domain.unseen
-            self._events.put_nowait(DomainEvent(domain.spec.uuid, domain.ended))
-        return domain.ended is not None
-
-    def crash_process(self, uuid: str) -> None:
-        """The domain's process is gone, and nobody asked for it."""
-        domain = self._domain(uuid)
-        self._drop(domain)
-        self._events.put_nowait(DomainEvent(uuid, DomainEnd.DIED))
-
-    def print(self, uuid: str, data: bytes) -> None:
-        """The guest prints `data`."""
-        domain = self._domain(uuid)
-        domain.console += data
-        domain.printed.set()
-
-    def runs(self, uuid: str) -> bool:
-        """Whether the processors of domain `uuid` run here."""
-        domain = self._domains.get(uuid)
-        return domain is not None and domain.running
-
-    def writes(self, uuid: str, rate: float) -> None:
-        """The guest writes `rate` bytes of its memory a second, never the same ones twice in a pass."""
-        self._domain(uuid).writes = rate
-
-    def deafen(self, uuid: str, seconds: float) -> None:
-        """The guest does not hear its power button for `seconds`."""
-        self._domain(uuid).deaf_until = self._clock.now() + seconds
-
-    def disk_fails(self, uuid: str, reason: str) -> None:
-        """The domain stands because of its disk, until it is let go again."""
-        domain = self._domain(uuid)
-        self._stop(domain)
-        domain.fault = reason
 
     # ---- this machine
 
@@ -125,11 +65,6 @@ class FakeDriver(Mishaps):
 
     async def close(self) -> None:
         """As Driver.close."""
-
-    async def host(self) -> HostReading:
-        """As Driver.host."""
-        used = sum(max(domain.memory, domain.most) for domain in self._domains.values())
-        return host_reading(self.node, self._cpus, self._memory, self._memory - used)
 
     async def log(self) -> str:
         """As Driver.log."""
@@ -154,11 +89,6 @@ class FakeDriver(Mishaps):
         """As Driver.pack; the luggage is when it was started."""
         domain = self._domain(uuid)
         return domain.spec, msgspec.Raw(codec.encode({"started": domain.started}))
-
-    async def take_domid(self) -> int:
-        """As Driver.take_domid."""
-        self._next += 1
-        return self._next - 1
 
     async def start(self, spec: DomainSpec, attachments: Attachments, *, paused: bool = False) -> DomainReading:
         """As Driver.start."""
@@ -548,55 +478,3 @@ class FakeDriver(Mishaps):
             domain.end_disks()
             domain.stage = "running"
             raise
-
-    # ---- inside
-
-    def _domain(self, uuid: str) -> FakeDomain:
-        if uuid not in self._domains:
-            raise Refused(f"no domain {uuid} here")
-        return self._domains[uuid]
-
-    def _free(self, uuid: str) -> FakeDomain:
-        if (domain := self._domain(uuid)).stage != "running":
-            raise Refused(f"{domain.spec.name} is {domain.stage}: a move holds it")
-        return domain
-
-    async def _check(self, spec: DomainSpec) -> None:
-        if spec.uuid in self._domains:
-            raise Refused(f"{spec.name} is here already")
-        if any(other.spec.name == spec.name for other in self._domains.values()):
-            raise Refused(f"{spec.name} is the name of another domain here")
-        if spec.kernel and not Path(spec.kernel).is_file():
-            raise Refused(f"{spec.name}: kernel {spec.kernel} is not there")
-        if max(spec.memory, spec.maxmem) > (free := (await self.host()).memory_free):
-            raise Refused(f"{spec.name}: not enough memory: {free} MiB are free")
-
-    async def _make(self, spec: DomainSpec, attachments: Attachments, started: float) -> FakeDomain:
-        made = FakeDomain(
-            spec=spec,
-            attachments=attachments,
-            domid=attachments.domid or await self.take_domid(),
-            started=started,
-            memory=spec.memory,
-            most=max(spec.memory, spec.maxmem),
-        )
-        return self._domains.setdefault(spec.uuid, made)
-
-    def _drop(self, domain: FakeDomain) -> None:
-        self._stop(domain)
-        domain.gone.set()
-        domain.printed.set()
-        domain.end_disks()
-        domain.end_rest()
-        del self._domains[domain.spec.uuid]
-
-    def _go(self, domain: FakeDomain) -> None:
-        if not domain.running:
-            domain.running, domain.since, domain.fault = True, self._clock.now(), ""
-            self.world.look(domain.spec.uuid, self._clock.now())
-
-    def _stop(self, domain: FakeDomain) -> None:
-        domain.ran, domain.running = domain.seconds(self._clock.now()), False
-
-    def _reading(self, domain: FakeDomain) -> DomainReading:
-        return reading_of(domain, domain.seconds(self._clock.now()))
