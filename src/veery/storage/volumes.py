@@ -40,7 +40,8 @@ class Records(Protocol):
         ...
 
     async def initiators(self) -> Sequence[Initiator]:
-        """The credentials of every node that may reach volumes; each has a user name of its own."""
+        """The credentials of every node that may reach volumes; each has a user name of its own. One whose password is
+        not known now has the password ""."""
         ...
 
     async def denied(self) -> Collection[tuple[str, str]]:
@@ -414,7 +415,7 @@ class Volumes:
         """What the records say; who is denied last, so that it tells of every volume here. Raises what the store
         raises."""
         here = {volume.name: volume for volume in await self.here()}
-        initiators = tuple(await self._records.initiators())
+        initiators = tuple(one for one in await self._records.initiators() if one.password)
         return _Recorded(initiators, frozenset(await self._records.denied()), here)
 
     async def _wanted(self, recorded: _Recorded) -> tuple[list[plan.Wanted], dict[int, VeeryError]]:
