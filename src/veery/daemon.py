@@ -103,6 +103,7 @@ from veery.node.peers import Peers
 from veery.node.processors import Processors
 from veery.node.recovery import Recovery
 from veery.node.senses import PeerSenses
+from veery.node.sessions import SessionWatch
 from veery.node.signs import SignWatcher, SignWriter
 from veery.node.standing import Standing
 from veery.node.stillness import Stillness
@@ -249,6 +250,9 @@ class Daemon:
     def _build_storage(self) -> None:
         """Volumes, and their moves."""
         self.volumes = self._volumes()
+        self.sessions: SessionWatch | None = None
+        if self.volumes.here is not None:
+            self.sessions = SessionWatch(self.node.name, self.store, self.volumes.here, self.clock)
         self.volume_moves = VolumeMoves(
             self.volumes,
             self.domains,
@@ -468,6 +472,7 @@ class Daemon:
             pool=self._pool() if self.target is not None else None,
             copies=self.store_upkeep.copies if self.identity.etcd is not None else None,
             alarms=self.alarms.ways,
+            sessions=self.sessions.finding if self.sessions is not None else None,
         )
 
     def _exposure(self) -> Exposure:
@@ -653,6 +658,8 @@ class Daemon:
             work.append(("members compared", StoreCompare(self.node.name, self.store, self.clock).run))
         if self.target is not None:
             work.append(("volumes", self.volumes.run))
+        if self.sessions is not None:
+            work.append(("iSCSI sessions", self.sessions.run))
         return work
 
     def _services(self) -> list[Service]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import sys
@@ -86,6 +87,36 @@ async def test_a_node_that_lost_its_credentials_gets_new_ones(three: Lab) -> Non
     assert await _reach(three, "test3", former) == 1
 
 
+async def test_a_session_under_another_nodes_name_is_closed_and_told(three: Lab) -> None:
+    """tgtd lets test3 in as test1, with test3's own account: the storage node's daemon sees where it comes from."""
+    iqn, own = _own(three, "test1")["iqn"], _own(three, "test3")
+    reads = [word for _ in range(400) for word in ("-c", "read 0 4k", "-c", "sleep 100")]
+    holder = await asyncio.create_subprocess_exec(
+        *map(str, three.enter("test3", ["qemu-io", *await _words(three, iqn, own["user"], own["password"]), *reads])),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    assert holder.stdout is not None
+    try:
+        async with asyncio.timeout(60):
+            while b"read 4096/4096" not in (line := await holder.stdout.readline()):  # it is let in
+                assert line, "it ended"
+
+        async def told() -> bool:
+            rows = await records(three.plan, "event/")
+            return any(row["what"] == "foreign-session" and row["subject"] == "test3" for row in rows.values())
+
+        await until(told, "an event tells of test3")
+        log = three.log("stor").read_text()
+        assert "test3 logged in to" in log
+    finally:
+        holder.kill()
+        await holder.wait()
+    rows = json.loads((await Node(three, "stor").result("doctor", "--json")).out)
+    (row,) = [row for row in rows if row["what"] == "iSCSI sessions"]
+    assert (row["level"], row["told"]) == ("bad", "test3 logged in as test1")
+
+
 async def test_a_node_comes_and_goes(three: Lab) -> None:
     """What a forgotten node knew opens nothing, and the records go with it."""
     iqn, former = _own(three, "test3")["iqn"], _own(three, "test3")["password"]
@@ -109,15 +140,20 @@ async def _targets(lab: Lab) -> list[dict[str, Any]]:
     return await Node(lab, "stor").targets()
 
 
-async def _reach_as(lab: Lab, node: str, iqn: str, user: str, password: str) -> int:
-    """Log in from `node`, with any name and account."""
+async def _words(lab: Lab, iqn: str, user: str, password: str) -> list[str]:
+    """QEMU's words for the volume, with any name and account."""
     (target,) = [one for one in await _targets(lab) if one["iqn"].endswith(f":{VOLUME}")]
     address = (
         f"driver=raw,file.driver=iscsi,file.transport=tcp,file.portal=172.16.31.3:3260,file.target={target['iqn']},"
         f"file.lun=1,file.user={user},file.password-secret=chap,file.initiator-name={iqn}"
     )
     secret = f"secret,id=chap,data={password}"
-    argv = ["qemu-img", "info", "--object", secret, "--image-opts", address]
+    return ["--object", secret, "--image-opts", address]
+
+
+async def _reach_as(lab: Lab, node: str, iqn: str, user: str, password: str) -> int:
+    """Log in from `node`, with any name and account."""
+    argv = ["qemu-img", "info", *await _words(lab, iqn, user, password)]
     return (await lab.run(node, argv, check=False, deadline=60)).code
 
 

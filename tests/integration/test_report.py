@@ -10,7 +10,6 @@ from node_parts import Node, Workshop
 
 from veery.lab import faults
 from veery.lab.services import Lab
-from veery.lab.stored import records
 
 PASSWORD = "screen-pw-5T"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from pathlib import Path
+from typing import Any, Protocol
 
 from veery.cluster import initiators, keys, vault
 from veery.cluster.identity import make_password
@@ -14,7 +15,6 @@ from veery.errors import Failed, Refused, VeeryError
 from veery.host.clock import Clock
 from veery.model.node import Node
 from veery.model.volume import ChapSecret, Initiator
-from veery.node.peers import Peers
 
 log = logging.getLogger(__name__)
 
@@ -22,10 +22,18 @@ LOOK_S = 5.0
 ASK_S = 10.0  # for a holder's answer
 
 
+class Asked(Protocol):
+    """The other nodes' APIs: node/peers.py."""
+
+    async def call(self, name: str, method: str, path: str, body: Any = None, *, deadline: float = 30.0) -> Any:
+        """As Peers.call."""
+        ...
+
+
 class Credentials:
     """One a daemon; `run` is its task."""
 
-    def __init__(self, node: Node, store: Store, state: Path, *, peers: Peers, clock: Clock) -> None:
+    def __init__(self, node: Node, store: Store, state: Path, *, peers: Asked, clock: Clock) -> None:
         """`state` is the node's state folder."""
         self._node, self._store, self._state = node, store, state
         self._peers, self._clock = peers, clock
@@ -85,7 +93,7 @@ class Credentials:
         node = await keys.NODES.get(self._store, caller)
         if node is None or not vault.CHAP.holds(node):
             log.warning("%s asks for the key of the CHAP passwords, and is no %s", caller, vault.CHAP.holder)
-            raise Refused(f"{caller or 'the caller'} is no {vault.CHAP.holder}", hint="veery node list shows the roles")
+            raise Refused(f"{caller} is no {vault.CHAP.holder}", hint="veery node list shows the roles")
         return self._vault.export()
 
     async def accept(self, caller: str, password: str) -> None:
