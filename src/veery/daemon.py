@@ -24,6 +24,7 @@ from veery.api.adoption import AdoptionRoutes
 from veery.api.alarms import AlarmRoutes
 from veery.api.certificates import CertificateRoutes
 from veery.api.cluster import ClusterRoutes
+from veery.api.credentials import CredentialRoutes
 from veery.api.domains import DomainRoutes
 from veery.api.fencing import FencingRoutes
 from veery.api.ha import HaRoutes
@@ -36,7 +37,7 @@ from veery.cluster import volumegate
 from veery.cluster.admission import Admission
 from veery.cluster.identity import Identity, client_url
 from veery.cluster.identity import load as load_identity
-from veery.cluster.keys import INITIATORS, VOLUMES, node_at
+from veery.cluster.keys import VOLUMES, node_at
 from veery.cluster.members import open_store
 from veery.cluster.mirror import Mirror
 from veery.cluster.presence import Heartbeat
@@ -74,7 +75,7 @@ from veery.model.ha import FenceMeans, Level, Rules
 from veery.model.move import MoveState
 from veery.model.node import Node, Role
 from veery.model.plan import Question, Reply
-from veery.model.volume import Backing, Initiator, Volume
+from veery.model.volume import Backing, Volume
 from veery.network.filter import TapFilter
 from veery.node import alarmways, goingdown
 from veery.node.adoption import Adopter
@@ -82,6 +83,7 @@ from veery.node.alarms import Alarms
 from veery.node.attachments import NodeAttacher
 from veery.node.caretaker import Caretaker
 from veery.node.certificates import Certificates, Etcd
+from veery.node.credentials import Credentials
 from veery.node.devices import Devices
 from veery.node.doctor import Doctor
 from veery.node.domains import Domains
@@ -101,6 +103,7 @@ from veery.node.peers import Peers
 from veery.node.processors import Processors
 from veery.node.recovery import Recovery
 from veery.node.senses import PeerSenses
+from veery.node.sessions import SessionWatch
 from veery.node.signs import SignWatcher, SignWriter
 from veery.node.standing import Standing
 from veery.node.stillness import Stillness
@@ -170,6 +173,7 @@ class Daemon:
         self.neighbours = Neighbours(self.store, self.state / "nodes.json", self.clock)
         self.heartbeat = Heartbeat(self.store, self.node.name, ttl=settings.presence_ttl, clock=self.clock)
         self.vault = Vault(self.state)
+        self.credentials = Credentials(self.node, self.store, self.state, peers=self.peers, clock=self.clock)
         self.membership = Membership(settings, identity, self.store, self.peers, self.vault)
         self.alarms = Alarms(
             alarmways.ways(settings.alarms, self.node.name),
@@ -185,7 +189,7 @@ class Daemon:
             self.node.name,
             self.driver,
             self._volume,
-            self._initiator,
+            self.credentials.mine,
             taps=self.node.driver != "xen",
             filter=self.filter,
         )
@@ -246,6 +250,9 @@ class Daemon:
     def _build_storage(self) -> None:
         """Volumes, and their moves."""
         self.volumes = self._volumes()
+        self.sessions: SessionWatch | None = None
+        if self.volumes.here is not None:
+            self.sessions = SessionWatch(self.node.name, self.store, self.volumes.here, self.clock)
         self.volume_moves = VolumeMoves(
             self.volumes,
             self.domains,
@@ -357,10 +364,12 @@ class Daemon:
         return Path(self.settings.storage.pool or self.state / "volumes")
 
     def _volumes(self) -> VolumeService:
+        served = Served(self.state / "served.json")
         records = VolumeRecords(self.store)
         here: Volumes | None = None
         self.target: TargetServer | None = None
         if self.node.has(Role.STORAGE):
+            records = VolumeRecords(self.store, self.credentials.password, served.initiators)
             storage = self.settings.storage
             self.target = TargetServer(address=self.node.address, port=storage.portal_port, run=self.runtime)
             stores: dict[Backing, BytesStore] = {Backing.FILE: FileStore(self._pool(), self.state)}
@@ -373,7 +382,7 @@ class Daemon:
                 records=records,
                 authority=self.identity.cluster.authority.removeprefix("iqn."),
                 clock=self.clock,
-                served=Served(self.state / "served.json"),
+                served=served,
                 beats=BeatFile(self.state / "heartbeats"),
             )
         return VolumeService(self.node.name, self.store, self.peers, records, here)
@@ -413,7 +422,7 @@ class Daemon:
     def _signs(self) -> SignWriter:
         return SignWriter(
             self.node,
-            self.store,
+            self.credentials.mine,
             neighbours=self.neighbours,
             peers=self.near,
             clock=self.clock,
@@ -463,6 +472,7 @@ class Daemon:
             pool=self._pool() if self.target is not None else None,
             copies=self.store_upkeep.copies if self.identity.etcd is not None else None,
             alarms=self.alarms.ways,
+            sessions=self.sessions.finding if self.sessions is not None else None,
         )
 
     def _exposure(self) -> Exposure:
@@ -513,6 +523,7 @@ class Daemon:
             ).table(),
             ClusterRoutes(self.membership, self.machine, self.processors, tail, self.doctor).table(),
             CertificateRoutes(self.certificates).table(),
+            CredentialRoutes(self.credentials).table(),
             AdoptionRoutes(
                 Adopter(
                     self.node,
@@ -563,12 +574,6 @@ class Daemon:
         answer = await self.peers.call(name, "POST", "/v1/question", plain(question), deadline=15)
         return convert(answer, Reply)
 
-    async def _initiator(self) -> Initiator:
-        found = await INITIATORS.get(self.store, self.node.name)
-        if found is None:
-            raise Failed(f"{self.node.name} has no credentials at the targets", hint="join it anew")
-        return found
-
     # ---- running
 
     async def run(self) -> None:
@@ -606,6 +611,7 @@ class Daemon:
             ("trust in the store", partial(self.trust.run, self.store.look, self._mark)),
             ("membership", self.membership.run),
             ("certificates", self.certificates.run),
+            ("credentials", self.credentials.run),
             ("watchdog", self.keeper.run),
             ("heartbeat", self._be_present),
             ("relocation", self.relocation.run),
@@ -652,6 +658,8 @@ class Daemon:
             work.append(("members compared", StoreCompare(self.node.name, self.store, self.clock).run))
         if self.target is not None:
             work.append(("volumes", self.volumes.run))
+        if self.sessions is not None:
+            work.append(("iSCSI sessions", self.sessions.run))
         return work
 
     def _services(self) -> list[Service]:

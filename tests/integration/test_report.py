@@ -10,7 +10,6 @@ from node_parts import Node, Workshop
 
 from veery.lab import faults
 from veery.lab.services import Lab
-from veery.lab.stored import records
 
 PASSWORD = "screen-pw-5T"
 
@@ -26,9 +25,8 @@ def _read(path: Path) -> dict[str, str]:
 async def _secrets(lab: Lab) -> set[str]:
     """Every secret of the cluster, read where it is kept."""
     found = {PASSWORD}
-    for value in (await records(lab.plan, "initiator/")).values():
-        found.add(value["password"])
     for node in ("stor", "test1", "test2"):
+        found.add(json.loads((lab.plan.home(node) / "lib/initiator.json").read_text())["password"])
         for file in (lab.plan.home(node) / "lib/tls").glob("*.pem"):
             if "PRIVATE KEY" in (text := file.read_text()):
                 found |= {line for line in text.splitlines() if len(line) >= 40}

@@ -12,10 +12,12 @@ from storage_parts import TEST1, TEST2, Storage, login, qemu_io, storage
 
 from veery.errors import Failed, Refused
 from veery.host.run import run
+from veery.model.node import Node
 from veery.model.units import MIB
 from veery.model.volume import Backing, Initiator, Volume
 from veery.storage import plan
 from veery.storage.served import Served
+from veery.storage.sessions import homes, strangers
 from veery.storage.tgt import Target, is_filler, shown_size
 
 
@@ -366,6 +368,56 @@ async def test_nothing_changes_while_tgtd_does_not_answer(node: Storage) -> None
             await attempt
     assert node.records.kept == {"busybox": volume}
     assert (node.pool / "busybox.img").stat().st_size == 4 * MIB
+
+
+async def test_a_cut_ends_what_the_node_writes_under_another_name(node: Storage) -> None:
+    """tgtd takes TEST1's account under TEST2's name. A fence of test1 closes that too, by the address."""
+    volume = await node.volumes.create("busybox", 4 * MIB)
+    path = node.pool / "busybox.img"
+    async with writing(volume, replace(TEST1, iqn=TEST2.iqn)):
+        before = path.stat().st_mtime_ns
+        async with asyncio.timeout(30):
+            while path.stat().st_mtime_ns == before:
+                await asyncio.sleep(0.02)
+        node.records.fenced.add((volume.name, TEST1.iqn))
+        assert "under the name" in await node.volumes.way_in(TEST1.iqn, {"127.0.0.1"})
+
+        assert await node.volumes.cut_all(TEST1.iqn, {"127.0.0.1"}) >= 1
+
+        assert not (await only(node)).sessions
+        assert await node.volumes.way_in(TEST1.iqn, {"127.0.0.1"}) == ""
+        before = path.stat().st_mtime_ns
+        await asyncio.sleep(0.5)  # the writer retries all the while
+        assert path.stat().st_mtime_ns == before
+
+
+async def test_a_stranger_is_closed_and_the_others_stay(node: Storage) -> None:
+    volume = await node.volumes.create("busybox", 4 * MIB)
+    async with talking(volume, TEST2) as stays:
+        assert stays.stdin
+        assert stays.stdout
+        stays.stdin.write(b"read 0 4k\n")
+        async with asyncio.timeout(30):
+            while b"4096/4096" not in await stays.stdout.readline():
+                pass
+        (own,) = (await only(node)).sessions
+        async with writing(volume, TEST1):
+            async with asyncio.timeout(30):
+                while len(shown := await node.volumes.targets()) != 1 or len(shown[0].sessions) < 2:
+                    await asyncio.sleep(0.02)
+            known = homes(
+                [
+                    Node(name="test1", address="192.0.2.1", roles=(), initiator=TEST1.iqn),
+                    Node(name="test2", address="127.0.0.1", roles=(), initiator=TEST2.iqn),
+                ]
+            )
+            found = strangers(shown, known)
+            assert {(each.claims, each.node) for each in found} == {("test1", "test2")}
+            await node.volumes.expel(found)
+            async with asyncio.timeout(30):  # it logs in again, as another session
+                while {each.sid for each in found} & {one.sid for one in (await only(node)).sessions}:
+                    await asyncio.sleep(0.02)
+        assert own.sid in {one.sid for one in (await only(node)).sessions}
 
 
 async def test_cut_ends_sessions_and_holds_over_reconcile_and_restart(node: Storage) -> None:

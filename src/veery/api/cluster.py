@@ -95,4 +95,5 @@ class ClusterRoutes:
 
     async def join(self, request: web.Request) -> web.Response:
         """Open to all who hold a token."""
-        return answer(await self._membership.admit(convert(await body(request), JoinRequest)))
+        wish = convert(await body(request), JoinRequest)
+        return answer(await self._membership.admit(wish, relay=request[CALLER].node))

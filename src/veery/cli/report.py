@@ -57,7 +57,7 @@ PROGRAMS: Mapping[str, Sequence[str]] = {
     "journal.txt": ("journalctl", "--no-pager", "--lines", "5000", "--unit", "veeryd"),
     "kernel.txt": ("dmesg", "--time-format", "iso"),
 }
-HIDDEN = ("ca/key", "initiator/", "token/")  # in the store: what stands there is a secret
+HIDDEN = ("ca/key", "initiator/", "chap/", "token/")  # in the store: what stands there is a secret
 OWN_FILES = ("identity.json", "nodes.json", "certificates.json", "store.json", "served.json")
 OWN_FOLDERS = ("journal", "moves", "volume-moves")
 

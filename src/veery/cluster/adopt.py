@@ -11,11 +11,12 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from veery.cluster.identity import make_initiator
 from veery.cluster.keys import (
+    CHAP_SEALED,
     CLUSTER,
     DOMAINS,
     FENCES,
@@ -235,7 +236,10 @@ async def _newcomers(store: Store, adoption: Adoption) -> list[Put | Delete]:
     found: list[Put | Delete] = [NODES.put(node.name, node) for node in adoption.nodes]
     if entry is not None:
         cluster = codec.decode(entry.value, Cluster)
-        found += [INITIATORS.put(node.name, make_initiator(cluster, node.name)) for node in adoption.nodes]
+        made = [make_initiator(cluster, node.name) for node in adoption.nodes]
+        if await store.get(CHAP_SEALED) is not None:  # each of them gives its password itself (initiators.py)
+            made = [replace(one, password="") for one in made]
+        found += [INITIATORS.put(one.node, one) for one in made]
     return found
 
 

@@ -2,6 +2,7 @@
 
 STATE/identity.json    Identity; written last, so that it stands for all the rest
 STATE/bootstrap.json   Bootstrap; on the first node only, until its daemon has put it into the store
+STATE/initiator.json   Initiator: this node's credentials at the targets (initiators.py)
 STATE/tls/             host/tls.py
 STATE/etcd/            etcd's data, on voters"""
 
@@ -193,8 +194,12 @@ def check_node_name(name: str) -> None:
 def make_initiator(cluster: Cluster, node: str) -> Initiator:
     """New credentials for `node` at every target: CHAP secrets have 12 to 16 characters where Windows or some
     targets are met (RFC 7143, 12.1.3 asks for 96 bits: these are 16 of 6 bits each)."""
-    password = base64.urlsafe_b64encode(secrets.token_bytes(12)).decode()
-    return Initiator(node=node, iqn=f"{cluster.authority}:node:{node}", user=node, password=password)
+    return Initiator(node=node, iqn=f"{cluster.authority}:node:{node}", user=node, password=make_password())
+
+
+def make_password() -> str:
+    """A new CHAP password."""
+    return base64.urlsafe_b64encode(secrets.token_bytes(12)).decode()
 
 
 def client_url(settings: Settings, node: Node) -> str:

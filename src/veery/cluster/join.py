@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 import aiohttp
 
-from veery.cluster import authorities, keys, revocation
+from veery.cluster import authorities, initiators, keys, revocation
 from veery.cluster.identity import (
     EtcdStart,
     Identity,
@@ -33,11 +33,12 @@ from veery.cluster.identity import (
     describe,
     fresh_state,
     make_initiator,
+    make_password,
     peer_url,
     save,
 )
 from veery.cluster.store import Delete, Put, Store, Unchanged
-from veery.cluster.vault import Vault
+from veery.cluster.vault import CHAP, Vault
 from veery.cluster.voters import Voter, Voters
 from veery.config.settings import Settings
 from veery.errors import Failed, OutcomeUnknown, Refused, from_kind
@@ -72,25 +73,28 @@ class CaReply:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JoinRequest:
     """The body of POST /v1/join. `csr` PEM; `epoch` the newcomer's clock; `peer` its etcd's peer URL, "" for no
-    voter."""
+    voter; `keeps` that it keeps its CHAP password itself (an older veery reads it in the store)."""
 
     secret: str
     node: Node
     csr: str
     epoch: float
     peer: str = ""
+    keeps: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JoinReply:
     """The answer of POST /v1/join: the node's record as it now stands, its certificate (PEM), etcd's client URLs,
-    and for a voter how its etcd begins."""
+    for a voter how its etcd begins, and its credentials at the targets (None: an older veery, they are in the
+    store)."""
 
     cluster: Cluster
     node: Node
     cert: str
     voters: tuple[str, ...]
     etcd: EtcdStart | None = None
+    initiator: Initiator | None = None
 
 
 async def make_token(store: Store, node: str, *, epoch: float | None = None) -> str:
@@ -162,14 +166,15 @@ async def admit(
     async with _turn(store, node.name) as turn:
         token = await _check(store, request, now)
         members = await _seat(store, voters, node, request.peer)
-        conditions = [turn, *token, Unchanged(keys.NODES.key(node.name), 0)]
+        credentials, same = await _credentials(store, vault, request, initiator)
+        conditions = [turn, *token, same, Unchanged(keys.NODES.key(node.name), 0)]
         records: list[Put | Delete] = [
             Delete(token[0].key),
             keys.NODES.put(node.name, node),
-            keys.INITIATORS.put(node.name, initiator),
+            *credentials,
             keys.CERTIFICATES.put(node.name, revocation.certificate(cert)),
         ]
-        if not await _record(store, conditions, records, initiator):
+        if not await _record(store, conditions, records, credentials[-1]):
             await _unseat(voters, request.peer)
             raise Refused(f"the token was used, or the name {node.name} taken, meanwhile", hint="make another token")
     log.info(decision("node.admitted", node=node.name, address=node.address, roles=",".join(node.roles)))
@@ -178,7 +183,14 @@ async def admit(
         names = [f"{_name_of(each, request)}={url}" for each in members for url in each.peers]
         start = EtcdStart(initial_cluster=",".join(names), initial_cluster_state="existing")
     clients = tuple(url for each in members if not each.learner for url in each.clients)
-    return JoinReply(cluster=cluster, node=node, cert=cert, voters=clients, etcd=start)
+    return JoinReply(cluster=cluster, node=node, cert=cert, voters=clients, etcd=start, initiator=initiator)
+
+
+async def _credentials(
+    store: Store, vault: Vault | None, request: JoinRequest, own: Initiator
+) -> tuple[list[Put], Unchanged]:
+    chap = vault.beside(CHAP) if vault is not None else None
+    return await initiators.enrolled(store, chap, own, keeps=request.keeps)
 
 
 async def join(
@@ -216,6 +228,7 @@ async def join(
         csr=key.cert,
         epoch=mine,
         peer=peer_url(settings, node) if Role.VOTER in node.roles else "",
+        keeps=True,
     )
     reply = await _call("POST", f"{base}/v1/join", JoinReply, tls.pinned_context(told.ca), within=ANSWER, body=request)
     if tls.fingerprint(reply.cluster.ca) != mark:
@@ -225,6 +238,9 @@ async def join(
     own = (client_url(settings, node),) if reply.etcd else ()
     identity = Identity(cluster=reply.cluster, node=reply.node, voters=own + reply.voters, etcd=reply.etcd)
     tls.write_folder(state / "tls", ca=told.ca, node=tls.KeyPair(reply.cert, key.key))
+    if reply.initiator is not None:
+        password = reply.initiator.password or make_password()  # "": another node sent the request on
+        initiators.save(state, replace(reply.initiator, password=password))
     save(state, identity)
     return identity
 
@@ -333,15 +349,13 @@ async def _unseat(voters: Voters, peer: str) -> None:
             await voters.remove(member.id)
 
 
-async def _record(
-    store: Store, conditions: Sequence[Unchanged], records: Sequence[Put | Delete], initiator: Initiator
-) -> bool:
-    """Use the token up and write the node's records, `initiator` among them; whether that was done."""
+async def _record(store: Store, conditions: Sequence[Unchanged], records: Sequence[Put | Delete], secret: Put) -> bool:
+    """Use the token up and write the node's records, `secret` with its password among them; whether that was done."""
     try:
         return (await store.commit(conditions, records)).held
     except OutcomeUnknown:
-        written = await keys.INITIATORS.get(store, initiator.node)
-        return written == initiator  # its password is new: nobody else wrote it
+        written = await store.get(secret.key)
+        return written is not None and written.value == secret.value  # its password is new: nobody else wrote it
 
 
 def _name_of(member: Voter, request: JoinRequest) -> str:

@@ -10,10 +10,14 @@
 | ca/key | the same in the clear: an older veery |
 | ca/step | the node that is taking a step of a change of CA; bound to a lease |
 | sealing, sealing/NODE | the id of the sealing key; that of the one that voter NODE has |
+| chap/NODE | ChapSecret: a node's CHAP password, sealed (initiators.py) |
+| chap-kept/NODE | the id of the CHAP password that NODE keeps itself |
+| chap-sealed | there, once no password is written in the clear any more |
+| chap-sealing, chap-sealing/NODE | as sealing, of the key of the CHAP passwords; NODE is a voter or storage node |
 | trust/NODE | Trusting: the CAs that a node trusts |
 | token/SHA256 | Token; the hash is that of its secret |
 | joining | the name of the node that is being let in; bound to a lease |
-| node/NAME, alive/NAME, initiator/NAME | Node, Presence (bound to the node's lease), Initiator |
+| node/NAME, alive/NAME, initiator/NAME | Node, Presence (bound to the node's lease), Initiator (password "": sealed) |
 | certificate/NODE, revoked/SERIAL | Certificate of a node, Revoked of one that was put out |
 | domain/NAME, owner/NAME, reservation/NAME | DomainRecord, Owner, Reservation of a domain |
 | volume/NAME, volume-move/NAME | Volume, VolumeMove |
@@ -65,7 +69,7 @@ from veery.model.ha import (
 )
 from veery.model.node import Node
 from veery.model.plan import Baseline, Processor
-from veery.model.volume import Initiator, Volume, VolumeMove
+from veery.model.volume import ChapSecret, Initiator, Volume, VolumeMove
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -153,6 +157,7 @@ CERTIFICATES = Kind("certificate/", Certificate)
 REVOKED = Kind("revoked/", Revoked)
 TRUSTS = Kind("trust/", Trusting)
 INITIATORS = Kind("initiator/", Initiator)
+CHAP_SECRETS = Kind("chap/", ChapSecret)
 DOMAINS = Kind("domain/", DomainRecord)
 OWNERS = Kind("owner/", Owner)
 RESERVATIONS = Kind("reservation/", Reservation)
@@ -171,7 +176,7 @@ HISTORIES = Kind("history/", NodeHistory)
 INTENTS = Kind("intent/", NodeIntent)
 KINDS: tuple[Kind[Any], ...] = (
     *(NODES, ALIVE, INITIATORS, DOMAINS, OWNERS, RESERVATIONS, VOLUMES, VOLUME_MOVES, TOKENS, PROCESSORS, BASELINES),
-    *(CERTIFICATES, REVOKED, TRUSTS, POLICIES, RUNS, GROUPS, FENCES, ARMED, MEANS, HISTORIES, INTENTS),
+    *(CERTIFICATES, REVOKED, TRUSTS, CHAP_SECRETS, POLICIES, RUNS, GROUPS, FENCES, ARMED, MEANS, HISTORIES, INTENTS),
 )
 LEADERS = Kind("", LeaderRecord)  # one record: LEADER
 DISARM = Kind("", Disarmed)  # one record: DISARMED
@@ -188,6 +193,10 @@ CA_SEALED = "ca/sealed/"
 CA_STEP = "ca/step"
 SEALING = "sealing"
 SEALED_BY = "sealing/"
+CHAP_KEPT = "chap-kept/"
+CHAP_SEALED = "chap-sealed"
+CHAP_SEALING = "chap-sealing"
+CHAP_SEALED_BY = "chap-sealing/"
 JOINING = "joining"
 TID = "tid"
 LEADER = "leader"

@@ -16,7 +16,7 @@ import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
-from veery.cluster import keys, losses, revocation, vault
+from veery.cluster import initiators, keys, losses, revocation, vault
 from veery.cluster.etcd import EtcdStore
 from veery.cluster.identity import Identity, client_url, describe, load_bootstrap, peer_url, save
 from veery.cluster.losses import Losses
@@ -47,7 +47,8 @@ def open_store(
 
 
 async def bootstrap(store: Store, state: Path, identity: Identity) -> None:
-    """Put the first node's records into the store, once, the CA's key sealed, and then forget that key here.
+    """Put the first node's records into the store, once, the CA's key and its password sealed, and then forget that
+    key here.
 
     Nothing to do on any other node, or later. Raises Failed when the store is another cluster's,
     StoreUnavailable, OutcomeUnknown: call it again."""
@@ -56,6 +57,10 @@ async def bootstrap(store: Store, state: Path, identity: Identity) -> None:
         return
     node, own = identity.node, vault.Vault(state)
     sealing, sealed = own.make(), vault.sealed_name(identity.cluster.ca)
+    chap = own.beside(vault.CHAP)
+    chap_id = chap.make()
+    if initiators.load(state) is None:
+        initiators.save(state, first.initiator)
     done = await store.commit(
         [Unchanged(keys.CLUSTER, 0)],
         [
@@ -64,8 +69,11 @@ async def bootstrap(store: Store, state: Path, identity: Identity) -> None:
             Put(keys.SEALING, sealing.encode()),
             Put(keys.SEALED_BY + node.name, sealing.encode()),
             Put(sealed, own.seal(first.ca_key, sealed)),
+            Put(keys.CHAP_SEALING, chap_id.encode()),
+            Put(keys.CHAP_SEALED_BY + node.name, chap_id.encode()),
+            Put(keys.CHAP_SEALED, b"1"),
             keys.NODES.put(node.name, node),
-            keys.INITIATORS.put(node.name, first.initiator),
+            *initiators.sealed(chap, first.initiator),
         ],
     )
     if done.held:
@@ -210,6 +218,7 @@ async def _erase(store: Store, entry: Entry, *, absent: bool = False, volumes: S
     kinds = (
         keys.NODES,
         keys.INITIATORS,
+        keys.CHAP_SECRETS,
         keys.ALIVE,
         keys.PROCESSORS,
         keys.FENCES,
@@ -220,7 +229,7 @@ async def _erase(store: Store, entry: Entry, *, absent: bool = False, volumes: S
         keys.TRUSTS,
     )
     gone: list[Put | Delete] = [Delete(kind.key(node.name)) for kind in kinds]
-    gone.append(Delete(keys.SEALED_BY + node.name))
+    gone += [Delete(prefix + node.name) for prefix in (keys.SEALED_BY, keys.CHAP_SEALED_BY, keys.CHAP_KEPT)]
     gone += await revocation.revoke(store, node.name)
     made = (await keys.TOKENS.readable(store)).items()
     gone += [Delete(keys.TOKENS.key(hash)) for hash, token in made if token.node == node.name]

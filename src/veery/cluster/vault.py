@@ -1,4 +1,7 @@
-"""The CA's key in the store, sealed: only voters have the key that opens it.
+"""Secrets in the store, sealed: only the nodes that need one have the key that opens it.
+
+There are two sealing keys (`Ring`): CA, which voters have, for the CA's key; CHAP, which voters and storage nodes have,
+for the initiators' passwords (initiators.py). What follows is said of the CA's; the other is kept in the same way.
 
 STATE/sealing.key (32 bytes, root alone) is made by the first voter. `sealing` in the store has its id, `sealing/NODE`
 says that voter NODE has it too. Other voters ask one that has it, over TLS (`POST /v1/sealing`). Where no voter of the
@@ -14,6 +17,7 @@ import hashlib
 import logging
 import secrets
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from veery.cluster import keys
@@ -22,25 +26,67 @@ from veery.errors import Failed, Refused, VeeryError
 from veery.host import tls
 from veery.host.files import write_atomic
 from veery.host.log import decision
-from veery.model.node import Role
+from veery.model.node import Node, Role
 
 log = logging.getLogger(__name__)
 
-FILE = "sealing.key"
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ring:
+    """One sealing key: its file in STATE, the key of the store that has its id, the prefix under which each holder says
+    that it has it, and who these are. `holder` and `lost` are for messages."""
+
+    file: str
+    key: str
+    held: str
+    roles: tuple[Role, ...]
+    holder: str
+    missing: str
+    lost: str
+
+    def holds(self, node: Node) -> bool:
+        """Whether `node` is to have it."""
+        return any(node.has(role) for role in self.roles)
+
+
+NO_VOTE = "a node without a vote does not have the CA's key"
+CA = Ring(
+    file="sealing.key",
+    key=keys.SEALING,
+    held=keys.SEALED_BY,
+    roles=(Role.VOTER,),
+    holder="voter",
+    missing=NO_VOTE,
+    lost="bring sealing.key back from a copy of a voter's state folder, or: veery cluster ca renew",
+)
+CHAP = Ring(
+    file="chap.key",
+    key=keys.CHAP_SEALING,
+    held=keys.CHAP_SEALED_BY,
+    roles=(Role.VOTER, Role.STORAGE),
+    holder="voter or storage node",
+    missing="this node does not have the key of the nodes' CHAP passwords",
+    lost="veery doctor --all; the node of that name seals its password anew within seconds",
+)
+
+FILE = CA.file
 MARK = b"veery-sealed-1:"
 KEY_BYTES, NONCE_BYTES = 32, 12  # ChaCha20-Poly1305, RFC 8439
-NO_VOTE = "a node without a vote does not have the CA's key"
 
 Ask = Callable[[str], Awaitable[str]]
-"""The sealing key (base64) of the voter of that name. Raises VeeryError."""
+"""The sealing key (base64) of the holder of that name. Raises VeeryError."""
 
 
 class Vault:
-    """This node's sealing key, and what it opens."""
+    """One sealing key of this node, and what it opens."""
 
-    def __init__(self, state: Path) -> None:
+    def __init__(self, state: Path, ring: Ring = CA) -> None:
         """Nothing is read before it is needed."""
-        self._file = state / FILE
+        self.ring, self._state, self._file = ring, state, state / ring.file
+
+    def beside(self, ring: Ring) -> Vault:
+        """Another sealing key of the same node."""
+        return Vault(self._state, ring)
 
     @property
     def id(self) -> str:
@@ -55,14 +101,14 @@ class Vault:
         return self.id
 
     def export(self) -> str:
-        """The sealing key for another voter, base64. Raises Refused where there is none."""
+        """The sealing key for another holder, base64. Raises Refused where there is none."""
         key = self._read()
         if not key:
-            raise Refused("this node has no sealing key", hint="ask a voter: veery node list")
+            raise Refused("this node has no sealing key", hint=f"ask a {self.ring.holder}: veery node list")
         return base64.b64encode(key).decode()
 
     def take(self, key: str, id: str) -> None:
-        """Keep the sealing key that another voter gave. Raises Failed where it is not the one called `id`, OSError."""
+        """Keep the sealing key that another holder gave. Raises Failed where it is not the one called `id`, OSError."""
         try:
             data = base64.b64decode(key, validate=True)
         except ValueError:
@@ -92,13 +138,13 @@ class Vault:
         except (ValueError, InvalidTag) as error:
             raise Failed(
                 f"the sealing key does not open {entry.key}",
-                hint="bring sealing.key back from a copy of a voter's state folder, or: veery cluster ca renew",
+                hint=self.ring.lost,
             ) from error
 
     def _key(self) -> bytes:
         key = self._read()
         if not key:
-            raise Refused(NO_VOTE, hint="ask a voter: veery node list")
+            raise Refused(self.ring.missing, hint=f"ask a {self.ring.holder}: veery node list")
         return key
 
     def _read(self) -> bytes:
@@ -133,41 +179,65 @@ async def ca_key(store: Store, vault: Vault | None, ca: str) -> str:
     return clear.value.decode()
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """This node has the sealing key. `id` is the entry of its id in the store; `without` are the nodes that are to
+    have it too and do not."""
+
+    id: Entry
+    without: tuple[str, ...]
+
+    @property
+    def same(self) -> Unchanged:
+        """The condition that it still is the cluster's."""
+        return Unchanged(self.id.key, self.id.revision)
+
+
+async def hold(store: Store, vault: Vault, node: str, ask: Ask) -> Held | None:
+    """A holder's part: have the sealing key, and say so. None while that is not done: call it again. Raises
+    StoreUnavailable, OutcomeUnknown, OSError, and Failed where no holder gives the key."""
+    ring = vault.ring
+    holders = [each.name for each in (await keys.NODES.readable(store)).values() if ring.holds(each)]
+    marks = (await store.scan(ring.held)).entries
+    told = {mark.key.removeprefix(ring.held): mark.value.decode() for mark in marks}
+    entry = await store.get(ring.key)
+    id = entry.value.decode() if entry else ""
+    having = [each for each in holders if each != node and told.get(each) == id]
+    if entry is None or (vault.id != id and not having):
+        made = vault.make().encode()  # in the store together with who has it, or another one would make one too
+        operations = [Put(ring.key, made), Put(ring.held + node, made)]
+        await store.commit([Unchanged(ring.key, entry.revision if entry else 0)], operations)
+        return None  # others may have been first: look again
+    if vault.id != id:
+        await _fetch(vault, id, having, ask)
+    if told.get(node) != id:
+        await store.commit([], [Put(ring.held + node, id.encode())])
+        told[node] = id
+    return Held(entry, tuple(each for each in sorted(holders) if told.get(each) != id))
+
+
 async def carry(store: Store, vault: Vault, node: str, ask: Ask) -> bool:
     """A voter's part: have the sealing key, say so, and seal the CA's key. Whether all of that is done. Raises
     StoreUnavailable, OutcomeUnknown, OSError, and Failed where no voter gives the sealing key: call it again."""
-    voters = [each.name for each in (await keys.NODES.readable(store)).values() if each.has(Role.VOTER)]
-    marks = (await store.scan(keys.SEALED_BY)).entries
-    told = {mark.key.removeprefix(keys.SEALED_BY): mark.value.decode() for mark in marks}
-    entry = await store.get(keys.SEALING)
-    id = entry.value.decode() if entry else ""
-    holders = [each for each in voters if each != node and told.get(each) == id]
-    if entry is None or (vault.id != id and not holders):
-        made = Put(keys.SEALING, vault.make().encode())
-        await store.commit([Unchanged(keys.SEALING, entry.revision if entry else 0)], [made])
-        return False  # others may have been first: look again
-    if vault.id != id:
-        await _fetch(vault, id, holders, ask)
-    own = keys.SEALED_BY + node
-    if told.get(node) != id:
-        await store.commit([], [Put(own, id.encode())])
-        told[node] = id
+    held = await hold(store, vault, node, ask)
+    if held is None:
+        return False
     clear = await store.get(keys.CA_KEY)
     if clear is None:
         return True
-    if any(told.get(each) != id for each in voters):
+    if held.without:
         return False
     name = sealed_name((await keys.cluster(store)).ca)
-    conditions = [Unchanged(clear.key, clear.revision), Unchanged(entry.key, entry.revision)]
+    conditions = [Unchanged(clear.key, clear.revision), held.same]
     done = await store.commit(conditions, [Put(name, vault.seal(clear.value.decode(), name)), Delete(keys.CA_KEY)])
     if done.held:
-        log.info(decision("ca.sealed", voters=",".join(sorted(voters))))
+        log.info(decision("ca.sealed", by=node))
     return done.held
 
 
-async def _fetch(vault: Vault, id: str, voters: list[str], ask: Ask) -> None:
-    why = "there is no other voter"
-    for each in voters:
+async def _fetch(vault: Vault, id: str, having: list[str], ask: Ask) -> None:
+    why = f"there is no other {vault.ring.holder}"
+    for each in having:
         try:
             vault.take(await ask(each), id)
         except VeeryError as error:
@@ -176,5 +246,6 @@ async def _fetch(vault: Vault, id: str, voters: list[str], ask: Ask) -> None:
         log.info(decision("sealing.taken", of=each))
         return
     raise Failed(
-        f"no voter gives the sealing key ({why})", hint="bring sealing.key back from a copy of a voter's state"
+        f"no {vault.ring.holder} gives the sealing key ({why})",
+        hint=f"bring {vault.ring.file} back from a copy of the state folder of a {vault.ring.holder}",
     )

@@ -1,8 +1,8 @@
 """`python -m veery.lab.reach SETTINGS VOLUME [PASSWORD]`: log in to a volume's LUN from inside a node.
 
-As its domains do: through QEMU's own initiator, or on a Xen node the kernel's, with the node's own credentials, which
-are in the store; prints the LUN's size in bytes. With PASSWORD that one is used instead. Exit 1, with the initiator's
-words, where it is turned away."""
+As its domains do: through QEMU's own initiator, or on a Xen node the kernel's, with the node's own credentials, out
+of its state folder; prints the LUN's size in bytes. With PASSWORD that one is used instead. Exit 1, with the
+initiator's words, where it is turned away."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 from veery.cluster.identity import load as load_identity
-from veery.cluster.keys import INITIATORS, VOLUMES
+from veery.cluster.initiators import load as load_initiator
+from veery.cluster.keys import VOLUMES
 from veery.cluster.members import open_store
 from veery.config.settings import load as load_settings
 from veery.errors import Refused, VeeryError
@@ -28,7 +29,7 @@ async def size(settings_file: Path, volume: str, password: str = "") -> int:
     node = mine.name
     store = open_store(settings, load_identity(Path(settings.state)))
     try:
-        found, own = await VOLUMES.get(store, volume), await INITIATORS.get(store, node)
+        found, own = await VOLUMES.get(store, volume), load_initiator(Path(settings.state))
     finally:
         await store.close()
     if found is None or own is None:

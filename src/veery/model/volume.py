@@ -74,12 +74,23 @@ class VolumeMoved:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Initiator:
-    """One node's credentials at every target: its initiator name and its CHAP user and password."""
+    """One node's credentials at every target: its initiator name and its CHAP user and password. `password` is "" in
+    the store once it is sealed there, and where it is not known."""
 
     node: str
     iqn: str
     user: str
     password: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChapSecret:
+    """A node's CHAP password, sealed. `id` tells which password it is, and nothing of it; `key` is the id of the key
+    that opens it."""
+
+    id: str
+    key: str
+    sealed: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

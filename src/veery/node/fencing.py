@@ -25,6 +25,7 @@ from veery.model.fence import Clean, Cut, Fenced
 from veery.node.domains import Domains
 from veery.node.peers import Peers
 from veery.node.volumes import VolumeService
+from veery.storage import sessions
 
 log = logging.getLogger(__name__)
 
@@ -112,14 +113,14 @@ class Fencing:
         next look at the records would let it in again), OutcomeUnknown where it is not proven, Failed."""
         fence = await self._of(name)
         begun = self._clock.now()
-        closed = await self._volumes.mine().cut_all(fence.iqn)
+        closed = await self._volumes.mine().cut_all(fence.iqn, await self._addresses(fence))
         return await self._told(fence, closed, self._clock.now() - begun)
 
     async def proof(self, name: str) -> Cut:
         """Whether it still is shut out: read back from tgtd, nothing is changed. Raises Failed where it is not."""
         fence = await self._of(name)
         begun = self._clock.now()
-        if why := await self._volumes.mine().way_in(fence.iqn):
+        if why := await self._volumes.mine().way_in(fence.iqn, await self._addresses(fence)):
             raise Failed(f"{self.node}: {name} is not shut out: {why}", hint="it is cut again by itself")
         return await self._told(fence, 0, self._clock.now() - begun)
 
@@ -130,6 +131,10 @@ class Fencing:
         if fence.shut or fence.record.revision != revision:
             raise Refused(f"the fence of {name} is not at {revision} and admitting", hint="look again")
         await self._volumes.mine().reconcile()
+
+    async def _addresses(self, fence: Fenced) -> frozenset[str]:
+        """Those of the fenced node alone: it may have logged in under another node's name."""
+        return sessions.alone(sessions.homes((await NODES.readable(self._store)).values()), fence.iqn)
 
     async def _of(self, name: str) -> Fenced:
         self._volumes.mine()

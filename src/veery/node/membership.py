@@ -88,11 +88,15 @@ class Membership:
             self._store, self._store.voters, self._settings, name, volumes=volumes, everything=everything
         )
 
-    async def admit(self, request: join.JoinRequest) -> join.JoinReply:
-        """POST /v1/join."""
+    async def admit(self, request: join.JoinRequest, relay: str = "") -> join.JoinReply:
+        """POST /v1/join; `relay` is the node that sends it on ("": none). Such a node is not told the newcomer's CHAP
+        password: the newcomer makes itself another."""
         if self.identity.etcd is None:  # no vote, so no key of the CA: a voter admits it
             return await self._elsewhere(request)
-        return await join.admit(self._store, self._store.voters, request, vault=self._vault)
+        reply = await join.admit(self._store, self._store.voters, request, vault=self._vault)
+        if relay and reply.initiator is not None:
+            reply = replace(reply, initiator=replace(reply.initiator, password=""))
+        return reply
 
     async def _elsewhere(self, request: join.JoinRequest) -> join.JoinReply:
         last: VeeryError = Failed("the cluster has no voter", hint="veery node list")

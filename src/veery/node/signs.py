@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
-from veery.cluster.keys import INITIATORS
-from veery.cluster.store import Store
-from veery.errors import Failed, Refused, VeeryError
+from veery.errors import Refused, VeeryError
 from veery.host.clock import Clock
 from veery.model import codec
 from veery.model.ha import Sign, Signs
@@ -85,17 +83,17 @@ class SignWriter:
     def __init__(
         self,
         node: Node,
-        store: Store,
+        mine: Callable[[], Awaitable[Initiator]],
         *,
         neighbours: Neighbours,
         peers: Peers,
         clock: Clock,
         stopped: Callable[[], bool],
     ) -> None:
-        """`peers` asks the store for nothing; `stopped` tells whether our domains are ended and none starts."""
-        self._node, self._store, self._neighbours = node, store, neighbours
+        """`mine` gives this node's credentials; `peers` asks the store for nothing; `stopped` tells whether our domains
+        are ended and none starts."""
+        self._node, self._mine, self._neighbours = node, mine, neighbours
         self._peers, self._clock, self._stopped = peers, clock, stopped
-        self._initiator: Initiator | None = None
         self._number = int(clock.epoch() * 1000)  # goes on after a restart: a number is never written twice
         self.troubles: dict[str, str] = {}
 
@@ -144,9 +142,7 @@ class SignWriter:
             session.close()
 
     async def _lun(self, name: str) -> IscsiLun:
-        mine = self._initiator = self._initiator or await INITIATORS.get(self._store, self._node.name)
-        if mine is None:
-            raise Failed(f"{self._node.name} has no credentials at the targets", hint="join it anew")
+        mine = await self._mine()
         told = codec.convert(await self._peers.call(name, "GET", "/v1/heartbeats", deadline=ASK), Watch)
         return IscsiLun(
             portal=told.portal, iqn=told.iqn, lun=1, initiator=mine.iqn, user=mine.user, password=mine.password

@@ -5,16 +5,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
-from veery.cluster import volumegate
-from veery.cluster.keys import DOMAINS, FENCES, INITIATORS, NODES, OWNERS, VOLUMES, Kind
+from veery.cluster import initiators, volumegate
+from veery.cluster.keys import CHAP_SECRETS, DOMAINS, FENCES, INITIATORS, NODES, OWNERS, VOLUMES, Kind
 from veery.cluster.store import Delete, Store, StoreUnavailable, Unchanged
 from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
 from veery.model.ha import FenceState
 from veery.model.node import Role
-from veery.model.volume import Initiator, Volume
+from veery.model.volume import ChapSecret, Initiator, Volume
 from veery.node.peers import Peers
 from veery.storage.volumes import Volumes
 
@@ -28,8 +29,17 @@ REPAIR = 10.0  # seconds between two comparisons of tgtd with the records, besid
 class VolumeRecords:
     """`veery.storage.volumes.Records` over the cluster's store."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(
+        self,
+        store: Store,
+        opener: Callable[[str, ChapSecret], Awaitable[str]] | None = None,
+        remembered: Callable[[], Iterable[Initiator]] = tuple,
+    ) -> None:
+        """`opener` opens a node's sealed password, on storage nodes; what it does not open is looked for in
+        `remembered`."""
+        self._store, self._opener, self._remembered = store, opener, remembered
+        self._opened: dict[str, tuple[ChapSecret, str]] = {}
+        self._closed: dict[str, str] = {}  # by node: why its password is not known
         self._memory: dict[str, dict[str, Any]] = {}  # by kind: the records as last read
 
     async def _known(self, kind: Kind[T]) -> dict[str, T]:
@@ -52,7 +62,35 @@ class VolumeRecords:
         """As Records.initiators: of the nodes that run domains; one whose record cannot be read may be one."""
         nodes, unreadable = await NODES.sifted(self._store)
         runs = {name for name, node in nodes.items() if node.has(Role.HYPERVISOR)} | set(unreadable)
-        return tuple(one for name, one in (await self._known(INITIATORS)).items() if name in runs)
+        known, secrets = await self._known(INITIATORS), await CHAP_SECRETS.readable(self._store)
+        return tuple([await self._opening(one, secrets) for name, one in known.items() if name in runs])
+
+    async def _opening(self, one: Initiator, secrets: Mapping[str, ChapSecret]) -> Initiator:
+        """With its password; without one where it is sealed, and neither opened nor remembered. A store that cannot
+        be read is no reason to give it up: then it is raised."""
+        secret = secrets.get(one.node)
+        if one.password or self._opener is None:
+            return one
+        if secret is None:
+            return self._unknown(one, "it has not told it yet")
+        opened, password = self._opened.get(one.node, (None, ""))
+        if opened != secret:
+            try:
+                password = await self._opener(one.node, secret)
+            except StoreUnavailable:
+                raise
+            except VeeryError as error:
+                return self._unknown(one, error.message, secret.id)
+            self._opened[one.node] = secret, password
+        self._closed.pop(one.node, None)
+        return replace(one, password=password)
+
+    def _unknown(self, one: Initiator, why: str, id: str = "") -> Initiator:
+        if self._closed.get(one.node) != why:
+            log.warning("the CHAP password of %s is not known here: %s", one.node, why)
+        self._closed[one.node] = why
+        fit = (each for each in self._remembered() if (each.iqn, each.user) == (one.iqn, one.user) and each.password)
+        return next((each for each in fit if id in ("", initiators.identify(each.node, each.password))), one)
 
     async def denied(self) -> Collection[tuple[str, str]]:
         """As Records.denied: a fenced node at every volume, those that are made later too, until it is admitted."""
@@ -152,7 +190,7 @@ class VolumeService:
             return
         async with asyncio.TaskGroup() as tasks:
             changed = asyncio.Event()
-            for prefix in (VOLUMES.prefix, INITIATORS.prefix, NODES.prefix, FENCES.prefix):
+            for prefix in (VOLUMES.prefix, INITIATORS.prefix, CHAP_SECRETS.prefix, NODES.prefix, FENCES.prefix):
                 tasks.create_task(self._watch(prefix, changed), name=f"watch {prefix}")
             while True:
                 await self.repair()

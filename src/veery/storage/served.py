@@ -43,6 +43,10 @@ class Served:
         """None where nothing is remembered: then nothing may be concluded."""
         return self._known
 
+    def initiators(self) -> tuple[Initiator, ...]:
+        """Those that had an account, with their passwords."""
+        return self._known.initiators if self._known else ()
+
     def admits(self, iqn: str, initiator: str) -> bool:
         """Whether target `iqn` is to let `initiator` in."""
         targets = self._known.targets if self._known else ()

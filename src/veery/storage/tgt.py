@@ -21,14 +21,13 @@ Facts this module rests on, seen in tgt 1.0.85 and read in its sources (usr/ of 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import itertools
 import logging
 import re
 import secrets
 import socket
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,6 +36,7 @@ from veery.host.process import Process, start_ticks
 from veery.host.run import run
 from veery.model import endpoint
 from veery.storage import sockets
+from veery.storage.table import Table
 
 log = logging.getLogger(__name__)
 
@@ -246,35 +246,6 @@ def parse_connections(text: str) -> tuple[Session, ...]:
 # ---------------------------------------------------------------- the daemon and its calls
 
 
-class _Table:
-    """The targets' tables of accounts: many may list them at a time (each waits for a tgtd that hangs, and none for
-    another), or one may change them, with a hole in between."""
-
-    def __init__(self) -> None:
-        self._change = asyncio.Lock()
-        self._lists = 0
-        self._unlisted = asyncio.Event()
-
-    @contextlib.asynccontextmanager
-    async def listed(self) -> AsyncIterator[None]:
-        async with self._change:
-            self._lists += 1
-        try:
-            yield
-        finally:
-            self._lists -= 1
-            if not self._lists:
-                self._unlisted.set()
-
-    @contextlib.asynccontextmanager
-    async def changed(self) -> AsyncIterator[None]:
-        async with self._change:
-            while self._lists:
-                self._unlisted.clear()
-                await self._unlisted.wait()  # each list has a deadline
-            yield
-
-
 class TargetServer:
     """One private tgtd: how to start it, and every call to it. Each call ends within `deadline` seconds.
 
@@ -288,7 +259,7 @@ class TargetServer:
         self.address, self.port, self._run, self._deadline = address, port, run, deadline
         self.portal = endpoint.join(address, port)
         self.env = {"TGT_IPC_SOCKET": str(run / "tgt")}
-        self._table = _Table()
+        self._table = Table()
 
     # ---- the daemon
     def command(self) -> list[str]:
@@ -486,15 +457,22 @@ class TargetServer:
                 raise
 
     # ---- fencing
-    async def close_sessions(self, tid: int, initiator: str, *, deadline: float = 10.0) -> int:
-        """Close every session of `initiator` at target `tid`, and return how many there were once none is left
-        and none of their I/O is in flight: tgtd keeps a connection listed until its last command has
-        returned (conn.c, conn_close). Raises OutcomeUnknown when they are still there at the deadline."""
+    async def close_sessions(
+        self, tid: int, initiator: str, *, addresses: Collection[str] = (), deadline: float = 10.0
+    ) -> int:
+        """Close every session of `initiator`, or from one of `addresses`, at target `tid`, and return how many there
+        were once none is left and none of their I/O is in flight: tgtd keeps a connection listed until its last command
+        has returned (conn.c, conn_close). Raises OutcomeUnknown when they are still there at the deadline."""
         loop = asyncio.get_running_loop()
         end = loop.time() + deadline
         closed: set[tuple[int, int]] = set()
         while True:
-            held = [one for one in await self.connections(tid) if one.initiator == initiator]
+            held = [
+                one
+                for one in await self.connections(tid)
+                if one.initiator == initiator
+                or any(each.address in addresses or (one.sid, each.cid) in closed for each in one.connections)
+            ]
             if not held:
                 return len(closed)
             for session in held:
@@ -509,8 +487,17 @@ class TargetServer:
                 )
             await asyncio.sleep(0.01)
 
-    async def cut(self, initiator: str, *, iqn: str = "", user: str = "", deadline: float = 10.0) -> int:
-        """Prove that `initiator` can no longer write to target `iqn` ("": to any); the number of sessions closed.
+    async def cut(
+        self,
+        initiator: str,
+        *,
+        iqn: str = "",
+        user: str = "",
+        addresses: Collection[str] = (),
+        deadline: float = 10.0,
+    ) -> int:
+        """Prove that `initiator` can no longer write to target `iqn` ("": to any), nor whoever comes from `addresses`,
+        under whatever name; the number of sessions closed.
 
         Its ACL entries go, then (`user`) its account's bindings, then every session with its I/O, then all is read
         back, and no login of anyone is left half done. Raises OutcomeUnknown when the proof is not had within
@@ -527,10 +514,10 @@ class TargetServer:
         while True:
             left = begun + deadline - loop.time()
             for target in targets:
-                closed += await self.close_sessions(target.tid, initiator, deadline=max(left, 0.1))
+                closed += await self.close_sessions(target.tid, initiator, addresses=addresses, deadline=max(left, 0.1))
             half = await self._half_logins()
             targets = await self._chosen(iqn)
-            why = _way_in(targets, initiator, half)
+            why = _way_in(targets, initiator, half, addresses)
             if not why:
                 log.info("cut %s from %s: %d sessions closed", initiator, iqn or f"{len(targets)} targets", closed)
                 return closed
@@ -543,14 +530,14 @@ class TargetServer:
                 self._end_logins(half)
             await asyncio.sleep(0.05)
 
-    async def way_in(self, initiator: str) -> str:
-        """How `initiator` could still write to any target, "" when it cannot: what `cut` reads back, and nothing
-        changed for it."""
+    async def way_in(self, initiator: str, addresses: Collection[str] = ()) -> str:
+        """How `initiator` could still write to any target, or whoever comes from `addresses`, "" when it cannot: what
+        `cut` reads back, and nothing changed for it."""
         targets = await self.targets()
         for target in targets:
             if any(one.initiator == initiator for one in await self.connections(target.tid)):
                 return f"it has a session at {target.iqn}"
-        return _way_in(await self.targets(), initiator, await self._half_logins())
+        return _way_in(await self.targets(), initiator, await self._half_logins(), addresses)
 
     async def _lock_out(self, target: Target, user: str) -> None:
         if user not in target.accounts:
@@ -583,9 +570,12 @@ class TargetServer:
             log.warning("unfinished logins from %s cannot be ended: %s", ", ".join(sorted(addresses)), error)
 
 
-def _way_in(targets: Sequence[Target], initiator: str, half: Collection[str]) -> str:
-    """How `initiator` could still write to one of `targets`; "" when it cannot."""
+def _way_in(targets: Sequence[Target], initiator: str, half: Collection[str], addresses: Collection[str]) -> str:
+    """How `initiator` could still write to one of `targets`, or whoever comes from `addresses`; "" when it cannot."""
     for target in targets:
+        for session in target.sessions:
+            if any(each.address in addresses for each in session.connections):
+                return f"a session at {target.iqn} comes from it under the name {session.initiator}"
         if initiator in target.acl or any(one.initiator == initiator for one in target.sessions):
             return f"{target.iqn} lets it in"
     if targets and half:

@@ -25,6 +25,7 @@ from veery.storage.beat import TID, BeatFile, heartbeat_iqn
 from veery.storage.extents import sync, write_sparse
 from veery.storage.names import check_volume_name, volume_iqn
 from veery.storage.served import Served, Serving
+from veery.storage.sessions import Stranger
 from veery.storage.tgt import Target, TargetServer
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,8 @@ class Records(Protocol):
         ...
 
     async def initiators(self) -> Sequence[Initiator]:
-        """The credentials of every node that may reach volumes; each has a user name of its own."""
+        """The credentials of every node that may reach volumes; each has a user name of its own. One whose password is
+        not known now has the password ""."""
         ...
 
     async def denied(self) -> Collection[tuple[str, str]]:
@@ -397,24 +399,32 @@ class Volumes:
             self._served.shut(initiator, volume.iqn)
             return await self._server.cut(initiator, iqn=volume.iqn, user=user)
 
-    async def cut_all(self, initiator: str) -> int:
+    async def cut_all(self, initiator: str, addresses: Collection[str] = ()) -> int:
         """As `cut`, for every target of this node, whatever it is of: a fenced node's volumes are not asked for, since
-        it may have a session at any. Raises as `cut`."""
+        it may have a session at any. `addresses` are that node's alone: what comes from there under another name is
+        closed too. Raises as `cut`."""
         user = next((one.user for one in await self._records.initiators() if one.iqn == initiator), "")
         async with self._lock:
             self._served.shut(initiator)
-            return await self._server.cut(initiator, user=user)
+            return await self._server.cut(initiator, user=user, addresses=addresses)
 
-    async def way_in(self, initiator: str) -> str:
-        """How `initiator` could still write to a volume here, "" when it cannot: read back, nothing is changed."""
+    async def way_in(self, initiator: str, addresses: Collection[str] = ()) -> str:
+        """How `initiator`, or who comes from `addresses`, could still write to a volume here, "" when it cannot: read
+        back, nothing is changed."""
         async with self._lock:
-            return await self._server.way_in(initiator)
+            return await self._server.way_in(initiator, addresses)
+
+    async def expel(self, strangers: Iterable[Stranger]) -> None:
+        """Close these connections; their I/O may still end. Raises Failed."""
+        async with self._lock:
+            for each in strangers:
+                await self._server.close_connection(each.tid, each.sid, each.cid)
 
     async def _recorded(self) -> _Recorded:
         """What the records say; who is denied last, so that it tells of every volume here. Raises what the store
         raises."""
         here = {volume.name: volume for volume in await self.here()}
-        initiators = tuple(await self._records.initiators())
+        initiators = tuple(one for one in await self._records.initiators() if one.password)
         return _Recorded(initiators, frozenset(await self._records.denied()), here)
 
     async def _wanted(self, recorded: _Recorded) -> tuple[list[plan.Wanted], dict[int, VeeryError]]:

@@ -1,18 +1,21 @@
 """A volume's LUN as a block device of a nested node, by the kernel's initiator (open-iscsi) and plain iscsiadm.
 
 For tests and measures beside the driver: it logs in by itself. `python -m veery.lab.xen.login SETTINGS VOLUME NODE`
-prints what iscsiadm needs to know, read from the store on a node that `SETTINGS` describe."""
+prints what iscsiadm needs to know, read from the store on a voter that `SETTINGS` describe."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from veery.cluster.identity import load as load_identity
-from veery.cluster.keys import INITIATORS, VOLUMES
+from veery.cluster.initiators import open_secret
+from veery.cluster.keys import CHAP_SECRETS, INITIATORS, VOLUMES
 from veery.cluster.members import open_store
+from veery.cluster.vault import CHAP, Vault
 from veery.config.settings import load as load_settings
 from veery.errors import Refused, VeeryError
 from veery.lab.services import Lab
@@ -85,8 +88,11 @@ async def _read(settings_file: Path, volume: str, node: str) -> dict[str, str]:
     store = open_store(settings, load_identity(Path(settings.state)))
     try:
         found, own = await VOLUMES.get(store, volume), await INITIATORS.get(store, node)
+        secret = await CHAP_SECRETS.get(store, node)
     finally:
         await store.close()
+    if own is not None and secret is not None:
+        own = replace(own, password=open_secret(Vault(Path(settings.state), CHAP), node, secret))
     if found is None or own is None:
         raise Refused(f"no volume {volume}, or no credentials for {node}")
     names = {"portal": found.portal, "target": found.iqn}

@@ -1,0 +1,129 @@
+"""This node's credentials at the targets, and on voters and storage nodes the key that opens those of the others."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Any, Protocol
+
+from veery.cluster import initiators, keys, vault
+from veery.cluster.identity import make_password
+from veery.cluster.store import Store
+from veery.cluster.vault import Vault
+from veery.errors import Failed, Refused, VeeryError
+from veery.host.clock import Clock
+from veery.model.node import Node
+from veery.model.volume import ChapSecret, Initiator
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 5.0
+ASK_S = 10.0  # for a holder's answer
+
+
+class Asked(Protocol):
+    """The other nodes' APIs: node/peers.py."""
+
+    async def call(self, name: str, method: str, path: str, body: Any = None, *, deadline: float = 30.0) -> Any:
+        """As Peers.call."""
+        ...
+
+
+class Credentials:
+    """One a daemon; `run` is its task."""
+
+    def __init__(self, node: Node, store: Store, state: Path, *, peers: Asked, clock: Clock) -> None:
+        """`state` is the node's state folder."""
+        self._node, self._store, self._state = node, store, state
+        self._peers, self._clock = peers, clock
+        self._vault = Vault(state, vault.CHAP)
+        self._own: Initiator | None = None
+        self._busy = asyncio.Lock()
+
+    async def run(self) -> None:
+        """For ever: keep our own, have the store know it, hold the key, and seal what is in the clear."""
+        said = ""
+        while True:
+            try:
+                await self.look()
+                said = ""
+            except (VeeryError, OSError) as error:
+                if str(error) != said:
+                    log.warning("credentials at the targets: %s", error)
+                said = str(error)
+            await self._clock.sleep(LOOK_S)
+
+    async def look(self) -> None:
+        """One look, and what it calls for. Raises VeeryError, OSError."""
+        async with self._busy:
+            self._own = await initiators.keep(self._store, self._state, self._node.name, make_password())
+            held = await self._hold()
+            if await initiators.must_offer(self._store, self._own):
+                await self._offer(self._own)
+            if held is not None:
+                await initiators.seal_all(self._store, self._vault, held)
+
+    async def mine(self) -> Initiator:
+        """Our own. Raises Failed where there are none, StoreUnavailable where the store must be asked for them."""
+        if self._own is None:
+            self._own = initiators.load(self._state)
+        if self._own is None:
+            try:
+                await self.look()
+            except OSError as error:
+                raise Failed(f"{self._state}: {error.strerror}", hint="see to the disk of this node") from error
+        if self._own is None:
+            raise Failed(f"{self._node.name} has no credentials at the targets", hint="join it anew")
+        return self._own
+
+    async def password(self, node: str, secret: ChapSecret) -> str:
+        """The password in `secret` of `node`, on a voter or storage node. Raises VeeryError."""
+        if self._vault.id != secret.key:
+            try:
+                async with self._busy:
+                    await self._hold()
+            except OSError as error:
+                raise Failed(f"{self._state}: {error.strerror}", hint="see to the disk of this node") from error
+        return initiators.open_secret(self._vault, node, secret)
+
+    # ---- asked by other nodes
+    async def sealing(self, caller: str) -> str:
+        """POST /v1/initiators/sealing: the key, for another voter or storage node. Raises Refused."""
+        node = await keys.NODES.get(self._store, caller)
+        if node is None or not vault.CHAP.holds(node):
+            log.warning("%s asks for the key of the CHAP passwords, and is no %s", caller, vault.CHAP.holder)
+            raise Refused(f"{caller} is no {vault.CHAP.holder}", hint="veery node list shows the roles")
+        return self._vault.export()
+
+    async def accept(self, caller: str, password: str) -> None:
+        """POST /v1/initiators: the password that node `caller` gives as its own. Raises Refused."""
+        await initiators.accept(self._store, self._vault, caller, password)
+
+    # ---- inside
+    async def _hold(self) -> vault.Held | None:
+        if not vault.CHAP.holds(self._node):
+            return None
+        held = await vault.hold(self._store, self._vault, self._node.name, self._ask_sealing)
+        if held is None:  # the key was made: a second look tells whose it is
+            held = await vault.hold(self._store, self._vault, self._node.name, self._ask_sealing)
+        return held
+
+    async def _ask_sealing(self, holder: str) -> str:
+        return str((await self._peers.call(holder, "POST", "/v1/initiators/sealing", deadline=ASK_S))["key"])
+
+    async def _offer(self, own: Initiator) -> None:
+        """Give our password to a node that seals it. Raises VeeryError where none does."""
+        if self._vault.id:
+            await initiators.accept(self._store, self._vault, own.node, own.password)
+            return
+        last: VeeryError = Failed(f"the cluster has no {vault.CHAP.holder}", hint="veery node list")
+        for node in (await keys.NODES.readable(self._store)).values():
+            if vault.CHAP.holds(node) and node.name != self._node.name:
+                try:
+                    body = {"password": own.password}
+                    await self._peers.call(node.name, "POST", "/v1/initiators", body, deadline=ASK_S)
+                    return
+                except VeeryError as error:
+                    last = error
+        raise last
