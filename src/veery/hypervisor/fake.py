@@ -63,6 +63,7 @@ class FakeDriver(Mishaps):
         self.able = Abilities(driver=self.name, version="1", accelerator="none", features=("fpu",))
         self.given: tuple[str, ...] = ()
         self.models: tuple[str, ...] = ()
+        self.phys_bits = 0
         self.unread_records: tuple[str, ...] = ()
         world.drivers[node] = self
 
@@ -345,9 +346,12 @@ class FakeDriver(Mishaps):
         await self._step("sample")
         return MemoryReading(total=size, used=size, dirtied=((0.05, 0.0),))
 
-    def give(self, features: frozenset[str], models: frozenset[str]) -> tuple[str, tuple[str, ...]]:
+    def give(
+        self, features: frozenset[str], models: frozenset[str], *, phys_bits: int = 0
+    ) -> tuple[str, tuple[str, ...]]:
         """As Driver.give."""
         self.given, self.models = tuple(sorted(features)), tuple(sorted(models))
+        self.phys_bits = phys_bits
         return f"fake,{','.join(self.given)}", self.given
 
     # ---- moves

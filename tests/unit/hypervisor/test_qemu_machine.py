@@ -161,6 +161,7 @@ def test_what_qemu_warned_of_is_kept(tmp_path: Path) -> None:
         "2026-11-30T06:00:00.000000Z qemu-system-x86_64: warning: TSC frequency mismatch between VM (1 kHz) and host\n"
         "qemu-system-x86_64: -cpu qemu64,+avx: warning: host doesn't support requested feature: CPUID.01H:ECX.avx\n"
         "qemu-system-x86_64: -cpu qemu64,+avx: warning: host doesn't support requested feature: CPUID.01H:ECX.avx\n"
+        "qemu-system-x86_64: warning: Host physical bits (46) does not match phys-bits property (40)\n"
         "qemu-system-x86_64: terminating on signal 15\n"
     )
     kept = home.warnings()
@@ -168,3 +169,16 @@ def test_what_qemu_warned_of_is_kept(tmp_path: Path) -> None:
     assert kept[0].startswith("warning: TSC frequency mismatch")
     assert "CPUID.01H:ECX.avx" in kept[1]
     assert home.words() == ""
+
+
+def test_a_processor_that_is_too_narrow_is_heard_of(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.qemu_log.write_text(
+        "qemu-system-x86_64: warning: Host physical bits (39) does not match phys-bits property (40)\n"
+    )
+    assert len(home.warnings()) == 1
+
+
+def test_the_width_of_addresses_is_the_kernels() -> None:
+    assert machine.address_bits("model name\t: x\naddress sizes\t: 46 bits physical, 48 bits virtual\n") == 46
+    assert machine.address_bits("model name\t: x\n") == 0

@@ -48,7 +48,7 @@ class QemuDriver:
         self._missing: Refused | None = None
         self._looking = asyncio.Lock()
         self._able = Abilities(driver=self.name, version="", accelerator="")
-        self._cpu = build.CPU
+        self._cpu, self._phys_bits = build.CPU, 0
 
     # ---- this machine
 
@@ -124,6 +124,7 @@ class QemuDriver:
             started=self._clock.epoch(),
             cpu=self._cpu,
             vendor=self._able.vendor,
+            phys_bits=self._phys_bits or self._able.phys_bits,
         )
         command = self._command(spec, attachments, plan, incoming=False)
         async with self._roster.launching(spec, attachments, plan, Stage.STARTING, command=command) as domain:
@@ -290,8 +291,11 @@ class QemuDriver:
         size, windows = domain.record.build.memory * MIB, () if quick else WINDOWS
         return await asyncio.to_thread(sample, domain.process.pid, size, windows=windows)
 
-    def give(self, features: frozenset[str], models: frozenset[str]) -> tuple[str, tuple[str, ...]]:
+    def give(
+        self, features: frozenset[str], models: frozenset[str], *, phys_bits: int = 0
+    ) -> tuple[str, tuple[str, ...]]:
         """As Driver.give."""
+        self._phys_bits = phys_bits
         self._cpu, given = processor(features, self._able.accelerator, models, self._able.vendor)
         return self._cpu, given
 

@@ -281,7 +281,9 @@ class XenDriver:
         size = (row.memory if row else self._roster.domain(uuid).record.build.memory) * MIB
         return MemoryReading(total=size, used=size)
 
-    def give(self, features: frozenset[str], models: frozenset[str]) -> tuple[str, tuple[str, ...]]:
+    def give(
+        self, features: frozenset[str], models: frozenset[str], *, phys_bits: int = 0
+    ) -> tuple[str, tuple[str, ...]]:
         """As Driver.give. Not on Xen, because xl is not told which features a PV domain gets: it has its node's."""
         return "host", ()
 
