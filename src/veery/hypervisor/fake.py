@@ -64,6 +64,7 @@ class FakeDriver(Mishaps):
         self.given: tuple[str, ...] = ()
         self.models: tuple[str, ...] = ()
         self.phys_bits = 0
+        self.machines: tuple[tuple[str, ...], ...] = ()
         self.unread_records: tuple[str, ...] = ()
         world.drivers[node] = self
 
@@ -347,11 +348,16 @@ class FakeDriver(Mishaps):
         return MemoryReading(total=size, used=size, dirtied=((0.05, 0.0),))
 
     def give(
-        self, features: frozenset[str], models: frozenset[str], *, phys_bits: int = 0
+        self,
+        features: frozenset[str],
+        models: frozenset[str],
+        *,
+        phys_bits: int = 0,
+        machines: Sequence[tuple[str, ...]] = (),
     ) -> tuple[str, tuple[str, ...]]:
         """As Driver.give."""
         self.given, self.models = tuple(sorted(features)), tuple(sorted(models))
-        self.phys_bits = phys_bits
+        self.phys_bits, self.machines = phys_bits, tuple(machines)
         return f"fake,{','.join(self.given)}", self.given
 
     # ---- moves

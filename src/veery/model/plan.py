@@ -151,7 +151,7 @@ class Plan:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Processor:
     """What node `node`'s processor gives to guests, as its hypervisor tells it; `model` in words, `models` those of
-    the hypervisor that it can give whole."""
+    the hypervisor that it can give whole, `machines` its machine types."""
 
     node: str
     accelerator: str
@@ -161,6 +161,7 @@ class Processor:
     models: tuple[str, ...] = ()
     vendor: str = ""
     phys_bits: int = 0
+    machines: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

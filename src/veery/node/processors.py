@@ -61,7 +61,9 @@ class Processors:
             return
         models = frozenset.intersection(*(frozenset(one.models) for one in alike))
         bits = min((one.phys_bits for one in alike if one.phys_bits), default=0)
-        cpu, features = self._driver.give(frozenset(common(alike)), models, phys_bits=bits)
+        cpu, features = self._driver.give(
+            frozenset(common(alike)), models, phys_bits=bits, machines=[one.machines for one in alike]
+        )
         wanted = Baseline(
             accelerator=mine.accelerator,
             cpu=cpu,
@@ -113,6 +115,7 @@ class Processors:
             models=able.models,
             vendor=able.vendor,
             phys_bits=able.phys_bits,
+            machines=able.machines,
         )
 
     async def _all(self) -> dict[str, Processor]:

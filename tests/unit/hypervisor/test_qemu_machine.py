@@ -11,12 +11,13 @@ from veery.config.settings import Qemu
 from veery.errors import Refused
 from veery.host.clock import RealClock
 from veery.hypervisor.qemu import machine
+from veery.hypervisor.qemu.build import machine_type
 from veery.hypervisor.qemu.driver import QemuDriver
 from veery.hypervisor.qemu.process import Home
 from veery.hypervisor.qemu.roster import Roster
 from veery.model.domain import DomainSpec, HostReading
 from veery.model.health import Level
-from veery.node.doctor import judge_accelerator
+from veery.node.doctor import judge_accelerator, judge_hypervisor
 
 
 @dataclass(frozen=True)
@@ -182,3 +183,41 @@ def test_a_processor_that_is_too_narrow_is_heard_of(tmp_path: Path) -> None:
 def test_the_width_of_addresses_is_the_kernels() -> None:
     assert machine.address_bits("model name\t: x\naddress sizes\t: 46 bits physical, 48 bits virtual\n") == 46
     assert machine.address_bits("model name\t: x\n") == 0
+
+
+def test_doctor_names_a_version_with_a_known_defect() -> None:
+    host = HostReading(
+        host="n",
+        release="",
+        version="",
+        machine="x86_64",
+        cpus=1,
+        cpu_mhz=1.0,
+        cpu_model="x",
+        memory_total=1,
+        memory_free=1,
+        accelerator="kvm",
+        software={"qemu": "10.0.4"},
+        facts={},
+    )
+    (found,) = judge_hypervisor("n", host)
+    assert found.level is Level.WARN
+    assert "10.0.6 or newer" in found.advice
+    assert judge_hypervisor("n", replace(host, software={"qemu": "10.0.6"})) == ()
+    assert judge_hypervisor("n", replace(host, accelerator="tcg")) == ()
+    assert judge_hypervisor("n", replace(host, software={"xen": "4.17"})) == ()
+
+
+@pytest.mark.parametrize(
+    ("told", "wanted"),
+    [
+        ([("pc-q35-9.0", "pc-q35-10.0"), ("pc-q35-9.0", "pc-q35-9.2")], "pc-q35-9.0"),
+        ([("pc-q35-10.0", "pc-q35-10.2"), ("pc-q35-9.2", "pc-q35-10.0")], "pc-q35-10.0"),
+        ([("pc-q35-11.0", "pc-q35-12.0"), ("pc-q35-11.0", "pc-q35-12.0")], "pc-q35-11.0"),
+        ([("pc-q35-rhel9.4.0", "pc-q35-rhel9.6.0"), ("pc-q35-rhel9.4.0",)], "pc-q35-rhel9.4.0"),
+        ([("pc-q35-10.0",), ("pc-q35-9.2",)], ""),
+        ([(), ("pc-q35-9.2",)], "pc-q35-9.0"),
+    ],
+)
+def test_new_domains_get_a_machine_type_that_all_nodes_have(told: list[tuple[str, ...]], wanted: str) -> None:
+    assert machine_type(told) == wanted

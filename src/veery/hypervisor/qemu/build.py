@@ -19,6 +19,9 @@ Layout 3 differs from layout 2 under KVM alone: the width of physical addresses 
 
 from __future__ import annotations
 
+import re
+import sys
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 
 from veery.errors import Refused
@@ -29,6 +32,9 @@ LAYOUT = 3
 LAYOUTS = frozenset({1, 2, 3})
 """Those that can be built here."""
 MACHINE = "pc-q35-9.0"
+NEWEST = (11, 0)
+"""The newest machine type that new domains get. From 11.1 on QEMU's source no longer waits for our word before it
+switches over (hw/core/machine.c, hw_compat_11_0, switchover-ack-legacy)."""
 CPU = "qemu64,+pni,+popcnt,+ssse3,+sse4.1,+sse4.2"
 """x86-64-v2: every processor since 2009 has it, and TCG, so a domain may move between unlike machines."""
 MAX_PORTS = 64
@@ -153,6 +159,24 @@ def lay_out(
         phys_bits=pinned_bits(spec.name, memory, phys_bits) if under_kvm else 0,
         viridian=under_kvm and wants_hyperv(spec),
     )
+
+
+def machine_type(told: Iterable[Collection[str]]) -> str:
+    """The machine type of new domains among nodes that have `told` theirs: MACHINE as long as all have it, or one does
+    not tell; then the newest that all have, `NEWEST` at most; "" for none."""
+    types = [frozenset(each) for each in told]
+    if not types or not all(types):
+        return MACHINE
+    common = frozenset.intersection(*types)
+    if MACHINE in common:
+        return MACHINE
+    for pattern, most in ((r"pc-q35-([\d.]+)", NEWEST), (r"pc-q35-rhel([\d.]+)", (sys.maxsize,))):
+        found = {name: match.group(1) for name in common if (match := re.fullmatch(pattern, name))}
+        numbers = {name: tuple(int(part) for part in text.split(".") if part) for name, text in found.items()}
+        fitting = [name for name in numbers if numbers[name] <= most]
+        if fitting:
+            return max(fitting, key=lambda name: numbers[name])
+    return ""
 
 
 def bits_for(memory: int) -> int:
