@@ -47,8 +47,12 @@ _NOTES = {
     "type": "hvm is refused on Xen",
     "vif_unfiltered": "the filter is qemu's alone",
     "on_crash": "the qemu driver writes no core: it warns about coredump-*",
+    "viridian": "under qemu with KVM: a list is read as 1",
     "firmware": "for hvm: handed to xl, warned about under qemu",
 }
+
+_BOTH = frozenset({"viridian"})
+"""Keys for Xen that the qemu driver carries out too."""
 
 DISK_KEYS: dict[str, Row] = {
     "target": Row(_DONE, _DONE),
@@ -96,7 +100,7 @@ _OFF = (
 
 def domain_key(name: str) -> Row:
     """What happens to key `name` of a domain file."""
-    row = _KEYS[KEYS[name].use]
+    row = Row(_DONE, _XL) if name in _BOTH else _KEYS[KEYS[name].use]
     return Row(row.qemu, row.xen, _NOTES.get(name, ""))
 
 
@@ -124,7 +128,11 @@ def left_out(spec: DomainSpec, driver: str) -> tuple[str, ...]:
     """The settings of `spec` that `driver` does not carry out, as a warning names them."""
     if driver == XEN:
         return ()
-    found = [name for name, value in spec.xl if not (_nothing(value) or (name in _OFF and value == "0"))]
+    found = [
+        name
+        for name, value in spec.xl
+        if name not in _BOTH and not (_nothing(value) or (name in _OFF and value == "0"))
+    ]
     if spec.on_crash in (OnEvent.COREDUMP_DESTROY, OnEvent.COREDUMP_RESTART):
         found.append(f"on_crash={spec.on_crash.value}")
     for disk in spec.disks:

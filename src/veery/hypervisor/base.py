@@ -204,10 +204,17 @@ class Driver(Protocol):
         """Look at the domain's memory for about a second, or with `quick` once; the guest does not notice."""
         ...
 
-    def give(self, features: frozenset[str], models: frozenset[str]) -> tuple[str, tuple[str, ...]]:
+    def give(
+        self,
+        features: frozenset[str],
+        models: frozenset[str],
+        *,
+        phys_bits: int = 0,
+        machines: Sequence[tuple[str, ...]] = (),
+    ) -> tuple[str, tuple[str, ...]]:
         """From now on new domains get a processor with these `features`, as far as they are of use to guests, by one of
-        these `models` where the hypervisor knows any: the hypervisor's own words for it, and the features that it has.
-        Domains that run keep theirs."""
+        these `models` where the hypervisor knows any, with at most `phys_bits` bits of physical addresses (0: not
+        known), and a machine type that is among each node's `machines`: the hypervisor's own words for it, and the features that it has. Domains that run keep theirs."""
         ...
 
     # ---- one move: the source's side

@@ -55,6 +55,8 @@ class FakeDriver(FakeHost):
         self.able = Abilities(driver=self.name, version="1", accelerator="none", features=("fpu",))
         self.given: tuple[str, ...] = ()
         self.models: tuple[str, ...] = ()
+        self.phys_bits = 0
+        self.machines: tuple[tuple[str, ...], ...] = ()
         self.unread_records: tuple[str, ...] = ()
 
     # ---- this machine
@@ -275,9 +277,17 @@ class FakeDriver(FakeHost):
         await self._step("sample")
         return MemoryReading(total=size, used=size, dirtied=((0.05, 0.0),))
 
-    def give(self, features: frozenset[str], models: frozenset[str]) -> tuple[str, tuple[str, ...]]:
+    def give(
+        self,
+        features: frozenset[str],
+        models: frozenset[str],
+        *,
+        phys_bits: int = 0,
+        machines: Sequence[tuple[str, ...]] = (),
+    ) -> tuple[str, tuple[str, ...]]:
         """As Driver.give."""
         self.given, self.models = tuple(sorted(features)), tuple(sorted(models))
+        self.phys_bits, self.machines = phys_bits, tuple(machines)
         return f"fake,{','.join(self.given)}", self.given
 
     # ---- moves

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from veery.migrate.converge import Change, Course, GiveUp, Round, bound, decide, fold
 from veery.migrate.policy import find
 from veery.migrate.squeeze import WORTH, considered
+from veery.model import defects
 from veery.model.move import Compress, MoveReport, MoveSettings, MoveState, Phase, Sample
 from veery.model.plan import Abilities, Blocker, Forecast, Link, MemoryReading, Overhead, Plan, Reply
 from veery.model.units import KIB, MIB
@@ -84,7 +85,7 @@ def make(seen: Observations) -> Plan:
         link=link,
         overhead=overhead,
         forecast=forecast,
-        cautions=_clock(seen) if seen.abilities and seen.reply else (),
+        cautions=(*_clock(seen), *_defects(seen)) if seen.abilities and seen.reply else (),
     )
 
 
@@ -98,6 +99,19 @@ def _clock(seen: Observations) -> tuple[str, ...]:
     return (
         f"{seen.target}'s time stamp counter runs at {there / 1000:.0f} MHz, {seen.source}'s at {here / 1000:.0f}, and "
         "it cannot be scaled: a guest with clocksource=tsc would run fast or slow; one with kvm-clock does not",
+    )
+
+
+def _defects(seen: Observations) -> tuple[str, ...]:
+    """Known defects of the two QEMUs that this move may meet."""
+    assert seen.abilities is not None and seen.reply is not None
+    here, there = seen.abilities, seen.reply.abilities
+    if here.driver != "qemu" or there.driver != "qemu":
+        return ()
+    versions = f"QEMU {here.version} here, {there.version} on {seen.target}"
+    return tuple(
+        f"{versions}: {each.told}; {each.hint} ({each.source})"
+        for each in defects.between(here.version, there.version, here.accelerator)
     )
 
 

@@ -34,7 +34,7 @@ from veery.model.cluster import DomainRecord, Owner, Reservation
 from veery.model.domain import DomainReading, DomainSpec, DomainState
 from veery.model.move import CopyResult, MoveProgress, MoveReport, MoveSettings, MoveState, Phase, Tuning
 from veery.model.node import Node
-from veery.model.units import MIB
+from veery.model.units import MIB, patience
 from veery.model.volume import CarriedDisk
 
 T = TypeVar("T")
@@ -90,6 +90,7 @@ class Sender:
         self._stands_since = 0.0
         self._post_copy = find(order.settings.policy).post_copy and not _stands(order)
         self._ended = False  # the domain itself, before it could move
+        self._disks = 0  # how many it has
 
     @property
     def target(self) -> str:
@@ -147,6 +148,7 @@ class Sender:
         ground, order = self._ground, self._order
         owner = await self._own()
         spec, luggage = await ground.driver.pack(order.reading.uuid)
+        self._disks = len(spec.disks)
         self._tracking = tracking.Tracking(ground.attacher, order.move, spec)
         paused = order.reading.held  # one that its disk has stopped goes on at the target, where it tries again
         going = await disks.carried(
@@ -292,10 +294,14 @@ class Sender:
         finally:
             await tasks.stop(copying, listening)
 
+    def _patience(self, least: float) -> float:
+        """Seconds to wait for the target in a step that takes `least` with a small domain."""
+        return patience(least, self._order.reading.memory, self._disks)
+
     async def _ready(self, channel: wire.Channel) -> wire.Ready:
         """The target's promise; while too many domains come in there, it says again and again that we wait."""
         while True:
-            message = await channel.expect((wire.Ready, wire.Wait), PREPARE_DEADLINE)
+            message = await channel.expect((wire.Ready, wire.Wait), self._patience(PREPARE_DEADLINE))
             if isinstance(message, wire.Ready):
                 return message
             if self._turn is not None:
@@ -370,7 +376,7 @@ class Sender:
             result = await sending
             if result.poised:
                 await self._poise(result, channel)
-            return result, asyncio.create_task(hearing.within(listening, LOADED_DEADLINE, target.name))
+            return result, asyncio.create_task(hearing.within(listening, self._patience(LOADED_DEADLINE), target.name))
         except VeeryError as error:
             raise error if steering.done() else await hearing.said_by_target(listening, error) from error
         finally:
@@ -472,7 +478,7 @@ class Sender:
                 assert isinstance(self._ground.driver, PostCopier)
                 await self._ground.driver.release(line.uuid)
             await channel.send(wire.Finish(await self._tracking.read() if self._tracking else ()))
-            await channel.expect(wire.Running, FINISH_DEADLINE)
+            await channel.expect(wire.Running, self._patience(FINISH_DEADLINE))
         except VeeryError as error:
             reason = f"{line.target} owns it and has not yet said that it runs: {error.message}"
             log.error("move=%s domain=%s %s", line.move, line.domain, reason)

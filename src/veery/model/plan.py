@@ -53,7 +53,8 @@ class Abilities:
     `features` the processor features that guests can have under `accelerator` (dashes between words), `models` the
     versioned processor models that it can give whole, `vendor` the processor's ("GenuineIntel", "": not told),
     `post_copy` why nothing can come in by post-copy ("": it can), `tsc_khz` the frequency of the time stamp counter
-    that guests get under KVM (0: not known), `tsc_scales` whether they can have another."""
+    that guests get under KVM (0: not known), `tsc_scales` whether they can have another, `phys_bits` how wide the
+    processor's physical addresses are (0: not told)."""
 
     driver: str
     version: str
@@ -65,6 +66,7 @@ class Abilities:
     vendor: str = ""
     tsc_khz: int = 0
     tsc_scales: bool = False
+    phys_bits: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +151,7 @@ class Plan:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Processor:
     """What node `node`'s processor gives to guests, as its hypervisor tells it; `model` in words, `models` those of
-    the hypervisor that it can give whole."""
+    the hypervisor that it can give whole, `machines` its machine types."""
 
     node: str
     accelerator: str
@@ -158,6 +160,8 @@ class Processor:
     features: tuple[str, ...]
     models: tuple[str, ...] = ()
     vendor: str = ""
+    phys_bits: int = 0
+    machines: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,11 @@ import re
 
 from veery.errors import Refused
 
+PER_GIB_S = 0.5
+"""More time for each GiB of a domain's memory: the kernel frees it, and hypervisors scan it."""
+PER_DISK_S = 1.0
+"""More time for each disk of a domain: it is flushed when the domain stops, and opened when the domain starts."""
+
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 _SUFFIX = {"": 1, "B": 1, "K": KIB, "M": MIB, "G": GIB, "T": TIB}
 
@@ -34,3 +39,8 @@ def format_seconds(seconds: float) -> str:
     whole = int(seconds)
     hours, minutes = divmod(whole // 60, 60)
     return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
+
+
+def patience(least: float, memory: int, disks: int = 0) -> float:
+    """Seconds to wait for a step that takes longer with more `memory` (MiB) and more `disks`; `least` at least."""
+    return least + memory / 1024 * PER_GIB_S + disks * PER_DISK_S

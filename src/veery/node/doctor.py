@@ -21,7 +21,7 @@ from veery.host import kept
 from veery.host.clock import Clock
 from veery.host.process import Service
 from veery.hypervisor.base import Driver
-from veery.model import codec
+from veery.model import codec, defects
 from veery.model.alarm import AlarmWay
 from veery.model.domain import HostReading
 from veery.model.health import Finding, Health, Heard, Level
@@ -212,6 +212,20 @@ def judge_accelerator(node: str, host: HostReading) -> Finding:
     return Finding(node=node, what="accelerator", level=Level.OK, told=told)
 
 
+def judge_hypervisor(node: str, host: HostReading) -> tuple[Finding, ...]:
+    """Known defects in migration of this node's QEMU; none where it is another hypervisor."""
+    return tuple(
+        Finding(
+            node=node,
+            what="qemu version",
+            level=Level.WARN,
+            told=f"QEMU {host.software['qemu']}: {each.told}",
+            advice=f"{each.hint} ({each.source})",
+        )
+        for each in defects.known(host.software.get("qemu", ""), host.accelerator)
+    )
+
+
 class Doctor:
     """One a daemon."""
 
@@ -271,7 +285,8 @@ class Doctor:
             found += self._paths(self._writer)
             found.append(await self._leftovers())
         if self._driver is not None:
-            found.append(judge_accelerator(self._node.name, await self._driver.host()))
+            host = await self._driver.host()
+            found += [judge_accelerator(self._node.name, host), *judge_hypervisor(self._node.name, host)]
         known = await bridges() if self._node.has(Role.HYPERVISOR) else ()
         if self._exposure is not None:
             found += await self._exposure.findings(known)

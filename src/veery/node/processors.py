@@ -60,7 +60,10 @@ class Processors:
         if not alike:
             return
         models = frozenset.intersection(*(frozenset(one.models) for one in alike))
-        cpu, features = self._driver.give(frozenset(common(alike)), models)
+        bits = min((one.phys_bits for one in alike if one.phys_bits), default=0)
+        cpu, features = self._driver.give(
+            frozenset(common(alike)), models, phys_bits=bits, machines=[one.machines for one in alike]
+        )
         wanted = Baseline(
             accelerator=mine.accelerator,
             cpu=cpu,
@@ -92,6 +95,7 @@ class Processors:
                 "model": one.model,
                 "version": one.version,
                 "level": level(one.features),
+                "phys_bits": one.phys_bits,
                 "features": one.features,
             }
             for one in processors
@@ -110,6 +114,8 @@ class Processors:
             features=able.features,
             models=able.models,
             vendor=able.vendor,
+            phys_bits=able.phys_bits,
+            machines=able.machines,
         )
 
     async def _all(self) -> dict[str, Processor]:

@@ -117,3 +117,23 @@ if [ -x /root/etc/acpi/PWRF/00000080 ] && [ -c /root/dev/null ]; then
 fi
 exec switch_root /root "$init"
 """
+
+# The guest of `veery selftest kvm`: it says what it sees, then writes 1 MiB of memory and prints a line, for ever.
+SELFTEST_INIT = """#!/bin/sh
+/bin/busybox --install -s /bin
+mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
+while read -r module; do insmod /modules/$module.ko; done </modules/order
+source=/sys/devices/system/clocksource/clocksource0/current_clocksource
+for name in vendor_id 'cpu family' model microcode 'address sizes'; do
+  echo "fact $(echo $name | tr ' ' _) $(sed -n "s/^$name[[:space:]]*: //p" /proc/cpuinfo | head -n 1)"
+done
+for each in /sys/devices/system/cpu/vulnerabilities/*; do echo "fact ${each##*/} $(cat $each)"; done
+count=0
+while :; do
+  count=$((count + 1))
+  dd if=/dev/urandom of=/written bs=64k count=16 seek=$((count % 16 * 16)) conv=notrunc 2>/dev/null
+  read -r up rest </proc/uptime
+  echo "tick $count $up $(date +%s) $(ls /sys/block | grep -c vd) $(cat $source)"
+  sleep 0.1
+done
+"""

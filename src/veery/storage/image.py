@@ -198,12 +198,18 @@ async def _run_e2fs(*argv: str, quiet: bool = False) -> None:
 
 
 async def build_initramfs(
-    output: Path, *, kernel: Path, modules: Path, busybox: Path = Path("/bin/busybox"), wanted: Sequence[str] = WANTED
+    output: Path,
+    *,
+    kernel: Path,
+    modules: Path,
+    busybox: Path = Path("/bin/busybox"),
+    wanted: Sequence[str] = WANTED,
+    init: str = guestfiles.INIT,
 ) -> None:
     """Write the initramfs, the `ramdisk` of a domain file, to `output`: gzip over cpio (newc), about 1 MiB.
 
     Its /init loads the modules `wanted` (the disk and network drivers of both hypervisors), mounts root= as ro or rw
-    says and starts init=.
+    says and starts init=; `init` takes its place.
     Raises Refused as `build_into` does."""
     tree = matching(kernel, modules)
     known = {Path(name).name for name in await _applets(busybox)}
@@ -216,7 +222,7 @@ async def build_initramfs(
         Entry("dev/console", 0o600, device=(5, 1)),
         Entry("bin/busybox", source=busybox),
         *(Entry(f"bin/{name}", link="busybox") for name in _INITRAMFS_APPLETS),
-        Entry("init", data=guestfiles.INIT.encode()),
+        Entry("init", data=init.encode()),
         *(Entry(f"modules/{module.name}.ko", 0o644, data=tree.content(module)) for module in order),
         Entry("modules/order", 0o644, data="".join(f"{module.name}\n" for module in order).encode()),
     ]

@@ -43,12 +43,17 @@ def test_every_key_that_a_reader_knows_is_in_a_table() -> None:
     assert all(domain_key(name) for name in KEYS)
 
 
-@pytest.mark.parametrize("name", [name for name, key in KEYS.items() if key.use is Use.XEN])
+@pytest.mark.parametrize("name", [name for name, key in KEYS.items() if key.use is Use.XEN and name != "viridian"])
 def test_what_is_kept_for_xen_is_warned_of_elsewhere(name: str) -> None:
     spec = replace(SPEC, xl=((name, "1"),))
     assert left_out(spec, "qemu") == (name,)
     assert left_out(spec, "xen") == ()
     assert domain_key(name).qemu is Does.WARNED
+
+
+def test_hyperv_is_for_both() -> None:
+    assert left_out(replace(SPEC, xl=(("viridian", "1"),)), "qemu") == ()
+    assert (domain_key("viridian").qemu, domain_key("viridian").xen) == (Does.CARRIED_OUT, Does.HANDED_ON)
 
 
 @pytest.mark.parametrize(("key", "value"), [("vnc", "0"), ("sdl", "0"), ("pool", '""'), ("vfb", "[ ]")])

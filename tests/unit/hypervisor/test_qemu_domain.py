@@ -15,11 +15,12 @@ from veery.errors import Failed
 from veery.host.clock import RealClock
 from veery.host.process import Process
 from veery.hypervisor.qemu.build import lay_out
-from veery.hypervisor.qemu.domain import KILL_DEADLINE_S, Domain, patience
+from veery.hypervisor.qemu.domain import KILL_DEADLINE_S, Domain
 from veery.hypervisor.qemu.migration import cipher, finish, priority
 from veery.hypervisor.qemu.process import Home, Record, Stage
-from veery.model.domain import DomainEnd, DomainSpec, DomainState
-from veery.model.volume import Attachments
+from veery.model.domain import DiskFormat, DiskSpec, DomainEnd, DomainSpec, DomainState
+from veery.model.units import patience
+from veery.model.volume import AttachedDisk, Attachments, LocalDisk
 
 GREETING = {"QMP": {"version": {"qemu": {"major": 10, "minor": 0, "micro": 2}, "package": ""}, "capabilities": []}}
 
@@ -195,3 +196,16 @@ def test_the_cipher_follows_from_both_versions(mine: tuple[int, int], theirs: st
 def test_a_large_domain_is_given_the_time_that_its_memory_takes() -> None:
     assert patience(KILL_DEADLINE_S, 128) == pytest.approx(10, abs=0.1)
     assert patience(KILL_DEADLINE_S, 256 << 10) == 138
+
+
+async def test_a_domain_with_many_disks_is_given_the_time_that_these_take() -> None:
+    async with scripted(["running"], Stage.RUNNING) as (domain, _, _):
+        few = domain.patience(20)
+        disks = tuple(
+            AttachedDisk(
+                spec=DiskSpec(vdev=f"xvd{letter}"), source=LocalDisk(path="/d", format=DiskFormat.RAW, block=False)
+            )
+            for letter in "abcdefgh"
+        )
+        domain.update(attachments=Attachments(domid=1, disks=disks))
+        assert domain.patience(20) == few + 8

@@ -11,12 +11,13 @@ from veery.config.settings import Qemu
 from veery.errors import Refused
 from veery.host.clock import RealClock
 from veery.hypervisor.qemu import machine
+from veery.hypervisor.qemu.build import machine_type
 from veery.hypervisor.qemu.driver import QemuDriver
 from veery.hypervisor.qemu.process import Home
 from veery.hypervisor.qemu.roster import Roster
 from veery.model.domain import DomainSpec, HostReading
 from veery.model.health import Level
-from veery.node.doctor import judge_accelerator
+from veery.node.doctor import judge_accelerator, judge_hypervisor
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,7 @@ def test_what_qemu_warned_of_is_kept(tmp_path: Path) -> None:
         "2026-11-30T06:00:00.000000Z qemu-system-x86_64: warning: TSC frequency mismatch between VM (1 kHz) and host\n"
         "qemu-system-x86_64: -cpu qemu64,+avx: warning: host doesn't support requested feature: CPUID.01H:ECX.avx\n"
         "qemu-system-x86_64: -cpu qemu64,+avx: warning: host doesn't support requested feature: CPUID.01H:ECX.avx\n"
+        "qemu-system-x86_64: warning: Host physical bits (46) does not match phys-bits property (40)\n"
         "qemu-system-x86_64: terminating on signal 15\n"
     )
     kept = home.warnings()
@@ -168,3 +170,54 @@ def test_what_qemu_warned_of_is_kept(tmp_path: Path) -> None:
     assert kept[0].startswith("warning: TSC frequency mismatch")
     assert "CPUID.01H:ECX.avx" in kept[1]
     assert home.words() == ""
+
+
+def test_a_processor_that_is_too_narrow_is_heard_of(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.qemu_log.write_text(
+        "qemu-system-x86_64: warning: Host physical bits (39) does not match phys-bits property (40)\n"
+    )
+    assert len(home.warnings()) == 1
+
+
+def test_the_width_of_addresses_is_the_kernels() -> None:
+    assert machine.address_bits("model name\t: x\naddress sizes\t: 46 bits physical, 48 bits virtual\n") == 46
+    assert machine.address_bits("model name\t: x\n") == 0
+
+
+def test_doctor_names_a_version_with_a_known_defect() -> None:
+    host = HostReading(
+        host="n",
+        release="",
+        version="",
+        machine="x86_64",
+        cpus=1,
+        cpu_mhz=1.0,
+        cpu_model="x",
+        memory_total=1,
+        memory_free=1,
+        accelerator="kvm",
+        software={"qemu": "10.0.4"},
+        facts={},
+    )
+    (found,) = judge_hypervisor("n", host)
+    assert found.level is Level.WARN
+    assert "10.0.6 or newer" in found.advice
+    assert judge_hypervisor("n", replace(host, software={"qemu": "10.0.6"})) == ()
+    assert judge_hypervisor("n", replace(host, accelerator="tcg")) == ()
+    assert judge_hypervisor("n", replace(host, software={"xen": "4.17"})) == ()
+
+
+@pytest.mark.parametrize(
+    ("told", "wanted"),
+    [
+        ([("pc-q35-9.0", "pc-q35-10.0"), ("pc-q35-9.0", "pc-q35-9.2")], "pc-q35-9.0"),
+        ([("pc-q35-10.0", "pc-q35-10.2"), ("pc-q35-9.2", "pc-q35-10.0")], "pc-q35-10.0"),
+        ([("pc-q35-11.0", "pc-q35-12.0"), ("pc-q35-11.0", "pc-q35-12.0")], "pc-q35-11.0"),
+        ([("pc-q35-rhel9.4.0", "pc-q35-rhel9.6.0"), ("pc-q35-rhel9.4.0",)], "pc-q35-rhel9.4.0"),
+        ([("pc-q35-10.0",), ("pc-q35-9.2",)], ""),
+        ([(), ("pc-q35-9.2",)], "pc-q35-9.0"),
+    ],
+)
+def test_new_domains_get_a_machine_type_that_all_nodes_have(told: list[tuple[str, ...]], wanted: str) -> None:
+    assert machine_type(told) == wanted

@@ -69,6 +69,20 @@ def test_no_domain_goes_from_one_vendor_to_the_other() -> None:
         assert [each.kind for each in obstacles(host(there), SPEC, plain)] == [Obstacle.CPU]
 
 
+def test_addresses_as_wide_as_the_guests_are_asked_of_a_target() -> None:
+    plan, wide, narrow = started("intel-icelake"), host("intel-icelake"), host("intel-icelake")
+    wide, narrow = replace(wide, phys_bits=46), replace(narrow, phys_bits=39)
+    pinned = replace(plan, layout=3, phys_bits=40)
+    assert obstacles(wide, SPEC, pinned) == ()
+    (found,) = obstacles(narrow, SPEC, pinned)
+    assert found.kind is Obstacle.CPU
+    assert "39 bits" in found.reason
+    assert obstacles(narrow, SPEC, plan) == (), "a guest of layout 2 with little memory ran on both all along"
+    large = replace(plan, memory=2 << 20)
+    assert obstacles(replace(wide, phys_bits=40), SPEC, large)[0].kind is Obstacle.CPU
+    assert obstacles(host("intel-icelake"), SPEC, pinned) == (), "a node of an older veery does not tell"
+
+
 def test_a_model_that_the_target_lacks_is_an_obstacle() -> None:
     found = obstacles(host("intel-haswell"), SPEC, replace(started("intel-icelake"), cpu="Icelake-Server-v6"))
     assert [each.kind for each in found] == [Obstacle.CPU]
@@ -110,9 +124,9 @@ def test_a_domain_of_layout_1_knows_its_vendor_only_where_it_was_written_down() 
 
 
 def test_a_layout_that_is_not_known_is_told() -> None:
-    found = obstacles(host("amd-zen1"), SPEC, Build(layout=3, accel="kvm", memory=512, ports=8))
+    found = obstacles(host("amd-zen1"), SPEC, Build(layout=99, accel="kvm", memory=512, ports=8))
     assert [each.kind for each in found] == [Obstacle.VERSION]
-    assert found[0].reason == "web is built by layout 3, it knows 1 and 2"
+    assert found[0].reason == "web is built by layout 99, it knows 1, 2 and 3"
 
 
 def test_each_model_is_named_once_and_with_its_version() -> None:

@@ -230,6 +230,36 @@ def test_a_counter_that_cannot_be_scaled_is_told_and_keeps_nobody(
     assert any("2400 MHz" in line for line in lines(plan)) is told
 
 
+@pytest.mark.parametrize(
+    ("here", "there", "accelerator", "told"),
+    [
+        ("10.0.3", "10.0.4", "kvm", 1),  # what was mended in between
+        ("10.0.4", "10.0.3", "kvm", 1),
+        ("10.0.5", "10.1.0", "kvm", 2),
+        ("10.0.2", "10.0.6", "kvm", 0),
+        ("10.1.2", "10.0.2", "kvm", 0),
+        ("10.1.1", "10.1.1", "kvm", 0),
+        ("10.0.3", "10.0.4", "tcg", 0),
+        ("", "10.0.4", "kvm", 1),
+    ],
+)
+def test_known_defects_of_two_versions_are_told(here: str, there: str, accelerator: str, told: int) -> None:
+    target = replace(ABLE, accelerator=accelerator, version=there)
+    plan = make(
+        Observations(
+            domain="web",
+            source="near",
+            target="far",
+            settings=MoveSettings(),
+            reply=Reply(node="far", blockers=(), way_back=(), abilities=target),
+            abilities=replace(target, version=here),
+        )
+    )
+    assert plan.possible
+    assert len(plan.cautions) == told
+    assert all("https://" in each and "10." in each for each in plan.cautions)
+
+
 def test_what_a_node_cannot_build() -> None:
     plan = Build(accel="tcg", memory=512, ports=8)
     assert obstacles(ABLE, SPEC, plan) == ()

@@ -60,6 +60,15 @@ async def test_under_kvm_each_vendor_has_its_own() -> None:
     assert nodes.drivers["c"].models == ZEN
 
 
+async def test_addresses_are_as_wide_as_the_narrowest_of_a_vendor_has_them() -> None:
+    nodes = Nodes()
+    for name, vendor, bits in (("a", "I", 46), ("b", "I", 39), ("c", "I", 0), ("d", "A", 48)):
+        await nodes.add(name, "kvm", vendor)
+        nodes.drivers[name].able = replace(nodes.drivers[name].able, phys_bits=bits)
+    await nodes.baselines()
+    assert [nodes.drivers[name].phys_bits for name in "abcd"] == [39, 39, 39, 48], "c does not tell"
+
+
 @pytest.mark.parametrize("vendor", ["", "AuthenticAMD"])
 async def test_under_tcg_there_is_one_by_its_old_name(vendor: str) -> None:
     nodes = Nodes()

@@ -18,7 +18,7 @@ from veery.host.owner import Owner
 from veery.host.run import run
 from veery.hypervisor.qemu import build, postcopy, tsc
 from veery.hypervisor.qemu.build import Build
-from veery.hypervisor.qemu.machine import OLDEST, Hypervisor
+from veery.hypervisor.qemu.machine import CPUINFO, OLDEST, Hypervisor, address_bits
 from veery.model.domain import DomainSpec
 from veery.model.plan import LEVELS, Abilities, Blocker, Obstacle
 
@@ -99,6 +99,7 @@ async def ask(hypervisor: Hypervisor, owner: Owner | None = None) -> Abilities:
         vendor=told.vendor,
         tsc_khz=counter.khz,
         tsc_scales=counter.scales,
+        phys_bits=address_bits(CPUINFO.read_text()) if hypervisor.accel == "kvm" else 0,
         post_copy=postcopy.obstacle(owner),
     )
 
@@ -134,7 +135,8 @@ def read(text: str) -> Told:
 
 
 def _words(layouts: Iterable[int]) -> str:
-    return " and ".join(str(each) for each in sorted(layouts))
+    *first, last = (str(each) for each in sorted(layouts))
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def plain(name: str) -> str:
@@ -170,6 +172,11 @@ def _unlike(able: Abilities, spec: DomainSpec, plan: Build) -> tuple[Blocker, ..
     if plan.vendor and able.vendor and plan.vendor != able.vendor:
         reason = f"{spec.name} runs on a processor of {plan.vendor}, it has one of {able.vendor}"
         hint = f"move it between processors of one vendor; to change, end {spec.name} and start it there"
+        return (Blocker(kind=Obstacle.CPU, reason=reason, hint=hint),)
+    bits = plan.phys_bits or (build.bits_for(plan.memory) if build.bits_for(plan.memory) > build.PHYS_BITS else 0)
+    if able.phys_bits and bits > able.phys_bits:
+        reason = f"its processor has {able.phys_bits} bits of physical addresses, {spec.name} was given {bits}"
+        hint = f"end {spec.name} and start it there: new domains get what all nodes have (veery cluster cpu)"
         return (Blocker(kind=Obstacle.CPU, reason=reason, hint=hint),)
     model = plan.cpu.split(",")[0]
     if able.models and model in _VERSIONED and model not in able.models:

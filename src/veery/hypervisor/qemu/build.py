@@ -1,43 +1,63 @@
 """How one domain's machine is built: all that a move's target must build again, byte for byte.
 
 Every disk and interface sits behind a PCIe root port of its own, so that each may be unplugged and its place is
-a number that travels: a guest sees a device move when its PCI address changes. Both layouts:
+a number that travels: a guest sees a device move when its PCI address changes. All layouts:
 
     00:03.0        balloon
-    00:04.0        virtio-serial with one port for a guest agent (layout 2 only)
+    00:04.0        virtio-serial with one port for a guest agent (from layout 2 on)
     00:10.0 ...    root ports 0, 1, 2, ... (eight functions a slot), a disk or an interface behind each
     SATA           CD-ROM drives, on the chip set's own controller, present only where there are any
 
-New domains get layout 2. A domain keeps the layout that it was started by, also in its save file. Layout 2 differs in
+New domains get layout 3. A domain keeps the layout that it was started by, also in its save file. Layout 2 differs in
 what the guest sees by the agent's port; no hpet; a longer receive ring; and by what differs between kernels, which is
 off: UDP segmentation offload (kernels from 6.2 on have it, and a guest that took it does not load on an older one) and
 the reset of single queues. Its memory is a back end of its own, its processor has its vendor pinned under KVM, and a
-QEMU that cannot give all of that processor does not start."""
+QEMU that cannot give all of that processor does not start.
+
+Layout 3 differs from layout 2 under KVM alone: the width of physical addresses is pinned, and a guest whose file says
+`viridian` sees Hyper-V's enlightenments."""
 
 from __future__ import annotations
 
+import re
+import sys
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 
 from veery.errors import Refused
 from veery.model.domain import DiskSpec, DomainSpec, VifSpec
 
-LAYOUT = 2
+LAYOUT = 3
 """Of new domains."""
-LAYOUTS = frozenset({1, 2})
+LAYOUTS = frozenset({1, 2, 3})
 """Those that can be built here."""
 MACHINE = "pc-q35-9.0"
+NEWEST = (11, 0)
+"""The newest machine type that new domains get. From 11.1 on QEMU's source no longer waits for our word before it
+switches over (hw/core/machine.c, hw_compat_11_0, switchover-ack-legacy)."""
 CPU = "qemu64,+pni,+popcnt,+ssse3,+sse4.1,+sse4.2"
 """x86-64-v2: every processor since 2009 has it, and TCG, so a domain may move between unlike machines."""
 MAX_PORTS = 64
 SATA_PORTS = 6
 MAX_VCPUS = 255  # more want x2APIC, which CPU has not
+PHYS_BITS = 40
+"""The width of physical addresses that QEMU gives to a guest where it is told none (target/i386/cpu.h)."""
+PCI_SPACE = 64 << 30
+"""Bytes of the guest's addresses that are kept for its devices, below and above its memory."""
+HYPERV = (
+    *("hv-relaxed", "hv-vapic", "hv-spinlocks=0x1fff", "hv-vpindex", "hv-runtime", "hv-time", "hv-synic", "hv-stimer"),
+    *("hv-reset", "hv-ipi"),
+)
+"""What Windows asks for to run well (QEMU, docs/system/i386/hyperv.rst); the same as Proxmox gives to Windows 10 and
+later. None of them keeps a domain from moving. This is part of layout 3: a change wants a new layout."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Build:
     """`memory` in MiB; `ports` root ports; `slots` maps a device's id to its port (SATA port for a CD-ROM);
     `started` is the second of the epoch at which the guest booted; `vendor` is that of the processor that it saw ("":
-    not known, or TCG's). The defaults are those of records that lack the field."""
+    not known, or TCG's). `phys_bits`: how wide physical addresses are (0: QEMU's own choice); `viridian`: it sees
+    Hyper-V's enlightenments. The defaults are those of records that lack the field."""
 
     layout: int = 1
     machine: str = MACHINE
@@ -49,13 +69,20 @@ class Build:
     sata: bool = False
     started: float = 0.0
     vendor: str = ""
+    phys_bits: int = 0
+    viridian: bool = False
 
     @property
     def model(self) -> str:
         """QEMU's whole -cpu."""
         if self.layout == 1:
             return self.cpu
-        return ",".join([self.cpu, *([f"vendor={self.vendor}"] if self.vendor else []), "enforce"])
+        words = [self.cpu, *([f"vendor={self.vendor}"] if self.vendor else [])]
+        if self.layout > 2 and self.phys_bits:
+            words.append(f"phys-bits={self.phys_bits}")
+        if self.layout > 2 and self.viridian:
+            words += HYPERV
+        return ",".join([*words, "enforce"])
 
     def seen_on(self, vendor: str) -> Build:
         """This build on a processor of `vendor`, on which it runs: under KVM a domain of an older veery, which wrote no
@@ -99,9 +126,11 @@ def lay_out(
     started: float,
     cpu: str = CPU,
     vendor: str = "",
+    phys_bits: int = 0,
     layout: int = LAYOUT,
 ) -> Build:
-    """The build of a new domain: disks first, then interfaces, four places and more to spare.
+    """The build of a new domain: disks first, then interfaces, four places and more to spare. `phys_bits`: the width of
+    physical addresses that all processors of the cluster have (0: not known).
 
     Raises Refused for two devices of one name and for more than there is room for."""
     if max(spec.vcpus, spec.maxvcpus) > MAX_VCPUS:
@@ -114,16 +143,59 @@ def lay_out(
     ports = -(-(len(names) + 4) // 8) * 8
     if ports > MAX_PORTS or len(drives) > SATA_PORTS:
         raise Refused(f"{spec.name}: too many devices", hint=f"at most {MAX_PORTS - 4} and {SATA_PORTS} CD-ROM drives")
+    memory, under_kvm = max(spec.memory, spec.maxmem), accel == "kvm" and layout > 2
     slots = {name: number for number, name in enumerate(names)} | {name: n for n, name in enumerate(drives)}
     return Build(
         layout=layout,
         machine=machine,
         accel=accel,
         cpu=cpu,
-        memory=max(spec.memory, spec.maxmem),
+        memory=memory,
         ports=ports,
         slots=slots,
         sata=bool(drives),
         started=started,
         vendor=vendor if accel == "kvm" else "",
+        phys_bits=pinned_bits(spec.name, memory, phys_bits) if under_kvm else 0,
+        viridian=under_kvm and wants_hyperv(spec),
     )
+
+
+def machine_type(told: Iterable[Collection[str]]) -> str:
+    """The machine type of new domains among nodes that have `told` theirs: MACHINE as long as all have it, or one does
+    not tell; then the newest that all have, `NEWEST` at most; "" for none."""
+    types = [frozenset(each) for each in told]
+    if not types or not all(types):
+        return MACHINE
+    common = frozenset.intersection(*types)
+    if MACHINE in common:
+        return MACHINE
+    for pattern, most in ((r"pc-q35-([\d.]+)", NEWEST), (r"pc-q35-rhel([\d.]+)", (sys.maxsize,))):
+        found = {name: match.group(1) for name in common if (match := re.fullmatch(pattern, name))}
+        numbers = {name: tuple(int(part) for part in text.split(".") if part) for name, text in found.items()}
+        fitting = [name for name in numbers if numbers[name] <= most]
+        if fitting:
+            return max(fitting, key=lambda name: numbers[name])
+    return ""
+
+
+def bits_for(memory: int) -> int:
+    """How wide physical addresses must be for a guest with `memory` MiB."""
+    return ((memory << 20) + PCI_SPACE - 1).bit_length()
+
+
+def pinned_bits(name: str, memory: int, given: int) -> int:
+    """The width of a new domain's physical addresses where processors have `given` bits (0: not known, and then it is
+    left to QEMU): QEMU's own choice as long as it is enough and can be had. Raises Refused where `memory` does not fit.
+    """
+    if given and bits_for(memory) > given:
+        raise Refused(
+            f"{name}: {memory} MiB do not fit into the {given} bits of physical addresses that the processors have",
+            hint="give it less memory= and maxmem=; veery cluster cpu shows the nodes' processors",
+        )
+    return min(given, max(PHYS_BITS, given if bits_for(memory) > PHYS_BITS else 0))
+
+
+def wants_hyperv(spec: DomainSpec) -> bool:
+    """Whether the domain file asks for Hyper-V's enlightenments (viridian=1, or a list of them)."""
+    return dict(spec.xl).get("viridian", "0") not in ("0", "''", '""', "[ ]", "[]")

@@ -21,7 +21,7 @@ from veery.hypervisor.qemu.console import ConsoleHub
 from veery.hypervisor.qemu.monitor import Monitor
 from veery.hypervisor.qemu.process import Home, Record, Stage
 from veery.model.domain import DomainEnd, DomainReading, DomainState, VcpuReading
-from veery.model.units import MIB
+from veery.model.units import MIB, patience
 
 if TYPE_CHECKING:
     from veery.hypervisor.qemu.mirror import Mirrors
@@ -38,8 +38,8 @@ STEADY_S = 0.02
 
 KILL_DEADLINE_S = 10.0
 STOP_DEADLINE_S = 20.0
-PER_GIB_S = 0.5
-"""More for each GiB of memory: the kernel has to free it, and to write what its page cache holds of the disks."""
+CONT_DEADLINE_S = 20.0
+"""A target opens its disks for writing when it is told to go on."""
 
 Ended = Callable[["Domain", DomainEnd], None]
 
@@ -62,11 +62,6 @@ def end_of(event: str, data: Mapping[str, Any]) -> DomainEnd | None:
     if event == "WATCHDOG":
         return DomainEnd.WATCHDOG
     return None
-
-
-def patience(least: float, memory: int) -> float:
-    """Seconds to wait for what takes longer with more `memory` (MiB)."""
-    return least + memory / 1024 * PER_GIB_S
 
 
 class Domain:
@@ -139,7 +134,7 @@ class Domain:
     async def kill(self) -> None:
         """End the process; returns when it is gone. Raises Failed when the kernel does not let it go."""
         self.dying = True
-        await self.process.stop(grace=0, deadline=patience(KILL_DEADLINE_S, self.record.build.memory))
+        await self.process.stop(grace=0, deadline=self.patience(KILL_DEADLINE_S))
 
     async def _meet(self, deadline: float) -> None:
         await self.monitor.connect(deadline=deadline)
@@ -302,15 +297,19 @@ class Domain:
 
     async def cont(self) -> None:
         """Let the processors go on. Raises Failed, OutcomeUnknown."""
-        await self.monitor.execute("cont", deadline=20.0)
+        await self.monitor.execute("cont", deadline=self.patience(CONT_DEADLINE_S))
 
     async def stop(self) -> None:
         """Stop the processors, all writes done. Raises Failed, OutcomeUnknown."""
         self._ordered = True
         try:
-            await self.monitor.execute("stop", deadline=patience(STOP_DEADLINE_S, self.record.build.memory))
+            await self.monitor.execute("stop", deadline=self.patience(STOP_DEADLINE_S))
         finally:
             self._ordered = False
+
+    def patience(self, least: float) -> float:
+        """Seconds to wait for a step of this domain that takes `least` in a small one."""
+        return patience(least, self.record.build.memory, len(self.record.attachments.disks))
 
     async def announce(self) -> None:
         """Tell the bridges where the domain's addresses are now (RARP for each MAC, five times, soon)."""

@@ -48,7 +48,7 @@ class QemuDriver:
         self._missing: Refused | None = None
         self._looking = asyncio.Lock()
         self._able = Abilities(driver=self.name, version="", accelerator="")
-        self._cpu = build.CPU
+        self._cpu, self._phys_bits, self._machine = build.CPU, 0, ""
 
     # ---- this machine
 
@@ -119,11 +119,12 @@ class QemuDriver:
         qemu = self._ready()
         plan = build.lay_out(
             spec,
-            machine=machine.pinned(self._settings) or build.MACHINE,
+            machine=machine.pinned(self._settings) or self._machine or build.machine_type([self._able.machines]),
             accel=qemu.accel,
             started=self._clock.epoch(),
             cpu=self._cpu,
             vendor=self._able.vendor,
+            phys_bits=self._phys_bits or self._able.phys_bits,
         )
         command = self._command(spec, attachments, plan, incoming=False)
         async with self._roster.launching(spec, attachments, plan, Stage.STARTING, command=command) as domain:
@@ -290,8 +291,17 @@ class QemuDriver:
         size, windows = domain.record.build.memory * MIB, () if quick else WINDOWS
         return await asyncio.to_thread(sample, domain.process.pid, size, windows=windows)
 
-    def give(self, features: frozenset[str], models: frozenset[str]) -> tuple[str, tuple[str, ...]]:
+    def give(
+        self,
+        features: frozenset[str],
+        models: frozenset[str],
+        *,
+        phys_bits: int = 0,
+        machines: Sequence[tuple[str, ...]] = (),
+    ) -> tuple[str, tuple[str, ...]]:
         """As Driver.give."""
+        self._phys_bits = phys_bits
+        self._machine = build.machine_type(machines)
         self._cpu, given = processor(features, self._able.accelerator, models, self._able.vendor)
         return self._cpu, given
 

@@ -113,6 +113,12 @@ def virtualizes(cpuinfo: str) -> bool:
     return not {"vmx", "svm"}.isdisjoint(flags.split())
 
 
+def address_bits(cpuinfo: str) -> int:
+    """How many bits the processor's physical addresses have, as the kernel uses them; 0: it does not tell."""
+    match = re.search(r"^address sizes\s*:\s*(\d+) bits physical", cpuinfo, re.MULTILINE)
+    return int(match.group(1)) if match else 0
+
+
 def _cached(cache: Path) -> Hypervisor | None:
     try:
         return codec.decode(cache.read_bytes(), Hypervisor)

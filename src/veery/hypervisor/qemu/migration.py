@@ -24,7 +24,7 @@ from veery.host.clock import Clock
 from veery.host.files import keep_synced
 from veery.hypervisor.base import Report
 from veery.hypervisor.qemu import devices, lending, postcopy
-from veery.hypervisor.qemu.domain import ENDS, Domain
+from veery.hypervisor.qemu.domain import CONT_DEADLINE_S, ENDS, Domain
 from veery.hypervisor.qemu.monitor import CommandError, Monitor
 from veery.hypervisor.qemu.process import Stage
 from veery.hypervisor.qemu.transfer import POLL_HELD, Info, Transfer, orders, reading, shut
@@ -285,7 +285,7 @@ async def finish(domain: Domain, *, paused: bool) -> None:
     if not paused and end is None and status != "running":
         await domain.cont()
     elif paused and await qemu_version(domain.monitor) >= LATE_ACTIVATE:
-        await domain.monitor.execute("blockdev-set-active", {"active": True})
+        await domain.monitor.execute("blockdev-set-active", {"active": True}, deadline=domain.patience(CONT_DEADLINE_S))
     domain.update(stage=Stage.ARRIVING if arriving else Stage.RUNNING, held=paused)
     if end is not None:  # it ended at the source, which did not see it
         domain.stopped(end)

@@ -207,7 +207,7 @@ async def loaded(transfer: Transfer) -> bool:
         return False
     domain = transfer.domain
     try:
-        async with asyncio.timeout(DEVICES_DEADLINE):
+        async with asyncio.timeout(domain.patience(DEVICES_DEADLINE)):
             while await domain.status() == "inmigrate":
                 if domain.gone.is_set():
                     return False

@@ -28,7 +28,7 @@ from veery.model.volume import Attachments, LocalDisk
 log = logging.getLogger(__name__)
 
 START_DEADLINE = 30.0
-"""QEMU logs into its LUNs before it answers."""
+"""QEMU logs into its LUNs, and takes the memory that it takes at once, before it answers."""
 TRIM_EVERY = 5.0
 
 
@@ -171,7 +171,7 @@ class Roster:
             process = home.spawn(command, attachments, agent=build.layout > 1, owner=owner, kvm=kvm)
             domain = self._new(home, record, process)
             self._limit(domain)
-            await domain.connect(deadline=START_DEADLINE)
+            await domain.connect(deadline=domain.patience(START_DEADLINE))
             await lending.settle(domain)
             yield domain
             self.dmesg.note(f"{spec.name} ({domid}) {'comes in' if stage is Stage.INCOMING else 'started'}")

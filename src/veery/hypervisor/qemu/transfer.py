@@ -14,7 +14,7 @@ from typing import Any
 
 from veery.errors import Failed, OutcomeUnknown, VeeryError
 from veery.host.clock import Clock
-from veery.hypervisor.qemu.domain import Domain, patience
+from veery.hypervisor.qemu.domain import Domain
 from veery.hypervisor.qemu.monitor import Command, CommandError, Monitor
 from veery.model.move import Means, MoveProgress, Phase
 
@@ -172,18 +172,15 @@ class Transfer:
             with contextlib.suppress(Failed):
                 await self.query()
             if self.status and self.status not in OVER:
-                await self.monitor.execute("migrate_cancel", deadline=self._patience(QUERY_DEADLINE))
-            if not await self._over(self._patience(CANCEL_DEADLINE)) and stream is not None:
+                await self.monitor.execute("migrate_cancel", deadline=self.domain.patience(QUERY_DEADLINE))
+            # QEMU holds its lock for the bitmap of a large memory, and answers nothing meanwhile.
+            if not await self._over(self.domain.patience(CANCEL_DEADLINE)) and stream is not None:
                 shut(stream)
                 await self._over(CANCEL_DEADLINE)
         except VeeryError as error:
             log.warning("domain=%s copy not cancelled in order: %s", self.domain.record.spec.name, error)
             if stream is not None:
                 shut(stream)
-
-    def _patience(self, least: float) -> float:
-        """QEMU holds its lock for the bitmap of a large memory, and answers nothing meanwhile."""
-        return patience(least, self.domain.record.build.memory)
 
     async def _over(self, seconds: float) -> bool:
         end = self._clock.now() + seconds

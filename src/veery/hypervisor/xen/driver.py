@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -281,7 +281,14 @@ class XenDriver:
         size = (row.memory if row else self._roster.domain(uuid).record.build.memory) * MIB
         return MemoryReading(total=size, used=size)
 
-    def give(self, features: frozenset[str], models: frozenset[str]) -> tuple[str, tuple[str, ...]]:
+    def give(
+        self,
+        features: frozenset[str],
+        models: frozenset[str],
+        *,
+        phys_bits: int = 0,
+        machines: Sequence[tuple[str, ...]] = (),
+    ) -> tuple[str, tuple[str, ...]]:
         """As Driver.give. Not on Xen, because xl is not told which features a PV domain gets: it has its node's."""
         return "host", ()
 
