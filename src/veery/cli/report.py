@@ -118,7 +118,7 @@ def _versions() -> dict[str, Any]:
 
 def _own_files(bundle: Bundle, settings: Settings, path: Path) -> None:
     """The settings, and what veeryd keeps in its state folder; keys are read so that they can be searched for."""
-    from veery.node.bundle import FILE_MAX, FILES_MAX, secrets_of_keys
+    from veery.node.bundle import FILE_MAX, FILES_MAX, secrets_in, secrets_of_keys
 
     try:
         bundle.add_json("settings.json", tomllib.loads(path.read_text()))
@@ -127,6 +127,9 @@ def _own_files(bundle: Bundle, settings: Settings, path: Path) -> None:
     state, run = Path(settings.state), Path(settings.run)
     for key in state.glob("tls/*.pem"):
         bundle.secrets |= secrets_of_keys(key.read_text(errors="replace"))
+    own = state / "initiator.json"
+    if own.is_file():
+        bundle.secrets |= secrets_in([json.loads(own.read_bytes())])
     files = [each.password_file for each in settings.power.values()] + [settings.alarms.webhook_token_file]
     for file in filter(None, files):
         if (words := Path(file)).is_file():

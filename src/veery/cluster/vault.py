@@ -117,6 +117,10 @@ class Vault:
             raise Failed("another sealing key than the cluster's was given", hint="veery doctor --all")
         write_atomic(self._file, data, mode=0o600, sync=True)
 
+    def forget(self) -> None:
+        """Remove the key. Raises OSError."""
+        self._file.unlink(missing_ok=True)
+
     def seal(self, text: str, name: str) -> bytes:
         """`text`, to be kept under the key `name` of the store and no other. Raises Refused without a sealing key."""
         from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
@@ -214,6 +218,24 @@ async def hold(store: Store, vault: Vault, node: str, ask: Ask) -> Held | None:
         await store.commit([], [Put(ring.held + node, id.encode())])
         told[node] = id
     return Held(entry, tuple(each for each in sorted(holders) if told.get(each) != id))
+
+
+async def let_go(store: Store, vault: Vault, node: Node) -> bool:
+    """The part of a node that holds the sealing key no more, for example after it gave its vote up: remove the key here
+    once another holder has it. Whether there was one and it is gone. Raises StoreUnavailable, OutcomeUnknown, OSError."""
+    ring = vault.ring
+    if not vault.id or ring.holds(node):
+        return False
+    known = await keys.NODES.readable(store)
+    if node.name in known and ring.holds(known[node.name]):
+        return False  # its record does not say so yet
+    told = {mark.key.removeprefix(ring.held): mark.value.decode() for mark in (await store.scan(ring.held)).entries}
+    if not any(ring.holds(each) and told.get(each.name) == vault.id for each in known.values()):
+        return False
+    await store.commit([], [Delete(ring.held + node.name)])
+    vault.forget()
+    log.info(decision("sealing.gone", node=node.name, key=ring.file))
+    return True
 
 
 async def carry(store: Store, vault: Vault, node: str, ask: Ask) -> bool:

@@ -88,6 +88,8 @@ class Certificates:
         """One look, and what it calls for. Raises VeeryError, OSError."""
         if self._node.has(Role.VOTER):
             await vault.carry(self._store, self._vault, self._node.name, self._ask_sealing)
+        else:
+            await vault.let_go(self._store, self._vault, self._node)
         await self._trust()
         if (generation := self._store.generation()) != self._generation:  # restored: it may know an older certificate
             await revocation.tell(self._store, self._node.name, self._folder)

@@ -103,6 +103,7 @@ class Credentials:
     # ---- inside
     async def _hold(self) -> vault.Held | None:
         if not vault.CHAP.holds(self._node):
+            await vault.let_go(self._store, self._vault, self._node)
             return None
         held = await vault.hold(self._store, self._vault, self._node.name, self._ask_sealing)
         if held is None:  # the key was made: a second look tells whose it is

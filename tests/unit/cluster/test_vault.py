@@ -116,3 +116,20 @@ async def test_a_sealing_key_that_went_with_its_only_voter_is_made_anew(tmp_path
     assert not await cast.carry("b")
     assert await cast.carry("c")
     assert await vault.ca_key(cast.store, cast.vaults["c"], cast.ca.cert) == cast.ca.key
+
+
+async def test_a_node_that_gave_its_vote_up_lets_the_key_go_once_another_has_it(tmp_path: Path) -> None:
+    cast = Cast(tmp_path)
+    await cast.begin()
+    for name in ("a", "a", "b"):
+        await cast.carry(name)
+    former = Node(name="a", address="127.0.0.1", roles=(Role.HYPERVISOR,))
+    assert not await vault.let_go(cast.store, cast.vaults["a"], former), "its record still says that it has a vote"
+    await cast.store.commit([], [keys.NODES.put("a", former), Delete(keys.SEALED_BY + "b")])
+    assert not await vault.let_go(cast.store, cast.vaults["a"], former), "nobody else says that it has the key"
+    await cast.carry("b")
+    assert await vault.let_go(cast.store, cast.vaults["a"], former)
+    assert not cast.vaults["a"].id
+    assert await cast.store.get(keys.SEALED_BY + "a") is None
+    assert not await vault.let_go(cast.store, cast.vaults["a"], former), "it is gone"
+    assert await vault.ca_key(cast.store, cast.vaults["b"], cast.ca.cert) == cast.ca.key
