@@ -222,7 +222,7 @@ async def hold(store: Store, vault: Vault, node: str, ask: Ask) -> Held | None:
 
 async def let_go(store: Store, vault: Vault, node: Node) -> bool:
     """The part of a node that is to hold the sealing key no more, for example after it gave its vote up: remove the
-    key here once another holder has it. Whether it is gone by this. Raises StoreUnavailable, OutcomeUnknown, OSError."""
+    key here once another holder has it. Whether that was done. Raises StoreUnavailable, OutcomeUnknown, OSError."""
     ring = vault.ring
     if not vault.id or ring.holds(node):
         return False
