@@ -29,10 +29,15 @@ def commands(hint: str) -> Iterator[list[str]]:
     """The words behind `veery` of each command in `hint`, without the sentence that goes on behind it."""
     for match in COMMAND.finditer(hint):
         words = match[1].replace(":", " : ").split()
-        end = next((place for place, word in enumerate(words) if word in PROSE or word == ":"), len(words))
+        end = next((place for place, word in enumerate(words) if _prose(words, place) or word == ":"), len(words))
         found = [word.rstrip(".") for word in words[:end]]
         if verb(found)[0] is not None:
             yield found
+
+
+def _prose(words: list[str], place: int) -> bool:
+    """Whether the sentence goes on at `place`."""
+    return words[place] in PROSE and words[:place] != ["node", "vote"]  # `node vote on`
 
 
 def verb(words: list[str]) -> tuple[Entry | None, list[str]]:
@@ -57,7 +62,8 @@ def unusable(words: list[str]) -> str:
     try:
         Parser(entry, entry.load()).parse_intermixed_args(rest)
     except (Usage, SystemExit) as error:
-        return f"veery {' '.join(words)}: {error}"
+        # What an f-string fills in may be one of the choices.
+        return "" if "invalid choice: 'PLACE'" in str(error) else f"veery {' '.join(words)}: {error}"
     return ""
 
 

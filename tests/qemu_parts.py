@@ -203,7 +203,7 @@ async def shell(driver: Driver, uuid: str, command: str, *, seconds: float = BOO
         nudging.cancel()
         await asyncio.wait({nudging})
         await console.close()
-    return re.split(end, re.split(doubled(f"begin-{mark}"), heard)[-1])[0].strip()
+    return re.split(end, re.split(doubled(f"begin-{mark}") + r"\r*\n", heard)[-1])[0].strip()
 
 
 async def _nudge(console: Console) -> None:

@@ -80,7 +80,7 @@ def _report(session: Session, args: Namespace) -> int:
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError as error:
-        raise Refused(f"{path}: {error.strerror}", hint="veery report FILE writes to a new file") from error
+        raise Refused(f"{path}: {error.strerror}", hint="name a new file: veery report FILE") from error
     with os.fdopen(handle, "wb") as stream:
         blots = bundle.write(stream, "veery-report", now)
     blotted = f", {blots} of them blotted out in texts" if blots else ""

@@ -62,7 +62,7 @@ def _read(path: Path) -> dict[str, Any]:
             found = json.loads(file.read(ANSWER_MAX))
     except (OSError, ValueError) as error:
         raise Refused(
-            f"{path}: {error}", hint="veery selftest kvm --output FILE writes one on the other node"
+            f"{path}: {error}", hint="write one on the other node: veery selftest kvm --output FILE"
         ) from error
     if not isinstance(found, dict):
         raise Refused(f"{path}: not an answer of veery selftest kvm")

@@ -122,6 +122,6 @@ def now_said(picture: Picture, domain: DomainView) -> str:
 def _shutting_down(domain: DomainView, now: float) -> str:
     """Of one whose guest was asked to shut down and runs on."""
     asked_s, left_s = max(0.0, now - domain.ha.stopping), max(0.0, domain.ha.stopping + SHUTDOWN_LAPSE_S - now)
-    again = f"veery ha set {domain.name} {domain.ha.policy} takes it back now"
+    again = f"to take it back now: veery ha set {domain.name} {domain.ha.policy}"
     not_restarted = " and is not restarted" if domain.ha.policy is Policy.RESTART else ""
     return f"was asked to shut down {asked_s:.0f} s ago{not_restarted}; the wish lapses in {left_s:.0f} s; {again}"

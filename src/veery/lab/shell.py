@@ -15,9 +15,10 @@ from veery.errors import Failed
 
 
 def doubled(mark: str) -> str:
-    """A pattern of `mark` in which any character may stand twice: on a busy machine a guest's serial port was seen to
-    print one character in some hundred thousand twice."""
-    return "".join(f"{re.escape(each)}{{1,2}}" for each in mark)
+    """A pattern of `mark` in which any character may stand twice, but for the first, which may be the last one of what
+    was printed before: on a busy machine a guest's serial port was seen to print one character in some hundred
+    thousand twice."""
+    return re.escape(mark[0]) + "".join(f"{re.escape(each)}{{1,2}}" for each in mark[1:])
 
 
 class Shell:

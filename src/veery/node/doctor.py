@@ -127,7 +127,7 @@ def judge_end(node: str, what: str, ends: float, now: float) -> Finding:
     elif days > 0:
         advice = f"veery node renew {node} tells why it was not renewed by itself"
     else:
-        advice = f"its time is over, and no node answers it: veery node forget {node} elsewhere, then join it anew"
+        advice = f"its time is over, and no node answers it: on another, veery node forget {node}, then join it anew"
     return Finding(node=node, what=what, level=level, told=told, advice=advice)
 
 

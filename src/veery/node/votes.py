@@ -112,7 +112,7 @@ class Votes:
             own = next((each for each in seen if peer in each.voter.peers), None)
             if own is not None:
                 if not own.voter.learner and (why := voting.judge_loss(seen, own.voter.name)):
-                    raise Refused(f"{name} keeps its vote: {why}", hint="bring the others up, or: veery node vote on")
+                    raise Refused(f"{name} keeps its vote: {why}", hint="bring the others up: veery node list")
                 await self._lead_elsewhere(seen, own)
                 await voters.remove(own.voter.id)
             others = tuple(url for each in seen if each is not own and each.well for url in each.voter.clients)

@@ -284,7 +284,7 @@ def test_why_says_that_a_guest_was_asked_to_shut_down_and_when_that_lapses() -> 
     ha = dataclasses.replace(view.domains["domain0000"].ha, wanted=False, stopping=EPOCH - 60)
     lines = "; ".join(why(with_domain(view, "domain0000", ha=ha), "domain0000", EPOCH, RULES))
     assert "domain0000 was asked to shut down 60 s ago and is not restarted; the wish lapses in 540 s" in lines
-    assert "veery ha set domain0000 restart takes it back now" in lines
+    assert "to take it back now: veery ha set domain0000 restart" in lines
     assert "it was asked to end, or has ended" not in lines
     ended = with_domain(view, "domain0000", ha=ha, owner=None)
     assert "lapses" not in "; ".join(why(ended, "domain0000", EPOCH, RULES)), "it has followed"

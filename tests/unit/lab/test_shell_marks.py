@@ -12,3 +12,4 @@ def test_a_mark_is_found_although_a_character_was_printed_twice() -> None:
     assert re.search(doubled("aa1"), "aa1")
     assert not re.search(doubled("12d417caz"), "echo 12d417ca''z")
     assert not re.search(doubled("12d417caz"), "12d17caz"), "a lost character is not made up for"
+    assert re.split(doubled("end-1"), "written-hereend-1")[0] == "written-here"

@@ -110,6 +110,7 @@ class Roster:
         self._rows: tuple[Row, ...] = ()
         self._seen: dict[str, Record] = {}
         self._seen_at = float("-inf")
+        self._changes = self._seen_changes = 0  # how many were told, and how many before the last look began
         self._info: tuple[tuple[tuple[int, int], ...], float, Info] | None = None
         self.events: asyncio.Queue[DomainEvent] = asyncio.Queue()
 
@@ -201,7 +202,8 @@ class Roster:
         return await asyncio.shield(self._asked)
 
     def changed(self) -> None:
-        """What Xen tells is different by now: what was seen before serves nobody."""
+        """What Xen tells is different by now: what was seen before, and a look under way, serve nobody."""
+        self._changes += 1
         self._stirred.set()
 
     async def see(self) -> tuple[Row, ...]:
@@ -217,7 +219,7 @@ class Roster:
         return self._info[2]
 
     def _fresh(self) -> bool:
-        if self._stirred.is_set() or asyncio.get_running_loop().time() - self._seen_at > FRESH:
+        if self._changes != self._seen_changes or asyncio.get_running_loop().time() - self._seen_at > FRESH:
             return False
         now = {uuid: domain.record for uuid, domain in self._domains.items()}
         return now.keys() == self._seen.keys() and all(now[uuid] is self._seen[uuid] for uuid in now)
@@ -232,9 +234,9 @@ class Roster:
             await asyncio.wait({before})
         self._looking, self._asked = self._asked, None
         known = {uuid: domain.record for uuid, domain in self._domains.items()}
-        begun = asyncio.get_running_loop().time()
+        begun, changes = asyncio.get_running_loop().time(), self._changes
         rows = await self.xl.rows()
-        self._rows, self._seen, self._seen_at = rows, known, begun
+        self._rows, self._seen, self._seen_at, self._seen_changes = rows, known, begun, changes
         for uuid, record in known.items():
             domain = self._domains.get(uuid)
             # one that changed while xl looked is compared at the next look
@@ -294,9 +296,9 @@ class Roster:
 
     async def _watch(self) -> None:
         while True:
-            await self._store.watch(self._stirred.set)
+            await self._store.watch(self.changed)
             await asyncio.sleep(RETRY)
-            self._stirred.set()  # whatever was missed meanwhile; without xenstore-watch it is the pace
+            self.changed()  # whatever was missed meanwhile; without xenstore-watch it is the pace
 
     async def _look_for_ever(self) -> None:
         said = ""
