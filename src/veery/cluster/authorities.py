@@ -165,7 +165,7 @@ def _all_trust(seen: CaStatus) -> None:
     if seen.untrusting:
         raise Refused(
             f"these nodes do not trust both CAs yet: {', '.join(seen.untrusting)}",
-            hint=f"start veeryd there, or put a node out that is gone for good (veery node forget NODE); then look again: {SHOW}",
+            hint=f"start veeryd there (gone for good: veery node forget NODE), then look again: {SHOW}",
         )
 
 

@@ -73,7 +73,7 @@ def test_uptime(daemon: StandIn, run: Run) -> None:
 
     daemon.routes["GET /v1/domains"]["domains"] = [{**BUSYBOX, "started": time.time() - 2 * 86400 - 3600 - 60}]
     row = re.compile(r"busybox {30}3 2 days,  1:0[1-9]:[0-5][0-9]")  # it goes on while we look
-    for tool, head in (("xl", "Name                                ID Uptime"), ("xm", "Name{32} ID Uptime ")):
+    for tool, head in (("xl", "Name                                ID Uptime"), ("xm", "Name{32}ID Uptime ")):
         first, second = run("uptime", tool=tool).out.splitlines()
         assert first == head.replace("{32}", " " * 32)
         assert row.fullmatch(second), second
