@@ -28,6 +28,7 @@ SPREAD = {
     "target-disk": {Phase.PREPARE},
     "cancel": {Phase.LOADED},
     "guest-poweroff": {Phase.COPY, Phase.CONFIRM},
+    "guest-reboot": {Phase.COPY},
     "second-move": {Phase.COPY},
 }
 
