@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from proof import HYPERVISORS, SETTLE, START, Life, Proof
 from strikes import small_state
@@ -67,10 +68,10 @@ class Move:
         while b"not taken in" not in self.log(self.target) and time.monotonic() < end:
             await asyncio.sleep(0.02)
 
-    async def state(self, node: str) -> str:
-        """The domain's state on `node`, "" where it is not there."""
+    async def row(self, node: str) -> dict[str, Any]:
+        """The domain's reading on `node`, {} where it is not there."""
         rows = (await asyncio.to_thread(self.lab.client(node, deadline=30).get, "/v1/domains"))["domains"]
-        return next((str(row["state"]) for row in rows if row["name"] == DOMAIN), "")
+        return next((row for row in rows if row["name"] == DOMAIN), {})
 
     def answers(self) -> list[str]:
         """The nodes whose daemons have answered an end of the domain's since the order to move, an entry each."""
@@ -256,12 +257,12 @@ class Scene:
         lasts: float,
         half_domain: bool,
         anew: frozenset[Phase],
-        ends: bool = False,
+        answers: int | None = None,
     ) -> Ended:
         """Move the domain, have `fault` strike in `phase`, let go, end the fault after `lasts` seconds or with the
         move; then everything must be as Proof says, there and back included. In the phases `anew` the domain's own
-        QEMU may have been killed: it is booted again, by its policy. With `ends` the guest ends by itself: it is booted
-        again exactly once."""
+        QEMU may have been killed: it is booted again, by its policy. With `answers` the guest ends or reboots by
+        itself: it boots once more, and so many answers do the daemons give."""
         proof = await self.ready()
         assert self._at is not None
         before, begun = self._at[1], time.monotonic()
@@ -275,7 +276,7 @@ class Scene:
                 else:
                     await move.over(END)
             told = await move.task
-            if ends:
+            if answers:
                 await move.answered()
         where = await proof.settled()
         await proof.probe.answered(deadline=SETTLE)
@@ -284,9 +285,9 @@ class Scene:
         if life.boot != before.boot:
             assert phase in anew, "it was booted anew, and its QEMU was not killed"
             proof.boots += 1
-        if ends:
+        if answers is not None:
             assert life.boot != before.boot, "the guest ended, and the same boot runs"
-            assert move.answers() == [where], f"it runs on {where}; its end was answered on {move.answers()}"
+            assert move.answers() == [where] * answers, f"it runs on {where}; answered on {move.answers()}"
         other = next(node for node in HYPERVISORS if node != where)
         await proof.move(other)
         await proof.move(where)

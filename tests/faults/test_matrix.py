@@ -28,6 +28,7 @@ SPREAD = {
     "target-disk": {Phase.PREPARE},
     "cancel": {Phase.LOADED},
     "guest-poweroff": {Phase.COPY, Phase.CONFIRM},
+    "guest-reboot": {Phase.COPY},
     "second-move": {Phase.COPY},
 }
 
@@ -71,7 +72,7 @@ async def test_cell(scene: Scene, cells: Cells, row: Row, phase: Phase | None) -
             lasts=row.lasts,
             half_domain=row.half_domain,
             anew=frozenset(row.anew),
-            ends=row.ends,
+            answers=row.answers,
         )
         wanted = "source" if phase in row.source else "target" if phase in row.target else ended.where
         assert ended.where == wanted, f"it ended on the {ended.where}: {ended.told}"

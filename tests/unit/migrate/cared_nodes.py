@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from two_nodes import SPEC, BareAttacher, Pair, Side, two_nodes
 
 from veery.cluster.trust import SeenFile, Trust
+from veery.host.clock import Clock
+from veery.hypervisor.fake import FakeDriver
+from veery.hypervisor.fakeworld import World
 from veery.model.domain import DiskSpec, DomainSpec
 from veery.model.volume import Attachments
 from veery.node.caretaker import Caretaker
@@ -83,9 +87,11 @@ async def trust_of(side: Side, folder: Path) -> Trust:
 
 
 @contextlib.asynccontextmanager
-async def cared_nodes(folder: Path, certificates: Path, spec: DomainSpec = SPEC) -> AsyncIterator[Cared]:
-    """Both nodes up, the domain `spec` running on `a`; both caretakers run."""
-    async with two_nodes(folder, certificates, spec) as pair, asyncio.TaskGroup() as tasks:
+async def cared_nodes(
+    folder: Path, certificates: Path, spec: DomainSpec = SPEC, *, make: Callable[[str, World, Clock], Any] = FakeDriver
+) -> AsyncIterator[Cared]:
+    """Both nodes up, the domain `spec` running on `a`; both caretakers run; `make` as two_nodes has it."""
+    async with two_nodes(folder, certificates, spec, make=make) as pair, asyncio.TaskGroup() as tasks:
         trusts = [await trust_of(side, folder) for side in (pair.a, pair.b)]
         both = [domains_of(side) for side in (pair.a, pair.b)]
         running = [

@@ -148,6 +148,20 @@ async def test_an_end_after_commit_is_answered_at_the_target(tmp_path: Path, cer
         await pair.settled()
 
 
+@pytest.mark.parametrize("phase", ["BEGIN", "PREPARE", "COPY", "CONFIRM"])
+async def test_a_reboot_in_place_is_no_end(tmp_path: Path, certificates: Path, phase: str) -> None:
+    """The same run goes on, the move goes on, and no node starts the domain."""
+    async with cared_nodes(tmp_path, certificates) as cared:
+        pair = cared.pair
+        move, brake = await held_in(pair, phase)
+        (pair.b if phase == "CONFIRM" else pair.a).driver.end(UUID, DomainEnd.REBOOT)
+        brake.unlink()
+        assert (await pair.a.moves.outcome(move)).state is MoveState.DONE
+        await pair.check("b")
+        logs = await pair.a.driver.log() + await pair.b.driver.log()
+        assert logs.count("started") == 1  # by the fixture
+
+
 FULL = "disk-xvda: No space left on device"
 
 

@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from veery.cluster import owner as owners
 from veery.cluster import revocation
@@ -18,7 +19,7 @@ from veery.cluster.memory import MemoryStore
 from veery.config.settings import Relocation
 from veery.errors import Failed
 from veery.host import tls
-from veery.host.clock import RealClock
+from veery.host.clock import Clock, RealClock
 from veery.hypervisor.fake import FakeDriver
 from veery.hypervisor.fakeworld import World
 from veery.migrate.base import Ground
@@ -110,7 +111,7 @@ class Side:
 
     node: Node
     store: MemoryStore
-    driver: FakeDriver
+    driver: Any  # as base.Driver: a FakeDriver, or what `make` of two_nodes gives
     attacher: BareAttacher
     ground: Ground
     settler: Settler
@@ -160,8 +161,10 @@ class Pair:
 
 
 @contextlib.asynccontextmanager
-async def two_nodes(folder: Path, certificates: Path, spec: DomainSpec = SPEC) -> AsyncIterator[Pair]:
-    """Both nodes up, the domain `spec` running on `a`."""
+async def two_nodes(
+    folder: Path, certificates: Path, spec: DomainSpec = SPEC, *, make: Callable[[str, World, Clock], Any] = FakeDriver
+) -> AsyncIterator[Pair]:
+    """Both nodes up, the domain `spec` running on `a`; `make` makes the driver of a node."""
     clock, world = RealClock(), World()
     root = MemoryStore(clock)
     async with asyncio.TaskGroup() as tasks:
@@ -172,7 +175,8 @@ async def two_nodes(folder: Path, certificates: Path, spec: DomainSpec = SPEC) -
                 free.bind((ADDRESS, 0))
                 port = free.getsockname()[1]
             node = Node(name=name, address=ADDRESS, roles=(Role.HYPERVISOR,), relocation_port=port)
-            store, driver, attacher = root.view(), FakeDriver(name, world, clock), BareAttacher()
+            store, driver, attacher = root.view(), make(name, world, clock), BareAttacher()
+            await driver.open()
             hold = folder / name / "hold"
             ground = Ground(
                 node=name,
