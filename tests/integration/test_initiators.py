@@ -13,6 +13,7 @@ import pytest
 from node_parts import Node, aside, until
 
 from veery.cluster.initiators import FILE
+from veery.lab import guest
 from veery.lab.services import Lab
 from veery.lab.stored import records
 
@@ -158,8 +159,6 @@ async def _reach_as(lab: Lab, node: str, iqn: str, user: str, password: str) -> 
 
 
 def _kernel() -> str:
-    from veery.lab import guest
-
     found = guest.find()
     assert found is not None
     return str(found.kernel)
