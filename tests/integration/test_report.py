@@ -45,7 +45,8 @@ async def test_a_report_has_what_helps_and_no_secret(lab: Lab, near: Node, works
         await near.veery("delete", "shown")
     assert (tmp_path / "a.tar.gz").stat().st_mode & 0o777 == 0o600
     names = {row["name"] for row in json.loads(files["store.json"])}
-    assert {"ca/key", "initiator/test1", "node/test1", "domain/shown", "token"} <= names
+    assert {"chap/test1", "initiator/test1", "node/test1", "domain/shown", "token"} <= names
+    assert [name for name in names if name.startswith("ca/sealed/")]
     assert "shown" in files["api/domains.json"]
     assert json.loads(files["api/doctor.json"])
     secrets = _secrets(lab) | {token}

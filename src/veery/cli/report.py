@@ -57,7 +57,7 @@ PROGRAMS: Mapping[str, Sequence[str]] = {
     "journal.txt": ("journalctl", "--no-pager", "--lines", "5000", "--unit", "veeryd"),
     "kernel.txt": ("dmesg", "--time-format", "iso"),
 }
-HIDDEN = ("ca/key", "initiator/", "chap/", "token/")  # in the store: what stands there is a secret
+HIDDEN = ("ca/key", "ca/sealed/", "initiator/", "chap/", "token/")  # in the store: what stands there is a secret
 OWN_FILES = ("identity.json", "nodes.json", "certificates.json", "store.json", "served.json")
 OWN_FOLDERS = ("journal", "moves", "volume-moves")
 
@@ -118,7 +118,8 @@ def _versions() -> dict[str, Any]:
 
 def _own_files(bundle: Bundle, settings: Settings, path: Path) -> None:
     """The settings, and what veeryd keeps in its state folder; keys are read so that they can be searched for."""
-    from veery.node.bundle import FILE_MAX, FILES_MAX, secrets_in, secrets_of_keys
+    from veery.cluster import initiators
+    from veery.node.bundle import FILE_MAX, FILES_MAX, secrets_of_keys
 
     try:
         bundle.add_json("settings.json", tomllib.loads(path.read_text()))
@@ -127,9 +128,10 @@ def _own_files(bundle: Bundle, settings: Settings, path: Path) -> None:
     state, run = Path(settings.state), Path(settings.run)
     for key in state.glob("tls/*.pem"):
         bundle.secrets |= secrets_of_keys(key.read_text(errors="replace"))
-    own = state / "initiator.json"
-    if own.is_file():
-        bundle.secrets |= secrets_in([json.loads(own.read_bytes())])
+    try:
+        bundle.secrets |= {json.loads((state / initiators.FILE).read_bytes())["password"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # an older veery has none; what cannot be read is told by doctor
     files = [each.password_file for each in settings.power.values()] + [settings.alarms.webhook_token_file]
     for file in filter(None, files):
         if (words := Path(file)).is_file():

@@ -34,7 +34,8 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ring:
     """One sealing key: its file in STATE, the key of the store that has its id, the prefix under which each holder says
-    that it has it, and who these are. `holder` and `lost` are for messages."""
+    that it has it, and who these are. `again`: what it sealed is known elsewhere too, so a key that is lost may be
+    replaced without anybody's word. The others are for messages."""
 
     file: str
     key: str
@@ -43,6 +44,7 @@ class Ring:
     holder: str
     missing: str
     lost: str
+    again: bool = False
 
     def holds(self, node: Node) -> bool:
         """Whether `node` is to have it."""
@@ -67,6 +69,7 @@ CHAP = Ring(
     holder="voter or storage node",
     missing="this node does not have the key of the nodes' CHAP passwords",
     lost="veery doctor --all; the node of that name seals its password anew within seconds",
+    again=True,
 )
 
 FILE = CA.file
@@ -206,6 +209,8 @@ async def hold(store: Store, vault: Vault, node: str, ask: Ask) -> Held | None:
     told = {mark.key.removeprefix(ring.held): mark.value.decode() for mark in marks}
     entry = await store.get(ring.key)
     id = entry.value.decode() if entry else ""
+    if ring.again and id and told.get(node) == id != vault.id:  # ours is lost: if everybody's is, one makes another
+        await store.commit([], [Delete(ring.held + node)])
     having = [each for each in holders if each != node and told.get(each) == id]
     if entry is None or (vault.id != id and not having):
         made = vault.make().encode()  # in the store together with who has it, or another one would make one too

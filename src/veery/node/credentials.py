@@ -57,25 +57,30 @@ class Credentials:
     async def look(self) -> None:
         """One look, and what it calls for. Raises VeeryError, OSError."""
         async with self._busy:
-            self._own = await initiators.keep(self._store, self._state, self._node.name, make_password())
-            held = await self._hold()
-            if await initiators.must_offer(self._store, self._own):
-                await self._offer(self._own)
+            held, trouble = None, None
+            try:
+                held = await self._hold()
+            except VeeryError as error:  # no reason not to keep our own
+                trouble = error
+            own = await self._keep()
+            if await initiators.must_offer(self._store, own):
+                await self._offer(own)
             if held is not None:
                 await initiators.seal_all(self._store, self._vault, held)
+            if trouble is not None:
+                raise trouble
 
     async def mine(self) -> Initiator:
         """Our own. Raises Failed where there are none, StoreUnavailable where the store must be asked for them."""
         if self._own is None:
             self._own = initiators.load(self._state)
-        if self._own is None:
-            try:
-                await self.look()
-            except OSError as error:
-                raise Failed(f"{self._state}: {error.strerror}", hint="see to the disk of this node") from error
-        if self._own is None:
-            raise Failed(f"{self._node.name} has no credentials at the targets", hint="join it anew")
-        return self._own
+        if self._own is not None:
+            return self._own
+        try:
+            async with self._busy:
+                return await self._keep()
+        except OSError as error:
+            raise Failed(f"{self._state}: {error.strerror}", hint="see to the disk of this node") from error
 
     async def password(self, node: str, secret: ChapSecret) -> str:
         """The password in `secret` of `node`, on a voter or storage node. Raises VeeryError."""
@@ -101,6 +106,10 @@ class Credentials:
         await initiators.accept(self._store, self._vault, caller, password)
 
     # ---- inside
+    async def _keep(self) -> Initiator:
+        self._own = await initiators.keep(self._store, self._state, self._node.name, make_password())
+        return self._own
+
     async def _hold(self) -> vault.Held | None:
         if not vault.CHAP.holds(self._node):
             await vault.let_go(self._store, self._vault, self._node)
@@ -115,10 +124,13 @@ class Credentials:
 
     async def _offer(self, own: Initiator) -> None:
         """Give our password to a node that seals it. Raises VeeryError where none does."""
-        if self._vault.id:
-            await initiators.accept(self._store, self._vault, own.node, own.password)
-            return
         last: VeeryError = Failed(f"the cluster has no {vault.CHAP.holder}", hint="veery node list")
+        if self._vault.id:
+            try:
+                await initiators.accept(self._store, self._vault, own.node, own.password)
+                return
+            except Refused as error:  # our key may be one that was replaced
+                last = error
         for node in (await keys.NODES.readable(self._store)).values():
             if vault.CHAP.holds(node) and node.name != self._node.name:
                 try:

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from veery.cluster import adopt
-from veery.cluster.keys import CLUSTER, DOMAINS, FENCES, INCARNATION, INCARNATIONS, NODES, OWNERS, RESERVATIONS
+from veery.cluster.keys import (
+    CHAP_SEALED,
+    CLUSTER,
+    DOMAINS,
+    FENCES,
+    INCARNATION,
+    INCARNATIONS,
+    INITIATORS,
+    NODES,
+    OWNERS,
+    RESERVATIONS,
+)
 from veery.cluster.memory import MemoryStore
 from veery.cluster.store import Put, StoreUnavailable
 from veery.errors import Refused
 from veery.host.clock import RealClock
 from veery.model.adoption import CopyHere, Inventory
-from veery.model.cluster import DomainRecord, Incarnation, Owner, Reservation
+from veery.model.cluster import Cluster, DomainRecord, Incarnation, Owner, Reservation
+from veery.model.codec import encode
 from veery.model.domain import DomainSpec
 from veery.model.ha import FenceRecord, FenceState
 from veery.model.node import Node
@@ -143,5 +156,27 @@ def test_nothing_is_written_where_something_stands_in_its_way() -> None:
         with pytest.raises(Refused, match="does not answer"):
             await adopt.write(data, records(), planned(silent="two"), by="me", epoch=1.0)
         assert (await data.scan("")).entries == ()
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_a_node_that_the_store_forgot_gives_its_password_itself_where_they_are_sealed(sealed: bool) -> None:
+    """Its running domains have the one that it keeps; an older veery has none but that of the store."""
+
+    async def story() -> None:
+        data = MemoryStore(RealClock())
+        cluster = Cluster(name="lab", id="1", ca="", authority="iqn.2026-11.internal.lab")
+        marks = [Put(CHAP_SEALED, b"1")] if sealed else []
+        await data.commit([], [INCARNATIONS.put(INCARNATION, DOUBT), Put(CLUSTER, encode(cluster)), *marks])
+        found = await adopt.read(data)
+        made = replace(
+            adopt.plan(found, {"one": says("one")}, {}, []), nodes=(Node(name="new", address="a", roles=()),)
+        )
+        await adopt.write(data, found, made, by="me", epoch=1.0)
+        own = await INITIATORS.get(data, "new")
+        assert own is not None
+        assert (own.iqn, own.user) == ("iqn.2026-11.internal.lab:node:new", "new")
+        assert bool(own.password) != sealed
 
     asyncio.run(story())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import stat
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +15,7 @@ from veery.cluster.memory import MemoryStore
 from veery.cluster.store import Committed, Delete, Put, Unchanged
 from veery.cluster.vault import Vault
 from veery.config.settings import Settings
-from veery.errors import Failed, OutcomeUnknown, Refused
+from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
 from veery.host.clock import RealClock
 from veery.model import codec
 from veery.model.cluster import Cluster
@@ -206,9 +207,9 @@ async def test_a_key_that_is_lost_everywhere_is_made_anew_and_all_seal_again(tmp
         await nodes.look(name)
     for name in "abs":
         (tmp_path / name / vault.CHAP.file).unlink()
-        await nodes.store.commit([], [Delete(keys.CHAP_SEALED_BY + name)])
-    for name in "aabhsabhs":
-        await nodes.look(name)
+    for name in "abhsabhsabhs":
+        with contextlib.suppress(VeeryError):  # for as long as one says that it has it
+            await nodes.look(name)
     assert await nodes.read("s") == {name: nodes.first[name].password for name in RUNS}
 
 
