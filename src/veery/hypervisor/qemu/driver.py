@@ -20,6 +20,7 @@ from veery.hypervisor.qemu import argv, build, hotplug, machine, media, migratio
 from veery.hypervisor.qemu.abilities import ask, obstacles, processor
 from veery.hypervisor.qemu.build import Build
 from veery.hypervisor.qemu.cgroup import Groups
+from veery.hypervisor.qemu.choice import choose
 from veery.hypervisor.qemu.console import QemuConsole
 from veery.hypervisor.qemu.process import Stage
 from veery.hypervisor.qemu.roster import Roster
@@ -66,6 +67,7 @@ class QemuDriver:
                 qemu = await machine.find(self._settings, self._run / "accel.json")
                 qemu.check()
                 self._roster.owners = owners(self._settings.user)
+                self._roster.choice = choose(self._settings, qemu.accel, apart=self._roster.owners is not None)
                 self._able = await ask(qemu, self._roster.owners.choose(0, ()) if self._roster.owners else None)
                 self._qemu, self._missing = qemu, None
                 self._roster.dmesg.note(f"QEMU {qemu.version}, accelerator {qemu.accel} ({qemu.reason})")
@@ -218,7 +220,7 @@ class QemuDriver:
 
     async def attach_disk(self, uuid: str, disk: AttachedDisk) -> None:
         """As Driver.attach_disk."""
-        await hotplug.attach_disk(self._roster.free(uuid), disk)
+        await hotplug.attach_disk(self._roster.free(uuid), disk, self._roster.choice)
 
     async def detach_disk(self, uuid: str, vdev: str) -> None:
         """As Driver.detach_disk."""
@@ -251,7 +253,7 @@ class QemuDriver:
 
     async def attach_vif(self, uuid: str, vif: AttachedVif) -> None:
         """As Driver.attach_vif."""
-        await hotplug.attach_vif(self._roster.free(uuid), vif)
+        await hotplug.attach_vif(self._roster.free(uuid), vif, self._roster.choice)
 
     async def detach_vif(self, uuid: str, mac: str) -> None:
         """As Driver.detach_vif."""
