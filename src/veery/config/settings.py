@@ -77,6 +77,8 @@ class Qemu:
     user: str = ""  # whom QEMU runs as: a name, a UID, a range of UIDs with one for each domain; "": root
     iothreads: Switch = "auto"
     vhost: Switch = "auto"
+    hugepages: Literal["", "2M", "1G"] = ""  # of which the memory of domains is made; "": ordinary pages
+    numa_node: int = -1  # where the memory and processors of domains are taken first; -1: wherever
     aio: Switch = "auto"
     cgroup: str = ""  # folder of a cgroup (version 2) that the host leaves to us; "": no limits for domains
 

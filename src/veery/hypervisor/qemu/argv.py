@@ -83,7 +83,7 @@ def build_argv(
         *("-accel", _accelerator(build, wiring)),
         *("-cpu", build.model),
         *("-m", f"size={build.memory}M"),
-        *_memory(build),
+        *_memory(build, wiring.choice),
         *_clocks(build),
         *("-smp", f"cpus={spec.vcpus},maxcpus={max(spec.vcpus, spec.maxvcpus)}"),
         *_ends(spec),
@@ -124,18 +124,20 @@ def _machine(build: Build) -> str:
     return board if build.layout == 1 else f"{board},hpet=off,memory-backend={MEMORY}"
 
 
-def _memory(build: Build) -> list[str]:
+def _memory(build: Build, choice: Choice) -> list[str]:
     """Guest memory as an object of its own, by the name that it has without one: another kind of it (huge pages) may
     then take its place on either end of a move."""
     if build.layout == 1:
         return []
+    kind = choice.memory()
     options: devices.Options = {
-        "qom-type": "memory-backend-ram",
+        "qom-type": kind.pop("qom-type"),
         "id": MEMORY,
         "size": build.memory << 20,
         "dump": False,
         "merge": False,
         "x-use-canonical-path-for-ramblock-id": False,
+        **kind,
     }
     return ["-object", _json(options)]
 

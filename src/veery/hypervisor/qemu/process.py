@@ -222,6 +222,9 @@ class Home:
                 confined(argv(wiring)), log_file=self.qemu_log, pass_fds=passed, cwd=cwd, owner=owner
             )
         process.save(self._pid)
+        with contextlib.suppress(OSError):  # the threads that it makes from now on have them too
+            if processors := choice.processors():
+                os.sched_setaffinity(process.pid, processors)
         with contextlib.suppress(OSError):  # veeryd, etcd and tgtd are to outlive any one domain
             Path(f"/proc/{process.pid}/oom_score_adj").write_text(str(OOM_SCORE))
         return process

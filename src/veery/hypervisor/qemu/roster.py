@@ -127,6 +127,9 @@ class Roster:
     def left(self, total: int, available: int) -> int:
         """MiB that may still be promised, of what the machine has (see machine.left)."""
         here = {uuid: domain.record.build.memory for uuid, domain in self._domains.items()}
+        if self.choice.huge:  # what a domain takes besides its memory does not come out of these pages
+            pages = max(0, self.choice.free_pages() - sum(self._promised.values()))
+            available = pages + machine.overhead(pages)
         return machine.left(total, available, (self._promised | here).values())
 
     def promise(self, spec: DomainSpec, memory: int, total: int, available: int) -> None:
