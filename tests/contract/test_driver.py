@@ -81,8 +81,8 @@ class FakeRig:
 
 
 class QemuRig:
-    """Two QEMU drivers on one machine, with folders of their own. The near one's QEMUs run as `user`, the far one's as
-    root, as an older version starts them."""
+    """Two QEMU drivers on one machine, with folders of their own. The near one's QEMUs run as `user`, with
+    threads for disks and io_uring; the far one's as root and without, as an older version starts them."""
 
     def __init__(self, folder: Path, guest: Guest, snapshot: parts.Snapshot, user: str = "") -> None:
         self.folder, self._guest, self._snapshot, self._user = folder, guest, snapshot, user
@@ -90,8 +90,10 @@ class QemuRig:
         self.far = self._driver(folder / "test2")
 
     def _driver(self, run: Path) -> QemuDriver:
-        user = self._user if run.name == "test1" else ""
-        return QemuDriver(run, None, Qemu(accel="tcg", user=user), RealClock())
+        if run.name == "test1":
+            near = Qemu(accel="tcg", user=self._user, iothreads="on", aio="on")
+            return QemuDriver(run, None, near, RealClock())
+        return QemuDriver(run, None, Qemu(accel="tcg"), RealClock())
 
     def spec(self, name: str = "busybox", **changes: Any) -> DomainSpec:
         return parts.domain(self._guest, Path(self._snapshot.spec.ramdisk), name, **changes)

@@ -61,11 +61,9 @@ def _read(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             found = json.loads(file.read(ANSWER_MAX))
     except (OSError, ValueError) as error:
-        raise Refused(
-            f"{path}: {error}", hint="write one on the other node: veery selftest kvm --output FILE"
-        ) from error
+        raise Refused(f"{path}: {error}", hint="on the other node: veery selftest kvm --output FILE") from error
     if not isinstance(found, dict):
-        raise Refused(f"{path}: not an answer of veery selftest kvm")
+        raise Refused(f"{path}: not an answer of a self-test")
     return found
 
 

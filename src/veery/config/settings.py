@@ -6,10 +6,13 @@ import re
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
 from veery.errors import Refused
+
+Switch = Literal["auto", "on", "off"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,12 +67,19 @@ class NetworkSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Qemu:
-    """The qemu driver. `accel`: auto (KVM when it really boots a guest, else TCG), kvm or tcg."""
+    """The qemu driver. `accel`: auto (KVM when it really boots a guest, else TCG), kvm or tcg. `iothreads` (a thread
+    for each disk), `vhost` (the kernel carries packets) and `aio` (io_uring and native aio) are on, off, or auto: on
+    under KVM."""
 
     binary: str = "qemu-system-x86_64"
     accel: str = "auto"
     machine: str = ""  # "": the driver's pinned default
     user: str = ""  # whom QEMU runs as: a name, a UID, a range of UIDs with one for each domain; "": root
+    iothreads: Switch = "auto"
+    vhost: Switch = "auto"
+    hugepages: Literal["", "2M", "1G"] = ""  # of which the memory of domains is made; "": ordinary pages
+    numa_node: int = -1  # where the memory and processors of domains are taken first; -1: wherever
+    aio: Switch = "auto"
     cgroup: str = ""  # folder of a cgroup (version 2) that the host leaves to us; "": no limits for domains
 
 

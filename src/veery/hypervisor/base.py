@@ -214,8 +214,8 @@ class Driver(Protocol):
     ) -> tuple[str, tuple[str, ...]]:
         """From now on new domains get a processor with these `features`, as far as they are of use to guests, by one of
         these `models` where the hypervisor knows any, with at most `phys_bits` bits of physical addresses (0: not
-        known), and a machine type that is among each node's `machines`. Returns the hypervisor's own words for it, and
-        the features that it has. Domains that run keep theirs."""
+        known), and a machine type that is among each node's `machines`. Returns the hypervisor's own words for the
+        processor, and the features that it has. Domains that run keep theirs."""
         ...
 
     # ---- one move: the source's side

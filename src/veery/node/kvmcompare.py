@@ -29,7 +29,9 @@ def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> tuple[Diff
     try:
         return tuple(_differences(here, there))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise Refused("not an answer of `veery selftest kvm` in which KVM or TCG works", hint="make it anew") from error
+        raise Refused(
+            "not a whole answer of a self-test", hint="make it anew: veery selftest kvm --output FILE"
+        ) from error
 
 
 def newest_machine(here: Mapping[str, Any], there: Mapping[str, Any]) -> str:

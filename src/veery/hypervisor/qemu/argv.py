@@ -12,8 +12,9 @@ from pathlib import Path
 
 from veery.hypervisor.qemu import devices
 from veery.hypervisor.qemu.build import Build, disk_id, vif_id
+from veery.hypervisor.qemu.choice import Choice
 from veery.model.domain import DomainSpec, OnEvent
-from veery.model.volume import Attachments
+from veery.model.volume import AttachedDisk, AttachedVif, Attachments
 
 TB_SIZE = 32
 """MiB of translated code that TCG keeps; its own default, up to 1 GiB, costs memory for nothing in a small guest."""
@@ -50,7 +51,7 @@ class Handed:
 class Wiring:
     """What the new process finds open: the listening sockets of its two monitors, its console and the guest's agent
     (from layout 2 on), by number; `secrets` maps a secret's id to a descriptor that holds it; `console_log` takes what
-    the guest prints."""
+    the guest prints; `vhosts` are descriptors of /dev/vhost-net by the ids of netdevs; `choice` is the node's."""
 
     monitors: tuple[int, ...]
     console: int
@@ -58,6 +59,8 @@ class Wiring:
     secrets: Mapping[str, int]
     agent: int | None = None
     handed: Handed = Handed()
+    vhosts: Mapping[str, int] = field(default_factory=dict)
+    choice: Choice = devices.PLAIN
 
 
 Command = Callable[[Wiring], list[str]]
@@ -80,7 +83,7 @@ def build_argv(
         *("-accel", _accelerator(build, wiring)),
         *("-cpu", build.model),
         *("-m", f"size={build.memory}M"),
-        *_memory(build),
+        *_memory(build, wiring.choice),
         *_clocks(build),
         *("-smp", f"cpus={spec.vcpus},maxcpus={max(spec.vcpus, spec.maxvcpus)}"),
         *_ends(spec),
@@ -121,18 +124,20 @@ def _machine(build: Build) -> str:
     return board if build.layout == 1 else f"{board},hpet=off,memory-backend={MEMORY}"
 
 
-def _memory(build: Build) -> list[str]:
+def _memory(build: Build, choice: Choice) -> list[str]:
     """Guest memory as an object of its own, by the name that it has without one: another kind of it (huge pages) may
     then take its place on either end of a move."""
     if build.layout == 1:
         return []
+    kind = choice.memory()
     options: devices.Options = {
-        "qom-type": "memory-backend-ram",
+        "qom-type": kind.pop("qom-type"),
         "id": MEMORY,
         "size": build.memory << 20,
         "dump": False,
         "merge": False,
         "x-use-canonical-path-for-ramblock-id": False,
+        **kind,
     }
     return ["-object", _json(options)]
 
@@ -214,12 +219,15 @@ def _disks(spec: DomainSpec, attachments: Attachments, build: Build, wiring: Wir
             source = f"/proc/self/fd/{wiring.secrets[name]}"
             words += ["-object", _json({"qom-type": "secret", "id": name, "file": source})]
         handed = wiring.handed.disks.get(disk.spec.vdev)
-        node = devices.blockdev(disk, "" if handed is None else fdset(handed))
+        node = devices.blockdev(disk, "" if handed is None else fdset(handed), wiring.choice)
         if node is not None:
             words += ["-blockdev", _json(node)]
         slot = build.slots[disk_id(disk.spec)]
         bootindex = None if spec.kernel or (node is None and not disk.spec.cdrom) else number + 1
-        words += ["-device", _json(devices.disk_device(disk, slot, bootindex=bootindex))]
+        threaded = threads(build, disk, wiring.choice)
+        if threaded:
+            words += ["-object", _json({"qom-type": "iothread", "id": devices.io_thread(disk)})]
+        words += ["-device", _json(devices.disk_device(disk, slot, bootindex=bootindex, threaded=threaded))]
     return words
 
 
@@ -227,9 +235,21 @@ def _vifs(attachments: Attachments, build: Build, wiring: Wiring) -> list[str]:
     words: list[str] = []
     for vif in attachments.vifs:
         handed = wiring.handed.taps.get(devices.tap_id(vif))
-        words += ["-netdev", _json(devices.netdev(vif, "" if handed is None else str(handed)))]
+        vhost = wiring.vhosts.get(devices.tap_id(vif))
+        carried = "" if vhost is None else str(vhost)
+        words += ["-netdev", _json(devices.netdev(vif, "" if handed is None else str(handed), carried))]
         words += ["-device", _json(devices.vif_device(vif, build.slots[vif_id(vif.spec)], build.layout))]
     return words
+
+
+def threads(build: Build, disk: AttachedDisk, choice: Choice) -> bool:
+    """Whether a disk of a domain that is built so has a thread of its own here."""
+    return choice.iothreads and build.layout > 2 and not disk.spec.cdrom
+
+
+def carries(build: Build, vif: AttachedVif, choice: Choice) -> bool:
+    """Whether the kernel carries the packets of an interface here. In layout 1 the guest would see it."""
+    return choice.vhost and build.layout > 1 and devices.is_virtio(vif)
 
 
 def _json(options: devices.Options) -> str:

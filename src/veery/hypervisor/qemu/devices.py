@@ -10,10 +10,12 @@ from typing import Any
 
 from veery.errors import Refused
 from veery.hypervisor.qemu.build import disk_id, vif_id
+from veery.hypervisor.qemu.choice import Choice
 from veery.model.domain import DiskFormat, DiskSpec
 from veery.model.volume import AttachedDisk, AttachedVif, IscsiLun, LocalDisk
 
 Options = dict[str, Any]
+PLAIN = Choice()
 
 _FORMATS = {
     DiskFormat.RAW: "raw",
@@ -35,9 +37,9 @@ def secret(disk: AttachedDisk) -> str:
     return disk.source.password if isinstance(disk.source, IscsiLun) else ""
 
 
-def blockdev(disk: AttachedDisk, handed: str = "") -> Options | None:
+def blockdev(disk: AttachedDisk, handed: str = "", choice: Choice = PLAIN) -> Options | None:
     """The block node that a disk's device reads and writes; None for an empty drive. `handed` is the name of a file or
-    block device that is opened here and handed over.
+    block device that is opened here and handed over; `choice` is the node's.
 
     Raises Refused for a format that QEMU does not know."""
     source, spec = disk.source, disk.spec
@@ -63,7 +65,7 @@ def blockdev(disk: AttachedDisk, handed: str = "") -> Options | None:
     driver = _FORMATS.get(source.format)
     if driver is None:
         raise Refused(f"disk {spec.vdev}: QEMU has no format {source.format}")
-    return common | {"driver": driver, "file": _protocol(source, spec, handed)}
+    return common | {"driver": driver, "file": _protocol(source, spec, handed, choice)}
 
 
 def past_cache(source: LocalDisk, spec: DiskSpec) -> bool:
@@ -71,26 +73,35 @@ def past_cache(source: LocalDisk, spec: DiskSpec) -> bool:
     return source.block or source.direct or spec.direct_io_safe
 
 
-def _protocol(source: LocalDisk, spec: DiskSpec, handed: str) -> Options:
+def _protocol(source: LocalDisk, spec: DiskSpec, handed: str, choice: Choice) -> Options:
     """Opened past the host's cache where that goes: the other node of a move would not see what is in it, and all of
     it is written out while the domain stands. A block device always; a file where its filesystem can, or the domain
     file says so (direct-io-safe)."""
+    aio = choice.aio(source, direct=past_cache(source, spec)) if not spec.cdrom else ""
     return {
         "driver": "host_device" if source.block else "file",
         "filename": handed or source.path,
+        **({"aio": aio} if aio else {}),
         "cache": {"direct": past_cache(source, spec)},
         "discard": "ignore" if spec.discard is False else "unmap",
     }
 
 
-def disk_device(disk: AttachedDisk, slot: int, *, bootindex: int | None = None) -> Options:
-    """The guest's side of a disk; its serial number is its name in the domain file."""
+def io_thread(disk: AttachedDisk) -> str:
+    """The id of the thread that a disk may have."""
+    return f"io-{disk_id(disk.spec)}"
+
+
+def disk_device(disk: AttachedDisk, slot: int, *, bootindex: int | None = None, threaded: bool = False) -> Options:
+    """The guest's side of a disk; its serial number is its name in the domain file. `threaded`: it has its thread."""
     name = disk_id(disk.spec)
     options: Options
     if disk.spec.cdrom:
         options = {"driver": "ide-cd", "id": name, "bus": f"ide.{slot}"}
     else:
         options = {"driver": "virtio-blk-pci", "id": name, "bus": f"port{slot}", "serial": disk.spec.vdev[:20]}
+        if threaded:
+            options["iothread"] = io_thread(disk)
     if disk.source is not None:
         options["drive"] = name
     if bootindex is not None:
@@ -103,20 +114,25 @@ def tap_id(vif: AttachedVif) -> str:
     return f"{vif_id(vif.spec)}-tap"
 
 
-def netdev(vif: AttachedVif, handed: str = "") -> Options:
-    """The host's side of an interface: the tap that the node made. vhost is off: it would need /dev/vhost-net
-    in every namespace, and gives nothing to an emulated processor. `handed` names the descriptor of a tap that is
-    opened here and handed over (getfd's name, or a number)."""
+def is_virtio(vif: AttachedVif) -> bool:
+    """Whether the guest sees a virtio interface, not one that QEMU emulates."""
+    return vif.spec.model not in _NICS
+
+
+def netdev(vif: AttachedVif, handed: str = "", vhost: str = "") -> Options:
+    """The host's side of an interface: the tap that the node made. `handed` names the descriptor of a tap that is
+    opened here and handed over (getfd's name, or a number), `vhost` that of /dev/vhost-net ("": QEMU itself carries
+    the packets)."""
+    carried: Options = {"vhost": True, "vhostfd": vhost} if vhost else {"vhost": False}
     if handed:
-        return {"type": "tap", "id": tap_id(vif), "fd": handed, "vhost": False}
+        return {"type": "tap", "id": tap_id(vif), "fd": handed} | carried
     return {
         "type": "tap",
         "id": tap_id(vif),
         "ifname": vif.device,
         "script": "no",
         "downscript": "no",
-        "vhost": False,
-    }
+    } | carried
 
 
 LAYOUT_2_NIC: Options = {

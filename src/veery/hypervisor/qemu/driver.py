@@ -20,6 +20,7 @@ from veery.hypervisor.qemu import argv, build, hotplug, machine, media, migratio
 from veery.hypervisor.qemu.abilities import ask, obstacles, processor
 from veery.hypervisor.qemu.build import Build
 from veery.hypervisor.qemu.cgroup import Groups
+from veery.hypervisor.qemu.choice import choose
 from veery.hypervisor.qemu.console import QemuConsole
 from veery.hypervisor.qemu.process import Stage
 from veery.hypervisor.qemu.roster import Roster
@@ -66,7 +67,12 @@ class QemuDriver:
                 qemu = await machine.find(self._settings, self._run / "accel.json")
                 qemu.check()
                 self._roster.owners = owners(self._settings.user)
+                self._roster.choice = choose(self._settings, qemu.accel, apart=self._roster.owners is not None)
                 self._able = await ask(qemu, self._roster.owners.choose(0, ()) if self._roster.owners else None)
+                if self._roster.choice.huge:
+                    self._able = replace(
+                        self._able, post_copy="its domains have huge pages, which post-copy cannot fill"
+                    )
                 self._qemu, self._missing = qemu, None
                 self._roster.dmesg.note(f"QEMU {qemu.version}, accelerator {qemu.accel} ({qemu.reason})")
             except Refused as error:
@@ -126,6 +132,7 @@ class QemuDriver:
             vendor=self._able.vendor,
             phys_bits=self._phys_bits or self._able.phys_bits,
         )
+        self._check_memory(spec, plan)
         command = self._command(spec, attachments, plan, incoming=False)
         async with self._roster.launching(spec, attachments, plan, Stage.STARTING, command=command) as domain:
             if plan.memory > spec.memory:
@@ -218,7 +225,7 @@ class QemuDriver:
 
     async def attach_disk(self, uuid: str, disk: AttachedDisk) -> None:
         """As Driver.attach_disk."""
-        await hotplug.attach_disk(self._roster.free(uuid), disk)
+        await hotplug.attach_disk(self._roster.free(uuid), disk, self._roster.choice)
 
     async def detach_disk(self, uuid: str, vdev: str) -> None:
         """As Driver.detach_disk."""
@@ -251,7 +258,7 @@ class QemuDriver:
 
     async def attach_vif(self, uuid: str, vif: AttachedVif) -> None:
         """As Driver.attach_vif."""
-        await hotplug.attach_vif(self._roster.free(uuid), vif)
+        await hotplug.attach_vif(self._roster.free(uuid), vif, self._roster.choice)
 
     async def detach_vif(self, uuid: str, mac: str) -> None:
         """As Driver.detach_vif."""
@@ -281,9 +288,10 @@ class QemuDriver:
         if self._missing is not None:
             return (Blocker(kind=Obstacle.VERSION, reason=self._missing.message, hint=self._missing.hint),)
         plan = codec.decode(bytes(luggage), Build)
-        return obstacles(self._able, spec, plan) + no_room(
-            plan.memory + machine.overhead(plan.memory), (await self.host()).memory_free
-        )
+        reason, hint = self._roster.choice.obstacle(plan.memory, plan.layout)
+        kind = (Blocker(kind=Obstacle.MEMORY, reason=reason, hint=hint),) if reason else ()
+        room = no_room(plan.memory + machine.overhead(plan.memory), (await self.host()).memory_free)
+        return obstacles(self._able, spec, plan) + kind + room
 
     async def sample(self, uuid: str, *, quick: bool = False) -> MemoryReading:
         """As Driver.sample."""
@@ -455,7 +463,13 @@ class QemuDriver:
         plan = codec.decode(bytes(luggage), Build)
         for blocker in obstacles(self._able, spec, plan):
             raise Refused(f"{spec.name} cannot be built here: {blocker.reason}", hint=blocker.hint)
+        self._check_memory(spec, plan)
         return plan
+
+    def _check_memory(self, spec: DomainSpec, plan: Build) -> None:
+        reason, hint = self._roster.choice.obstacle(plan.memory, plan.layout)
+        if reason:
+            raise Refused(f"{spec.name} cannot be built here: {reason}", hint=hint)
 
     def _command(self, spec: DomainSpec, attachments: Attachments, plan: Build, *, incoming: bool) -> argv.Command:
         binary = self._ready().binary

@@ -20,6 +20,7 @@ from pathlib import Path
 from veery.errors import Failed, Refused
 from veery.hypervisor.qemu import devices
 from veery.hypervisor.qemu.argv import Handed
+from veery.hypervisor.qemu.choice import VHOST
 from veery.model.volume import AttachedDisk, AttachedVif, Attachments, LocalDisk
 
 KVM, TUN = Path("/dev/kvm"), Path("/dev/net/tun")
@@ -67,6 +68,13 @@ def tap_opened(vif: AttachedVif) -> Iterator[int]:
         except OSError as error:
             hint = f"see what uses it with: ip -details link show {vif.device}" if error.errno == errno.EBUSY else ""
             raise Failed(f"tap {vif.device}: {error.strerror}", hint=hint) from error
+        yield handle
+
+
+@contextmanager
+def vhost_opened(path: Path = VHOST) -> Iterator[int]:
+    """A descriptor of the kernel's virtio-net. Raises Failed."""
+    with _opened(path, os.O_RDWR) as handle:
         yield handle
 
 

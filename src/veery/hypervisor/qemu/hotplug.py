@@ -13,7 +13,9 @@ from typing import Any
 
 from veery.errors import Failed, Refused, VeeryError
 from veery.hypervisor.qemu import devices, lending
+from veery.hypervisor.qemu.argv import threads
 from veery.hypervisor.qemu.build import disk_id, vif_id
+from veery.hypervisor.qemu.choice import Choice
 from veery.hypervisor.qemu.domain import Domain
 from veery.hypervisor.qemu.monitor import CommandError
 from veery.model.volume import AttachedDisk, AttachedVif
@@ -27,12 +29,12 @@ OPEN_DEADLINE = 20.0
 """A LUN is logged into while QEMU answers nothing else."""
 
 
-async def attach_disk(domain: Domain, disk: AttachedDisk) -> None:
-    """As Driver.attach_disk."""
+async def attach_disk(domain: Domain, disk: AttachedDisk, choice: Choice = devices.PLAIN) -> None:
+    """As Driver.attach_disk; `choice` is the node's."""
     name = disk_id(disk.spec)
     if disk.spec.cdrom or disk.source is None:
         raise Refused("a CD-ROM drive cannot be attached to a running domain", hint="create the domain with it")
-    async with domain.lock, lending.disk(domain, disk) as node, contextlib.AsyncExitStack() as undo:
+    async with domain.lock, lending.disk(domain, disk, choice) as node, contextlib.AsyncExitStack() as undo:
         port = _place(domain, name, disk.spec.vdev)
         if devices.secret(disk):
             secret = devices.secret_id(disk)
@@ -41,7 +43,12 @@ async def attach_disk(domain: Domain, disk: AttachedDisk) -> None:
             undo.push_async_callback(try_to, domain, "object-del", {"id": secret})
         await domain.monitor.execute("blockdev-add", node, deadline=OPEN_DEADLINE)
         undo.push_async_callback(try_to, domain, "blockdev-del", {"node-name": name})
-        await domain.monitor.execute("device_add", devices.disk_device(disk, port))
+        threaded = threads(domain.record.build, disk, choice)
+        if threaded:
+            thread = devices.io_thread(disk)
+            await domain.monitor.execute("object-add", {"qom-type": "iothread", "id": thread})
+            undo.push_async_callback(try_to, domain, "object-del", {"id": thread})
+        await domain.monitor.execute("device_add", devices.disk_device(disk, port, threaded=threaded))
         undo.pop_all()
         record = domain.record
         domain.update(
@@ -51,12 +58,12 @@ async def attach_disk(domain: Domain, disk: AttachedDisk) -> None:
         )
 
 
-async def attach_vif(domain: Domain, vif: AttachedVif) -> None:
-    """As Driver.attach_vif."""
+async def attach_vif(domain: Domain, vif: AttachedVif, choice: Choice = devices.PLAIN) -> None:
+    """As Driver.attach_vif; `choice` is the node's."""
     name = vif_id(vif.spec)
     async with domain.lock, contextlib.AsyncExitStack() as undo:
         port = _place(domain, name, vif.spec.mac)
-        await domain.monitor.execute("netdev_add", await lending.tap(domain, vif))
+        await domain.monitor.execute("netdev_add", await lending.tap(domain, vif, choice))
         undo.push_async_callback(try_to, domain, "netdev_del", {"id": devices.tap_id(vif)})
         await domain.monitor.execute("device_add", devices.vif_device(vif, port, domain.record.build.layout))
         undo.pop_all()
@@ -153,6 +160,9 @@ async def _forget(domain: Domain, device: str) -> None:
             await try_to(domain, "blockdev-del", {"node-name": device})
             if devices.secret(disk):
                 await try_to(domain, "object-del", {"id": devices.secret_id(disk)})
+            objects = await domain.monitor.execute("qom-list", {"path": "/objects"})
+            if any(row["name"] == devices.io_thread(disk) for row in objects):
+                await try_to(domain, "object-del", {"id": devices.io_thread(disk)})
     for vif in record.attachments.vifs:
         if vif_id(vif.spec) == device:
             await try_to(domain, "netdev_del", {"id": devices.tap_id(vif)})

@@ -14,26 +14,29 @@ from pathlib import Path
 
 from veery.errors import Failed, VeeryError
 from veery.hypervisor.qemu import devices, handover
-from veery.hypervisor.qemu.argv import fdset
+from veery.hypervisor.qemu.argv import carries, fdset
+from veery.hypervisor.qemu.choice import Choice
 from veery.hypervisor.qemu.domain import Domain
 from veery.hypervisor.qemu.monitor import Monitor
 from veery.hypervisor.qemu.process import Home
 from veery.model.volume import AttachedDisk, AttachedVif, LocalDisk
 
-TAP = "tap"
-"""getfd's name of a tap that is on its way."""
+TAP, NETWORK = "tap", "vhost"
+"""getfd's names of a tap and of the kernel's virtio-net that are on their way."""
 
 
 @contextlib.asynccontextmanager
-async def disk(domain: Domain, attached: AttachedDisk) -> AsyncIterator[devices.Options | None]:
+async def disk(
+    domain: Domain, attached: AttachedDisk, choice: Choice = devices.PLAIN
+) -> AsyncIterator[devices.Options | None]:
     """The block node of a disk, as devices.blockdev, for one blockdev-add within the body. Raises Failed, Refused."""
-    node = devices.blockdev(attached)
+    node = devices.blockdev(attached, choice=choice)
     if node is None or not domain.home.apart or not isinstance(attached.source, LocalDisk):
         yield node
         return
     with handover.disk_opened(attached) as handle:
         async with _set(domain.monitor, handle) as name:
-            yield devices.blockdev(attached, name)
+            yield devices.blockdev(attached, name, choice)
 
 
 @contextlib.asynccontextmanager
@@ -47,13 +50,18 @@ async def file(domain: Domain, monitor: Monitor, path: Path, flags: int) -> Asyn
             yield name
 
 
-async def tap(domain: Domain, vif: AttachedVif) -> devices.Options:
+async def tap(domain: Domain, vif: AttachedVif, choice: Choice = devices.PLAIN) -> devices.Options:
     """The options of one netdev_add, as devices.netdev. Raises Failed."""
+    vhost = ""
+    if carries(domain.record.build, vif, choice):
+        with handover.vhost_opened() as handle:
+            await domain.monitor.pass_fd(NETWORK, handle)
+        vhost = NETWORK
     if not domain.home.apart:
-        return devices.netdev(vif)
+        return devices.netdev(vif, vhost=vhost)
     with handover.tap_opened(vif) as handle:
         await domain.monitor.pass_fd(TAP, handle)
-    return devices.netdev(vif, TAP)
+    return devices.netdev(vif, TAP, vhost)
 
 
 @contextlib.contextmanager

@@ -31,8 +31,9 @@ from veery.host.files import write_atomic
 from veery.host.owner import Owner
 from veery.host.process import Process, start_ticks
 from veery.hypervisor.qemu import devices, handover
-from veery.hypervisor.qemu.argv import KERNEL, RAMDISK, Command, Handed, Wiring
+from veery.hypervisor.qemu.argv import KERNEL, RAMDISK, Command, Handed, Wiring, carries
 from veery.hypervisor.qemu.build import Build
+from veery.hypervisor.qemu.choice import Choice
 from veery.hypervisor.qemu.confine import confined
 from veery.hypervisor.written import WrittenDisk, disks_read, disks_written
 from veery.model import codec
@@ -182,22 +183,29 @@ class Home:
         )
 
     def spawn(
-        self, argv: Command, attachments: Attachments, *, agent: bool, owner: Owner | None = None, kvm: bool = False
+        self, argv: Command, attachments: Attachments, build: Build, *, choice: Choice, owner: Owner | None = None
     ) -> Process:
-        """Start QEMU, with an `agent` socket if it takes one; `argv` makes its command line once the descriptors are
-        known. It runs as `owner` (None: root), who gets by descriptor what only root may open, with `kvm` also that.
+        """Start QEMU; `argv` makes its command line once the descriptors are known; `choice` is the node's. It runs as
+        `owner` (None: root), who gets by descriptor what only root may open.
 
         Raises Failed where something cannot be opened."""
         with contextlib.ExitStack() as ours:
             monitors = tuple(ours.enter_context(listening(path)).fileno() for path in self.monitors)
             port = ours.enter_context(listening(self.port)).fileno()
-            agents = (ours.enter_context(listening(self.agent)).fileno(),) if agent else ()
+            agents = (ours.enter_context(listening(self.agent)).fileno(),) if build.layout > 1 else ()
             secrets = {
                 devices.secret_id(disk): ours.enter_context(_in_memory(devices.secret(disk)))
                 for disk in attachments.disks
                 if devices.secret(disk)
             }
-            handed = handover.opened(ours, attachments, self.console_log, kvm=kvm) if owner else Handed()
+            handed = Handed()
+            if owner:
+                handed = handover.opened(ours, attachments, self.console_log, kvm=build.accel == "kvm")
+            vhosts = {
+                devices.tap_id(vif): ours.enter_context(handover.vhost_opened())
+                for vif in attachments.vifs
+                if carries(build, vif, choice)
+            }
             wiring = Wiring(
                 monitors=monitors,
                 console=port,
@@ -205,13 +213,18 @@ class Home:
                 secrets=secrets,
                 agent=agents[0] if agents else None,
                 handed=handed,
+                vhosts=vhosts,
+                choice=choice,
             )
-            passed = (*monitors, port, *agents, *secrets.values(), *handed.all())
+            passed = (*monitors, port, *agents, *secrets.values(), *handed.all(), *vhosts.values())
             cwd = self.own if owner else Path("/")
             process = Process.spawn(
                 confined(argv(wiring)), log_file=self.qemu_log, pass_fds=passed, cwd=cwd, owner=owner
             )
         process.save(self._pid)
+        with contextlib.suppress(OSError):  # the threads that it makes from now on have them too
+            if processors := choice.processors():
+                os.sched_setaffinity(process.pid, processors)
         with contextlib.suppress(OSError):  # veeryd, etcd and tgtd are to outlive any one domain
             Path(f"/proc/{process.pid}/oom_score_adj").write_text(str(OOM_SCORE))
         return process

@@ -20,6 +20,7 @@ from veery.hypervisor.qemu import cgroup, hotplug, lending, machine, migration
 from veery.hypervisor.qemu.argv import Command
 from veery.hypervisor.qemu.build import Build
 from veery.hypervisor.qemu.cgroup import Groups
+from veery.hypervisor.qemu.choice import Choice
 from veery.hypervisor.qemu.domain import Domain
 from veery.hypervisor.qemu.process import Home, Record, Stage
 from veery.model.domain import DomainEnd, DomainEvent, DomainSpec
@@ -45,6 +46,7 @@ class Roster:
         self._unread: list[Home] = []
         self._promised: dict[str, int] = {}  # MiB, of those that start or come in
         self._tasks: set[asyncio.Task[None]] = set()
+        self.choice = Choice()  # what new domains get here
         self.owners: Owners | None = None  # whom new domains' QEMUs run as; None: root
         self.events: asyncio.Queue[DomainEvent] = asyncio.Queue()
 
@@ -125,6 +127,9 @@ class Roster:
     def left(self, total: int, available: int) -> int:
         """MiB that may still be promised, of what the machine has (see machine.left)."""
         here = {uuid: domain.record.build.memory for uuid, domain in self._domains.items()}
+        if self.choice.huge:  # what a domain takes besides its memory does not come out of these pages
+            pages = max(0, self.choice.free_pages() - sum(self._promised.values()))
+            available = pages + machine.overhead(pages)
         return machine.left(total, available, (self._promised | here).values())
 
     def promise(self, spec: DomainSpec, memory: int, total: int, available: int) -> None:
@@ -167,8 +172,7 @@ class Roster:
             home.make(record, backlog, owner)
             if owner is not None:
                 await asyncio.to_thread(home.copy_boot_files, spec, owner)
-            kvm = build.accel == "kvm"
-            process = home.spawn(command, attachments, agent=build.layout > 1, owner=owner, kvm=kvm)
+            process = home.spawn(command, attachments, build, choice=self.choice, owner=owner)
             domain = self._new(home, record, process)
             self._limit(domain)
             await domain.connect(deadline=domain.patience(START_DEADLINE))
