@@ -240,7 +240,7 @@ class SimNode:
         self._require_disk(name)
         self._starting.add(name)
         try:
-            await gate.reclaim(self.store, name)
+            await gate.reclaim(self.store, name, to=self.name)
             owner = await gate.claim(self.store, name, self.name, f"{name}-{next(self._boots)}", None)
             await self.clock.sleep(BOOT)
             await self._still_mine(owner)

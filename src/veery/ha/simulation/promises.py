@@ -176,14 +176,15 @@ class Promises:
         return all(self._world.reaches_storage(machine.name, each) for each in self._world.storages())
 
     def _owners_hold(self, records: Records) -> None:
-        """Every copy that may write has the owner key."""
+        """Every copy that may write has the owner key, or its record says that no other may start meanwhile."""
         if self._world.went_back is not None:
             return
         for machine in self._world.machines.values():
             for copy in machine.copies.values():
                 owner = records.owner(copy.domain)
                 mine = owner is not None and (owner.node, owner.boot) == (machine.name, copy.boot)
-                if not mine and self._world.may_write_yet(machine, copy):
+                kept = owner is None and records.left(copy.domain) == machine.name
+                if not (mine or kept) and self._world.may_write_yet(machine, copy):
                     whose = f"is {owner.node}'s" if owner else "is nobody's"
                     self._world.breaks(f"{copy.domain} may write on {machine.name}, and its owner key {whose}")
 
