@@ -25,6 +25,7 @@ HERE = Path(__file__).parent
 SCENARIO = "tests/simulation/test_scenarios.py::test_a_scenario_goes_as_its_log_says"  # [NAME]
 DECIDE = "tests/unit/ha/test_decide.py"
 GATE = "tests/unit/cluster/test_owner_gate.py"
+FILES = "tests/unit/node/test_create_after_fence.py"
 GOING_DOWN = "tests/unit/node/test_going_down.py"
 GUARD = "tests/unit/node/test_guard_ruling.py"  # a node's own guard is no part of the simulated cluster
 
@@ -332,6 +333,27 @@ MUTANTS = (
         " or await store.get(ALIVE.key(node)) is not None:\n        return None",
         ":\n        return None",
         by=GATE,
+    ),
+    Mutant(
+        "files are taken by a proof of the storage",
+        "cluster/owner.py",
+        "if fence.method == Method.STORAGE else None",
+        "if False else None",
+        by=FILES,
+    ),
+    Mutant(
+        "nobody remembers who may still write files",
+        "cluster/owner.py",
+        "dataclasses.replace(left, left=owner.node)",
+        "left",
+        by=FILES,
+    ),
+    Mutant(
+        "a word adds nothing to a fence at the storage",
+        "ha/orders.py",
+        " and old.method != Method.STORAGE:",
+        ":",
+        by=FILES,
     ),
     Mutant(
         "nobody is called for what waits",

@@ -495,7 +495,8 @@ def _given_up(domain: DomainSetup, name: str, told: Told) -> bool:
         f"start.failed domain/{name}:" in line or f"start.unknown domain/{name}:" in line or f" {name} dies on " in line
         for line in told.lines
     )
-    return any(f"given-up domain/{name}:" in line for line in told.lines) and failed >= domain.max_restarts
+    last = next((line for line in reversed(told.lines) if f" domain/{name}:" in line or f"ha set {name} " in line), "")
+    return f"given-up domain/{name}:" in last and failed >= domain.max_restarts
 
 
 def _has_a_place(schedule: Schedule, name: str, told: Told) -> bool:
@@ -513,8 +514,8 @@ def _takes(schedule: Schedule, name: str, node: str, told: Told) -> bool:
     there = [each for each, on in told.running.items() if on == node]
     if schedule.nodes[node].room < domain.memory + sum(schedule.domains[each].memory for each in there):
         return False
-    if domain.local:
-        return False  # its node is told nowhere: a user may have created it anywhere
+    if domain.local and node != domain.on:
+        return False
     group = schedule.groups.get(told.groups.get(name, ""))
     if group is None:
         return True

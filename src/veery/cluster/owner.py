@@ -18,11 +18,13 @@ import logging
 from collections.abc import Collection
 
 from veery.cluster import fencing, volumegate
-from veery.cluster.keys import ALIVE, DOMAINS, FENCES, OWNERS, POLICIES, RESERVATIONS, RUNS, VOLUME_MOVES
-from veery.cluster.store import Delete, Put, Store, StoreUnavailable, Unchanged
+from veery.cluster.keys import ALIVE, DOMAINS, FENCES, OWNERS, POLICIES, RESERVATIONS, RUNS, VOLUME_MOVES, Unreadable
+from veery.cluster.store import Delete, Entry, Put, Store, StoreUnavailable, Unchanged
 from veery.errors import Refused
 from veery.host.log import decision
 from veery.model.cluster import DomainRecord, Owner, Reservation
+from veery.model.domain import DomainSpec
+from veery.model.fence import Method
 from veery.model.ha import FenceRecord, FenceState, RunRecord
 
 log = logging.getLogger(__name__)
@@ -104,25 +106,33 @@ async def release(store: Store, owner: Owner) -> None:
         raise OwnedElsewhere(f"domain {owner.domain} belongs to {now.node} by now", now)
 
 
-async def reclaim(store: Store, domain: str) -> Owner | None:
+async def reclaim(store: Store, domain: str, *, to: str = "") -> Owner | None:
     """Take `domain` from a node that is proven fenced and has no lease: in one transaction with that proof, as the
-    brain does it. The owner that it was taken from; None where nobody owns it, or its node is not fenced.
+    brain does it. `to`: the node where it is to start ("": it is to end). The owner that it was taken from; None where
+    nobody owns it, or its node is not fenced.
 
-    Raises StoreUnavailable, OutcomeUnknown."""
+    Raises Refused where its files may still be written there, StoreUnavailable, OutcomeUnknown."""
     for _ in range(ATTEMPTS):
         owner = await read(store, domain)
         if owner is None or not (fence := await proof(store, owner.node)):
             return None
+        entry = await store.get(DOMAINS.key(domain))
+        left = _with_files(entry) if fence.method == Method.STORAGE else None
+        if left is not None and to:
+            raise still_written(domain, owner.node)
         run = await RUNS.get(store, domain)
         operations: list[Put | Delete] = [Delete(OWNERS.key(domain)), Delete(RESERVATIONS.key(domain))]
         if run is None and await POLICIES.get(store, domain) is not None:
             operations.append(RUNS.put(domain, RunRecord(node=owner.node)))  # that node may have its disks
+        if left is not None:
+            operations.append(DOMAINS.put(domain, dataclasses.replace(left, left=owner.node)))
         done = await store.commit(
             [
                 Unchanged(OWNERS.key(domain), owner.revision),
                 Unchanged(FENCES.key(owner.node), fence.revision),
                 Unchanged(ALIVE.key(owner.node), 0),
                 Unchanged(RUNS.key(domain), run.revision if run else 0),
+                Unchanged(DOMAINS.key(domain), entry.revision if entry else 0),
             ],
             operations,
         )
@@ -130,6 +140,47 @@ async def reclaim(store: Store, domain: str) -> Owner | None:
             log.warning(decision("owner.reclaim", domain=domain, node=owner.node, proof=fence.proof))
             return owner
     raise _contended(domain)
+
+
+async def refuse_written(store: Store, spec: DomainSpec, record: DomainRecord | None, node: str) -> None:
+    """Raises Refused where the domain of `record` is to start on `node` as `spec` says, and the node that it was taken
+    from may still write its files; StoreUnavailable."""
+    if record is None or record.left in ("", node) or not files_written(spec):
+        return
+    fence = await FENCES.get(store, record.left)
+    if fence is not None and fence.state is not FenceState.ADMITTING and fence.method == Method.STORAGE:
+        raise still_written(record.spec.name, record.left)
+
+
+def claimed(spec: DomainSpec, record: DomainRecord | None) -> DomainRecord:
+    """The record of a domain that starts as `spec` says; `record`: the one that it had before."""
+    if record is None:
+        return DomainRecord(spec=spec)
+    return DomainRecord(spec=spec, home=record.home, left="" if files_written(spec) else record.left)
+
+
+def _with_files(entry: Entry | None) -> DomainRecord | None:
+    """The record in `entry`, where its domain writes files. One that cannot be read keeps nobody from ending it."""
+    if entry is None:
+        return None
+    try:
+        record = DOMAINS.value(entry)
+    except Unreadable:
+        return None
+    return record if files_written(record.spec) else None
+
+
+def files_written(spec: DomainSpec) -> bool:
+    """Whether the domain writes files or devices that are no volumes: a fence at the storage keeps nobody from them."""
+    return any(disk.target and not disk.volume and disk.readwrite and not disk.cdrom for disk in spec.disks)
+
+
+def still_written(domain: str, node: str) -> Refused:
+    """The refusal to start `domain` while `node`, which is fenced at the storage alone, may write its files."""
+    return Refused(
+        f"{node} is fenced at the storage alone, and may still write the files that are disks of {domain}",
+        hint=f"once {node} is off for certain: veery fence confirm {node}, then again",
+    )
 
 
 async def proof(store: Store, node: str) -> FenceRecord | None:

@@ -26,6 +26,7 @@ from veery.cluster.store import Delete, Put, Store, StoreUnavailable, Unchanged
 from veery.errors import Refused
 from veery.ha import groups
 from veery.model.cluster import Owner
+from veery.model.fence import Method
 from veery.model.ha import (
     OPERATOR,
     Disarmed,
@@ -264,16 +265,18 @@ async def resume(store: Store, node: str, *, home: bool, by: str, now: float) ->
 
 
 async def confirm(store: Store, node: str, *, by: str, now: float) -> None:
-    """An operator says that `node` is off for certain: that is proof, of their making.
+    """An operator says that `node` is off for certain: that is proof, of their making. It says more than a fence at the
+    storage, which keeps the node from volumes only.
 
-    Raises Refused for a node that is unknown, alive, or fenced already; StoreUnavailable, OutcomeUnknown."""
+    Raises Refused for a node that is unknown, alive, or fenced already in another way; StoreUnavailable,
+    OutcomeUnknown."""
     for _ in range(ATTEMPTS):
         if await store.get(NODES.key(node)) is None:
             raise Refused(f"no node {node!r}", hint="veery node list shows them")
         if await store.get(ALIVE.key(node)) is not None:
             raise Refused(f"node {node} is alive: it renews its lease", hint=f"to empty it: veery node drain {node}")
         old = await FENCES.get(store, node)
-        if old is not None and old.state is FenceState.FENCED:
+        if old is not None and old.state is FenceState.FENCED and old.method != Method.STORAGE:
             raise Refused(
                 f"node {node} is fenced already: {old.proof}",
                 hint=f"nothing is to do; veery why {node} tells what goes on",
@@ -286,8 +289,10 @@ async def confirm(store: Store, node: str, *, by: str, now: float) -> None:
             at=now,
         )
         conditions = [Unchanged(FENCES.key(node), old.revision if old else 0), Unchanged(ALIVE.key(node), 0)]
-        history = HISTORIES.put(node, fenced_at(await HISTORIES.get(store, node), now))
-        if (await store.commit(conditions, [FENCES.put(node, record), history])).held:
+        operations: list[Put | Delete] = [FENCES.put(node, record)]
+        if old is None or old.state is not FenceState.FENCED:  # else it was counted
+            operations.append(HISTORIES.put(node, fenced_at(await HISTORIES.get(store, node), now)))
+        if (await store.commit(conditions, operations)).held:
             return
     raise StoreUnavailable(f"the records of node {node} change faster than they can be read", hint="try again")
 

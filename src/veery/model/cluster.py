@@ -22,11 +22,13 @@ class Owner:
 class DomainRecord:
     """What outlives a run of a domain: its spec with UUID and MACs filled in. `saved` names the save
     file's token that may still be restored ("" when none: the disks were written since). `home` is the node to which
-    its local disks were moved ("": they never were): whatever another node has of them is stale."""
+    its local disks were moved ("": they never were): whatever another node has of them is stale. `left` is the node
+    that the domain was taken from by a fence at the storage ("": none): it may still write files that are its disks."""
 
     spec: DomainSpec
     saved: str = ""
     home: str = ""
+    left: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -129,8 +129,9 @@ class Domains:
             spec = await self.clashes.identity(await self.attacher.fill(spec), record)
             await self._check_attachable(spec)
             self.clashes.home(spec, record)
-            claimed = DomainRecord(spec=spec, home=record.home if record else "")
-            await owners.reclaim(self._store, spec.name)  # of a node that is proven fenced
+            claimed = owners.claimed(spec, record)
+            await owners.refuse_written(self._store, spec, record, self.node)
+            await owners.reclaim(self._store, spec.name, to=self.node)  # of a node that is proven fenced
             owner = await owners.claim(self._store, spec.name, self.node, secrets.token_hex(8), claimed)
             try:
                 await self.clashes.disks(spec)
@@ -302,7 +303,8 @@ class Domains:
                 )
             await self._check_attachable(spec)
             self.clashes.home(spec, record)
-            claimed = DomainRecord(spec=spec, home=record.home if record else "")
+            await owners.refuse_written(self._store, spec, record, self.node)
+            claimed = owners.claimed(spec, record)
             owner = await owners.claim(self._store, spec.name, self.node, secrets.token_hex(8), claimed)
             try:
                 await self.clashes.disks(spec)
@@ -414,7 +416,7 @@ class Domains:
         """Write a domain's record; where its local disks are stays as it was."""
         before = await DOMAINS.get(self._store, record.spec.name)
         if before is not None:
-            record = replace(record, home=before.home)
+            record = replace(record, home=before.home, left=before.left)
         await self._store.commit([], [DOMAINS.put(record.spec.name, record)])
 
     async def _forget(self, name: str) -> None:

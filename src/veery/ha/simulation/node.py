@@ -178,7 +178,8 @@ class SimNode:
         """An incoming copy whose source is not heard any more: ask the gate what became of it."""
         promise = await gate.reservation(self.store, copy.domain)
         if promise is not None and promise.target == self.name:
-            if self.world.linked(self.name, promise.source) or self.world.now() - copy.since < STALL:
+            flows = copy.flows and self.world.linked(self.name, promise.source)
+            if flows or self.world.now() - copy.since < STALL:
                 return
             owner = await gate.drop(self.store, promise)
         else:
@@ -199,6 +200,7 @@ class SimNode:
     async def start(self, ticket: Ticket) -> None:
         """As Hands.start, on this node."""
         await self.machine.gate()
+        self._require_disk(ticket.domain)
         domain, name = self.world.scenario.domains[ticket.domain], ticket.domain
         used = sum(self.world.scenario.domains[each].memory for each in self.machine.copies)
         if used + domain.memory > self.machine.room:
@@ -217,10 +219,15 @@ class SimNode:
             self._starting.discard(name)
 
     async def _still_mine(self, owner: Owner) -> None:
-        """The last look before a domain runs. Raises Failed."""
+        """Look once more before a domain runs. Raises Failed."""
         now = await gate.read(self.store, owner.domain)
         if now is None or now.revision != owner.revision:
             raise Failed(f"{owner.domain} was taken away while it was being started")
+
+    def _require_disk(self, name: str) -> None:
+        """As the daemon does before it claims a domain: refuse a disk that is a file of another node."""
+        if self.world.lacks_disk(self.name, name):
+            raise Refused(f"the disk of {name} is not on {self.name}")
 
     # ---- what users ask
     async def create(self, name: str) -> None:
@@ -230,9 +237,10 @@ class SimNode:
         await orders.require_undrained(self.store, self.name)
         if name in self.machine.copies or name in self._starting:
             raise Refused(f"{name} stands on {self.name} already")
+        self._require_disk(name)
         self._starting.add(name)
         try:
-            await gate.reclaim(self.store, name)
+            await gate.reclaim(self.store, name, to=self.name)
             owner = await gate.claim(self.store, name, self.name, f"{name}-{next(self._boots)}", None)
             await self.clock.sleep(BOOT)
             await self._still_mine(owner)
@@ -329,7 +337,8 @@ class SimNode:
 
     # ---- moves
     async def send(self, domain: str, target: SimNode) -> None:
-        """Move `domain` away: the real gate (reserve, commit, drop), a copy that takes its time."""
+        """Move `domain` away: the real gate (reserve, commit, drop), a copy that takes its time. The target is asked
+        first: nothing is promised for one that does not answer."""
         copy = self.machine.copies.get(domain)
         if copy is None or copy.incoming or domain in self._sending:
             raise Refused(f"{domain} does not run on {self.name}")
@@ -339,6 +348,9 @@ class SimNode:
         used = sum(self.world.scenario.domains[each].memory for each in target.machine.copies)
         if used + self.world.scenario.domains[domain].memory > target.machine.room:
             raise Refused(f"{target.name} has no room for {domain}")
+        if not self.world.linked(self.name, target.name):
+            raise Refused(f"{self.name} does not hear {target.name}")
+        target._require_disk(domain)
         move = f"m{next(self._boots)}"
         try:
             promise = await gate.reserve(self.store, domain, move, self.name, target.name, revision=owner.revision)
@@ -348,7 +360,8 @@ class SimNode:
         self._sending.add(domain)
         half = Copy(domain, copy.boot, 0, incoming=True, since=self.world.now())
         try:
-            target.machine.copies[domain] = half
+            if target.machine.power:
+                target.machine.copies[domain] = half
             await self._copy(domain, target)
             copy.running = False
             await self._commit(owner, promise, copy, half, target)
@@ -357,6 +370,7 @@ class SimNode:
             copy.running = copy.running or half.incoming
             raise
         finally:
+            half.flows = False
             self._sending.discard(domain)
 
     async def _undo(self, promise: Reservation, half: Copy, target: SimNode) -> None:

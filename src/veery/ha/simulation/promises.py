@@ -6,7 +6,7 @@ known when it was decided, and the world has changed since, it is forgiven: LATE
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection
 
 from veery.cluster.memory import MemoryStore
 from veery.cluster.store import Snapshot
@@ -21,6 +21,7 @@ TICK = 0.25
 PATIENCE = 9.0  # seconds within which what can be done is done
 ORDER = 20.0  # and so many more where an order about the same domain may wait for a node that stands frozen
 NOTICED = LOOK_INTERVAL_S + 2.0  # seconds within which everybody who reaches a restored store knows that it is one
+HAND = 30.0  # seconds for which a user's command about a domain may change where it is
 HOLD = 30.0  # seconds for which a start under way holds those of lower priority back
 
 
@@ -38,6 +39,8 @@ class Promises:
         self._moving: dict[str, tuple[str, str, str]] = {}  # domain: who ordered it, source, target
         self._tries: dict[str, list[float]] = {}  # orders to start in a row
         self._policies: dict[str, int] = {}
+        self._placed: dict[str, tuple[tuple[str, str], float]] = {}  # owner and target of each domain, and since when
+        self._ruled: dict[str, tuple[tuple[Policy, int, str], float]] = {}  # what `ha set` says of each, and since when
 
     async def run(self) -> None:
         """For ever: look four times a second."""
@@ -65,13 +68,22 @@ class Promises:
                 facts |= {f"beats/{name}/{storage.name}"} if young and not stopped else set()
                 facts |= {f"deaf/{name}/{storage.name}"} if not self._asks(name, storage) else set()
             facts |= {f"alone/{name}"} if self._alone(records, machine) else set()
+            facts |= {f"gains/{name}"} if f"gone/{name}" in facts and self._gains(records, name) else set()
+        targets = {each.domain: each.target for each in records.moves()}
         for domain in self._world.scenario.domains:
             owner = records.owner(domain)
             if owner:
                 self._last_owner[domain] = owner.node
             facts |= {f"lies/{domain}"} if owner else set()
             facts |= {f"waits/{domain}"} if owner is None and records.restarts(domain) else set()
-            revision = records.policy(domain).revision
+            facts |= {f"restarts/{domain}"} if records.restarts(domain) else set()
+            policy = records.policy(domain)
+            rule, revision = (policy.policy, policy.priority, policy.group), policy.revision
+            place = (records.on(domain), targets.get(domain, ""))
+            if self._placed.setdefault(domain, (place, -1e9))[0] != place:
+                self._placed[domain] = (place, self._world.now())
+            if self._ruled.setdefault(domain, (rule, -1e9))[0] != rule:
+                self._ruled[domain] = (rule, self._world.now())
             if self._policies.setdefault(domain, revision) != revision:
                 self._policies[domain] = revision
                 self._tries.pop(domain, None)
@@ -164,14 +176,15 @@ class Promises:
         return all(self._world.reaches_storage(machine.name, each) for each in self._world.storages())
 
     def _owners_hold(self, records: Records) -> None:
-        """Every copy that may write has the owner key."""
+        """Every copy that may write has the owner key, or its record says that no other may start meanwhile."""
         if self._world.went_back is not None:
             return
         for machine in self._world.machines.values():
             for copy in machine.copies.values():
                 owner = records.owner(copy.domain)
                 mine = owner is not None and (owner.node, owner.boot) == (machine.name, copy.boot)
-                if not mine and self._world.may_write_yet(machine, copy):
+                kept = owner is None and records.left(copy.domain) == machine.name
+                if not (mine or kept) and self._world.may_write_yet(machine, copy):
                     whose = f"is {owner.node}'s" if owner else "is nobody's"
                     self._world.breaks(f"{copy.domain} may write on {machine.name}, and its owner key {whose}")
 
@@ -228,7 +241,7 @@ class Promises:
         for storage in storages:
             if self._asks(leader, storage) and self._lasted(f"beats/{node}/{storage.name}") > self._late(leader):
                 self._world.breaks(f"{node} was fenced, and writes heartbeats to {storage.name}")
-        if not self._gains(records, node) and not self._by_hand(leader, *self._world.scenario.domains):
+        if not self._lately(f"gains/{node}", leader):
             self._world.breaks(f"{node} was fenced, and nothing is gained by it")
 
     def _method_in_turn(self, node: str, method: str, record: FenceRecord) -> None:
@@ -286,25 +299,33 @@ class Promises:
         setup = self._world.scenario.domains[name]
         if self._lasted(f"drain/{node}") > self._late(leader):
             self._world.breaks(f"{name} was given to {node}, which is drained")
-        if setup.local and self._last_owner.get(name, node) != node:
+        if self._world.lacks_disk(node, name):
             self._world.breaks(f"{name} was given to {node}, which has not its disk")
         self._group_fits(leader, records, name, node)
-        if self._by_hand(leader, *self._world.scenario.domains):
-            return  # a user has just taken or given back room
         starting = sum(self._memory(each) for each, (_, where, _) in self._starting.items() if where == node)
-        if self._free(records, node, without=self._starting) - starting < setup.memory:
+        unseen = {each for each in self._world.scenario.domains if self._by_hand(leader, each)}  # has it come just now?
+        if self._free(records, node, without=unseen.union(self._starting)) - starting < setup.memory:
             self._world.breaks(f"{name} was given to {node}, which has no room")
 
     def _group_fits(self, leader: str, records: Records, name: str, node: str) -> None:
         wish = records.policy(name).group
         group = self._world.scenario.groups.get(wish)
-        if group is None or self._by_hand(leader, name):
+        if group is None or self._ruled_lately(leader, name):
             return
         if group.nodes and node not in group.nodes:
             self._world.breaks(f"{name} was given to {node}, which its group does not allow")
-        others = [each for each in self._world.scenario.domains if records.policy(each).group == wish and each != name]
-        if not group.strict or self._by_hand(leader, *others):
+        if not group.strict:
             return
+        touched = [
+            each
+            for each in self._world.scenario.domains
+            if each != name and (self._by_hand(leader, each) or self._ruled_lately(leader, each))
+        ]
+        others = [
+            each
+            for each in self._world.scenario.domains
+            if records.policy(each).group == wish and each not in (name, *touched)
+        ]
         if group.kind is GroupKind.APART:
             if any(records.on(each) == node for each in others):
                 self._world.breaks(f"{name} was given to {node}, which has another of its group")
@@ -316,7 +337,7 @@ class Promises:
             for each in others
         )
         for place in set(where):
-            if self._stays(leader, records, place) and where.count(place) > there:
+            if self._stays(leader, records, place) and where.count(place) > there + len(touched):
                 self._world.breaks(f"{name} was given to {node}, and most of its group is on {place}")
 
     def _stays(self, leader: str, records: Records, node: str) -> bool:
@@ -325,10 +346,15 @@ class Promises:
         well = machine is not None and not machine.sick and self._welcomes(records, leader, node)
         return well and self._lasted(f"there/{node}") > self._world.scenario.rules.use + self._late(leader)
 
-    def _by_hand(self, leader: str, *names: str) -> bool:
-        """Whether a user has given a command about one of the domains so lately that it may not be seen yet."""
-        lately = self._world.now() - self._late(leader)
-        return any(self._world.touched.get(name, -1e9) >= lately for name in names)
+    def _by_hand(self, leader: str, name: str) -> bool:
+        """Whether a user's command changed where `name` is so lately that it may not be seen yet."""
+        now = self._world.now()
+        changed = now - self._placed[name][1] <= self._late(leader)
+        return changed and now - self._world.touched.get(name, -1e9) <= HAND
+
+    def _ruled_lately(self, leader: str, *names: str) -> bool:
+        """Whether `ha set` changed the rules for one of the domains so lately that it may not be seen yet."""
+        return any(self._world.now() - self._ruled[name][1] <= self._late(leader) for name in names)
 
     def _paced(self, name: str, most: int) -> None:
         """Crash loops are damped: the pauses grow, and the tries end. A run that ended with its node is no try."""
@@ -361,9 +387,8 @@ class Promises:
             if who == leader and now - at < HOLD - LATE:
                 self._world.breaks(f"{name} was started while {other}, which is before it, is starting")
             run = records.run(other)
-            free = not (who or setup.local or records.policy(other).group or self._by_hand(leader, other)) and not (
-                run and (run.tries or run.failed)
-            )  # nothing keeps it from being started
+            kept = who or setup.local or records.policy(other).group or (run and (run.tries or run.failed))
+            free = not (kept or self._ruled_lately(leader, name, other))  # nothing keeps it from being started
             room = self._free(records, node) - sum(
                 self._memory(each) for each, (_, where, _) in self._starting.items() if where == node
             )
@@ -397,7 +422,8 @@ class Promises:
         homeward = self._lately(f"resume/{target}", leader)
         if not (drained or self._lately(f"sick/{source}", leader) or homeward):
             self._world.breaks(f"{domain} was moved from {source} needlessly")
-        if records.policy(domain).policy is Policy.OFF and not (drained or homeward or self._by_hand(leader, domain)):
+        off = records.policy(domain).policy is Policy.OFF and not self._ruled_lately(leader, domain)
+        if off and not (drained or homeward):
             self._world.breaks(f"{domain} was moved, and its policy is off")
         if records.fence(target) is not None and self._lasted(f"gone/{target}") > self._late(leader):
             self._world.breaks(f"{domain} was moved to {target}, which is fenced")
@@ -408,8 +434,7 @@ class Promises:
                 under_way[each] = (way[0], way[1])
         under_way.pop(domain, None)
         rules = self._world.scenario.rules
-        if self._by_hand(leader, *under_way):
-            under_way = {}  # a user's move has begun a moment ago
+        under_way = {each: way for each, way in under_way.items() if not self._by_hand(leader, each)}
         if sum(each == source for each, _ in under_way.values()) >= rules.out:
             self._world.breaks(f"more than {rules.out} moves out of {source}")
         if sum(each == target for _, each in under_way.values()) >= rules.into:
@@ -425,7 +450,7 @@ class Promises:
         records = await self._order(leader, f"{domain} was ended")
         if records.on(domain) != node:
             return  # an old copy
-        if not (records.restarts(domain) or self._by_hand(leader, domain)):
+        if not self._lately(f"restarts/{domain}", leader):
             self._world.breaks(f"{domain} was ended on {node}, and is not to be started elsewhere")
         rules = self._world.scenario.rules
         for storage in self._world.storages():
@@ -442,10 +467,10 @@ class Promises:
     def _memory(self, domain: str) -> int:
         return self._world.scenario.domains[domain].memory
 
-    def _free(self, records: Records, node: str, *, without: Mapping[str, object] | None = None) -> int:
+    def _free(self, records: Records, node: str, *, without: Collection[str] = ()) -> int:
         """MiB left on `node`, by the owner keys and the promises of moves."""
-        held = [
-            name for name in self._world.scenario.domains if records.on(name) == node and name not in (without or ())
+        held = [name for name in self._world.scenario.domains if records.on(name) == node and name not in without]
+        coming = [
+            each.domain for each in records.moves() if each.target == node and each.domain not in (*held, *without)
         ]
-        coming = [each.domain for each in records.moves() if each.target == node and each.domain not in held]
         return self._world.machines[node].room - sum(self._memory(name) for name in (*held, *coming))

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from veery.cluster.keys import (
     ALIVE,
     DISARMED,
+    DOMAINS,
     FENCES,
     HISTORIES,
     INCARNATION,
@@ -112,6 +113,11 @@ class Records:
         """The node that owns it; "" for none."""
         owner = self.owner(domain)
         return owner.node if owner else ""
+
+    def left(self, domain: str) -> str:
+        """The node that it was taken from while it may write its files still; "" for none."""
+        record = self._one(DOMAINS, domain)
+        return record.left if record else ""
 
     def policy(self, domain: str) -> HaRecord:
         """ha/DOMAIN."""

@@ -33,6 +33,7 @@ class Copy:
     running: bool = True
     incoming: bool = False
     since: float = 0.0
+    flows: bool = True  # of half a copy: its source still sends
 
 
 @dataclass(slots=True)
@@ -111,6 +112,7 @@ class World:
         self.went_back: float | None = None  # since when the store is one that was restored and not yet adopted
         self.lasting: dict[str, float] = {}  # "NODE/METHOD": seconds that this fence takes
         self.touched: dict[str, float] = {}  # when a user last gave a command about each domain, or it ended
+        self.homes: dict[str, str] = {}  # the node that has the disk of each local domain
         self.paths = Paths(self.machines)
         self._tasks: dict[str, dict[asyncio.Task[Any], None]] = {name: {} for name in self.machines}  # in their order
 
@@ -221,8 +223,14 @@ class World:
             if old is not None and self.may_write_yet(other, old):
                 self.breaks(f"{domain} was started on {machine.name} while its copy on {other.name} may write")
         machine.copies[domain] = copy
+        if self.scenario.domains[domain].local:
+            self.homes.setdefault(domain, machine.name)
         self.judge()
         return copy
+
+    def lacks_disk(self, node: str, domain: str) -> bool:
+        """Whether the disk of `domain` is a file of another node."""
+        return self.homes.get(domain, node) != node
 
     def may_write_yet(self, machine: Machine, copy: Copy) -> bool:
         """Whether `copy` writes, or would if networks came back or its machine thawed."""
