@@ -17,6 +17,7 @@ from plenty import KEPT, plenty
 
 from veery.cli import imports
 from veery.config import xljson
+from veery.config.check import check_spec
 from veery.config.domain import load_domain, parse_domain, render_domain
 from veery.config.keys import KEYS
 from veery.errors import Refused, VeeryError
@@ -155,7 +156,7 @@ def test_any_save_file_is_read_or_refused(
     except Refused as error:
         judge(error)
         return
-    assert parse_domain(render_domain(saved.spec), "f").spec.name == saved.spec.name
+    assert check_spec(saved.spec, settled=True)
     assert encode(saved)
 
 
