@@ -23,7 +23,7 @@ ifeq ($(PYTHON),)
 $(error veery needs Python 3.11 or later as /usr/bin/python3 or python3)
 endif
 
-.PHONY: help demo test check faults faults-move recovery faults-sim mutants soak bench bench-ha fresh lab setup root lock clean FORCE
+.PHONY: help demo test check fuzz faults faults-move recovery faults-sim mutants soak bench bench-ha fresh lab setup root lock clean FORCE
 
 help: ## print this
 	@echo 'usage: make TARGET'
@@ -36,7 +36,7 @@ demo: root setup ## the seed's experiment on real parts, told as a story (about 
 
 test: root setup ## every check and every test
 	@$(MAKE) --no-print-directory check
-	@$(BIN)/python -m pytest $(or $(PYTEST),-n 2 --dist loadfile -m 'not slow' tests/unit tests/simulation tests/contract \
+	@$(BIN)/python -m pytest $(or $(PYTEST),-n 2 --dist loadfile -m 'not slow' tests/unit tests/fuzz tests/simulation tests/contract \
 		tests/faults tests/integration)
 	@[ -n '$(PYTEST)' ] || $(BIN)/python -m pytest -m 'not slow' tests/nested
 
@@ -72,6 +72,9 @@ recovery: root setup ## the store lost and recovered under a running domain, in 
 soak: root setup ## 300 moves there and back of a domain that writes memory and disk (about 10 minutes)
 	@VEERY_SOAK=.cache/soak.json $(BIN)/python -m pytest -v --tb=short tests/faults/test_growth.py -k 300
 	@PYTHONPATH=tests:tests/faults $(BIN)/python tests/faults/soak.py .cache/soak.json docs/faults.md
+
+fuzz: root setup ## every fuzzer of tests/fuzz, with examples of their own each time (FUZZ_SECONDS=600 in all)
+	@FUZZ_SECONDS=$(or $(FUZZ_SECONDS),600) $(BIN)/python -m pytest -v --tb=short --timeout 0 $(or $(PYTEST),tests/fuzz)
 
 bench: root setup ## measure moves beside a bare QMP script and virsh (about an hour); DRIVER=xen: beside xl migrate
 	@$(BIN)/python -m bench$(if $(filter xen,$(DRIVER)),.xen) $(BENCH)

@@ -35,6 +35,7 @@ from veery.api.upkeep import UpkeepRoutes
 from veery.cluster import server as etcd_server
 from veery.cluster import volumegate
 from veery.cluster.admission import Admission
+from veery.cluster.etcd import EtcdStore
 from veery.cluster.identity import Identity, client_url
 from veery.cluster.identity import load as load_identity
 from veery.cluster.keys import VOLUMES, node_at
@@ -142,7 +143,7 @@ PERIODIC = frozenset(
             "guard",
         ),
         *("heartbeats", "mirror", "means", "leaning", "signs", "etcd", "tgtd", "volumes", "copies of the store"),
-        "alarms",
+        *("alarms", "brain", "trust in the store", "given up stores", "change of roles", "members compared"),
     )
 )
 """Parts that lose nothing when they begin again."""
@@ -154,8 +155,17 @@ GOING_DOWN_S = 45  # for all domains to end when the machine is shut down
 class Daemon:
     """This node's parts and their tasks."""
 
-    def __init__(self, settings: Settings, identity: Identity, tail: logs.Tail) -> None:
-        """Builds everything; nothing runs and no port is taken before `run`."""
+    def __init__(
+        self,
+        settings: Settings,
+        identity: Identity,
+        tail: logs.Tail,
+        *,
+        store: EtcdStore | None = None,
+        driver: Driver | None = None,
+    ) -> None:
+        """Builds everything; nothing runs and no port is taken before `run`. `store`, `driver`: in place of those that
+        the settings and the identity name."""
         self.settings, self.identity, self.node = settings, identity, identity.node
         self.anew = False  # whether a daemon is to follow this one at once
         self.stop: Callable[[], object] = lambda: None
@@ -165,7 +175,7 @@ class Daemon:
         self.contexts = _contexts(folder)
         self.server_tls, self.client_tls = self.contexts.server, self.contexts.client
         self.trust = Trust(self.node.name, SeenFile(self.state / "store.json"), self.clock)
-        self.store = open_store(settings, identity, self.trust, context=self.client_tls)
+        self.store = store or open_store(settings, identity, self.trust, context=self.client_tls)
         self.peers = Peers(self.client_tls, self._find)
         self.mirror = Mirror(self.store, UNSEEN)
         own = tls.Shown(self.node.name, crl.serial((folder / "server-cert.pem").read_text())[0])
@@ -183,7 +193,7 @@ class Daemon:
             clock=self.clock,
             lost=self.heartbeat.since_lost,
         )
-        self.driver = self._driver(folder)
+        self.driver = driver or self._driver(folder)
         self.filter = TapFilter(on=settings.network.filter)
         self.attacher = NodeAttacher(
             self.node.name,

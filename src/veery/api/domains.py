@@ -312,10 +312,8 @@ def _positive(data: dict[str, Any], key: str, least: int) -> int | None:
 
 
 def _absolute(text: str) -> Path:
-    path = Path(text)
-    if not path.is_absolute():
-        raise Refused(f"{text} is not an absolute path", hint="name it from the root, on the domain's node")
-    return path
+    check_path("the file", text)
+    return Path(text)
 
 
 def _shown(disk: dict[str, Any]) -> dict[str, Any]:

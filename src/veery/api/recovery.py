@@ -7,6 +7,7 @@ import asyncio
 from aiohttp import web
 
 from veery.api.server import answer, body, convert
+from veery.config.check import check_path
 from veery.errors import Refused
 from veery.model.recovery import Aside
 from veery.node.peers import Peers
@@ -59,8 +60,10 @@ class RecoveryRoutes:
         lost, file = data.get("lost", []), data.get("file", "")
         if not isinstance(lost, list) or len(lost) > 1000 or not all(isinstance(name, str) for name in lost):
             raise Refused("lost is a list of nodes", hint="docs/api.md")
-        if not isinstance(file, str) or "\0" in file:
+        if not isinstance(file, str):
             raise Refused("file is a path", hint="docs/api.md")
+        if file:
+            check_path("the copy", file)
         if data.get("plan"):
             return answer(await self._recoverer.plan(file, lost))
         return answer(await asyncio.shield(asyncio.ensure_future(self._recoverer.recover(file, lost))))

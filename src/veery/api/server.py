@@ -18,12 +18,13 @@ from aiohttp import web
 from veery.api.line import SERVER, Caller, Line
 from veery.cluster.admission import Admission
 from veery.errors import Failed, Refused, VeeryError
-from veery.host import tasks
+from veery.host import doortls, tasks
 from veery.host.acceptor import Acceptor
 from veery.host.caps import Caps, Place
 from veery.host.contexts import Source, current
 from veery.host.credentials import credentials
 from veery.host.ports import bind_refused
+from veery.host.shortage import is_shortage
 from veery.model import codec
 from veery.model.codec import encode
 from veery.node.peers import Peers
@@ -32,9 +33,11 @@ log = logging.getLogger(__name__)
 
 STATUS = {"refused": 409, "failed": 500, "unknown": 504}
 HINTS = {  # where whoever raised it knew nothing better
+    "refused": "nothing was changed: veery dmesg on that node may tell more",
     "failed": "veery dmesg and veeryd's log on that node may tell more",
     "unknown": "it may or may not be done: look with veery list before you try again",
 }
+SHORT_HINT = "ls /proc/$(pidof -x veeryd)/fd | wc -l; see LimitNOFILE; then look what was done: veery list"
 OPEN_ROUTES = frozenset({("GET", "/v1/ca"), ("POST", "/v1/join")})
 NODE_HEADER = "X-Veery-Node"
 BY_HEADER = "X-Veery-By"  # on a request that another node sends on: its own certificate is not its caller's
@@ -44,10 +47,11 @@ HOP_HEADERS = frozenset(
 CALLER: web.RequestKey[Caller] = web.RequestKey("caller", Caller)
 
 TOTAL, STRANGERS, EACH = 1024, 128, 16
-"""Connections to the TLS port: in all, of strangers' addresses, of any one of those. An idle one costs some 300 KiB."""
+"""Connections to the TLS port: in all, of strangers' addresses, of any one of those. An idle one costs less than 64 KiB
+(tests/unit/api/test_api_memory.py)."""
 LOCAL_TOTAL, LOCAL_STRANGERS, LOCAL_EACH = 512, 32, 8
 """Connections to the unix socket: in all, of users that may not use it, of any one of those."""
-HANDSHAKE_S = 10.0
+HANDSHAKE_S = 10
 BODY_S = 60.0
 BODY_MAX = 4 << 20  # bytes of a JSON body
 STRANGER_BODY_S = 10.0
@@ -202,6 +206,7 @@ class ApiServer:
         self._group = grp.getgrnam(group).gr_gid if group else None
         self._app = web.Application(middlewares=[self._errors, self._door, self._forward])
         self._app.on_response_prepare.append(_unnamed)
+        self.routes = tuple(route for table in tables for route in table)
         for table in tables:
             self._app.add_routes(table)
         self._runner = web.AppRunner(self._app, access_log=None, shutdown_timeout=2.0)
@@ -245,6 +250,11 @@ class ApiServer:
         await self._runner.cleanup()
 
     # ---- connections
+    @property
+    def connections(self) -> int:
+        """How many are open on which a request may come."""
+        return len(self._runner.server.connections) if self._runner.server else 0
+
     def _accept(self, name: str, listener: socket.socket, caps: Caps) -> None:
         acceptor = Acceptor(name, listener, caps, whose=self._whose, serve=self._serve)
         self._open.append((asyncio.create_task(acceptor.run(), name=name), listener))
@@ -264,11 +274,10 @@ class ApiServer:
             line = Line(server, where, place, self._admission)
             if local and self._whose(connection, "")[1]:
                 line.welcome()
-            context = None if local or self._tls is None else current(self._tls)
-            within = HANDSHAKE_S if context else None
-            await loop.connect_accepted_socket(
-                lambda: line, connection, ssl=context, ssl_handshake_timeout=within, ssl_shutdown_timeout=within
-            )
+            if local or self._tls is None:
+                await loop.connect_accepted_socket(lambda: line, connection)
+            else:
+                await doortls.accept(connection, line, current(self._tls), HANDSHAKE_S)
         except (OSError, TimeoutError) as error:  # ssl.SSLError is one
             log.debug("api: %s: %s", where, error)
             place.leave()
@@ -294,6 +303,10 @@ class ApiServer:
         except (asyncio.CancelledError, ConnectionError):
             raise
         except Exception as error:
+            if is_shortage(error):
+                log.error("%s %s: %s", request.method, request.path, error)
+                short = Failed(f"veeryd is short of something: {error or type(error).__name__}", hint=SHORT_HINT)
+                return answer(error_body(short), status=500)
             log.exception("%s %s", request.method, request.path)
             return answer(error_body(Failed(f"{type(error).__name__}: {error}", hint="see veeryd's log")), status=500)
 

@@ -25,6 +25,7 @@ MOST_VCPUS = 512
 MOST_DISKS = 128
 MOST_VIFS = 64
 LONGEST_TEXT = 4096  # characters: the longest path of Linux
+LONGEST_PART = 240  # bytes of one name in a path: Linux takes 255, and a file that is not yet whole has a longer name
 LONGEST_CMDLINE = 64 << 10  # characters; kernels take less
 LONGEST_VALUE = 64 << 10  # characters of a setting that is kept for Xen
 LARGEST_LUGGAGE = 256 << 10  # bytes
@@ -87,8 +88,10 @@ def check_text(what: str, text: str, longest: int = LONGEST_TEXT) -> None:
 
 
 def check_path(what: str, path: str) -> None:
-    """Raise Refused unless `path` is absolute and holds neither `..` nor control signs."""
+    """Raise Refused unless `path` is absolute, holds neither `..` nor control signs, and no name that is too long."""
     check_text(what, path)
+    if any(len(part.encode()) > LONGEST_PART for part in path.split("/")):
+        raise Refused(f"{what} holds a name of more than {LONGEST_PART} bytes", hint="choose a shorter one")
     if not path.startswith("/") or ".." in PurePosixPath(path).parts:
         raise Refused(f"{what} {short(path)} is no absolute path", hint="name it from the root, without ..")
 

@@ -19,6 +19,7 @@ from veery.ha.journal import Journal
 from veery.ha.leader import Leadership, NotLeader
 from veery.host.clock import Clock
 from veery.host.log import decision
+from veery.host.shortage import is_shortage
 from veery.host.tasks import stop
 from veery.model.ha import (
     Action,
@@ -199,6 +200,12 @@ class Brain:
             self._rests[action.subject] = _Rest(self._clock.now() + self._rules.retry, error.message)
             if not _quiet(action):
                 self._tell(Level.WARNING, f"{verb}.{error.kind}", action.subject, error.message)
+        except (OSError, MemoryError) as error:
+            if not is_shortage(error):
+                raise
+            outcome = f"this node is short of something: {error or type(error).__name__}"
+            self._rests[action.subject] = _Rest(self._clock.now() + self._rules.retry, outcome)
+            log.error(decision(f"{verb}.shortage", subject=action.subject, reason=outcome))
         finally:
             self._work.pop(action.subject, None)
             found = self._found.get(action.subject)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from veery.errors import Failed
+from veery.host.shortage import is_shortage
 from veery.model import codec
 
 log = logging.getLogger(__name__)
@@ -35,12 +36,15 @@ def read(path: Path, type: type[T]) -> T:
 
 
 def take(path: Path, type: type[T]) -> T | None:
-    """The record in `path`; None if there is none, or if it could not be read and was put aside."""
+    """The record in `path`; None if there is none, or if it could not be read and was put aside. Raises Failed where we
+    are short of descriptors or memory: that says nothing of the file."""
     try:
         return read(path, type)
     except FileNotFoundError:
         return None
     except Failed as error:
+        if is_shortage(error):
+            raise
         put_aside(path, error.message.removeprefix(f"{path}: "))
         return None
 

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 LOG_MAX = 1 << 20  # bytes
 LOG_KEEP = 256 << 10  # bytes of it that stay to be read
 TRIM_EVERY_S = 5.0
+LOOK_AGAIN_S = 0.5  # before a process that could not be seen is looked for again
+_SHORT_HINT = "ls /proc/$(pidof -x veeryd)/fd | wc -l; see LimitNOFILE"
 
 
 def start_ticks(pid: int) -> int:
@@ -43,9 +45,7 @@ def _stat(pid: int) -> tuple[str, int]:
     except (FileNotFoundError, ProcessLookupError):
         return "X", 0
     except OSError as error:  # too many open files, too little memory
-        raise Failed(
-            f"/proc/{pid}/stat: {error.strerror}", hint="ls /proc/$(pidof -x veeryd)/fd | wc -l; see LimitNOFILE"
-        ) from error
+        raise Failed(f"/proc/{pid}/stat: {error.strerror}", hint=_SHORT_HINT) from error
     return fields[0], int(fields[19])
 
 
@@ -126,17 +126,37 @@ class Process:
         return self.ticks != 0 and start_ticks(self.pid) == self.ticks
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal, to it and to no other; nothing happens if it is gone."""
-        with contextlib.suppress(ProcessLookupError):
+        """Send a signal, to it and to no other; nothing happens if it is gone. Raises Failed where we are short of
+        descriptors or memory: nothing is sent then."""
+        try:
             handle = os.pidfd_open(self.pid)
-            try:
-                if self.alive():
-                    signal.pidfd_send_signal(handle, number)
-            finally:
-                os.close(handle)
+        except ProcessLookupError:
+            return
+        except OSError as error:
+            raise Failed(f"process {self.pid} cannot be reached: {error.strerror}", hint=_SHORT_HINT) from error
+        try:
+            if self.alive():
+                signal.pidfd_send_signal(handle, number)
+        except ProcessLookupError:
+            pass
+        finally:
+            os.close(handle)
 
     async def gone(self) -> None:
-        """Return once it has ended (reaping it if it is our child)."""
+        """Return once it has ended (reaping it if it is our child). Where that cannot be seen for now, for want of
+        descriptors or memory, it is not taken for ended: we look again."""
+        said = False
+        while True:
+            try:
+                await self._gone()
+                return
+            except (Failed, OSError, MemoryError) as error:
+                if not said:
+                    log.error("the end of process %d cannot be waited for yet: %s", self.pid, error)
+                said = True
+            await asyncio.sleep(LOOK_AGAIN_S)
+
+    async def _gone(self) -> None:
         try:
             handle = os.pidfd_open(self.pid)
         except ProcessLookupError:

@@ -15,6 +15,7 @@ from pathlib import Path
 from veery.config.check import check_move
 from veery.errors import Failed
 from veery.host import kept
+from veery.host.shortage import is_shortage
 from veery.model.codec import decode, encode
 from veery.model.move import Phase
 from veery.model.volume import CarriedDisk
@@ -85,7 +86,8 @@ class Journal:
         self._path(line).unlink(missing_ok=True)
 
     def open(self) -> tuple[Line, ...]:
-        """Every move begun and not ended. A file that cannot be read is put aside and noted in `illegible`."""
+        """Every move begun and not ended. A file that cannot be read is put aside and noted in `illegible`. Raises
+        Failed or OSError where we are short of descriptors or memory: that says nothing of a file."""
         found = []
         for path in sorted(self._folder.glob("*.json")):
             try:
@@ -93,6 +95,8 @@ class Journal:
             except FileNotFoundError:  # struck out meanwhile
                 continue
             except (Failed, OSError) as error:
+                if is_shortage(error):
+                    raise Failed(f"{path} cannot be read for now: {error}", hint="veery doctor") from error
                 kept.put_aside(path, str(error))
                 self._note(path)
                 continue

@@ -93,7 +93,10 @@ class Moves:
 
     def idle(self) -> bool:
         """Whether no move is under way here, neither out nor in."""
-        return not self._running and not self._ground.journal.open()
+        try:
+            return not self._running and not self._ground.journal.open()
+        except (Failed, OSError):  # it cannot be read for now
+            return False
 
     def advice(self, domain: str) -> str:
         """What can be done about the move that holds `domain`."""

@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from veery.cluster.admission import Admission
 from veery.config.settings import Relocation
 from veery.errors import Failed, Refused, VeeryError
+from veery.host import doortls
 from veery.host.acceptor import Acceptor
 from veery.host.caps import Caps, Place
 from veery.host.contexts import Source, current
@@ -36,7 +37,7 @@ from veery.migrate.wire import (
 log = logging.getLogger(__name__)
 
 GREETING_DEADLINE = 5.0
-HANDSHAKE_DEADLINE = 10.0
+HANDSHAKE_DEADLINE = 10
 TOTAL, STRANGERS, EACH = 512, 64, 8
 """Connections: in all, of strangers' addresses that have not yet proved to be a node, of any one of those."""
 
@@ -50,6 +51,17 @@ def allowed(hosts_allow: str, address: str, name: str) -> bool:
         return not patterns or any(re.match(pattern, text) for pattern in patterns for text in (address, name) if text)
     except re.error as error:
         raise Refused(f"relocation.hosts_allow is no regular expression: {error}") from error
+
+
+class _Held(asyncio.StreamReaderProtocol):
+    """A protocol that knows its transport."""
+
+    transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        super().connection_made(transport)
 
 
 class RelocationServer:
@@ -190,20 +202,14 @@ class RelocationServer:
         loop = asyncio.get_running_loop()
         end_when_silent(connection)
         reader = asyncio.StreamReader(limit=FRAME_MAX, loop=loop)
-        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+        protocol = _Held(reader, loop=loop)
         try:
-            transport, _ = await loop.connect_accepted_socket(
-                lambda: protocol,
-                connection,
-                ssl=current(self.tls),
-                ssl_handshake_timeout=HANDSHAKE_DEADLINE,
-                ssl_shutdown_timeout=HANDSHAKE_DEADLINE,
-            )
+            await doortls.accept(connection, protocol, current(self.tls), HANDSHAKE_DEADLINE)
         except BaseException:
             connection.close()
             raise
-        writer = asyncio.StreamWriter(transport, protocol, reader, loop)
-        peer = await self._admitted(transport, address)
+        writer = asyncio.StreamWriter(protocol.transport, protocol, reader, loop)
+        peer = await self._admitted(protocol.transport, address)
         place.vouch()
         channel = Channel(reader, writer, peer.name)
         try:

@@ -87,7 +87,7 @@ class Caretaker:
                 if error.message != said:
                     log.warning("domain=%s end=%s waits: %s", event.uuid, event.end.value, error.message)
                 said = error.message
-            except OSError as error:
+            except (OSError, MemoryError) as error:
                 if not is_shortage(error):
                     raise
                 log.warning("domain=%s end=%s waits: %s", event.uuid, event.end.value, error)
@@ -200,7 +200,7 @@ class Caretaker:
                 await self._domains.press_again()
             except VeeryError as error:
                 log.warning("owner keys not looked at: %s", error.message)
-            except OSError as error:
+            except (OSError, MemoryError) as error:
                 if not is_shortage(error):
                     raise
                 log.warning("owner keys not looked at: %s", error)

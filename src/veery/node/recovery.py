@@ -98,7 +98,7 @@ class Recovery:
     async def start(self, ticket: Ticket) -> DomainReading:
         """Start the ticket's domain here. Raises Refused, Failed: it does not run here and has no owner."""
         if ticket.node != self._node:
-            raise Refused(f"the order is for {ticket.node}, this is {self._node}")
+            raise Refused(f"the order is for {ticket.node!a}, this is {self._node}", hint="veery node list")
         return await self._domains.launch(ticket)
 
     async def end(self, name: str, boot: str) -> None:

@@ -27,9 +27,11 @@ from veery.cluster import owner as owners
 from veery.cluster import volumegate as gate
 from veery.cluster.keys import DOMAINS, NODES, OWNERS, VOLUME_MOVES, VOLUMES
 from veery.cluster.store import Store, StoreUnavailable
+from veery.config.check import check_move, short
 from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError, from_kind
 from veery.host import tasks
 from veery.host.clock import Clock
+from veery.host.shortage import is_shortage
 from veery.hypervisor.base import DiskSwitcher, Driver
 from veery.migrate.phases import Hold
 from veery.model.cluster import Owner
@@ -253,16 +255,14 @@ class VolumeMoves:
 
     async def take_in(self, move: VolumeMove) -> None:
         """Make the new bytes and serve them. Raises Refused, Failed; nothing is left then."""
-        volumes = self._service.mine()
-        standing = await gate.standing(self._store, move.volume)
-        if standing is None or standing.id != move.id:
-            raise Refused(f"there is no move {move.id} of volume {move.volume}")
+        volumes, move = self._service.mine(), await self._known(move, move.target)
         self._journal.write(Side.TARGET, move)
         with self._working(Side.TARGET, move):
             await volumes.take_in(move.place, move.node)
 
     async def fetch(self, move: VolumeMove, report: Report) -> dict[str, Any]:
         """Copy a volume that nobody uses from its node. Raises Failed, Refused."""
+        move = await self._known(move, move.target)
         with self._working(Side.TARGET, move):
             return {"bytes": await self._while_standing(move, self._fetch(move, report))}
 
@@ -297,6 +297,7 @@ class VolumeMoves:
         driver = self._driver
         if not isinstance(driver, DiskSwitcher):
             raise Refused(f"the driver {driver.name} cannot move a disk under a domain", hint="shut the domain down")
+        move = await self._known(move, move.node)
         await self._domains.ours(move.domain)
         lun = await self._attacher.lun(move.place)
         self._journal.write(Side.DOMAIN, move)
@@ -359,7 +360,12 @@ class VolumeMoves:
             self._tasks = group
             try:
                 while True:
-                    await self.settle()
+                    try:
+                        await self.settle()
+                    except (VeeryError, OSError) as error:
+                        if not is_shortage(error):
+                            raise
+                        log.error("moves of volumes are not settled for now: %s", error)
                     await self._clock.sleep(RETRY)
             finally:
                 await tasks.stop(*self._leading.values())
@@ -455,6 +461,16 @@ class VolumeMoves:
             raise OutcomeUnknown(
                 f"the store does not say where volume {move.volume} is", hint="veery volume list, once etcd is back"
             ) from error
+
+    async def _known(self, move: VolumeMove, node: str) -> VolumeMove:
+        """The move as the store has it: an order of another node names it, and decides nothing of it. `node` is the one
+        that the order is for. Raises Refused where it does not stand, or is another node's; StoreUnavailable."""
+        check_move(move.id)
+        known = await gate.standing(self._store, move.volume)
+        if known is None or replace(known, revision=0) != replace(move, revision=0) or node != self.node:
+            said = f"there is no move {move.id} of volume {short(move.volume)} for {self.node}"
+            raise Refused(said, hint="veery volume list shows what is being moved")
+        return known
 
     async def _while_standing(self, move: VolumeMove, work: Coroutine[Any, Any, T]) -> T:
         """Do `work` as long as the move's key stands. Raises Failed when that was taken away."""

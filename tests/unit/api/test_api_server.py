@@ -87,6 +87,7 @@ class Served:
                 self.store.view(), shown(self.folders[name], name), self.runtime / f"{name}-certificates.json"
             )
             self._running.append(asyncio.create_task(admission.run()))
+            self.admission = admission
             routes = [
                 web.get("/v1/who", self._who),
                 web.get("/v1/direct", self._direct),
