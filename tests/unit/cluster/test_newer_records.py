@@ -13,22 +13,36 @@ import pytest
 
 from newer_parts import intact, planted
 from veery.cluster import keys
+from veery.cluster.identity import Identity
 from veery.cluster.keys import KINDS, Kind
 from veery.cluster.memory import MemoryStore
 from veery.cluster.store import Entry, Put
 from veery.errors import Failed
+from veery.ha.eyes import StoreEyes
 from veery.host.clock import RealClock
 from veery.model import newer
 from veery.model.cluster import Cluster, DomainRecord, Owner
 from veery.model.codec import convert, decode, encode, plain
 from veery.model.domain import DiskSpec, DomainSpec, VifSpec
-from veery.model.ha import Event, FenceRecord, Level, RunRecord
+from veery.model.ha import Event, FenceRecord, Level, NodeReading, Rules, RunRecord, Signs
 from veery.model.node import Node, Role
 
 ALL: tuple[Kind[Any], ...] = (
     *(*KINDS, keys.LEADERS, keys.DISARM, keys.EVENTS, keys.INCARNATIONS, keys.AUTHORITIES),
     Kind("", Cluster),
 )
+
+
+class Deaf:
+    """A brain that hears nobody but the store."""
+
+    async def signs(self) -> Signs:
+        """As Senses."""
+        return Signs(witnesses=0)
+
+    async def readings(self) -> dict[str, NodeReading]:
+        """As Senses."""
+        return {}
 
 
 def sample(hint: Any) -> Any:
@@ -171,3 +185,20 @@ def test_a_newer_role_beside_a_newer_field() -> None:
     node = decode(json.dumps(raw), Node)
     assert node.roles == (Role.STORAGE,)
     assert newer.of(node) == {"zone": {"row": 4}}
+
+
+def test_a_node_that_went_back_reads_its_own_identity() -> None:
+    node = Node(name="test2", address="x", roles=(Role.VOTER,))
+    cluster = Cluster(name="lab", id="1", ca="PEM", authority="iqn.x")
+    raw = json.loads(encode(Identity(cluster=cluster, node=node, voters=())))
+    raw["node"]["roles"].append("arbiter")
+    assert decode(json.dumps(raw), Identity).node == node
+
+
+async def test_the_brain_sees_a_node_with_a_newer_role() -> None:
+    store = MemoryStore(RealClock())
+    raw = {"name": "test2", "address": "x", "roles": ["hypervisor", "arbiter"]}
+    await store.commit([], [Put(keys.NODES.key("test2"), json.dumps(raw).encode())])
+    view = await StoreEyes(store, Deaf(), RealClock(), Rules()).observe()
+    assert view.nodes["test2"].unreadable == ()
+    assert view.nodes["test2"].record.roles == (Role.HYPERVISOR,)
