@@ -23,7 +23,8 @@ ifeq ($(PYTHON),)
 $(error veery needs Python 3.11 or later as /usr/bin/python3 or python3)
 endif
 
-.PHONY: help demo test check fuzz faults faults-move recovery faults-sim mutants soak bench bench-ha fresh lab setup root lock clean FORCE
+.PHONY: help demo test check fuzz faults faults-move recovery versions faults-sim mutants soak bench bench-ha fresh \
+	lab setup root lock clean FORCE
 
 help: ## print this
 	@echo 'usage: make TARGET'
@@ -68,6 +69,9 @@ mutants: setup ## one-line faults of the move and of the brain; each has to be f
 
 recovery: root setup ## the store lost and recovered under a running domain, in each way of docs/recovery.md (about 5 minutes)
 	@$(BIN)/python -m pytest -v --tb=short tests/faults/test_recovery.py
+
+versions: root setup ## a lab with nodes of an older version: moves both ways, and a roll to this one (about 5 minutes)
+	@$(BIN)/python -m pytest -v --tb=short -m slow tests/faults/test_versions.py
 
 soak: root setup ## 300 moves there and back of a domain that writes memory and disk (about 10 minutes)
 	@VEERY_SOAK=.cache/soak.json $(BIN)/python -m pytest -v --tb=short tests/faults/test_growth.py -k 300

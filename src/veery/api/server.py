@@ -104,10 +104,10 @@ def require_direct(request: web.Request) -> Caller:
     return caller
 
 
-def convert(value: Any, type: type[T]) -> T:
-    """A part of a request's JSON as a `type`. Raises Malformed where it does not fit."""
+def convert(value: Any, type: type[T], *, keep: bool = False) -> T:
+    """A part of a request's JSON as a `type`; `keep` as codec.convert. Raises Malformed where it does not fit."""
     try:
-        return codec.convert(value, type)
+        return codec.convert(value, type, keep=keep)
     except (Failed, RecursionError) as error:
         raise Malformed(str(error)) from error
 

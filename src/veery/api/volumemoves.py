@@ -74,22 +74,22 @@ class MoveRoutes:
 
     async def place(self, request: web.Request) -> web.Response:
         """Where it would be here."""
-        return answer(await self._moves.place(convert(await body(request), Volume)))
+        return answer(await self._moves.place(convert(await body(request), Volume, keep=True)))
 
     async def take_in(self, request: web.Request) -> web.Response:
         """Make its bytes here."""
-        work = self._moves.take_in(convert(await body(request), VolumeMove))
+        work = self._moves.take_in(convert(await body(request), VolumeMove, keep=True))
         await asyncio.shield(asyncio.ensure_future(work))
         return answer({})
 
     async def fetch(self, request: web.Request) -> web.StreamResponse:
         """Copy it from its node; nobody uses it."""
-        move = convert(await body(request), VolumeMove)
+        move = convert(await body(request), VolumeMove, keep=True)
         return await _told(request, lambda report: self._moves.fetch(move, report))
 
     async def mirror(self, request: web.Request) -> web.StreamResponse:
         """Copy it under the domain that runs here, and turn that to it."""
-        move = convert(await body(request), VolumeMove)
+        move = convert(await body(request), VolumeMove, keep=True)
         return await _told(request, lambda report: self._moves.mirror(move, report))
 
     async def let_go(self, request: web.Request) -> web.Response:

@@ -35,14 +35,21 @@ def _list(session: Session, args: Namespace) -> int:
         node = row["node"]
         alive = "yes" if row["alive"] else "no"
         roles, driver = ",".join(node["roles"]), node["driver"] or "-"
-        cells.append((node["name"], node["address"], roles, driver, alive, node["version"], _state(row), _up(row)))
-    print(*tables.plain(("Name", "Address", "Roles", "Driver", "Alive", "Version", "State", "Up"), cells), sep="\n")
+        version = (node["version"], _level(row))
+        cells.append((node["name"], node["address"], roles, driver, alive, *version, _state(row), _up(row)))
+    headers = ("Name", "Address", "Roles", "Driver", "Alive", "Version", "Level", "State", "Up")
+    print(*tables.plain(headers, cells), sep="\n")
     return 0
 
 
 def _state(row: dict[str, Any]) -> str:
     """What is the matter with a node: its fence, else what is meant with it, else whether it is there."""
     return str(row.get("fence") or row.get("intent") or ("present" if row["alive"] else "absent"))
+
+
+def _level(row: dict[str, Any]) -> str:
+    """The level that its daemon can do; "-" where that is absent, or of a version without levels."""
+    return str((row.get("presence") or {}).get("level") or "-")
 
 
 def _up(row: dict[str, Any]) -> str:
@@ -73,6 +80,7 @@ def _show(session: Session, args: Namespace) -> int:
         "relocation": endpoint.join(node["relocation_address"] or node["address"], node["relocation_port"]),
         "initiator": node["initiator"] or "-",
         "version": node["version"] or "-",
+        "level": _level(row),
     }
     print(*(f"{name:<10}: {value}" for name, value in pairs.items()), sep="\n")
     return 0
@@ -217,7 +225,8 @@ def _version(session: Session, args: Namespace) -> int:
             session.note(f"veery: {error.message}")
             return 1
         for row in rows:
-            print(f"veeryd {row['node']['version'] or '?'} on {row['node']['name']}")
+            level = "" if _level(row) == "-" else f", level {_level(row)}"
+            print(f"veeryd {row['node']['version'] or '?'} on {row['node']['name']}{level}")
     return 0
 
 
@@ -283,7 +292,7 @@ VERBS: dict[str, Verb] = {
         declare=_declare_nothing,
         about="""
 Lists the nodes of the cluster: address, roles, whether each gave a sign of life lately, its state (present, absent, or
-how far its fence or its drain has come), and for how long its daemon has run.""",
+how far its fence or its drain has come), the level that its version can do, and for how long its daemon has run.""",
         examples="veery node list",
         json=True,
     ),
@@ -363,7 +372,7 @@ from the node at ADDRESS, whose identity the token proves. veeryd must not be ru
     "version": Verb(
         run=_version,
         declare=_declare_version,
-        about="Prints the version of this command, and with -a those of the daemons.",
+        about="Prints the version of this command, and with -a those of the daemons, with the level that each can do.",
         examples="veery version -a",
     ),
 }

@@ -32,7 +32,7 @@ from veery.cluster.keys import (
 from veery.cluster.store import Delete, Put, Snapshot, Store, StoreUnavailable, Unchanged
 from veery.errors import Refused
 from veery.host.log import decision
-from veery.model import codec
+from veery.model import codec, newer
 from veery.model.adoption import Adoption, CopyHere, Inventory
 from veery.model.cluster import Cluster, DomainRecord, Incarnation, Owner, Reservation
 from veery.model.ha import OPERATOR, FenceRecord, FenceState
@@ -219,7 +219,7 @@ def _operations(records: Records, adoption: Adoption, *, by: str, epoch: float) 
     found: list[Put | Delete] = [OWNERS.put(owner.domain, owner) for owner in adoption.owners]
     for domain, spec in sorted(adoption.specs.items()):
         old = records.domains.get(domain)
-        found.append(DOMAINS.put(domain, DomainRecord(spec=spec, home=old.home if old else "")))
+        found.append(DOMAINS.put(domain, newer.kept(DomainRecord(spec=spec, home=old.home if old else ""), old)))
     found += [Delete(OWNERS.key(domain)) for domain in adoption.free]
     found += [Delete(RESERVATIONS.key(domain)) for domain in sorted(records.moves)]
     found += [Delete(FENCES.key(node)) for node in adoption.lift]

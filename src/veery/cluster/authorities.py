@@ -142,7 +142,7 @@ async def drop(store: Store) -> CaStatus:
     record = await store.get(keys.CLUSTER)
     assert record is not None
     cluster = replace(await keys.cluster(store), ca=ca)
-    kept = Authorities(trusted=(ca,), signing=seen.signing)
+    kept = replace(standing.authorities, trusted=(ca,), signing=seen.signing)
     done = await store.commit(
         [Unchanged(keys.CA_AUTHORITIES, standing.revision), Unchanged(keys.CLUSTER, record.revision), *seconds],
         [

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 import aiohttp
 
-from veery.cluster import authorities, initiators, keys, revocation
+from veery.cluster import authorities, initiators, keys, levels, revocation
 from veery.cluster.identity import (
     EtcdStart,
     Identity,
@@ -45,7 +45,7 @@ from veery.errors import Failed, OutcomeUnknown, Refused, from_kind
 from veery.host import tls
 from veery.host.log import decision
 from veery.model import codec
-from veery.model.cluster import Cluster, Token, TokenStatus
+from veery.model.cluster import LEVEL, Cluster, Token, TokenStatus
 from veery.model.endpoint import bracketed
 from veery.model.node import Node, Role
 from veery.model.volume import Initiator
@@ -73,7 +73,8 @@ class CaReply:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JoinRequest:
     """The body of POST /v1/join. `csr` PEM; `epoch` the newcomer's clock; `peer` its etcd's peer URL, "" for no
-    voter; `keeps` that it keeps its CHAP password itself (an older veery reads it in the store)."""
+    voter; `keeps` that it keeps its CHAP password itself (an older veery reads it in the store); `level` what its
+    version can do (0: an older veery)."""
 
     secret: str
     node: Node
@@ -81,6 +82,7 @@ class JoinRequest:
     epoch: float
     peer: str = ""
     keeps: bool = False
+    level: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +158,7 @@ async def admit(
     Raises Refused (nothing has changed, the token stays good), StoreUnavailable, OutcomeUnknown."""
     now = time.time() if epoch is None else epoch
     await _check(store, request, now)
+    await levels.admission(store, request.node.name, request.level)
     cluster = await keys.cluster(store)
     await _one_ca(store)
     node = request.node
@@ -165,11 +168,13 @@ async def admit(
     node = replace(node, initiator=initiator.iqn)
     async with _turn(store, node.name) as turn:
         token = await _check(store, request, now)
+        level, level_again = await levels.admission(store, node.name, request.level)
         members = await _seat(store, voters, node, request.peer)
         credentials, same = await _credentials(store, vault, request, initiator)
-        conditions = [turn, *token, same, Unchanged(keys.NODES.key(node.name), 0)]
+        conditions = [turn, *token, same, level, Unchanged(keys.NODES.key(node.name), 0)]
         records: list[Put | Delete] = [
             Delete(token[0].key),
+            level_again,
             keys.NODES.put(node.name, node),
             *credentials,
             keys.CERTIFICATES.put(node.name, revocation.certificate(cert)),
@@ -229,6 +234,7 @@ async def join(
         epoch=mine,
         peer=peer_url(settings, node) if Role.VOTER in node.roles else "",
         keeps=True,
+        level=LEVEL,
     )
     reply = await _call("POST", f"{base}/v1/join", JoinReply, tls.pinned_context(told.ca), within=ANSWER, body=request)
     if tls.fingerprint(reply.cluster.ca) != mark:

@@ -3,6 +3,7 @@
 | key | value |
 |---|---|
 | cluster | Cluster |
+| level | ClusterLevel: what all nodes can do |
 | incarnation | Incarnation: a new one each time the store is adopted after a restore |
 | ca/crl | the CAs' lists of revoked certificates, PEM |
 | ca/authorities | Authorities; absent: the one in `cluster` |
@@ -45,6 +46,7 @@ from veery.model.cluster import (
     Authorities,
     Certificate,
     Cluster,
+    ClusterLevel,
     DomainRecord,
     Incarnation,
     Owner,
@@ -182,10 +184,12 @@ LEADERS = Kind("", LeaderRecord)  # one record: LEADER
 DISARM = Kind("", Disarmed)  # one record: DISARMED
 EVENTS = Kind("event/", Event)
 INCARNATIONS = Kind("", Incarnation)  # one record: INCARNATION
+LEVELS = Kind("", ClusterLevel)  # one record: LEVEL_KEY
 AUTHORITIES = Kind("ca/", Authorities)  # one record: "authorities"
 
 CLUSTER = "cluster"
 INCARNATION = "incarnation"
+LEVEL_KEY = "level"
 CA_KEY = "ca/key"
 CA_LIST = "ca/crl"
 CA_AUTHORITIES = "ca/authorities"
@@ -208,7 +212,10 @@ async def unreadable(store: Store) -> list[Unreadable]:
     found: list[Unreadable] = []
     for kind in KINDS:
         found += (await kind.sifted(store))[1].values()
-    single: tuple[tuple[str, Kind[Any]], ...] = ((LEADER, LEADERS), (DISARMED, DISARM), (INCARNATION, INCARNATIONS))
+    single: tuple[tuple[str, Kind[Any]], ...] = (
+        *((LEADER, LEADERS), (DISARMED, DISARM)),
+        *((INCARNATION, INCARNATIONS), (LEVEL_KEY, LEVELS)),
+    )
     for key, kind in single:
         entry = await store.get(key)
         try:

@@ -28,7 +28,7 @@ from veery.errors import Failed, OutcomeUnknown, Refused
 from veery.host import tls
 from veery.host.contexts import Source
 from veery.host.log import decision
-from veery.model import codec
+from veery.model import codec, newer
 from veery.model.cluster import Incarnation
 from veery.model.node import Node
 
@@ -148,7 +148,8 @@ async def update(store: Store, node: Node) -> None:
     entry = await store.get(keys.NODES.key(node.name))
     if entry is None:
         raise Refused(f"node {node.name} is no longer in the cluster", hint="join it again with an empty state folder")
-    if keys.NODES.value(entry) != node:
+    known = keys.NODES.value(entry)
+    if known != node or newer.of(known):  # those were told by a newer version that ran here before
         await store.commit([Unchanged(entry.key, entry.revision)], [keys.NODES.put(node.name, node)])
 
 

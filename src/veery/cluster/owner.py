@@ -22,6 +22,7 @@ from veery.cluster.keys import ALIVE, DOMAINS, FENCES, OWNERS, POLICIES, RESERVA
 from veery.cluster.store import Delete, Entry, Put, Store, StoreUnavailable, Unchanged
 from veery.errors import Refused
 from veery.host.log import decision
+from veery.model import newer
 from veery.model.cluster import DomainRecord, Owner, Reservation
 from veery.model.domain import DomainSpec
 from veery.model.fence import Method
@@ -288,7 +289,7 @@ async def commit(store: Store, owner: Owner, reservation: Reservation, record: D
     Asking again after OutcomeUnknown is safe. Raises OwnedElsewhere (with the owner as it is) when the gate is
     shut: nothing was changed by us. StoreUnavailable: surely not done. OutcomeUnknown: read the owner first."""
     domain, target = owner.domain, reservation.target
-    wanted = Owner(domain=domain, node=target, boot=owner.boot)
+    wanted = newer.kept(Owner(domain=domain, node=target, boot=owner.boot), owner)
     operations: list[Put | Delete] = [OWNERS.put(domain, wanted), Delete(RESERVATIONS.key(domain))]
     if record is not None:
         operations.append(DOMAINS.put(domain, record))

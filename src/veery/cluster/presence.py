@@ -17,7 +17,7 @@ from veery.cluster.store import Store
 from veery.errors import Failed, OutcomeUnknown, Refused
 from veery.host.clock import Clock
 from veery.host.log import decision
-from veery.model.cluster import Presence
+from veery.model.cluster import LEVEL, Presence
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class Heartbeat:
         """`ttl`: seconds without a renewal after which the node counts as absent."""
         self._store, self._node, self.ttl, self._clock = store, node, ttl, clock
         self.started = clock.epoch()
-        self._presence = Presence(node=node, started=self.started, version=veery.__version__)
+        self._presence = Presence(node=node, started=self.started, version=veery.__version__, level=LEVEL)
         self._lease = 0
         self._until = clock.now()
         self._granted = False

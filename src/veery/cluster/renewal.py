@@ -23,6 +23,7 @@ from veery.cluster.vault import Vault
 from veery.errors import Failed, Refused
 from veery.host import tls
 from veery.host.log import decision
+from veery.model import newer
 from veery.model.cluster import Certificate, Revoked
 
 log = logging.getLogger(__name__)
@@ -84,7 +85,8 @@ async def sign(store: Store, vault: Vault | None, shown: tls.Shown, csr: str, *,
     ca = await authorities.signer(store, vault)
     cert = tls.sign(ca, csr, name=record.name, addresses=[record.address], epoch=epoch)
     ends = known.ends if shown.serial == known.serial else known.former_ends
-    fresh = replace(revocation.certificate(cert), former=shown.serial, former_ends=ends, since=epoch)
+    fresh = newer.kept(revocation.certificate(cert), known)
+    fresh = replace(fresh, former=shown.serial, former_ends=ends, since=epoch)
     operations: list[Put | Delete] = [keys.CERTIFICATES.put(shown.name, fresh)]
     for serial, end in ((known.serial, known.ends), (known.former, known.former_ends)):
         if serial not in ("", shown.serial):

@@ -17,6 +17,7 @@ from veery.ha.base import Hands
 from veery.ha.leader import Leadership
 from veery.ha.orders import fenced_at
 from veery.host.clock import Clock
+from veery.model import newer
 from veery.model.ha import (
     Action,
     Admit,
@@ -98,7 +99,8 @@ class Actor:
             begun = dataclasses.replace(old, state=FenceState.FENCING, method=action.method, at=self._clock.epoch())
         else:
             number = old.round + 1 if old is not None and old.state is FenceState.FAILED else 1
-            begun = FenceRecord(state=FenceState.FENCING, method=action.method, round=number, at=self._clock.epoch())
+            anew = FenceRecord(state=FenceState.FENCING, method=action.method, round=number, at=self._clock.epoch())
+            begun = newer.kept(anew, old)
         begun = await self._put_fence(name, begun, old, absent=True)
         try:
             proof = await self._within(

@@ -4,7 +4,7 @@ group when it places a domain (ha/placement.py); what runs already is not moved 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from veery.cluster.keys import GROUPS, NODES, POLICIES
 from veery.cluster.store import Delete, Store, StoreUnavailable, Unchanged
@@ -53,7 +53,8 @@ async def assign(
     for _ in range(ATTEMPTS):
         entry = await store.get(key)
         old = GROUPS.value(entry) if entry else Group()
-        new = Group(
+        new = replace(
+            old,
             kind=old.kind if kind is None else kind,
             nodes=old.nodes if nodes is None else tuple(dict.fromkeys(nodes)),
             strict=old.strict if strict is None else strict,

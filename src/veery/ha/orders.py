@@ -25,6 +25,7 @@ from veery.cluster.owner import OwnedElsewhere, release
 from veery.cluster.store import Delete, Put, Store, StoreUnavailable, Unchanged
 from veery.errors import Refused
 from veery.ha import groups
+from veery.model import newer
 from veery.model.cluster import Owner
 from veery.model.fence import Method
 from veery.model.ha import (
@@ -108,7 +109,7 @@ async def set_policy(
         conditions = [Unchanged(POLICIES.key(domain), old.revision if old else 0)]
         if run:
             conditions.append(Unchanged(RUNS.key(domain), run.revision))
-            operations.append(RUNS.put(domain, RunRecord(node=run.node, home=run.home)))
+            operations.append(RUNS.put(domain, newer.kept(RunRecord(node=run.node, home=run.home), run)))
         done = await store.commit(conditions, operations)
         if done.held:
             return dataclasses.replace(new, revision=done.revision)
@@ -281,13 +282,14 @@ async def confirm(store: Store, node: str, *, by: str, now: float) -> None:
                 f"node {node} is fenced already: {old.proof}",
                 hint=f"nothing is to do; veery why {node} tells what goes on",
             )
-        record = FenceRecord(
+        confirmed = FenceRecord(
             state=FenceState.FENCED,
             method=OPERATOR,
             tried=old.tried if old else (),
             proof=f"{by or 'an operator'} says that it is off",
             at=now,
         )
+        record = newer.kept(confirmed, old)
         conditions = [Unchanged(FENCES.key(node), old.revision if old else 0), Unchanged(ALIVE.key(node), 0)]
         operations: list[Put | Delete] = [FENCES.put(node, record)]
         if old is None or old.state is not FenceState.FENCED:  # else it was counted
@@ -299,7 +301,8 @@ async def confirm(store: Store, node: str, *, by: str, now: float) -> None:
 
 def fenced_at(history: NodeHistory | None, now: float) -> NodeHistory:
     """`history` with one fence more."""
-    return NodeHistory(fenced=(*(history.fenced if history else ()), now)[-REMEMBERED:])
+    old = history or NodeHistory()
+    return dataclasses.replace(old, fenced=(*old.fenced, now)[-REMEMBERED:])
 
 
 async def disarm(store: Store, *, by: str, reason: str, now: float) -> None:

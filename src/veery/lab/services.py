@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +44,12 @@ def silent(_text: str, _fraction: float) -> None:
 
 @dataclass
 class Lab:
-    """A lab that this process holds; `down` removes it, `leave` lets it stand."""
+    """A lab that this process holds; `down` removes it, `leave` lets it stand. `programs` maps a node to the folder of
+    the `veery` and `veeryd` that run on it, where these are of another version."""
 
     plan: Plan
     _claim: Claim
+    programs: dict[str, Path] = field(default_factory=dict)
 
     # ---- up and down
     @classmethod
@@ -60,15 +62,17 @@ class Lab:
         driver: str = "qemu",
         stays: bool = False,
         report: Report = silent,
+        programs: Path | None = None,
     ) -> Lab:
         """Build lab `name`, and clear away first what a dead run left of it. On failure nothing of it is left but
         the message. With `stays` it outlives this process. With the driver xen the hypervisors are nested.
+        With `programs` every node runs what is in that folder.
 
         Raises Refused when the name is taken or does not fit, Failed with what did not start."""
         drawn = plan(name, hypervisors, storages, driver)
         if os.geteuid():
             raise Refused("the lab makes network namespaces", hint="run as root")
-        lab = cls(drawn, Claim(name))
+        lab = cls(drawn, Claim(name), {node.name: programs for node in drawn.nodes} if programs else {})
         try:
             record = read(name)
             await hosts.remove(name, Path(record.folder) if record else drawn.folder)
@@ -288,7 +292,9 @@ class Lab:
 
     def _program(self, node: str, name: str) -> Path:
         """One of our own programs: beside the Python that runs us, or where dom0 has it."""
-        return Path("/usr/local/bin", name) if self.plan.nested(node) else Path(sys.executable).with_name(name)
+        if self.plan.nested(node):
+            return Path("/usr/local/bin", name)
+        return self.programs.get(node, Path(sys.executable).parent) / name
 
     def _keep_logs(self) -> Path | None:
         """Save the nodes' logs from a lab that did not come up; their folder, None if there are none."""

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
+from veery.cluster import levels
 from veery.cluster import owner as owners
 from veery.cluster.keys import INTENTS
 from veery.errors import Refused, VeeryError
@@ -18,6 +19,7 @@ from veery.host.contexts import current
 from veery.migrate import bandwidth, disks, plan, postcopy, wire
 from veery.migrate.base import Ground
 from veery.migrate.policy import find
+from veery.model.cluster import LEVEL
 from veery.model.domain import DomainReading, DomainSpec, DomainState
 from veery.model.ha import IntentKind
 from veery.model.move import MoveReport, MoveSettings
@@ -48,6 +50,9 @@ async def inspect(
     With `returning` the domain is one that runs here now: its name and its memory will be free again. `post_copy`: the
     rest of its memory would follow it."""
     found: list[Blocker] = []
+    if trouble := levels.behind(LEVEL, await levels.read(ground.store)):
+        hint = f"upgrade veery on {ground.node}: veery version -a"
+        found.append(Blocker(kind=Obstacle.VERSION, reason=trouble, hint=hint))
     if driver != ground.driver.name:
         hint = "move it to a node with the same driver: veery node list"
         reason = f"its driver is {ground.driver.name}, the domain's is {driver}"
@@ -93,7 +98,9 @@ async def reply(ground: Ground, question: Question) -> Reply:
     )
     chosen = local.choose(question.disks, question.disk_dir or ground.disk_folder, question.domain)
     found += disks.blockers(ground.driver, chosen)
-    return Reply(node=ground.node, blockers=found, way_back=way_back, abilities=await ground.driver.abilities())
+    return Reply(
+        node=ground.node, blockers=found, way_back=way_back, abilities=await ground.driver.abilities(), level=LEVEL
+    )
 
 
 async def port(ground: Ground, node: Node) -> tuple[Blocker, ...]:
@@ -239,7 +246,11 @@ class Scout:
     async def _answer(self, target: Node, question: Question) -> tuple[Reply | None, tuple[Blocker, ...]]:
         """The target's reply, or why there is none."""
         try:
-            return await self._ask(target.name, question), ()
+            told = await self._ask(target.name, question)
+            trouble = levels.behind(told.level, await levels.read(self._ground.store))
         except VeeryError as error:
             reason = f"{target.name} does not say whether it could take {question.domain}: {error.message}"
             return None, (Blocker(kind=Obstacle.NODE, reason=reason, hint=error.hint or "compare `veery version`"),)
+        if not trouble or any(each.kind is Obstacle.VERSION and each.reason == trouble for each in told.blockers):
+            return told, ()
+        return told, (Blocker(kind=Obstacle.VERSION, reason=trouble, hint=f"upgrade veery on {target.name}"),)

@@ -26,7 +26,7 @@ from veery.migrate.journal import Line, Side
 from veery.migrate.pump import Pump, inlet
 from veery.migrate.relocation import RelocationServer
 from veery.migrate.settle import Settler
-from veery.model.cluster import Owner, Reservation
+from veery.model.cluster import LEVEL, Owner, Reservation
 from veery.model.flow import Flow
 from veery.model.move import Phase
 from veery.model.volume import Attachments, CarriedDisk
@@ -234,6 +234,7 @@ class Receiver:
                 reservation=line.reservation_revision,
                 disks=line.disks,
                 hypervisor=(await ground.driver.abilities()).version,
+                level=LEVEL,
             )
             disk_pump: Pump | None = None
             if line.disks:

@@ -15,13 +15,14 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from veery.cluster import levels
 from veery.cluster import owner as owners
 from veery.cluster.store import StoreUnavailable
 from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
 from veery.host import tasks
 from veery.host.contexts import current
 from veery.hypervisor.base import DiskMover, Lost, PostCopier
-from veery.migrate import disks, hearing, postcopy, pump, squeeze, tracking, vitals, wire
+from veery.migrate import disks, hearing, postcopy, pump, squeeze, tracking, versions, vitals, wire
 from veery.migrate.bandwidth import Paths
 from veery.migrate.base import Ground
 from veery.migrate.journal import Line, Side
@@ -30,7 +31,7 @@ from veery.migrate.pilot import Pilot
 from veery.migrate.policy import find
 from veery.migrate.settle import Settler
 from veery.migrate.turns import Turn, Turns
-from veery.model.cluster import DomainRecord, Owner, Reservation
+from veery.model.cluster import LEVEL, DomainRecord, Owner, Reservation
 from veery.model.domain import DomainReading, DomainSpec, DomainState
 from veery.model.move import CopyResult, MoveProgress, MoveReport, MoveSettings, MoveState, Phase, Tuning
 from veery.model.node import Node
@@ -177,6 +178,7 @@ class Sender:
             await steps.enter(Phase.PREPARE)
             await channel.send(await self._offer(owner, spec, luggage, paused, going))
             ready = await self._while_alive(self._ready(channel))
+            await self._check_versions(ready)
             steps.line = replace(
                 steps.line, reservation_revision=ready.reservation, disks=disks.matched(going, ready.disks)
             )
@@ -241,6 +243,7 @@ class Sender:
             disk_dir=order.settings.disk_dir,
             post_copy=self._post_copy,
             packed=self._squeeze is not None,
+            level=LEVEL,
         )
 
     async def _own(self) -> Owner:
@@ -308,6 +311,14 @@ class Sender:
                 self._turn.aside()
             note = f"{channel.peer} takes in others first"
             self._publish(MoveProgress(phase=Phase.PREPARE, note=note))
+
+    async def _check_versions(self, ready: wire.Ready) -> None:
+        """Do without packing where the target does not know it. Raises as versions.require, StoreUnavailable."""
+        level = await levels.read(self._ground.store)
+        versions.require(self.target, ready, level, post_copy=self._post_copy)
+        if self._squeeze is not None and not versions.knows_streams(ready):
+            log.warning("move=%s %s does not know packed streams: not packed", self._order.move, self.target)
+            self._squeeze = None
 
     async def _may_copy(self) -> None:
         """Return when there is a place for one more copy, and what is to be told before it has been."""

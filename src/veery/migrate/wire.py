@@ -38,7 +38,7 @@ from veery.cluster.identity import check_name as check_node
 from veery.config import check
 from veery.errors import Failed, Refused, VeeryError, from_kind
 from veery.host import tasks
-from veery.model import endpoint
+from veery.model import codec, endpoint
 from veery.model.domain import DomainSpec
 from veery.model.flow import Flow
 from veery.model.volume import CarriedDisk
@@ -90,7 +90,8 @@ class Offer(msgspec.Struct, frozen=True, tag="offer", kw_only=True):
     """The source asks the target to take a domain in. `backlog` is the console's past; `luggage` what the
     driver must know to build exactly the same devices; `paused`: it shall not run when it arrives. `disks` go along,
     to `disk_dir` ("": the target chooses). `post_copy`: the rest of its memory may follow it;
-    `packed`: the nodes pack and encrypt its stream, not the hypervisors."""
+    `packed`: the nodes pack and encrypt its stream, not the hypervisors. `level`: what the source's version can do (0:
+    it does not tell)."""
 
     move: str
     source: str
@@ -107,6 +108,7 @@ class Offer(msgspec.Struct, frozen=True, tag="offer", kw_only=True):
     disk_dir: str = ""
     post_copy: bool = False
     packed: bool = False
+    level: int = 0
 
     def __post_init__(self) -> None:
         """Nothing of it reaches a path, an option or a log line unchecked. Raises Refused."""
@@ -119,6 +121,7 @@ class Offer(msgspec.Struct, frozen=True, tag="offer", kw_only=True):
         _match("the run's id", _WORD, self.boot)
         _match("the driver's name", _WORD, self.driver)
         _revision("the owner's revision", self.owner_revision)
+        _revision("the level", self.level)
         check.check_carried(self.disks, self.spec)
         if self.disk_dir:
             check.check_path("the folder for disks", self.disk_dir)
@@ -127,13 +130,15 @@ class Offer(msgspec.Struct, frozen=True, tag="offer", kw_only=True):
 class Ready(msgspec.Struct, frozen=True, tag="ready", kw_only=True):
     """The half domain waits for a stream that shows `token`; `reservation` is its promise's revision. `disks` are
     those of the offer with their files at the target, to be written through streams that show `disk_token`.
-    `hypervisor` is the version of the target's ("": a node of an older version)."""
+    `hypervisor` is the version of the target's ("": a node of an older version), `level` what its veery can do (0: it
+    does not tell)."""
 
     token: str
     reservation: int
     disks: tuple[CarriedDisk, ...] = ()
     disk_token: str = ""
     hypervisor: str = ""
+    level: int = 0
 
     def __post_init__(self) -> None:
         """Raises Refused."""
@@ -142,6 +147,7 @@ class Ready(msgspec.Struct, frozen=True, tag="ready", kw_only=True):
         if self.hypervisor:
             _match("the hypervisor's version", _VERSION, self.hypervisor)
         _revision("the reservation's revision", self.reservation)
+        _revision("the level", self.level)
         check.check_carried(self.disks)
 
 
@@ -252,6 +258,12 @@ class Poured(msgspec.Struct, frozen=True, tag="poured"):
         check.check_number("the seconds", self.seconds, 0, POUR_MAX)
 
 
+class _Spec(msgspec.Struct):
+    """An Offer's spec as it came."""
+
+    spec: msgspec.Raw
+
+
 Message = (
     Offer | Ready | Wait | Loaded | Finish | Running | Problem | Pour | Poured | Poised | Mend | Mending | Ask | Told
 )
@@ -275,7 +287,13 @@ def _check_flow(flow: Flow) -> None:
 def decode(data: bytes) -> Message:
     """The message in a frame. Raises Refused where it is none, or holds what none may hold."""
     try:
-        return _decoder.decode(data)
+        message = _decoder.decode(data)
+        if isinstance(message, Offer):  # fields of a newer version go with the domain, and into its record
+            spec = codec.decode(bytes(msgspec.json.decode(data, type=_Spec).spec), DomainSpec)
+            msgspec.structs.force_setattr(message, "spec", spec)
+        return message
+    except Failed as error:
+        raise Unreadable(_plain(error.message), hint=_plain(error.hint)) from error
     except Refused as error:
         raise Unreadable(_plain(error.message), hint=_plain(error.hint)) from error
     except (msgspec.DecodeError, UnicodeError, RecursionError, OverflowError) as error:
@@ -309,7 +327,7 @@ class Channel:
 
     async def send(self, message: Message) -> None:
         """Write one message. Raises Failed when the other end is gone."""
-        data = msgspec.json.encode(message)
+        data = codec.encode(message)
         try:
             self._writer.write(struct.pack("!I", len(data)) + data)
             async with asyncio.timeout(10):

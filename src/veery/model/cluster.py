@@ -6,6 +6,20 @@ from dataclasses import dataclass
 
 from veery.model.domain import DomainSpec
 
+LEVEL = 1
+"""The highest level that this version can do (cluster/levels.py). 0: a version that tells none. 1: keeps fields that it
+does not know when it rewrites a record, and reads over unknown roles."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterLevel:
+    """The key `level`: what all nodes can do. It never falls. `since`: epoch; `by`: the node that raised it."""
+
+    level: int
+    since: float = 0.0
+    by: str = ""
+    revision: int = 0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owner:
@@ -93,11 +107,13 @@ class Revoked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Presence:
-    """A node's sign of life, bound to its lease. `started` is when its daemon began, in seconds of the epoch."""
+    """A node's sign of life, bound to its lease. `started` is when its daemon began, in seconds of the epoch. `level`
+    is the highest that its version can do (0: a version without levels)."""
 
     node: str
     started: float
     version: str = ""
+    level: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,13 +27,15 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """What a node says of itself. `epoch`: its clock as it answered; `bridges`: their MTUs by name."""
+    """What a node says of itself. `epoch`: its clock as it answered; `bridges`: their MTUs by name; `able`: the level
+    that its version can do (0: it does not tell)."""
 
     node: str
     version: str
     epoch: float
     bridges: dict[str, int]
     findings: tuple[Finding, ...]
+    able: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -199,12 +199,14 @@ class Question:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """A target's answer: what stands in the way there, and whether it can reach the source's relocation port."""
+    """A target's answer: what stands in the way there, and whether it can reach the source's relocation port. `level`:
+    what its version can do (0: it does not tell)."""
 
     node: str
     blockers: tuple[Blocker, ...]
     way_back: tuple[Blocker, ...]
     abilities: Abilities
+    level: int = 0
 
 
 LEVELS: tuple[frozenset[str], ...] = (  # x86-64 psABI, "Micro-Architecture Levels", what each adds; QEMU's names

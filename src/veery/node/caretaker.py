@@ -15,6 +15,7 @@ from veery.cluster.trust import Trust
 from veery.errors import Refused, VeeryError
 from veery.host.shortage import is_shortage
 from veery.migrate.base import Ground
+from veery.model import newer
 from veery.model.cluster import DomainRecord, Owner
 from veery.model.domain import DomainEnd, DomainEvent, DomainReading, DomainSpec, DomainState, OnEvent
 from veery.model.ha import Policy
@@ -246,7 +247,7 @@ class Caretaker:
             reading.name,
             self._ground.node,
             boot,
-            DomainRecord(spec=replace(spec, name=reading.name), home=before.home if before else ""),
+            newer.kept(DomainRecord(spec=replace(spec, name=reading.name), home=before.home if before else ""), before),
         )
 
     async def _give_back(self) -> None:

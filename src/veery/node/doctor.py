@@ -12,7 +12,7 @@ from pathlib import Path
 from cryptography import x509
 
 import veery
-from veery.cluster import keys, upkeep
+from veery.cluster import keys, levels, upkeep
 from veery.cluster.etcd import EtcdStore
 from veery.cluster.keys import NODES
 from veery.cluster.trust import ADOPT, Trust
@@ -23,6 +23,7 @@ from veery.host.process import Service
 from veery.hypervisor.base import Driver
 from veery.model import codec, defects
 from veery.model.alarm import AlarmWay
+from veery.model.cluster import LEVEL
 from veery.model.domain import HostReading
 from veery.model.health import Finding, Health, Heard, Level
 from veery.model.node import Node, Role
@@ -59,6 +60,16 @@ def judge_clock(heard: Heard) -> Finding:
     told = f"{abs(off):.1f} s {'ahead of' if off > 0 else 'behind'} ours" if sure > CLOCK_WARN else "as ours"
     advice = "run chrony or systemd-timesyncd there" if level is not Level.OK else ""
     return Finding(node=heard.health.node, what="clock", level=level, told=told, advice=advice)
+
+
+def judge_levels(healths: Sequence[Health], cluster: int) -> list[Finding]:
+    """The nodes whose version cannot do the cluster's level."""
+    advice = "install the version of the others there; until then no domain moves to it"
+    return [
+        Finding(node=one.node, what="level", level=Level.BAD, told=trouble, advice=advice)
+        for one in healths
+        if (trouble := levels.behind(one.able, cluster))
+    ]
 
 
 def judge_versions(healths: Sequence[Health]) -> list[Finding]:
@@ -296,6 +307,7 @@ class Doctor:
             epoch=self._clock.epoch(),
             bridges={one.name: one.mtu for one in known},
             findings=tuple(found),
+            able=LEVEL,
         )
 
     def _say(self, what: str, trouble: str, good: str, *, level: Level = Level.BAD, advice: str = "") -> Finding:
@@ -383,6 +395,7 @@ class Doctor:
             found += [judge_clock(one), *one.health.findings]
         healths = [one.health for one in heard]
         found += judge_versions(healths)
+        found += await self._level(healths)
         found += judge_bridges([one for one in healths if nodes[one.node].has(Role.HYPERVISOR)])
         more = await asyncio.gather(
             *(self._relocation(node) for node in chosen if node.has(Role.HYPERVISOR)),
@@ -439,6 +452,15 @@ class Doctor:
             Finding(node=self._node.name, what="records", level=Level.BAD, told=error.message, advice=advice)
             for error in bad
         ] or [Finding(node=self._node.name, what="records", level=Level.OK, told="all can be read")]
+
+    async def _level(self, healths: Sequence[Health]) -> list[Finding]:
+        """The cluster's level, and the nodes that are below it."""
+        try:
+            now, told = await levels.read(self._store), await levels.told(self._store)
+        except VeeryError as error:
+            return [Finding(node=self._node.name, what="cluster's level", level=Level.BAD, told=error.message)]
+        found = Finding(node=self._node.name, what="cluster's level", level=Level.OK, told=told)
+        return [found, *judge_levels(healths, now)]
 
     async def _members(self, chosen: Sequence[Node], nodes: Sequence[Node]) -> list[Finding]:
         """The store's members: those on the `chosen` nodes; where these are all `nodes`, also what members share."""

@@ -27,6 +27,7 @@ from veery.migrate.base import Ground
 from veery.migrate.check import Scout, stopped
 from veery.migrate.moves import Moves
 from veery.migrate.receiver import Receiver
+from veery.model import newer
 from veery.model.cluster import DomainRecord, Owner
 from veery.model.domain import (
     DomainReading,
@@ -129,7 +130,7 @@ class Domains:
             spec = await self.clashes.identity(await self.attacher.fill(spec), record)
             await self._check_attachable(spec)
             self.clashes.home(spec, record)
-            claimed = owners.claimed(spec, record)
+            claimed = newer.kept(owners.claimed(spec, record), record)
             await owners.refuse_written(self._store, spec, record, self.node)
             await owners.reclaim(self._store, spec.name, to=self.node)  # of a node that is proven fenced
             owner = await owners.claim(self._store, spec.name, self.node, secrets.token_hex(8), claimed)
@@ -304,7 +305,7 @@ class Domains:
             await self._check_attachable(spec)
             self.clashes.home(spec, record)
             await owners.refuse_written(self._store, spec, record, self.node)
-            claimed = owners.claimed(spec, record)
+            claimed = newer.kept(owners.claimed(spec, record), record)
             owner = await owners.claim(self._store, spec.name, self.node, secrets.token_hex(8), claimed)
             try:
                 await self.clashes.disks(spec)
@@ -413,10 +414,10 @@ class Domains:
         await self.attacher.reach(spec.disks)
 
     async def remember(self, record: DomainRecord) -> None:
-        """Write a domain's record; where its local disks are stays as it was."""
+        """Write a domain's record; where its local disks are stays as it was, and so do fields of a newer version."""
         before = await DOMAINS.get(self._store, record.spec.name)
         if before is not None:
-            record = replace(record, home=before.home, left=before.left)
+            record = newer.kept(replace(record, home=before.home, left=before.left), before)
         await self._store.commit([], [DOMAINS.put(record.spec.name, record)])
 
     async def _forget(self, name: str) -> None:

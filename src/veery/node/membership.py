@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
-from veery.cluster import join, members, revocation
+from veery.cluster import join, levels, members, revocation
 from veery.cluster.etcd import EtcdStore
 from veery.cluster.identity import Identity, save
 from veery.cluster.keys import NODES
@@ -50,6 +50,8 @@ class Membership:
         await self._insist("vote", self.voted)
         while True:
             await self._insist("voters", self._refresh)
+            if self.identity.etcd is not None:
+                await self._insist("level", self._rise)
             if self.identity.etcd is not None and not self.identity.etcd.store:  # a new one: a recovery, or a new vote
                 await self._insist("vote", self.voted)
             await asyncio.sleep(REFRESH)
@@ -150,6 +152,9 @@ class Membership:
     async def _refresh(self) -> None:
         async with self._writing:
             self.identity = await members.refresh(self._store, self._settings, self.identity)
+
+    async def _rise(self) -> None:
+        await levels.rise(self._store, self.identity.node.name, epoch=time.time())
 
     async def become(self, identity: Identity) -> None:
         """Have this node be `identity`, now and after a restart of the daemon. Raises Failed: it is as before."""

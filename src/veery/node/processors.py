@@ -11,6 +11,7 @@ from veery.cluster.store import Store, Unchanged
 from veery.errors import VeeryError
 from veery.host.log import decision
 from veery.hypervisor.base import Driver
+from veery.model import newer
 from veery.model.node import Node, Role
 from veery.model.plan import Baseline, Processor, common, family, level
 
@@ -77,7 +78,7 @@ class Processors:
         old = BASELINES.value(entry) if entry else None
         if old is None or (old.cpu, old.features, old.nodes) != (wanted.cpu, wanted.features, wanted.nodes):
             unchanged = Unchanged(BASELINES.key(name), entry.revision if entry else 0)
-            done = await self._store.commit([unchanged], [BASELINES.put(name, wanted)])
+            done = await self._store.commit([unchanged], [BASELINES.put(name, newer.kept(wanted, old))])
             if done.held:
                 nodes = ",".join(wanted.nodes)
                 log.info(decision("baseline", of=name, level=wanted.level, cpu=cpu, nodes=nodes))

@@ -34,6 +34,7 @@ from veery.host.clock import Clock
 from veery.host.shortage import is_shortage
 from veery.hypervisor.base import DiskSwitcher, Driver
 from veery.migrate.phases import Hold
+from veery.model import newer
 from veery.model.cluster import Owner
 from veery.model.codec import convert, plain
 from veery.model.move import Phase
@@ -163,7 +164,7 @@ class VolumeMoves:
             source=self.node,
             target=target,
             was=volume,
-            place=replace(convert(told, Volume), tid=await gate.take_tid(self._store, least)),
+            place=replace(newer.kept(convert(told, Volume), volume), tid=await gate.take_tid(self._store, least)),
             domain=owner.domain if owner else "",
             uuid=uuid,
             vdev=vdev,

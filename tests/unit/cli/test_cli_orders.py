@@ -241,7 +241,7 @@ def test_volumes(daemon: StandIn, run: Run) -> None:
 def test_nodes(daemon: StandIn, run: Run) -> None:
     daemon.routes["GET /v1/nodes"] = [{"node": NODE, "alive": True}]
     assert run("node", "list").out.splitlines()[1].split() == [
-        "test1", "172.16.31.1", "hypervisor,voter", "qemu", "yes", "0.1.0", "present", "-",
+        "test1", "172.16.31.1", "hypervisor,voter", "qemu", "yes", "0.1.0", "-", "present", "-",
     ]  # fmt: skip
     assert "relocation: 172.16.31.1:8002\n" in run("node", "show").out
     told = run("node", "show", "test9")

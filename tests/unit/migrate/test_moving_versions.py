@@ -1,0 +1,98 @@
+"""Moves between versions: what a target does not know is not sent to it, and who is too old is told so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+from two_nodes import SPEC, Pair, make_certificates, two_nodes
+
+from newer_parts import intact, plant, planted, read
+from veery.cluster.keys import LEVEL_KEY, LEVELS
+from veery.errors import Refused
+from veery.migrate import versions, wire
+from veery.model.cluster import LEVEL, ClusterLevel
+from veery.model.codec import encode, plain
+from veery.model.move import Compress, MoveSettings, MoveState
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_certificates(tmp_path_factory.mktemp("tls"))
+
+
+OFFER = wire.Offer(move="0a1b2c3d", source="a", domain="busybox", boot="b", owner_revision=1, driver="fake", spec=SPEC)
+
+
+def test_an_offer_brings_fields_of_a_newer_version_along() -> None:
+    raw = json.loads(encode(OFFER))
+    raw["spec"] = planted(raw["spec"])
+    told = wire.decode(json.dumps(raw).encode())
+    assert isinstance(told, wire.Offer)
+    assert told.spec == SPEC
+    assert intact(plain(told.spec))
+    again = wire.decode(encode(told))
+    assert isinstance(again, wire.Offer)
+    assert intact(json.loads(encode(again))["spec"])
+    assert msgspec.json.decode(encode(again), type=wire.Message) == again
+
+
+def test_too_many_of_them_are_refused() -> None:
+    raw = json.loads(encode(OFFER))
+    raw["spec"]["blob"] = "x" * (1 << 20)
+    with pytest.raises(Refused, match="unknown fields"):
+        wire.decode(json.dumps(raw).encode())
+
+
+def test_messages_of_a_version_without_levels_are_read() -> None:
+    ready = wire.decode(b'{"type":"ready","token":"%s","reservation":1,"hypervisor":"10.0.2"}' % (b"0" * 32))
+    assert isinstance(ready, wire.Ready)
+    assert (ready.level, versions.knows_streams(ready)) == (0, True)
+    older = wire.decode(b'{"type":"ready","token":"%s","reservation":1}' % (b"0" * 32))
+    assert isinstance(older, wire.Ready)
+    assert not versions.knows_streams(older)
+    versions.require("b", ready, 0, post_copy=True)
+    versions.require("b", older, 0, post_copy=False)
+    with pytest.raises(Refused, match="does not know post-copy"):
+        versions.require("b", older, 0, post_copy=True)
+    with pytest.raises(Refused, match="can do level 0, the cluster is at level 1"):
+        versions.require("b", ready, 1, post_copy=False)
+
+
+async def test_a_domain_brings_them_into_its_record(tmp_path: Path, certificates: Path) -> None:
+    async with two_nodes(tmp_path, certificates) as pair:
+        await plant(pair.a.store)
+        assert (await pair.a.move(pair.b)).state is MoveState.DONE
+        await pair.check("b")
+        assert intact(await read(pair.a.store, "domain/busybox"))
+        assert intact(await read(pair.a.store, "owner/busybox"))
+
+
+async def at(pair: Pair, level: int) -> None:
+    await pair.a.store.commit([], [LEVELS.put(LEVEL_KEY, ClusterLevel(level=level))])
+
+
+async def test_both_at_the_level(tmp_path: Path, certificates: Path) -> None:
+    async with two_nodes(tmp_path, certificates) as pair:
+        await at(pair, LEVEL)
+        settings = MoveSettings(compress=Compress.YES)
+        report = await pair.a.move(pair.b, settings)
+        assert (report.state, bool(report.packed)) == (MoveState.DONE, True)
+        await pair.check("b")
+
+
+async def test_a_target_below_the_level_takes_nothing_in(tmp_path: Path, certificates: Path) -> None:
+    async with two_nodes(tmp_path, certificates) as pair:
+        await at(pair, LEVEL + 1)
+        report = await pair.a.move(pair.b)
+        assert report.state is MoveState.FAILED
+        assert f"can do level {LEVEL}, the cluster is at level {LEVEL + 1}" in report.reason
+        assert "upgrade veery on b" in report.hint
+        await pair.check("a")
+
+
+def test_level_of_the_wire_is_a_number_that_can_be() -> None:
+    with pytest.raises(Refused):
+        wire.decode(encode({**json.loads(encode(OFFER)), "level": -1}))
