@@ -205,7 +205,7 @@ def build(suite: str, revision: str, own: Path, out: Path, packing: Sequence[str
         out.mkdir(parents=True, exist_ok=True)
         path = out / f"veery_{version}_{ARCHITECTURE}.deb"
         pack = ["dpkg-deb", "--root-owner-group", *packing, "--build", str(root), f"{path}.new"]
-        _run(pack, deadline=_DPKG_S, quiet=True)
+        _run(pack, deadline=_DPKG_S)
         Path(f"{path}.new").replace(path)
     return path
 
@@ -247,10 +247,13 @@ def _link(path: Path, target: str) -> None:
     path.symlink_to(target)
 
 
-def _run(words: Sequence[str], *, deadline: float, quiet: bool = False) -> None:
-    out = subprocess.DEVNULL if quiet else None
-    if code := subprocess.run(words, check=False, stdout=out, timeout=deadline).returncode:
-        raise SystemExit(f"error: {' '.join(words[:4])} ended with {code}")
+def _run(words: Sequence[str], *, deadline: float) -> None:
+    """Run `words`; what they print is shown where they fail."""
+    done = subprocess.run(
+        words, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=deadline
+    )
+    if done.returncode:
+        raise SystemExit(f"{done.stdout[-4000:]}\nerror: {' '.join(words[:4])} ended with {done.returncode}")
 
 
 def _epoch() -> str:
@@ -275,7 +278,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("SOURCE_DATE_EPOCH", _epoch())
     with tempfile.TemporaryDirectory() as scratch:
         words = [sys.executable, "-m", "build", "--no-isolation", f"--outdir={scratch}", str(TOP)]
-        _run(words, deadline=_DPKG_S, quiet=True)  # by way of the sdist, so that no old file of build/ gets in
+        _run(words, deadline=_DPKG_S)  # by way of the sdist, so that no old file of build/ gets in
         (own,) = Path(scratch).glob("*.whl")
         packing = ("-Zgzip", "-z1") if options.quick else ("-Zxz", "-z6", "--threads-max=1")
         for suite in options.suites or RELEASES:
