@@ -16,7 +16,9 @@ same() { # NAME PID: the process that it was
     [ "$(cat "/proc/$2/comm" 2>/dev/null)" = "$1" ] || fail "$1 ($2) has ended"
 }
 rest() { same etcd "$etcd"; same tgtd "$tgtd"; same qemu-system-x86 "$domain"; }
-sums() { find /var/lib/veery/volumes /var/lib/veery/tls /var/lib/veery/sealing.key -type f -exec sha256sum {} + | sort; }
+sums() { find "$@" -type f -exec sha256sum {} + | sort; }
+# veeryd itself writes the other files of these folders anew, such as the list of revoked certificates.
+held="/var/lib/veery/volumes /var/lib/veery/sealing.key"
 install() { dpkg --install "$1" >/root/dpkg.log 2>&1 || fail "dpkg --install $1: $(tail -n 5 /root/dpkg.log)"; }
 
 ip link set lo up
@@ -42,7 +44,7 @@ setsid /root/qemu-system-x86_64 86400 &
 domain=$!
 timeout 120 veery volume create web 16M >/dev/null
 rest
-sums >/root/sums
+sums $held >/root/held
 good "a node with etcd, tgtd, a volume and a stand-in for a domain"
 
 echo '# mine' >>/etc/veery/veery.toml
@@ -76,9 +78,12 @@ grep -q '^# mine' /etc/veery/veery.toml || fail "remove took the settings"
 [ "$(sort -u /root/asked)" = "stop veeryd.service" ] || fail "systemctl was asked for: $(sort -u /root/asked)"
 good "removed: etcd, tgtd and the domain run on"
 
+sums $held | cmp - /root/held || fail "remove changed a volume or a key"
+all="$held /var/lib/veery/tls /var/lib/veery/identity.json"
+sums $all >/root/all
 dpkg --purge veery >/root/dpkg.log 2>&1 || fail "purge: $(tail -n 5 /root/dpkg.log)"
 rest
-sums | cmp - /root/sums || fail "purge changed /var/lib/veery"
+sums $all | cmp - /root/all || fail "purge changed /var/lib/veery"
 [ ! -e /etc/veery/veery.toml ] && [ ! -e /etc/apparmor.d/disable/veery-qemu ] || fail "purge left settings"
 ! dpkg-query -W -f '${db:Status-Status}\n' veery 2>/dev/null | grep -qv '^not-installed' || fail "dpkg still knows veery"
 good "purged: keys, store and volumes are as they were"
