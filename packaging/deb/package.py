@@ -2,7 +2,7 @@
 
 Each has a virtual environment of its own in /usr/lib/veery: the wheels that packaging/requirements.lock names, checked
 by its hashes, and veery's own. The wheels are for the release's Python, so both packages are made on one machine. Two
-builds of one commit are alike, byte by byte (SOURCE_DATE_EPOCH is the commit's time where it is not set)."""
+builds of one commit hold the same files and times (SOURCE_DATE_EPOCH is the commit's time where it is not set)."""
 
 from __future__ import annotations
 
