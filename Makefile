@@ -24,7 +24,7 @@ $(error veery needs Python 3.11 or later as /usr/bin/python3 or python3)
 endif
 
 .PHONY: help demo test check fuzz faults faults-move recovery versions faults-sim mutants soak bench bench-ha fresh \
-	lab setup root lock clean FORCE
+	lab setup root lock dist dist-test deb deb-check deb-test clean FORCE
 
 help: ## print this
 	@echo 'usage: make TARGET'
@@ -101,8 +101,28 @@ lock: $(VENV) ## resolve pyproject.toml anew into packaging/requirements.lock
 	@sed -i '1i # Made by `make lock`: every package that .venv holds, with the hashes of its files. Not to be edited.' \
 		packaging/requirements.lock
 
+dist: $(VENV) ## a wheel and an sdist, in dist
+	@rm -rf dist
+	@$(BIN)/python -m build --no-isolation --outdir dist . >.cache/dist.log 2>&1 || { tail -n 20 .cache/dist.log; exit 1; }
+	@ls dist/*
+
+dist-test: dist ## the wheel and the sdist, each installed by pip in an empty virtual environment
+	@$(BIN)/python -m pytest -v --tb=short -m slow tests/packages/test_dist.py
+
+deb: $(VENV) ## the Debian packages, in build (SUITE=bookworm or trixie: one of them)
+	@$(BIN)/python packaging/deb/package.py $(SUITE)
+
+deb-check: deb ## what lintian says of them; lintian has to be there (apt-get install lintian)
+	@lintian --fail-on error,warning --allow-root build/*.deb
+
+deb-test: root setup ## the Debian package installed, upgraded, downgraded, purged in a bare root (SUITE=trixie)
+	@rm -rf .cache/deb/$(or $(SUITE),bookworm)
+	@$(BIN)/python packaging/deb/package.py --quick --revision 1 --revision 2 --out .cache/deb/$(or $(SUITE),bookworm) \
+		$(or $(SUITE),bookworm)
+	@VEERY_SUITE=$(or $(SUITE),bookworm) $(BIN)/python -m pytest -v --tb=short -m slow tests/packages/test_deb.py
+
 clean: ## remove what was made in this folder (.venv, .cache); downloads stay in ~/.cache/veery
-	@rm -rf .venv .cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build bench/latest.json bench/ha.json
+	@rm -rf .venv .cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist bench/latest.json bench/ha.json
 	@find . -name __pycache__ -prune -exec rm -rf {} +
 
 # ---- set-up

@@ -171,6 +171,7 @@ GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             Entry("cluster backup", "upkeep", "copy the store to a file"),
             Entry("cluster ca", "certificates", "show the cluster's CA, or roll a new one out"),
             Entry("cluster cpu", "plan", "show the processor that new domains get"),
+            Entry("setup", "setup", "look at what this machine lacks to be a node, and install it"),
             Entry("init", "nodes", "begin a cluster, with this machine as its first node"),
             Entry("join", "nodes", "make this machine a node of a cluster"),
             Entry("version", "nodes", "print the version"),

@@ -11,7 +11,7 @@ from cli_standin import Run, StandIn
 
 from veery.cli.catalogue import entries
 from veery.cli.completion import script
-from veery.cli.manual import manual
+from veery.cli.manual import manual, pages
 from veery.cli.parser import WIDTH
 from veery.client.address import DEFAULT_RUN, DEFAULT_SETTINGS
 from veery.config.settings import DEFAULT_PATH, Settings
@@ -61,3 +61,14 @@ def test_completion_is_bash() -> None:
     ask = f'{script()}\nCOMP_WORDS=(veery volume re); COMP_CWORD=2; _veery; echo "${{COMPREPLY[@]}}"'
     done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=True, timeout=20)
     assert done.stdout == "resize\n"
+
+
+def test_every_verb_has_a_man_page() -> None:
+    made = dict(pages())
+    assert made.keys() == {"veery.1", "veeryd.8", *(f"veery-{name.replace(' ', '-')}.1" for name in entries())}
+    for name, text in made.items():
+        assert [line for line in text.splitlines() if line.startswith(".SH")][:2] == [".SH NAME", ".SH SYNOPSIS"], name
+        # A line that begins with a dot or a quote is an order to roff: ours are these alone.
+        orders = {line.split()[0] for line in text.splitlines() if line[:1] in (".", "'")}
+        assert orders <= {".TH", ".SH", ".nf", ".fi"}, name
+        assert text.count("\n.nf\n") == text.count("\n.fi\n"), name

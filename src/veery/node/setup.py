@@ -1,0 +1,271 @@
+"""What a machine lacks to be a node (docs/hosts.md): observed, judged, and done as far as that is safe.
+
+Only steps that add something are done: packages, and masks that keep the etcd and tgtd of Debian from starting with
+their packages. A change of bridges, of the firewall, or of a daemon that runs is shown and left to the administrator:
+each may cut off this machine or others."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from ipaddress import ip_address
+from pathlib import Path
+
+from veery.config.settings import Settings
+from veery.errors import Refused, VeeryError
+from veery.host.run import run
+from veery.model.node import Role
+from veery.network.bridge import Bridge, bridges
+from veery.node import needs
+from veery.storage.room import shares
+
+ASK_S, INSTALL_S = 60.0, 3600.0
+TABLE = "veery_ports"
+PORTS = "2379, 2380, 3260, 8001, 8002"
+UNITS = Path("etc/systemd/system")
+_OWN_UNIT = ("etc/systemd/system/veeryd.service", "usr/lib/systemd/system/veeryd.service")
+
+
+class State(StrEnum):
+    """How a step stands."""
+
+    READY = "ready"  # nothing is to be done
+    MISSING = "missing"  # a node of these roles does not work without it
+    ADVICE = "advice"  # the node works without it, and is safer with it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One step. `commands` do it and `undo` takes it back, a line each; `safe`: `carry_out` may do it."""
+
+    what: str
+    state: State
+    told: str
+    commands: tuple[str, ...] = ()
+    undo: tuple[str, ...] = ()
+    safe: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What was found on this machine. `packages`: versions by name; `enabled`, `running`, `masked`: units of
+    Debian's; `ruled`: the table of the ports is loaded; `pool_shared`: guests can fill the disk of the state."""
+
+    roles: tuple[Role, ...]
+    driver: str
+    member: bool
+    codename: str
+    packages: Mapping[str, str]
+    enabled: frozenset[str]
+    running: frozenset[str]
+    masked: frozenset[str]
+    bridges: tuple[Bridge, ...]
+    ruled: bool
+    unit: bool
+    pool: str
+    pool_shared: bool
+
+
+# ---- observe
+async def observe(
+    settings: Settings, roles: Collection[Role], *, driver: str, member: bool, root: Path = Path("/")
+) -> Facts:
+    """Look at this machine; nothing is changed. Raises Refused where it is no Debian."""
+    form = "${Package}\t${db:Status-Status}\t${Version}\n"
+    shown = await run(["dpkg-query", "-W", "-f", form, *needs.packages(tuple(Role))], deadline=ASK_S, check=False)
+    rows = [row.split("\t") for row in shown.out.splitlines()]
+    try:
+        ruled = (await run(["nft", "list", "table", "inet", TABLE], deadline=ASK_S, check=False)).code == 0
+    except Refused:  # not installed
+        ruled = False
+    units, folder = frozenset(needs.UNITS.values()), root / UNITS
+    slices = [root / "sys/fs/cgroup" / each / "system.slice" for each in ("", "systemd", "unified")]
+    pool = Path(settings.storage.pool or f"{settings.state}/volumes")
+    state = next(each for each in (Path(settings.state), *Path(settings.state).parents) if each.exists())
+    return Facts(
+        roles=tuple(role for role in Role if role in roles),
+        driver=driver,
+        member=member,
+        codename=_codename(root / "etc/os-release"),
+        packages={name: version for name, status, version in rows if status == "installed"},
+        enabled=units & {path.name for path in folder.glob("*.wants/*.service")},
+        running=frozenset(unit for unit in units if any((each / unit).exists() for each in slices)),
+        masked=frozenset(unit for unit in units if _leads_nowhere(folder / unit)),
+        bridges=await bridges(),
+        ruled=ruled,
+        unit=any((root / name).exists() for name in _OWN_UNIT),
+        pool=str(pool),
+        pool_shared=shares(pool, state),
+    )
+
+
+def _leads_nowhere(path: Path) -> bool:
+    return path.is_symlink() and str(path.readlink()) == "/dev/null"
+
+
+def _codename(path: Path) -> str:
+    found = re.search(r"^VERSION_CODENAME=\"?(\w+)", path.read_text() if path.exists() else "", re.MULTILINE)
+    return found[1] if found else ""
+
+
+# ---- decide
+def decide(facts: Facts) -> tuple[Step, ...]:
+    """Every step of docs/hosts.md, in order. Pure."""
+    steps = [*_daemons(facts), _packages(facts), _unit(facts)]
+    if Role.STORAGE in facts.roles:
+        steps.append(_pool(facts))
+    if Role.HYPERVISOR in facts.roles:
+        steps.append(_bridge(facts))
+    return (*steps, _firewall(facts), _member(facts))
+
+
+def lacking(facts: Facts) -> tuple[str, ...]:
+    """The packages that are not installed, or too old."""
+    wanted = needs.packages(facts.roles, facts.driver)
+    return tuple(name for name in wanted if _too_old(facts.packages.get(name, ""), needs.LEAST.get(name, "")))
+
+
+def _too_old(version: str, least: str) -> bool:
+    return not version or _leading(version) < _leading(least)
+
+
+def _leading(version: str) -> tuple[int, int]:
+    """Epoch and first number: (1, 10) of "1:10.0.2+ds-2~bpo12+1"."""
+    match = re.match(r"(?:(\d+):)?(\d+)", version)
+    return (int(match[1] or 0), int(match[2])) if match else (0, 0)
+
+
+def _daemons(facts: Facts) -> list[Step]:
+    found = []
+    for package, unit in needs.UNITS.items():
+        if package not in needs.packages(facts.roles, facts.driver):
+            continue
+        what = f"Debian's {unit}"
+        if unit in facts.running or unit in facts.enabled:
+            told = f"it {'runs' if unit in facts.running else 'starts at boot'}, on the port that veery's own needs"
+            off, on = f"systemctl disable --now {unit}", f"systemctl enable --now {unit}"
+            found.append(Step(what=what, state=State.MISSING, told=told, commands=(off,), undo=(on,)))
+        elif package in facts.packages or unit in facts.masked:
+            found.append(Step(what=what, state=State.READY, told="does not start"))
+        else:
+            told = "it would start as soon as its package is installed"
+            mask, unmask = f"systemctl mask {unit}", f"systemctl unmask {unit}"
+            found.append(Step(what=what, state=State.MISSING, told=told, commands=(mask,), undo=(unmask,), safe=True))
+    return found
+
+
+def _packages(facts: Facts) -> Step:
+    names = lacking(facts)
+    if not names:
+        return Step(what="packages", state=State.READY, told="all that its roles need are installed")
+    commands = tuple(" ".join(words) for words in _installs(facts, names))
+    added = [name for name in names if name not in facts.packages]
+    undo = (f"apt-get purge {' '.join(added)}",) if added else ()
+    told = f"missing or too old: {' '.join(names)}"
+    return Step(what="packages", state=State.MISSING, told=told, commands=commands, undo=undo, safe=True)
+
+
+def _installs(facts: Facts, names: Sequence[str]) -> list[list[str]]:
+    """The calls of apt-get. On Debian 12 QEMU comes from its backports."""
+    install = ["apt-get", "install", "-y", "--no-install-recommends", "--no-remove"]
+    late = [name for name in names if name in needs.LEAST and facts.codename == "bookworm"]
+    rest = [name for name in names if name not in late]
+    calls = [[*install, *rest]] if rest else []
+    return [*calls, [*install, "-t", "bookworm-backports", *late]] if late else calls
+
+
+def _unit(facts: Facts) -> Step:
+    if facts.unit:
+        return Step(what="veeryd.service", state=State.READY, told="systemd knows it")
+    told = "systemd does not know it: install the package veery, or copy packaging/veeryd.service"
+    return Step(what="veeryd.service", state=State.MISSING, told=told)
+
+
+def _pool(facts: Facts) -> Step:
+    if not facts.pool_shared:
+        return Step(what="pool", state=State.READY, told=f"{facts.pool} is on a filesystem of its own")
+    told = f"guests that fill {facts.pool} fill the disk of veery's own state: give it a filesystem of its own"
+    return Step(what="pool", state=State.ADVICE, told=told)
+
+
+def _bridge(facts: Facts) -> Step:
+    up = [bridge.name for bridge in facts.bridges if bridge.up]
+    if up:
+        return Step(what="bridge", state=State.READY, told=f"up: {', '.join(up)}")
+    told = "no bridge is up for guests; setup makes none, because a wrong one cuts this machine off: docs/hosts.md"
+    return Step(what="bridge", state=State.MISSING, told=told)
+
+
+def _firewall(facts: Facts) -> Step:
+    if facts.ruled:
+        return Step(what="firewall", state=State.READY, told=f"table inet {TABLE} is loaded")
+    return Step(
+        what="firewall",
+        state=State.ADVICE,
+        told="the ports of veery are open to every machine",
+        commands=(
+            "veery setup --rules ADDRESS,... >>/etc/nftables.conf",
+            "nft --check --file /etc/nftables.conf",
+            "systemctl enable --now nftables",
+        ),
+        undo=(f"nft delete table inet {TABLE}", f"remove the table {TABLE} from /etc/nftables.conf"),
+    )
+
+
+def _member(facts: Facts) -> Step:
+    if facts.member:
+        return Step(what="cluster", state=State.READY, told="this machine is a node")
+    return Step(what="cluster", state=State.ADVICE, told="this machine is no node yet: docs/hosts.md, The cluster")
+
+
+def rules(addresses: Sequence[str], bridges: Sequence[Bridge]) -> str:
+    """The rule set of docs/hosts.md for nodes with `addresses`. What comes from a bridge to the node itself is dropped
+    where the bridge has no address of the node: else that would cut the node off. Raises Refused."""
+    found: dict[int, list[str]] = {4: [], 6: []}
+    for address in addresses:
+        try:
+            found[ip_address(address).version].append(address)
+        except ValueError as error:
+            raise Refused(
+                f"{address!r} is not an IP address", hint="veery node list shows those of the nodes"
+            ) from error
+    sets, accepts = [], []
+    for version, name, family in ((4, "nodes", "ip"), (6, "nodes6", "ip6")):
+        if found[version]:
+            elements = ", ".join(found[version])
+            sets.append(
+                f"    set {name} {{\n        type ipv{version}_addr\n        elements = {{ {elements} }}\n    }}"
+            )
+            accepts.append(f"        {family} saddr @{name} tcp dport {{ {PORTS} }} accept")
+    free = [each.name for each in bridges if not any(not at.startswith("fe80:") for at in each.addresses)]
+    lines = [
+        *(f"table inet {TABLE}", f"delete table inet {TABLE}", f"table inet {TABLE} {{", *sets),
+        "    chain input {",
+        "        type filter hook input priority -10; policy accept;",
+        '        iifname "lo" accept',
+        *(f'        iifname "{name}" drop' for name in free),
+        *(*accepts, f"        tcp dport {{ {PORTS} }} drop", "    }", "}"),
+    ]
+    return "\n".join(lines)
+
+
+# ---- act
+async def carry_out(facts: Facts, *, root: Path = Path("/")) -> None:
+    """Do what is safe and missing: mask the daemons of packages that are not there yet, then install the packages.
+    Raises Failed with the step that it stopped at; what was done before stays, and another call goes on."""
+    for package, unit in needs.UNITS.items():
+        wanted = package in needs.packages(facts.roles, facts.driver)
+        path = root / UNITS / unit
+        if wanted and package not in facts.packages and unit not in facts.masked and not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.symlink_to("/dev/null")  # what `systemctl mask` does; systemd reads it when the package comes
+    for words in _installs(facts, lacking(facts)):
+        try:
+            await run(words, deadline=INSTALL_S, env={"DEBIAN_FRONTEND": "noninteractive"})
+        except VeeryError as error:
+            suite = words[words.index("-t") + 1] if "-t" in words else ""
+            source = f"add {suite} to /etc/apt/sources.list, then: " if suite else ""
+            error.hint = error.hint or f"{source}apt-get update; then: veery setup"
+            raise
