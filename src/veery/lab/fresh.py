@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import dataclasses
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -121,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _run(["git", "clone", "--quiet", "--no-hardlinks", os.curdir, str(root / "root/veery")], deadline=_STEP_S)
             for target in options.targets or TARGETS:
                 _say(f"make {target}")
-                words = ["make", "--no-print-directory", "-C", "/root/veery", *target.split()]
+                words = ["make", "--no-print-directory", "-C", "/root/veery", *shlex.split(target)]
                 _run(command(root, words, dict(os.environ)), deadline=_TARGET_S)
     except VeeryError as error:
         _say(f"error: {error.message}")
