@@ -15,12 +15,15 @@ from cluster_parts import Member, another, eventually, first, rig
 from veery.cluster import identity, join, restoring, server, voting
 from veery.cluster.identity import peer_url
 from veery.cluster.store import Put
+from veery.cluster.vault import Vault
 from veery.errors import Refused, VeeryError
 from veery.host.clock import RealClock
+from veery.host.contexts import Contexts
 from veery.host.tasks import stop
-from veery.model.node import Role
+from veery.model.node import Node, Role
 from veery.node.etcdswitch import EtcdSwitch
 from veery.node.membership import Membership
+from veery.node.peers import Peers
 from veery.node.storehealth import judge_hashes, read
 from veery.node.votes import Votes
 
@@ -35,10 +38,14 @@ class Daemon:
     def __init__(self, member: Member) -> None:
         self.state = Path(member.settings.state)
         found = identity.load(self.state)
-        self.membership = Membership(member.settings, found, member.store)
+        peers = Peers(Contexts(self.state / "tls").client, self._find)
+        self.membership = Membership(member.settings, found, member.store, peers, Vault(self.state))
         service = server.later(member.settings, lambda: self.membership.identity)
         self.switch = EtcdSwitch(service, on=found.etcd is not None)
         self.votes = Votes(member.settings, member.store, self.membership, self.switch, RealClock())
+
+    async def _find(self, name: str) -> Node:
+        raise Refused(f"no node {name}")
 
     @property
     def voter(self) -> bool:

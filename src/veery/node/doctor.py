@@ -395,7 +395,7 @@ class Doctor:
             found += [judge_clock(one), *one.health.findings]
         healths = [one.health for one in heard]
         found += judge_versions(healths)
-        found += await self._level(healths)
+        found += [one for one in await self._level(healths) if name in ("", one.node)]
         found += judge_bridges([one for one in healths if nodes[one.node].has(Role.HYPERVISOR)])
         more = await asyncio.gather(
             *(self._relocation(node) for node in chosen if node.has(Role.HYPERVISOR)),

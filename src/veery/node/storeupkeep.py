@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 EVERY_S = 86400.0
 LOOK_S = 600.0  # between two looks whether a copy is due
 RETRY_S = 30.0  # after a copy that did not succeed
+TRUST_S = 5.0  # between two looks whether the store is trusted, which takes some seconds after a start
 KEEP = 7  # copies
 STOP_S = 10.0  # for etcd to end by itself
 READY_S = 60.0  # for it to know a leader again
@@ -93,6 +94,8 @@ class StoreUpkeep:
             try:
                 if self._trusted():
                     await self.copy()
+                else:
+                    pause = TRUST_S
                 said = ""
             except (VeeryError, OSError) as error:
                 pause = RETRY_S
