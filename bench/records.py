@@ -6,11 +6,14 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from veery.cluster.identity import load as load_identity
-from veery.cluster.keys import INITIATORS
+from veery.cluster.initiators import open_secret
+from veery.cluster.keys import CHAP_SECRETS, INITIATORS
 from veery.cluster.members import open_store
+from veery.cluster.vault import CHAP, Vault
 from veery.config.settings import load as load_settings
 from veery.model import codec
 from veery.model.volume import Initiator
@@ -21,9 +24,14 @@ async def read(settings_file: Path) -> dict[str, Initiator]:
     settings = load_settings(settings_file)
     store = open_store(settings, load_identity(Path(settings.state)))
     try:
-        return await INITIATORS.all(store)
+        found, sealed = await INITIATORS.all(store), await CHAP_SECRETS.all(store)
     finally:
         await store.close()
+    vault = Vault(Path(settings.state), CHAP)  # of a storage node
+    return {
+        node: replace(own, password=open_secret(vault, node, sealed[node])) if node in sealed else own
+        for node, own in found.items()
+    }
 
 
 if __name__ == "__main__":

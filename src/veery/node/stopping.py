@@ -68,6 +68,8 @@ class Stopping:
 
     def _since(self, reading: DomainReading, policy: HaRecord | None) -> float:
         """When the guest was asked; 0.0: it was not, or that was taken back."""
+        if reading.started > self._asked.get(reading.uuid, reading.started):
+            self._asked.pop(reading.uuid, None)  # a run that began afterwards: that one was not asked
         if policy is None:
             return self._asked.get(reading.uuid, 0.0)
         if policy.wanted:

@@ -155,6 +155,22 @@ def test_a_new_run_is_not_asked_any_more() -> None:
     run(play())
 
 
+def test_a_domain_that_is_created_again_at_once_is_not_asked() -> None:
+    """Without a policy the wish is this node's own: it is the run's that was asked."""
+
+    async def play() -> None:
+        async with node(None) as here:
+            await asyncio.sleep(1)
+            here.stopping.asked(UUID)
+            await here.driver.destroy(UUID)
+            await asyncio.sleep(1)  # quicker than a look
+            await here.driver.start(SPEC, Attachments())
+            await asyncio.sleep(60)
+            assert await here.state() is not DomainState.SHUTDOWN
+
+    run(play())
+
+
 def test_a_domain_that_moves_or_has_ended_is_left_alone() -> None:
     async def play() -> None:
         async with node() as here:
