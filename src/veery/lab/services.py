@@ -141,6 +141,8 @@ class Lab:
         result = await self.run(node, argv, deadline=deadline, check=False, stdin=stdin)
         if check and result.code:
             rows = (result.err.strip() or result.out.strip() or "no message").splitlines()
+            told = next((place for place, row in enumerate(rows) if row.startswith("veery: ")), 0)  # behind progress
+            rows = rows[told:]
             raise Failed(f"veery {' '.join(words)} on {node}: {rows[0]}", hint="; ".join(rows[1:3]))
         return result
 
