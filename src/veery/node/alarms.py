@@ -12,6 +12,7 @@ from typing import Protocol
 
 from veery.errors import VeeryError
 from veery.host.clock import Clock
+from veery.host.log import quoted
 from veery.model.alarm import AlarmMessage, AlarmWay
 from veery.model.ha import Event, Level
 
@@ -152,14 +153,15 @@ class Alarms:
         return Event(at=self._clock.epoch(), level=level, what=what, subject=subject, text=text, by=self._node)
 
     def _message(self, event: Event) -> AlarmMessage:
+        """Texts may hold strangers' words: no control character leaves in an environment, a header or a body."""
         return AlarmMessage(
             cluster=self._cluster,
             node=event.by or self._node,
             at=event.at,
             level=event.level.value,
             what=event.what,
-            subject=event.subject,
-            text=event.text,
+            subject=quoted(event.subject),
+            text=quoted(event.text),
         )
 
 

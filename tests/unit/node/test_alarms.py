@@ -141,6 +141,27 @@ def test_a_node_that_never_reached_the_store_calls_too() -> None:
     assert [each.what for each in way.got] == ["store-lost"]
 
 
+def test_strangers_words_are_quoted(tmp_path: Path) -> None:
+    """A NUL in an environment, or half a character in a mail, would end the part that sends."""
+    program = tmp_path / "page"
+    program.write_text(f'#!/bin/sh\nprintf %s "$VEERY_TEXT" >{tmp_path}/text\n')
+    program.chmod(0o755)
+    way = Way()
+    evil = Event(at=1.0, level=Level.ALARM, what="stuck", subject="domain/\x00", text="no\x00 \ud800\x1b[2J", by="a")
+
+    async def play() -> None:
+        caller = alarms(way)
+        task = asyncio.create_task(caller.run())
+        caller.hear(evil)
+        await asyncio.sleep(1)
+        await stop(task)
+
+    run(play())
+    asyncio.run(CommandWay((str(program),)).send(way.got[0]))
+    assert (tmp_path / "text").read_text() == r"no\x00 \ud800\x1b[2J"
+    assert MailWay("a@b", "c@d", "localhost:25")._mail(way.got[0]).as_bytes()
+
+
 # ---- the ways
 async def test_a_command_gets_the_message(tmp_path: Path) -> None:
     program = tmp_path / "page"
