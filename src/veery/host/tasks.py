@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+import logging
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
+
+from veery.errors import VeeryError
+from veery.host.clock import Clock
 
 T = TypeVar("T")
 
@@ -41,3 +45,20 @@ async def through(work: Awaitable[T]) -> tuple[T, asyncio.CancelledError | None]
         except asyncio.CancelledError as error:
             cancelled = error
     return task.result(), cancelled
+
+
+async def look_for_ever(
+    look: Callable[[], Awaitable[object]], *, what: str, every_s: float, clock: Clock, log: logging.Logger
+) -> None:
+    """Call `look` every `every_s` seconds. What it raises (VeeryError, OSError) is logged under the name `what` once,
+    until it raises something else or succeeds. Cancel to stop."""
+    said = ""
+    while True:
+        try:
+            await look()
+            said = ""
+        except (VeeryError, OSError) as error:
+            if str(error) != said:
+                log.warning("%s: %s", what, error)
+            said = str(error)
+        await clock.sleep(every_s)

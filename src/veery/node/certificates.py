@@ -21,6 +21,7 @@ from veery.host import crl, tls
 from veery.host.clock import Clock
 from veery.host.contexts import Contexts
 from veery.host.files import write_atomic
+from veery.host.tasks import look_for_ever
 from veery.model.cluster import Trusting
 from veery.model.codec import convert, plain
 from veery.model.node import Node, Role
@@ -73,16 +74,7 @@ class Certificates:
     async def run(self) -> None:
         """For ever: renew in time, follow the CAs, hold the sealing key."""
         renewal.mend(self._folder)
-        said = ""
-        while True:
-            try:
-                await self.look()
-                said = ""
-            except (VeeryError, OSError) as error:
-                if str(error) != said:
-                    log.warning("certificates: %s", error)
-                said = str(error)
-            await self._clock.sleep(LOOK_S)
+        await look_for_ever(self.look, what="certificates", every_s=LOOK_S, clock=self._clock, log=log)
 
     async def look(self) -> None:
         """One look, and what it calls for. Raises VeeryError, OSError."""

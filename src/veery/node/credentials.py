@@ -13,6 +13,7 @@ from veery.cluster.store import Store
 from veery.cluster.vault import Vault
 from veery.errors import Failed, Refused, VeeryError
 from veery.host.clock import Clock
+from veery.host.tasks import look_for_ever
 from veery.model.node import Node
 from veery.model.volume import ChapSecret, Initiator
 
@@ -43,16 +44,7 @@ class Credentials:
 
     async def run(self) -> None:
         """For ever: keep our own, have the store know it, hold the key, and seal what is in the clear."""
-        said = ""
-        while True:
-            try:
-                await self.look()
-                said = ""
-            except (VeeryError, OSError) as error:
-                if str(error) != said:
-                    log.warning("credentials at the targets: %s", error)
-                said = str(error)
-            await self._clock.sleep(LOOK_S)
+        await look_for_ever(self.look, what="credentials at the targets", every_s=LOOK_S, clock=self._clock, log=log)
 
     async def look(self) -> None:
         """One look, and what it calls for. Raises VeeryError, OSError."""
