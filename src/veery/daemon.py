@@ -129,23 +129,11 @@ log = logging.getLogger(__name__)
 Work = Callable[[], Coroutine[Any, Any, None]]
 
 PAUSE = 1.0  # seconds before a part that met a shortage begins again
-PERIODIC = frozenset(
-    (
-        *(
-            "membership",
-            "certificates",
-            "heartbeat",
-            "relocation",
-            "processors",
-            "neighbours",
-            "admission",
-            "systemd",
-            "guard",
-        ),
-        *("heartbeats", "mirror", "means", "leaning", "signs", "etcd", "tgtd", "volumes", "copies of the store"),
-        *("alarms", "brain", "trust in the store", "given up stores", "change of roles", "members compared"),
-    )
-)
+_PERIODIC = """
+    membership, certificates, heartbeat, relocation, processors, neighbours, admission, systemd, guard, heartbeats,
+    mirror, means, leaning, signs, etcd, tgtd, volumes, copies of the store, alarms, brain, trust in the store,
+    given up stores, change of roles, members compared, credentials, iSCSI sessions"""
+PERIODIC = frozenset(name.strip() for name in _PERIODIC.split(","))
 """Parts that lose nothing when they begin again."""
 FAREWELL = 5.0  # seconds: a node that does not come to say that it is away is lost when its lease has ended
 ROLES_S = 1.0  # between two looks whether our roles have changed
@@ -193,7 +181,18 @@ class Daemon:
             clock=self.clock,
             lost=self.heartbeat.since_lost,
         )
-        self.driver = driver or self._driver(folder)
+        self._build_ground(settings, driver or self._driver(folder))
+        self._build_moves(settings)
+        self._build_storage()
+        self._build_safety(settings, identity, folder)
+        self._build_brain(settings)
+        self.api = self._api(tail)
+
+    # ---- building
+
+    def _build_ground(self, settings: Settings, driver: Driver) -> None:
+        """What orders and moves of domains stand on."""
+        self.driver = driver
         self.filter = TapFilter(on=settings.network.filter)
         self.attacher = NodeAttacher(
             self.node.name,
@@ -214,13 +213,6 @@ class Daemon:
             client_tls=self.client_tls,
             disk_folder=settings.storage.local,
         )
-        self._build_moves(settings)
-        self._build_storage()
-        self._build_safety(settings, identity, folder)
-        self._build_brain(settings)
-        self.api = self._api(tail)
-
-    # ---- building
 
     def _build_moves(self, settings: Settings) -> None:
         """Domains, and their moves."""

@@ -78,7 +78,6 @@ async def send(
         report(reading(info))
         return info.get("ram", {}).get("transferred")
 
-    throttle, chosen = _throttle(NO_THROTTLE) if means.throttle else {}, ""
     domain.update(stage=Stage.SENDING)
     syncing = asyncio.create_task(keep_synced(cached_files(domain.record.attachments), SYNC_EVERY_S), name="sync disks")
     async with contextlib.AsyncExitStack() as ending, contextlib.AsyncExitStack() as undo:
@@ -89,20 +88,7 @@ async def send(
         transfer = Transfer(domain, clock)
         undo.push_async_callback(transfer.close)
         await transfer.open()
-        if tls is not None:
-            chosen = await _encrypt(transfer, tls, means.peer_version)
-        await transfer.set_up(
-            return_path=True,
-            means=means,
-            **throttle,
-            max_bandwidth=settings.bandwidth or UNLIMITED,
-            downtime_limit=settings.downtime,
-            tls_creds=credentials(tls, "client", SAFE_REKEY)["id"] if tls else "",
-            tls_hostname=peer if tls else "",
-        )
-        await postcopy.allow(transfer, means, settings.bandwidth)
-        if means.hold:
-            transfer.poll = POLL_HELD
+        chosen = await _set_up_source(transfer, settings, tls=tls, peer=peer, means=means)
         if not settings.live:
             await domain.stop()
             transfer.stopped_at = clock.now()
@@ -124,6 +110,27 @@ async def send(
         undo.pop_all()
     report(reading(info))
     return replace(_result(info, stood), cipher=chosen)
+
+
+async def _set_up_source(
+    transfer: Transfer, settings: MoveSettings, *, tls: Path | None, peer: str, means: Means
+) -> str:
+    """Tell a source's QEMU how to copy; the cipher that it will use, "" for a plain stream."""
+    chosen = await _encrypt(transfer, tls, means.peer_version) if tls is not None else ""
+    throttle = _throttle(NO_THROTTLE) if means.throttle else {}
+    await transfer.set_up(
+        return_path=True,
+        means=means,
+        **throttle,
+        max_bandwidth=settings.bandwidth or UNLIMITED,
+        downtime_limit=settings.downtime,
+        tls_creds=credentials(tls, "client", SAFE_REKEY)["id"] if tls else "",
+        tls_hostname=peer if tls else "",
+    )
+    await postcopy.allow(transfer, means, settings.bandwidth)
+    if means.hold:
+        transfer.poll = POLL_HELD
+    return chosen
 
 
 async def _encrypt(transfer: Transfer, tls: Path, theirs: str) -> str:
