@@ -39,8 +39,8 @@ class RecoveryRoutes:
 
     async def vote(self, request: web.Request) -> web.Response:
         """Give this node a vote, or have it give its vote up."""
-        data = await body(request)
-        work = self._votes.on() if data.get("on") else self._votes.off()
+        data = await body(request, on=bool)
+        work = self._votes.on() if data["on"] else self._votes.off()
         return answer(await asyncio.shield(asyncio.ensure_future(work)))
 
     async def vote_of(self, request: web.Request) -> web.Response:
