@@ -65,9 +65,10 @@ class Soak:
         ]
 
 
-async def soak(proof: Proof, node: str, moves: int) -> Soak:
-    """Move the domain, which runs on `node` and writes, `moves` times, an even number."""
-    lab, run = proof.lab, Soak(moves)
+async def soak(proof: Proof, node: str, moves: int, *, first: dict[str, float] | None = None) -> Soak:
+    """Move the domain, which runs on `node` and writes, `moves` times, an even number. `first`: the reading to compare
+    with; without it the one after WARM moves."""
+    lab, run = proof.lab, Soak(moves, first=first or {})
     async with Shell(lab.client(node).address, proof.domain) as shell:
         await shell.ready()
         await shell.run(WRITE_MEMORY)
