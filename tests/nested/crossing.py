@@ -25,6 +25,9 @@ disk = ["volume=busybox,xvda,w"]
 vif = ["mac=00:16:3e:31:00:04,bridge={BRIDGE}"]
 root = "/dev/xvda rw"
 extra = "console=hvc0 init=/sbin/init quiet"
+on_poweroff = "{{end}}"
+on_reboot = "{{end}}"
+on_crash = "{{end}}"
 """
 NODES = ("test1", "test2")
 HOLD = "/run/veery/hold"
@@ -32,13 +35,13 @@ MOVE = ("migrate", "--no-tls", "busybox")  # software emulation takes its time t
 
 
 @contextlib.asynccontextmanager
-async def at_home(xen: Lab, kind: str = "pv") -> AsyncIterator[str]:
-    """busybox on test1, answering; its boot id."""
+async def at_home(xen: Lab, kind: str = "pv", end: str = "destroy") -> AsyncIterator[str]:
+    """busybox on test1, answering; its boot id. `end` is what follows when the guest ends by itself."""
     await xen.healthy()
     await xen.veery("stor", "volume", "create", "busybox", "128M")
     try:
         await xen.veery("stor", "image", "build", "busybox", "--volume", "busybox")
-        await xen.run("test1", ["tee", f"{dom0.STATE}/busybox.cfg"], stdin=FILE.format(kind=kind).encode())
+        await xen.run("test1", ["tee", f"{dom0.STATE}/busybox.cfg"], stdin=FILE.format(kind=kind, end=end).encode())
         await xen.veery("test1", "create", f"{dom0.STATE}/busybox.cfg", deadline=60)
         yield await typed(xen, "test1", f"ifconfig eth0 {DOMAIN_ADDRESS} up; cat /proc/sys/kernel/random/boot_id")
     finally:
