@@ -53,7 +53,7 @@ from veery.ha import orders
 from veery.ha.eyes import UNSEEN, StoreEyes
 from veery.ha.fence.power import PowerFence
 from veery.ha.loop import Brain
-from veery.host import crl, systemd, tls
+from veery.host import crl, heap, systemd, tls
 from veery.host import log as logs
 from veery.host.clock import RealClock
 from veery.host.contexts import Contexts
@@ -821,6 +821,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--settings", metavar="FILE", default=path, help=f"settings of this node ({path})")
     parser.add_argument("--version", action="version", version=f"veeryd {veery.__version__}")
     args = parser.parse_args(argv)
+    heap.hold_small()
     try:
         settings = load_settings(Path(args.settings))
         tail = logs.setup(settings.log)
