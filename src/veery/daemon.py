@@ -73,7 +73,6 @@ from veery.migrate.settle import Settler
 from veery.model.codec import convert, plain
 from veery.model.fence import Method
 from veery.model.ha import FenceMeans, Level, Rules
-from veery.model.move import MoveState
 from veery.model.node import Node, Role
 from veery.model.plan import Question, Reply
 from veery.model.volume import Backing, Volume
@@ -684,14 +683,14 @@ class Daemon:
             now = self.membership.identity
             changed = now.node.roles != self.node.roles or (now.etcd is None) != (self.identity.etcd is None)
             well = self.trust.standing is StoreStanding.FITS and self.heartbeat.remaining() > 0
-            busy = self.votes.busy or self.recoverer.busy or self.domains.busy() or self._moving()
-            if changed and well and not busy:
+            if changed and well and not self._busy():
                 log.warning("veeryd starts anew: the roles of this node are %s now", ",".join(now.node.roles))
                 self.anew = True
                 self.stop()
 
-    def _moving(self) -> bool:
-        return any(each.state is MoveState.RUNNING for each in self.moves.list())
+    def _busy(self) -> bool:
+        """Whether a new start would cut short an order that is at work here. This reads the journal."""
+        return self.votes.busy or self.recoverer.busy or bool(self.domains.busy()) or not self.moves.idle()
 
     async def _mark(self, why: str) -> None:
         await self.store.mark(self.trust, why, self.clock.epoch())
