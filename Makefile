@@ -23,7 +23,7 @@ ifeq ($(PYTHON),)
 $(error veery needs Python 3.11 or later as /usr/bin/python3 or python3)
 endif
 
-.PHONY: help demo test check fuzz faults faults-move recovery versions faults-sim mutants soak bench bench-ha fresh \
+.PHONY: help demo test check style unit fuzz faults faults-move recovery versions faults-sim mutants soak bench bench-ha fresh \
 	lab setup root lock dist dist-test deb deb-check deb-test clean FORCE
 
 help: ## print this
@@ -43,12 +43,19 @@ test: root setup ## every check and every test
 
 check: $(VENV) ## format, lint, types and layers; refuses where a program that the tests start is missing
 	@$(SETUP) programs
+	@$(MAKE) --no-print-directory style
+
+style: $(VENV)
 	@$(BIN)/ruff format --check --quiet . || { echo 'error: format with: $(BIN)/ruff format .'; exit 1; }
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy --no-error-summary
 	@PYTHONPATH=src $(BIN)/lint-imports --no-logo --config pyproject.toml >.cache/layers.log 2>&1 \
 		|| { cat .cache/layers.log; exit 1; }
 	@echo 'format, lint, types, layers: good'
+
+unit: $(VENV) ## format, lint, types, layers, and every test that needs neither root nor a lab
+	@$(MAKE) --no-print-directory style
+	@$(BIN)/python -m pytest $(or $(PYTEST),-q -n 2 --dist loadfile -m 'not slow' tests/unit)
 
 faults-move: root setup ## every fault in every phase of a move, into docs/faults.md (about 40 minutes; GO_ON=1 goes on)
 	@[ -n '$(GO_ON)' ] || rm -f .cache/cells.json
