@@ -23,8 +23,8 @@ ifeq ($(PYTHON),)
 $(error veery needs Python 3.11 or later as /usr/bin/python3 or python3)
 endif
 
-.PHONY: help demo test check style unit fuzz faults faults-move recovery versions faults-sim mutants soak bench bench-ha fresh \
-	lab setup root lock dist dist-test deb deb-check deb-test clean FORCE
+.PHONY: help demo test check style unit fuzz faults faults-move recovery versions faults-sim mutants soak slow nested bench \
+	bench-ha fresh lab setup root lock dist dist-test deb deb-check deb-test clean FORCE
 
 help: ## print this
 	@echo 'usage: make TARGET'
@@ -86,6 +86,13 @@ soak: root setup ## 300 moves there and back of a domain that writes memory and 
 
 fuzz: root setup ## every fuzzer of tests/fuzz, with examples of their own each time (FUZZ_SECONDS=600 in all)
 	@FUZZ_SECONDS=$(or $(FUZZ_SECONDS),600) $(BIN)/python -m pytest -v --tb=short --timeout 0 $(or $(PYTEST),tests/fuzz)
+
+slow: root setup ## the slow tests that have no target of their own, the guest that ends in a move under Xen among them
+	@$(BIN)/python -m pytest -v --tb=short -m slow $(or $(PYTEST),tests/unit/migrate/test_moving_guest_xen.py tests/contract \
+		tests/integration tests/faults/test_nodes.py tests/faults/test_postcopy.py tests/faults/test_upkeep.py)
+
+nested: root setup ## the slow tests on nested Xen hosts
+	@$(BIN)/python -m pytest -v --tb=short -m slow $(or $(PYTEST),tests/nested)
 
 bench: root setup ## measure moves beside a bare QMP script and virsh (about an hour); DRIVER=xen: beside xl migrate
 	@$(BIN)/python -m bench$(if $(filter xen,$(DRIVER)),.xen) $(BENCH)

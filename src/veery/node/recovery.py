@@ -32,6 +32,8 @@ def why_still(reading: DomainReading, node: str, *, guarded: bool, at_work: str,
             return f"{how} and is kept: veery --node {node} destroy {name} ends it"
         case DomainState.PAUSED if guarded:
             return f"held by the guard of {node}: it goes on when the node has its lease again"
+        case DomainState.PAUSED if reading.reason and at_work:
+            return f"stopped by an error of its disk ({reading.reason}) on {node}; {at_work}"
         case DomainState.PAUSED if at_work:
             return f"held on {node} for now: {at_work}"
         case DomainState.PAUSED if reading.reason:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,6 +18,7 @@ from veery.hypervisor.qemu.build import lay_out
 from veery.hypervisor.qemu.domain import KILL_DEADLINE_S, Domain
 from veery.hypervisor.qemu.migration import cipher, finish, priority
 from veery.hypervisor.qemu.process import Home, Record, Stage
+from veery.hypervisor.qemu.transfer import Transfer
 from veery.model.domain import DiskFormat, DiskSpec, DomainEnd, DomainSpec, DomainState
 from veery.model.units import patience
 from veery.model.volume import AttachedDisk, Attachments, LocalDisk
@@ -32,6 +33,7 @@ class Script:
         self.statuses, self.heard = statuses, list[str]()
         self.over = asyncio.Event()
         self.version = (10, 0)
+        self.blocks = list[dict[str, object]]()
         self._writer: asyncio.StreamWriter | None = None
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -70,16 +72,21 @@ class Script:
                 return {"qemu": {"major": self.version[0], "minor": self.version[1], "micro": 0}, "package": ""}
             case "query-migrate":
                 return {"status": "completed"}
+            case "query-block":
+                return self.blocks
             case _:
                 return {}
 
 
 @contextlib.asynccontextmanager
-async def scripted(statuses: list[str], stage: Stage) -> AsyncIterator[tuple[Domain, Script, list[DomainEnd]]]:
+async def scripted(
+    statuses: list[str], stage: Stage, blocks: Sequence[dict[str, object]] = ()
+) -> AsyncIterator[tuple[Domain, Script, list[DomainEnd]]]:
     spec = DomainSpec(name="web", uuid="7c2f4b1e-0000-4000-8000-000000000001")
     build = lay_out(spec, machine="pc-q35-9.0", accel="kvm", started=1.0)
     record = Record(domid=1, spec=spec, attachments=Attachments(domid=1), build=build, stage=stage)
     script, ends = Script(statuses), list[DomainEnd]()
+    script.blocks = list(blocks)
     with TemporaryDirectory(prefix="vq") as folder:
         home = Home(Path(folder) / "1")
         home.make(record)
@@ -100,6 +107,12 @@ async def scripted(statuses: list[str], stage: Stage) -> AsyncIterator[tuple[Dom
 async def becomes(domain: Domain, state: DomainState) -> None:
     async with asyncio.timeout(20):
         while domain.reading().state is not state:
+            await asyncio.sleep(0.01)
+
+
+async def runs(domain: Domain) -> None:
+    async with asyncio.timeout(20):
+        while domain.reading().state not in (DomainState.RUNNING, DomainState.BLOCKED):
             await asyncio.sleep(0.01)
 
 
@@ -131,6 +144,38 @@ async def test_a_disk_that_is_full_is_a_state_with_its_reason_and_no_crash() -> 
         async with asyncio.timeout(20):
             while domain.reading().reason:
                 await asyncio.sleep(0.01)
+
+
+async def test_a_disk_that_fails_while_memory_is_copied_is_known() -> None:
+    """QEMU is not asked then, because a copy stops the domain too: the events tell the two apart."""
+    async with scripted(["running"], Stage.SENDING) as (domain, script, _):
+        domain.copying = Transfer(domain, RealClock())
+        for reason in ("disk-xvda: No space left", ""):
+            if reason:
+                script.event("BLOCK_IO_ERROR", **{"node-name": "disk-xvda"}, action="stop", reason="No space left")
+            script.event("STOP")
+            await becomes(domain, DomainState.PAUSED)
+            assert (domain.reading().reason, domain.reading().held) == (reason, not reason)
+            script.event("BLOCK_IO_ERROR", **{"node-name": "disk-xvda"}, action="stop", reason="No space left")
+            script.event("RESUME")
+            await runs(domain)
+        domain.copying = None
+
+
+@pytest.mark.parametrize(
+    ("blocks", "reason"),
+    [
+        ([{"inserted": {"node-name": "disk-xvda"}, "io-status": "nospace"}], "disk-xvda: No space left on device"),
+        ([{"qdev": "/machine/peripheral/disk-xvda", "io-status": "failed"}], "/machine/peripheral/disk-xvda: Input"),
+        ([{"qdev": "x", "inserted": {"node-name": "disk-xvda"}, "io-status": "ok"}, {"qdev": "y"}], "a disk's error"),
+    ],
+)
+async def test_a_disk_that_failed_while_nobody_listened_is_found(blocks: list[dict[str, object]], reason: str) -> None:
+    """veeryd begins again: QEMU does not repeat its event, and such a domain is not paused by a user."""
+    async with scripted(["io-error"], Stage.RUNNING, blocks) as (domain, _, ends):
+        assert domain.reading().reason.startswith(reason)
+        assert not domain.reading().held
+        assert ends == []
 
 
 async def test_a_stop_that_we_ordered_asks_nothing() -> None:

@@ -31,6 +31,9 @@ def test_who_has_paused_it() -> None:
     assert "move m1 of web is being settled" in said(paused, at_work="move m1 of web is being settled", theirs=True)
     assert "another node owns the domain" in said(paused, theirs=True)
     assert "disk (virtio0: No space left)" in said(paused, reason="virtio0: No space left")
+    moved = said(paused, reason="virtio0: No space left", at_work="web is being moved (COPY, move m1)")
+    assert moved.startswith("stopped by an error of its disk (virtio0: No space left) on test1; ")
+    assert moved.endswith("web is being moved (COPY, move m1)"), "unpause is refused while it is moved"
 
 
 def test_what_has_ended_or_is_half() -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TICK = os.sysconf("SC_CLK_TCK")
+REASON_MAX = 200
 BUSY = 0.1
 """Share of one processor above which a domain counts as running, below as blocked (idle)."""
 RECONNECT = 0.5
@@ -40,6 +41,10 @@ KILL_DEADLINE_S = 10.0
 STOP_DEADLINE_S = 20.0
 CONT_DEADLINE_S = 20.0
 """A target opens its disks for writing when it is told to go on."""
+
+FAULT_UNKNOWN = "a disk's error"
+IO_STATUS = {"nospace": "No space left on device", "failed": "Input/output error"}
+"""QAPI's BlockDeviceIoStatus of a disk that has stopped its domain, in the words of the event that QEMU sends then."""
 
 Ended = Callable[["Domain", DomainEnd], None]
 
@@ -87,6 +92,7 @@ class Domain:
         self._ordered = False  # we have told it to stop
         self._looking: asyncio.Task[None] | None = None  # it stopped, and we ask why
         self._reason = ""  # why it stands, where its disk is the cause
+        self._faulty = False  # QEMU has told of a disk's error, and stops it next
         self._memory = record.build.memory
         self._threads: tuple[int, ...] = ()
         self._sample = (clock.now(), 0.0)
@@ -142,10 +148,18 @@ class Domain:
         self._runstate = status["status"]
         self._threads = tuple(cpu["thread-id"] for cpu in await self.monitor.execute("query-cpus-fast"))
         self._memory = (await self.monitor.execute("query-balloon"))["actual"] // MIB
+        if self._runstate == "io-error":
+            await self._find_fault()
         end = ENDS.get(self._runstate)
         if end is not None:
             self.stopped(end)
         self._met.set()
+
+    async def _find_fault(self) -> None:
+        """Ask which disk has stopped it: nobody heard QEMU's event. Raises Failed, OutcomeUnknown."""
+        for row in await self.monitor.execute("query-block"):
+            if word := IO_STATUS.get(row.get("io-status", "")):
+                self._reason = f"{row.get('inserted', {}).get('node-name') or row.get('qdev')}: {word}"[:REASON_MAX]
 
     async def _watch(self) -> None:
         """Hold the monitor's connection until the process is gone."""
@@ -201,7 +215,7 @@ class Domain:
             cpu_seconds=used,
             started=self.record.build.started,
             pid=self.process.pid,
-            reason=self._reason if self._runstate == "io-error" and not self.record.held else "",
+            reason=(self._reason or FAULT_UNKNOWN) if self._runstate == "io-error" and not self.record.held else "",
         )
 
     def _state(self) -> DomainState:
@@ -250,7 +264,7 @@ class Domain:
         """It stopped and we did not order it: an error of KVM's has no event of its own, only this state."""
         try:
             if await self.status() == "io-error":
-                log.error("domain=%s stands: %s", self.record.spec.name, self._reason or "a disk's error")
+                log.error("domain=%s stands: %s", self.record.spec.name, self._reason or FAULT_UNKNOWN)
         except VeeryError as error:
             log.warning("domain=%s stopped, and does not say why: %s", self.record.spec.name, error)
 
@@ -261,13 +275,14 @@ class Domain:
             listener(name, data)
         match name:
             case "STOP":
-                self._runstate = "paused"
+                self._runstate, self._faulty = "io-error" if self._faulty else "paused", False
                 if not self._ordered and self.copying is None:
                     self._looking = asyncio.create_task(self._why(), name=f"why {self.record.spec.name} stopped")
             case "BLOCK_IO_ERROR" if data.get("action") == "stop":
-                self._reason = f"{data.get('device') or data.get('node-name')}: {data.get('reason', 'error')}"[:200]
+                self._reason = f"{data.get('device') or data.get('node-name')}: {data.get('reason', 'error')}"
+                self._reason, self._faulty = self._reason[:REASON_MAX], True
             case "RESUME":
-                self._runstate = "running"
+                self._runstate, self._faulty = "running", False
             case "SUSPEND":
                 self._runstate = "suspended"
             case "WAKEUP":
