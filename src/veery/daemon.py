@@ -87,6 +87,7 @@ from veery.node.credentials import Credentials
 from veery.node.devices import Devices
 from veery.node.doctor import Doctor
 from veery.node.domains import Domains
+from veery.node.etcdcut import EtcdCut
 from veery.node.etcdswitch import EtcdSwitch
 from veery.node.exposure import Exposure
 from veery.node.fencing import Fencing
@@ -294,6 +295,8 @@ class Daemon:
         self.writer = self._signs() if self.node.has(Role.HYPERVISOR) else None
         etcd = etcd_server.later(settings, lambda: self.membership.identity)
         self.switch = EtcdSwitch(etcd, on=identity.etcd is not None)
+        ports = (settings.etcd.client_port, settings.etcd.peer_port)
+        self.membership.cut = EtcdCut(self.store, ports, self.switch.pid)
         self.services = self._services()
         self.store_upkeep = StoreUpkeep(
             self.node.name,

@@ -25,7 +25,7 @@ from veery.host.clock import RealClock
 from veery.hypervisor.base import Trigger
 from veery.hypervisor.qemu.driver import QemuDriver
 from veery.lab.guest import Guest
-from veery.model.domain import DiskFormat, DiskSpec, DomainReading, DomainSpec, DomainState
+from veery.model.domain import DiskFormat, DiskLimits, DiskSpec, DomainReading, DomainSpec, DomainState
 from veery.model.move import CopyResult, Means, MoveProgress, MoveSettings, Tuning
 from veery.model.volume import AttachedDisk, Attachments, Initiator, IscsiLun, LocalDisk, Volume
 
@@ -340,6 +340,35 @@ async def test_interfaces_and_disks_keep_their_places(
         assert (await far.driver.spec(spec.uuid))[0].vifs == ()
         await move(far.driver, near.driver, spec.uuid)
         assert await parts.shell(near.driver, spec.uuid, "ls /sys/class/net") == "lo"
+
+
+async def test_a_disk_keeps_its_limits(
+    nodes: tuple[Node, Node], snapshot: parts.Snapshot, guest: Guest, tmp_path: Path
+) -> None:
+    """Of a disk that is attached, that has moved, and that was there from the start. A slow machine only makes a read
+    take longer: the least time is asked for."""
+    near, far = nodes
+    spec = await parts.awake(near.driver, snapshot)
+    plain = parts.disk(tmp_path / "b.img", "xvdb")
+    disk = replace(plain, spec=replace(plain.spec, limits=DiskLimits(bps=1 << 20)))
+
+    async def seconds(node: Node, uuid: str, skip: int) -> float:
+        read = f"until [ -b /dev/vda ]; do sleep 0.1; done; dd if=/dev/vda of=/dev/null bs=64k count=32 skip={skip}"
+        begun = time.monotonic()
+        assert "32+0 records in" in await parts.shell(node.driver, uuid, f"{read} 2>&1")
+        return time.monotonic() - begun
+
+    await near.driver.attach_disk(spec.uuid, disk)
+    assert await seconds(near, spec.uuid, 0) > 1
+    await move(near.driver, far.driver, spec.uuid, Attachments(disks=(disk,)))
+    assert (await far.driver.spec(spec.uuid))[0].disks == (disk.spec,)
+    assert await seconds(far, spec.uuid, 64) > 1
+    await far.driver.destroy(spec.uuid)
+
+    first = parts.domain(guest, parts.initramfs(guest, tmp_path / "initrd"), disks=(disk.spec,))
+    await near.driver.start(first, Attachments(disks=(disk,)))
+    await parts.booted(near.driver, first.uuid)
+    assert await seconds(near, first.uuid, 64) > 1
 
 
 def lun(volume: Volume, initiator: Initiator) -> AttachedDisk:

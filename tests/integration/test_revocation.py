@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,6 +20,7 @@ from veery.errors import Refused
 from veery.host import crl, tls
 from veery.host.tasks import stop
 from veery.model.node import Role
+from veery.node.etcdcut import EtcdCut
 
 WITHIN = 20.0  # seconds
 
@@ -96,6 +98,45 @@ async def test_a_node_that_was_put_out_is_not_let_in_by_any_voter(tmp_path: Path
             assert not await lets_in(gone, two)
         finally:
             await stop(*following)
+
+
+async def request(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str) -> bool:
+    """Whether etcd answers on a connection that stands."""
+    try:
+        writer.write(f"GET /version HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        async with asyncio.timeout(WITHIN):
+            return bool(await reader.readuntil(b"}"))
+    except (ConnectionError, asyncio.IncompleteReadError):
+        return False
+
+
+async def test_a_standing_connection_to_etcd_is_cut(tmp_path: Path) -> None:
+    async with rig(tmp_path) as make:
+        one, gone, kept = make("test1"), make("gone"), make("kept")
+        await first(one)
+        await another(gone, one, Role.HYPERVISOR)
+        await another(kept, one, Role.HYPERVISOR)
+        port = one.settings.etcd.client_port
+        cut = EtcdCut(one.store, (port, one.settings.etcd.peer_port), lambda: one.process.pid)
+        following = asyncio.create_task(revocation.follow(one.store, folder(one), one.vault, cut=cut))
+        try:
+            opened = {}
+            for each in (gone, kept):
+                context = tls.client_context(folder(each))
+                where = {"ssl": context, "server_hostname": one.address, "local_addr": (each.address, 0)}
+                opened[each.name] = await asyncio.open_connection(one.address, port, **where)
+                assert await request(*opened[each.name], one.address)
+            await members.forget(one.store, one.store.voters, one.settings, "gone")
+            async with asyncio.timeout(WITHIN):
+                with contextlib.suppress(ConnectionError):
+                    assert await opened["gone"][0].read() == b"", "etcd's end was shut down"
+            assert not await request(*opened["gone"], one.address)
+            assert await request(*opened["kept"], one.address)
+            await settled(gone, one, inside=False)
+            for _, writer in opened.values():
+                writer.close()
+        finally:
+            await stop(following)
 
 
 async def test_a_standing_connection_is_cut_by_etcds_watch(tmp_path: Path) -> None:

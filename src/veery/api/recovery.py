@@ -6,13 +6,14 @@ import asyncio
 
 from aiohttp import web
 
-from veery.api.server import answer, body, convert
+from veery.api.server import answer, body, convert, require_direct
 from veery.config.check import check_path
 from veery.errors import Refused
+from veery.host import tls
 from veery.model.recovery import Aside
 from veery.node.peers import Peers
 from veery.node.stillness import Stillness
-from veery.node.storerecovery import Recoverer
+from veery.node.storerecovery import Recoverer, judge_aside
 from veery.node.votes import Votes
 
 VOTE_S = 110.0  # for another node's vote
@@ -69,12 +70,17 @@ class RecoveryRoutes:
         return answer(await asyncio.shield(asyncio.ensure_future(self._recoverer.recover(file, lost))))
 
     async def still(self, request: web.Request) -> web.Response:
-        """Stand still for a while: another node recovers the store."""
-        self._stillness.order(str((await body(request)).get("by", ""))[:100])
+        """Stand still for a while: the node that calls recovers the store."""
+        self._stillness.order(require_direct(request).node)
         return answer({})
 
     async def aside(self, request: web.Request) -> web.Response:
-        """Give up our member of a store that is replaced, and ask the new one."""
+        """Give up our member of a store that is replaced, and ask the one on the node that calls."""
+        caller = require_direct(request).node
         order = convert(await body(request), Aside)
+        shown = request.transport.get_extra_info("ssl_object") if request.transport is not None else None
+        still = self._stillness.holds_for(caller)
+        if why := judge_aside(order, caller, tls.peer_addresses(shown), still=still):
+            raise Refused(f"{self._node} does not stand aside: {why}", hint="veery cluster recover --plan")
         await asyncio.shield(asyncio.ensure_future(self._votes.aside(order)))
         return answer({})

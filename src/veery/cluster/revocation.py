@@ -2,7 +2,7 @@
 
 Each node's certificate stands under certificate/NODE; putting the node out moves it to revoked/SERIAL, in the same
 transaction that takes its records away. Every voter writes these into the file that its etcd reads at each new
-connection (host/crl.py). A connection that stands is not ended by it: docs/hosts.md."""
+connection (host/crl.py). Connections that stand are cut by node/etcdcut.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +26,8 @@ from veery.model.cluster import Certificate, Revoked
 
 log = logging.getLogger(__name__)
 
+Cut = Callable[[Collection[str]], Awaitable[None]]
+"""Ends connections to etcd that began with certificates that were put out since; it is given all serial numbers."""
 _SERIAL = re.compile(r"[0-9a-f]{1,40}")  # RFC 5280, 4.1.2.2: at most 20 octets
 
 
@@ -74,12 +76,14 @@ def _readable(entry: Entry | None) -> Certificate | None:
         return None
 
 
-async def write(store: Store, folder: Path, vault: Vault | None = None) -> int:
-    """Bring the file in `folder` to what the store says; its revision. `vault` opens the CAs' keys. Raises
-    StoreUnavailable, OSError."""
+async def write(store: Store, folder: Path, vault: Vault | None = None, *, cut: Cut | None = None) -> int:
+    """Bring the file in `folder` to what the store says; its revision. `vault` opens the CAs' keys; `cut` then ends
+    connections that stand. Raises StoreUnavailable, OSError."""
     now, snapshot = time.time(), await store.scan(REVOKED.prefix)
     found = _serials(snapshot.entries, now)
     crl.write(folder, found, epoch=now)
+    if cut is not None:
+        await cut(found)
     await publish(store, found, vault, epoch=now)
     log.info(decision("certificates.revoked", count=len(found)))
     return snapshot.revision
@@ -162,12 +166,12 @@ def _ends(entry: Entry) -> float:
         return math.inf
 
 
-async def follow(store: Store, folder: Path, vault: Vault | None = None) -> None:
+async def follow(store: Store, folder: Path, vault: Vault | None = None, *, cut: Cut | None = None) -> None:
     """Keep the file in `folder` as the store says; returns when the watch breaks off. Raises StoreUnavailable."""
-    revision = await write(store, folder, vault)
+    revision = await write(store, folder, vault, cut=cut)
     try:
         async for _ in store.watch(REVOKED.prefix, revision):
-            await write(store, folder, vault)
+            await write(store, folder, vault, cut=cut)
     except Compacted:
         return
     raise StoreUnavailable("the watch of revoked certificates has ended")

@@ -139,7 +139,7 @@ def check_disk(disk: DiskSpec) -> DiskSpec:
     _check_word("backend", disk.backend)
     again = disk_config.parse_disk(disk_config.render_disk(disk))
     _check_same(f"disk {disk.vdev}", disk, again, ("vdev", "target", "volume", "backend", "backendtype", "script"))
-    _check_same(f"disk {disk.vdev}", disk, again, ("specification",))
+    _check_same(f"disk {disk.vdev}", disk, again, ("specification", "limits"))
     return disk
 
 

@@ -1,4 +1,5 @@
-"""Disk specs: xl-disk-configuration(5), positional and keyed, as Xen 4.17's xl reads them, and our key `volume=NAME`.
+"""Disk specs: xl-disk-configuration(5), positional and keyed, as Xen 4.17's xl reads them, and our keys: `volume=NAME`,
+and the limits `bps=`, `iops=` and their `_rd` and `_wr`, which are those of QEMU.
 
 A spec is scanned as libxlu scans it (tools/libs/util/libxlu_disk_l.l): at each place the rule that matches most
 text wins, on a tie the earlier one. Its oddities are kept, because scripts and files rely on what xl accepts.
@@ -15,15 +16,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from veery.errors import Refused
-from veery.model.domain import DiskFormat, DiskSpec
+from veery.model.domain import DiskFormat, DiskLimits, DiskSpec
 
 _FORMATS = {"": "raw", **{name: name for name in ("raw", "qcow", "qcow2", "vhd", "empty", "qed")}}
 _BACKENDS = ("phy", "tap", "qdisk", "standalone")
 _SPECIFICATIONS = ("xen", "virtio")
+LIMIT_NAMES = ("bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr")
 KEY_NAMES = (
     *("access", "backend", "backendtype", "cdrom", "devtype", "direct-io-safe", "discard", "format", "no-discard"),
-    *("script", "specification", "target", "trusted", "untrusted", "vdev", "volume"),
+    *("script", "specification", "target", "trusted", "untrusted", "vdev", "volume", *LIMIT_NAMES),
 )
+LEAST_BPS = 4096  # bytes a second: less is a mistake in the unit, and no guest boots with it
+MOST_A_SECOND = 10**15  # QEMU's own bound of both (block/throttle-groups.c, THROTTLE_VALUE_MAX)
+_WAYS = ("_rd", "_wr")
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 @dataclass(slots=True)
@@ -50,6 +56,7 @@ class DiskFields:
     active_disk: str | None = None
     hidden_disk: str | None = None
     trusted: bool | None = None
+    limits: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +178,15 @@ class _Scanner:
             self.disk.pdev_path = ""
         return self.text_field("volume", "volume", value)
 
+    def set_limit(self, name: str, value: str) -> bool:
+        number = _a_second(name, value)
+        if number is None:
+            return self.wrong(f"unfit value for {name}", value)
+        if self.disk.limits.get(name, number) != number:
+            return self.wrong(f"{name} respecified", value)
+        self.disk.limits[name] = number
+        return True
+
     def wrong(self, what: str, near: str | None) -> bool:
         self.complain(what, near)
         return True
@@ -240,6 +256,10 @@ class _Scanner:
             self.complain("a volume's format is raw", None)
         elif disk.volume and (disk.script or disk.backend_domname):
             self.complain("volume excludes script and backend", None)
+        elif disk.limits and disk.is_cdrom:
+            self.complain("a CD-ROM drive has no limits", None)
+        elif any(f"{name}{way}" in disk.limits for name in ("bps", "iops") if name in disk.limits for way in _WAYS):
+            self.complain("a limit of both ways excludes one of either", None)
         return self.reading
 
 
@@ -250,6 +270,10 @@ def _valued(key: str, action: _Action) -> tuple[re.Pattern[str], _Action]:
     return re.compile(f"(?P<text>{key}=[^,]*,?)"), lambda scan, text: action(
         scan, text[len(key) + 1 :].removesuffix(",")
     )
+
+
+def _limit(name: str) -> tuple[re.Pattern[str], _Action]:
+    return _valued(name, lambda scan, value: scan.set_limit(name, value))
 
 
 def _text(key: str, name: str) -> tuple[re.Pattern[str], _Action]:
@@ -280,6 +304,7 @@ _RULES: tuple[tuple[re.Pattern[str], _Action], ...] = (
     _text("vdev", "vdev"),
     _text("script", "script"),
     _valued("volume", _Scanner.set_volume),
+    *map(_limit, LIMIT_NAMES),
     _word("direct-io-safe", "direct_io_safe", True),
     _word("discard", "discard_enable", True),
     _word("no-discard", "discard_enable", False),
@@ -304,6 +329,16 @@ _RULES: tuple[tuple[re.Pattern[str], _Action], ...] = (
     ),
     _plain(r"(?P<text>[^=,]*,|[^=,]+,?)", _Scanner.positional),
 )
+
+
+def _a_second(name: str, text: str) -> int | None:
+    """The number of a limit; None where it cannot be one. Bytes may be said in KiB, MiB and GiB."""
+    match = re.fullmatch(r"([0-9]{1,16})([KMG]?)", text, re.ASCII)
+    in_bytes = name.startswith("bps")
+    if match is None or (match[2] and not in_bytes):
+        return None
+    number = int(match[1]) * _UNITS[match[2]]
+    return number if (LEAST_BPS if in_bytes else 1) <= number <= MOST_A_SECOND else None
 
 
 def c_int(text: str) -> int:
@@ -391,6 +426,7 @@ def parse_disk(*specs: str) -> DiskSpec:
         discard=disk.discard_enable,
         specification=disk.specification,
         trusted=disk.trusted,
+        limits=DiskLimits(**disk.limits) if disk.limits else None,
     )
 
 
@@ -401,7 +437,11 @@ def _what(complaint: Complaint) -> str:
 
 def hint_for(complaint: Complaint) -> str:
     """What to write instead."""
+    if complaint.what.startswith("unfit value for "):
+        return f"bps=20M: bytes a second, at least {LEAST_BPS}, with K, M or G; iops=500: operations a second"
     hints = {
+        "a CD-ROM drive has no limits": "leave bps and iops out: they are for disks",
+        "a limit of both ways excludes one of either": "write bps=, or bps_rd= and bps_wr=; the same for iops",
         "unknown value for format": "formats are " + " ".join(name for name in _FORMATS if name),
         "unknown value for access": "access is r or w",
         "unknown value for backendtype": "backend types are " + " ".join(_BACKENDS),
@@ -434,6 +474,8 @@ def render_disk(disk: DiskSpec) -> str:
         ("volume", disk.volume),
     )
     parts += [f"{key}={value}" for key, value in named if value]
+    limits = [(name, getattr(disk.limits, name, 0)) for name in LIMIT_NAMES]
+    parts += [f"{name}={value}" for name, value in limits if value]
     flags = (
         ("direct-io-safe", disk.direct_io_safe),
         ("discard", disk.discard is True),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from veery.config import disk as disk_config
 from veery.config.keys import BOOTLOADER_HINT, KEYS, Use
 from veery.errors import Refused
 from veery.model.domain import DiskSpec, DomainSpec, OnEvent, VifSpec
@@ -68,6 +69,9 @@ DISK_KEYS: dict[str, Row] = {
     "discard": Row(_DONE, _XL),
     "specification": Row(_WARNED, _XL, "virtio is what a guest of QEMU has"),
     "trusted": Row(_WARNED, _XL),
+    **dict.fromkeys(
+        disk_config.LIMIT_NAMES, Row(_DONE, _WARNED, "what the guest may read and write; xl has no limits")
+    ),
     "colo": Row(_REFUSED, _REFUSED),
 }
 
@@ -127,7 +131,7 @@ def check_disk(disk: DiskSpec, driver: str) -> None:
 def left_out(spec: DomainSpec, driver: str) -> tuple[str, ...]:
     """The settings of `spec` that `driver` does not carry out, as a warning names them."""
     if driver == XEN:
-        return ()
+        return tuple(f"disk {disk.vdev} {each}" for disk in spec.disks for each in _limits(disk))
     found = [
         name
         for name, value in spec.xl
@@ -144,7 +148,7 @@ def left_out(spec: DomainSpec, driver: str) -> tuple[str, ...]:
 
 def left_out_of_disk(disk: DiskSpec, driver: str) -> tuple[str, ...]:
     """The same of one disk."""
-    return () if driver == XEN else tuple(_disk(disk))
+    return tuple(_limits(disk) if driver == XEN else _disk(disk))
 
 
 def left_out_of_vif(vif: VifSpec, driver: str) -> tuple[str, ...]:
@@ -159,6 +163,12 @@ def sentence(names: tuple[str, ...], driver: str) -> str:
 
 def _nothing(value: str) -> bool:
     return value in ("''", '""', "[ ]")
+
+
+def _limits(disk: DiskSpec) -> list[str]:
+    """What xl leaves out of a disk."""
+    values = [(name, getattr(disk.limits, name, 0)) for name in disk_config.LIMIT_NAMES]
+    return [f"{name}={value}" for name, value in values if value]
 
 
 def _disk(disk: DiskSpec) -> list[str]:

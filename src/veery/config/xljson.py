@@ -126,6 +126,7 @@ def disk_object(disk: DiskFields) -> dict[str, Any]:
             ("active_disk", disk.active_disk),
             ("hidden_disk", disk.hidden_disk),
             ("trusted", _defbool(disk.trusted)),
+            *((name, disk.limits.get(name)) for name in disk_config.LIMIT_NAMES),
         )
     )
 
@@ -255,6 +256,7 @@ def _disk_fields(disk: DiskSpec) -> DiskFields:
         discard_enable=disk.discard,
         specification=disk.specification,
         trusted=disk.trusted,
+        limits={name: value for name in disk_config.LIMIT_NAMES if (value := getattr(disk.limits, name, 0))},
     )
 
 

@@ -252,6 +252,12 @@ def peer_name(connection: ssl.SSLObject | ssl.SSLSocket | None) -> str:
     return found.name if found else ""
 
 
+def peer_addresses(connection: ssl.SSLObject | ssl.SSLSocket | None) -> tuple[str, ...]:
+    """The IP addresses in the certificate that the other side showed."""
+    told: dict[str, Any] = (connection.getpeercert() or {}) if connection is not None else {}
+    return tuple(str(value).strip() for kind, value in told.get("subjectAltName", ()) if kind == "IP Address")
+
+
 def fingerprint(cert: str) -> str:
     """SHA-256 of a PEM certificate's DER form, in hex. Raises Refused when it is not PEM."""
     try:

@@ -38,8 +38,21 @@ class DiskFormat(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DiskLimits:
+    """What a guest may read and write on one disk a second, in bytes (`bps`) and operations (`iops`): both together,
+    or reads (`_rd`) and writes (`_wr`) apart. 0: no limit."""
+
+    bps: int = 0
+    bps_rd: int = 0
+    bps_wr: int = 0
+    iops: int = 0
+    iops_rd: int = 0
+    iops_wr: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DiskSpec:
-    """One disk, as xl-disk-configuration(5) describes it; `volume` is veery's one new key.
+    """One disk, as xl-disk-configuration(5) describes it; `volume` and `limits` are veery's.
 
     `vdev` is kept as written (`xvda`); a driver translates it for its guest. `target` is the path or
     device named by the file, "" where `volume` is set or the drive is an empty CD-ROM.
@@ -59,6 +72,7 @@ class DiskSpec:
     discard: bool | None = None
     specification: str = ""
     trusted: bool | None = None
+    limits: DiskLimits | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,11 @@ class EtcdSwitch:
         if on:
             self._on.set()
 
+    def pid(self) -> int | None:
+        """The program's process; None while it does not run."""
+        process = self.service.process
+        return None if process is None else process.pid
+
     def on(self) -> None:
         """Have it run."""
         self._off.clear()

@@ -32,10 +32,11 @@ class Membership:
     """One a daemon; `run` is its task."""
 
     def __init__(self, settings: Settings, identity: Identity, store: EtcdStore, peers: Peers, vault: Vault) -> None:
-        """Nothing is asked before `run`."""
+        """Nothing is asked before `run`. Set `cut` on a voter."""
         self._settings, self.identity, self._store = settings, identity, store
         self._writing = asyncio.Lock()
         self._peers, self._vault = peers, vault
+        self.cut: revocation.Cut | None = None
 
     async def run(self) -> None:
         """For ever: put our records right, ask for our vote, follow the voters as they change."""
@@ -145,7 +146,7 @@ class Membership:
 
     async def _write_revoked(self) -> None:
         try:
-            await revocation.follow(self._store, Path(self._settings.state) / "tls", self._vault)
+            await revocation.follow(self._store, Path(self._settings.state) / "tls", self._vault, cut=self.cut)
         except OSError as error:
             raise Failed(f"{error.filename}: {error.strerror}") from error
 

@@ -22,13 +22,18 @@ class Stillness:
     def __init__(self, heartbeat: Heartbeat, clock: Clock) -> None:
         """Nothing stands still before `order`."""
         self._heartbeat, self._clock = heartbeat, clock
-        self._ordered, self._until = 0.0, 0.0
+        self._ordered, self._until, self._by = 0.0, 0.0, ""
 
     def order(self, by: str) -> None:
-        """Stand still from now on."""
+        """Stand still from now on: node `by` recovers the store."""
         self._ordered = self._clock.now()
-        self._until = self._ordered + STILL_S
+        self._until, self._by = self._ordered + STILL_S, by
         log.warning(decision("still", by=by, seconds=STILL_S))
+
+    def holds_for(self, node: str) -> bool:
+        """Whether this node stands still by the order of `node`: for all that is known here, a recovery is under way
+        there and the store does not decide."""
+        return self._by == node and self.holds()
 
     def holds(self) -> bool:
         """Whether this node stands still."""

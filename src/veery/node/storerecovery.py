@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from ssl import SSLContext
+from urllib.parse import urlsplit
 
 from veery.cluster import restoring, server, upkeep, voting
 from veery.cluster.etcd import EtcdStore
@@ -49,6 +52,8 @@ DOUBT_S = 60.0  # for the doubt to stand in it
 LOOK_BACK_S = 5.0  # between two looks whether our store was given up
 LOOK_SELDOM_S = 60.0  # the same when our member has known a leader and EARLY_S have passed
 EARLY_S = 120.0
+ENDPOINTS_MAX, REPLACED_MAX = 8, 1000  # of an order to stand aside
+_STORE_ID = re.compile(r"[0-9A-Za-z-]{1,64}")
 
 
 def judge(
@@ -85,6 +90,32 @@ def judge(
             for name, revision in sorted(newer.items())
         ]
     return found
+
+
+def judge_aside(order: Aside, caller: str, addresses: Collection[str], *, still: bool) -> str:
+    """Why this node does not stand aside by an order of node `caller`, "" where it does. `addresses` are those of the
+    certificate that the caller showed; `still`: this node stands still by the caller's order. Pure.
+
+    The new store has one voter, and that is the caller: an order that names another machine is not a recovery's."""
+    if not still:
+        return f"no recovery is under way on {caller}, as far as is known here"
+    if not order.endpoints or len(order.endpoints) > ENDPOINTS_MAX:
+        return "the order names no member of the new store, or too many"
+    if len(order.replaced) > REPLACED_MAX or not all(map(_STORE_ID.fullmatch, order.replaced)):
+        return "the order does not name stores"
+    strange = [each for each in order.endpoints if not _leads_to(each, addresses)]
+    return f"{strange[0]!r:.200} is no endpoint of {caller}" if strange else ""
+
+
+def _leads_to(url: str, addresses: Collection[str]) -> bool:
+    """Whether `url` is a member's client URL at one of `addresses`."""
+    try:
+        parts = urlsplit(url)
+        plain_url = f"{parts.scheme}://{parts.netloc}" == url and parts.username is None and parts.port is not None
+        host = ipaddress.ip_address(parts.hostname or "")
+    except ValueError:
+        return False
+    return plain_url and parts.scheme == "https" and host in {ipaddress.ip_address(each) for each in addresses}
 
 
 class Recoverer:

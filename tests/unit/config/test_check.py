@@ -10,7 +10,7 @@ import pytest
 from veery.config.check import check_disk, check_luggage, check_move, check_path, check_spec, check_vif
 from veery.config.domain import parse_domain, without_secrets
 from veery.errors import Refused
-from veery.model.domain import DiskSpec, DomainSpec, VifSpec
+from veery.model.domain import DiskLimits, DiskSpec, DomainSpec, VifSpec
 
 UUID = "6f3c1a52-9d7e-4b7c-8c55-0d5a4a3c1b2e"
 DISK = DiskSpec(vdev="xvda", volume="web.1")
@@ -176,6 +176,24 @@ def test_ids_of_moves(value: str) -> None:
 def test_absolute_paths(value: str) -> None:
     with pytest.raises(Refused):
         check_path("the folder", value)
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        DiskLimits(bps=-1),
+        DiskLimits(bps=4095),
+        DiskLimits(iops=10**15 + 1),
+        DiskLimits(iops_wr=1 << 70),
+        DiskLimits(bps=8192, bps_wr=8192),
+    ],
+)
+def test_limits_of_a_disk(limits: DiskLimits) -> None:
+    check_disk(DiskSpec(vdev="xvda", volume="v", limits=DiskLimits(bps=4096, iops=1)))
+    with pytest.raises(Refused):
+        check_disk(DiskSpec(vdev="xvda", volume="v", limits=limits))
+    with pytest.raises(Refused):
+        check_disk(DiskSpec(vdev="hdc", cdrom=True, limits=DiskLimits(bps=4096)))
 
 
 def test_the_file_parser_asks_the_same_check() -> None:

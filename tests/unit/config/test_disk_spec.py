@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from veery.config.disk import device_number, parse_disk, render_disk
 from veery.errors import Refused
-from veery.model.domain import DiskFormat, DiskSpec
+from veery.model.domain import DiskFormat, DiskLimits, DiskSpec
 
 
 @pytest.mark.parametrize(
@@ -38,6 +38,14 @@ from veery.model.domain import DiskFormat, DiskSpec
             DiskSpec(vdev="hdc", format=DiskFormat.EMPTY, readwrite=False, cdrom=True, removable=True),
         ),
         ("vdev=xvda,volume=busybox", DiskSpec(vdev="xvda", volume="busybox")),
+        (
+            "vdev=xvda,bps=20M,iops=500,volume=v",
+            DiskSpec(vdev="xvda", volume="v", limits=DiskLimits(bps=20 << 20, iops=500)),
+        ),
+        (
+            "/a,raw,xvda,w,bps_rd=4096,bps_wr=8K,iops_rd=1,iops_wr=1000000000000000",
+            DiskSpec(vdev="xvda", target="/a", limits=DiskLimits(bps_rd=4096, bps_wr=8192, iops_rd=1, iops_wr=10**15)),
+        ),
         ("volume=busybox,xvda,w", DiskSpec(vdev="xvda", volume="busybox")),
         (",raw,xvda,r,volume=busybox", DiskSpec(vdev="xvda", volume="busybox", readwrite=False)),
         (
@@ -74,6 +82,17 @@ def test_several_components_are_one_disk() -> None:
         ("volume=v,vdev=xvda,format=qcow2", "format is raw", ""),
         ("volume=,vdev=xvda", "volume without a name", "volume list"),
         ("volume=v,vdev=xvda,script=s", "excludes script", ""),
+        ("volume=v,vdev=xvda,bps=100", "unfit value for bps: '100'", "bytes a second, at least 4096"),
+        ("volume=v,vdev=xvda,bps=", "unfit value for bps", "bps=20M"),
+        ("volume=v,vdev=xvda,bps=-1", "unfit value for bps", "bps=20M"),
+        ("volume=v,vdev=xvda,bps=1T", "unfit value for bps", "with K, M or G"),
+        ("volume=v,vdev=xvda,bps=1000000000000001", "unfit value for bps", ""),
+        ("volume=v,vdev=xvda,iops=1K", "unfit value for iops", "operations a second"),
+        ("volume=v,vdev=xvda,iops=0", "unfit value for iops", ""),
+        ("volume=v,vdev=xvda,iops=5,iops=6", "iops respecified", ""),
+        ("volume=v,vdev=xvda,iops=5,iops_wr=6", "excludes one of either", "iops"),
+        ("volume=v,vdev=xvda,bps=8K,bps_rd=8K", "excludes one of either", "bps_rd="),
+        ("volume=v,vdev=hdc,cdrom,iops=5", "a CD-ROM drive has no limits", "for disks"),
         ("colo,vdev=xvda,target=/a", "COLO", "leave"),
         ("/a\tb,raw,xvda", "cannot hold '\\t'", "leave"),
         ("", "no vdev specified", ""),
@@ -128,6 +147,8 @@ disks = st.builds(
     backendtype=st.sampled_from(["", "phy", "tap", "qdisk", "standalone"]),
     script=st.just("") | words,
     direct_io_safe=st.booleans(),
+    limits=st.none()
+    | st.builds(DiskLimits, bps=st.integers(4096, 10**15), iops_rd=st.integers(0, 10**15), iops_wr=st.just(1)),
     discard=st.sampled_from([None, True, False]),
     specification=st.sampled_from(["", "xen", "virtio"]),
     trusted=st.sampled_from([None, True, False]),

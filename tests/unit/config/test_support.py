@@ -11,9 +11,19 @@ from veery.config import disk as disk_config
 from veery.config import vif as vif_config
 from veery.config.domain import parse_domain
 from veery.config.keys import KEYS, Use
-from veery.config.support import DISK_KEYS, VIF_KEYS, Does, check, domain_key, left_out, sentence, table
+from veery.config.support import (
+    DISK_KEYS,
+    VIF_KEYS,
+    Does,
+    check,
+    domain_key,
+    left_out,
+    left_out_of_disk,
+    sentence,
+    table,
+)
 from veery.errors import Refused
-from veery.model.domain import DiskSpec, DomainSpec, OnEvent, VifSpec
+from veery.model.domain import DiskLimits, DiskSpec, DomainSpec, OnEvent, VifSpec
 
 MANUAL = Path(__file__).parents[3] / "docs" / "domain-files.md"
 SPEC = DomainSpec(name="a", kernel="/k")
@@ -80,9 +90,16 @@ def test_an_interface_field_that_qemu_leaves_out_is_named(field: str, value: obj
 def test_every_field_is_carried_out_or_named() -> None:
     carried = ["vdev", "target", "volume", "format", "readwrite", "cdrom", "removable", "backendtype", "script"]
     carried += ["direct_io_safe", "discard"]
-    assert {field.name for field in fields(DiskSpec)} == {*carried, *ASKED_OF_DISKS}
+    assert {field.name for field in fields(DiskSpec)} == {*carried, "limits", *ASKED_OF_DISKS}
     carried = ["bridge", "mac", "vifname", "ip", "type", "rate", "mtu", "filtered"]
     assert {field.name for field in fields(VifSpec)} == {*carried, *ASKED_OF_VIFS}
+
+
+def test_limits_of_disks_are_left_out_by_xl_alone() -> None:
+    spec = replace(SPEC, disks=(DiskSpec(vdev="xvda", volume="v", limits=DiskLimits(bps=4096, iops_wr=7)),))
+    assert left_out(spec, "qemu") == ()
+    assert left_out(spec, "xen") == ("disk xvda bps=4096", "disk xvda iops_wr=7")
+    assert left_out_of_disk(spec.disks[0], "xen") == ("bps=4096", "iops_wr=7")
 
 
 def test_the_node_itself_as_backend_is_not_warned_of() -> None:

@@ -9,11 +9,11 @@ import pytest
 
 from veery.cluster.memory import MemoryStore
 from veery.cluster.presence import Heartbeat
-from veery.model.recovery import StoreWord
+from veery.model.recovery import Aside, StoreWord
 from veery.node.guard import Stance, View, rule
 from veery.node.standing import Word
 from veery.node.stillness import STILL_S, Stillness
-from veery.node.storerecovery import given_up, judge
+from veery.node.storerecovery import given_up, judge, judge_aside
 
 OWN = StoreWord(node="a", voter=True, quorum=False, revision=100)
 B, C = (StoreWord(node=name, voter=True, quorum=False, revision=90) for name in "bc")
@@ -73,6 +73,54 @@ def test_a_voter_learns_that_its_store_was_given_up() -> None:
     assert not given_up("", told)
     assert not given_up("1", word("a", member="1", replaced=("1",), endpoints=("https://a:2379",)))
     assert not given_up("1", word("a", member="2", replaced=("1",)))
+
+
+# ---- standing aside
+AT_B, AT_SIX = ("10.0.0.2", "fd00::2"), "https://[fd00:0:0::2]:2379"
+
+
+def aside(*endpoints: str, replaced: tuple[str, ...] = ("12ab",), still: bool = True) -> str:
+    return judge_aside(Aside(replaced=replaced, endpoints=endpoints), "b", AT_B, still=still)
+
+
+def test_a_node_stands_aside_for_the_caller_alone() -> None:
+    assert aside("https://10.0.0.2:2379") == aside(AT_SIX) == ""
+    assert "no recovery is under way on b" in aside("https://10.0.0.2:2379", still=False)
+    assert "no member" in aside()
+    assert "no member" in aside(*["https://10.0.0.2:2379"] * 9)
+    assert "does not name stores" in aside("https://10.0.0.2:2379", replaced=("../x",))
+    assert "does not name stores" in aside("https://10.0.0.2:2379", replaced=("1",) * 1001)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://10.0.0.3:2379",
+        "http://10.0.0.2:2379",
+        "https://10.0.0.2",
+        "https://10.0.0.2:2379/x",
+        "https://10.0.0.2:2379@10.0.0.3:2379",
+        "https://x@10.0.0.2:2379",
+        "https://10.0.0.2:99999",
+        "https://b:2379",
+        "https://[::",
+        "10.0.0.2:2379",
+        "",
+    ],
+)
+def test_an_endpoint_of_another_kind_is_not_taken(url: str) -> None:
+    assert "is no endpoint of b" in aside("https://10.0.0.2:2379", url)
+    assert "is no endpoint of b" in aside(url)
+
+
+async def test_standing_still_is_for_the_node_that_ordered_it() -> None:
+    clock = HandClock()
+    still = Stillness(Heartbeat(MemoryStore(clock), "a", ttl=9, clock=clock), clock)
+    assert not still.holds_for("")
+    still.order("b")
+    assert (still.holds_for("b"), still.holds_for("c")) == (True, False)
+    clock.at += STILL_S
+    assert not still.holds_for("b")
 
 
 # ---- standing still

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from veery.errors import Failed, Refused, VeeryError
-from veery.hypervisor.qemu import devices, lending
+from veery.hypervisor.qemu import devices, disklimits, lending
 from veery.hypervisor.qemu.argv import threads
 from veery.hypervisor.qemu.build import disk_id, vif_id
 from veery.hypervisor.qemu.choice import Choice
@@ -56,6 +56,11 @@ async def attach_disk(domain: Domain, disk: AttachedDisk, choice: Choice = devic
             attachments=replace(record.attachments, disks=(*record.attachments.disks, disk)),
             build=record.build.plug(name, port),
         )
+        try:
+            await disklimits.limit(domain, disk.spec)
+        except VeeryError as error:
+            hint = f"veery block-detach {record.spec.name} {disk.spec.vdev}"
+            raise Failed(f"{disk.spec.vdev} is attached, but without its limits: {error.message}", hint=hint) from error
 
 
 async def attach_vif(domain: Domain, vif: AttachedVif, choice: Choice = devices.PLAIN) -> None:

@@ -16,7 +16,7 @@ from veery.host.files import write_atomic
 from veery.host.owner import Owner, Owners
 from veery.host.process import Process, trim_log
 from veery.hypervisor.dmesg import Dmesg
-from veery.hypervisor.qemu import cgroup, hotplug, lending, machine, migration
+from veery.hypervisor.qemu import cgroup, disklimits, hotplug, lending, machine, migration
 from veery.hypervisor.qemu.argv import Command
 from veery.hypervisor.qemu.build import Build
 from veery.hypervisor.qemu.cgroup import Groups
@@ -177,6 +177,7 @@ class Roster:
             self._limit(domain)
             await domain.connect(deadline=domain.patience(START_DEADLINE))
             await lending.settle(domain)
+            await disklimits.limit(domain, *spec.disks)
             yield domain
             self.dmesg.note(f"{spec.name} ({domid}) {'comes in' if stage is Stage.INCOMING else 'started'}")
             self.note_warnings(domain)

@@ -67,7 +67,7 @@ def vif(attached: AttachedVif, scripts: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _disk(attached: AttachedDisk, devices: Devices, scripts: Mapping[str, str]) -> DiskSpec:
-    source, spec = attached.source, attached.spec
+    source, spec = attached.source, replace(attached.spec, limits=None)  # xl has none: support.py warns
     if isinstance(source, IscsiLun):
         target, script = str(devices[spec.vdev]), spec.script or scripts.get("disk", "")
         return replace(spec, volume="", format=DiskFormat.RAW, backendtype="phy", target=target, script=script)
