@@ -23,8 +23,7 @@ ifeq ($(PYTHON),)
 $(error veery needs Python 3.11 or later as /usr/bin/python3 or python3)
 endif
 
-.PHONY: help demo test check style unit fuzz faults faults-move recovery versions faults-sim mutants soak slow nested bench \
-	bench-ha fresh lab setup root lock dist dist-test deb deb-check deb-test clean FORCE
+.PHONY: FORCE $(shell sed -n 's/^\([a-z-]*\):.*/\1/p' $(firstword $(MAKEFILE_LIST)))
 
 help: ## print this
 	@echo 'usage: make TARGET'
@@ -79,6 +78,9 @@ recovery: root setup ## the store lost and recovered under a running domain, in 
 
 versions: root setup ## a lab with nodes of an older version: moves both ways, and a roll to this one (about 5 minutes)
 	@$(BIN)/python -m pytest -v --tb=short -m slow tests/faults/test_versions.py
+
+qemu-versions: root setup ## moves between the machine's QEMU and Debian's newest, both ways (about 5 minutes; fetches 50 MB)
+	@$(BIN)/python -m pytest -v --tb=short -m slow tests/integration/test_qemu_versions.py
 
 soak: root setup ## 300 moves there and back of a domain that writes memory and disk (about 10 minutes)
 	@VEERY_SOAK=.cache/soak.json $(BIN)/python -m pytest -v --tb=short tests/faults/test_growth.py -k 300

@@ -7,9 +7,10 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from veery.host import tls
 from veery.host.clock import RealClock
 from veery.hypervisor.base import Trigger
 from veery.hypervisor.qemu.driver import QemuDriver
+from veery.hypervisor.qemu.monitor import Monitor
 from veery.lab.guest import Guest
 from veery.model.domain import DiskFormat, DiskLimits, DiskSpec, DomainReading, DomainSpec, DomainState
 from veery.model.move import CopyResult, Means, MoveProgress, MoveSettings, Tuning
@@ -554,3 +556,97 @@ async def test_without_kvm_or_qemu_the_driver_says_so(tmp_path: Path, snapshot: 
     with pytest.raises(Refused, match=r"7\.2\.22 is too old"):
         await outdated.start(snapshot.spec, Attachments())
     await outdated.close()
+
+
+async def active(domain: Path) -> bool:
+    """Whether a QEMU may write to its one disk; the socket is the one for moves, which nobody holds just now."""
+    async with contextlib.AsyncExitStack() as stack:
+        monitor = Monitor("disks", domain / "qmp1", lambda name, data: None)
+        stack.push_async_callback(monitor.close)
+        await monitor.connect(deadline=30)
+        nodes = await monitor.execute("query-named-block-nodes", {"flat": True}, deadline=30)
+        return any(node["active"] for node in nodes if node["node-name"] == "disk-xvdb")
+
+
+async def test_no_two_copies_may_write_a_disk_at_any_time(
+    nodes: tuple[Node, Node], snapshot: parts.Snapshot, tmp_path: Path
+) -> None:
+    """The source gives its disks up when it has sent the last byte, before the hand-over; the target takes them when it
+    is let go, after it. In between nobody writes; and a source that goes on takes them again."""
+    near, far = nodes
+    spec = await parts.awake(near.driver, snapshot)
+    await near.driver.attach_disk(spec.uuid, parts.disk(tmp_path / "b.img", "xvdb"))
+
+    def folder(node: Node, reading: DomainReading) -> Path:
+        return node.run / "domains" / str(reading.domid)
+
+    here = folder(near, await near.reading())
+    for paused in (False, True):
+        assert await active(here)
+        await prepare(near.driver, far.driver, spec.uuid)
+        there = folder(far, await far.reading())
+        assert not await active(there)
+        await copy(near.driver, far.driver, spec.uuid)
+        assert (await active(here), await active(there)) == (False, False)
+        if not paused:  # taken back
+            await far.driver.destroy(spec.uuid)
+            await near.driver.resume(spec.uuid)
+            assert await active(here)
+            assert await parts.shell(near.driver, spec.uuid, "echo here > /dev/vda; sync; head -c 4 /dev/vda") == "here"
+            await near.driver.pause(spec.uuid)
+    await far.driver.finish(spec.uuid, paused=True)
+    assert (await active(here), await active(there)) == (False, True)
+    await near.driver.destroy(spec.uuid)
+    await far.driver.unpause(spec.uuid)
+    assert await parts.shell(far.driver, spec.uuid, "head -c 4 /dev/vda") == "here"
+
+
+@contextlib.contextmanager
+def loop_device(path: Path) -> Iterator[str]:
+    """A block device that is the file at `path`."""
+    made = subprocess.run(["losetup", "--find", "--show", path], check=True, capture_output=True, text=True, timeout=60)
+    try:
+        yield made.stdout.strip()
+    finally:
+        subprocess.run(["losetup", "--detach", made.stdout.strip()], check=True, timeout=60)
+
+
+async def test_a_drive_writes_its_cache_out_while_memory_is_copied(
+    nodes: tuple[Node, Node], snapshot: parts.Snapshot, tmp_path: Path
+) -> None:
+    """The guest asks for no flush; QEMU does only once the domain stands."""
+    near, far = nodes
+    image = tmp_path / "drive.img"
+    with image.open("wb") as file:
+        file.truncate(8 << 20)
+    with loop_device(image) as device:
+        stat = Path("/sys/class/block") / Path(device).name / "stat"
+
+        def flushes() -> int:  # Linux, Documentation/block/stat.rst
+            return int(stat.read_text().split()[15])
+
+        spec = await parts.awake(near.driver, snapshot)
+        disk = DiskSpec(vdev="xvdb", target=device)
+        source = LocalDisk(path=device, format=DiskFormat.RAW, block=True)
+        await near.driver.attach_disk(spec.uuid, AttachedDisk(spec=disk, source=source))
+        await prepare(near.driver, far.driver, spec.uuid)
+        before, one, other = flushes(), *parts.stream()
+        with contextlib.closing(one), contextlib.closing(other):
+            receiving = asyncio.create_task(far.driver.receive(spec.uuid, other))
+            means = Means(hold=True)
+            sending = asyncio.create_task(
+                near.driver.send(spec.uuid, one, PLAIN, lambda _: None, peer="test2", means=means)
+            )
+
+            async def flushed() -> bool:
+                assert not sending.done()
+                return flushes() > before
+
+            await parts.becomes(flushed, bool)
+            assert (await near.reading()).state in UP
+            await near.driver.tune(spec.uuid, Tuning(stop=True))
+            await sending
+            await receiving
+        await far.driver.finish(spec.uuid)
+        await near.driver.destroy(spec.uuid)
+        await far.driver.destroy(spec.uuid)

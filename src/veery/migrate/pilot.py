@@ -14,7 +14,7 @@ from veery.host.clock import Clock
 from veery.hypervisor.base import Driver
 from veery.migrate import converge
 from veery.migrate.converge import Change, Course, GiveUp, Round
-from veery.migrate.policy import find
+from veery.migrate.policy import find, taken_back_after
 from veery.migrate.turns import LINGER, SOON, Turn
 from veery.model.move import Means, MoveProgress, MoveSettings, Phase, Remark, Sample, Tuning
 from veery.model.units import format_size
@@ -45,13 +45,15 @@ class Pilot:
         turn: Turn | None = None,
         held: bool = False,
         post_copy: bool = False,
+        memory: int = 0,
     ) -> None:
         """`turn` is the move's place in the row, None where it stands in none; with `held` it has to wait there until
-        it may switch over; `post_copy`: both ends are ready for it. Raises Refused for an unknown policy."""
+        it may switch over; `post_copy`: both ends are ready for it; `memory` is the domain's, in MiB. Raises Refused
+        for an unknown policy."""
         self._driver, self._uuid, self._settings, self._clock = driver, uuid, settings, clock
         self._publish, self._place = publish, turn
         self._turn = turn if held else None
-        self._post_copy = post_copy
+        self._post_copy, self._memory = post_copy, memory
         self.policy = find(settings.policy)
         self.samples: list[Sample] = []
         self.story: list[Remark] = []
@@ -88,7 +90,7 @@ class Pilot:
             hold=self._turn is not None,
             throttle=bool(self.policy.throttle) and live,
             delta=self.policy.delta and self._settings.bandwidth > 0 and live,
-            guard=self.policy.guard * self._settings.downtime if live else 0.0,
+            guard=taken_back_after(self.policy, self._settings.downtime, self._memory) if live else 0.0,
             post_copy=self._post_copy,
         )
 

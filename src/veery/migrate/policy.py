@@ -8,6 +8,12 @@ from dataclasses import dataclass
 
 from veery.errors import Refused
 from veery.model.move import Compress, MoveSettings
+from veery.model.units import MIB_PER_GIB
+
+GUARD_PER_GIB_MS = 2.0
+"""More for a switch-over before it is taken back, for each GiB of the domain's memory. The last look for written pages
+and the end of dirty logging take longer with more memory: domains of 192 GiB stood for some 250 to 350 ms, idle ones
+too, with a limit of 300 ms."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +26,8 @@ class Policy:
     progress before the next step, and before giving up after the last. `delta`: send differences of pages where the
     bandwidth is capped. `bound`: seconds within which the copy ends, at least, where the user named none (0: none);
     `passes`: and at least so many times what one pass over the memory takes. `stop`: the domain is stopped when the
-    bound is near, so that it holds. `guard`: times the limit after which a switch-over is taken back (0: never).
+    bound is near, so that it holds. `guard`: times the limit after which a switch-over is taken back (0: never);
+    a large domain is given more (`taken_back_after`).
     `post_copy`: sent once, the domain goes on at the target and the rest follows; `risk` says in one line what
     that risks."""
 
@@ -79,6 +86,12 @@ POST_COPY = Policy(
 )
 POLICIES: tuple[Policy, ...] = (GENTLE, BALANCED, MUST_FINISH, POST_COPY)
 DEFAULT = BALANCED.name
+
+
+def taken_back_after(policy: Policy, downtime: int, memory: int) -> float:
+    """Milliseconds after which the switch-over of a domain with `memory` MiB is taken back, `downtime` being the limit;
+    0.0: never."""
+    return policy.guard * downtime + memory / MIB_PER_GIB * GUARD_PER_GIB_MS if policy.guard else 0.0
 
 
 def find(name: str) -> Policy:

@@ -343,6 +343,7 @@ class Sender:
             turn=turn,
             held=held,
             post_copy=self._post_copy,
+            memory=order.reading.memory,
         )
         return self._pilot
 

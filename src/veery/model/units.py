@@ -12,6 +12,7 @@ PER_DISK_S = 1.0
 """More time for each disk of a domain: it is flushed when the domain stops, and opened when the domain starts."""
 
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
+MIB_PER_GIB = 1024
 _SUFFIX = {"": 1, "B": 1, "K": KIB, "M": MIB, "G": GIB, "T": TIB}
 
 
@@ -43,4 +44,4 @@ def format_seconds(seconds: float) -> str:
 
 def patience(least: float, memory: int, disks: int = 0) -> float:
     """Seconds to wait for a step that takes longer with more `memory` (MiB) and more `disks`; `least` at least."""
-    return least + memory / 1024 * PER_GIB_S + disks * PER_DISK_S
+    return least + memory / MIB_PER_GIB * PER_GIB_S + disks * PER_DISK_S

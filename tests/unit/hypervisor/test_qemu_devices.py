@@ -13,7 +13,7 @@ from veery.hypervisor.qemu import devices
 from veery.hypervisor.qemu.argv import Wiring, build_argv
 from veery.hypervisor.qemu.build import MAX_PORTS, Build, disk_id, lay_out, vif_id
 from veery.hypervisor.qemu.domain import end_of
-from veery.hypervisor.qemu.migration import cached_files
+from veery.hypervisor.qemu.migration import local_disks
 from veery.model import codec
 from veery.model.domain import DiskFormat, DiskSpec, DomainEnd, DomainSpec, OnEvent, VifSpec
 from veery.model.volume import AttachedDisk, AttachedVif, Attachments, IscsiLun, LocalDisk
@@ -177,14 +177,15 @@ def test_the_hosts_cache_is_passed_by_where_that_goes(block: int, direct: int, s
     assert node["file"]["cache"]["direct"] is bool(block or direct or said)
 
 
-def test_only_files_in_the_hosts_cache_are_written_out_during_a_copy() -> None:
+def test_every_local_disk_that_the_domain_writes_is_written_out_during_a_copy() -> None:
     def disk(vdev: str, *, block: bool = False, direct: bool = False, writes: bool = True) -> AttachedDisk:
         source = LocalDisk(path=f"/{vdev}", format=DiskFormat.RAW, block=block, direct=direct)
         return AttachedDisk(spec=DiskSpec(vdev=vdev, readwrite=writes), source=source)
 
     disks = (disk("a"), disk("b", block=True), disk("c", direct=True), disk("d", writes=False))
     lun = AttachedDisk(spec=XVDA, source=LUN)
-    assert cached_files(Attachments(disks=(*disks, lun, AttachedDisk(spec=XVDA, source=None)))) == ["/a"]
+    written = local_disks(Attachments(disks=(*disks, lun, AttachedDisk(spec=XVDA, source=None))))
+    assert written == ["/a", "/b", "/c"], "past the page cache a drive still has its own"
 
 
 def test_ids() -> None:

@@ -11,9 +11,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from veery.errors import Refused
+from veery.host.clock import RealClock
+from veery.hypervisor.fake import FakeDriver
+from veery.hypervisor.fakeworld import World
 from veery.migrate import converge
 from veery.migrate.converge import Change, Course, GiveUp, Round, Stay
-from veery.migrate.policy import BALANCED, GENTLE, MUST_FINISH, POLICIES, POST_COPY, Policy, check, find, picture
+from veery.migrate.pilot import Pilot
+from veery.migrate.policy import (
+    BALANCED,
+    GENTLE,
+    MUST_FINISH,
+    POLICIES,
+    POST_COPY,
+    Policy,
+    check,
+    find,
+    picture,
+    taken_back_after,
+)
 from veery.model.move import MoveSettings, Sample
 
 MIB = 1 << 20
@@ -314,3 +329,16 @@ def test_the_pictures_in_the_docs_are_those_of_the_data() -> None:
     text = (Path(__file__).parents[3] / "docs" / "moves.md").read_text()
     for policy in POLICIES:
         assert picture(policy) in text
+
+
+def test_a_large_domain_has_longer_before_its_switch_over_is_taken_back() -> None:
+    """Domains of 192 GiB stood for 350 ms whatever they did: with twice the limit alone they would never move."""
+    assert taken_back_after(GENTLE, 50, 0) == 100
+    assert taken_back_after(GENTLE, 50, 1024) == 102
+    assert 350 < taken_back_after(GENTLE, 50, 192 << 10) < 500
+    assert all(taken_back_after(policy, 50, 192 << 10) == 0 for policy in POLICIES if policy is not GENTLE)
+    driver = FakeDriver("test1", World(), RealClock())
+    for live, wanted in ((True, 108.0), (False, 0.0)):
+        asked = MoveSettings(policy="gentle", downtime=50, live=live)
+        pilot = Pilot(driver, "u", asked, clock=RealClock(), publish=lambda _: None, memory=4096)
+        assert pilot.means.guard == wanted

@@ -23,7 +23,7 @@ from veery.host import tasks
 from veery.host.clock import Clock
 from veery.host.files import keep_synced
 from veery.hypervisor.base import Report
-from veery.hypervisor.qemu import devices, lending, postcopy
+from veery.hypervisor.qemu import lending, postcopy
 from veery.hypervisor.qemu.domain import CONT_DEADLINE_S, ENDS, Domain
 from veery.hypervisor.qemu.monitor import CommandError, Monitor
 from veery.hypervisor.qemu.process import Stage
@@ -79,7 +79,7 @@ async def send(
         return info.get("ram", {}).get("transferred")
 
     domain.update(stage=Stage.SENDING)
-    syncing = asyncio.create_task(keep_synced(cached_files(domain.record.attachments), SYNC_EVERY_S), name="sync disks")
+    syncing = asyncio.create_task(keep_synced(local_disks(domain.record.attachments), SYNC_EVERY_S), name="sync disks")
     async with contextlib.AsyncExitStack() as ending, contextlib.AsyncExitStack() as undo:
         ending.push_async_callback(tasks.stop, syncing)
         undo.callback(shut, stream)
@@ -143,13 +143,16 @@ async def _encrypt(transfer: Transfer, tls: Path, theirs: str) -> str:
     return chosen
 
 
-def cached_files(attachments: Attachments) -> list[str]:
-    """The files that QEMU writes through this node's page cache. QEMU flushes its disks while the domain stands for the
-    switch-over; what was written out before does not count then."""
+def local_disks(attachments: Attachments) -> list[str]:
+    """The files and devices of this node that the domain writes. QEMU flushes its disks while the domain stands for the
+    switch-over. What was written out before does not count then: a file's part of the page cache, and a drive's own
+    cache. QEMU's flush comes before COMMIT, so a sync that is late finds nothing left to write.
+
+    LUNs are not among them: their targets acknowledge a write once it is on the disk (docs/storage.md)."""
     return [
         disk.source.path
         for disk in attachments.disks
-        if isinstance(disk.source, LocalDisk) and disk.spec.readwrite and not devices.past_cache(disk.source, disk.spec)
+        if isinstance(disk.source, LocalDisk) and disk.spec.readwrite and not disk.spec.cdrom
     ]
 
 
