@@ -48,7 +48,7 @@ def sweep() -> tuple[Path, ...]:
     for folder in Path("/tmp").glob(f"{_PREFIX}[0-9]*"):
         try:
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except FileNotFoundError:
+        except (FileNotFoundError, PermissionError):  # another user's is that user's to sweep
             continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
