@@ -12,6 +12,7 @@ from cared_nodes import Cared, cared_nodes
 from two_nodes import SPEC, UUID, Pair, make_certificates
 
 from veery.cluster import owner as owners
+from veery.errors import Failed
 from veery.model.domain import DomainEnd, OnEvent
 from veery.model.move import MoveSettings, MoveState, Phase
 
@@ -226,6 +227,17 @@ async def test_a_domain_that_a_user_paused_stays_paused_though_its_disk_failed(
         assert (await pair.a.move(pair.b, MoveSettings())).state is MoveState.DONE
         (reading,) = await cared.b.list()
         assert (reading.state.value, reading.held) == ("paused", True)
+
+
+async def test_an_unpause_says_that_the_disk_has_failed_again(tmp_path: Path, certificates: Path) -> None:
+    async with cared_nodes(tmp_path, certificates) as cared:
+        cared.pair.a.driver.disk_fails(UUID, FULL, times=2)
+        with pytest.raises(Failed, match="stopped it again") as raised:
+            await cared.a.unpause("busybox")
+        assert FULL in raised.value.message
+        assert raised.value.hint.endswith("veery --node a unpause busybox")
+        await cared.a.unpause("busybox")
+        await cared.pair.check("a")
 
 
 async def test_a_disk_error_after_the_hand_over_leaves_it_at_the_target(tmp_path: Path, certificates: Path) -> None:
