@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
+from extradisk import REASON, WRITES, Standing
 from scene import BEFORE_COMMIT, DOMAIN, END, Fault, Move
 
 from veery.lab import faults
@@ -25,7 +26,8 @@ class Row:
     """One fault. `lasts` seconds, END: until the order to move has ended. `half_domain`: it is about the target's QEMU.
     `source` and `target`: the phases in which the domain must end up there; in all others either will do. `anew`: the
     phases in which the domain's own QEMU is killed, or its guest reboots. `cannot`: phases that it cannot touch, and
-    why. `answers`: how often a daemon answers an end of the domain's; None: that depends on the phase."""
+    why. `answers`: how often a daemon answers an end of the domain's; None: that depends on the phase.
+    `with_disk`: a disk of the node's own goes along, without room for what the guest writes."""
 
     name: str
     text: str
@@ -38,6 +40,7 @@ class Row:
     cannot: dict[Phase, str] = field(default_factory=dict)
     small_disk: bool = False
     answers: int | None = None
+    with_disk: bool = False
 
 
 # ---- the faults
@@ -215,6 +218,10 @@ def guest(command: str) -> Fault:
         else:
             assert await _happened(move, node, before, command), f"it did not do {command}"
             yield
+            await move.over(END)
+        if "reboot" in command:
+            rows = [row for each in (move.source, move.target) if (row := await move.row(each))]
+            assert all(row["started"] > before for row in rows), f"it booted before {before}: {rows}"
 
     return strike
 
@@ -241,6 +248,49 @@ async def _happened(move: Move, node: str, before: float, command: str, *, at_on
                 return True
             await asyncio.sleep(0.05)
     return False
+
+
+# ---- a disk that is full
+
+
+@contextlib.asynccontextmanager
+async def disk_errors(move: Move) -> AsyncIterator[None]:
+    """The guest writes more than its disk has room for, and QEMU stops it (io-error). Up to COPY that is the source's
+    disk: the move goes on, and the target's, which has room, takes the write. Later it is the target's disk: the domain
+    stands there until there is room, and somebody lets it go on."""
+    assert move.disk is not None
+    before_loaded = move.phase in BEFORE_COMMIT[:3]
+    here, there = Standing(move.disk, move.source), Standing(move.disk, move.target)
+    if before_loaded:
+        await move.disk.make_room(move.target)
+    await _typed(move, move.source if before_loaded else move.target, WRITES)
+    if before_loaded:
+        await _stands(move, here)
+        await here.why(f"stopped by an error of its disk ({REASON})", "is being moved")
+        if move.phase is Phase.COPY:
+            await move.lab.veery(move.source, "move", "set", await move.number(), "--bandwidth", "0")
+    yield
+    await move.over(END)
+    assert move.task.result().code == 0, move.task.result()
+    assert (await move.row(move.source)) == {}, "a copy is left at the source"
+    if not before_loaded:
+        await _stands(move, there)
+        await there.follows_the_hint()
+    await move.disk.whole(move.target)
+    await move.disk.detach(move.target)
+
+
+async def _stands(move: Move, standing: Standing) -> None:
+    """Return once its disk has stopped the domain; the guest is told again now and then."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + END
+    while loop.time() < until:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(TRY_INTERVAL_S):
+                await standing.comes()
+                return
+        await _typed(move, standing.node, WRITES)
+    await standing.comes()
 
 
 # ---- the table
@@ -321,6 +371,14 @@ ROWS = (
         target=PHASES,
         anew=PHASES,
         answers=0,
+    ),
+    Row(
+        "guest-disk",
+        "its disk has no room for a write (QEMU stops it: `io-error`)",
+        disk_errors,
+        target=PHASES,
+        answers=0,
+        with_disk=True,
     ),
     Row("second-move", "a second move of the same domain", moved_a_second_time, target=PHASES),
 )

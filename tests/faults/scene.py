@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from extradisk import ExtraDisk
 from proof import HYPERVISORS, SETTLE, START, Life, Proof
 from strikes import small_state
 
@@ -31,6 +32,7 @@ from veery.model.move import Phase
 DOMAIN = "judged"
 END = 60.0  # a fault that lasts as long as the move does lasts no longer than this
 SLOWLY = "12M"  # bytes a second: some seconds of COPY, in the midst of which the fault comes
+SLOWER = "1M"  # longer than the guest needs for what it is told; the fault sets another rate then
 
 HELD_BY_TARGET = frozenset({Phase.PREPARE})  # the offer has come, nothing is reserved yet
 BEFORE_COMMIT = (Phase.BEGIN, Phase.PREPARE, Phase.COPY, Phase.LOADED, Phase.COMMIT)
@@ -48,6 +50,7 @@ class Move:
     logs: dict[str, int]
     homes: set[Path]
     hold: Path | None = None
+    disk: ExtraDisk | None = None
     said: list[Result] = field(default_factory=list)
 
     async def over(self, seconds: float) -> None:
@@ -163,6 +166,7 @@ class Scene:
         self._proof: Proof | None = None
         self._at: tuple[str, Life] | None = None
         self._small = False
+        self._extras = 0
 
     # ---- coming and going
 
@@ -258,16 +262,18 @@ class Scene:
         half_domain: bool,
         anew: frozenset[Phase],
         answers: int | None = None,
+        with_disk: bool = False,
     ) -> Ended:
         """Move the domain, have `fault` strike in `phase`, let go, end the fault after `lasts` seconds or with the
         move; then everything must be as Proof says, there and back included. In the phases `anew` the domain's own
-        QEMU may have been killed: it is booted again, by its policy. With `answers` the guest ends or reboots by
-        itself: it boots once more, and so many answers do the daemons give."""
+        QEMU may have been killed: it is booted again, by its policy. With `answers` the guest itself is the cause: the
+        daemons give so many answers, and it boots once more in the phases `anew`. `with_disk`: a disk of its node alone
+        goes along, without room for what the guest writes."""
         proof = await self.ready()
         assert self._at is not None
         before, begun = self._at[1], time.monotonic()
         await proof.probe.mark()
-        async with self.moving(phase, half_domain) as move:
+        async with self._extra(with_disk) as disk, self.moving(phase, half_domain, disk) as move:
             await move.reach(half_domain=half_domain)
             async with fault(move):
                 move.release()
@@ -286,7 +292,7 @@ class Scene:
             assert phase in anew, "it was booted anew, and its QEMU was not killed"
             proof.boots += 1
         if answers is not None:
-            assert life.boot != before.boot, "the guest ended, and the same boot runs"
+            assert life.boot != before.boot or phase not in anew, "the guest ended, and the same boot runs"
             assert move.answers() == [where] * answers, f"it runs on {where}; answered on {move.answers()}"
         other = next(node for node in HYPERVISORS if node != where)
         await proof.move(other)
@@ -298,16 +304,33 @@ class Scene:
         return Ended(place, life.boot != before.boot, gap, _words(told), seconds)
 
     @contextlib.asynccontextmanager
-    async def moving(self, phase: Phase, half_domain: bool = False) -> AsyncIterator[Move]:
+    async def _extra(self, wanted: bool) -> AsyncIterator[ExtraDisk | None]:
+        """The domain's second disk for the while, where it is `wanted`. Whoever uses it detaches it."""
+        if not wanted:
+            yield None
+            return
+        assert self._at is not None
+        self._extras += 1
+        disk = ExtraDisk(self.lab, DOMAIN, self._folder / f"extra-{self._extras}")
+        try:
+            await disk.attach(self._at[0])
+            yield disk
+        finally:
+            await disk.clear()
+
+    @contextlib.asynccontextmanager
+    async def moving(
+        self, phase: Phase, half_domain: bool = False, disk: ExtraDisk | None = None
+    ) -> AsyncIterator[Move]:
         """A move of the domain, which is `ready`, on its way to `phase`, where it will stop (in COPY it goes slowly
         instead). Until `play` has seen that all is well again, it counts as spoilt."""
         assert self._at is not None
         source, self._at = self._at[0], None
         target = next(node for node in HYPERVISORS if node != source)
-        words = ["migrate", "--live", DOMAIN, target]
+        words = ["migrate", "--live", *(disk.goes_to(target) if disk else ()), DOMAIN, target]
         hold = None
         if phase is Phase.COPY:
-            words[1:1] = ["--rate", SLOWLY]
+            words[1:1] = ["--rate", SLOWER if disk else SLOWLY]
         else:
             node = target if phase in HELD_BY_TARGET else source
             held = Phase.COPY if half_domain and phase is Phase.PREPARE else phase  # no further than this
@@ -317,7 +340,7 @@ class Scene:
         logs = {node: self.lab.log(node).stat().st_size for node in HYPERVISORS}
         homes = set((self.lab.plan.home(target) / "run/domains").glob("*/pid"))
         task = asyncio.create_task(self.lab.veery(source, *words, deadline=240, check=False))
-        move = Move(self.lab, source, target, phase, task, logs, homes, hold)
+        move = Move(self.lab, source, target, phase, task, logs, homes, hold, disk)
         try:
             yield move
         finally:

@@ -29,6 +29,7 @@ SPREAD = {
     "cancel": {Phase.LOADED},
     "guest-poweroff": {Phase.COPY, Phase.CONFIRM},
     "guest-reboot": {Phase.COPY},
+    "guest-disk": {Phase.COPY, Phase.CONFIRM},
     "second-move": {Phase.COPY},
 }
 
@@ -73,6 +74,7 @@ async def test_cell(scene: Scene, cells: Cells, row: Row, phase: Phase | None) -
             half_domain=row.half_domain,
             anew=frozenset(row.anew),
             answers=row.answers,
+            with_disk=row.with_disk,
         )
         wanted = "source" if phase in row.source else "target" if phase in row.target else ended.where
         assert ended.where == wanted, f"it ended on the {ended.where}: {ended.told}"

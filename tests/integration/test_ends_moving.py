@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from node_parts import Node, Workshop, aside, scan, until
@@ -17,6 +18,7 @@ from veery.model.move import Phase
 
 NAME = "skua"
 RATE = "2M"  # bytes a second: the copy lasts longer than the test
+PATIENCE_S = 180.0  # for the brain, which waits longer before each start
 PANIC, POWEROFF = "echo c >/proc/sysrq-trigger", "poweroff -f"
 NOTHING = {"taps": set(), "qemus": set(), "homes": set(), "owners": {}}
 
@@ -170,3 +172,64 @@ async def test_an_end_after_the_hand_over(skua: Workshop, near: Node, far: Node,
     assert told.code == 0, told
     await answered_once(lab, answered, "test2")
     await nothing_left(near, far)
+
+
+class Brain:
+    """What HA knows of the domain."""
+
+    def __init__(self, near: Node, far: Node, lab: Lab) -> None:
+        self.near, self.far, self.lab = near, far, lab
+
+    async def told(self) -> dict[str, Any]:
+        """Its node, and how often the brain has started it in a row."""
+        return dict(await asyncio.to_thread(self.lab.client("stor", deadline=30).get, f"/v1/ha/{NAME}"))
+
+    async def runs(self, tries: int) -> Node:
+        """Return once it runs, after so many starts by the brain; where."""
+
+        async def node() -> str:
+            told = await self.told()
+            name = str(told["node"]) if told["tries"] == tries else ""
+            rows = [await each.domain(NAME) for each in (self.near, self.far) if each.name == name]
+            return name if any(row.get("state") in ("running", "blocked") for row in rows) else ""
+
+        name = await until(node, f"it runs, started {tries} times by the brain", within=PATIENCE_S)
+        return self.near if name == self.near.name else self.far
+
+    async def given_back(self) -> None:
+        """Return once no node owns it."""
+
+        async def free() -> bool:
+            return not (await self.told())["node"]
+
+        await until(free, "no node owns it", within=PATIENCE_S)
+
+
+@pytest.mark.slow
+async def test_under_ha_an_end_counts_as_without_a_move(skua: Workshop, near: Node, far: Node, lab: Lab) -> None:
+    """The brain starts what has panicked, at rest and in a move, and counts each start. What has powered off is not
+    started again, and costs no try."""
+    brain = Brain(near, far, lab)
+    await near.veery("create", skua.file(NAME, on_crash="restart", on_poweroff="destroy"))
+    await near.veery("ha", "set", NAME, "restart")
+    try:
+        here = await brain.runs(0)
+        await here.booted(NAME)
+        await types(here, PANIC)
+        here = await brain.runs(1)
+        for command in (PANIC, POWEROFF):
+            await here.booted(NAME)
+            async with moving(here, far if here is near else near, "--rate", RATE) as move:
+                await copies(here)
+                await types(here, command)
+                told = await move
+            assert told.code == 1, told
+            assert "while it was moved" in told.err
+            if command == PANIC:
+                here = await brain.runs(2)
+        await brain.given_back()
+        assert "no: it was ended on purpose" in await near.veery("ha", "show", NAME)
+        assert (await brain.told())["tries"] == 2
+        await nothing_left(near, far)
+    finally:
+        await near.veery("ha", "set", NAME, "off")

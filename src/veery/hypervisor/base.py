@@ -277,9 +277,10 @@ class Driver(Protocol):
         again until COMMIT."""
         ...
 
-    async def finish(self, uuid: str, *, paused: bool = False) -> None:
+    async def finish(self, uuid: str, *, paused: bool = False, started: float = 0.0) -> None:
         """Let the loaded domain run (or make it a plain paused one), and announce its MACs. One whose guest ended
-        by itself at the source is not let run: `events` reports its end. Idempotent. Only after COMMIT."""
+        by itself at the source is not let run: `events` reports its end. `started`: when the guest booted last, where
+        that was after `pack` (0: not told). Idempotent. Only after COMMIT."""
         ...
 
 

@@ -403,7 +403,7 @@ class FakeDriver(FakeHost):
         """As Driver.stands."""
         return uuid in self._domains
 
-    async def finish(self, uuid: str, *, paused: bool = False) -> None:
+    async def finish(self, uuid: str, *, paused: bool = False, started: float = 0.0) -> None:
         """As Driver.finish."""
         domain = self._domain(uuid)
         await self._step("finish")
@@ -412,6 +412,7 @@ class FakeDriver(FakeHost):
         if not domain.loaded:
             raise Failed(f"{domain.spec.name} is not loaded yet")
         domain.stage, domain.held = "running" if domain.whole else "arriving", paused
+        domain.started = max(domain.started, started)
         if not self._see_end(domain) and not paused:
             self._go(domain)
 

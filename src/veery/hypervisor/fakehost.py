@@ -70,11 +70,11 @@ class FakeHost(Mishaps):
         """The guest does not hear its power button for `seconds`."""
         self._domain(uuid).deaf_until = self._clock.now() + seconds
 
-    def disk_fails(self, uuid: str, reason: str) -> None:
-        """The domain stands because of its disk, until it is let go again."""
+    def disk_fails(self, uuid: str, reason: str, *, times: int = 1) -> None:
+        """The domain stands because of its disk, until it is let go for the `times`th time."""
         domain = self._domain(uuid)
         self._stop(domain)
-        domain.fault = reason
+        domain.fault, domain.faults = reason, times
 
     # ---- as base.Driver has them
 
@@ -131,6 +131,9 @@ class FakeHost(Mishaps):
 
     def _go(self, domain: FakeDomain) -> None:
         if not domain.running:
+            domain.faults -= 1
+            if domain.faults > 0:
+                return
             domain.running, domain.since, domain.fault = True, self._clock.now(), ""
             self.world.look(domain.spec.uuid, self._clock.now())
 

@@ -82,7 +82,8 @@ class Behind:
 class FakeDomain:
     """One fake domain. `stage` as the qemu driver's: running, incoming, arriving, sending. `behind`: what it left here
     when it went on elsewhere by post-copy; `coming`: what takes that in there, `whole` once all is in; `broken`: what
-    came in before it could run broke off. `unseen`: how its guest ended, as its driver is still to find out."""
+    came in before it could run broke off. `unseen`: how its guest ended, as its driver is still to find out.
+    `faults`: how often it must be let go before its disk, which has the `fault`, takes its write."""
 
     spec: DomainSpec
     attachments: Attachments
@@ -94,6 +95,7 @@ class FakeDomain:
     writes: float = 0.0
     deaf_until: float = 0.0
     fault: str = ""
+    faults: int = 0
     held: bool = False
     ended: DomainEnd | None = None
     unseen: DomainEnd | None = None

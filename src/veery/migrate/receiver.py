@@ -27,7 +27,6 @@ from veery.migrate.pump import Pump, inlet
 from veery.migrate.relocation import RelocationServer
 from veery.migrate.settle import Settler
 from veery.model.cluster import LEVEL, Owner, Reservation
-from veery.model.flow import Flow
 from veery.model.move import Phase
 from veery.model.volume import Attachments, CarriedDisk
 from veery.storage import local
@@ -156,11 +155,11 @@ class Receiver:
                 post_copy=offer.post_copy,
             )
             async with self._watching(reservation, offer.boot) as given:
-                flows = await self._load(channel, offer, line)
-                async with tracking.admitting(ground.attacher, offer.move, flows) as entered:
+                word = await self._load(channel, offer, line)
+                async with tracking.admitting(ground.attacher, offer.move, word.flows) as entered:
                     await self._make_sure(line, given)
                     await asyncio.wait({entered}, timeout=tracking.PATIENCE)
-                    await ground.driver.finish(offer.spec.uuid, paused=offer.paused)
+                    await ground.driver.finish(offer.spec.uuid, paused=offer.paused, started=word.started)
         except (VeeryError, OSError, TimeoutError) as error:
             await self._give_up(line, attachments)
             if isinstance(error, VeeryError):
@@ -223,8 +222,8 @@ class Receiver:
         if owner is None or owner.node != self._ground.node or owner.revision <= line.owner_revision:
             raise Failed(f"{line.domain} was called ours, but the store says otherwise")
 
-    async def _load(self, channel: wire.Channel, offer: wire.Offer, line: Line) -> tuple[Flow, ...]:
-        """Ready, stream, Loaded, Finish; returns when the source has said that we own the domain: its connections."""
+    async def _load(self, channel: wire.Channel, offer: wire.Offer, line: Line) -> wire.Finish:
+        """Ready, stream, Loaded, Finish; returns when the source has said that we own the domain: its last word."""
         ground = self._ground
         assert self.server is not None
         async with contextlib.AsyncExitStack() as stack:
@@ -257,7 +256,7 @@ class Receiver:
                 async with asyncio.timeout(FINISH_DEADLINE):
                     finish = await self._told_or_lost(listening, offer)
                 await loading  # in post-copy only now: what must be there before it can run
-                return finish.flows
+                return finish
             finally:
                 await tasks.stop(listening, loading)
 

@@ -92,6 +92,7 @@ class Sender:
         self._post_copy = find(order.settings.policy).post_copy and not _stands(order)
         self._ended = False  # the domain itself, before it could move
         self._disks = 0  # how many it has
+        self._booted = 0.0  # when its guest did, in seconds of the epoch
 
     @property
     def target(self) -> str:
@@ -412,7 +413,7 @@ class Sender:
         """The target has everything, and the store was seen to answer."""
         try:
             await loaded
-            await vitals.require(self._ground.driver, self._order.reading.uuid)
+            self._booted = (await vitals.require(self._ground.driver, self._order.reading.uuid)).started
             await self._ask_soon()
         finally:
             await tasks.stop(loaded)
@@ -489,7 +490,7 @@ class Sender:
             if line.post_copy:
                 assert isinstance(self._ground.driver, PostCopier)
                 await self._ground.driver.release(line.uuid)
-            await channel.send(wire.Finish(await self._tracking.read() if self._tracking else ()))
+            await channel.send(wire.Finish(await self._tracking.read() if self._tracking else (), self._booted))
             await channel.expect(wire.Running, self._patience(FINISH_DEADLINE))
         except VeeryError as error:
             reason = f"{line.target} owns it and has not yet said that it runs: {error.message}"

@@ -18,7 +18,7 @@ from veery.errors import Failed
 from veery.host import tasks
 from veery.host.clock import Clock
 from veery.hypervisor.base import Driver
-from veery.model.domain import DomainState
+from veery.model.domain import DomainReading, DomainState
 
 T = TypeVar("T")
 
@@ -28,16 +28,23 @@ ENDED = {DomainState.SHUTDOWN: "shut down", DomainState.CRASHED: "crashed"}
 
 async def end_of(driver: Driver, uuid: str) -> str:
     """How the domain ended by itself, as a verb in the past; "" while it lives."""
-    for reading in await driver.list():
-        if reading.uuid == uuid:
-            return ENDED.get(reading.state, "")
-    return "ended"
+    return _end(await _look(driver, uuid))
 
 
-async def require(driver: Driver, uuid: str) -> None:
-    """Raise Failed where the domain has ended by itself."""
-    if how := await end_of(driver, uuid):
-        raise Failed(f"it {how} by itself")
+async def require(driver: Driver, uuid: str) -> DomainReading:
+    """The domain as it stands. Raise Failed where it has ended by itself."""
+    reading = await _look(driver, uuid)
+    if reading is None or _end(reading):
+        raise Failed(f"it {_end(reading)} by itself")
+    return reading
+
+
+async def _look(driver: Driver, uuid: str) -> DomainReading | None:
+    return next((reading for reading in await driver.list() if reading.uuid == uuid), None)
+
+
+def _end(reading: DomainReading | None) -> str:
+    return ENDED.get(reading.state, "") if reading is not None else "ended"
 
 
 async def while_alive(driver: Driver, clock: Clock, uuid: str, work: Coroutine[Any, Any, T]) -> T:

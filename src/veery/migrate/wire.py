@@ -55,6 +55,7 @@ SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h
 FASTEST = 1_250_000_000  # bytes/s of the fastest path that a stream's buffers are made for
 SHALLOWEST, DEEPEST = 512 << 10, 2 << 20
 FLOWS_MAX = 1 << 16  # connections that a domain takes along
+LATEST_S = 1 << 40  # a second of the epoch that is no time of a boot
 POUR_MAX = 3600  # seconds; the receiver counts for one at most
 SAID_MAX = 2000  # characters of an error's message, and of its hint
 _TOKEN = re.compile(r"[0-9a-f]{32}")
@@ -161,12 +162,15 @@ class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
 
 class Finish(msgspec.Struct, frozen=True, tag="finish"):
     """The owner is the target now: let the domain run. `flows` are its connections as the source's firewall knew them;
-    a node of an older version does without."""
+    a node of an older version does without. `started`: when its guest booted last, in seconds of the epoch, which may
+    be after the offer (0: a node of an older version, which does not tell)."""
 
     flows: tuple[Flow, ...] = ()
+    started: float = 0.0
 
     def __post_init__(self) -> None:
         """Raises Refused."""
+        check.check_number("the time of its boot", self.started, 0, LATEST_S)
         check.check_number("the number of connections", len(self.flows), 0, FLOWS_MAX)
         for flow in self.flows:
             _check_flow(flow)

@@ -48,6 +48,8 @@ from veery.node.targets import find_node
 
 log = logging.getLogger(__name__)
 
+RETRIED_S = 0.5  # for a domain that was let go to meet its disk's error again
+
 
 class Domains:
     """What users order of the domains of this node. A `ref` is a name, a domid or a UUID."""
@@ -66,7 +68,7 @@ class Domains:
         """`record` is this node's own; everything is shared with the daemon, which owns it."""
         self._record = record
         self.node, self.driver, self.attacher = ground.node, ground.driver, attacher
-        self._store, self._moves, self._receiver = ground.store, moves, receiver
+        self._store, self._clock, self._moves, self._receiver = ground.store, ground.clock, moves, receiver
         self._scout, self._heartbeat = scout, heartbeat
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self.clashes = Clashes(ground.node, ground.store, ground.driver, receiver)
@@ -219,6 +221,18 @@ class Domains:
             _alive(reading)
             await self._disks_move_on(reading.name)
             await self.driver.unpause(reading.uuid)
+            if reading.reason:
+                await self._goes_on(reading.uuid)
+
+    async def _goes_on(self, uuid: str) -> None:
+        """Raise Failed where an error of its disk has stopped the domain again."""
+        await self._clock.sleep(RETRIED_S)
+        now = await self.find(uuid)
+        if now.reason:
+            raise Failed(
+                f"{now.name} was let go, and an error of its disk has stopped it again ({now.reason})",
+                hint=f"make room for that disk; then: veery --node {self.node} unpause {now.name}",
+            )
 
     async def rename(self, ref: str, name: str) -> None:
         """Give it another name. Raises Refused when that one is taken anywhere in the cluster."""

@@ -53,6 +53,8 @@ class Script:
         self.over.set()
 
     def event(self, name: str, **data: object) -> None:
+        if name == "RESUME":
+            self.statuses = ["running"]
         self._send({"event": name, "data": data, "timestamp": {"seconds": 1, "microseconds": 0}})
 
     def _send(self, message: dict[str, object]) -> None:
@@ -147,8 +149,8 @@ async def test_a_disk_that_is_full_is_a_state_with_its_reason_and_no_crash() -> 
 
 
 async def test_a_disk_that_fails_while_memory_is_copied_is_known() -> None:
-    """QEMU is not asked then, because a copy stops the domain too: the events tell the two apart."""
-    async with scripted(["running"], Stage.SENDING) as (domain, script, _):
+    """A copy stops the domain too, and asks nothing then: the events tell the two apart."""
+    async with scripted(["running", "io-error"], Stage.SENDING) as (domain, script, _):
         domain.copying = Transfer(domain, RealClock())
         for reason in ("disk-xvda: No space left", ""):
             if reason:
@@ -156,9 +158,36 @@ async def test_a_disk_that_fails_while_memory_is_copied_is_known() -> None:
             script.event("STOP")
             await becomes(domain, DomainState.PAUSED)
             assert (domain.reading().reason, domain.reading().held) == (reason, not reason)
+            async with asyncio.timeout(20):  # at the start, and for the error
+                while script.heard.count("query-status") < 2:
+                    await asyncio.sleep(0.01)
             script.event("BLOCK_IO_ERROR", **{"node-name": "disk-xvda"}, action="stop", reason="No space left")
             script.event("RESUME")
             await runs(domain)
+        assert script.heard.count("query-status") == 2
+        domain.copying = None
+
+
+@pytest.mark.parametrize("path", ["", "/machine/peripheral/disk-xvda/virtio-backend"])
+async def test_a_disk_that_is_being_copied_has_its_own_name(path: str) -> None:
+    """QEMU puts a node of its own before it, and names that one; a path is told by QEMU 9.2 and newer."""
+    blocks = [
+        {"qdev": "/machine/peripheral/disk-xvdb/virtio-backend", "io-status": "ok"},
+        {
+            "qdev": "/machine/peripheral/disk-xvda/virtio-backend",
+            "inserted": {"node-name": "#block161"},
+            "io-status": "failed",
+        },
+    ]
+    async with scripted(["running", "io-error"], Stage.SENDING, blocks) as (domain, script, _):
+        domain.copying = Transfer(domain, RealClock())
+        more = {"qom-path": path} if path else {}
+        script.event("BLOCK_IO_ERROR", **{"node-name": "#block161"}, action="stop", reason="Remote I/O error", **more)
+        script.event("STOP")
+        async with asyncio.timeout(20):
+            while domain.reading().reason != "disk-xvda: Remote I/O error":
+                assert "#block" not in domain.reading().reason
+                await asyncio.sleep(0.01)
         domain.copying = None
 
 
@@ -166,7 +195,7 @@ async def test_a_disk_that_fails_while_memory_is_copied_is_known() -> None:
     ("blocks", "reason"),
     [
         ([{"inserted": {"node-name": "disk-xvda"}, "io-status": "nospace"}], "disk-xvda: No space left on device"),
-        ([{"qdev": "/machine/peripheral/disk-xvda", "io-status": "failed"}], "/machine/peripheral/disk-xvda: Input"),
+        ([{"qdev": "/machine/peripheral/disk-xvda", "io-status": "failed"}], "disk-xvda: Input/output error"),
         ([{"qdev": "x", "inserted": {"node-name": "disk-xvda"}, "io-status": "ok"}, {"qdev": "y"}], "a disk's error"),
     ],
 )

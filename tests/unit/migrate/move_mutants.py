@@ -127,7 +127,7 @@ VITALS = (
     Mutant(
         "nobody looks after the guest once it is loaded",
         "migrate/sender.py",
-        "            await vitals.require(self._ground.driver, self._order.reading.uuid)\n",
+        "            self._booted = (await vitals.require(self._ground.driver, self._order.reading.uuid)).started\n",
         "",
         by=f"{GUEST}an_end_before_commit_is_answered_at_the_source",
     ),
@@ -141,8 +141,8 @@ VITALS = (
     Mutant(
         "a domain that is gone counts as alive",
         "migrate/vitals.py",
-        '    return "ended"',
-        '    return ""',
+        'if reading is not None else "ended"',
+        'if reading is not None else ""',
         by=f"{MOVING}a_domain_that_ends_while_it_is_moved_is_said_to_run_nowhere",
     ),
     Mutant(
@@ -235,9 +235,16 @@ RECEIVER = (
     Mutant(
         "a paused domain runs when it arrives",
         "migrate/receiver.py",
-        "await ground.driver.finish(offer.spec.uuid, paused=offer.paused)",
-        "await ground.driver.finish(offer.spec.uuid)",
+        "await ground.driver.finish(offer.spec.uuid, paused=offer.paused, ",
+        "await ground.driver.finish(offer.spec.uuid, ",
         by=f"{MOVING}a_paused_domain_stays_paused",
+    ),
+    Mutant(
+        "a reboot during a move is forgotten",
+        "migrate/receiver.py",
+        "started=word.started",
+        "started=0.0",
+        by=f"{GUEST}a_reboot_during_a_move_is_a_new_start_there_too",
     ),
 )
 

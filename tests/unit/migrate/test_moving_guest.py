@@ -12,6 +12,7 @@ from cared_nodes import Cared, cared_nodes
 from two_nodes import SPEC, UUID, Pair, make_certificates
 
 from veery.cluster import owner as owners
+from veery.errors import Failed
 from veery.model.domain import DomainEnd, OnEvent
 from veery.model.move import MoveSettings, MoveState, Phase
 
@@ -133,6 +134,28 @@ async def test_an_end_that_the_source_did_not_see_restarts_at_the_target(tmp_pat
         assert (await pair.b.driver.log()).count("started") == 1
 
 
+@pytest.mark.parametrize("policy", ["balanced", "post-copy"])
+@pytest.mark.parametrize("phase", ["PREPARE", "COPY", "CONFIRM"])
+async def test_a_reboot_during_a_move_is_a_new_start_there_too(
+    tmp_path: Path, certificates: Path, phase: str, policy: str
+) -> None:
+    """What the domain was packed with was written down before the guest rebooted."""
+    async with cared_nodes(tmp_path, certificates, replace(SPEC, on_reboot=OnEvent.RESTART)) as cared:
+        pair = cared.pair
+        before = (await pair.a.reading()).started
+        move, brake = await held_in(pair, phase, replace(SLOW, policy=policy))
+        await asyncio.sleep(0.01)  # another time of the clock
+        (pair.b if phase == "CONFIRM" else pair.a).driver.end(UUID, DomainEnd.REBOOT)
+        brake.unlink()
+        assert (await pair.a.moves.outcome(move)).state is MoveState.DONE
+        await pair.check("b")
+        first = (await pair.b.reading()).started
+        assert first > before
+        assert (await pair.b.move(pair.a, MoveSettings())).state is MoveState.DONE
+        await pair.check("a")
+        assert (await pair.a.reading()).started == first, "a move is no boot"
+
+
 @pytest.mark.parametrize("phase", ["FINISH", "CONFIRM"])
 async def test_an_end_after_commit_is_answered_at_the_target(tmp_path: Path, certificates: Path, phase: str) -> None:
     async with cared_nodes(tmp_path, certificates) as cared:
@@ -204,6 +227,17 @@ async def test_a_domain_that_a_user_paused_stays_paused_though_its_disk_failed(
         assert (await pair.a.move(pair.b, MoveSettings())).state is MoveState.DONE
         (reading,) = await cared.b.list()
         assert (reading.state.value, reading.held) == ("paused", True)
+
+
+async def test_an_unpause_says_that_the_disk_has_failed_again(tmp_path: Path, certificates: Path) -> None:
+    async with cared_nodes(tmp_path, certificates) as cared:
+        cared.pair.a.driver.disk_fails(UUID, FULL, times=2)
+        with pytest.raises(Failed, match="stopped it again") as raised:
+            await cared.a.unpause("busybox")
+        assert FULL in raised.value.message
+        assert raised.value.hint.endswith("veery --node a unpause busybox")
+        await cared.a.unpause("busybox")
+        await cared.pair.check("a")
 
 
 async def test_a_disk_error_after_the_hand_over_leaves_it_at_the_target(tmp_path: Path, certificates: Path) -> None:

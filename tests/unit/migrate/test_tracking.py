@@ -65,4 +65,4 @@ async def test_a_node_that_is_slow_is_not_waited_for(tmp_path: Path, certificate
 
 
 def test_an_older_node_says_finish_without_them() -> None:
-    assert codec.decode(b'{"type": "finish"}', wire.Finish) == wire.Finish(())
+    assert codec.decode(b'{"type": "finish"}', wire.Finish) == wire.Finish((), 0.0)

@@ -54,7 +54,7 @@ MESSAGES: tuple[wire.Message, ...] = (
     wire.Ready(token="0" * 32, reservation=9, disks=(DISK,), disk_token="1" * 32),
     wire.Wait(),
     wire.Loaded(),
-    wire.Finish(flows=(FLOW,)),
+    wire.Finish(flows=(FLOW,), started=1764500000.5),
     wire.Running(),
     wire.Problem("refused", "no room", "make room"),
     wire.Pour(0.1),

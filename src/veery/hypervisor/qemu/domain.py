@@ -42,7 +42,9 @@ STOP_DEADLINE_S = 20.0
 CONT_DEADLINE_S = 20.0
 """A target opens its disks for writing when it is told to go on."""
 
-FAULT_UNKNOWN = "a disk's error"
+TURNS = frozenset({"STOP", "RESUME", "SUSPEND", "WAKEUP"})
+"""QMP's events after which the run state is another one."""
+FAULT_UNKNOWN, DISK_UNKNOWN = "a disk's error", "a disk"
 IO_STATUS = {"nospace": "No space left on device", "failed": "Input/output error"}
 """QAPI's BlockDeviceIoStatus of a disk that has stopped its domain, in the words of the event that QEMU sends then."""
 
@@ -69,6 +71,19 @@ def end_of(event: str, data: Mapping[str, Any]) -> DomainEnd | None:
     return None
 
 
+def device_of(path: str) -> str:
+    """The id of the device to which a path in QEMU's tree of objects belongs; "" where it is none of ours."""
+    parts = path.split("/")
+    return parts[3] if parts[:3] == ["", "machine", "peripheral"] and len(parts) > 3 else ""
+
+
+def _disk_of(data: Mapping[str, Any]) -> str:
+    """The disk that a BLOCK_IO_ERROR is about. While a disk is copied, the node is one that QEMU has put before it,
+    with a name of QEMU's own (#block161); the path of the device comes with QEMU 9.2."""
+    node = str(data.get("device") or data.get("node-name") or "#")
+    return device_of(str(data.get("qom-path", ""))) or (node if not node.startswith("#") else DISK_UNKNOWN)
+
+
 class Domain:
     """One domain; `record` is what is written down of it."""
 
@@ -91,6 +106,7 @@ class Domain:
         self._runstate = "prelaunch"
         self._ordered = False  # we have told it to stop
         self._looking: asyncio.Task[None] | None = None  # it stopped, and we ask why
+        self._turns = 0  # how many events of TURNS were heard
         self._reason = ""  # why it stands, where its disk is the cause
         self._faulty = False  # QEMU has told of a disk's error, and stops it next
         self._memory = record.build.memory
@@ -155,11 +171,13 @@ class Domain:
             self.stopped(end)
         self._met.set()
 
-    async def _find_fault(self) -> None:
-        """Ask which disk has stopped it: nobody heard QEMU's event. Raises Failed, OutcomeUnknown."""
+    async def _find_fault(self, words: str = "") -> None:
+        """Ask which disk has stopped it; `words` are those of QEMU's event, "" where nobody heard it. Raises Failed,
+        OutcomeUnknown."""
         for row in await self.monitor.execute("query-block"):
             if word := IO_STATUS.get(row.get("io-status", "")):
-                self._reason = f"{row.get('inserted', {}).get('node-name') or row.get('qdev')}: {word}"[:REASON_MAX]
+                name = device_of(row.get("qdev", "")) or row.get("inserted", {}).get("node-name") or DISK_UNKNOWN
+                self._reason = f"{name}: {words or word}"[:REASON_MAX]
 
     async def _watch(self) -> None:
         """Hold the monitor's connection until the process is gone."""
@@ -242,12 +260,14 @@ class Domain:
 
     async def status(self, *, deadline: float = 5.0) -> str:
         """QEMU's own word for the domain's state (QAPI RunState)."""
-        status = await self.monitor.execute("query-status", deadline=deadline)
-        self._runstate = status["status"]
-        if self._runstate == "internal-error" and self.record.ended is None and self.record.stage is not Stage.INCOMING:
+        turns = self._turns
+        said = str((await self.monitor.execute("query-status", deadline=deadline))["status"])
+        if turns == self._turns:  # otherwise an event has told of a newer state
+            self._runstate = said
+        if said == "internal-error" and self.record.ended is None and self.record.stage is not Stage.INCOMING:
             log.error("domain=%s the hypervisor cannot run it (internal-error)", self.record.spec.name)
             self.stopped(DomainEnd.CRASH)
-        return self._runstate
+        return said
 
     async def steady(self) -> None:
         """Return when it was seen running twice, `STEADY_S` apart, or has ended as a guest may. Raises Failed where it
@@ -264,6 +284,7 @@ class Domain:
         """It stopped and we did not order it: an error of KVM's has no event of its own, only this state."""
         try:
             if await self.status() == "io-error":
+                await self._find_fault(self._reason.partition(": ")[2])
                 log.error("domain=%s stands: %s", self.record.spec.name, self._reason or FAULT_UNKNOWN)
         except VeeryError as error:
             log.warning("domain=%s stopped, and does not say why: %s", self.record.spec.name, error)
@@ -273,14 +294,16 @@ class Domain:
     def _event(self, name: str, data: Mapping[str, Any]) -> None:
         for listener in tuple(self.listeners):
             listener(name, data)
+        self._turns += name in TURNS
         match name:
             case "STOP":
-                self._runstate, self._faulty = "io-error" if self._faulty else "paused", False
-                if not self._ordered and self.copying is None:
+                faulty, self._faulty = self._faulty, False
+                self._runstate = "io-error" if faulty else "paused"
+                if faulty or (not self._ordered and self.copying is None):
                     self._looking = asyncio.create_task(self._why(), name=f"why {self.record.spec.name} stopped")
             case "BLOCK_IO_ERROR" if data.get("action") == "stop":
-                self._reason = f"{data.get('device') or data.get('node-name')}: {data.get('reason', 'error')}"
-                self._reason, self._faulty = self._reason[:REASON_MAX], True
+                self._reason = f"{_disk_of(data)}: {data.get('reason', 'error')}"[:REASON_MAX]
+                self._faulty = True
             case "RESUME":
                 self._runstate, self._faulty = "running", False
             case "SUSPEND":

@@ -375,11 +375,11 @@ class QemuDriver:
         """As Driver.stands."""
         return any(domain.record.spec.uuid == uuid for domain in self._roster.domains())
 
-    async def finish(self, uuid: str, *, paused: bool = False) -> None:
+    async def finish(self, uuid: str, *, paused: bool = False, started: float = 0.0) -> None:
         """As Driver.finish."""
         domain = self._roster.domain(uuid)
         await mirror.unexport(domain)
-        await migration.finish(domain, paused=paused)
+        await migration.finish(domain, paused=paused, started=started)
         self._roster.note_warnings(domain)
 
     # ---- post-copy

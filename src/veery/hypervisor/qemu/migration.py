@@ -282,7 +282,7 @@ async def receive(domain: Domain, stream: socket.socket, clock: Clock) -> None:
         undo.pop_all()
 
 
-async def finish(domain: Domain, *, paused: bool) -> None:
+async def finish(domain: Domain, *, paused: bool, started: float = 0.0) -> None:
     """As Driver.finish."""
     if domain.record.stage is not Stage.INCOMING:
         return
@@ -296,7 +296,9 @@ async def finish(domain: Domain, *, paused: bool) -> None:
         await domain.cont()
     elif paused and await qemu_version(domain.monitor) >= LATE_ACTIVATE:
         await domain.monitor.execute("blockdev-set-active", {"active": True}, deadline=domain.patience(CONT_DEADLINE_S))
-    domain.update(stage=Stage.ARRIVING if arriving else Stage.RUNNING, held=paused)
+    build = domain.record.build
+    build = replace(build, started=max(build.started, started))  # or the guest has rebooted here, since it was let go
+    domain.update(stage=Stage.ARRIVING if arriving else Stage.RUNNING, held=paused, build=build)
     if end is not None:  # it ended at the source, which did not see it
         domain.stopped(end)
     await domain.announce()

@@ -344,9 +344,9 @@ class XenDriver:
         """As Driver.stands."""
         return await self._passage.stands(uuid)
 
-    async def finish(self, uuid: str, *, paused: bool = False) -> None:
+    async def finish(self, uuid: str, *, paused: bool = False, started: float = 0.0) -> None:
         """As Driver.finish."""
-        await self._passage.finish(uuid, paused=paused)
+        await self._passage.finish(uuid, paused=paused, started=started)
 
     # ---- inside
 

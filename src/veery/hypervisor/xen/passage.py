@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from veery.errors import Refused
@@ -115,7 +116,7 @@ class Passage:
         incoming = self._in.get(uuid)
         return incoming is not None and await incoming.stands()
 
-    async def finish(self, uuid: str, *, paused: bool) -> None:
+    async def finish(self, uuid: str, *, paused: bool, started: float) -> None:
         """As Driver.finish."""
         domain = self._roster.domain(uuid)
         if domain.record.stage is not Stage.INCOMING:
@@ -123,7 +124,9 @@ class Passage:
         row = await (self._in.get(uuid) or self._incoming(domain)).finish(paused=paused)
         self._drop(uuid)
         await self._roster.number(domain, row)
-        domain.update(stage=Stage.RUNNING, held=paused, arrived=adjusting.lasting(domain.record.spec))
+        build = replace(domain.record.build, started=max(domain.record.build.started, started))
+        arrived = adjusting.lasting(domain.record.spec)
+        domain.update(stage=Stage.RUNNING, held=paused, arrived=arrived, build=build)
         if domain.record.arrived:
             self._roster.task(adjusting.reapply(self._xl, domain), f"settings of {domain.record.spec.name}")
         self._roster.dmesg.note(f"{domain.record.spec.name} ({domain.record.domid}) has moved here")
