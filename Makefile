@@ -23,7 +23,7 @@ ifeq ($(PYTHON),)
 $(error veery needs Python 3.11 or later as /usr/bin/python3 or python3)
 endif
 
-.PHONY: help demo test check fuzz faults faults-move recovery versions faults-sim mutants soak bench bench-ha fresh \
+.PHONY: help demo test check fuzz faults faults-move recovery versions faults-sim mutants soak bench bench-ha bench-strangers fresh \
 	lab setup root lock dist dist-test deb deb-check deb-test clean FORCE
 
 help: ## print this
@@ -86,6 +86,9 @@ bench: root setup ## measure moves beside a bare QMP script and virsh (about an 
 bench-ha: root setup ## cut power and drain (about 20 minutes): from the cut to the answer; writes bench/ha.json
 	@$(BIN)/python -m bench.ha $(BENCH)
 
+bench-strangers: root setup ## moves and power cuts while 2,000 strangers throng at the ports, into docs/bench.md (about 15 minutes)
+	@$(BIN)/python -m bench.strangers $(BENCH) && $(BIN)/python -m bench.page --input bench/strangers.json
+
 fresh: root setup ## the README's commands in a bare Debian root, before each release (SUITE=trixie; TARGETS="setup check")
 	@$(BIN)/python -m veery.lab.fresh --suite $(or $(SUITE),bookworm) $(TARGETS)
 
@@ -122,7 +125,7 @@ deb-test: root setup ## the Debian package installed, upgraded, downgraded, purg
 	@VEERY_SUITE=$(or $(SUITE),bookworm) $(BIN)/python -m pytest -v --tb=short -m slow tests/packages/test_deb.py
 
 clean: ## remove what was made in this folder (.venv, .cache); downloads stay in ~/.cache/veery
-	@rm -rf .venv .cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist bench/latest.json bench/ha.json
+	@rm -rf .venv .cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist bench/latest.json bench/ha.json bench/strangers.json
 	@find . -name __pycache__ -prune -exec rm -rf {} +
 
 # ---- set-up
