@@ -14,7 +14,7 @@ ID_MAX = 2**32 - 2
 AUTO = "auto"
 ACCOUNT = "veery-qemu"
 """The user that the Debian package and `veery setup` make (packaging/deb/veery.sysusers)."""
-ADD_ACCOUNT = ("useradd", "--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin")
+ADD_OPTIONS = ("--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ def _named(name: str) -> Owners:
     except KeyError as error:
         raise Refused(
             f'user = "{name}" under [qemu]: there is no such user',
-            hint=f"{' '.join(ADD_ACCOUNT)} {name}",
+            hint=f"useradd {' '.join(ADD_OPTIONS)} {name}",
         ) from error
     if entry.pw_uid == 0:
         raise Refused(f'user = "{name}" under [qemu] is root', hint="leave user out, or name another")

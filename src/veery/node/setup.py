@@ -201,7 +201,7 @@ def _user(facts: Facts) -> list[Step]:
     if facts.account:
         return [Step(what=USER, state=State.READY, told="domains do not run as root unless the settings say so")]
     told = f"QEMU runs as root where there is no user {owner.ACCOUNT}"
-    command, undo = " ".join((*owner.ADD_ACCOUNT, owner.ACCOUNT)), f"userdel {owner.ACCOUNT}"
+    command, undo = " ".join(("useradd", *owner.ADD_OPTIONS, owner.ACCOUNT)), f"userdel {owner.ACCOUNT}"
     return [Step(what=USER, state=State.ADVICE, told=told, commands=(command,), undo=(undo,), safe=True)]
 
 
@@ -286,4 +286,4 @@ async def carry_out(facts: Facts, *, root: Path = Path("/")) -> None:
             error.hint = error.hint or f"{source}apt-get update; then: veery setup"
             raise
     if any(step.safe for step in decide(facts) if step.what == USER):
-        await run([*owner.ADD_ACCOUNT, owner.ACCOUNT], deadline=ASK_S)
+        await run(["useradd", *owner.ADD_OPTIONS, owner.ACCOUNT], deadline=ASK_S)
