@@ -23,7 +23,7 @@ ifeq ($(PYTHON),)
 $(error veery needs Python 3.11 or later as /usr/bin/python3 or python3)
 endif
 
-.PHONY: help demo test check fuzz faults faults-move recovery versions faults-sim mutants soak bench bench-ha bench-strangers fresh \
+.PHONY: help demo test check fuzz faults faults-move recovery rollover versions faults-sim mutants soak bench bench-ha bench-strangers fresh \
 	lab setup root lock dist dist-test deb deb-check deb-test clean FORCE
 
 help: ## print this
@@ -69,6 +69,9 @@ mutants: setup ## one-line faults of the move and of the brain; each has to be f
 
 recovery: root setup ## the store lost and recovered under a running domain, in each way of docs/recovery.md (about 5 minutes)
 	@$(BIN)/python -m pytest -v --tb=short tests/faults/test_recovery.py
+
+rollover: root setup ## a new CA rolled out under a running domain, given up, and rolled out (about 4 minutes)
+	@$(BIN)/python -m pytest -v --tb=short tests/integration/test_ca_rollover.py
 
 versions: root setup ## a lab with nodes of an older version: moves both ways, and a roll to this one (about 5 minutes)
 	@$(BIN)/python -m pytest -v --tb=short -m slow tests/faults/test_versions.py
