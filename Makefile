@@ -76,6 +76,9 @@ mutants: setup ## one-line faults of the move and of the brain; each has to be f
 recovery: root setup ## the store lost and recovered under a running domain, in each way of docs/recovery.md (about 5 minutes)
 	@$(BIN)/python -m pytest -v --tb=short tests/faults/test_recovery.py
 
+rollover: root setup ## a new CA rolled out under a running domain, given up, and rolled out (about 4 minutes)
+	@$(BIN)/python -m pytest -v --tb=short tests/integration/test_ca_rollover.py
+
 versions: root setup ## a lab with nodes of an older version: moves both ways, and a roll to this one (about 5 minutes)
 	@$(BIN)/python -m pytest -v --tb=short -m slow tests/faults/test_versions.py
 
@@ -101,6 +104,9 @@ bench: root setup ## measure moves beside a bare QMP script and virsh (about an 
 
 bench-ha: root setup ## cut power and drain (about 20 minutes): from the cut to the answer; writes bench/ha.json
 	@$(BIN)/python -m bench.ha $(BENCH)
+
+bench-strangers: root setup ## moves and power cuts while 2,000 strangers throng at the ports, into docs/bench.md (about 15 minutes)
+	@$(BIN)/python -m bench.strangers $(BENCH) && $(BIN)/python -m bench.page --input bench/strangers.json
 
 fresh: root setup ## the README's commands in a bare Debian root, before each release (SUITE=trixie; TARGETS="setup check")
 	@$(BIN)/python -m veery.lab.fresh --suite $(or $(SUITE),bookworm) $(TARGETS)
@@ -138,7 +144,7 @@ deb-test: root setup ## the Debian package installed, upgraded, downgraded, purg
 	@VEERY_SUITE=$(or $(SUITE),bookworm) $(BIN)/python -m pytest -v --tb=short -m slow tests/packages/test_deb.py
 
 clean: ## remove what was made in this folder (.venv, .cache); downloads stay in ~/.cache/veery
-	@rm -rf .venv .cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist bench/latest.json bench/ha.json
+	@rm -rf .venv .cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist bench/latest.json bench/ha.json bench/strangers.json
 	@find . -name __pycache__ -prune -exec rm -rf {} +
 
 # ---- set-up

@@ -106,7 +106,7 @@ async def power(scene: Scene, figures: Figures, *, rounds: int) -> None:
             await scene.rest()
             await scene.post(f"/v1/ha/{NAME}", {"policy": "restart"})  # earlier tries are forgotten, and their pauses
             before = await scene.collector.next(NAME, deadline=DEADLINE)
-            await _cut(scene, probe, cuts, before.boot)
+            await cut(scene, probe, cuts, before.boot)
             parts = ", ".join(f"{name} {getattr(cuts, name)[-1]:.1f}" for name in ("detect", "fence", "place", "boot"))
             _say(f"cut {number} of {rounds}: {cuts.total[-1]:.1f} s ({parts})")
         wrong = await kept.judged(scene.lab, scene.collector)
@@ -115,10 +115,10 @@ async def power(scene: Scene, figures: Figures, *, rounds: int) -> None:
     finally:
         await probe.stop()
         _rows(figures, cuts)
-        await _end(scene, [NAME])
+        await end(scene, [NAME])
 
 
-async def _cut(scene: Scene, probe: Probe, cuts: Cuts, boot: str) -> None:
+async def cut(scene: Scene, probe: Probe, cuts: Cuts, boot: str) -> None:
     """One power cut, and its figures."""
     node = (await scene.get(f"/v1/ha/{NAME}"))["node"]
     await probe.mark()
@@ -176,7 +176,7 @@ async def drain(scene: Scene, figures: Figures, *, rounds: int) -> None:
         finally:
             await probe.stop()
     finally:
-        await _end(scene, list(names))
+        await end(scene, list(names))
 
 
 async def _drains(scene: Scene, probe: Probe, names: dict[str, str], figures: Figures, rounds: int) -> None:
@@ -230,7 +230,7 @@ async def _drains(scene: Scene, probe: Probe, names: dict[str, str], figures: Fi
     )
 
 
-async def _end(scene: Scene, names: list[str]) -> None:
+async def end(scene: Scene, names: list[str]) -> None:
     """Nothing of the domains is left, as far as that can be done."""
     for name in names:
         for node in ("test1", "test2"):

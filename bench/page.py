@@ -33,12 +33,12 @@ class Told:
         end = f": {what}"
         return [name[len(prefix) : -len(end)] for name in self.rows if name.startswith(prefix) and name.endswith(end)]
 
-    def cell(self, name: str, *, spread: bool = True) -> str:
-        """The median of row `name`, with least and most; "" where there is none."""
+    def cell(self, name: str, *, spread: bool = True, tenths: bool = False) -> str:
+        """The median of row `name`, with least and most; "" where there is none. `tenths`: of a row in seconds."""
         row = self.rows.get(name)
         if row is None:
             return ""
-        number = _seconds if row["median"] >= 10_000 else _whole
+        number = _tenths if tenths else _seconds if row["median"] >= 10_000 else _whole
         least, most = number(row["min"]), number(row["max"])
         return number(row["median"]) + (f" [{least}..{most}]" if spread and least != most else "")
 
@@ -54,6 +54,10 @@ def _whole(value: float) -> str:
 
 def _seconds(value: float) -> str:
     return f"{value / 1e3:.1f} s"
+
+
+def _tenths(value: float) -> str:
+    return f"{value:.1f}"
 
 
 def read(path: Path) -> Told:
@@ -143,6 +147,20 @@ def _plan(told: Told) -> str:
     return _table(("ms", "time foretold", "seen", "ratio", "gap foretold", "seen", "ratio"), lines)
 
 
+def _strangers(told: Told) -> str:
+    what = ("total", "gap", "power cut to answer", "detect")
+    if not told.kinds("", "power cut to answer"):
+        return ""
+    lines = [
+        [kind, *(told.cell(f"{kind}: {each}", tenths=at > 1) for at, each in enumerate(what)), cuts]
+        for kind in told.kinds("", "power cut to answer")
+        if (cuts := str(told.count(f"{kind}: power cut to answer")))
+    ]
+    later = told.cell("failover later with strangers", tenths=True)
+    lines.append(["later with strangers, aim 1 s", "", "", later, "", ""])
+    return _table(("", "move, ms", "gap, ms", "power cut to answer, s", "detect, s", "cuts"), lines)
+
+
 def _ratios(told: Told) -> str:
     lines = []
     for name, value in told.ratios.items():
@@ -162,6 +180,7 @@ TABLES: dict[str, Callable[[Told], str]] = {
     "many": _many,
     "writers": _writers,
     "plan": _plan,
+    "strangers": _strangers,
     "ratios": _ratios,
 }
 

@@ -135,6 +135,7 @@ def lay_out(root: Path, release: Release, wheels: Sequence[Path]) -> None:
     _copy(TOP / "packaging/veeryd.service", root / "usr/lib/systemd/system/veeryd.service")
     _copy(HERE / "veery.sysusers", root / "usr/lib/sysusers.d/veery.conf")
     _copy(HERE / "veery.tmpfiles", root / "usr/lib/tmpfiles.d/veery.conf")
+    _copy(HERE / "veery.udev", root / "usr/lib/udev/rules.d/60-veery.rules")
     _copy(TOP / "packaging/apparmor/veery-qemu", root / "etc/apparmor.d/veery-qemu")
     settings = example((TOP / "docs/settings.md").read_text())
     _write(root / TOML, settings)

@@ -57,6 +57,7 @@ from veery.host import crl, heap, systemd, tls
 from veery.host import log as logs
 from veery.host.clock import RealClock
 from veery.host.contexts import Contexts
+from veery.host.owner import has_account
 from veery.host.process import Service
 from veery.host.shortage import is_shortage
 from veery.hypervisor.base import Driver
@@ -89,7 +90,7 @@ from veery.node.doctor import Doctor
 from veery.node.domains import Domains
 from veery.node.etcdcut import EtcdCut
 from veery.node.etcdswitch import EtcdSwitch
-from veery.node.exposure import Exposure
+from veery.node.exposure import Exposure, judge_user
 from veery.node.fencing import Fencing
 from veery.node.guard import Guard
 from veery.node.hands import NodeHands
@@ -489,8 +490,10 @@ class Daemon:
             ports[f"etcd (ports {settings.etcd.client_port}, {settings.etcd.peer_port})"] = node.address
         if node.has(Role.STORAGE):
             ports[f"iSCSI (port {settings.storage.portal_port})"] = node.address
-        filter = None if node.driver == "xen" else self.filter
-        return Exposure(node.name, ports, self.attacher.guest_bridges, filter)
+        if node.driver == "xen":
+            return Exposure(node.name, ports, self.attacher.guest_bridges, None)
+        user = partial(judge_user, node.name, settings.qemu.user, account=has_account())
+        return Exposure(node.name, ports, self.attacher.guest_bridges, self.filter, user)
 
     def _means(self) -> FenceMeans:
         """How this node can be fenced, as its settings and its watchdog have it now."""

@@ -26,7 +26,7 @@ from veery.node import savefile
 
 SEEDS = [
     "name = 'web'\nmemory = 64\nkernel = '/boot/vmlinuz'\n",
-    "name='web'\ntype='hvm'\nvcpus=2\ndisk=['/x.img,raw,xvda,rw','volume=web,xvdb,w','file:/x,hda:cdrom,r']\nvif=['bridge=xenbr0,mac=00:16:3e:00:00:01']\n",
+    "name='web'\ntype='hvm'\nvcpus=2\ndisk=['/x.img,raw,xvda,rw','volume=web,xvdb,w,bps=20M,iops_wr=9','file:/x,hda:cdrom,r']\nvif=['bridge=xenbr0,mac=00:16:3e:00:00:01']\n",
     "name='web'\nvif=['','ip=10.0.0.1,rate=1Mb/s@20ms,model=e1000','script=/x,backend=0']\nvif_unfiltered=[0]\n"
     "extra='a b' root='/dev/xvda ro'\non_crash='restart'\ncpus='0-3,^1'\n",
 ]
@@ -66,6 +66,8 @@ PIECES = st.sampled_from(
             "format=",
             "vdev=",
             "target=",
+            "bps=",
+            "iops_rd=",
             "backendtype=",
             "mac=",
             "ip=",

@@ -74,7 +74,9 @@ class Qemu:
     binary: str = "qemu-system-x86_64"
     accel: str = "auto"
     machine: str = ""  # "": the driver's pinned default
-    user: str = ""  # whom QEMU runs as: a name, a UID, a range of UIDs with one for each domain; "": root
+    user: str = "auto"
+    """Whom QEMU runs as: a name, a UID, a range of UIDs with one for each domain; "": root; auto: the user veery-qemu
+    where there is one, else root."""
     iothreads: Switch = "auto"
     vhost: Switch = "auto"
     hugepages: Literal["", "2M", "1G"] = ""  # of which the memory of domains is made; "": ordinary pages

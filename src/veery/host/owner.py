@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from veery.errors import Refused
 
 ID_MAX = 2**32 - 2
+AUTO = "auto"
+ACCOUNT = "veery-qemu"
+"""The user that the Debian package and `veery setup` make (packaging/deb/veery.sysusers)."""
+ADD_OPTIONS = ("--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +45,12 @@ class Owners:
         raise Refused(f"all {self.count} user ids are taken", hint="widen the range: user under [qemu] in veery.toml")
 
 
-def owners(text: str) -> Owners | None:
-    """Read a setting: "" (None: root), a user's name, its number, or a range FIRST-LAST. Raises Refused."""
-    if not text:
+def owners(text: str, account: str = ACCOUNT) -> Owners | None:
+    """Read a setting: "" (None: root), a user's name, its number, a range FIRST-LAST, or "auto": the user
+    `account` where there is one, else root. Raises Refused."""
+    if not text or (text == AUTO and not has_account(account)):
         return None
+    text = account if text == AUTO else text
     if os.geteuid() != 0:
         raise Refused(f'user = "{text}" under [qemu]: only root may start programs as another user', hint="run as root")
     match = re.fullmatch(r"(\d{1,10})(?:-(\d{1,10}))?", text)
@@ -64,13 +70,21 @@ def owners(text: str) -> Owners | None:
         return Owners(first, 1, first)
 
 
+def has_account(name: str = ACCOUNT) -> bool:
+    """Whether programs can be started as that user."""
+    try:
+        return os.geteuid() == 0 and pwd.getpwnam(name).pw_uid != 0
+    except KeyError:
+        return False
+
+
 def _named(name: str) -> Owners:
     try:
         entry = pwd.getpwnam(name)
     except KeyError as error:
         raise Refused(
             f'user = "{name}" under [qemu]: there is no such user',
-            hint=f"useradd --system --user-group --no-create-home --shell /usr/sbin/nologin {name}",
+            hint=f"useradd {' '.join(ADD_OPTIONS)} {name}",
         ) from error
     if entry.pw_uid == 0:
         raise Refused(f'user = "{name}" under [qemu] is root', hint="leave user out, or name another")

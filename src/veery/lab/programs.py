@@ -10,7 +10,7 @@ import shutil
 from veery.lab import packages
 
 # A Debian root made with `mmdebstrap --variant=minbase` has these: essential, or of priority required.
-MINIMAL = frozenset({"apt", "bash", "coreutils", "dash", "dpkg", "libc-bin", "mount", "tar", "util-linux"})
+MINIMAL = frozenset({"apt", "bash", "coreutils", "dash", "dpkg", "libc-bin", "mount", "passwd", "tar", "util-linux"})
 # What the README asks for beside such a root.
 ASKED_FOR = frozenset({"ca-certificates", "git", "make", "python3"})
 # Only documents name their programs; each page that does names the package too.
@@ -72,6 +72,7 @@ PACKAGE_OF = {
     "true": "coreutils",
     "umount": "mount",
     "unshare": "util-linux",
+    "useradd": "passwd",
     "xl": "xen-utils-common",
 }
 

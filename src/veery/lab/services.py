@@ -333,6 +333,7 @@ def _furnish(drawn: Plan, node: Machine, accelerator: str) -> None:
         "",
         "[qemu]",
         f'accel = "{accelerator}"',
+        'user = ""',  # as root on every machine, whether or not the package is installed there too
     ]
     if Role.HYPERVISOR in node.roles:  # as the seed's xend-config.sxp
         rows += ["", "[relocation]", f'address = "{node.address}"', "port = 8002", 'hosts_allow = ""']

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
 from veery.errors import VeeryError
+from veery.host.owner import ACCOUNT, AUTO
 from veery.model.health import Finding, Level
 from veery.network.bridge import Bridge
 from veery.network.filter import TapFilter
@@ -22,6 +23,17 @@ def judge_filter(node: str, *, on: bool, trouble: str) -> Finding:
         advice = "apt-get install nftables, then look again in a minute; docs/hosts.md tells what the filter does"
         return Finding(node=node, what=what, level=Level.WARN, told=f"guests may spoof: {trouble}", advice=advice)
     return Finding(node=node, what=what, level=Level.OK, told="taps are held to their MAC and ip=")
+
+
+def judge_user(node: str, setting: str, *, account: bool) -> Finding:
+    """Whom QEMU runs as by the setting `user`; `account`: the user is there that auto means."""
+    what = "QEMU's user"
+    if setting == AUTO and not account:
+        advice = "veery setup makes the user; then systemctl restart veeryd: docs/hosts.md, A user for QEMU"
+        told = f"QEMU runs as root: there is no user {ACCOUNT}"
+        return Finding(node=node, what=what, level=Level.WARN, told=told, advice=advice)
+    told = f"QEMU runs as {ACCOUNT if setting == AUTO else setting}" if setting else 'root ([qemu] user = "")'
+    return Finding(node=node, what=what, level=Level.OK, told=told)
 
 
 def judge_ports(
@@ -63,14 +75,16 @@ class Exposure:
         ports: Mapping[str, str],
         guests: Callable[[], Awaitable[frozenset[str]]],
         filter: TapFilter | None,
+        user: Callable[[], Finding] | None = None,
     ) -> None:
         """`ports`: the address of each port, by what listens; `guests` names the bridges that domains use; `filter` is
-        None where the hypervisor makes the interfaces."""
+        None where the hypervisor makes the interfaces; `user` tells whom QEMU runs as, where it is ours."""
         self._node, self._ports, self._guests, self._filter = node, dict(ports), guests, filter
+        self._user = user
 
     async def findings(self, bridges: Sequence[Bridge]) -> list[Finding]:
         """The findings on this node. Raises nothing."""
-        found = []
+        found = [] if self._user is None else [self._user()]
         if self._filter is not None:
             found.append(judge_filter(self._node, on=self._filter.on, trouble=self._filter.trouble))
         try:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from veery.config.settings import Settings
 from veery.errors import Refused, VeeryError
+from veery.host import owner
 from veery.host.run import run
 from veery.model.node import Role
 from veery.network.bridge import Bridge, bridges
@@ -23,6 +24,7 @@ from veery.storage.room import shares
 
 ASK_S, INSTALL_S = 60.0, 3600.0
 TABLE = "veery_ports"
+USER = "QEMU's user"
 PORTS = "2379, 2380, 3260, 8001, 8002"
 UNITS = Path("etc/systemd/system")
 _OWN_UNIT = ("etc/systemd/system/veeryd.service", "usr/lib/systemd/system/veeryd.service")
@@ -51,7 +53,8 @@ class Step:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """What was found on this machine. `packages`: versions by name; `enabled`, `running`, `masked`: units of
-    Debian's; `ruled`: the table of the ports is loaded; `pool_shared`: guests can fill the disk of the state."""
+    Debian's; `ruled`: the table of the ports is loaded; `pool_shared`: guests can fill the disk of the state;
+    `account`: the user is there that QEMU runs as, or the settings name another."""
 
     roles: tuple[Role, ...]
     driver: str
@@ -66,6 +69,7 @@ class Facts:
     unit: bool
     pool: str
     pool_shared: bool
+    account: bool = True
 
 
 # ---- observe
@@ -98,6 +102,7 @@ async def observe(
         unit=any((root / name).exists() for name in _OWN_UNIT),
         pool=str(pool),
         pool_shared=shares(pool, state),
+        account=settings.qemu.user != owner.AUTO or owner.has_account(),
     )
 
 
@@ -117,7 +122,7 @@ def decide(facts: Facts) -> tuple[Step, ...]:
     if Role.STORAGE in facts.roles:
         steps.append(_pool(facts))
     if Role.HYPERVISOR in facts.roles:
-        steps.append(_bridge(facts))
+        steps += [*_user(facts), _bridge(facts)]
     return (*steps, _firewall(facts), _member(facts))
 
 
@@ -190,6 +195,16 @@ def _pool(facts: Facts) -> Step:
     return Step(what="pool", state=State.ADVICE, told=told)
 
 
+def _user(facts: Facts) -> list[Step]:
+    if facts.driver == "xen":
+        return []
+    if facts.account:
+        return [Step(what=USER, state=State.READY, told="domains do not run as root unless the settings say so")]
+    told = f"QEMU runs as root where there is no user {owner.ACCOUNT}"
+    command, undo = " ".join(("useradd", *owner.ADD_OPTIONS, owner.ACCOUNT)), f"userdel {owner.ACCOUNT}"
+    return [Step(what=USER, state=State.ADVICE, told=told, commands=(command,), undo=(undo,), safe=True)]
+
+
 def _bridge(facts: Facts) -> Step:
     up = [bridge.name for bridge in facts.bridges if bridge.up]
     if up:
@@ -253,7 +268,8 @@ def rules(addresses: Sequence[str], bridges: Sequence[Bridge]) -> str:
 
 # ---- act
 async def carry_out(facts: Facts, *, root: Path = Path("/")) -> None:
-    """Do what is safe and missing: mask the daemons of packages that are not there yet, then install the packages.
+    """Do what is safe and missing: mask the daemons of packages that are not there yet, install the packages, make the
+    user for QEMU.
     Raises Failed with the step that it stopped at; what was done before stays, and another call goes on."""
     for package, unit in needs.UNITS.items():
         wanted = package in needs.packages(facts.roles, facts.driver)
@@ -269,3 +285,5 @@ async def carry_out(facts: Facts, *, root: Path = Path("/")) -> None:
             source = f"add {suite} to /etc/apt/sources.list, then: " if suite else ""
             error.hint = error.hint or f"{source}apt-get update; then: veery setup"
             raise
+    if any(step.safe for step in decide(facts) if step.what == USER):
+        await run(["useradd", *owner.ADD_OPTIONS, owner.ACCOUNT], deadline=ASK_S)

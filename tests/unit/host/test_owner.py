@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from veery.errors import Refused
-from veery.host.owner import Owner, Owners, owners
+from veery.host.owner import Owner, Owners, has_account, owners
 from veery.host.process import Process
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root starts programs as others")
@@ -18,6 +18,13 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root starts prog
 
 def test_nothing_is_root() -> None:
     assert owners("") is None
+
+
+def test_auto_is_the_user_of_the_package_where_there_is_one() -> None:
+    nobody = pwd.getpwnam("nobody")
+    assert owners("auto", account="nobody") == Owners(nobody.pw_uid, 1, nobody.pw_gid)
+    assert owners("auto", account="no-such-user") is None
+    assert not has_account("root")
 
 
 def test_a_name_and_a_number_are_one_user_for_all() -> None:

@@ -6,7 +6,7 @@ from veery.errors import Failed
 from veery.model.health import Level
 from veery.network.bridge import Bridge
 from veery.network.filter import TapFilter
-from veery.node.exposure import Exposure, judge_filter, judge_ports
+from veery.node.exposure import Exposure, judge_filter, judge_ports, judge_user
 
 
 def bridge(name: str, *addresses: str) -> Bridge:
@@ -34,6 +34,14 @@ def test_a_bridge_without_an_address_reaches_nothing() -> None:
     assert [one.level for one in judge_ports("a", {"API": "0.0.0.0"}, known, {"xenbr0"})] == [Level.OK]
     (found,) = judge_ports("a", {"API": "0.0.0.0", "relocation": "::"}, known, {"own"})
     assert found.told == "guests on own reach API, relocation"
+
+
+def test_whom_qemu_runs_as() -> None:
+    assert judge_user("a", "auto", account=True).told == "QEMU runs as veery-qemu"
+    assert judge_user("a", "200000-265535", account=False).told == "QEMU runs as 200000-265535"
+    assert judge_user("a", "", account=True).level is Level.OK
+    found = judge_user("a", "auto", account=False)
+    assert (found.level, "as root" in found.told, "veery setup" in found.advice) == (Level.WARN, True, True)
 
 
 def test_the_filter() -> None:

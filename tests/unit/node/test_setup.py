@@ -34,7 +34,9 @@ WHOLE = Facts(
     pool="/srv/veery",
     pool_shared=False,
 )
-BARE = dataclasses.replace(WHOLE, member=False, packages={}, bridges=(), ruled=False, unit=False, pool_shared=True)
+BARE = dataclasses.replace(
+    WHOLE, member=False, packages={}, bridges=(), ruled=False, unit=False, pool_shared=True, account=False
+)
 
 
 def states(facts: Facts) -> dict[str, State]:
@@ -52,6 +54,7 @@ def test_a_bare_machine() -> None:
         "packages": State.MISSING,
         "veeryd.service": State.MISSING,
         "pool": State.ADVICE,
+        "QEMU's user": State.ADVICE,
         "bridge": State.MISSING,
         "firewall": State.ADVICE,
         "cluster": State.ADVICE,
@@ -78,7 +81,13 @@ def test_only_additions_are_safe() -> None:
         "Debian's etcd.service",
         "Debian's tgt.service",
         "packages",
+        "QEMU's user",
     }
+
+
+def test_the_user_for_qemu_is_a_hypervisors_with_the_driver_qemu() -> None:
+    for changes in ({"driver": "xen"}, {"roles": (Role.VOTER, Role.STORAGE)}):
+        assert "QEMU's user" not in states(dataclasses.replace(BARE, **changes))
 
 
 def test_an_old_qemu_is_replaced_from_backports_and_not_purged() -> None:
@@ -130,7 +139,9 @@ def programs(folder: Path, monkeypatch: pytest.MonkeyPatch, apt_get: str) -> Pat
     folder.mkdir()
     calls = folder / "calls"
     (folder / "apt-get").write_text(f'#!/bin/sh\necho "$*" >>{calls}\n{apt_get}\n')
-    (folder / "apt-get").chmod(0o755)
+    (folder / "useradd").write_text(f'#!/bin/sh\necho "$*" >>{folder}/users\n')
+    for name in ("apt-get", "useradd"):
+        (folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
     return calls
 
@@ -144,12 +155,14 @@ async def test_daemons_are_masked_before_their_packages_come(tmp_path: Path, mon
     assert "qemu-system-x86" not in ordinary.split()
     assert "-t bookworm-backports qemu-system-x86" in late
     assert str((units / "tgt.service").readlink()) == "/dev/null"
+    assert (calls.parent / "users").read_text().split()[-1] == "veery-qemu"
 
 
 async def test_what_is_there_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = programs(tmp_path / "bin", monkeypatch, "exit 1")
     await setup.carry_out(WHOLE, root=tmp_path / "root")
     assert not calls.exists()
+    assert not (calls.parent / "users").exists()
     assert not (tmp_path / "root" / setup.UNITS).exists()
 
 
