@@ -48,9 +48,9 @@ async def _fetch(tree: Path) -> None:
         (loader,) = libraries.glob("ld-linux*.so.*")
         places = {"LIBRARIES": libraries, "LOADER": loader, "BINARY": made / "usr/bin" / PROGRAM}
         places["DATA"] = made / "usr/share/qemu"
-        line = ["LOADER", "--library-path", "LIBRARIES", "--argv0", PROGRAM, "BINARY", "-L", "DATA"]
-        final = [shlex.quote(str(tree / places[word].relative_to(made))) if word in places else word for word in line]
+        line = f"exec LOADER --library-path LIBRARIES --argv0 {PROGRAM} BINARY -L DATA".split()
+        line = [shlex.quote(str(tree / places[one].relative_to(made))) if one in places else one for one in line]
         script = made / PROGRAM
-        script.write_text(f'#!/bin/sh\nexec {" ".join(final)} "$@"\n')
+        script.write_text(f'#!/bin/sh\n{" ".join(line)} "$@"\n')
         script.chmod(0o755)
         made.rename(tree)

@@ -142,6 +142,7 @@ async def test_the_rest_follows_the_domain(rig: Rig) -> None:
         await move.near.release(move.uuid)  # again: nothing happens
         assert not await rig.far.whole(move.uuid)
         assert "arriving" in await refused(rig.far.pause(move.uuid))
+        assert "arriving" in await refused(rig.far.sample(move.uuid)), "it would wait for pages that are on their way"
         assert await move.drain() is Rest.SENT
         await is_whole(rig.far, move.uuid)
         remaining = [reading.remaining for reading in move.left]

@@ -185,6 +185,15 @@ def test_a_domains_life(user: User, wren: Path) -> None:
     moves = json.loads(user("test1", "moves", "--json").stdout)
     assert user("test1", "move", "show", moves[-1]["id"]).stdout.startswith(f"move {moves[-1]['id']}: wren from test1")
 
+    trial = user("test2", "selftest", "kvm", "--move", "wren", "--to", "test1").stdout
+    answer = json.loads(trial)
+    assert answer["good"], trial
+    assert [(row["way"], row["state"], row["plan"]["possible"]) for row in answer["moves"]] == [
+        ("there", "done", True), ("back", "done", True),
+    ]  # fmt: skip
+    assert not any(name in json.dumps(answer["moves"]) for name in ("wren", "test1", "test2", "172.16.31"))
+    assert rows(user, "test2") == ["Domain-0", "wren"]
+
     user("test2", "destroy", "wren", tool="xm")
     assert user("test2", "list", "wren", tool="xm", code=3).stderr == "Error: Domain 'wren' does not exist.\n"
     user("test2", "delete", "wren")

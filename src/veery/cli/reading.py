@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from argparse import Namespace
+from collections.abc import Iterable
 
 from veery.cli import foreign, tables
 from veery.cli.catalogue import Verb
@@ -56,7 +57,15 @@ def _list(session: Session, args: Namespace) -> int:
             *tables.domains(chosen, session.tool, verbose=verbose, label=label, pool=pool, numa=numa),
             sep="\n",
         )
+        _note_errors(session, chosen)
     return 0
+
+
+def _note_errors(session: Session, readings: Iterable[DomainReading]) -> None:
+    """Say of each domain that a disk's error has stopped what the error was; xm and xl know no such thing."""
+    for item in readings:
+        if item.reason and session.tool == "veery":
+            session.note(f"veery: {item.name} stands: {item.reason}; once that is mended: veery unpause {item.name}")
 
 
 def _columns(args: Namespace) -> tuple[bool, bool, bool, bool]:
@@ -74,9 +83,11 @@ def _list_cluster(session: Session, args: Namespace) -> int:
     else:
         print(f"{tables.LIST_HEADER}\tNode")
         for node, rows in sorted(answer["nodes"].items()):
-            for item in convert(rows, tuple[DomainReading, ...]):
-                if not args.domains or {item.name, item.uuid} & set(args.domains):
-                    print(f"{tables.domain_row(item)}\t{node}")
+            found = convert(rows, tuple[DomainReading, ...])
+            chosen = [item for item in found if not args.domains or {item.name, item.uuid} & set(args.domains)]
+            for item in chosen:
+                print(f"{tables.domain_row(item)}\t{node}")
+            _note_errors(session, chosen)
     for node in answer["silent"]:
         session.note(f"veery: node {node} does not answer; its domains are not in this list")
     return 1 if answer["silent"] else 0

@@ -12,7 +12,7 @@ from typing import Any
 from veery.cli import tables
 from veery.cli.catalogue import Verb
 from veery.cli.parser import Parser
-from veery.cli.session import Session
+from veery.cli.session import Session, Usage, refuse_domain_0
 from veery.errors import Refused, VeeryError
 
 ANSWER_MAX = 4 << 20  # bytes of another node's answer
@@ -24,6 +24,10 @@ def _selftest(session: Session, args: Namespace) -> int:
 
     from veery.node import selftest
 
+    if bool(args.move) != bool(args.to):
+        raise Usage("--move DOMAIN and --to NODE go together", "selftest kvm")
+    if args.move:
+        return _move(session, args)
     if os.geteuid() != 0:
         raise Refused("only root may try what veeryd does", hint="sudo veery selftest kvm")
     theirs = _read(Path(args.compare)) if args.compare else None
@@ -48,6 +52,24 @@ def _selftest(session: Session, args: Namespace) -> int:
         )
         session.note(f"{failed.get('step', 'accelerator')}: {failed.get('error', 'failed')}")
     return 0 if answer["good"] else 1
+
+
+def _move(session: Session, args: Namespace) -> int:
+    import veery
+    from veery.cli import trialmove
+    from veery.node.kvmfacts import facts
+    from veery.node.selftest import FORMAT
+
+    refuse_domain_0([args.move])
+    answer: dict[str, Any] = {"format": FORMAT, "veery": veery.__version__, "host": facts()}
+    answer |= trialmove.there_and_back(session, args.move, args.to)
+    if args.file:
+        _write(Path(args.file), answer)
+    if session.json or not args.file:
+        session.print_json(answer)
+    if (failed := trialmove.failure(answer)) is not None:
+        raise failed
+    return 0
 
 
 def _settings(session: Session) -> Any:
@@ -95,6 +117,10 @@ def _compare(session: Session, mine: dict[str, Any], theirs: dict[str, Any]) -> 
 def _declare(parser: Parser) -> None:
     parser.add_argument("-o", "--output", dest="file", metavar="FILE", default="", help="write the answer to FILE")
     parser.add_argument("--compare", metavar="FILE", default="", help="compare with another node's answer")
+    parser.add_argument(
+        "--move", metavar="DOMAIN", default="", help="move this domain to another node and back instead"
+    )
+    parser.add_argument("--to", metavar="NODE", default="", help="the other node")
     parser.add_argument("--tcg", action="store_true", help="rehearse under software emulation")
     parser.add_argument("--memory", metavar="MIB", type=int, default=512, help="of the guest (default: 512)")
     parser.add_argument("--kernel", metavar="FILE", default="", help="the guest's kernel; this machine's if left away")
@@ -112,9 +138,13 @@ driver on this machine and back. It needs no cluster, and no domain notices it. 
 processor, the kernel, KVM's and QEMU's abilities, and how long each step took. It names no machine, no address and no
 user, and holds no secrets, so you can send it in.
 
-With --compare it shows what would stand in the way of moves to the machine that FILE is of.""",
+With --compare it shows what would stand in the way of moves to the machine that FILE is of.
+
+With --move it moves a domain of this node to the node after --to and back, as `veery migrate` does, each time after a
+plan. The answer then has both plans and both reports; the domain and the nodes have no names in it.""",
         examples="veery selftest kvm -o here.json\n"
         "veery selftest kvm --compare there.json  # of another node\n"
+        "veery selftest kvm --move web --to node2 -o moves.json\n"
         "veery selftest kvm --tcg  # a rehearsal, where there is no KVM",
         failure="a step failed, or moves are barred",
         json=True,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import tempfile
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -52,14 +54,42 @@ def sync_folder(folder: Path) -> None:
 
 
 async def keep_synced(paths: Sequence[str | Path], every: float) -> None:
-    """Write what others put into the files at `paths` out of the page cache, every so many seconds, until cancelled."""
+    """Write what others put into the files and devices at `paths` out to their disks, every so many seconds, until
+    cancelled. A device that hangs holds up nothing but this."""
     while True:
         await asyncio.sleep(every)
         for path in paths:
             try:
-                await asyncio.to_thread(_sync_data, path)
+                await _apart(functools.partial(_sync_data, path))
             except OSError as error:  # whoever writes it will say so too
                 log.warning("%s: %s", path, error.strerror)
+
+
+async def _apart(work: Callable[[], None]) -> None:
+    """Do `work`, which may hang in the kernel, in a thread of its own: the loop's few threads stay free, and nobody
+    waits for it at the end. Raises OSError as `work` does."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def settle(error: OSError | None) -> None:
+        if done.done():  # cancelled
+            return
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+
+    def run() -> None:
+        failed: OSError | None = None
+        try:
+            work()
+        except OSError as error:
+            failed = error
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(settle, failed)
+
+    threading.Thread(target=run, name="sync", daemon=True).start()
+    await done
 
 
 def _sync_data(path: str | Path) -> None:

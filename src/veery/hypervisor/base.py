@@ -201,7 +201,8 @@ class Driver(Protocol):
         ...
 
     async def sample(self, uuid: str, *, quick: bool = False) -> MemoryReading:
-        """Look at the domain's memory for about a second, or with `quick` once; the guest does not notice."""
+        """Look at the domain's memory for about a second, or with `quick` once; the guest does not notice. Raises
+        Refused while memory of it is still to come."""
         ...
 
     def give(

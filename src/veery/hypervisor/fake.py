@@ -273,7 +273,10 @@ class FakeDriver(FakeHost):
 
     async def sample(self, uuid: str, *, quick: bool = False) -> MemoryReading:
         """As Driver.sample: all its memory is in use, and none of it changes."""
-        size = self._domain(uuid).memory * MIB
+        domain = self._domain(uuid)
+        if domain.stage in {"incoming", "arriving"}:
+            raise Refused(f"{domain.spec.name} is still arriving")
+        size = domain.memory * MIB
         await self._step("sample")
         return MemoryReading(total=size, used=size, dirtied=((0.05, 0.0),))
 

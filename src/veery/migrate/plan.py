@@ -30,6 +30,7 @@ IDLE = 256 * KIB  # bytes that even an idle domain writes in a round
 ENGINE = 100.0 * MIB  # bytes/s that QEMU copies where nothing is known
 PACKER = 150.0 * MIB  # bytes/s of memory that two daemons pack and unpack
 NARROW = 60.0 * MIB  # bytes/s of a link up to which QEMU fills it
+LARGE = 1 << 30  # bytes of a copy in which its beginning and its end do not count
 TSC_SHARE = 4000  # frequencies that differ by less than such a part (250 ppm) count as one, for KVM too
 SCAN = 2000.0 * MIB  # bytes/s at which it looks through zero pages
 USUAL = Overhead(before=60.0, copy=60.0, stand=STAND, away=20.0, after=15.0)
@@ -121,8 +122,9 @@ def learn(
     """The way to `target` as earlier moves and a probe of it show it, and what a move takes besides the copy.
 
     On a wide link both a probe and QEMU are bound by the processors as they are just now, and QEMU gets about a third
-    of the probe's speed; a link narrower than `NARROW` bounds both alike. Without a probe earlier moves tell; those
-    that were much slower than the quickest had a cap, and are passed over."""
+    of the probe's speed; a link narrower than `NARROW` bounds both alike. Where moves of large domains to that target
+    were quicker than that, they tell. Without a probe earlier moves tell; those that were much slower than the quickest
+    had a cap, and are passed over."""
     done = [each for each in reports if each.state is MoveState.DONE and Phase.CONFIRM in each.phases]
     alike = [each for each in done if each.target == target][-RECENT:] or done[-RECENT:]
     overhead = _overhead(alike)
@@ -132,6 +134,9 @@ def learn(
     best = max(speeds, default=0.0)
     if probed:
         rate, words = max(probed / 3, min(probed, NARROW)), "a probe just now"
+        seen = min(probed, _pace([each for each in alike if each.target == target]))
+        if seen > rate:
+            rate, words = seen, "a probe just now and earlier moves of large domains"
     elif best:
         rate = statistics.median(each for each in speeds if each >= best / 2)
         words = f"{len(alike)} earlier move{'s' if len(alike) != 1 else ''}"
@@ -170,6 +175,13 @@ def _speed(report: MoveReport, fixed: float) -> float:
     spent = report.phases.get(Phase.COPY, 0.0) - fixed
     measured = report.bytes / spent * 1000 if spent > fixed and report.bytes > 8 * MIB else 0.0
     return max([measured, *(sample.rate for sample in report.samples[:1] if measured)])
+
+
+def _pace(reports: Sequence[MoveReport]) -> float:
+    """Bytes/s at which large domains were copied, all of COPY counted; 0.0: there were none."""
+    large = [each for each in reports if each.bytes >= LARGE and not each.packed and each.phases.get(Phase.COPY)]
+    speeds = [each.bytes / each.phases[Phase.COPY] * 1000 for each in large]
+    return statistics.median(each for each in speeds if each >= max(speeds) / 2) if speeds else 0.0
 
 
 def written(memory: MemoryReading, seconds: float) -> float:

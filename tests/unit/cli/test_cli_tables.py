@@ -45,6 +45,18 @@ def test_list_cluster_tells_of_silent_nodes(daemon: StandIn, run: Run) -> None:
     assert "test3 does not answer" in told.err
 
 
+def test_list_tells_of_a_disks_error(daemon: StandIn, run: Run) -> None:
+    stands = {**BUSYBOX, "state": "paused", "reason": "disk-xvda: No space left on device"}
+    daemon.routes["GET /v1/domains"] = {"node": "test1", "domains": [ZERO, stands]}
+    daemon.routes["GET /v1/domains?cluster=1"] = {"nodes": {"test1": [ZERO, stands]}, "silent": []}
+    for words in (["list"], ["list", "-A"]):
+        told = run(*words)
+        assert told.code == 0
+        assert "busybox stands: disk-xvda: No space left on device; once that is mended: veery unpause" in told.err
+    assert run("list", tool="xl").err == ""
+    assert run("list", "--json").err == ""
+
+
 def test_list_long_is_xls_json(daemon: StandIn, run: Run) -> None:
     import json
 

@@ -138,3 +138,38 @@ def test_each_model_is_named_once_and_with_its_version() -> None:
 def test_a_node_without_kvm_tells_no_counter(tmp_path: Path) -> None:
     assert tsc.ask(tmp_path / "kvm") == tsc.Tsc()
     assert tsc.ask(Path("/dev/null")) == tsc.Tsc()
+
+
+@pytest.mark.parametrize(
+    ("name", "vendor", "model"),
+    [
+        ("recorded-epyc-7713", "AuthenticAMD", "EPYC-Milan-v1"),
+        ("recorded-xeon-6530", "GenuineIntel", "Cascadelake-Server-v5"),
+    ],
+)
+def test_real_hosts_get_a_processor_that_they_can_give(name: str, vendor: str, model: str) -> None:
+    """The Xeon has no TSX: so neither SapphireRapids, which wants it, nor Icelake, which wants taa-no."""
+    able = host(name)
+    assert able.vendor == vendor
+    plan = started(name)
+    assert plan.cpu.split(",")[0] == model
+    assert needs(plan.cpu) <= set(able.features)
+    assert {"aes", "avx2", "rdrand", "spec-ctrl", "ssbd", "xsaves", "kvm-pv-unhalt"} <= needs(plan.cpu)
+    assert obstacles(able, SPEC, plan) == ()
+    assert replace(plan, layout=3).model.endswith(f"vendor={vendor},enforce")
+
+
+def test_what_kvm_emulates_on_a_real_amd_host_is_not_asked_for() -> None:
+    """QEMU tells arch-capabilities and rdctl-no there, and leaves them out from 10.1 on: a move would end there."""
+    told = host("recorded-epyc-7713")
+    assert {"arch-capabilities", "rdctl-no", "mds-no"} <= set(told.features)
+    assert not {"arch-capabilities", "rdctl-no", "mds-no"} & needs(started("recorded-epyc-7713").cpu)
+    assert {"arch-capabilities", "rdctl-no", "mds-no"} <= needs(started("recorded-xeon-6530").cpu)
+
+
+@pytest.mark.parametrize("written", [*INTEL, *AMD])
+def test_real_hosts_and_those_of_another_vendor_keep_apart(written: str) -> None:
+    for name in ("recorded-epyc-7713", "recorded-xeon-6530"):
+        alike = host(name).vendor == host(written).vendor
+        plan = replace(started(name), cpu=build.CPU)
+        assert (obstacles(host(written), SPEC, plan) == ()) is alike

@@ -142,6 +142,22 @@ def test_what_earlier_moves_and_a_probe_teach() -> None:
     assert learn(failed, "b", MoveSettings())[1] == USUAL
 
 
+def test_moves_of_large_domains_teach_what_a_probe_does_not() -> None:
+    """A third of a probe is what two busy cores under TCG made of it; this node's own moves may show more."""
+    large = [report("b", copy=1000.0 * seconds, sent=8 << 30) for seconds in (10, 12, 80)]  # the last had a cap
+    link, _ = learn(large, "b", MoveSettings(), probed=1500.0 * MIB)
+    assert link.rate == pytest.approx((8 << 30) / 11, rel=0.1)
+    assert "earlier moves of large domains" in link.source
+    assert learn(large, "b", MoveSettings(), probed=600.0 * MIB)[0].rate == 600.0 * MIB, "no more than is there now"
+    assert learn(large, "c", MoveSettings(), probed=1500.0 * MIB)[0].rate == 500.0 * MIB, "another target"
+    small = [report("b", copy=100.0, sent=128 << 20)]
+    assert learn(small, "b", MoveSettings(), probed=1500.0 * MIB)[0].rate == 500.0 * MIB
+    slow = [report("b", copy=80_000.0, sent=8 << 30)]
+    assert learn(slow, "b", MoveSettings(), probed=1500.0 * MIB)[0].rate == 500.0 * MIB, "it may have had a cap"
+    squeezed = [replace(each, packed=1 << 30) for each in large]
+    assert learn(squeezed, "b", MoveSettings(), probed=1500.0 * MIB)[0].rate == 500.0 * MIB
+
+
 def test_a_domain_stands_no_longer_for_what_moved_before_it() -> None:
     quiet, busy = report("b", 1060.0, 200 * MIB), replace(report("b", 1060.0, 200 * MIB), downtime_ms=300.0)
     assert learn((quiet, *[busy] * 6), "b", MoveSettings())[1].stand == 20.0

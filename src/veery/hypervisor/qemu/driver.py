@@ -294,8 +294,10 @@ class QemuDriver:
         return obstacles(self._able, spec, plan) + kind + room
 
     async def sample(self, uuid: str, *, quick: bool = False) -> MemoryReading:
-        """As Driver.sample."""
+        """As Driver.sample. To read a page that is still to come would wait for it, in the kernel."""
         domain = self._roster.domain(uuid)
+        if domain.record.stage in {Stage.INCOMING, Stage.ARRIVING}:
+            raise Refused(f"{domain.record.spec.name} is still arriving", hint="veery moves tells how its move stands")
         size, windows = domain.record.build.memory * MIB, () if quick else WINDOWS
         return await asyncio.to_thread(sample, domain.process.pid, size, windows=windows)
 
