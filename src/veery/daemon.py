@@ -110,6 +110,7 @@ from veery.node.sessions import SessionWatch
 from veery.node.signs import SignWatcher, SignWriter
 from veery.node.standing import Standing
 from veery.node.stillness import Stillness
+from veery.node.storagerole import StorageRole, end_target
 from veery.node.storecompare import StoreCompare
 from veery.node.storerecovery import Recoverer
 from veery.node.storeupkeep import StoreUpkeep
@@ -310,6 +311,7 @@ class Daemon:
         self._build_recovery(settings)
         self.certificates = self._certificates(folder)
         self.address_change = self._address_change()
+        self.storage_role = StorageRole(settings, self.store, self.membership, self.volumes.here)
         self.doctor = self._doctor(folder)
 
     def _build_recovery(self, settings: Settings) -> None:
@@ -548,7 +550,7 @@ class Daemon:
             ).table(),
             UpkeepRoutes(self.store_upkeep).table(),
             AlarmRoutes(self.alarms).table(),
-            AddressRoutes(self.node.name, self.address_change, peers=self.peers).table(),
+            AddressRoutes(self.node.name, self.address_change, self.storage_role, peers=self.peers).table(),
             RecoveryRoutes(self.node.name, self.recoverer, self.votes, self.stillness, peers=self.near).table(),
             FencingRoutes(self.fencing, self.standing, self.guard, self.watcher).table(),
             HaRoutes(
@@ -597,6 +599,8 @@ class Daemon:
         self.api.bind(address, self.settings.api.port)
         await self.driver.open()
         await self._sweep()  # before anybody can order a domain, whose taps it would take for leftovers
+        if self.target is None:
+            await end_target(self.runtime, self.state)
         self.settler.recall()
         await self.settler.recall_illegible()
         self.volume_moves.recall()
@@ -697,6 +701,7 @@ class Daemon:
             changed = _shape(now) != _shape(self.identity)
             well = self.trust.standing is StoreStanding.FITS and self.heartbeat.remaining() > 0
             orders = self.votes.busy or self.recoverer.busy or self.address_change.busy
+            orders = orders or self.storage_role.busy
             busy = orders or self.domains.busy() or self._moving()
             if changed and well and not busy:
                 roles = ",".join(now.node.roles)

@@ -149,3 +149,35 @@ async def test_a_storage_node_changes_its_address_while_no_volume_is_used(
             await settled(lab, near, "stor", old)
     await workshop.clear(NAME)
     await lab.healthy()
+
+
+async def test_a_hypervisor_becomes_a_storage_node_and_none_again(
+    lab: Lab, near: Node, far: Node, workshop: Workshop
+) -> None:
+    await workshop.clear(NAME, "here")
+    await workshop.volume(NAME)
+    await near.veery("node", "storage", "on", "test2")
+
+    async def made() -> bool:
+        return (await near.result("volume", "create", "here", "8M", "--on", "test2")).code == 0
+
+    try:
+        await until(made, "a volume is made on test2", within=90)
+        assert (await scan(lab, "volume/"))["here"]["node"] == "test2"
+        assert (await scan(lab, "volume/"))["here"]["portal"] == f"{lab.plan.node('test2').address}:3260"
+        assert "it holds volume here" in await near.refused("node", "storage", "off", "test2")
+        await near.veery("create", workshop.file(NAME, disk=[f"volume={NAME},xvda,w", "volume=here,xvdb,w"]))
+        async with near.shell(NAME) as shell:
+            await shell.run("echo word >/dev/xvdb; sync", within=120)
+        await near.veery("destroy", NAME)
+        assert faults.find(lab, "test2", "tgtd")
+    finally:
+        await workshop.clear(NAME, "here")
+        await near.veery("node", "storage", "off", "test2")
+
+    async def ended() -> bool:
+        return not any(each.program.startswith("tgtd") for each in lab.members("test2"))
+
+    await until(ended, "tgtd of test2 ends", within=90)
+    await lab.healthy()
+    assert "test2 is no storage node" in await near.refused("volume", "create", "here", "8M", "--on", "test2")

@@ -1,4 +1,4 @@
-"""A node's address: node readdress."""
+"""What a node is in the cluster: node readdress, node storage."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from veery.cli.parser import Parser
 from veery.cli.session import Session
 
 CHANGE_S = 300.0
+ROLE_S = 60.0
 
 
 def _readdress(session: Session, args: Namespace) -> int:
@@ -20,6 +21,24 @@ def _readdress(session: Session, args: Namespace) -> int:
     else:
         print(*told["steps"], *(f"refused: {line}" for line in told["refusals"]), sep="\n")
     return 1 if told["refusals"] else 0
+
+
+def _storage(session: Session, args: Namespace) -> int:
+    name = args.name or session.client.get("/v1/host")["node"]["name"]
+    path, order = f"/v1/nodes/{quote(name, safe='')}/storage", {"on": args.what == "on"}
+    told = session.client.post(path, order, deadline=ROLE_S)
+    if session.json:
+        session.print_json(told)
+        return 0
+    print(f"Storage nodes: {', '.join(told['nodes']) or 'none'}")
+    if told["warning"]:
+        session.note(f"veery: {told['warning']}")
+    return 0
+
+
+def _declare_storage(parser: Parser) -> None:
+    parser.add_argument("what", metavar="on|off", choices=("on", "off"), help="make it one, or none any more")
+    parser.add_argument("name", metavar="NODE", nargs="?", default="", help="the node spoken to if left away")
 
 
 def _declare(parser: Parser) -> None:
@@ -41,6 +60,16 @@ afterwards. Take the old address from the machine then; veery node show tells th
         examples="ip address add 172.16.40.2/16 dev eth0     # on test2\n"
         "veery node readdress test2 172.16.40.2 --plan\nveery node readdress test2 172.16.40.2",
         failure="with --plan: something stands in the way",
+        json=True,
+    ),
+    "node storage": Verb(
+        run=_storage,
+        declare=_declare_storage,
+        about="""
+Makes a node of the cluster a storage node, or none any more, while its domains run on. A new one needs tgt and a pool
+for the volumes (storage.pool in its veery.toml). Its veeryd starts anew and starts tgtd; volumes can be made there from
+then on. The role is not taken from a node that holds a volume: delete it, or move it with veery volume move.""",
+        examples="veery node storage on test3\nveery --node test3 volume create data 10G\nveery node storage off test3",
         json=True,
     ),
 }
