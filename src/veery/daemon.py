@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import veery
+from veery.api.addresses import AddressRoutes
 from veery.api.adoption import AdoptionRoutes
 from veery.api.alarms import AlarmRoutes
 from veery.api.certificates import CertificateRoutes
@@ -79,6 +80,7 @@ from veery.model.plan import Question, Reply
 from veery.model.volume import Backing, Volume
 from veery.network.filter import TapFilter
 from veery.node import alarmways, goingdown
+from veery.node.addresschange import AddressChange, Parts
 from veery.node.adoption import Adopter
 from veery.node.alarms import Alarms
 from veery.node.attachments import NodeAttacher
@@ -109,6 +111,7 @@ from veery.node.sessions import SessionWatch
 from veery.node.signs import SignWatcher, SignWriter
 from veery.node.standing import Standing
 from veery.node.stillness import Stillness
+from veery.node.storagerole import StorageRole, end_target
 from veery.node.storecompare import StoreCompare
 from veery.node.storerecovery import Recoverer
 from veery.node.storeupkeep import StoreUpkeep
@@ -133,7 +136,7 @@ PAUSE = 1.0  # seconds before a part that met a shortage begins again
 _PERIODIC = """
     membership, certificates, heartbeat, relocation, processors, neighbours, admission, systemd, guard, heartbeats,
     mirror, means, leaning, signs, etcd, tgtd, volumes, copies of the store, alarms, brain, trust in the store,
-    given up stores, change of roles, members compared, credentials, iSCSI sessions"""
+    given up stores, change of roles, change of address, members compared, credentials, iSCSI sessions"""
 PERIODIC = frozenset(name.strip() for name in _PERIODIC.split(","))
 """Parts that lose nothing when they begin again."""
 FAREWELL = 5.0  # seconds: a node that does not come to say that it is away is lost when its lease has ended
@@ -310,6 +313,8 @@ class Daemon:
         )
         self._build_recovery(settings)
         self.certificates = self._certificates(folder)
+        self.address_change = self._address_change()
+        self.storage_role = StorageRole(settings, self.store, self.membership, self.volumes.here)
         self.doctor = self._doctor(folder)
 
     def _build_recovery(self, settings: Settings) -> None:
@@ -452,6 +457,12 @@ class Daemon:
             etcd=etcd,
         )
 
+    def _address_change(self) -> AddressChange:
+        parts = Parts(
+            self.membership, self.certificates, self.store_upkeep, self.switch, volumes=self.volumes, peers=self.peers
+        )
+        return AddressChange(self.settings, self.store, parts, self.clock, idle=self.moves.idle)
+
     def _doctor(self, certificates: Path) -> Doctor:
         folders = {"state": self.state, "run": self.runtime}
         if self.settings.storage.pool:
@@ -544,6 +555,7 @@ class Daemon:
             ).table(),
             UpkeepRoutes(self.store_upkeep).table(),
             AlarmRoutes(self.alarms).table(),
+            AddressRoutes(self.node.name, self.address_change, self.storage_role, peers=self.peers).table(),
             RecoveryRoutes(self.node.name, self.recoverer, self.votes, self.stillness, peers=self.near).table(),
             FencingRoutes(self.fencing, self.standing, self.guard, self.watcher).table(),
             HaRoutes(
@@ -592,6 +604,8 @@ class Daemon:
         self.api.bind(address, self.settings.api.port)
         await self.driver.open()
         await self._sweep()  # before anybody can order a domain, whose taps it would take for leftovers
+        if self.target is None:
+            await end_target(self.runtime, self.state)
         self.settler.recall()
         await self.settler.recall_illegible()
         self.volume_moves.recall()
@@ -658,6 +672,7 @@ class Daemon:
             ("etcd", self.switch.run),
             ("given up stores", self.recoverer.look_back),
             ("change of roles", self._follow_roles),
+            ("change of address", self.address_change.settle),
         ]
         work += [(each.name, each.run) for each in self.services if each is not self.switch.service]
         if self.identity.etcd is not None:
@@ -682,21 +697,24 @@ class Daemon:
         return services
 
     async def _follow_roles(self) -> None:
-        """Start anew once our vote has come or gone: what a daemon is made of depends on it. Not while the store does
-        not answer or is not trusted, for the watchdog could not be let go then; nor in the midst of an order."""
+        """Start anew once our roles or our address have changed: what a daemon is made of depends on it. Not while the
+        store does not answer or is not trusted, for the watchdog could not be let go then; nor in the midst of an
+        order."""
         while True:
             await self.clock.sleep(ROLES_S)
             now = self.membership.identity
-            changed = now.node.roles != self.node.roles or (now.etcd is None) != (self.identity.etcd is None)
+            changed = _shape(now) != _shape(self.identity)
             well = self.trust.standing is StoreStanding.FITS and self.heartbeat.remaining() > 0
             if changed and well and not self._busy():
-                log.warning("veeryd starts anew: the roles of this node are %s now", ",".join(now.node.roles))
+                roles = ",".join(now.node.roles)
+                log.warning("veeryd starts anew: this node is %s at %s now", roles, now.node.address)
                 self.anew = True
                 self.stop()
 
     def _busy(self) -> bool:
         """Whether a new start would cut short an order that is at work here. This reads the journal."""
-        return self.votes.busy or self.recoverer.busy or bool(self.domains.busy()) or not self.moves.idle()
+        orders = self.votes.busy or self.recoverer.busy or self.address_change.busy or self.storage_role.busy
+        return orders or bool(self.domains.busy()) or not self.moves.idle()
 
     async def _mark(self, why: str) -> None:
         await self.store.mark(self.trust, why, self.clock.epoch())
@@ -724,7 +742,8 @@ class Daemon:
 
     async def _target_started(self) -> None:
         assert self.target is not None
-        await self.target.ready()
+        authority = self.identity.cluster.authority.removeprefix("iqn.")
+        await self.target.ready(besides=heartbeat_iqn(authority, self.node.name))
         await self.volumes.repair()
 
     async def _sweep(self) -> None:
@@ -743,6 +762,11 @@ def _contexts(folder: Path) -> Contexts:
             f"the certificates in {folder} cannot be used: {error}",
             hint="bring that folder back from a copy; without one: veery node forget --help, and join anew",
         ) from error
+
+
+def _shape(identity: Identity) -> tuple[object, ...]:
+    """What of an identity a daemon is made of."""
+    return identity.node.roles, identity.node.address, identity.etcd is None
 
 
 def _rules(settings: Settings) -> Rules:

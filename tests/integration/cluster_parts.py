@@ -90,6 +90,13 @@ class Member:
         assert self.service.process is not None
         return self.service.process
 
+    async def let_go(self) -> None:
+        """Its etcd runs on, and is somebody else's to look after."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
     async def stop_etcd(self) -> None:
         if self._task is not None:
             self._task.cancel()

@@ -148,6 +148,8 @@ GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             Entry("node drain", "maintenance", "empty a node for maintenance"),
             Entry("node resume", "maintenance", "put a drained node to use again"),
             Entry("node vote", "recovery", "give a node a vote in the store, or take it"),
+            Entry("node storage", "readdress", "make a node a storage node, or none any more"),
+            Entry("node readdress", "readdress", "change the address of a node"),
             Entry("node restart", "upkeep", "restart a node's etcd"),
             Entry("node renew", "certificates", "give a node a new certificate"),
             Entry("node leave", "nodes", "put a node out of the cluster"),

@@ -71,6 +71,7 @@ def _show(session: Session, args: Namespace) -> int:
     pairs = {
         "name": node["name"],
         "address": node["address"],
+        **({"former": ", ".join(node["former"])} if node.get("former") else {}),
         "roles": ", ".join(node["roles"]),
         "driver": node["driver"] or "-",
         "alive": "yes" if row["alive"] else "no",

@@ -279,7 +279,7 @@ async def _check(store: Store, request: JoinRequest, now: float) -> list[Unchang
                 f"the name {node.name} is taken",
                 hint=f"choose another, or put the old one out: veery node leave {node.name}",
             )
-        if other.address == node.address:
+        if node.address in (other.address, *other.former):
             raise Refused(f"{node.address} is {other.name}'s address", hint="give the address of this node")
     return conditions
 
@@ -327,7 +327,8 @@ async def _seat(store: Store, voters: Voters, node: Node, peer: str) -> tuple[Vo
     members = await voters.all()
     if not peer:
         return members
-    known = [bracketed(each.address) for each in (await keys.NODES.all(store)).values()]
+    nodes = (await keys.NODES.all(store)).values()
+    known = [bracketed(address) for each in nodes for address in (each.address, *each.former)]
     for member in members:
         stray = member.learner and not member.name and peer not in member.peers
         if stray and not any(f"//{address}:" in url for url in member.peers for address in known):

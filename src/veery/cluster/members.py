@@ -139,7 +139,7 @@ def current(settings: Settings, identity: Identity) -> Node:
     """This node's record as its settings and its version have it today."""
     old = identity.node
     node = describe(settings, name=old.name, address=old.address, roles=old.roles, driver=old.driver)
-    return dataclasses.replace(node, initiator=old.initiator)
+    return dataclasses.replace(node, initiator=old.initiator, former=old.former)
 
 
 async def update(store: Store, node: Node) -> None:

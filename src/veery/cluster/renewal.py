@@ -13,6 +13,7 @@ signed."""
 from __future__ import annotations
 
 import enum
+import ipaddress
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from veery.cluster.vault import Vault
 from veery.errors import Failed, Refused
 from veery.host import tls
 from veery.host.log import decision
-from veery.model import newer
+from veery.model import endpoint, newer
 from veery.model.cluster import Certificate, Revoked
 
 log = logging.getLogger(__name__)
@@ -34,9 +35,11 @@ OVERLAP_S = 600.0  # for so long the former certificate is let in, and longer wh
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenewRequest:
-    """The body of POST /v1/certificates: a certificate request, PEM."""
+    """The body of POST /v1/certificates: a certificate request, PEM, and an address that the node is about to have
+    besides its own ("": none)."""
 
     csr: str
+    address: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,18 +75,25 @@ def decide(
     return Step.RENEW if held.issuer != signing or now >= due else Step.NOTHING
 
 
-async def sign(store: Store, vault: Vault | None, shown: tls.Shown, csr: str, *, epoch: float) -> str:
-    """A new certificate (PEM) for the node that showed `shown`, which it goes on using meanwhile.
+async def sign(
+    store: Store, vault: Vault | None, shown: tls.Shown, csr: str, *, epoch: float, address: str = ""
+) -> str:
+    """A new certificate (PEM) for the node that showed `shown`, which it goes on using meanwhile. It is good for the
+    node's addresses, and for `address`, to which the node is about to change.
 
-    Raises Refused where that is no node's, this node has no vote or the request is unsound; Failed, StoreUnavailable,
-    OutcomeUnknown: it may be asked again."""
+    Raises Refused where that is no node's, this node has no vote, the request is unsound or `address` is another
+    node's; Failed, StoreUnavailable, OutcomeUnknown: it may be asked again."""
     entry, record = await store.get(keys.CERTIFICATES.key(shown.name)), await keys.NODES.get(store, shown.name)
     known = keys.CERTIFICATES.value(entry) if entry else None
     usable = {known.serial, known.former} - {""} if known else set()
     if entry is None or known is None or record is None or shown.serial not in usable:
         raise Refused(f"{shown.name} shows no certificate of a node", hint="join it anew")
+    addresses = [record.address, *record.former]
+    if address:
+        await _free(store, shown.name, address)
+        addresses.append(address)
     ca = await authorities.signer(store, vault)
-    cert = tls.sign(ca, csr, name=record.name, addresses=[record.address], epoch=epoch)
+    cert = tls.sign(ca, csr, name=record.name, addresses=addresses, epoch=epoch)
     ends = known.ends if shown.serial == known.serial else known.former_ends
     fresh = newer.kept(revocation.certificate(cert), known)
     fresh = replace(fresh, former=shown.serial, former_ends=ends, since=epoch)
@@ -96,6 +106,17 @@ async def sign(store: Store, vault: Vault | None, shown: tls.Shown, csr: str, *,
         raise Refused(f"the certificate of {shown.name} changed meanwhile", hint=f"veery node renew {shown.name}")
     log.info(decision("certificate.signed", node=shown.name, serial=fresh.serial, former=shown.serial))
     return cert
+
+
+async def _free(store: Store, name: str, address: str) -> None:
+    """Raises Refused unless node `name` may have `address`."""
+    try:
+        plain = str(ipaddress.ip_address(address))
+    except ValueError as error:
+        raise Refused(f"not an IP address: {address!r}", hint="veery node readdress --help") from error
+    for other in (await keys.NODES.readable(store)).values():
+        if other.name != name and plain in map(endpoint.canonical, other.addresses):
+            raise Refused(f"{address} is {other.name}'s address", hint="veery node list shows the addresses")
 
 
 def request(folder: Path, name: str) -> str:

@@ -13,7 +13,8 @@ import platform
 import re
 import subprocess
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from veery.cluster import restoring
@@ -22,7 +23,7 @@ from veery.cluster.store import StoreUnavailable
 from veery.cluster.voters import Voters
 from veery.config.settings import Settings
 from veery.errors import Failed
-from veery.host import crl
+from veery.host import crl, ports
 from veery.host.process import Service
 
 HEARTBEAT = 200  # ms; with ELECTION ms without one a member stands for election
@@ -33,19 +34,24 @@ CHECK_EVERY = "10m"  # how often the leader compares the members' hashes
 SNAPSHOT = 5000  # transactions kept in memory for slow members; etcd's own 100000 costs hundreds of MiB
 
 
-def command(settings: Settings, identity: Identity, version: tuple[int, int] | None = None) -> list[str | Path]:
-    """etcd's argv on this voter; `version` is etcd's (None: it is asked). Raises Failed on a node that is none."""
+def command(
+    settings: Settings, identity: Identity, version: tuple[int, int] | None = None, *, former: Sequence[str] = ()
+) -> list[str | Path]:
+    """etcd's argv on this voter; `version` is etcd's (None: it is asked). It answers at the addresses `former` too.
+    Raises Failed on a node that is none."""
     node, start = identity.node, identity.etcd
     if start is None:
         raise Failed(f"node {node.name} is no voter")
     state, folder = Path(settings.state), Path(settings.state) / "tls"
     client, peer = client_url(settings, node), peer_url(settings, node)
-    listen = [client]
+    before = [replace(node, address=address) for address in former]
+    listen = [client, *(client_url(settings, each) for each in before)]
     if not ipaddress.ip_address(node.address).is_loopback:
         listen.append(f"https://127.0.0.1:{settings.etcd.client_port}")
     words: list[str | Path] = ["etcd", "--name", node.name, "--data-dir", state / "etcd"]
     words += ["--listen-client-urls", ",".join(listen), "--advertise-client-urls", client]
-    words += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]
+    at = [peer, *(peer_url(settings, each) for each in before)]
+    words += ["--listen-peer-urls", ",".join(at), "--initial-advertise-peer-urls", peer]
     words += ["--initial-cluster", start.initial_cluster, "--initial-cluster-state", start.initial_cluster_state]
     words += ["--initial-cluster-token", identity.cluster.id]
     for side in ("", "peer-"):
@@ -128,7 +134,8 @@ def later(
             )
         restoring.data(state).mkdir(mode=0o700, parents=True, exist_ok=True)
         crl.ensure(state / "tls", epoch=time.time())
-        return command(settings, identity())
+        former = [each for each in identity().node.former if ports.is_own(each)]
+        return command(settings, identity(), former=former)
 
     return Service("etcd", words, run=Path(settings.run), env=environment(), started=started)
 

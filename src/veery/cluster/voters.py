@@ -201,6 +201,12 @@ class Voters:
         await self._insist("/v3/cluster/member/add", body, done="Peer URLs already exists", early=early)
         return await self.all()
 
+    async def update(self, member: int, peers: Sequence[str]) -> None:
+        """Have the others reach `member` at the peer URLs `peers`; they try one after the other. Done already is done.
+        Raises Refused, StoreUnavailable, OutcomeUnknown."""
+        body = {"ID": member, "peerURLs": list(peers)}
+        await self._insist("/v3/cluster/member/update", body, done="no update")
+
     async def promote(self, member: int) -> None:
         """Give learner `member` its vote, waiting while it catches up. Raises as `add_learner`."""
         await self._insist("/v3/cluster/member/promote", {"ID": member}, done="can only promote a learner member")

@@ -24,6 +24,15 @@ def require_own(address: str) -> None:
                 raise Refused(f"{address} is not an address of this machine", hint="ip -brief address") from error
 
 
+def is_own(address: str) -> bool:
+    """Whether the IP `address` is one of this machine's now."""
+    try:
+        require_own(address)
+    except Refused:
+        return False
+    return True
+
+
 def bind_refused(what: str, section: str, address: str, port: int, error: OSError) -> Refused:
     """The error of a listener, `what`, that could not bind; `section` is its part of veery.toml."""
     if error.errno == errno.EADDRNOTAVAIL:

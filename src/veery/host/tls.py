@@ -124,13 +124,14 @@ def sign(ca: KeyPair, request: str, *, name: str, addresses: Sequence[str], epoc
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What a certificate says: its serial number (hex), when it begins and ends (epoch), the id of the CA that signed
-    it ("" where it tells none), the PEM of its public key."""
+    it ("" where it tells none), the PEM of its public key, the IP addresses that it is good for."""
 
     serial: str
     begins: float
     ends: float
     issuer: str
     public: bytes
+    addresses: tuple[str, ...] = ()
 
 
 def facts(cert: str) -> Facts:
@@ -147,7 +148,12 @@ def facts(cert: str) -> Facts:
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
     begins, ends = found.not_valid_before_utc.timestamp(), found.not_valid_after_utc.timestamp()
-    return Facts(f"{found.serial_number:x}", begins, ends, issuer.hex(), public)
+    try:
+        places = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        addresses = tuple(map(str, places.get_values_for_type(x509.IPAddress)))
+    except x509.ExtensionNotFound:
+        addresses = ()
+    return Facts(f"{found.serial_number:x}", begins, ends, issuer.hex(), public, addresses)
 
 
 def split(bundle: str) -> list[str]:

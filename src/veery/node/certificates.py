@@ -103,19 +103,42 @@ class Certificates:
             return convert(await self._peers.call(name, "POST", f"/v1/nodes/{name}/renew"), dict[str, Any])
         async with self._busy:
             held = self._held()
-            known = await keys.CERTIFICATES.get(self._store, name)
-            if known is not None and known.serial == held.serial and known.former:
-                ends = max(0.0, known.since + renewal.OVERLAP_S - self._clock.epoch())
-                raise Refused(
-                    f"{name} was renewed lately, and its former certificate is let in for {ends / 60:.0f} min or more",
-                    hint=f"veery node renew {name}, once it was put out: the moves of {name} must have ended",
-                )
+            await self._require_single(held)
             fresh = await self._renew(held)
         return {"node": name, "serial": fresh.serial, "ends": fresh.ends}
 
+    async def cover(self, address: str) -> None:
+        """Have this node's certificate good for `address` too. Raises Refused while a former one is still let in,
+        Failed where a voter of an older version signed."""
+        async with self._busy:
+            held = self._held()
+            if address in held.addresses:
+                return
+            await self._require_single(held)
+            fresh = await self._renew(held, address)
+        if address not in fresh.addresses:
+            raise Failed(f"the voter that signed does not know how to add {address}", hint="veery version -a")
+
+    async def require_cover(self, address: str) -> None:
+        """Raises Refused where `cover` would."""
+        if address not in (held := self._held()).addresses:
+            await self._require_single(held)
+
+    async def _require_single(self, held: tls.Facts) -> None:
+        """Raises Refused while the certificate before `held` is still let in: another renewal would cut it off."""
+        known = await keys.CERTIFICATES.get(self._store, self._node.name)
+        if known is not None and known.serial == held.serial and known.former:
+            ends = max(0.0, known.since + renewal.OVERLAP_S - self._clock.epoch())
+            raise Refused(
+                f"{self._node.name} was renewed lately, and its former certificate is let in for "
+                f"{ends / 60:.0f} min or more",
+                hint=f"veery node renew {self._node.name}, once it was put out: its moves must have ended",
+            )
+
     async def sign(self, shown: tls.Shown, request: RenewRequest) -> RenewReply:
         """POST /v1/certificates, of another node."""
-        cert = await renewal.sign(self._store, self._vault, shown, request.csr, epoch=self._clock.epoch())
+        now, address = self._clock.epoch(), request.address
+        cert = await renewal.sign(self._store, self._vault, shown, request.csr, epoch=now, address=address)
         return RenewReply(cert=cert)
 
     async def sealing(self, caller: str) -> str:
@@ -148,14 +171,15 @@ class Certificates:
     def _held(self) -> tls.Facts:
         return tls.facts((self._folder / CERT_FILE).read_text())
 
-    async def _renew(self, held: tls.Facts) -> tls.Facts:
+    async def _renew(self, held: tls.Facts, address: str = "") -> tls.Facts:
         name = self._node.name
         csr = renewal.request(self._folder, name)
         if self._node.has(Role.VOTER):
             shown = tls.Shown(name, held.serial)
-            cert = await renewal.sign(self._store, self._vault, shown, csr, epoch=self._clock.epoch())
+            now = self._clock.epoch()
+            cert = await renewal.sign(self._store, self._vault, shown, csr, epoch=now, address=address)
         else:
-            told = await self._of_voter("POST", "/v1/certificates", plain(RenewRequest(csr=csr)))
+            told = await self._of_voter("POST", "/v1/certificates", plain(RenewRequest(csr=csr, address=address)))
             cert = convert(told, RenewReply).cert
         fresh = renewal.install(self._folder, name, cert)
         self._admission.own = tls.Shown(name, fresh.serial)

@@ -59,7 +59,7 @@ class Neighbours:
 
     def reached_at(self, address: str) -> bool:
         """Whether `address` is a node's, as last seen."""
-        return any(address in (node.address, node.relocation_address) for node in self.nodes.values())
+        return any(address in node.addresses for node in self.nodes.values())
 
     def voters(self) -> list[str]:
         """Those that have a vote."""

@@ -15,18 +15,14 @@ RESOLVE_DEADLINE_S = 3.0
 async def find_node(target: str, nodes: Sequence[Node]) -> Node:
     """The node that `target` names. Raises Refused with the names and addresses of the nodes there are."""
     for node in nodes:
-        if target in (node.name, *_addresses(node)):
+        if target in (node.name, *node.addresses):
             return node
     resolved = await _resolve(target)
     for node in nodes:
-        if resolved.intersection(_addresses(node)):
+        if resolved.intersection(node.addresses):
             return node
     known = ", ".join(f"{node.name} ({node.address})" for node in nodes)
     raise Refused(f"there is no node {target}", hint=f"the cluster has {known}")
-
-
-def _addresses(node: Node) -> set[str]:
-    return {address for address in (node.address, node.relocation_address) if address}
 
 
 async def _resolve(name: str) -> set[str]:

@@ -42,7 +42,7 @@ def homes(nodes: Iterable[Node]) -> dict[str, Home]:
     return {
         node.initiator: Home(
             node=node.name,
-            addresses=frozenset(plain(each) for each in (node.address, node.relocation_address) if each),
+            addresses=frozenset(plain(each) for each in node.addresses),
         )
         for node in nodes
         if node.initiator

@@ -288,27 +288,49 @@ class TargetServer:
                 ) from error
         return ["tgtd", "-f", "--iscsi", f"portal={self.portal}"]
 
-    async def ready(self, *, deadline: float = 10.0) -> None:
-        """Return once tgtd answers and listens on our portal and no other. Raises Failed, having ended a fresh
-        tgtd that listens elsewhere (it falls back to every address, port 3260)."""
+    async def ready(self, *, deadline: float = 10.0, besides: str = "") -> None:
+        """Return once tgtd answers and listens on our portal. One that was found running and listens on another turns
+        to ours: this node's address has changed. It keeps the other while somebody is logged in, but for target
+        `besides`. Raises Failed, having ended a fresh tgtd that listens elsewhere (it falls back to every address,
+        port 3260)."""
         loop = asyncio.get_running_loop()
         end = loop.time() + deadline
         while True:
             try:
-                portals = re.findall(r"^Portal: (\S+),\d+$", (await self._call("portal", "show")), re.MULTILINE)
+                portals = await self._portals()
                 break
             except Failed:
                 if loop.time() >= end:
                     raise
                 await asyncio.sleep(0.05)
-        if portals != [self.portal]:
-            if not await self.targets():
-                pid = sockets.server_pid(f"{self.env['TGT_IPC_SOCKET']}.0")
-                await Process(pid, start_ticks(pid)).stop(grace=0)
+        if portals == [self.portal]:
+            return
+        targets = await self.targets()
+        if not targets:
+            pid = sockets.server_pid(f"{self.env['TGT_IPC_SOCKET']}.0")
+            await Process(pid, start_ticks(pid)).stop(grace=0)
+        else:
+            used = any(each.sessions for each in targets if each.iqn != besides)
+            portals = await self._turn(portals, keep=used)
+        if self.portal not in portals or not targets:
             raise Failed(
                 f"tgtd listens on {', '.join(portals) or 'nothing'} instead of {self.portal}",
                 hint=f"is {self.portal} in use, or not an address of this node?",
             )
+
+    async def _portals(self) -> list[str]:
+        return re.findall(r"^Portal: (\S+),\d+$", (await self._call("portal", "show")), re.MULTILINE)
+
+    async def _turn(self, portals: Sequence[str], *, keep: bool) -> list[str]:
+        """Listen on our portal, and with `keep` on `portals` as before; what tgtd listens on then. Connections stay."""
+        if self.portal not in portals:
+            await self._call("portal", "new", "--param", f"portal={self.portal}")
+        for other in portals:
+            if other != self.portal and keep:
+                log.warning("tgtd still listens on %s: somebody is logged in", other)
+            elif other != self.portal:
+                await self._call("portal", "delete", "--param", f"portal={other}")
+        return await self._portals()
 
     async def _call(self, mode: str, op: str, *words: str) -> str:
         argv = ["tgtadm", "--lld", "iscsi", "--mode", mode, "--op", op, *words]

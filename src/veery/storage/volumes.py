@@ -99,6 +99,7 @@ class Volumes:
         self._authority, self._clock, self._sync = authority, clock, sync
         self._beats, self._served = beats, served
         self._lock = asyncio.Lock()  # one reader and writer of tgtd and of the id numbers at a time
+        self._closed = ""  # why no volume is made here and none moves here
         self._busy: dict[str, str] = {}  # volume name: what is being done to it
         self._coming: dict[str, tuple[Volume, str]] = {}  # volumes that move here, and the node whose domain fills them
 
@@ -120,6 +121,16 @@ class Volumes:
         return await self._server.targets()
 
     # ---- making and unmaking
+    async def close(self, why: str) -> None:
+        """From the return on no volume is made here and none moves here, because of `why`; "" lets them again."""
+        async with self._lock:
+            self._closed = why
+
+    def _open(self) -> None:
+        """Raises Refused where this node takes no volumes."""
+        if self._closed:
+            raise Refused(f"{self._node} takes no volumes: {self._closed}", hint="veery node list shows others")
+
     async def create(self, name: str, size: int, backing: Backing = Backing.FILE) -> Volume:
         """A new volume of `size` bytes (rounded up to whole MiB), all zeros, served at once. Raises Refused."""
         check_volume_name(name)
@@ -129,6 +140,7 @@ class Volumes:
         await self._answering()
         with self._doing(name, "made"):
             async with self._lock:
+                self._open()
                 others = await self._records.volumes()
                 if any(one.name == name for one in others):
                     raise Refused(f"there is a volume {name} already", hint="choose another name")
@@ -265,6 +277,7 @@ class Volumes:
         """Where a copy of another node's volume would be here; its tid is not given yet. Raises Refused."""
         backing = volume.backing if volume.backing in self._stores else Backing.FILE
         store = self._store(backing)
+        self._open()
         await self._answering()
         if volume.name in self._busy or volume.name in self._coming or await store.size(volume.name) is not None:
             raise Refused(f"{store.path(volume.name)} is there already", hint=f"move it away on {self._node}")
@@ -283,6 +296,8 @@ class Volumes:
 
     async def take_in(self, volume: Volume, node: str) -> None:
         """Make the bytes of a volume that moves here, all zeros, and serve them as `expect` says. Raises Refused."""
+        async with self._lock:
+            self._open()
         real = await self._store(volume.backing).create(volume.name, volume.size)
         if real != volume.size:
             await self._store(volume.backing).delete(volume.name)

@@ -54,9 +54,9 @@ class Place:
     async def step(self, now: float, *, idle: bool = True) -> Step:
         return decide(self.held, await self.known(), signing=self.id, now=now, idle=idle)
 
-    async def sign(self, now: float) -> str:
-        shown = tls.Shown("n", self.held.serial)
-        return await renewal.sign(self.store, self.vault, shown, renewal.request(self.folder, "n"), epoch=now)
+    async def sign(self, now: float, address: str = "") -> str:
+        shown, csr = tls.Shown("n", self.held.serial), renewal.request(self.folder, "n")
+        return await renewal.sign(self.store, self.vault, shown, csr, epoch=now, address=address)
 
     async def revoked(self) -> set[str]:
         return set(await keys.REVOKED.all(self.store))
@@ -155,3 +155,26 @@ async def test_a_record_of_an_older_veery_learns_its_issuer(tmp_path: Path) -> N
     await place.store.commit([], [keys.CERTIFICATES.put("n", old)])
     await revocation.tell(place.store, "n", place.folder)
     assert (await place.known()).issuer == place.id
+
+
+async def test_it_is_good_for_an_address_that_the_node_is_about_to_have(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    await place.begin()
+    other = Node(name="o", address="10.0.0.7", roles=(Role.HYPERVISOR,), former=("fd00::7",))
+    await place.store.commit([], [keys.NODES.put("o", other)])
+    for taken in ("10.0.0.7", "fd00:0::7"):
+        with pytest.raises(Refused, match="o's address"):
+            await place.sign(EPOCH + HOUR, taken)
+    with pytest.raises(Refused, match="not an IP address"):
+        await place.sign(EPOCH + HOUR, "nowhere")
+    renewal.install(place.folder, "n", await place.sign(EPOCH + HOUR, "fd00::9"))
+    assert set(place.held.addresses) == {"127.0.0.1", "fd00::9"}
+
+
+async def test_it_stays_good_for_a_former_address_while_that_is_served(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    await place.begin()
+    node = Node(name="n", address="10.0.0.9", roles=(Role.HYPERVISOR,), former=("10.0.0.8",))
+    await place.store.commit([], [keys.NODES.put("n", node)])
+    renewal.install(place.folder, "n", await place.sign(EPOCH + HOUR))
+    assert set(place.held.addresses) == {"10.0.0.9", "10.0.0.8", "127.0.0.1"}
