@@ -50,7 +50,7 @@ class Aer:
             for path in source.paths(f"sys/bus/pci/devices/*/aer_dev_{kind}"):
                 below = str(path.relative_to(source.root))
                 counters[f"{path.parent.name} {kind}"] = _count(source.text(below, 4096), kind)
-        log = tuple(record for record in kmsg.read(source) or () if "AER" in record.text or "PCIe" in record.text)
+        log = tuple(record for record in kmsg.read(source) or () if _matters(record.text))
         uptime = (source.word("proc/uptime") or "").split()
         return Reading(counters, real(uptime[0]) if uptime else None, log) if counters or log else None
 
@@ -92,6 +92,10 @@ class Aer:
             recovered = any(RECOVERED.match(text) for text in after)
             level = Level.WATCH if match[2] == "Non-Fatal" and (harmless or recovered) else Level.BAD
             yield sign(self.name, match[1], level, match[2], "an uncorrected PCIe error")
+
+
+def _matters(text: str) -> bool:
+    return "AER" in text or "PCIe Bus Error" in text or bool(HARMLESS_LINE.match(text) or RECOVERED.match(text))
 
 
 def _count(text: str | None, kind: str) -> int:

@@ -85,7 +85,7 @@ class Ecc:
     def _logged(self, series: Series[Reading]) -> Iterator[Sign]:
         corrected: dict[str, list[tuple[float, int]]] = defaultdict(list)
         for record in kmsg.merged(moment.reading.log for moment in series.moments):
-            if not (match := LINE.match(record.text)):
+            if not (match := LINE.match(record.text)) or "FAKE ERROR" in record.text:
                 continue
             part = match[4] or match[5] or f"mc{match[1]}"
             if match[3] == "UE":

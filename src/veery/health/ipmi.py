@@ -22,7 +22,7 @@ GENERIC = re.compile(
     re.I,
 )
 BAD_STATES = re.compile(
-    r"uncorrectable|\bIERR\b|thermal trip|machine check exception|bus fatal|PCI SERR|non-?recoverable", re.I
+    r"uncorrectable|overheat|\bIERR\b|thermal trip|machine check exception|bus fatal|PCI SERR|non-?recoverable", re.I
 )
 WATCH_STATES = re.compile(
     r"redundancy (lost|degraded)|non-redundant|power supply failure|failure detected|input lost|AC lost|out-of-range"
@@ -93,6 +93,9 @@ class Ipmi:
                 well += row.state is not State.ABSENT
                 continue
             yield sign(self.name, row.name, level, row.said[0] if row.said else row.state, said)
+        if all(row.state is State.ABSENT for row in rows):
+            yield sign(self.name, "bmc", Level.UNKNOWN, "", "no sensor of the management controller has a reading")
+            return
         yield sign(self.name, "bmc", Level.OK, well, f"{well} of {len(rows)} sensors are well or not judged")
 
 

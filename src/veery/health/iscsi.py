@@ -14,8 +14,10 @@ from veery.health.sign import Level, Sign, sign
 from veery.health.source import Source, lines
 
 HOLD_S = 10.0
+PROGRAMS = ("iscsiadm-session-P1", "iscsiadm-session-P3")
 UP = "LOGGED_IN"
 LOST_STATES = ("offline", "transport-offline", "blocked")
+ATTACHED = re.compile(r"\s*Attached scsi disk (sd[a-z]{1,4})\s+State: ([\w-]{1,20})", re.ASCII)
 FIELD = re.compile(r"\s*(Target|SID|iSCSI Connection State|iSCSI Session State): ?(.{0,300})", re.ASCII)
 
 
@@ -34,7 +36,8 @@ class Iscsi:
 
     def read(self, source: Source) -> Reading | None:
         sessions: dict[str, str] | None = {}
-        for text in source.outputs("iscsiadm-session-P1").values():
+        texts = [text for program in PROGRAMS for text in source.outputs(program).values()]
+        for text in texts:
             found = _sessions(lines(text))
             if found is None:
                 sessions = None
@@ -50,6 +53,9 @@ class Iscsi:
             path.parent.parent.name: source.word(path.relative_to(source.root)) or ""
             for path in source.paths("sys/block/sd*/device/state")
         }
+        for match in (ATTACHED.match(line) for text in texts for line in lines(text)):
+            if match:
+                disks.setdefault(match[1], match[2])
         return Reading(sessions, disks) if sessions is None or sessions or disks else None
 
     def judge(self, series: Series[Reading]) -> Iterator[Sign]:

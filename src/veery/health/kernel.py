@@ -52,11 +52,21 @@ NVME_SLOW = re.compile(
 )
 ATA = re.compile(r"(ata\d{1,3})(?:\.\d{1,2})?: failed command: (?!PACKET|IDENTIFY|SMART|SECURITY|CHECK)", re.ASCII)
 ATA_OFF = re.compile(r"(ata\d{1,3})(?:\.\d{1,2})?: disable(?:d| device)", re.ASCII)
-EXT4 = re.compile(r"EXT4-fs error \(device ([\w!-]{1,32})\)|BTRFS (?:error|critical) \(device ([\w!-]{1,32})", re.ASCII)
 IOMMU = re.compile(
     r"DMAR: \[DMA (?:Read|Write)[^\]]{0,40}\] Request device \[([0-9a-f:.]{1,16})\]|"
-    r"(?:AMD-Vi|\w[^:]{0,20}: AMD-Vi): Event logged \[IO_PAGE_FAULT",
+    r"(?:.{0,60}: )?AMD-Vi: Event logged \[IO_PAGE_FAULT",
     re.ASCII,
+)
+NVME_RESET = re.compile(
+    r"nvme (nvme\d{1,3}): (?:controller is down; will reset|I/O .*timeout, (?:reset|disable) controller)", re.ASCII
+)
+UNNAMED_OFFLINE = re.compile(
+    r"sd ([\d:]{1,20}): (?:rejecting I/O to (?:offline|dead) device|Device offlined)", re.ASCII
+)
+CONTROLLER = re.compile(
+    r"(?:megaraid_sas|mpt[23]sas\w*|hpsa|aacraid|smartpqi)\b.*"
+    r"(?:(fault_state|FAULT state|lockup detected|controller is offline)|adapter reset)",
+    re.I,
 )
 MD_FAILED = re.compile(r"md/raid\S{0,10}: ?Disk failure on (\S{1,32}), disabling", re.ASCII)
 
@@ -150,11 +160,22 @@ def _gone(log: Sequence[kmsg.Record], given: Given) -> Iterator[Found]:
                 gone.setdefault(match[1], record.text)
     for disk, text in gone.items():
         yield disk, Level.BAD, "", f"the disk is gone: {text}"
+    lost = any((match := IO_ERROR.match(record.text)) and given.is_ours(match[2] or match[4]) for record in log)
     for record in log:
         if match := ATA_OFF.match(record.text):
-            yield match[1], Level.BAD, "", "the kernel gave a disk up"
+            yield match[1], Level.BAD if lost else Level.WATCH, "", "the kernel gave a disk up"
+        if match := UNNAMED_OFFLINE.match(record.text):
+            yield match[1], Level.WATCH, "", "a disk is offline"
+        if match := CONTROLLER.match(record.text):
+            yield "controller", Level.BAD if match[1] else Level.WATCH, "", record.text
         if match := MD_FAILED.match(record.text):
             yield match[1], Level.WATCH, "", "an array put a disk out"
+
+
+def _reset(log: Sequence[kmsg.Record], given: Given) -> Iterator[Found]:
+    named = [match[1] for record in log if (match := NVME_RESET.match(record.text)) and given.is_ours(match[1])]
+    for disk in dict.fromkeys(named):
+        yield disk, Level.WATCH, named.count(disk), "the disk did not answer and was reset"
 
 
 def _slow(log: Sequence[kmsg.Record], given: Given) -> Iterator[Found]:
@@ -168,17 +189,10 @@ def _slow(log: Sequence[kmsg.Record], given: Given) -> Iterator[Found]:
                 yield disk, Level.WATCH, len(records), "the disk does not answer in time, again and again"
 
 
-def _files(log: Sequence[kmsg.Record], given: Given) -> Iterator[Found]:
-    named = [match[1] or match[2] for record in log if (match := EXT4.match(record.text))]
-    for disk in dict.fromkeys(named):
-        if not any(disk == lun or disk.rstrip("0123456789") == lun for lun in given.own_luns):
-            yield disk, Level.WATCH, named.count(disk), "the filesystem is damaged or its disk fails"
-
-
 def _iommu(log: Sequence[kmsg.Record], _given: Given) -> Iterator[Found]:
     faults = [record for record in log if IOMMU.match(record.text) and not record.at_boot]
     if len(faults) >= OFTEN:
         yield "iommu", Level.WATCH, len(faults), "a device reads or writes where it may not"
 
 
-RULES: tuple[Rule, ...] = (_stuck, _tasks, _disks, _gone, _slow, _files, _iommu)
+RULES: tuple[Rule, ...] = (_stuck, _tasks, _disks, _gone, _reset, _slow, _iommu)

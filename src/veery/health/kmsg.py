@@ -14,6 +14,7 @@ from veery.health.source import Source, lines, read_text
 LOG_MAX = 2 << 20  # bytes of a log, its newest
 RECORD = re.compile(r"(\d{1,6}),(\d{1,18}),(\d{1,18}),[^;]{0,80};(.*)", re.ASCII)
 DMESG = re.compile(r"(?:<\d{1,3}>)?\[\s*(\d{1,12})\.(\d{6})\](?:\[[^\]]{0,20}\])? ?(.*)", re.ASCII)
+SYSLOG = re.compile(r"[A-Z][a-z]{2} [ \d]\d [\d:]{8} \S{1,64} kernel: (?:\[\s*\d{1,12}\.\d{6}\] )?(.*)", re.ASCII)
 BOOT_S = 30.0  # what the kernel logs so early tells of the firmware and of the boot before
 
 
@@ -46,6 +47,8 @@ def parse(text: str) -> tuple[Record, ...]:
             found.append(Record(int(match[3]) / 1e6, match[4]))
         elif match := DMESG.match(line):
             found.append(Record(int(match[1]) + int(match[2]) / 1e6, match[3]))
+        elif match := SYSLOG.match(line):
+            found.append(Record(None, match[1]))
         elif line.strip() and not line.startswith(" "):
             found.append(Record(None, line))
     return tuple(found)

@@ -19,6 +19,8 @@ BANK = re.compile(r"Bank (\d{1,3}): ([0-9a-fA-F]{16})\b", re.ASCII)
 DECODED = re.compile(r"MC\d{1,3}_STATUS\[[^\]]{0,120}\]: 0x([0-9a-f]{1,16})", re.ASCII)
 PAGE = re.compile(r"(?:Memory failure:|MCE) (0x[0-9a-f]{1,16}): .*?recovery action for (.{0,60}): (\w+)", re.ASCII)
 INJECTED = re.compile(r"Injecting memory failure.*? (?:page|pfn) (0x[0-9a-f]{1,16})", re.ASCII)
+TESTED = re.compile(r"Triggering MCE exception on CPU|Starting machine check poll CPU|Machine check injector", re.ASCII)
+TEST_S = 5.0  # within it, a machine check is the one that was asked for
 UNCORRECTED_LINES = re.compile(
     r"(mce: )?Uncorrected hardware memory error in|mce: Memory error not recovered|"
     r"\[Hardware Error\]: (Uncorrected|Deferred error)|(mce: )?\[Hardware Error\]: (Fatal|Machine check: Processor)|"
@@ -81,8 +83,11 @@ class Mce:
     def _logged(self, log: Sequence[kmsg.Record]) -> Iterator[Sign]:
         injected = {match[1] for record in log if (match := INJECTED.search(record.text))}
         told = False
+        tested = [record.at or 0.0 for record in log if TESTED.match(record.text)]
         for record in log:
-            if found := self._line(record, injected):
+            if TESTED.match(record.text) or any(0 <= (record.at or 0.0) - at <= TEST_S for at in tested):
+                told = True
+            elif found := self._line(record, injected):
                 told = True
                 yield found
         late = [record for record in log if LOGGED in record.text and not record.at_boot]
@@ -119,6 +124,7 @@ def _matters(text: str) -> bool:
         or DECODED.search(text)
         or PAGE.search(text)
         or INJECTED.search(text)
+        or TESTED.match(text)
         or UNCORRECTED_LINES.match(text)
         or CORRECTED_LINE.match(text)
     )

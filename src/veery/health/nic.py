@@ -40,6 +40,8 @@ class Link:
     speed: int | None  # Mb/s
     packets: tuple[int | None, int | None]  # received, sent
     damaged: tuple[int | None, int | None]
+    half_duplex: bool = False
+    is_bond: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ class Nic:
     def read(self, source: Source) -> Reading | None:
         links: dict[str, Link] = {}
         for path in source.paths("sys/class/net/*"):
-            if (path / "bonding").is_dir() or VIRTUAL.match(path.name):
+            if VIRTUAL.match(path.name):
                 continue
             if found := _link(source, f"sys/class/net/{path.name}"):
                 links[path.name] = found
@@ -71,6 +73,9 @@ class Nic:
         given = series.given
         known = {name for moment in series.moments for name in moment.reading.links}
         for name in sorted(known):
+            link = series.last.links.get(name)
+            if link and link.is_bond:
+                continue  # the bond's own sensor knows more
             if _counts(given, name):
                 yield from self._link(series, name)
             else:
@@ -88,6 +93,8 @@ class Nic:
             yield sign(self.name, name, level, "down", said)
             return
         findings = [found for found in (_flaps(series, name), _slower(series, name), _damaged(series, name)) if found]
+        if last.half_duplex:
+            findings.append(("half", "the link is half duplex"))
         for value, said in findings:
             yield sign(self.name, name, Level.WATCH, value, said)
         if not findings:
@@ -147,6 +154,8 @@ def _link(source: Source, folder: str) -> Link | None:
         speed=source.number(f"{folder}/speed"),
         packets=(counters["rx_packets"], counters["tx_packets"]),
         damaged=(max(received) if received else None, counters["tx_errors"]),
+        half_duplex=source.word(f"{folder}/duplex") == "half",
+        is_bond=bool(source.paths(f"{folder}/bonding/*")),
     )
 
 

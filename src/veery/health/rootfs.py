@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from veery.health import kmsg, mounts
-from veery.health.series import Series
+from veery.health.series import Series, same_disk
 from veery.health.sign import Level, Sign, sign
 from veery.health.source import Source, lines, parsed, whole
 
@@ -24,6 +24,11 @@ REMOUNTED = re.compile(
     re.I,
 )
 SHUT = re.compile(r"XFS \(([\w!-]{1,32})\): .*(?:Shutting down filesystem|[Ff]ilesystem has been shut down)", re.ASCII)
+DAMAGED = re.compile(
+    r"EXT[234]-fs error \(device ([\w!-]{1,32})\)|BTRFS (?:error|critical) \(device ([\w!-]{1,32})|"
+    r"XFS \(([\w!-]{1,32})\): (?:Corruption|Metadata corruption|[Mm]etadata I/O error|log I/O error)",
+    re.ASCII,
+)
 OPENED = re.compile(
     r"(?:XFS|EXT4-fs) \(([\w!-]{1,32})\): (?:Mounting|Ending (?:clean mount|recovery)|mounted filesystem|re-mounted)"
 )
@@ -48,24 +53,27 @@ class Rootfs:
         log = tuple(
             record
             for record in kmsg.read(source) or ()
-            if REMOUNTED.search(record.text) or SHUT.match(record.text) or OPENED.match(record.text)
+            if any(pattern.match(record.text) for pattern in (REMOUNTED, SHUT, OPENED, DAMAGED))
         )
         table, room = mounts.read(source), _room(source)
         return Reading(table, log, room) if table is not None or log or room else None
 
     def judge(self, series: Series[Reading]) -> Iterator[Sign]:
         last, paths = series.last, series.given.own_paths
-        shut, remounted = _as_logged(kmsg.merged(moment.reading.log for moment in series.moments))
+        shut, remounted, damaged = _as_logged(kmsg.merged(moment.reading.log for moment in series.moments))
+        damaged = {name for name in damaged if not any(same_disk(name, lun) for lun in series.given.own_luns)}
         if last.table is None:
             for name in remounted:
                 said = "the log says that it became read-only, and there is no mount table to compare"
                 yield sign(self.name, name, Level.WATCH, "", said)
             for name in shut:
                 yield sign(self.name, name, Level.WATCH, "", "the kernel shut this filesystem down")
+            for name in damaged - shut - remounted:
+                yield sign(self.name, name, Level.WATCH, "", "the filesystem is damaged or its disk fails")
         own = mounts.own(last.table or (), paths)
         for mount in own:
             turned = any(mount.is_of(name) for name in remounted) or _was_writable(series, mount)
-            yield _mount(mount, shut, turned)
+            yield _mount(mount, shut, damaged - remounted, turned)
         for name in shut:
             if last.table is not None and not any(mount.is_of(name) for mount in own):
                 said = "the kernel shut this filesystem down; the node keeps nothing there"
@@ -83,12 +91,14 @@ def _was_writable(series: Series[Reading], mount: mounts.Mount) -> bool:
     return any(each.point == mount.point and "ro" not in each.options for each in before)
 
 
-def _mount(mount: mounts.Mount, shut: set[str], turned: bool) -> Sign:
+def _mount(mount: mounts.Mount, shut: set[str], damaged: set[str], turned: bool) -> Sign:
     if any(mount.is_of(name) for name in shut):
         return sign(Rootfs.name, mount.point, Level.BAD, mount.kind, "the kernel shut this filesystem down")
     is_read_only = mount.is_read_only or (turned and "ro" in mount.options)
     if is_read_only and mount.kind not in NEVER_WRITTEN:
         return sign(Rootfs.name, mount.point, Level.BAD, "ro", "the filesystem is read-only")
+    if any(mount.is_of(name) for name in damaged):
+        return sign(Rootfs.name, mount.point, Level.WATCH, mount.kind, "the filesystem is damaged or its disk fails")
     return sign(Rootfs.name, mount.point, Level.OK, mount.kind, "the filesystem can be written to")
 
 
@@ -107,19 +117,22 @@ def _judge_room(point: str, free: int, size: int) -> Sign:
     return sign(Rootfs.name, point, Level.OK, shown, "enough is free")
 
 
-def _as_logged(log: tuple[kmsg.Record, ...]) -> tuple[set[str], set[str]]:
-    """The devices that the log last says are shut down, and those that became read-only."""
+def _as_logged(log: tuple[kmsg.Record, ...]) -> tuple[set[str], set[str], set[str]]:
+    """The devices that the log last says are shut down, that became read-only, and that are damaged."""
     shut: set[str] = set()
     remounted: set[str] = set()
+    damaged: set[str] = set()
     for record in log:
         if match := SHUT.match(record.text):
             shut.add(match[1])
-        elif match := REMOUNTED.search(record.text):
+        elif match := REMOUNTED.match(record.text):
             remounted.add(match[1])
         elif match := OPENED.match(record.text):
-            shut.discard(match[1])
-            remounted.discard(match[1])
-    return shut, remounted
+            for each in (shut, remounted, damaged):
+                each.discard(match[1])
+        elif match := DAMAGED.match(record.text):
+            damaged.add(match[1] or match[2] or match[3])
+    return shut, remounted, damaged
 
 
 def _room(source: Source) -> dict[str, tuple[int, int]]:

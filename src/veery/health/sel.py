@@ -38,6 +38,7 @@ class Event:
     sensor: str
     said: str
     is_over: bool  # whether the record takes its event back
+    reading: str = ""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -83,8 +84,7 @@ class Sel:
         told = 0
         for event in standing.values():
             text = f"{event.sensor} {event.said}"
-            is_glitch = event.sensor.lower().startswith("temperature") and "going low" in event.said.lower()
-            if is_glitch:
+            if _is_glitch(event):
                 continue
             if BAD_EVENT.search(text):
                 level = Level.BAD
@@ -96,6 +96,13 @@ class Sel:
             yield sign(self.name, event.sensor, level, event.at or "", event.said)
         if not told:
             yield sign(self.name, "log", Level.OK, len(fresh), f"{len(fresh)} new events, none of a failure")
+
+
+def _is_glitch(event: Event) -> bool:
+    """Whether the controller lost a reading: no machine has a part at 0 C or 0 V. Fans do stop."""
+    if "going low" not in event.said.lower() or event.sensor.lower().startswith("fan"):
+        return False
+    return event.sensor.lower().startswith("temperature") or event.reading.startswith("Reading 0 ")
 
 
 def _fresh(series: Series[Reading]) -> list[Event]:
@@ -129,7 +136,7 @@ def _events(rows: Sequence[str]) -> Iterator[Event]:
         else:
             sensor, said = f"{cells[4]} {cells[3]}", ", ".join(cells[5:])
         is_over = direction == "deasserted" or "deassert" in said.lower()
-        yield Event(_time(cells[1], cells[2]), sensor, said, is_over)
+        yield Event(_time(cells[1], cells[2]), sensor, said, is_over, cells[-1] if direction else "")
 
 
 def _time(date: str, time: str) -> datetime | None:

@@ -5,6 +5,7 @@ exit status stay set for ever. Old defects that do not grow move nobody."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from veery.health.series import Series
@@ -18,6 +19,9 @@ REALLOCATED_MANY = 1000  # sectors, of a disk that is read for the first time
 DEFECTS_MANY = 1000
 WORN_PERCENT = 90
 OLD_TEST_HOURS = 90 * 24
+HOT_CELSIUS = 65  # of a disk that turns; makers allow 60
+WEAR = re.compile(r"media_wearout|wear_leveling|ssd_life_left|lifetime_remain|remaining_lifetime|percent_life", re.I)
+LEAST_LIFE = 10  # of the normalised value
 
 Found = tuple[Level, object, str]
 
@@ -62,8 +66,11 @@ def _latched(last: Disk) -> Iterator[Found]:
     yield from _selftests(last)
     if last.trip_celsius and last.celsius and last.celsius >= last.trip_celsius:
         yield Level.WATCH, last.celsius, f"the disk is at its trip temperature of {last.trip_celsius} C"
-    if (last.endurance_used or 0) >= WORN_PERCENT:
-        yield Level.WATCH, last.endurance_used, "the disk is worn"
+    elif last.rotates and last.celsius and HOT_CELSIUS <= last.celsius < 100:
+        yield Level.WATCH, last.celsius, "the disk is hot"
+    worn = [each for each in last.attributes.values() if WEAR.search(each.name) and 0 < each.value <= LEAST_LIFE]
+    if (last.endurance_used or 0) >= WORN_PERCENT or worn:
+        yield Level.WATCH, worn[0].value if worn else last.endurance_used, "the disk is worn"
 
 
 def _selftests(last: Disk) -> Iterator[Found]:
@@ -76,7 +83,7 @@ def _selftests(last: Disk) -> Iterator[Found]:
         yield Level.WATCH, hour, "the last self-test failed, and long ago"
     elif failed:
         yield Level.BAD, "" if hour is None else hour, "the last self-test failed"
-    elif any(each for each, _ in last.tests):
+    elif last.status & SELFTEST:  # smartctl leaves out those that a newer long test has made good
         yield Level.WATCH, "", "an earlier self-test failed, the last one did not"
 
 

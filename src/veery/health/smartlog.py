@@ -15,6 +15,7 @@ from veery.health.source import lines, parsed
 
 OPEN_FAILED, COMMAND_FAILED, FAILING, PREFAIL_NOW, SELFTEST = 1 << 1, 1 << 2, 1 << 3, 1 << 4, 1 << 7
 FAILED_TESTS = range(3, 9)  # self-test status: 0 passed, 1 and 2 aborted, 15 under way
+PASSED_TEST = 0
 SURFACE_ERRORS = re.compile(r"\b(UNC|IDNF|AMNF|ICRC)\b", re.ASCII)
 ROWS_MAX = 256
 BIGGEST = 1 << 62
@@ -126,6 +127,9 @@ def _of_json(found: dict[str, Any]) -> Disk:
     ]
     result.uncorrected = sum(counters) if counters else None
     result.nvme = _nvme(log)
+    warning = number(_table(found, "smart_status", "nvme").get("value"))
+    if warning is not None:
+        result.nvme.setdefault("critical_warning", warning)
     result.answered = bool(
         result.passed is not None
         or result.attributes
@@ -172,16 +176,16 @@ def _tests(result: Disk, found: dict[str, Any]) -> None:
     for kind in ("standard", "extended"):
         for row in _rows(_table(found, "ata_smart_self_test_log", kind).get("table")):
             code = number(_table(row, "status").get("value"))
-            if code is not None:
+            if code is not None and (code >> 4 == PASSED_TEST or code >> 4 in FAILED_TESTS):
                 result.tests.append((code >> 4 in FAILED_TESTS, number(row.get("lifetime_hours"))))
     for index in range(20):
         row = _table(found, f"scsi_self_test_{index}")
         code = number(_table(row, "result").get("value"))
-        if code is not None:
+        if code is not None and (code == PASSED_TEST or code in range(3, 8)):
             result.tests.append((code in range(3, 8), number(_table(row, "power_on_time").get("hours"))))
     for row in _rows(_table(found, "nvme_self_test_log").get("table")):
         code = number(_table(row, "self_test_result").get("value"))
-        if code is not None:
+        if code is not None and (code == PASSED_TEST or code in range(5, 8)):
             result.tests.append((code in range(5, 8), number(row.get("power_on_hours"))))
 
 
@@ -244,7 +248,8 @@ def _of_text(text: str) -> Disk | None:
         elif line.startswith("#") and (match := TEST.match(line)):
             hour = next((word for word in reversed(match[3].split()[:2]) if word.isdigit()), None)
             failed = match[1] in ("Fatal", "Failed") or "fail" in match[2]
-            result.tests.append((failed, int(hour) if hour else None))
+            if failed or match[1] == "Completed":
+                result.tests.append((failed, int(hour) if hour else None))
         elif colon and (key.startswith(("smart overall-health", "smart health status"))):
             result.passed = value in ("PASSED", "OK")
             result.said = value

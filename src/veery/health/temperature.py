@@ -24,7 +24,7 @@ NOT_JUDGED = re.compile(
     r"(nct|it8|w83|f71|sch5|smsc|asus|acpitz|dme1737|vt8|pc87|thinkpad|dell_smm|applesmc|lm\d|adt7|adm1)"
 )
 THROTTLED = re.compile(
-    r"(?:mce: )?CPU(\d+): (Core|Package) temperature above threshold.*?total events = (\d{1,12})", re.ASCII
+    r"(?:mce: )?CPU(\d+): (Core|Package) temperature (?:is )?above threshold.*?total events = (\d{1,12})", re.ASCII
 )
 COOL = re.compile(r"(?:mce: )?CPU(\d+): (Core|Package) temperature(?:/speed)? (?:is )?normal", re.ASCII)
 SHUTTING = re.compile(r"thermal thermal_zone\d+: .*critical temperature reached.*shutting down", re.ASCII)

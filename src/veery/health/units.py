@@ -14,7 +14,7 @@ NEEDED = re.compile(
 )
 FATAL = re.compile(r"(oxenstored|xenstored)[\w@.-]*")
 UNIT = re.compile(
-    r"[\s●*x×]{0,6}([\w@:.\\-]{1,200}\.(?:service|socket|mount|target))\s+(?:loaded|not-found|masked)\s+(\S+)"
+    r"\s{0,6}(?:[●*x×] )?([\w@:.\\-]{1,200}\.(?:service|socket|mount|target))\s+(?:loaded|not-found|masked)\s+(\S+)"
 )
 
 

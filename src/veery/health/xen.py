@@ -21,7 +21,7 @@ BANK = re.compile(r"(?:CPU\d+: )?Bank (\d{1,3}): ([0-9a-f]{16})", re.ASCII)
 EXCEPTION = re.compile(
     r"(?:CPU ?#?\d+: )?Machine Check Exception:|MCE: Fatal|mce: .*[Ff]atal|Fatal machine check", re.ASCII
 )
-CORRECTED = re.compile(r"CMCI occurred on CPU", re.ASCII)
+CORRECTED = re.compile(r"CMCI occurred on CPU|MCE: The hardware reports a non.?fatal, correctable incident", re.ASCII)
 FAULT = re.compile(
     r"\[VT-D\](?:DMAR:)? ?\[DMA (?:Read|Write)\] Request device \[([0-9a-f:.]{1,20})\]|"
     r"AMD-Vi: (?:IO_PAGE_FAULT|Event).{0,40}?([0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-9a-f])|"
@@ -29,7 +29,7 @@ FAULT = re.compile(
     re.ASCII,
 )
 STOPPED = re.compile(
-    r"Watchdog timer (?:detects|fired)|Hardware Dom0 (?:crashed|watchdog)|Panic on CPU|"
+    r"Watchdog timer (?:detects|fired for domain 0\b)|Hardware Dom0 (?:crashed|watchdog)|Panic on CPU|"
     r"NMI - (?:MEMORY|PCI system|I/O) ERROR|FATAL (?:TRAP|PAGE FAULT)",
     re.I,
 )
