@@ -33,16 +33,19 @@ class Record:
 
 def read(source: Source) -> tuple[Record, ...] | None:
     """The log under the root's kmsg.txt, or what the Outputs have as `kmsg`; None where there is none."""
-    text = read_text(source.root / "kmsg.txt", LOG_MAX, tail=True)
-    if text is None:
-        text = source.output("kmsg") or source.output("dmesg")
-    return None if text is None else parse(text)
+    if "kmsg" not in source.kept:
+        text = read_text(source.root / "kmsg.txt", LOG_MAX, tail=True)
+        if text is None:
+            text = source.output("kmsg") or source.output("dmesg")
+        source.kept["kmsg"] = None if text is None else parse(text)
+    found: tuple[Record, ...] | None = source.kept["kmsg"]
+    return found
 
 
 def parse(text: str) -> tuple[Record, ...]:
     """The records of a log's text."""
     found: list[Record] = []
-    for line in lines(text):
+    for line in lines(text, tail=True):
         if match := RECORD.match(line):
             found.append(Record(int(match[3]) / 1e6, match[4]))
         elif match := DMESG.match(line):

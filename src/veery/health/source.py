@@ -20,6 +20,7 @@ TEXT_MAX = 1 << 20  # bytes read of a file or of a program's output
 SMALL_MAX = 4096  # bytes of a file in sysfs
 MATCHES_MAX = 2048  # paths of one pattern
 LINE_MAX = 1000  # characters of a line
+LINES_MAX = 20_000  # lines of a text
 PART_FILE = re.compile(r"(?P<program>[a-z][\w-]*)(?:\.(?P<part>[^/]+))?\.(?P<form>txt|json|csv)", re.ASCII)
 
 
@@ -36,6 +37,7 @@ class Source:
     def __init__(self, root: Path, outputs: Outputs) -> None:
         self.root = root
         self._outputs = outputs
+        self.kept: dict[str, Any] = {}  # what several sensors read, parsed once
 
     def outputs(self, program: str) -> Mapping[str, str]:
         """What `program` printed, by part."""
@@ -124,9 +126,10 @@ def parsed(text: str) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def lines(text: str | None) -> list[str]:
-    """The lines of a text, each cut to a bound."""
-    return [line[:LINE_MAX] for line in (text or "").splitlines()]
+def lines(text: str | None, *, tail: bool = False) -> list[str]:
+    """The first lines of a text (the last with `tail`) that are not empty, each cut to a bound."""
+    found = [line[:LINE_MAX] for line in (text or "").splitlines() if line]
+    return found[-LINES_MAX:] if tail else found[:LINES_MAX]
 
 
 def natural(text: str) -> list[tuple[int, str]]:

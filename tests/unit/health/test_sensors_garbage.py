@@ -50,7 +50,7 @@ NAMES = (
     "sys/block/md0/md/degraded",
     "sys/bus/pci/devices/0000:00:1f.6/aer_dev_fatal",
 )
-LOOSE = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+LOOSE = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
