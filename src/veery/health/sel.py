@@ -1,0 +1,149 @@
+"""The event log of the management controller (SEL).
+
+Neither ids nor counts of it can be trusted: a full log turns over, and tools list an old record again. An event is new
+where no earlier reading had it and it is not older than what that reading had."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from veery.health.series import Series
+from veery.health.sign import Level, Sign, sign
+from veery.health.source import Source, lines
+
+RECENT = timedelta(hours=24)  # of a first reading: what is not much older than its newest event
+EVENTS_MAX = 20_000
+BAD_EVENT = re.compile(
+    r"uncorrectable|\bIERR\b|CATERR|thermal trip|bus fatal|PCI SERR|upper critical going high"
+    r"|upper non-recoverable going high|fatal error",
+    re.I,
+)
+WATCH_EVENT = re.compile(
+    r"\bcorrectable|logging limit|power supply (failure|AC lost|input lost)|failure detected|power supply.*(lost|fail)"
+    r"|redundancy (lost|degraded)|drive fault|predictive|lower (critical|non-recoverable) going low|bus uncorrectable"
+    r"|PCI PERR|throttled|battery.*(low|fail)",
+    re.I,
+)
+DATES = ("%m/%d/%Y %H:%M:%S", "%m/%d/%y %H:%M:%S", "%b-%d-%Y %H:%M:%S", "%Y-%m-%d %H:%M:%S", "%d-%b-%Y %H:%M:%S")
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One record, without its id; `at` is None where the controller had no time."""
+
+    at: datetime | None
+    sensor: str
+    said: str
+    is_over: bool  # whether the record takes its event back
+    reading: str = ""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.sensor, self.said
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The events; None where the tool answered with anything else."""
+
+    events: tuple[Event, ...] | None
+
+
+class Sel:
+    """The event log of the management controller."""
+
+    name = "sel"
+
+    def read(self, source: Source) -> Reading | None:
+        texts = [
+            text
+            for program in ("ipmitool-sel", "ipmitool-sel-elist", "ipmi-sel")
+            for text in source.outputs(program).values()
+        ]
+        if not texts:
+            return None
+        found = tuple(event for text in texts for event in _events(lines(text)))[-EVENTS_MAX:]
+        is_empty = any("no entries" in text[:2000].lower() or not text.strip() for text in texts)
+        return Reading(found if found or is_empty else None)
+
+    def judge(self, series: Series[Reading]) -> Iterator[Sign]:
+        last = series.last.events
+        if last is None:
+            yield sign(self.name, "log", Level.UNKNOWN, "", "the event log cannot be read")
+            return
+        fresh = _fresh(series)
+        standing: dict[tuple[str, str], Event] = {}
+        for event in fresh:
+            if event.is_over:
+                standing.pop(event.key, None)
+            else:
+                standing[event.key] = event
+        told = 0
+        for event in standing.values():
+            text = f"{event.sensor} {event.said}"
+            if _is_glitch(event):
+                continue
+            if BAD_EVENT.search(text):
+                level = Level.BAD
+            elif WATCH_EVENT.search(text):
+                level = Level.WATCH
+            else:
+                continue
+            told += 1
+            yield sign(self.name, event.sensor, level, event.at or "", event.said)
+        if not told:
+            yield sign(self.name, "log", Level.OK, len(fresh), f"{len(fresh)} new events, none of a failure")
+
+
+def _is_glitch(event: Event) -> bool:
+    """Whether the controller lost a reading: no machine has a part at 0 C or 0 V. Fans do stop."""
+    if "going low" not in event.said.lower() or event.sensor.lower().startswith("fan"):
+        return False
+    return event.sensor.lower().startswith("temperature") or event.reading.startswith("Reading 0 ")
+
+
+def _fresh(series: Series[Reading]) -> list[Event]:
+    """The events that are new since the first reading; of one reading, the recent ones."""
+    earlier = [event for reading in series.earlier for event in reading.events or ()]
+    last = series.last.events or ()
+    if not series.earlier:
+        times = [event.at for event in last if event.at]
+        newest = max(times, default=None)
+        return [event for event in last if not event.at or not newest or newest - event.at <= RECENT]
+    first = series.moments[0].reading.events or ()
+    known = {(event.at, event.key, event.is_over) for event in first}
+    newest = max((event.at for event in first if event.at), default=None)
+    return [
+        event
+        for event in dict.fromkeys([*earlier, *last])
+        if (event.at, event.key, event.is_over) not in known and not (event.at and newest and event.at < newest)
+    ]
+
+
+def _events(rows: Sequence[str]) -> Iterator[Event]:
+    """ipmitool sel list and elist (id | date | time | sensor | event | direction | reading), ipmi-sel (ID | Date | Time
+    | Name | Type | Event, with bars or commas)."""
+    for row in rows:
+        cells = [cell.strip() for cell in (row.split("|") if "|" in row else row.split(","))]
+        if len(cells) < 5 or not re.fullmatch(r"[0-9a-fA-F]{1,8}", cells[0]):
+            continue
+        direction = next((cell.lower() for cell in cells[5:] if cell.lower() in ("asserted", "deasserted")), "")
+        if direction or len(cells) == 5:
+            sensor, said = cells[3], cells[4]
+        else:
+            sensor, said = f"{cells[4]} {cells[3]}", ", ".join(cells[5:])
+        is_over = direction == "deasserted" or "deassert" in said.lower()
+        yield Event(_time(cells[1], cells[2]), sensor, said, is_over, cells[-1] if direction else "")
+
+
+def _time(date: str, time: str) -> datetime | None:
+    text = f"{date} {time[:8]}"
+    for form in DATES:
+        try:
+            return datetime.strptime(text, form)  # the controller's own clock, compared with itself
+        except ValueError:
+            continue
+    return None

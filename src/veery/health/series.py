@@ -1,0 +1,139 @@
+"""Readings of one sensor in time, and what the node knows beside them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from veery.health.sign import Sign
+from veery.health.source import Source
+
+T = TypeVar("T")
+NAMES_MAX = 256  # names in one list of what is given
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """What the node knows and no sensor can read; None where it is not known."""
+
+    uplinks: frozenset[str] | None = None  # the interfaces of guests' bridges
+    storage_nics: frozenset[str] | None = None
+    own_paths: tuple[str, ...] | None = None  # folders that the node writes to
+    own_luns: frozenset[str] = frozenset()  # disks that are volumes of domains: errors there are not this host's
+    host_disks: frozenset[str] | None = None
+    maps_in_use: frozenset[str] | None = None  # multipath maps
+
+    @classmethod
+    def of(cls, found: Mapping[str, Any]) -> Given:
+        """What a given.json says; other keys and values of another form are passed over."""
+
+        def names(key: str) -> frozenset[str] | None:
+            value = found.get(key)
+            if not isinstance(value, list):
+                return None
+            return frozenset(name.removeprefix("/dev/") for name in value[:NAMES_MAX] if isinstance(name, str))
+
+        paths = found.get("own_paths")
+        return cls(
+            uplinks=names("uplinks"),
+            storage_nics=names("storage_nics"),
+            own_paths=tuple(path for path in paths[:NAMES_MAX] if isinstance(path, str))
+            if isinstance(paths, list)
+            else None,
+            own_luns=names("own_luns") or frozenset(),
+            host_disks=names("host_disks"),
+            maps_in_use=names("maps_in_use"),
+        )
+
+    def is_ours(self, disk: str) -> bool:
+        """Whether a disk's errors are this host's. `disk` may be a partition or an NVMe controller."""
+        if any(same_disk(disk, lun) for lun in self.own_luns):
+            return False
+        return self.host_disks is None or any(same_disk(disk, host) for host in self.host_disks)
+
+
+def same_disk(part: str, disk: str) -> bool:
+    """Whether `part` is `disk`, its controller (nvme0 of nvme0n1) or a partition of it (sda1, nvme0n1p2)."""
+    if part == disk:
+        return True
+    if disk.startswith(part) and disk[len(part) :].startswith("n") and part.startswith("nvme"):
+        return True
+    rest = part.removeprefix(disk)
+    return rest != part and (rest.isdigit() or (rest.startswith("p") and rest[1:].isdigit()))
+
+
+@dataclass(frozen=True, slots=True)
+class Moment(Generic[T]):
+    """One reading; `at` in seconds from any start, None where the time is not known."""
+
+    at: float | None
+    reading: T
+
+
+@dataclass(frozen=True, slots=True)
+class Series(Generic[T]):
+    """Readings, oldest first, at least one. One reading alone is taken as lasting, and its counters as since boot."""
+
+    moments: tuple[Moment[T], ...]
+    given: Given
+
+    @property
+    def last(self) -> T:
+        """The newest reading."""
+        return self.moments[-1].reading
+
+    @property
+    def earlier(self) -> tuple[T, ...]:
+        """All but the newest."""
+        return tuple(moment.reading for moment in self.moments[:-1])
+
+    @property
+    def span_s(self) -> float | None:
+        """Seconds from the first reading to the last; None of one reading, or where times are not known."""
+        first, last = self.moments[0].at, self.moments[-1].at
+        return last - first if len(self.moments) > 1 and first is not None and last is not None else None
+
+    def held(self, is_so: Callable[[T], bool], seconds: float) -> bool:
+        """Whether the newest readings have shown it for so long. What all readings show is taken as lasting."""
+        since: float | None = None
+        for moment in reversed(self.moments):
+            if not is_so(moment.reading):
+                break
+            since = moment.at
+        else:
+            return True
+        last = self.moments[-1].at
+        return is_so(self.last) and (last is None or since is None or last - since >= seconds)
+
+    def growth(self, counter: Callable[[T], int | None]) -> int | None:
+        """By how much a counter grew, over its resets; None where it was read less than twice."""
+        values = [value for moment in self.moments if (value := counter(moment.reading)) is not None]
+        if len(values) < 2:
+            return None
+        return sum(new - old if new >= old else new for old, new in itertools.pairwise(values))
+
+    def rate(self, counter: Callable[[T], int | None], seconds: float) -> float | None:
+        """The growth in `seconds`; of a shorter time, the growth so far. None where growth is."""
+        grown = self.growth(counter)
+        if grown is None:
+            return None
+        return grown * seconds / max(self.span_s or 0.0, seconds)
+
+
+class Sensor(Protocol):
+    """One sensor: it reads, and it judges what was read.
+
+    `read` returns None where the host has nothing of the kind. `judge` is pure. Neither needs to be careful: whatever
+    they raise turns the sensor unknown (see looking.py)."""
+
+    @property
+    def name(self) -> str:
+        """The sensor's name, in signs and settings."""
+
+    def read(self, source: Source) -> Any:
+        """What the source shows now."""
+
+    def judge(self, series: Series[Any]) -> Iterable[Sign]:
+        """The signs that follow from the readings."""

@@ -1,0 +1,137 @@
+"""SMART of SATA and SAS disks.
+
+PASSED alone means little: attributes 197 and 198 have the threshold 0 and can never trip. Bits 5 and 6 of smartctl's
+exit status stay set for ever. Old defects that do not grow move nobody."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from veery.health.series import Series
+from veery.health.sign import Level, Sign, sign, worst
+from veery.health.smartlog import COMMAND_FAILED, FAILING, OPEN_FAILED, PREFAIL_NOW, SELFTEST, Disk, disk
+from veery.health.source import Source
+
+REALLOCATED, REPORTED, PENDING, UNREADABLE, CABLE = 5, 187, 197, 198, 199
+PENDING_BAD = 10  # sectors, and growing
+REALLOCATED_MANY = 1000  # sectors, of a disk that is read for the first time
+DEFECTS_MANY = 1000
+WORN_PERCENT = 90
+OLD_TEST_HOURS = 90 * 24
+HOT_CELSIUS = 65  # of a disk that turns; makers allow 60
+WEAR = re.compile(r"media_wearout|wear_leveling|ssd_life_left|lifetime_remain|remaining_lifetime|percent_life", re.I)
+LEAST_LIFE = 10  # of the normalised value
+
+Found = tuple[Level, object, str]
+
+
+class Smart:
+    """The health that disks tell of themselves."""
+
+    name = "smart"
+
+    def read(self, source: Source) -> dict[str, Disk | None] | None:
+        found = {part: disk(text) for part, text in source.outputs("smartctl").items()}
+        return {part: each for part, each in found.items() if each is None or not each.is_nvme} or None
+
+    def judge(self, series: Series[dict[str, Disk | None]]) -> Iterator[Sign]:
+        for part, last in series.last.items():
+            if last is None or not last.answered:
+                said = "smartctl could not read the disk's health"
+                value = last.said if last else "unreadable"
+                yield sign(self.name, part, Level.UNKNOWN, value, said)
+                continue
+            findings = [*_latched(last), *_grown(series, part, last)]
+            if not findings:
+                yield sign(self.name, part, Level.OK, "passed" if last.passed else "", "no sign of failure")
+                continue
+            level = worst(found[0] for found in findings)
+            for found_level, shown, said in findings:
+                if found_level is level:
+                    yield sign(self.name, part, level, shown, said)
+
+
+def _latched(last: Disk) -> Iterator[Found]:
+    """What one reading says by itself."""
+    if last.passed is False or last.status & FAILING:
+        yield Level.BAD, last.said or "FAILED", "the disk says that it fails"
+    elif last.passed is None and last.status & (OPEN_FAILED | COMMAND_FAILED):
+        yield Level.UNKNOWN, last.status, "smartctl could not read all of the disk's health"
+    now = [each for each in last.attributes.values() if each.failing_now and each.prefail]
+    if now:
+        yield Level.WATCH, now[0].name, "an attribute that foretells failure is at its threshold"
+    elif last.status & PREFAIL_NOW:
+        yield Level.WATCH, last.status, "an attribute that foretells failure is at its threshold"
+    yield from _selftests(last)
+    if last.trip_celsius and last.celsius and last.celsius >= last.trip_celsius:
+        yield Level.WATCH, last.celsius, f"the disk is at its trip temperature of {last.trip_celsius} C"
+    elif last.rotates and last.celsius and HOT_CELSIUS <= last.celsius < 100:
+        yield Level.WATCH, last.celsius, "the disk is hot"
+    worn = [each for each in last.attributes.values() if WEAR.search(each.name) and 0 < each.value <= LEAST_LIFE]
+    if (last.endurance_used or 0) >= WORN_PERCENT or worn:
+        yield Level.WATCH, worn[0].value if worn else last.endurance_used, "the disk is worn"
+
+
+def _selftests(last: Disk) -> Iterator[Found]:
+    if not last.tests:
+        if last.status & SELFTEST:
+            yield Level.WATCH, last.status, "the self-test log holds a failed test"
+        return
+    failed, hour = last.tests[0]
+    if failed and last.hours is not None and hour is not None and last.hours - hour > OLD_TEST_HOURS:
+        yield Level.WATCH, hour, "the last self-test failed, and long ago"
+    elif failed:
+        yield Level.BAD, "" if hour is None else hour, "the last self-test failed"
+    elif last.status & SELFTEST:  # smartctl leaves out those that a newer long test has made good
+        yield Level.WATCH, "", "an earlier self-test failed, the last one did not"
+
+
+def _grown(series: Series[dict[str, Disk | None]], part: str, last: Disk) -> Iterator[Found]:
+    """What counters say, by their growth where there is more than one reading."""
+
+    def growth(key: int) -> int | None:
+        def counter(reading: dict[str, Disk | None]) -> int | None:
+            found = reading.get(part)
+            attribute = found.attributes.get(key) if found else None
+            return attribute.raw if attribute else None
+
+        return series.growth(counter)
+
+    def raw(key: int) -> int:
+        attribute = last.attributes.get(key)
+        return attribute.raw if attribute else 0
+
+    pending = max(raw(PENDING), raw(UNREADABLE))
+    bogus = pending == raw(PENDING) == 1 and last.rotates is False  # firmware of some SSDs shows 1 and takes it back
+    grows = max(growth(PENDING) or 0, growth(UNREADABLE) or 0) > 0
+    if pending > PENDING_BAD and grows:
+        yield Level.BAD, pending, f"{pending} sectors cannot be read, and they become more"
+    elif pending and not bogus:
+        yield Level.WATCH, pending, f"{pending} sectors cannot be read"
+    reallocated = growth(REALLOCATED)
+    if reallocated or (reallocated is None and raw(REALLOCATED) >= REALLOCATED_MANY):
+        yield Level.WATCH, raw(REALLOCATED), f"{raw(REALLOCATED)} sectors are reallocated"
+    if growth(REPORTED):
+        yield Level.WATCH, raw(REPORTED), "the disk gave up on reads"
+    if growth(CABLE):
+        yield Level.WATCH, raw(CABLE), "transfers are damaged: look at the cable"
+    yield from _scsi(series, part, last)
+
+
+def _scsi(series: Series[dict[str, Disk | None]], part: str, last: Disk) -> Iterator[Found]:
+    def growth(field: str) -> int | None:
+        def counter(reading: dict[str, Disk | None]) -> int | None:
+            found = reading.get(part)
+            count = getattr(found, field) if found else None
+            return count if isinstance(count, int) else None
+
+        return series.growth(counter)
+
+    uncorrected, defects = growth("uncorrected"), growth("defects")
+    if uncorrected or (uncorrected is None and last.uncorrected):
+        yield Level.WATCH, last.uncorrected, "the disk could not correct errors"
+    if defects or (defects is None and (last.defects or 0) >= DEFECTS_MANY):
+        yield Level.WATCH, last.defects, f"{last.defects} defects have grown"
+    if growth("logged_errors") and last.surface_errors is not False:
+        yield Level.WATCH, last.logged_errors, "the disk's error log grows"
