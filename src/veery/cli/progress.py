@@ -86,7 +86,7 @@ class PlainMeter(QuietMeter):
 
 
 class BarMeter(QuietMeter):
-    """A live bar."""
+    """A live bar: drawn ten times a second, and at once when a step begins and when its first figures come."""
 
     def __init__(self, title: str) -> None:
         from rich.console import Console
@@ -95,7 +95,7 @@ class BarMeter(QuietMeter):
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[detail]}"))
         console = Console(stderr=True, highlight=False, markup=False)
         self._progress = Progress(*columns, TimeElapsedColumn(), console=console, transient=True)
-        self._title = title
+        self._title, self._step, self._detailed = title, "", False
         self._task = self._progress.add_task(title, total=None, detail="")
 
     def __enter__(self) -> BarMeter:
@@ -112,9 +112,10 @@ class BarMeter(QuietMeter):
         total = None if fraction is None else 1.0
         percent = "" if fraction is None else f"{100 * fraction:3.0f} %  "
         words = f"{self._title}  {step}"
-        self._progress.update(
-            self._task, description=words, total=total, completed=fraction or 0, detail=f"{percent}{detail}"
-        )
+        new = step != self._step or (bool(detail) and not self._detailed)
+        self._step, self._detailed = step, bool(detail)
+        done, more = fraction or 0, f"{percent}{detail}"
+        self._progress.update(self._task, description=words, total=total, completed=done, detail=more, refresh=new)
 
     def say(self, text: str) -> None:
         """As Meter.say: a line above the bar."""

@@ -116,7 +116,7 @@ def case(folder: Path) -> Verdict:
     `given.json` says what the node knows (series.Given). `sequence` in it, [{"dir": "0", "at": 0}, ...], tells the
     seconds; a sequence without times is taken as one that lasts. Raises Refused where there is no such folder."""
     if not folder.is_dir():
-        raise Refused(f"{folder}: no such folder", hint="veery help sensors")
+        raise Refused(f"{folder}: no such folder", hint="veery sensors --help")
     about = _given(folder / "given.json")
     given, times = Given.of(about), _times(about)
     try:
@@ -144,9 +144,9 @@ def _given(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise Refused(f"{path}: not JSON: {error}", hint="veery help sensors") from error
+        raise Refused(f"{path}: not JSON: {error}", hint="veery sensors --help") from error
     if not isinstance(found, dict):
-        raise Refused(f"{path}: not a JSON object", hint="veery help sensors")
+        raise Refused(f"{path}: not a JSON object", hint="veery sensors --help")
     inner = found.get("given")
     return {**found, **inner} if isinstance(inner, dict) else found
 
