@@ -238,7 +238,10 @@ class Mirrors:
         """Raises Failed for a mirror that broke."""
         for job, error in self._ended.items():
             if error:
-                raise Failed(f"{self.domain.record.spec.name}: the copy of its {self.jobs[job]} broke: {error}")
+                raise Failed(
+                    f"{self.domain.record.spec.name}: the copy of its {self.jobs[job]} broke: {error}",
+                    hint="does the target still have room for it? --disk-dir names another folder there",
+                )
 
     def _hear(self, name: str, data: Mapping[str, Any]) -> None:
         job = str(data.get("device", ""))
