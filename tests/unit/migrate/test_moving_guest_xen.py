@@ -27,7 +27,7 @@ RUNS_AT_SOURCE = (Phase.BEGIN, Phase.PREPARE, Phase.COPY)
 POWEROFF, CRASH, REBOOT = "poweroff -f", "echo c > /proc/sysrq-trigger", "reboot -f"
 PLAIN = MoveSettings(tls=False)
 UP = {DomainState.RUNNING, DomainState.BLOCKED}
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 
 
 @dataclass
