@@ -378,7 +378,8 @@ class Daemon:
         if self.node.has(Role.STORAGE):
             records = VolumeRecords(self.store, self.credentials.password, served.initiators)
             storage = self.settings.storage
-            self.target = TargetServer(address=self.node.address, port=storage.portal_port, run=self.runtime)
+            address = storage.address or self.node.address
+            self.target = TargetServer(address=address, port=storage.portal_port, run=self.runtime)
             stores: dict[Backing, BytesStore] = {Backing.FILE: FileStore(self._pool(), self.state)}
             if storage.group:
                 stores[Backing.LVM] = LvmStore(storage.group)
@@ -497,7 +498,7 @@ class Daemon:
         if self.identity.etcd is not None:
             ports[f"etcd (ports {settings.etcd.client_port}, {settings.etcd.peer_port})"] = node.address
         if node.has(Role.STORAGE):
-            ports[f"iSCSI (port {settings.storage.portal_port})"] = node.address
+            ports[f"iSCSI (port {settings.storage.portal_port})"] = settings.storage.address or node.address
         filter = None if node.driver == "xen" else self.filter
         return Exposure(node.name, ports, self.attacher.guest_bridges, filter)
 

@@ -145,12 +145,13 @@ async def alone(make: Any) -> Member:
     return one
 
 
-async def test_the_only_voter_changes_and_changes_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("address", [NEW, "::1"])
+async def test_the_only_voter_changes_and_changes_back(tmp_path: Path, address: str) -> None:
     async with rig(tmp_path) as make:
         one = await alone(make)
         old = one.address
         async with daemon(one) as node:
-            for new, former in ((NEW, old), (old, NEW)):
+            for new, former in ((address, old), (old, address)):
                 before = node.process
                 await node.change.change(new)
                 found = identity.load(node.state)

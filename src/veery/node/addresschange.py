@@ -79,6 +79,7 @@ class AddressChange:
         self._settings, self._store, self._parts, self._clock = settings, store, parts, clock
         self._membership, self._idle = parts.membership, idle
         self._one = asyncio.Lock()
+        self._rerouted = False  # the volumes' records name the portal that our tgtd has
 
     @property
     def busy(self) -> bool:
@@ -92,7 +93,7 @@ class AddressChange:
         return addressplan.plan(await self._facts(address))
 
     async def _facts(self, address: str) -> Facts:
-        node = self._membership.identity.node
+        node = members.current(self._settings, self._membership.identity)
         described = describe(self._settings, name=node.name, address=address, roles=node.roles, driver=node.driver)
         address = endpoint.canonical(described.address)
         nodes = tuple((await NODES.all(self._store)).values())
@@ -138,7 +139,7 @@ class AddressChange:
 
     async def _users(self) -> tuple[str, ...]:
         """The domains on volumes of this node, by their records and by what tgtd serves."""
-        if self._parts.volumes.here is None:
+        if self._parts.volumes.here is None or self._settings.storage.address:  # the portal stays as it is
             return ()
         name, found = self._membership.identity.node.name, set[str]()
         rows = await self._parts.volumes.list()
@@ -232,7 +233,8 @@ class AddressChange:
 
     async def _portals(self, identity: Identity) -> None:
         if self._parts.volumes.here is not None:
-            portal = endpoint.join(identity.node.address, self._settings.storage.portal_port)
+            storage = self._settings.storage
+            portal = endpoint.join(storage.address or identity.node.address, storage.portal_port)
             await reroute(self._store, identity.node.name, portal)
 
     async def _forget(self, identity: Identity) -> None:
@@ -263,9 +265,11 @@ class AddressChange:
             if (now := advertised(process)) and now != url:
                 log.warning("etcd still serves %s: it restarts for %s", now, url)
                 await self._restart(identity, alone=len(await self._store.voters.all()) < 3)
+        if not self._rerouted:  # a change of storage.address, or one of the address that was broken off
+            await self._portals(identity)
+            self._rerouted = True
         if not identity.node.former:
             return
-        await self._portals(identity)
         await self._forget(identity)
         former = tuple(each for each in identity.node.former if ports.is_own(each))
         if former != identity.node.former:
