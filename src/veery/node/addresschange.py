@@ -12,12 +12,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from veery.cluster import members, server, upkeep
+from veery.cluster import join, members, server, upkeep
 from veery.cluster.etcd import EtcdStore
 from veery.cluster.identity import Identity, client_url, describe, peer_url
 from veery.cluster.keys import ALIVE, NODES, VOLUME_MOVES, VOLUMES
@@ -169,7 +169,7 @@ class AddressChange:
     async def change(self, address: str) -> AddressPlan:
         """Have this node at `address`; what was done. Raises Refused and Failed: all is as before. OutcomeUnknown:
         veeryd goes on by itself, or an undo was not finished."""
-        async with self._one:
+        async with self._one, self._turn():
             facts = await self._facts(address)
             made = addressplan.plan(facts)
             if made.refusals:
@@ -192,6 +192,11 @@ class AddressChange:
             log.info(decision("node.readdressed", node=after.node.name, address=address, former=before.node.address))
             await self._forget(after)
             return made
+
+    def _turn(self) -> AbstractAsyncContextManager[object]:
+        """One voter at a time: two that restart their etcd at once could cost the quorum."""
+        identity = self._membership.identity
+        return join.turn(self._store, identity.node.name) if identity.etcd is not None else nullcontext()
 
     async def _members(self, before: Identity, after: Identity) -> None:
         """Have the store's other members try both addresses."""
