@@ -21,7 +21,7 @@ from veery.cluster import join, members, server, upkeep
 from veery.cluster.etcd import EtcdStore
 from veery.cluster.identity import Identity, client_url, describe, peer_url
 from veery.cluster.keys import ALIVE, NODES, VOLUME_MOVES, VOLUMES
-from veery.cluster.store import Store, Unchanged
+from veery.cluster.store import Store, StoreUnavailable, Unchanged
 from veery.config.settings import Settings
 from veery.errors import OutcomeUnknown, Refused, VeeryError
 from veery.host import ports
@@ -280,8 +280,19 @@ class AddressChange:
         if former != identity.node.former:
             async with self._one:
                 identity = self._membership.identity
+                if identity.etcd is not None and process is not None:
+                    await self._revive(identity, process)
                 await self._membership.become(replace(identity, node=replace(identity.node, former=former)))
                 await members.update(self._store, members.current(self._settings, self._membership.identity))
+
+    async def _revive(self, identity: Identity, process: Process) -> None:
+        """Restart etcd after an address was taken away. Its JSON gateway calls its own port, and may have done so from
+        that address: such a connection hangs for as long as TCP tries. Raises Refused where others are needed first."""
+        try:
+            await self._restart(identity, alone=len(await self._store.voters.all()) < 3)
+        except StoreUnavailable:  # it may be the only voter, and hang: nothing is lost by its end
+            await process.stop(grace=STOP_S)
+            await server.ready(self._store.voters, client_url(self._settings, identity.node), deadline=READY_S)
 
 
 def changed(settings: Settings, identity: Identity, address: str) -> Identity:
