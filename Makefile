@@ -69,8 +69,8 @@ faults: root setup ## 200 faults from a seeded nemesis, into docs/faults.md (abo
 faults-sim: setup ## 3,000 random schedules in the simulated cluster, and the mutants that they have to find (about 40 minutes)
 	@$(BIN)/python -m pytest -v --tb=short -m slow $(or $(PYTEST),tests/simulation)
 
-networks: root setup ## nodes of the lab get other addresses, under domains (about four minutes)
-	@$(BIN)/python -m pytest -v --tb=short -m slow $(or $(PYTEST),tests/integration/test_readdress.py)
+networks: root setup ## nodes of the lab get other addresses under domains; a lab of IPv6 alone (about eight minutes)
+	@$(BIN)/python -m pytest -v --tb=short -m slow $(or $(PYTEST),tests/integration/test_readdress.py tests/integration/test_ipv6.py)
 
 mutants: setup ## one-line faults of the move and of the brain; each has to be found by the tests (slow)
 	@$(BIN)/python tests/unit/migrate/move_mutants.py

@@ -381,7 +381,8 @@ class Daemon:
         if self.node.has(Role.STORAGE):
             records = VolumeRecords(self.store, self.credentials.password, served.initiators)
             storage = self.settings.storage
-            self.target = TargetServer(address=self.node.address, port=storage.portal_port, run=self.runtime)
+            address = storage.address or self.node.address
+            self.target = TargetServer(address=address, port=storage.portal_port, run=self.runtime)
             stores: dict[Backing, BytesStore] = {Backing.FILE: FileStore(self._pool(), self.state)}
             if storage.group:
                 stores[Backing.LVM] = LvmStore(storage.group)
@@ -500,7 +501,7 @@ class Daemon:
         if self.identity.etcd is not None:
             ports[f"etcd (ports {settings.etcd.client_port}, {settings.etcd.peer_port})"] = node.address
         if node.has(Role.STORAGE):
-            ports[f"iSCSI (port {settings.storage.portal_port})"] = node.address
+            ports[f"iSCSI (port {settings.storage.portal_port})"] = settings.storage.address or node.address
         if node.driver == "xen":
             return Exposure(node.name, ports, self.attacher.guest_bridges, None)
         user = partial(judge_user, node.name, settings.qemu.user, account=has_account())

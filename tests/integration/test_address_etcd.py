@@ -145,12 +145,13 @@ async def alone(make: Any) -> Member:
     return one
 
 
-async def test_the_only_voter_changes_and_changes_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("address", [NEW, "::1"])
+async def test_the_only_voter_changes_and_changes_back(tmp_path: Path, address: str) -> None:
     async with rig(tmp_path) as make:
         one = await alone(make)
         old = one.address
         async with daemon(one) as node:
-            for new, former in ((NEW, old), (old, NEW)):
+            for new, former in ((address, old), (old, address)):
                 before = node.process
                 await node.change.change(new)
                 found = identity.load(node.state)
@@ -195,7 +196,14 @@ async def test_one_of_three_changes_and_one_that_is_down_keeps_it_from_that(tmp_
                 await node.change.change(NEW)
             await three.start_etcd()
             await server.ready(three.store.voters, three.url, deadline=60)
-            await node.change.change(NEW)
+            lease = await one.store.grant(300)
+            await one.store.commit([], [Put(keys.JOINING, b"test2", lease)])
+            work = asyncio.ensure_future(node.change.change(NEW))
+            await asyncio.sleep(2)  # less than it waits for its turn
+            assert not work.done()
+            assert identity.load(node.state).node.address == one.address, "it is another node's turn"
+            await one.store.revoke(lease)
+            await work
             assert await at(one) == [(peer_url(one.settings, node.membership.identity.node),)]
             await two.store.commit([], [Put("after", b"1")])
             found = await members.refresh(two.store, two.settings, identity.load(Path(two.settings.state)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 from node_parts import Node, Workshop, scan, set_up, until
@@ -181,3 +181,51 @@ async def test_a_hypervisor_becomes_a_storage_node_and_none_again(
     await until(ended, "tgtd of test2 ends", within=90)
     await lab.healthy()
     assert "test2 is no storage node" in await near.refused("volume", "create", "here", "8M", "--on", "test2")
+
+
+def on_storage(address: str) -> Callable[[str], str]:
+    """The settings of a node with `address` on the storage network."""
+
+    def change(text: str) -> str:
+        row = f'[storage]\naddress = "{address}"\n'
+        return text.replace("[storage]\n", row) if "[storage]\n" in text else f"{text}\n{row}"
+
+    return change
+
+
+async def packets(near: Node) -> tuple[str, str]:
+    """What doctor says of the path to the storage node."""
+    rows = json.loads((await near.result("doctor", "--json")).out)
+    (row,) = (row for row in rows if row["what"] == "packets to stor")
+    return row["level"], row["told"]
+
+
+async def test_disks_have_a_network_of_their_own(lab: Lab, near: Node, workshop: Workshop) -> None:
+    await workshop.clear(NAME)
+    await workshop.volume(NAME)
+    for node, address in (("stor", "10.20.0.3"), ("test1", "10.20.0.1")):
+        await ip(lab, node, "add", f"{address}/24")
+    try:
+        async with set_up(lab, "stor", on_storage("10.20.0.3")), set_up(lab, "test1", on_storage("10.20.0.1")):
+            await lab.healthy()
+
+            async def rerouted() -> bool:
+                return bool((await scan(lab, "volume/"))[NAME]["portal"] == "10.20.0.3:3260")
+
+            await until(rerouted, "the volume is reached on the storage network", within=90)
+            await near.veery("create", workshop.file(NAME))
+            (target,) = (each for each in await near.targets() if each["iqn"].endswith(f":{NAME}"))
+            sources = {connection["address"] for each in target["sessions"] for connection in each["connections"]}
+            assert sources == {"10.20.0.1"}
+            assert await packets(near) == ("ok", "1500 bytes reach 10.20.0.3")
+            await lab.run("stor", ["ip", "link", "set", "eth0", "mtu", "1400"])
+            try:
+                level, told = await packets(near)
+                assert (level, "those of 1500 bytes do not" in told) == ("bad", True), told
+            finally:
+                await lab.run("stor", ["ip", "link", "set", "eth0", "mtu", "1500"])
+            await workshop.clear(NAME)
+    finally:
+        for node, address in (("stor", "10.20.0.3"), ("test1", "10.20.0.1")):
+            await ip(lab, node, "del", f"{address}/24")
+    await lab.healthy()

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,11 +42,6 @@ async def test_a_tgtd_on_the_wrong_portal_is_found_and_ended() -> None:
     async with storage(TEST1) as node:
         right = node.server
         wrong = TargetServer(address="127.0.0.1", port=right.port + 1, run=node.run)
-        await node.volumes.create("busybox", MIB)
-        with pytest.raises(Failed, match=rf"listens on 127.0.0.1:{right.port} instead of"):
-            await wrong.ready()
-        assert len(await right.targets()) == 1  # one that serves is left alone
-        await node.volumes.delete("busybox")
         first = node.service.process
         node.served.clear()
         with pytest.raises(Failed, match="instead of"):
@@ -54,6 +50,35 @@ async def test_a_tgtd_on_the_wrong_portal_is_found_and_ended() -> None:
             await node.served.wait()
         assert first is not None
         assert not first.alive()
+
+
+@pytest.mark.parametrize("address", ["127.31.79.1", "::1"])
+async def test_a_tgtd_that_serves_turns_to_another_portal_and_is_not_ended(address: str) -> None:
+    """The node has another address on the storage network: it keeps the old one while somebody is logged in."""
+    async with storage(TEST1) as node:
+        volume = await node.volumes.create("busybox", MIB)
+        process = node.service.process
+        other = TargetServer(address=address, port=node.server.port, run=node.run)
+        there = replace(volume, portal=other.portal)
+        io = asyncio.create_task(qemu_io(volume, TEST1, "read 0 512", "sleep 8000", "read 0 512"))
+
+        async def logged_in() -> bool:
+            return any(each.sessions for each in await node.server.targets())
+
+        async with asyncio.timeout(30):
+            while not await logged_in():
+                await asyncio.sleep(0.1)
+        await other.ready()
+        assert (await qemu_io(there, TEST1, "read 0 512")).code == 0
+        assert (await io).code == 0, "its session stayed"
+        assert (await qemu_io(volume, TEST1, "read 0 512")).code == 0, "the old portal is kept"
+        async with asyncio.timeout(30):
+            while await logged_in():
+                await asyncio.sleep(0.1)
+        await other.ready()
+        assert (await qemu_io(volume, TEST1, "read 0 512")).code != 0
+        assert (await qemu_io(there, TEST1, "read 0 512")).code == 0
+        assert node.service.process == process
 
 
 async def test_the_daemon_is_adopted_not_restarted(node: Storage) -> None:

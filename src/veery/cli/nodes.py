@@ -79,6 +79,7 @@ def _show(session: Session, args: Namespace) -> int:
         "up": _up(row),
         "api": endpoint.join(node["address"], node["api_port"]),
         "relocation": endpoint.join(node["relocation_address"] or node["address"], node["relocation_port"]),
+        **({"storage": node["storage_address"]} if node.get("storage_address") else {}),
         "initiator": node["initiator"] or "-",
         "version": node["version"] or "-",
         "level": _level(row),

@@ -25,7 +25,7 @@ from veery.host import kept, tls
 from veery.host.files import write_atomic
 from veery.model import codec
 from veery.model.cluster import Cluster
-from veery.model.endpoint import join
+from veery.model.endpoint import canonical, join
 from veery.model.node import Node, Role
 from veery.model.volume import Initiator
 
@@ -157,8 +157,9 @@ def describe(settings: Settings, *, name: str, address: str, roles: Sequence[Rol
         where = ipaddress.ip_address(address)
     except ValueError as error:
         raise Refused(f"not an IP address: {address!r}", hint="give the one that the other nodes reach") from error
-    if where.is_unspecified or where.is_multicast:
+    if where.is_unspecified or where.is_multicast or (where.version == 6 and where.is_link_local):
         raise Refused(f"no node can be reached at {address}", hint="give the one that the other nodes reach")
+    address = str(where)  # what the kernel and other nodes write: addresses are compared as texts
     if not roles:
         raise Refused(f"node {name} has no role", hint=f"give some of {', '.join(Role)}")
     return Node(
@@ -169,6 +170,7 @@ def describe(settings: Settings, *, name: str, address: str, roles: Sequence[Rol
         api_port=settings.api.port,
         relocation_address=settings.relocation.address or address,
         relocation_port=settings.relocation.port,
+        storage_address=canonical(settings.storage.address),
         version=veery.__version__,
     )
 

@@ -345,6 +345,11 @@ async def seat(store: Store, voters: Voters, node: Node, peer: str) -> EtcdStart
     return EtcdStart(initial_cluster=",".join(names), initial_cluster_state="existing")
 
 
+def turn(store: Store, name: str) -> contextlib.AbstractAsyncContextManager[Unchanged]:
+    """Within it node `name` alone changes the store's members. Raises Refused when another takes too long."""
+    return _turn(store, name)
+
+
 async def unseat(voters: Voters, peer: str) -> None:
     """Take that room away again, while it is a learner's. Raises StoreUnavailable, OutcomeUnknown."""
     await _unseat(voters, peer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import tomllib
 from dataclasses import dataclass, field
@@ -50,11 +51,14 @@ class Etcd:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorageSettings:
     """Where volumes are: `pool` a folder for sparse files, `group` an LVM volume group; `portal_port` is tgtd's.
+    `address` is this node's on the storage network ("": the node's own): tgtd listens there, and a hypervisor's iSCSI
+    sessions come from there.
     `local` is a folder for the disks that come in with their domain (migrate --with-disks); "": the path they had."""
 
     pool: str = ""
     group: str = ""
     local: str = ""
+    address: str = ""
     portal_port: int = 3260
 
 
@@ -224,8 +228,18 @@ def load(path: Path) -> Settings:
     if min(settings.moves.out, settings.moves.into, settings.moves.link, settings.moves.copies + 1) < 1:
         raise Refused(f"{path}:{_line_of(text, 'moves')}: limits of moves are 1 or more", hint="see docs/settings.md")
     _check_ends(settings, f"{path}:{_line_of(text, 'watchdog')}")
+    _check_storage(settings.storage, f"{path}:{_line_of(text, 'storage')}")
     _check_alarms(settings.alarms, f"{path}:{_line_of(text, 'alarms')}")
     return settings
+
+
+def _check_storage(storage: StorageSettings, where: str) -> None:
+    """Raises Refused where [storage] names no address."""
+    try:
+        ipaddress.ip_address(storage.address or "::")
+    except ValueError as error:
+        hint = "give the one that this node has on the storage network: ip -brief address"
+        raise Refused(f"{where}: storage.address is no IP address: {storage.address!r}", hint=hint) from error
 
 
 def _check_alarms(alarms: AlarmSettings, where: str) -> None:

@@ -12,16 +12,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from veery.cluster import members, server, upkeep
+from veery.cluster import join, members, server, upkeep
 from veery.cluster.etcd import EtcdStore
 from veery.cluster.identity import Identity, client_url, describe, peer_url
 from veery.cluster.keys import ALIVE, NODES, VOLUME_MOVES, VOLUMES
-from veery.cluster.store import Store, Unchanged
+from veery.cluster.store import Store, StoreUnavailable, Unchanged
 from veery.config.settings import Settings
 from veery.errors import OutcomeUnknown, Refused, VeeryError
 from veery.host import ports
@@ -79,6 +79,7 @@ class AddressChange:
         self._settings, self._store, self._parts, self._clock = settings, store, parts, clock
         self._membership, self._idle = parts.membership, idle
         self._one = asyncio.Lock()
+        self._rerouted = False  # the volumes' records name the portal that our tgtd has
 
     @property
     def busy(self) -> bool:
@@ -92,7 +93,7 @@ class AddressChange:
         return addressplan.plan(await self._facts(address))
 
     async def _facts(self, address: str) -> Facts:
-        node = self._membership.identity.node
+        node = members.current(self._settings, self._membership.identity)
         described = describe(self._settings, name=node.name, address=address, roles=node.roles, driver=node.driver)
         address = endpoint.canonical(described.address)
         nodes = tuple((await NODES.all(self._store)).values())
@@ -138,7 +139,7 @@ class AddressChange:
 
     async def _users(self) -> tuple[str, ...]:
         """The domains on volumes of this node, by their records and by what tgtd serves."""
-        if self._parts.volumes.here is None:
+        if self._parts.volumes.here is None or self._settings.storage.address:  # the portal stays as it is
             return ()
         name, found = self._membership.identity.node.name, set[str]()
         rows = await self._parts.volumes.list()
@@ -168,7 +169,7 @@ class AddressChange:
     async def change(self, address: str) -> AddressPlan:
         """Have this node at `address`; what was done. Raises Refused and Failed: all is as before. OutcomeUnknown:
         veeryd goes on by itself, or an undo was not finished."""
-        async with self._one:
+        async with self._one, self._turn():
             facts = await self._facts(address)
             made = addressplan.plan(facts)
             if made.refusals:
@@ -191,6 +192,11 @@ class AddressChange:
             log.info(decision("node.readdressed", node=after.node.name, address=address, former=before.node.address))
             await self._forget(after)
             return made
+
+    def _turn(self) -> AbstractAsyncContextManager[object]:
+        """One voter at a time: two that restart their etcd at once could cost the quorum."""
+        identity = self._membership.identity
+        return join.turn(self._store, identity.node.name) if identity.etcd is not None else nullcontext()
 
     async def _members(self, before: Identity, after: Identity) -> None:
         """Have the store's other members try both addresses."""
@@ -232,7 +238,8 @@ class AddressChange:
 
     async def _portals(self, identity: Identity) -> None:
         if self._parts.volumes.here is not None:
-            portal = endpoint.join(identity.node.address, self._settings.storage.portal_port)
+            storage = self._settings.storage
+            portal = endpoint.join(storage.address or identity.node.address, storage.portal_port)
             await reroute(self._store, identity.node.name, portal)
 
     async def _forget(self, identity: Identity) -> None:
@@ -263,16 +270,29 @@ class AddressChange:
             if (now := advertised(process)) and now != url:
                 log.warning("etcd still serves %s: it restarts for %s", now, url)
                 await self._restart(identity, alone=len(await self._store.voters.all()) < 3)
+        if not self._rerouted:  # a change of storage.address, or one of the address that was broken off
+            await self._portals(identity)
+            self._rerouted = True
         if not identity.node.former:
             return
-        await self._portals(identity)
         await self._forget(identity)
         former = tuple(each for each in identity.node.former if ports.is_own(each))
         if former != identity.node.former:
             async with self._one:
                 identity = self._membership.identity
+                if identity.etcd is not None and process is not None:
+                    await self._revive(identity, process)
                 await self._membership.become(replace(identity, node=replace(identity.node, former=former)))
                 await members.update(self._store, members.current(self._settings, self._membership.identity))
+
+    async def _revive(self, identity: Identity, process: Process) -> None:
+        """Restart etcd after an address was taken away. Its JSON gateway calls its own port, and may have done so from
+        that address: such a connection hangs for as long as TCP tries. Raises Refused where others are needed first."""
+        try:
+            await self._restart(identity, alone=len(await self._store.voters.all()) < 3)
+        except StoreUnavailable:  # it may be the only voter, and hang: nothing is lost by its end
+            await process.stop(grace=STOP_S)
+            await server.ready(self._store.voters, client_url(self._settings, identity.node), deadline=READY_S)
 
 
 def changed(settings: Settings, identity: Identity, address: str) -> Identity:

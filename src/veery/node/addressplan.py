@@ -109,7 +109,7 @@ def _steps(facts: Facts) -> list[str]:
         away = "" if len(facts.seen) > 2 else "; the store is away for some seconds"
         steps.append(f"the voters try {new} for {name} beside {old}; its etcd restarts and serves both{away}")
     steps.append(f"the record of {name} says {new}")
-    if facts.node.has(Role.STORAGE):
+    if facts.node.has(Role.STORAGE) and not facts.node.storage_address:
         steps.append(f"the volumes of {name} are reached at {new}")
     if facts.node.has(Role.VOTER):
         steps.append(f"the voters forget {old}")
@@ -120,7 +120,11 @@ def _steps(facts: Facts) -> list[str]:
 
 def pinned(settings: Settings, address: str) -> tuple[str, ...]:
     """The settings that name `address`: the node would go on listening there."""
-    named = {"api.address": settings.api.address, "relocation.address": settings.relocation.address}
+    named = {
+        "api.address": settings.api.address,
+        "relocation.address": settings.relocation.address,
+        "storage.address": settings.storage.address,
+    }
     return tuple(
         key for key, value in named.items() if value and endpoint.canonical(value) == endpoint.canonical(address)
     )
@@ -133,6 +137,6 @@ def ports(settings: Settings, node: Node) -> tuple[int, ...]:
         found.append(settings.relocation.port)
     if node.has(Role.VOTER):
         found += [settings.etcd.client_port, settings.etcd.peer_port]
-    if node.has(Role.STORAGE):
+    if node.has(Role.STORAGE) and not settings.storage.address:
         found.append(settings.storage.portal_port)
     return tuple(found)

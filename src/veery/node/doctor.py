@@ -17,8 +17,9 @@ from veery.cluster.etcd import EtcdStore
 from veery.cluster.keys import NODES
 from veery.cluster.trust import ADOPT, Trust
 from veery.errors import Refused, VeeryError
-from veery.host import kept
+from veery.host import kept, pathmtu
 from veery.host.clock import Clock
+from veery.host.pathmtu import PathReading
 from veery.host.process import Service
 from veery.hypervisor.base import Driver
 from veery.model import codec, defects
@@ -203,6 +204,19 @@ def judge_files(node: str, aside: Sequence[Path], unread: Sequence[str]) -> list
     return found or [Finding(node=node, what="own files", level=Level.OK, told="all can be read")]
 
 
+def judge_packets(node: str, storage: str, address: str, reading: PathReading | str) -> Finding:
+    """Whether full-size packets get to storage node `storage`; `reading` is a text where it could not be tried."""
+    what = f"packets to {storage}"
+    if isinstance(reading, str):
+        return Finding(node=node, what=what, level=Level.WARN, told=f"{address}: {reading}")
+    if reading.lost and reading.small:
+        told = f"small ones reach {address}, those of {reading.mtu} bytes do not: {reading.lost}"
+        advice = "give every card and switch of that network the same MTU (ip link); disks hang like this"
+        return Finding(node=node, what=what, level=Level.BAD, told=told, advice=advice)
+    told = f"{address} answers no echo request: not tried" if reading.lost else f"{reading.mtu} bytes reach {address}"
+    return Finding(node=node, what=what, level=Level.OK, told=told)
+
+
 def judge_alarms(node: str, ways: Sequence[AlarmWay]) -> Finding:
     """Whether somebody was reached when the last message was sent."""
     broken = [f"{way.name}: {way.error}" for way in ways if way.error]
@@ -294,6 +308,7 @@ class Doctor:
             found.append(self._guarded(self._guard))
         if self._writer is not None:
             found += self._paths(self._writer)
+            found += await self._packets(self._writer)
             found.append(await self._leftovers())
         if self._driver is not None:
             host = await self._driver.host()
@@ -371,6 +386,16 @@ class Doctor:
             self._say(f"path to {name}", writer.troubles.get(name, ""), "heartbeats are taken", advice=advice)
             for name in writer.storage()
         ]
+
+    async def _packets(self, writer: SignWriter) -> list[Finding]:
+        async def one(name: str, address: str) -> Finding:
+            try:
+                return judge_packets(self._node.name, name, address, await pathmtu.read(address))
+            except OSError as error:
+                return judge_packets(self._node.name, name, address, error.strerror or str(error))
+
+        others = {name: address for name, address in writer.addresses().items() if name != self._node.name}
+        return list(await asyncio.gather(*(one(*pair) for pair in others.items())))
 
     async def _leftovers(self) -> Finding:
         try:

@@ -110,7 +110,9 @@ def serving(portals: Collection[str], nodes: Iterable[Node]) -> frozenset[str]:
     """The storage nodes among `nodes` that have one of `portals` ("ADDRESS:PORT"). Pure."""
     addresses = {endpoint.canonical(endpoint.split(portal)[0]) for portal in portals}
     return frozenset(
-        node.name for node in nodes if node.has(Role.STORAGE) and endpoint.canonical(node.address) in addresses
+        node.name
+        for node in nodes
+        if node.has(Role.STORAGE) and not addresses.isdisjoint(map(endpoint.canonical, node.addresses))
     )
 
 

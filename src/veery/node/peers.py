@@ -96,7 +96,7 @@ class Peers:
             raise Refused(f"{node.name} shows a wrong certificate: {error}", hint="has it been joined anew?") from error
         except aiohttp.ConnectionTimeoutError as error:
             raise Refused(
-                f"no connection to {node.name} ({node.address}:{node.api_port}) in time",
+                f"no connection to {node.name} ({endpoint.join(node.address, node.api_port)}) in time",
                 hint="is the machine up, or do too many streams lead there: veery events -f, consoles?",
             ) from error
         except (aiohttp.ClientConnectorError, TimeoutError) as error:

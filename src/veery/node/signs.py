@@ -101,6 +101,10 @@ class SignWriter:
         """The storage nodes that beats are written to."""
         return tuple(sorted(name for name, node in self._neighbours.nodes.items() if node.has(Role.STORAGE)))
 
+    def addresses(self) -> dict[str, str]:
+        """Where the storage nodes' targets are reached, by node."""
+        return {name: self._neighbours.nodes[name].storage for name in self.storage()}
+
     async def run(self) -> None:
         """For ever: one task a storage node, as they come and go."""
         at_work: dict[str, asyncio.Task[None]] = {}

@@ -113,7 +113,9 @@ class StorageRole:
             wanted = " ".join(needs.OF_ROLE[Role.STORAGE])
             raise Refused(f"{node.name} lacks {', '.join(lacks)}", hint=f"there: apt-get install {wanted}")
         storage, state = self._settings.storage, Path(self._settings.state)
-        server = TargetServer(address=node.address, port=storage.portal_port, run=Path(self._settings.run))
+        server = TargetServer(
+            address=storage.address or node.address, port=storage.portal_port, run=Path(self._settings.run)
+        )
         server.command()
         if storage.group:
             await LvmStore(storage.group).free()
