@@ -25,6 +25,28 @@ answer = call.getresponse()
 print(json.dumps([answer.status, json.loads(answer.read())]))
 """
 
+HOLD = """
+import socket, ssl, sys
+folder, places = sys.argv[1], sys.argv[2:]
+context = ssl.create_default_context(cafile=folder + "/ca-cert.pem")
+context.load_cert_chain(folder + "/client-cert.pem", folder + "/client-key.pem")
+held = []
+for address in places:
+    one = context.wrap_socket(socket.create_connection((address, 2379), timeout=60), server_hostname=address)
+    one.sendall(b"GET /version HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n")
+    assert b"200" in one.recv(1000)
+    held.append(one)
+print("held", flush=True)
+for one in held:
+    one.settimeout(120)
+    try:
+        while one.recv(1000):
+            pass
+    except ConnectionError:
+        pass
+print("cut")
+"""
+
 AS_NOBODY = """
 import os, socket, sys
 folder = os.open(sys.argv[1], os.O_PATH)
@@ -107,6 +129,10 @@ async def test_a_node_that_was_put_out_is_a_stranger_and_moves_go_on(
         status, made = await ask(lab, "POST", "/v1/tokens", certificates)
         assert status == 200
         assert [row["node"] for row in await near.json("token", "list", "--json")] == ["test9"]
+        held = lab.enter("client", [sys.executable, "-c", HOLD, certificates, *(one.address for one in lab.plan.nodes)])
+        holding = await asyncio.create_subprocess_exec(*map(str, held), stdout=asyncio.subprocess.PIPE)
+        assert holding.stdout is not None
+        assert await holding.stdout.readline() == b"held\n"
     finally:
         await near.veery("node", "leave", "test9")
 
@@ -120,6 +146,9 @@ async def test_a_node_that_was_put_out_is_a_stranger_and_moves_go_on(
         return not await let_in("GET", "/v1/domains")
 
     await until(a_stranger, "test9 is a stranger")
+    async with asyncio.timeout(120):
+        assert await holding.stdout.read() == b"cut\n", "each etcd has closed the connection that it had"
+        await holding.wait()
     assert not await let_in("POST", "/v1/tokens")
     assert not await let_in("GET", "/v1/domains")
     assert await near.json("token", "list", "--json") == []

@@ -92,7 +92,8 @@ VERBS: dict[str, Verb] = {
         about="""
 Looks at what this machine needs to be a node: packages, Debian's own etcd and tgtd out of the way, the unit, the pool,
 a bridge, the firewall. Without --check it installs the packages that are missing, and masks etcd and tgtd before it
-does, so that they do not start. It may be given again at any time.
+does, so that they do not start. On hypervisors it makes the user veery-qemu, as which QEMU then runs. It may be given
+again at any time.
 
 All else is only shown, with the commands that do it and undo it: to stop a daemon that runs, and to change a bridge or
 the firewall, is yours. No address of this machine is ever changed.""",
