@@ -156,7 +156,7 @@ GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             Entry("node forget", "nodes", "put a dead node out of the cluster"),
             Entry("simulate", "simulate", "play what would happen to a cluster, in virtual time"),
             Entry("doctor", "doctor", "look at all that a cluster needs, and say what to do"),
-            Entry("sensors", "sensors", "judge what a node's hardware says of itself"),
+            Entry("sensors", "sensors", "judge what this machine's hardware says of itself"),
             Entry("selftest kvm", "selftest", "try on this machine what a domain goes through"),
             Entry("report", "report", "collect what somebody who helps needs, without secrets"),
             Entry("alarm list", "alarms", "show how a node calls somebody"),

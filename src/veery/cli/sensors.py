@@ -13,10 +13,13 @@ from veery.cli.session import Session
 
 
 def _sensors(session: Session, args: Namespace) -> int:
-    from veery.health import looking
+    from veery.health import live, looking
     from veery.health.sign import Level
 
-    found = looking.case(Path(args.case))
+    found = looking.case(Path(args.case)) if args.case else live.look(Path("/"), live.run)
+    if not args.case:
+        for program, package in live.lacking(Path("/")):
+            session.note(f"{program} is not installed; its sensors see nothing (package {package})")
     if session.json:
         session.print_json({"level": found.level, "signs": [dataclasses.asdict(each) for each in found.signs]})
         return 0
@@ -29,7 +32,7 @@ def _sensors(session: Session, args: Namespace) -> int:
 
 
 def _declare(parser: Parser) -> None:
-    parser.add_argument("--case", metavar="DIR", required=True, help="judge the recorded tree in DIR")
+    parser.add_argument("--case", metavar="DIR", default="", help="judge the recorded tree in DIR, not this machine")
     parser.add_argument("-q", "--quiet", action="store_true", help="only what is not ok")
 
 
@@ -38,15 +41,21 @@ VERBS: dict[str, Verb] = {
         run=_sensors,
         declare=_declare,
         about="""
-Judges what a node's hardware and kernel say of themselves: memory errors, machine checks, disks, temperatures, the
-management controller, the kernel's log, filesystems, arrays, interfaces, paths to the storage, the clock and Xen. Each
-part has a level: ok, watch (look at it), bad (domains are better elsewhere) or unknown. The node's level is the worst.
+Judges what this machine's hardware and kernel say of themselves: memory errors, machine checks, disks, temperatures,
+the management controller, the kernel's log, filesystems, arrays, interfaces, paths to the storage, the clock and Xen.
+Each part has a level: ok, watch (look at it), bad (domains are better elsewhere) or unknown. The machine's level is the
+worst of them. veeryd does not act on these sensors yet.
 
-DIR holds files by their path (sys/..., proc/...) and outputs of programs by their names, such as smartctl.sda.json,
-ipmi-sensors.csv, ipmitool-sel.txt, multipath-ll.txt, xl-dmesg.txt and kmsg.txt. Sub-folders 0, 1, ... are readings one
-after the other. given.json in DIR says what the node knows: uplinks, own_paths, host_disks and the like. Nothing of DIR
-is run. veeryd does not act on these sensors yet.""",
-        examples="veery sensors --case ./recorded\nveery sensors --case ./recorded --json  # for scripts",
+It needs root. Programs in /etc/veery/sensors.d are sensors, too: exit status 0 is ok, 1 watch, 2 bad, another unknown,
+and the first line of the output says why.
+
+With --case it judges a recorded tree, and runs nothing of it. DIR holds files by their path (sys/..., proc/...) and
+outputs of programs by their names, such as smartctl.sda.json, ipmi-sensors.csv, ipmitool-sel.txt, multipath-ll.txt,
+xl-dmesg.txt and kmsg.txt. Sub-folders 0, 1, ... are readings one after the other. given.json in DIR says what the
+machine is used for: uplinks, own_paths, host_disks and the like.""",
+        examples="sudo veery sensors  # this machine\n"
+        "veery sensors --case ./recorded\n"
+        "veery sensors --case ./recorded --json  # for scripts",
         json=True,
     ),
 }

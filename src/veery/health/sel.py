@@ -111,6 +111,7 @@ def _fresh(series: Series[Reading]) -> list[Event]:
     last = series.last.events or ()
     if not series.earlier:
         times = [event.at for event in last if event.at]
+        times += [series.given.now] if series.given.now else []
         newest = max(times, default=None)
         return [event for event in last if not event.at or not newest or newest - event.at <= RECENT]
     first = series.moments[0].reading.events or ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Generic, Protocol, TypeVar
 
 from veery.health.sign import Sign
@@ -24,6 +25,7 @@ class Given:
     own_luns: frozenset[str] = frozenset()  # disks that are volumes of domains: errors there are not this host's
     host_disks: frozenset[str] | None = None
     maps_in_use: frozenset[str] | None = None  # multipath maps
+    now: datetime | None = None  # the wall clock, on the running node: of records that carry dates
 
     @classmethod
     def of(cls, found: Mapping[str, Any]) -> Given:

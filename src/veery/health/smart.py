@@ -37,6 +37,9 @@ class Smart:
 
     def judge(self, series: Series[dict[str, Disk | None]]) -> Iterator[Sign]:
         for part, last in series.last.items():
+            if last is not None and "STANDBY" in last.said:
+                yield sign(self.name, part, Level.OK, "standby", "the disk sleeps, and was not woken")
+                continue
             if last is None or not last.answered:
                 said = "smartctl could not read the disk's health"
                 value = last.said if last else "unreadable"

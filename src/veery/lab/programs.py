@@ -1,7 +1,8 @@
 """Every outside program that veery, its tests, its bench and its documents start, and the Debian package that has it.
 
 `tests/unit/lab/test_programs.py` holds this table against the sources, and each package against what the set-up
-installs. Only the standard library here: the set-up asks `absent` before there is a virtual environment."""
+installs. Only the standard library here: the set-up asks `absent` before there is a virtual environment. The programs
+that sensors read where a machine has them stand in `veery/health/live.py`, each with its package."""
 
 from __future__ import annotations
 

@@ -52,7 +52,8 @@ def _tests(*codes: tuple[int, int]) -> dict[str, Any]:
         (_ata(status=0, **_tests((1, 19_990), (2, 19_000))), "ok"),  # aborted
         (_ata(temperature={"current": 70}, rotation_rate=7200), "watch"),
         (_ata(endurance_used={"current_percent": 95}), "watch"),
-        ({"smartctl.sda.json": '{"smartctl": {"exit_status": 2, "messages": [{"string": "STANDBY"}]}}'}, "unknown"),
+        ({"smartctl.sda.json": '{"smartctl": {"exit_status": 2, "messages": [{"string": "in STANDBY mode"}]}}'}, "ok"),
+        ({"smartctl.sda.json": '{"smartctl": {"exit_status": 2, "messages": [{"string": "failed"}]}}'}, "unknown"),
         ({"smartctl.sda.json": '{"smart_status": {"passed": tr'}, "unknown"),
         ({"smartctl.sda.txt": f"{ROW}PASSED\n"}, "ok"),
         ({"smartctl.sda.txt": f"{ROW}FAILED!\n"}, "bad"),
