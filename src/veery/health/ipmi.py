@@ -155,14 +155,28 @@ FREE_STATES = {"nominal": State.GOOD, "warning": State.WARNING, "critical": Stat
 
 
 def _free(rows: Sequence[str]) -> Iterator[Row]:
-    """ipmi-sensors --comma-separated-output --output-sensor-state: id, name, type, state, reading, units, event."""
-    for cells in csv.reader(row.replace("\0", "") for row in rows):
-        if len(cells) < 7 or not cells[0].strip().isdigit():
+    """ipmi-sensors: id, name, type, [state,] reading, units, [six limits,] event; with commas or bars between."""
+    for row in rows:
+        bars = [row.split("|")] if "|" in row else csv.reader([row.replace("\0", "")])
+        cells = [cell.strip() for cell in next(iter(bars), [])]
+        if len(cells) < 6 or not cells[0].isdigit():
             continue
-        _, name, kind, state, reading, _, *events = (cell.strip() for cell in cells)
-        said = tuple(re.findall(r"'([^']{1,80})'", ",".join(events)))
-        found = FREE_STATES.get(state.lower(), State.ABSENT)
-        yield Row(name=name, kind=kind, state=found, reading=real(reading), said=said)
+        said = tuple(re.findall(r"'([^']{1,80})'", row))
+        if cells[3].lower() in (*FREE_STATES, "n/a") and len(cells) != 6:
+            state, reading = FREE_STATES.get(cells[3].lower(), State.ABSENT), cells[4]
+        else:
+            state, reading = _as_said(said), cells[3]
+        yield Row(name=cells[1], kind=cells[2], state=state, reading=real(reading), said=said)
+
+
+def _as_said(said: Sequence[str]) -> State:
+    """The state of a row that shows none, by its events."""
+    text = " ".join(said).lower()
+    if not said:
+        return State.ABSENT
+    if "non-critical threshold" in text:
+        return State.WARNING
+    return State.CRITICAL if "critical threshold" in text or "non-recoverable threshold" in text else State.GOOD
 
 
 TOOL_STATES = {

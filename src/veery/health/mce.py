@@ -88,7 +88,7 @@ class Mce:
             if TESTED.match(record.text) or any(0 <= (record.at or 0.0) - at <= TEST_S for at in tested):
                 told = True
             elif found := self._line(record, injected):
-                told = True
+                told = told or not record.at_boot
                 yield found
         late = [record for record in log if LOGGED in record.text and not record.at_boot]
         if late and not told:

@@ -18,7 +18,8 @@ HEAD = re.compile(
     re.ASCII,
 )
 COUNT = re.compile(r"\[(\d{1,4})/(\d{1,4})\] \[([U_]{1,400})\]", re.ASCII)
-REBUILDING = re.compile(r"\b(recovery|recover|resync)\s*=", re.ASCII)
+REBUILDING = re.compile(r"\b(recovery|recover|resync|reshape)\s*=", re.ASCII)
+RESYNCING = re.compile(r"\bresync\s*=\s*[\d.]+%", re.ASCII)
 MEMBER = re.compile(r"\S{1,40}\[\d{1,4}\](\([WJFSR]\))*", re.ASCII)
 PARITY = {"raid4": 1, "raid5": 1, "raid6": 2, "raid10": 1}
 """Losses that a level stands; of raid10 the second may be one too many."""
@@ -35,8 +36,10 @@ class Array:
     disks: int = 0
     missing: int = 0
     rebuilding: bool = False
+    resyncing: bool = False  # all disks are in, and are made equal again
     only_spares: bool = False
     broken: bool = False
+    failed: bool = False  # whether a member is marked as faulty
     mismatches: int = 0
 
     @property
@@ -84,15 +87,19 @@ def _judged(array: Array) -> tuple[Level, str]:
     if not array.active:
         if array.only_spares:
             return Level.OK, "a container of other arrays"
+        if array.failed:
+            return Level.BAD, "the array is not started, and a disk has failed"
         return Level.WATCH, "the array is not started"
     if array.missing > 0 and array.level not in NO_REDUNDANCY:
         if array.spare_losses < 0:
-            return Level.BAD, f"{array.missing} disks are missing: more than the array stands"
+            return Level.BAD, f"missing disks: {array.missing}, more than the array stands"
         if array.rebuilding:
             return Level.WATCH, "a disk is missing, and the array is rebuilt"
         if array.spare_losses == 0:
-            return Level.BAD, f"{array.missing} disks are missing, and nothing is rebuilt: the next loss is the end"
-        return Level.WATCH, f"{array.missing} disks are missing; the array stands {array.spare_losses} more"
+            return Level.BAD, f"missing disks: {array.missing}; nothing is rebuilt, and the next loss is the end"
+        return Level.WATCH, f"missing disks: {array.missing}; the array stands {array.spare_losses} more"
+    if array.resyncing:
+        return Level.WATCH, "all disks are in; their contents are made equal again"
     if array.mismatches and array.level in PARITY and array.level != "raid10":
         return Level.WATCH, f"{array.mismatches} sectors do not fit their parity"
     return Level.OK, "all disks are in"
@@ -114,8 +121,10 @@ def _mdstat(rows: list[str]) -> Iterator[tuple[str, Array]]:
                 disks=disks,
                 missing=count[3].count("_") if count else 0,
                 rebuilding=bool(REBUILDING.search(body)),
+                resyncing=bool(RESYNCING.search(body)),
                 only_spares=bool(members) and all("(S)" in each for each in members) and "external:" in body,
                 broken=match[2] == "broken",
+                failed=any("(F)" in each for each in members),
             ),
         )
 
@@ -137,7 +146,8 @@ def _sysfs(source: Source, folder: str) -> Array | None:
         level=level or "",
         disks=disks or 0,
         missing=degraded or 0,
-        rebuilding=source.word(f"{folder}/sync_action") in ("recover", "resync"),
+        rebuilding=source.word(f"{folder}/sync_action") in ("recover", "resync", "reshape"),
+        resyncing=source.word(f"{folder}/sync_action") == "resync",
         only_spares=level == "container" or (source.word(f"{folder}/metadata_version") or "").startswith("external:"),
         broken=state == "broken",
         mismatches=source.number(f"{folder}/mismatch_cnt") or 0,
@@ -154,7 +164,9 @@ def _both(table: Array | None, found: Array) -> Array:
         disks=table.disks or found.disks,
         missing=max(table.missing, found.missing),
         rebuilding=table.rebuilding or found.rebuilding,
+        resyncing=table.resyncing,
         only_spares=table.only_spares or found.only_spares,
         broken=table.broken or found.broken,
+        failed=table.failed,
         mismatches=found.mismatches,
     )

@@ -15,10 +15,11 @@ from veery.health.source import Source, lines
 
 MAP = re.compile(r"(?:\w{1,20}: )?(\S{1,128})(?: \((\S{1,128})\))? (dm-\d{1,6}) ?(.*)", re.ASCII)
 PATH = re.compile(
-    r"[\s|`+\\_-]{1,40}(?:[\d#]+:[\d#]+:[\d#]+:[\d#]+) (\S{1,40})\s+[\d#]+:[\d#]+\s+"
+    r"[\s|`+\\_-]{1,40}(?:[\d#]+:[\d#]+:[\d#]+:[\d#]+) (\S{1,40})\s+([\d#]+:[\d#]+)\s+"
     r"\[?(\w+)\]?\s*\[?([\w/]+(?: pending)?)\]?(?:\s+(\w+))?",
     re.ASCII,
 )
+GONE = ("-", "##")
 GOOD = ("ready", "ghost", "delayed")
 
 
@@ -28,6 +29,7 @@ class Map:
 
     names: frozenset[str]
     paths: dict[str, bool | None] = field(default_factory=dict)
+    gone: int = 0  # paths whose disks do not exist any more
 
     def is_used(self, given: Given) -> bool:
         return given.maps_in_use is None or bool(self.names & given.maps_in_use)
@@ -65,6 +67,8 @@ def _judged(each: Map, given: Given) -> tuple[Level, str]:
         return Level.OK, "no domain uses the map"
     if not each.paths:
         return Level.WATCH, "the map has no path at all"
+    if each.gone == len(each.paths) and given.maps_in_use is None:
+        return Level.WATCH, "the disks of all paths are gone: it may be a left-over"
     if len(lost) == len(each.paths):
         return Level.BAD, "all paths are lost"
     if lost:
@@ -80,7 +84,9 @@ def _maps(rows: list[str]) -> dict[str, Map]:
     for row in rows:
         if match := PATH.match(row):
             if current is not None:
-                current.paths[match[1]] = _is_up(match[2], match[3], match[4] or "running")
+                name = match[2] if match[1] in GONE else match[1]
+                current.paths[name] = _is_up(match[3], match[4], match[5] or "running")
+                current.gone += match[1] in GONE
         elif not row.startswith((" ", "|", "`", "+", "\\", "size=", "[")) and (match := MAP.match(row)):
             names = frozenset(name for name in (match[1], match[2], match[3]) if name)
             current = found.setdefault(match[1], Map(names))

@@ -18,13 +18,15 @@ RECENT = timedelta(hours=24)  # of a first reading: what is not much older than 
 EVENTS_MAX = 20_000
 BAD_EVENT = re.compile(
     r"uncorrectable|\bIERR\b|CATERR|thermal trip|bus fatal|PCI SERR|upper critical going high"
-    r"|upper non-recoverable going high|fatal error",
+    r"|upper non-recoverable going high|fatal error|transition to non-recoverable"
+    r"|undetermined system hardware failure",
     re.I,
 )
 WATCH_EVENT = re.compile(
     r"\bcorrectable|logging limit|power supply (failure|AC lost|input lost)|failure detected|power supply.*(lost|fail)"
-    r"|redundancy (lost|degraded)|drive fault|predictive|lower (critical|non-recoverable) going low|bus uncorrectable"
-    r"|PCI PERR|throttled|battery.*(low|fail)",
+    r"|redundancy (lost|degraded)|drive fault|fault status|predictive"
+    r"|lower (critical|non-recoverable) going low|bus uncorrectable"
+    r"|PCI PERR|throttled|transition to critical|battery.*(low|fail)",
     re.I,
 )
 DATES = ("%m/%d/%Y %H:%M:%S", "%m/%d/%y %H:%M:%S", "%b-%d-%Y %H:%M:%S", "%Y-%m-%d %H:%M:%S", "%d-%b-%Y %H:%M:%S")

@@ -84,8 +84,8 @@ def number(found: object) -> int | None:
         return found if found >= 0 else None
     if isinstance(found, str) and re.fullmatch(r"0x[0-9a-fA-F]{1,8}", found):
         return int(found, 16)
-    if isinstance(found, str) and re.fullmatch(r"[0-9][0-9,.]{0,40}", found):
-        return int(re.sub(r"[,.]", "", found))
+    if isinstance(found, str) and re.fullmatch(r"[0-9][0-9,.’'\s]{0,40}", found):
+        return int(re.sub(r"[^0-9]", "", found))
     return None
 
 
@@ -234,6 +234,12 @@ NVME_LINES = {
 }
 
 
+def _leading(text: str) -> int | None:
+    """The count in front of a text, however its thousands are set apart: `8’382`, `1,024 [512 GB]`, `3%`."""
+    match = re.match(r"0x[0-9a-fA-F]{1,8}|[0-9][0-9,.’'\s]{0,40}", text)
+    return number(match[0].strip()) if match else None
+
+
 def _of_text(text: str) -> Disk | None:
     result = Disk()
     for line in lines(text):
@@ -253,9 +259,7 @@ def _of_text(text: str) -> Disk | None:
         elif colon and (key.startswith(("smart overall-health", "smart health status"))):
             result.passed = value in ("PASSED", "OK")
             result.said = value
-        elif (
-            colon and key in NVME_LINES and (count := number(value.split()[0].rstrip("%") if value else "")) is not None
-        ):
+        elif colon and key in NVME_LINES and (count := _leading(value)) is not None:
             result.nvme[NVME_LINES[key]] = count
             result.is_nvme = True
         elif colon and key == "elements in grown defect list":

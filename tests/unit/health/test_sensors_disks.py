@@ -118,6 +118,8 @@ def _nvme(warning: object = 0, used: int = 3, spare: int = 100, errors: int = 0,
         (_nvme(None), "unknown"),
         ({"nvme-smart-log.nvme0.txt": "critical_warning : 0\navailable_spare : 100%\npercentage_used : 3%\n"}, "ok"),
         ({"nvme-smart-log.nvme0.txt": "critical_warning : 0x8\navailable_spare : 100%\n"}, "bad"),
+        ({"smartctl.nvme0.txt": "Critical Warning: 0x00\nMedia and Data Integrity Errors:  1’382 [x]\n"}, "watch"),
+        ({"smartctl.nvme0.txt": "Critical Warning: 0x00\nMedia and Data Integrity Errors:  12\n"}, "ok"),
         ({"smartctl.nvme0.json": '{"device": {"protocol": "NVMe"}, "smart_status": {"passed": false}}'}, "bad"),
         ({"smartctl.nvme0.json": '{"device": {"protocol": "NVMe"}, "smartctl": {"exit_status": 2}}'}, "unknown"),
     ],
@@ -152,6 +154,10 @@ def _mdstat(*rows: str) -> Files:
             "watch",
         ),
         (["md0 : inactive sda[0](S) sdb[1](S)", "      1 blocks super 1.2"], "watch"),
+        (["md0 : inactive raid1 sda[0](F) sdb[1](S)", "      1 blocks [2/2] [UU]"], "bad"),
+        (["md0 : active raid6 sda[0] sdb[1]", "      1 blocks [4/2] [UU__]", "      [>.]  reshape = 4.0%"], "watch"),
+        (["md0 : active raid1 sda[0] sdb[1]", "      1 blocks [2/2] [UU]", "      [>.]  resync = 4.0%"], "watch"),
+        (["md0 : active raid1 sda[0] sdb[1]", "      1 blocks [2/2] [UU]", "      [>.]  check = 4.0%"], "ok"),
     ],
 )
 def test_arrays(tmp_path: Path, rows: list[str], level: str) -> None:
@@ -197,6 +203,12 @@ MAP = "mpatha (3600) dm-2 LIO,disk\nsize=1G features='0'\n|-+- policy='x' prio=1
 def test_paths_of_a_map(tmp_path: Path, paths: tuple[str, str], used: list[str], level: str) -> None:
     rows = "".join(f"| `- {i}:0:0:1 sd{'ab'[i]} 8:{i} {state}\n" for i, state in enumerate(paths))
     assert judge(tmp_path, {"multipath-ll.txt": MAP + rows}, maps_in_use=used).level == level
+
+
+def test_a_map_whose_disks_are_gone_may_be_a_left_over(tmp_path: Path) -> None:
+    rows = MAP + "".join(f"| `- #:#:#:# - 8:{i} failed undef unknown\n" for i in range(2))
+    assert judge(tmp_path / "a", {"multipath-ll.txt": rows}).level == "watch"
+    assert judge(tmp_path / "b", {"multipath-ll.txt": rows}, maps_in_use=["mpatha"]).level == "bad"
 
 
 def _mounts(options: str, whole: str, kind: str = "ext4") -> Files:

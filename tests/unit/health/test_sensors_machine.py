@@ -64,6 +64,16 @@ def test_heat_has_to_last(tmp_path: Path) -> None:
         ("1,CMOS,Battery,Critical,N/A,N/A,'low'", "watch"),
         ("1,CPU Temp,OEM Reserved,Nominal,N/A,N/A,'Low'", "ok"),
         ("1,Any,Temperature,N/A,N/A,C,N/A", "unknown"),
+        ("1,SAS Presence,Module/Board,Critical,N/A,N/A,'Device Removed/Device Absent'", "ok"),
+        (
+            "1 | PSU2 | Power Supply | Critical | N/A | N/A | 'Presence detected' 'Power Supply Failure detected'",
+            "watch",
+        ),
+        ("1,CPU1 Temp,Temperature,Critical,99,C,0,0,0,79,82,84,'At or Above (>=) Upper Critical Threshold'", "bad"),
+        ("1,CPU1 Temp,Temperature,99.00,C,'At or Above (>=) Upper Critical Threshold'", "bad"),
+        ("1,CPU1 Temp,Temperature,41.00,C,'OK'", "ok"),
+        ("1 | CPU 1 Status | Processor | N/A | N/A | 'Processor Presence detected'", "ok"),
+        ("1 | DIMM | Memory | N/A | N/A | 'Uncorrectable ECC'", "bad"),
     ],
 )
 def test_sensors_as_freeipmi_shows_them(tmp_path: Path, row: str, level: str) -> None:

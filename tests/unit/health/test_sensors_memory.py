@@ -84,6 +84,7 @@ def test_reports_of_the_firmware(tmp_path: Path, rows: list[str], level: str) ->
         ([BANK + "0000000000000000"], 5000, "ok"),
         (["mce: [Hardware Error]: Machine check events logged"], 5000, "watch"),
         (["mce: [Hardware Error]: Machine check events logged"], 0.1, "ok"),
+        ([BANK + "dc2040000000011b"], 1, "ok"),
         (["Triggering MCE exception on CPU 3", BANK + "be00000000800400"], 5000, "ok"),
         (["Memory failure: 0x1f3: recovery action for dirty LRU page: Recovered"], 5000, "watch"),
         (["Memory failure: 0x1f3: recovery action for reserved kernel page: Ignored"], 5000, "bad"),
@@ -124,3 +125,9 @@ def test_memory_has_to_be_short_for_a_minute(tmp_path: Path) -> None:
     assert judge(tmp_path / "a", calm, short, short, at=(0, 10, 40)).level == "watch"
     assert judge(tmp_path / "b", calm, short, short, at=(0, 10, 80)).level == "bad"
     assert judge(tmp_path / "c", short, calm, at=(0, 80)).level == "ok"
+
+
+def test_checks_after_the_boot_count_beside_a_left_over(tmp_path: Path) -> None:
+    early = log(BANK + "dc2040000000011b", start=0.6)["kmsg.txt"]
+    late = log("mce: [Hardware Error]: Machine check events logged", start=310)["kmsg.txt"]
+    assert judge(tmp_path, {"kmsg.txt": early + late}).level == "watch"
