@@ -1,6 +1,6 @@
 """The clock: how far it is off, and whether anything keeps it right. It is never a reason to leave a node.
 
-Source: adjtimex(2) (STA_UNSYNC 0x40, maxerror in microseconds, at most 16 s); chronyc(1), tracking."""
+Source: adjtimex(2) (STA_UNSYNC 0x40, STA_NANO 0x2000, maxerror in microseconds, at most 16 s); chronyc(1), tracking."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from veery.health.sign import Level, Sign, sign
 from veery.health.source import Source, lines, parsed, real
 
 OFF_S = 0.05
-UNSYNC = 0x40
+UNSYNC, NANO = 0x40, 0x2000
 MAXERROR_US = 16_000_000
 DISPERSION_S = 16.0
 HOLD_S = 600.0
@@ -95,4 +95,7 @@ def _kernel(text: str) -> Reading:
     status, error = found.get("status"), found.get("maxerror")
     if not isinstance(status, int) or not isinstance(error, int):
         return Reading("kernel", None, None, False)
-    return Reading("kernel", None, not (status & UNSYNC and error >= MAXERROR_US))
+    offset = found.get("offset")
+    unit = 1e-9 if status & NANO else 1e-6
+    off = offset * unit if isinstance(offset, int) and not isinstance(offset, bool) and abs(offset) < 1e12 else None
+    return Reading("kernel", None if status & UNSYNC else off, not (status & UNSYNC and error >= MAXERROR_US))

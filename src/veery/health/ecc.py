@@ -59,12 +59,21 @@ class Ecc:
         for part, count in last.modules.items():
             yield self._module(series, part, count)
         for part, count in last.controllers.items():
-            grown = series.growth(lambda reading, part=part: reading.controllers.get(part))  # type: ignore[misc]
-            if (count if grown is None else grown) > 0 and not any(last.modules.values()):
-                yield sign(self.name, part, Level.WATCH, count, "corrected memory errors, and no DIMM is named")
-            else:
-                yield sign(self.name, part, Level.OK, count, "no new corrected memory error beside those of the DIMMs")
+            yield self._controller(series, part, count)
         yield from self._logged(series)
+
+    def _controller(self, series: Series[Reading], part: str, count: int) -> Sign:
+        """What a controller counted beyond its DIMMs."""
+
+        def beyond(reading: Reading) -> int | None:
+            total = reading.controllers.get(part)
+            named = sum(each for name, each in reading.modules.items() if name.startswith(f"{part}/"))
+            return None if total is None else max(0, total - named)
+
+        grown = series.growth(beyond)
+        if (beyond(series.last) if grown is None else grown) or 0:
+            return sign(self.name, part, Level.WATCH, count, "corrected memory errors, and no DIMM is named")
+        return sign(self.name, part, Level.OK, count, "no new corrected memory error beside those of the DIMMs")
 
     def _module(self, series: Series[Reading], part: str, count: int) -> Sign:
         def counter(reading: Reading) -> int | None:
@@ -130,7 +139,7 @@ def _counters(
             uncorrected[part] = count
     totals = [count for each in ("ce_count", "ce_noinfo_count") if (count := number(folder / each)) is not None]
     if totals:
-        controllers[name] = max(totals)
+        controllers[name] = max(totals)  # some drivers leave errors without a DIMM out of the total
 
 
 def _most_in_a_day(events: list[tuple[float, int]]) -> int:

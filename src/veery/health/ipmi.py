@@ -36,6 +36,7 @@ HARMLESS_TYPES = re.compile(
     r"|watchdog|button|platform|management subsystem|session|version|fru state|boot|terminator|chassis",
     re.I,
 )
+HOTTEST_CELSIUS = 150  # what reads more is no sensor
 BATTERY = re.compile(r"bat", re.I)
 LOW = re.compile(r"lower|at or below", re.I)
 
@@ -127,8 +128,10 @@ def _analog(row: Row, rows: Sequence[Row]) -> tuple[Level, str]:
     if row.state is State.GOOD or (row.said and all(GENERIC.search(each) for each in row.said)):
         return Level.OK, ""
     is_low = any(LOW.search(each) for each in row.said)
-    if row.kind in ("Temperature", "Voltage") and (row.reading == 0 or (row.kind == "Temperature" and is_low)):
+    if row.kind == "Voltage" and row.reading == 0:
         return Level.OK, ""  # nothing is wired there, or the controller lost a reading
+    if row.kind == "Temperature" and (is_low or (row.reading is not None and not 0 < row.reading < HOTTEST_CELSIUS)):
+        return Level.OK, ""
     if row.state is State.WARNING:
         return Level.WATCH, f"{row.kind} is out of its range"
     if row.kind in ("Fan", "Current") or BATTERY.search(row.name):

@@ -1,7 +1,7 @@
 """iSCSI sessions and SCSI disks of the initiator.
 
-Source: drivers/scsi/scsi_transport_iscsi.c (LOGGED_IN, FAILED, FREE); Documentation/scsi (device states). The log alone
-tells nothing: sessions that end on purpose are logged as errors, too."""
+Source: drivers/scsi/scsi_transport_iscsi.c (LOGGED_IN, FAILED, FREE); Documentation/scsi (device states). The log
+counts only where no state is shown: sessions that end on purpose, or came back, are logged as errors, too."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from veery.health import kmsg
 from veery.health.series import Series
 from veery.health.sign import Level, Sign, sign
 from veery.health.source import Source, lines
@@ -16,6 +17,13 @@ from veery.health.source import Source, lines
 HOLD_S = 10.0
 PROGRAMS = ("iscsiadm-session-P1", "iscsiadm-session-P3")
 UP = "LOGGED_IN"
+WINDOW_S = 600.0
+OFTEN = 3
+LOST = re.compile(
+    r"\s*session(\d{1,6}): session recovery timed out|"
+    r"\s*connection(\d{1,6}):\d+: (?:detected conn error|ping timeout of)",
+    re.ASCII,
+)
 LOST_STATES = ("offline", "transport-offline", "blocked")
 ATTACHED = re.compile(r"\s*Attached scsi disk (sd[a-z]{1,4})\s+State: ([\w-]{1,20})", re.ASCII)
 FIELD = re.compile(r"\s*(Target|SID|iSCSI Connection State|iSCSI Session State): ?(.{0,300})", re.ASCII)
@@ -27,6 +35,7 @@ class Reading:
 
     sessions: dict[str, str] | None = field(default_factory=dict)
     disks: dict[str, str] = field(default_factory=dict)
+    log: tuple[kmsg.Record, ...] = ()
 
 
 class Iscsi:
@@ -56,12 +65,15 @@ class Iscsi:
         for match in (ATTACHED.match(line) for text in texts for line in lines(text)):
             if match:
                 disks.setdefault(match[1], match[2])
-        return Reading(sessions, disks) if sessions is None or sessions or disks else None
+        log = tuple(record for record in kmsg.read(source) or () if LOST.match(record.text))
+        return Reading(sessions, disks, log) if texts or sessions or disks or log else None
 
     def judge(self, series: Series[Reading]) -> Iterator[Sign]:
         last = series.last
         if last.sessions is None:
             yield sign(self.name, "sessions", Level.UNKNOWN, "", "iscsiadm's answer cannot be understood")
+        if not (last.sessions is None or last.sessions or last.disks or last.log):
+            yield sign(self.name, "sessions", Level.OK, 0, "there is no session")
         for name, state in (last.sessions or {}).items():
 
             def lost(reading: Reading, name: str = name) -> bool:
@@ -71,6 +83,7 @@ class Iscsi:
                 yield sign(self.name, name, Level.WATCH, state, "the session is not logged in")
             else:
                 yield sign(self.name, name, Level.OK, state, "the session is logged in")
+        yield from self._logged(series)
         for disk, state in last.disks.items():
             if state in LOST_STATES:
                 is_host = series.given.host_disks is not None and series.given.is_ours(disk)
@@ -78,6 +91,20 @@ class Iscsi:
                 yield sign(self.name, disk, level, state, "the kernel does not reach the disk")
             else:
                 yield sign(self.name, disk, Level.OK, state, "the disk answers")
+
+    def _logged(self, series: Series[Reading]) -> Iterator[Sign]:
+        """Sessions that the log says were lost, where nothing tells how they stand now."""
+        lost: dict[str, list[kmsg.Record]] = {}
+        for record in kmsg.merged(moment.reading.log for moment in series.moments):
+            if match := LOST.match(record.text):
+                lost.setdefault(f"session{match[1] or match[2]}", []).append(record)
+        for name, records in lost.items():
+            given_up = any("recovery timed out" in record.text for record in records)
+            often = kmsg.most_within(records, WINDOW_S) >= OFTEN
+            if name not in (series.last.sessions or {}) and (given_up or often):
+                yield sign(
+                    self.name, name, Level.WATCH, len(records), "the session was lost, and nothing shows it back"
+                )
 
 
 def _sessions(rows: list[str]) -> dict[str, str] | None:

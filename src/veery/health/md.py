@@ -70,12 +70,14 @@ class Md:
                 arrays[name] = _both(arrays.get(name), found)
         if text and not arrays and "Personalities" not in text and "unused devices" not in text:
             return Reading(None)
-        return Reading(arrays) if arrays else None
+        return Reading(arrays) if text or arrays else None
 
     def judge(self, series: Series[Reading]) -> Iterator[Sign]:
         if series.last.arrays is None:
             yield sign(self.name, "mdstat", Level.UNKNOWN, "", "/proc/mdstat cannot be understood")
             return
+        if not series.last.arrays:
+            yield sign(self.name, "mdstat", Level.OK, 0, "there is no array")
         for name, array in series.last.arrays.items():
             level, said = _judged(array)
             yield sign(self.name, name, level, f"{array.disks - array.missing}/{array.disks}", said)

@@ -122,7 +122,7 @@ class Nic:
             elif match := LINK_DOWN.match(record.text):
                 downs.setdefault(match[1] or match[2], []).append(record)
         for name, count in hung.items():
-            if _counts(series.given, name):
+            if _counts(series.given, name) and not VIRTUAL.match(name):
                 yield sign(self.name, name, Level.WATCH, count, "the interface hangs and is reset")
         for name, records in downs.items():
             if name in (series.given.uplinks or ()) and kmsg.most_within(records, FLAP_WINDOW_S) >= FLAPS:

@@ -39,6 +39,8 @@ class Nvme:
         return found or None
 
     def judge(self, series: Series[dict[str, Disk | None]]) -> Iterator[Sign]:
+        for part in dict.fromkeys(part for reading in series.earlier for part in reading if part not in series.last):
+            yield sign(self.name, part, Level.WATCH, "", "the disk was there before, and is gone")
         for part, last in series.last.items():
             if last is None or "critical_warning" not in last.nvme:
                 level = Level.BAD if last and last.passed is False else Level.UNKNOWN

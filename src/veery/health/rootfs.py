@@ -32,6 +32,7 @@ DAMAGED = re.compile(
 OPENED = re.compile(
     r"(?:XFS|EXT4-fs) \(([\w!-]{1,32})\): (?:Mounting|Ending (?:clean mount|recovery)|mounted filesystem|re-mounted)"
 )
+TABLES = ("df", "df-P", "df-k", "df-Pk")  # in blocks of 1024 bytes
 NEVER_WRITTEN = frozenset({"squashfs", "iso9660", "erofs", "cramfs", "overlay"})
 
 
@@ -138,7 +139,7 @@ def _as_logged(log: tuple[kmsg.Record, ...]) -> tuple[set[str], set[str], set[st
 def _room(source: Source) -> dict[str, tuple[int, int]]:
     """Free and all bytes by mount point: `df -P -k` as text, or statvfs as JSON."""
     found: dict[str, tuple[int, int]] = {}
-    for line in lines(source.output("df")):
+    for line in (each for program in TABLES for each in lines(source.output(program))):
         words = line.split(None, 5)
         if len(words) == 6 and (size := whole(words[1])) and (free := whole(words[3])) is not None:
             found[words[5]] = max(free, 0) << 10, size << 10

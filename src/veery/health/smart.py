@@ -36,6 +36,8 @@ class Smart:
         return {part: each for part, each in found.items() if each is None or not each.is_nvme} or None
 
     def judge(self, series: Series[dict[str, Disk | None]]) -> Iterator[Sign]:
+        for part in dict.fromkeys(part for reading in series.earlier for part in reading if part not in series.last):
+            yield sign(self.name, part, Level.WATCH, "", "the disk was there before, and is gone")
         for part, last in series.last.items():
             if last is not None and "STANDBY" in last.said:
                 yield sign(self.name, part, Level.OK, "standby", "the disk sleeps, and was not woken")

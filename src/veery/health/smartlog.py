@@ -115,6 +115,8 @@ def _of_json(found: dict[str, Any]) -> Disk:
         endurance_used=number(_table(found, "endurance_used").get("current_percent")),
         defects=number(found.get("scsi_grown_defect_list")),
     )
+    if result.endurance_used is None:
+        result.endurance_used = number(found.get("scsi_percentage_used_endurance_indicator"))
     turns = number(found.get("rotation_rate"))
     result.rotates = None if turns is None else turns > 0
     _attributes(result, found)
@@ -264,6 +266,8 @@ def _of_text(text: str) -> Disk | None:
             result.is_nvme = True
         elif colon and key == "elements in grown defect list":
             result.defects = number(value)
+        elif colon and key == "percentage used endurance indicator":
+            result.endurance_used = _leading(value)
         elif match := UNCORRECTED_ROW.match(line):
             count = number(match[2].split()[-1])
             result.uncorrected = (result.uncorrected or 0) + (count or 0)

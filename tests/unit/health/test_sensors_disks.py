@@ -184,7 +184,7 @@ def test_sessions_and_disks_of_the_initiator(tmp_path: Path) -> None:
     disk = {"sys/block/sda/device/state": "offline\n"}
     assert judge(tmp_path / "d", disk).level == "watch"
     assert judge(tmp_path / "e", disk, host_disks=["sda"]).level == "bad"
-    assert judge(tmp_path / "f", {"iscsiadm-session-P1.txt": "iscsiadm: No active sessions.\n"}).level == "unknown"
+    assert judge(tmp_path / "f", {"iscsiadm-session-P1.txt": "iscsiadm: No active sessions.\n"}).level == "ok"
 
 
 MAP = "mpatha (3600) dm-2 LIO,disk\nsize=1G features='0'\n|-+- policy='x' prio=1 status=active\n"
@@ -245,3 +245,20 @@ def test_filesystems(tmp_path: Path, tree: Files, level: str) -> None:
 
 def test_a_root_that_was_writable_before(tmp_path: Path) -> None:
     assert judge(tmp_path, _mounts("rw", "rw"), _mounts("ro", "rw"), at=(0, 60)).level == "bad"
+
+
+def test_a_lost_session_in_the_log_counts_while_no_state_is_shown(tmp_path: Path) -> None:
+    given_up = log(" session4: session recovery timed out after 120 secs")
+    up = {"iscsiadm-session-P1.txt": SESSION.format("LOGGED IN", "LOGGED_IN")}
+    assert judge(tmp_path / "a", given_up).level == "watch"
+    assert judge(tmp_path / "b", given_up | up).level == "ok"
+    assert judge(tmp_path / "c", log(" connection4:0: detected conn error (1020)")).level == "ok"
+
+
+def test_a_disk_that_goes_away_is_told(tmp_path: Path) -> None:
+    both = _nvme() | {"nvme-smart-log.nvme1.json": _nvme()["nvme-smart-log.nvme0.json"]}
+    assert judge(tmp_path, both, _nvme(), at=(0, 60)).level == "watch"
+
+
+def test_no_array_is_well(tmp_path: Path) -> None:
+    assert judge(tmp_path, _mdstat()).level == "ok"

@@ -64,6 +64,7 @@ def test_heat_has_to_last(tmp_path: Path) -> None:
         ("1,CMOS,Battery,Critical,N/A,N/A,'low'", "watch"),
         ("1,CPU Temp,OEM Reserved,Nominal,N/A,N/A,'Low'", "ok"),
         ("1,Any,Temperature,N/A,N/A,C,N/A", "unknown"),
+        ("1,Temp 9,Temperature,Critical,255.00,C,'At or Above (>=) Upper Critical Threshold'", "ok"),
         ("1,SAS Presence,Module/Board,Critical,N/A,N/A,'Device Removed/Device Absent'", "ok"),
         (
             "1 | PSU2 | Power Supply | Critical | N/A | N/A | 'Presence detected' 'Power Supply Failure detected'",
@@ -251,6 +252,8 @@ def test_bonds(tmp_path: Path) -> None:
         ("adjtimex.json", '{"status": 8193, "maxerror": 4000}', "ok"),
         ("adjtimex.json", '{"status": 64, "maxerror": 16000000}', "watch"),
         ("adjtimex.json", '{"status": 64, "maxerror": 20000}', "ok"),
+        ("adjtimex.json", '{"status": 8193, "maxerror": 4000, "offset": 90000000}', "watch"),
+        ("adjtimex.json", '{"status": 1, "maxerror": 4000, "offset": 9000}', "ok"),
         ("timedatectl.txt", "System clock synchronized: no\n", "watch"),
     ],
 )

@@ -131,3 +131,10 @@ def test_checks_after_the_boot_count_beside_a_left_over(tmp_path: Path) -> None:
     early = log(BANK + "dc2040000000011b", start=0.6)["kmsg.txt"]
     late = log("mce: [Hardware Error]: Machine check events logged", start=310)["kmsg.txt"]
     assert judge(tmp_path, {"kmsg.txt": early + late}).level == "watch"
+
+
+def test_errors_that_no_dimm_is_named_for(tmp_path: Path) -> None:
+    total = "sys/devices/system/edac/mc/mc0/ce_count"
+    same = {DIMM: "7", total: "9"}
+    assert judge(tmp_path / "a", same, same, at=(0, 60)).level == "ok"
+    assert judge(tmp_path / "b", same, same | {total: "10"}, at=(0, 60)).level == "watch"
