@@ -93,7 +93,7 @@ class Ipmi:
             if level is Level.OK:
                 well += row.state is not State.ABSENT
                 continue
-            yield sign(self.name, row.name, level, row.said[0] if row.said else row.state, said)
+            yield sign(self.name, row.name, level, row.said[-1] if row.said else row.state, said)
         if all(row.state is State.ABSENT for row in rows):
             yield sign(self.name, "bmc", Level.UNKNOWN, "", "no sensor of the management controller has a reading")
             return

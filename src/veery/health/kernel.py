@@ -63,6 +63,8 @@ NVME_RESET = re.compile(
 UNNAMED_OFFLINE = re.compile(
     r"sd ([\d:]{1,20}): (?:rejecting I/O to (?:offline|dead) device|Device offlined)", re.ASCII
 )
+NAMED = re.compile(r"sd ([\d:]{1,20}): \[(sd[a-z]{1,4})\]", re.ASCII)
+NMI = re.compile(r"NMI: (?:PCI system error|IOCK error|memory parity error)", re.ASCII)
 CONTROLLER = re.compile(
     r"(?:megaraid_sas|mpt[23]sas\w*|hpsa|aacraid|smartpqi)\b.*"
     r"(?:(fault_state|FAULT state|lockup detected|controller is offline)|adapter reset)",
@@ -160,16 +162,28 @@ def _gone(log: Sequence[kmsg.Record], given: Given) -> Iterator[Found]:
                 gone.setdefault(match[1], record.text)
     for disk, text in gone.items():
         yield disk, Level.BAD, "", f"the disk is gone: {text}"
+    named = {match[1]: match[2] for record in log if (match := NAMED.match(record.text))}
     lost = any((match := IO_ERROR.match(record.text)) and given.is_ours(match[2] or match[4]) for record in log)
     for record in log:
         if match := ATA_OFF.match(record.text):
             yield match[1], Level.BAD if lost else Level.WATCH, "", "the kernel gave a disk up"
-        if match := UNNAMED_OFFLINE.match(record.text):
+        if (match := UNNAMED_OFFLINE.match(record.text)) and _may_be_ours(named.get(match[1]), given):
             yield match[1], Level.WATCH, "", "a disk is offline"
         if match := CONTROLLER.match(record.text):
             yield "controller", Level.BAD if match[1] else Level.WATCH, "", record.text
         if match := MD_FAILED.match(record.text):
             yield match[1], Level.WATCH, "", "an array put a disk out"
+
+
+def _may_be_ours(disk: str | None, given: Given) -> bool:
+    """Whether a disk that the kernel shows by its address alone may be this host's; `disk` is its name, if known."""
+    return given.is_ours(disk) if disk else not given.own_luns
+
+
+def _nmi(log: Sequence[kmsg.Record], _given: Given) -> Iterator[Found]:
+    found = [record.text for record in log if NMI.match(record.text)]
+    if found:
+        yield "processors", Level.WATCH, len(found), f"the hardware raised an NMI: {found[0]}"
 
 
 def _reset(log: Sequence[kmsg.Record], given: Given) -> Iterator[Found]:
@@ -195,4 +209,4 @@ def _iommu(log: Sequence[kmsg.Record], _given: Given) -> Iterator[Found]:
         yield "iommu", Level.WATCH, len(faults), "a device reads or writes where it may not"
 
 
-RULES: tuple[Rule, ...] = (_stuck, _tasks, _disks, _gone, _reset, _slow, _iommu)
+RULES: tuple[Rule, ...] = (_stuck, _nmi, _tasks, _disks, _gone, _reset, _slow, _iommu)

@@ -62,7 +62,11 @@ class Rootfs:
     def judge(self, series: Series[Reading]) -> Iterator[Sign]:
         last, paths = series.last, series.given.own_paths
         shut, remounted, damaged = _as_logged(kmsg.merged(moment.reading.log for moment in series.moments))
-        damaged = {name for name in damaged if not any(same_disk(name, lun) for lun in series.given.own_luns)}
+        luns = series.given.own_luns
+        shut, remounted, damaged = (
+            {name for name in names if not any(same_disk(name, lun) for lun in luns)}
+            for names in (shut, remounted, damaged)
+        )
         if last.table is None:
             for name in remounted:
                 said = "the log says that it became read-only, and there is no mount table to compare"

@@ -38,6 +38,7 @@ class Reading:
     now: int
     above: int | None
     critical: int | None
+    warned: bool = False  # whether the device itself warns now
 
     @property
     def is_critical(self) -> bool:
@@ -102,6 +103,8 @@ class Temperature:
             return sign(self.name, part, Level.WATCH, shown, "at its critical temperature, for less than a minute")
         if above(series.last) and series.held(above, ABOVE_HOLD_S):
             return sign(self.name, part, Level.WATCH, shown, "above its highest temperature for five minutes")
+        if last.warned:
+            return sign(self.name, part, Level.WATCH, shown, "the disk warns of its temperature")
         return sign(self.name, part, Level.OK, shown, "within its limits")
 
     def _logged(self, log: Sequence[kmsg.Record]) -> Iterator[Sign]:
@@ -132,7 +135,7 @@ def _reading(source: Source, chip: str, stem: str) -> Reading | None:
         critical = _limit(source.number(f"{stem}_emergency"))
     if above is not None and critical is not None and above >= critical:
         above = None
-    return Reading(now, above, critical)
+    return Reading(now, above, critical, warned=chip == "nvme" and source.number(f"{stem}_alarm") == 1)
 
 
 def _limit(value: int | None) -> int | None:

@@ -23,6 +23,7 @@ def _hwmon(chip: str, **files: int) -> Files:
         (_hwmon("nct6798", input=115000, max=80000, crit=100000), "unknown"),
         (_hwmon("nvme", input=90000, max=84850, crit=94850), "watch"),
         (_hwmon("jc42", input=60000, max=0, crit=0), "ok"),
+        (_hwmon("nvme", input=70000, max=84850, crit=94850, alarm=1), "watch"),
         (log("CPU1: Core temperature is above threshold, cpu clock is throttled (total events = 1)"), "watch"),
         (
             log(
@@ -159,6 +160,9 @@ def test_of_one_listing_the_recent_events_count(tmp_path: Path) -> None:
         (["ata2: SATA link down (SStatus 0 SControl 300)"], "ok"),
         (["nvme 0000:01:00.0: AMD-Vi: Event logged [IO_PAGE_FAULT domain=0x1 address=0x0]"] * 3, "watch"),
         (["mpt2sas_cm0: fault_state(0x5854)!"], "bad"),
+        (["sd 0:0:0:0: rejecting I/O to offline device"], "watch"),
+        (["Uhhuh. NMI received for unknown reason 20 on CPU 0."], "ok"),
+        (["NMI: PCI system error (SERR) for reason a1 on CPU 0."], "watch"),
         (["pcieport 0000:00:1d.0: AER: Corrected error received: 0000:07:00.0"] * 101, "watch"),
         (["igb 0000:01:00.0: PCIe Bus Error: severity=Uncorrected (Fatal), type=Transaction Layer"], "bad"),
         (
@@ -185,6 +189,12 @@ def test_disks_of_domains_and_of_nobody_do_not_count(tmp_path: Path) -> None:
     assert judge(tmp_path / "a", rows, own_luns=["sdb"]).level == "ok"
     assert judge(tmp_path / "b", rows, host_disks=["/dev/sda"]).level == "ok"
     assert judge(tmp_path / "c", rows, host_disks=["/dev/sdb"]).level == "watch"
+    gone = log("sd 4:0:0:1: [sdb] Attached SCSI disk", "sd 4:0:0:1: rejecting I/O to offline device")
+    assert judge(tmp_path / "d", gone, host_disks=["sda"]).level == "ok"
+    assert judge(tmp_path / "e", gone, host_disks=["sdb"]).level == "watch"
+    shut = log("XFS (sdb1): Filesystem has been shut down due to log error (0x2).")
+    assert judge(tmp_path / "f", shut).level == "watch"
+    assert judge(tmp_path / "g", shut, own_luns=["sdb"]).level == "ok"
 
 
 def test_a_log_as_dmesg_or_syslog_shows_it(tmp_path: Path) -> None:
