@@ -18,7 +18,7 @@ from veery.health.source import Source, lines, real
 ABSENT = re.compile(r"absent|not installed|not present|disabled|unplugged|^n/?a$|no reading", re.I)
 GENERIC = re.compile(
     r"state (de)?asserted|limit (not )?exceeded|^0x[0-9a-f]+$|^ok$|performance (lags|met)"
-    r"|transition to (ok|idle|active|running)",
+    r"|transition to (ok|idle|active|running)|^oem |power off/power down|device (enabled|inserted)",
     re.I,
 )
 BAD_STATES = re.compile(
@@ -33,7 +33,7 @@ WATCH_STATES = re.compile(
 )
 HARMLESS_TYPES = re.compile(
     r"entity presence|physical security|os boot|os (stop|critical)|system (event|firmware)|event logging|lan\b"
-    r"|watchdog|button|platform|management subsystem|session|version|fru state|boot|terminator|chassis",
+    r"|watchdog|button|platform|management subsystem|session|version|fru state|boot|terminator|chassis|acpi",
     re.I,
 )
 HOTTEST_CELSIUS = 150  # what reads more is no sensor

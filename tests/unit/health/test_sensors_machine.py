@@ -66,6 +66,10 @@ def test_heat_has_to_last(tmp_path: Path) -> None:
         ("1,CPU Temp,OEM Reserved,Nominal,N/A,N/A,'Low'", "ok"),
         ("1,Any,Temperature,N/A,N/A,C,N/A", "unknown"),
         ("1,Temp 9,Temperature,Critical,255.00,C,'At or Above (>=) Upper Critical Threshold'", "ok"),
+        ("1,Mode,OEM Reserved,Critical,N/A,N/A,'OEM Event = 0001h'", "ok"),
+        ("1,ACPI,System ACPI Power State,Critical,N/A,N/A,'S4/S5 soft-off'", "ok"),
+        ("1,Pwr Unit,Power Unit,Critical,N/A,N/A,'Power Off/Power Down'", "ok"),
+        ("1,Slot 3,Slot/Connector,Critical,N/A,N/A,'Fault Status asserted'", "watch"),
         ("1,SAS Presence,Module/Board,Critical,N/A,N/A,'Device Removed/Device Absent'", "ok"),
         (
             "1 | PSU2 | Power Supply | Critical | N/A | N/A | 'Presence detected' 'Power Supply Failure detected'",
