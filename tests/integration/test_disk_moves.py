@@ -20,7 +20,6 @@ from veery.host.run import run
 from veery.lab import faults
 from veery.lab.services import Lab
 from veery.lab.shell import Shell
-from veery.model.move import Phase
 from veery.storage.image import build_into
 
 NAME = "nomad"
@@ -269,27 +268,22 @@ async def test_cancelled_while_disks_flow(nomad: Nomad, near: Node, far: Node, l
 async def test_a_disk_that_is_full_during_a_move(cramped: Nomad, near: Node, far: Node, lab: Lab) -> None:
     """QEMU stops the domain at the write that finds no room. The move goes on, and there the same write is done."""
     before, wanted = await count(near), 24 << 20
-    brake = lab.plan.home("test1") / "run" / "hold" / Phase.COPY
-    brake.parent.mkdir(exist_ok=True)
-    brake.touch()
-    argv = ("migrate", "--with-disks", "--disk-dir", str(cramped.there), NAME, "test2")
-    moving = asyncio.create_task(near.result(*argv, within=240))
-
-    async def begun() -> bool:
-        return any(row["state"] == "running" for row in await near.json("moves", "--json"))
+    moving = await _copying(lab, cramped, "--rate", "1M")  # the memory alone takes minutes: the disk is full before
+    (row,) = [row for row in await near.json("moves", "--json") if row["state"] == "running"]
 
     async def stands() -> bool:
         row = await near.domain(NAME)
         return row.get("state") == "paused" and "o space" in row["reason"]
 
+    async def hurried() -> bool:
+        return (await near.result("move", "set", row["id"], "--bandwidth", "1G")).code == 0
+
     try:
-        await until(begun, "it is being moved")
         async with guest(near) as shell:
             await shell.run(f"(tr '\\0' x </dev/zero | head -c {wanted} >/dev/vdb; sync; touch /tmp/written) & :")
         await until(stands, "its disk is full", within=120)
+        await until(hurried, "its memory is copied, faster", within=120)
     finally:
-        brake.unlink()
-        brake.parent.rmdir()
         told = await moving
     assert told.code == 0, told.err
     await goes_on(far, before)
