@@ -292,24 +292,32 @@ class Recoverer:
 
     # ---- a voter that was away meanwhile
     async def look_back(self) -> None:
-        """For ever, on a voter: give our member up where another node says that our store was. Often at first, and
-        while our member knows no leader."""
+        """For ever, on a voter: `look` often at first, and while our member knows no leader."""
         begun, pause = self._clock.now(), LOOK_BACK_S
         while True:
             await asyncio.sleep(pause)
             if self._membership.identity.etcd is None or self._one.locked():
                 continue
-            own = await self.word()
-            often = not own.quorum or self._clock.now() - begun < EARLY_S
+            often = not await self.look() or self._clock.now() - begun < EARLY_S
             pause = LOOK_BACK_S if often else LOOK_SELDOM_S
-            found = (await self._asked())[0].values() if own.member else ()
-            word = next((each for each in found if given_up(own.member, each)), None)
-            if word is not None and self._membership.identity.etcd is not None:
-                log.error("our store was given up (%s says so): its member here is put aside", word.node)
-                try:
-                    await self._votes.aside(Aside(replaced=word.replaced, endpoints=word.endpoints))
-                except VeeryError as error:
-                    log.error("our etcd is not put aside: %s", error.message)
+
+    async def look(self) -> bool:
+        """Give our member up where another node says that our store was; whether our member knows a leader."""
+        own = await self.word()
+        found = (await self._asked())[0].values() if own.member else ()
+        word = next((each for each in found if given_up(own.member, each)), None)
+        if word is None:
+            return bool(own.quorum)
+        async with self._one:
+            now = await self.word()  # a recovery may have made our store anew since the others were asked
+            if not given_up(now.member, word):
+                return bool(now.quorum)
+            log.error("our store was given up (%s says so): its member here is put aside", word.node)
+            try:
+                await self._votes.aside(Aside(replaced=word.replaced, endpoints=word.endpoints))
+            except VeeryError as error:
+                log.error("our etcd is not put aside: %s", error.message)
+        return False
 
 
 def given_up(cluster: str, word: StoreWord) -> bool:

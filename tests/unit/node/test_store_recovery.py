@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from typing import Any, NoReturn
 
 import pytest
 
+from veery.cluster.identity import EtcdStart, Identity
 from veery.cluster.memory import MemoryStore
 from veery.cluster.presence import Heartbeat
+from veery.config.settings import Settings
+from veery.errors import Failed
+from veery.model.cluster import Cluster
+from veery.model.codec import plain
+from veery.model.node import Node, Role
 from veery.model.recovery import Aside, StoreWord
 from veery.node.guard import Stance, View, rule
 from veery.node.standing import Word
 from veery.node.stillness import STILL_S, Stillness
-from veery.node.storerecovery import given_up, judge, judge_aside
+from veery.node.storerecovery import Recoverer, given_up, judge, judge_aside
 
 OWN = StoreWord(node="a", voter=True, quorum=False, revision=100)
 B, C = (StoreWord(node=name, voter=True, quorum=False, revision=90) for name in "bc")
@@ -192,3 +200,55 @@ async def test_standing_still_ends_with_the_first_lease_that_is_granted_afterwar
     finally:
         work.cancel()
         await asyncio.gather(work, return_exceptions=True)
+
+
+# ---- a voter that was away
+class Away:
+    """A voter whose store another node calls given up, and all that a Recoverer asks. `asked` is called when the other
+    node answers, which is when a recovery may end here."""
+
+    def __init__(self, store: str) -> None:
+        node = Node(name="a", address="10.0.0.1", roles=(Role.VOTER,))
+        etcd = EtcdStart(initial_cluster="", initial_cluster_state="existing", store=store)
+        cluster = Cluster(id="c", name="lab", ca="", authority="iqn.2026-11.internal.lab")
+        self.identity = Identity(cluster=cluster, node=node, voters=(), etcd=etcd)
+        self.seen, self.restored, self.nodes = None, False, {"a": node, "b": replace(node, name="b")}
+        self.voters, self.asides = self, list[Aside]()
+        self.asked: Callable[[], None] = lambda: None
+
+    async def status(self, url: str, *, within: float) -> NoReturn:
+        raise Failed("it does not run")
+
+    async def call(self, name: str, method: str, path: str, *, deadline: float) -> object:
+        self.asked()
+        return plain(word("b", member="new", replaced=("old",), endpoints=("https://10.0.0.2:2379",)))
+
+    def holds(self) -> bool:
+        return False
+
+    async def aside(self, order: Aside) -> None:
+        self.asides.append(order)
+
+    async def look(self) -> bool:
+        each: Any = self
+        parts = dict.fromkeys(("switch", "votes", "stillness", "neighbours", "peers", "tls"), each)
+        return await Recoverer(Settings(), each, each, each, clock=HandClock(), **parts).look()  # type: ignore[arg-type]
+
+
+async def test_a_voter_gives_its_old_store_up() -> None:
+    away = Away("old")
+    assert not await away.look()
+    assert [order.replaced for order in away.asides] == [("old",)]
+
+
+async def test_a_store_that_was_made_anew_meanwhile_is_kept() -> None:
+    """The other node's answer was on its way when the recovery here ended."""
+    away = Away("old")
+
+    def recovered() -> None:
+        start = EtcdStart(initial_cluster="", initial_cluster_state="new")
+        away.identity = replace(away.identity, etcd=start, replaced=("old",))
+
+    away.asked = recovered
+    await away.look()
+    assert away.asides == []
