@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ class Door:
         self._listener: socket.socket | None = None
         self._link: socket.socket | None = None
         self._data = b""
+        self._waited_for: set[socket.socket | None] = set()
 
     def open(self) -> None:
         """Listen. Raises Failed."""
@@ -39,11 +41,15 @@ class Door:
     async def answer(self) -> None:
         """Wait for the relay."""
         assert self._listener is not None
-        link, _ = await asyncio.get_running_loop().sock_accept(self._listener)
+        with self._kept(self._listener) as listener:
+            link, _ = await asyncio.get_running_loop().sock_accept(listener)
         credentials = link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         if struct.unpack("3i", credentials)[1] != os.geteuid():
             link.close()
             raise Failed(f"{self.path}: another user's process has come in")
+        if self._listener is None:
+            link.close()
+            raise Failed(f"{self.path}: closed meanwhile")
         self._link = link
         self._listener.close()
         self._listener = None
@@ -68,7 +74,8 @@ class Door:
             if self._link is None:
                 return None
             try:
-                data = await loop.sock_recv(self._link, 1 << 16)
+                with self._kept(self._link) as link:
+                    data = await loop.sock_recv(link, 1 << 16)
             except OSError:
                 return None
             if not data:
@@ -79,10 +86,29 @@ class Door:
         return news
 
     def close(self) -> None:
-        """Hang up."""
-        for each in (self._listener, self._link):
-            if each is not None:
-                with contextlib.suppress(OSError):
-                    each.close()
+        """Hang up. An `answer` or `hear` that waits ends."""
+        listener, link = self._listener, self._link
         self._listener = self._link = None
+        if listener in self._waited_for:  # shutdown(2) ends no accept(2) of a unix socket
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as caller:
+                caller.connect_ex(str(self.path))
+        elif listener is not None:
+            listener.close()
+        if link is not None and link in self._waited_for:
+            with contextlib.suppress(OSError):
+                link.shutdown(socket.SHUT_RDWR)
+        elif link is not None:
+            link.close()
         self.path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _kept(self, link: socket.socket) -> Iterator[socket.socket]:
+        """Keep `link` open while the loop waits for it. The loop would go on to wait for a descriptor that was closed;
+        the next file that gets its number, a program's output, would never be read."""
+        self._waited_for.add(link)
+        try:
+            yield link
+        finally:
+            self._waited_for.discard(link)
+            if link not in (self._listener, self._link):
+                link.close()
