@@ -17,7 +17,7 @@ from veery.cluster import fencing, volumegate
 from veery.cluster import owner as owners
 from veery.cluster.keys import DOMAINS, NODES, POLICIES, RUNS
 from veery.cluster.presence import Heartbeat
-from veery.cluster.store import Delete
+from veery.cluster.store import Delete, StoreUnavailable
 from veery.config import support
 from veery.config.check import check_name
 from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError, hinting
@@ -73,6 +73,7 @@ class Domains:
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self.clashes = Clashes(ground.node, ground.store, ground.driver, receiver)
         self.stopping = Stopping(ground.driver, ground.store, ground.clock)
+        self._unstarted: set[str] = set()  # boots of starts that the store's absence cut short
         self._unsaid: dict[str, tuple[bool, float]] = {}  # wanted, stopping: where the store has not been told
 
     # ---- reading
@@ -158,13 +159,20 @@ class Domains:
                 raise Refused(f"there is no domain {name}", hint="veery list --cluster shows those that run")
             await self._check_attachable(record.spec)
             self.clashes.home(record.spec, record)
-            owner = await orders.claim(self._store, ticket, secrets.token_hex(8))
+            boot = secrets.token_hex(8)
+            try:
+                owner = await orders.claim(self._store, ticket, boot)
+            except OutcomeUnknown:
+                self._unstarted.add(boot)
+                raise
             try:
                 await self.clashes.disks(record.spec)
                 await self._end_volume_moves(record.spec)
                 await self._disks_move_on(name)
                 reading = await self._start(record.spec, paused=False)
-            except BaseException:
+            except BaseException as error:
+                if isinstance(error, StoreUnavailable):
+                    self._unstarted.add(boot)
                 await self._abandon(owner, record)
                 raise
             log.warning("domain=%s id=%d started by the brain boot=%s", name, reading.domid, owner.boot)
@@ -486,6 +494,7 @@ class Domains:
         try:
             if record is not None:
                 await self.remember(record)
+            await self._spare_unstarted(owner)
             await owners.release(self._store, owner)
             if record is None:
                 await self._forget(owner.domain)
@@ -508,7 +517,14 @@ class Domains:
     async def give_back(self, owner: Owner) -> None:
         """Let go of the name of a domain of ours that has ended. Raises what owner.release raises."""
         await self.settle_wanted(owner.domain)
+        await self._spare_unstarted(owner)
         await orders.give_back(self._store, owner)
+
+    async def _spare_unstarted(self, owner: Owner) -> None:
+        """A start that was cut short because the store did not answer is no failed try of the domain's."""
+        if owner.boot in self._unstarted:
+            await orders.spare(self._store, owner.domain, self.node)
+            self._unstarted.discard(owner.boot)
 
     async def _detach(self, attachments: Attachments) -> None:
         """Take the taps away, but for those whose name (vifname=) another domain here uses by now: one that was

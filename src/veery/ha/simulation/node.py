@@ -14,6 +14,7 @@ from veery.cluster import owner as gate
 from veery.cluster.keys import FENCES, MEANS, OWNERS, RESERVATIONS
 from veery.cluster.memory import MemoryStore
 from veery.cluster.presence import Heartbeat
+from veery.cluster.store import StoreUnavailable
 from veery.cluster.trust import Trust
 from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
 from veery.ha import orders
@@ -42,6 +43,7 @@ class SimNode:
         self._alone = world.now()  # since when neither cluster nor storage was reached
         self._stopped = False
         self._starting: set[str] = set()
+        self._unstarted: set[str] = set()  # boots of starts that the store's absence cut short
         self._sending: set[str] = set()
         self._unsaid: dict[str, bool] = {}  # whether a domain is wanted, which the store has not been told yet
         self._door = asyncio.Lock()  # a storage node's: whom it lets in is changed by one at a time
@@ -168,6 +170,9 @@ class SimNode:
             if owner.node == self.name and name not in before and not {name} & (self._starting | self._sending):
                 if name in self.machine.copies:
                     continue
+                if owner.boot in self._unstarted:
+                    await orders.spare(self.store, name, self.name)
+                    self._unstarted.discard(owner.boot)
                 await orders.give_back(self.store, owner)
                 self.world.say(self.name, f"gives {name} back: it does not run here")
 
@@ -209,11 +214,17 @@ class SimNode:
         self.world.fails("start", f"{name}@{self.name}")
         self._starting.add(name)
         try:
-            owner = await orders.claim(self.store, ticket, f"{name}-{next(self._boots)}")
-            await self.clock.sleep(BOOT)
-            if name in self.machine.copies:
-                raise Failed(f"{name} stands on {self.name} already")
-            await self._still_mine(owner)
+            boot = f"{name}-{next(self._boots)}"
+            try:
+                owner = await orders.claim(self.store, ticket, boot)
+                await self.clock.sleep(BOOT)
+                if name in self.machine.copies:
+                    raise Failed(f"{name} stands on {self.name} already")
+                await self._still_mine(owner)
+            except (StoreUnavailable, OutcomeUnknown):
+                self._unstarted.add(boot)
+                self.world.unstarted.append((self.world.now(), name))
+                raise
             self.world.begin(self.machine, name, owner.boot)
         finally:
             self._starting.discard(name)

@@ -357,10 +357,11 @@ class Promises:
         return any(self._world.now() - self._ruled[name][1] <= self._late(leader) for name in names)
 
     def _paced(self, name: str, most: int) -> None:
-        """Crash loops are damped: the pauses grow, and the tries end. A run that ended with its node is no try."""
+        """Crash loops are damped: the pauses grow, and the tries end. A run that ended with its node is no try,
+        nor is a start that was cut short because the store did not answer."""
         rules, now = self._world.scenario.rules, self._world.now()
         tries = self._tries.get(name, [])
-        if tries and self._lost_its_node(name, tries[-1]):
+        if tries and (self._lost_its_node(name, tries[-1]) or self._cut_short(name, tries[-1])):
             tries = tries[:-1]
         if tries and now - tries[-1] >= rules.stable:
             tries = []
@@ -376,6 +377,10 @@ class Promises:
         that."""
         runs = [(at, node) for at, domain, node in self._world.starts if domain == name and at >= since]
         return any(node == lost and when >= at for at, node in runs for when, lost in self._world.losses)
+
+    def _cut_short(self, name: str, since: float) -> bool:
+        """Whether the start that was ordered at `since` did not come about because the store did not answer."""
+        return any(domain == name and at >= since for at, domain in self._world.unstarted)
 
     def _in_turn(self, leader: str, records: Records, name: str, node: str) -> None:
         """Those of higher priority are first."""

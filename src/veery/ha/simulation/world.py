@@ -104,6 +104,7 @@ class World:
         self.wrote: dict[str, int] = dict.fromkeys(scenario.domains, 0)  # the newest run that wrote
         self.broken: list[str] = []
         self.lines: list[str] = []
+        self.unstarted: list[tuple[float, str]] = []  # starts that the store's absence cut short
         self.starts: list[tuple[float, str, str]] = []  # second, domain, node: orders of the brain that succeeded
         self.moves: list[tuple[float, str, str]] = []
         self.fences: list[tuple[float, str, str]] = []  # second, node, method: proofs
