@@ -125,14 +125,18 @@ class Processors:
         return {name: one for name, one in (await PROCESSORS.readable(self._store)).items() if name in nodes}
 
     async def _watch(self) -> None:
+        said = ""
         while True:
             try:
                 after = (await self._store.scan(PROCESSORS.prefix)).revision
+                said = ""
                 self._changed.set()
                 async for _ in self._store.watch(PROCESSORS.prefix, after):
                     self._changed.set()
             except VeeryError as error:
-                log.warning("watch of %s begins anew: %s", PROCESSORS.prefix, error.message)
+                if error.message != said:
+                    log.warning("watch of %s begins anew: %s", PROCESSORS.prefix, error.message)
+                said = error.message
             await asyncio.sleep(RETRY)
 
 

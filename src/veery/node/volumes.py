@@ -209,12 +209,16 @@ class VolumeService:
             log.warning("targets not reconciled: %s", error)
 
     async def _watch(self, prefix: str, changed: asyncio.Event) -> None:
+        said = ""
         while True:
             try:
                 after = (await self._store.scan(prefix)).revision
+                said = ""
                 changed.set()
                 async for _ in self._store.watch(prefix, after):
                     changed.set()
             except (StoreUnavailable, Failed, OutcomeUnknown) as error:
-                log.warning("watch of %s begins anew: %s", prefix, error)
+                if str(error) != said:
+                    log.warning("watch of %s begins anew: %s", prefix, error)
+                said = str(error)
             await asyncio.sleep(1)
