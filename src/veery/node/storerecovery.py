@@ -304,8 +304,9 @@ class Recoverer:
     async def look(self) -> bool:
         """Give our member up where another node says that our store was; whether our member knows a leader."""
         own = await self.word()
-        found = (await self._asked())[0].values() if own.member else ()
-        word = next((each for each in found if given_up(own.member, each)), None)
+        told = (await self._asked())[0] if own.member else {}
+        voters = {name for name, node in self._neighbours.nodes.items() if node.has(Role.VOTER)}
+        word = believed(own.member, told, voters)
         if word is None:
             return bool(own.quorum)
         async with self._one:
@@ -318,6 +319,19 @@ class Recoverer:
             except VeeryError as error:
                 log.error("our etcd is not put aside: %s", error.message)
         return False
+
+
+def believed(cluster: str, told: Mapping[str, StoreWord], voters: Collection[str]) -> StoreWord | None:
+    """The word by which our member of the store `cluster` is to be given up; None without one. `told`: the words of the
+    nodes that answer, by the names of their certificates; `voters`: the nodes that we know to have a vote. Pure.
+
+    A voter's word is enough. A node without a vote could take the store away from all voters by a lie; its word counts
+    only where all who answer say the same."""
+    found = {name: word for name, word in told.items() if given_up(cluster, word)}
+    known = [word for name, word in found.items() if name in voters]
+    if known:
+        return known[0]
+    return next(iter(found.values()), None) if len(found) == len(told) else None
 
 
 def given_up(cluster: str, word: StoreWord) -> bool:

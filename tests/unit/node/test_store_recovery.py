@@ -21,7 +21,7 @@ from veery.model.recovery import Aside, StoreWord
 from veery.node.guard import Stance, View, rule
 from veery.node.standing import Word
 from veery.node.stillness import STILL_S, Stillness
-from veery.node.storerecovery import Recoverer, given_up, judge, judge_aside
+from veery.node.storerecovery import Recoverer, believed, given_up, judge, judge_aside
 
 OWN = StoreWord(node="a", voter=True, quorum=False, revision=100)
 B, C = (StoreWord(node=name, voter=True, quorum=False, revision=90) for name in "bc")
@@ -81,6 +81,17 @@ def test_a_voter_learns_that_its_store_was_given_up() -> None:
     assert not given_up("", told)
     assert not given_up("1", word("a", member="1", replaced=("1",), endpoints=("https://a:2379",)))
     assert not given_up("1", word("a", member="2", replaced=("1",)))
+
+
+def test_one_node_without_a_vote_takes_no_store_away() -> None:
+    says = {"replaced": ("1",), "endpoints": ("https://h:2379",)}
+    liar, other = word("h", voter=False, **says), word("b", member="1")
+    assert believed("1", {"h": liar, "b": other}, "ab") is None
+    assert believed("1", {"h": liar}, "ab") is liar, "nobody contradicts: it was recovered on a node without a vote"
+    assert believed("1", {"h": liar, "i": replace(liar, node="i")}, "ab") is liar
+    voter = word("b", member="2", **says)
+    assert believed("1", {"h": word("h", voter=False), "b": voter}, "ab") is voter
+    assert believed("1", {}, "ab") is None
 
 
 # ---- standing aside
