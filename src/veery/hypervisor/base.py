@@ -1,5 +1,5 @@
-"""What a hypervisor driver promises. `qemu.driver.QemuDriver` and `fake.FakeDriver` pass one contract suite
-(tests/contract/test_driver.py); a Xen driver joins them.
+"""What a hypervisor driver promises. `qemu.driver.QemuDriver`, `xen.driver.XenDriver` and `fake.FakeDriver` pass one
+contract suite (tests/contract/test_driver.py).
 
 A driver runs domains and asks nobody whether it may: the owner gate is above it, in veery.node and
 veery.migrate. Domains are named by their UUID. Everything a domain needs from outside (disks, taps) comes in
