@@ -60,8 +60,8 @@ class Passage:
             return await outgoing.send(row, stream, settings, report, peer=peer, tls=tls)
         except BaseException:
             if not outgoing.begun:  # else it could not be let run on, and `resume` is to try again
-                del self._out[uuid]
-                domain.update(stage=Stage.RUNNING)
+                self._out.pop(uuid, None)
+                domain.leave(Stage.SENDING)
             raise
         finally:
             self._roster.changed()  # the domain stands, or runs on
@@ -81,7 +81,7 @@ class Passage:
         await (self._out.get(uuid) or self._outgoing(domain)).resume()
         self._roster.changed()
         self._out.pop(uuid, None)
-        domain.update(stage=Stage.RUNNING)
+        domain.leave(Stage.SENDING)
 
     # ---- the target
 

@@ -62,6 +62,12 @@ class Domain:
         self.record = replace(self.record, **changes)
         self.home.write(self.record)
 
+    def leave(self, stage: Stage) -> None:
+        """It is the domain again, if `stage` is still what it is for: a second caller may find that its guest has
+        restarted since, and that a new run begins."""
+        if self.record.stage is stage:
+            self.update(stage=Stage.RUNNING)
+
     def state(self) -> DomainState:
         """What it does now."""
         record, row = self.record, self.row
@@ -376,6 +382,9 @@ class Roster:
             return
         was, domain.dying = domain.dying, True
         try:
+            if domain.record.stage is Stage.REBOOTING:
+                async with domain.lock:
+                    pass  # a new run that is being made is not on Xen's list yet
             await self.end(domain)
         except BaseException:
             domain.dying = was
@@ -424,10 +433,15 @@ class Roster:
                 domain.hub.drain()
                 domain.hub.detach()
                 await self.end(domain)
+                if not self._has(domain):
+                    return
                 record = domain.record
                 devices = await self.login(record.attachments)
                 domain.home.config.write_text(self._text(record, devices))
                 await self.xl.create(domain.home.config, paused=False)
+                if not self._has(domain):
+                    await self.end(domain)
+                    return
                 await self.number(domain)
                 build = replace(domain.record.build, started=self._clock.epoch())
                 domain.update(stage=Stage.RUNNING, ended=None, build=build)
@@ -438,6 +452,11 @@ class Roster:
                 self._lost(domain)
                 return
         await self._listen(domain)
+
+    def _has(self, domain: Domain) -> bool:
+        """Whether it is one of ours still: nobody has destroyed it, and it was not found to be gone. A new run of one
+        that is not would be nobody's."""
+        return self._domains.get(domain.record.spec.uuid) is domain and not domain.dying
 
     async def _adopt(self) -> None:
         """After a restart of ours: orders that were cut short are settled, the others go on."""
@@ -488,8 +507,9 @@ _DOING = {
 
 
 def mine(record: Record, row: Row) -> bool:
-    """Whether a row is a run of this domain."""
-    return row.uuid == record.spec.uuid and (not record.domid or row.domid == record.domid)
+    """Whether a row is a run of this domain; of one that restarts, also a run without a number written down yet."""
+    unnumbered = not record.domid or record.stage is Stage.REBOOTING
+    return row.uuid == record.spec.uuid and (unnumbered or row.domid == record.domid)
 
 
 def _own(record: Record, rows: tuple[Row, ...]) -> Row | None:
