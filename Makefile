@@ -52,7 +52,7 @@ style: $(VENV)
 		|| { cat .cache/layers.log; exit 1; }
 	@echo 'format, lint, types, layers: good'
 
-unit: $(VENV) ## format, lint, types, layers, and every test that needs neither root nor a lab
+unit: $(VENV) ## format, lint, types, layers, and every test that needs no lab
 	@$(MAKE) --no-print-directory style
 	@$(BIN)/python -m pytest $(or $(PYTEST),-q -n 2 --dist loadfile -m 'not slow' tests/unit)
 
