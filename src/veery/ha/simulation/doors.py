@@ -63,8 +63,9 @@ class SimDoors:
                 self._world.power_off(node, "is switched off by its power fence")
                 seen = "its power was seen off"
             case _ if method == WATCHDOG:
-                machine = self._world.machines[node]
-                if machine.power and self._world.now() - machine.fed < machine.watchdog:
+                machine, now = self._world.machines[node], self._world.now()
+                lived = machine.went_off < now - absent - machine.watchdog  # a loss of power ends all that ran, too
+                if machine.power and lived and now - machine.fed < machine.watchdog:
                     self._world.breaks(f"the watchdog of {node} was taken as proof, and has not fired")
                 seen = f"{absent:.0f} s without a sign, its watchdog fires after {machine.watchdog:g} s"
             case _:

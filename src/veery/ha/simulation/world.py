@@ -59,6 +59,7 @@ class Machine:
     sick: str = ""
     offset: float = 0.0  # of its wall clock
     fed: float = 0.0  # when its watchdog was last fed
+    went_off: float = float("-inf")  # when it last lost power
     copies: dict[str, Copy] = field(default_factory=dict)
     denied: set[str] = field(default_factory=set)  # a storage node's: whom it does not let in
     signs: dict[str, tuple[float, bool]] = field(default_factory=dict)  # a storage node's: heartbeats
@@ -263,7 +264,7 @@ class World:
         if not machine.power:
             return
         self.say("world", f"{name} {why}")
-        machine.power = False
+        machine.power, machine.went_off = False, self.now()
         machine.copies.clear()
         self.end_daemon(name)
 
