@@ -6,7 +6,7 @@ import asyncio
 import time
 
 import pytest
-from crossing import MOVE, NODES, alone, appears, at_home, listed, moved, rows, settled, typed
+from crossing import HOLD, MOVE, NODES, alone, at_home, listed, moved, rows, settled, typed
 
 from veery.errors import VeeryError
 from veery.lab.services import Lab
@@ -34,14 +34,27 @@ async def booted_anew(lab: Lab, before: str) -> tuple[str, str]:
     raise AssertionError(f"no new boot within {BOOTED_S} s {said}")
 
 
+async def in_copy(lab: Lab, before: int) -> None:
+    """Return once the source holds one more move at the begin of COPY than `before`."""
+    ends = time.monotonic() + BOOTED_S
+    while lab.log("test1").read_text().count("held in COPY") == before:
+        assert time.monotonic() < ends, "the move did not come to COPY"
+        await asyncio.sleep(0.1)
+
+
 @pytest.mark.parametrize("how", ENDS)
 async def test_the_guest_ends_in_the_copy(xen: Lab, how: str) -> None:
     """With restart for each end: it runs in one new boot on one node, and the next move works."""
     async with at_home(xen, end="restart") as before:
+        held = xen.log("test1").read_text().count("held in COPY")
+        await xen.run("test1", ["sh", "-c", f"mkdir -p {HOLD}; touch {HOLD}/COPY"])
         moving = asyncio.create_task(xen.veery("test1", *MOVE, "test2", deadline=240, check=False))
-        await appears(xen, "test2", "libxl-save-helper")
-        await typed(xen, "test1", f"(sleep 1; {ENDS[how]}) >/dev/null 2>&1 </dev/null &")
-        told = await moving
+        try:
+            await in_copy(xen, held)
+            await typed(xen, "test1", f"(sleep 2; {ENDS[how]}) >/dev/null 2>&1 </dev/null & :")
+        finally:
+            await xen.run("test1", ["rm", "-rf", HOLD])
+            told = await moving
         where, boot = await booted_anew(xen, before)
         print(f"{how} in COPY: it runs on {where}; the move said {(told.out + told.err).strip()!r}")
         assert await listed(xen) == [where]
