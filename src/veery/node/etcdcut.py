@@ -8,13 +8,13 @@ address that its record does not name, comes back at once and is checked anew.""
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 from veery.cluster.keys import NODES
 from veery.cluster.store import Store
 from veery.host.log import decision
+from veery.model.endpoint import canonical
 from veery.model.node import Node
 from veery.storage.sockets import Peer, connections, shut_down
 
@@ -25,17 +25,8 @@ FOUND_S, FOUND_LOOK_S = 5.0, 0.1
 
 def strange(peers: Iterable[Peer], nodes: Collection[Node]) -> tuple[Peer, ...]:
     """Those that come from an address of none of `nodes`. Pure."""
-    theirs = {
-        _canonical(address) for node in nodes for address in (node.address, node.relocation_address) if address != ""
-    }
-    return tuple(peer for peer in peers if _canonical(peer.address) not in theirs)
-
-
-def _canonical(address: str) -> str:
-    try:
-        return str(ipaddress.ip_address(address))
-    except ValueError:
-        return address
+    theirs = {canonical(address) for node in nodes for address in node.addresses}
+    return tuple(peer for peer in peers if canonical(peer.address) not in theirs)
 
 
 class EtcdCut:

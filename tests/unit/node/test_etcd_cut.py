@@ -24,6 +24,13 @@ def test_what_comes_from_no_node_is_cut() -> None:
     assert strange(peers, []) == tuple(peers)
 
 
+def test_each_address_of_a_node_is_its_own() -> None:
+    """Those on other networks, and one that it had before, as long as its machine has it."""
+    moved = Node(name="b", address="127.0.0.3", roles=(Role.VOTER,), former=("127.0.0.4",), storage_address="127.0.0.5")
+    peers = [Peer(f"127.0.0.{last}", str(last)) for last in (3, 4, 5, 6)]
+    assert [each.address for each in strange(peers, [moved])] == ["127.0.0.6"]
+
+
 @contextlib.asynccontextmanager
 async def pair(listener: socket.socket, source: str) -> AsyncIterator[asyncio.StreamReader]:
     """A connection from `source` to `listener`, both ends of this process; the end that came."""
