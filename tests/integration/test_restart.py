@@ -17,7 +17,7 @@ from node_parts import Node, Workshop, alive, aside, until
 from veery.host.run import Result
 from veery.lab import faults
 from veery.lab.services import Lab
-from veery.storage.tgt import is_filler
+from veery.storage.tgtoutput import is_filler
 
 NAME = "martin"
 

@@ -18,7 +18,7 @@ from veery.model.volume import Backing, Initiator, Volume
 from veery.storage import plan
 from veery.storage.served import Served
 from veery.storage.sessions import homes, strangers
-from veery.storage.tgt import Target, is_filler, shown_size
+from veery.storage.tgtoutput import Target, is_filler, shown_size
 
 
 @pytest.fixture

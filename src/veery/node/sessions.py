@@ -14,7 +14,7 @@ from veery.model.ha import Event
 from veery.model.ha import Level as EventLevel
 from veery.model.health import Finding, Level
 from veery.storage.sessions import Home, Stranger, homes, strangers
-from veery.storage.tgt import Target
+from veery.storage.tgtoutput import Target
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from veery.model.units import MIB
 
 
 def whole(size: int) -> int:
-    """`size` rounded up to whole MiB, the unit of every volume: tgtd then shows every growth (tgt.shown_size)."""
+    """`size` rounded up to whole MiB, the unit of every volume: tgtd then shows every growth (tgtoutput.shown_size)."""
     return -(-size // MIB) * MIB
 
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from veery.model.volume import Initiator, Volume
-from veery.storage.tgt import Lun, Target, filler, is_filler, shown_size
+from veery.storage.tgtoutput import Lun, Target, filler, is_filler, shown_size
 
 LUN = 1  # of every volume; LUN 0 is tgt's controller
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from veery.model.node import Node
-from veery.storage.tgt import Target
+from veery.storage.tgtoutput import Target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,13 +22,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import itertools
 import logging
 import re
 import secrets
 import socket
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from veery.errors import Failed, OutcomeUnknown, Refused
@@ -37,213 +35,12 @@ from veery.host.run import run
 from veery.model import endpoint
 from veery.storage import sockets
 from veery.storage.table import Table
+from veery.storage.tgtoutput import Session, Target, filler, parse_connections, parse_targets
 
 log = logging.getLogger(__name__)
 
 PATIENCE = 1.0  # seconds that a login may take while a fence waits for it
 SUN_PATH = 107  # bytes of a unix socket's path, without its final NUL (unix(7))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Connection:
-    """One TCP connection of a session; `address` is "" once tgtd closed it and only waits for its last I/O."""
-
-    cid: int
-    address: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Session:
-    """One I_T nexus: initiator `initiator` is logged in. `sid` is the session's TSIH."""
-
-    sid: int
-    initiator: str
-    alias: str = ""
-    connections: tuple[Connection, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lun:
-    """One logical unit. `size_mb` is tgt's own rounding (`shown_size`); `path` "" for the controller, LUN 0."""
-
-    lun: int
-    kind: str
-    scsi_id: str
-    serial: str
-    size_mb: int
-    block_size: int
-    online: bool
-    readonly: bool
-    backing: str
-    path: str
-    flags: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """One target as `tgtadm --op show` tells it. `acl` holds initiator names and addresses; `accounts` the
-    CHAP users that may come in."""
-
-    tid: int
-    iqn: str
-    state: str
-    luns: tuple[Lun, ...] = ()
-    sessions: tuple[Session, ...] = ()
-    accounts: tuple[str, ...] = ()
-    outgoing: str = ""
-    acl: tuple[str, ...] = ()
-
-    def lun(self, number: int) -> Lun | None:
-        """Logical unit `number`, if it is there."""
-        return next((lun for lun in self.luns if lun.lun == number), None)
-
-
-def shown_size(size: int) -> int:
-    """The "MB" that tgt prints for `size` bytes (target.c, print_disksize). Two sizes that are whole MiB
-    never show the same."""
-    sectors = size // 512
-    return (sectors - (sectors // 625 - 974)) // 1950
-
-
-def is_filler(user: str) -> bool:
-    """Whether an account is one that only fills a place: its name is "#" and a number."""
-    return bool(re.fullmatch(r"#\d+", user))
-
-
-def filler(bound: Collection[str]) -> str:
-    """The name of a filler that is not among the accounts `bound` to a target."""
-    return next(name for number in itertools.count() if (name := f"#{number}") not in bound)
-
-
-# ---------------------------------------------------------------- what tgtadm prints
-
-
-@dataclass(slots=True)
-class _Draft:
-    """A target while its lines are read."""
-
-    tid: int
-    iqn: str
-    state: str = ""
-    luns: list[dict[str, str]] = field(default_factory=list)
-    sessions: list[dict[str, str]] = field(default_factory=list)
-    connections: list[list[dict[str, str]]] = field(default_factory=list)
-    accounts: list[str] = field(default_factory=list)
-    acl: list[str] = field(default_factory=list)
-
-    def take(self, section: str, text: str) -> None:
-        """One line of `section`, without its indentation."""
-        if section == "Account":
-            self.accounts.append(text)
-            return
-        if section == "ACL":
-            self.acl.append(text)
-            return
-        key, _, value = text.partition(":")
-        value = value.strip()
-        if section == "System" and key == "State":
-            self.state = value
-        elif section == "LUN":
-            if key == "LUN":
-                self.luns.append({})
-            self.luns[-1][key] = value
-        elif section == "I_T nexus":
-            if key == "I_T nexus":
-                self.sessions.append({})
-                self.connections.append([])
-            if key == "Connection":
-                self.connections[-1].append({})
-            place = self.connections[-1][-1] if self.connections[-1] else self.sessions[-1]
-            place[key] = value
-
-    def target(self) -> Target:
-        """The finished value. Raises KeyError or ValueError where a line is missing or not a number."""
-        outgoing = [name.removesuffix(" (outgoing)") for name in self.accounts if name.endswith(" (outgoing)")]
-        return Target(
-            tid=self.tid,
-            iqn=self.iqn,
-            state=self.state,
-            luns=tuple(_lun(fields) for fields in self.luns),
-            sessions=tuple(map(_session, self.sessions, self.connections)),
-            accounts=tuple(name for name in self.accounts if not name.endswith(" (outgoing)")),
-            outgoing=outgoing[0] if outgoing else "",
-            acl=tuple(self.acl),
-        )
-
-
-def _lun(fields: dict[str, str]) -> Lun:
-    size, _, block = fields["Size"].partition(" MB, Block size: ")
-    return Lun(
-        lun=int(fields["LUN"]),
-        kind=fields["Type"],
-        scsi_id=fields["SCSI ID"],
-        serial=fields["SCSI SN"],
-        size_mb=int(size),
-        block_size=int(block),
-        online=fields["Online"] == "Yes",
-        readonly=fields["Readonly"] == "Yes",
-        backing=fields["Backing store type"],
-        path="" if fields["Backing store path"] == "None" else fields["Backing store path"],
-        flags=fields["Backing store flags"],
-    )
-
-
-def _session(fields: dict[str, str], connections: list[dict[str, str]]) -> Session:
-    initiator, _, alias = fields.get("Initiator", "").partition(" alias: ")
-    return Session(
-        sid=int(fields["I_T nexus"]),
-        initiator=initiator,
-        alias="" if alias == "none" else alias,
-        connections=tuple(
-            Connection(cid=int(one["Connection"]), address=one.get("IP Address", "")) for one in connections
-        ),
-    )
-
-
-_TARGET = re.compile(r"Target (\d+): (\S+)")
-_SECTION = re.compile(r" {4}(\S.*) information:")
-
-
-def parse_targets(text: str) -> tuple[Target, ...]:
-    """`tgtadm --mode target --op show` as values. Raises Failed with the first line that does not fit."""
-    drafts: list[_Draft] = []
-    section = ""
-    for number, line in enumerate(text.splitlines(), 1):
-        try:
-            if match := _TARGET.fullmatch(line):
-                drafts.append(_Draft(int(match[1]), match[2]))
-            elif match := _SECTION.fullmatch(line):
-                section = match[1]
-            elif line.startswith(" " * 8):
-                drafts[-1].take(section, line.strip())
-            elif line.strip():
-                raise ValueError(line)
-        except (IndexError, ValueError) as error:
-            raise Failed(f"tgtadm: line {number} is not understood: {line.strip()!r}") from error
-    try:
-        return tuple(draft.target() for draft in drafts)
-    except (KeyError, ValueError) as error:
-        raise Failed(f"tgtadm: a field is missing or not a number: {error}") from error
-
-
-_CONNECTION = re.compile(r"Session: (\d+)\n {4}Connection: (\d+)\n {8}Initiator: (.*)\n {8}(?:IP Address: (.*))?\n")
-
-
-def parse_connections(text: str) -> tuple[Session, ...]:
-    """`tgtadm --mode conn --op show --tid N`: every connection that tgtd still holds, one Session each.
-    Raises Failed where it is not understood."""
-    found, at = [], 0
-    while match := _CONNECTION.match(text, at):
-        sid, cid, initiator, address = match.groups()
-        connection = Connection(cid=int(cid), address=address or "")
-        found.append(Session(sid=int(sid), initiator=initiator, connections=(connection,)))
-        at = match.end()
-    if text[at:].strip():
-        raise Failed(f"tgtadm: connections are not understood: {text[at:].strip().splitlines()[0]!r}")
-    return tuple(found)
-
-
-# ---------------------------------------------------------------- the daemon and its calls
 
 
 class TargetServer:

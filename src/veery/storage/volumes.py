@@ -26,7 +26,8 @@ from veery.storage.extents import sync, write_sparse
 from veery.storage.names import check_volume_name, volume_iqn
 from veery.storage.served import Served, Serving
 from veery.storage.sessions import Stranger
-from veery.storage.tgt import Target, TargetServer
+from veery.storage.tgt import TargetServer
+from veery.storage.tgtoutput import Target
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from veery.model.health import Level
 from veery.model.node import Node, Role
 from veery.node.sessions import CLOSE_LOOK_S, QUIET_S, TOLD_S, SessionWatch
 from veery.storage.sessions import Stranger, alone, homes, strangers
-from veery.storage.tgt import Connection, Session, Target
+from veery.storage.tgtoutput import Connection, Session, Target
 
 ONE = Node(name="one", address="10.0.0.1", roles=(Role.HYPERVISOR,), initiator="iqn.x:node:one")
 TWO = Node(

@@ -11,7 +11,7 @@ from veery.model.units import MIB
 from veery.model.volume import Backing, Initiator, Volume
 from veery.storage import plan
 from veery.storage.plan import Allow, Bind, Close, Deny, Enrol, Forget, Make, Name, Reload, Remove, Serve, Unbind
-from veery.storage.tgt import Lun, Session, Target, is_filler, shown_size
+from veery.storage.tgtoutput import Lun, Session, Target, is_filler, shown_size
 
 ONE = Initiator(node="test1", iqn="iqn.2026-11.lab.veery:node:test1", user="test1", password="first-secret")
 TWO = Initiator(node="test2", iqn="iqn.2026-11.lab.veery:node:test2", user="test2", password="other-secret")

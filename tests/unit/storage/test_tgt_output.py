@@ -9,7 +9,7 @@ import pytest
 from veery.errors import Failed
 from veery.model.units import GIB, MIB
 from veery.storage.sockets import by_address, connections
-from veery.storage.tgt import Connection, Session, filler, is_filler, parse_connections, parse_targets, shown_size
+from veery.storage.tgtoutput import Connection, Session, filler, is_filler, parse_connections, parse_targets, shown_size
 
 DATA = Path(__file__).parent / "data"
 
