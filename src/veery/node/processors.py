@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from veery.cluster import changes
 from veery.cluster.keys import BASELINES, NODES, PROCESSORS
 from veery.cluster.store import Store, Unchanged
 from veery.errors import VeeryError
@@ -31,7 +32,7 @@ class Processors:
     async def run(self) -> None:
         """For ever: say what this node can give, restate the baseline where it has changed, give it to new domains."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._watch(), name="watch processors")
+            tasks.create_task(changes.wake(self._changed, self._store, PROCESSORS.prefix), name="watch processors")
             said = ""
             while True:
                 self._changed.clear()
@@ -123,21 +124,6 @@ class Processors:
         """What the nodes of the cluster said; one that left does not count."""
         nodes = await NODES.readable(self._store)
         return {name: one for name, one in (await PROCESSORS.readable(self._store)).items() if name in nodes}
-
-    async def _watch(self) -> None:
-        said = ""
-        while True:
-            try:
-                after = (await self._store.scan(PROCESSORS.prefix)).revision
-                said = ""
-                self._changed.set()
-                async for _ in self._store.watch(PROCESSORS.prefix, after):
-                    self._changed.set()
-            except VeeryError as error:
-                if error.message != said:
-                    log.warning("watch of %s begins anew: %s", PROCESSORS.prefix, error.message)
-                said = error.message
-            await asyncio.sleep(RETRY)
 
 
 def _name(processor: Processor) -> str:

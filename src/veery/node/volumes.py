@@ -9,10 +9,10 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from veery.cluster import initiators, volumegate
+from veery.cluster import changes, initiators, volumegate
 from veery.cluster.keys import CHAP_SECRETS, DOMAINS, FENCES, INITIATORS, NODES, OWNERS, VOLUMES, Kind
 from veery.cluster.store import Delete, Store, StoreUnavailable, Unchanged
-from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
+from veery.errors import Failed, Refused, VeeryError
 from veery.model.ha import FenceState
 from veery.model.node import Role
 from veery.model.volume import ChapSecret, Initiator, Volume
@@ -191,7 +191,7 @@ class VolumeService:
         async with asyncio.TaskGroup() as tasks:
             changed = asyncio.Event()
             for prefix in (VOLUMES.prefix, INITIATORS.prefix, CHAP_SECRETS.prefix, NODES.prefix, FENCES.prefix):
-                tasks.create_task(self._watch(prefix, changed), name=f"watch {prefix}")
+                tasks.create_task(changes.wake(changed, self._store, prefix), name=f"watch {prefix}")
             while True:
                 await self.repair()
                 try:
@@ -207,18 +207,3 @@ class VolumeService:
             await self.mine().reconcile()
         except (VeeryError, OSError) as error:
             log.warning("targets not reconciled: %s", error)
-
-    async def _watch(self, prefix: str, changed: asyncio.Event) -> None:
-        said = ""
-        while True:
-            try:
-                after = (await self._store.scan(prefix)).revision
-                said = ""
-                changed.set()
-                async for _ in self._store.watch(prefix, after):
-                    changed.set()
-            except (StoreUnavailable, Failed, OutcomeUnknown) as error:
-                if str(error) != said:
-                    log.warning("watch of %s begins anew: %s", prefix, error)
-                said = str(error)
-            await asyncio.sleep(1)
