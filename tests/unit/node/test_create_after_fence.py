@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+from resting_node import PlainDevices, resting_domains
 
 from veery.cluster import owner as owners
 from veery.cluster.keys import ALIVE, DOMAINS, FENCES, HISTORIES, NODES
@@ -19,43 +19,13 @@ from veery.ha import orders
 from veery.host.clock import RealClock
 from veery.hypervisor.fake import FakeDriver
 from veery.hypervisor.fakeworld import World
-from veery.migrate.base import Ground
-from veery.migrate.journal import Journal
-from veery.migrate.phases import Hold
 from veery.model.cluster import DomainRecord
 from veery.model.domain import DiskSpec, DomainSpec
 from veery.model.ha import FenceRecord, FenceState, NodeHistory
 from veery.model.node import Node, Role
-from veery.model.volume import Attachments
 from veery.node.domains import Domains
 
 NODE_LIST = ("burnt", "here")
-
-
-class PlainDevices:
-    """A node without taps, which finds every disk."""
-
-    async def fill(self, spec: DomainSpec) -> DomainSpec:
-        return spec
-
-    async def reach(self, disks: tuple[DiskSpec, ...]) -> None:
-        """All are there."""
-
-    async def attach(self, spec: DomainSpec) -> Attachments:
-        return Attachments()
-
-    async def detach(self, attachments: Attachments) -> None:
-        """Nothing to take away."""
-
-    def taken(self, attachments: Attachments) -> None:
-        """Nothing to note."""
-
-
-class Present:
-    """A lease that stands."""
-
-    async def require(self) -> None:
-        """It does."""
 
 
 @dataclass
@@ -75,19 +45,8 @@ class Stage:
 async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
     clock = RealClock()
     store, driver, devices = MemoryStore(clock), FakeDriver("here", World(), clock), PlainDevices()
-    ground = Ground(
-        node="here",
-        store=store,
-        driver=driver,
-        attacher=devices,
-        journal=Journal(tmp_path / "journal"),
-        clock=clock,
-        hold=Hold(tmp_path / "hold"),
-        client_tls=None,
-    )
-    resting = SimpleNamespace(busy=lambda name, arriving=False: "", arriving=lambda name: None)
     nodes = [Node(name=name, address="127.0.0.1", roles=(Role.HYPERVISOR,)) for name in NODE_LIST]
-    domains = Domains(nodes[1], ground, devices, Present(), moves=resting, receiver=resting, scout=None)
+    domains = resting_domains(nodes[1], store, driver, devices, tmp_path)
     disk = tmp_path / "web.img"  # as on a filesystem that both nodes mount
     disk.touch()
     kernel = tmp_path / "vmlinuz"

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from test_create_after_fence import PlainDevices, Present
+from resting_node import PlainDevices, resting_domains
 
 from veery.cluster import owner as owners
 from veery.cluster.keys import DOMAINS, NODES, POLICIES, RUNS
@@ -16,15 +15,11 @@ from veery.errors import Failed
 from veery.host.clock import RealClock
 from veery.hypervisor.fake import FakeDriver
 from veery.hypervisor.fakeworld import World
-from veery.migrate.base import Ground
-from veery.migrate.journal import Journal
-from veery.migrate.phases import Hold
 from veery.model.cluster import DomainRecord
 from veery.model.domain import DomainSpec
 from veery.model.ha import HaRecord, Policy, RunRecord, Ticket
 from veery.model.node import Node, Role
 from veery.model.volume import Attachments
-from veery.node.domains import Domains
 
 
 class FailingDevices(PlainDevices):
@@ -43,19 +38,8 @@ class FailingDevices(PlainDevices):
 async def test_the_stores_absence_is_no_failed_try(tmp_path: Path, error: Failed, tries: int) -> None:
     clock = RealClock()
     store, driver, devices = MemoryStore(clock), FakeDriver("here", World(), clock), FailingDevices(error)
-    ground = Ground(
-        node="here",
-        store=store,
-        driver=driver,
-        attacher=devices,
-        journal=Journal(tmp_path / "journal"),
-        clock=clock,
-        hold=Hold(tmp_path / "hold"),
-        client_tls=None,
-    )
-    resting = SimpleNamespace(busy=lambda name, arriving=False: "", arriving=lambda name: None)
     node = Node(name="here", address="127.0.0.1", roles=(Role.HYPERVISOR,))
-    domains = Domains(node, ground, devices, Present(), moves=resting, receiver=resting, scout=None)
+    domains = resting_domains(node, store, driver, devices, tmp_path)
     kernel = tmp_path / "vmlinuz"
     kernel.touch()
     spec = DomainSpec(name="web", kernel=str(kernel), memory=64, maxmem=64)
