@@ -41,37 +41,28 @@ async def without_quorum(stage: Stage, node: str) -> None:
     await stage.until(lost, "the quorum is lost")
 
 
-async def recoverable(stage: Stage, node: str, *words: str) -> None:
-    """Return when nothing stands in the way of a recovery. Requests fail as soon as most members are gone; the last
-    member takes its leader for alive until its election timeout has passed, and for so long its word is trusted."""
+async def planned(stage: Stage, node: str, verb: str, *words: str) -> None:
+    """Return when nothing stands in the way of `veery cluster VERB`.
+
+    Of a recovery: requests fail as soon as most members are gone; the last member takes its leader for alive until its
+    election timeout has passed, and for so long its word is trusted."""
     said = ""
 
     async def ready() -> bool:
         nonlocal said
-        plan = await stage.lab.veery(node, "cluster", "recover", "--plan", *words, check=False, deadline=60)
+        plan = await stage.lab.veery(node, "cluster", verb, "--plan", *words, check=False, deadline=60)
         said = f"{plan}"
         return plan.code == 0
 
     try:
-        await stage.until(ready, "nothing stands in the way of a recovery")
+        await stage.until(ready, f"nothing stands in the way of: cluster {verb}")
     except AssertionError as error:
         raise AssertionError(f"{error}: {said}") from None
 
 
 async def adopt(stage: Stage, node: str, *words: str) -> str:
     """What is printed."""
-    said = ""
-
-    async def ready() -> bool:
-        nonlocal said
-        plan = await stage.lab.veery(node, "cluster", "adopt", "--plan", *words, check=False, deadline=60)
-        said = f"{plan}"
-        return plan.code == 0
-
-    try:
-        await stage.until(ready, "nothing stands in the way of an adoption")
-    except AssertionError as error:
-        raise AssertionError(f"{error}: {said}") from None
+    await planned(stage, node, "adopt", *words)
     yes = ["--yes"] if words else []
     return (await stage.lab.veery(node, "cluster", "adopt", *words, *yes, deadline=120)).out
 
@@ -113,7 +104,7 @@ async def test_two_of_three_voters_lost_their_data(stage: Stage) -> None:
 
     await burn(stage, ("stor", "test1"))
     await without_quorum(stage, "test2")
-    await recoverable(stage, "test2")
+    await planned(stage, "test2", "recover")
     refused = await stage.lab.veery("stor", "cluster", "recover", check=False)
     assert "has no data of the store" in refused.err, refused.err
 

@@ -201,12 +201,15 @@ class Recoverer:
 
     async def _judged(self, file: str, lost: Collection[str]) -> tuple[StoreWord, dict[str, StoreWord], list[str]]:
         own, (told, silent) = await self.word(), await self._asked()
-        voters = {name for name, node in self._neighbours.nodes.items() if node.has(Role.VOTER)}
         data = restoring.has_data(self._state)
-        refusals = judge(own, told, silent, voters=voters, lost=lost, data=data, file=bool(file))
+        refusals = judge(own, told, silent, voters=self._voters(), lost=lost, data=data, file=bool(file))
         if file and not Path(file).is_file():
             refusals.append(f"{file} is no file on {own.node}")
         return own, told, refusals
+
+    def _voters(self) -> set[str]:
+        """The nodes that have a vote, as far as this one knows."""
+        return {name for name, node in self._neighbours.nodes.items() if node.has(Role.VOTER)}
 
     async def _asked(self) -> tuple[dict[str, StoreWord], dict[str, str]]:
         """The words of all other nodes that this one knows, and why the rest gave none."""
@@ -305,8 +308,7 @@ class Recoverer:
         """Give our member up where another node says that our store was; whether our member knows a leader."""
         own = await self.word()
         told = (await self._asked())[0] if own.member else {}
-        voters = {name for name, node in self._neighbours.nodes.items() if node.has(Role.VOTER)}
-        word = believed(own.member, told, voters)
+        word = believed(own.member, told, self._voters())
         if word is None:
             return bool(own.quorum)
         async with self._one:
