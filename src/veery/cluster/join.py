@@ -166,12 +166,12 @@ async def admit(
     cert = tls.sign(ca, request.csr, name=node.name, addresses=[node.address], epoch=now)
     initiator = make_initiator(cluster, node.name)
     node = replace(node, initiator=initiator.iqn)
-    async with _turn(store, node.name) as turn:
+    async with turn(store, node.name) as ours:
         token = await _check(store, request, now)
         level, level_again = await levels.admission(store, node.name, request.level)
         members = await _seat(store, voters, node, request.peer)
         credentials, same = await _credentials(store, vault, request, initiator)
-        conditions = [turn, *token, same, level, Unchanged(keys.NODES.key(node.name), 0)]
+        conditions = [ours, *token, same, level, Unchanged(keys.NODES.key(node.name), 0)]
         records: list[Put | Delete] = [
             Delete(token[0].key),
             level_again,
@@ -300,8 +300,9 @@ async def _good(store: Store, key: str, now: float) -> list[Unchanged]:
 
 
 @contextlib.asynccontextmanager
-async def _turn(store: Store, name: str) -> AsyncIterator[Unchanged]:
-    """One newcomer at a time: the condition that it is still ours. Raises Refused when another takes too long."""
+async def turn(store: Store, name: str) -> AsyncIterator[Unchanged]:
+    """One node at a time joins, or changes the members: the condition that it is still its turn. Raises Refused when
+    another takes too long."""
     loop = asyncio.get_running_loop()
     ends = loop.time() + TURN
     lease = await store.grant(JOINING_TTL)
@@ -339,15 +340,10 @@ async def _seat(store: Store, voters: Voters, node: Node, peer: str) -> tuple[Vo
 async def seat(store: Store, voters: Voters, node: Node, peer: str) -> EtcdStart:
     """Make room for the vote of `node`, which is in the cluster already: a learner, and how its etcd begins. One that
     waits there is kept. Raises Refused, StoreUnavailable, OutcomeUnknown."""
-    async with _turn(store, node.name):
+    async with turn(store, node.name):
         members = await _seat(store, voters, node, peer)
     names = [f"{node.name if peer in each.peers else each.name}={url}" for each in members for url in each.peers]
     return EtcdStart(initial_cluster=",".join(names), initial_cluster_state="existing")
-
-
-def turn(store: Store, name: str) -> contextlib.AbstractAsyncContextManager[Unchanged]:
-    """Within it node `name` alone changes the store's members. Raises Refused when another takes too long."""
-    return _turn(store, name)
 
 
 async def unseat(voters: Voters, peer: str) -> None:
