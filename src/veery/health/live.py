@@ -1,6 +1,7 @@
 """The running node: its own root, and its own programs, each with a deadline.
 
-Every sensor reads in a thread of its own: one that hangs, in a driver or behind a program, delays no other."""
+Every sensor reads in a thread of its own: one that hangs, in a driver or behind a program, delays no other, but for
+those that read the same program."""
 
 from __future__ import annotations
 
@@ -92,18 +93,24 @@ PROGRAMS = (
 
 
 class Live:
-    """Outputs of this machine's programs, each run once when it is asked for."""
+    """Outputs of this machine's programs, each run once, by the first sensor that asks for it; others that read the
+    same program wait for its end."""
 
     def __init__(self, root: Path, run: Runner, log: str | None) -> None:
         self._root = root
         self._run = run
         self._log = log
         self._kept: dict[str, dict[str, str]] = {}
+        self._guard = threading.Lock()  # of `_running`
+        self._running: dict[str, threading.Lock] = {}  # one program's
 
     def of(self, program: str) -> Mapping[str, str]:
-        if program not in self._kept:
-            self._kept[program] = self._made(program)
-        return self._kept[program]
+        with self._guard:
+            running = self._running.setdefault(program, threading.Lock())
+        with running:
+            if program not in self._kept:
+                self._kept[program] = self._made(program)
+            return self._kept[program]
 
     def _made(self, program: str) -> dict[str, str]:
         own: dict[str, Callable[[], str | None]] = {
@@ -196,9 +203,10 @@ def look(
     """Read all sensors of this machine at once, each in its own thread, and judge them."""
     given, log = known(root), kernel_log(root)
     readings: dict[str, Any] = {}
+    live = Live(root, run, log)
 
     def read(sensor: Sensor) -> None:
-        readings[sensor.name] = take(sensor, Source(root, Live(root, run, log)))
+        readings[sensor.name] = take(sensor, Source(root, live))
 
     threads = [threading.Thread(target=read, args=(sensor,), daemon=True, name=sensor.name) for sensor in sensors]
     for thread in threads:

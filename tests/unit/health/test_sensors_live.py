@@ -60,6 +60,7 @@ def test_programs_are_read_as_a_recorded_tree_is(tmp_path: Path) -> None:
     bad = {sign.part for sign in found.signs if sign.sensor == "smart" and sign.level is Level.BAD}
     assert bad == {"sda", "sdb", "nvme0n1"}
     assert found.level is Level.BAD
+    assert len(run.ran) == len(set(run.ran)), "two sensors read smartctl; it runs once for each disk"
     assert not any("/dev/sdc" in words or "ipmi" in words for words in run.ran)  # a volume; no controller is there
 
 
