@@ -54,7 +54,7 @@ from veery.ha import orders
 from veery.ha.eyes import UNSEEN, StoreEyes
 from veery.ha.fence.power import PowerFence
 from veery.ha.loop import Brain
-from veery.host import crl, heap, systemd, tls
+from veery.host import crl, heap, restarting, systemd, tls
 from veery.host import log as logs
 from veery.host.clock import RealClock
 from veery.host.contexts import Contexts
@@ -611,6 +611,7 @@ class Daemon:
         await self.settler.recall_illegible()
         self.volume_moves.recall()
         await self.api.open(self.runtime / "api.sock", self.server_tls)
+        restarting.done(self.runtime)
         try:
             async with asyncio.TaskGroup() as tasks:
                 for name, work in self._work():
@@ -618,7 +619,10 @@ class Daemon:
                 systemd.notify("READY=1", f"STATUS=node {self.node.name} of {self.identity.cluster.name}")
                 log.info("veeryd %s serves node %s", veery.__version__, self.node.name)
         finally:
-            if not self.anew:  # systemd would take it for the end of the unit
+            if self.anew:
+                with contextlib.suppress(OSError):
+                    restarting.announce(self.runtime)
+            else:  # systemd would take it for the end of the unit
                 systemd.notify("STOPPING=1")
             await self._farewell()
             await self.api.close()

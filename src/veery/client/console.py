@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 
 from veery.client.address import Address
-from veery.client.http import NODE_HEADER, domain_path
+from veery.client.http import NODE_HEADER, domain_path, wait_for_restart
 from veery.errors import Failed, Refused, from_kind
 
 LEAVE = b"\x1d"  # Ctrl-], as xm's and xl's console, and telnet
@@ -29,6 +29,7 @@ def attach(address: Address, domain: str, *, leave: bytes = LEAVE) -> str:
     goes, or, with a stdin that is no terminal, until its end and a second of silence.
 
     Returns "" when the user left, else why the console ended, in the daemon's words. Raises Refused and Failed."""
+    wait_for_restart(address.socket)
     with _raw_terminal():
         return asyncio.run(_attach(address, domain, leave))
 

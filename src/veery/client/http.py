@@ -9,6 +9,7 @@ import http.client
 import json
 import os
 import socket
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,11 @@ from urllib.parse import quote, urlencode
 
 from veery.client.address import Address
 from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError, from_kind
+from veery.host import restarting
 
 NODE_HEADER = "X-Veery-Node"
+RESTART_S = 30.0  # for a veeryd that starts again to listen
+_RETRY_S = 0.1
 _KIND_OF_STATUS = {
     400: "refused",
     408: "refused",
@@ -48,6 +52,17 @@ def connect_unix(path: Path, timeout: float) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def wait_for_restart(path: Path) -> bool:
+    """Wait until the veeryd of the socket `path` has started again, RESTART_S at most. Returns False at once where it
+    does not start again."""
+    ends = time.monotonic() + RESTART_S
+    waited = False
+    while restarting.under_way(path.parent) and time.monotonic() < ends:
+        time.sleep(_RETRY_S)
+        waited = True
+    return waited
 
 
 class _Connection(http.client.HTTPConnection):
@@ -151,7 +166,7 @@ class Client:
     def _open(self, deadline: float) -> _Connection:
         connection = _Connection(self.address.socket, deadline)
         try:
-            connection.connect()
+            self._connect(connection)
         except PermissionError as error:
             raise Refused(
                 f"may not use {self.address.socket}", hint="run as root, or as a member of the group in api.group"
@@ -161,6 +176,14 @@ class Client:
         except OSError as error:
             raise Refused(f"cannot reach {self.address.socket}: {error}", hint=self.address.start) from error
         return connection
+
+    def _connect(self, connection: _Connection) -> None:
+        try:
+            connection.connect()
+        except (FileNotFoundError, ConnectionRefusedError):
+            if not wait_for_restart(self.address.socket):
+                raise
+            connection.connect()
 
     def _ask(self, connection: _Connection, method: str, path: str, data: bytes | None) -> http.client.HTTPResponse:
         self._send(connection, method, path, data)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
+import time
 from pathlib import Path
 
 import pytest
 from cli_standin import Run, StandIn
 
 from veery.client.address import Address, find
-from veery.client.http import Client, connect_unix
+from veery.client.http import RESTART_S, Client, connect_unix
 from veery.errors import Failed, OutcomeUnknown, Refused
+from veery.host import restarting
 
 
 def test_no_daemon(run: Run, folder: Path) -> None:
@@ -26,6 +29,37 @@ def test_a_socket_that_nobody_serves(run: Run, folder: Path) -> None:
     left.bind(str(folder / "run" / "api.sock"))
     left.close()
     assert "no veeryd answers" in run("list").err
+
+
+def test_a_daemon_that_starts_again_is_waited_for(folder: Path) -> None:
+    """Its socket is there and nobody listens; it listens, and removes its file, half a second later."""
+    run = folder / "run"
+    run.mkdir()
+    restarting.announce(run)
+    late = socket.socket(socket.AF_UNIX)
+    late.bind(str(run / "api.sock"))
+
+    def listen() -> None:
+        late.listen(1)
+        restarting.done(run)
+
+    timer = threading.Timer(0.5, listen)
+    timer.start()
+    try:
+        with contextlib.closing(Client(Address(run / "api.sock"))._open(5.0)) as connection:
+            assert connection.sock is not None
+    finally:
+        timer.join(timeout=5)
+        late.close()
+
+
+@pytest.mark.parametrize("text", ["999999999\n", "no number"])
+def test_the_file_of_a_daemon_that_is_gone_holds_nobody_up(run: Run, folder: Path, text: str) -> None:
+    (folder / "run").mkdir()
+    (folder / "run/restarting").write_text(text)
+    began = time.monotonic()
+    assert "no veeryd answers" in run("list").err
+    assert time.monotonic() - began < RESTART_S
 
 
 @pytest.mark.parametrize(
