@@ -36,11 +36,13 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
 class EtcdStart:
     """How a voter's etcd begins its life, as etcd's flags of these names; without meaning once it has data.
     `store`: etcd's id of the store in which it has had its vote. Without its data it must not start again: it would
-    vote anew on what was decided already."""
+    vote anew on what was decided already. `prepared`: it begins with the data that a recovery made for it, never with
+    none: it would be an empty store."""
 
     initial_cluster: str
     initial_cluster_state: str
     store: str = ""
+    prepared: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
     STATE/etcd               the member's data
     STATE/etcd.part          a folder that is being made
-    STATE/etcd.new           one that is whole, and takes the place of STATE/etcd next
+    STATE/etcd.new           one that is whole; it takes the place of STATE/etcd once this node's identity says so
     STATE/etcd.before-TIME   data of a store that was given up; nothing reads it
 
 `etcdctl snapshot restore` gives the new store new ids for itself and its one member (etcd docs, op-guide/recovery), so
@@ -51,8 +51,7 @@ async def restore(
         raise Refused(f"{snapshot} is no file", hint=f"the daily copies are in {state / 'backups'}")
     part, new = state / "etcd.part", state / "etcd.new"
     peer = peer_url(settings, node)
-    for each in (part, new):
-        await asyncio.to_thread(shutil.rmtree, each, ignore_errors=True)
+    await asyncio.to_thread(discard, state)
     words: list[str | Path] = ["etcdctl", "snapshot", "restore", snapshot, "--data-dir", part, "--name", node.name]
     words += ["--initial-cluster", f"{node.name}={peer}", "--initial-advertise-peer-urls", peer]
     words += ["--initial-cluster-token", token]
@@ -84,6 +83,12 @@ def put_aside(state: Path, *, epoch: float) -> Path | None:
     except OSError as error:
         raise Failed(f"{data(state)}: {error.strerror}") from error
     return place
+
+
+def discard(state: Path) -> None:
+    """Remove what was made for a recovery that is not carried on."""
+    for name in ("etcd.part", "etcd.new"):
+        shutil.rmtree(state / name, ignore_errors=True)
 
 
 def take(state: Path) -> None:

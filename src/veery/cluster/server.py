@@ -124,20 +124,26 @@ def later(
     """As `service`, for an identity that may have another vote at each start."""
 
     def words() -> list[str | Path]:
-        state = Path(settings.state)
-        restoring.take(state)
-        start = identity().etcd
-        if start is not None and start.store and not restoring.has_data(state):
-            raise Failed(
-                f"the store's data is gone from {restoring.data(state)}: etcd is not started without it",
-                hint="with a quorum: veery node vote off, then veery node vote on; without: docs/recovery.md",
-            )
-        restoring.data(state).mkdir(mode=0o700, parents=True, exist_ok=True)
-        crl.ensure(state / "tls", epoch=time.time())
-        former = [each for each in identity().node.former if ports.is_own(each)]
-        return command(settings, identity(), former=former)
+        return launch(settings, identity())
 
     return Service("etcd", words, run=Path(settings.run), env=environment(), started=started)
+
+
+def launch(settings: Settings, identity: Identity) -> list[str | Path]:
+    """The argv with which etcd is started now; its data folder is made ready for it. Raises Failed where the store's
+    data is gone: etcd would begin an empty store, or vote again on what was decided."""
+    state, start = Path(settings.state), identity.etcd
+    if start is not None and start.prepared and not start.store:
+        restoring.take(state)  # not before: while a recovery is prepared, the identity still names the old store
+    if start is not None and (start.store or start.prepared) and not restoring.has_data(state):
+        raise Failed(
+            f"the store's data is gone from {restoring.data(state)}: etcd is not started without it",
+            hint="with a quorum: veery node vote off, then veery node vote on; without: docs/recovery.md",
+        )
+    restoring.data(state).mkdir(mode=0o700, parents=True, exist_ok=True)
+    crl.ensure(state / "tls", epoch=time.time())
+    former = [each for each in identity.node.former if ports.is_own(each)]
+    return command(settings, identity, former=former)
 
 
 async def ready(voters: Voters, endpoint: str, *, deadline: float) -> None:

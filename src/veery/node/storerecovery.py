@@ -1,7 +1,7 @@
 """Recovering the store on this node, with domains running on: its data, or a copy, becomes a store of one voter.
 
     1 every node that answers stands still (node/stillness.py)
-    2 a new data folder is made beside the old one (cluster/restoring.py)
+    2 our etcd is switched off; a new data folder is made beside the old one (cluster/restoring.py)
     3 every node that answers gives up its own member, and asks this one
     4 our identity says so, the folders change places, etcd starts
 
@@ -19,6 +19,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Collection, Mapping
+from contextlib import AsyncExitStack
 from pathlib import Path
 from ssl import SSLContext
 from urllib.parse import urlsplit
@@ -191,11 +192,13 @@ class Recoverer:
             if refusals:
                 raise Refused("; ".join(refusals), hint="veery cluster recover --plan")
             await self._stand_still(told)
-            start, copied = await self._restored(file)
             words = (own, *told.values())
             old = {*own.replaced, *(each.cluster for each in words), *(each.member for each in words)}
-            await self._aside(told, tuple(sorted(old - {""})))
-            await self._take(start, tuple(sorted(old - {""})))
+            replaced = tuple(sorted(old - {""}))
+            async with AsyncExitStack() as undo:
+                start, copied = await self._restored(file, undo)
+                await self._aside(told, replaced)
+                await self._take(start, replaced, undo)
             log.warning(decision("store.recovered", node=own.node, source=copied, lost=",".join(sorted(lost))))
             return plan
 
@@ -233,17 +236,24 @@ class Recoverer:
         path = "/v1/recovery/still"
         await asyncio.gather(*(self._peers.call(name, "POST", path, {"by": here}, deadline=ASK_S) for name in told))
 
-    async def _restored(self, file: str) -> tuple[EtcdStart, str]:
-        """STATE/etcd.new, of the file or of our own member's data; what its etcd begins with, and where it is from."""
+    async def _restored(self, file: str, undo: AsyncExitStack) -> tuple[EtcdStart, str]:
+        """STATE/etcd.new, of the file or of our own member's data; what its etcd begins with, and where it is from.
+
+        Our etcd is off afterwards. An etcd whose data is gone is tried again and again: it would start with the new
+        data before the other members have given up theirs."""
         identity = self._membership.identity
         source, checked = Path(file), True
         if not file:
             source, checked = await self._own_copy()
+        await self._switch.off()
+        undo.callback(self._switch.on)
+        undo.callback(restoring.discard, self._state)
         token = f"{identity.cluster.id}-{secrets.token_hex(6)}"
         flags = await restoring.restore(self._settings, identity, source, token=token, checked=checked)
         if not file:
             source.unlink(missing_ok=True)
-        return EtcdStart(initial_cluster=flags[0], initial_cluster_state=flags[1]), file or "own data"
+        start = EtcdStart(initial_cluster=flags[0], initial_cluster_state=flags[1], prepared=True)
+        return start, file or "own data"
 
     async def _own_copy(self) -> tuple[Path, bool]:
         """A snapshot by our own member, which need not know a leader; where it does not answer, its file as it is."""
@@ -276,17 +286,20 @@ class Recoverer:
         for name in sorted(told, key=lambda name: not told[name].voter):
             await self._peers.call(name, "POST", "/v1/recovery/aside", order, deadline=ORDER_S)
 
-    async def _take(self, start: EtcdStart, replaced: tuple[str, ...]) -> None:
-        """Our identity first: old data does not care what it says. Then the folders."""
+    async def _take(self, start: EtcdStart, replaced: tuple[str, ...], undo: AsyncExitStack) -> None:
+        """Our identity first: old data does not care what it says. From there on nothing is undone. Then the folders;
+        a daemon that dies between the two leaves the second to the next start of etcd."""
         identity = self._membership.identity
         endpoint = client_url(self._settings, identity.node)
         self._trust.expect(f"it was recovered on {identity.node.name}")
         new = voting.with_vote(voting.without_vote(identity, (endpoint,), replaced, roles=False), start)
-        await self._switch.off()
         await self._membership.become(new)
-        restoring.put_aside(self._state, epoch=self._clock.epoch())
-        restoring.take(self._state)
-        self._switch.on()
+        undo.pop_all()
+        try:
+            restoring.put_aside(self._state, epoch=self._clock.epoch())
+            restoring.take(self._state)
+        finally:
+            self._switch.on()
         await server.ready(self._store.voters, endpoint, deadline=READY_S)
         for _ in range(int(DOUBT_S / 0.2)):  # the doubt is written by the task of the trust
             if self._trust.stands():

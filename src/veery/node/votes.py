@@ -80,6 +80,7 @@ class Votes:
             start = await join.seat(self._store, voters, identity.node, peer)
             undo.push_async_callback(join.unseat, voters, peer)
             place = restoring.put_aside(self._state, epoch=self._clock.epoch())
+            restoring.discard(self._state)
             await self._membership.become(voting.with_vote(identity, start))
             undo.pop_all()
         log.info(decision("vote.on", node=identity.node.name, aside=str(place or "-")))
