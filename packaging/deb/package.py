@@ -127,7 +127,7 @@ def lay_out(root: Path, release: Release, wheels: Sequence[Path]) -> None:
     )
     (private / "bin").mkdir()
     (private / "bin/python3").symlink_to(f"../../../bin/python{release.python}")
-    for name, module, function in (("veery", "veery.__main__", "run"), ("veeryd", "veery.daemon", "main")):
+    for name, module, function in (("veery", "veery.__main__", "run"), ("veeryd", "veery.daemon.main", "main")):
         # -I: neither PYTHONPATH nor a user's own packages change what root runs.
         text = f"#!/{PRIVATE}/bin/python3 -I\nimport sys\n\nfrom {module} import {function}\n\nsys.exit({function}())\n"
         _write(private / "bin" / name, text, mode=0o755)

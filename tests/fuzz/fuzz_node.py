@@ -27,7 +27,7 @@ from veery.cluster.keys import INITIATORS, NODES, VOLUMES
 from veery.cluster.memory import MemoryStore
 from veery.cluster.store import StoreUnavailable
 from veery.config.settings import Api, Etcd, Image, Relocation, Settings, StorageSettings
-from veery.daemon import Daemon
+from veery.daemon.daemon import Daemon
 from veery.host.clock import RealClock
 from veery.host.log import Tail
 from veery.host.tasks import stop
@@ -217,21 +217,21 @@ class FuzzedNode:
         self.store = Stand(clock)
         driver = FakeDriver("a", World(), clock)
         daemon = Daemon(settings, made, Tail(100), store=cast(EtcdStore, self.store), driver=driver)
-        self.routes = daemon.api.routes
+        base, self.routes = daemon.base, daemon.api.routes
         await self._fill(state, made)
         running = [
             asyncio.create_task(each.run())
-            for each in (daemon.admission, daemon.heartbeat, daemon.moves, daemon.settler, daemon.mirror)
+            for each in (base.admission, base.heartbeat, daemon.domains.moves, daemon.domains.settler, base.mirror)
         ]
         daemon.api.bind(ADDRESS, ports[0])
-        await daemon.api.open(self.socket, daemon.server_tls)
+        await daemon.api.open(self.socket, base.server_tls)
         self._started.set_result(None)
         await self._over.wait()
         await stop(*running)
         await daemon.api.close()
-        await daemon.peers.close()
-        await daemon.near.close()
-        await daemon.senses.close()
+        await base.peers.close()
+        await base.near.close()
+        await daemon.brain.senses.close()
 
     async def _fill(self, state: Path, made: identities.Identity) -> None:
         await members.bootstrap(self.store, state, made)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from veery.daemon import PERIODIC, lasting
+from veery.daemon.tasks import Task, lasting
 from veery.errors import Failed
 from veery.host.acceptor import Acceptor
 from veery.host.caps import Caps, Place
@@ -152,8 +152,7 @@ def test_a_process_that_cannot_be_seen_is_not_taken_for_dead() -> None:
     assert told.startswith("not known: /proc/"), told
 
 
-@pytest.mark.parametrize("name", sorted(PERIODIC))
-async def test_a_part_that_looks_again_and_again_outlives_a_shortage(name: str) -> None:
+async def test_a_task_that_looks_again_and_again_outlives_a_shortage() -> None:
     begun = 0
 
     async def work() -> None:
@@ -162,19 +161,17 @@ async def test_a_part_that_looks_again_and_again_outlives_a_shortage(name: str) 
         if begun == 1:
             raise ExceptionGroup("tasks", [NO_MORE])
 
-    await asyncio.wait_for(lasting(name, work, pause=0.0), 10)
+    await asyncio.wait_for(lasting(Task("guard", work), pause=0.0), 10)
     assert begun == 2
 
 
-@pytest.mark.parametrize(
-    ("name", "error"), [("settler", NO_MORE), ("guard", OSError(errno.EIO, "")), ("guard", ValueError())]
-)
-async def test_any_other_end_is_the_daemons(name: str, error: Exception) -> None:
+@pytest.mark.parametrize(("again", "error"), [(False, NO_MORE), (True, OSError(errno.EIO, "")), (True, ValueError())])
+async def test_any_other_end_is_the_daemons(again: bool, error: Exception) -> None:
     async def work() -> None:
         raise error
 
     with pytest.raises(type(error)):
-        await asyncio.wait_for(lasting(name, work, pause=0.0), 10)
+        await asyncio.wait_for(lasting(Task("one", work, again=again), pause=0.0), 10)
 
 
 def test_a_programs_log_is_read_by_root_alone(tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ FILES: dict[str, tuple[int, str]] = {
     "etc/hostname": (0o644, "dom0\n"),
     "usr/local/lib/python3.11/dist-packages/veery.pth": (0o644, f"{SITE}\n{SOURCE}\n"),
     "usr/local/bin/veery": (0o755, _PROGRAM.format(module="veery.__main__", name="run")),
-    "usr/local/bin/veeryd": (0o755, _PROGRAM.format(module="veery.daemon", name="main")),
+    "usr/local/bin/veeryd": (0o755, _PROGRAM.format(module="veery.daemon.main", name="main")),
 }
 
 LINKS: dict[str, str] = {

@@ -1,0 +1,83 @@
+"""The parts that all others use: the store, the other nodes, certificates, membership, alarms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from veery.cluster.admission import Admission
+from veery.cluster.etcd import EtcdStore
+from veery.cluster.identity import Identity
+from veery.cluster.keys import node_at
+from veery.cluster.members import open_store
+from veery.cluster.mirror import Mirror
+from veery.cluster.presence import Heartbeat
+from veery.cluster.store import StoreRestored
+from veery.cluster.trust import SeenFile, Trust
+from veery.cluster.vault import Vault
+from veery.config.settings import Settings
+from veery.errors import Failed
+from veery.ha.eyes import UNSEEN
+from veery.host import crl, tls
+from veery.host.clock import RealClock
+from veery.host.contexts import Contexts
+from veery.model.ha import Level
+from veery.model.node import Node
+from veery.node import alarmways
+from veery.node.alarms import Alarms
+from veery.node.credentials import Credentials
+from veery.node.membership import Membership
+from veery.node.neighbours import Neighbours
+from veery.node.peers import Peers
+from veery.node.stillness import Stillness
+
+
+class Base:
+    """`peers` finds nodes in the store; `near` asks the store for nothing."""
+
+    def __init__(self, settings: Settings, identity: Identity, store: EtcdStore | None) -> None:
+        """`store` takes the place of the one that the settings and the identity name. Raises Failed where the
+        certificates cannot be used."""
+        self.settings, self.identity, self.node = settings, identity, identity.node
+        self.state, self.runtime = Path(settings.state), Path(settings.run)
+        self.clock = RealClock()
+        self.certificates = self.state / "tls"
+        self.contexts = _contexts(self.certificates)
+        self.server_tls, self.client_tls = self.contexts.server, self.contexts.client
+        self.trust = Trust(self.node.name, SeenFile(self.state / "store.json"), self.clock)
+        self.store = store or open_store(settings, identity, self.trust, context=self.client_tls)
+        self.neighbours = Neighbours(self.store, self.state / "nodes.json", self.clock)
+        self.peers = Peers(self.client_tls, self._find)
+        self.near = Peers(self.client_tls, self.neighbours.find)
+        self.mirror = Mirror(self.store, UNSEEN)
+        own = tls.Shown(self.node.name, crl.serial((self.certificates / "server-cert.pem").read_text())[0])
+        self.admission = Admission(self.store, own, self.state / "certificates.json")
+        self.heartbeat = Heartbeat(self.store, self.node.name, ttl=settings.presence_ttl, clock=self.clock)
+        self.stillness = Stillness(self.heartbeat, self.clock)
+        self.vault = Vault(self.state)
+        self.credentials = Credentials(self.node, self.store, self.state, peers=self.peers, clock=self.clock)
+        self.membership = Membership(settings, identity, self.store, self.peers, self.vault)
+        self.alarms = Alarms(
+            alarmways.ways(settings.alarms, self.node.name),
+            least=Level(settings.alarms.level),
+            node=self.node.name,
+            cluster=identity.cluster.name,
+            clock=self.clock,
+            lost=self.heartbeat.since_lost,
+        )
+
+    async def _find(self, where: str) -> Node:
+        try:
+            return await node_at(self.store, where)
+        except StoreRestored:
+            return await self.neighbours.find(where)
+
+
+def _contexts(folder: Path) -> Contexts:
+    """TLS for both directions, of the certificates in `folder`. Raises Failed where they cannot be used."""
+    try:
+        return Contexts(folder)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        raise Failed(
+            f"the certificates in {folder} cannot be used: {error}",
+            hint="bring that folder back from a copy; without one: veery node forget --help, and join anew",
+        ) from error

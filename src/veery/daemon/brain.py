@@ -1,0 +1,83 @@
+"""The parts that decide for the whole cluster, on the node that leads."""
+
+from __future__ import annotations
+
+from veery.cluster.identity import client_url
+from veery.config.settings import Settings
+from veery.daemon.base import Base
+from veery.daemon.domains import DomainParts
+from veery.daemon.safety import SafetyParts
+from veery.ha.eyes import StoreEyes
+from veery.ha.loop import Brain
+from veery.model.ha import Rules
+from veery.model.node import Role
+from veery.node.hands import NodeHands
+from veery.node.leaning import SHY, Leaning
+from veery.node.oversight import Oversight
+from veery.node.recovery import Recovery
+from veery.node.senses import PeerSenses
+
+
+class BrainParts:
+    """`brain` is None on a node without a vote, `leaning` also on a voter that runs no domains."""
+
+    def __init__(self, base: Base, domains: DomainParts, safety: SafetyParts) -> None:
+        """Nobody leads before `brain` runs."""
+        node, near = base.node, base.near
+        self.rules = _rules(base.settings)
+        self.senses = PeerSenses(near, base.neighbours, base.clock)
+        self.brain: Brain | None = None
+        self.leaning: Leaning | None = None
+        if node.has(Role.VOTER):
+            self.brain = Brain(
+                node.name,
+                store=base.store,
+                eyes=StoreEyes(base.store, self.senses, base.clock, self.rules),
+                hands=NodeHands(base.store, near, {way.method: way for way in safety.fencing.ways}),
+                clock=base.clock,
+                rules=self.rules,
+                told=base.alarms.hear,
+                shy=SHY if node.has(Role.HYPERVISOR) else 0.0,
+            )
+            if node.has(Role.HYPERVISOR):
+                self.leaning = Leaning(
+                    node,
+                    base.store,
+                    client_url(base.settings, node),
+                    brain=self.brain,
+                    neighbours=base.neighbours,
+                    clock=base.clock,
+                )
+        self.oversight = Oversight(
+            node.name,
+            base.store,
+            records=base.store.raw,
+            brain=self.brain,
+            rules=self.rules,
+            peers=near,
+            clock=base.clock,
+        )
+        self.recovery = Recovery(
+            node.name,
+            base.mirror,
+            domains.domains,
+            base.heartbeat,
+            unsettled=domains.settler.unsettled,
+            held=safety.held,
+        )
+
+
+def _rules(settings: Settings) -> Rules:
+    """The brain's figures, as far as settings have them."""
+    ha, ttl = settings.ha, settings.presence_ttl
+    return Rules(
+        cycle=ha.cycle,
+        leader_ttl=ha.leader_ttl,
+        node_ttl=ttl,
+        silence=ha.silence,
+        sign=ha.sign,
+        grace=ttl + 2.0,  # a new leader of etcd lets every lease begin anew
+        blind=min(Rules().blind, ttl),
+        out=ha.out,
+        into=ha.into,
+    )

@@ -1,0 +1,64 @@
+"""The API of this node: each table of routes, and the parts that answer it."""
+
+from __future__ import annotations
+
+from veery.api.addresses import AddressRoutes
+from veery.api.adoption import AdoptionRoutes
+from veery.api.alarms import AlarmRoutes
+from veery.api.certificates import CertificateRoutes
+from veery.api.cluster import ClusterRoutes
+from veery.api.credentials import CredentialRoutes
+from veery.api.domains import DomainRoutes
+from veery.api.fencing import FencingRoutes
+from veery.api.ha import HaRoutes
+from veery.api.recovery import RecoveryRoutes
+from veery.api.server import ApiServer
+from veery.api.storage import StorageRoutes
+from veery.api.upkeep import UpkeepRoutes
+from veery.daemon.base import Base
+from veery.daemon.brain import BrainParts
+from veery.daemon.domains import DomainParts
+from veery.daemon.safety import SafetyParts
+from veery.daemon.store import StoreParts
+from veery.daemon.volumes import VolumeParts
+from veery.host.log import Tail
+from veery.node.doctor import Doctor
+
+
+def build(
+    base: Base,
+    domains: DomainParts,
+    volumes: VolumeParts,
+    *,
+    store: StoreParts,
+    safety: SafetyParts,
+    brain: BrainParts,
+    doctor: Doctor,
+    tail: Tail,
+) -> ApiServer:
+    """The server; it takes no port before `bind`."""
+    peers, near, neighbours = base.peers, base.near, base.neighbours
+    tables = [
+        DomainRoutes(domains.domains, domains.devices, domains.moves, domains.machine, peers=peers).table(),
+        StorageRoutes(
+            volumes.volumes, volumes.images, domains.devices, domains.machine, volumes.moves, peers=peers
+        ).table(),
+        ClusterRoutes(base.membership, domains.machine, domains.processors, tail, doctor).table(),
+        CertificateRoutes(store.certificates).table(),
+        CredentialRoutes(base.credentials).table(),
+        AdoptionRoutes(store.adopter).table(),
+        UpkeepRoutes(store.upkeep).table(),
+        AlarmRoutes(base.alarms).table(),
+        AddressRoutes(base.node.name, store.address_change, store.storage_role, peers=peers).table(),
+        RecoveryRoutes(base.node.name, store.recoverer, store.votes, base.stillness, peers=near).table(),
+        FencingRoutes(safety.fencing, safety.standing, safety.guard, volumes.watcher).table(),
+        HaRoutes(brain.oversight, brain.recovery, peers=near, neighbours=neighbours).table(),
+    ]
+    return ApiServer(
+        base.node.name,
+        peers,
+        tables,
+        admission=base.admission,
+        member=neighbours.reached_at,
+        group=base.settings.api.group,
+    )

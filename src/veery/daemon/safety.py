@@ -1,0 +1,95 @@
+"""The parts that fence other nodes, and that stop this one where others may have to fence it."""
+
+from __future__ import annotations
+
+from veery.cluster.identity import client_url
+from veery.daemon.base import Base
+from veery.daemon.domains import DomainParts
+from veery.daemon.volumes import VolumeParts
+from veery.ha.fence.power import PowerFence
+from veery.model.fence import Method
+from veery.model.ha import FenceMeans
+from veery.model.node import Role
+from veery.node.fencing import Fencing
+from veery.node.guard import Guard
+from veery.node.means import MeansWriter
+from veery.node.signs import SignWriter
+from veery.node.standing import Standing
+from veery.node.watchdog import WatchdogKeeper
+
+
+class SafetyParts:
+    """`guard`, `writer` and `means` are None where no domains run."""
+
+    def __init__(self, base: Base, domains: DomainParts, volumes: VolumeParts) -> None:
+        """The watchdog is not opened before `keeper` runs."""
+        settings, node = base.settings, base.node
+        self._base = base
+        self.fencing = Fencing(
+            node.name,
+            base.store,
+            peers=base.peers,
+            volumes=volumes.volumes,
+            domains=domains.domains,
+            clock=base.clock,
+            power=PowerFence(settings.power),
+        )
+        own = client_url(settings, node) if base.identity.etcd else ""
+        self.standing = Standing(node, base.store, volumes.volumes, own)
+        self.guard = self._guard(base, domains)
+        self.keeper = WatchdogKeeper(
+            node.name,
+            base.store,
+            settings.watchdog,
+            base.clock,
+            may_feed=self.guard.may_feed if self.guard else self._may_feed,
+        )
+        self.writer: SignWriter | None = None
+        self.means: MeansWriter | None = None
+        if node.has(Role.HYPERVISOR):
+            self.writer = SignWriter(
+                node,
+                base.credentials.mine,
+                neighbours=base.neighbours,
+                peers=base.near,
+                clock=base.clock,
+                stopped=lambda: self.guard is not None and self.guard.stopped,
+            )
+            self.means = MeansWriter(node.name, base.store, self._means, base.clock, started=base.heartbeat.started)
+
+    def held(self) -> frozenset[str]:
+        """The domains that the guard has paused."""
+        return self.guard.holds if self.guard is not None else frozenset()
+
+    def _guard(self, base: Base, domains: DomainParts) -> Guard | None:
+        if not base.node.has(Role.HYPERVISOR) or not base.settings.guard.end:
+            return None
+        return Guard(
+            base.node,
+            base.store,
+            heartbeat=base.heartbeat,
+            domains=domains.domains,
+            fencing=self.fencing,
+            standing=self.standing,
+            neighbours=base.neighbours,
+            peers=base.near,
+            clock=base.clock,
+            doubted=base.trust.stands,
+            still=base.stillness.holds,
+            file=base.runtime / "held.json",
+            end=base.settings.guard.end,
+        )
+
+    def _may_feed(self) -> bool:
+        """Whether the watchdog may be fed on a node without a guard."""
+        base = self._base
+        return base.heartbeat.remaining() > 0 or base.trust.stands() or base.stillness.holds()
+
+    def _means(self) -> FenceMeans:
+        """How this node can be fenced, as its settings and its watchdog have it now."""
+        methods = [Method.STORAGE]
+        if self.keeper.timeout:
+            methods.append(Method.WATCHDOG)
+        if self._base.node.name in self._base.settings.power:
+            methods.append(Method.POWER)
+        return FenceMeans(methods=tuple(methods), watchdog=self.keeper.timeout)
