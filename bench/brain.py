@@ -11,7 +11,7 @@ from veery.model.cluster import Owner
 from veery.model.ha import (
     ClusterView,
     DomainView,
-    FenceMeans,
+    FenceMethods,
     FenceRecord,
     FenceState,
     HaRecord,
@@ -21,7 +21,7 @@ from veery.model.ha import (
     NodeView,
     Policy,
     Rules,
-    Sign,
+    StorageHeartbeat,
 )
 from veery.model.node import Node, Role
 
@@ -60,10 +60,10 @@ def _node(name: str, role: Role, room: int) -> NodeView:
     return NodeView(
         record=Node(name=name, address=name, roles=(role,)),
         present=1000.0,
-        sign=Sign(age=0.5),
+        sign=StorageHeartbeat(age=0.5),
         reading=NodeReading(started=1.0, room=room),
         fresh=True,
-        means=FenceMeans(methods=("storage",)),
+        means=FenceMethods(methods=("storage",)),
     )
 
 
@@ -73,7 +73,7 @@ def lose(view: ClusterView, count: int, *, fenced: bool) -> ClusterView:
     nodes = dict(view.nodes)
     for name in list(nodes)[:count]:
         nodes[name] = dataclasses.replace(
-            nodes[name], absent=60.0, present=None, sign=Sign(age=60.0), fresh=False, fence=fence
+            nodes[name], absent=60.0, present=None, sign=StorageHeartbeat(age=60.0), fresh=False, fence=fence
         )
     return dataclasses.replace(view, nodes=nodes)
 

@@ -44,10 +44,10 @@ def main() -> None:
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
     for line in shown(record())[-LINES:]:
         console.print(Text.from_ansi(line), soft_wrap=False, overflow="ellipsis", no_wrap=True)
-    picture = console.export_svg(title="make demo")
-    picture = re.sub(r"@font-face \{.*?\}", "", picture, flags=re.DOTALL)  # no fonts from the network
-    picture = re.sub(r"<!--.*?-->", "", picture, flags=re.DOTALL).replace("Fira Code", "DejaVu Sans Mono")
-    (ROOT / "docs/demo.svg").write_text("\n".join(row.rstrip() for row in picture.splitlines()) + "\n")
+    context = console.export_svg(title="make demo")
+    context = re.sub(r"@font-face \{.*?\}", "", context, flags=re.DOTALL)  # no fonts from the network
+    context = re.sub(r"<!--.*?-->", "", context, flags=re.DOTALL).replace("Fira Code", "DejaVu Sans Mono")
+    (ROOT / "docs/demo.svg").write_text("\n".join(row.rstrip() for row in context.splitlines()) + "\n")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from veery.hypervisor.fakeworld import World
 from veery.hypervisor.qemu.driver import QemuDriver
 from veery.lab.guest import Guest
 from veery.model.domain import DomainEnd, DomainEvent, DomainReading, DomainSpec, DomainState, OnEvent
-from veery.model.move import CopyResult, Means, MoveProgress, MoveSettings, Phase, Tuning
+from veery.model.move import CopyOptions, CopyResult, MoveProgress, MoveSettings, Phase, Tuning
 from veery.model.volume import Attachments
 
 PLAIN = MoveSettings(tls=False)
@@ -217,7 +217,7 @@ class Move:
     """One move of domain `uuid` from `near` to `far`, step by step."""
 
     def __init__(
-        self, near: Driver, far: Driver, uuid: str, settings: MoveSettings = PLAIN, means: Means = ALONE
+        self, near: Driver, far: Driver, uuid: str, settings: MoveSettings = PLAIN, means: CopyOptions = ALONE
     ) -> None:
         self.near, self.far, self.uuid, self.settings, self.means = near, far, uuid, settings, means
         self.progress: list[MoveProgress] = []
@@ -479,7 +479,7 @@ async def test_a_copy_is_held_and_tuned(rig: Rig) -> None:
     spec = await rig.up(rig.near)
     await refused(rig.near.tune(spec.uuid, Tuning(bandwidth=0)))
     slow = replace(PLAIN, bandwidth=4 << 20)
-    move = Move(rig.near, rig.far, spec.uuid, slow, Means(hold=True, throttle=True, delta=True))
+    move = Move(rig.near, rig.far, spec.uuid, slow, CopyOptions(hold=True, throttle=True, delta=True))
     await move.prepare()
     copying = asyncio.create_task(move.copy())
     await move.moving()
@@ -503,7 +503,7 @@ async def test_a_copy_is_held_and_tuned(rig: Rig) -> None:
 
 async def test_a_held_copy_that_was_stopped_and_fails_runs_on(rig: Rig) -> None:
     spec = await rig.up(rig.near)
-    move = Move(rig.near, rig.far, spec.uuid, replace(PLAIN, bandwidth=4 << 20), Means(hold=True))
+    move = Move(rig.near, rig.far, spec.uuid, replace(PLAIN, bandwidth=4 << 20), CopyOptions(hold=True))
     await move.prepare()
 
     async def stop_and_cut() -> None:

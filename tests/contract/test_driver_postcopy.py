@@ -18,7 +18,7 @@ import qemu_parts as parts
 from veery.errors import Refused
 from veery.hypervisor.base import Lost, PostCopier, Rest
 from veery.model.domain import DomainEnd, DomainState
-from veery.model.move import CopyResult, Means, MoveProgress, Tuning
+from veery.model.move import CopyOptions, CopyResult, MoveProgress, Tuning
 
 __all__ = ["rig", "snapshot"]  # fixtures
 
@@ -30,7 +30,7 @@ class Leaving(Move):
 
     def __init__(self, rig: Rig, uuid: str) -> None:
         slow = replace(PLAIN, bandwidth=(24 if isinstance(rig, QemuRig) else 200) << 20)
-        super().__init__(rig.near, rig.far, uuid, slow, Means(post_copy=True))
+        super().__init__(rig.near, rig.far, uuid, slow, CopyOptions(post_copy=True))
         self.wire: tuple[socket.socket, ...] = ()
         self.left: list[MoveProgress] = []
         self.receiving: asyncio.Task[None] | None = None

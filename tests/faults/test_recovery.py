@@ -152,7 +152,7 @@ async def test_a_voter_that_was_away_gives_its_old_store_up(stage: Stage) -> Non
 async def watchdog(stage: Stage, node: str, folder: Path) -> AsyncIterator[Path]:
     """A watchdog that ends `node` when it is not fed for DOG_S; what it did is written to the file that is given."""
     lab, socket, log = stage.lab, folder / "dog", folder / "dog.log"
-    argv = [sys.executable, "-m", "veery.lab.dog", socket, NAMESPACES / lab.plan.namespace(node)]
+    argv = [sys.executable, "-m", "veery.lab.softdog", socket, NAMESPACES / lab.plan.namespace(node)]
     dog = Process.spawn(argv, log_file=log)
     settings = lab.plan.settings(node)
     before = settings.read_text()

@@ -221,7 +221,7 @@ class FuzzedNode:
         await self._fill(state, made)
         running = [
             asyncio.create_task(each.run())
-            for each in (base.admission, base.heartbeat, daemon.domains.moves, daemon.domains.settler, base.mirror)
+            for each in (base.admission, base.heartbeat, daemon.domains.moves, daemon.domains.settler, base.watch_cache)
         ]
         daemon.api.bind(ADDRESS, ports[0])
         await daemon.api.open(self.socket, base.server_tls)
@@ -231,7 +231,7 @@ class FuzzedNode:
         await daemon.api.close()
         await base.peers.close()
         await base.near.close()
-        await daemon.brain.senses.close()
+        await daemon.brain.probes.close()
 
     async def _fill(self, state: Path, made: identities.Identity) -> None:
         await members.bootstrap(self.store, state, made)

@@ -16,8 +16,8 @@ from veery.host.clock import RealClock
 from veery.lab import faults
 from veery.lab.services import Lab
 from veery.model.volume import Backing, IscsiLun
-from veery.storage.beat import Beat, BeatFile, BeatSession, heartbeat_iqn
 from veery.storage.file import FileStore
+from veery.storage.heartbeat import HeartbeatBlock, HeartbeatFile, HeartbeatSession, heartbeat_iqn
 from veery.storage.served import Served
 from veery.storage.volumes import Volumes
 
@@ -78,7 +78,7 @@ async def test_the_session_itself_on_a_tgtd_of_its_own() -> None:
 
 
 async def _check_session(node: Storage) -> None:
-    beats = BeatFile(node.pool / "heartbeats")
+    beats = HeartbeatFile(node.pool / "heartbeats")
     volumes = Volumes(
         node="stor",
         server=node.server,
@@ -95,20 +95,20 @@ async def _check_session(node: Storage) -> None:
     lun = IscsiLun(
         portal=node.server.portal, iqn=iqn, lun=1, initiator=TEST1.iqn, user=TEST1.user, password=TEST1.password
     )
-    session = await BeatSession.begin(lun, deadline=20)
+    session = await HeartbeatSession.begin(lun, deadline=20)
     try:
         for number in range(3):
-            await session.write(77, Beat("test1", number), deadline=20)
-            assert beats.read(77) == Beat("test1", number)
+            await session.write(77, HeartbeatBlock("test1", number), deadline=20)
+            assert beats.read(77) == HeartbeatBlock("test1", number)
         node.records.fenced.add(("", TEST1.iqn))  # as VolumeRecords.denied has it of a fenced node
         assert await volumes.cut_all(TEST1.iqn) == 1
         with pytest.raises(Failed, match="was not written"):
-            await session.write(77, Beat("test1", 9), deadline=20)
+            await session.write(77, HeartbeatBlock("test1", 9), deadline=20)
     finally:
         session.close()
-    assert beats.read(77) == Beat("test1", 2)
+    assert beats.read(77) == HeartbeatBlock("test1", 2)
     await volumes.reconcile()
     with pytest.raises(Refused, match="does not let"):
-        await BeatSession.begin(lun, deadline=20)
+        await HeartbeatSession.begin(lun, deadline=20)
     assert await volumes.way_in(TEST1.iqn) == ""
     assert "lets it in" in await volumes.way_in(TEST2.iqn)

@@ -11,7 +11,7 @@ import pytest
 
 from veery.errors import Failed, Refused
 from veery.lab import faults, hosts
-from veery.lab.claim import Claim, read
+from veery.lab.lock import LabLock, read
 from veery.lab.plan import NAMESPACES, plan
 from veery.lab.services import Lab
 
@@ -162,4 +162,4 @@ async def test_a_killed_demo_is_swept() -> None:
     assert nothing_left(drawn.lab)
     assert not place.exists()
     assert not any(process.alive() for process in left)
-    Claim(drawn.lab).forget()
+    LabLock(drawn.lab).forget()

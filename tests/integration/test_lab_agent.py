@@ -13,8 +13,8 @@ import pytest_asyncio
 
 from veery.host.process import Process
 from veery.host.run import Result, run
-from veery.lab.claim import Claim
 from veery.lab.hosts import enter
+from veery.lab.lock import LabLock
 from veery.lab.plan import NAMESPACES
 from veery.lab.xen import agent, talk
 
@@ -23,7 +23,7 @@ from veery.lab.xen import agent, talk
 async def place(tmp_path: Path) -> AsyncIterator[Path]:
     """A namespace with a living agent in it."""
     name = f"vy-a{os.getpid()}-test1"
-    claim = Claim(f"a{os.getpid()}")  # or another run, which sweeps what the dead have left, would take it
+    claim = LabLock(f"a{os.getpid()}")  # or another run, which sweeps what the dead have left, would take it
     process = None
     try:
         await run(["ip", "netns", "add", name], deadline=30)

@@ -13,8 +13,8 @@ import pytest
 from veery.errors import Failed
 from veery.host.process import Process
 from veery.lab import faults, hosts
-from veery.lab.claim import Claim, read
 from veery.lab.faults import Direction, Net
+from veery.lab.lock import LabLock, read
 from veery.lab.plan import CLIENT, NAMESPACES, Plan, plan
 from veery.lab.probe import Probe
 from veery.lab.services import Lab
@@ -24,10 +24,10 @@ TEST1, TEST2 = "172.16.31.1", "172.16.31.2"
 KILLED = """
 import asyncio, os, signal, subprocess, sys
 from veery.lab import hosts
-from veery.lab.claim import Claim, Record
+from veery.lab.lock import LabLock, Record
 from veery.lab.plan import plan
 drawn = plan(sys.argv[1])
-held = Claim(drawn.lab)
+held = LabLock(drawn.lab)
 held.write(Record(str(drawn.folder), 2, os.getpid(), sys.argv[2] == "stays"))
 drawn.home("test1").mkdir(parents=True)
 asyncio.run(hosts.build(drawn))
@@ -41,7 +41,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 async def bare() -> AsyncIterator[Lab]:
     """A lab of wires only."""
     drawn = plan(f"h{os.getpid()}")
-    lab = Lab(drawn, Claim(drawn.lab))
+    lab = Lab(drawn, LabLock(drawn.lab))
     try:
         await hosts.build(drawn)
         yield lab
@@ -208,7 +208,7 @@ async def test_a_lab_made_to_stay_is_not_swept() -> None:
         assert drawn.lab not in await hosts.sweep(drawn.folder.parent)
         assert len(namespaces(drawn)) == 5
     finally:
-        held = Claim(drawn.lab)
+        held = LabLock(drawn.lab)
         await hosts.remove(drawn.lab, drawn.folder)
         held.forget()
     assert namespaces(drawn) == []

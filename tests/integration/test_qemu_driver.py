@@ -28,7 +28,7 @@ from veery.hypervisor.qemu.driver import QemuDriver
 from veery.hypervisor.qemu.monitor import Monitor
 from veery.lab.guest import Guest
 from veery.model.domain import DiskFormat, DiskLimits, DiskSpec, DomainReading, DomainSpec, DomainState
-from veery.model.move import CopyResult, Means, MoveProgress, MoveSettings, Tuning
+from veery.model.move import CopyOptions, CopyResult, MoveProgress, MoveSettings, Tuning
 from veery.model.volume import AttachedDisk, Attachments, Initiator, IscsiLun, LocalDisk, Volume
 
 PLAIN = MoveSettings(tls=False)
@@ -168,7 +168,7 @@ async def test_a_switch_over_beyond_its_guard_is_taken_back(nodes: tuple[Node, N
     progress: list[MoveProgress] = []
     one, other = parts.stream()
     with contextlib.closing(one), contextlib.closing(other):
-        means = Means(hold=True, guard=300.0)
+        means = CopyOptions(hold=True, guard=300.0)
         receiving = asyncio.create_task(far.driver.receive(spec.uuid, other))
         sending = asyncio.create_task(
             near.driver.send(spec.uuid, one, PLAIN, progress.append, peer="test2", means=means)
@@ -633,7 +633,7 @@ async def test_a_drive_writes_its_cache_out_while_memory_is_copied(
         before, one, other = flushes(), *parts.stream()
         with contextlib.closing(one), contextlib.closing(other):
             receiving = asyncio.create_task(far.driver.receive(spec.uuid, other))
-            means = Means(hold=True)
+            means = CopyOptions(hold=True)
             sending = asyncio.create_task(
                 near.driver.send(spec.uuid, one, PLAIN, lambda _: None, peer="test2", means=means)
             )

@@ -26,7 +26,7 @@ from veery.hypervisor.qemu.driver import QemuDriver
 from veery.hypervisor.qemu.monitor import CommandError, Monitor
 from veery.lab.guest import Guest
 from veery.model.domain import DomainSpec, DomainState
-from veery.model.move import CopyResult, Means, MoveProgress, MoveSettings, Tuning
+from veery.model.move import CopyOptions, CopyResult, MoveProgress, MoveSettings, Tuning
 from veery.model.volume import Attachments
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -126,7 +126,7 @@ async def offer(near: Node, far: Node, uuid: str, path: Path, **how: Any) -> Non
 async def move(near: Node, far: Node, uuid: str, path: Path, *, paused: bool = False, **means: Any) -> CopyResult:
     """Move a domain as two daemons would, by TLS."""
     await offer(near, far, uuid, path)
-    allowed = Means(peer_version=(await far.driver.abilities()).version, **means)
+    allowed = CopyOptions(peer_version=(await far.driver.abilities()).version, **means)
     one, other = parts.stream()
     with contextlib.closing(one), contextlib.closing(other):
         async with asyncio.TaskGroup() as group:
@@ -186,7 +186,7 @@ async def hold(near: Node, far: Node, uuid: str, path: Path) -> None:
     with contextlib.closing(one), contextlib.closing(other):
         receiving = asyncio.create_task(far.driver.receive(uuid, other))
         sending = asyncio.create_task(
-            near.driver.send(uuid, one, MoveSettings(), progress.append, peer=far.name, means=Means(hold=True))
+            near.driver.send(uuid, one, MoveSettings(), progress.append, peer=far.name, means=CopyOptions(hold=True))
         )
 
         async def all_sent() -> bool:
@@ -234,7 +234,7 @@ async def leave(near: Node, far: Node, uuid: str, path: Path) -> None:
     """Move a domain by post-copy, when little of it has been sent."""
     await offer(near, far, uuid, path, post_copy=True)
     progress: list[MoveProgress] = []
-    settings, means = MoveSettings(bandwidth=16 << 20), Means(post_copy=True)
+    settings, means = MoveSettings(bandwidth=16 << 20), CopyOptions(post_copy=True)
     one, other = parts.stream()
     with contextlib.closing(one), contextlib.closing(other):
         receiving = asyncio.create_task(far.driver.receive(uuid, other))

@@ -16,9 +16,9 @@ from veery.cluster.etcd import EtcdStore
 from veery.cluster.identity import Identity
 from veery.cluster.keys import EVENTS, OWNERS
 from veery.cluster.members import bootstrap, incarnate, open_store
-from veery.cluster.mirror import Mirror
 from veery.cluster.store import StoreRestored
 from veery.cluster.trust import SeenFile, Standing, Trust
+from veery.cluster.watch_cache import WatchCache
 from veery.config.settings import Api, Etcd, Settings
 from veery.errors import VeeryError
 from veery.host.clock import RealClock
@@ -93,7 +93,7 @@ async def test_a_store_from_a_copy_is_doubted_and_trusted_again_once_adopted(tmp
 
         promise = await gate.reserve(one, "web", "m1", "one", "two")
         await gate.commit(one, owner, promise)  # the move that the copy does not know
-        mirror = Mirror(two)
+        mirror = WatchCache(two)
         watches.append(asyncio.ensure_future(mirror.run()))
         await mirror.current()
         await member.stop()

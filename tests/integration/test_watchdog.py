@@ -43,7 +43,7 @@ class Dog:
 
 
 async def _dog(socket: Path, namespace: Path, log: Path) -> Dog:
-    process = Process.spawn([sys.executable, "-m", "veery.lab.dog", socket, namespace], log_file=log)
+    process = Process.spawn([sys.executable, "-m", "veery.lab.softdog", socket, namespace], log_file=log)
     made = Dog(socket, process, log)
     await until(lambda: _there(made), "the dog listens")
     return made

@@ -14,7 +14,7 @@ import pytest
 import qemu_parts as parts
 from veery.errors import Failed, OutcomeUnknown, Refused
 from veery.host.run import run
-from veery.hypervisor.xen.record import Home, Stage
+from veery.hypervisor.xen.statedir import Home, Stage
 from veery.hypervisor.xen.xl import Xl
 from veery.model.domain import DomainEnd, DomainEvent, DomainSpec, DomainState
 from veery.model.volume import AttachedVif, Attachments

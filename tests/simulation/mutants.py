@@ -108,7 +108,7 @@ MUTANTS = (
     Mutant(
         "a watchdog fires at once",
         "ha/rules/fencing.py",
-        "deadline = node.means.watchdog + picture.rules.margin\n    return absent",
+        "deadline = node.means.watchdog + context.rules.margin\n    return absent",
         "deadline = 0.0\n    return absent",
     ),
     Mutant(
@@ -121,7 +121,7 @@ MUTANTS = (
     Mutant(
         "a fence without gain",
         "ha/rules/fencing.py",
-        "    if kept := _nothing_gained(picture, node.name, left):",
+        "    if kept := _nothing_gained(context, node.name, left):",
         "    if (kept := ''):",
     ),
     Mutant(
@@ -147,7 +147,7 @@ MUTANTS = (
     Mutant(
         "a failed fence is not tried again",
         "ha/rules/fencing.py",
-        "elif ready and picture.waited(subject, record.at, picture.rules.retry):",
+        "elif ready and context.waited(subject, record.at, context.rules.retry):",
         "elif False:",
         by=f"{SCENARIO}[fence-fails-then-works]",
     ),
@@ -165,13 +165,13 @@ MUTANTS = (
     ),
     Mutant(
         "what was ended on purpose is started",
-        "ha/picture.py",
+        "ha/context.py",
         "return domain.ha.policy is Policy.RESTART and domain.ha.wanted and domain.ha.max_restarts > 0",
         "return domain.ha.wanted and domain.ha.max_restarts > 0",
     ),
     Mutant(
         "the lowest priority first",
-        "ha/picture.py",
+        "ha/context.py",
         "return -domain.ha.priority, -domain.memory, domain.name",
         "return domain.ha.priority, -domain.memory, domain.name",
     ),
@@ -184,14 +184,14 @@ MUTANTS = (
     Mutant(
         "no pause between tries",
         "ha/rules/waiting.py",
-        "if domain.owner is None and not picture.waited(subject, run.at, pause):",
+        "if domain.owner is None and not context.waited(subject, run.at, pause):",
         "if False:",
     ),
     Mutant(
         "the pause does not grow",
         "ha/rules/waiting.py",
-        "picture.rules.backoff * 2 ** min(tries - 1, 20)",
-        "picture.rules.backoff",
+        "context.rules.backoff * 2 ** min(tries - 1, 20)",
+        "context.rules.backoff",
     ),
     Mutant(
         "tries are not counted",
@@ -235,7 +235,7 @@ MUTANTS = (
     ),
     Mutant(
         "moves without limits",
-        "ha/picture.py",
+        "ha/context.py",
         "self.out[source] < rules.out and self.into[target] < rules.into and",
         "",
     ),
@@ -248,15 +248,15 @@ MUTANTS = (
     Mutant(
         "sick nodes lose what is off",
         "ha/rules/moving.py",
-        "if picture.busy(domain) or not (everything or domain.ha.policy is not Policy.OFF):",
-        "if picture.busy(domain):",
+        "if context.busy(domain) or not (everything or domain.ha.policy is not Policy.OFF):",
+        "if context.busy(domain):",
         rare=True,
     ),
     Mutant(
         "what is off is ended where the storage is lost",
         "ha/rules/moving.py",
-        "if picture.busy(domain) or not restarts(domain) or not domain.owner:",
-        "if picture.busy(domain) or not domain.owner:",
+        "if context.busy(domain) or not restarts(domain) or not domain.owner:",
+        "if context.busy(domain) or not domain.owner:",
         rare=True,
     ),
     Mutant(
@@ -287,14 +287,14 @@ MUTANTS = (
     ),
     Mutant(
         "the loss of a node is a failed try",
-        "ha/picture.py",
+        "ha/context.py",
         "return max(0, run.tries - 1) if went_well else run.tries",
         "return run.tries",
         by=f"{SCENARIO}[lost-twice-is-no-try]",
     ),
     Mutant(
         "a start that got no answer is no failed try",
-        "ha/picture.py",
+        "ha/context.py",
         " and run.node not in run.failed\n",
         "\n",
         by=DECIDE,
@@ -302,7 +302,7 @@ MUTANTS = (
     Mutant(
         "tries are forgotten while the node is gone",
         "ha/rules/waiting.py",
-        "if picture.states.get(domain.owner.node) not in IN_USE:",
+        "if context.states.get(domain.owner.node) not in IN_USE:",
         "if False:",
         by=DECIDE,
     ),
@@ -358,7 +358,7 @@ MUTANTS = (
     Mutant(
         "nobody is called for what waits",
         "ha/rules/waiting.py",
-        "< ARRIVAL * picture.rules.use and not",
+        "< ARRIVAL * context.rules.use and not",
         "< 1e9 and not",
         by=DECIDE,
     ),

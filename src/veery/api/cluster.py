@@ -9,17 +9,17 @@ from aiohttp import web
 from veery.api.server import CALLER, answer, body, convert
 from veery.cluster.join import JoinRequest
 from veery.host.log import Tail, harmless
+from veery.node.cpu_baseline import CpuBaseline
 from veery.node.doctor import Doctor
 from veery.node.machine import Machine
 from veery.node.membership import Membership
-from veery.node.processors import Processors
 
 
 class ClusterRoutes:
     """What users ask of nodes."""
 
     def __init__(
-        self, membership: Membership, machine: Machine, processors: Processors, tail: Tail, doctor: Doctor
+        self, membership: Membership, machine: Machine, processors: CpuBaseline, tail: Tail, doctor: Doctor
     ) -> None:
         self._membership, self._machine, self._processors, self._tail = membership, machine, processors, tail
         self._doctor = doctor

@@ -10,14 +10,16 @@ from veery.api.server import CALLER, answer, body
 from veery.errors import Refused
 from veery.node.fencing import Fencing
 from veery.node.guard import Guard
-from veery.node.signs import SignWatcher
-from veery.node.standing import Standing
+from veery.node.storage_heartbeats import HeartbeatWatcher
+from veery.node.witness import Witness
 
 
 class FencingRoutes:
     """What the leader, operators and the nodes themselves ask."""
 
-    def __init__(self, fencing: Fencing, standing: Standing, guard: Guard | None, watcher: SignWatcher | None) -> None:
+    def __init__(
+        self, fencing: Fencing, standing: Witness, guard: Guard | None, watcher: HeartbeatWatcher | None
+    ) -> None:
         """`guard` is None where no domains run, `watcher` where no volumes are."""
         self._fencing, self._standing, self._guard, self._watcher = fencing, standing, guard, watcher
 

@@ -12,8 +12,8 @@ from veery.api.server import CALLER, Handler, Lines, answer, body, convert, forw
 from veery.errors import Failed, Refused, VeeryError
 from veery.ha import groups, journal, orders
 from veery.model.ha import GroupKind, Policy, Ticket
-from veery.node.neighbours import Neighbours
-from veery.node.oversight import Oversight
+from veery.node.ha_service import HaService
+from veery.node.node_cache import NodeCache
 from veery.node.peers import Peers
 from veery.node.recovery import Recovery
 
@@ -21,9 +21,9 @@ from veery.node.recovery import Recovery
 class HaRoutes:
     """What operators and the leader ask. Questions to the brain are sent on to the node that leads."""
 
-    def __init__(self, oversight: Oversight, recovery: Recovery, *, peers: Peers, neighbours: Neighbours) -> None:
-        self._oversight, self._recovery = oversight, recovery
-        self._peers, self._neighbours = peers, neighbours
+    def __init__(self, ha_service: HaService, recovery: Recovery, *, peers: Peers, node_cache: NodeCache) -> None:
+        self._ha_service, self._recovery = ha_service, recovery
+        self._peers, self._node_cache = peers, node_cache
 
     def table(self) -> list[web.RouteDef]:
         """The routes."""
@@ -68,11 +68,11 @@ class HaRoutes:
     # ---- what is asked for
     async def list(self, _: web.Request) -> web.Response:
         """All policies."""
-        return answer(await self._oversight.policies())
+        return answer(await self._ha_service.policies())
 
     async def show(self, request: web.Request) -> web.Response:
         """One."""
-        return answer(await self._oversight.policy(request.match_info["domain"]))
+        return answer(await self._ha_service.policy(request.match_info["domain"]))
 
     async def set(self, request: web.Request) -> web.Response:
         """Ask for something."""
@@ -80,7 +80,7 @@ class HaRoutes:
         if data["policy"] not in tuple(Policy):
             raise Refused(f"no policy {data['policy']!r}", hint=f"one of {', '.join(Policy)}")
         record = await orders.set_policy(
-            self._oversight.store,
+            self._ha_service.store,
             request.match_info["domain"],
             Policy(data["policy"]),
             priority=_number(data, "priority", int),
@@ -92,7 +92,7 @@ class HaRoutes:
 
     async def groups(self, _: web.Request) -> web.Response:
         """All groups."""
-        return answer(await groups.every(self._oversight.store))
+        return answer(await groups.every(self._ha_service.store))
 
     async def set_group(self, request: web.Request) -> web.Response:
         """Set a group's rule."""
@@ -106,52 +106,52 @@ class HaRoutes:
             raise Refused(f"strict is true or false, not {strict!r}", hint="see docs/api.md")
         name = request.match_info["group"]
         rule = await groups.assign(
-            self._oversight.store, name, kind=GroupKind(kind) if kind else None, nodes=nodes, strict=strict
+            self._ha_service.store, name, kind=GroupKind(kind) if kind else None, nodes=nodes, strict=strict
         )
         return answer(rule)
 
     async def delete_group(self, request: web.Request) -> web.Response:
         """Take a group's rule away."""
-        await groups.delete(self._oversight.store, request.match_info["group"])
+        await groups.delete(self._ha_service.store, request.match_info["group"])
         return answer({})
 
     # ---- the brain
     async def status(self, _: web.Request) -> web.Response:
         """The cluster."""
-        return answer(await self._oversight.status())
+        return answer(await self._ha_service.status())
 
     async def why(self, request: web.Request) -> web.Response:
         """A node or a domain, in sentences."""
-        return answer({"lines": self._oversight.why(request.match_info["name"])})
+        return answer({"lines": self._ha_service.why(request.match_info["name"])})
 
     async def progress(self, request: web.Request) -> web.Response:
         """A drain or resume under way."""
-        return answer(await self._oversight.progress(request.match_info["name"]))
+        return answer(await self._ha_service.progress(request.match_info["name"]))
 
     async def drain(self, request: web.Request) -> web.Response:
         """Empty a node, or (plan) tell what that would come to."""
         data, name = await body(request), request.match_info["name"]
         if data.get("plan"):
-            return answer(await self._oversight.plan(name, forecast=True))
-        work = self._oversight.drain(name, by=_who(request, data), force=bool(data.get("force")))
+            return answer(await self._ha_service.plan(name, forecast=True))
+        work = self._ha_service.drain(name, by=_who(request, data), force=bool(data.get("force")))
         return answer(await asyncio.shield(asyncio.ensure_future(work)))
 
     async def resume(self, request: web.Request) -> web.Response:
         """Put a node to use again."""
         data = await body(request)
-        work = self._oversight.resume(request.match_info["name"], by=_who(request, data), home=bool(data.get("home")))
+        work = self._ha_service.resume(request.match_info["name"], by=_who(request, data), home=bool(data.get("home")))
         await asyncio.shield(asyncio.ensure_future(work))
         return answer({})
 
     async def disarm(self, request: web.Request) -> web.Response:
         """Let the brain do nothing."""
         data = await body(request)
-        await self._oversight.disarm(by=_who(request, data), reason=str(data.get("reason") or ""))
+        await self._ha_service.disarm(by=_who(request, data), reason=str(data.get("reason") or ""))
         return answer({})
 
     async def arm(self, _: web.Request) -> web.Response:
         """Let it decide again."""
-        await self._oversight.arm()
+        await self._ha_service.arm()
         return answer({})
 
     async def events(self, request: web.Request) -> web.Response:
@@ -159,12 +159,12 @@ class HaRoutes:
         count = request.query.get("count", "50")
         if not count.isdigit():
             raise Refused(f"count is a whole number, not {count!r}", hint="see docs/api.md")
-        return answer(await journal.last(self._oversight.records, int(count)))
+        return answer(await journal.last(self._ha_service.records, int(count)))
 
     async def follow(self, request: web.Request) -> web.StreamResponse:
         """Each as it happens, until the caller leaves."""
         async with Lines(request) as lines:
-            await lines.follow(journal.follow(self._oversight.store))
+            await lines.follow(journal.follow(self._ha_service.store))
         return lines.response
 
     # ---- inside
@@ -172,7 +172,7 @@ class HaRoutes:
         """`handler` on the node that leads. Where nobody leads any brain answers, this node's before others'."""
 
         async def led(request: web.Request) -> web.StreamResponse:
-            sight = self._oversight
+            sight = self._ha_service
             if sight.leads() or not request[CALLER].local:
                 return await _answered(handler, request)
             try:
@@ -186,7 +186,7 @@ class HaRoutes:
                     pass  # it has just died, and no other has taken its place yet
             if sight.brain is not None:
                 return await _answered(handler, request)
-            for name in self._neighbours.voters():
+            for name in self._node_cache.voters():
                 with contextlib.suppress(Refused):
                     return await forward(request, self._peers, name)
             raise Failed("no voter answers", hint="veery node list; veeryd must run on most voters")

@@ -49,7 +49,7 @@ GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
         "Domains",
         (
             Entry("create", "create", "start a domain from its file"),
-            Entry("list", "reading", "list domains"),
+            Entry("list", "inspect", "list domains"),
             Entry("console", "lifecycle", "attach to a domain's console"),
             Entry("shutdown", "lifecycle", "ask a domain to power off"),
             Entry("reboot", "lifecycle", "ask a domain to restart"),
@@ -99,14 +99,14 @@ GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
     (
         "Looking",
         (
-            Entry("vcpu-list", "reading", "list virtual processors"),
-            Entry("vm-list", "reading", "list domains with their UUIDs"),
-            Entry("uptime", "reading", "show for how long domains have run"),
-            Entry("domid", "reading", "print the id of a domain"),
-            Entry("domname", "reading", "print the name of a domain"),
-            Entry("info", "reading", "show the node: processors, memory, versions"),
-            Entry("top", "reading", "watch what domains use"),
-            Entry("dmesg", "reading", "print the hypervisor's log"),
+            Entry("vcpu-list", "inspect", "list virtual processors"),
+            Entry("vm-list", "inspect", "list domains with their UUIDs"),
+            Entry("uptime", "inspect", "show for how long domains have run"),
+            Entry("domid", "inspect", "print the id of a domain"),
+            Entry("domname", "inspect", "print the name of a domain"),
+            Entry("info", "inspect", "show the node: processors, memory, versions"),
+            Entry("top", "inspect", "watch what domains use"),
+            Entry("dmesg", "inspect", "print the hypervisor's log"),
         ),
     ),
     (

@@ -91,8 +91,8 @@ def plan(records: Records, told: Mapping[str, Inventory], silent: Mapping[str, s
     """What adopting the store comes to. `told`: what the nodes that answered say; `silent`: the others, and why there
     is no answer; `lost`: those that an operator vouches for to be off. Pure."""
     refusals = _standing(records, told, silent, lost)
-    copies, clashes = _places(told)
-    refusals += clashes
+    copies, conflicts = _places(told)
+    refusals += conflicts
     owners, changes = _owners(records, copies)
     specs = {copy.domain: copy.spec for _, copy in copies.values() if copy.spec is not None}
     specs = {name: spec for name, spec in specs.items() if name not in records.domains or _newer(records, name, copies)}
@@ -159,13 +159,13 @@ def _places(told: Mapping[str, Inventory]) -> tuple[dict[str, tuple[str, CopyHer
         for copy in each.copies:
             if not copy.incoming:
                 found.setdefault(copy.domain, []).append((name, copy))
-    clashes = [
+    conflicts = [
         f"{domain} is on {' and on '.join(node for node, _ in several)}: "
         f"end the copy that is wrong: veery --node NODE destroy {domain}"
         for domain, several in sorted(found.items())
         if len(several) > 1
     ]
-    return {domain: several[0] for domain, several in sorted(found.items()) if len(several) == 1}, clashes
+    return {domain: several[0] for domain, several in sorted(found.items()) if len(several) == 1}, conflicts
 
 
 def _owners(records: Records, copies: Mapping[str, tuple[str, CopyHere]]) -> tuple[tuple[Owner, ...], list[str]]:

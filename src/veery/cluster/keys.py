@@ -25,7 +25,7 @@
 | tid | the last number that was given to a target |
 | processor/NAME, baseline/ACCELERATOR[-VENDOR] | Processor of a node, Baseline of all alike |
 | ha/DOMAIN, run/DOMAIN, group/NAME | HaRecord (what is asked), RunRecord (what the brain did), Group |
-| fence/NODE, means/NODE, history/NODE, intent/NODE | FenceRecord, FenceMeans, NodeHistory, NodeIntent |
+| fence/NODE, means/NODE, history/NODE, intent/NODE | FenceRecord, FenceMethods, NodeHistory, NodeIntent |
 | armed/NODE | Armed: a watchdog ends the node when its lease is lost |
 | leader | LeaderRecord, bound to the leader's lease |
 | disarmed | Disarmed, while the brain is to do nothing |
@@ -60,7 +60,7 @@ from veery.model.fence import Armed
 from veery.model.ha import (
     Disarmed,
     Event,
-    FenceMeans,
+    FenceMethods,
     FenceRecord,
     Group,
     HaRecord,
@@ -173,7 +173,7 @@ RUNS = Kind("run/", RunRecord)
 GROUPS = Kind("group/", Group)
 FENCES = Kind("fence/", FenceRecord)
 ARMED = Kind("armed/", Armed)
-MEANS = Kind("means/", FenceMeans)
+MEANS = Kind("means/", FenceMethods)
 HISTORIES = Kind("history/", NodeHistory)
 INTENTS = Kind("intent/", NodeIntent)
 KINDS: tuple[Kind[Any], ...] = (

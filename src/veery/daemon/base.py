@@ -9,14 +9,14 @@ from veery.cluster.etcd import EtcdStore
 from veery.cluster.identity import Identity
 from veery.cluster.keys import node_at
 from veery.cluster.members import open_store
-from veery.cluster.mirror import Mirror
 from veery.cluster.presence import Heartbeat
 from veery.cluster.store import StoreRestored
 from veery.cluster.trust import SeenFile, Trust
 from veery.cluster.vault import Vault
+from veery.cluster.watch_cache import WatchCache
 from veery.config.settings import Settings
 from veery.errors import Failed
-from veery.ha.eyes import UNSEEN
+from veery.ha.observer import UNSEEN
 from veery.host import crl, tls
 from veery.host.clock import RealClock
 from veery.host.contexts import Contexts
@@ -26,7 +26,7 @@ from veery.node import alarmways
 from veery.node.alarms import Alarms
 from veery.node.credentials import Credentials
 from veery.node.membership import Membership
-from veery.node.neighbours import Neighbours
+from veery.node.node_cache import NodeCache
 from veery.node.peers import Peers
 from veery.node.stillness import Stillness
 
@@ -45,10 +45,10 @@ class Base:
         self.server_tls, self.client_tls = self.contexts.server, self.contexts.client
         self.trust = Trust(self.node.name, SeenFile(self.state / "store.json"), self.clock)
         self.store = store or open_store(settings, identity, self.trust, context=self.client_tls)
-        self.neighbours = Neighbours(self.store, self.state / "nodes.json", self.clock)
+        self.node_cache = NodeCache(self.store, self.state / "nodes.json", self.clock)
         self.peers = Peers(self.client_tls, self._find)
-        self.near = Peers(self.client_tls, self.neighbours.find)
-        self.mirror = Mirror(self.store, UNSEEN)
+        self.near = Peers(self.client_tls, self.node_cache.find)
+        self.watch_cache = WatchCache(self.store, UNSEEN)
         own = tls.Shown(self.node.name, crl.serial((self.certificates / "server-cert.pem").read_text())[0])
         self.admission = Admission(self.store, own, self.state / "certificates.json")
         self.heartbeat = Heartbeat(self.store, self.node.name, ttl=settings.presence_ttl, clock=self.clock)
@@ -69,7 +69,7 @@ class Base:
         try:
             return await node_at(self.store, where)
         except StoreRestored:
-            return await self.neighbours.find(where)
+            return await self.node_cache.find(where)
 
 
 def _contexts(folder: Path) -> Contexts:

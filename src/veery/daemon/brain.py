@@ -7,15 +7,15 @@ from veery.config.settings import Settings
 from veery.daemon.base import Base
 from veery.daemon.domains import DomainParts
 from veery.daemon.safety import SafetyParts
-from veery.ha.eyes import StoreEyes
 from veery.ha.loop import Brain
+from veery.ha.observer import StoreObserver
 from veery.model.ha import Rules
 from veery.model.node import Role
-from veery.node.hands import NodeHands
-from veery.node.leaning import SHY, Leaning
-from veery.node.oversight import Oversight
+from veery.node.ha_control import PeerControl
+from veery.node.ha_probes import PeerProbes
+from veery.node.ha_service import HaService
+from veery.node.leader_preference import ELECTION_DELAY_S, LeaderPreference
 from veery.node.recovery import Recovery
-from veery.node.senses import PeerSenses
 
 
 class BrainParts:
@@ -25,30 +25,30 @@ class BrainParts:
         """Nobody leads before `brain` runs."""
         node, near = base.node, base.near
         self.rules = _rules(base.settings)
-        self.senses = PeerSenses(near, base.neighbours, base.clock)
+        self.probes = PeerProbes(near, base.node_cache, base.clock)
         self.brain: Brain | None = None
-        self.leaning: Leaning | None = None
+        self.leader_preference: LeaderPreference | None = None
         if node.has(Role.VOTER):
             self.brain = Brain(
                 node.name,
                 store=base.store,
-                eyes=StoreEyes(base.store, self.senses, base.clock, self.rules),
-                hands=NodeHands(base.store, near, {way.method: way for way in safety.fencing.ways}),
+                observer=StoreObserver(base.store, self.probes, base.clock, self.rules),
+                control=PeerControl(base.store, near, {way.method: way for way in safety.fencing.ways}),
                 clock=base.clock,
                 rules=self.rules,
                 told=base.alarms.hear,
-                shy=SHY if node.has(Role.HYPERVISOR) else 0.0,
+                election_delay=ELECTION_DELAY_S if node.has(Role.HYPERVISOR) else 0.0,
             )
             if node.has(Role.HYPERVISOR):
-                self.leaning = Leaning(
+                self.leader_preference = LeaderPreference(
                     node,
                     base.store,
                     client_url(base.settings, node),
                     brain=self.brain,
-                    neighbours=base.neighbours,
+                    node_cache=base.node_cache,
                     clock=base.clock,
                 )
-        self.oversight = Oversight(
+        self.ha_service = HaService(
             node.name,
             base.store,
             records=base.store.raw,
@@ -59,7 +59,7 @@ class BrainParts:
         )
         self.recovery = Recovery(
             node.name,
-            base.mirror,
+            base.watch_cache,
             domains.domains,
             base.heartbeat,
             unsettled=domains.settler.unsettled,

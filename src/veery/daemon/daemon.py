@@ -129,8 +129,8 @@ class Daemon:
             Task("moves", domains.moves.run, again=False),
             Task("volume moves", self.volumes.moves.run, again=False),
             Task("caretaker", domains.caretaker.run, again=False),
-            Task("processors", domains.processors.run),
-            Task("neighbours", base.neighbours.run),
+            Task("processors", domains.cpu_baseline.run),
+            Task("neighbours", base.node_cache.run),
             Task("admission", base.admission.run),
             Task("alarms", base.alarms.run),
             Task("systemd", feed_systemd),
@@ -146,18 +146,18 @@ class Daemon:
             found.append(Task("guard", self.safety.guard.run))
         if self.safety.writer is not None:
             found.append(Task("heartbeats", self.safety.writer.run))
-        if self.safety.means is not None:
-            found.append(Task("means", self.safety.means.run))
+        if self.safety.fence_methods is not None:
+            found.append(Task("means", self.safety.fence_methods.run))
         if self.base.node.has(Role.HYPERVISOR):
-            found.append(Task("mirror", self.base.mirror.run))
+            found.append(Task("mirror", self.base.watch_cache.run))
         return found
 
     def _brain_tasks(self) -> list[Task]:
         found = []
         if self.brain.brain is not None:
             found.append(Task("brain", self.brain.brain.run))
-        if self.brain.leaning is not None:
-            found.append(Task("leaning", self.brain.leaning.run))
+        if self.brain.leader_preference is not None:
+            found.append(Task("leaning", self.brain.leader_preference.run))
         return found
 
     def _store_tasks(self) -> list[Task]:
@@ -232,7 +232,7 @@ class Daemon:
             with contextlib.suppress(VeeryError, TimeoutError):
                 async with asyncio.timeout(GOING_DOWN_S):
                     await goingdown.end_domains(self.domains.domains, base.heartbeat, base.clock)
-        await self.brain.senses.close()
+        await self.brain.probes.close()
 
     async def _sweep(self) -> None:
         try:

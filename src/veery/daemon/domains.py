@@ -11,7 +11,7 @@ from veery.errors import Refused
 from veery.hypervisor.base import Driver
 from veery.hypervisor.qemu.driver import QemuDriver
 from veery.hypervisor.xen.driver import XenDriver
-from veery.migrate.base import Ground
+from veery.migrate.base import MoveContext
 from veery.migrate.check import Scout
 from veery.migrate.journal import Journal
 from veery.migrate.moves import Moves
@@ -26,10 +26,10 @@ from veery.model.volume import Volume
 from veery.network.filter import TapFilter
 from veery.node.attachments import NodeAttacher
 from veery.node.caretaker import Caretaker
+from veery.node.cpu_baseline import CpuBaseline
 from veery.node.devices import Devices
 from veery.node.domains import Domains
 from veery.node.machine import Machine
-from veery.node.processors import Processors
 from veery.storage.iscsiadm import KernelInitiator
 
 
@@ -49,7 +49,7 @@ class DomainParts:
             taps=base.node.driver != "xen",
             filter=self.filter,
         )
-        self.ground = Ground(
+        self.context = MoveContext(
             node=base.node.name,
             store=base.store,
             driver=self.driver,
@@ -63,7 +63,7 @@ class DomainParts:
         self._build_moves(base)
         self.domains = Domains(
             base.node,
-            self.ground,
+            self.context,
             self.attacher,
             base.heartbeat,
             moves=self.moves,
@@ -71,7 +71,7 @@ class DomainParts:
             scout=self.scout,
         )
         self.devices = Devices(self.domains, self.driver, self.attacher)
-        self.caretaker = Caretaker(self.ground, self.domains, base.trust)
+        self.caretaker = Caretaker(self.context, self.domains, base.trust)
         self.machine = Machine(
             base.node,
             self.driver,
@@ -80,13 +80,13 @@ class DomainParts:
             doubt=lambda: base.trust.reason,
             unsettled=self.settler.troubles,
         )
-        self.processors = Processors(base.node, base.store, self.driver)
+        self.cpu_baseline = CpuBaseline(base.node, base.store, self.driver)
 
     def _build_moves(self, base: Base) -> None:
         moves = base.settings.moves
-        self.settler = Settler(self.ground)
-        self.moves = Moves(self.ground, self.settler, base.state / "moves", moves)
-        self.receiver = Receiver(self.ground, self.settler, moves)
+        self.settler = Settler(self.context)
+        self.moves = Moves(self.context, self.settler, base.state / "moves", moves)
+        self.receiver = Receiver(self.context, self.settler, moves)
         self.relocation = RelocationServer(
             base.node.name,
             base.node.address,
@@ -94,10 +94,10 @@ class DomainParts:
             base.server_tls,
             self.receiver.take,
             admission=base.admission,
-            member=base.neighbours.reached_at,
+            member=base.node_cache.reached_at,
         )
         self.receiver.server = self.relocation
-        self.scout = Scout(self.ground, base.node, self.moves.list, self.moves.paths, self._ask)
+        self.scout = Scout(self.context, base.node, self.moves.list, self.moves.paths, self._ask)
 
     async def _volume(self, name: str) -> Volume | None:
         if move := await volumegate.standing(self._base.store, name):

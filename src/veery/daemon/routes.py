@@ -37,13 +37,13 @@ def build(
     tail: Tail,
 ) -> ApiServer:
     """The server; it takes no port before `bind`."""
-    peers, near, neighbours = base.peers, base.near, base.neighbours
+    peers, near, node_cache = base.peers, base.near, base.node_cache
     tables = [
         DomainRoutes(domains.domains, domains.devices, domains.moves, domains.machine, peers=peers).table(),
         StorageRoutes(
             volumes.volumes, volumes.images, domains.devices, domains.machine, volumes.moves, peers=peers
         ).table(),
-        ClusterRoutes(base.membership, domains.machine, domains.processors, tail, doctor).table(),
+        ClusterRoutes(base.membership, domains.machine, domains.cpu_baseline, tail, doctor).table(),
         CertificateRoutes(store.certificates).table(),
         CredentialRoutes(base.credentials).table(),
         AdoptionRoutes(store.adopter).table(),
@@ -51,14 +51,14 @@ def build(
         AlarmRoutes(base.alarms).table(),
         AddressRoutes(base.node.name, store.address_change, store.storage_role, peers=peers).table(),
         RecoveryRoutes(base.node.name, store.recoverer, store.votes, base.stillness, peers=near).table(),
-        FencingRoutes(safety.fencing, safety.standing, safety.guard, volumes.watcher).table(),
-        HaRoutes(brain.oversight, brain.recovery, peers=near, neighbours=neighbours).table(),
+        FencingRoutes(safety.fencing, safety.witness, safety.guard, volumes.watcher).table(),
+        HaRoutes(brain.ha_service, brain.recovery, peers=near, node_cache=node_cache).table(),
     ]
     return ApiServer(
         base.node.name,
         peers,
         tables,
         admission=base.admission,
-        member=neighbours.reached_at,
+        member=node_cache.reached_at,
         group=base.settings.api.group,
     )

@@ -8,14 +8,14 @@ from veery.daemon.domains import DomainParts
 from veery.daemon.volumes import VolumeParts
 from veery.ha.fence.power import PowerFence
 from veery.model.fence import Method
-from veery.model.ha import FenceMeans
+from veery.model.ha import FenceMethods
 from veery.model.node import Role
+from veery.node.fence_methods import FenceMethodsWriter
 from veery.node.fencing import Fencing
 from veery.node.guard import Guard
-from veery.node.means import MeansWriter
-from veery.node.signs import SignWriter
-from veery.node.standing import Standing
+from veery.node.storage_heartbeats import HeartbeatWriter
 from veery.node.watchdog import WatchdogKeeper
+from veery.node.witness import Witness
 
 
 class SafetyParts:
@@ -35,7 +35,7 @@ class SafetyParts:
             power=PowerFence(settings.power),
         )
         own = client_url(settings, node) if base.identity.etcd else ""
-        self.standing = Standing(node, base.store, volumes.volumes, own)
+        self.witness = Witness(node, base.store, volumes.volumes, own)
         self.guard = self._guard(base, domains)
         self.keeper = WatchdogKeeper(
             node.name,
@@ -44,18 +44,20 @@ class SafetyParts:
             base.clock,
             may_feed=self.guard.may_feed if self.guard else self._may_feed,
         )
-        self.writer: SignWriter | None = None
-        self.means: MeansWriter | None = None
+        self.writer: HeartbeatWriter | None = None
+        self.fence_methods: FenceMethodsWriter | None = None
         if node.has(Role.HYPERVISOR):
-            self.writer = SignWriter(
+            self.writer = HeartbeatWriter(
                 node,
                 base.credentials.mine,
-                neighbours=base.neighbours,
+                node_cache=base.node_cache,
                 peers=base.near,
                 clock=base.clock,
                 stopped=lambda: self.guard is not None and self.guard.stopped,
             )
-            self.means = MeansWriter(node.name, base.store, self._means, base.clock, started=base.heartbeat.started)
+            self.fence_methods = FenceMethodsWriter(
+                node.name, base.store, self._means, base.clock, started=base.heartbeat.started
+            )
 
     def held(self) -> frozenset[str]:
         """The domains that the guard has paused."""
@@ -70,8 +72,8 @@ class SafetyParts:
             heartbeat=base.heartbeat,
             domains=domains.domains,
             fencing=self.fencing,
-            standing=self.standing,
-            neighbours=base.neighbours,
+            standing=self.witness,
+            node_cache=base.node_cache,
             peers=base.near,
             clock=base.clock,
             doubted=base.trust.stands,
@@ -85,11 +87,11 @@ class SafetyParts:
         base = self._base
         return base.heartbeat.remaining() > 0 or base.trust.stands() or base.stillness.holds()
 
-    def _means(self) -> FenceMeans:
+    def _means(self) -> FenceMethods:
         """How this node can be fenced, as its settings and its watchdog have it now."""
         methods = [Method.STORAGE]
         if self.keeper.timeout:
             methods.append(Method.WATCHDOG)
         if self._base.node.name in self._base.settings.power:
             methods.append(Method.POWER)
-        return FenceMeans(methods=tuple(methods), watchdog=self.keeper.timeout)
+        return FenceMethods(methods=tuple(methods), watchdog=self.keeper.timeout)

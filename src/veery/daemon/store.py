@@ -50,7 +50,7 @@ class StoreParts:
             switch=self.switch,
             votes=self.votes,
             stillness=base.stillness,
-            neighbours=base.neighbours,
+            node_cache=base.node_cache,
             peers=base.near,
             tls=base.client_tls,
             clock=clock,
@@ -60,7 +60,7 @@ class StoreParts:
             base.store.raw,
             base.trust,
             domains.domains,
-            neighbours=base.neighbours,
+            node_cache=base.node_cache,
             peers=base.near,
             clock=clock,
         )

@@ -11,12 +11,12 @@ from veery.model.node import Role
 from veery.model.volume import Backing
 from veery.node.images import Images
 from veery.node.sessions import SessionWatch
-from veery.node.signs import SignWatcher
+from veery.node.storage_heartbeats import HeartbeatWatcher
 from veery.node.volumemoves import VolumeMoves
 from veery.node.volumes import VolumeRecords, VolumeService
 from veery.storage.base import BytesStore
-from veery.storage.beat import BeatFile, heartbeat_iqn
 from veery.storage.file import FileStore
+from veery.storage.heartbeat import HeartbeatFile, heartbeat_iqn
 from veery.storage.lvm import LvmStore
 from veery.storage.served import Served
 from veery.storage.tgt import TargetServer
@@ -35,7 +35,7 @@ class VolumeParts:
         self.here: Volumes | None = None
         self.service: Service | None = None
         self.sessions: SessionWatch | None = None
-        self.watcher: SignWatcher | None = None
+        self.watcher: HeartbeatWatcher | None = None
         served = Served(base.state / "served.json")
         records = VolumeRecords(base.store)
         if base.node.has(Role.STORAGE):
@@ -51,12 +51,12 @@ class VolumeParts:
             store=base.store,
             peers=base.peers,
             clock=base.clock,
-            hold=domains.ground.hold,
+            hold=domains.context.hold,
             folder=base.state / "volume-moves",
         )
 
     def _serve(self, base: Base, served: Served, records: VolumeRecords) -> None:
-        storage, beats = base.settings.storage, BeatFile(base.state / "heartbeats")
+        storage, beats = base.settings.storage, HeartbeatFile(base.state / "heartbeats")
         address = storage.address or base.node.address
         target = self.target = TargetServer(address=address, port=storage.portal_port, run=base.runtime)
         stores: dict[Backing, BytesStore] = {Backing.FILE: FileStore(self.pool, base.state)}
@@ -73,10 +73,10 @@ class VolumeParts:
             beats=beats,
         )
         self.sessions = SessionWatch(base.node.name, base.store, self.here, base.clock)
-        self.watcher = SignWatcher(
+        self.watcher = HeartbeatWatcher(
             base.node,
-            BeatFile(base.state / "heartbeats"),
-            base.neighbours,
+            HeartbeatFile(base.state / "heartbeats"),
+            base.node_cache,
             base.clock,
             portal=target.portal,
             iqn=heartbeat_iqn(self._authority, base.node.name),

@@ -1,1 +1,1 @@
-"""The brain: one leader at a time observes the cluster, decides (pure), and acts through `base.Hands`."""
+"""The brain: one leader at a time observes the cluster, decides (pure), and acts through `base.NodeControl`."""

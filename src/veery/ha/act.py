@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from veery.cluster.keys import ALIVE, FENCES, HISTORIES, INTENTS, OWNERS, POLICIES, RESERVATIONS, RUNS
 from veery.cluster.store import Committed, Delete, Put, Store, Unchanged
 from veery.errors import Failed, OutcomeUnknown, VeeryError
-from veery.ha.base import Hands
+from veery.ha.base import NodeControl
 from veery.ha.leader import Leadership
 from veery.ha.orders import fenced_at
 from veery.host.clock import Clock
@@ -45,11 +45,17 @@ class Overtaken(Failed):
 
 
 class Actor:
-    """Carries actions out through `Hands`, and keeps their records in the store."""
+    """Carries actions out through `NodeControl`, and keeps their records in the store."""
 
-    def __init__(self, store: Store, hands: Hands, leadership: Leadership, clock: Clock, rules: Rules) -> None:
+    def __init__(self, store: Store, control: NodeControl, leadership: Leadership, clock: Clock, rules: Rules) -> None:
         """Everything is shared with whoever built it."""
-        self._store, self._hands, self._leadership, self._clock, self._rules = store, hands, leadership, clock, rules
+        self._store, self._control, self._leadership, self._clock, self._rules = (
+            store,
+            control,
+            leadership,
+            clock,
+            rules,
+        )
 
     async def do(self, action: Action) -> str:
         """Carry `action` out; what came of it, in words.
@@ -104,7 +110,7 @@ class Actor:
         begun = await self._put_fence(name, begun, old, absent=True)
         try:
             proof = await self._within(
-                self._rules.fence_deadline, self._hands.fence(name, action.method, action.absent), "no answer in time"
+                self._rules.fence_deadline, self._control.fence(name, action.method, action.absent), "no answer in time"
             )
         except VeeryError as error:
             tried = (*begun.tried, (action.method, error.message))
@@ -127,7 +133,7 @@ class Actor:
             admitting = dataclasses.replace(record, state=FenceState.ADMITTING, at=self._clock.epoch())
             record = await self._put_fence(action.name, admitting, record)
         await self._within(
-            self._rules.fence_deadline, self._hands.admit(action.name, record.revision), "no answer in time"
+            self._rules.fence_deadline, self._control.admit(action.name, record.revision), "no answer in time"
         )
         key = FENCES.key(action.name)
         await self._commit([Unchanged(key, record.revision)], [Delete(key)])
@@ -166,7 +172,7 @@ class Actor:
         return f"taken from {owner.node}"
 
     async def _end(self, action: End) -> str:
-        order = self._hands.end(action.node, action.name, action.boot)
+        order = self._control.end(action.node, action.name, action.boot)
         await self._within(self._rules.start_deadline, order, "no answer")
         run = action.run
         if run is not None and run.tries != action.tries:
@@ -188,7 +194,7 @@ class Actor:
         )
         ticket = Ticket(domain=name, node=action.node, revision=done.revision)
         try:
-            await self._within(self._rules.start_deadline, self._hands.start(ticket), "did not start in time")
+            await self._within(self._rules.start_deadline, self._control.start(ticket), "did not start in time")
         except VeeryError as error:
             failed = (*(each for each in run.failed if each != action.node), action.node)  # the latest is last
             await self._put_run(name, dataclasses.replace(run, failed=failed, error=error.message), done.revision)
@@ -204,7 +210,7 @@ class Actor:
                 name, run, old.revision, also=[Unchanged(OWNERS.key(name), action.owner.revision)]
             )
         try:
-            order = self._hands.move(name, action.source, action.target)
+            order = self._control.move(name, action.source, action.target)
             await self._within(self._rules.move_deadline, order, "did not end in time")
         except VeeryError as error:
             failed = (*(each for each in run.failed if each != action.target), action.target)  # the latest is last

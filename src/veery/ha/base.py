@@ -1,4 +1,4 @@
-"""The brain's doors: what it learns beside the store (`Senses`), sees as one (`Eyes`), and acts through (`Hands`).
+"""What the brain works through: it asks nodes (`Probes`), sees the cluster (`Observer`), orders nodes (`NodeControl`).
 
 The daemon has the real ones, `veery.ha.simulation` those of a simulated cluster; nothing else of the brain differs."""
 
@@ -7,13 +7,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from veery.model.ha import ClusterView, NodeReading, Proof, Signs, Ticket
+from veery.model.ha import ClusterView, NodeReading, Proof, StorageHeartbeats, Ticket
 
 
-class Senses(Protocol):
+class Probes(Protocol):
     """What the store does not know. Both calls end within a second or two: who does not answer is left out."""
 
-    async def signs(self) -> Signs:
+    async def signs(self) -> StorageHeartbeats:
         """Ask every storage node for the ages of the heartbeats that nodes write to it; of several storage nodes the
         youngest counts. Raises nothing: a storage node that does not answer is no witness."""
         ...
@@ -23,7 +23,7 @@ class Senses(Protocol):
         ...
 
 
-class Eyes(Protocol):
+class Observer(Protocol):
     """One observation, and what goes on between two."""
 
     async def run(self) -> None:
@@ -37,7 +37,7 @@ class Eyes(Protocol):
         ...
 
 
-class Hands(Protocol):
+class NodeControl(Protocol):
     """The world that the brain acts through. Every call may be made again: it finds what is done already, and does the
     rest. Raises Refused (nothing changed), Failed, or OutcomeUnknown; the brain looks again before it goes on.
 

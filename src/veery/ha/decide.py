@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from veery.ha.picture import Picture, note
+from veery.ha.context import DecisionContext, note
 from veery.ha.rules.fencing import fence_silent
 from veery.ha.rules.moving import come_home, drain, leave_cut_off
 from veery.ha.rules.recovery import readmit_returned, settle_moves, tell_unreadable, tell_unsettled
 from veery.ha.rules.waiting import forget_tries, place_waiting
 from veery.model.ha import Action, ClusterView, Level, Rules
 
-RULES: tuple[Callable[[Picture], Iterator[Action]], ...] = (  # earlier ones have the first claim on room and turns
+RULES: tuple[
+    Callable[[DecisionContext], Iterator[Action]], ...
+] = (  # earlier ones have the first claim on room and turns
     tell_unreadable,
     tell_unsettled,
     fence_silent,
@@ -41,5 +43,5 @@ def decide(view: ClusterView, now: float, rules: Rules) -> tuple[Action, ...]:
         by = f" by {view.disarmed.by}" if view.disarmed.by else ""
         why = f": {view.disarmed.reason}" if view.disarmed.reason else ""
         return (note("cluster", "disarmed", f"disarmed{by}{why}; nothing is done until `veery arm`", Level.WARNING),)
-    picture = Picture.of(view, now, rules)
-    return tuple(action for rule in RULES for action in rule(picture))
+    context = DecisionContext.of(view, now, rules)
+    return tuple(action for rule in RULES for action in rule(context))

@@ -9,8 +9,8 @@ from veery.cluster.keys import DOMAINS, FENCES, INTENTS, RUNS, VOLUMES
 from veery.cluster.store import Store, StoreUnavailable
 from veery.errors import Refused
 from veery.ha import drainplan, orders
+from veery.ha.context import DecisionContext
 from veery.ha.drainplan import DrainPlan
-from veery.ha.picture import Picture
 from veery.ha.states import NodeState
 from veery.host.clock import Clock
 from veery.model.ha import ClusterView, IntentKind, NodeIntent, Rules
@@ -68,6 +68,6 @@ async def resume(
         view = look()
         if name not in view.nodes:
             raise Refused(f"no node {name!r}", hint=f"the nodes are {', '.join(view.nodes)}")
-        if Picture.of(view, clock.epoch(), rules).states[name] is not NodeState.DAMPED:
+        if DecisionContext.of(view, clock.epoch(), rules).states[name] is not NodeState.DAMPED:
             raise Refused(f"node {name} is not drained", hint="veery cluster status shows which are")
     await orders.resume(store, name, home=home, by=by, now=clock.epoch())

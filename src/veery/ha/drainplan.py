@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from veery.ha.picture import Picture, restarts
+from veery.ha.context import DecisionContext, restarts
 from veery.ha.states import NodeState, usable
 from veery.ha.survival import stranded
 from veery.model.ha import ClusterView, Rules
@@ -42,30 +42,30 @@ def plan(
         return DrainPlan(node=name, blockers=(f"no node {name!r}: the nodes are {', '.join(view.nodes)}",))
     if not view.quorum:
         return DrainPlan(node=name, blockers=("the store has no quorum: nothing can be moved",))
-    picture = Picture.of(view, now, rules)
+    context = DecisionContext.of(view, now, rules)
     blockers, moves = [], []
-    state = picture.states[name]
+    state = context.states[name]
     if view.nodes[name].absent is not None or state in (NodeState.RETURNING, NodeState.ADMITTING):
         blockers.append(f"node {name} is {state}: what runs there cannot be moved")
-    picture.book.leave(name)
-    rest = [other for other in usable(view, picture.states) if other != name]
+    context.book.leave(name)
+    rest = [other for other in usable(view, context.states) if other != name]
     if not rest and view.nodes[name].record.has(Role.HYPERVISOR):
         blockers.append(f"no other node may be given domains: {name} is the last")
     blockers += [f"node {name}: {said}" for said in view.nodes[name].unreadable]
-    for domain in sorted(picture.on[name], key=lambda each: (-each.memory, each.name)):
+    for domain in sorted(context.on[name], key=lambda each: (-each.memory, each.name)):
         if domain.unreadable:
             blockers += [f"domain {domain.name}: {said}" for said in domain.unreadable]
             continue
-        if kept := picture.kept(domain):
+        if kept := context.kept(domain):
             blockers.append(f"domain {domain.name}: {kept}")
             continue
-        target = picture.book.find(domain, avoid=(name,)) if rest else ""
+        target = context.book.find(domain, avoid=(name,)) if rest else ""
         if target:
-            picture.book.take(domain, target)
+            context.book.take(domain, target)
             moves.append((domain.name, target))
         elif rest:
-            blockers.append(f"domain {domain.name}: {picture.book.why_not(domain, avoid=(name,))}")
-    rank = {domain.name: place for place, domain in enumerate(picture.on[name])}
+            blockers.append(f"domain {domain.name}: {context.book.why_not(domain, avoid=(name,))}")
+    rank = {domain.name: place for place, domain in enumerate(context.on[name])}
     moves.sort(key=lambda move: rank[move[0]])
     risks, warnings = _survival(view, rest, dict(moves)) if not blockers else ((), ())
     serving_risks, serving_warnings = _serving(view, name, volumes)

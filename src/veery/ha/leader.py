@@ -33,10 +33,10 @@ class NotLeader(Failed):
 class Leadership:
     """This node's part in it. `run` is somebody's task; the rest may be asked at any time."""
 
-    def __init__(self, store: Store, node: str, *, ttl: int, clock: Clock, shy: float = 0.0) -> None:
+    def __init__(self, store: Store, node: str, *, ttl: int, clock: Clock, election_delay: float = 0.0) -> None:
         """`ttl`: seconds of the lease; `shy`: seconds for which others may be first when nobody leads."""
         self._store, self._node, self._ttl, self._clock = store, node, ttl, clock
-        self._shy = shy
+        self._election_delay = election_delay
         self._vacant: float | None = None  # since when nobody was seen to lead
         self._lease = 0
         self._revision = 0
@@ -86,7 +86,7 @@ class Leadership:
             return
         asked = self._clock.now()
         self._vacant = asked if self._vacant is None else self._vacant
-        if asked - self._vacant < self._shy:
+        if asked - self._vacant < self._election_delay:
             return
         lease = self._lease
         self._lease = 0  # until the key is known to hang on it

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from veery.cluster.store import Store
 from veery.errors import Failed, OutcomeUnknown, VeeryError
 from veery.ha.act import Actor, Overtaken
-from veery.ha.ages import Ages
-from veery.ha.base import Eyes, Hands
+from veery.ha.base import NodeControl, Observer
 from veery.ha.decide import decide
 from veery.ha.journal import Journal
 from veery.ha.leader import Leadership, NotLeader
+from veery.ha.record_age import RecordAges
 from veery.host.clock import Clock
 from veery.host.log import decision
 from veery.host.shortage import is_shortage
@@ -68,20 +68,20 @@ class Brain:
         node: str,
         *,
         store: Store,
-        eyes: Eyes,
-        hands: Hands,
+        observer: Observer,
+        control: NodeControl,
         clock: Clock,
         rules: Rules,
         told: Callable[[Event], None] | None = None,
-        shy: float = 0.0,
+        election_delay: float = 0.0,
     ) -> None:
         """`told` hears every event as it happens, on the leader only; `shy` as for Leadership."""
         rules.check()
-        self._node, self._eyes, self._clock, self._rules, self._told = node, eyes, clock, rules, told
-        self.leadership = Leadership(store, node, ttl=rules.leader_ttl, clock=clock, shy=shy)
-        self._actor = Actor(store, hands, self.leadership, clock, rules)
+        self._node, self._observer, self._clock, self._rules, self._told = node, observer, clock, rules, told
+        self.leadership = Leadership(store, node, ttl=rules.leader_ttl, clock=clock, election_delay=election_delay)
+        self._actor = Actor(store, control, self.leadership, clock, rules)
         self._journal = Journal(store)
-        self._ages = Ages(clock)
+        self._record_ages = RecordAges(clock)
         self._work: dict[str, _Work] = {}
         self._rests: dict[str, _Rest] = {}
         self._found: dict[str, Finding] = {}
@@ -95,7 +95,7 @@ class Brain:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.leadership.run(), name="leadership")
-                group.create_task(self._eyes.run(), name="eyes")
+                group.create_task(self._observer.run(), name="eyes")
                 group.create_task(self._guard(), name="brain-guard")
                 group.create_task(self._cycles(), name="brain-cycles")
         finally:
@@ -119,7 +119,7 @@ class Brain:
         while True:
             self._wake.clear()
             begun = self._clock.now()
-            view = await self._eyes.observe()
+            view = await self._observer.observe()
             self._view = view = self._own(view)
             if self.leadership.held():
                 self._carry_out(decide(view, self._clock.epoch(), self._rules))
@@ -154,7 +154,7 @@ class Brain:
         actions = [each.action for each in self._work.values()]
         return dataclasses.replace(
             view,
-            ages=self._ages.of(view),
+            ages=self._record_ages.of(view),
             acting=frozenset(self._work),
             resting={subject: rest.said for subject, rest in self._rests.items()},
             starting={each.name: each.node for each in actions if isinstance(each, Start)},

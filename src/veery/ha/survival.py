@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from veery.ha.picture import order, restarts
+from veery.ha.context import order, restarts
 from veery.model.ha import ClusterView, DomainView, Group, GroupKind
 
 NO_GROUP = Group()

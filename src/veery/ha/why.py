@@ -5,8 +5,8 @@ Pure, so any node that observes can answer."""
 from __future__ import annotations
 
 from veery.errors import Refused
+from veery.ha.context import DecisionContext
 from veery.ha.decide import decide
-from veery.ha.picture import Picture
 from veery.ha.states import NodeState
 from veery.model.ha import SHUTDOWN_LAPSE_S, ClusterView, DomainView, Note, Policy, Rules
 
@@ -57,28 +57,28 @@ def why(view: ClusterView, name: str, now: float, rules: Rules) -> tuple[str, ..
         ]
         if subject in view.resting:
             lines.append(f"the last try failed: {view.resting[subject]}")
-    picture = Picture.of(view, now, rules)
+    context = DecisionContext.of(view, now, rules)
     if name in view.nodes:
-        lines.append(_node(picture, name))
+        lines.append(_node(context, name))
     if name in view.domains:
-        lines += _domain(picture, view.domains[name])
+        lines += _domain(context, view.domains[name])
     return tuple(dict.fromkeys(lines))
 
 
-def _node(picture: Picture, name: str) -> str:
-    domains = picture.on[name]
+def _node(context: DecisionContext, name: str) -> str:
+    domains = context.on[name]
     holds = f"; it owns {', '.join(each.name for each in domains)}" if domains else ""
-    state = picture.states[name]
+    state = context.states[name]
     resume = f": veery node resume {name}" if state in (NodeState.MAINTENANCE, NodeState.DAMPED) else ""
     return f"node {name} {NODE_WORDS[state]}{resume}{holds}"
 
 
-def _domain(picture: Picture, domain: DomainView) -> list[str]:
+def _domain(context: DecisionContext, domain: DomainView) -> list[str]:
     lines, ha = [], domain.ha
     if domain.move:
         lines.append(f"{domain.name} is being moved from {domain.move.source} to {domain.move.target}")
     if domain.owner:
-        state = picture.states.get(domain.owner.node)
+        state = context.states.get(domain.owner.node)
         known = f", which {NODE_WORDS[state]}" if state else ""
         lines.append(f"{domain.name} belongs to {domain.owner.node}{known}")
     elif domain.unreadable:
@@ -87,7 +87,7 @@ def _domain(picture: Picture, domain: DomainView) -> list[str]:
         lines.append(f"{domain.name} does not run: it was ended on purpose; veery create starts it")
     else:
         lines.append(f"{domain.name} belongs to nobody")
-    if said := now_said(picture, domain):
+    if said := now_said(context, domain):
         lines.append(f"{domain.name} {said}" if domain.owner else said)
     words = {
         Policy.RESTART: f"restarted when it or its node dies, priority {ha.priority}"
@@ -102,17 +102,17 @@ def _domain(picture: Picture, domain: DomainView) -> list[str]:
     return lines
 
 
-def now_said(picture: Picture, domain: DomainView) -> str:
+def now_said(context: DecisionContext, domain: DomainView) -> str:
     """How a domain that somebody owns stands, where there is more to say than that it runs; "" otherwise."""
     owner = domain.owner
     if owner is None or domain.unreadable:
         return ""
     said = []
-    node = picture.view.nodes.get(owner.node)
+    node = context.view.nodes.get(owner.node)
     if node is not None and node.reading is not None and node.absent is None:
         said += [copy.said for copy in node.reading.copies if copy.domain == domain.name and copy.said]
     if domain.ha.stopping and not domain.ha.wanted:
-        said.append(_shutting_down(domain, picture.now))
+        said.append(_shutting_down(domain, context.now))
     elif not domain.ha.wanted and domain.ha.policy is Policy.RESTART:
         again = f"veery ha set {domain.name} restart wants it again"
         said.append(f"is not restarted: it was asked to end, or has ended by itself; {again}")

@@ -25,12 +25,12 @@ from veery.model.domain import (
     HostReading,
     VcpuReading,
 )
-from veery.model.move import CopyResult, Means, MoveProgress, MoveSettings, Tuning
+from veery.model.move import CopyOptions, CopyResult, MoveProgress, MoveSettings, Tuning
 from veery.model.plan import Abilities, Blocker, MemoryReading
 from veery.model.volume import AttachedDisk, AttachedVif, Attachments, CarriedDisk, IscsiLun
 
 Report = Callable[[MoveProgress], None]
-ALONE = Means()
+ALONE = CopyOptions()
 """A copy that nobody steers."""
 
 
@@ -228,7 +228,7 @@ class Driver(Protocol):
         report: Report,
         *,
         peer: str,
-        means: Means = ALONE,
+        means: CopyOptions = ALONE,
     ) -> CopyResult:
         """Copy the domain into `stream`, a connected TCP socket; with settings.tls the hypervisor itself encrypts
         it and authenticates both ends by the nodes' certificates, `peer` being the target's node name. The
@@ -263,7 +263,7 @@ class Driver(Protocol):
     ) -> DomainReading:
         """Start the empty half domain (state INCOMING) that waits for a stream. `spec` and `luggage` are the
         source's, from `pack`; `backlog` is the console's past; with `tls` only a stream from node `peer` is
-        taken; `post_copy` as in Means. On failure nothing of it is left."""
+        taken; `post_copy` as in CopyOptions. On failure nothing of it is left."""
         ...
 
     async def receive(self, uuid: str, stream: socket.socket) -> None:

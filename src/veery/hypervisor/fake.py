@@ -35,7 +35,7 @@ from veery.hypervisor.fakeworld import (
 )
 from veery.model import codec
 from veery.model.domain import DomainEnd, DomainEvent, DomainReading, DomainSpec, VcpuReading
-from veery.model.move import CopyResult, Means, MoveProgress, MoveSettings, Phase, Tuning
+from veery.model.move import CopyOptions, CopyResult, MoveProgress, MoveSettings, Phase, Tuning
 from veery.model.plan import Abilities, Blocker, MemoryReading, Obstacle, no_room
 from veery.model.units import MIB
 from veery.model.volume import AttachedDisk, AttachedVif, Attachments, CarriedDisk
@@ -303,7 +303,7 @@ class FakeDriver(FakeHost):
         report: Report,
         *,
         peer: str,
-        means: Means = ALONE,
+        means: CopyOptions = ALONE,
     ) -> CopyResult:
         """As Driver.send. A pass takes as long as its bytes do at the bandwidth; what `writes` said is dirtied in it
         is the next pass; once that fits the downtime, or the domain was stopped, it is the last."""

@@ -15,7 +15,7 @@ from veery.errors import Failed
 from veery.hypervisor.fakedisks import Export, Mirror
 from veery.model import codec
 from veery.model.domain import DomainEnd, DomainReading, DomainSpec, DomainState, HostReading
-from veery.model.move import Means, MoveProgress, Phase
+from veery.model.move import CopyOptions, MoveProgress, Phase
 from veery.model.volume import AttachedDisk, AttachedVif, Attachments
 
 KEEP = 256 << 10
@@ -240,7 +240,7 @@ class FakeCopy:
 
     bandwidth: int
     downtime: int
-    means: Means
+    means: CopyOptions
     throttle: int = 0
     leaving: bool = False
     rounds: int = 0

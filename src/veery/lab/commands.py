@@ -14,7 +14,7 @@ from pathlib import Path
 
 from veery.client.address import lab_folder
 from veery.errors import Refused
-from veery.lab import claim, hosts
+from veery.lab import hosts, lock
 from veery.lab.plan import CLIENT, DRIVERS, SWITCH, plan
 from veery.lab.services import Lab
 from veery.lab.setup import Bar
@@ -83,7 +83,7 @@ def _common() -> argparse.ArgumentParser:
 
 def _up(arguments: Namespace) -> int:
     name, bar, begun = arguments.lab or "lab", Bar("lab"), time.monotonic()
-    record = claim.read(name)
+    record = lock.read(name)
     if record is not None and record.stays and hosts.stands(name):
         asked = (arguments.nodes, arguments.storages, arguments.driver)
         if (record.hypervisors, record.storages, record.driver) != asked:
@@ -108,10 +108,10 @@ def _up(arguments: Namespace) -> int:
 
 def _down(arguments: Namespace) -> int:
     name = arguments.lab or "lab"
-    if claim.read(name) is None and not hosts.stands(name) and not lab_folder(name).exists():
-        raise Refused(f"there is no lab {name}", hint=f"labs here: {', '.join(claim.known()) or 'none'}")
-    held = claim.Claim(name)
-    record = claim.read(name)
+    if lock.read(name) is None and not hosts.stands(name) and not lab_folder(name).exists():
+        raise Refused(f"there is no lab {name}", hint=f"labs here: {', '.join(lock.known()) or 'none'}")
+    held = lock.LabLock(name)
+    record = lock.read(name)
     folder = Path(record.folder) if record else lab_folder(name)
     asyncio.run(hosts.remove(name, folder))
     held.forget()
@@ -121,7 +121,7 @@ def _down(arguments: Namespace) -> int:
 
 def _status(arguments: Namespace) -> int:
     name = arguments.lab or "lab"
-    record = claim.read(name)
+    record = lock.read(name)
     if record is None or not hosts.stands(name):
         raise Refused(f"lab {name} is not up", hint="veery lab up")
     drawn = plan(name, record.hypervisors, record.storages, record.driver)
@@ -146,7 +146,7 @@ def _status(arguments: Namespace) -> int:
 
 def _exec(arguments: Namespace) -> int:
     name = arguments.lab or "lab"
-    record = claim.read(name)
+    record = lock.read(name)
     if record is None or not hosts.stands(name):
         raise Refused(f"lab {name} is not up", hint="veery lab up")
     if not arguments.command:

@@ -28,11 +28,11 @@ from veery.host.run import Result
 from veery.lab import guest as kernels
 from veery.lab import hosts, packages
 from veery.lab.guest import Guest
+from veery.lab.narrator import Narrator
 from veery.lab.plan import BRIDGE, CLIENT, CLIENT_ADDRESS, DOMAIN_ADDRESS
 from veery.lab.probe import Probe
 from veery.lab.services import Lab
 from veery.lab.shell import Shell
-from veery.lab.story import Story
 from veery.lab.xen import dom0
 
 NAME = "busybox"
@@ -60,7 +60,7 @@ on_poweroff = "destroy"
 def run(name: str, *, as_json: bool, driver: str = "qemu") -> int:
     """Run the demo in lab `name`, and remove it; 0 when every check held, else 1. With the driver xen the hypervisors
     are nested Xen hosts."""
-    story = Story(None if as_json else Console(highlight=False))
+    story = Narrator(None if as_json else Console(highlight=False))
     demo = Demo(story, driver)
     error: VeeryError | None = None
     try:
@@ -93,7 +93,7 @@ async def _until_ended(demo: Demo, name: str) -> None:
 class Demo:
     """One run. `moves` and `versions` are what the JSON tells of them."""
 
-    story: Story
+    story: Narrator
     driver: str = "qemu"
     moves: list[dict[str, Any]] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from veery.errors import Failed, Refused
 from veery.host.run import run
-from veery.lab import claim, members
+from veery.lab import lock, members
 from veery.lab.plan import BRIDGE, CLIENT, CLIENT_ADDRESS, NAMESPACES, PREFIX, SWITCH, Machine, Plan, lab_of
 from veery.lab.xen.agent import HERE as LINK_HERE
 from veery.lab.xen.agent import LAN, LINK
@@ -55,15 +55,15 @@ def stands(lab: str) -> bool:
 async def sweep(labs: Path) -> tuple[str, ...]:
     """Remove every lab that a dead run has left, and no other; their names. `labs` is where labs have their
     folders. A lab in use, or made to stay, is left alone."""
-    found = {*claim.known(), *(lab_of(path.name) for path in _namespaces())} - {""}
+    found = {*lock.known(), *(lab_of(path.name) for path in _namespaces())} - {""}
     found |= {path.name for path in labs.glob("*") if path.is_dir()}
     swept = []
     for lab in sorted(found):
         try:
-            held = claim.Claim(lab)
+            held = lock.LabLock(lab)
         except Refused:
             continue
-        record = claim.read(lab)
+        record = lock.read(lab)
         if record is not None and record.stays:
             held.release()
             continue

@@ -24,10 +24,10 @@ from veery.host.process import Process
 from veery.host.run import Result, run
 from veery.hypervisor.qemu import machine
 from veery.lab import guest, hosts
-from veery.lab.claim import Claim, Record, read
+from veery.lab.lock import LabLock, Record, read
 from veery.lab.members import Member
 from veery.lab.plan import Machine, Plan, plan
-from veery.lab.xen import golden
+from veery.lab.xen import snapshot
 from veery.lab.xen.node import PATIENCE, Nested
 from veery.model.node import Role
 
@@ -48,7 +48,7 @@ class Lab:
     the `veery` and `veeryd` that run on it, where these are of another version."""
 
     plan: Plan
-    _claim: Claim
+    _claim: LabLock
     programs: dict[str, Path] = field(default_factory=dict)
 
     # ---- up and down
@@ -72,7 +72,7 @@ class Lab:
         drawn = plan(name, hypervisors, storages, driver)
         if os.geteuid():
             raise Refused("the lab makes network namespaces", hint="run as root")
-        lab = cls(drawn, Claim(name), {node.name: programs for node in drawn.nodes} if programs else {})
+        lab = cls(drawn, LabLock(name), {node.name: programs for node in drawn.nodes} if programs else {})
         try:
             record = read(name)
             await hosts.remove(name, Path(record.folder) if record else drawn.folder)
@@ -97,7 +97,7 @@ class Lab:
     def attach(cls, name: str) -> Lab:
         """The lab `name` that stands (`veery lab up`), taken by this process. Raises Refused where there is none,
         or another process has it."""
-        claim = Claim(name)
+        claim = LabLock(name)
         record = read(name)
         if record is None or not hosts.stands(name):
             claim.release() if record else claim.forget()
@@ -253,9 +253,9 @@ class Lab:
         """Make the nested nodes, if there are any, and let them run."""
         names = [node.name for node in self.plan.nodes if self.plan.nested(node.name)]
         if names:
-            snapshot = await golden.ready(report)
+            golden = await snapshot.ready(report)
             report(f"{', '.join(names)}: powered on", 0.05)
-            await _all([self.nested(name).make(snapshot) for name in names])
+            await _all([self.nested(name).make(golden) for name in names])
             await _all([self.nested(name).power_on() for name in names])
 
     async def _boot(self, report: Report) -> None:

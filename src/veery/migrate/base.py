@@ -49,7 +49,7 @@ class Attacher(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
+class MoveContext:
     """Where moves happen: this node's parts, built once by the daemon. `disk_folder` is for the files of disks that
     come in with their domain ("": the path that they had)."""
 

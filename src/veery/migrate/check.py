@@ -17,7 +17,7 @@ from veery.cluster.keys import INTENTS
 from veery.errors import Refused, VeeryError
 from veery.host.contexts import current
 from veery.migrate import bandwidth, disks, plan, postcopy, wire
-from veery.migrate.base import Ground
+from veery.migrate.base import MoveContext
 from veery.migrate.policy import find
 from veery.model.cluster import LEVEL
 from veery.model.domain import DomainReading, DomainSpec, DomainState
@@ -37,7 +37,7 @@ LIVING = frozenset({DomainState.RUNNING, DomainState.BLOCKED, DomainState.PAUSED
 
 
 async def inspect(
-    ground: Ground,
+    context: MoveContext,
     spec: DomainSpec,
     luggage: msgspec.Raw,
     driver: str,
@@ -50,33 +50,33 @@ async def inspect(
     With `returning` the domain is one that runs here now: its name and its memory will be free again. `post_copy`: the
     rest of its memory would follow it."""
     found: list[Blocker] = []
-    if trouble := levels.behind(LEVEL, await levels.read(ground.store)):
-        hint = f"upgrade veery on {ground.node}: veery version -a"
+    if trouble := levels.behind(LEVEL, await levels.read(context.store)):
+        hint = f"upgrade veery on {context.node}: veery version -a"
         found.append(Blocker(kind=Obstacle.VERSION, reason=trouble, hint=hint))
-    if driver != ground.driver.name:
+    if driver != context.driver.name:
         hint = "move it to a node with the same driver: veery node list"
-        reason = f"its driver is {ground.driver.name}, the domain's is {driver}"
+        reason = f"its driver is {context.driver.name}, the domain's is {driver}"
         found.append(Blocker(kind=Obstacle.DRIVER, reason=reason, hint=hint))
     else:
-        found += await ground.driver.obstacles(spec, luggage)
+        found += await context.driver.obstacles(spec, luggage)
     if post_copy:
-        found += await postcopy.obstacles(ground)
+        found += await postcopy.obstacles(context)
     if returning:
         return tuple(each for each in found if each.kind is not Obstacle.MEMORY)
-    for reading in await ground.driver.list():
+    for reading in await context.driver.list():
         if spec.uuid == reading.uuid or spec.name == reading.name:
             found.append(
                 Blocker(
                     kind=Obstacle.NAME,
                     reason=f"it still has a domain {reading.name} (id {reading.domid})",
-                    hint=f"look at it: veery --node {ground.node} list; rename or destroy one of the two",
+                    hint=f"look at it: veery --node {context.node} list; rename or destroy one of the two",
                 )
             )
-    intent = await INTENTS.get(ground.store, ground.node)
+    intent = await INTENTS.get(context.store, context.node)
     if intent is not None and intent.kind is IntentKind.DRAIN:
-        hint = f"veery node resume {ground.node}"
+        hint = f"veery node resume {context.node}"
         found.append(Blocker(kind=Obstacle.NODE, reason=f"it is drained by {intent.by or 'somebody'}", hint=hint))
-    found += await ground.attacher.blockers(spec)
+    found += await context.attacher.blockers(spec)
     return tuple(found)
 
 
@@ -89,50 +89,50 @@ def refusal(node: str, domain: str, found: Sequence[Blocker]) -> Refused:
     )
 
 
-async def reply(ground: Ground, question: Question) -> Reply:
+async def reply(context: MoveContext, question: Question) -> Reply:
     """The target's answer to a question of another node."""
     luggage = msgspec.Raw(question.luggage.encode())
     spec = disks.staying(question.spec, question.disks)
     found, way_back = await asyncio.gather(
-        inspect(ground, spec, luggage, question.driver, post_copy=question.post_copy), port(ground, question.home)
+        inspect(context, spec, luggage, question.driver, post_copy=question.post_copy), port(context, question.home)
     )
-    chosen = local.choose(question.disks, question.disk_dir or ground.disk_folder, question.domain)
-    found += disks.blockers(ground.driver, chosen)
+    chosen = local.choose(question.disks, question.disk_dir or context.disk_folder, question.domain)
+    found += disks.blockers(context.driver, chosen)
     return Reply(
-        node=ground.node, blockers=found, way_back=way_back, abilities=await ground.driver.abilities(), level=LEVEL
+        node=context.node, blockers=found, way_back=way_back, abilities=await context.driver.abilities(), level=LEVEL
     )
 
 
-async def port(ground: Ground, node: Node) -> tuple[Blocker, ...]:
+async def port(context: MoveContext, node: Node) -> tuple[Blocker, ...]:
     """Whether `node` takes a connection of ours on its relocation port, by address and by certificate."""
     try:
         channel = await wire.open_control(
             node.relocation_address or node.address,
             node.relocation_port,
             node.name,
-            current(ground.client_tls),
+            current(context.client_tls),
             CONNECT_DEADLINE,
         )
     except VeeryError as error:
         hint = error.hint
         if "hosts_allow" in error.message:
-            hint = f"let {ground.node} in: relocation.hosts_allow in veery.toml of {node.name}"
+            hint = f"let {context.node} in: relocation.hosts_allow in veery.toml of {node.name}"
         return (Blocker(kind=Obstacle.PORT, reason=error.message, hint=hint),)
     await channel.close()
     return ()
 
 
-async def here(ground: Ground, reading: DomainReading, target: Node) -> tuple[Blocker, ...]:
+async def here(context: MoveContext, reading: DomainReading, target: Node) -> tuple[Blocker, ...]:
     """Why the domain cannot leave this node: its state, its owner, a move of it that was begun elsewhere."""
     found: list[Blocker] = []
     name = reading.name
     if reading.state not in LIVING:
         hint = f"only a living domain can move: veery destroy {name}, then create it on {target.name}"
         found.append(Blocker(kind=Obstacle.DOMAIN, reason=f"{name} is {reading.state.value}", hint=hint))
-    found += stopped(reading, ground.driver.name)
-    owner, promise = await asyncio.gather(owners.read(ground.store, name), owners.reservation(ground.store, name))
-    if owner is None or owner.node != ground.node:
-        belongs = f"{name} belongs to {owner.node if owner else 'no node'}, not to {ground.node}"
+    found += stopped(reading, context.driver.name)
+    owner, promise = await asyncio.gather(owners.read(context.store, name), owners.reservation(context.store, name))
+    if owner is None or owner.node != context.node:
+        belongs = f"{name} belongs to {owner.node if owner else 'no node'}, not to {context.node}"
         found.append(Blocker(kind=Obstacle.DOMAIN, reason=belongs, hint="veery list --cluster shows where it runs"))
     if promise is not None:
         reason = f"move {promise.move} of {name} to {promise.target} is under way"
@@ -153,21 +153,21 @@ def stopped(reading: DomainReading, driver: str) -> tuple[Blocker, ...]:
 class Scout:
     """The source's eyes before a move."""
 
-    def __init__(self, ground: Ground, node: Node, earlier: Earlier, paths: bandwidth.Paths, ask: Ask) -> None:
+    def __init__(self, context: MoveContext, node: Node, earlier: Earlier, paths: bandwidth.Paths, ask: Ask) -> None:
         """`node` is our own record; `earlier` gives the reports of our moves, the newest last, and `paths` what they
         showed of the ways; `ask` puts a question to another node's API."""
-        self._ground, self._node, self._earlier, self._paths, self._ask = ground, node, earlier, paths, ask
+        self._context, self._node, self._earlier, self._paths, self._ask = context, node, earlier, paths, ask
 
     async def plan(self, reading: DomainReading, target: Node, settings: MoveSettings) -> Plan:
         """What a move of the domain to `target` would meet, and come to. Takes about two seconds, most of them looking
         at the domain's memory; changes nothing. Raises Failed where the store or the domain's hypervisor is silent."""
-        ground = self._ground
-        spec, luggage = await ground.driver.pack(reading.uuid)
+        context = self._context
+        spec, luggage = await context.driver.pack(reading.uuid)
         going, cannot = await self._going(reading, target, settings)
         question = Question(
             domain=spec.name,
-            source=ground.node,
-            driver=ground.driver.name,
+            source=context.node,
+            driver=context.driver.name,
             spec=spec,
             luggage=bytes(luggage).decode(),
             home=self._node,
@@ -176,21 +176,21 @@ class Scout:
             post_copy=find(settings.policy).post_copy,
         )
         mine, home, way, (told, silence), memory = await asyncio.gather(
-            here(ground, reading, target),
-            inspect(ground, spec, luggage, ground.driver.name, returning=True),
-            port(ground, target),
+            here(context, reading, target),
+            inspect(context, spec, luggage, context.driver.name, returning=True),
+            port(context, target),
             self._answer(target, question),
-            ground.driver.sample(reading.uuid),
+            context.driver.sample(reading.uuid),
         )
         probed = 0.0
         if not way:
             for _ in range(PROBES):  # the best of them: a busy processor makes a probe slow, and no probe too quick
                 with contextlib.suppress(VeeryError):
-                    probed = max(probed, await bandwidth.probe(target, current(ground.client_tls)))
+                    probed = max(probed, await bandwidth.probe(target, current(context.client_tls)))
         return plan.make(
             plan.Observations(
                 domain=spec.name,
-                source=ground.node,
+                source=context.node,
                 target=target.name,
                 settings=settings,
                 here=(*mine, *cannot),
@@ -198,7 +198,7 @@ class Scout:
                 silence=silence,
                 reply=told,
                 home=home,
-                abilities=await ground.driver.abilities(),
+                abilities=await context.driver.abilities(),
                 memory=memory,
                 earlier=tuple(self._earlier()),
                 probed=probed,
@@ -210,27 +210,27 @@ class Scout:
     async def way_back(self, reading: DomainReading, target: Node) -> str:
         """What would keep the domain from coming back from `target`, in one line; "" where nothing does, or where the
         target does not say (the move itself will tell). Some 20 ms."""
-        ground = self._ground
-        spec, luggage = await ground.driver.pack(reading.uuid)
+        context = self._context
+        spec, luggage = await context.driver.pack(reading.uuid)
         question = Question(
             domain=spec.name,
-            source=ground.node,
-            driver=ground.driver.name,
+            source=context.node,
+            driver=context.driver.name,
             spec=spec,
             luggage=bytes(luggage).decode(),
             home=self._node,
         )
         home, (told, _) = await asyncio.gather(
-            inspect(ground, spec, luggage, ground.driver.name, returning=True), self._answer(target, question)
+            inspect(context, spec, luggage, context.driver.name, returning=True), self._answer(target, question)
         )
         found = dict.fromkeys(each.reason for each in (*home, *(told.way_back if told else ())))
-        return f"it could not come back to {ground.node}: {'; '.join(found)}" if found else ""
+        return f"it could not come back to {context.node}: {'; '.join(found)}" if found else ""
 
     async def _going(
         self, reading: DomainReading, target: Node, settings: MoveSettings
     ) -> tuple[tuple[CarriedDisk, ...], tuple[Blocker, ...]]:
         """The disks that would go along, or why they would not."""
-        driver, node = self._ground.driver, self._ground.node
+        driver, node = self._context.driver, self._context.node
         try:
             going = await disks.carried(
                 driver, reading.uuid, settings, node=node, name=reading.name, target=target.name
@@ -241,13 +241,13 @@ class Scout:
 
     async def reply(self, question: Question) -> Reply:
         """Our own answer, when we are the target."""
-        return await reply(self._ground, question)
+        return await reply(self._context, question)
 
     async def _answer(self, target: Node, question: Question) -> tuple[Reply | None, tuple[Blocker, ...]]:
         """The target's reply, or why there is none."""
         try:
             told = await self._ask(target.name, question)
-            trouble = levels.behind(told.level, await levels.read(self._ground.store))
+            trouble = levels.behind(told.level, await levels.read(self._context.store))
         except VeeryError as error:
             reason = f"{target.name} does not say whether it could take {question.domain}: {error.message}"
             return None, (Blocker(kind=Obstacle.NODE, reason=reason, hint=error.hint or "compare `veery version`"),)

@@ -16,12 +16,12 @@ from veery.host import kept, tasks
 from veery.host.files import write_atomic
 from veery.migrate import policy
 from veery.migrate.bandwidth import Paths
-from veery.migrate.base import Ground
+from veery.migrate.base import MoveContext
 from veery.migrate.journal import Side
 from veery.migrate.phases import CANCELLABLE
+from veery.migrate.scheduler import CopyScheduler, Places
 from veery.migrate.sender import Order, Sender
 from veery.migrate.settle import Settler
-from veery.migrate.turns import Places, Turns
 from veery.model.codec import encode
 from veery.model.domain import DomainReading
 from veery.model.move import MoveProgress, MoveReport, MoveSettings, MoveState, Phase, Tuning
@@ -66,11 +66,16 @@ class Running:
 class Moves:
     """Starts, follows, cancels and remembers moves out of this node."""
 
-    def __init__(self, ground: Ground, settler: Settler, folder: Path, limits: MoveLimits = DEFAULT_LIMITS) -> None:
+    def __init__(
+        self, context: MoveContext, settler: Settler, folder: Path, limits: MoveLimits = DEFAULT_LIMITS
+    ) -> None:
         """Reports of ended moves are kept in `folder`; more moves than `limits` allow wait. `paths` is what copies
         showed of the ways to other nodes."""
-        self._ground, self._settler, self._folder = ground, settler, folder
-        self._places, self._turns = Places(limits.out, limits.link), Turns(ground.clock, copies_at_once(limits.copies))
+        self._context, self._settler, self._folder = context, settler, folder
+        self._places, self._turns = (
+            Places(limits.out, limits.link),
+            CopyScheduler(context.clock, copies_at_once(limits.copies)),
+        )
         self.paths = Paths()
         self._running: dict[str, Running] = {}
         self._tasks: asyncio.TaskGroup | None = None
@@ -94,7 +99,7 @@ class Moves:
     def idle(self) -> bool:
         """Whether no move is under way here, neither out nor in."""
         try:
-            return not self._running and not self._ground.journal.open()
+            return not self._running and not self._context.journal.open()
         except (Failed, OSError):  # it cannot be read for now
             return False
 
@@ -124,7 +129,7 @@ class Moves:
     def remains(self, domain: str) -> str:
         """The node that needs this node's copy of `domain` for the rest of its memory (post-copy), or ""."""
         line = self._settler.busy(domain) or next(
-            (line for line in self._ground.journal.open() if line.domain == domain), None
+            (line for line in self._context.journal.open() if line.domain == domain), None
         )
         return line.target if line is not None and line.post_copy and line.side is Side.SOURCE else ""
 
@@ -149,7 +154,7 @@ class Moves:
         order = Order(move=move, reading=reading, target=target, settings=settings)
         running = Running(move, reading.name, None, caution, arrived)  # type: ignore[arg-type]
         running.sender = Sender(
-            self._ground, self._settler, order, running.publish, turns=self._turns, paths=self.paths
+            self._context, self._settler, order, running.publish, turns=self._turns, paths=self.paths
         )
         self._running[move] = running
         running.task = self._tasks.create_task(self._run(running), name=f"move {move}")
@@ -263,7 +268,7 @@ class Moves:
         """Wait in the queue, then move."""
         target = running.sender.target
         if not self._places.free(target):
-            note = f"waits for other moves of {self._ground.node} to end"
+            note = f"waits for other moves of {self._context.node} to end"
             running.publish(MoveProgress(phase=Phase.BEGIN, note=note))
         await self._places.take(target)
         try:

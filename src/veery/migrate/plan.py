@@ -12,9 +12,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from veery.migrate.compression import WORTH, considered
 from veery.migrate.converge import Change, Course, GiveUp, Round, bound, decide, fold
 from veery.migrate.policy import find
-from veery.migrate.squeeze import WORTH, considered
 from veery.model import defects
 from veery.model.move import Compress, MoveReport, MoveSettings, MoveState, Phase, Sample
 from veery.model.plan import Abilities, Blocker, Forecast, Link, MemoryReading, Overhead, Plan, Reply

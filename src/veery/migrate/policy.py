@@ -113,7 +113,7 @@ def check(settings: MoveSettings) -> None:
         )
 
 
-def picture(policy: Policy) -> str:
+def context(policy: Policy) -> str:
     """The policy's ladder as docs/moves.md shows it, the first rung at the foot; a test keeps the two alike."""
     steps = [f"limit {limit:>4} ms" for limit in policy.limits(50)]
     steps += [f"throttle {percent:>2} %, limit {policy.limits(50)[-1]} ms" for percent in policy.throttle]

@@ -22,7 +22,7 @@ from veery.host import tasks
 from veery.host.contexts import current
 from veery.hypervisor.base import Lost, PostCopier, Rest
 from veery.migrate import wire
-from veery.migrate.base import Ground
+from veery.migrate.base import MoveContext
 from veery.migrate.journal import Line, Side
 from veery.model.domain import DomainState
 from veery.model.move import MoveProgress, Phase
@@ -52,13 +52,13 @@ class Standing(StrEnum):
     LOST = "lost"  # the target: what must come before it can run was lost on the way
 
 
-async def obstacles(ground: Ground) -> tuple[Blocker, ...]:
+async def obstacles(context: MoveContext) -> tuple[Blocker, ...]:
     """Why nothing can come in here by post-copy."""
     hint = "another policy: veery migrate --policy must-finish"
-    if not isinstance(ground.driver, PostCopier):
-        reason = f"its driver {ground.driver.name} has no post-copy"
+    if not isinstance(context.driver, PostCopier):
+        reason = f"its driver {context.driver.name} has no post-copy"
         return (Blocker(kind=Obstacle.DRIVER, reason=reason, hint=hint),)
-    if reason := (await ground.driver.abilities()).post_copy:
+    if reason := (await context.driver.abilities()).post_copy:
         return (Blocker(kind=Obstacle.VERSION, reason=f"no post-copy: {reason}", hint=hint),)
     return ()
 
@@ -66,10 +66,10 @@ async def obstacles(ground: Ground) -> tuple[Blocker, ...]:
 # ---- the source
 
 
-async def see_off(ground: Ground, line: Line, publish: Publish, target: Node | None = None) -> None:
+async def see_off(context: MoveContext, line: Line, publish: Publish, target: Node | None = None) -> None:
     """Send the rest; returns when the target has it, or has no use for it any more. Raises Lost when it cannot be
     sent. `target`: its record, where it is at hand."""
-    driver = _driver(ground)
+    driver = _driver(context)
     said = ""
 
     def say(text: str) -> None:
@@ -88,7 +88,7 @@ async def see_off(ground: Ground, line: Line, publish: Publish, target: Node | N
             try:
                 if rest is None:
                     await driver.release(line.uuid)
-                elif await _again(ground, line, rest, way, target):
+                elif await _again(context, line, rest, way, target):
                     return
                 elif rest is Rest.BROKEN:
                     say("a new stream carries the rest")
@@ -100,19 +100,21 @@ async def see_off(ground: Ground, line: Line, publish: Publish, target: Node | N
             except Lost:
                 raise
             except Refused as error:
-                if not await _holds(ground, line):
+                if not await _holds(context, line):
                     raise Lost(f"{line.domain}: its QEMU ended before all of its memory was sent") from error
                 say(f"not mended yet: {error.message}")
-                await ground.clock.sleep(RETRY)
+                await context.clock.sleep(RETRY)
             except (VeeryError, OSError) as error:
                 say(f"not mended yet: {error}")
-                await ground.clock.sleep(RETRY)
+                await context.clock.sleep(RETRY)
 
 
-async def _again(ground: Ground, line: Line, rest: Rest, way: contextlib.AsyncExitStack, target: Node | None) -> bool:
+async def _again(
+    context: MoveContext, line: Line, rest: Rest, way: contextlib.AsyncExitStack, target: Node | None
+) -> bool:
     """Speak to the target. True: it needs nothing more. Else, where the stream had broken, the next one stands; it is
     carried until `way` is closed. Raises Lost, Failed, Refused."""
-    channel = await _call(ground, line.target, target)
+    channel = await _call(context, line.target, target)
     way.push_async_callback(channel.close)
     if rest is Rest.UNSURE:
         return await _ask(channel, line) is not Standing.PARTLY
@@ -129,21 +131,21 @@ async def _again(ground: Ground, line: Line, rest: Rest, way: contextlib.AsyncEx
     carrying = asyncio.create_task(channel.carry(far), name=f"{line.move} is carried")
     way.push_async_callback(tasks.stop, carrying)
     carrying.add_done_callback(lambda _: _shut(far))
-    await _driver(ground).reconnect(line.uuid, near)
+    await _driver(context).reconnect(line.uuid, near)
     return False
 
 
 # ---- the target
 
 
-async def see_in(ground: Ground, line: Line) -> None:
+async def see_in(context: MoveContext, line: Line) -> None:
     """Let the domain run, whose owner we are, and wait until all of its memory is here. When the source has nothing
     more to give, its run is ended, and its on_crash answered."""
-    driver = _driver(ground)
-    asked, gone_since, said = ground.clock.now(), 0.0, ""
+    driver = _driver(context)
+    asked, gone_since, said = context.clock.now(), 0.0, ""
     while True:
         try:
-            await ground.driver.finish(line.uuid, paused=line.paused)
+            await context.driver.finish(line.uuid, paused=line.paused)
             if await driver.whole(line.uuid):
                 log.info("move=%s domain=%s all of its memory is here", line.move, line.domain)
                 return
@@ -153,39 +155,39 @@ async def see_in(ground: Ground, line: Line) -> None:
             if error.message != said:
                 log.warning("move=%s domain=%s %s", line.move, line.domain, error.message)
             said = error.message
-        now = ground.clock.now()
+        now = context.clock.now()
         if gone_since and now - gone_since > GRACE:
             log.error("move=%s domain=%s %s has nothing more of its memory: ended", line.move, line.domain, line.source)
             await driver.lose(line.uuid)
             return
         if not gone_since and now - asked > ASK_EVERY:
             with contextlib.suppress(VeeryError):
-                gone_since = now if await _source_is_gone(ground, line) else 0.0
-            asked = ground.clock.now()
-        await ground.clock.sleep(LOOK_EVERY)
+                gone_since = now if await _source_is_gone(context, line) else 0.0
+            asked = context.clock.now()
+        await context.clock.sleep(LOOK_EVERY)
 
 
-async def _source_is_gone(ground: Ground, line: Line) -> bool:
-    channel = await _call(ground, line.source, None)
+async def _source_is_gone(context: MoveContext, line: Line) -> bool:
+    channel = await _call(context, line.source, None)
     try:
         return await _ask(channel, line) is Standing.GONE
     finally:
         await channel.close()
 
 
-async def take(ground: Ground, channel: wire.Channel, message: wire.Mend | wire.Ask) -> None:
+async def take(context: MoveContext, channel: wire.Channel, message: wire.Mend | wire.Ask) -> None:
     """Answer the other side of a move."""
-    line = next((each for each in ground.journal.open() if each.move == message.move), None)
+    line = next((each for each in context.journal.open() if each.move == message.move), None)
     if line is not None and channel.peer not in {line.source, line.target}:
         raise Refused(f"{channel.peer} asks about a move of others")
     if line is None and isinstance(message, wire.Mend):
         message = wire.Ask(message.move, message.uuid)  # it is through, or never was
-    standing = await _standing(ground, line, message.uuid)
+    standing = await _standing(context, line, message.uuid)
     if isinstance(message, wire.Ask) or standing is not Standing.PARTLY:
         await channel.send(wire.Told(standing.value))
         return
     try:
-        stream = await _driver(ground).rejoin(message.uuid)
+        stream = await _driver(context).rejoin(message.uuid)
     except Lost:
         await channel.send(wire.Told(Standing.LOST.value))
         return
@@ -199,8 +201,8 @@ async def take(ground: Ground, channel: wire.Channel, message: wire.Mend | wire.
         _shut(stream)
 
 
-async def _standing(ground: Ground, line: Line | None, uuid: str) -> Standing:
-    reading = next((each for each in await ground.driver.list() if each.uuid == uuid), None)
+async def _standing(context: MoveContext, line: Line | None, uuid: str) -> Standing:
+    reading = next((each for each in await context.driver.list() if each.uuid == uuid), None)
     if reading is None:
         return Standing.GONE
     if line is None:
@@ -208,32 +210,32 @@ async def _standing(ground: Ground, line: Line | None, uuid: str) -> Standing:
     if line.side is Side.SOURCE:
         return Standing.PARTLY
     with contextlib.suppress(Failed):
-        return Standing.HERE if await _driver(ground).whole(uuid) else Standing.PARTLY
+        return Standing.HERE if await _driver(context).whole(uuid) else Standing.PARTLY
     return Standing.PARTLY
 
 
 # ---- both
 
 
-def _driver(ground: Ground) -> PostCopier:
-    assert isinstance(ground.driver, PostCopier)
-    return ground.driver
+def _driver(context: MoveContext) -> PostCopier:
+    assert isinstance(context.driver, PostCopier)
+    return context.driver
 
 
-async def _holds(ground: Ground, line: Line) -> bool:
-    return any(reading.uuid == line.uuid for reading in await ground.driver.list())
+async def _holds(context: MoveContext, line: Line) -> bool:
+    return any(reading.uuid == line.uuid for reading in await context.driver.list())
 
 
-async def _call(ground: Ground, name: str, node: Node | None) -> wire.Channel:
+async def _call(context: MoveContext, name: str, node: Node | None) -> wire.Channel:
     """A control connection to node `name`, whose record is `node` or stands in the store. Raises Refused, Failed."""
-    found = node or await NODES.get(ground.store, name)
+    found = node or await NODES.get(context.store, name)
     if found is None:
         raise Failed(f"{name} is no node of the cluster any more")
     return await wire.open_control(
         found.relocation_address or found.address,
         found.relocation_port,
         name,
-        current(ground.client_tls),
+        current(context.client_tls),
         CONNECT_DEADLINE,
     )
 

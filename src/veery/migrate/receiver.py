@@ -18,9 +18,9 @@ from veery.errors import Failed, Refused, VeeryError
 from veery.host import tasks
 from veery.host.contexts import current
 from veery.hypervisor.base import DiskMover
-from veery.migrate import disks, postcopy, squeeze, tracking, wire
+from veery.migrate import compression, conntrack, disks, postcopy, wire
 from veery.migrate.bandwidth import count
-from veery.migrate.base import Ground
+from veery.migrate.base import MoveContext
 from veery.migrate.check import inspect, refusal
 from veery.migrate.journal import Line, Side
 from veery.migrate.pump import Pump, inlet
@@ -45,10 +45,10 @@ FINISH_DEADLINE = 180.0  # from Loaded to Finish: the source may be asking a slo
 class Receiver:
     """Takes domains in. One call of `take` is one control connection."""
 
-    def __init__(self, ground: Ground, settler: Settler, limits: MoveLimits = DEFAULT_LIMITS) -> None:
+    def __init__(self, context: MoveContext, settler: Settler, limits: MoveLimits = DEFAULT_LIMITS) -> None:
         """`server` is set by the daemon once both are built. At most `limits.into` domains come in at once."""
         self._places = asyncio.Semaphore(limits.into)
-        self._ground, self._settler = ground, settler
+        self._context, self._settler = context, settler
         self.server: RelocationServer | None = None
         self._arriving: dict[str, wire.Offer] = {}
 
@@ -76,15 +76,15 @@ class Receiver:
         elif isinstance(message, wire.Pour):
             await count(channel, message)
         elif isinstance(message, wire.Mend | wire.Ask):
-            await postcopy.take(self._ground, channel, message)
+            await postcopy.take(self._context, channel, message)
         else:
             await channel.send(wire.Problem("refused", "begin with an offer"))
 
     async def _announce(self, offer: wire.Offer) -> None:
         """Tell the network where the domain is now, in several rounds; it runs already."""
         try:
-            _, attachments = await self._ground.driver.spec(offer.spec.uuid)
-            await self._ground.attacher.announce(attachments)
+            _, attachments = await self._context.driver.spec(offer.spec.uuid)
+            await self._context.attacher.announce(attachments)
         except VeeryError as error:  # it may have moved on, or ended
             log.warning("move=%s domain=%s not announced: %s", offer.move, offer.domain, error.message)
 
@@ -97,9 +97,9 @@ class Receiver:
         try:
             async with self._room(channel, offer):
                 spec = disks.staying(offer.spec, offer.disks)
-                found = await inspect(self._ground, spec, offer.luggage, offer.driver, post_copy=offer.post_copy)
-                if found := (*found, *disks.blockers(self._ground.driver, self._choose(offer))):
-                    raise refusal(self._ground.node, offer.domain, found)
+                found = await inspect(self._context, spec, offer.luggage, offer.driver, post_copy=offer.post_copy)
+                if found := (*found, *disks.blockers(self._context.driver, self._choose(offer))):
+                    raise refusal(self._context.node, offer.domain, found)
                 await self._reserved(channel, offer)
         finally:
             del self._arriving[offer.domain]
@@ -122,7 +122,7 @@ class Receiver:
 
     async def _reserved(self, channel: wire.Channel, offer: wire.Offer) -> None:
         """Promise, prepare, load, and go as the owner key says."""
-        ground = self._ground
+        context = self._context
         line = Line(
             move=offer.move,
             side=Side.TARGET,
@@ -130,22 +130,22 @@ class Receiver:
             uuid=offer.spec.uuid,
             boot=offer.boot,
             source=offer.source,
-            target=ground.node,
+            target=context.node,
             owner_revision=offer.owner_revision,
             paused=offer.paused,
             disks=self._choose(offer),
             post_copy=offer.post_copy,
             phase=Phase.PREPARE,
         )
-        ground.journal.write(line)
+        context.journal.write(line)
         line, reservation = await self._promised(offer, line)
         attachments: Attachments | None = None
         try:
-            await ground.hold.at(Phase.PREPARE)
+            await context.hold.at(Phase.PREPARE)
             line = await self._make_disks(line)
             spec = disks.arrived(offer.spec, line.disks)
-            attachments = await ground.attacher.attach(spec)
-            await ground.driver.prepare(
+            attachments = await context.attacher.attach(spec)
+            await context.driver.prepare(
                 spec,
                 attachments,
                 offer.luggage,
@@ -156,20 +156,20 @@ class Receiver:
             )
             async with self._watching(reservation, offer.boot) as given:
                 word = await self._load(channel, offer, line)
-                async with tracking.admitting(ground.attacher, offer.move, word.flows) as entered:
+                async with conntrack.admitting(context.attacher, offer.move, word.flows) as entered:
                     await self._make_sure(line, given)
-                    await asyncio.wait({entered}, timeout=tracking.PATIENCE)
-                    await ground.driver.finish(offer.spec.uuid, paused=offer.paused, started=word.started)
+                    await asyncio.wait({entered}, timeout=conntrack.PATIENCE)
+                    await context.driver.finish(offer.spec.uuid, paused=offer.paused, started=word.started)
         except (VeeryError, OSError, TimeoutError) as error:
             await self._give_up(line, attachments)
             if isinstance(error, VeeryError):
                 raise
-            raise Failed(f"{ground.node}: {error or 'timeout'}") from error
+            raise Failed(f"{context.node}: {error or 'timeout'}") from error
         except asyncio.CancelledError:
             self._settler.later(line)
             raise
         # In post-copy the journal keeps it until all of its memory is here.
-        (self._settler.later if line.post_copy else ground.journal.strike)(line)
+        (self._settler.later if line.post_copy else context.journal.strike)(line)
         log.info("move=%s domain=%s runs here", line.move, line.domain)
         await channel.send(wire.Running())
 
@@ -178,9 +178,9 @@ class Receiver:
         owns the domain at all. Raises what the store answers, and then nothing is left of the move here."""
         try:
             reservation = await tasks.to_the_end(self._reserve(offer))  # a promise that nobody knows of would stand
-            return self._ground.journal.write(replace(line, reservation_revision=reservation.revision)), reservation
+            return self._context.journal.write(replace(line, reservation_revision=reservation.revision)), reservation
         except Refused:
-            self._ground.journal.strike(line)
+            self._context.journal.strike(line)
             raise
         except VeeryError:
             await self._give_up(line, None)
@@ -191,11 +191,11 @@ class Receiver:
 
     async def _reserve(self, offer: wire.Offer) -> Reservation:
         return await owners.reserve(
-            self._ground.store,
+            self._context.store,
             offer.domain,
             offer.move,
             offer.source,
-            self._ground.node,
+            self._context.node,
             revision=offer.owner_revision,
             volumes={disk.volume for disk in offer.spec.disks if disk.volume},
         )
@@ -205,7 +205,7 @@ class Receiver:
         """Watch the owner key from the reservation on; the task ends when we are seen to own the domain. So the
         news of COMMIT is here as soon as the source's own word, and need not be asked for in the gap."""
         watching = asyncio.create_task(
-            owners.given(self._ground.store, reservation, boot), name=f"{reservation.move} watches the owner"
+            owners.given(self._context.store, reservation, boot), name=f"{reservation.move} watches the owner"
         )
         try:
             yield watching
@@ -218,13 +218,13 @@ class Receiver:
         await asyncio.wait({given}, timeout=HEAD_START)
         if given.done() and given.exception() is None:
             return
-        owner = await owners.read(self._ground.store, line.domain)
-        if owner is None or owner.node != self._ground.node or owner.revision <= line.owner_revision:
+        owner = await owners.read(self._context.store, line.domain)
+        if owner is None or owner.node != self._context.node or owner.revision <= line.owner_revision:
             raise Failed(f"{line.domain} was called ours, but the store says otherwise")
 
     async def _load(self, channel: wire.Channel, offer: wire.Offer, line: Line) -> wire.Finish:
         """Ready, stream, Loaded, Finish; returns when the source has said that we own the domain: its last word."""
-        ground = self._ground
+        context = self._context
         assert self.server is not None
         async with contextlib.AsyncExitStack() as stack:
             token, arrival = stack.enter_context(self.server.expect())
@@ -232,7 +232,7 @@ class Receiver:
                 token=token,
                 reservation=line.reservation_revision,
                 disks=line.disks,
-                hypervisor=(await ground.driver.abilities()).version,
+                hypervisor=(await context.driver.abilities()).version,
                 level=LEVEL,
             )
             disk_pump: Pump | None = None
@@ -252,7 +252,7 @@ class Receiver:
                 else:
                     raise Failed(f"{offer.source} said it was finished before everything was loaded")
                 await channel.send(wire.Loaded())  # before the journal: the domain stands still from here on
-                ground.journal.write(line.at(Phase.LOADED))
+                context.journal.write(line.at(Phase.LOADED))
                 async with asyncio.timeout(FINISH_DEADLINE):
                     finish = await self._told_or_lost(listening, offer)
                 await loading  # in post-copy only now: what must be there before it can run
@@ -265,8 +265,8 @@ class Receiver:
         then there must be no COMMIT, since the source's is whole."""
         while not listening.done():
             await asyncio.wait({listening}, timeout=LOOK)
-            if not await self._ground.driver.stands(offer.spec.uuid):
-                raise Failed(f"{offer.domain} ended on {self._ground.node} before it was handed over")
+            if not await self._context.driver.stands(offer.spec.uuid):
+                raise Failed(f"{offer.domain} ended on {self._context.node} before it was handed over")
         finish: wire.Finish = listening.result()
         return finish
 
@@ -276,29 +276,29 @@ class Receiver:
             if not arrival.done() and not (disk_pump and disk_pump.open):
                 raise Failed(f"{offer.source} opened no stream")
         stream = arrival.result()
-        await self._ground.hold.at(Phase.COPY)
+        await self._context.hold.at(Phase.COPY)
         async with contextlib.AsyncExitStack() as way:
             if offer.packed:
                 assert self.server is not None
                 tls = current(self.server.tls) if offer.tls else None
                 admits = self.server.admission.lets_in
                 stream = await way.enter_async_context(
-                    squeeze.unpacking(stream, peer=offer.source, tls=tls, admits=admits)
+                    compression.unpacking(stream, peer=offer.source, tls=tls, admits=admits)
                 )
-            await self._ground.driver.receive(offer.spec.uuid, stream)
+            await self._context.driver.receive(offer.spec.uuid, stream)
 
     # ---- disks that come along
 
     def _choose(self, offer: wire.Offer) -> tuple[CarriedDisk, ...]:
         """The disks of the offer, each with its file here; not made yet."""
-        chosen = local.choose(offer.disks, offer.disk_dir or self._ground.disk_folder, offer.domain)
+        chosen = local.choose(offer.disks, offer.disk_dir or self._context.disk_folder, offer.domain)
         return tuple(replace(disk, inode=0) for disk in chosen)
 
     async def _make_disks(self, line: Line) -> Line:
         """Make their files; the journal knows each before there is anything in it."""
         for number, disk in enumerate(line.disks):
             taken = (*line.disks[:number], local.take(disk), *line.disks[number + 1 :])
-            line = self._ground.journal.write(replace(line, disks=taken))
+            line = self._context.journal.write(replace(line, disks=taken))
         for disk in line.disks:
             await local.form(disk)
         return line
@@ -306,7 +306,7 @@ class Receiver:
     @contextlib.asynccontextmanager
     async def _disks_come_in(self, offer: wire.Offer, files: Sequence[CarriedDisk]) -> AsyncIterator[tuple[str, Pump]]:
         """Let the source write the half domain's disks: the token that its streams must show, and what carries them."""
-        driver = self._ground.driver
+        driver = self._context.driver
         assert self.server is not None and isinstance(driver, DiskMover)
         names = [disk.vdev for disk in offer.disks]
         pump = inlet(
@@ -326,19 +326,19 @@ class Receiver:
         """Something failed: make sure who owns the domain, then obey. Usually that means to drop our copy."""
         try:
             owner = await self._settler.ask(line, deadline=5)
-            if owner is not None and owner.node == self._ground.node and owner.boot == line.boot:
+            if owner is not None and owner.node == self._context.node and owner.boot == line.boot:
                 if line.post_copy:
                     self._settler.later(line)
                     return
-                await self._ground.driver.finish(line.uuid, paused=line.paused)
+                await self._context.driver.finish(line.uuid, paused=line.paused)
                 log.warning("move=%s domain=%s is ours by the store, and runs here", line.move, line.domain)
             else:
-                await self._ground.driver.destroy(line.uuid)
+                await self._context.driver.destroy(line.uuid)
                 if attachments is not None:
-                    await self._ground.attacher.detach(attachments)
+                    await self._context.attacher.detach(attachments)
                 await self._settler.clear_disks(line)
         except VeeryError as error:
             log.error("move=%s domain=%s not settled yet: %s", line.move, line.domain, error.message)
             self._settler.later(line)
             return
-        self._ground.journal.strike(line)
+        self._context.journal.strike(line)

@@ -22,15 +22,15 @@ from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
 from veery.host import tasks
 from veery.host.contexts import current
 from veery.hypervisor.base import DiskMover, Lost, PostCopier
-from veery.migrate import disks, hearing, postcopy, pump, squeeze, tracking, versions, vitals, wire
+from veery.migrate import compression, conntrack, disks, postcopy, pump, target_wait, versions, vitals, wire
 from veery.migrate.bandwidth import Paths
-from veery.migrate.base import Ground
+from veery.migrate.base import MoveContext
 from veery.migrate.journal import Line, Side
 from veery.migrate.phases import Steps
-from veery.migrate.pilot import Pilot
 from veery.migrate.policy import find
+from veery.migrate.scheduler import CopyScheduler, Turn
 from veery.migrate.settle import Settler
-from veery.migrate.turns import Turn, Turns
+from veery.migrate.steering import CopySteering
 from veery.model.cluster import LEVEL, DomainRecord, Owner, Reservation
 from veery.model.domain import DomainReading, DomainSpec, DomainState
 from veery.model.move import CopyResult, MoveProgress, MoveReport, MoveSettings, MoveState, Phase, Tuning
@@ -64,30 +64,30 @@ class Sender:
 
     def __init__(
         self,
-        ground: Ground,
+        context: MoveContext,
         settler: Settler,
         order: Order,
         publish: Callable[[MoveProgress], None],
         *,
-        turns: Turns,
+        turns: CopyScheduler,
         paths: Paths,
     ) -> None:
         """`publish` hears of every phase and every reading of the copy; `turns` says when to switch over, `paths` what
         is known of the way."""
-        self._ground, self._settler, self._order, self._publish = ground, settler, order, publish
+        self._context, self._settler, self._order, self._publish = context, settler, order, publish
         self._turns, self._paths = turns, paths
-        self._squeeze: squeeze.Squeeze | None = None
+        self._squeeze: compression.Compression | None = None
         self.telling: asyncio.Task[None] | None = None
         self._turn: Turn | None = None
-        self._pilot: Pilot | None = None
-        self._started = ground.clock.epoch()
+        self._pilot: CopySteering | None = None
+        self._started = context.clock.epoch()
         self._steps: Steps | None = None
         self._copy: CopyResult | None = None
         self._record: DomainRecord | None = None  # what COMMIT writes where disks go along
         self._disk_bytes = 0
         self._store_answered = float("-inf")
         self._asking: asyncio.Task[None] | None = None
-        self._tracking: tracking.Tracking | None = None
+        self._tracking: conntrack.ConntrackTransfer | None = None
         self._stands_since = 0.0
         self._post_copy = find(order.settings.policy).post_copy and not _stands(order)
         self._ended = False  # the domain itself, before it could move
@@ -115,12 +115,12 @@ class Sender:
                 await self._turn.prepare()
             return await self._run()
         except (Refused, Failed) as error:
-            how = await vitals.end_of(self._ground.driver, self._order.reading.uuid)
+            how = await vitals.end_of(self._context.driver, self._order.reading.uuid)
             if not how:
                 raise
             self._ended = True
             raise Failed(
-                f"{self._order.reading.name} {how} on {self._ground.node} while it was moved",
+                f"{self._order.reading.name} {how} on {self._context.node} while it was moved",
                 hint="its file's on_poweroff, on_reboot and on_crash say whether it starts again: veery list --cluster",
             ) from error
         finally:
@@ -128,7 +128,7 @@ class Sender:
 
     async def _while_alive(self, work: Coroutine[Any, Any, T]) -> T:
         """Await `work`, which takes long; raise Failed as soon as the guest has ended by itself."""
-        return await vitals.while_alive(self._ground.driver, self._ground.clock, self._order.reading.uuid, work)
+        return await vitals.while_alive(self._context.driver, self._context.clock, self._order.reading.uuid, work)
 
     def _leave_row(self) -> None:
         if self._turn is not None:
@@ -147,17 +147,17 @@ class Sender:
         await self._pilot.change(tuning)
 
     async def _run(self) -> MoveReport:
-        ground, order = self._ground, self._order
+        context, order = self._context, self._order
         owner = await self._own()
-        spec, luggage = await ground.driver.pack(order.reading.uuid)
+        spec, luggage = await context.driver.pack(order.reading.uuid)
         self._disks = len(spec.disks)
-        self._tracking = tracking.Tracking(ground.attacher, order.move, spec)
+        self._tracking = conntrack.ConntrackTransfer(context.attacher, order.move, spec)
         paused = order.reading.held  # one that its disk has stopped goes on at the target, where it tries again
         going = await disks.carried(
-            ground.driver,
+            context.driver,
             order.reading.uuid,
             order.settings,
-            node=ground.node,
+            node=context.node,
             name=spec.name,
             target=order.target.name,
         )
@@ -170,11 +170,11 @@ class Sender:
                 order.target.relocation_address or order.target.address,
                 order.target.relocation_port,
                 order.target.name,
-                current(ground.client_tls),
+                current(context.client_tls),
                 CONNECT_DEADLINE,
             )
             connection.push_async_callback(channel.close)
-            undo.callback(channel.part, f"{ground.node} gave {spec.name}'s move up")
+            undo.callback(channel.part, f"{context.node} gave {spec.name}'s move up")
 
             await steps.enter(Phase.PREPARE)
             await channel.send(await self._offer(owner, spec, luggage, paused, going))
@@ -188,7 +188,7 @@ class Sender:
             await steps.enter(Phase.COPY)
             undo.push_async_callback(self._settler.run_on, steps.line)
             if steps.line.disks:
-                self._record = await disks.record(ground.store, steps.line)
+                self._record = await disks.record(context.store, steps.line)
                 through = await connection.enter_async_context(self._way_for_disks(ready))
                 await self._while_alive(self._send_disks(channel, steps.line, through))
             self._copy, loaded = await self._while_alive(self._send(channel, ready))
@@ -205,39 +205,39 @@ class Sender:
 
     def _begin(self, owner: Owner, name: str, paused: bool) -> Steps:
         """Where the move stands, and what the journal will hold of it; nothing is written yet."""
-        ground, order = self._ground, self._order
+        context, order = self._context, self._order
         line = Line(
             move=order.move,
             side=Side.SOURCE,
             domain=name,
             uuid=order.reading.uuid,
             boot=owner.boot,
-            source=ground.node,
+            source=context.node,
             target=order.target.name,
             owner_revision=owner.revision,
             paused=paused,
             remove_source=order.settings.remove_source,
         )
-        self._steps = Steps(line, ground.journal, ground.clock, ground.hold, self._entered)
+        self._steps = Steps(line, context.journal, context.clock, context.hold, self._entered)
         return self._steps
 
     async def _offer(
         self, owner: Owner, spec: DomainSpec, luggage: msgspec.Raw, paused: bool, going: tuple[CarriedDisk, ...]
     ) -> wire.Offer:
         """What the target is asked to take in."""
-        ground, order = self._ground, self._order
+        context, order = self._context, self._order
         path = self._paths.slow(self.target)
-        self._squeeze = await squeeze.chosen(ground, order.reading.uuid, order.settings, path)
+        self._squeeze = await compression.chosen(context, order.reading.uuid, order.settings, path)
         return wire.Offer(
             move=order.move,
-            source=ground.node,
+            source=context.node,
             domain=spec.name,
             boot=owner.boot,
             owner_revision=owner.revision,
-            driver=ground.driver.name,
+            driver=context.driver.name,
             spec=spec,
             luggage=luggage,
-            backlog=await ground.driver.backlog(order.reading.uuid),
+            backlog=await context.driver.backlog(order.reading.uuid),
             tls=order.settings.tls,
             paused=paused,
             disks=going,
@@ -249,10 +249,10 @@ class Sender:
 
     async def _own(self) -> Owner:
         name = self._order.reading.name
-        owner = await owners.read(self._ground.store, name)
-        if owner is None or owner.node != self._ground.node:
+        owner = await owners.read(self._context.store, name)
+        if owner is None or owner.node != self._context.node:
             raise Refused(
-                f"{name} belongs to {owner.node if owner else 'no node'}, not to {self._ground.node}",
+                f"{name} belongs to {owner.node if owner else 'no node'}, not to {self._context.node}",
                 hint=f"veery list --cluster tells where {name} runs: the move is to be asked for there",
             )
         return owner
@@ -271,7 +271,7 @@ class Sender:
     async def _send_disks(self, channel: wire.Channel, line: Line, through: str) -> None:
         """Copy the local disks while listening to the target, which may give up; from then on each write goes to
         both nodes."""
-        driver, order = self._ground.driver, self._order
+        driver, order = self._context.driver, self._order
         assert isinstance(driver, DiskMover)
         self._disk_bytes = sum(disk.size for disk in line.disks)
         listening = asyncio.create_task(channel.expect(wire.Loaded, None), name=f"{order.move} listens")
@@ -294,7 +294,7 @@ class Sender:
                 f"its disks were not copied within {order.settings.timeout:g} s", hint="give it more time (--timeout)"
             ) from error
         except VeeryError as error:
-            raise await hearing.said_by_target(listening, error) from error
+            raise await target_wait.said_by_target(listening, error) from error
         finally:
             await tasks.stop(copying, listening)
 
@@ -315,7 +315,7 @@ class Sender:
 
     async def _check_versions(self, ready: wire.Ready) -> None:
         """Do without packing where the target does not know it. Raises as versions.require, StoreUnavailable."""
-        level = await levels.read(self._ground.store)
+        level = await levels.read(self._context.store)
         versions.require(self.target, ready, level, post_copy=self._post_copy)
         if self._squeeze is not None and not versions.knows_streams(ready):
             log.warning("move=%s %s does not know packed streams: not packed", self._order.move, self.target)
@@ -328,18 +328,18 @@ class Sender:
         if self._turn is not None:
             await self._turn.copy()
 
-    def _take_pilot(self) -> Pilot:
+    def _take_pilot(self) -> CopySteering:
         """Who steers the copy. A move that is alone, or cannot be held, takes its turn at once and lets the hypervisor
         switch over."""
-        ground, order, turn = self._ground, self._order, self._turn
-        held = turn is not None and not turn.alone and ground.driver.holds
+        context, order, turn = self._context, self._order, self._turn
+        held = turn is not None and not turn.alone and context.driver.holds
         if turn is not None and not held:
             turn.take()
-        self._pilot = Pilot(
-            ground.driver,
+        self._pilot = CopySteering(
+            context.driver,
             order.reading.uuid,
             self._copying(),
-            clock=ground.clock,
+            clock=context.clock,
             publish=self._progress,
             turn=turn,
             held=held,
@@ -357,8 +357,8 @@ class Sender:
         """What the hypervisor is to write the copy into."""
         if self._squeeze is None:
             return contextlib.nullcontext(stream)
-        tls = current(self._ground.client_tls) if self._order.settings.tls else None
-        return squeeze.packing(stream, self._squeeze, peer=self.target, tls=tls)
+        tls = current(self._context.client_tls) if self._order.settings.tls else None
+        return compression.packing(stream, self._squeeze, peer=self.target, tls=tls)
 
     async def _send(self, channel: wire.Channel, ready: wire.Ready) -> tuple[CopyResult, asyncio.Task[wire.Loaded]]:
         """Copy the memory while listening to the target, which may give up first."""
@@ -366,7 +366,7 @@ class Sender:
         stream: socket.socket = await wire.open_stream(
             target.relocation_address or target.address, target.relocation_port, ready.token, CONNECT_DEADLINE
         )
-        begun = self._ground.clock.now()
+        begun = self._context.clock.now()
         way = contextlib.AsyncExitStack()
         near = await way.enter_async_context(self._way(stream))
         pilot = self._take_pilot()
@@ -374,7 +374,7 @@ class Sender:
         listening = asyncio.create_task(channel.expect(wire.Loaded, None), name=f"{order.move} listens")
         means = replace(pilot.means, peer_version=ready.hypervisor)
         sending = asyncio.create_task(
-            self._ground.driver.send(order.reading.uuid, near, settings, pilot.hear, peer=target.name, means=means),
+            self._context.driver.send(order.reading.uuid, near, settings, pilot.hear, peer=target.name, means=means),
             name=f"{order.move} sends",
         )
         steering = asyncio.create_task(pilot.run(), name=f"{order.move} steers")
@@ -389,11 +389,13 @@ class Sender:
             result = await sending
             if result.poised:
                 await self._poise(result, channel)
-            return result, asyncio.create_task(hearing.within(listening, self._patience(LOADED_DEADLINE), target.name))
+            return result, asyncio.create_task(
+                target_wait.within(listening, self._patience(LOADED_DEADLINE), target.name)
+            )
         except VeeryError as error:
-            raise error if steering.done() else await hearing.said_by_target(listening, error) from error
+            raise error if steering.done() else await target_wait.said_by_target(listening, error) from error
         finally:
-            self._paths.learn(target.name, stream, self._ground.clock.now() - begun, packed=self._squeeze is not None)
+            self._paths.learn(target.name, stream, self._context.clock.now() - begun, packed=self._squeeze is not None)
             await tasks.stop(steering)
             await tasks.stop(sending)
             await way.aclose()
@@ -404,7 +406,7 @@ class Sender:
     async def _poise(self, result: CopyResult, channel: wire.Channel) -> None:
         """The domain stands, the rest is to follow it: from COMMIT on neither copy can do without the other."""
         assert self._steps is not None
-        self._stands_since = self._ground.clock.now() - result.downtime_ms / 1000
+        self._stands_since = self._context.clock.now() - result.downtime_ms / 1000
         self._steps.line = replace(self._steps.line, post_copy=True)
         self._ask_soon()
         await channel.send(wire.Poised())
@@ -413,17 +415,17 @@ class Sender:
         """The target has everything, and the store was seen to answer."""
         try:
             await loaded
-            self._booted = (await vitals.require(self._ground.driver, self._order.reading.uuid)).started
+            self._booted = (await vitals.require(self._context.driver, self._order.reading.uuid)).started
             await self._ask_soon()
         finally:
             await tasks.stop(loaded)
 
     async def _ask_store(self) -> None:
         """Make sure, before anything is asked that cannot be taken back, that the store answers at all."""
-        now = self._ground.clock.now()
+        now = self._context.clock.now()
         if now - self._store_answered > FRESH:
             await self._own()
-            self._store_answered = self._ground.clock.now()
+            self._store_answered = self._context.clock.now()
 
     def _ask_soon(self) -> asyncio.Task[None]:
         """The domain stands: begin to ask the store and to read its connections, if that was not begun before."""
@@ -448,7 +450,7 @@ class Sender:
         return await self._after_commit(channel, steps)
 
     async def _commit(self, owner: Owner, channel: wire.Channel, line: Line, undo: contextlib.AsyncExitStack) -> Owner:
-        ground = self._ground
+        context = self._context
         try:
             promise = Reservation(
                 domain=line.domain,
@@ -457,13 +459,13 @@ class Sender:
                 target=line.target,
                 revision=line.reservation_revision,
             )
-            return await owners.commit(ground.store, owner, promise, self._record)
+            return await owners.commit(context.store, owner, promise, self._record)
         except StoreUnavailable:
             raise  # surely not taken: undo
         except owners.OwnedElsewhere as error:  # the target has given up, and says why
             listening = asyncio.create_task(channel.expect(wire.Running, 1.0), name=f"{line.move} listens")
             try:
-                raise await hearing.said_by_target(listening, error) from error
+                raise await target_wait.said_by_target(listening, error) from error
             finally:
                 await tasks.stop(listening)
         except OutcomeUnknown:
@@ -488,8 +490,8 @@ class Sender:
         try:
             await steps.enter(Phase.FINISH)
             if line.post_copy:
-                assert isinstance(self._ground.driver, PostCopier)
-                await self._ground.driver.release(line.uuid)
+                assert isinstance(self._context.driver, PostCopier)
+                await self._context.driver.release(line.uuid)
             await channel.send(wire.Finish(await self._tracking.read() if self._tracking else (), self._booted))
             await channel.expect(wire.Running, self._patience(FINISH_DEADLINE))
         except VeeryError as error:
@@ -501,7 +503,7 @@ class Sender:
         if not line.post_copy:
             return await self._confirm(steps)
         if self._copy is not None:
-            stood = round((self._ground.clock.now() - self._stands_since) * 1000, 1)
+            stood = round((self._context.clock.now() - self._stands_since) * 1000, 1)
             self._copy = replace(self._copy, downtime_ms=stood)
         return None
 
@@ -512,7 +514,7 @@ class Sender:
             if cancelled is not None:
                 raise cancelled
             await steps.enter(Phase.CONFIRM)
-            await postcopy.see_off(self._ground, steps.line, self._publish, self._order.target)
+            await postcopy.see_off(self._context, steps.line, self._publish, self._order.target)
         except Lost as error:
             reason = f"the run was lost in post-copy: {error.message}; {self.target} does what its on_crash says"
             log.error("move=%s domain=%s %s", steps.line.move, steps.line.domain, reason)
@@ -552,7 +554,7 @@ class Sender:
         return MoveReport(
             id=order.move,
             domain=order.reading.name,
-            source=self._ground.node,
+            source=self._context.node,
             target=order.target.name,
             state=state,
             phase=self.phase,
@@ -576,7 +578,7 @@ class Sender:
         )
 
     def _left_here(self, state: MoveState) -> str:
-        return "" if state is MoveState.UNKNOWN or self._ended else self._ground.node
+        return "" if state is MoveState.UNKNOWN or self._ended else self._context.node
 
     def _entered(self, phase: Phase) -> None:
         self._publish(MoveProgress(phase=phase))

@@ -16,7 +16,7 @@ from veery.cluster.store import StoreUnavailable
 from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
 from veery.hypervisor.base import Lost
 from veery.migrate import disks, postcopy
-from veery.migrate.base import Ground
+from veery.migrate.base import MoveContext
 from veery.migrate.journal import Line, Side
 from veery.model.cluster import Owner
 from veery.model.domain import DomainState
@@ -31,9 +31,9 @@ RETRY = 0.5  # seconds between two tries while the store or the peer does not an
 class Settler:
     """Ends moves that did not end by themselves. `run` is its task; `later` may be called at any time."""
 
-    def __init__(self, ground: Ground) -> None:
+    def __init__(self, context: MoveContext) -> None:
         """Nothing is done before `run`."""
-        self._ground = ground
+        self._context = context
         self._waiting: asyncio.Queue[Line] = asyncio.Queue()
         self._open: dict[str, Line] = {}
         self._guessed: set[str] = set()  # lines that stand for a journal file that could not be read
@@ -51,7 +51,7 @@ class Settler:
 
     def unsettled(self, after: float = STUCK_AFTER_S) -> dict[str, str]:
         """As `troubles`, by domain."""
-        now, found = self._ground.clock.now(), {}
+        now, found = self._context.clock.now(), {}
         for key, line in self._open.items():
             if now - self._since[key] > after and (why := self._why.get(key)):
                 found[line.domain] = f"move {line.move} of {line.domain} is not settled: {why}"
@@ -60,7 +60,7 @@ class Settler:
     def later(self, line: Line) -> None:
         """Settle `line` in the background, however long it takes."""
         self._open[_key(line)] = line
-        self._since.setdefault(_key(line), self._ground.clock.now())
+        self._since.setdefault(_key(line), self._context.clock.now())
         self._waiting.put_nowait(line)
 
     async def run(self) -> None:
@@ -72,7 +72,7 @@ class Settler:
 
     def recall(self) -> None:
         """Take up what the journal holds. Call once, before `run`, after the driver has found its domains."""
-        for line in self._ground.journal.open():
+        for line in self._context.journal.open():
             log.info("move=%s domain=%s side=%s found open in %s", line.move, line.domain, line.side, line.phase)
             self.later(line)
 
@@ -80,10 +80,10 @@ class Settler:
         """Call once, after `recall`. A journal file that could not be read may stand for a move in doubt, and its
         domain is not known. So every domain here that such a move can have left half moved is settled by its owner
         key. Until then it takes no orders."""
-        lost = self._ground.journal.illegible
+        lost = self._context.journal.illegible
         if not lost:
             return
-        for reading in await self._ground.driver.list():
+        for reading in await self._context.driver.list():
             side = Side.TARGET if reading.state is DomainState.INCOMING else Side.SOURCE
             moves = sorted({each.move for each in lost if each.side is side})
             if not moves or self.busy(reading.name):
@@ -110,7 +110,7 @@ class Settler:
                         return await self._drop(line)
                     except (StoreUnavailable, OutcomeUnknown, Unreadable) as error:
                         self._waits(line, f"the store does not tell who owns {line.domain}: {error.message}")
-                        await self._ground.clock.sleep(RETRY)
+                        await self._context.clock.sleep(RETRY)
         except TimeoutError as error:
             raise OutcomeUnknown(f"the store does not say who owns {line.domain}") from error
 
@@ -118,7 +118,7 @@ class Settler:
         """The first act of an undo at the source: the domain runs on. Where the driver cannot let it, that is left for
         later, until it can; and its error is raised. Raises Refused where there is no such domain any more."""
         try:
-            await self._ground.driver.resume(line.uuid)
+            await self._context.driver.resume(line.uuid)
         except (Failed, OutcomeUnknown):
             self.later(line)
             raise
@@ -134,13 +134,13 @@ class Settler:
         except (VeeryError, TimeoutError):
             self.later(line)
             return
-        self._ground.journal.strike(line)
+        self._context.journal.strike(line)
 
     async def leave(self, line: Line) -> None:
         """The source's CONFIRM: its paused copy goes, its local disks are put aside. Raises Failed.
 
         Its taps go at the same time: it will not use them again, and the kernel takes some 20 ms for one."""
-        driver, attacher = self._ground.driver, self._ground.attacher
+        driver, attacher = self._context.driver, self._context.attacher
         _, attachments = await driver.spec(line.uuid)
         for error in await asyncio.gather(
             driver.destroy(line.uuid), attacher.detach(attachments), return_exceptions=True
@@ -152,12 +152,12 @@ class Settler:
     async def clear_disks(self, line: Line) -> None:
         """The domain is not ours (any more): see to the files of the disks that went along. Raises Failed,
         StoreUnavailable."""
-        await disks.settle(self._ground.store, line, self._ground.node)
+        await disks.settle(self._context.store, line, self._context.node)
 
     # ---- inside
 
     async def _drop(self, line: Line) -> Owner | None:
-        store = self._ground.store
+        store = self._context.store
         promise = await owners.reservation(store, line.domain)
         if promise is not None and promise.move == line.move:
             return await owners.drop(store, promise)
@@ -175,7 +175,7 @@ class Settler:
                 except Exception as error:
                     log.exception("move=%s domain=%s not settled yet", line.move, line.domain)
                     self._waits(line, f"{type(error).__name__}: {error}")
-                await self._ground.clock.sleep(RETRY)
+                await self._context.clock.sleep(RETRY)
         finally:
             for table in (self._open, self._since, self._why):
                 table.pop(key, None)
@@ -194,12 +194,12 @@ class Settler:
         """Of a domain that may have been half moved by a move whose journal file could not be read. The move's promise
         is taken away first: then no COMMIT of it can succeed, and the owner key says the last word. A copy whose owner
         is another node is left as it is: the caretaker destroys it."""
-        store, driver = self._ground.store, self._ground.driver
+        store, driver = self._context.store, self._context.driver
         promise = await owners.reservation(store, line.domain)
         if promise is not None and promise.move in line.move.split(","):
             await owners.drop(store, promise)
         owner = await owners.read(store, line.domain)
-        if owner is None or owner.node != self._ground.node:
+        if owner is None or owner.node != self._context.node:
             return
         with contextlib.suppress(Refused):  # it has ended meanwhile
             if line.side is Side.SOURCE:
@@ -210,7 +210,7 @@ class Settler:
 
     async def _settle_once(self, line: Line) -> None:
         owner = await self.ask(line, deadline=3600)
-        here = owner is not None and owner.node == self._ground.node and owner.boot == line.boot
+        here = owner is not None and owner.node == self._context.node and owner.boot == line.boot
         try:
             if here:
                 await self._keep(line)
@@ -221,7 +221,7 @@ class Settler:
             log.info("move=%s domain=%s is not here", line.move, line.domain)
             if not here:
                 await self.clear_disks(line)
-        self._ground.journal.strike(line)
+        self._context.journal.strike(line)
         log.info(
             "move=%s domain=%s settled: %s", line.move, line.domain, f"owner is {owner.node}" if owner else "no owner"
         )
@@ -231,18 +231,18 @@ class Settler:
         if not line.post_copy or line.side is not Side.SOURCE:
             return
         try:
-            await postcopy.see_off(self._ground, line, lambda progress: None)
+            await postcopy.see_off(self._context, line, lambda progress: None)
         except Lost as error:
             log.error("move=%s domain=%s the run was lost in post-copy: %s", line.move, line.domain, error.message)
 
     async def _keep(self, line: Line) -> None:
         """The owner is us: the domain runs here."""
         if line.side is Side.SOURCE:
-            await self._ground.driver.resume(line.uuid)
+            await self._context.driver.resume(line.uuid)
         elif line.post_copy:
-            await postcopy.see_in(self._ground, line)
+            await postcopy.see_in(self._context, line)
         else:
-            await self._ground.driver.finish(line.uuid, paused=line.paused)
+            await self._context.driver.finish(line.uuid, paused=line.paused)
 
 
 def _key(line: Line) -> str:

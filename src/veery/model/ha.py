@@ -129,7 +129,7 @@ class Proof:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FenceMeans:
+class FenceMethods:
     """means/NODE: how the node can be fenced; it writes this itself, while it is well. `methods` in the order to be
     tried; `watchdog`: seconds after its last renewal of its lease at which its watchdog has fired for certain."""
 
@@ -202,7 +202,7 @@ class Event:
 
 # ---- what is seen
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sign:
+class StorageHeartbeat:
     """A node's last heartbeat on storage. `age`: seconds since, by the clock of the storage node that tells it;
     `stopped`: with it the node said that it has ended its domains and starts none."""
 
@@ -211,11 +211,11 @@ class Sign:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Signs:
+class StorageHeartbeats:
     """What the storage nodes tell: `witnesses` of them answered; a node without an entry never gave a sign."""
 
     witnesses: int
-    ages: Mapping[str, Sign] = field(default_factory=dict)
+    ages: Mapping[str, StorageHeartbeat] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,11 +256,11 @@ class NodeView:
     record: Node
     absent: float | None = None
     present: float | None = None
-    sign: Sign | None = None
+    sign: StorageHeartbeat | None = None
     beating: float = 0.0
     reading: NodeReading | None = None
     fresh: bool = False
-    means: FenceMeans = FenceMeans()
+    means: FenceMethods = FenceMethods()
     accelerator: str = ""
     fence: FenceRecord | None = None
     intent: NodeIntent | None = None

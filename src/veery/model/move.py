@@ -64,7 +64,7 @@ class MoveSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Means:
+class CopyOptions:
     """What a copy may use, settled before it begins. `hold`: it never switches over by itself, only once it is told
     to stop the domain; `throttle`: the domain's processors can be slowed; `delta`: pages sent before are sent as
     differences; `guard`: ms after which a switch-over that is not through is given up (0: never); `post_copy`: it may

@@ -57,7 +57,7 @@ def entries(macs: Mapping[str, str], words: str, *, deadline: float = 1.0) -> tu
     if not many:
         return ()
     ends = time.monotonic() + deadline
-    addresses = {*named(words), *neighbours(macs, ends)}
+    addresses = {*named(words), *node_cache(macs, ends)}
     found: set[Flow] = set()
     try:
         with closing(_Talk(NETLINK_NETFILTER, ends)) as kernel:
@@ -111,7 +111,7 @@ def named(words: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def neighbours(macs: Mapping[str, str], ends: float) -> tuple[str, ...]:
+def node_cache(macs: Mapping[str, str], ends: float) -> tuple[str, ...]:
     """The addresses at which the kernel has seen these MACs, each on its bridge. Raises Failed."""
     wanted = {}
     for mac, bridge in macs.items():

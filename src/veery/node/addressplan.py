@@ -9,7 +9,7 @@ from veery.cluster.upkeep import Seen
 from veery.config.settings import Settings
 from veery.model import endpoint
 from veery.model.node import Node, Role
-from veery.storage.beat import slot
+from veery.storage.heartbeat import slot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,9 +20,9 @@ from veery.model.codec import convert
 from veery.model.domain import DomainState
 from veery.model.node import Node, Role
 from veery.node.domains import Domains
-from veery.node.neighbours import Neighbours
+from veery.node.node_cache import NodeCache
 from veery.node.peers import Peers
-from veery.node.standing import Word
+from veery.node.witness import WitnessAnswer
 
 log = logging.getLogger(__name__)
 
@@ -40,13 +40,13 @@ class Adopter:
         trust: Trust,
         domains: Domains,
         *,
-        neighbours: Neighbours,
+        node_cache: NodeCache,
         peers: Peers,
         clock: Clock,
     ) -> None:
         """`store` is taken as it is; `peers` finds nodes without it."""
         self._node, self._store, self._trust, self._domains = node, store, trust, domains
-        self._neighbours, self._peers, self._clock = neighbours, peers, clock
+        self._node_cache, self._peers, self._clock = node_cache, peers, clock
 
     async def inventory(self) -> Inventory:
         """What runs on this node, and what it knows. The store is not asked."""
@@ -57,7 +57,7 @@ class Adopter:
             record=self._node,
             incarnations=(*seen.before, seen.incarnation) if seen else (),
             copies=await self._copies() if self._node.has(Role.HYPERVISOR) else (),
-            neighbours=tuple(self._neighbours.nodes.values()),
+            neighbours=tuple(self._node_cache.nodes.values()),
             shut=await self._shut() if self._node.has(Role.HYPERVISOR) else (),
         )
 
@@ -81,14 +81,14 @@ class Adopter:
 
     async def _shut(self) -> tuple[str, ...]:
         """The storage nodes that say that they let this node in no more."""
-        names = [name for name, node in self._neighbours.nodes.items() if node.has(Role.STORAGE)]
+        names = [name for name, node in self._node_cache.nodes.items() if node.has(Role.STORAGE)]
         words = await asyncio.gather(*(self._word(name) for name in names))
         return tuple(name for name, word in zip(names, words, strict=True) if word is not None and word.fenced)
 
-    async def _word(self, name: str) -> Word | None:
+    async def _word(self, name: str) -> WitnessAnswer | None:
         with suppress(VeeryError):
             path = f"/v1/standing/{self._node.initiator or '-'}"
-            return convert(await self._peers.call(name, "GET", path, deadline=SHUT_S), Word)
+            return convert(await self._peers.call(name, "GET", path, deadline=SHUT_S), WitnessAnswer)
         return None
 
     # ---- adopting
@@ -109,9 +109,9 @@ class Adopter:
         """The inventories of all nodes that the store or any node knows, and why the others gave none."""
         told: dict[str, Inventory] = {}
         silent: dict[str, str] = {}
-        known = {**records.nodes, **self._neighbours.nodes, self._node.name: self._node}
+        known = {**records.nodes, **self._node_cache.nodes, self._node.name: self._node}
         while fresh := sorted({*names, *known} - told.keys() - silent.keys()):
-            self._neighbours.keep({**known, **self._neighbours.nodes})
+            self._node_cache.keep({**known, **self._node_cache.nodes})
             for name, found in zip(fresh, await asyncio.gather(*map(self._ask, fresh)), strict=True):
                 if isinstance(found, str):
                     silent[name] = found

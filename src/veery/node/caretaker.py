@@ -14,7 +14,7 @@ from veery.cluster.keys import DISARMED, DOMAINS, FENCES, OWNERS, POLICIES, Unre
 from veery.cluster.trust import Trust
 from veery.errors import Refused, VeeryError
 from veery.host.shortage import is_shortage
-from veery.migrate.base import Ground
+from veery.migrate.base import MoveContext
 from veery.model import newer
 from veery.model.cluster import DomainRecord, Owner
 from veery.model.domain import DomainEnd, DomainEvent, DomainReading, DomainSpec, DomainState, OnEvent
@@ -59,9 +59,9 @@ def pause_before(quick_ends: int) -> float:
 class Caretaker:
     """One a node; `run` is its task."""
 
-    def __init__(self, ground: Ground, domains: Domains, trust: Trust) -> None:
+    def __init__(self, context: MoveContext, domains: Domains, trust: Trust) -> None:
         """Nothing is done before `run`."""
-        self._ground, self._domains, self._trust = ground, domains, trust
+        self._context, self._domains, self._trust = context, domains, trust
         self._quick_ends: defaultdict[str, int] = defaultdict(int)
         self._restarted: dict[str, float] = {}  # domain: when we last started it again
         self._missing: set[tuple[str, int]] = set()
@@ -71,7 +71,7 @@ class Caretaker:
         """For ever."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._tidy_for_ever(), name="tidy")
-            async for event in self._ground.driver.events():
+            async for event in self._context.driver.events():
                 tasks.create_task(self._handle(event), name=f"event {event.uuid}")
 
     # ---- a domain ended by itself
@@ -92,7 +92,7 @@ class Caretaker:
                 if not is_shortage(error):
                     raise
                 log.warning("domain=%s end=%s waits: %s", event.uuid, event.end.value, error)
-            await self._ground.clock.sleep(RETRY)
+            await self._context.clock.sleep(RETRY)
 
     async def _stopped(self, event: DomainEvent) -> bool:
         """The guest ended, its process waits: do as the file says. Whether that is done."""
@@ -111,10 +111,10 @@ class Caretaker:
                 return False
             if reading.state not in (DomainState.SHUTDOWN, DomainState.CRASHED):
                 return True  # it lives again
-            owner = await owners.read(self._ground.store, name)
-            if owner is None or owner.node != self._ground.node:
+            owner = await owners.read(self._context.store, name)
+            if owner is None or owner.node != self._context.node:
                 return True  # one that was set aside, or another node's: see _adopt
-            spec, _ = await self._ground.driver.spec(reading.uuid)
+            spec, _ = await self._context.driver.spec(reading.uuid)
             await self._answer(reading, spec, event.end, owner)
         return True
 
@@ -135,12 +135,12 @@ class Caretaker:
         await self._breathe(spec.name)
         keep = wish is OnEvent.RENAME_RESTART
         if keep:  # the old run stays, under another name; it never runs again, so it needs no owner
-            await self._ground.driver.rename(reading.uuid, ended_name(reading))
+            await self._context.driver.rename(reading.uuid, ended_name(reading))
         await self._start(owner, self._domains.restart(reading, spec, keep=keep))
 
     async def _died(self, event: DomainEvent) -> bool:
         """Its process is gone, and all that the driver knew of it; the record says what to do. Whether that is done."""
-        records, bad = await DOMAINS.sifted(self._ground.store)
+        records, bad = await DOMAINS.sifted(self._context.store)
         spec = next((record.spec for record in records.values() if record.spec.uuid == event.uuid), None)
         if spec is None:
             for error in bad.values():  # it may be that one
@@ -150,9 +150,9 @@ class Caretaker:
             return False
         async with self._domains.hold(spec.name):
             await self._domains.attacher.sweep()
-            owner = await owners.read(self._ground.store, spec.name)
-            here = any(spec.name == reading.name for reading in await self._ground.driver.list())
-            if here or owner is None or owner.node != self._ground.node:
+            owner = await owners.read(self._context.store, spec.name)
+            here = any(spec.name == reading.name for reading in await self._context.driver.list())
+            if here or owner is None or owner.node != self._context.node:
                 return True
             if await self._brain_recovers(spec.name):
                 log.warning("domain=%s died: given back, for the brain to start it again", spec.name)
@@ -166,28 +166,28 @@ class Caretaker:
 
     async def _brain_recovers(self, name: str) -> bool:
         """Whether the brain starts `name` again when it has died: here or elsewhere, with pauses, and not for ever."""
-        policy = await POLICIES.get(self._ground.store, name)
+        policy = await POLICIES.get(self._context.store, name)
         if policy is None or policy.policy is not Policy.RESTART or not policy.wanted:
             return False
-        return await self._ground.store.get(DISARMED) is None
+        return await self._context.store.get(DISARMED) is None
 
     async def _breathe(self, name: str) -> None:
         """Wait a little before a restart when the ones before did not last."""
-        now = self._ground.clock.now()
+        now = self._context.clock.now()
         lived = now - self._restarted.get(name, -QUICK)
         quick = self._quick_ends[name] = 0 if lived >= QUICK else self._quick_ends[name] + 1
         if quick:
             pause = pause_before(quick)
             log.warning("domain=%s ended %d times soon after its start: restart in %g s", name, quick, pause)
-            await self._ground.clock.sleep(pause)
-        self._restarted[name] = self._ground.clock.now()
+            await self._context.clock.sleep(pause)
+        self._restarted[name] = self._context.clock.now()
 
     async def _start(self, owner: Owner, restart: Awaitable[object]) -> None:
         try:
             await restart
         except VeeryError as error:
             log.error("domain=%s does not restart: %s", owner.domain, error.message)
-            if owner.domain not in {reading.name for reading in await self._ground.driver.list()}:
+            if owner.domain not in {reading.name for reading in await self._context.driver.list()}:
                 await self._domains.give_back(owner)
 
     # ---- names and runs fit together
@@ -205,11 +205,11 @@ class Caretaker:
                 if not is_shortage(error):
                     raise
                 log.warning("owner keys not looked at: %s", error)
-            await self._ground.clock.sleep(1.0 if self._missing else TIDY)
+            await self._context.clock.sleep(1.0 if self._missing else TIDY)
 
     async def _adopt(self) -> None:
         """A domain that runs here must be ours; the copy of another's must not run (safety sentence 1)."""
-        for reading in await self._ground.driver.list():
+        for reading in await self._context.driver.list():
             if self._domains.locked(reading.name) or reading.state in (DomainState.SHUTDOWN, DomainState.CRASHED):
                 continue
             try:
@@ -218,34 +218,34 @@ class Caretaker:
                 log.debug("domain=%s left alone: %s", reading.name, error.message)
 
     async def _look_at(self, reading: DomainReading) -> None:
-        owner = await owners.read(self._ground.store, reading.name)
-        if owner is not None and owner.node == self._ground.node:
+        owner = await owners.read(self._context.store, reading.name)
+        if owner is not None and owner.node == self._context.node:
             return
         async with self._domains.held(reading.uuid):
-            owner = await owners.read(self._ground.store, reading.name)
+            owner = await owners.read(self._context.store, reading.name)
             if owner is None and reading.state is not DomainState.INCOMING and not await self._fenced():
                 await self._claim(reading)
             elif owner is not None and reading.state in LIVE and not await self._fenced():
                 # A key is taken from a node only under its fence, or by a move of its own, which would be known here.
                 self._trust.suspect(f"{reading.name} runs here, its owner key names {owner.node}, and no fence stands")
-            elif owner is None or owner.node != self._ground.node:
+            elif owner is None or owner.node != self._context.node:
                 whose = owner.node if owner else "nobody"
                 log.error("domain=%s destroyed here: its owner is %s", reading.name, whose)
                 await self._domains.end(reading)
 
     async def _fenced(self) -> bool:
         """Whether this node is: then what ran here may have run, and ended, elsewhere."""
-        return await FENCES.get(self._ground.store, self._ground.node) is not None
+        return await FENCES.get(self._context.store, self._context.node) is not None
 
     async def _claim(self, reading: DomainReading) -> None:
-        spec, _ = await self._ground.driver.spec(reading.uuid)
+        spec, _ = await self._context.driver.spec(reading.uuid)
         log.warning("domain=%s runs here and nobody owns it: claimed", reading.name)
         boot = reading.uuid.replace("-", "")[:16]
-        before = await DOMAINS.get(self._ground.store, reading.name)
+        before = await DOMAINS.get(self._context.store, reading.name)
         await owners.claim(
-            self._ground.store,
+            self._context.store,
             reading.name,
-            self._ground.node,
+            self._context.node,
             boot,
             newer.kept(DomainRecord(spec=replace(spec, name=reading.name), home=before.home if before else ""), before),
         )
@@ -254,16 +254,16 @@ class Caretaker:
         """Names that we own and whose domain is gone: this node went down with it, or an end of ours was cut short.
         Only at the second look: a domain that died is _died's first, which may start it again."""
         missing = set()
-        if unread := self._ground.driver.unread():
+        if unread := self._context.driver.unread():
             if unread != self._unread:
                 log.error("no name is given back while these records cannot be read: %s", "; ".join(unread))
             self._unread = unread
             return
-        for name, owner in (await OWNERS.readable(self._ground.store)).items():
-            if owner.node != self._ground.node or self._domains.locked(name):
+        for name, owner in (await OWNERS.readable(self._context.store)).items():
+            if owner.node != self._context.node or self._domains.locked(name):
                 continue
             # Read after the keys were: a start claims its name, under the lock, before its domain is here.
-            if name in {reading.name for reading in await self._ground.driver.list()} or self._domains.locked(name):
+            if name in {reading.name for reading in await self._context.driver.list()} or self._domains.locked(name):
                 continue
             if (name, owner.revision) in self._missing:
                 log.warning("domain=%s is not here any more: name given back", name)

@@ -124,7 +124,7 @@ class Devices:
             larger = replace(spec, disks=(*spec.disks, disk))
             await self._domains.remember(DomainRecord(spec=larger))
             try:
-                await self._domains.clashes.disks(larger)
+                await self._domains.conflicts.disks(larger)
                 # Looked at again now that the record names it: who deletes or fills a volume marks it first, then asks
                 # for its users.
                 await self._driver.attach_disk(reading.uuid, await self._attacher.disk(disk))
@@ -150,7 +150,7 @@ class Devices:
             changed = replace(spec, disks=tuple(wanted if disk is drive else disk for disk in spec.disks))
             await self._domains.remember(DomainRecord(spec=changed))
             try:
-                await self._domains.clashes.disks(changed)
+                await self._domains.conflicts.disks(changed)
                 await self._driver.change_medium(reading.uuid, await self._attacher.disk(wanted))
             finally:  # what is in it now: also where it failed half way
                 await self._domains.remember(DomainRecord(spec=(await self._driver.spec(reading.uuid))[0]))
@@ -170,7 +170,7 @@ class Devices:
         async with self._domains.held(ref) as reading:
             await self._domains.ours(reading.name)
             spec, attachments = await self._driver.spec(reading.uuid)
-            taken = await self._domains.clashes.macs()
+            taken = await self._domains.conflicts.macs()
             if vif.mac and vif.mac.lower() in taken:
                 raise Refused(f"MAC {vif.mac} is in use", hint="leave mac= out to have one chosen")
             named = replace(

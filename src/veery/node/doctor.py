@@ -35,7 +35,7 @@ from veery.node.exposure import Exposure
 from veery.node.fencing import Fencing
 from veery.node.guard import Guard, Stance
 from veery.node.peers import Peers
-from veery.node.signs import SignWriter
+from veery.node.storage_heartbeats import HeartbeatWriter
 from veery.node.watchdog import WatchdogKeeper
 from veery.storage import room
 
@@ -263,7 +263,7 @@ class Doctor:
         fencing: Fencing,
         keeper: WatchdogKeeper,
         guard: Guard | None,
-        writer: SignWriter | None,
+        writer: HeartbeatWriter | None,
         trust: Trust,
         clock: Clock,
         folders: dict[str, Path],
@@ -380,14 +380,14 @@ class Doctor:
         trouble = "" if guard.ruling.stance is Stance.RUN else f"{guard.ruling.stance}: {guard.ruling.reason}"
         return self._say("guard", trouble, "domains run", advice="see veery fence list, and the store's members")
 
-    def _paths(self, writer: SignWriter) -> list[Finding]:
+    def _paths(self, writer: HeartbeatWriter) -> list[Finding]:
         advice = "is tgtd running there, and the path up?"
         return [
             self._say(f"path to {name}", writer.troubles.get(name, ""), "heartbeats are taken", advice=advice)
             for name in writer.storage()
         ]
 
-    async def _packets(self, writer: SignWriter) -> list[Finding]:
+    async def _packets(self, writer: HeartbeatWriter) -> list[Finding]:
         async def one(name: str, address: str) -> Finding:
             try:
                 return judge_packets(self._node.name, name, address, await pathmtu.read(address))

@@ -23,7 +23,7 @@ from veery.config.check import check_name
 from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError, hinting
 from veery.ha import orders
 from veery.hypervisor.base import Console
-from veery.migrate.base import Ground
+from veery.migrate.base import MoveContext
 from veery.migrate.check import Scout, stopped
 from veery.migrate.moves import Moves
 from veery.migrate.receiver import Receiver
@@ -42,7 +42,7 @@ from veery.model.plan import Blocker, Obstacle, Plan, Question, Reply
 from veery.model.volume import Attachments
 from veery.node import destroying, savefile
 from veery.node.attachments import NodeAttacher
-from veery.node.clashes import Clashes
+from veery.node.conflicts import Conflicts
 from veery.node.stopping import Stopping
 from veery.node.targets import find_node
 
@@ -57,7 +57,7 @@ class Domains:
     def __init__(
         self,
         record: Node,
-        ground: Ground,
+        context: MoveContext,
         attacher: NodeAttacher,
         heartbeat: Heartbeat,
         *,
@@ -67,12 +67,12 @@ class Domains:
     ) -> None:
         """`record` is this node's own; everything is shared with the daemon, which owns it."""
         self._record = record
-        self.node, self.driver, self.attacher = ground.node, ground.driver, attacher
-        self._store, self._clock, self._moves, self._receiver = ground.store, ground.clock, moves, receiver
+        self.node, self.driver, self.attacher = context.node, context.driver, attacher
+        self._store, self._clock, self._moves, self._receiver = context.store, context.clock, moves, receiver
         self._scout, self._heartbeat = scout, heartbeat
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self.clashes = Clashes(ground.node, ground.store, ground.driver, receiver)
-        self.stopping = Stopping(ground.driver, ground.store, ground.clock)
+        self.conflicts = Conflicts(context.node, context.store, context.driver, receiver)
+        self.stopping = Stopping(context.driver, context.store, context.clock)
         self._unstarted: set[str] = set()  # boots of starts that the store's absence cut short
         self._unsaid: dict[str, tuple[bool, float]] = {}  # wanted, stopping: where the store has not been told
 
@@ -128,17 +128,17 @@ class Domains:
         await self._heartbeat.require()
         await orders.require_undrained(self._store, self.node)
         async with self.hold(spec.name):
-            await self.clashes.name(spec.name)
+            await self.conflicts.name(spec.name)
             record = await DOMAINS.get(self._store, spec.name)
-            spec = await self.clashes.identity(await self.attacher.fill(spec), record)
+            spec = await self.conflicts.identity(await self.attacher.fill(spec), record)
             await self._check_attachable(spec)
-            self.clashes.home(spec, record)
+            self.conflicts.home(spec, record)
             claimed = newer.kept(owners.claimed(spec, record), record)
             await owners.refuse_written(self._store, spec, record, self.node)
             await owners.reclaim(self._store, spec.name, to=self.node)  # of a node that is proven fenced
             owner = await owners.claim(self._store, spec.name, self.node, secrets.token_hex(8), claimed)
             try:
-                await self.clashes.disks(spec)
+                await self.conflicts.disks(spec)
                 reading = await self._start(spec, paused=paused)
             except BaseException:
                 await self._abandon(owner, record)
@@ -153,12 +153,12 @@ class Domains:
         name = ticket.domain
         await self._heartbeat.require()
         async with self.hold(name):
-            await self.clashes.name(name)
+            await self.conflicts.name(name)
             record = await DOMAINS.get(self._store, name)
             if record is None:
                 raise Refused(f"there is no domain {name}", hint="veery list --cluster shows those that run")
             await self._check_attachable(record.spec)
-            self.clashes.home(record.spec, record)
+            self.conflicts.home(record.spec, record)
             boot = secrets.token_hex(8)
             try:
                 owner = await orders.claim(self._store, ticket, boot)
@@ -166,7 +166,7 @@ class Domains:
                 self._unstarted.add(boot)
                 raise
             try:
-                await self.clashes.disks(record.spec)
+                await self.conflicts.disks(record.spec)
                 await self._end_volume_moves(record.spec)
                 await self._disks_move_on(name)
                 reading = await self._start(record.spec, paused=False)
@@ -247,7 +247,7 @@ class Domains:
         check_name(name)
         async with self.held(ref) as reading:
             await self.ours(reading.name)
-            await self.clashes.name(name)
+            await self.conflicts.name(name)
             await owners.rename(self._store, reading.name, name)
             await self.driver.rename(reading.uuid, name)
             log.info("domain=%s renamed to %s", reading.name, name)
@@ -317,7 +317,7 @@ class Domains:
         spec = saved.spec
         await self._heartbeat.require()
         async with self.hold(spec.name):
-            await self.clashes.name(spec.name)
+            await self.conflicts.name(spec.name)
             record = await DOMAINS.get(self._store, spec.name)
             if not force and (record is None or record.saved != saved.token):
                 raise Refused(
@@ -325,12 +325,12 @@ class Domains:
                     hint="start it anew with veery create, or restore --force at the risk of its filesystems",
                 )
             await self._check_attachable(spec)
-            self.clashes.home(spec, record)
+            self.conflicts.home(spec, record)
             await owners.refuse_written(self._store, spec, record, self.node)
             claimed = newer.kept(owners.claimed(spec, record), record)
             owner = await owners.claim(self._store, spec.name, self.node, secrets.token_hex(8), claimed)
             try:
-                await self.clashes.disks(spec)
+                await self.conflicts.disks(spec)
                 held = paused or saved.paused
                 attachments = await self.attacher.attach(spec)
                 try:

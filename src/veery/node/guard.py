@@ -32,9 +32,9 @@ from veery.model.domain import DomainReading, DomainState
 from veery.model.node import Node, Role
 from veery.node.domains import Domains
 from veery.node.fencing import Fencing, writes_shared
-from veery.node.neighbours import Neighbours
+from veery.node.node_cache import NodeCache
 from veery.node.peers import Peers
-from veery.node.standing import Standing, Word
+from veery.node.witness import Witness, WitnessAnswer
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class View:
     fenced: bool
     voters: frozenset[str]
     storage: frozenset[str]
-    words: tuple[Word, ...] = ()
+    words: tuple[WitnessAnswer, ...] = ()
     doubted: bool = False
     still: bool = False
 
@@ -131,8 +131,8 @@ class Guard:
         heartbeat: Heartbeat,
         domains: Domains,
         fencing: Fencing,
-        standing: Standing,
-        neighbours: Neighbours,
+        standing: Witness,
+        node_cache: NodeCache,
         peers: Peers,
         clock: Clock,
         doubted: Callable[[], bool],
@@ -144,7 +144,7 @@ class Guard:
         ours which domains are held; `end`: seconds after the lease was lost at which domains are ended."""
         self._node, self._store, self._heartbeat = node, store, heartbeat
         self._domains, self._fencing, self._standing = domains, fencing, standing
-        self._neighbours, self._peers, self._clock = neighbours, peers, clock
+        self._node_cache, self._peers, self._clock = node_cache, peers, clock
         self._doubted, self._still, self._file, self._end = doubted, still, file, end
         self._started = clock.now()
         self._tasks: asyncio.TaskGroup | None = None
@@ -153,7 +153,7 @@ class Guard:
         self._held: set[str] = self._remembered()
         self._ended = False
         self._ruled = clock.now()
-        self._words: dict[str, tuple[float, Word]] = {}  # by node; when it was asked, and what it said
+        self._words: dict[str, tuple[float, WitnessAnswer]] = {}  # by node; when it was asked, and what it said
         self.ruling = Ruling(Stance.RUN, "nothing is known yet", feed=True)
 
     @property
@@ -213,7 +213,7 @@ class Guard:
     async def _view(self) -> View:
         """Waits for nobody: who was asked before has answered or has not."""
         lost = self._lost()
-        voters = frozenset(name for name, node in self._neighbours.nodes.items() if node.has(Role.VOTER))
+        voters = frozenset(name for name, node in self._node_cache.nodes.items() if node.has(Role.VOTER))
         return View(
             lost=lost,
             fenced=self._fenced,
@@ -259,30 +259,30 @@ class Guard:
             with suppress(Refused):
                 _, attachments = await self._domains.driver.spec(reading.uuid)
                 portals |= {getattr(disk.source, "portal", "") for disk in attachments.disks}
-        return serving(portals - {""}, self._neighbours.nodes.values())
+        return serving(portals - {""}, self._node_cache.nodes.values())
 
     async def _ask_all(self) -> None:
         """Ask all voters and storage nodes, and ourselves. An answer counts as it comes: a node that is off lets us
         wait for ASK, and the others' last answers are too old by then."""
         wanted = [
             name
-            for name, node in self._neighbours.nodes.items()
+            for name, node in self._node_cache.nodes.items()
             if name != self._node.name and (node.has(Role.VOTER) or node.has(Role.STORAGE))
         ]
         await asyncio.gather(
             self._hear(self._node.name, self._standing.word()), *(self._hear(name, self._ask(name)) for name in wanted)
         )
 
-    async def _hear(self, name: str, question: Awaitable[Word | None]) -> None:
+    async def _hear(self, name: str, question: Awaitable[WitnessAnswer | None]) -> None:
         asked = self._clock.now()
         word = await question
         if word is not None:
             self._words[name] = asked, word
 
-    async def _ask(self, name: str) -> Word | None:
+    async def _ask(self, name: str) -> WitnessAnswer | None:
         path = f"/v1/standing/{self._node.initiator or '-'}"
         with suppress(VeeryError):
-            return codec.convert(await self._peers.call(name, "GET", path, deadline=ASK), Word)
+            return codec.convert(await self._peers.call(name, "GET", path, deadline=ASK), WitnessAnswer)
         return None
 
     # ---- acting

@@ -7,9 +7,9 @@ import os
 from collections.abc import Callable, Collection, Mapping
 
 from veery.cluster.keys import OWNERS, Unreadable
-from veery.cluster.mirror import Mirror
 from veery.cluster.presence import Heartbeat
 from veery.cluster.store import Entry
+from veery.cluster.watch_cache import WatchCache
 from veery.errors import Refused, VeeryError
 from veery.model.cluster import Owner
 from veery.model.domain import DomainReading, DomainState
@@ -55,7 +55,7 @@ class Recovery:
     def __init__(
         self,
         node: str,
-        mirror: Mirror,
+        mirror: WatchCache,
         domains: Domains,
         heartbeat: Heartbeat,
         *,

@@ -38,7 +38,7 @@ from veery.model.node import Role
 from veery.model.recovery import Aside, Recovered, StoreWord
 from veery.node.etcdswitch import EtcdSwitch
 from veery.node.membership import Membership
-from veery.node.neighbours import Neighbours
+from veery.node.node_cache import NodeCache
 from veery.node.peers import Peers
 from veery.node.stillness import Stillness
 from veery.node.votes import Votes
@@ -132,7 +132,7 @@ class Recoverer:
         switch: EtcdSwitch,
         votes: Votes,
         stillness: Stillness,
-        neighbours: Neighbours,
+        node_cache: NodeCache,
         peers: Peers,
         tls: Callable[[], SSLContext],
         clock: Clock,
@@ -140,7 +140,7 @@ class Recoverer:
         """`peers` finds nodes without the store; `tls` gives the context for our own etcd."""
         self._settings, self._store, self._trust, self._membership = settings, store, trust, membership
         self._switch, self._votes, self._stillness = switch, votes, stillness
-        self._neighbours, self._peers, self._tls, self._clock = neighbours, peers, tls, clock
+        self._node_cache, self._peers, self._tls, self._clock = node_cache, peers, tls, clock
         self._state = Path(settings.state)
         self._one = asyncio.Lock()
 
@@ -212,12 +212,12 @@ class Recoverer:
 
     def _voters(self) -> set[str]:
         """The nodes that have a vote, as far as this one knows."""
-        return {name for name, node in self._neighbours.nodes.items() if node.has(Role.VOTER)}
+        return {name for name, node in self._node_cache.nodes.items() if node.has(Role.VOTER)}
 
     async def _asked(self) -> tuple[dict[str, StoreWord], dict[str, str]]:
         """The words of all other nodes that this one knows, and why the rest gave none."""
         here = self._membership.identity.node.name
-        names = sorted(set(self._neighbours.nodes) - {here})
+        names = sorted(set(self._node_cache.nodes) - {here})
         told: dict[str, StoreWord] = {}
         silent: dict[str, str] = {}
 

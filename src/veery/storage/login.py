@@ -1,5 +1,5 @@
 """A small iSCSI initiator of our own: one look at a LUN as its user would have it (log in, ask what it is, leave), and
-a session that writes single blocks (storage/beat.py).
+a session that writes single blocks (storage/heartbeat.py).
 
 It is the target that answers whether it lets this node in, by name, address and password; a record can be wrong.
 iSCSI: RFC 7143 (11.12 login, 13.1 its keys, 12.1.3 CHAP with MD5); INQUIRY: SPC-4, 6.4; WRITE(10): SBC-3, 5.32.

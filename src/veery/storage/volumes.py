@@ -21,8 +21,8 @@ from veery.model.units import format_size
 from veery.model.volume import Backing, Initiator, Volume
 from veery.storage import plan
 from veery.storage.base import BytesStore, whole
-from veery.storage.beat import TID, BeatFile, heartbeat_iqn
 from veery.storage.extents import sync, write_sparse
+from veery.storage.heartbeat import TID, HeartbeatFile, heartbeat_iqn
 from veery.storage.names import check_volume_name, volume_iqn
 from veery.storage.served import Served, Serving
 from veery.storage.sessions import Stranger
@@ -91,7 +91,7 @@ class Volumes:
         clock: Clock,
         served: Served,
         sync: bool = True,
-        beats: BeatFile | None = None,
+        beats: HeartbeatFile | None = None,
     ) -> None:
         """`stores` are the kinds of backing that this node has; `authority` is the naming part of IQNs
         ("2026-11.lab.veery"); `served` is what tgtd is given while the records cannot be read; with `sync` a write is
@@ -473,7 +473,7 @@ class Volumes:
             found.append(self._heartbeats(self._beats, [one for one in initiators if ("", one.iqn) not in denied]))
         return found, missing
 
-    def _heartbeats(self, beats: BeatFile, admitted: Sequence[Initiator]) -> plan.Wanted:
+    def _heartbeats(self, beats: HeartbeatFile, admitted: Sequence[Initiator]) -> plan.Wanted:
         """The target of heartbeats. Raises Failed where its file cannot be made."""
         beats.make()
         return plan.Wanted(

@@ -18,13 +18,13 @@ from veery.cluster.keys import KINDS, Kind
 from veery.cluster.memory import MemoryStore
 from veery.cluster.store import Entry, Put
 from veery.errors import Failed
-from veery.ha.eyes import StoreEyes
+from veery.ha.observer import StoreObserver
 from veery.host.clock import RealClock
 from veery.model import newer
 from veery.model.cluster import Cluster, DomainRecord, Owner
 from veery.model.codec import convert, decode, encode, plain
 from veery.model.domain import DiskSpec, DomainSpec, VifSpec
-from veery.model.ha import Event, FenceRecord, Level, NodeReading, Rules, RunRecord, Signs
+from veery.model.ha import Event, FenceRecord, Level, NodeReading, Rules, RunRecord, StorageHeartbeats
 from veery.model.node import Node, Role
 
 ALL: tuple[Kind[Any], ...] = (
@@ -36,12 +36,12 @@ ALL: tuple[Kind[Any], ...] = (
 class Deaf:
     """A brain that hears nobody but the store."""
 
-    async def signs(self) -> Signs:
-        """As Senses."""
-        return Signs(witnesses=0)
+    async def signs(self) -> StorageHeartbeats:
+        """As Probes."""
+        return StorageHeartbeats(witnesses=0)
 
     async def readings(self) -> dict[str, NodeReading]:
-        """As Senses."""
+        """As Probes."""
         return {}
 
 
@@ -199,6 +199,6 @@ async def test_the_brain_sees_a_node_with_a_newer_role() -> None:
     store = MemoryStore(RealClock())
     raw = {"name": "test2", "address": "x", "roles": ["hypervisor", "arbiter"]}
     await store.commit([], [Put(keys.NODES.key("test2"), json.dumps(raw).encode())])
-    view = await StoreEyes(store, Deaf(), RealClock(), Rules()).observe()
+    view = await StoreObserver(store, Deaf(), RealClock(), Rules()).observe()
     assert view.nodes["test2"].unreadable == ()
     assert view.nodes["test2"].record.roles == (Role.HYPERVISOR,)

@@ -13,9 +13,9 @@ import pytest
 from veery.cluster import owner as gate
 from veery.cluster.keys import EVENTS, INCARNATION, INCARNATIONS, OWNERS
 from veery.cluster.memory import MemoryStore
-from veery.cluster.mirror import Mirror
 from veery.cluster.store import Compacted, Put, StoreRestored
 from veery.cluster.trust import Seen, SeenFile, Sight, Standing, Trust, misfit
+from veery.cluster.watch_cache import WatchCache
 from veery.errors import OutcomeUnknown
 from veery.ha.simulation.clock import run
 from veery.host.tasks import stop
@@ -180,7 +180,7 @@ def test_an_adopted_store_is_trusted_again_and_what_was_read_before_is_void() ->
     async def story() -> None:
         data = await made()
         one = Node("one", data)
-        mirror = Mirror(one.store)
+        mirror = WatchCache(one.store)
         follow = asyncio.ensure_future(mirror.run())
         copy = data.backup()
         await gate.claim(one.store, "web", "one", "b1", None)

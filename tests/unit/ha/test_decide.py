@@ -19,7 +19,7 @@ from veery.model.ha import (
     Disarmed,
     End,
     Fence,
-    FenceMeans,
+    FenceMethods,
     FenceRecord,
     FenceState,
     Group,
@@ -32,9 +32,9 @@ from veery.model.ha import (
     Rules,
     RunningCopy,
     RunRecord,
-    Sign,
     Start,
     Steady,
+    StorageHeartbeat,
 )
 
 RULES = Rules()
@@ -90,8 +90,8 @@ def test_a_fence_that_is_not_proven_releases_nothing(state: FenceState) -> None:
 @pytest.mark.parametrize(
     ("fields", "state"),
     [
-        ({"sign": Sign(age=0.5)}, NodeState.ISOLATED),
-        ({"sign": Sign(age=0.5, stopped=True)}, NodeState.LOST),
+        ({"sign": StorageHeartbeat(age=0.5)}, NodeState.ISOLATED),
+        ({"sign": StorageHeartbeat(age=0.5, stopped=True)}, NodeState.LOST),
         ({"intent": NodeIntent(kind=IntentKind.AWAY, away=100.0)}, NodeState.AWAY),
         ({"intent": NodeIntent(kind=IntentKind.AWAY, away=30.0)}, NodeState.LOST),
         ({"absent": 0.5}, NodeState.SILENT),
@@ -135,8 +135,8 @@ def test_without_quorum_or_disarmed_nothing_is_done(change: dict[str, object]) -
 )
 def test_when_a_watchdog_is_proof(absent: float, age: float, witnesses: int, fired: bool) -> None:
     view = dataclasses.replace(lose(small(), 1, fenced=False), witnesses=witnesses)
-    means = FenceMeans(methods=("watchdog",), watchdog=30.0)
-    view = with_node(view, LOST, means=means, absent=absent, sign=Sign(age=age))
+    means = FenceMethods(methods=("watchdog",), watchdog=30.0)
+    view = with_node(view, LOST, means=means, absent=absent, sign=StorageHeartbeat(age=age))
     assert [type(each) for each in deeds(view)] == ([Fence] if fired else [])
 
 

@@ -11,7 +11,7 @@ from veery.cluster.keys import OWNERS, POLICIES
 from veery.cluster.memory import MemoryStore
 from veery.host.clock import RealClock
 from veery.model.ha import Policy, Rules
-from veery.node.oversight import Oversight
+from veery.node.ha_service import HaService
 
 
 async def test_a_domain_that_is_wanted_again_is_listed_so_at_once() -> None:
@@ -21,13 +21,13 @@ async def test_a_domain_that_is_wanted_again_is_listed_so_at_once() -> None:
     unwanted = dataclasses.replace(domain, ha=dataclasses.replace(domain.ha, policy=Policy.RESTART, wanted=False))
     seen = dataclasses.replace(view, domains={**view.domains, name: unwanted})
     brain = SimpleNamespace(view_now=lambda: seen, found=lambda subject: None)
-    oversight = Oversight("a", store, records=store, brain=brain, rules=Rules(), peers=SimpleNamespace(), clock=clock)
+    ha_service = HaService("a", store, records=store, brain=brain, rules=Rules(), peers=SimpleNamespace(), clock=clock)
     assert domain.owner is not None
     await store.commit([], [OWNERS.put(name, domain.owner), POLICIES.put(name, unwanted.ha)])
-    (row,) = await oversight.policies()
+    (row,) = await ha_service.policies()
     assert "is not restarted" in row.now
     again = dataclasses.replace(unwanted.ha, wanted=True)
     await store.commit([], [POLICIES.put(name, again)])
-    (row,) = await oversight.policies()
+    (row,) = await ha_service.policies()
     assert row.policy.wanted
     assert row.now == ""

@@ -12,13 +12,13 @@ from veery.cluster.memory import MemoryStore
 from veery.cluster.store import Delete, Put, Unchanged
 from veery.errors import Refused
 from veery.ha import orders
-from veery.ha.eyes import StoreEyes
 from veery.ha.journal import Journal, last
 from veery.ha.leader import Leadership, NotLeader
+from veery.ha.observer import StoreObserver
 from veery.ha.simulation.clock import run
 from veery.host.tasks import stop
 from veery.model.cluster import Presence
-from veery.model.ha import Event, Level, NodeReading, Policy, Rules, Signs, Ticket
+from veery.model.ha import Event, Level, NodeReading, Policy, Rules, StorageHeartbeats, Ticket
 from veery.model.node import Node, Role
 
 
@@ -36,10 +36,10 @@ class LoopClock:
 
 
 class Blind:
-    """Senses that tell nothing."""
+    """Probes that tell nothing."""
 
-    async def signs(self) -> Signs:
-        return Signs(witnesses=1)
+    async def signs(self) -> StorageHeartbeats:
+        return StorageHeartbeats(witnesses=1)
 
     async def readings(self) -> Mapping[str, NodeReading]:
         return {}
@@ -78,14 +78,14 @@ def test_an_absence_is_counted_from_its_first_sight_and_forgotten_after_a_pause(
     async def play() -> None:
         clock = LoopClock()
         store = MemoryStore(clock)
-        eyes = StoreEyes(store, Blind(), clock, Rules())
-        following = asyncio.create_task(eyes.run())
+        observer = StoreObserver(store, Blind(), clock, Rules())
+        following = asyncio.create_task(observer.run())
         node = Node(name="n", address="n", roles=(Role.HYPERVISOR,))
         await store.commit([], [NODES.put("n", node), ALIVE.put("n", Presence(node="n", started=1.0))])
 
         async def look(pause: float) -> tuple[float | None, float | None]:
             await asyncio.sleep(pause)
-            seen = (await eyes.observe()).nodes["n"]
+            seen = (await observer.observe()).nodes["n"]
             return seen.present, seen.absent
 
         assert await look(0) == (0.0, None)
@@ -97,7 +97,7 @@ def test_an_absence_is_counted_from_its_first_sight_and_forgotten_after_a_pause(
         assert await look(5) == (None, 0.0), "nothing was seen for longer than `blind`"
         store.set_available(False)
         await asyncio.sleep(1)
-        assert not (await eyes.observe()).quorum
+        assert not (await observer.observe()).quorum
         store.set_available(True)
         assert await look(1) == (None, 0.0)
         await stop(following)

@@ -32,8 +32,8 @@ from veery.cluster.store import Delete, Put, Store
 from veery.errors import Failed
 from veery.ha import drainplan
 from veery.ha.decide import decide
-from veery.ha.eyes import StoreEyes
 from veery.ha.journal import last
+from veery.ha.observer import StoreObserver
 from veery.ha.simulation.clock import run
 from veery.ha.states import NodeState, judge
 from veery.ha.why import why
@@ -44,7 +44,7 @@ from veery.model.ha import (
     Action,
     ClusterView,
     Event,
-    FenceMeans,
+    FenceMethods,
     FenceRecord,
     FenceState,
     Group,
@@ -55,9 +55,9 @@ from veery.model.ha import (
     Policy,
     Rules,
     RunningCopy,
-    Sign,
-    Signs,
     Start,
+    StorageHeartbeat,
+    StorageHeartbeats,
 )
 from veery.model.node import Node, Role
 
@@ -82,14 +82,14 @@ class LoopClock:
 
 
 class Told:
-    """Senses: every node answers, unless it is one of `silent`; `copies` by node."""
+    """Probes: every node answers, unless it is one of `silent`; `copies` by node."""
 
     def __init__(self, *silent: str, copies: Mapping[str, tuple[RunningCopy, ...]] | None = None) -> None:
         self.silent, self.copies = silent, copies or {}
 
-    async def signs(self) -> Signs:
-        ages = {name: Sign(age=100.0 if name in self.silent else 0.1) for name in ("n1", "n2", "n3")}
-        return Signs(witnesses=1, ages=ages)
+    async def signs(self) -> StorageHeartbeats:
+        ages = {name: StorageHeartbeat(age=100.0 if name in self.silent else 0.1) for name in ("n1", "n2", "n3")}
+        return StorageHeartbeats(witnesses=1, ages=ages)
 
     async def readings(self) -> Mapping[str, NodeReading]:
         names = [name for name in ("n1", "n2", "n3") if name not in self.silent]
@@ -102,7 +102,7 @@ async def furnish(store: Store, *silent: str) -> None:
     for name in ("n1", "n2", "n3", "stor"):
         role = Role.STORAGE if name == "stor" else Role.HYPERVISOR
         puts.append(NODES.put(name, Node(name=name, address=name, roles=(role,))))
-        puts.append(MEANS.put(name, FenceMeans(methods=("storage",))))
+        puts.append(MEANS.put(name, FenceMethods(methods=("storage",))))
         if name not in silent:
             puts.append(ALIVE.put(name, Presence(node=name, started=1.0)))
     puts.append(GROUPS.put("g", Group(nodes=("n1", "n2", "n3"))))
@@ -115,16 +115,16 @@ async def furnish(store: Store, *silent: str) -> None:
     await store.commit([], puts)
 
 
-async def look(store: Store, senses: Told, *broken: tuple[str, bytes], lead: float = LATER) -> ClusterView:
+async def look(store: Store, probes: Told, *broken: tuple[str, bytes], lead: float = LATER) -> ClusterView:
     """The view, `lead` seconds after the records named in `broken` became unreadable."""
-    eyes = StoreEyes(store, senses, LoopClock(), RULES)
-    following = asyncio.create_task(eyes.run())
+    observer = StoreObserver(store, probes, LoopClock(), RULES)
+    following = asyncio.create_task(observer.run())
     try:
-        await eyes.observe()
+        await observer.observe()
         await store.commit([], [Put(key, value) for key, value in broken])
         for _ in range(int(lead)):
             await asyncio.sleep(1)
-            view = await eyes.observe()
+            view = await observer.observe()
         assert view.quorum
         return view
     finally:
@@ -198,8 +198,8 @@ def test_a_copy_whose_owner_cannot_be_read_is_not_taken_for_an_old_one() -> None
         store = MemoryStore(LoopClock())
         await furnish(store)
         await store.commit([], [FENCES.put("n1", FenceRecord(state=FenceState.FENCED, method="storage"))])
-        senses = Told(copies={"n1": (RunningCopy(domain="d1", boot="d1-1"),)})
-        view = await look(store, senses, (OWNERS.key("d1"), b"?"))
+        probes = Told(copies={"n1": (RunningCopy(domain="d1", boot="d1-1"),)})
+        view = await look(store, probes, (OWNERS.key("d1"), b"?"))
         actions, notes = judged(view)
         assert {each.subject for each in actions} == {"domain/d3"}, "neither is it ended, nor the node let in"
         assert any(note.subject == "node/n1" and "not let in" in note.reason for note in notes)
@@ -213,7 +213,9 @@ def test_a_node_that_was_never_known_proves_nothing_by_its_silence() -> None:
     async def play() -> None:
         store = MemoryStore(LoopClock())
         await furnish(store, "n1")
-        await store.commit([], [MEANS.put("n1", FenceMeans(methods=("watchdog",), watchdog=5.0)), Put("node/x", b"?")])
+        await store.commit(
+            [], [MEANS.put("n1", FenceMethods(methods=("watchdog",), watchdog=5.0)), Put("node/x", b"?")]
+        )
         actions, _ = judged(await look(store, Told("n1")))
         assert {each.subject for each in actions} == {"domain/d3"}
         await store.commit([], [Delete("node/x")])
@@ -227,12 +229,12 @@ def test_a_record_that_is_mended_is_believed_again() -> None:
     async def play() -> None:
         store = MemoryStore(LoopClock())
         await furnish(store)
-        eyes = StoreEyes(store, Told(), LoopClock(), RULES)
-        following = asyncio.create_task(eyes.run())
+        observer = StoreObserver(store, Told(), LoopClock(), RULES)
+        following = asyncio.create_task(observer.run())
         for value, bad in ((b"?", True), (None, False)):
             put = Put(POLICIES.key("d2"), value) if value else POLICIES.put("d2", HaRecord(priority=7))
             await store.commit([], [put])
-            view = await eyes.observe()
+            view = await observer.observe()
             assert bool(view.domains["d2"].unreadable) is bad
         assert view.domains["d2"].ha.priority == 7
         await stop(following)

@@ -16,7 +16,7 @@ from veery.host.clock import RealClock
 from veery.migrate.journal import Illegible, Journal, Side
 from veery.model.node import Node
 from veery.node import volumejournal
-from veery.node.neighbours import Neighbours
+from veery.node.node_cache import NodeCache
 from veery.storage.served import Served
 
 BAD = {
@@ -28,8 +28,8 @@ BAD = {
 }
 
 
-def _neighbours(file: Path) -> object:
-    return Neighbours(MemoryStore(RealClock()), file, RealClock()).nodes or None
+def _node_cache(file: Path) -> object:
+    return NodeCache(MemoryStore(RealClock()), file, RealClock()).nodes or None
 
 
 def _served(file: Path) -> object:
@@ -48,7 +48,7 @@ def _moves(file: Path) -> object:
 
 
 READERS: dict[str, Callable[[Path], object]] = {
-    "nodes.json": _neighbours,
+    "nodes.json": _node_cache,
     "served.json": _served,
     "m1.target.json": _volume_moves,
     "m1.source.json": _moves,

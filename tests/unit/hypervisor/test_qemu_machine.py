@@ -14,7 +14,7 @@ from veery.hypervisor.qemu import machine
 from veery.hypervisor.qemu.build import machine_type
 from veery.hypervisor.qemu.driver import QemuDriver
 from veery.hypervisor.qemu.process import Home
-from veery.hypervisor.qemu.roster import Roster
+from veery.hypervisor.qemu.registry import Registry
 from veery.model.domain import DomainSpec, HostReading
 from veery.model.health import Level
 from veery.node.doctor import judge_accelerator, judge_hypervisor
@@ -118,7 +118,7 @@ def test_memory_is_counted_as_promised() -> None:
 
 
 def test_two_at_once_do_not_take_the_same_memory(tmp_path: Path) -> None:
-    roster = Roster(tmp_path, RealClock())
+    roster = Registry(tmp_path, RealClock())
     one, two = (DomainSpec(name=name, uuid=f"7c2f4b1e-0000-4000-8000-00000000000{name}") for name in "ab")
     roster.promise(one, 6144, 16384, 12000)
     with pytest.raises(Refused, match="not enough memory: 10000 MiB and 114"):

@@ -1,4 +1,4 @@
-"""Processors under KVM: what hosts of two vendors tell, the baseline of each vendor, and who takes whose domains. The
+"""CpuBaseline under KVM: what hosts of two vendors tell, the baseline of each vendor, and who takes whose domains. The
 answers are in tests/data/qemu/hosts."""
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ import pytest
 from veery.config.domain import parse_domain
 from veery.errors import Refused
 from veery.hypervisor.xen import config, machine, parse
-from veery.hypervisor.xen.record import Build, Home, Record, Stage
-from veery.hypervisor.xen.roster import numbered
+from veery.hypervisor.xen.registry import numbered
+from veery.hypervisor.xen.statedir import Build, Home, Record, Stage
 from veery.model.domain import DiskFormat, DiskSpec, DomainSpec, DomainType, OnEvent, VifSpec
 from veery.model.plan import Obstacle
 from veery.model.volume import AttachedDisk, AttachedVif, Attachments, IscsiLun, LocalDisk

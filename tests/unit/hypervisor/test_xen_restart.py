@@ -15,8 +15,8 @@ from veery.config.settings import Xen
 from veery.host.clock import RealClock
 from veery.hypervisor.xen.disks import NoInitiator
 from veery.hypervisor.xen.driver import XenDriver
-from veery.hypervisor.xen.record import Build, Home, Record, Stage
-from veery.hypervisor.xen.roster import Domain
+from veery.hypervisor.xen.registry import Domain
+from veery.hypervisor.xen.statedir import Build, Home, Record, Stage
 from veery.model.domain import DomainSpec, DomainType, OnEvent
 from veery.model.volume import Attachments
 

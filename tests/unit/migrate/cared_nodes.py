@@ -70,7 +70,7 @@ def domains_of(side: Side) -> Domains:
     """What takes orders on one node."""
     return Domains(
         side.node,
-        side.ground,
+        side.context,
         NodeWithoutTaps(side.attacher),
         Beating(),
         moves=side.moves,
@@ -81,7 +81,7 @@ def domains_of(side: Side) -> Domains:
 
 async def trust_of(side: Side, folder: Path) -> Trust:
     """What one node remembers of the store, which fits what it sees there."""
-    trust = Trust(side.node.name, SeenFile(folder / side.node.name / "store.json"), side.ground.clock)
+    trust = Trust(side.node.name, SeenFile(folder / side.node.name / "store.json"), side.context.clock)
     await side.store.view(trust).look()
     return trust
 
@@ -95,7 +95,7 @@ async def cared_nodes(
         trusts = [await trust_of(side, folder) for side in (pair.a, pair.b)]
         both = [domains_of(side) for side in (pair.a, pair.b)]
         running = [
-            tasks.create_task(Caretaker(side.ground, domains, trust).run())
+            tasks.create_task(Caretaker(side.context, domains, trust).run())
             for side, domains, trust in zip((pair.a, pair.b), both, trusts, strict=True)
         ]
         try:

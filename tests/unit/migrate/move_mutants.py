@@ -33,7 +33,7 @@ SENDER = (
     Mutant(
         "another node's domain is moved",
         "migrate/sender.py",
-        "        if owner is None or owner.node != self._ground.node:",
+        "        if owner is None or owner.node != self._context.node:",
         "        if owner is None:",
         by=f"{GATES}a_domain_that_belongs_to_another_node_is_not_moved",
     ),
@@ -82,7 +82,7 @@ SENDER = (
     Mutant(
         "the target is not told that the source gives up",
         "migrate/sender.py",
-        'undo.callback(channel.part, f"{ground.node} gave {spec.name}\'s move up")',
+        'undo.callback(channel.part, f"{context.node} gave {spec.name}\'s move up")',
         "pass",
         by=f"{MOVING}nothing_is_left_there_when_a_cancelled_move_is_told",
     ),
@@ -127,15 +127,15 @@ VITALS = (
     Mutant(
         "nobody looks after the guest once it is loaded",
         "migrate/sender.py",
-        "            self._booted = (await vitals.require(self._ground.driver, self._order.reading.uuid)).started\n",
+        "            self._booted = (await vitals.require(self._context.driver, self._order.reading.uuid)).started\n",
         "",
         by=f"{GUEST}an_end_before_commit_is_answered_at_the_source",
     ),
     Mutant(
         "what has ended is said to run on",
         "migrate/sender.py",
-        'return "" if state is MoveState.UNKNOWN or self._ended else self._ground.node',
-        "return self._ground.node",
+        'return "" if state is MoveState.UNKNOWN or self._ended else self._context.node',
+        "return self._context.node",
         by=f"{GUEST}an_end_before_commit_is_answered_at_the_source",
     ),
     Mutant(
@@ -207,7 +207,7 @@ RECEIVER = (
     Mutant(
         "half a domain that died is handed over",
         "migrate/receiver.py",
-        "            if not await self._ground.driver.stands(offer.spec.uuid):",
+        "            if not await self._context.driver.stands(offer.spec.uuid):",
         "            if False:",
         by=f"{MOVING}a_half_domain_that_dies_before_commit_is_not_handed_over",
     ),
@@ -221,22 +221,22 @@ RECEIVER = (
     Mutant(
         "a target that gives up lets its half run",
         "migrate/receiver.py",
-        "if owner is not None and owner.node == self._ground.node and owner.boot == line.boot:",
+        "if owner is not None and owner.node == self._context.node and owner.boot == line.boot:",
         "if owner is not None:",
         by=f"{MOVING}a_failed_step_is_undone",
     ),
     Mutant(
         "a target that gives up keeps its half",
         "migrate/receiver.py",
-        "                await self._ground.driver.destroy(line.uuid)\n",
+        "                await self._context.driver.destroy(line.uuid)\n",
         "",
         by=f"{MOVING}a_failed_step_is_undone",
     ),
     Mutant(
         "a paused domain runs when it arrives",
         "migrate/receiver.py",
-        "await ground.driver.finish(offer.spec.uuid, paused=offer.paused, ",
-        "await ground.driver.finish(offer.spec.uuid, ",
+        "await context.driver.finish(offer.spec.uuid, paused=offer.paused, ",
+        "await context.driver.finish(offer.spec.uuid, ",
         by=f"{MOVING}a_paused_domain_stays_paused",
     ),
     Mutant(
@@ -297,15 +297,15 @@ SETTLE = (
     Mutant(
         "any owner is us",
         "migrate/settle.py",
-        "here = owner is not None and owner.node == self._ground.node and owner.boot == line.boot",
+        "here = owner is not None and owner.node == self._context.node and owner.boot == line.boot",
         "here = owner is not None",
         by=f"{GATES}a_copy_of_an_earlier_run_is_removed",
     ),
     Mutant(
         "an earlier move's copy of a new run is kept",
         "migrate/settle.py",
-        "owner.node == self._ground.node and owner.boot == line.boot",
-        "owner.node == self._ground.node",
+        "owner.node == self._context.node and owner.boot == line.boot",
+        "owner.node == self._context.node",
         by=f"{GATES}a_copy_of_an_earlier_run_is_removed",
     ),
     Mutant(
@@ -318,7 +318,7 @@ SETTLE = (
     Mutant(
         "a domain of an unreadable move goes on whoever owns it",
         "migrate/settle.py",
-        "        if owner is None or owner.node != self._ground.node:\n            return\n        with",
+        "        if owner is None or owner.node != self._context.node:\n            return\n        with",
         "        if owner is None:\n            return\n        with",
         by=f"{GUESSED}the_target_that_owns_the_domain_lets_it_run_and_the_source_does_not",
     ),
@@ -478,7 +478,7 @@ NODE = (
     Mutant(
         "the paused copy of another node's domain stays",
         "node/caretaker.py",
-        "            elif owner is None or owner.node != self._ground.node:",
+        "            elif owner is None or owner.node != self._context.node:",
         "            elif False:",
         by=f"{GATES}a_paused_copy_of_another_nodes_domain_is_destroyed",
     ),

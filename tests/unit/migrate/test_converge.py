@@ -16,7 +16,6 @@ from veery.hypervisor.fake import FakeDriver
 from veery.hypervisor.fakeworld import World
 from veery.migrate import converge
 from veery.migrate.converge import Change, Course, GiveUp, Round, Stay
-from veery.migrate.pilot import Pilot
 from veery.migrate.policy import (
     BALANCED,
     GENTLE,
@@ -25,10 +24,11 @@ from veery.migrate.policy import (
     POST_COPY,
     Policy,
     check,
+    context,
     find,
-    picture,
     taken_back_after,
 )
+from veery.migrate.steering import CopySteering
 from veery.model.move import MoveSettings, Sample
 
 MIB = 1 << 20
@@ -328,7 +328,7 @@ def test_extra_looks_change_no_decision(total: float, share: float, speed: float
 def test_the_pictures_in_the_docs_are_those_of_the_data() -> None:
     text = (Path(__file__).parents[3] / "docs" / "moves.md").read_text()
     for policy in POLICIES:
-        assert picture(policy) in text
+        assert context(policy) in text
 
 
 def test_a_large_domain_has_longer_before_its_switch_over_is_taken_back() -> None:
@@ -340,5 +340,5 @@ def test_a_large_domain_has_longer_before_its_switch_over_is_taken_back() -> Non
     driver = FakeDriver("test1", World(), RealClock())
     for live, wanted in ((True, 108.0), (False, 0.0)):
         asked = MoveSettings(policy="gentle", downtime=50, live=live)
-        pilot = Pilot(driver, "u", asked, clock=RealClock(), publish=lambda _: None, memory=4096)
+        pilot = CopySteering(driver, "u", asked, clock=RealClock(), publish=lambda _: None, memory=4096)
         assert pilot.means.guard == wanted

@@ -153,7 +153,7 @@ async def test_commit_without_an_answer(tmp_path: Path, certificates: Path, done
         brake.touch()
         moving = asyncio.create_task(made.pair.a.move(made.pair.b, made.along))
         async with asyncio.timeout(20):
-            while all(line.phase is not Phase.COMMIT for line in made.pair.a.ground.journal.open()):
+            while all(line.phase is not Phase.COMMIT for line in made.pair.a.context.journal.open()):
                 await asyncio.sleep(0.01)
         made.pair.a.store.lose_next_answer(done=done)
         brake.unlink()
@@ -187,7 +187,7 @@ async def test_a_dead_target_s_files_are_removed(tmp_path: Path, certificates: P
             disks=(taken, replace(disk, vdev="xvdb", target=str(other))),
             phase=Phase.COPY,
         )
-        made.pair.b.ground.journal.write(line)
+        made.pair.b.context.journal.write(line)
         made.pair.b.settler.recall()
         await made.pair.settled()
         assert made.files() == {"here/root.img", "there/busybox-xvdb.raw"}

@@ -35,7 +35,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def connect(source: Side, target: Side) -> wire.Channel:
     """A control connection as the source's sender opens it."""
     port = target.node.relocation_port
-    return await wire.open_control(ADDRESS, port, target.node.name, source.ground.client_tls, END_S)
+    return await wire.open_control(ADDRESS, port, target.node.name, source.context.client_tls, END_S)
 
 
 async def offer(pair: Pair) -> wire.Offer:
@@ -87,7 +87,7 @@ def line_of(side: JournalSide) -> Line:
 async def entered(pair: Pair, phase: Phase) -> None:
     """Return once the move has come to `phase` at its source."""
     async with asyncio.timeout(END_S):
-        while all(line.phase is not phase for line in pair.a.ground.journal.open()):
+        while all(line.phase is not phase for line in pair.a.context.journal.open()):
             await asyncio.sleep(0.005)
 
 
@@ -208,8 +208,8 @@ async def test_a_domain_that_belongs_to_another_node_is_not_moved(tmp_path: Path
 
 async def test_a_phase_follows_the_one_before_it(tmp_path: Path, certificates: Path) -> None:
     async with two_nodes(tmp_path, certificates) as pair:
-        ground = pair.a.ground
-        steps = Steps(line_of(JournalSide.SOURCE), ground.journal, ground.clock, ground.hold, lambda phase: None)
+        context = pair.a.context
+        steps = Steps(line_of(JournalSide.SOURCE), context.journal, context.clock, context.hold, lambda phase: None)
         await steps.enter(Phase.BEGIN)
         with pytest.raises(Failed, match="COPY does not follow BEGIN"):
             await steps.enter(Phase.COPY)
@@ -223,10 +223,10 @@ async def test_a_copy_of_an_earlier_run_is_removed(tmp_path: Path, certificates:
         await give(pair, node, boot)
         spec, luggage = await pair.a.driver.pack(UUID)
         await pair.b.driver.prepare(spec, Attachments(), luggage, b"", tls=False, peer="a", post_copy=False)
-        line = pair.b.ground.journal.write(line_of(JournalSide.TARGET))
+        line = pair.b.context.journal.write(line_of(JournalSide.TARGET))
         pair.b.settler.later(line)
         async with asyncio.timeout(END_S):
-            while pair.b.ground.journal.open():
+            while pair.b.context.journal.open():
                 await asyncio.sleep(0.01)
         assert await pair.b.driver.list() == ()
         assert pair.world.running(UUID) == ("a",)
@@ -240,7 +240,7 @@ async def test_a_promise_to_another_move_is_left_alone(tmp_path: Path, certifica
         brake.touch()
         moving = asyncio.create_task(pair.a.move(pair.b))
         await entered(pair, Phase.COPY)
-        (line,) = pair.a.ground.journal.open()
+        (line,) = pair.a.context.journal.open()
         async with asyncio.timeout(END_S):
             await pair.a.settler.ask(replace(line, move="another"), deadline=END_S)
         assert await owners.reservation(pair.a.store, "busybox") is not None

@@ -27,7 +27,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def entered(pair: Pair, phase: Phase) -> None:
     """Return once the move has come to `phase` at its source."""
     async with asyncio.timeout(20):
-        while all(line.phase is not phase for line in pair.a.ground.journal.open()):
+        while all(line.phase is not phase for line in pair.a.context.journal.open()):
             await asyncio.sleep(0.005)
 
 
@@ -154,7 +154,7 @@ async def test_nothing_is_left_there_when_a_cancelled_move_is_told(
         assert (await pair.a.moves.cancel(move)).state is MoveState.CANCELLED
         assert await pair.b.driver.list() == ()
         assert pair.b.attacher.attached == 0
-        assert not pair.b.ground.journal.open()
+        assert not pair.b.context.journal.open()
         brake.unlink()
         assert (await pair.a.move(pair.b)).state is MoveState.DONE
 
@@ -212,7 +212,7 @@ async def test_a_half_domain_that_dies_before_commit_is_not_handed_over(tmp_path
         await entered(pair, Phase.COMMIT)
         pair.b.driver.crash_process(UUID)
         async with asyncio.timeout(20):
-            while pair.b.ground.journal.open():
+            while pair.b.context.journal.open():
                 await asyncio.sleep(0.005)
         brake.unlink()
         report = await moving
@@ -269,7 +269,7 @@ async def test_the_journal_of_a_dead_source_is_settled(tmp_path: Path, certifica
             owner_revision=owner_revision,
             phase=Phase.COPY,
         )
-        pair.a.ground.journal.write(line)
+        pair.a.context.journal.write(line)
         pair.a.settler.recall()
         assert pair.a.settler.busy("busybox")
         await pair.check("a")
@@ -315,7 +315,7 @@ async def test_a_half_domain_whose_journal_cannot_be_read_obeys_the_owner_key(
                 await asyncio.sleep(0.002)
         (other,) = (tmp_path / "b" / "journal").glob("*.target.json")
         other.write_bytes(bytes(300))
-        settler = Settler(pair.b.ground)  # as the next life of the daemon has it
+        settler = Settler(pair.b.context)  # as the next life of the daemon has it
         settler.recall()
         await settler.recall_illegible()
         running = asyncio.create_task(settler.run())
@@ -349,7 +349,7 @@ def test_whatever_happens_it_runs_once_and_on_its_owner(
                 getattr(pair, fault[0]).driver.fail(fault[1], Failed("a fault"))
             brake = held(pair, at.value)
             moving = asyncio.create_task(pair.a.move(pair.b))
-            while not moving.done() and all(line.phase is not at for line in pair.a.ground.journal.open()):
+            while not moving.done() and all(line.phase is not at for line in pair.a.context.journal.open()):
                 await asyncio.sleep(0.002)
             if lost:
                 getattr(pair, lost[0]).store.lose_next_answer(done=lost[1])

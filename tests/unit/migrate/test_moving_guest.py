@@ -39,7 +39,7 @@ async def held_in(pair: Pair, phase: str, settings: MoveSettings = SLOW) -> tupl
     brake.touch()
     move = pair.a.moves.start(await pair.a.reading(), pair.b.node, settings)
     async with asyncio.timeout(20):
-        while all(line.phase.value != phase for line in pair.a.ground.journal.open()):
+        while all(line.phase.value != phase for line in pair.a.context.journal.open()):
             await asyncio.sleep(0.005)
     return move, brake
 

@@ -120,7 +120,7 @@ async def moved(made: Hosts, phase: Phase, command: str) -> MoveState:
     move = pair.a.moves.start(await pair.a.reading(), pair.b.node, PLAIN)
 
     async def held() -> bool:
-        return any(line.phase is phase for line in pair.a.ground.journal.open())
+        return any(line.phase is phase for line in pair.a.context.journal.open())
 
     await becomes(held)
     await made.tell("a" if phase in RUNS_AT_SOURCE else "b", command)

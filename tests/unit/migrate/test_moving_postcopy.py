@@ -43,7 +43,7 @@ def held(folder: Path, phase: str) -> Path:
 async def entered(pair: Pair, phase: Phase) -> Line:
     async with asyncio.timeout(30):
         while True:
-            for line in pair.a.ground.journal.open():
+            for line in pair.a.context.journal.open():
                 if line.phase is phase:
                     return line
             await asyncio.sleep(0.005)
@@ -179,7 +179,7 @@ async def test_daemons_that_begin_anew_see_it_through(tmp_path: Path, certificat
         brake.unlink()
         assert pair.world.running(UUID) == ("b",)
         assert (await pair.a.reading()).state is DomainState.PAUSED
-        (line,) = pair.a.ground.journal.open()
+        (line,) = pair.a.context.journal.open()
         assert (line.phase, line.post_copy) == (Phase.CONFIRM, True)
         pair.a.settler.recall()
         await pair.check("b")

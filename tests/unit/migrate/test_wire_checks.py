@@ -205,7 +205,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def said_to(pair: Pair, data: bytes) -> wire.Message:
     """What `b` answers to a frame with `data` from `a`."""
     node = pair.b.node
-    channel = await wire.open_control(node.address, node.relocation_port, "b", pair.a.ground.client_tls, 10)
+    channel = await wire.open_control(node.address, node.relocation_port, "b", pair.a.context.client_tls, 10)
     try:
         await channel.pour(struct.pack("!I", len(data)) + data)
         return await channel.receive(20)
@@ -231,7 +231,7 @@ async def offer_of(pair: Pair, **changes: Any) -> wire.Offer:
 
 def untouched(pair: Pair, tmp_path: Path) -> None:
     assert pair.b.attacher.attached == 0
-    assert pair.b.ground.journal.open() == ()
+    assert pair.b.context.journal.open() == ()
     assert [path for path in (tmp_path / "b").rglob("*") if path.is_file() and "journal" in path.parts] == []
 
 

@@ -22,7 +22,7 @@ from veery.host import tls
 from veery.host.clock import Clock, RealClock
 from veery.hypervisor.fake import FakeDriver
 from veery.hypervisor.fakeworld import World
-from veery.migrate.base import Ground
+from veery.migrate.base import MoveContext
 from veery.migrate.journal import Journal
 from veery.migrate.moves import Moves
 from veery.migrate.phases import Hold
@@ -113,7 +113,7 @@ class Side:
     store: MemoryStore
     driver: Any  # as base.Driver: a FakeDriver, or what `make` of two_nodes gives
     attacher: BareAttacher
-    ground: Ground
+    context: MoveContext
     settler: Settler
     moves: Moves
     hold: Path
@@ -145,7 +145,7 @@ class Pair:
     async def settled(self) -> None:
         """Return once nothing is open on either node."""
         async with asyncio.timeout(30):
-            while self.a.ground.journal.open() or self.b.ground.journal.open() or self.a.moves.busy("busybox"):
+            while self.a.context.journal.open() or self.b.context.journal.open() or self.a.moves.busy("busybox"):
                 await asyncio.sleep(0.01)
 
     async def check(self, where: str) -> None:
@@ -178,7 +178,7 @@ async def two_nodes(
             store, driver, attacher = root.view(), make(name, world, clock), BareAttacher()
             await driver.open()
             hold = folder / name / "hold"
-            ground = Ground(
+            context = MoveContext(
                 node=name,
                 store=store,
                 driver=driver,
@@ -188,9 +188,9 @@ async def two_nodes(
                 hold=Hold(hold),
                 client_tls=tls.client_context(certificates / name),
             )
-            settler = Settler(ground)
-            moves = Moves(ground, settler, folder / name / "moves")
-            receiver = Receiver(ground, settler)
+            settler = Settler(context)
+            moves = Moves(context, settler, folder / name / "moves")
+            receiver = Receiver(context, settler)
             server_tls = tls.server_context(certificates / name)
             own = revocation.certificate((certificates / name / "server-cert.pem").read_text())
             await store.commit([], [CERTIFICATES.put(name, own)])
@@ -207,7 +207,7 @@ async def two_nodes(
             receiver.server = server
             server.bind()
             running += [tasks.create_task(each.run()) for each in (settler, moves, server)]
-            sides.append(Side(node, store, driver, attacher, ground, settler, moves, hold, receiver))
+            sides.append(Side(node, store, driver, attacher, context, settler, moves, hold, receiver))
         await asyncio.sleep(0)
         a, b = sides
         await owners.claim(root.view(), "busybox", "a", "boot", DomainRecord(spec=spec))

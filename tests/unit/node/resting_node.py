@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from veery.cluster.memory import MemoryStore
 from veery.host.clock import RealClock
 from veery.hypervisor.base import Driver
-from veery.migrate.base import Ground
+from veery.migrate.base import MoveContext
 from veery.migrate.journal import Journal
 from veery.migrate.phases import Hold
 from veery.model.domain import DiskSpec, DomainSpec
@@ -45,7 +45,7 @@ class Present:
 
 def resting_domains(node: Node, store: MemoryStore, driver: Driver, devices: PlainDevices, folder: Path) -> Domains:
     """The orders of domains of `node`."""
-    ground = Ground(
+    context = MoveContext(
         node=node.name,
         store=store,
         driver=driver,
@@ -56,4 +56,4 @@ def resting_domains(node: Node, store: MemoryStore, driver: Driver, devices: Pla
         client_tls=None,
     )
     resting = SimpleNamespace(busy=lambda name, arriving=False: "", arriving=lambda name: None)
-    return Domains(node, ground, devices, Present(), moves=resting, receiver=resting, scout=None)
+    return Domains(node, context, devices, Present(), moves=resting, receiver=resting, scout=None)

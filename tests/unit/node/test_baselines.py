@@ -13,7 +13,7 @@ from veery.hypervisor.fake import FakeDriver
 from veery.hypervisor.fakeworld import World
 from veery.model.node import Node, Role
 from veery.model.plan import Baseline
-from veery.node.processors import Processors
+from veery.node.cpu_baseline import CpuBaseline
 
 HASWELL, ICELAKE, ZEN = ("Haswell-v4",), ("Haswell-v4", "Icelake-Server-v6"), ("EPYC-v4",)
 
@@ -24,7 +24,7 @@ class Nodes:
     def __init__(self) -> None:
         self.store, self._world = MemoryStore(RealClock()), World()
         self.drivers: dict[str, FakeDriver] = {}
-        self._looks: list[Processors] = []
+        self._looks: list[CpuBaseline] = []
 
     async def add(self, name: str, accelerator: str, vendor: str = "", models: tuple[str, ...] = ()) -> None:
         """One more."""
@@ -32,7 +32,7 @@ class Nodes:
         await self.store.commit([], [NODES.put(name, node)])
         driver = self.drivers[name] = FakeDriver(name, self._world, RealClock())
         driver.able = replace(driver.able, accelerator=accelerator, vendor=vendor, models=models)
-        self._looks.append(Processors(node, self.store, driver))
+        self._looks.append(CpuBaseline(node, self.store, driver))
 
     async def baselines(self) -> dict[str, Baseline]:
         """What they come to."""

@@ -27,7 +27,7 @@ from veery.hypervisor.fakeworld import World
 from veery.hypervisor.xen.adjusting import orders
 from veery.hypervisor.xen.disks import NoInitiator
 from veery.hypervisor.xen.driver import XenDriver
-from veery.migrate.base import Ground
+from veery.migrate.base import MoveContext
 from veery.migrate.journal import Journal
 from veery.migrate.phases import Hold
 from veery.model.cluster import DomainRecord
@@ -84,7 +84,7 @@ async def stage(driver: Driver, folder: Path) -> Stage:
     (folder / "vmlinuz").touch()
     clock, nowhere = RealClock(), NoDevices()
     store = MemoryStore(clock)
-    ground = Ground(
+    context = MoveContext(
         node="a",
         store=store,
         driver=driver,
@@ -96,7 +96,7 @@ async def stage(driver: Driver, folder: Path) -> Stage:
     )
     resting = SimpleNamespace(busy=lambda name, arriving=False: "", arriving=lambda name: None)
     node = Node(name="a", address="127.0.0.1", roles=(Role.HYPERVISOR,))
-    domains = Domains(node, ground, nowhere, SimpleNamespace(), moves=resting, receiver=resting, scout=None)
+    domains = Domains(node, context, nowhere, SimpleNamespace(), moves=resting, receiver=resting, scout=None)
     spec = DomainSpec(name="web", uuid=UUID, kernel=str(folder / "vmlinuz"), memory=64, maxmem=96, maxvcpus=2)
     await driver.open()
     await owners.claim(store, "web", "a", "boot", DomainRecord(spec=spec, home="a"))

@@ -31,7 +31,7 @@ from veery.ha import groups, orders
 from veery.host.clock import RealClock
 from veery.hypervisor.fake import FakeDriver
 from veery.hypervisor.fakeworld import World
-from veery.migrate.base import Ground
+from veery.migrate.base import MoveContext
 from veery.migrate.journal import Journal
 from veery.migrate.phases import Hold
 from veery.model.cluster import Certificate, DomainRecord
@@ -107,7 +107,7 @@ class Stage:
 async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
     clock, nowhere = RealClock(), NoDevices()
     store, driver = MemoryStore(clock), FakeDriver("a", World(), clock)
-    ground = Ground(
+    context = MoveContext(
         node="a",
         store=store,
         driver=driver,
@@ -122,7 +122,7 @@ async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
         """No move is under way."""
 
     resting = SimpleNamespace(withdraw=withdraw, busy=lambda name, arriving=False: "", arriving=lambda name: None)
-    domains = Domains(A, ground, nowhere, Beating(), moves=resting, receiver=resting, scout=None)
+    domains = Domains(A, context, nowhere, Beating(), moves=resting, receiver=resting, scout=None)
     spec = DomainSpec(name="web", uuid=UUID, memory=64, maxmem=96, maxvcpus=2)
     await driver.open()
     await store.commit([], [NODES.put(node.name, node) for node in (A, B)])

@@ -19,9 +19,9 @@ from veery.model.codec import plain
 from veery.model.node import Node, Role
 from veery.model.recovery import Aside, StoreWord
 from veery.node.guard import Stance, View, rule
-from veery.node.standing import Word
 from veery.node.stillness import STILL_S, Stillness
 from veery.node.storerecovery import Recoverer, believed, given_up, judge, judge_aside
+from veery.node.witness import WitnessAnswer
 
 OWN = StoreWord(node="a", voter=True, quorum=False, revision=100)
 B, C = (StoreWord(node=name, voter=True, quorum=False, revision=90) for name in "bc")
@@ -152,7 +152,7 @@ def test_the_guard_stands_still_unless_storage_shuts_it_out() -> None:
         voters=frozenset("abc"),
         storage=frozenset("s"),
         still=True,
-        words=(Word(node="s", fenced=True),),
+        words=(WitnessAnswer(node="s", fenced=True),),
     )
     assert (rule(shut, 20.0).stance, rule(shut, 20.0).feed) == (Stance.END, False)
 
@@ -242,7 +242,7 @@ class Away:
 
     async def look(self) -> bool:
         each: Any = self
-        parts = dict.fromkeys(("switch", "votes", "stillness", "neighbours", "peers", "tls"), each)
+        parts = dict.fromkeys(("switch", "votes", "stillness", "node_cache", "peers", "tls"), each)
         return await Recoverer(Settings(), each, each, each, clock=HandClock(), **parts).look()  # type: ignore[arg-type]
 
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from veery.ha.picture import Picture, note
+from veery.ha.context import DecisionContext, note
 from veery.ha.states import NodeState
 from veery.model.ha import Action, Admit, ClusterView, Drop, End, FenceRecord, FenceState, Level, NodeView
 
 MOVE = "move"  # what the subject of a note about a domain's move begins with: another may be about the domain itself
 
 
-def tell_unreadable(picture: Picture) -> Iterator[Action]:
+def tell_unreadable(context: DecisionContext) -> Iterator[Action]:
     """Nothing is done about what has a record that cannot be read; somebody is called."""
-    for node in picture.view.nodes.values():
+    for node in context.view.nodes.values():
         if node.unreadable:
             yield _left_alone(f"node/{node.name}", node.unreadable)
-    for domain in picture.view.domains.values():
+    for domain in context.view.domains.values():
         if domain.unreadable:
             yield _left_alone(f"domain/{domain.name}", domain.unreadable)
 
@@ -26,9 +26,9 @@ def _left_alone(subject: str, sentences: tuple[str, ...]) -> Action:
     return note(subject, NodeState.UNREADABLE, f"left alone: {'; '.join(sentences)}", Level.ALARM)
 
 
-def tell_unsettled(picture: Picture) -> Iterator[Action]:
+def tell_unsettled(context: DecisionContext) -> Iterator[Action]:
     """A move that does not settle by itself keeps its domain from every order: somebody is called."""
-    for name, sentences in unsettled(picture.view).items():
+    for name, sentences in unsettled(context.view).items():
         yield note(f"{MOVE}/{name}", "unsettled", "; ".join(sentences), Level.ALARM)
 
 
@@ -42,38 +42,38 @@ def unsettled(view: ClusterView) -> dict[str, list[str]]:
     return found
 
 
-def settle_moves(picture: Picture) -> Iterator[Action]:
+def settle_moves(context: DecisionContext) -> Iterator[Action]:
     """Take the promises of fenced targets away: before COMMIT nothing is lost by it, after it there is none."""
-    for domain in picture.view.domains.values():
+    for domain in context.view.domains.values():
         move = domain.move
-        if move is None or domain.unreadable or f"domain/{domain.name}" in picture.view.acting:
+        if move is None or domain.unreadable or f"domain/{domain.name}" in context.view.acting:
             continue
-        if picture.states.get(move.target) is NodeState.FENCED and domain.owner and domain.owner.node == move.source:
+        if context.states.get(move.target) is NodeState.FENCED and domain.owner and domain.owner.node == move.source:
             reason = f"its move to {move.target} cannot end: that node is fenced"
             yield Drop(subject=f"domain/{domain.name}", reason=reason, promise=move)
 
 
-def readmit_returned(picture: Picture) -> Iterator[Action]:
+def readmit_returned(context: DecisionContext) -> Iterator[Action]:
     """Let nodes in again: each old copy is ended first, and seen to be gone."""
-    for name, state in picture.states.items():
-        node = picture.view.nodes[name]
+    for name, state in context.states.items():
+        node = context.view.nodes[name]
         subject = f"node/{name}"
         if state not in (NodeState.RETURNING, NodeState.ADMITTING) or node.fence is None:
             continue
-        if subject in picture.view.acting:
+        if subject in context.view.acting:
             continue
-        if picture.resting(subject):
-            yield note(subject, state, f"not let in yet: {picture.resting(subject)}", Level.WARNING)
+        if context.resting(subject):
+            yield note(subject, state, f"not let in yet: {context.resting(subject)}", Level.WARNING)
         elif state is NodeState.ADMITTING:
             yield Admit(subject=subject, reason="its old copies are dead: let in again", record=node.fence)
         elif node.fence.state is not FenceState.FENCED:
             reason = "it is back, no fence was proven, nothing of it was started elsewhere: let in again"
             yield Admit(subject=subject, reason=reason, record=node.fence)
         else:
-            yield from _proven(picture, node, node.fence)
+            yield from _proven(context, node, node.fence)
 
 
-def _proven(picture: Picture, node: NodeView, fence: FenceRecord) -> Iterator[Action]:
+def _proven(context: DecisionContext, node: NodeView, fence: FenceRecord) -> Iterator[Action]:
     subject = f"node/{node.name}"
     if not node.fresh or node.reading is None:
         yield note(
@@ -82,7 +82,7 @@ def _proven(picture: Picture, node: NodeView, fence: FenceRecord) -> Iterator[Ac
         return
     stale = unknown = 0
     for copy in node.reading.copies:
-        domain = picture.view.domains.get(copy.domain)
+        domain = context.view.domains.get(copy.domain)
         owner = domain.owner if domain else None
         if domain and domain.unreadable:
             unknown += 1
@@ -90,7 +90,7 @@ def _proven(picture: Picture, node: NodeView, fence: FenceRecord) -> Iterator[Ac
         if owner and (owner.node, owner.boot) == (node.name, copy.boot):
             continue
         stale += 1
-        if f"domain/{copy.domain}" not in picture.view.acting:
+        if f"domain/{copy.domain}" not in context.view.acting:
             elsewhere = f"it belongs to {owner.node}" if owner else "it belongs to nobody"
             reason = f"an old copy on {node.name}, which was fenced; {elsewhere} by now"
             yield End(subject=f"domain/{copy.domain}", reason=reason, node=node.name, boot=copy.boot)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from veery.ha.picture import Picture, failed_tries, given_up, note, order, restarts, seconds
+from veery.ha.context import DecisionContext, failed_tries, given_up, note, order, restarts, seconds
 from veery.ha.states import IN_USE, NodeState
 from veery.model.ha import Action, DomainView, Level, Note, Policy, Release, Start, Steady
 from veery.model.node import Role
@@ -14,33 +14,33 @@ ARRIVAL = 3  # times `Rules.use` for which a node that arrives is waited for wit
 HOLD = 30.0  # seconds for which a start that does not end holds back those of lower priority
 
 
-def place_waiting(picture: Picture) -> Iterator[Action]:
+def place_waiting(context: DecisionContext) -> Iterator[Action]:
     """Take from fenced nodes what finds a place elsewhere, and start what nobody owns: both in one order, so that room
     goes to the highest priority. What finds none stays with its node, and goes on there when that comes back."""
-    lost, other = _lost(picture)
+    lost, other = _lost(context)
     yield from other
-    waiting = [each for each in picture.view.domains.values() if each.owner is None and restarts(each)]
-    busy = Counter(picture.view.starting.values())
-    hold = _held(picture) if waiting else None
+    waiting = [each for each in context.view.domains.values() if each.owner is None and restarts(each)]
+    busy = Counter(context.view.starting.values())
+    hold = _held(context) if waiting else None
     for domain in sorted([*waiting, *lost], key=order):
-        if domain.name in picture.view.starting or domain.name in picture.view.moving:
+        if domain.name in context.view.starting or domain.name in context.view.moving:
             continue  # the book has it already
         avoid = (domain.owner.node,) if domain.owner else ()
-        blocked = _not_yet(picture, domain)
-        where = "" if blocked is not None and blocked.state == "given-up" else picture.book.find(domain, avoid=avoid)
+        blocked = _not_yet(context, domain)
+        where = "" if blocked is not None and blocked.state == "given-up" else context.book.find(domain, avoid=avoid)
         if where:
-            picture.book.take(domain, where)
-        if domain.move is not None or f"domain/{domain.name}" in picture.view.acting:
+            context.book.take(domain, where)
+        if domain.move is not None or f"domain/{domain.name}" in context.view.acting:
             continue
         if blocked is not None:
             yield blocked
         elif not where:
-            yield _no_place(picture, domain, avoid)
+            yield _no_place(context, domain, avoid)
         elif domain.owner is not None:
-            yield _release(picture, domain)
+            yield _release(context, domain)
         elif hold is not None and domain.ha.priority < hold[0]:
             yield note(f"domain/{domain.name}", "held", hold[1])
-        elif busy[where] >= picture.rules.starts:
+        elif busy[where] >= context.rules.starts:
             reason = f"waits its turn: {where} is starting {busy[where]} domains"
             yield note(f"domain/{domain.name}", "held", reason)
         else:
@@ -48,17 +48,17 @@ def place_waiting(picture: Picture) -> Iterator[Action]:
             if hold is None or domain.ha.priority > hold[0]:
                 mine = domain.ha.priority
                 hold = (mine, f"waits for those of priority {mine}: {domain.name} is starting")
-            yield _start(picture, domain, where)
+            yield _start(context, domain, where)
 
 
-def _lost(picture: Picture) -> tuple[list[DomainView], list[Action]]:
+def _lost(context: DecisionContext) -> tuple[list[DomainView], list[Action]]:
     """The domains of fenced nodes that are to start elsewhere, and what there is to say of the others."""
     lost: list[DomainView] = []
     other: list[Action] = []
-    for name, state in picture.states.items():
+    for name, state in context.states.items():
         if state is not NodeState.FENCED:
             continue
-        for domain in picture.on[name]:
+        for domain in context.on[name]:
             if restarts(domain):
                 lost.append(domain)
             elif not domain.unreadable:
@@ -70,10 +70,10 @@ def _lost(picture: Picture) -> tuple[list[DomainView], list[Action]]:
     return lost, other
 
 
-def _release(picture: Picture, domain: DomainView) -> Action:
+def _release(context: DecisionContext, domain: DomainView) -> Action:
     assert domain.owner is not None
     node = domain.owner.node
-    fence = picture.view.nodes[node].fence
+    fence = context.view.nodes[node].fence
     assert fence is not None
     reason = f"{node} cannot write any more ({fence.method}: {fence.proof}): free to start elsewhere"
     return Release(
@@ -86,51 +86,51 @@ def _release(picture: Picture, domain: DomainView) -> Action:
     )
 
 
-def _start(picture: Picture, domain: DomainView, where: str) -> Action:
+def _start(context: DecisionContext, domain: DomainView, where: str) -> Action:
     tries = domain.run.tries if domain.run else 0
     again = f", try {tries + 1} of {domain.ha.max_restarts}" if tries else ""
     reason = (
-        f"it is to run and nobody runs it{again}: on {where}, which has {picture.book.free(where)} MiB left with it"
+        f"it is to run and nobody runs it{again}: on {where}, which has {context.book.free(where)} MiB left with it"
     )
     return Start(subject=f"domain/{domain.name}", reason=reason, node=where, ha=domain.ha, run=domain.run)
 
 
-def _no_place(picture: Picture, domain: DomainView, avoid: tuple[str, ...]) -> Note:
+def _no_place(context: DecisionContext, domain: DomainView, avoid: tuple[str, ...]) -> Note:
     fenced = f"{avoid[0]} is fenced; " if avoid else ""
-    if coming := _coming(picture, domain, avoid):
+    if coming := _coming(context, domain, avoid):
         return note(f"domain/{domain.name}", "arriving", f"{fenced}waits for {', '.join(coming)} to be taken in")
-    reason = f"{fenced}waits for a place: {picture.book.why_not(domain, avoid=avoid)}"
+    reason = f"{fenced}waits for a place: {context.book.why_not(domain, avoid=avoid)}"
     return note(f"domain/{domain.name}", "no-place", reason, Level.ALARM)
 
 
-def _coming(picture: Picture, domain: DomainView, avoid: tuple[str, ...]) -> list[str]:
+def _coming(context: DecisionContext, domain: DomainView, avoid: tuple[str, ...]) -> list[str]:
     """The nodes that have only just come, and may have a place in a moment. One that takes longer is not waited for."""
     found = []
-    for name, state in picture.states.items():
-        node = picture.view.nodes[name]
+    for name, state in context.states.items():
+        node = context.view.nodes[name]
         if state is not NodeState.ARRIVING or name in avoid or not node.record.has(Role.HYPERVISOR):
             continue
         known = node.fresh  # without a reading of its own nobody knows what room it has
-        if (node.present or 0.0) < ARRIVAL * picture.rules.use and not (known and picture.book.refuses(domain, name)):
+        if (node.present or 0.0) < ARRIVAL * context.rules.use and not (known and context.book.refuses(domain, name)):
             found.append(name)
     return found
 
 
-def forget_tries(picture: Picture) -> Iterator[Action]:
+def forget_tries(context: DecisionContext) -> Iterator[Action]:
     """A run that has lasted clears the count of tries. Nobody knows of a run on a node that is not in use."""
-    for domain in picture.view.domains.values():
+    for domain in context.view.domains.values():
         run = domain.run
-        if run is None or not (run.tries or run.failed) or domain.owner is None or picture.busy(domain):
+        if run is None or not (run.tries or run.failed) or domain.owner is None or context.busy(domain):
             continue
-        if picture.states.get(domain.owner.node) not in IN_USE:
+        if context.states.get(domain.owner.node) not in IN_USE:
             continue
         subject = f"domain/{domain.name}"
-        if picture.waited(subject, run.at, picture.rules.stable):
-            reason = f"it has run for {seconds(picture.rules.stable)}: earlier tries are forgotten"
+        if context.waited(subject, run.at, context.rules.stable):
+            reason = f"it has run for {seconds(context.rules.stable)}: earlier tries are forgotten"
             yield Steady(subject=subject, reason=reason, run=run)
 
 
-def _not_yet(picture: Picture, domain: DomainView) -> Note | None:
+def _not_yet(context: DecisionContext, domain: DomainView) -> Note | None:
     """Why a domain is not to be started now, whatever room there is."""
     run, limit, tries = domain.run, domain.ha.max_restarts, failed_tries(domain)
     if run is None or tries == 0:
@@ -139,35 +139,35 @@ def _not_yet(picture: Picture, domain: DomainView) -> Note | None:
     if given_up(domain):
         reason = f"given up after {tries} tries in a row{said}; veery ha set {domain.name} restart begins anew"
         return note(subject, "given-up", reason, Level.ALARM)
-    pause = backoff(picture, tries)
-    if domain.owner is None and not picture.waited(subject, run.at, pause):
+    pause = backoff(context, tries)
+    if domain.owner is None and not context.waited(subject, run.at, pause):
         reason = f"try {tries + 1} of {limit} comes {seconds(pause)} after the last{said}"
         return note(subject, "backing-off", reason, Level.WARNING)
     return None
 
 
-def backoff(picture: Picture, tries: int) -> float:
+def backoff(context: DecisionContext, tries: int) -> float:
     """Seconds from try number `tries` to the next."""
-    return float(min(picture.rules.backoff * 2 ** min(tries - 1, 20), picture.rules.backoff_max))
+    return float(min(context.rules.backoff * 2 ** min(tries - 1, 20), context.rules.backoff_max))
 
 
-def _held(picture: Picture) -> tuple[int, str] | None:
+def _held(context: DecisionContext) -> tuple[int, str] | None:
     """The priority below which all wait, and why: a start is under way, or its delay runs."""
     best: tuple[int, str] | None = None
-    for domain in picture.view.domains.values():
+    for domain in context.view.domains.values():
         run = domain.run
         if run is None:
             continue
         subject, mine = f"domain/{domain.name}", domain.ha.priority
         if best is not None and mine <= best[0]:
             continue
-        if domain.name in picture.view.starting and not picture.waited(subject, run.at, HOLD):
+        if domain.name in context.view.starting and not context.waited(subject, run.at, HOLD):
             best = (mine, f"waits for those of priority {mine}: {domain.name} is starting")
         elif (
             domain.ha.delay
             and domain.owner
             and domain.owner.node == run.node
-            and not picture.waited(subject, run.at, domain.ha.delay)
+            and not context.waited(subject, run.at, domain.ha.delay)
         ):
             best = (mine, f"waits until {seconds(domain.ha.delay)} after the start of {domain.name}")
     return best

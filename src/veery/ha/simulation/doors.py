@@ -10,7 +10,7 @@ from veery.errors import Failed, OutcomeUnknown, Refused
 from veery.ha.simulation.node import SimNode
 from veery.ha.simulation.promises import Promises
 from veery.ha.simulation.world import ANSWER, World
-from veery.model.ha import WATCHDOG, NodeReading, Proof, Sign, Signs, Ticket
+from veery.model.ha import WATCHDOG, NodeReading, Proof, StorageHeartbeat, StorageHeartbeats, Ticket
 
 T = TypeVar("T")
 
@@ -18,16 +18,16 @@ ORDER = 20.0  # seconds after which an order without an answer is given up
 
 
 class SimDoors:
-    """`Senses` and `Hands` of the brain on node `me`."""
+    """`Probes` and `NodeControl` of the brain on node `me`."""
 
     def __init__(self, world: World, nodes: Mapping[str, SimNode], me: str, promises: Promises) -> None:
         self._world, self._nodes, self._me, self._promises = world, nodes, me, promises
 
     # ---- senses
-    async def signs(self) -> Signs:
-        """As Senses.signs."""
+    async def signs(self) -> StorageHeartbeats:
+        """As Probes.signs."""
         await asyncio.sleep(0.003)
-        ages: dict[str, Sign] = {}
+        ages: dict[str, StorageHeartbeat] = {}
         witnesses = 0
         for storage in self._world.storages():
             if not (self._world.linked(self._me, storage.name) and storage.target and storage.knows):
@@ -36,16 +36,16 @@ class SimDoors:
             for name, sign in self._world.sign(storage).items():
                 if name not in ages or sign.age < ages[name].age:
                     ages[name] = sign
-        return Signs(witnesses=witnesses, ages=ages)
+        return StorageHeartbeats(witnesses=witnesses, ages=ages)
 
     async def readings(self) -> Mapping[str, NodeReading]:
-        """As Senses.readings."""
+        """As Probes.readings."""
         await asyncio.sleep(0.003)
         return {name: node.reading() for name, node in self._nodes.items() if self._world.linked(self._me, name)}
 
     # ---- hands
     async def fence(self, node: str, method: str, absent: float) -> Proof:
-        """As Hands.fence."""
+        """As NodeControl.fence."""
         await self._gate()
         await self._promises.fence(self._me, node, method)
         if lasts := self._world.lasting.get(f"{node}/{method}"):
@@ -82,7 +82,7 @@ class SimDoors:
         return ", ".join(said)
 
     async def admit(self, node: str, revision: int) -> None:
-        """As Hands.admit."""
+        """As NodeControl.admit."""
         await self._gate()
         await self._promises.admit(self._me, node)
         for storage in self._world.storages():
@@ -90,7 +90,7 @@ class SimDoors:
             await self._answer(storage.name, self._nodes[storage.name].admit(node, revision))
 
     async def start(self, ticket: Ticket) -> None:
-        """As Hands.start."""
+        """As NodeControl.start."""
         await self._gate()
         await self._promises.start(self._me, ticket)
         try:
@@ -102,7 +102,7 @@ class SimDoors:
         self._world.starts.append((self._world.now(), ticket.domain, ticket.node))
 
     async def move(self, domain: str, source: str, target: str) -> None:
-        """As Hands.move."""
+        """As NodeControl.move."""
         await self._gate()
         await self._promises.move(self._me, domain, source, target)
         try:
@@ -115,7 +115,7 @@ class SimDoors:
             self._promises.moved(domain)
 
     async def end(self, node: str, domain: str, boot: str) -> None:
-        """As Hands.end."""
+        """As NodeControl.end."""
         await self._gate()
         await self._promises.end(self._me, node, domain)
         await self._world.call(self._me, node)

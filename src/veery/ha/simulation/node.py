@@ -22,7 +22,7 @@ from veery.ha.simulation.reach import NodeStore
 from veery.ha.simulation.world import Copy, Machine, NodeClock, World
 from veery.model.adoption import CopyHere, Inventory
 from veery.model.cluster import Owner, Reservation
-from veery.model.ha import FenceMeans, FenceState, NodeReading, RunningCopy, Ticket
+from veery.model.ha import FenceMethods, FenceState, NodeReading, RunningCopy, Ticket
 from veery.model.node import Role
 
 BOOT = 1.0  # seconds from an order to a running domain
@@ -67,7 +67,7 @@ class SimNode:
         """Once it is present: what it had announced is over; write how this node can be fenced."""
         if Role.HYPERVISOR not in self.machine.roles:
             return
-        means = FenceMeans(methods=self.machine.methods, watchdog=self.machine.watchdog)
+        means = FenceMethods(methods=self.machine.methods, watchdog=self.machine.watchdog)
         while True:
             try:
                 if await orders.back(self.store, self.name, self.started):
@@ -203,7 +203,7 @@ class SimNode:
         return NodeReading(started=self.started, room=self.machine.room, sick=self.machine.sick, copies=copies)
 
     async def start(self, ticket: Ticket) -> None:
-        """As Hands.start, on this node."""
+        """As NodeControl.start, on this node."""
         await self.machine.gate()
         self._require_disk(ticket.domain)
         domain, name = self.world.scenario.domains[ticket.domain], ticket.domain
@@ -290,7 +290,7 @@ class SimNode:
             del self._unsaid[name]
 
     async def end(self, domain: str, boot: str) -> None:
-        """As Hands.end, on this node."""
+        """As NodeControl.end, on this node."""
         await self.machine.gate()
         await asyncio.sleep(0.2)
         await self.machine.gate()
@@ -332,7 +332,7 @@ class SimNode:
         return f"{self.name} lets it in no more"
 
     async def admit(self, node: str, revision: int) -> None:
-        """As Hands.admit, on this storage node."""
+        """As NodeControl.admit, on this storage node."""
         async with self._door:
             record = await FENCES.get(self.store, node)
             self._serves()

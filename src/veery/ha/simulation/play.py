@@ -22,8 +22,8 @@ from veery.cluster.keys import (
 from veery.cluster.memory import Backup, MemoryStore
 from veery.cluster.store import Put
 from veery.errors import VeeryError
-from veery.ha.eyes import StoreEyes
 from veery.ha.loop import Brain
+from veery.ha.observer import StoreObserver
 from veery.ha.simulation.clock import TrueClock, run
 from veery.ha.simulation.doors import SimDoors
 from veery.ha.simulation.node import SimNode, boots
@@ -164,8 +164,10 @@ class _Play(Stage):
             return
         doors = SimDoors(self.world, self.nodes, name, self.promises)
         clock, rules = NodeClock(machine), self.scenario.rules
-        eyes = StoreEyes(node.store, doors, clock, rules)
-        brain = Brain(name, store=node.store, eyes=eyes, hands=doors, clock=clock, rules=rules, told=self._heard)
+        observer = StoreObserver(node.store, doors, clock, rules)
+        brain = Brain(
+            name, store=node.store, observer=observer, control=doors, clock=clock, rules=rules, told=self._heard
+        )
         self.brains[name] = brain
         self.world.works(name, brain.run())
 

@@ -15,7 +15,7 @@ from veery.errors import Failed, OutcomeUnknown
 from veery.ha.simulation.clock import BEGIN
 from veery.ha.simulation.paths import Paths
 from veery.ha.simulation.scenario import Scenario
-from veery.model.ha import Sign
+from veery.model.ha import StorageHeartbeat
 from veery.model.node import Role
 
 T = TypeVar("T")
@@ -289,9 +289,12 @@ class World:
                 storage.signs[name] = (self.now(), stopped)
         return any(self.reaches_storage(name, storage) for storage in self.storages())
 
-    def sign(self, storage: Machine) -> dict[str, Sign]:
+    def sign(self, storage: Machine) -> dict[str, StorageHeartbeat]:
         """The heartbeats as `storage` tells them."""
-        return {name: Sign(age=self.now() - at, stopped=stopped) for name, (at, stopped) in storage.signs.items()}
+        return {
+            name: StorageHeartbeat(age=self.now() - at, stopped=stopped)
+            for name, (at, stopped) in storage.signs.items()
+        }
 
     def _crash(self) -> None:
         """Guests that die of themselves."""

@@ -23,11 +23,11 @@ from veery.hypervisor.qemu.cgroup import Groups
 from veery.hypervisor.qemu.choice import choose
 from veery.hypervisor.qemu.console import QemuConsole
 from veery.hypervisor.qemu.process import Stage
-from veery.hypervisor.qemu.roster import Roster
+from veery.hypervisor.qemu.registry import Registry
 from veery.hypervisor.qemu.sample import WINDOWS, sample
 from veery.model import codec
 from veery.model.domain import DomainEvent, DomainReading, DomainSpec, HostReading, VcpuReading
-from veery.model.move import CopyResult, Means, MoveSettings, Tuning
+from veery.model.move import CopyOptions, CopyResult, MoveSettings, Tuning
 from veery.model.plan import Abilities, Blocker, MemoryReading, Obstacle, no_room
 from veery.model.units import MIB
 from veery.model.volume import AttachedDisk, AttachedVif, Attachments, CarriedDisk, IscsiLun
@@ -44,7 +44,7 @@ class QemuDriver:
     def __init__(self, run: Path, tls: Path | None, settings: Qemu, clock: Clock) -> None:
         """`tls` is the folder of the node's certificates (None: no move with TLS)."""
         self._run, self._tls, self._settings, self._clock = run, tls, settings, clock
-        self._roster = Roster(run, clock, Groups(Path(settings.cgroup)) if settings.cgroup else None)
+        self._roster = Registry(run, clock, Groups(Path(settings.cgroup)) if settings.cgroup else None)
         self._qemu: machine.Hypervisor | None = None
         self._missing: Refused | None = None
         self._looking = asyncio.Lock()
@@ -325,7 +325,7 @@ class QemuDriver:
         report: Report,
         *,
         peer: str,
-        means: Means = ALONE,
+        means: CopyOptions = ALONE,
     ) -> CopyResult:
         """As Driver.send."""
         mirrors = self._roster.domain(uuid).mirrors

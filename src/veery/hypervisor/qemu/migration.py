@@ -28,7 +28,7 @@ from veery.hypervisor.qemu.domain import CONT_DEADLINE_S, ENDS, Domain
 from veery.hypervisor.qemu.monitor import CommandError, Monitor
 from veery.hypervisor.qemu.process import Stage
 from veery.hypervisor.qemu.transfer import POLL_HELD, Info, Transfer, orders, reading, shut
-from veery.model.move import CopyResult, Means, MoveSettings, Tuning
+from veery.model.move import CopyOptions, CopyResult, MoveSettings, Tuning
 from veery.model.volume import Attachments, LocalDisk
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ async def send(
     *,
     tls: Path | None,
     peer: str,
-    means: Means,
+    means: CopyOptions,
     clock: Clock,
 ) -> CopyResult:
     """As Driver.send; `tls` is the folder of the node's certificates, None for a plain stream."""
@@ -113,7 +113,7 @@ async def send(
 
 
 async def _set_up_source(
-    transfer: Transfer, settings: MoveSettings, *, tls: Path | None, peer: str, means: Means
+    transfer: Transfer, settings: MoveSettings, *, tls: Path | None, peer: str, means: CopyOptions
 ) -> str:
     """Tell a source's QEMU how to copy; the cipher that it will use, "" for a plain stream."""
     chosen = await _encrypt(transfer, tls, means.peer_version) if tls is not None else ""
@@ -242,7 +242,7 @@ async def _run_on_if_it_can(domain: Domain, clock: Clock) -> None:
 
 async def await_stream(domain: Domain, *, tls: Path | None, peer: str, post_copy: bool) -> None:
     """Make an empty half domain ready for `receive`; with `tls`, only a stream from node `peer` is taken."""
-    means = Means(post_copy=post_copy)
+    means = CopyOptions(post_copy=post_copy)
     version = await qemu_version(domain.monitor)
     late = version >= LATE_ACTIVATE
     if tls is None:

@@ -32,7 +32,7 @@ from veery.hypervisor.qemu.domain import Domain
 from veery.hypervisor.qemu.monitor import CommandError, Monitor
 from veery.hypervisor.qemu.process import Stage
 from veery.hypervisor.qemu.transfer import POLL, QUERY_DEADLINE, Transfer, reading
-from veery.model.move import Means
+from veery.model.move import CopyOptions
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def closed(owner: Owner, device: Path, switch: Path) -> str:
 # ---- a move's source
 
 
-async def allow(transfer: Transfer, means: Means, bandwidth: int) -> None:
+async def allow(transfer: Transfer, means: CopyOptions, bandwidth: int) -> None:
     """Where `means` has post-copy, let a copy that is to begin stand still before its switch-over; `bandwidth` bytes/s
     (0: unlimited) holds for what follows then, too."""
     if not means.post_copy:
@@ -95,7 +95,7 @@ async def allow(transfer: Transfer, means: Means, bandwidth: int) -> None:
     await transfer.monitor.execute("migrate-set-parameters", {"max-postcopy-bandwidth": bandwidth})
 
 
-async def poised(transfer: Transfer, means: Means) -> bool:
+async def poised(transfer: Transfer, means: CopyOptions) -> bool:
     """Whether the domain stands and waits for `release`. A copy that came to its end without post-copy goes on."""
     if not means.post_copy or transfer.status != POISED:
         return False

@@ -30,12 +30,12 @@ from veery.errors import Failed, Refused
 from veery.host.files import write_atomic
 from veery.host.owner import Owner
 from veery.host.process import Process, start_ticks
+from veery.hypervisor.diskrecord import WrittenDisk, disks_read, disks_written
 from veery.hypervisor.qemu import devices, handover
 from veery.hypervisor.qemu.argv import KERNEL, RAMDISK, Command, Handed, Wiring, carries
 from veery.hypervisor.qemu.build import Build
 from veery.hypervisor.qemu.choice import Choice
 from veery.hypervisor.qemu.confine import confined
-from veery.hypervisor.written import WrittenDisk, disks_read, disks_written
 from veery.model import codec
 from veery.model.domain import DomainEnd, DomainSpec
 from veery.model.volume import AttachedVif, Attachments

@@ -16,7 +16,7 @@ from veery.errors import Failed, OutcomeUnknown, VeeryError
 from veery.host.clock import Clock
 from veery.hypervisor.qemu.domain import Domain
 from veery.hypervisor.qemu.monitor import Command, CommandError, Monitor
-from veery.model.move import Means, MoveProgress, Phase
+from veery.model.move import CopyOptions, MoveProgress, Phase
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ POLL_HELD = 0.02
 QUERY_DEADLINE = 2.0
 CANCEL_DEADLINE = 5.0
 GENTLER = "try when it is quieter, with more bandwidth, or --policy balanced"
-PLAIN = Means()
+PLAIN = CopyOptions()
 OVER = frozenset({"completed", "failed", "cancelled"})
 
 Info = Mapping[str, Any]
@@ -65,7 +65,7 @@ class Transfer:
                 self.device_since = self._clock.now()
             self._news.set()
 
-    async def set_up(self, *, return_path: bool, means: Means = PLAIN, **parameters: Any) -> None:
+    async def set_up(self, *, return_path: bool, means: CopyOptions = PLAIN, **parameters: Any) -> None:
         """Capabilities and `parameters` (underscores for dashes). A file cannot answer: no return path there.
 
         switchover-ack holds a copy: the source waits for a word of the target, which gives it only where it has the
@@ -193,7 +193,7 @@ class Transfer:
 
 
 def orders(
-    *, return_path: bool, means: Means = PLAIN, late_activate: bool = False, **parameters: Any
+    *, return_path: bool, means: CopyOptions = PLAIN, late_activate: bool = False, **parameters: Any
 ) -> tuple[Command, ...]:
     """The commands of `Transfer.set_up`; with `late_activate` a target opens its disks when it is let go."""
     wanted = {

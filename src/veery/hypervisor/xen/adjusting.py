@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from veery.config.adjust import affinity, most_memory, share
 from veery.errors import VeeryError
-from veery.hypervisor.xen.roster import Domain
+from veery.hypervisor.xen.registry import Domain
 from veery.hypervisor.xen.xl import Xl
 from veery.model.domain import DomainSpec
 

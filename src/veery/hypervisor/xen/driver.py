@@ -22,15 +22,15 @@ from veery.hypervisor.base import ALONE, Report
 from veery.hypervisor.qemu.console import QemuConsole
 from veery.hypervisor.xen import adjusting, config, hotplug, machine, savefile, scripts
 from veery.hypervisor.xen.disks import Initiator
+from veery.hypervisor.xen.migration import MigrationStream
 from veery.hypervisor.xen.parse import Info
-from veery.hypervisor.xen.passage import Passage
-from veery.hypervisor.xen.record import Build, Record, Stage
-from veery.hypervisor.xen.roster import Domain, Roster
+from veery.hypervisor.xen.registry import Domain, Registry
+from veery.hypervisor.xen.statedir import Build, Record, Stage
 from veery.hypervisor.xen.xenstore import Xenstore
 from veery.hypervisor.xen.xl import Xl
 from veery.model import codec
 from veery.model.domain import DomainEvent, DomainReading, DomainSpec, HostReading, VcpuReading
-from veery.model.move import CopyResult, Means, MoveSettings, Tuning
+from veery.model.move import CopyOptions, CopyResult, MoveSettings, Tuning
 from veery.model.plan import Abilities, Blocker, MemoryReading, Obstacle
 from veery.model.units import MIB
 from veery.model.volume import AttachedDisk, AttachedVif, Attachments
@@ -48,8 +48,8 @@ class XenDriver:
         """`tls` is the folder of the node's certificates (None: no move with TLS); `initiator` has LUNs as devices of
         this node."""
         self._xl, self._clock = Xl(settings.xl), clock
-        self._roster = Roster(run, self._xl, Xenstore(settings.xenstore), initiator, clock)
-        self._passage = Passage(self._roster, self._xl, tls, clock)
+        self._roster = Registry(run, self._xl, Xenstore(settings.xenstore), initiator, clock)
+        self._passage = MigrationStream(self._roster, self._xl, tls, clock)
         self._missing: VeeryError | None = None
         self._able = Abilities(driver=self.name, version="", accelerator="xen", post_copy=machine.POST_COPY)
 
@@ -302,7 +302,7 @@ class XenDriver:
         report: Report,
         *,
         peer: str,
-        means: Means = ALONE,
+        means: CopyOptions = ALONE,
     ) -> CopyResult:
         """As Driver.send."""
         return await self._passage.send(uuid, stream, settings, report, peer=peer, means=means)

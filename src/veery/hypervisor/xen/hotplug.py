@@ -8,7 +8,7 @@ from pathlib import Path
 from veery.errors import Failed, Refused
 from veery.host.run import run
 from veery.hypervisor.xen import config, disks
-from veery.hypervisor.xen.roster import Domain, Roster, numbered
+from veery.hypervisor.xen.registry import Domain, Registry, numbered
 from veery.model.domain import DomainSpec
 from veery.model.volume import AttachedDisk, AttachedVif, Attachments, LocalDisk
 
@@ -22,7 +22,7 @@ def check_local(spec: DomainSpec, attachments: Attachments) -> None:
             raise Refused(f"{spec.name}: disk {disk.spec.vdev}: {disk.source.path} is not there")
 
 
-async def attach_disk(roster: Roster, domain: Domain, disk: AttachedDisk) -> None:
+async def attach_disk(roster: Registry, domain: Domain, disk: AttachedDisk) -> None:
     """As Driver.attach_disk."""
     async with domain.lock:
         record = domain.record
@@ -39,7 +39,7 @@ async def attach_disk(roster: Roster, domain: Domain, disk: AttachedDisk) -> Non
         _fit(domain, (*record.attachments.disks, disk), record.attachments.vifs)
 
 
-async def detach_disk(roster: Roster, domain: Domain, vdev: str) -> None:
+async def detach_disk(roster: Registry, domain: Domain, vdev: str) -> None:
     """As Driver.detach_disk."""
     async with domain.lock:
         record = domain.record
@@ -55,7 +55,7 @@ async def detach_disk(roster: Roster, domain: Domain, vdev: str) -> None:
         await roster.logout(Attachments(disks=tuple(gone)))
 
 
-async def resize_disk(roster: Roster, domain: Domain, vdev: str) -> None:
+async def resize_disk(roster: Registry, domain: Domain, vdev: str) -> None:
     """As Driver.resize_disk: blkback sees at the next request that its device has grown, and tells the guest
     (Linux, drivers/block/xen-blkback/blkback.c, xen_vbd_resize)."""
     record = domain.record
@@ -71,7 +71,7 @@ async def resize_disk(roster: Roster, domain: Domain, vdev: str) -> None:
             await run(["losetup", "-c", loop], deadline=_LOSETUP)
 
 
-async def attach_vif(roster: Roster, domain: Domain, vif: AttachedVif) -> None:
+async def attach_vif(roster: Registry, domain: Domain, vif: AttachedVif) -> None:
     """As Driver.attach_vif."""
     async with domain.lock:
         record = domain.record
@@ -85,7 +85,7 @@ async def attach_vif(roster: Roster, domain: Domain, vif: AttachedVif) -> None:
         _fit(domain, record.attachments.disks, (*record.attachments.vifs, placed))
 
 
-async def detach_vif(roster: Roster, domain: Domain, mac: str) -> None:
+async def detach_vif(roster: Registry, domain: Domain, mac: str) -> None:
     """As Driver.detach_vif."""
     async with domain.lock:
         record = domain.record

@@ -21,9 +21,9 @@ from typing import Any
 from veery.errors import Failed, Refused
 from veery.host.process import Process
 from veery.hypervisor.xen import session
-from veery.hypervisor.xen.door import Door
 from veery.hypervisor.xen.outgoing import RELAY, Tool
 from veery.hypervisor.xen.parse import Row, complaint
+from veery.hypervisor.xen.relay_link import RelayLink
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Incoming:
     def __init__(self, folder: Path, uuid: str, name: str, xl: Tool) -> None:
         """Nothing is done yet. `name` is the one that the domain is to have."""
         self._folder, self._uuid, self._name, self._xl = folder, uuid, name, xl
-        self._door: Door | None = None
+        self._door: RelayLink | None = None
         self._relay: Process | None = None
 
     async def prepare(self) -> None:
@@ -55,7 +55,7 @@ class Incoming:
         try:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder.mkdir(mode=0o700, parents=True)
-            door = self._door = Door(self._folder / "door")
+            door = self._door = RelayLink(self._folder / "door")
             door.open()
             argv = [*RELAY, "receive", str(door.path), str(self._folder / "xl"), self._xl.program]
             self._relay = Process.spawn(argv, log_file=self._folder / "log", env=self._ciphers())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from veery.errors import Refused
 from veery.hypervisor.xen.parse import Info, Row
-from veery.hypervisor.xen.record import Build
+from veery.hypervisor.xen.statedir import Build
 from veery.model.domain import DomainReading, DomainSpec, DomainType, HostReading
 from veery.model.plan import Abilities, Blocker, Obstacle, no_room
 

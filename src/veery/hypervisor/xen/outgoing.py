@@ -24,8 +24,8 @@ from veery.host import tasks
 from veery.host.clock import Clock
 from veery.host.process import Process
 from veery.hypervisor.xen import session
-from veery.hypervisor.xen.door import Door
 from veery.hypervisor.xen.parse import Reason, Row, complaint
+from veery.hypervisor.xen.relay_link import RelayLink
 from veery.model.move import CopyResult, MoveProgress, MoveSettings, Phase, Tuning
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ class Outgoing:
     def __init__(self, folder: Path, uuid: str, xl: Tool, clock: Clock) -> None:
         """Nothing is done yet."""
         self._folder, self._uuid, self._xl, self._clock = folder, uuid, xl, clock
-        self._door: Door | None = None
+        self._door: RelayLink | None = None
 
     @property
     def begun(self) -> bool:
@@ -151,7 +151,7 @@ class Outgoing:
     ) -> CopyResult:
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(mode=0o700, parents=True)
-        door = self._door = Door(self._folder / "door")
+        door = self._door = RelayLink(self._folder / "door")
         door.open()
         rune = "exec " + shlex.join([*RELAY, "send", str(door.path)])
         command = [self._xl.program, "migrate", "-s", "", str(row.domid), rune]
@@ -172,7 +172,7 @@ class Outgoing:
             await tasks.stop(ended)
         return CopyResult(downtime_ms=0.0, bytes=sent, rounds=0)  # xl tells neither
 
-    async def _follow(self, door: Door, ended: asyncio.Task[None], stall: float, meter: _Meter) -> int:
+    async def _follow(self, door: RelayLink, ended: asyncio.Task[None], stall: float, meter: _Meter) -> int:
         """Until xl stands still, the domain loaded at the target: the bytes that were sent. Raises Failed."""
         limit = max(stall, BEGIN)  # until the relays have shaken hands
         hearing = asyncio.ensure_future(door.hear())

@@ -23,8 +23,8 @@ from veery.lab import guest, hosts
 from veery.lab.members import Member
 from veery.lab.plan import NAMESPACES, PREFIX, Machine, Plan
 from veery.lab.xen import dom0, talk
-from veery.lab.xen.golden import STATE_SIZE, Golden
 from veery.lab.xen.outer import Outer
+from veery.lab.xen.snapshot import STATE_SIZE, Snapshot
 
 _WAKE = 240.0  # seconds from power-on to the agent's first answer
 _SETTLE = 240.0  # seconds to mount, name and start what a node has
@@ -55,7 +55,7 @@ class Nested:
         return self.folder / "golden"
 
     # ---- its disks
-    async def make(self, golden: Golden) -> None:
+    async def make(self, golden: Snapshot) -> None:
         """Make the folder and the disks of a new node."""
         self.folder.mkdir(parents=True)
         self._golden.symlink_to(golden.memory.parent)
@@ -84,7 +84,7 @@ class Nested:
     # ---- its power
     async def power_on(self) -> None:
         """From nothing to a dom0 with its name, addresses and disk; veeryd is not started. Raises Failed."""
-        root, golden = self.folder / "root.qcow2", Golden.at(self._golden.resolve())
+        root, golden = self.folder / "root.qcow2", Snapshot.at(self._golden.resolve())
         root.unlink(missing_ok=True)
         overlay = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b"]
         await run([*overlay, golden.image.root, root], deadline=30)

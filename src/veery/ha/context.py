@@ -1,0 +1,124 @@
+"""What all rules of one decision share: the view, what follows from it, and what the rules before have given away."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from veery.ha.placement import Book
+from veery.ha.states import LEAVING, NodeState, judge, usable, waited
+from veery.model.ha import ClusterView, DomainView, Level, Note, Policy, Rules
+
+
+@dataclass(slots=True)
+class DecisionContext:
+    """One decision under way. `book` and the counts change as rules give things away; the view never does."""
+
+    view: ClusterView
+    now: float
+    rules: Rules
+    states: dict[str, NodeState]
+    book: Book
+    on: dict[str, list[DomainView]]  # by the node that owns them, each list in `order`
+    out: Counter[str] = field(default_factory=Counter)  # moves under way
+    into: Counter[str] = field(default_factory=Counter)
+    links: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    @classmethod
+    def of(cls, view: ClusterView, now: float, rules: Rules) -> DecisionContext:
+        """`view` as it is seen at `now` (epoch)."""
+        states = judge(view, now, rules)
+        on: dict[str, list[DomainView]] = {name: [] for name in view.nodes}
+        leaving = [name for name, state in states.items() if state in LEAVING]
+        made = cls(view, now, rules, states, Book(view, usable(view, states), leaving), on)
+        for domain in view.domains.values():
+            if domain.owner and domain.owner.node in on:
+                on[domain.owner.node].append(domain)
+            move = (domain.move.source, domain.move.target) if domain.move else view.moving.get(domain.name)
+            if move:
+                made.count(*move)
+        for each in on.values():
+            each.sort(key=order)
+        return made
+
+    def count(self, source: str, target: str) -> None:
+        """One more move is under way."""
+        self.out[source] += 1
+        self.into[target] += 1
+        self.links[source, target] += 1
+
+    def may_move(self, source: str, target: str) -> bool:
+        """Whether one more move keeps the limits."""
+        rules = self.rules
+        return (
+            self.out[source] < rules.out and self.into[target] < rules.into and self.links[source, target] < rules.out
+        )
+
+    def busy(self, domain: DomainView) -> bool:
+        """Whether something is under way with it, or it is left alone, so that nothing else may begin."""
+        name = domain.name
+        return (
+            bool(domain.unreadable)
+            or domain.move is not None
+            or name in self.view.moving
+            or name in self.view.starting
+            or f"domain/{name}" in self.view.acting
+        )
+
+    def kept(self, domain: DomainView) -> str:
+        """What there is to say of a domain that has ended and is kept on its node, "" of any other."""
+        owner = domain.owner
+        reading = self.view.nodes[owner.node].reading if owner and owner.node in self.view.nodes else None
+        if (
+            owner is None
+            or reading is None
+            or not any(copy.ended for copy in reading.copies if (copy.domain, copy.boot) == (domain.name, owner.boot))
+        ):
+            return ""
+        return f"it has ended and is kept, so it cannot be moved: veery --node {owner.node} destroy {domain.name}"
+
+    def waited(self, subject: str, at: float, seconds: float) -> bool:
+        """Whether the record of `subject`, written at `at` (epoch), is `seconds` old."""
+        age = self.view.ages.get(subject)
+        return waited(self.now, at, seconds) if age is None else age >= seconds
+
+    def resting(self, subject: str) -> str:
+        """What was said when an action about `subject` failed a moment ago; "" otherwise."""
+        return self.view.resting.get(subject, "")
+
+
+def order(domain: DomainView) -> tuple[int, int, str]:
+    """The order of domains: high priority first, then the largest, as `survival.stranded` counts, then by name."""
+    return -domain.ha.priority, -domain.memory, domain.name
+
+
+def restarts(domain: DomainView) -> bool:
+    """Whether the brain starts it when it does not run."""
+    if domain.unreadable:
+        return False
+    return domain.ha.policy is Policy.RESTART and domain.ha.wanted and domain.ha.max_restarts > 0
+
+
+def failed_tries(domain: DomainView) -> int:
+    """How many tries in a row to start it have failed. A start that went well is none of them: where the domain ends
+    with its node after that, the node was lost, and the domain did not fail."""
+    run = domain.run
+    if run is None:
+        return 0
+    went_well = domain.owner is not None and domain.owner.node == run.node and run.node not in run.failed
+    return max(0, run.tries - 1) if went_well else run.tries
+
+
+def given_up(domain: DomainView) -> bool:
+    """Whether so many tries in a row have failed that it is not started again."""
+    return 0 < failed_tries(domain) >= domain.ha.max_restarts
+
+
+def note(subject: str, state: str, reason: str, level: Level = Level.INFO) -> Note:
+    """A finding: nothing is to be done."""
+    return Note(subject=subject, reason=reason, state=state, level=level)
+
+
+def seconds(value: float) -> str:
+    """Seconds in a reason: whole ones, rounded up, so that a line does not change more than once a second."""
+    return f"{-int(-value // 1)} s"

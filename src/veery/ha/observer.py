@@ -1,0 +1,260 @@
+"""Observing: the store at one revision, and what storage nodes and daemons tell, made into one view.
+
+One watch follows the store (cluster/watch_cache.py). A record that cannot be read is unreadable in the view: the brain
+leaves its subject alone, and everything else goes on.
+
+Who is absent since when is this object's own memory, by its own monotonic clock. It forgets that memory after a pause
+in which it saw nothing: a node could have come, renewed its watchdog, and gone again."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from veery.cluster.keys import (
+    ALIVE,
+    CA_KEY,
+    CA_LIST,
+    CA_SEALED,
+    DISARM,
+    DISARMED,
+    DOMAINS,
+    EVENTS,
+    FENCES,
+    GROUPS,
+    HISTORIES,
+    INTENTS,
+    MEANS,
+    NODES,
+    OWNERS,
+    POLICIES,
+    PROCESSORS,
+    RESERVATIONS,
+    RUNS,
+    TOKENS,
+    VOLUMES,
+    Kind,
+    Unreadable,
+)
+from veery.cluster.store import Entry, Store, StoreRestored
+from veery.cluster.watch_cache import WatchCache
+from veery.errors import Failed, OutcomeUnknown
+from veery.ha.base import Probes
+from veery.host.clock import Clock
+from veery.model.cluster import Presence
+from veery.model.ha import (
+    ClusterView,
+    Disarmed,
+    DomainView,
+    FenceMethods,
+    FenceRecord,
+    FenceState,
+    Group,
+    HaRecord,
+    NodeHistory,
+    NodeReading,
+    NodeView,
+    Rules,
+    StorageHeartbeats,
+)
+from veery.model.node import Node, Role
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+UNSEEN = (EVENTS.prefix, VOLUMES.prefix, TOKENS.prefix, CA_KEY, CA_SEALED, CA_LIST)  # of no use to the brain
+HEARD = 2.5  # seconds for which what a node said of itself counts: on a busy machine an answer may come a look later
+
+
+@dataclass(slots=True)
+class _Sighting:
+    """Since when (own clock) a node is there and may use the storage, or is not there. `key`: the revision at which its
+    presence was created (0: none), whether a fence stands although it is there, and whether that is proven. `again`: it
+    was there when the proof came, and what it said by then may be what it said last."""
+
+    key: tuple[int, bool, bool]
+    since: float
+    again: bool = False
+
+
+class StoreObserver:
+    """`Observer` on a `Store`. One call of `observe` at a time."""
+
+    def __init__(self, store: Store, probes: Probes, clock: Clock, rules: Rules) -> None:
+        """`clock` measures absences; nothing else does."""
+        self._mirror = WatchCache(store, UNSEEN)
+        self._probes, self._clock, self._rules = probes, clock, rules
+        self._sightings: dict[str, _Sighting] = {}
+        self._seen: float | None = None  # the last observation that succeeded
+        self._settled = 0.0
+        self._watched = 0.0
+        self._last = ClusterView(revision=0, quorum=False, settled=0.0, witnesses=0, watched=0.0, nodes={}, domains={})
+        self._beats: dict[str, float] = {}  # since when each node's heartbeats on storage go on
+        self._decoded: dict[str, tuple[Entry, Any]] = {}
+        self._bad: dict[str, str] = {}  # what cannot be read, by key: one sentence
+        self._readings: dict[str, NodeReading] = {}
+        self._heard: dict[str, float] = {}  # when each was given
+        self._nodes: dict[str, Node] = {}  # the last records that could be read
+        self._owners: dict[str, str] = {}  # the last owner that each domain was seen to have
+
+    async def run(self) -> None:
+        """As Observer.run."""
+        await self._mirror.run()
+
+    async def observe(self) -> ClusterView:
+        """As Observer.observe."""
+        try:
+            async with asyncio.timeout(self._rules.blind):
+                _, signs, readings = await asyncio.gather(
+                    self._mirror.current(), self._probes.signs(), self._probes.readings()
+                )
+        except (Failed, OutcomeUnknown, TimeoutError) as error:
+            restored = error.message if isinstance(error, StoreRestored) else ""
+            self._last = dataclasses.replace(self._last, quorum=False, settled=0.0, watched=0.0, restored=restored)
+            self._seen = None
+            return self._last
+        now = self._clock.now()
+        if self._seen is None or now - self._seen > self._rules.blind:
+            self._settled = self._watched = now
+            self._sightings.clear()
+            self._beats.clear()
+        if signs.witnesses == 0:
+            self._watched = now
+        self._seen = now
+        young = (name for name, sign in signs.ages.items() if sign.age < 2 * self._rules.sign)  # one may come late
+        self._beats = {name: self._beats.get(name, now) for name in young}
+        self._readings.update(readings)
+        self._heard.update(dict.fromkeys(readings, now))
+        self._last = self._view(signs, now)
+        return self._last
+
+    def _view(self, signs: StorageHeartbeats, now: float) -> ClusterView:
+        mirror = self._mirror
+        nodes = {}
+        for name in self._names(NODES):
+            bare = NodeView(record=self._record(name), sign=signs.ages.get(name), reading=self._readings.get(name))
+            nodes[name] = self._node(bare, now)
+        domains = {name: self._domain(name) for name in self._names(DOMAINS, OWNERS)}
+        self._forget()
+        return ClusterView(
+            revision=mirror.revision,
+            quorum=True,
+            settled=now - self._settled,
+            witnesses=signs.witnesses,
+            watched=now - self._watched,
+            nodes=nodes,
+            domains=domains,
+            groups={name: self._one(GROUPS, name) or Group() for name in self._names(GROUPS)},
+            disarmed=self._disarmed(),
+        )
+
+    def _names(self, *kinds: Kind[Any]) -> list[str]:
+        """The names under which there is a record of any of `kinds`, sorted."""
+        return sorted({kind.name(key) for kind in kinds for key in self._mirror.under(kind.prefix)})
+
+    def _record(self, name: str) -> Node:
+        """The node's record, or the last that could be read; of a node that is not known at all it is assumed that it
+        serves storage: then nothing is proven by the silence of the others."""
+        record = self._one(NODES, name)
+        if record is not None:
+            self._nodes[name] = record
+        return self._nodes.get(name) or Node(name=name, address="", roles=(Role.STORAGE,))
+
+    def _node(self, bare: NodeView, now: float) -> NodeView:
+        name, reading = bare.name, bare.reading
+        alive = self._mirror.get(ALIVE.prefix + name)
+        fenced = self._mirror.get(FENCES.prefix + name) is not None
+        fence = self._one(FENCES, name) or (FenceRecord(state=FenceState.FAILED) if fenced else None)
+        proven = fence is not None and fence.state is FenceState.FENCED
+        key = (alive.created, fenced, proven) if alive else (0, False, False)
+        sighting = self._sightings.get(name)
+        if sighting is None or sighting.key != key:
+            again = proven and sighting is not None and sighting.key[0] == key[0] != 0
+            sighting = self._sightings[name] = _Sighting(key, now, again)
+        presence: Presence | None = self._one(ALIVE, name)
+        lasted = now - sighting.since
+        told = reading is not None and self._heard[name] >= max(sighting.since, now - HEARD)
+        told = told and not (sighting.again and self._heard[name] == sighting.since)
+        return dataclasses.replace(
+            bare,
+            absent=None if alive else lasted,
+            present=lasted if alive else None,
+            beating=now - self._beats.get(name, now),
+            fresh=presence is not None and reading is not None and told and reading.started == presence.started,
+            means=self._one(MEANS, name) or FenceMethods(),
+            accelerator=self._accelerator(name),
+            fence=fence,
+            intent=self._one(INTENTS, name),
+            history=self._one(HISTORIES, name) or NodeHistory(),
+            unreadable=self._unreadable(name, NODES, ALIVE, MEANS, FENCES, INTENTS, HISTORIES),
+        )
+
+    def _domain(self, name: str) -> DomainView:
+        record, owner, run = self._one(DOMAINS, name), self._one(OWNERS, name), self._one(RUNS, name)
+        if owner:
+            self._owners[name] = owner.node
+        last = owner.node if owner else self._owners.get(name) or (run.node if run else "")
+        tied = ""
+        if record and any(disk.target and not disk.volume for disk in record.spec.disks):
+            tied = record.home or last or "?"
+        ha = self._one(POLICIES, name) or HaRecord()
+        bad = self._unreadable(name, DOMAINS, OWNERS, RUNS, POLICIES, RESERVATIONS)
+        if ha.group and self._one(GROUPS, ha.group) is None:
+            bad += self._unreadable(ha.group, GROUPS)
+        return DomainView(
+            name=name,
+            memory=record.spec.memory if record else 0,
+            ha=ha,
+            owner=owner,
+            run=run,
+            move=self._one(RESERVATIONS, name),
+            tied=tied,
+            unreadable=bad,
+            accelerator=self._accelerator(last),
+        )
+
+    def _accelerator(self, node: str) -> str:
+        processor = self._one(PROCESSORS, node) if node else None
+        return processor.accelerator if processor else ""
+
+    def _disarmed(self) -> Disarmed | None:
+        entry = self._mirror.get(DISARMED)
+        if entry is None:
+            return None
+        return self._value(DISARM, entry) or Disarmed(reason=self._bad[DISARMED])
+
+    def _one(self, kind: Kind[T], name: str) -> T | None:
+        """The record of that name; None where there is none, and where it cannot be read (see `_unreadable`)."""
+        entry = self._mirror.get(kind.prefix + name)
+        return self._value(kind, entry) if entry else None
+
+    def _value(self, kind: Kind[T], entry: Entry) -> T | None:
+        """The record in `entry`, decoded once; None where it cannot be read."""
+        cached = self._decoded.get(entry.key)
+        if cached is None or cached[0] is not entry:  # not its revision: a restored store uses those again
+            self._bad.pop(entry.key, None)
+            found: T | None = None
+            try:
+                found = kind.value(entry)
+            except Unreadable as error:
+                self._bad[entry.key] = error.message
+                log.error("%s", error.message)
+            cached = self._decoded[entry.key] = (entry, found)
+        value: T | None = cached[1]
+        return value
+
+    def _unreadable(self, name: str, *kinds: Kind[Any]) -> tuple[str, ...]:
+        """What cannot be read of the records called `name`."""
+        if not self._bad:
+            return ()
+        return tuple(self._bad[kind.prefix + name] for kind in kinds if kind.prefix + name in self._bad)
+
+    def _forget(self) -> None:
+        """Let go of what is not in the store any more."""
+        for key in [key for key in self._decoded if self._mirror.get(key) is None]:
+            del self._decoded[key]
+            self._bad.pop(key, None)

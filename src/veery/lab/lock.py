@@ -1,0 +1,94 @@
+"""Whose a lab is: a file /run/veery-lab/NAME, locked (flock(2)) by the process that uses the lab.
+
+The kernel drops the lock when that process ends, however it ends; so a lab whose file is not locked belongs to
+a dead run and may be swept, unless its record says that it shall stay (`veery lab up`). /run is emptied at
+boot, as the namespaces are."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from veery.errors import Refused
+from veery.model import codec
+
+FOLDER = Path("/run/veery-lab")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What stands in the file: the lab's folder, its number of hypervisors, the process that made it,
+    whether the lab stays when that process ends, its number of storage nodes, and what runs its domains."""
+
+    folder: str
+    hypervisors: int
+    pid: int
+    stays: bool
+    storages: int = 1
+    driver: str = "qemu"
+
+
+class LabLock:
+    """A lab taken by this process; held until `release`, `forget` or the process's end."""
+
+    def __init__(self, lab: str) -> None:
+        """Take lab `lab`. Raises Refused when a living process has it."""
+        self._path = FOLDER / lab
+        while True:
+            FOLDER.mkdir(mode=0o755, parents=True, exist_ok=True)
+            try:
+                self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            except FileNotFoundError:  # the last of other labs has just removed the folder
+                continue
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                os.close(self._file)
+                holder = read(lab)
+                raise Refused(
+                    f"lab {lab} is in use" + (f" by process {holder.pid}" if holder else ""),
+                    hint="wait for its end, or take another name with --lab NAME",
+                ) from error
+            if _same(self._file, self._path):
+                return
+            os.close(self._file)  # its last holder removed the file between our open and our lock
+
+    def write(self, record: Record) -> None:
+        """Say what the lab is."""
+        os.ftruncate(self._file, 0)
+        os.pwrite(self._file, codec.encode(asdict(record)), 0)
+
+    def release(self) -> None:
+        """Let go; the record stays."""
+        os.close(self._file)
+
+    def forget(self) -> None:
+        """The lab is no more: remove the file, and the folder if it was the last, and let go."""
+        self._path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            FOLDER.rmdir()
+        os.close(self._file)
+
+
+def read(lab: str) -> Record | None:
+    """What is recorded of `lab`."""
+    try:
+        text = (FOLDER / lab).read_bytes()
+    except FileNotFoundError:
+        return None
+    return codec.decode(text, Record) if text else None
+
+
+def known() -> tuple[str, ...]:
+    """The labs that have a file, living or dead."""
+    return tuple(sorted(path.name for path in FOLDER.glob("*")))
+
+
+def _same(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False

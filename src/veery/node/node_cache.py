@@ -1,0 +1,69 @@
+"""Who the other nodes are, remembered for when the store does not answer: a node that lost the cluster asks them."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from veery.cluster.keys import NODES
+from veery.cluster.store import Store
+from veery.errors import Refused, VeeryError
+from veery.host import kept
+from veery.host.clock import Clock
+from veery.host.files import write_atomic
+from veery.model import codec
+from veery.model.node import Node, Role
+
+log = logging.getLogger(__name__)
+
+REFRESH = 15.0
+
+
+class NodeCache:
+    """One a daemon; `run` is its task."""
+
+    def __init__(self, store: Store, file: Path, clock: Clock) -> None:
+        """`file` keeps them over a restart."""
+        self._store, self._file, self._clock = store, file, clock
+        self.nodes: dict[str, Node] = self._remembered()
+
+    async def run(self) -> None:
+        """For ever."""
+        while True:
+            try:
+                await self._look()
+            except VeeryError as error:
+                log.debug("neighbours not asked for: %s", error.message)
+            await self._clock.sleep(REFRESH if self.nodes else 1.0)
+
+    async def _look(self) -> None:
+        """Ask the store. Of a node whose record cannot be read the last one that could stays."""
+        nodes, bad = await NODES.sifted(self._store)
+        self.keep(dict(sorted({**{name: self.nodes[name] for name in bad if name in self.nodes}, **nodes}.items())))
+
+    def keep(self, nodes: dict[str, Node]) -> None:
+        """Remember `nodes`."""
+        if nodes != self.nodes:
+            self.nodes = nodes
+            try:
+                write_atomic(self._file, codec.encode(nodes))
+            except OSError as error:
+                log.warning("%s not written: %s", self._file, error.strerror)
+
+    async def find(self, where: str) -> Node:
+        """The node named `where`, as last seen; the store is not asked. Raises Refused."""
+        for node in self.nodes.values():
+            if where in (node.name, node.address):
+                return node
+        raise Refused(f"no node {where!r} is known here", hint="the store has to answer once for that")
+
+    def reached_at(self, address: str) -> bool:
+        """Whether `address` is a node's, as last seen."""
+        return any(address in node.addresses for node in self.nodes.values())
+
+    def voters(self) -> list[str]:
+        """Those that have a vote."""
+        return [name for name, node in self.nodes.items() if node.has(Role.VOTER)]
+
+    def _remembered(self) -> dict[str, Node]:
+        return kept.take(self._file, dict[str, Node]) or {}

@@ -1,0 +1,50 @@
+"""What a node tells another that has lost the store: whether it has lost it too, and whether it shuts the other out.
+
+None of it needs the store: a voter asks its own etcd member, a storage node its own tgtd."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from veery.cluster.etcd import EtcdStore
+from veery.errors import VeeryError
+from veery.model.node import Node, Role
+from veery.node.volumes import VolumeService
+
+MEMBER = 0.7  # seconds for our own etcd member's answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WitnessAnswer:
+    """The answer of GET /v1/standing/NODE. `quorum`: on a voter, whether its etcd member knows a leader (a member that
+    does not answer knows none); None elsewhere. `fenced`: on a storage node, whether a target of its keeps NODE out;
+    None elsewhere, and where it has no target or its tgtd does not answer."""
+
+    node: str
+    quorum: bool | None = None
+    fenced: bool | None = None
+
+
+class Witness:
+    """One a daemon."""
+
+    def __init__(self, node: Node, store: EtcdStore, volumes: VolumeService, own_url: str) -> None:
+        """`own_url` is where this node's etcd member answers, "" where it is no voter."""
+        self._node, self._store, self._volumes, self._own = node, store, volumes, own_url
+
+    async def word(self, initiator: str = "") -> WitnessAnswer:
+        """Ours, now; on the node whose initiator name is `initiator`. Raises nothing."""
+        return WitnessAnswer(node=self._node.name, quorum=await self._quorum(), fenced=await self._fenced(initiator))
+
+    async def _quorum(self) -> bool | None:
+        if not self._own:
+            return None
+        try:
+            return (await self._store.voters.status(self._own, within=MEMBER)).leader != 0
+        except VeeryError:
+            return False
+
+    async def _fenced(self, initiator: str) -> bool | None:
+        if not initiator or not self._node.has(Role.STORAGE):
+            return None
+        return await self._volumes.mine().shuts_out(initiator)
