@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from argparse import Namespace
 from pathlib import Path
 
@@ -10,6 +9,8 @@ from veery.cli import tables
 from veery.cli.catalogue import Verb
 from veery.cli.parser import Parser
 from veery.cli.session import Session
+
+SHOWN = ("sensor", "part", "level", "value", "sentence")
 
 
 def _sensors(session: Session, args: Namespace) -> int:
@@ -21,7 +22,8 @@ def _sensors(session: Session, args: Namespace) -> int:
         for program, package in live.lacking(Path("/")):
             session.note(f"{program} is not installed; its sensors see nothing (package {package})")
     if session.json:
-        session.print_json({"level": found.level, "signs": [dataclasses.asdict(each) for each in found.signs]})
+        signs = [{name: getattr(each, name) for name in SHOWN} for each in found.signs]
+        session.print_json({"level": found.level, "signs": signs})
         return 0
     shown = [each for each in found.signs if each.level is not Level.OK or not args.quiet]
     cells = [(each.sensor, each.part, each.level, each.value or "-", each.sentence) for each in shown]

@@ -26,6 +26,7 @@
 | processor/NAME, baseline/ACCELERATOR[-VENDOR] | Processor of a node, Baseline of all alike |
 | ha/DOMAIN, run/DOMAIN, group/NAME | HaRecord (what is asked), RunRecord (what the brain did), Group |
 | fence/NODE, means/NODE, history/NODE, intent/NODE | FenceRecord, FenceMethods, NodeHistory, NodeIntent |
+| health/NODE | HealthRecord: the verdict on the node's sensors, which it writes itself |
 | armed/NODE | Armed: a watchdog ends the node when its lease is lost |
 | leader | LeaderRecord, bound to the leader's lease |
 | disarmed | Disarmed, while the brain is to do nothing |
@@ -71,6 +72,7 @@ from veery.model.ha import (
 )
 from veery.model.node import Node
 from veery.model.plan import Baseline, Processor
+from veery.model.verdict import HealthRecord
 from veery.model.volume import ChapSecret, Initiator, Volume, VolumeMove
 
 if TYPE_CHECKING:
@@ -173,12 +175,14 @@ RUNS = Kind("run/", RunRecord)
 GROUPS = Kind("group/", Group)
 FENCES = Kind("fence/", FenceRecord)
 ARMED = Kind("armed/", Armed)
+HEALTHS = Kind("health/", HealthRecord)
 MEANS = Kind("means/", FenceMethods)
 HISTORIES = Kind("history/", NodeHistory)
 INTENTS = Kind("intent/", NodeIntent)
 KINDS: tuple[Kind[Any], ...] = (
     *(NODES, ALIVE, INITIATORS, DOMAINS, OWNERS, RESERVATIONS, VOLUMES, VOLUME_MOVES, TOKENS, PROCESSORS, BASELINES),
     *(CERTIFICATES, REVOKED, TRUSTS, CHAP_SECRETS, POLICIES, RUNS, GROUPS, FENCES, ARMED, MEANS, HISTORIES, INTENTS),
+    HEALTHS,
 )
 LEADERS = Kind("", LeaderRecord)  # one record: LEADER
 DISARM = Kind("", Disarmed)  # one record: DISARMED

@@ -227,6 +227,7 @@ async def _erase(store: Store, entry: Entry, *, absent: bool = False, volumes: S
         keys.INTENTS,
         keys.HISTORIES,
         keys.MEANS,
+        keys.HEALTHS,
         keys.TRUSTS,
     )
     gone: list[Put | Delete] = [Delete(kind.key(node.name)) for kind in kinds]

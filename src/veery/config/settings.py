@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 
 from veery.errors import Refused
+from veery.model.verdict import SensorMode
 
 Switch = Literal["auto", "on", "off"]
 
@@ -154,6 +155,17 @@ class HaSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HealthSettings:
+    """The node's sensors. `sensors`: the mode of each that is to have another than it ships with. `pace`: the times
+    between two readings, as a factor of those that ship. `root`: the folder under which sensors read; with another than
+    / no program is run, and their outputs are read from files there, as `veery sensors --case` does."""
+
+    sensors: dict[str, SensorMode] = field(default_factory=dict)
+    pace: float = 1.0
+    root: str = "/"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AlarmSettings:
     """Whom the node calls, the same on each voter: the one that leads sends. `command`: a program and its arguments;
     `mail`: a recipient, with `sender` and the mail server `smtp` (HOST:PORT); `webhook`: a URL, with the file of its
@@ -197,6 +209,7 @@ class Settings:
     watchdog: WatchdogSettings = field(default_factory=WatchdogSettings)
     power: dict[str, PowerSettings] = field(default_factory=dict)
     ha: HaSettings = field(default_factory=HaSettings)
+    health: HealthSettings = field(default_factory=HealthSettings)
     alarms: AlarmSettings = field(default_factory=AlarmSettings)
     image: Image = field(default_factory=Image)
 
@@ -229,6 +242,8 @@ def load(path: Path) -> Settings:
         raise Refused(f"{path}:{_line_of(text, 'moves')}: limits of moves are 1 or more", hint="see docs/settings.md")
     _check_ends(settings, f"{path}:{_line_of(text, 'watchdog')}")
     _check_storage(settings.storage, f"{path}:{_line_of(text, 'storage')}")
+    if not settings.health.pace > 0:
+        raise Refused(f"{path}:{_line_of(text, 'health')}: health.pace is more than 0", hint="see docs/settings.md")
     _check_alarms(settings.alarms, f"{path}:{_line_of(text, 'alarms')}")
     return settings
 

@@ -1,4 +1,4 @@
-"""The parts that all others use: the store, the other nodes, certificates, membership, alarms."""
+"""The parts that all others use: the store, the other nodes, certificates, membership, health, alarms."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from veery.model.node import Node
 from veery.node import alarmways
 from veery.node.alarms import Alarms
 from veery.node.credentials import Credentials
+from veery.node.health import Health
 from veery.node.membership import Membership
 from veery.node.node_cache import NodeCache
 from veery.node.peers import Peers
@@ -56,6 +57,7 @@ class Base:
         self.vault = Vault(self.state)
         self.credentials = Credentials(self.node, self.store, self.state, peers=self.peers, clock=self.clock)
         self.membership = Membership(settings, identity, self.store, self.peers, self.vault)
+        self.health = Health(self.node.name, self.store, self.clock, self.state, settings.health)
         self.alarms = Alarms(
             alarmways.ways(settings.alarms, self.node.name),
             least=Level(settings.alarms.level),

@@ -133,6 +133,7 @@ class Daemon:
             Task("neighbours", base.node_cache.run),
             Task("admission", base.admission.run),
             Task("alarms", base.alarms.run),
+            Task("health", base.health.run),
             Task("systemd", feed_systemd),
             *self._hypervisor_tasks(),
             *self._brain_tasks(),

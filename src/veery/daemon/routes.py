@@ -11,6 +11,7 @@ from veery.api.credentials import CredentialRoutes
 from veery.api.domains import DomainRoutes
 from veery.api.fencing import FencingRoutes
 from veery.api.ha import HaRoutes
+from veery.api.health import HealthRoutes
 from veery.api.recovery import RecoveryRoutes
 from veery.api.server import ApiServer
 from veery.api.storage import StorageRoutes
@@ -49,6 +50,7 @@ def build(
         AdoptionRoutes(store.adopter).table(),
         UpkeepRoutes(store.upkeep).table(),
         AlarmRoutes(base.alarms).table(),
+        HealthRoutes(base.node.name, base.health, base.store, peers=peers).table(),
         AddressRoutes(base.node.name, store.address_change, store.storage_role, peers=peers).table(),
         RecoveryRoutes(base.node.name, store.recoverer, store.votes, base.stillness, peers=near).table(),
         FencingRoutes(safety.fencing, safety.witness, safety.guard, volumes.watcher).table(),

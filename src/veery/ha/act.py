@@ -181,7 +181,9 @@ class Actor:
 
     async def _start(self, action: Start) -> str:
         name, old = action.name, action.run or RunRecord()
-        run = dataclasses.replace(old, node=action.node, at=self._clock.epoch(), tries=old.tries + 1, error="")
+        run = dataclasses.replace(
+            old, node=action.node, at=self._clock.epoch(), tries=old.tries + 1, error="", unmoved=0
+        )
         done = await self._commit(
             [
                 Unchanged(OWNERS.key(name), 0),
@@ -210,15 +212,19 @@ class Actor:
                 name, run, old.revision, also=[Unchanged(OWNERS.key(name), action.owner.revision)]
             )
         try:
-            order = self._control.move(name, action.source, action.target)
+            order = self._control.move(name, action.source, action.target, urgent=action.urgent)
             await self._within(self._rules.move_deadline, order, "did not end in time")
         except VeeryError as error:
             failed = (*(each for each in run.failed if each != action.target), action.target)  # the latest is last
-            run = dataclasses.replace(run, failed=failed, error=error.message, at=self._clock.epoch())
+            run = dataclasses.replace(
+                run, failed=failed, error=error.message, at=self._clock.epoch(), unmoved=run.unmoved + 1
+            )
             await self._put_run(name, run, revision)
             raise
         if action.target == run.home:
-            await self._put_run(name, dataclasses.replace(run, home="", failed=()), revision)
+            await self._put_run(name, dataclasses.replace(run, home="", failed=(), unmoved=0), revision)
+        elif run.unmoved:
+            await self._put_run(name, dataclasses.replace(run, unmoved=0), revision)
         return f"runs on {action.target}"
 
     async def _put_run(self, domain: str, run: RunRecord, revision: int, *, also: Sequence[Unchanged] = ()) -> int:

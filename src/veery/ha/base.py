@@ -61,9 +61,9 @@ class NodeControl(Protocol):
         owner; OutcomeUnknown: look at the owner key."""
         ...
 
-    async def move(self, domain: str, source: str, target: str) -> None:
-        """Move a running domain; returns when it has ended well. Raises as a move does: the owner key tells where it
-        runs."""
+    async def move(self, domain: str, source: str, target: str, *, urgent: bool = False) -> None:
+        """Move a running domain; returns when it has ended well. `urgent`: slow the domain down rather than take long.
+        Raises as a move does: the owner key tells where it runs."""
         ...
 
     async def end(self, node: str, domain: str, boot: str) -> None:

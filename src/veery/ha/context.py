@@ -23,6 +23,7 @@ class DecisionContext:
     out: Counter[str] = field(default_factory=Counter)  # moves under way
     into: Counter[str] = field(default_factory=Counter)
     links: Counter[tuple[str, str]] = field(default_factory=Counter)
+    usable: tuple[str, ...] = ()  # the nodes that may be given domains
 
     @classmethod
     def of(cls, view: ClusterView, now: float, rules: Rules) -> DecisionContext:
@@ -30,7 +31,8 @@ class DecisionContext:
         states = judge(view, now, rules)
         on: dict[str, list[DomainView]] = {name: [] for name in view.nodes}
         leaving = [name for name, state in states.items() if state in LEAVING]
-        made = cls(view, now, rules, states, Book(view, usable(view, states), leaving), on)
+        fit = usable(view, states)
+        made = cls(view, now, rules, states, Book(view, fit, leaving), on, usable=fit)
         for domain in view.domains.values():
             if domain.owner and domain.owner.node in on:
                 on[domain.owner.node].append(domain)
@@ -48,11 +50,16 @@ class DecisionContext:
         self.links[source, target] += 1
 
     def may_move(self, source: str, target: str) -> bool:
-        """Whether one more move keeps the limits."""
-        rules = self.rules
-        return (
-            self.out[source] < rules.out and self.into[target] < rules.into and self.links[source, target] < rules.out
-        )
+        """Whether one more move keeps the limits: wider ones out of a node that may die at any moment, and one at a
+        time out of one whose memory is doubted."""
+        out, into = self.rules.out, self.rules.into
+        if self.states.get(source) is NodeState.SICK:
+            health = self.view.nodes[source].health
+            if health.severe:
+                out, into = max(out, self.rules.severe), max(into, self.rules.severe)
+            elif health.singly:
+                out = 1
+        return self.out[source] < out and self.into[target] < into and self.links[source, target] < out
 
     def busy(self, domain: DomainView) -> bool:
         """Whether something is under way with it, or it is left alone, so that nothing else may begin."""

@@ -25,6 +25,7 @@ from veery.cluster.keys import (
     EVENTS,
     FENCES,
     GROUPS,
+    HEALTHS,
     HISTORIES,
     INTENTS,
     MEANS,
@@ -61,6 +62,7 @@ from veery.model.ha import (
     StorageHeartbeats,
 )
 from veery.model.node import Node, Role
+from veery.model.verdict import HealthRecord
 
 log = logging.getLogger(__name__)
 
@@ -190,6 +192,7 @@ class StoreObserver:
             fence=fence,
             intent=self._one(INTENTS, name),
             history=self._one(HISTORIES, name) or NodeHistory(),
+            health=self._one(HEALTHS, name) or HealthRecord(),  # one that cannot be read says nothing
             unreadable=self._unreadable(name, NODES, ALIVE, MEANS, FENCES, INTENTS, HISTORIES),
         )
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from veery.host.clock import Clock
 from veery.model.ha import ClusterView
+from veery.model.verdict import NodeVerdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +29,16 @@ class RecordAges:
         self._last = -math.inf  # when it was shown something last
 
     def of(self, view: ClusterView) -> dict[str, float]:
-        """Seconds since the run of each domain ("domain/x") and the fence of each node ("node/y") were written.
+        """Seconds since the run of each domain ("domain/x") and the fence of each node ("node/y") were written, and
+        since the verdict on each node that is not well ("health/y").
 
         Of one that is new since the last observation the wall clocks tell, kept to the time between the two; of one
         that was there when this node began to look they alone tell, and one from their future counts as of now."""
         now, ahead = self._clock.now(), self._clock.epoch()
         written = {f"domain/{name}": each.run.at for name, each in view.domains.items() if each.run}
         written |= {f"node/{name}": each.fence.at for name, each in view.nodes.items() if each.fence}
+        sick = (each for each in view.nodes.values() if each.health.verdict is not NodeVerdict.WELL)
+        written |= {f"health/{each.name}": each.health.since for each in sick}
         seen: dict[str, _Seen] = {}
         for subject, at in written.items():
             old = self._seen.get(subject)

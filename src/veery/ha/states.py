@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from veery.model.ha import ClusterView, FenceState, IntentKind, NodeView, Rules
 from veery.model.node import Role
+from veery.model.verdict import NodeVerdict
 
 
 class NodeState(StrEnum):
@@ -17,6 +18,7 @@ class NodeState(StrEnum):
     DRAINING = "draining"  # an operator empties it; its domains are being moved away
     MAINTENANCE = "maintenance"  # drained: empty until `resume`
     SICK = "sick"  # its sensors say so: what may be moved is moved away
+    QUARANTINED = "quarantined"  # its sensors warn: it keeps its domains, and is given no others
     DAMPED = "damped"  # fenced too often of late: present, but given nothing for a while
     CUT_OFF = "cut-off"  # present, but its heartbeats on storage have ended: it has lost the storage
     AWAY = "away"  # its daemon is being restarted, as announced: not judged yet
@@ -91,12 +93,15 @@ def _present(view: ClusterView, node: NodeView, now: float, rules: Rules, *, own
         return NodeState.CUT_OFF
     if node.intent is not None and node.intent.kind is IntentKind.DRAIN:
         return NodeState.DRAINING if owning else NodeState.MAINTENANCE
-    if node.reading is not None and node.reading.sick:
+    settled = (node.present or 0.0) >= rules.use  # a node that has just come back may have a newer verdict to tell
+    if node.health.verdict is NodeVerdict.EVACUATE and settled:
         return NodeState.SICK
+    if node.health.verdict is NodeVerdict.QUARANTINE and settled:
+        return NodeState.QUARANTINED
     if damped(node, now, rules):
         return NodeState.DAMPED
     known = node.fresh or not node.record.has(Role.HYPERVISOR)  # of a node that runs no domains there is no reading
-    return NodeState.PRESENT if (node.present or 0.0) >= rules.use and known else NodeState.ARRIVING
+    return NodeState.PRESENT if settled and known else NodeState.ARRIVING
 
 
 def _absent(view: ClusterView, node: NodeView, absent: float, rules: Rules) -> NodeState:

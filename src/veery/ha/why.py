@@ -5,17 +5,19 @@ Pure, so any node that observes can answer."""
 from __future__ import annotations
 
 from veery.errors import Refused
-from veery.ha.context import DecisionContext
+from veery.ha.context import DecisionContext, seconds
 from veery.ha.decide import decide
 from veery.ha.states import NodeState
 from veery.model.ha import SHUTDOWN_LAPSE_S, ClusterView, DomainView, Note, Policy, Rules
+from veery.model.verdict import NodeVerdict
 
 NODE_WORDS: dict[NodeState, str] = {
     NodeState.PRESENT: "is well, and may be given domains",
     NodeState.ARRIVING: "has only just come: nothing is given to it yet",
     NodeState.DRAINING: "is being drained",
     NodeState.MAINTENANCE: "is in maintenance: empty until it is resumed",
-    NodeState.SICK: "is sick: its domains are moved away",
+    NodeState.SICK: "is sick: it is given no domains, and is emptied",
+    NodeState.QUARANTINED: "is in quarantine: it keeps its domains, and is given no others",
     NodeState.DAMPED: "was fenced too often of late: nothing is given to it until that is past, or it is resumed",
     NodeState.CUT_OFF: "has lost the storage",
     NodeState.AWAY: "has its daemon restarted",
@@ -29,6 +31,12 @@ NODE_WORDS: dict[NodeState, str] = {
     NodeState.RETURNING: "is back after a fence, not in use yet",
     NodeState.ADMITTING: "is being let in again",
     NodeState.UNREADABLE: "has a record that cannot be read: it is left alone",
+}
+
+ASKS = {
+    NodeVerdict.WELL: "nothing",
+    NodeVerdict.QUARANTINE: "quarantine",
+    NodeVerdict.EVACUATE: "the node to be emptied",
 }
 
 
@@ -46,7 +54,8 @@ def why(view: ClusterView, name: str, now: float, rules: Rules) -> tuple[str, ..
         f"move/{name}",
         f"domain/{name}",
         f"node/{name}",
-        *([f"node/{owner.node}"] if owner and owner.node != name else []),
+        f"health/{name}",
+        *([f"node/{owner.node}", f"health/{owner.node}"] if owner and owner.node != name else []),
     ]
     for subject in subjects:
         about = "" if subject.partition("/")[2] == name else f"{subject.replace('/', ' ')}: "
@@ -60,6 +69,7 @@ def why(view: ClusterView, name: str, now: float, rules: Rules) -> tuple[str, ..
     context = DecisionContext.of(view, now, rules)
     if name in view.nodes:
         lines.append(_node(context, name))
+        lines += _signs(context, name)
     if name in view.domains:
         lines += _domain(context, view.domains[name])
     return tuple(dict.fromkeys(lines))
@@ -71,6 +81,16 @@ def _node(context: DecisionContext, name: str) -> str:
     state = context.states[name]
     resume = f": veery node resume {name}" if state in (NodeState.MAINTENANCE, NodeState.DAMPED) else ""
     return f"node {name} {NODE_WORDS[state]}{resume}{holds}"
+
+
+def _signs(context: DecisionContext, name: str) -> list[str]:
+    """What the node's sensors found, and since when."""
+    lines = []
+    for sign in context.view.nodes[name].health.signs:
+        told = "" if sign.asks is sign.would else f"; its sensor may not ask for more, it would be: {ASKS[sign.would]}"
+        age = seconds(max(0.0, context.now - sign.since))
+        lines.append(f"{sign.text}; {sign.level}, since {age} ago; asks for: {ASKS[sign.asks]}{told}")
+    return lines
 
 
 def _domain(context: DecisionContext, domain: DomainView) -> list[str]:

@@ -80,7 +80,8 @@ class Apei:
                 level = Level.BAD if daily > CORRECTED_A_DAY else Level.WATCH
             else:
                 level = Level.WATCH if count > CORRECTED_AN_HOUR else Level.OK
-            yield sign(self.name, part, level, count, f"the firmware reports corrected errors ({mine[0].section})")
+            said = f"the firmware reports corrected errors ({mine[0].section})"
+            yield sign(self.name, part, level, count, said, counter=True)
 
 
 def _counted(found: Sequence[Report]) -> float:

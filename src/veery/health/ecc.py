@@ -86,7 +86,7 @@ class Ecc:
             a_day = 0.0 if uptime is None else count * DAY_S / max(uptime, DAY_S)
         if (a_day or 0) > CORRECTED_A_DAY:
             said = f"more than {CORRECTED_A_DAY} corrected memory errors in 24 hours on one DIMM"
-            return sign(self.name, part, Level.BAD, count, said)
+            return sign(self.name, part, Level.BAD, count, said, counter=True)
         if grown > 0:
             return sign(self.name, part, Level.WATCH, count, f"{grown} corrected memory errors")
         return sign(self.name, part, Level.OK, count, "no new memory error")
@@ -104,7 +104,8 @@ class Ecc:
         for part, events in corrected.items():
             count = _most_in_a_day(events)
             if count > CORRECTED_A_DAY:
-                yield sign(self.name, part, Level.BAD, count, f"{count} corrected memory errors logged in 24 hours")
+                said = f"{count} corrected memory errors logged in 24 hours"
+                yield sign(self.name, part, Level.BAD, count, said, counter=True)
             else:
                 yield sign(self.name, part, Level.WATCH, count, f"{count} corrected memory errors logged")
 

@@ -133,6 +133,11 @@ def case(folder: Path) -> Verdict:
     return verdict(signs)
 
 
+def given_in(folder: Path) -> Given:
+    """What `given.json` in `folder` says; nothing where there is none. Raises Refused for one that is not JSON."""
+    return Given.of(_given(folder / "given.json"))
+
+
 def _order(path: Path) -> int:
     return int(path.name[:18])
 

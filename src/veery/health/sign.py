@@ -32,9 +32,10 @@ class Sign:
     level: Level
     value: str
     sentence: str
+    counter: bool = False  # a counter that grows too fast, nothing that has happened for good
 
 
-def sign(sensor: str, part: str, level: Level, value: object, sentence: str) -> Sign:
+def sign(sensor: str, part: str, level: Level, value: object, sentence: str, *, counter: bool = False) -> Sign:
     """A Sign whose texts are printable and short, wherever they came from."""
     return Sign(
         sensor=sensor,
@@ -42,6 +43,7 @@ def sign(sensor: str, part: str, level: Level, value: object, sentence: str) -> 
         level=level,
         value=_clean(str(value), PART_MAX),
         sentence=_clean(sentence, SENTENCE_MAX),
+        counter=counter,
     )
 
 

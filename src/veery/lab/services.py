@@ -323,7 +323,7 @@ async def _accelerator() -> str:
 def _furnish(drawn: Plan, node: Machine, accelerator: str) -> None:
     """Make a node's folders and its settings file."""
     home = drawn.home(node.name)
-    for name in ("etc", "lib", "run", "log"):
+    for name in ("etc", "lib", "run", "log", "sensors"):
         (home / name).mkdir(parents=True)
     rows = [
         f"# node {node.name} of lab {drawn.lab}, written by veery lab up",
@@ -334,6 +334,9 @@ def _furnish(drawn: Plan, node: Machine, accelerator: str) -> None:
         "[qemu]",
         f'accel = "{accelerator}"',
         'user = ""',  # as root on every machine, whether or not the package is installed there too
+        "",
+        "[health]",
+        f"root = {_quoted(home / 'sensors')}",  # an empty folder: the nodes of a lab are one machine
     ]
     if Role.HYPERVISOR in node.roles:  # as the seed's xend-config.sxp
         rows += ["", "[relocation]", f'address = "{node.address}"', "port = 8002", 'hosts_allow = ""']

@@ -14,6 +14,7 @@ from enum import StrEnum
 from veery.errors import Refused
 from veery.model.cluster import Owner, Reservation
 from veery.model.node import Node
+from veery.model.verdict import HealthRecord
 
 
 # ---- what is asked for
@@ -151,7 +152,7 @@ class RunRecord:
 
     `tries` in a row without a run that lasted; `at`: epoch of the last; `failed`: nodes on which a start failed since
     the last that went well, the latest failure last; `home`: where it ran before the brain moved or restarted it ("":
-    where it is)."""
+    where it is); `unmoved`: moves by the brain that failed in a row."""
 
     node: str = ""
     at: float = 0.0
@@ -159,6 +160,7 @@ class RunRecord:
     failed: tuple[str, ...] = ()
     error: str = ""
     home: str = ""
+    unmoved: int = 0
     revision: int = 0
 
 
@@ -233,13 +235,12 @@ class RunningCopy:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeReading:
     """What a node's daemon says of itself. `started` is that of its Presence; `room`: MiB for domains in all, used or
-    not; `load`: processors busy, 0 to 1; `sick`: what its sensors say, "" when well; `unsettled`: domains whose moves
-    cannot be settled there, each with a sentence."""
+    not; `load`: processors busy, 0 to 1; `unsettled`: domains whose moves cannot be settled there, each with a
+    sentence."""
 
     started: float
     room: int
     load: float = 0.0
-    sick: str = ""
     copies: tuple[RunningCopy, ...] = ()
     unsettled: Mapping[str, str] = field(default_factory=dict)
 
@@ -251,7 +252,8 @@ class NodeView:
     that its daemon gave, `fresh`: given since it is present,
     and just now. `beating`: seconds for which its heartbeats on storage have gone on before this leader's eyes.
     `unreadable`: a sentence for each of its records that cannot be read; while there is one, it is left alone.
-    `accelerator`: what it runs domains under, as it wrote down last ("kvm", "tcg", "": not known)."""
+    `accelerator`: what it runs domains under, as it wrote down last ("kvm", "tcg", "": not known). `health`: the
+    verdict on its sensors, as it wrote it down last."""
 
     record: Node
     absent: float | None = None
@@ -265,6 +267,7 @@ class NodeView:
     fence: FenceRecord | None = None
     intent: NodeIntent | None = None
     history: NodeHistory = NodeHistory()
+    health: HealthRecord = field(default_factory=HealthRecord)
     unreadable: tuple[str, ...] = ()
 
     @property
@@ -396,12 +399,14 @@ class Start(Action):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Move(Action):
-    """Move a running domain from `source` to `target`. `homeward`: it comes back to where it was."""
+    """Move a running domain from `source` to `target`. `homeward`: it comes back to where it was. `urgent`: its node
+    may die at any moment."""
 
     source: str
     target: str
     owner: Owner
     homeward: bool = False
+    urgent: bool = False
     run: RunRecord | None = None
 
 
@@ -449,6 +454,7 @@ class Rules:
     starts: int = 4  # starts under way per node
     out: int = 1  # moves out of a node, into a node, and of one link, at once
     into: int = 1
+    severe: int = 4  # moves out of a node that may die at any moment, and into one from there
     damp_count: int = 3  # fenced so often within
     damp_window: float = 3600.0  # this time: given nothing until it has passed since the last
     fence_deadline: float = 30.0  # one method
@@ -463,5 +469,5 @@ class Rules:
             raise Refused("rules: blind is at most a node's lease", hint="a node could come and go unseen")
         if self.grace < self.node_ttl:
             raise Refused("rules: grace is at least a node's lease", hint="after a pause all leases begin anew")
-        if min(self.out, self.into, self.starts) < 1:
+        if min(self.out, self.into, self.starts, self.severe) < 1:
             raise Refused("rules: limits are 1 or more")

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 ADMIT = 20.0  # seconds for one storage node to let a node in
 START = 110.0  # less than Rules.start_deadline: what the node itself says is worth more than our own "too late"
 END = 60.0
+URGENT = "must-finish"  # the policy of a move out of a node that may die at any moment
 SILENCE = 120.0  # seconds without a word from a move
 
 
@@ -69,11 +70,14 @@ class PeerControl:
         path = f"/v1/domains/{quote(domain, safe='')}/end"
         await self._peers.call(node, "POST", path, {"boot": boot}, deadline=END)
 
-    async def move(self, domain: str, source: str, target: str) -> None:
+    async def move(self, domain: str, source: str, target: str, *, urgent: bool = False) -> None:
         """As NodeControl.move. A move goes on at its source when we leave."""
         path = f"/v1/domains/{quote(domain, safe='')}/migrate"
+        order: dict[str, Any] = {"target": target, "brain": True}
+        if urgent:
+            order["settings"] = {"policy": URGENT}
         try:
-            async with await self._peers.open(source, "POST", path, json={"target": target, "brain": True}) as response:
+            async with await self._peers.open(source, "POST", path, json=order) as response:
                 if response.status >= 400:
                     await read_answer(response)
                 await self._followed(response, domain, source)

@@ -2,27 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from veery.ha import sickness
 from veery.ha.context import DecisionContext, failed_tries, note, order, restarts, seconds
-from veery.ha.states import NodeState
-from veery.model.ha import Action, Clear, DomainView, End, IntentKind, Level, Move, Policy
+from veery.ha.sickness import leaving_order, may_leave
+from veery.ha.states import IN_USE, NodeState
+from veery.model.ha import Action, Clear, DomainView, End, IntentKind, Level, Move
+from veery.model.verdict import NodeVerdict
 
 
 def drain(context: DecisionContext) -> Iterator[Action]:
-    """Empty maintained nodes of everything, sick ones of what the brain may move."""
+    """Empty maintained nodes of everything."""
     for name, state in context.states.items():
         if state is NodeState.DRAINING:
-            yield from _away(context, name, "is drained", everything=True)
-        elif state is NodeState.SICK:
-            reading = context.view.nodes[name].reading
-            yield from _away(context, name, f"is sick ({reading.sick if reading else ''})", everything=False)
+            yield from _away(context, name, "is drained", context.on[name])
 
 
-def _away(context: DecisionContext, name: str, why: str, *, everything: bool) -> Iterator[Action]:
-    for domain in context.on[name]:
+def leave_sick(context: DecisionContext) -> Iterator[Action]:
+    """Empty sick nodes of what the brain may move, where the cluster stands it; and tell how healthy nodes are."""
+    held = sickness.held_back(context)
+    for name, state in context.states.items():
+        health = context.view.nodes[name].health
+        if state not in IN_USE:
+            continue
+        if health.verdict is NodeVerdict.QUARANTINE:
+            yield note(f"health/{name}", "quarantine", f"{name} is given no domains: {health.reason}", Level.WARNING)
+        elif health.verdict is NodeVerdict.WELL and health.would:
+            yield note(f"health/{name}", "would", f"{name} would be emptied: {health.would}", Level.WARNING)
+        elif health.verdict is NodeVerdict.EVACUATE and name in held:
+            reason = f"{name} is sick ({health.reason}), but is not emptied: {held[name]}"
+            yield note(f"health/{name}", "sick-held", reason, Level.ALARM)
+        elif health.verdict is NodeVerdict.EVACUATE:
+            yield note(f"health/{name}", "sick", f"{name} is sick ({health.reason})", Level.ALARM)
+        if state is NodeState.SICK and name not in held:
+            domains = sorted((each for each in context.on[name] if may_leave(each)), key=leaving_order)
+            yield from _away(context, name, f"is sick ({health.reason})", domains, urgent=health.severe)
+
+
+def _away(
+    context: DecisionContext, name: str, why: str, domains: Sequence[DomainView], *, urgent: bool = False
+) -> Iterator[Action]:
+    for domain in domains:
         subject = f"domain/{domain.name}"
-        if context.busy(domain) or not (everything or domain.ha.policy is not Policy.OFF):
+        if context.busy(domain):
             continue
         if kept := context.kept(domain):
             yield note(subject, "stuck", f"{name} {why}; {kept}", Level.WARNING)
@@ -35,11 +58,18 @@ def _away(context: DecisionContext, name: str, why: str, *, everything: bool) ->
             reason = f"{name} {why}, but it stays: {context.book.why_not(domain, avoid=(name,))}"
             yield note(subject, "stuck", reason, Level.ALARM)
             continue
-        yield from _move(context, domain, name, target, f"{name} {why}", homeward=False)
+        yield from _move(context, domain, name, target, f"{name} {why}", urgent=urgent)
 
 
 def _move(
-    context: DecisionContext, domain: DomainView, source: str, target: str, why: str, *, homeward: bool
+    context: DecisionContext,
+    domain: DomainView,
+    source: str,
+    target: str,
+    why: str,
+    *,
+    homeward: bool = False,
+    urgent: bool = False,
 ) -> Iterator[Action]:
     subject = f"domain/{domain.name}"
     if domain.owner is None:
@@ -56,6 +86,7 @@ def _move(
         target=target,
         owner=domain.owner,
         homeward=homeward,
+        urgent=urgent,
         run=domain.run,
     )
 

@@ -52,6 +52,15 @@ def _end_stale(stage: Stage) -> None:
                 del machine.copies[name]
 
 
+async def node_well(stage: Stage, step: Step) -> None:
+    """veery node well NODE [SENSOR]."""
+    machine = machine_of(stage, step)
+    command(stage, f"node well {machine.name}{f' {step.sensor}' if step.sensor else ''}")
+    if not (machine.well and machine.daemon):
+        raise Failed(f"node {machine.name} does not answer")
+    stage.nodes[machine.name].called_well(step.sensor)
+
+
 async def ha_set(stage: Stage, step: Step) -> None:
     """veery ha set DOMAIN policy."""
     policy = step.policy or Policy.RESTART

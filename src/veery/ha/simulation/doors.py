@@ -101,8 +101,9 @@ class SimDoors:
         self._world.fails("answer", ticket.domain)
         self._world.starts.append((self._world.now(), ticket.domain, ticket.node))
 
-    async def move(self, domain: str, source: str, target: str) -> None:
-        """As NodeControl.move."""
+    async def move(self, domain: str, source: str, target: str, *, urgent: bool = False) -> None:
+        """As NodeControl.move. Every copy takes its time, be it urgent or not."""
+        del urgent
         await self._gate()
         await self._promises.move(self._me, domain, source, target)
         try:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import itertools
 from collections.abc import Iterator
 
 from veery.cluster import owner as gate
-from veery.cluster.keys import FENCES, MEANS, OWNERS, RESERVATIONS
+from veery.cluster.keys import FENCES, HEALTHS, MEANS, OWNERS, RESERVATIONS
 from veery.cluster.memory import MemoryStore
 from veery.cluster.presence import Heartbeat
 from veery.cluster.store import StoreUnavailable
@@ -20,12 +21,20 @@ from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
 from veery.ha import orders
 from veery.ha.simulation.reach import NodeStore
 from veery.ha.simulation.world import Copy, Machine, NodeClock, World
+from veery.health.sign import Level, Sign, sign
+from veery.health.verdict import WHOLE, acknowledge, conclude, follow, rebooted
 from veery.model.adoption import CopyHere, Inventory
 from veery.model.cluster import Owner, Reservation
 from veery.model.ha import FenceMethods, FenceState, NodeReading, RunningCopy, Ticket
 from veery.model.node import Role
+from veery.model.verdict import HealthRecord, NodeVerdict
 
 BOOT = 1.0  # seconds from an order to a running domain
+HEALTH_WORDS = {
+    NodeVerdict.WELL: "well",
+    NodeVerdict.QUARANTINE: "fit for quarantine",
+    NodeVerdict.EVACUATE: "sick",
+}
 STALL = 5.0  # seconds after which a move whose other side is gone is given up
 
 
@@ -56,6 +65,8 @@ class SimNode:
             group.create_task(self._caretaker())
             group.create_task(self._announce())
             group.create_task(self._reconcile())
+            if self.world.scenario.probes:  # else all are well
+                group.create_task(self._sensors())
             if self.world.scenario.restores:  # else there is nothing to look for
                 group.create_task(self.trust.run(self.store.look, self._mark))
 
@@ -76,6 +87,51 @@ class SimNode:
             except (Failed, OutcomeUnknown):
                 pass
             await self.clock.sleep(1.0)
+
+    # ---- health
+    async def _sensors(self) -> None:
+        """Each second: one reading of each sensor, and the verdict into the store where it has changed."""
+        machine, setup = self.machine, self.world.scenario.health
+        if machine.booted != machine.boots:
+            machine.booted, machine.history = machine.boots, rebooted(machine.history)
+        published = HealthRecord()
+        while True:
+            await machine.gate()
+            now = self.clock.now()
+            if machine.shown or machine.hung or machine.history.parts or machine.health != HealthRecord():
+                told = {each.sensor for each in machine.history.parts.values()}
+                for sensor in sorted({sensor for sensor, _ in machine.shown} | machine.hung | told):
+                    machine.history = follow(machine.history, sensor, self._read(sensor), now, setup.figures)
+                machine.history, record = conclude(machine.history, setup.sensors, now, setup.figures)
+                self._feel(record)
+            if machine.health != published:
+                with contextlib.suppress(VeeryError, TimeoutError):
+                    await self.store.commit([], [HEALTHS.put(self.name, machine.health)])
+                    published = machine.health
+            await self.clock.sleep(1.0)
+
+    def _read(self, sensor: str) -> list[Sign]:
+        if sensor in self.machine.hung:
+            return [sign(sensor, WHOLE, Level.UNKNOWN, "", "no answer in time")]
+        return [each for (name, _), each in self.machine.shown.items() if name == sensor]
+
+    def _feel(self, record: HealthRecord) -> None:
+        """Take `record` over, with the times of this node's wall clock when they were found."""
+        machine, before, ahead = self.machine, self.machine.health, self.clock.epoch() - self.clock.now()
+        same = record.verdict is before.verdict and before.since > 0
+        if not same and (before.since > 0 or record.verdict is not NodeVerdict.WELL):
+            why = f": {record.reason}" if record.reason else ""
+            self.world.say(self.name, f"finds itself {HEALTH_WORDS[record.verdict]}{why}")
+        known = {(each.sensor, each.part, each.level): each.since for each in before.signs}
+        signs = tuple(
+            dataclasses.replace(each, since=known.get((each.sensor, each.part, each.level), each.since + ahead))
+            for each in record.signs
+        )
+        machine.health = dataclasses.replace(record, since=before.since if same else record.since + ahead, signs=signs)
+
+    def called_well(self, sensor: str) -> None:
+        """As `veery node well`."""
+        self.machine.history = acknowledge(self.machine.history, sensor)
 
     # ---- alone or not
     async def _signs(self) -> None:
@@ -200,7 +256,7 @@ class SimNode:
     def reading(self) -> NodeReading:
         """As the daemon tells it."""
         copies = tuple(RunningCopy(domain=each.domain, boot=each.boot) for each in self.machine.copies.values())
-        return NodeReading(started=self.started, room=self.machine.room, sick=self.machine.sick, copies=copies)
+        return NodeReading(started=self.started, room=self.machine.room, copies=copies)
 
     async def start(self, ticket: Ticket) -> None:
         """As NodeControl.start, on this node."""

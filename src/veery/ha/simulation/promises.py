@@ -6,7 +6,7 @@ known when it was decided, and the world has changed since, it is forgiven: LATE
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from veery.cluster.memory import MemoryStore
 from veery.cluster.store import Snapshot
@@ -15,6 +15,7 @@ from veery.ha.simulation.records import Records
 from veery.ha.simulation.world import Machine, World
 from veery.model.ha import WATCHDOG, FenceRecord, FenceState, GroupKind, Policy, Ticket
 from veery.model.node import Role
+from veery.model.verdict import NodeVerdict
 
 LATE = 3.0  # seconds by which an order may come after the look that it was decided on
 TICK = 0.25
@@ -61,7 +62,9 @@ class Promises:
             facts |= {f"gone/{name}"} if not records.alive(name) else {f"there/{name}"}
             facts |= {f"drain/{name}"} if records.drained(name) else set()
             facts |= {f"resume/{name}"} if records.resumed(name) else set()
-            facts |= {f"sick/{name}"} if machine.sick else set()
+            facts |= {f"sick/{name}"} if machine.health.verdict is NodeVerdict.EVACUATE else set()
+            facts |= {f"severe/{name}"} if machine.health.severe else set()
+            facts |= {f"unsound/{name}"} if records.unsound(name) else set()
             for storage in self._world.storages():
                 at, stopped = storage.signs.get(name, (-1e9, False))
                 young = self._world.now() - at < self._world.scenario.rules.sign
@@ -167,7 +170,7 @@ class Promises:
 
     def _welcomes(self, records: Records, leader: str, node: str) -> bool:
         """Whether nothing keeps the leader from giving domains to `node`."""
-        well = not self._world.machines[node].sick and not records.fences_of(node)
+        well = self._world.machines[node].sound and not records.unsound(node) and not records.fences_of(node)
         hears = self._world.linked(leader, node) and self._lasted(f"there/{node}") > 0
         return well and hears and self._may_take(records, node) and self._keeps_storage(node)
 
@@ -297,6 +300,8 @@ class Promises:
 
     def _place_fits(self, leader: str, records: Records, name: str, node: str) -> None:
         setup = self._world.scenario.domains[name]
+        if self._lasted(f"unsound/{node}") > self._late(leader):
+            self._world.breaks(f"{name} was given to {node}, which is sick or in quarantine")
         if self._lasted(f"drain/{node}") > self._late(leader):
             self._world.breaks(f"{name} was given to {node}, which is drained")
         if self._world.lacks_disk(node, name):
@@ -343,7 +348,7 @@ class Promises:
     def _stays(self, leader: str, records: Records, node: str) -> bool:
         """Whether what runs on `node` is to stay there."""
         machine = self._world.machines.get(node)
-        well = machine is not None and not machine.sick and self._welcomes(records, leader, node)
+        well = machine is not None and machine.sound and self._welcomes(records, leader, node)
         return well and self._lasted(f"there/{node}") > self._world.scenario.rules.use + self._late(leader)
 
     def _by_hand(self, leader: str, name: str) -> bool:
@@ -438,13 +443,33 @@ class Promises:
             if by == leader and records.on(each) == way[0]:
                 under_way[each] = (way[0], way[1])
         under_way.pop(domain, None)
-        rules = self._world.scenario.rules
         under_way = {each: way for each, way in under_way.items() if not self._by_hand(leader, each)}
-        if sum(each == source for each, _ in under_way.values()) >= rules.out:
-            self._world.breaks(f"more than {rules.out} moves out of {source}")
-        if sum(each == target for _, each in under_way.values()) >= rules.into:
-            self._world.breaks(f"more than {rules.into} moves into {target}")
+        out, into = self._limits(leader, source, under_way)
+        if sum(each == source for each, _ in under_way.values()) >= out:
+            self._world.breaks(f"more than {out} moves out of {source}")
+        if sum(each == target for _, each in under_way.values()) >= into:
+            self._world.breaks(f"more than {into} moves into {target}")
+        if not (drained or homeward):
+            self._one_after_another(records, source)
         self._moving[domain] = (leader, source, target)
+
+    def _limits(self, leader: str, source: str, under_way: Mapping[str, tuple[str, str]]) -> tuple[int, int]:
+        """How many moves there may be out of a node, and into one: more where a node may die at any moment."""
+        rules, sources = self._world.scenario.rules, {source, *(each for each, _ in under_way.values())}
+        if not any(self._lately(f"severe/{each}", leader) for each in sources):
+            return rules.out, rules.into
+        return max(rules.out, rules.severe), max(rules.into, rules.severe)
+
+    def _one_after_another(self, records: Records, source: str) -> None:
+        """No more nodes than one, or a quarter of many, are emptied for their sensors at a time."""
+        hypervisors = sum(Role.HYPERVISOR in each.roles for each in self._world.machines.values())
+        others = {
+            each
+            for each in {way[1] for way in self._moving.values()} - {source}
+            if f"sick/{each}" in self._since and not records.drained(each)
+        }
+        if len(others) >= max(1, hypervisors // 4):
+            self._world.breaks(f"{source} is emptied while {', '.join(sorted(others))} is")
 
     def moved(self, domain: str) -> None:
         """The order has an answer, or is given up."""

@@ -9,6 +9,7 @@ from veery.cluster.keys import (
     DISARMED,
     DOMAINS,
     FENCES,
+    HEALTHS,
     HISTORIES,
     INCARNATION,
     INCARNATIONS,
@@ -24,6 +25,7 @@ from veery.cluster.keys import (
 from veery.cluster.store import Entry, Snapshot
 from veery.model.cluster import Owner, Reservation
 from veery.model.ha import FenceRecord, HaRecord, IntentKind, Policy, RunRecord
+from veery.model.verdict import NodeVerdict
 
 T = TypeVar("T")
 
@@ -86,6 +88,11 @@ class Records:
         """The revision at which the fence of `node` that stands was begun; 0 without one."""
         entry = self._entries.get(FENCES.key(node))
         return entry.created if entry else 0
+
+    def unsound(self, node: str) -> bool:
+        """Whether the sensors of `node` speak against it."""
+        health = self._one(HEALTHS, node)
+        return health is not None and health.verdict is not NodeVerdict.WELL
 
     def drained(self, node: str) -> bool:
         """Whether `node` is to be empty."""

@@ -12,8 +12,10 @@ from typing import Any, TypeVar
 import msgspec
 
 from veery.errors import Refused
+from veery.health.verdict import Figures
 from veery.model.ha import Group, Policy, Rules
 from veery.model.node import Role
+from veery.model.verdict import SensorMode
 
 T = TypeVar("T")
 
@@ -53,6 +55,15 @@ class DomainSetup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HealthSetup:
+    """The sensors of all nodes: `sensors` has the modes that differ from those that ship, `figures` when signs count.
+    Each sensor is read once a second."""
+
+    sensors: Mapping[str, SensorMode] = field(default_factory=dict)
+    figures: Figures = field(default_factory=Figures)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """At second `at`, `do` one thing of veery.ha.simulation.steps; the other fields are its arguments. Of a cut: `peer`
     is the other node ("": all), `way` "both", "in" or "out", as packets go to or from `node`."""
@@ -74,6 +85,11 @@ class Step:
     home: bool = False
     done: bool = True
     count: int = 1
+    sensor: str = ""
+    part: str = ""
+    level: str = ""
+    value: str = ""
+    counter: bool = False
 
 
 SEED = {  # the seed's lab: two hypervisors, and the storage as witness
@@ -93,6 +109,7 @@ class Scenario:
     domains: Mapping[str, DomainSetup] = field(default_factory=dict)
     groups: Mapping[str, Group] = field(default_factory=dict)
     rules: Rules = field(default_factory=Rules)
+    health: HealthSetup = field(default_factory=HealthSetup)
     steps: tuple[Step, ...] = ()
 
     @property
@@ -100,6 +117,14 @@ class Scenario:
         """Whether the store is put back to an earlier state in it."""
         return any(step.do == "restore-store" for step in self.steps)
 
+    @property
+    def probes(self) -> bool:
+        """Whether sensors have anything to say in it."""
+        return any(step.do in SENSED for step in self.steps)
+
+
+SENSED = frozenset({"sick", "well", "sign", "sensor-hangs", "sensor-back", "node-well"})
+"""Steps after which sensors have something to say."""
 
 _TABLES: dict[str, type[Any]] = {"nodes": NodeSetup, "domains": DomainSetup, "groups": Group}
 
@@ -120,7 +145,7 @@ def load(folder: Path) -> Scenario:
 
 
 def _scenario(data: dict[str, Any]) -> Scenario:
-    unknown = set(data) - {"about", "seconds", "rules", "at", *_TABLES}
+    unknown = set(data) - {"about", "seconds", "rules", "health", "at", *_TABLES}
     if unknown:
         raise Refused(f"unknown key {sorted(unknown)[0]!r}")
     values: dict[str, Any] = {"about": data.get("about", ""), "seconds": data.get("seconds", 60.0)}
@@ -129,6 +154,8 @@ def _scenario(data: dict[str, Any]) -> Scenario:
             values[table] = {name: _value(each, kind, f"{table}.{name}") for name, each in data[table].items()}
     if "rules" in data:
         values["rules"] = _value(data["rules"], Rules, "rules")
+    if "health" in data:
+        values["health"] = _value(data["health"], HealthSetup, "health")
     values["steps"] = tuple(
         sorted((_value({"at": 0.0, **each}, Step, "at") for each in _steps(data)), key=lambda step: step.at)
     )

@@ -15,6 +15,7 @@ from veery.ha.simulation.clock import BEGIN
 from veery.ha.simulation.paths import NETS
 from veery.ha.simulation.scenario import Step
 from veery.ha.simulation.stage import Stage, any_name, machine_of, name_of
+from veery.health.sign import Level, sign
 
 ANNOUNCED_S = 60.0  # as the setting ha.away ships
 
@@ -60,6 +61,7 @@ async def power_on(stage: Stage, step: Step) -> None:
     if machine.power:
         return
     machine.power = machine.daemon = True
+    machine.boots += 1
     machine.thawed.set()
     stage.world.say("world", f"{machine.name} starts")
     stage.wake(machine.name)
@@ -265,17 +267,44 @@ async def crash(stage: Stage, step: Step) -> None:
 
 
 async def sick(stage: Stage, step: Step) -> None:
-    """NODE's sensors say `text`."""
+    """A disk of NODE says that it fails: `text`."""
     machine = machine_of(stage, step)
-    machine.sick = step.text or "a disk reports errors"
-    stage.world.say("world", f"{machine.name} is sick: {machine.sick}")
+    said = step.text or "the disk says that it fails"
+    machine.shown["smart", "sda"] = sign("smart", "sda", Level.BAD, "", said)
+    stage.world.say("world", f"{machine.name} is sick: {said}")
 
 
 async def well(stage: Stage, step: Step) -> None:
-    """They say nothing any more."""
+    """NODE is mended, and an operator says so."""
     machine = machine_of(stage, step)
-    machine.sick = ""
+    machine.shown.clear()
+    machine.hung.clear()
     stage.world.say("world", f"{machine.name} is well again")
+    stage.nodes[machine.name].called_well("")
+
+
+async def sign_shown(stage: Stage, step: Step) -> None:
+    """`sensor` of NODE finds `part` to be at `level` (ok, watch, bad, unknown), with `value` and `text`; `counter`: a
+    counter grows too fast, nothing that has happened for good."""
+    machine = machine_of(stage, step)
+    part, level = step.part or "it", Level(step.level)
+    text = step.text or f"it is {level}"
+    machine.shown[step.sensor, part] = sign(step.sensor, part, level, step.value, text, counter=step.counter)
+    stage.world.say("world", f"{step.sensor} of {machine.name} finds {part} {level}: {text}")
+
+
+async def sensor_hung(stage: Stage, step: Step) -> None:
+    """`sensor` of NODE gives no answer any more."""
+    machine = machine_of(stage, step)
+    machine.hung.add(step.sensor)
+    stage.world.say("world", f"{step.sensor} of {machine.name} hangs")
+
+
+async def sensor_back(stage: Stage, step: Step) -> None:
+    """It answers again."""
+    machine = machine_of(stage, step)
+    machine.hung.discard(step.sensor)
+    stage.world.say("world", f"{step.sensor} of {machine.name} answers again")
 
 
 async def snapshot_store(stage: Stage, step: Step) -> None:
@@ -336,6 +365,10 @@ STEPS: dict[str, Callable[[Stage, Step], Awaitable[None]]] = {
     "crash": crash,
     "sick": sick,
     "well": well,
+    "sign": sign_shown,
+    "sensor-hangs": sensor_hung,
+    "sensor-back": sensor_back,
+    "node-well": commands.node_well,
     "ha-set": commands.ha_set,
     "drain": commands.drain,
     "resume": commands.resume,
@@ -373,6 +406,7 @@ NEEDS: dict[str, tuple[str, ...]] = {  # the fields without which a step says no
             "board-back",
             "sick",
             "well",
+            "node-well",
             "drain",
             "resume",
             "confirm",
@@ -380,6 +414,8 @@ NEEDS: dict[str, tuple[str, ...]] = {  # the fields without which a step says no
         ("node",),
     ),
     "away": ("node", "seconds"),
+    "sign": ("node", "sensor", "level"),
+    **dict.fromkeys(("sensor-hangs", "sensor-back"), ("node", "sensor")),
     "clock-step": ("node", "seconds"),
     "slow-fence": ("node", "method"),
     "break-fence": ("node", "method"),
@@ -396,6 +432,8 @@ def check(step: Step) -> None:
     for name in NEEDS.get(step.do, ()):
         if not getattr(step, name):
             raise Refused(f"at {step.at:g}: {step.do} needs `{name}`", hint="docs/ha.md has the keys of a scenario")
+    if step.level and step.level not in tuple(Level):
+        raise Refused(f"at {step.at:g}: no level {step.level!r}", hint=f"one of {', '.join(Level)}")
     if step.do == "why" and not (step.node or step.domain):
         raise Refused(f"at {step.at:g}: why needs `node` or `domain`", hint="docs/ha.md has the keys of a scenario")
     if step.net not in ("all", *NETS):

@@ -15,8 +15,11 @@ from veery.errors import Failed, OutcomeUnknown
 from veery.ha.simulation.clock import BEGIN
 from veery.ha.simulation.paths import Paths
 from veery.ha.simulation.scenario import Scenario
+from veery.health.sign import Sign
+from veery.health.verdict import History
 from veery.model.ha import StorageHeartbeat
 from veery.model.node import Role
+from veery.model.verdict import HealthRecord, NodeVerdict
 
 T = TypeVar("T")
 
@@ -56,7 +59,12 @@ class Machine:
     cluster_net: bool = True
     storage_net: bool = True
     disk_full: bool = False
-    sick: str = ""
+    boots: int = 1  # how often it was started
+    booted: int = 1  # the same, when its daemon started last
+    shown: dict[tuple[str, str], Sign] = field(default_factory=dict)  # by sensor and part: what sensors read now
+    hung: set[str] = field(default_factory=set)  # sensors that give no answer
+    history: History = field(default_factory=History)  # what its disk has of its health
+    health: HealthRecord = field(default_factory=HealthRecord)  # the verdict as its daemon has it
     offset: float = 0.0  # of its wall clock
     fed: float = 0.0  # when its watchdog was last fed
     went_off: float = float("-inf")  # when it last lost power
@@ -70,6 +78,11 @@ class Machine:
     def frozen(self) -> bool:
         """Whether all its processes stand still."""
         return not self.thawed.is_set()
+
+    @property
+    def sound(self) -> bool:
+        """Whether no sensor speaks against it."""
+        return self.health.verdict is NodeVerdict.WELL
 
     @property
     def well(self) -> bool:

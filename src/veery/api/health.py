@@ -1,0 +1,52 @@
+"""Routes of the nodes' health: what their sensors found, and an operator's word that a node is well."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from veery.api.server import CALLER, answer, body, forward
+from veery.cluster.keys import HEALTHS
+from veery.cluster.store import Store
+from veery.errors import Refused
+from veery.node.health import Health
+from veery.node.peers import Peers
+
+
+class HealthRoutes:
+    """This node's health, that of others, and all verdicts in the store."""
+
+    def __init__(self, node: str, health: Health, store: Store, *, peers: Peers) -> None:
+        self._node, self._health, self._store, self._peers = node, health, store, peers
+
+    def table(self) -> list[web.RouteDef]:
+        """The routes."""
+        return [
+            web.get("/v1/verdicts", self.verdicts),
+            web.get("/v1/nodes/{name}/health", self.show),
+            web.post("/v1/nodes/{name}/well", self.well),
+        ]
+
+    async def verdicts(self, _: web.Request) -> web.Response:
+        """The record of each node, as it stands in the store."""
+        return answer(await HEALTHS.readable(self._store))
+
+    async def show(self, request: web.Request) -> web.StreamResponse:
+        """One node's health, as its daemon has it now."""
+        if (name := request.match_info["name"]) != self._node:
+            return await self._forwarded(request, name)
+        return answer(self._health.told())
+
+    async def well(self, request: web.Request) -> web.StreamResponse:
+        """A node, or what one of its sensors reads, is well."""
+        if (name := request.match_info["name"]) != self._node:
+            return await self._forwarded(request, name)
+        data = await body(request)
+        sensor = data.get("sensor") or ""
+        if not isinstance(sensor, str):
+            raise Refused(f"sensor is a text, not {sensor!r}", hint="see docs/api.md")
+        return answer(self._health.well(sensor, f"{data.get('by') or 'root'}@{request[CALLER]}"))
+
+    async def _forwarded(self, request: web.Request, name: str) -> web.StreamResponse:
+        if not request[CALLER].local:  # who sent it on took us for that node
+            raise Refused(f"this is {self._node}, not {name!a}", hint="veery node list")
+        return await forward(request, self._peers, name)

@@ -1,0 +1,165 @@
+"""Which sick nodes are emptied now, and what keeps the others from it. Pure.
+
+A verdict empties a node only where the cluster stands it: one node at a time, with a place left for the loss of one
+more, and never for a sign that many nodes show at once."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+from veery.ha.context import DecisionContext
+from veery.ha.states import NodeState
+from veery.ha.survival import stranded
+from veery.model.ha import ClusterView, DomainView, Policy
+from veery.model.node import Role
+from veery.model.verdict import NodeVerdict
+
+COMMON_S = 600.0  # the same sign on many nodes within this time has one cause
+WAIT_S = 30.0  # for which others have time to show the same, where the cause may lie outside of the node
+FAILED_MOVES = 2  # moves out of a sick node, after which no more are tried
+
+
+def held_back(context: DecisionContext) -> dict[str, str]:
+    """The sick nodes that are not emptied now, each with the reason."""
+    sick = [name for name, state in context.states.items() if state is NodeState.SICK]
+    if not sick:
+        return {}
+    held: dict[str, str] = {}
+    common = _common(context.view)
+    waiting = []
+    for name in sick:
+        why = _common_cause(context, name, common) or _failed(context, name) or _reserve(context, name)
+        if why := why or _too_early(context, name):
+            held[name] = why
+        elif _has_way_out(context, name):
+            waiting.append(name)
+    waiting.sort(key=lambda name: _turn(context, name))
+    most = at_once(context.view)
+    for name in waiting[most:]:
+        held[name] = f"it waits for {_named(waiting[:most])}: no more than {most} at a time"
+    return held
+
+
+def at_once(view: ClusterView) -> int:
+    """How many nodes are emptied at a time for their sensors."""
+    return max(1, len(_hypervisors(view)) // 4)
+
+
+def leaving_order(domain: DomainView) -> tuple[int, int, str]:
+    """The order out of a sick node: high priority first, then what is copied soonest, as far as its memory tells."""
+    return -domain.ha.priority, domain.memory, domain.name
+
+
+def may_leave(domain: DomainView) -> bool:
+    """Whether the brain moves it away from a sick node."""
+    return not domain.unreadable and domain.ha.policy is not Policy.OFF
+
+
+def _turn(context: DecisionContext, name: str) -> tuple[bool, bool, float, str]:
+    health = context.view.nodes[name].health
+    return not context.out[name], not health.severe, health.since, name  # what is under way ends first
+
+
+def _has_way_out(context: DecisionContext, name: str) -> bool:
+    domains = [each for each in context.on[name] if may_leave(each)]
+    return any(context.busy(each) or context.book.find(each, avoid=(name,)) for each in domains)
+
+
+def _hypervisors(view: ClusterView) -> list[str]:
+    return [name for name, node in view.nodes.items() if node.record.has(Role.HYPERVISOR)]
+
+
+# ---- one cause for many
+def _common(view: ClusterView) -> dict[str, frozenset[str]]:
+    """By sensor: the nodes on which it found something within COMMON_S of one another, if they are half of all."""
+    found: dict[str, dict[str, float]] = defaultdict(dict)
+    for name in _hypervisors(view):
+        for sign in view.nodes[name].health.signs:
+            if sign.asks is not NodeVerdict.WELL:
+                first = found[sign.sensor].get(name, math.inf)
+                found[sign.sensor][name] = min(first, sign.since)
+    least = max(2, math.ceil(len(_hypervisors(view)) / 2))
+    common: dict[str, frozenset[str]] = {}
+    for sensor, since in found.items():
+        groups = (frozenset(other for other in since if _together(view, since, name, other)) for name in since)
+        common[sensor] = frozenset().union(*(each for each in groups if len(each) >= least))
+    return common
+
+
+def _together(view: ClusterView, since: dict[str, float], name: str, other: str) -> bool:
+    """Whether it began on both at about the same time, by their clocks or by this leader's: one may be wrong."""
+    ages = view.ages.get(f"health/{name}", math.inf), view.ages.get(f"health/{other}", -math.inf)
+    return abs(since[name] - since[other]) <= COMMON_S or abs(ages[0] - ages[1]) <= COMMON_S
+
+
+def _common_cause(context: DecisionContext, name: str, common: dict[str, frozenset[str]]) -> str:
+    asking = {each.sensor for each in context.view.nodes[name].health.signs if each.asks is NodeVerdict.EVACUATE}
+    shared = [sensor for sensor in sorted(asking) if name in common.get(sensor, ())]
+    if len(shared) < len(asking) or not shared:
+        return ""
+    nodes = sorted(frozenset().union(*(common[sensor] for sensor in shared)))
+    return f"{_named(nodes)} show the same ({', '.join(shared)}) within {COMMON_S / 60:.0f} minutes: a common cause"
+
+
+def _too_early(context: DecisionContext, name: str) -> str:
+    """Whether other nodes still have time to show the same."""
+    health = context.view.nodes[name].health
+    asking = [each for each in health.signs if each.asks is NodeVerdict.EVACUATE]
+    if not all(each.shared for each in asking) or len(_hypervisors(context.view)) < 2:
+        return ""
+    age_s = context.view.ages.get(f"health/{name}", max(0.0, context.now - health.since))
+    return f"others have {WAIT_S:g} s to show the same" if age_s < WAIT_S else ""
+
+
+# ---- moves that fail
+def _failed(context: DecisionContext, name: str) -> str:
+    """Why no more moves out of a node are tried; "" while they are."""
+    count, last = 0, ""
+    for domain in context.on[name]:
+        run = domain.run
+        if run is not None and run.unmoved and _since_then(context, name, domain):
+            count += run.unmoved
+            last = f"{domain.name}: {run.error}"
+    if count < FAILED_MOVES:
+        return ""
+    return f"{count} moves out of it have failed ({last}): veery node drain {name} tries again"
+
+
+def _since_then(context: DecisionContext, name: str, domain: DomainView) -> bool:
+    """Whether the run of `domain` was written after the verdict on its node."""
+    view = context.view
+    verdict, written = view.ages.get(f"health/{name}"), view.ages.get(f"domain/{domain.name}")
+    if verdict is not None and written is not None:
+        return written <= verdict
+    return domain.run is not None and domain.run.at >= view.nodes[name].health.since
+
+
+# ---- a place for the loss of one more
+def _reserve(context: DecisionContext, name: str) -> str:
+    """What could no longer be lost once the node is empty; "" where that does not keep it from being emptied."""
+    view = context.view
+    rest = [each for each in context.usable if each != name]
+    if view.nodes[name].health.severe or len(rest) < 2:
+        return ""
+    where = {each.name: each.owner.node for each in view.domains.values() if each.owner}
+    before = {domain for names in stranded(view, rest, where).values() for domain in names}
+    after = stranded(view, rest, {**where, **dict(_placed(context, name))})
+    for lost, names in after.items():
+        if new := [domain for domain in names if domain not in before]:
+            return f"{lost} could then not be lost: {_named(new)} would find no place"
+    return ""
+
+
+def _placed(context: DecisionContext, name: str) -> Iterator[tuple[str, str]]:
+    book = context.book.copy()
+    book.leave(name)
+    for domain in sorted(context.on[name], key=leaving_order):
+        if may_leave(domain) and (target := book.find(domain, avoid=(name,))):
+            book.take(domain, target)
+            yield domain.name, target
+
+
+def _named(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,328 @@
+"""The verdict: what the signs of a node's sensors come to, over time. Pure.
+
+    follow       one reading's signs of one sensor become part of the history
+    conclude     history -> well, quarantine or evacuate, with the signs that led there
+    acknowledge  an operator says that a node is well
+    rebooted     what counted since boot counts no more
+
+`now` and all times in a History are seconds of a clock that is never set (see node/health.py). A part's bad sign
+*raises* it: a fact at once, anything else when most of the last readings show it. A raised part that is read as well
+keeps its node in quarantine until it has been calm for long enough; a fact stands until somebody says otherwise."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from veery.health.series import same_disk
+from veery.health.sign import RANK, Level, Sign, worst
+from veery.model.verdict import HealthRecord, HealthSign, NodeVerdict, SensorMode
+
+PARTS_MAX = 500  # that a history keeps
+SIGNS_MAX = 30  # in a record
+WHOLE = "sensor"  # the part of a sign that is about the sensor itself
+
+
+class Kind(StrEnum):
+    """What a bad sign rests on."""
+
+    FACT = "fact"  # it has happened, and does not unhappen: counts at once, and stands
+    STATE = "state"  # it is so now: counts while it is
+    COUNTER = "counter"  # a counter grows too fast: counts while it does
+    LOG = "log"  # a log said so: checked against what other sensors read now, and it expires
+
+
+FACTS = frozenset({"ecc", "apei", "mce", "smart", "nvme", "aer", "xen", "sel"})
+LOGS = frozenset({"kernel"})
+SINCE_BOOT = frozenset({"ecc", "apei", "mce", "aer", "xen", "kernel"})
+"""Sensors whose facts are those of one boot."""
+PRESENT = frozenset({"smart", "nvme", "md", "rootfs"})
+"""Sensors that read the present state of a part that a log may have complained of."""
+MEMORY = frozenset({"ecc", "apei", "mce", "xen", "sel"})
+SEVERE = MEMORY | {"temperature", "ipmi"}
+"""Sensors after whose bad sign, a growing counter apart, the node may die at any moment."""
+
+BY_KIND = {
+    Kind.FACT: SensorMode.EVACUATE,
+    Kind.STATE: SensorMode.EVACUATE,
+    Kind.COUNTER: SensorMode.TELL,
+    Kind.LOG: SensorMode.TELL,
+}
+BY_SENSOR = {
+    "clock": SensorMode.TELL,  # domains are no better elsewhere
+    "psi": SensorMode.TELL,  # a move under memory pressure adds to it
+    "iscsi": SensorMode.TELL,  # the brain has a rule of its own for a node that lost the storage
+    "multipath": SensorMode.TELL,
+    "units": SensorMode.QUARANTINE,  # without Xen's toolstack nothing can be moved
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """When signs count. `kept` readings are remembered, and `up` bad ones among them raise a part; `down` good ones in
+    a row begin its calm."""
+
+    kept: int = 5
+    up: int = 3
+    down: int = 3
+    calm_s: float = 900.0  # for so long at least a part is well before its node is
+    calm_factor: float = 10.0  # and for so many times the time that it took to be raised
+    log_life_s: float = 3600.0  # what a log said counts no longer, unless it says it again
+    unknown_keeps_s: float = 86400.0  # a raised part of which nothing is learnt keeps its node in quarantine
+    flap_window_s: float = 86400.0
+    flap_count: int = 2  # raised so often within the window: stays in quarantine, unless somebody says well
+
+
+FIGURES = Figures()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """What is remembered of one part. `since`: of the present level; `recent`: whether each of the last readings was
+    bad; `raised`: since when it counts as bad, None where it does not; `bad_at`: the last bad reading; `rises`: when it
+    was raised of late; `known`: what an operator has seen and called well."""
+
+    sensor: str
+    part: str
+    level: Level
+    kind: Kind
+    value: str = ""
+    sentence: str = ""
+    since: float = 0.0
+    recent: tuple[bool, ...] = ()
+    begun: float | None = None  # the first bad reading in a row
+    raised: float | None = None
+    bad_at: float | None = None
+    rise_s: float = 0.0
+    rises: tuple[float, ...] = ()
+    known: str | None = None
+
+    @property
+    def print(self) -> str:
+        """What tells one finding about the part from another."""
+        return f"{self.value}|{self.sentence}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """What is remembered of a node, by sensor and part. `verdict` is the last one, `since` when it was reached."""
+
+    parts: Mapping[str, Part] = field(default_factory=dict)
+    verdict: NodeVerdict = NodeVerdict.WELL
+    since: float = 0.0
+
+
+def kind_of(sign: Sign) -> Kind:
+    """What a sign rests on."""
+    if sign.counter:
+        return Kind.COUNTER
+    return Kind.FACT if sign.sensor in FACTS else Kind.LOG if sign.sensor in LOGS else Kind.STATE
+
+
+def mode_of(sensor: str, kind: Kind, modes: Mapping[str, SensorMode]) -> SensorMode:
+    """How far a sign of `sensor` may go, by the settings' `modes` or as it ships."""
+    return modes.get(sensor) or BY_SENSOR.get(sensor) or BY_KIND[kind]
+
+
+# ---- one reading
+def follow(history: History, sensor: str, signs: Sequence[Sign], now: float, figures: Figures = FIGURES) -> History:
+    """`history` with the signs of one reading of `sensor`. Of a part that had a sign and has none it is well; if the
+    sensor as a whole is unknown, nothing is known of its parts."""
+    read: dict[str, Sign] = {}
+    for each in signs:
+        known = read.get(each.part)
+        if known is None or (RANK[each.level], not each.counter) > (RANK[known.level], not known.counter):
+            read[each.part] = each
+    blind = WHOLE in read and read[WHOLE].level is Level.UNKNOWN
+    parts = dict(history.parts)
+    for old in [each for each in history.parts.values() if each.sensor == sensor and each.part not in read]:
+        level = Level.UNKNOWN if blind and old.part != WHOLE else Level.OK
+        gone = Sign(sensor=sensor, part=old.part, level=level, value=old.value, sentence=old.sentence)
+        parts[f"{sensor}/{old.part}"] = _step(history, old, gone, now, figures)
+    for part, sign in read.items():
+        key = f"{sensor}/{part}"
+        old = history.parts.get(key) or Part(sensor=sensor, part=part, level=sign.level, kind=kind_of(sign), since=now)
+        parts[key] = _step(history, old, sign, now, figures)
+    return dataclasses.replace(history, parts=_kept(parts, read, sensor, now, figures))
+
+
+def _step(history: History, old: Part, sign: Sign, now: float, figures: Figures) -> Part:
+    """One part after one more reading."""
+    level, value, sentence = sign.level, sign.value, sign.sentence
+    stands = old.raised is not None and old.kind is Kind.FACT
+    kind = old.kind if stands or level is not Level.BAD else kind_of(sign)
+    same = old.level is level and (kind is not Kind.LOG or (old.value, old.sentence) == (value, sentence))
+    if level is not Level.BAD and (old.raised is not None or level is Level.UNKNOWN):  # what was found says most
+        value, sentence = old.value or value, old.sentence or sentence
+    new = dataclasses.replace(
+        old, level=level, kind=kind, value=value, sentence=sentence, since=old.since if same else now
+    )
+    if level is Level.UNKNOWN:
+        return _calmed(new if new.raised is None else dataclasses.replace(new, recent=()), now, figures)
+    bad = level is Level.BAD and new.known != new.print and not _is_void(history, new, now, figures)
+    new = dataclasses.replace(
+        new,
+        recent=(*old.recent, bad)[-figures.kept :],
+        bad_at=now if bad else old.bad_at,
+        begun=(now if old.begun is None else old.begun) if bad else old.begun,
+        known=new.known if level is Level.BAD else None,
+    )
+    if new.raised is not None:
+        return _calmed(new, now, figures)
+    if not any(new.recent):
+        return dataclasses.replace(new, begun=None)
+    if not bad or not (kind in (Kind.FACT, Kind.LOG) or new.recent.count(True) >= figures.up):
+        return new
+    rises = tuple(at for at in new.rises if now - at < figures.flap_window_s)
+    begun = now if new.begun is None else new.begun
+    return dataclasses.replace(new, raised=now, rise_s=now - begun, rises=(*rises, now)[-figures.kept :])
+
+
+def _is_void(history: History, part: Part, now: float, figures: Figures) -> bool:
+    """Whether what a log said of a part is past: said long ago, or a sensor reads the part and does not find it bad."""
+    if part.kind is not Kind.LOG:
+        return False
+    if now - part.since >= figures.log_life_s:
+        return True
+    readers = (each for each in history.parts.values() if each.sensor in PRESENT)
+    return any(
+        each.level in (Level.OK, Level.WATCH) and (same_disk(part.part, each.part) or same_disk(each.part, part.part))
+        for each in readers
+    )
+
+
+def _calmed(part: Part, now: float, figures: Figures) -> Part:
+    """A raised part, lowered where it has been calm for long enough."""
+    if part.raised is None or part.kind is Kind.FACT:
+        return part
+    quiet_s = now - (part.raised if part.bad_at is None else part.bad_at)
+    if part.level is Level.UNKNOWN:
+        over = quiet_s >= figures.unknown_keeps_s
+    else:
+        over = _is_calm(part, figures) and quiet_s >= max(figures.calm_s, figures.calm_factor * part.rise_s)
+    return dataclasses.replace(part, raised=None, begun=None, recent=()) if over else part
+
+
+def _is_calm(part: Part, figures: Figures) -> bool:
+    return not any(part.recent[-figures.down :])
+
+
+def _kept(
+    parts: dict[str, Part], read: Mapping[str, Sign], sensor: str, now: float, figures: Figures
+) -> dict[str, Part]:
+    """Without the parts that tell nothing any more."""
+    kept = {
+        key: each
+        for key, each in parts.items()
+        if each.sensor != sensor or each.part in read or each.raised is not None or _flaps(each, now, figures)
+    }
+    if len(kept) > PARTS_MAX:
+        gravest = sorted(kept, key=lambda key: (kept[key].raised is None, -RANK[kept[key].level]))[:PARTS_MAX]
+        kept = {key: kept[key] for key in gravest}
+    return kept
+
+
+def _flaps(part: Part, now: float, figures: Figures) -> bool:
+    """Whether it was raised again and again of late."""
+    recent = [at for at in part.rises if now - at < figures.flap_window_s]
+    return len(recent) >= figures.flap_count
+
+
+# ---- the verdict
+def conclude(
+    history: History, modes: Mapping[str, SensorMode], now: float, figures: Figures = FIGURES
+) -> tuple[History, HealthRecord]:
+    """The verdict at `now`; times in the record are those of the history."""
+    signs = [found for each in history.parts.values() if (found := _sign(each, modes, now, figures)) is not None]
+    order = tuple(NodeVerdict)
+    signs.sort(
+        key=lambda each: (
+            -order.index(each.asks),
+            not each.severe,
+            -order.index(each.would),
+            -RANK[Level(each.level)],
+            each.since,
+            each.sensor,
+            each.part,
+        )
+    )
+    verdict = max((each.asks for each in signs), key=order.index, default=NodeVerdict.WELL)
+    leading = [each for each in signs if each.asks is NodeVerdict.EVACUATE]
+    severe = any(each.severe for each in leading)
+    singly = not severe and any(each.sensor in MEMORY for each in leading)
+    if verdict is not history.verdict:
+        history = dataclasses.replace(history, verdict=verdict, since=now)
+    record = HealthRecord(
+        verdict=verdict, since=history.since, severe=severe, singly=singly, signs=tuple(signs[:SIGNS_MAX])
+    )
+    return history, record
+
+
+def _sign(part: Part, modes: Mapping[str, SensorMode], now: float, figures: Figures) -> HealthSign | None:
+    """What a part has to say; None where it is well."""
+    mode = mode_of(part.sensor, part.kind, modes)
+    wants = _wants(part, now, figures)
+    if mode is SensorMode.OFF or (wants is NodeVerdict.WELL and part.level is Level.OK):
+        return None
+    most = {SensorMode.TELL: NodeVerdict.WELL, SensorMode.QUARANTINE: NodeVerdict.QUARANTINE}
+    asks = min(wants, most.get(mode, NodeVerdict.EVACUATE), key=tuple(NodeVerdict).index)
+    calm = part.raised is not None and part.kind is not Kind.FACT and part.level is not Level.BAD
+    flapping = part.raised is None and wants is NodeVerdict.QUARANTINE
+    sentence = part.sentence
+    if flapping:
+        sentence = f"it was bad {len(part.rises)} times of late: {sentence}"
+    elif calm:
+        sentence = f"it was bad a while ago: {sentence}"
+    return HealthSign(
+        sensor=part.sensor,
+        part=part.part,
+        level=part.level,
+        value=part.value,
+        sentence=sentence,
+        since=part.since if part.raised is None else part.raised,
+        asks=asks,
+        would=wants,
+        shared=part.kind is Kind.STATE,
+        severe=asks is NodeVerdict.EVACUATE and part.sensor in SEVERE and part.kind is not Kind.COUNTER,
+    )
+
+
+def _wants(part: Part, now: float, figures: Figures) -> NodeVerdict:
+    """What a part asks for, whatever the mode of its sensor."""
+    if part.raised is None:
+        return NodeVerdict.QUARANTINE if _flaps(part, now, figures) else NodeVerdict.WELL
+    if part.kind is Kind.FACT:
+        return NodeVerdict.EVACUATE
+    often = len([at for at in part.rises if now - at < figures.flap_window_s]) > figures.flap_count
+    if often or part.level is Level.UNKNOWN or _is_calm(part, figures):
+        return NodeVerdict.QUARANTINE
+    return NodeVerdict.EVACUATE
+
+
+# ---- back
+def acknowledge(history: History, sensor: str = "") -> History:
+    """An operator says that the node, or what one sensor reads, is well: what is found now counts again only when it
+    changes."""
+    parts = {
+        key: dataclasses.replace(
+            each, known=each.print, raised=None, recent=(), begun=None, bad_at=None, rises=(), rise_s=0.0
+        )
+        if sensor in ("", each.sensor)
+        else each
+        for key, each in history.parts.items()
+    }
+    return dataclasses.replace(history, parts=parts)
+
+
+def rebooted(history: History) -> History:
+    """The machine has booted again: what sensors count since boot begins anew."""
+    parts = {key: each for key, each in history.parts.items() if each.sensor not in SINCE_BOOT}
+    return dataclasses.replace(history, parts=parts)
+
+
+def level_of(signs: Sequence[Any]) -> Level:
+    """The level of one sensor's signs; `ok` of none."""
+    return worst(each.level for each in signs) if signs else Level.OK
