@@ -101,7 +101,7 @@ MUTANTS = (
     Mutant(
         "a node that has just come is given domains",
         "ha/states.py",
-        "return NodeState.PRESENT if (node.present or 0.0) >= rules.use and known else NodeState.ARRIVING",
+        "return NodeState.PRESENT if settled and known else NodeState.ARRIVING",
         "return NodeState.PRESENT",
         rare=True,
     ),
@@ -236,7 +236,7 @@ MUTANTS = (
     Mutant(
         "moves without limits",
         "ha/context.py",
-        "self.out[source] < rules.out and self.into[target] < rules.into and",
+        "self.out[source] < out and self.into[target] < into and",
         "",
     ),
     Mutant(

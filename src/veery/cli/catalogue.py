@@ -147,6 +147,8 @@ GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             Entry("token revoke", "nodes", "take a token back"),
             Entry("node drain", "maintenance", "empty a node for maintenance"),
             Entry("node resume", "maintenance", "put a drained node to use again"),
+            Entry("node health", "nodehealth", "show what the sensors say of nodes"),
+            Entry("node well", "nodehealth", "say that a node is well"),
             Entry("node vote", "recovery", "give a node a vote in the store, or take it"),
             Entry("node storage", "readdress", "make a node a storage node, or none any more"),
             Entry("node readdress", "readdress", "change the address of a node"),

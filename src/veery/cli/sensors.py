@@ -46,7 +46,7 @@ VERBS: dict[str, Verb] = {
 Judges what this machine's hardware and kernel say of themselves: memory errors, machine checks, disks, temperatures,
 the management controller, the kernel's log, filesystems, arrays, interfaces, paths to the storage, the clock and Xen.
 Each part has a level: ok, watch (look at it), bad (domains are better elsewhere) or unknown. The machine's level is the
-worst of them. veeryd does not act on these sensors yet.
+worst of them. veeryd reads the same sensors all the time: see veery node health.
 
 It needs root. Programs in /etc/veery/sensors.d are sensors, too: exit status 0 is ok, 1 watch, 2 bad, another unknown,
 and the first line of the output says why.

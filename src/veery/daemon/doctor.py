@@ -44,6 +44,7 @@ def build(base: Base, domains: DomainParts, volumes: VolumeParts, *, store: Stor
         copies=store.upkeep.copies if base.identity.etcd is not None else None,
         alarms=base.alarms.ways,
         sessions=volumes.sessions.finding if volumes.sessions is not None else None,
+        sensors=base.health.finding,
     )
 
 

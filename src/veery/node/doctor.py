@@ -278,13 +278,14 @@ class Doctor:
         copies: Path | None = None,
         alarms: Callable[[], Sequence[AlarmWay]] = tuple,
         sessions: Callable[[], Finding] | None = None,
+        sensors: Callable[[], Finding] | None = None,
     ) -> None:
         """`folders` are those whose disks must not be full, by what they are; `tls` holds our certificates;
         `unsettled` names the moves that do not settle; `unread` is the driver's; `quota` is the store's, in bytes;
         `services` gives the programs that we keep running; `pool` holds the volumes' files, `copies` the daily copies
         of the store (None: there are none here); `alarms` tells how this node calls somebody; `sessions`
-        tells of those at our targets."""
-        self._sessions = sessions
+        tells of those at our targets, `sensors` of this node's health."""
+        self._sessions, self._sensors = sessions, sensors
         self._node, self._store, self._peers, self._fencing = node, store, peers, fencing
         self._keeper, self._guard, self._writer, self._clock = keeper, guard, writer, clock
         self._folders, self._tls, self._driver, self._trust = folders, tls, driver, trust
@@ -304,6 +305,8 @@ class Doctor:
             found.append(self._copied(self._copies))
         if self._sessions is not None:
             found.append(self._sessions())
+        if self._sensors is not None:
+            found.append(self._sensors())
         if self._guard is not None:
             found.append(self._guarded(self._guard))
         if self._writer is not None:

@@ -30,6 +30,8 @@ from veery.health.verdict import FIGURES, WHOLE, Figures, History, acknowledge, 
 from veery.host.clock import Clock
 from veery.host.files import write_atomic
 from veery.model import codec
+from veery.model.health import Finding
+from veery.model.health import Level as Grade
 from veery.model.verdict import HealthChange, HealthRecord, NodeHealth, NodeVerdict, SensorMode, SensorState
 
 log = logging.getLogger(__name__)
@@ -128,14 +130,15 @@ class Health:
         self._node, self._store, self._clock, self._figures = node, store, clock, figures
         self._modes: Mapping[str, SensorMode] = settings.sensors
         self._deadline_s = deadline_s
-        self._sources = _Sources(Path(settings.root), run)
+        self._root = Path(settings.root)
+        self._sources = _Sources(self._root, run)
         self._watched = {
             each.name: _Watched(each, PACES_S.get(each.name, PACE_S) * settings.pace)
             for each in sensors
             if self._modes.get(each.name) is not SensorMode.OFF
         }
         self._file = folder / "health.json"
-        kept = self._recalled(_boot(Path(settings.root)))
+        kept = self._recalled(_boot(self._root))
         self._boot, self._history, self._changes = kept.boot, kept.history, list(kept.changes)
         self._ahead = kept.at - clock.now()  # of the history's clock before ours
         self._record = HealthRecord()
@@ -169,6 +172,19 @@ class Health:
         return NodeHealth(
             node=self._node, record=self._record, sensors=sensors, history=tuple(self._changes), modes=self._modes
         )
+
+    def finding(self) -> Finding:
+        """What `veery doctor` says of this node's sensors: what they found, and programs that would show more."""
+        record, lacking = self._record, live.lacking(self._root)
+        if record.verdict is not NodeVerdict.WELL:
+            level = Grade.BAD if record.verdict is NodeVerdict.EVACUATE else Grade.WARN
+            advice = f"veery node health {self._node}; once it is mended: veery node well {self._node}"
+            return Finding(node=self._node, what="sensors", level=level, told=record.reason, advice=advice)
+        if lacking:
+            told = f"not installed: {', '.join(program for program, _ in lacking)}; its sensors see nothing"
+            advice = f"apt install {' '.join(sorted({package for _, package in lacking}))}"
+            return Finding(node=self._node, what="sensors", level=Grade.WARN, told=told, advice=advice)
+        return Finding(node=self._node, what="sensors", level=Grade.OK, told="nothing speaks against the node")
 
     def well(self, sensor: str, by: str) -> HealthRecord:
         """An operator says that this node, or what one sensor reads, is well. Raises Refused for a sensor of which

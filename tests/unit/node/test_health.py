@@ -208,6 +208,20 @@ def test_real_sensors_read_a_recorded_tree(tmp_path: Path) -> None:
     asyncio.run(play())
 
 
+def test_the_doctor_tells_what_sensors_found_and_what_they_lack(tmp_path: Path) -> None:
+    async def play() -> None:
+        scene = Scene(tmp_path, Dial())
+        scene.shows("ecc", "bad")
+        health = scene.node()
+        assert (health.finding().level, health.finding().told) == ("ok", "nothing speaks against the node")
+        task = asyncio.create_task(health.run())
+        await scene.until(NodeVerdict.EVACUATE)
+        assert (health.finding().level, health.finding().told) == ("bad", "ecc it: it is bad (1)")
+        await stop(task)
+
+    asyncio.run(play())
+
+
 def test_readings_are_bounded_and_span_a_day() -> None:
     moments: list[Moment[Any]] = []
     for minute in range(3 * 24 * 60):

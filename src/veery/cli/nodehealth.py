@@ -1,0 +1,148 @@
+"""Nodes' health: node health, node well."""
+
+from __future__ import annotations
+
+import getpass
+import time
+from argparse import Namespace
+from typing import Any
+
+from veery.cli import tables
+from veery.cli.catalogue import Verb
+from veery.cli.maintenance import node_path
+from veery.cli.parser import Parser
+from veery.cli.session import Session
+from veery.errors import Failed, Refused
+from veery.model.units import format_seconds
+
+NOTHING = "no sensor speaks against it"
+
+
+def _health(session: Session, args: Namespace) -> int:
+    if not args.name:
+        return _all(session)
+    found = _one(session, args.name)
+    if session.json:
+        session.print_json(found)
+        return 0
+    record = found["record"]
+    print(f"{found['node']}: {record['verdict']}, since {_ago(record['since'])}")
+    if args.history:
+        for change in found["history"]:
+            print(f"{_when(change['at'])}  {change['verdict']:<10}  {change['text']}")
+        return 0
+    if record["signs"]:
+        cells = [_sign(each) for each in record["signs"]]
+        print(*tables.plain(("Sensor", "Part", "Level", "Value", "Asks for", "Since", "Meaning"), cells), sep="\n")
+    if found["sensors"]:
+        print(
+            *tables.plain(("Sensor", "Level", "Read", "Every"), [_sensor(each) for each in found["sensors"]]), sep="\n"
+        )
+    return 0
+
+
+def _all(session: Session) -> int:
+    records = session.client.get("/v1/verdicts")
+    if session.json:
+        session.print_json(records)
+        return 0
+    cells = []
+    for node in session.client.get("/v1/nodes"):
+        name = node["node"]["name"]
+        record = records.get(name)
+        if record is None:
+            cells.append((name, "unknown", "-", "its veeryd has told nothing yet"))
+        else:
+            cells.append((name, record["verdict"], _ago(record["since"]), _gravest(record)))
+    print(*tables.plain(("Name", "Verdict", "Since", "Why"), cells), sep="\n")
+    return 0
+
+
+def _one(session: Session, name: str) -> dict[str, Any]:
+    """A node's health as its daemon has it; as the store has it where that does not answer. Raises Refused."""
+    try:
+        found: dict[str, Any] = session.client.get(node_path(name, "health"))
+        return found
+    except (Refused, Failed) as error:
+        record = session.client.get("/v1/verdicts").get(name)
+        if record is None:
+            raise
+        session.note(f"veery: {error.message}; this is what it said last")
+        return {"node": name, "record": record, "sensors": [], "history": [], "modes": {}}
+
+
+def _gravest(record: dict[str, Any]) -> str:
+    if not record["signs"]:
+        return NOTHING
+    sign = record["signs"][0]
+    would = "" if sign["asks"] == sign["would"] else f" (told only; it would be {sign['would']})"
+    return f"{sign['sensor']} {sign['part']}: {sign['sentence']}{would}"
+
+
+def _sign(sign: dict[str, Any]) -> tuple[str, ...]:
+    read = (sign["sensor"], sign["part"], sign["level"], sign["value"] or "-")
+    return *read, _asks(sign), _ago(sign["since"]), sign["sentence"]
+
+
+def _asks(sign: dict[str, Any]) -> str:
+    if sign["asks"] == sign["would"]:
+        return "-" if sign["asks"] == "well" else str(sign["asks"])
+    return f"({sign['would']})"
+
+
+def _sensor(state: dict[str, Any]) -> tuple[str, str, str, str]:
+    age = "never" if state["age_s"] is None else f"{format_seconds(state['age_s'])} ago"
+    return state["sensor"], state["level"], f"{age}, late" if state["late"] else age, format_seconds(state["pace_s"])
+
+
+def _ago(epoch: float) -> str:
+    return f"{format_seconds(max(time.time() - epoch, 0.0))} ago" if epoch else "-"
+
+
+def _when(epoch: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(epoch))
+
+
+def _well(session: Session, args: Namespace) -> int:
+    record = session.client.post(node_path(args.name, "well"), {"sensor": args.sensor, "by": getpass.getuser()})
+    if session.json:
+        session.print_json(record)
+    elif record["verdict"] == "well":
+        print(f"{args.name} is well")
+    else:
+        print(f"{args.name}: {record['verdict']}: {_gravest(record)}")
+    return 0
+
+
+def _declare_health(parser: Parser) -> None:
+    parser.add_argument("name", metavar="NODE", nargs="?", default="", help="a node's name; all of them if left away")
+    parser.add_argument("--history", action="store_true", help="how its verdict has changed, the newest last")
+
+
+def _declare_well(parser: Parser) -> None:
+    parser.add_argument("name", metavar="NODE", help="its name")
+    parser.add_argument("sensor", metavar="SENSOR", nargs="?", default="", help="one sensor alone, such as smart")
+
+
+VERBS: dict[str, Verb] = {
+    "node health": Verb(
+        run=_health,
+        declare=_declare_health,
+        about="""
+Prints what the sensors of the nodes say of them. A node is well, in quarantine (it keeps its domains, and the cluster
+gives it no others), or to be evacuated (the cluster moves its domains away). With NODE it prints each sign that is not
+ok, what the sign asks for, and when each sensor was read. What stands in brackets a sign would ask for, if the mode of
+its sensor in veery.toml allowed that.""",
+        examples="veery node health\nveery node health test1\nveery node health test1 --history",
+        json=True,
+    ),
+    "node well": Verb(
+        run=_well,
+        declare=_declare_well,
+        about="""
+Says that a node is well, or that what one of its sensors reads is. What the sensors find now counts again only when it
+changes. The node is given domains again; those that left it come home with `veery node resume --home`.""",
+        examples="veery node well test1\nveery node well test1 smart  # the disk was replaced",
+        json=True,
+    ),
+}
