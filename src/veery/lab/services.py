@@ -337,6 +337,7 @@ def _furnish(drawn: Plan, node: Machine, accelerator: str) -> None:
         "",
         "[health]",
         f"root = {_quoted(home / 'sensors')}",  # an empty folder: the nodes of a lab are one machine
+        "pace = 0.1",
     ]
     if Role.HYPERVISOR in node.roles:  # as the seed's xend-config.sxp
         rows += ["", "[relocation]", f'address = "{node.address}"', "port = 8002", 'hosts_allow = ""']
