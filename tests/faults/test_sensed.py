@@ -20,7 +20,7 @@ async def test_a_memory_error_is_sensed_and_the_domains_leave(stage: Stage) -> N
     boots = {NAME: (await stage.place(NAME, "test1")).boot}
     await stage.raise_up(SECOND, SECOND_ADDRESS, policy="migrate-only")
     boots[SECOND] = (await stage.heard(SECOND)).boot
-    tree = stage.lab.plan.home("test1") / "sensors"
+    tree = stage.lab.plan.sensors("test1")
     begun = time.time()
     try:
         counter = tree / "sys/devices/system/edac/mc/mc0/ue_count"

@@ -40,6 +40,7 @@ INTERVAL = 0.002  # seconds between two probes
 INTERVAL_NESTED = 0.05  # more often they would be a nested host's main work
 _SETTLE = 0.4  # seconds for which the client goes on probing after a move
 _COMMAND = 120.0
+_SENSED = 180.0  # seconds for a fault to be sensed and the domain to move
 
 _FILE = """\
 kernel = "{kernel}"
@@ -243,6 +244,11 @@ class Demo:
                 async with self._shell("test1") as shell:
                     note = await shell.run("cat /note")
                 self.story.check("file_came_back", "on test2" in note, "and has what it wrote on test2")
+            with self.story.step(
+                "test1 senses that its memory fails, and busybox leaves by itself",
+                "(open-source Xen cannot, the seed says)",
+            ):
+                await self._sense(probe, "test1", "test2")
             reading = (await probe.read())[DOMAIN_ADDRESS]
             answering = reading.age_ms is not None and reading.age_ms < 1000
             self.story.check("client_still_answered", answering, "the client is still answered")
@@ -273,6 +279,27 @@ class Demo:
             report["state"] == "done" and answered,
             f"in {report['total_ms']:.0f} ms; the client missed it for {reading.gap_ms} ms at most",
         )
+
+    async def _sense(self, probe: Probe, source: str, target: str) -> None:
+        """Let EDAC of `source` count an uncorrected memory error, and wait until the brain has moved the domain."""
+        await self._veery(source, "ha", "set", NAME, "migrate-only")
+        counter = self.lab.plan.sensors(source) / "sys/devices/system/edac/mc/mc0/ue_count"
+        await probe.mark()
+        await self.lab.run(source, ["sh", "-c", f"mkdir -p {counter.parent} && echo 1 > {counter}"])
+        self.story.command(source, "cat /sys/devices/system/edac/mc/mc0/ue_count", "1")
+        moved = False
+        with self.story.waiting(f"{source} reads its sensors, and the brain moves {NAME}"):
+            ends = time.monotonic() + _SENSED
+            while not moved and time.monotonic() < ends:
+                await asyncio.sleep(1.0)
+                moved = _row((await self.lab.veery(target, "list", deadline=_COMMAND)).out) is not None
+        await asyncio.sleep(_SETTLE)
+        await self._veery(source, "why", source)
+        reading = (await probe.read())[DOMAIN_ADDRESS]
+        answered = reading.age_ms is not None and reading.age_ms < 1000
+        gone = _row((await self.lab.veery(source, "list", deadline=_COMMAND)).out) is None
+        text = f"{target} runs it, and nobody ordered a move; the client missed it for {reading.gap_ms} ms at most"
+        self.story.check("left_by_itself", moved and gone and answered, text)
 
     async def _compare(self, node: str) -> None:
         async with self._shell(node) as shell:

@@ -89,6 +89,10 @@ class Plan:
         """The folder of `node`."""
         return self.folder / node
 
+    def sensors(self, node: str) -> Path:
+        """The folder that the sensors of `node` read in place of its root: the nodes of a lab are one machine."""
+        return Path("/var/lib/veery-sensors") if self.nested(node) else self.home(node) / "sensors"
+
     def settings(self, node: str) -> Path:
         """The settings file of `node`."""
         return self.home(node) / "etc" / "veery.toml"

@@ -336,7 +336,7 @@ def _furnish(drawn: Plan, node: Machine, accelerator: str) -> None:
         'user = ""',  # as root on every machine, whether or not the package is installed there too
         "",
         "[health]",
-        f"root = {_quoted(home / 'sensors')}",  # an empty folder: the nodes of a lab are one machine
+        f"root = {_quoted(drawn.sensors(node.name))}",
         "pace = 0.1",
     ]
     if Role.HYPERVISOR in node.roles:  # as the seed's xend-config.sxp

@@ -37,7 +37,7 @@ from veery.hypervisor.xen.handshake import BANNER, GO, READY, REPORT, Garbled, H
 CHUNK = 256 << 10  # bytes of a pipe, and of a turn: what waits in pipes when the domain stands is part of its gap
 RECORD = 16 << 10  # bytes of a TLS record
 NEWS = 0.2  # seconds between two reports of what was sent
-HANDSHAKE = 15.0  # seconds for TLS
+HANDSHAKE = 60.0  # seconds for TLS: the domain runs meanwhile, and a busy host is slow to start a process
 STOP = 10.0  # seconds for a signal to show
 LOOK = 0.005  # seconds between two looks whether xl has reported
 _F_SETPIPE_SZ = 1031  # fcntl(2)

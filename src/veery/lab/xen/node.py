@@ -79,6 +79,7 @@ class Nested:
         (folder / "etc").mkdir()
         rows = [f"# node {self.node.name} of lab {self.plan.lab}, written by veery lab up", *PATIENCE, "[relocation]"]
         rows += [f'address = "{self.node.address}"', "port = 8002", 'hosts_allow = ""', ""]
+        rows += ["[health]", f'root = "{self.plan.sensors(self.node.name)}"', "pace = 0.5", ""]
         write_atomic(folder / "etc" / "veery.toml", "\n".join(rows), mode=0o644)
 
     # ---- its power
