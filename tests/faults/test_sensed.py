@@ -34,7 +34,7 @@ async def test_a_memory_error_is_sensed_and_the_domains_leave(stage: Stage) -> N
         for name, boot in boots.items():
             await stage.heard(name, boot=boot)
         why = (await stage.lab.veery("stor", "why", "test1")).out
-        assert "1 uncorrected memory errors since boot" in why, why
+        assert "uncorrected memory errors since boot: 1" in why, why
         health = await stage.lab.json("stor", "node", "health", "test1", "--json")
         assert health["record"]["verdict"] == "evacuate", health
         done = {each["what"] for each in await stage.events(begun)}

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from veery.config.settings import Settings
 from veery.ha.simulation.play import Told
-from veery.ha.simulation.scenario import DomainSetup, NodeSetup, Scenario, Step
+from veery.ha.simulation.scenario import DomainSetup, HealthSetup, NodeSetup, Scenario, Step
+from veery.health.verdict import Figures
 from veery.model.ha import Group, GroupKind, Policy, Rules
 from veery.model.node import Role
 
@@ -31,6 +32,7 @@ SHIPPED = dataclasses.replace(  # the figures of a node's settings as they ship,
     sign=Settings().ha.sign,
     grace=Settings().presence_ttl + 2.0,
 )
+HEALTH = HealthSetup(figures=Figures(calm_s=5.0, calm_factor=2.0, unknown_keeps_s=20.0, flap_window_s=40.0))
 
 FAST = settings(  # one after the other, nothing remembered, nothing shrunk
     database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck), print_blob=False
@@ -102,8 +104,11 @@ class Schedule:
         drained = dict.fromkeys([node for _, node in self.drains] + [e.node for e in self.commands if e.do == "drain"])
         steps = [step for fault in self.faults for step in (_of_all(fault, names) or _of_store(fault) or _steps(fault))]
         steps += [Step(at=at, do="drain", node=node, force=True) for at, node in self.drains]
+        sick = [fault for fault in self.faults if fault.kind == "sick"]
+        facts = {fault.node for fault in sick if _sickness(fault) in ("fact", "severe")}
         for name, setup in self.nodes.items():
-            over = ["thaw", "heal", "power-on", "daemon-start", "disk-freed", "well", "board-back"]
+            over = ["thaw", "heal", "power-on", "daemon-start", "disk-freed", "board-back"]
+            over += ["well"] if name in facts else []
             over += ["target-start"] if Role.STORAGE in setup.roles else []
             steps += [Step(at=UNTIL, do=do, node=name) for do in over]
             steps += [Step(at=UNTIL, do="heal", node=name, way=way) for way in ("in", "out")]
@@ -121,6 +126,7 @@ class Schedule:
             domains=self.domains,
             groups=self.groups,
             rules=self.rules,
+            health=HEALTH,
             steps=tuple(sorted(steps, key=lambda step: step.at)),
         )
 
@@ -293,13 +299,45 @@ def _steps(fault: Fault) -> list[Step]:
             dies = Step(at=begin, do="crash", domain=fault.domain)
             return [Step(at=begin, do="break-start", domain=fault.domain, count=1 + fault.turn % 4), dies]
         case "sick":
-            return pair("sick", "well")
+            return _signs(fault, node, begin, end)
         case "disarm":
             return [Step(at=begin, do="disarm"), Step(at=end, do="arm")]
         case "lost-answer":
             text = ("fence/", "owner/", "run/", "reservation/", "leader")[fault.turn % 5]
             return [Step(at=begin, do="lose-answer", node=node, done=seconds % 2 == 0, text=text)]
     raise AssertionError(fault.kind)
+
+
+SICKNESSES = ("fact", "state", "severe", "flap", "hang", "counter")
+
+
+def _sickness(fault: Fault) -> str:
+    """How a node falls sick in `fault`."""
+    return SICKNESSES[fault.turn % len(SICKNESSES)]
+
+
+def _signs(fault: Fault, node: str, begin: float, end: float) -> list[Step]:
+    """What the sensors of `node` show. Facts end when an operator says so, all else by itself."""
+
+    def shows(at: float, sensor: str, level: str, *, counter: bool = False) -> Step:
+        return Step(at=at, do="sign", node=node, sensor=sensor, level=level, counter=counter)
+
+    match _sickness(fault):
+        case "fact":
+            return [Step(at=begin, do="sick", node=node), Step(at=end, do="well", node=node)]
+        case "severe":
+            return [shows(begin, "ecc", "bad"), Step(at=end, do="well", node=node)]
+        case "counter":
+            return [shows(begin, "ecc", "bad", counter=True), shows(end, "ecc", "ok")]
+        case "flap":
+            third = (end - begin) / 3
+            times = [begin + number * third for number in range(3)]
+            return [step for at in times for step in (shows(at, "nic", "bad"), shows(at + third / 2, "nic", "ok"))]
+        case "hang":
+            hangs = Step(at=(begin + end) / 2, do="sensor-hangs", node=node, sensor="rootfs")
+            back = Step(at=end, do="sensor-back", node=node, sensor="rootfs")
+            return [shows(begin, "rootfs", "bad"), hangs, shows(end, "rootfs", "ok"), back]
+    return [shows(begin, "rootfs", "bad"), shows(end, "rootfs", "ok")]
 
 
 def schedules() -> st.SearchStrategy[Schedule]:

@@ -55,7 +55,7 @@ class Ecc:
         last = series.last
         for part, count in last.uncorrected.items():
             if count > 0:
-                yield sign(self.name, part, Level.BAD, count, f"{count} uncorrected memory error{'s'[: count > 1]} since boot")
+                yield sign(self.name, part, Level.BAD, count, f"uncorrected memory errors since boot: {count}")
         for part, count in last.modules.items():
             yield self._module(series, part, count)
         for part, count in last.controllers.items():

@@ -68,9 +68,10 @@ class HealthRecord:
         return next((each.text for each in self.signs if each.asks is self.verdict), "")
 
     @property
-    def would(self) -> str:
-        """The gravest sign that would have led to more, if its sensor's mode allowed that; "" without one."""
-        return next((each.text for each in self.signs if _rank(each.would) > _rank(self.verdict)), "")
+    def withheld(self) -> HealthSign | None:
+        """The gravest sign that would have led to more, if its sensor's mode allowed that; None without one."""
+        more = [each for each in self.signs if _rank(each.would) > _rank(self.verdict)]
+        return max(more, key=lambda each: _rank(each.would), default=None)
 
 
 def _rank(verdict: NodeVerdict) -> int:

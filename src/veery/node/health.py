@@ -41,7 +41,7 @@ PACE_S = 60.0  # between two readings of any other sensor
 STAGGER_S = 0.1  # between the first readings of two sensors
 DEADLINE_S = live.SENSOR_DEADLINE_S
 RETRY_S = 2.0  # before the store is told again
-RENEW_S = 300.0  # between two writes of values alone
+RENEW_S = 60.0  # between two looks at what stands in the store, and two writes of values alone
 KEEP_S = 600.0  # between two writes of health.json in which nothing new stands
 NEWEST = 5  # readings of a sensor that are all kept
 APART_S = 3600.0  # between two older ones
@@ -221,10 +221,15 @@ class Health:
         answer: asyncio.Future[tuple[Any, list[Sign]]] = loop.create_future()
 
         def work() -> None:
-            reading = looking.take(sensor, self._sources.of(pace_s, now))
             signs: list[Sign] = []
-            if reading is not None:
-                signs = looking.told(sensor, [*moments, Moment(now, reading)], self._sources.given())
+            reading: Any = None
+            try:
+                reading = looking.take(sensor, self._sources.of(pace_s, now))
+                if reading is not None:
+                    signs = looking.told(sensor, [*moments, Moment(now, reading)], self._sources.given())
+            except Exception as error:  # of what is read beside the sensor itself; a thread must not end without a word
+                said = f"nothing can be read: {type(error).__name__}: {error}"
+                signs = [sign(sensor.name, WHOLE, Level.UNKNOWN, "", said)]
             with contextlib.suppress(RuntimeError):  # the daemon has ended
                 loop.call_soon_threadsafe(_answered, answer, (reading, signs))
 

@@ -13,7 +13,7 @@ SIGN = {
     "part": "mc0",
     "level": "bad",
     "value": "1",
-    "sentence": "1 uncorrected memory errors since boot",
+    "sentence": "uncorrected memory errors since boot: 1",
     "since": 1000.0,
     "asks": "evacuate",
     "would": "evacuate",
@@ -32,7 +32,7 @@ def _found(record: dict[str, Any]) -> dict[str, Any]:
         {"sensor": "ecc", "level": "bad", "pace_s": 60.0, "age_s": 12.0, "late": False},
         {"sensor": "ipmi", "level": "unknown", "pace_s": 120.0, "age_s": None, "late": True},
     ]
-    history = [{"at": 1000.0, "verdict": "evacuate", "text": "ecc mc0: 1 uncorrected memory errors since boot (1)"}]
+    history = [{"at": 1000.0, "verdict": "evacuate", "text": "ecc mc0: uncorrected memory errors since boot: 1 (1)"}]
     return {"node": "test1", "record": record, "sensors": sensors, "history": history, "modes": {}}
 
 
@@ -42,7 +42,7 @@ def test_a_node_is_shown_with_its_signs_and_sensors(daemon: StandIn, run: Run) -
     lines = [" ".join(line.split()) for line in told.out.splitlines()]
     assert (told.code, lines[0].partition(",")[0]) == (0, "test1: evacuate")
     assert lines[2].startswith("ecc mc0 bad 1 evacuate ")
-    assert lines[2].endswith(" ago 1 uncorrected memory errors since boot")
+    assert lines[2].endswith(" ago uncorrected memory errors since boot: 1")
     assert lines[3].startswith("ecc mc0/dimm1 bad 1 (evacuate) ")
     assert lines[5:] == ["ecc bad 0:12 ago 1:00", "ipmi unknown never, late 2:00"]
 
@@ -50,14 +50,14 @@ def test_a_node_is_shown_with_its_signs_and_sensors(daemon: StandIn, run: Run) -
 def test_the_history_is_shown_when_asked_for(daemon: StandIn, run: Run) -> None:
     daemon.routes["GET /v1/nodes/test1/health"] = _found(_record())
     lines = run("node", "health", "test1", "--history").out.splitlines()
-    assert lines[1] == "1970-01-01 00:16:40  evacuate    ecc mc0: 1 uncorrected memory errors since boot (1)"
+    assert lines[1] == "1970-01-01 00:16:40  evacuate    ecc mc0: uncorrected memory errors since boot: 1 (1)"
 
 
 def test_all_nodes_are_shown(daemon: StandIn, run: Run) -> None:
     daemon.routes["GET /v1/nodes"] = [{"node": {**NODE, "name": name}} for name in ("test1", "test2", "test3")]
     daemon.routes["GET /v1/verdicts"] = {"test1": _record(SIGN, verdict="evacuate"), "test2": _record(TOLD)}
     lines = [" ".join(line.split()) for line in run("node", "health").out.splitlines()]
-    assert lines[1].endswith("ago ecc mc0: 1 uncorrected memory errors since boot")
+    assert lines[1].endswith("ago ecc mc0: uncorrected memory errors since boot: 1")
     assert lines[2].startswith("test2 well ")
     assert lines[2].endswith("(told only; it would be evacuate)")
     assert lines[3] == "test3 unknown - its veeryd has told nothing yet"
@@ -79,7 +79,7 @@ def test_well_is_said_of_a_sensor(daemon: StandIn, run: Run) -> None:
     assert json.loads(daemon.seen[-1][3])["sensor"] == "smart"
     daemon.routes["POST /v1/nodes/test1/well"] = _record(SIGN, verdict="evacuate")
     told = run("node", "well", "test1")
-    assert told.out == "test1: evacuate: ecc mc0: 1 uncorrected memory errors since boot\n"
+    assert told.out == "test1: evacuate: ecc mc0: uncorrected memory errors since boot: 1\n"
 
 
 def test_json_is_the_answer_itself(daemon: StandIn, run: Run) -> None:

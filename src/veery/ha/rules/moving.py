@@ -28,8 +28,9 @@ def leave_sick(context: DecisionContext) -> Iterator[Action]:
             continue
         if health.verdict is NodeVerdict.QUARANTINE:
             yield note(f"health/{name}", "quarantine", f"{name} is given no domains: {health.reason}", Level.WARNING)
-        elif health.verdict is NodeVerdict.WELL and health.would:
-            yield note(f"health/{name}", "would", f"{name} would be emptied: {health.would}", Level.WARNING)
+        elif health.verdict is NodeVerdict.WELL and (withheld := health.withheld):
+            what = "emptied" if withheld.would is NodeVerdict.EVACUATE else "given no domains"
+            yield note(f"health/{name}", "would", f"{name} would be {what}: {withheld.text}", Level.WARNING)
         elif health.verdict is NodeVerdict.EVACUATE and name in held:
             reason = f"{name} is sick ({health.reason}), but is not emptied: {held[name]}"
             yield note(f"health/{name}", "sick-held", reason, Level.ALARM)

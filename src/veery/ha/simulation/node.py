@@ -35,6 +35,7 @@ HEALTH_WORDS = {
     NodeVerdict.QUARANTINE: "fit for quarantine",
     NodeVerdict.EVACUATE: "sick",
 }
+LOOK = 10.0  # seconds between two looks at what the store says of its health
 STALL = 5.0  # seconds after which a move whose other side is gone is given up
 
 
@@ -94,7 +95,7 @@ class SimNode:
         machine, setup = self.machine, self.world.scenario.health
         if machine.booted != machine.boots:
             machine.booted, machine.history = machine.boots, rebooted(machine.history)
-        published = HealthRecord()
+        published, looked = HealthRecord(), self.clock.now()
         while True:
             await machine.gate()
             now = self.clock.now()
@@ -104,11 +105,18 @@ class SimNode:
                     machine.history = follow(machine.history, sensor, self._read(sensor), now, setup.figures)
                 machine.history, record = conclude(machine.history, setup.sensors, now, setup.figures)
                 self._feel(record)
-            if machine.health != published:
+            due = self.world.scenario.restores and now - looked >= LOOK  # a restored store may say something else
+            if machine.health != published or due:
                 with contextlib.suppress(VeeryError, TimeoutError):
-                    await self.store.commit([], [HEALTHS.put(self.name, machine.health)])
-                    published = machine.health
+                    if machine.health != published or await self._told_else():
+                        await self.store.commit([], [HEALTHS.put(self.name, machine.health)])
+                    published, looked = machine.health, now
             await self.clock.sleep(1.0)
+
+    async def _told_else(self) -> bool:
+        """Whether the store says something else of this node's health than the node does."""
+        stands = await HEALTHS.get(self.store, self.name) or HealthRecord()
+        return dataclasses.replace(stands, revision=0) != self.machine.health
 
     def _read(self, sensor: str) -> list[Sign]:
         if sensor in self.machine.hung:

@@ -11,6 +11,7 @@ from veery.cluster.keys import (
     DOMAINS,
     FENCES,
     GROUPS,
+    HEALTHS,
     INCARNATION,
     INCARNATIONS,
     NODES,
@@ -38,14 +39,15 @@ from veery.model.domain import DiskSpec, DomainSpec
 from veery.model.ha import Event, HaRecord, Level, Policy
 from veery.model.node import Node, Role
 from veery.model.plan import Processor
+from veery.model.verdict import NodeVerdict
 
 
 @dataclass(frozen=True, slots=True)
 class Told:
     """What came of a scenario. `lines`: the story; `broken`: what must never be and was; `running`: the node of each
     domain that runs at the end; `starts`, `moves`, `fences`: (second, domain or node, where or how); `left`: fences,
-    promises and half copies that stand at the end; `wanted`: the domains that are to run then, as the store has it;
-    `groups`: the group of each that has one."""
+    promises, half copies and verdicts on nodes that are not well, which stand at the end; `wanted`: the domains that
+    are to run then, as the store has it; `groups`: the group of each that has one."""
 
     lines: tuple[str, ...]
     broken: tuple[str, ...]
@@ -123,7 +125,12 @@ class _Play(Stage):
             for copy in machine.copies.values()
             if copy.incoming
         ]
-        return (*fences, *promises, *halves)
+        sick = [
+            f"the {record.verdict} of {name}"
+            for name, record in (await HEALTHS.all(self.data)).items()
+            if record.verdict is not NodeVerdict.WELL
+        ]
+        return (*fences, *promises, *halves, *sick)
 
     async def _found(self) -> None:
         """The cluster as it stands at second 0: records, owners, running copies."""
