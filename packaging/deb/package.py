@@ -29,6 +29,7 @@ from packaging.utils import canonicalize_name
 import veery
 from veery.cli.completion import script
 from veery.cli.manual import page, pages
+from veery.health.live import PROGRAMS
 from veery.node import needs
 
 HERE = Path(__file__).parent
@@ -162,6 +163,7 @@ def control(version: str, release: Release, root: Path, maintainer: str) -> str:
     recommended = [name for names in needs.OF_ROLE.values() for name in names]
     least = [f"{name} (>= {needs.LEAST[name]})" if name in needs.LEAST else name for name in recommended]
     size = sum(path.lstat().st_size for path in root.rglob("*") if path.is_file() and not path.is_symlink())
+    sensing = {each.package for each in PROGRAMS} - {*recommended, *needs.EVERY_NODE, "systemd", "xen-utils-common"}
     depends = [f"python{release.python}", f"libc6 (>= 2.{release.glibc})", "systemd", *needs.EVERY_NODE]
     return f"""Package: veery
 Version: {version}
@@ -171,7 +173,7 @@ Installed-Size: {size // 1024 + 1}
 Pre-Depends: init-system-helpers (>= 1.54~)
 Depends: {", ".join(depends)}
 Recommends: {", ".join(least)}
-Suggests: apparmor, fence-agents
+Suggests: apparmor, fence-agents, {", ".join(sorted(sensing))}
 Section: admin
 Priority: optional
 Description: keeps virtual machines running while machines are drained or fail
