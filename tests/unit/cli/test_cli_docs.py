@@ -88,3 +88,9 @@ def test_every_file_that_is_named_is_there(page: Path) -> None:
         ):
             wrong.append(name)
     assert wrong == []
+
+
+def test_the_index_lists_every_page() -> None:
+    index = ROOT / "docs/README.md"
+    listed = {path for path, _ in LINK.findall(index.read_text())}
+    assert {page.name for page in PAGES if page.parent == index.parent} - {index.name} <= listed
