@@ -1,7 +1,7 @@
-"""What the brain learns beside the store: heartbeats as storage nodes tell them, and what nodes say of themselves.
+"""The facts that the brain learns from nodes: heartbeats from storage nodes, and what nodes report about themselves.
 
-Every node is asked at each look, all at once. Who has not answered when the others have is not waited for long: its
-answer, if one comes, belongs to the next look. So a dead node does not slow down what is seen of the living."""
+Each observation asks every node at once. It waits only a short time for a node that is slower than the others; a late
+answer counts for the next observation. So a dead node does not delay what is seen of the others."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-ANSWER = 2.0  # seconds for one node's answer
-WAIT = 0.4  # seconds that a look waits for those that have not answered yet
+ANSWER = 2.0  # seconds for the answer of one node
+WAIT = 0.4  # seconds for which an observation waits for slow nodes
 
 
 class Ear:
@@ -34,10 +34,11 @@ class Ear:
     def __init__(self, peers: Peers, path: str) -> None:
         self._peers, self._path = peers, path
         self._asked: dict[str, asyncio.Task[object]] = {}
-        self._slow: set[str] = set()  # who did not answer in time: not waited for until they have answered again
+        self._slow: set[str] = set()  # nodes that answered late: not waited for until they have answered again
 
     async def hear(self, nodes: Collection[str], kind: type[T]) -> dict[str, T]:
-        """The answers that came since the last call, by node. Raises nothing: who gives none is left out."""
+        """Return the answers that came since the last call, by node. Raises nothing: a node without an answer is left
+        out."""
         new = [name for name in nodes if name not in self._asked]
         for name in new:
             self._asked[name] = asyncio.create_task(self._ask(name), name=f"{self._path} of {name}")
@@ -57,7 +58,7 @@ class Ear:
         return heard
 
     async def close(self) -> None:
-        """Wait for nobody any more."""
+        """Stop waiting for answers."""
         await tasks.stop(*self._asked.values())
         self._asked.clear()
 
@@ -72,7 +73,7 @@ class PeerProbes:
     """`veery.ha.base.Probes` through the nodes' APIs."""
 
     def __init__(self, peers: Peers, node_cache: NodeCache, clock: Clock) -> None:
-        """`peers` must not need the store to find a node's address."""
+        """`peers` must find addresses without the store."""
         self._node_cache, self._clock = node_cache, clock
         self._watches: dict[
             str, tuple[HeartbeatReport, float]
@@ -81,7 +82,7 @@ class PeerProbes:
         self._readings = Ear(peers, "/v1/reading")
 
     async def signs(self) -> StorageHeartbeats:
-        """As Probes.signs; a storage node that has only just begun to watch is no witness."""
+        """As Probes.signs. A storage node that has only just begun to watch is not counted as a witness."""
         told = await self._signs.hear(self._having(Role.STORAGE), HeartbeatReport)
         now = self._clock.now()
         self._watches |= {name: (watch, now) for name, watch in told.items()}
@@ -100,7 +101,7 @@ class PeerProbes:
         return await self._readings.hear(self._having(Role.HYPERVISOR), NodeReading)
 
     async def close(self) -> None:
-        """Wait for nobody any more."""
+        """Stop waiting for answers."""
         await asyncio.gather(self._signs.close(), self._readings.close())
 
     def _having(self, role: Role) -> list[str]:

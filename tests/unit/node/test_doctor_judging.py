@@ -51,7 +51,7 @@ def test_clocks(epoch: float, answered: float, level: Level) -> None:
 def test_versions_and_bridges_alike() -> None:
     rows = judge_versions([health("a"), health("b"), health("c", version="2.0")])
     assert [row.level for row in rows] == [Level.OK, Level.OK, Level.WARN]
-    assert rows[2].told == "2.0, where others have 1.0"
+    assert rows[2].told == "2.0, while most nodes have 1.0"
     assert judge_versions([]) == []
 
     rows = judge_bridges([health("a", xenbr0=1500), health("b", xenbr0=1500, dmz=1500), health("c", xenbr0=9000)])
