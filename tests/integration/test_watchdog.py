@@ -17,7 +17,7 @@ from veery.cluster.keys import ARMED
 from veery.cluster.memory import MemoryStore
 from veery.errors import Refused
 from veery.ha.fence.base import NotProven
-from veery.ha.fence.watchdog import MARGIN, WatchdogFence, fires_after
+from veery.ha.fence.watchdog import MARGIN_S, WatchdogFence, fires_after
 from veery.host.clock import RealClock
 from veery.host.process import Process
 from veery.host.watchdog import KernelWatchdog, SocketWatchdog, arm
@@ -143,7 +143,7 @@ async def test_what_the_leader_may_conclude() -> None:
         await way.proof(FENCE, 1000.0)
     armed = Armed(node="test1", timeout=30, device="/dev/watchdog")
     await store.commit([], [ARMED.put("test1", armed)])
-    assert (fires_after(armed), fires_after(None)) == (30 + MARGIN, 0.0)
+    assert (fires_after(armed), fires_after(None)) == (30 + MARGIN_S, 0.0)
     await way.off(FENCE, 0.0)
     with pytest.raises(NotProven, match="will have fired for certain in 5 s"):
         await way.proof(FENCE, 30.0)

@@ -9,8 +9,8 @@ from veery.cluster.keys import EVENTS, Unreadable
 from veery.cluster.store import Compacted, Delete, Put, Store, Unchanged
 from veery.model.ha import Event
 
-AT_ONCE = 50  # events in one transaction
-SLACK = 100  # events above `keep` before the oldest are dropped
+EVENTS_PER_WRITE = 50  # events in one transaction
+KEEP_SLACK = 100  # events above `keep` before the oldest are dropped
 
 
 class Journal:
@@ -33,7 +33,7 @@ class Journal:
             return
         if self._count is None:
             self._count = len((await self._store.scan(EVENTS.prefix)).entries)
-        batch = self._waiting[:AT_ONCE]
+        batch = self._waiting[:EVENTS_PER_WRITE]
         operations: list[Put | Delete] = []
         number = self._last
         for event in batch:
@@ -44,15 +44,15 @@ class Journal:
         self._waiting = self._waiting[len(batch) :]
         if done.held:
             self._count += len(batch)
-        if self._count > self._keep + SLACK:
+        if self._count > self._keep + KEEP_SLACK:
             await self._drop(guard)
 
     async def _drop(self, guard: Unchanged) -> None:
         entries = (await self._store.scan(EVENTS.prefix)).entries
         old = entries[: max(0, len(entries) - self._keep)]
         if old:
-            await self._store.commit([guard], [Delete(entry.key) for entry in old[:SLACK]])
-        self._count = len(entries) - len(old[:SLACK])
+            await self._store.commit([guard], [Delete(entry.key) for entry in old[:KEEP_SLACK]])
+        self._count = len(entries) - len(old[:KEEP_SLACK])
 
 
 async def last(store: Store, count: int) -> tuple[Event, ...]:

@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-RETRY = 0.5  # seconds between two tries to become, or to stay, the leader
-MARGIN = 0.2  # share of the lease's time that the holder does not use
+RETRY_INTERVAL_S = 0.5  # seconds between two tries to become, or to stay, the leader
+LEASE_MARGIN = 0.2  # share of the lease's time that the holder does not use
 
 
 class NotLeader(Failed):
@@ -68,10 +68,12 @@ class Leadership:
             except (Failed, OutcomeUnknown, TimeoutError) as error:
                 if self._revision and not self.held():
                     self._lose(str(error) or "no answer in time")
-                await self._clock.sleep(RETRY)
+                await self._clock.sleep(RETRY_INTERVAL_S)
                 continue
-            pause = max(RETRY, asked + self._ttl / 3 - self._clock.now())  # between requests: stores are slow
-            await self._clock.sleep(pause if self._revision else 2 * RETRY)
+            pause = max(
+                RETRY_INTERVAL_S, asked + self._ttl / 3 - self._clock.now()
+            )  # between requests: stores are slow
+            await self._clock.sleep(pause if self._revision else 2 * RETRY_INTERVAL_S)
 
     async def resign(self) -> None:
         """Give up leadership now. Raises StoreUnavailable."""
@@ -101,7 +103,7 @@ class Leadership:
         done = await self._in_time(write)
         self._lease = lease
         if done.held:
-            self._revision, self._until = done.revision, asked + self._ttl * (1 - MARGIN)
+            self._revision, self._until = done.revision, asked + self._ttl * (1 - LEASE_MARGIN)
             log.info(decision("leader.begin", node=self._node, revision=done.revision))
 
     async def _keep(self) -> None:
@@ -111,7 +113,7 @@ class Leadership:
             if entry is None or entry.revision != self._revision or await self._store.keep(self._lease) <= 0:
                 self._lose("the lease has ended")
                 return
-        self._until = asked + self._ttl * (1 - MARGIN)
+        self._until = asked + self._ttl * (1 - LEASE_MARGIN)
 
     async def _in_time(self, question: Coroutine[Any, Any, T]) -> T:
         """Return the answer of `question`. Raises TimeoutError if it takes longer than a third of the lease's time."""

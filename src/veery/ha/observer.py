@@ -69,7 +69,9 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 UNSEEN = (EVENTS.prefix, VOLUMES.prefix, TOKENS.prefix, CA_KEY, CA_SEALED, CA_LIST)  # keys that the brain does not use
-HEARD = 2.5  # seconds for which a node's report counts: on a busy machine an answer may come one observation late
+READING_VALID_S = (
+    2.5  # seconds for which a node's report counts: on a busy machine an answer may come one observation late
+)
 
 
 @dataclass(slots=True)
@@ -180,7 +182,7 @@ class StoreObserver:
             sighting = self._sightings[name] = _Sighting(key, now, again)
         presence: Presence | None = self._one(ALIVE, name)
         lasted = now - sighting.since
-        told = reading is not None and self._heard[name] >= max(sighting.since, now - HEARD)
+        told = reading is not None and self._heard[name] >= max(sighting.since, now - READING_VALID_S)
         told = told and not (sighting.again and self._heard[name] == sighting.since)
         return dataclasses.replace(
             bare,

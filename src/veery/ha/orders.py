@@ -46,7 +46,7 @@ from veery.model.ha import (
 from veery.model.node import Role
 
 ATTEMPTS = 8
-REMEMBERED = 8  # number of fences that a node's history keeps
+FENCE_HISTORY_MAX = 8  # number of fences that a node's history keeps
 
 
 async def claim(store: Store, ticket: Ticket, boot: str) -> Owner:
@@ -308,7 +308,7 @@ async def confirm(store: Store, node: str, *, by: str, now: float) -> None:
 def fenced_at(history: NodeHistory | None, now: float) -> NodeHistory:
     """Return `history` with one more fence."""
     old = history or NodeHistory()
-    return dataclasses.replace(old, fenced=(*old.fenced, now)[-REMEMBERED:])
+    return dataclasses.replace(old, fenced=(*old.fenced, now)[-FENCE_HISTORY_MAX:])
 
 
 async def disarm(store: Store, *, by: str, reason: str, now: float) -> None:

@@ -18,7 +18,7 @@ from veery.model.verdict import NodeVerdict
 
 COMMON_S = 600.0  # the same sign on many nodes within this time has one common cause
 WAIT_S = 30.0  # gives other nodes time to show the same sign, if its cause may lie outside of the node
-FAILED_MOVES = 2  # failed moves out of a sick node, after which the brain stops trying
+FAILED_MOVES_MAX = 2  # failed moves out of a sick node, after which the brain stops trying
 
 
 def held_back(context: DecisionContext) -> dict[str, str]:
@@ -124,7 +124,7 @@ def _failed(context: DecisionContext, name: str) -> str:
         if run is not None and run.unmoved and _since_then(context, name, domain):
             count += run.unmoved
             last = f"{domain.name}: {run.error}"
-    if count < FAILED_MOVES:
+    if count < FAILED_MOVES_MAX:
         return ""
     return f"{count} moves out of it have failed ({last}): veery node drain {name} tries again"
 

@@ -27,7 +27,7 @@ from veery.storage import login, portal
 
 log = logging.getLogger(__name__)
 
-FRESH = 10.0  # seconds that a tap may wait for its domain to appear; normally that takes milliseconds
+TAP_GRACE_S = 10.0  # seconds that a tap may wait for its domain to appear; normally that takes milliseconds
 
 
 class NodeAttacher:
@@ -276,7 +276,7 @@ class NodeAttacher:
                 _, attachments = await self._driver.spec(reading.uuid)
                 used.update((vif.device, vif.spec) for vif in attachments.vifs)
         now = time.monotonic()
-        self._made = {name: made for name, made in self._made.items() if now - made < FRESH and name not in used}
+        self._made = {name: made for name, made in self._made.items() if now - made < TAP_GRACE_S and name not in used}
         for name in found:
             if name not in used and name not in self._made:
                 log.warning("tap=%s removed: no domain uses it", name)

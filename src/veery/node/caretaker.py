@@ -25,10 +25,10 @@ from veery.node.domains import Domains, ended_name
 
 log = logging.getLogger(__name__)
 
-TIDY = 5.0  # seconds between two checks of the owner keys
-RETRY = 1.0
-QUICK = 60.0  # a domain that ends sooner after its start is restarted more and more slowly
-PAUSE_MAX = 20.0  # shorter than the time for which a user's order waits for the lock
+TIDY_INTERVAL_S = 5.0  # seconds between two checks of the owner keys
+RETRY_INTERVAL_S = 1.0
+SHORT_LIFE_S = 60.0  # a domain that ends sooner after its start is restarted more and more slowly
+PAUSE_MAX_S = 20.0  # shorter than the time for which a user's order waits for the lock
 LIVE = (DomainState.RUNNING, DomainState.BLOCKED)
 FAULTS = frozenset({DomainEnd.CRASH, DomainEnd.WATCHDOG, DomainEnd.DIED})
 RESTARTS = frozenset({OnEvent.RESTART, OnEvent.COREDUMP_RESTART, OnEvent.SOFT_RESET, OnEvent.RENAME_RESTART})
@@ -55,7 +55,7 @@ def _wish(spec: DomainSpec, end: DomainEnd) -> OnEvent:
 
 def pause_before(quick_ends: int) -> float:
     """Return the seconds to wait before a restart after so many short lives in a row: 0, 1, 2, 4 ... up to 20."""
-    return min(2.0 ** (quick_ends - 1), PAUSE_MAX) if quick_ends else 0.0
+    return min(2.0 ** (quick_ends - 1), PAUSE_MAX_S) if quick_ends else 0.0
 
 
 class Caretaker:
@@ -94,7 +94,7 @@ class Caretaker:
                 if not is_shortage(error):
                     raise
                 log.warning("domain=%s end=%s waits: %s", event.uuid, event.end.value, error)
-            await self._context.clock.sleep(RETRY)
+            await self._context.clock.sleep(RETRY_INTERVAL_S)
 
     async def _stopped(self, event: DomainEvent) -> bool:
         """Follow the domain file after the guest ended while its process remains. Return True if that is done."""
@@ -178,8 +178,8 @@ class Caretaker:
     async def _breathe(self, name: str) -> None:
         """Pause before a restart if the earlier restarts did not last."""
         now = self._context.clock.now()
-        lived = now - self._restarted.get(name, -QUICK)
-        quick = self._quick_ends[name] = 0 if lived >= QUICK else self._quick_ends[name] + 1
+        lived = now - self._restarted.get(name, -SHORT_LIFE_S)
+        quick = self._quick_ends[name] = 0 if lived >= SHORT_LIFE_S else self._quick_ends[name] + 1
         if quick:
             pause = pause_before(quick)
             log.warning("domain=%s ended %d times soon after its start: restart in %g s", name, quick, pause)
@@ -209,7 +209,7 @@ class Caretaker:
                 if not is_shortage(error):
                     raise
                 log.warning("owner keys could not be checked: %s", error)
-            await self._context.clock.sleep(1.0 if self._missing else TIDY)
+            await self._context.clock.sleep(1.0 if self._missing else TIDY_INTERVAL_S)
 
     async def _adopt(self) -> None:
         """Claim domains that run here without an owner, and end copies of domains that another node owns."""

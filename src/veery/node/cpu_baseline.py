@@ -18,8 +18,8 @@ from veery.model.plan import Baseline, Processor, common, family, level
 
 log = logging.getLogger(__name__)
 
-PERIOD = 20.0  # seconds between two checks of the nodes' processors, apart from those after each change
-RETRY = 1.0
+UPDATE_INTERVAL_S = 20.0  # seconds between two checks of the nodes' processors, apart from those after each change
+RETRY_INTERVAL_S = 1.0
 
 
 class CpuBaseline:
@@ -37,13 +37,13 @@ class CpuBaseline:
             said = ""
             while True:
                 self._changed.clear()
-                pause = PERIOD
+                pause = UPDATE_INTERVAL_S
                 try:
                     await self.restate()
                 except VeeryError as error:
                     if error.message != said:
                         log.warning("baseline: %s", error.message)
-                    said, pause = error.message, RETRY
+                    said, pause = error.message, RETRY_INTERVAL_S
                 try:
                     async with asyncio.timeout(pause):
                         await self._changed.wait()

@@ -40,14 +40,14 @@ from veery.node.storage_heartbeats import HeartbeatWriter
 from veery.node.watchdog import WatchdogKeeper
 from veery.storage import room
 
-DAY = 86400.0
-ASK = 20.0  # seconds for the answer of one node
-CONNECT = 3.0
-CLOCK_WARN, CLOCK_BAD = 1.0, 10.0  # seconds by which clocks may differ
+DAY_S = 86400.0
+ANSWER_TIMEOUT_S = 20.0  # seconds for the answer of one node
+CONNECT_TIMEOUT_S = 3.0
+CLOCK_WARN_S, CLOCK_BAD_S = 1.0, 10.0  # seconds by which clocks may differ
 CA = "cluster's CA"
-CERT_WARN = 30.0  # days before a certificate ends
+CERT_WARN_DAYS = 30.0  # days before a certificate ends
 ENDS_WITHIN_S, ENDS_BAD = 600.0, 3  # this many ends of a program within this time are more than an upgrade
-COPY_OLD = 2.0  # days
+COPY_OLD_DAYS = 2.0  # days
 ROOM_WARN, ROOM_BAD = 0.10, 0.02  # free part of a disk
 
 
@@ -58,10 +58,10 @@ def judge_clock(heard: Heard) -> Finding:
     doubt = (heard.answered - heard.asked) / 2
     off = heard.health.epoch - between
     sure = max(abs(off) - doubt, 0.0)
-    level = Level.BAD if sure > CLOCK_BAD else Level.WARN if sure > CLOCK_WARN else Level.OK
+    level = Level.BAD if sure > CLOCK_BAD_S else Level.WARN if sure > CLOCK_WARN_S else Level.OK
     told = (
         f"{abs(off):.1f} s {'ahead of' if off > 0 else 'behind'} the clock here"
-        if sure > CLOCK_WARN
+        if sure > CLOCK_WARN_S
         else "as the clock here"
     )
     advice = "run chrony or systemd-timesyncd there" if level is not Level.OK else ""
@@ -132,11 +132,11 @@ def judge_room(node: str, what: str, total: int, free: int) -> Finding:
 
 def judge_end(node: str, what: str, ends: float, now: float) -> Finding:
     """Judge when a certificate ends; both times in epoch seconds."""
-    days = (ends - now) / DAY
+    days = (ends - now) / DAY_S
     if days <= 0:
         told, level = f"ended {-days:.0f} days ago", Level.BAD
     else:
-        told, level = f"good for {days:.0f} days", Level.WARN if days < CERT_WARN else Level.OK
+        told, level = f"good for {days:.0f} days", Level.WARN if days < CERT_WARN_DAYS else Level.OK
     if level is Level.OK:
         advice = ""
     elif what == CA:
@@ -179,10 +179,10 @@ def judge_shared(node: str, pool: Path, usage: room.Usage) -> Finding:
 def judge_copies(node: str, newest: float, now: float) -> Finding:
     """Judge how old the newest daily copy of the store is. Both times in epoch seconds; `newest` is 0 if there is no
     copy."""
-    if newest and now - newest < COPY_OLD * DAY:
+    if newest and now - newest < COPY_OLD_DAYS * DAY_S:
         told = f"the newest is {(now - newest) / 3600:.0f} hours old"
         return Finding(node=node, what="copies of the store", level=Level.OK, told=told)
-    told = f"the newest is {(now - newest) / DAY:.0f} days old" if newest else "there is none yet"
+    told = f"the newest is {(now - newest) / DAY_S:.0f} days old" if newest else "there is none yet"
     return Finding(
         node=node, what="copies of the store", level=Level.WARN, told=told, advice="see veeryd's log for the reason"
     )
@@ -455,7 +455,7 @@ class Doctor:
             if node.name == self._node.name:
                 health = await self.health()
             else:
-                told = await self._peers.call(node.name, "GET", "/v1/health", deadline=ASK)
+                told = await self._peers.call(node.name, "GET", "/v1/health", deadline=ANSWER_TIMEOUT_S)
                 health = codec.convert(told, Health)
         except VeeryError as error:
             advice = "check that the node is on and veeryd runs there; docs/hosts.md lists the ports"
@@ -465,7 +465,7 @@ class Doctor:
     async def _relocation(self, node: Node) -> Finding:
         where = f"{node.relocation_address or node.address} port {node.relocation_port}"
         try:
-            async with asyncio.timeout(CONNECT):
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 _, writer = await asyncio.open_connection(node.relocation_address or node.address, node.relocation_port)
                 writer.close()
         except (OSError, TimeoutError) as error:

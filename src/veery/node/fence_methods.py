@@ -14,8 +14,8 @@ from veery.model.ha import FenceMethods
 
 log = logging.getLogger(__name__)
 
-RETRY = 1.0
-LOOK = 10.0  # seconds between two checks of the record
+RETRY_INTERVAL_S = 1.0
+CHECK_INTERVAL_S = 10.0  # seconds between two checks of the record
 
 
 class FenceMethodsWriter:
@@ -32,13 +32,13 @@ class FenceMethodsWriter:
         while True:
             try:
                 if not await orders.back(self._store, self._node, self._started):
-                    await self._clock.sleep(RETRY)
+                    await self._clock.sleep(RETRY_INTERVAL_S)
                     continue
                 means = self._means()
                 if await MEANS.get(self._store, self._node) != means:
                     await self._store.commit([], [MEANS.put(self._node, means)])
             except VeeryError as error:
                 log.debug("fence methods are not recorded yet: %s", error.message)
-                await self._clock.sleep(RETRY)
+                await self._clock.sleep(RETRY_INTERVAL_S)
                 continue
-            await self._clock.sleep(LOOK)
+            await self._clock.sleep(CHECK_INTERVAL_S)

@@ -31,7 +31,7 @@ from veery.storage import sessions
 
 log = logging.getLogger(__name__)
 
-CLEAN_DEADLINE = 15.0  # seconds for a node to report its copies
+CLEAN_DEADLINE_S = 15.0  # seconds for a node to report its copies
 
 
 def writes_shared(spec: DomainSpec) -> bool:
@@ -105,7 +105,7 @@ class Fencing:
         if name == self.node:
             clean = await self.clean()
         else:
-            told = await self._peers.call(name, "GET", "/v1/clean", deadline=CLEAN_DEADLINE)
+            told = await self._peers.call(name, "GET", "/v1/clean", deadline=CLEAN_DEADLINE_S)
             clean = convert(told, Clean)
         await fencing.lift(self._store, fence, clean)
         return clean

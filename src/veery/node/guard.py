@@ -40,11 +40,11 @@ from veery.node.witness import Witness, WitnessAnswer
 
 log = logging.getLogger(__name__)
 
-TICK = 0.25  # seconds between two rulings
-ASK = 2.5  # seconds to wait for the answers of other nodes
-RULED = 1.0  # seconds for which a ruling allows feeding the watchdog
-FRESH = 4.0  # seconds for which an answer counts
-LOOK = 5.0  # seconds between two checks of this node's own fence while all is well
+RULING_INTERVAL_S = 0.25  # seconds between two rulings
+ANSWER_TIMEOUT_S = 2.5  # seconds to wait for the answers of other nodes
+RULING_VALID_S = 1.0  # seconds for which a ruling allows feeding the watchdog
+ANSWER_VALID_S = 4.0  # seconds for which an answer counts
+FENCE_CHECK_INTERVAL_S = 5.0  # seconds between two checks of this node's own fence while all is well
 LIVE = (DomainState.RUNNING, DomainState.BLOCKED)
 
 
@@ -179,7 +179,7 @@ class Guard:
         if self._heartbeat.remaining() > 0:
             return True
         down = self.ruling.stance is Stance.STAY and self.ruling.feed
-        return down and self._clock.now() - self._ruled < RULED
+        return down and self._clock.now() - self._ruled < RULING_VALID_S
 
     def held(self) -> tuple[str, ...]:
         """Return the UUIDs of the domains that the guard has paused."""
@@ -200,7 +200,7 @@ class Guard:
                     level = logging.INFO if self.ruling.stance is Stance.RUN else logging.ERROR
                     log.log(level, decision("guard", stance=self.ruling.stance.value, reason=self.ruling.reason))
                 await self._act()
-                await self._clock.sleep(TICK)
+                await self._clock.sleep(RULING_INTERVAL_S)
 
     def _begin(self, what: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run `work` as a task beside the loop, unless the same work is under way."""
@@ -229,7 +229,7 @@ class Guard:
             fenced=self._fenced,
             voters=voters,
             storage=await self._storage() if lost >= 0 else frozenset(),
-            words=tuple(word for asked, word in self._words.values() if self._clock.now() - asked < FRESH),
+            words=tuple(word for asked, word in self._words.values() if self._clock.now() - asked < ANSWER_VALID_S),
             doubted=self._doubted(),
             still=self._still(),
         )
@@ -242,7 +242,7 @@ class Guard:
                 with suppress(VeeryError):
                     await self._look()
             quick = self._fenced or self._held or self.ruling.stance is not Stance.RUN
-            await self._clock.sleep(TICK if quick else LOOK)
+            await self._clock.sleep(RULING_INTERVAL_S if quick else FENCE_CHECK_INTERVAL_S)
 
     async def _look(self) -> None:
         try:
@@ -255,7 +255,7 @@ class Guard:
         while True:
             if self._lost() > -self._heartbeat.ttl / 2:  # renewals come each third of the time: one has failed
                 await self._ask_all()
-            await self._clock.sleep(TICK)
+            await self._clock.sleep(RULING_INTERVAL_S)
 
     def _lost(self) -> float:
         """Return the seconds since the lease was lost. A daemon that never had a lease counts from its start, as if it
@@ -274,7 +274,7 @@ class Guard:
 
     async def _ask_all(self) -> None:
         """Ask all voters and storage nodes, and this node itself. Each answer counts when it comes: a node that is off
-        is waited for up to ASK seconds, and the last answers of the others would be too old by then."""
+        is waited for up to ANSWER_TIMEOUT_S seconds, and the last answers of the others would be too old by then."""
         wanted = [
             name
             for name, node in self._node_cache.nodes.items()
@@ -293,7 +293,7 @@ class Guard:
     async def _ask(self, name: str) -> WitnessAnswer | None:
         path = f"/v1/standing/{self._node.initiator or '-'}"
         with suppress(VeeryError):
-            return codec.convert(await self._peers.call(name, "GET", path, deadline=ASK), WitnessAnswer)
+            return codec.convert(await self._peers.call(name, "GET", path, deadline=ANSWER_TIMEOUT_S), WitnessAnswer)
         return None
 
     # ---- acting

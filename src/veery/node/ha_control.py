@@ -26,11 +26,11 @@ from veery.node.peers import Peers, read_answer
 
 log = logging.getLogger(__name__)
 
-ADMIT = 20.0  # seconds for one storage node to admit a node
-START = 110.0  # less than Rules.start_deadline: the node's own error says more than a timeout here
-END = 60.0
+ADMIT_DEADLINE_S = 20.0  # seconds for one storage node to admit a node
+START_DEADLINE_S = 110.0  # less than Rules.start_deadline: the node's own error says more than a timeout here
+END_DEADLINE_S = 60.0
 URGENT = "must-finish"  # the policy of a move out of a node that may die at any moment
-SILENCE = 120.0  # seconds without an event from a move
+SILENCE_S = 120.0  # seconds without an event from a move
 
 
 class PeerControl:
@@ -53,7 +53,9 @@ class PeerControl:
         """As NodeControl.admit: ask every storage node. It fails if one does not answer."""
         storage = [name for name, each in (await NODES.all(self._store)).items() if each.has(Role.STORAGE)]
         path = f"/v1/fences/{quote(node, safe='')}/admit"
-        orders = (self._peers.call(name, "POST", path, {"revision": revision}, deadline=ADMIT) for name in storage)
+        orders = (
+            self._peers.call(name, "POST", path, {"revision": revision}, deadline=ADMIT_DEADLINE_S) for name in storage
+        )
         answers = await asyncio.gather(*orders, return_exceptions=True)
         for name, answer in zip(storage, answers, strict=True):
             if isinstance(answer, VeeryError):
@@ -63,12 +65,12 @@ class PeerControl:
 
     async def start(self, ticket: Ticket) -> None:
         """As NodeControl.start."""
-        await self._peers.call(ticket.node, "POST", "/v1/tickets", plain(ticket), deadline=START)
+        await self._peers.call(ticket.node, "POST", "/v1/tickets", plain(ticket), deadline=START_DEADLINE_S)
 
     async def end(self, node: str, domain: str, boot: str) -> None:
         """As NodeControl.end."""
         path = f"/v1/domains/{quote(domain, safe='')}/end"
-        await self._peers.call(node, "POST", path, {"boot": boot}, deadline=END)
+        await self._peers.call(node, "POST", path, {"boot": boot}, deadline=END_DEADLINE_S)
 
     async def move(self, domain: str, source: str, target: str, *, urgent: bool = False) -> None:
         """As NodeControl.move. The source continues the move if this connection ends."""
@@ -89,7 +91,7 @@ class PeerControl:
 
     async def _followed(self, response: aiohttp.ClientResponse, domain: str, source: str) -> None:
         while True:
-            async with asyncio.timeout(SILENCE):
+            async with asyncio.timeout(SILENCE_S):
                 line = await response.content.readline()
             if not line:
                 raise OutcomeUnknown(

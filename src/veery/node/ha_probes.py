@@ -18,14 +18,14 @@ from veery.model.ha import NodeReading, StorageHeartbeat, StorageHeartbeats
 from veery.model.node import Role
 from veery.node.node_cache import NodeCache
 from veery.node.peers import Peers
-from veery.node.storage_heartbeats import SETTLED, HeartbeatReport
+from veery.node.storage_heartbeats import WATCH_LEAST_S, HeartbeatReport
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-ANSWER = 2.0  # seconds for the answer of one node
-WAIT = 0.4  # seconds for which an observation waits for slow nodes
+ANSWER_TIMEOUT_S = 2.0  # seconds for the answer of one node
+SLOW_WAIT_S = 0.4  # seconds for which an observation waits for slow nodes
 
 
 class Ear:
@@ -43,7 +43,7 @@ class Ear:
         for name in new:
             self._asked[name] = asyncio.create_task(self._ask(name), name=f"{self._path} of {name}")
         if waited := [self._asked[name] for name in new if name not in self._slow]:
-            await asyncio.wait(waited, timeout=WAIT)
+            await asyncio.wait(waited, timeout=SLOW_WAIT_S)
         self._slow |= {name for name, task in self._asked.items() if not task.done()}
         heard: dict[str, T] = {}
         for name in [name for name, task in self._asked.items() if task.done()]:
@@ -64,7 +64,7 @@ class Ear:
 
     async def _ask(self, name: str) -> object:
         try:
-            return await self._peers.call(name, "GET", self._path, deadline=ANSWER)
+            return await self._peers.call(name, "GET", self._path, deadline=ANSWER_TIMEOUT_S)
         except VeeryError:
             return None
 
@@ -86,8 +86,10 @@ class PeerProbes:
         told = await self._signs.hear(self._having(Role.STORAGE), HeartbeatReport)
         now = self._clock.now()
         self._watches |= {name: (watch, now) for name, watch in told.items()}
-        self._watches = {name: (watch, at) for name, (watch, at) in self._watches.items() if now - at < ANSWER}
-        witnesses = [(watch, now - at) for watch, at in self._watches.values() if watch.watched >= SETTLED]
+        self._watches = {
+            name: (watch, at) for name, (watch, at) in self._watches.items() if now - at < ANSWER_TIMEOUT_S
+        }
+        witnesses = [(watch, now - at) for watch, at in self._watches.values() if watch.watched >= WATCH_LEAST_S]
         youngest: dict[str, StorageHeartbeat] = {}
         for watch, since in witnesses:
             for node, sign in watch.signs.items():

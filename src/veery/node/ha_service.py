@@ -24,9 +24,9 @@ from veery.node.peers import Peers
 
 log = logging.getLogger(__name__)
 
-QUICK = 1.5  # seconds for the store to answer, which shows that it has a quorum
-PLAN = 30.0  # seconds for one node to forecast one move
-AT_ONCE = 2  # forecasts that are requested at the same time
+QUORUM_TIMEOUT_S = 1.5  # seconds for the store to answer, which shows that it has a quorum
+FORECAST_DEADLINE_S = 30.0  # seconds for one node to forecast one move
+FORECASTS_AT_ONCE = 2  # forecasts that are requested at the same time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,9 +115,9 @@ class HaService:
 
     # ---- the leader and the view
     async def leader(self) -> str:
-        """Return the node that leads, "" if there is none. Raises StoreUnavailable within QUICK seconds."""
+        """Return the node that leads, "" if there is none. Raises StoreUnavailable within QUORUM_TIMEOUT_S seconds."""
         try:
-            async with asyncio.timeout(QUICK):
+            async with asyncio.timeout(QUORUM_TIMEOUT_S):
                 found = await LEADERS.get(self.store, LEADER)
         except TimeoutError:
             raise Failed("the store has no quorum: domains run on, but no change is possible", hint=NO_QUORUM) from None
@@ -236,7 +236,7 @@ class HaService:
         found = drainplan.plan(view, name, self._clock.epoch(), self._rules, volumes=volumes)
         moves = tuple(PlannedMove(domain=domain, target=target) for domain, target in found.moves)
         if forecast and not found.blockers:
-            gate = asyncio.Semaphore(AT_ONCE)
+            gate = asyncio.Semaphore(FORECASTS_AT_ONCE)
             moves = tuple(await asyncio.gather(*(self._foretold(name, move, gate) for move in moves)))
         return _shown(found, moves)
 
@@ -244,7 +244,9 @@ class HaService:
         path = f"/v1/domains/{quote(move.domain, safe='')}/plan"
         try:
             async with gate:
-                told = await self._peers.call(source, "POST", path, {"target": move.target}, deadline=PLAN)
+                told = await self._peers.call(
+                    source, "POST", path, {"target": move.target}, deadline=FORECAST_DEADLINE_S
+                )
             plan = convert(told, Plan)
         except VeeryError as error:
             return PlannedMove(domain=move.domain, target=move.target, why=error.message)

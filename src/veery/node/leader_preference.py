@@ -23,8 +23,8 @@ from veery.node.node_cache import NodeCache
 
 log = logging.getLogger(__name__)
 
-LOOK = 5.0  # seconds between two checks
-STEADY = 3  # checks at which the other voter was healthy, before it is handed the lead
+CHECK_INTERVAL_S = 5.0  # seconds between two checks
+STEADY_CHECKS = 3  # checks at which the other voter was healthy, before it is handed the lead
 ELECTION_DELAY_S = 1.5  # seconds for which a hypervisor lets other voters become leader first
 
 
@@ -42,15 +42,15 @@ class LeaderPreference:
     async def run(self) -> None:
         """Run until cancelled."""
         while True:
-            await self._clock.sleep(LOOK)
+            await self._clock.sleep(CHECK_INTERVAL_S)
             with suppress(VeeryError, TimeoutError):
-                async with asyncio.timeout(LOOK):
+                async with asyncio.timeout(CHECK_INTERVAL_S):
                     await self._look()
 
     async def _look(self) -> None:
         other = await self._other()
         self._well = self._well + 1 if other is not None else 0
-        if other is None or self._well < STEADY:
+        if other is None or self._well < STEADY_CHECKS:
             return
         status = await self._store.voters.status(self._url)
         if status.leader == status.id != other.id:

@@ -17,7 +17,7 @@ from veery.model.node import Node, Role
 from veery.node.peers import Peers
 
 ZERO_UUID = "00000000-0000-0000-0000-000000000000"
-PEER_DEADLINE = 3.0
+PEER_DEADLINE_S = 3.0
 
 
 class Machine:
@@ -94,7 +94,7 @@ class Machine:
         if name == self.node.name:
             return {"domains": await self.domains(), "unsettled": self.unsettled()}
         try:
-            return await self._peers.call(name, "GET", "/v1/domains", deadline=PEER_DEADLINE)
+            return await self._peers.call(name, "GET", "/v1/domains", deadline=PEER_DEADLINE_S)
         except VeeryError:
             return None
 

@@ -25,8 +25,8 @@ from veery.node.peers import Peers
 
 log = logging.getLogger(__name__)
 
-RETRY = 0.5
-REFRESH = 20.0  # seconds between two reads of the voters
+RETRY_INTERVAL_S = 0.5
+REFRESH_INTERVAL_S = 20.0  # seconds between two reads of the voters
 
 
 class Membership:
@@ -56,7 +56,7 @@ class Membership:
                 await self._insist("level", self._rise)
             if self.identity.etcd is not None and not self.identity.etcd.store:  # new after a recovery or a new vote
                 await self._insist("vote", self.voted)
-            await asyncio.sleep(REFRESH)
+            await asyncio.sleep(REFRESH_INTERVAL_S)
 
     async def voted(self) -> None:
         """Return when this node's etcd has its vote and that is recorded; at once if this node is not a voter. Raises
@@ -133,14 +133,14 @@ class Membership:
         """Keep this voter's etcd refusing the certificates of removed nodes."""
         while True:
             await self._insist("revoked certificates", self._write_revoked)
-            await asyncio.sleep(RETRY)
+            await asyncio.sleep(RETRY_INTERVAL_S)
 
     async def _keep_list(self) -> None:
         """Keep the CA's list of revoked certificates beside the certificates: QEMU reads it at the start of each
         move."""
         while True:
             await self._insist("the CA's list", self._write_list)
-            await asyncio.sleep(RETRY)
+            await asyncio.sleep(RETRY_INTERVAL_S)
 
     async def _write_list(self) -> None:
         try:
@@ -186,4 +186,4 @@ class Membership:
                 if error.message != said:
                     log.warning("membership: %s: waiting: %s", what, error.message)
                 said = error.message
-            await asyncio.sleep(RETRY)
+            await asyncio.sleep(RETRY_INTERVAL_S)

@@ -17,7 +17,7 @@ from veery.model.node import Node, Role
 
 log = logging.getLogger(__name__)
 
-REFRESH = 15.0
+REFRESH_INTERVAL_S = 15.0
 
 
 class NodeCache:
@@ -35,7 +35,7 @@ class NodeCache:
                 await self._look()
             except VeeryError as error:
                 log.debug("the known nodes are not refreshed: %s", error.message)
-            await self._clock.sleep(REFRESH if self.nodes else 1.0)
+            await self._clock.sleep(REFRESH_INTERVAL_S if self.nodes else 1.0)
 
     async def _look(self) -> None:
         """Read the nodes from the store. A node whose record cannot be read keeps its last readable one."""

@@ -14,9 +14,9 @@ from veery.host.contexts import Source, current
 from veery.model import endpoint
 from veery.model.node import Node
 
-CONNECT_DEADLINE = 5.0
-AWAKE_DEADLINE = 5.0
-POOL_DEADLINE = 10.0  # seconds for which a request waits for a connection of its pool
+CONNECT_DEADLINE_S = 5.0
+AWAKE_DEADLINE_S = 5.0
+POOL_DEADLINE_S = 10.0  # seconds for which a request waits for a connection of its pool
 ORDERS, STREAMS = (256, 32), (256, 64)
 """Connections of each pool: (in all, to any one node)."""
 
@@ -51,7 +51,7 @@ class Peers:
     async def awake(self, name: str) -> None:
         """Return when node `name` answers at all: a machine that hangs still accepts connections. Raises Refused."""
         try:
-            await self.call(name, "GET", "/v1/ca", deadline=AWAKE_DEADLINE)
+            await self.call(name, "GET", "/v1/ca", deadline=AWAKE_DEADLINE_S)
         except OutcomeUnknown as error:
             raise Refused(error.message, hint="veeryd or the machine may hang; no order was sent to it") from error
 
@@ -133,7 +133,7 @@ class Peers:
 
     def _client(self, pool: tuple[int, int]) -> aiohttp.ClientSession:
         if pool not in self._pools:
-            timeout = aiohttp.ClientTimeout(total=None, connect=POOL_DEADLINE, sock_connect=CONNECT_DEADLINE)
+            timeout = aiohttp.ClientTimeout(total=None, connect=POOL_DEADLINE_S, sock_connect=CONNECT_DEADLINE_S)
             connector = aiohttp.TCPConnector(limit=pool[0], limit_per_host=pool[1])
             self._pools[pool] = aiohttp.ClientSession(timeout=timeout, connector=connector)
         return self._pools[pool]

@@ -19,11 +19,11 @@ from veery.storage.heartbeat import HeartbeatBlock, HeartbeatFile, HeartbeatSess
 
 log = logging.getLogger(__name__)
 
-BEAT = 1.0  # seconds between two heartbeats
-LATE = 2.0  # seconds for the target to accept one
-LOOK = 0.2  # seconds between two reads of the blocks on a storage node
-SETTLED = 3.0  # seconds that a storage node must have watched before its report of silence counts
-ASK = 1.5
+HEARTBEAT_INTERVAL_S = 1.0  # seconds between two heartbeats
+WRITE_TIMEOUT_S = 2.0  # seconds for the target to accept one
+READ_INTERVAL_S = 0.2  # seconds between two reads of the blocks on a storage node
+WATCH_LEAST_S = 3.0  # seconds that a storage node must have watched before its report of silence counts
+ANSWER_TIMEOUT_S = 1.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +55,7 @@ class HeartbeatWatcher:
         """Watch until cancelled."""
         while True:
             self.look()
-            await self._clock.sleep(LOOK)
+            await self._clock.sleep(READ_INTERVAL_S)
 
     def look(self) -> None:
         """Read every node's block once. A number seen for the first time may be old, so only a change of it is a
@@ -120,7 +120,7 @@ class HeartbeatWriter:
                 for name in set(at_work) - wanted:
                     at_work.pop(name).cancel()
                     self.troubles.pop(name, None)
-                await self._clock.sleep(BEAT)
+                await self._clock.sleep(HEARTBEAT_INTERVAL_S)
 
     async def _beat_for_ever(self, name: str) -> None:
         lun: IscsiLun | None = None
@@ -134,24 +134,26 @@ class HeartbeatWriter:
                 self.troubles[name] = error.message
                 if isinstance(error, Refused):  # its portal may have changed
                     lun = None
-            await self._clock.sleep(BEAT / 2)
+            await self._clock.sleep(HEARTBEAT_INTERVAL_S / 2)
 
     async def _beat(self, name: str, lun: IscsiLun) -> None:
-        session = await HeartbeatSession.begin(lun, deadline=LATE)
+        session = await HeartbeatSession.begin(lun, deadline=WRITE_TIMEOUT_S)
         try:
             while True:
                 self._number += 1
                 beat = HeartbeatBlock(self._node.name, self._number, self._stopped())
-                await session.write(slot(self._node.address), beat, deadline=LATE)
+                await session.write(slot(self._node.address), beat, deadline=WRITE_TIMEOUT_S)
                 if self.troubles.pop(name, None):
                     log.info("heartbeats to %s are accepted again", name)
-                await self._clock.sleep(BEAT)
+                await self._clock.sleep(HEARTBEAT_INTERVAL_S)
         finally:
             session.close()
 
     async def _lun(self, name: str) -> IscsiLun:
         mine = await self._mine()
-        told = codec.convert(await self._peers.call(name, "GET", "/v1/heartbeats", deadline=ASK), HeartbeatReport)
+        told = codec.convert(
+            await self._peers.call(name, "GET", "/v1/heartbeats", deadline=ANSWER_TIMEOUT_S), HeartbeatReport
+        )
         return IscsiLun(
             portal=told.portal, iqn=told.iqn, lun=1, initiator=mine.iqn, user=mine.user, password=mine.password
         )
@@ -163,12 +165,14 @@ async def ask(peers: Peers, nodes: Mapping[str, Node]) -> StorageHeartbeats:
 
     async def one(name: str) -> HeartbeatReport | None:
         try:
-            return codec.convert(await peers.call(name, "GET", "/v1/heartbeats", deadline=ASK), HeartbeatReport)
+            return codec.convert(
+                await peers.call(name, "GET", "/v1/heartbeats", deadline=ANSWER_TIMEOUT_S), HeartbeatReport
+            )
         except VeeryError:
             return None
 
     told = await asyncio.gather(*(one(name) for name, node in nodes.items() if node.has(Role.STORAGE)))
-    witnesses = [watch for watch in told if watch is not None and watch.watched >= SETTLED]
+    witnesses = [watch for watch in told if watch is not None and watch.watched >= WATCH_LEAST_S]
     youngest: dict[str, StorageHeartbeat] = {}
     for watch in witnesses:
         for name, sign in watch.signs.items():

@@ -54,11 +54,11 @@ T = TypeVar("T")
 Report = Callable[[str, int, int], None]
 """Called with the step, the bytes done and the bytes in all."""
 
-LOOK = 1.0  # seconds between two checks of the move's key while bytes flow
-RETRY = 1.0
-SILENCE = 45.0  # seconds without a line from the node that copies
-MAKING = 3600.0  # seconds for the target to make its bytes: a logical volume is zeroed
-PIECE = 1 << 20
+KEY_CHECK_INTERVAL_S = 1.0  # seconds between two checks of the move's key while bytes flow
+RETRY_INTERVAL_S = 1.0
+SILENCE_S = 45.0  # seconds without a line from the node that copies
+MAKE_DEADLINE_S = 3600.0  # seconds for the target to make its bytes: a logical volume is zeroed
+PIECE_BYTES = 1 << 20
 
 
 class VolumeMoves:
@@ -221,7 +221,9 @@ class VolumeMoves:
         if [one.domain for one, _ in await self._users(move.volume)] != ([owner.domain] if owner else []):
             raise Refused(f"a domain that uses volume {move.volume} has just started or ended", hint="try again")
         report("making room", 0, 0)
-        await self._peers.call(move.target, "POST", _path(move.volume, "take-in"), plain(move), deadline=MAKING)
+        await self._peers.call(
+            move.target, "POST", _path(move.volume, "take-in"), plain(move), deadline=MAKE_DEADLINE_S
+        )
         where, order = (move.node, "mirror") if owner else (move.target, "fetch")
         result: dict[str, Any] = {}
         async for event in _follow(self._peers, where, _path(move.volume, order), plain(move)):
@@ -372,7 +374,7 @@ class VolumeMoves:
                         if not is_shortage(error):
                             raise
                         log.error("moves of volumes cannot be settled now: %s", error)
-                    await self._clock.sleep(RETRY)
+                    await self._clock.sleep(RETRY_INTERVAL_S)
             finally:
                 await tasks.stop(*self._leading.values())
 
@@ -470,7 +472,7 @@ class VolumeMoves:
                         return await gate.drop(self._store, move)
                     except (StoreUnavailable, OutcomeUnknown) as error:
                         log.warning("volume=%s move=%s: %s", move.volume, move.id, error.message)
-                        await self._clock.sleep(RETRY)
+                        await self._clock.sleep(RETRY_INTERVAL_S)
         except TimeoutError as error:
             raise OutcomeUnknown(
                 f"the store does not answer where volume {move.volume} is", hint="when etcd is back: veery volume list"
@@ -505,7 +507,7 @@ class VolumeMoves:
 
     async def _broken_off(self, move: VolumeMove) -> None:
         while True:
-            await self._clock.sleep(LOOK)
+            await self._clock.sleep(KEY_CHECK_INTERVAL_S)
             with contextlib.suppress(StoreUnavailable):
                 standing = await gate.standing(self._store, move.volume)
                 if standing is None or standing.id != move.id:
@@ -547,7 +549,7 @@ async def _follow(peers: Peers, node: str, path: str, body: Any) -> AsyncIterato
             if response.status >= 400:
                 await read_answer(response)
             while True:
-                async with asyncio.timeout(SILENCE):
+                async with asyncio.timeout(SILENCE_S):
                     line = await response.content.readline()
                 if not line:
                     break
@@ -569,11 +571,11 @@ async def _follow(peers: Peers, node: str, path: str, body: Any) -> AsyncIterato
 
 
 async def _pieces(response: aiohttp.ClientResponse, node: str) -> AsyncIterator[bytes]:
-    """Yield the body in pieces; no piece may take longer than SILENCE seconds. Raises Failed."""
+    """Yield the body in pieces; no piece may take longer than SILENCE_S seconds. Raises Failed."""
     try:
         while True:
-            async with asyncio.timeout(SILENCE):
-                piece = await response.content.read(PIECE)
+            async with asyncio.timeout(SILENCE_S):
+                piece = await response.content.read(PIECE_BYTES)
             if not piece:
                 return
             yield piece

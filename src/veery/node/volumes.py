@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-REPAIR = 10.0  # seconds between two comparisons of tgtd with the records, apart from those after each change
+REPAIR_INTERVAL_S = 10.0  # seconds between two comparisons of tgtd with the records, apart from those after each change
 
 
 class VolumeRecords:
@@ -196,7 +196,7 @@ class VolumeService:
             while True:
                 await self.repair()
                 try:
-                    async with asyncio.timeout(REPAIR):
+                    async with asyncio.timeout(REPAIR_INTERVAL_S):
                         await changed.wait()
                 except TimeoutError:
                     pass

@@ -23,9 +23,9 @@ from veery.model.fence import Armed
 
 log = logging.getLogger(__name__)
 
-FEED = 1.0  # seconds between two feeds
-RETRY = 0.5
-GOODBYE = 3.0  # seconds for the store to delete the record when the daemon ends
+FEED_INTERVAL_S = 1.0  # seconds between two feeds
+RETRY_INTERVAL_S = 0.5
+GOODBYE_TIMEOUT_S = 3.0  # seconds for the store to delete the record when the daemon ends
 
 
 class WatchdogKeeper:
@@ -54,7 +54,7 @@ class WatchdogKeeper:
         if not self._settings.device:
             return
         while not self._may_feed():
-            await self._clock.sleep(RETRY)
+            await self._clock.sleep(RETRY_INTERVAL_S)
         try:
             dog = watchdog.arm(self._settings.device, self._settings.timeout)
         except Refused as error:
@@ -88,7 +88,7 @@ class WatchdogKeeper:
                     "fed again" if fed else "no longer fed",
                 )
             before = fed
-            await self._clock.sleep(FEED)
+            await self._clock.sleep(FEED_INTERVAL_S)
 
     async def _insist(self, armed: Armed | None) -> None:
         while True:
@@ -97,7 +97,7 @@ class WatchdogKeeper:
                 return
             except VeeryError as error:
                 log.debug("watchdog: %s", error.message)
-            await self._clock.sleep(RETRY)
+            await self._clock.sleep(RETRY_INTERVAL_S)
 
     async def _record(self, armed: Armed | None) -> None:
         change = ARMED.put(self._node, armed) if armed else Delete(ARMED.key(self._node))
@@ -106,7 +106,7 @@ class WatchdogKeeper:
     async def _let_go(self, dog: watchdog.Watchdog) -> None:
         """Disarm the watchdog if its record could be deleted; otherwise leave it armed."""
         try:
-            async with asyncio.timeout(GOODBYE):
+            async with asyncio.timeout(GOODBYE_TIMEOUT_S):
                 await self._record(None)
             dog.disarm()
         except (VeeryError, TimeoutError, Refused) as error:

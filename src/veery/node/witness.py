@@ -12,7 +12,7 @@ from veery.errors import VeeryError
 from veery.model.node import Node, Role
 from veery.node.volumes import VolumeService
 
-MEMBER = 0.7  # seconds for this node's own etcd member to answer
+MEMBER_TIMEOUT_S = 0.7  # seconds for this node's own etcd member to answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,7 @@ class Witness:
         if not self._own:
             return None
         try:
-            return (await self._store.voters.status(self._own, within=MEMBER)).leader != 0
+            return (await self._store.voters.status(self._own, within=MEMBER_TIMEOUT_S)).leader != 0
         except VeeryError:
             return False
 

@@ -9,7 +9,7 @@ import pytest
 from veery.host import kept
 from veery.model.health import Health, Heard, Level
 from veery.node.doctor import (
-    DAY,
+    DAY_S,
     judge_bridges,
     judge_clock,
     judge_copies,
@@ -70,7 +70,7 @@ def test_room_and_certificates() -> None:
         Level.BAD,
     ]
     assert judge_room("a", "disk", 0, 0).level is Level.BAD
-    ends = [judge_end("a", "certificate", days * DAY, 0.0) for days in (400, 31, 29, -1)]
+    ends = [judge_end("a", "certificate", days * DAY_S, 0.0) for days in (400, 31, 29, -1)]
     assert [found.level for found in ends] == [Level.OK, Level.OK, Level.WARN, Level.BAD]
     assert (ends[0].told, ends[3].told) == ("good for 400 days", "ended 1 days ago")
 
@@ -95,5 +95,5 @@ def test_programs_that_end_again_and_again_pools_and_copies() -> None:
     assert judge_promises("a", usage).level is judge_shared("a", Path("/p"), usage).level is Level.OK
     usage = Usage(total=1000, free=500, promised=601, taken=100, shared=True)
     assert judge_promises("a", usage).level is judge_shared("a", Path("/p"), usage).level is Level.WARN
-    levels = [judge_copies("a", newest, 9 * DAY).level for newest in (0.0, 6 * DAY, 8 * DAY)]
+    levels = [judge_copies("a", newest, 9 * DAY_S).level for newest in (0.0, 6 * DAY_S, 8 * DAY_S)]
     assert levels == [Level.WARN, Level.WARN, Level.OK]

@@ -17,8 +17,8 @@ from veery.model.fence import Cut, Fenced, Method
 from veery.model.ha import Proof
 from veery.model.node import Role
 
-CUT = 20.0  # seconds for one storage node to cut a node off: it waits for I/O in flight
-LOOK = 5.0
+CUT_DEADLINE_S = 20.0  # seconds for one storage node to cut a node off: it waits for I/O in flight
+CHECK_DEADLINE_S = 5.0
 
 
 class StorageFence:
@@ -31,12 +31,12 @@ class StorageFence:
 
     async def off(self, fence: Fenced, absent: float) -> None:
         """As Fence.off."""
-        await self._all(fence, "POST", CUT)
+        await self._all(fence, "POST", CUT_DEADLINE_S)
 
     async def proof(self, fence: Fenced, absent: float) -> Proof:
         """As Fence.proof."""
         try:
-            cuts = await self._all(fence, "GET", LOOK)
+            cuts = await self._all(fence, "GET", CHECK_DEADLINE_S)
         except NotProven:
             raise
         except VeeryError as error:
@@ -47,7 +47,7 @@ class StorageFence:
     async def test(self, node: str) -> str:
         """As Fence.test."""
         places = await self._places(node)
-        await asyncio.gather(*(self._ask(place, "GET", "/v1/targets", deadline=LOOK) for place in places))
+        await asyncio.gather(*(self._ask(place, "GET", "/v1/targets", deadline=CHECK_DEADLINE_S) for place in places))
         return f"{', '.join(places)} would cut it off" if places else "the cluster has no volumes to cut it off from"
 
     async def _all(self, fence: Fenced, method: str, deadline: float) -> list[Cut]:

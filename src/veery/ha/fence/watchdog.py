@@ -15,14 +15,14 @@ from veery.ha.fence.base import NotProven
 from veery.model.fence import Armed, Fenced, Method
 from veery.model.ha import Proof
 
-MARGIN = 5.0
+MARGIN_S = 5.0
 """Seconds added to a watchdog's timeout, for the drift of two clocks and for a driver that rounds."""
 
 
 def fires_after(armed: Armed | None) -> float:
     """Return the seconds of absence, by the leader's clock, after which the watchdog has certainly fired; 0 without
     one."""
-    return armed.timeout + MARGIN if armed else 0.0
+    return armed.timeout + MARGIN_S if armed else 0.0
 
 
 class WatchdogFence:

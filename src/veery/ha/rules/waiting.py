@@ -10,8 +10,8 @@ from veery.ha.states import IN_USE, NodeState
 from veery.model.ha import Action, DomainView, Level, Note, Policy, Release, Start, Steady
 from veery.model.node import Role
 
-ARRIVAL = 3  # times `Rules.use`: how long to wait for a node that arrives before an alarm
-HOLD = 30.0  # seconds for which an unfinished start holds back domains of lower priority
+ARRIVAL_FACTOR = 3  # times `Rules.use`: how long to wait for a node that arrives before an alarm
+START_HOLD_S = 30.0  # seconds for which an unfinished start holds back domains of lower priority
 
 
 def place_waiting(context: DecisionContext) -> Iterator[Action]:
@@ -121,7 +121,9 @@ def _coming(context: DecisionContext, domain: DomainView, avoid: tuple[str, ...]
         if state is not NodeState.ARRIVING or name in avoid or not node.record.has(Role.HYPERVISOR):
             continue
         known = node.fresh  # without a reading its room is unknown
-        if (node.present or 0.0) < ARRIVAL * context.rules.use and not (known and context.book.refuses(domain, name)):
+        if (node.present or 0.0) < ARRIVAL_FACTOR * context.rules.use and not (
+            known and context.book.refuses(domain, name)
+        ):
             found.append(name)
     return found
 
@@ -172,7 +174,7 @@ def _held(context: DecisionContext) -> tuple[int, str] | None:
         subject, mine = f"domain/{domain.name}", domain.ha.priority
         if best is not None and mine <= best[0]:
             continue
-        if domain.name in context.view.starting and not context.waited(subject, run.at, HOLD):
+        if domain.name in context.view.starting and not context.waited(subject, run.at, START_HOLD_S):
             best = (mine, f"waits for priority {mine}: {domain.name} is starting")
         elif (
             domain.ha.delay
