@@ -56,7 +56,7 @@ class SafetyParts:
                 stopped=lambda: self.guard is not None and self.guard.stopped,
             )
             self.fence_methods = FenceMethodsWriter(
-                node.name, base.store, self._means, base.clock, started=base.heartbeat.started
+                node.name, base.store, self._methods_now, base.clock, started=base.heartbeat.started
             )
 
     def held(self) -> frozenset[str]:
@@ -87,7 +87,7 @@ class SafetyParts:
         base = self._base
         return base.heartbeat.remaining() > 0 or base.trust.stands() or base.stillness.holds()
 
-    def _means(self) -> FenceMethods:
+    def _methods_now(self) -> FenceMethods:
         """Return the methods that can fence this node, from its settings and its watchdog as they are now."""
         methods = [Method.STORAGE]
         if self.keeper.timeout:

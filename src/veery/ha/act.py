@@ -106,8 +106,8 @@ class Actor:
             begun = dataclasses.replace(old, state=FenceState.FENCING, method=action.method, at=self._clock.epoch())
         else:
             number = old.round + 1 if old is not None and old.state is FenceState.FAILED else 1
-            anew = FenceRecord(state=FenceState.FENCING, method=action.method, round=number, at=self._clock.epoch())
-            begun = newer.kept(anew, old)
+            fresh = FenceRecord(state=FenceState.FENCING, method=action.method, round=number, at=self._clock.epoch())
+            begun = newer.kept(fresh, old)
         begun = await self._put_fence(name, begun, old, absent=True)
         try:
             proof = await self._within(

@@ -90,7 +90,7 @@ class StoreObserver:
 
     def __init__(self, store: Store, probes: Probes, clock: Clock, rules: Rules) -> None:
         """`clock` measures how long nodes are absent, and nothing else does."""
-        self._mirror = WatchCache(store, UNSEEN)
+        self._cache = WatchCache(store, UNSEEN)
         self._probes, self._clock, self._rules = probes, clock, rules
         self._sightings: dict[str, _Sighting] = {}
         self._seen: float | None = None  # the last observation that succeeded
@@ -107,14 +107,14 @@ class StoreObserver:
 
     async def run(self) -> None:
         """As Observer.run."""
-        await self._mirror.run()
+        await self._cache.run()
 
     async def observe(self) -> ClusterView:
         """As Observer.observe."""
         try:
             async with asyncio.timeout(self._rules.blind):
                 _, signs, readings = await asyncio.gather(
-                    self._mirror.current(), self._probes.signs(), self._probes.readings()
+                    self._cache.current(), self._probes.signs(), self._probes.readings()
                 )
         except (Failed, OutcomeUnknown, TimeoutError) as error:
             restored = error.message if isinstance(error, StoreRestored) else ""
@@ -137,7 +137,7 @@ class StoreObserver:
         return self._last
 
     def _view(self, signs: StorageHeartbeats, now: float) -> ClusterView:
-        mirror = self._mirror
+        cache = self._cache
         nodes = {}
         for name in self._names(NODES):
             bare = NodeView(record=self._record(name), sign=signs.ages.get(name), reading=self._readings.get(name))
@@ -145,7 +145,7 @@ class StoreObserver:
         domains = {name: self._domain(name) for name in self._names(DOMAINS, OWNERS)}
         self._forget()
         return ClusterView(
-            revision=mirror.revision,
+            revision=cache.revision,
             quorum=True,
             settled=now - self._settled,
             witnesses=signs.witnesses,
@@ -158,7 +158,7 @@ class StoreObserver:
 
     def _names(self, *kinds: Kind[Any]) -> list[str]:
         """Return the sorted names that have a record of any of `kinds`."""
-        return sorted({kind.name(key) for kind in kinds for key in self._mirror.under(kind.prefix)})
+        return sorted({kind.name(key) for kind in kinds for key in self._cache.under(kind.prefix)})
 
     def _record(self, name: str) -> Node:
         """Return the node's record, or the last that could be decoded.
@@ -171,8 +171,8 @@ class StoreObserver:
 
     def _node(self, bare: NodeView, now: float) -> NodeView:
         name, reading = bare.name, bare.reading
-        alive = self._mirror.get(ALIVE.prefix + name)
-        fenced = self._mirror.get(FENCES.prefix + name) is not None
+        alive = self._cache.get(ALIVE.prefix + name)
+        fenced = self._cache.get(FENCES.prefix + name) is not None
         fence = self._one(FENCES, name) or (FenceRecord(state=FenceState.FAILED) if fenced else None)
         proven = fence is not None and fence.state is FenceState.FENCED
         key = (alive.created, fenced, proven) if alive else (0, False, False)
@@ -228,7 +228,7 @@ class StoreObserver:
         return processor.accelerator if processor else ""
 
     def _disarmed(self) -> Disarmed | None:
-        entry = self._mirror.get(DISARMED)
+        entry = self._cache.get(DISARMED)
         if entry is None:
             return None
         return self._value(DISARM, entry) or Disarmed(reason=self._bad[DISARMED])
@@ -236,7 +236,7 @@ class StoreObserver:
     def _one(self, kind: Kind[T], name: str) -> T | None:
         """Return the record of that name. Return None if there is none, or if it cannot be decoded (see
         `_unreadable`)."""
-        entry = self._mirror.get(kind.prefix + name)
+        entry = self._cache.get(kind.prefix + name)
         return self._value(kind, entry) if entry else None
 
     def _value(self, kind: Kind[T], entry: Entry) -> T | None:
@@ -262,6 +262,6 @@ class StoreObserver:
 
     def _forget(self) -> None:
         """Drop what is no longer in the store."""
-        for key in [key for key in self._decoded if self._mirror.get(key) is None]:
+        for key in [key for key in self._decoded if self._cache.get(key) is None]:
             del self._decoded[key]
             self._bad.pop(key, None)

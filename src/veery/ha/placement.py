@@ -64,19 +64,19 @@ class Book:
 
         The order is: nodes without an earlier failure first and the latest failure last; then the wish of the group;
         then room for the rest of a group that stays together; then the most free memory; then the name."""
-        shunned = set(avoid)
+        avoided = set(avoid)
         failed = {node: place for place, node in enumerate(domain.run.failed, 1)} if domain.run else {}
         barred = self._emulating and domain.accelerator == "kvm"
         if not (domain.ha.group or domain.tied or failed or barred) and self._usable:
             best_node = max(self._usable, key=self._free.__getitem__)  # the usual case, quickly; names break ties
-            if best_node not in shunned:
+            if best_node not in avoided:
                 return best_node if self._free[best_node] >= domain.memory else ""
         group = self._view.groups.get(domain.ha.group, NO_GROUP)
         rest = self._rest(domain, group)
         best, found = (0, 0, True, 0, ""), ""
         for node in self._usable:
             left = self._free[node] - domain.memory
-            if node in shunned or self.refuses(domain, node):
+            if node in avoided or self.refuses(domain, node):
                 continue
             rank = (failed.get(node, 0), self._against(domain, node, group), left < rest, -left, node)
             if not found or rank < best:
@@ -90,11 +90,11 @@ class Book:
             return (
                 "no record names the node of its disks" if domain.tied == "?" else f"only {domain.tied} has its disks"
             )
-        shunned = set(avoid)
+        avoided = set(avoid)
         words = [
             self.refuses(domain, node) or f"{node} breaks the rule of group {domain.ha.group}"
             for node in self._usable
-            if node not in shunned
+            if node not in avoided
         ]
         return "; ".join(words) or "no other node may receive domains"
 

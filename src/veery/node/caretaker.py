@@ -134,7 +134,7 @@ class Caretaker:
             return
         if end is DomainEnd.POWEROFF:
             await self._domains.stopping.followed(reading)
-        await self._breathe(spec.name)
+        await self._pause_before_restart(spec.name)
         keep = wish is OnEvent.RENAME_RESTART
         if keep:  # the old instance stays under another name; it never runs again, so it needs no owner
             await self._context.driver.rename(reading.uuid, ended_name(reading))
@@ -161,7 +161,7 @@ class Caretaker:
                 log.warning("domain=%s died: its name is released, so that the brain can start it again", spec.name)
                 await self._domains.give_back(owner)
             elif _wish(spec, event.end) in RESTARTS:
-                await self._breathe(spec.name)
+                await self._pause_before_restart(spec.name)
                 await self._start(owner, self._domains.revive(spec))
             else:
                 await self._domains.give_back(owner)
@@ -175,7 +175,7 @@ class Caretaker:
             return False
         return await self._context.store.get(DISARMED) is None
 
-    async def _breathe(self, name: str) -> None:
+    async def _pause_before_restart(self, name: str) -> None:
         """Pause before a restart if the earlier restarts did not last."""
         now = self._context.clock.now()
         lived = now - self._restarted.get(name, -SHORT_LIFE_S)

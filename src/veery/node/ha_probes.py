@@ -28,7 +28,7 @@ ANSWER_TIMEOUT_S = 2.0  # seconds for the answer of one node
 SLOW_WAIT_S = 0.4  # seconds for which an observation waits for slow nodes
 
 
-class Ear:
+class NodePoll:
     """One question that is asked of many nodes, again and again."""
 
     def __init__(self, peers: Peers, path: str) -> None:
@@ -36,7 +36,7 @@ class Ear:
         self._asked: dict[str, asyncio.Task[object]] = {}
         self._slow: set[str] = set()  # nodes that answered late: not waited for until they have answered again
 
-    async def hear(self, nodes: Collection[str], kind: type[T]) -> dict[str, T]:
+    async def collect(self, nodes: Collection[str], kind: type[T]) -> dict[str, T]:
         """Return the answers that came since the last call, by node. Raises nothing: a node without an answer is left
         out."""
         new = [name for name in nodes if name not in self._asked]
@@ -45,17 +45,17 @@ class Ear:
         if waited := [self._asked[name] for name in new if name not in self._slow]:
             await asyncio.wait(waited, timeout=SLOW_WAIT_S)
         self._slow |= {name for name, task in self._asked.items() if not task.done()}
-        heard: dict[str, T] = {}
+        found: dict[str, T] = {}
         for name in [name for name, task in self._asked.items() if task.done()]:
             told = self._asked.pop(name).result()
             if told is None or name not in nodes:
                 continue
             try:
-                heard[name] = convert(told, kind)
+                found[name] = convert(told, kind)
                 self._slow.discard(name)
             except VeeryError as error:
                 log.warning("%s of %s: %s", self._path, name, error.message)
-        return heard
+        return found
 
     async def close(self) -> None:
         """Stop waiting for answers."""
@@ -75,21 +75,21 @@ class PeerProbes:
     def __init__(self, peers: Peers, node_cache: NodeCache, clock: Clock) -> None:
         """`peers` must find addresses without the store."""
         self._node_cache, self._clock = node_cache, clock
-        self._watches: dict[
+        self._reports: dict[
             str, tuple[HeartbeatReport, float]
         ] = {}  # the last word of each storage node, and when it came
-        self._signs = Ear(peers, "/v1/heartbeats")
-        self._readings = Ear(peers, "/v1/reading")
+        self._signs = NodePoll(peers, "/v1/heartbeats")
+        self._readings = NodePoll(peers, "/v1/reading")
 
     async def signs(self) -> StorageHeartbeats:
         """As Probes.signs. A storage node that has only just begun to watch is not counted as a witness."""
-        told = await self._signs.hear(self._having(Role.STORAGE), HeartbeatReport)
+        told = await self._signs.collect(self._having(Role.STORAGE), HeartbeatReport)
         now = self._clock.now()
-        self._watches |= {name: (watch, now) for name, watch in told.items()}
-        self._watches = {
-            name: (watch, at) for name, (watch, at) in self._watches.items() if now - at < ANSWER_TIMEOUT_S
+        self._reports |= {name: (watch, now) for name, watch in told.items()}
+        self._reports = {
+            name: (watch, at) for name, (watch, at) in self._reports.items() if now - at < ANSWER_TIMEOUT_S
         }
-        witnesses = [(watch, now - at) for watch, at in self._watches.values() if watch.watched >= WATCH_LEAST_S]
+        witnesses = [(watch, now - at) for watch, at in self._reports.values() if watch.watched >= WATCH_LEAST_S]
         youngest: dict[str, StorageHeartbeat] = {}
         for watch, since in witnesses:
             for node, sign in watch.signs.items():
@@ -100,7 +100,7 @@ class PeerProbes:
 
     async def readings(self) -> Mapping[str, NodeReading]:
         """As Probes.readings."""
-        return await self._readings.hear(self._having(Role.HYPERVISOR), NodeReading)
+        return await self._readings.collect(self._having(Role.HYPERVISOR), NodeReading)
 
     async def close(self) -> None:
         """Stop waiting for answers."""
