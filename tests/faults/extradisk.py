@@ -132,7 +132,7 @@ class Standing:
         between the two forgets nothing."""
         lab, name = self.disk.lab, self.disk.domain
         said = await self.why(f"stopped by an error of its disk ({REASON})")
-        hint = re.search(rf"veery ((?:--node \S+ )?unpause {name}) tries again", said)
+        hint = re.search(rf"to try again: veery ((?:--node \S+ )?unpause {name})", said)
         assert hint, said
         log = lab.log(self.node)
         before = self._stops(log)

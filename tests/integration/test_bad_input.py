@@ -91,7 +91,7 @@ async def test_what_is_another_domains(shop: Workshop, near: Node, far: Node) ->
     before, there = await near.traces(), await far.traces()
     uuid, mac = taken["config"]["c_info"]["uuid"], taken["config"]["nics"][0]["mac"]
     other = shop.file("other", disk=None, root=None, memory=64, uuid=uuid)
-    assert f"UUID {uuid} is that of domain wrong" in await near.refused("create", other)
+    assert f"UUID {uuid} belongs to domain wrong" in await near.refused("create", other)
     other = shop.file("other", disk=None, root=None, memory=64, vif=[f"mac={mac},bridge=xenbr0"])
     assert f"MAC {mac} is in use" in await near.refused("create", other)
     assert "the name idle is taken" in await far.refused("rename", "wrong", "idle")
@@ -149,20 +149,20 @@ async def test_orders(shop: Workshop, near: Node) -> None:
         "volume create a/b 1M": (1, "a/b"),
         "volume create x lots": (1, "lots"),
         "volume create x 99999T": (1, "do not fit"),
-        "volume create x 8M --on test1": (1, "no storage node"),
+        "volume create x 8M --on test1": (1, "is not a storage node"),
         "volume create x 8M --backing lvm": (1, "no lvm storage"),
         "volume resize spare 1M": (1, "cannot shrink"),
         "volume delete nothing": (1, "no volume nothing"),
         "image build busybox --volume spare": (1, "too small"),
         "image build windows --volume spare": (2, "windows"),
-        "restore /etc/passwd": (1, "no save file"),
+        "restore /etc/passwd": (1, "is not a save file"),
         "mem-set idle lots": (1, "lots"),
         "mem-set idle 999": (1, "may have 1 to 64 MiB"),
         "mem-max idle 128": (1, "cannot change how much memory"),
         "mem-max idle 1": (1, "idle has 64 MiB"),
         "vcpu-set idle 2": (1, "can have 1 to 1 processors"),
-        "vcpu-pin idle all 0": (1, "pins no processors"),
-        "sched-credit -d idle -w 512": (1, "gives no weights"),
+        "vcpu-pin idle all 0": (1, "does not pin processors"),
+        "sched-credit -d idle -w 512": (1, "does not pin processors or set weights"),
         "vcpu-pin idle all 3-1": (1, "ends before it begins"),
         "debug-keys q": (1, "veery has no debug-keys"),
         "block-detach idle xvdb": (1, "no disk xvdb"),
@@ -333,7 +333,7 @@ async def test_a_second_daemon(shop: Workshop, near: Node, lab: Lab, tmp_path: P
     second = tmp_path / "second.toml"
     text = lab.plan.settings("test1").read_text()
     cases = {
-        text: "another veeryd is at work in",
+        text: "another veeryd uses",
         text.replace(f'run = "{home}/run"', f'run = "{tmp_path}/run"'): "8002: ",
         text.replace(f'run = "{home}/run"', f'run = "{tmp_path}/run"').replace("8002", "8012"): "8001: ",
         text.replace(f'run = "{home}/run"', 'run = "/proc/nowhere"'): "/proc/nowhere",
@@ -535,7 +535,7 @@ async def test_a_drain_of_the_last_node(shop: Workshop, near: Node, lab: Lab) ->
     await lab.veery("test1", "node", "drain", "test2")
     try:
         said = await near.refused("node", "drain", "test1")
-        assert "no other node may be given domains: test1 is the last" in said
+        assert "no other node may receive domains: test1 is the last" in said
         assert "test2 is drained" in await near.refused("--node", "test2", "create", shop.file("other", disk=None))
         rows = {row["name"]: row["intent"] for row in (await near.json("cluster", "status", "--json"))["nodes"]}
         assert rows == {"test1": "", "test2": "drain", "stor": ""}

@@ -43,7 +43,7 @@ async def test_a_lab_is_well(lab: Lab, near: Node) -> None:
     assert _row(rows, "test2", "bridges")["told"] == "xenbr0"
     reach = _row(rows, "test2", "guests' reach")  # the lab has one network
     assert reach["level"] == "warn"
-    assert reach["told"].startswith("guests on xenbr0 reach API (port 8001), relocation (port 8002), etcd")
+    assert reach["told"].startswith("guests on xenbr0 can reach API (port 8001), relocation (port 8002), etcd")
     assert {row["node"] for row in await _rows(near)} == {"test1"}
     assert {row["node"] for row in await _rows(near, "test2")} == {"test2"}
     assert "no node test9" in (await near.refused("doctor", "test9")).replace("'", "")

@@ -151,7 +151,7 @@ async def test_a_shutdown_before_the_guest_hears(petrel: Workshop, near: Node) -
 
         async def told() -> bool:
             why, listed = await near.veery("why", NAME), await near.veery("ha", "list")
-            return all("was asked to shut down" in each and "the wish lapses in" in each for each in (why, listed))
+            return all("was asked to shut down" in each and "the request lapses in" in each for each in (why, listed))
 
         await until(told, "why and ha list say that it was asked")
         await near.veery("unpause", NAME)

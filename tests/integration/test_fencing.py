@@ -203,7 +203,7 @@ async def test_an_operators_word_is_taken_for_an_absent_node_only(lab: Lab, near
         await far.veery("fence", "confirm", "test1", "--yes")
         shown = await far.veery("fence", "show", "test1")
         assert "state    : fenced" in shown
-        assert "@local says that it is off" in shown
+        assert "@local confirmed that it is off" in shown
     finally:
         await faults.power_on(lab, "test1")
     await lab.healthy()

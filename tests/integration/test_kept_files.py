@@ -70,7 +70,7 @@ async def test_a_domain_whose_record_cannot_be_read_is_not_given_back(lab: Lab, 
         await lab.healthy()
 
         async def told() -> bool:
-            return "no name is given back" in lab.log("test1").read_text(errors="replace")
+            return "no name is released" in lab.log("test1").read_text(errors="replace")
 
         await until(told, "the caretaker has looked")
         assert (await near.store())[0]["kept"] == "test1"

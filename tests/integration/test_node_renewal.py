@@ -39,7 +39,7 @@ async def test_a_node_is_renewed_under_a_domain_that_then_moves(lab: Lab, near: 
     assert domain in near.qemus()
     known = (await scan(lab, "certificate/"))["test1"]
     assert (known["serial"], known["former"]) == (after.serial, before.serial)
-    assert "renewed lately" in await near.refused("node", "renew", "test1")
+    assert "renewed recently" in await near.refused("node", "renew", "test1")
     await near.veery("migrate", NAME, "test2")
     assert await far.domain(NAME)
     await far.veery("migrate", NAME, "test1")

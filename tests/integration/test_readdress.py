@@ -180,7 +180,7 @@ async def test_a_hypervisor_becomes_a_storage_node_and_none_again(
 
     await until(ended, "tgtd of test2 ends", within=90)
     await lab.healthy()
-    assert "test2 is no storage node" in await near.refused("volume", "create", "here", "8M", "--on", "test2")
+    assert "test2 is not a storage node" in await near.refused("volume", "create", "here", "8M", "--on", "test2")
 
 
 def on_storage(address: str) -> Callable[[str], str]:
@@ -221,7 +221,7 @@ async def test_disks_have_a_network_of_their_own(lab: Lab, near: Node, workshop:
             await lab.run("stor", ["ip", "link", "set", "eth0", "mtu", "1400"])
             try:
                 level, told = await packets(near)
-                assert (level, "those of 1500 bytes do not" in told) == ("bad", True), told
+                assert (level, "packets of 1500 bytes do not" in told) == ("bad", True), told
             finally:
                 await lab.run("stor", ["ip", "link", "set", "eth0", "mtu", "1500"])
             await workshop.clear(NAME)

@@ -129,7 +129,7 @@ async def test_files_that_are_none(swift: Path, near: Node, far: Node, tmp_path:
     (tmp_path / "hole").write_bytes(good[: len(good) // 4] + good[len(good) // 2 :])
     before = await near.traces()
     for name in ("empty", "text", "short"):
-        assert "is no save file" in await near.refused("restore", tmp_path / name)
+        assert "is not a save file" in await near.refused("restore", tmp_path / name)
     assert "No such file" in await near.refused("restore", tmp_path / "nothing")
     assert NAME in await near.refused("restore", tmp_path / "hole")
     assert await near.traces() == before
@@ -147,7 +147,7 @@ async def test_saving_where_nothing_can_be_written(swift: Path, near: Node, tiny
         assert "o space left" in await near.refused("save", NAME, path)
     assert {path.name: path.read_bytes() for path in tiny.iterdir()} == {"old": b"an older file"}
     assert "is a folder" in await near.refused("save", NAME, tiny)
-    assert "its folder is not there" in await near.refused("save", NAME, tiny / "no/file")
+    assert "its folder does not exist" in await near.refused("save", NAME, tiny / "no/file")
     assert await near.traces() == before
     assert (await near.domain(NAME))["domid"] == domid
     async with near.shell(NAME) as shell:

@@ -209,8 +209,8 @@ async def test_there_and_back_under_a_writer(writer: Path, two: Lab, node: Node)
 
 
 async def test_what_does_not_go_with_a_move_is_refused(writer: Path, two: Lab, node: Node) -> None:
-    assert "no storage node" in await node.refused("volume", "move", DATA, "test2")
-    assert "it is on stor already" in await node.refused("volume", "move", DATA, "stor")
+    assert "is not a storage node" in await node.refused("volume", "move", DATA, "test2")
+    assert "the volume is on stor already" in await node.refused("volume", "move", DATA, "stor")
     under_way = await moving(two)
     refused = "volume data is being moved from stor to stor2"
     told = await node.result("migrate", DOMAIN, "test2")

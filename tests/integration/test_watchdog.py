@@ -17,7 +17,7 @@ from veery.cluster.keys import ARMED
 from veery.cluster.memory import MemoryStore
 from veery.errors import Refused
 from veery.ha.fence.base import NotProven
-from veery.ha.fence.watchdog import MARGIN, WatchdogFence, fires_after
+from veery.ha.fence.watchdog import MARGIN_S, WatchdogFence, fires_after
 from veery.host.clock import RealClock
 from veery.host.process import Process
 from veery.host.watchdog import KernelWatchdog, SocketWatchdog, arm
@@ -137,15 +137,15 @@ async def _dead(lab: Lab) -> bool:
 async def test_what_the_leader_may_conclude() -> None:
     store = MemoryStore(RealClock())
     way = WatchdogFence(store)
-    with pytest.raises(Refused, match="test1 has no watchdog that is armed"):
+    with pytest.raises(Refused, match="test1 has no armed watchdog"):
         await way.off(FENCE, 1000.0)
     with pytest.raises(NotProven, match="no watchdog"):
         await way.proof(FENCE, 1000.0)
     armed = Armed(node="test1", timeout=30, device="/dev/watchdog")
     await store.commit([], [ARMED.put("test1", armed)])
-    assert (fires_after(armed), fires_after(None)) == (30 + MARGIN, 0.0)
+    assert (fires_after(armed), fires_after(None)) == (30 + MARGIN_S, 0.0)
     await way.off(FENCE, 0.0)
-    with pytest.raises(NotProven, match="has fired for certain in 5 s"):
+    with pytest.raises(NotProven, match="will have fired for certain in 5 s"):
         await way.proof(FENCE, 30.0)
     assert "absent for 35 s" in (await way.proof(FENCE, 35.0)).seen
 

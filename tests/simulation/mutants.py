@@ -358,7 +358,7 @@ MUTANTS = (
     Mutant(
         "nobody is called for what waits",
         "ha/rules/waiting.py",
-        "< ARRIVAL * context.rules.use and not",
+        "< ARRIVAL_FACTOR * context.rules.use and not",
         "< 1e9 and not",
         by=DECIDE,
     ),
@@ -435,7 +435,7 @@ MUTANTS = (
     Mutant(
         "moves out of a sick node may fail for ever",
         "ha/sickness.py",
-        "if count < FAILED_MOVES:",
+        "if count < FAILED_MOVES_MAX:",
         "if count >= 0:",
         by=f"{SCENARIO}[health-two-moves-fail]",
     ),

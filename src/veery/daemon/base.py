@@ -33,10 +33,10 @@ from veery.node.stillness import Stillness
 
 
 class Base:
-    """`peers` finds nodes in the store; `near` asks the store for nothing."""
+    """The basic parts. `peers` looks nodes up in the store; `near` does not need the store."""
 
     def __init__(self, settings: Settings, identity: Identity, store: EtcdStore | None) -> None:
-        """`store` takes the place of the one that the settings and the identity name. Raises Failed where the
+        """Build the parts. `store` replaces the one that the settings and the identity name. Raises Failed if the
         certificates cannot be used."""
         self.settings, self.identity, self.node = settings, identity, identity.node
         self.state, self.runtime = Path(settings.state), Path(settings.run)
@@ -75,11 +75,11 @@ class Base:
 
 
 def _contexts(folder: Path) -> Contexts:
-    """TLS for both directions, of the certificates in `folder`. Raises Failed where they cannot be used."""
+    """Load TLS contexts for both directions from the certificates in `folder`. Raises Failed if they cannot be used."""
     try:
         return Contexts(folder)
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         raise Failed(
             f"the certificates in {folder} cannot be used: {error}",
-            hint="bring that folder back from a copy; without one: veery node forget --help, and join anew",
+            hint="restore that folder from a copy; without a copy: veery node forget --help, then join again",
         ) from error

@@ -19,10 +19,11 @@ from veery.node.recovery import Recovery
 
 
 class BrainParts:
-    """`brain` is None on a node without a vote, `leaning` also on a voter that runs no domains."""
+    """The parts of the brain. `brain` is None on a node without a vote; `leader_preference` is None also on a voter
+    that runs no domains."""
 
     def __init__(self, base: Base, domains: DomainParts, safety: SafetyParts) -> None:
-        """Nobody leads before `brain` runs."""
+        """Build the parts. This node takes part in the election only once `brain` runs."""
         node, near = base.node, base.near
         self.rules = _rules(base.settings)
         self.probes = PeerProbes(near, base.node_cache, base.clock)
@@ -68,7 +69,7 @@ class BrainParts:
 
 
 def _rules(settings: Settings) -> Rules:
-    """The brain's figures, as far as settings have them."""
+    """Return the brain's figures. Those without a setting keep their default."""
     ha, ttl = settings.ha, settings.presence_ttl
     return Rules(
         cycle=ha.cycle,
@@ -76,7 +77,7 @@ def _rules(settings: Settings) -> Rules:
         node_ttl=ttl,
         silence=ha.silence,
         sign=ha.sign,
-        grace=ttl + 2.0,  # a new leader of etcd lets every lease begin anew
+        grace=ttl + 2.0,  # a new etcd leader restarts every lease with its full time
         blind=min(Rules().blind, ttl),
         out=ha.out,
         into=ha.into,

@@ -1,4 +1,4 @@
-"""A daemon's life: it takes its ports, runs its tasks, and ends in good order."""
+"""The life of a daemon: it takes its ports, runs its tasks, and ends in good order."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from veery.node.storagerole import end_target
 
 log = logging.getLogger(__name__)
 
-FAREWELL_S = 5.0  # a node that does not come to say that it is away is lost when its lease has ended
-ROLES_INTERVAL_S = 1.0  # between two looks whether our roles have changed
-GOING_DOWN_S = 45  # for all domains to end when the machine is shut down
+FAREWELL_S = 5.0  # how long to announce the stop; a node that cannot announce it counts as lost when its lease expires
+ROLES_INTERVAL_S = 1.0  # between two checks whether this node's roles have changed
+GOING_DOWN_S = 45  # time for all domains to end when the machine is shut down
 
 
 class Daemon:
-    """This node's parts and their tasks."""
+    """The parts of this node and their tasks."""
 
     def __init__(
         self,
@@ -52,9 +52,9 @@ class Daemon:
         store: EtcdStore | None = None,
         driver: Driver | None = None,
     ) -> None:
-        """Builds everything; nothing runs and no port is taken before `run`. `store`, `driver`: in place of those that
-        the settings and the identity name."""
-        self.restarts = False  # whether a daemon is to follow this one at once
+        """Build everything. Nothing runs and no port is taken before `run`. `store` and `driver` replace those that the
+        settings and the identity name."""
+        self.restarts = False  # True if another daemon should follow this one at once
         self.stop: Callable[[], object] = lambda: None
         base = self.base = Base(settings, identity, store)
         domains = self.domains = DomainParts(base, driver)
@@ -74,15 +74,17 @@ class Daemon:
         )
 
     async def run(self) -> None:
-        """Take the ports, run everything, until cancelled. Raises Refused when a port is in use, or another veeryd
-        is at work here: nothing is touched before that is known."""
+        """Take the ports and run everything until cancelled.
+
+        Raises Refused if a port is in use, or if another veeryd uses the same run folder. Nothing is touched before
+        both are checked."""
         base, domains = self.base, self.domains
         address = base.settings.api.address or base.node.address
         lock = _lock(base.runtime)
         domains.relocation.bind()
         self.api.bind(address, base.settings.api.port)
         await domains.driver.open()
-        await self._sweep()  # before anybody can order a domain, whose taps it would take for leftovers
+        await self._sweep()  # before any domain can be ordered: the sweep would remove its taps as leftovers
         if self.volumes.target is None:
             await end_target(base.runtime, base.state)
         domains.settler.recall()
@@ -105,7 +107,7 @@ class Daemon:
         if self.restarts:
             with contextlib.suppress(OSError):
                 restarting.announce(base.runtime)
-        else:  # systemd would take it for the end of the unit
+        else:  # systemd would stop the whole unit
             systemd.notify("STOPPING=1")
         await self._farewell()
         await self.api.close()
@@ -130,7 +132,7 @@ class Daemon:
             Task("volume moves", self.volumes.moves.run, again=False),
             Task("caretaker", domains.caretaker.run, again=False),
             Task("processors", domains.cpu_baseline.run),
-            Task("neighbours", base.node_cache.run),
+            Task("node cache", base.node_cache.run),
             Task("admission", base.admission.run),
             Task("alarms", base.alarms.run),
             Task("health", base.health.run),
@@ -148,9 +150,9 @@ class Daemon:
         if self.safety.writer is not None:
             found.append(Task("heartbeats", self.safety.writer.run))
         if self.safety.fence_methods is not None:
-            found.append(Task("means", self.safety.fence_methods.run))
+            found.append(Task("fence methods", self.safety.fence_methods.run))
         if self.base.node.has(Role.HYPERVISOR):
-            found.append(Task("mirror", self.base.watch_cache.run))
+            found.append(Task("watch cache", self.base.watch_cache.run))
         return found
 
     def _brain_tasks(self) -> list[Task]:
@@ -158,14 +160,14 @@ class Daemon:
         if self.brain.brain is not None:
             found.append(Task("brain", self.brain.brain.run))
         if self.brain.leader_preference is not None:
-            found.append(Task("leaning", self.brain.leader_preference.run))
+            found.append(Task("leader preference", self.brain.leader_preference.run))
         return found
 
     def _store_tasks(self) -> list[Task]:
         store = self.store
         found = [
             Task("etcd", store.switch.run),
-            Task("given up stores", store.recoverer.look_back),
+            Task("abandoned stores", store.recoverer.look_back),
             Task("change of roles", self._follow_roles),
             Task("change of address", store.address_change.settle),
         ]
@@ -180,7 +182,7 @@ class Daemon:
         if volumes.service is not None:
             found += [*of_services([volumes.service]), Task("volumes", volumes.volumes.run)]
         if volumes.watcher is not None:
-            found.append(Task("signs", volumes.watcher.run))
+            found.append(Task("heartbeat watcher", volumes.watcher.run))
         if volumes.sessions is not None:
             found.append(Task("iSCSI sessions", volumes.sessions.run))
         return found
@@ -189,15 +191,17 @@ class Daemon:
         await self.base.store.mark(self.base.trust, why, self.base.clock.epoch())
 
     async def _be_present(self) -> None:
-        """Once what the store says of our watchdog is true."""
+        """Start the heartbeat once the store has the current record of this node's watchdog."""
         await self.safety.keeper.declared()
         await self.base.heartbeat.run()
 
     # ---- another daemon follows
     async def _follow_roles(self) -> None:
-        """End, and have another follow, once our roles or our address have changed: what a daemon is made of depends on
-        them. Not while the store does not answer or is not trusted, for the watchdog could not be let go then; nor in
-        the midst of an order."""
+        """End this daemon, and let another follow, when the roles or the address of this node change: they decide which
+        parts a daemon has.
+
+        It does not end while the store does not answer or is not trusted, because it could not release the watchdog
+        then. Nor does it end during an order."""
         base = self.base
         while True:
             await base.clock.sleep(ROLES_INTERVAL_S)
@@ -206,20 +210,21 @@ class Daemon:
             well = base.trust.standing is StoreStanding.FITS and base.heartbeat.remaining() > 0
             if changed and well and not self._busy():
                 roles = ",".join(now.node.roles)
-                log.warning("veeryd starts again: this node is %s at %s now", roles, now.node.address)
+                log.warning("veeryd restarts: this node has roles %s and address %s now", roles, now.node.address)
                 self.restarts = True
                 self.stop()
 
     def _busy(self) -> bool:
-        """Whether a new start would cut short an order that is at work here. This reads the journal."""
+        """Return True if a restart would interrupt an order on this node. This reads the journal."""
         store = self.store
         orders = store.votes.busy or store.recoverer.busy or store.address_change.busy or store.storage_role.busy
         return orders or bool(self.domains.domains.busy()) or not self.domains.moves.idle()
 
     # ---- the end
     async def _farewell(self) -> None:
-        """Say that this node stops in good order and that its domains run on: the others do not take them for lost, and
-        do not wait for this node's lead. Where the whole machine goes down, end its domains: they start elsewhere."""
+        """Announce that this node stops in good order and that its domains run on. Then the others do not count them as
+        lost, and do not wait for this node's leadership to expire. If the whole machine goes down, end its domains, so
+        that they start elsewhere."""
         base = self.base
         hypervisor = base.node.has(Role.HYPERVISOR)
         with contextlib.suppress(VeeryError, TimeoutError):
@@ -243,23 +248,23 @@ class Daemon:
 
 
 def _shape(identity: Identity) -> tuple[object, ...]:
-    """What of an identity a daemon is made of."""
+    """Return the parts of an identity that decide how a daemon is built."""
     return identity.node.roles, identity.node.address, identity.etcd is None
 
 
 def _lock(folder: Path) -> int:
-    """Make the run folder ours while the descriptor is open. Raises Refused when it is another veeryd's, or cannot be
-    made."""
+    """Lock the run folder for this process while the descriptor is open. Raises Refused if another veeryd has it, or if
+    it cannot be created."""
     try:
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise Refused(f"{folder}: {error.strerror}", hint="set run in veery.toml to a folder for root") from error
+        raise Refused(
+            f"{folder}: {error.strerror}", hint="set run in veery.toml to a folder that root can write"
+        ) from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(handle)
-        raise Refused(
-            f"another veeryd is at work in {folder}", hint="stop that one first: systemctl stop veeryd"
-        ) from error
+        raise Refused(f"another veeryd uses {folder}", hint="stop it first: systemctl stop veeryd") from error
     return handle

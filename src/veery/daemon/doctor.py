@@ -1,4 +1,4 @@
-"""What `veery doctor` looks at on this node."""
+"""The checks of `veery doctor` on this node."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from veery.node.exposure import Exposure, judge_user
 
 
 def build(base: Base, domains: DomainParts, volumes: VolumeParts, *, store: StoreParts, safety: SafetyParts) -> Doctor:
-    """The doctor of this node."""
+    """Build the doctor of this node."""
     folders = {"state": base.state, "run": base.runtime}
     if base.settings.storage.pool:
         folders["volumes"] = Path(base.settings.storage.pool)
@@ -49,7 +49,7 @@ def build(base: Base, domains: DomainParts, volumes: VolumeParts, *, store: Stor
 
 
 def _exposure(base: Base, domains: DomainParts) -> Exposure:
-    """The ports of this node, and what keeps guests from them."""
+    """Return the checks of this node's ports, and of the rules that keep guests from them."""
     node, settings = base.node, base.settings
     ports = {
         f"API (port {settings.api.port})": settings.api.address or node.address,

@@ -34,10 +34,10 @@ from veery.storage.iscsiadm import KernelInitiator
 
 
 class DomainParts:
-    """One a daemon, also on a node that runs no domains: it answers questions about itself."""
+    """The domain parts. Every daemon has them: a node that runs no domains still answers questions about itself."""
 
     def __init__(self, base: Base, driver: Driver | None) -> None:
-        """`driver` takes the place of the one that the node's record names."""
+        """Build the parts. `driver` replaces the one that the node's record names."""
         self._base = base
         self.driver = driver or _driver(base)
         self.filter = TapFilter(on=base.settings.network.filter)
@@ -110,13 +110,13 @@ class DomainParts:
 
 
 def _driver(base: Base) -> Driver:
-    """The driver that the node's record names. Raises Refused for one that this version does not have."""
+    """Return the driver that the node's record names. Raises Refused if this version has no such driver."""
     match base.node.driver:
         case "xen":
             return XenDriver(base.runtime, base.certificates, base.settings.xen, KernelInitiator(), base.clock)
         case "" | "qemu":
             qemu = base.settings.qemu
-            if not base.node.has(Role.HYPERVISOR):  # it reads the machine and runs nothing: KVM need not be tried
+            if not base.node.has(Role.HYPERVISOR):  # it runs no domains, so KVM is not tested
                 qemu = replace(qemu, accel="tcg")
             return QemuDriver(base.runtime, base.certificates, qemu, base.clock)
     raise Refused(f"no driver {base.node.driver!r}", hint="this version has: qemu, xen")

@@ -21,12 +21,15 @@ from veery.host import log as logs
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The entry point of `veeryd`."""
+    """Run `veeryd` and return its exit status."""
     parser = argparse.ArgumentParser(
-        prog="veeryd", description="The daemon of one veery node. Domains run on when it stops, crashes or is upgraded."
+        prog="veeryd",
+        description="The daemon of one veery node. Domains keep running when it stops, crashes or is upgraded.",
     )
     path = os.environ.get("VEERY_SETTINGS", str(DEFAULT_PATH))
-    parser.add_argument("--settings", metavar="FILE", default=path, help=f"settings of this node ({path})")
+    parser.add_argument(
+        "--settings", metavar="FILE", default=path, help=f"settings file of this node (default: {path})"
+    )
     parser.add_argument("--version", action="version", version=f"veeryd {veery.__version__}")
     args = parser.parse_args(argv)
     heap.hold_small()
@@ -40,14 +43,14 @@ def main(argv: list[str] | None = None) -> int:
             print(f"  hint: {error.hint}", file=sys.stderr)
         return 1
     except BaseExceptionGroup:
-        return 1  # logged where it ended
+        return 1  # already logged where it was raised
     if again:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     return 0
 
 
 async def _serve(settings: Settings, tail: logs.Tail) -> bool:
-    """Serve until told to stop; whether a daemon is to follow at once, with what the state folder says now."""
+    """Serve until stopped. Return True if a new daemon should follow at once, with what the state folder says now."""
     loop = asyncio.get_running_loop()
     daemon = Daemon(settings, load_identity(Path(settings.state)), tail)
     running = asyncio.create_task(daemon.run())

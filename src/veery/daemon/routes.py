@@ -37,7 +37,7 @@ def build(
     doctor: Doctor,
     tail: Tail,
 ) -> ApiServer:
-    """The server; it takes no port before `bind`."""
+    """Build the API server. It takes no port before `bind`."""
     peers, near, node_cache = base.peers, base.near, base.node_cache
     tables = [
         DomainRoutes(domains.domains, domains.devices, domains.moves, domains.machine, peers=peers).table(),

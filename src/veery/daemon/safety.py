@@ -1,4 +1,4 @@
-"""The parts that fence other nodes, and that stop this one where others may have to fence it."""
+"""The parts that fence other nodes, and those that stop this node before others fence it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from veery.node.witness import Witness
 
 
 class SafetyParts:
-    """`guard`, `writer` and `means` are None where no domains run."""
+    """The safety parts. `guard`, `writer` and `fence_methods` are None on a node that runs no domains."""
 
     def __init__(self, base: Base, domains: DomainParts, volumes: VolumeParts) -> None:
-        """The watchdog is not opened before `keeper` runs."""
+        """Build the parts. The watchdog is not opened before `keeper` runs."""
         settings, node = base.settings, base.node
         self._base = base
         self.fencing = Fencing(
@@ -56,11 +56,11 @@ class SafetyParts:
                 stopped=lambda: self.guard is not None and self.guard.stopped,
             )
             self.fence_methods = FenceMethodsWriter(
-                node.name, base.store, self._means, base.clock, started=base.heartbeat.started
+                node.name, base.store, self._methods_now, base.clock, started=base.heartbeat.started
             )
 
     def held(self) -> frozenset[str]:
-        """The domains that the guard has paused."""
+        """Return the domains that the guard has paused."""
         return self.guard.holds if self.guard is not None else frozenset()
 
     def _guard(self, base: Base, domains: DomainParts) -> Guard | None:
@@ -83,12 +83,12 @@ class SafetyParts:
         )
 
     def _may_feed(self) -> bool:
-        """Whether the watchdog may be fed on a node without a guard."""
+        """Return True if the watchdog may be fed on a node without a guard."""
         base = self._base
         return base.heartbeat.remaining() > 0 or base.trust.stands() or base.stillness.holds()
 
-    def _means(self) -> FenceMethods:
-        """How this node can be fenced, as its settings and its watchdog have it now."""
+    def _methods_now(self) -> FenceMethods:
+        """Return the methods that can fence this node, from its settings and its watchdog as they are now."""
         methods = [Method.STORAGE]
         if self.keeper.timeout:
             methods.append(Method.WATCHDOG)

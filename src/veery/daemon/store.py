@@ -21,10 +21,10 @@ from veery.node.votes import Votes
 
 
 class StoreParts:
-    """Those of a voter among them are built on each node: a vote may come while the daemon runs."""
+    """The store parts. Each node also builds those of a voter, because it may receive a vote while the daemon runs."""
 
     def __init__(self, base: Base, domains: DomainParts, volumes: VolumeParts) -> None:
-        """etcd is not started before `switch` runs."""
+        """Build the parts. etcd is not started before `switch` runs."""
         settings, clock = base.settings, base.clock
         etcd = etcd_server.later(settings, lambda: base.membership.identity)
         self.switch = EtcdSwitch(etcd, on=base.identity.etcd is not None)
@@ -67,7 +67,7 @@ class StoreParts:
         self._build_identity(base, domains, volumes)
 
     def _build_identity(self, base: Base, domains: DomainParts, volumes: VolumeParts) -> None:
-        """What changes this node's certificate, address and roles."""
+        """Build the parts that change this node's certificate, address and roles."""
         etcd = None
         if base.identity.etcd is not None:
             etcd = Etcd(lambda force: self.upkeep.restart(force=force), base.runtime / "etcd.pid")
@@ -92,6 +92,6 @@ class StoreParts:
 
 
 def _services(base: Base, volumes: VolumeParts, switch: EtcdSwitch) -> list[Service]:
-    """The programs besides domains that this node keeps running."""
+    """Return the programs, apart from domains, that this node keeps running."""
     found = [switch.service] if base.identity.etcd is not None else []
     return found if volumes.service is None else [*found, volumes.service]

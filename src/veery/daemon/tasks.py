@@ -1,4 +1,4 @@
-"""What a daemon runs, and what becomes of it when one of its tasks ends."""
+"""The tasks of a daemon, and what happens when one of them ends."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ log = logging.getLogger(__name__)
 
 Work = Callable[[], Coroutine[Any, Any, None]]
 
-PAUSE_S = 1.0  # before a task that met a shortage begins again
+PAUSE_S = 1.0  # before a task that met a shortage starts again
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """`work` runs for as long as the daemon does. `again`: it looks again and again, and loses nothing when it begins
-    again; any other holds something that the next daemon has to take over."""
+    """`work` runs as long as the daemon does. `again`: the task only repeats checks and loses nothing when it starts
+    again. Any other task holds state that the next daemon has to take over."""
 
     name: str
     work: Work
@@ -30,8 +30,9 @@ class Task:
 
 
 async def lasting(task: Task, *, pause: float = PAUSE_S) -> None:
-    """Run `task`. One that ends by an error takes the daemon down with it: systemd starts the next, domains run on. One
-    with `again` that met a shortage of descriptors or memory begins again after `pause` seconds."""
+    """Run `task`. If it ends with an error, the whole daemon ends: systemd starts the next one, and domains run on.
+
+    A task with `again` that met a shortage of descriptors or memory starts again after `pause` seconds."""
     while True:
         try:
             await task.work()
@@ -42,17 +43,17 @@ async def lasting(task: Task, *, pause: float = PAUSE_S) -> None:
             if not task.again or not is_shortage(error):
                 log.exception("%s ended", task.name)
                 raise
-            log.error("%s met a shortage, and begins again: %s", task.name, error)
+            log.error("%s met a shortage and starts again: %s", task.name, error)
         await asyncio.sleep(pause)
 
 
 def of_services(services: Iterable[Service]) -> list[Task]:
-    """A task for each program that this node keeps running."""
+    """Return a task for each program that this node keeps running."""
     return [Task(each.name, each.run) for each in services]
 
 
 async def feed_systemd() -> None:
-    """Tell systemd that the loop turns."""
+    """Tell systemd's watchdog that the event loop works."""
     interval = systemd.watchdog_interval()
     while interval > 0:
         systemd.notify("WATCHDOG=1")

@@ -24,10 +24,11 @@ from veery.storage.volumes import Volumes
 
 
 class VolumeParts:
-    """`target`, `service`, `here`, `sessions` and `watcher` are None on a node that does not serve volumes."""
+    """The volume parts. `target`, `service`, `here`, `sessions` and `watcher` are None on a node that serves no
+    volumes."""
 
     def __init__(self, base: Base, domains: DomainParts) -> None:
-        """Nothing is served before tgtd is started."""
+        """Build the parts. Nothing is served before tgtd is started."""
         self._base = base
         self._authority = base.identity.cluster.authority.removeprefix("iqn.")
         self.pool = Path(base.settings.storage.pool or base.state / "volumes")

@@ -1,1 +1,2 @@
-"""The brain: one leader at a time observes the cluster, decides (pure), and acts through `base.NodeControl`."""
+"""High availability. One leader at a time observes the cluster, decides (pure functions), and acts through
+`base.NodeControl`."""

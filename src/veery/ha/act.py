@@ -1,7 +1,8 @@
-"""Acting: each action of a decision carried out, every write of it guarded by the leader's key and by what was seen.
+"""Carries out each action of a decision. Every write is guarded by the leader's key and by the records that the
+decision read.
 
-An action may be carried out again: it finds what is done and does the rest. A guard that no longer holds is no error:
-the world has moved on, and the next observation tells how."""
+An action can be repeated: it skips what is done and does the rest. A guard that no longer holds is not an error. The
+cluster has changed, and the next observation shows how."""
 
 from __future__ import annotations
 
@@ -41,14 +42,14 @@ T = TypeVar("T")
 
 
 class Overtaken(Failed):
-    """What the action was decided on has changed meanwhile: nothing was done; look again."""
+    """The records that the action was decided on have changed. Nothing was done; observe again."""
 
 
 class Actor:
     """Carries actions out through `NodeControl`, and keeps their records in the store."""
 
     def __init__(self, store: Store, control: NodeControl, leadership: Leadership, clock: Clock, rules: Rules) -> None:
-        """Everything is shared with whoever built it."""
+        """The caller shares all of these with others."""
         self._store, self._control, self._leadership, self._clock, self._rules = (
             store,
             control,
@@ -58,7 +59,7 @@ class Actor:
         )
 
     async def do(self, action: Action) -> str:
-        """Carry `action` out; what came of it, in words.
+        """Carry out `action` and return its outcome as a sentence.
 
         Raises Overtaken, NotLeader, Refused, Failed, OutcomeUnknown."""
         self._leadership.guard()
@@ -92,7 +93,7 @@ class Actor:
                     [Unchanged(INTENTS.key(action.name), action.intent.revision)], [Delete(INTENTS.key(action.name))]
                 )
                 return "in use again"
-        raise Failed(f"nothing is known of how to do {type(action).__name__}")
+        raise Failed(f"no code carries out the action {type(action).__name__}")
 
     # ---- fences
     async def _fence(self, action: Fence) -> str:
@@ -105,8 +106,8 @@ class Actor:
             begun = dataclasses.replace(old, state=FenceState.FENCING, method=action.method, at=self._clock.epoch())
         else:
             number = old.round + 1 if old is not None and old.state is FenceState.FAILED else 1
-            anew = FenceRecord(state=FenceState.FENCING, method=action.method, round=number, at=self._clock.epoch())
-            begun = newer.kept(anew, old)
+            fresh = FenceRecord(state=FenceState.FENCING, method=action.method, round=number, at=self._clock.epoch())
+            begun = newer.kept(fresh, old)
         begun = await self._put_fence(name, begun, old, absent=True)
         try:
             proof = await self._within(
@@ -148,7 +149,7 @@ class Actor:
         absent: bool = False,
         also: Sequence[Put] = (),
     ) -> FenceRecord:
-        """Write `record` in the place of `old`; with `absent` only while the node's lease is gone."""
+        """Replace `old` by `record`; with `absent`, only while the node's lease is missing."""
         conditions = [Unchanged(FENCES.key(node), old.revision if old else 0)]
         if absent:
             conditions.append(Unchanged(ALIVE.key(node), 0))
@@ -236,11 +237,11 @@ class Actor:
         """Write as the leader. Raises Overtaken, NotLeader, StoreUnavailable, OutcomeUnknown."""
         done = await self._store.commit([self._leadership.guard(), *conditions], operations)
         if not done.held:
-            raise Overtaken("what it was decided on has changed meanwhile", hint="the next look decides anew")
+            raise Overtaken("the records behind this decision have changed", hint="the next cycle decides again")
         return done
 
     async def _within(self, deadline: float, work: Coroutine[Any, Any, T], late: str) -> T:
-        """What `work` gives; OutcomeUnknown when it takes longer than `deadline` seconds."""
+        """Return the result of `work`. Raises OutcomeUnknown if it takes longer than `deadline` seconds."""
         try:
             async with asyncio.timeout(deadline):
                 return await work

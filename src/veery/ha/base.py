@@ -1,6 +1,8 @@
-"""What the brain works through: it asks nodes (`Probes`), sees the cluster (`Observer`), orders nodes (`NodeControl`).
+"""The interfaces of the brain. `Probes` asks nodes, `Observer` reads the whole cluster, `NodeControl` gives orders to
+nodes.
 
-The daemon has the real ones, `veery.ha.simulation` those of a simulated cluster; nothing else of the brain differs."""
+The daemon implements them for real nodes, and `veery.ha.simulation` for a simulated cluster. The rest of the brain is
+the same in both."""
 
 from __future__ import annotations
 
@@ -11,62 +13,70 @@ from veery.model.ha import ClusterView, NodeReading, Proof, StorageHeartbeats, T
 
 
 class Probes(Protocol):
-    """What the store does not know. Both calls end within a second or two: who does not answer is left out."""
+    """Facts that the store does not hold. Both calls return within a second or two and leave out nodes that do not
+    answer."""
 
     async def signs(self) -> StorageHeartbeats:
-        """Ask every storage node for the ages of the heartbeats that nodes write to it; of several storage nodes the
-        youngest counts. Raises nothing: a storage node that does not answer is no witness."""
+        """Return the ages of the heartbeats that nodes write to storage. Every storage node is asked, and the youngest
+        age counts.
+
+        Raises nothing. A storage node that does not answer is not counted as a witness."""
         ...
 
     async def readings(self) -> Mapping[str, NodeReading]:
-        """What each node that answers says of itself, asked just now. Raises nothing."""
+        """Return what each node reports about itself now, for the nodes that answer. Raises nothing."""
         ...
 
 
 class Observer(Protocol):
-    """One observation, and what goes on between two."""
+    """Reads the cluster, and follows the store between two readings."""
 
     async def run(self) -> None:
-        """For ever: follow the store, so that a look costs it little. Somebody's task; without it `observe` works too,
-        slower."""
+        """Follow the store until cancelled, so that `observe` costs the store little. The caller owns the task.
+        `observe` also works without it, but slower."""
         ...
 
     async def observe(self) -> ClusterView:
-        """The whole cluster at one revision of the store. Never raises for a store that does not answer: then
-        `quorum` is False, and the rest is as it was last seen."""
+        """Return the whole cluster at one revision of the store.
+
+        Does not raise when the store does not answer. Then `quorum` is False, and the rest is the last view."""
         ...
 
 
 class NodeControl(Protocol):
-    """The world that the brain acts through. Every call may be made again: it finds what is done already, and does the
-    rest. Raises Refused (nothing changed), Failed, or OutcomeUnknown; the brain looks again before it goes on.
+    """The actions that the brain can take on nodes. A call can be repeated: it skips what is already done and does the
+    rest. Raises Refused (nothing changed), Failed, or OutcomeUnknown. The brain observes again before it continues.
 
-    What the brain itself writes to the store is no part of this: `ha.act` does it, guarded by the leader's key."""
+    Writes of the brain to the store are not part of this interface. `ha.act` makes them, guarded by the leader's
+    key."""
 
     async def fence(self, node: str, method: str, absent: float) -> Proof:
-        """Make sure by `method` that `node` cannot write, and prove it by looking. fence/NODE stands when this is
-        called. `absent` is for how long (seconds) the leader has seen the node's lease gone.
+        """Stop `node` from writing by `method`, and verify that it cannot. The record fence/NODE exists before this
+        call. `absent` is how long (seconds) the leader has seen the node's lease missing.
 
-        Raises Failed where there is no proof, whatever was done: an order that was taken is none."""
+        Raises Failed without proof, whatever was done: a method that accepts the order proves nothing."""
         ...
 
     async def admit(self, node: str, revision: int) -> None:
-        """Let `node` use the storage again. The storage node reads fence/NODE under the lock under which it fences, and
-        lets in only where that key is at `revision` and ADMITTING; else Refused: a late order changes nothing."""
+        """Let `node` use the storage again. The storage node reads fence/NODE under the same lock as its fencing. It
+        admits the node only if that key is at `revision` and its state is ADMITTING. Otherwise it raises Refused, so a
+        late order changes nothing."""
         ...
 
     async def start(self, ticket: Ticket) -> None:
-        """Start the domain on the ticket's node, which claims it with `ha.orders.claim` (the ticket's revision is a
-        condition of the claim). Returns when it runs. Raises Refused or Failed: it does not run there and has no
-        owner; OutcomeUnknown: look at the owner key."""
+        """Start the domain on the ticket's node. That node claims the domain with `ha.orders.claim`, which requires the
+        ticket's revision. Returns when the domain runs.
+
+        Raises Refused or Failed: the domain does not run there and has no owner. Raises OutcomeUnknown: the owner key
+        tells."""
         ...
 
     async def move(self, domain: str, source: str, target: str, *, urgent: bool = False) -> None:
-        """Move a running domain; returns when it has ended well. `urgent`: slow the domain down rather than take long.
-        Raises as a move does: the owner key tells where it runs."""
+        """Move a running domain, and return when the move has succeeded. `urgent`: slow the domain down so that the
+        move ends sooner. Raises as a move does; the owner key tells where the domain runs."""
         ...
 
     async def end(self, node: str, domain: str, boot: str) -> None:
-        """End that one run of the domain on `node`; returns when its process is gone for certain (pidfd), and its
-        owner key, if it names this node and boot, is given back."""
+        """Kill that one instance of the domain on `node`. Returns when its process is certainly gone (pidfd). Releases
+        its owner key if the key names this node and boot."""
         ...

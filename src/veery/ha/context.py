@@ -1,4 +1,5 @@
-"""What all rules of one decision share: the view, what follows from it, and what the rules before have given away."""
+"""The context that all rules of one decision share: the view, what follows from it, and what earlier rules have
+assigned."""
 
 from __future__ import annotations
 
@@ -12,22 +13,22 @@ from veery.model.ha import ClusterView, DomainView, Level, Note, Policy, Rules
 
 @dataclass(slots=True)
 class DecisionContext:
-    """One decision under way. `book` and the counts change as rules give things away; the view never does."""
+    """The state of one decision. `book` and the counts change as rules assign domains; the view never changes."""
 
     view: ClusterView
     now: float
     rules: Rules
     states: dict[str, NodeState]
     book: Book
-    on: dict[str, list[DomainView]]  # by the node that owns them, each list in `order`
-    out: Counter[str] = field(default_factory=Counter)  # moves under way
+    on: dict[str, list[DomainView]]  # domains by owning node, each list in `order`
+    out: Counter[str] = field(default_factory=Counter)  # moves under way, by source
     into: Counter[str] = field(default_factory=Counter)
     links: Counter[tuple[str, str]] = field(default_factory=Counter)
-    usable: tuple[str, ...] = ()  # the nodes that may be given domains
+    usable: tuple[str, ...] = ()  # the nodes that may receive domains
 
     @classmethod
     def of(cls, view: ClusterView, now: float, rules: Rules) -> DecisionContext:
-        """`view` as it is seen at `now` (epoch)."""
+        """Build the context for `view` at `now` (epoch)."""
         states = judge(view, now, rules)
         on: dict[str, list[DomainView]] = {name: [] for name in view.nodes}
         leaving = [name for name, state in states.items() if state in LEAVING]
@@ -44,14 +45,14 @@ class DecisionContext:
         return made
 
     def count(self, source: str, target: str) -> None:
-        """One more move is under way."""
+        """Count one more move as under way."""
         self.out[source] += 1
         self.into[target] += 1
         self.links[source, target] += 1
 
     def may_move(self, source: str, target: str) -> bool:
-        """Whether one more move keeps the limits: wider ones out of a node that may die at any moment, and one at a
-        time out of one whose memory is doubted."""
+        """Return True if one more move keeps the limits. The limits are wider out of a node that may die at any moment.
+        Only one move at a time leaves a node whose memory is suspect."""
         out, into = self.rules.out, self.rules.into
         if self.states.get(source) is NodeState.SICK:
             health = self.view.nodes[source].health
@@ -62,7 +63,8 @@ class DecisionContext:
         return self.out[source] < out and self.into[target] < into and self.links[source, target] < out
 
     def busy(self, domain: DomainView) -> bool:
-        """Whether something is under way with it, or it is left alone, so that nothing else may begin."""
+        """Return True if an action on the domain is under way, or if the domain is left alone, so that no other action
+        may begin."""
         name = domain.name
         return (
             bool(domain.unreadable)
@@ -73,7 +75,7 @@ class DecisionContext:
         )
 
     def kept(self, domain: DomainView) -> str:
-        """What there is to say of a domain that has ended and is kept on its node, "" of any other."""
+        """Return why a domain that has ended but is kept on its node cannot move; "" for any other domain."""
         owner = domain.owner
         reading = self.view.nodes[owner.node].reading if owner and owner.node in self.view.nodes else None
         if (
@@ -85,30 +87,33 @@ class DecisionContext:
         return f"it has ended and is kept, so it cannot be moved: veery --node {owner.node} destroy {domain.name}"
 
     def waited(self, subject: str, at: float, seconds: float) -> bool:
-        """Whether the record of `subject`, written at `at` (epoch), is `seconds` old."""
+        """Return True if the record of `subject`, written at `at` (epoch), is at least `seconds` old."""
         age = self.view.ages.get(subject)
         return waited(self.now, at, seconds) if age is None else age >= seconds
 
     def resting(self, subject: str) -> str:
-        """What was said when an action about `subject` failed a moment ago; "" otherwise."""
+        """Return the error of an action about `subject` that failed recently; "" if there is none."""
         return self.view.resting.get(subject, "")
 
 
 def order(domain: DomainView) -> tuple[int, int, str]:
-    """The order of domains: high priority first, then the largest, as `survival.stranded` counts, then by name."""
+    """Return the sort key of a domain: higher priority first, then more memory (as in `survival.stranded`), then
+    name."""
     return -domain.ha.priority, -domain.memory, domain.name
 
 
 def restarts(domain: DomainView) -> bool:
-    """Whether the brain starts it when it does not run."""
+    """Return True if the brain starts the domain when it does not run."""
     if domain.unreadable:
         return False
     return domain.ha.policy is Policy.RESTART and domain.ha.wanted and domain.ha.max_restarts > 0
 
 
 def failed_tries(domain: DomainView) -> int:
-    """How many tries in a row to start it have failed. A start that went well is none of them: where the domain ends
-    with its node after that, the node was lost, and the domain did not fail."""
+    """Return how many starts in a row have failed.
+
+    A start that succeeded is not counted. If the domain later dies together with its node, the node was lost and the
+    domain did not fail."""
     run = domain.run
     if run is None:
         return 0
@@ -117,15 +122,16 @@ def failed_tries(domain: DomainView) -> int:
 
 
 def given_up(domain: DomainView) -> bool:
-    """Whether so many tries in a row have failed that it is not started again."""
+    """Return True if so many starts in a row have failed that the brain does not try again."""
     return 0 < failed_tries(domain) >= domain.ha.max_restarts
 
 
 def note(subject: str, state: str, reason: str, level: Level = Level.INFO) -> Note:
-    """A finding: nothing is to be done."""
+    """Return a Note: a finding that needs no action."""
     return Note(subject=subject, reason=reason, state=state, level=level)
 
 
 def seconds(value: float) -> str:
-    """Seconds in a reason: whole ones, rounded up, so that a line does not change more than once a second."""
+    """Format seconds for a reason. They are rounded up to whole seconds, so that a line changes at most once a
+    second."""
     return f"{-int(-value // 1)} s"

@@ -1,4 +1,4 @@
-"""The decision: one view in, actions with their reasons out. Pure: no await, no clock but an argument."""
+"""The decision: takes one view, returns actions with their reasons. Pure: no await, and time is an argument."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from veery.ha.rules.recovery import readmit_returned, settle_moves, tell_unreada
 from veery.ha.rules.waiting import forget_tries, place_waiting
 from veery.model.ha import Action, ClusterView, Level, Rules
 
-RULES: tuple[
-    Callable[[DecisionContext], Iterator[Action]], ...
-] = (  # earlier ones have the first claim on room and turns
+RULES: tuple[Callable[[DecisionContext], Iterator[Action]], ...] = (  # earlier rules take room and turns first
     tell_unreadable,
     tell_unsettled,
     fence_silent,
@@ -29,10 +27,10 @@ RULES: tuple[
 
 
 def decide(view: ClusterView, now: float, rules: Rules) -> tuple[Action, ...]:
-    """What is to be done about the cluster as it is in `view`. `now`: seconds of the epoch; it paces tries and
-    delays, and no safety hangs on it.
+    """Return the actions for the cluster as it is in `view`. `now` (epoch seconds) paces retries and delays; no safety
+    depends on it.
 
-    At most one action about each subject that does something; Notes say why nothing is done where that matters."""
+    Each subject gets at most one action that does something. Notes say why nothing is done, where that matters."""
     if view.restored:
         reason = f"{view.restored}: domains run on, nothing is decided; next: veery cluster adopt --plan"
         return (note("cluster", "store-restored", reason, Level.ALARM),)

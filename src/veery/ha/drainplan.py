@@ -1,6 +1,6 @@
-"""Whether a node can be drained: where each of its domains would go, and everything that stands in the way, at once.
+"""The plan of a drain: where each domain of the node would go, and everything that prevents the drain, all at once.
 
-Pure; `veery node drain --plan` shows it, and a drain is refused by it."""
+Pure. `veery node drain --plan` shows it, and a drain is refused by it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from veery.model.node import Role
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrainPlan:
-    """`moves`: (domain, target) in the order in which they begin, `side_by_side` of them at once. `blockers`: why it
-    cannot be; `risks`: why it should not be, which `force` passes over. `warnings`: what is merely to be known."""
+    """`moves`: (domain, target) in the order in which they begin, `side_by_side` of them at a time. `blockers`: why the
+    node cannot be drained. `risks`: why it should not be; `force` overrides them. `warnings`: consequences that refuse
+    nothing."""
 
     node: str
     moves: tuple[tuple[str, str], ...] = ()
@@ -36,8 +37,8 @@ def plan(
     *,
     volumes: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> DrainPlan:
-    """What draining node `name` would come to, by `view`. `volumes`: those that it serves as a storage node, each with
-    the domains that have it as a disk. An unknown node is a blocker too."""
+    """Return the plan for draining node `name` in `view`. `volumes`: those that the node serves as a storage node, each
+    with the domains that use it as a disk. An unknown node is a blocker too."""
     if name not in view.nodes:
         return DrainPlan(node=name, blockers=(f"no node {name!r}: the nodes are {', '.join(view.nodes)}",))
     if not view.quorum:
@@ -46,11 +47,11 @@ def plan(
     blockers, moves = [], []
     state = context.states[name]
     if view.nodes[name].absent is not None or state in (NodeState.RETURNING, NodeState.ADMITTING):
-        blockers.append(f"node {name} is {state}: what runs there cannot be moved")
+        blockers.append(f"node {name} is {state}: its domains cannot be moved")
     context.book.leave(name)
     rest = [other for other in usable(view, context.states) if other != name]
     if not rest and view.nodes[name].record.has(Role.HYPERVISOR):
-        blockers.append(f"no other node may be given domains: {name} is the last")
+        blockers.append(f"no other node may receive domains: {name} is the last")
     blockers += [f"node {name}: {said}" for said in view.nodes[name].unreadable]
     for domain in sorted(context.on[name], key=lambda each: (-each.memory, each.name)):
         if domain.unreadable:
@@ -80,11 +81,13 @@ def plan(
 
 
 def _survival(view: ClusterView, rest: list[str], moved: dict[str, str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(risks, warnings) about the loss of one more node. Of one that is left alone none can be lost: that is by
-    nature so, and merely told; of several it is a risk if it is this drain that makes it so."""
+    """Return (risks, warnings) about the loss of one more node.
+
+    If one node remains alone, it can never be lost, so that is only a warning. With several nodes it is a risk if this
+    drain causes it."""
     where = {each.name: each.owner.node for each in view.domains.values() if each.owner}
     if len(rest) == 1:
-        return (), (f"{rest[0]} is left alone: until the drained node is back, none may be lost",)
+        return (), (f"only {rest[0]} remains: its loss could not be survived until the drained node is back",)
     after = stranded(view, rest, {**where, **moved})
     if not after:
         return (), ()
@@ -92,13 +95,13 @@ def _survival(view: ClusterView, rest: list[str], moved: dict[str, str]) -> tupl
     before = {name for names in stranded(view, everyone, where).values() for name in names}
     for lost, names in after.items():
         if new := [name for name in names if name not in before]:
-            return (f"{lost} could then not be lost: {_named(new)} would find no place",), ()
+            return (f"if {lost} were lost then, {_named(new)} would find no place",), ()
     lost, names = next(iter(after.items()))
-    return (), (f"the loss of {lost} could not be carried, nor can one be before: {_named(names)} finds no place",)
+    return (), (f"if {lost} were lost, {_named(names)} would find no place, as before the drain",)
 
 
 def _serving(view: ClusterView, name: str, volumes: Mapping[str, Sequence[str]]) -> tuple[tuple[str, ...], ...]:
-    """(risks, warnings) about the volumes that the node serves: they do not leave it in a drain."""
+    """Return (risks, warnings) about the volumes that the node serves: a drain does not move them."""
     used = {volume: [each for each in domains if _runs(view, each)] for volume, domains in volumes.items()}
     busy = {volume: domains for volume, domains in used.items() if domains}
     risks: tuple[str, ...] = ()
@@ -111,7 +114,9 @@ def _serving(view: ClusterView, name: str, volumes: Mapping[str, Sequence[str]])
         )
     idle = [volume for volume in volumes if volume not in busy]
     if idle:
-        warnings = (f"{name} serves {_named(idle)}, which no running domain uses: they are away with it",)
+        warnings = (
+            f"{name} serves {_named(idle)}, which no running domain uses: they are not served while it is down",
+        )
     return risks, warnings
 
 
@@ -121,5 +126,5 @@ def _runs(view: ClusterView, name: str) -> bool:
 
 
 def _named(names: Sequence[str]) -> str:
-    """At most five of them."""
+    """Return the names in one line, at most five of them."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,5 +1,7 @@
-"""Groups of domains: which nodes they may run on, and whether they are kept apart or together. The brain keeps to a
-group when it places a domain (ha/placement.py); what runs already is not moved for it."""
+"""Groups of domains: which nodes they may run on, and whether they are kept apart or together.
+
+The brain follows a group when it places a domain (ha/placement.py). It does not move running domains to meet a
+group."""
 
 from __future__ import annotations
 
@@ -12,12 +14,12 @@ from veery.errors import Refused
 from veery.model.ha import Group, GroupKind
 from veery.model.node import Node, Role
 
-ATTEMPTS = 8  # each lost to somebody else's change
+ATTEMPTS = 8  # an attempt fails when another change gets in between
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupStatus:
-    """One group: its rule (`made` is False where none was ever set: the default holds) and its domains, sorted."""
+    """One group: its rule and its sorted domains. `made` is False if no rule was ever set; then the default applies."""
 
     name: str
     rule: Group
@@ -26,7 +28,7 @@ class GroupStatus:
 
 
 async def every(store: Store) -> tuple[GroupStatus, ...]:
-    """Those that have a rule, and those that domains name. Raises StoreUnavailable."""
+    """Return the groups that have a rule and those that domains name. Raises StoreUnavailable."""
     rules, policies = await GROUPS.readable(store), await POLICIES.readable(store)
     members: dict[str, list[str]] = {name: [] for name in rules}
     for domain, policy in policies.items():
@@ -46,7 +48,7 @@ async def assign(
     nodes: Collection[str] | None = None,
     strict: bool | None = None,
 ) -> Group:
-    """Set the rule of group `name`; what is None stays as it was. `nodes` empty: all hypervisors.
+    """Set the rule of group `name`; arguments that are None keep their value. `nodes` empty: all hypervisors.
 
     Raises Refused for a node that is unknown or runs no domains, and for a rule that its domains cannot meet."""
     key = GROUPS.key(name)
@@ -68,27 +70,27 @@ async def assign(
 
 
 async def delete(store: Store, name: str) -> None:
-    """Take the rule of group `name` away. Raises Refused where there is none, and while domains are in it."""
+    """Delete the rule of group `name`. Raises Refused if there is none, and while domains are in the group."""
     entry = await store.get(GROUPS.key(name))
     if entry is None:
-        raise Refused(f"no rule for group {name!r}", hint="veery group list shows those there are")
+        raise Refused(f"no rule for group {name!r}", hint="veery group list shows the groups")
     members = await _members(store, name)
     if members:
         raise Refused(
-            f"group {name} has {_names(members)}", hint="take them out first, with --group '': veery ha set --help"
+            f"group {name} contains {_names(members)}", hint="first remove them with --group '': veery ha set --help"
         )
     await store.commit([Unchanged(GROUPS.key(name), entry.revision)], [Delete(GROUPS.key(name))])
 
 
 async def require_met(store: Store, domain: str, name: str) -> None:
-    """Raises Refused where group `name`, with `domain` in it, has a rule that cannot be met; StoreUnavailable."""
+    """Raise Refused if group `name`, with `domain` in it, has a rule that cannot be met. Raises StoreUnavailable."""
     rule = await GROUPS.get(store, name)
     if rule is None:
         return
     known = await NODES.readable(store)
     if rule.nodes and not _usable(rule, known):
         raise Refused(
-            f"domain {domain}: group {name} allows {', '.join(rule.nodes)} only, and none of them is a node",
+            f"domain {domain}: group {name} allows only {', '.join(rule.nodes)}, and no such node runs domains",
             hint=f"the nodes are {', '.join(known)}",
         )
     _check_met(name, rule, known, sorted({*await _members(store, name), domain}))
@@ -99,22 +101,22 @@ def _check_nodes(name: str, rule: Group, known: dict[str, Node]) -> None:
         if node not in known:
             raise Refused(f"group {name}: no node {node!r}", hint=f"the nodes are {', '.join(known)}")
         if not known[node].has(Role.HYPERVISOR):
-            raise Refused(f"group {name}: {node} runs no domains", hint="veery node list shows which do")
+            raise Refused(f"group {name}: {node} runs no domains", hint="veery node list shows the nodes that do")
 
 
 def _check_met(name: str, rule: Group, known: dict[str, Node], members: list[str]) -> None:
-    """More domains than nodes cannot be kept strictly apart."""
+    """Raise Refused if a strict group has more domains to keep apart than nodes."""
     nodes = _usable(rule, known)
     if rule.strict and rule.kind is GroupKind.APART and len(members) > len(nodes):
         raise Refused(
             f"group {name} cannot be met: {len(members)} domains ({_names(members)}) strictly apart on "
             f"{len(nodes)} node{'s' if len(nodes) != 1 else ''} ({_names(nodes)})",
-            hint="name more nodes, take domains out, or leave it to be kept where possible: --loose",
+            hint="allow more nodes, remove domains, or keep the rule only where possible: --loose",
         )
 
 
 def _usable(rule: Group, known: dict[str, Node]) -> list[str]:
-    """The hypervisors that `rule` allows."""
+    """Return the hypervisors that `rule` allows."""
     return [
         name for name, node in known.items() if node.has(Role.HYPERVISOR) and (not rule.nodes or name in rule.nodes)
     ]
@@ -125,5 +127,5 @@ async def _members(store: Store, name: str) -> list[str]:
 
 
 def _names(names: list[str]) -> str:
-    """At most five of them."""
+    """Return the names in one line, at most five of them."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

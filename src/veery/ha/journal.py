@@ -1,4 +1,4 @@
-"""Events: what the brain did and found, written to the store by the leader, a few at a time, the oldest dropped."""
+"""Events: what the brain did and found. The leader writes them to the store in batches and drops the oldest."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from veery.cluster.keys import EVENTS, Unreadable
 from veery.cluster.store import Compacted, Delete, Put, Store, Unchanged
 from veery.model.ha import Event
 
-AT_ONCE = 50  # events in one transaction
-SLACK = 100  # so many above `keep` before the oldest are dropped
+EVENTS_PER_WRITE = 50  # events in one transaction
+KEEP_SLACK = 100  # events above `keep` before the oldest are dropped
 
 
 class Journal:
-    """Collects events and writes them; `keep` of them stay."""
+    """Collects events and writes them; `keep` of them stay in the store."""
 
     def __init__(self, store: Store, *, keep: int = 2000) -> None:
         self._store, self._keep = store, keep
         self._waiting: list[Event] = []
-        self._count: int | None = None  # written, as far as this leader knows
+        self._count: int | None = None  # events in the store, as far as this leader knows
         self._last = 0
 
     def add(self, event: Event) -> None:
-        """Have `event` written by the next `flush`; of too many the oldest are let go."""
+        """Queue `event` for the next `flush`. If too many wait, the oldest are dropped."""
         self._waiting = [*self._waiting, event][-self._keep :]
 
     async def flush(self, guard: Unchanged) -> None:
-        """Write what waits, while `guard` holds. Raises StoreUnavailable, OutcomeUnknown (it is written again then,
-        under the same number)."""
+        """Write the queued events while `guard` holds. Raises StoreUnavailable, or OutcomeUnknown: the next call writes
+        them again under the same numbers."""
         if not self._waiting:
             return
         if self._count is None:
             self._count = len((await self._store.scan(EVENTS.prefix)).entries)
-        batch = self._waiting[:AT_ONCE]
+        batch = self._waiting[:EVENTS_PER_WRITE]
         operations: list[Put | Delete] = []
         number = self._last
         for event in batch:
@@ -44,19 +44,19 @@ class Journal:
         self._waiting = self._waiting[len(batch) :]
         if done.held:
             self._count += len(batch)
-        if self._count > self._keep + SLACK:
+        if self._count > self._keep + KEEP_SLACK:
             await self._drop(guard)
 
     async def _drop(self, guard: Unchanged) -> None:
         entries = (await self._store.scan(EVENTS.prefix)).entries
         old = entries[: max(0, len(entries) - self._keep)]
         if old:
-            await self._store.commit([guard], [Delete(entry.key) for entry in old[:SLACK]])
-        self._count = len(entries) - len(old[:SLACK])
+            await self._store.commit([guard], [Delete(entry.key) for entry in old[:KEEP_SLACK]])
+        self._count = len(entries) - len(old[:KEEP_SLACK])
 
 
 async def last(store: Store, count: int) -> tuple[Event, ...]:
-    """The last `count` events, oldest first. Raises StoreUnavailable."""
+    """Return the last `count` events, oldest first. Raises StoreUnavailable."""
     entries = (await store.scan(EVENTS.prefix)).entries
     found = []
     for entry in entries[max(0, len(entries) - count) :]:
@@ -66,7 +66,7 @@ async def last(store: Store, count: int) -> tuple[Event, ...]:
 
 
 async def follow(store: Store) -> AsyncGenerator[Event, None]:
-    """Every event from now on, for ever. Raises StoreUnavailable when it begins."""
+    """Yield every event from now on. Raises StoreUnavailable when it begins."""
     after = (await store.scan(EVENTS.prefix)).revision
     while True:
         try:

@@ -1,5 +1,5 @@
-"""The loop: observe, decide, act. Every voter observes, so that a new leader knows who has been silent for how long;
-only the leader acts."""
+"""The loop of the brain: observe, decide, act. Every voter observes, so that a new leader knows how long each node has
+been silent. Only the leader acts."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The newest word about one subject: what is, or was, done about it and why. `since`: epoch."""
+    """The latest action or note about one subject, its reason and its outcome. `since`: epoch."""
 
     action: Action
     since: float
@@ -61,7 +61,7 @@ class _Rest:
 
 
 class Brain:
-    """One node's brain. `run` is somebody's task; the daemon builds it, and asks it `why`."""
+    """The brain of one node. The daemon builds it, owns the task of `run`, and answers `veery why` from it."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Brain:
         told: Callable[[Event], None] | None = None,
         election_delay: float = 0.0,
     ) -> None:
-        """`told` hears every event as it happens, on the leader only; `shy` as for Leadership."""
+        """`told` receives every event as it happens, on the leader only. `election_delay`: as for Leadership."""
         rules.check()
         self._node, self._observer, self._clock, self._rules, self._told = node, observer, clock, rules, told
         self.leadership = Leadership(store, node, ttl=rules.leader_ttl, clock=clock, election_delay=election_delay)
@@ -85,34 +85,34 @@ class Brain:
         self._work: dict[str, _Work] = {}
         self._rests: dict[str, _Rest] = {}
         self._found: dict[str, Finding] = {}
-        self._noted: dict[str, Note] = {}  # the last note told of each subject, while it holds
+        self._noted: dict[str, Note] = {}  # the last note published about each subject, while it holds
         self._fresh: dict[str, tuple[str, float]] = {}  # the state of each subject, and since when (own clock)
         self._wake = asyncio.Event()
         self._view: ClusterView | None = None
 
     async def run(self) -> None:
-        """For ever. Cancel to stop: what is under way is given up as it stands, and can be taken up by the next."""
+        """Run until cancelled. Cancelling leaves actions unfinished as they are; the next leader can continue them."""
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.leadership.run(), name="leadership")
-                group.create_task(self._observer.run(), name="eyes")
+                group.create_task(self._observer.run(), name="observer")
                 group.create_task(self._guard(), name="brain-guard")
                 group.create_task(self._cycles(), name="brain-cycles")
         finally:
             await stop(*(each.task for each in self._work.values()))
 
     def idle(self) -> bool:
-        """Whether it has nothing under way."""
+        """Return True if no action is under way."""
         return not self._work
 
     def found(self, subject: str) -> Finding | None:
-        """The newest word about `subject` ("node/x", "domain/x", "cluster"), while this node leads."""
+        """Return the latest finding about `subject` ("node/x", "domain/x", "cluster"), while this node leads."""
         return self._found.get(subject)
 
     def view_now(self) -> ClusterView:
-        """The last observation. Raises Failed before the first."""
+        """Return the last observation. Raises Failed before the first one."""
         if self._view is None:
-            raise Failed("the cluster has not been looked at yet", hint="try again in a second or two")
+            raise Failed("the brain has not observed the cluster yet", hint="try again in a second or two")
         return self._view
 
     async def _cycles(self) -> None:
@@ -131,7 +131,7 @@ class Brain:
             await self._pause(max(0.0, self._rules.cycle - (self._clock.now() - begun)))
 
     async def _pause(self, seconds: float) -> None:
-        """Until the next cycle is due, or an action has ended."""
+        """Wait until the next cycle is due or an action has ended."""
         try:
             async with asyncio.timeout(seconds):
                 await self._wake.wait()
@@ -139,16 +139,16 @@ class Brain:
             pass
 
     async def _guard(self) -> None:
-        """Give up what is under way before another could lead."""
+        """Cancel the actions under way before another node could lead."""
         while True:
             left = self.leadership.remaining()
             if left <= 0 and self._work:
-                log.warning(decision("brain.stop", node=self._node, reason="does not lead any more"))
+                log.warning(decision("brain.stop", node=self._node, reason="this node is no longer the leader"))
                 await stop(*(each.task for each in self._work.values()))
             await self._clock.sleep(min(left, self._rules.cycle) if left > 0 else self._rules.cycle)
 
     def _own(self, view: ClusterView) -> ClusterView:
-        """`view` with what only this leader knows: its orders under way, and what failed a moment ago."""
+        """Return `view` with what only this leader knows: its actions under way, and those that failed recently."""
         now = self._clock.now()
         self._rests = {subject: rest for subject, rest in self._rests.items() if rest.until > now}
         actions = [each.action for each in self._work.values()]
@@ -203,7 +203,7 @@ class Brain:
         except (OSError, MemoryError) as error:
             if not is_shortage(error):
                 raise
-            outcome = f"this node is short of something: {error or type(error).__name__}"
+            outcome = f"this node is short of a resource: {error or type(error).__name__}"
             self._rests[action.subject] = _Rest(self._clock.now() + self._rules.retry, outcome)
             log.error(decision(f"{verb}.shortage", subject=action.subject, reason=outcome))
         finally:
@@ -213,9 +213,10 @@ class Brain:
                 self._found[action.subject] = dataclasses.replace(found, outcome=outcome)
             self._wake.set()
 
-    # ---- telling
+    # ---- reporting
     def _note(self, note: Note) -> None:
-        """Say what was found, when it is new and has held for a cycle: the state, not each second's wording of it."""
+        """Publish `note` once its state is new and has held for a cycle. A new wording of the same state is not
+        published."""
         old = self._found.get(note.subject)
         same = old is not None and isinstance(old.action, Note) and old.action.state == note.state
         self._found[note.subject] = Finding(note, old.since if old and same else self._clock.epoch())
@@ -241,16 +242,17 @@ class Brain:
         try:
             await self._journal.flush(self.leadership.guard())
         except (Failed, OutcomeUnknown) as error:
-            log.debug("events wait: %s", error)
+            log.debug("events are not written yet: %s", error)
 
 
 def _quiet(action: Action) -> bool:
-    """Bookkeeping, and a fence's second round and later: the note of the failed fence tells it once."""
+    """Return True for bookkeeping, and for a fence from its second round on: the note of the failed fence reports that
+    once."""
     if isinstance(action, Fence) and action.record is not None:
         return action.record.round > 1 or action.record.state is FenceState.FAILED
     return isinstance(action, GiveUpRound | Steady)
 
 
 def _verb(action: Action) -> str:
-    """What an action is called in logs and events."""
+    """Return the name of an action in logs and events."""
     return {"GiveUpRound": "fence-failed"}.get(type(action).__name__, type(action).__name__.lower())

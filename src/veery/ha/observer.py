@@ -1,10 +1,10 @@
-"""Observing: the store at one revision, and what storage nodes and daemons tell, made into one view.
+"""The observer: combines the store at one revision with the answers of storage nodes and daemons into one view.
 
-One watch follows the store (cluster/watch_cache.py). A record that cannot be read is unreadable in the view: the brain
-leaves its subject alone, and everything else goes on.
+One watch follows the store (cluster/watch_cache.py). A record that cannot be decoded is marked unreadable in the view.
+The brain leaves its subject alone and goes on with everything else.
 
-Who is absent since when is this object's own memory, by its own monotonic clock. It forgets that memory after a pause
-in which it saw nothing: a node could have come, renewed its watchdog, and gone again."""
+The observer itself remembers since when each node is absent, by its own monotonic clock. It forgets this after a pause
+in which it saw nothing: in the pause a node could have come, renewed its watchdog, and left again."""
 
 from __future__ import annotations
 
@@ -68,15 +68,17 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-UNSEEN = (EVENTS.prefix, VOLUMES.prefix, TOKENS.prefix, CA_KEY, CA_SEALED, CA_LIST)  # of no use to the brain
-HEARD = 2.5  # seconds for which what a node said of itself counts: on a busy machine an answer may come a look later
+UNSEEN = (EVENTS.prefix, VOLUMES.prefix, TOKENS.prefix, CA_KEY, CA_SEALED, CA_LIST)  # keys that the brain does not use
+READING_VALID_S = (
+    2.5  # seconds for which a node's report counts: on a busy machine an answer may come one observation late
+)
 
 
 @dataclass(slots=True)
 class _Sighting:
-    """Since when (own clock) a node is there and may use the storage, or is not there. `key`: the revision at which its
-    presence was created (0: none), whether a fence stands although it is there, and whether that is proven. `again`: it
-    was there when the proof came, and what it said by then may be what it said last."""
+    """Since when (own clock) a node is present and may use the storage, or is absent. `key`: the revision at which its
+    presence was created (0: absent), whether it is fenced although present, and whether that fence is proven. `again`:
+    the node was already present when the proof came, so its latest report may be older than the proof."""
 
     key: tuple[int, bool, bool]
     since: float
@@ -84,35 +86,35 @@ class _Sighting:
 
 
 class StoreObserver:
-    """`Observer` on a `Store`. One call of `observe` at a time."""
+    """`Observer` on a `Store`. Only one call of `observe` may run at a time."""
 
     def __init__(self, store: Store, probes: Probes, clock: Clock, rules: Rules) -> None:
-        """`clock` measures absences; nothing else does."""
-        self._mirror = WatchCache(store, UNSEEN)
+        """`clock` measures how long nodes are absent, and nothing else does."""
+        self._cache = WatchCache(store, UNSEEN)
         self._probes, self._clock, self._rules = probes, clock, rules
         self._sightings: dict[str, _Sighting] = {}
         self._seen: float | None = None  # the last observation that succeeded
         self._settled = 0.0
         self._watched = 0.0
         self._last = ClusterView(revision=0, quorum=False, settled=0.0, witnesses=0, watched=0.0, nodes={}, domains={})
-        self._beats: dict[str, float] = {}  # since when each node's heartbeats on storage go on
+        self._beats: dict[str, float] = {}  # since when each node has written heartbeats to storage without a break
         self._decoded: dict[str, tuple[Entry, Any]] = {}
-        self._bad: dict[str, str] = {}  # what cannot be read, by key: one sentence
+        self._bad: dict[str, str] = {}  # one sentence for each key that cannot be decoded
         self._readings: dict[str, NodeReading] = {}
-        self._heard: dict[str, float] = {}  # when each was given
-        self._nodes: dict[str, Node] = {}  # the last records that could be read
-        self._owners: dict[str, str] = {}  # the last owner that each domain was seen to have
+        self._heard: dict[str, float] = {}  # when each reading arrived
+        self._nodes: dict[str, Node] = {}  # the last records that could be decoded
+        self._owners: dict[str, str] = {}  # the last known owner of each domain
 
     async def run(self) -> None:
         """As Observer.run."""
-        await self._mirror.run()
+        await self._cache.run()
 
     async def observe(self) -> ClusterView:
         """As Observer.observe."""
         try:
             async with asyncio.timeout(self._rules.blind):
                 _, signs, readings = await asyncio.gather(
-                    self._mirror.current(), self._probes.signs(), self._probes.readings()
+                    self._cache.current(), self._probes.signs(), self._probes.readings()
                 )
         except (Failed, OutcomeUnknown, TimeoutError) as error:
             restored = error.message if isinstance(error, StoreRestored) else ""
@@ -127,7 +129,7 @@ class StoreObserver:
         if signs.witnesses == 0:
             self._watched = now
         self._seen = now
-        young = (name for name, sign in signs.ages.items() if sign.age < 2 * self._rules.sign)  # one may come late
+        young = (name for name, sign in signs.ages.items() if sign.age < 2 * self._rules.sign)  # one may be late
         self._beats = {name: self._beats.get(name, now) for name in young}
         self._readings.update(readings)
         self._heard.update(dict.fromkeys(readings, now))
@@ -135,7 +137,7 @@ class StoreObserver:
         return self._last
 
     def _view(self, signs: StorageHeartbeats, now: float) -> ClusterView:
-        mirror = self._mirror
+        cache = self._cache
         nodes = {}
         for name in self._names(NODES):
             bare = NodeView(record=self._record(name), sign=signs.ages.get(name), reading=self._readings.get(name))
@@ -143,7 +145,7 @@ class StoreObserver:
         domains = {name: self._domain(name) for name in self._names(DOMAINS, OWNERS)}
         self._forget()
         return ClusterView(
-            revision=mirror.revision,
+            revision=cache.revision,
             quorum=True,
             settled=now - self._settled,
             witnesses=signs.witnesses,
@@ -155,12 +157,13 @@ class StoreObserver:
         )
 
     def _names(self, *kinds: Kind[Any]) -> list[str]:
-        """The names under which there is a record of any of `kinds`, sorted."""
-        return sorted({kind.name(key) for kind in kinds for key in self._mirror.under(kind.prefix)})
+        """Return the sorted names that have a record of any of `kinds`."""
+        return sorted({kind.name(key) for kind in kinds for key in self._cache.under(kind.prefix)})
 
     def _record(self, name: str) -> Node:
-        """The node's record, or the last that could be read; of a node that is not known at all it is assumed that it
-        serves storage: then nothing is proven by the silence of the others."""
+        """Return the node's record, or the last that could be decoded.
+
+        An unknown node is assumed to serve storage: then the silence of the other storage nodes proves nothing."""
         record = self._one(NODES, name)
         if record is not None:
             self._nodes[name] = record
@@ -168,8 +171,8 @@ class StoreObserver:
 
     def _node(self, bare: NodeView, now: float) -> NodeView:
         name, reading = bare.name, bare.reading
-        alive = self._mirror.get(ALIVE.prefix + name)
-        fenced = self._mirror.get(FENCES.prefix + name) is not None
+        alive = self._cache.get(ALIVE.prefix + name)
+        fenced = self._cache.get(FENCES.prefix + name) is not None
         fence = self._one(FENCES, name) or (FenceRecord(state=FenceState.FAILED) if fenced else None)
         proven = fence is not None and fence.state is FenceState.FENCED
         key = (alive.created, fenced, proven) if alive else (0, False, False)
@@ -179,7 +182,7 @@ class StoreObserver:
             sighting = self._sightings[name] = _Sighting(key, now, again)
         presence: Presence | None = self._one(ALIVE, name)
         lasted = now - sighting.since
-        told = reading is not None and self._heard[name] >= max(sighting.since, now - HEARD)
+        told = reading is not None and self._heard[name] >= max(sighting.since, now - READING_VALID_S)
         told = told and not (sighting.again and self._heard[name] == sighting.since)
         return dataclasses.replace(
             bare,
@@ -192,7 +195,7 @@ class StoreObserver:
             fence=fence,
             intent=self._one(INTENTS, name),
             history=self._one(HISTORIES, name) or NodeHistory(),
-            health=self._one(HEALTHS, name) or HealthRecord(),  # one that cannot be read says nothing
+            health=self._one(HEALTHS, name) or HealthRecord(),  # an undecodable record counts as no verdict
             unreadable=self._unreadable(name, NODES, ALIVE, MEANS, FENCES, INTENTS, HISTORIES),
         )
 
@@ -225,20 +228,21 @@ class StoreObserver:
         return processor.accelerator if processor else ""
 
     def _disarmed(self) -> Disarmed | None:
-        entry = self._mirror.get(DISARMED)
+        entry = self._cache.get(DISARMED)
         if entry is None:
             return None
         return self._value(DISARM, entry) or Disarmed(reason=self._bad[DISARMED])
 
     def _one(self, kind: Kind[T], name: str) -> T | None:
-        """The record of that name; None where there is none, and where it cannot be read (see `_unreadable`)."""
-        entry = self._mirror.get(kind.prefix + name)
+        """Return the record of that name. Return None if there is none, or if it cannot be decoded (see
+        `_unreadable`)."""
+        entry = self._cache.get(kind.prefix + name)
         return self._value(kind, entry) if entry else None
 
     def _value(self, kind: Kind[T], entry: Entry) -> T | None:
-        """The record in `entry`, decoded once; None where it cannot be read."""
+        """Return the record in `entry`, decoded once, or None if it cannot be decoded."""
         cached = self._decoded.get(entry.key)
-        if cached is None or cached[0] is not entry:  # not its revision: a restored store uses those again
+        if cached is None or cached[0] is not entry:  # compare entries, not revisions: a restored store reuses those
             self._bad.pop(entry.key, None)
             found: T | None = None
             try:
@@ -251,13 +255,13 @@ class StoreObserver:
         return value
 
     def _unreadable(self, name: str, *kinds: Kind[Any]) -> tuple[str, ...]:
-        """What cannot be read of the records called `name`."""
+        """Return one sentence for each record called `name` that cannot be decoded."""
         if not self._bad:
             return ()
         return tuple(self._bad[kind.prefix + name] for kind in kinds if kind.prefix + name in self._bad)
 
     def _forget(self) -> None:
-        """Let go of what is not in the store any more."""
-        for key in [key for key in self._decoded if self._mirror.get(key) is None]:
+        """Drop what is no longer in the store."""
+        for key in [key for key in self._decoded if self._cache.get(key) is None]:
             del self._decoded[key]
             self._bad.pop(key, None)

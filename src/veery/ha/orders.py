@@ -1,6 +1,7 @@
-"""What operators and nodes write for the brain: each order is one transaction on what was read before it.
+"""The orders that operators and nodes write for the brain. Each order is one transaction, conditional on what was read
+before.
 
-The brain finds them in its next view. Nothing here acts on the world."""
+The brain finds an order in its next view. Nothing here acts on nodes."""
 
 from __future__ import annotations
 
@@ -45,12 +46,12 @@ from veery.model.ha import (
 from veery.model.node import Role
 
 ATTEMPTS = 8
-REMEMBERED = 8  # fences that a node's history keeps
+FENCE_HISTORY_MAX = 8  # number of fences that a node's history keeps
 
 
 async def claim(store: Store, ticket: Ticket, boot: str) -> Owner:
-    """Make the ticket's node the owner, for its run `boot`: only while the ticket is the newest, nobody owns the
-    domain, and the node is not being fenced. Asking again with the same `boot` is safe.
+    """Make the ticket's node the owner, for its instance `boot`. This succeeds only if the ticket is the newest, the
+    domain has no owner, and the node is not being fenced. Repeating the call with the same `boot` is safe.
 
     Raises OwnedElsewhere, Refused (the ticket is stale), StoreUnavailable, OutcomeUnknown."""
     key, domain = OWNERS.key(ticket.domain), ticket.domain
@@ -70,7 +71,9 @@ async def claim(store: Store, ticket: Ticket, boot: str) -> Owner:
         return owner
     if owner:
         raise OwnedElsewhere(f"domain {domain} runs on {owner.node}", owner)
-    raise Refused(f"domain {domain} is not to be started by this order any more", hint="the brain decides anew")
+    raise Refused(
+        f"the order to start domain {domain} is out of date", hint=f"the cluster decides again: veery why {domain}"
+    )
 
 
 async def set_policy(
@@ -83,14 +86,14 @@ async def set_policy(
     max_restarts: int | None = None,
     delay: float | None = None,
 ) -> HaRecord:
-    """Say what is to be done for `domain`; what is not named stays as it was. Earlier tries to start it are forgotten.
-    A domain that does not run is not started by this, unless it was to run before; one that runs is wanted from now
-    on, also after it was asked to end: a shutdown that its guest has not followed is taken back.
+    """Set the HA policy of `domain`. Arguments that are None keep their value. Earlier failed starts are forgotten.
 
-    Raises Refused for an unknown domain, a figure below 0, a group whose rule
-    cannot be met."""
+    This does not start a domain that is off, unless it was wanted before. A running domain is wanted from now on. That
+    also cancels a shutdown that its guest has not followed yet.
+
+    Raises Refused for an unknown domain, a negative figure, or a group whose rule cannot be met."""
     if min(priority or 0, max_restarts or 0, delay or 0.0) < 0:
-        raise Refused(f"ha set {domain}: priority, restarts and delay are 0 or more", hint="veery ha set --help")
+        raise Refused(f"ha set {domain}: priority, restarts and delay must be 0 or more", hint="veery ha set --help")
     for _ in range(ATTEMPTS):
         if await store.get(DOMAINS.key(domain)) is None:
             raise Refused(f"no domain {domain!r}", hint="veery list -A shows all")
@@ -117,15 +120,16 @@ async def set_policy(
 
 
 async def want(store: Store, domain: str, *, wanted: bool, stopping: float = 0.0) -> None:
-    """Say that `domain` is to run, or (before it is ended on purpose) that it is not; `stopping`: when its guest was
-    asked to shut down, 0.0 where it is ended without its help. Nothing is written where no policy was ever set. Raises
-    StoreUnavailable, OutcomeUnknown."""
+    """Record that `domain` should run, or that it should not, before it is ended on purpose. `stopping`: when its guest
+    was asked to shut down; 0.0 if it is ended without the guest's help.
+
+    Writes nothing if the domain has no policy. Raises StoreUnavailable, OutcomeUnknown."""
     for _ in range(ATTEMPTS):
         old = await POLICIES.get(store, domain)
         if old is None or (old.wanted, old.stopping) == (wanted, stopping):
             return
         if stopping and not old.wanted and not old.stopping:
-            return  # it was not wanted before: a shutdown that lapses does not change that
+            return  # it was not wanted before, and a shutdown that lapses does not change that
         new = dataclasses.replace(old, wanted=wanted, stopping=stopping)
         if (await store.commit([Unchanged(POLICIES.key(domain), old.revision)], [POLICIES.put(domain, new)])).held:
             return
@@ -133,8 +137,8 @@ async def want(store: Store, domain: str, *, wanted: bool, stopping: float = 0.0
 
 
 async def lapse(store: Store, domain: str, stopping: float) -> None:
-    """Want `domain` again, whose guest was asked to shut down at `stopping` and runs on. Nothing is written where that
-    wish does not stand any more. Raises StoreUnavailable, OutcomeUnknown."""
+    """Want `domain` again: its guest was asked to shut down at `stopping` but still runs. Writes nothing if that
+    request no longer holds. Raises StoreUnavailable, OutcomeUnknown."""
     for _ in range(ATTEMPTS):
         old = await POLICIES.get(store, domain)
         if old is None or not old.stopping or old.stopping != stopping:
@@ -146,7 +150,8 @@ async def lapse(store: Store, domain: str, stopping: float) -> None:
 
 
 async def stay(store: Store, domain: str) -> None:
-    """An operator chose where `domain` runs: it does not come home to a node that was drained before.
+    """Forget the home of `domain`: an operator chose where it runs, so it does not return to a node that was drained
+    before.
 
     Raises StoreUnavailable, OutcomeUnknown."""
     for _ in range(ATTEMPTS):
@@ -160,7 +165,8 @@ async def stay(store: Store, domain: str) -> None:
 
 
 async def give_back(store: Store, owner: Owner) -> None:
-    """Let go of a domain that has ended; where a policy stands, it is noted which node had it, and may have its disks.
+    """Release the owner key of a domain that has ended. If it has a policy, first record the node that had it, which
+    may hold its disks.
 
     Raises as owner.release does."""
     domain = owner.domain
@@ -170,7 +176,7 @@ async def give_back(store: Store, owner: Owner) -> None:
 
 
 async def spare(store: Store, domain: str, node: str) -> None:
-    """The run of `domain` on `node` ends with that node, in good order: the start that led to it is no failed try.
+    """Count one failed start less: the instance of `domain` on `node` ends in good order together with that node.
 
     Raises StoreUnavailable, OutcomeUnknown."""
     run = await RUNS.get(store, domain)
@@ -181,7 +187,7 @@ async def spare(store: Store, domain: str, node: str) -> None:
 
 
 async def intend(store: Store, node: str, intent: NodeIntent) -> None:
-    """Write `intent` for `node`, whatever stood there.
+    """Write `intent` for `node`, in place of any other.
 
     Raises Refused for an unknown node, StoreUnavailable, OutcomeUnknown."""
     if await store.get(NODES.key(node)) is None:
@@ -190,8 +196,8 @@ async def intend(store: Store, node: str, intent: NodeIntent) -> None:
 
 
 async def drain(store: Store, node: str, intent: NodeIntent, seen: Mapping[str, NodeView]) -> bool:
-    """Write the drain `intent` for `node`, which was planned by the nodes as `seen`: only while no node's intent has
-    changed since. Whether it was written; False: look and plan anew.
+    """Write the drain `intent` for `node`, which was planned from the nodes in `seen`. This succeeds only if no node's
+    intent has changed since. Return True if it was written; on False, plan again from a new view.
 
     Raises Refused for an unknown node, StoreUnavailable, OutcomeUnknown."""
     if await store.get(NODES.key(node)) is None:
@@ -205,15 +211,15 @@ async def drain(store: Store, node: str, intent: NodeIntent, seen: Mapping[str, 
 
 
 async def require_undrained(store: Store, node: str) -> None:
-    """Raises Refused while `node` is drained; StoreUnavailable."""
+    """Raise Refused while `node` is drained. Raises StoreUnavailable."""
     intent = await INTENTS.get(store, node)
     if intent is not None and intent.kind is IntentKind.DRAIN:
         raise Refused(f"{node} is drained", hint=f"name another node, or: veery node resume {node}")
 
 
 async def away(store: Store, node: str, seconds: float, *, now: float) -> None:
-    """The daemon of `node` stops in good order: it is not to be judged for `seconds`. An intent that stands stays
-    and carries the announcement.
+    """Announce that the daemon of `node` stops in good order, so that the node is not judged for `seconds`. An existing
+    intent stays and carries the announcement.
 
     Raises StoreUnavailable, OutcomeUnknown."""
     for _ in range(ATTEMPTS):
@@ -226,9 +232,9 @@ async def away(store: Store, node: str, seconds: float, *, now: float) -> None:
 
 
 async def back(store: Store, node: str, started: float) -> bool:
-    """The daemon of `node` that began at `started` (as its Presence says) is at work again: `away` is over, if its sign
-    of life stands; without one the node would count as lost. Whether it stands. Raises StoreUnavailable,
-    OutcomeUnknown."""
+    """End `away`: the daemon of `node` that began at `started` (as in its Presence) works again. This requires its
+    presence key, because without it the node would count as lost. Return True if the presence key existed and nothing
+    changed meanwhile. Raises StoreUnavailable, OutcomeUnknown."""
     alive = await store.get(ALIVE.key(node))
     if alive is None or ALIVE.value(alive).started != started:
         return False
@@ -245,8 +251,8 @@ async def back(store: Store, node: str, started: float) -> bool:
 
 
 async def resume(store: Store, node: str, *, home: bool, by: str, now: float) -> None:
-    """Put `node` to use again; with `home` what had to leave it comes back, without it stays where it is for good.
-    A node that is held back because it was fenced too often is taken as well again.
+    """Put `node` to use again. With `home`, the domains that had to leave it return; without it, they stay where they
+    are for good. A node that is held back because it was fenced too often is used again too.
 
     Raises Refused for an unknown node, StoreUnavailable, OutcomeUnknown."""
     if await store.get(NODES.key(node)) is None:
@@ -266,8 +272,8 @@ async def resume(store: Store, node: str, *, home: bool, by: str, now: float) ->
 
 
 async def confirm(store: Store, node: str, *, by: str, now: float) -> None:
-    """An operator says that `node` is off for certain: that is proof, of their making. It says more than a fence at the
-    storage, which keeps the node from volumes only.
+    """Record an operator's word that `node` is off as the proof of its fence. It replaces a fence at the storage, which
+    keeps the node from volumes only.
 
     Raises Refused for a node that is unknown, alive, or fenced already in another way; StoreUnavailable,
     OutcomeUnknown."""
@@ -280,19 +286,19 @@ async def confirm(store: Store, node: str, *, by: str, now: float) -> None:
         if old is not None and old.state is FenceState.FENCED and old.method != Method.STORAGE:
             raise Refused(
                 f"node {node} is fenced already: {old.proof}",
-                hint=f"nothing is to do; veery why {node} tells what goes on",
+                hint=f"nothing to do: veery why {node} shows its state",
             )
         confirmed = FenceRecord(
             state=FenceState.FENCED,
             method=OPERATOR,
             tried=old.tried if old else (),
-            proof=f"{by or 'an operator'} says that it is off",
+            proof=f"{by or 'an operator'} confirmed that it is off",
             at=now,
         )
         record = newer.kept(confirmed, old)
         conditions = [Unchanged(FENCES.key(node), old.revision if old else 0), Unchanged(ALIVE.key(node), 0)]
         operations: list[Put | Delete] = [FENCES.put(node, record)]
-        if old is None or old.state is not FenceState.FENCED:  # else it was counted
+        if old is None or old.state is not FenceState.FENCED:  # otherwise it was counted before
             operations.append(HISTORIES.put(node, fenced_at(await HISTORIES.get(store, node), now)))
         if (await store.commit(conditions, operations)).held:
             return
@@ -300,18 +306,18 @@ async def confirm(store: Store, node: str, *, by: str, now: float) -> None:
 
 
 def fenced_at(history: NodeHistory | None, now: float) -> NodeHistory:
-    """`history` with one fence more."""
+    """Return `history` with one more fence."""
     old = history or NodeHistory()
-    return dataclasses.replace(old, fenced=(*old.fenced, now)[-REMEMBERED:])
+    return dataclasses.replace(old, fenced=(*old.fenced, now)[-FENCE_HISTORY_MAX:])
 
 
 async def disarm(store: Store, *, by: str, reason: str, now: float) -> None:
-    """Let the brain do nothing until `arm`. Raises StoreUnavailable, OutcomeUnknown."""
+    """Stop the brain from acting until `arm`. Raises StoreUnavailable, OutcomeUnknown."""
     await store.commit([], [DISARM.put(DISARMED, Disarmed(by=by, since=now, reason=reason))])
 
 
 async def arm(store: Store) -> None:
-    """Let the brain decide again. Raises StoreUnavailable, OutcomeUnknown."""
+    """Let the brain act again. Raises StoreUnavailable, OutcomeUnknown."""
     await store.commit([], [Delete(DISARMED)])
 
 

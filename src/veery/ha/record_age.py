@@ -1,8 +1,8 @@
-"""How old records are, by this node's own steady clock.
+"""The age of records by this node's own monotonic clock.
 
-Records carry the wall clock of the node that wrote them, and wall clocks are set. What paces tries and starts goes by
-this memory instead: a record changed at some moment between two observations, and the wall clock has a say only in
-when between them."""
+A record carries the wall clock of the node that wrote it, and wall clocks can be set. This class paces retries and
+starts without them. It knows that a record changed between two observations. The wall clock only decides when between
+the two."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ from veery.model.verdict import NodeVerdict
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    at: float  # as the record has it: epoch
+    at: float  # as in the record: epoch
     since: float  # own clock
 
 
 class RecordAges:
-    """Every observation is to be shown to it, whoever leads: then a new leader has the memory that the old one had."""
+    """Measures how old records are. Pass it every observation on every voter: then a new leader has the same memory as
+    the old one."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._seen: dict[str, _Seen] = {}
-        self._last = -math.inf  # when it was shown something last
+        self._last = -math.inf  # time of the last observation
 
     def of(self, view: ClusterView) -> dict[str, float]:
-        """Seconds since the run of each domain ("domain/x") and the fence of each node ("node/y") were written, and
-        since the verdict on each node that is not well ("health/y").
+        """Return ages in seconds: of the run record of each domain ("domain/x"), of the fence of each node ("node/y"),
+        and of the verdict on each node that is not well ("health/y").
 
-        Of one that is new since the last observation the wall clocks tell, kept to the time between the two; of one
-        that was there when this node began to look they alone tell, and one from their future counts as of now."""
+        A record first seen now gets its age from the wall clocks, clamped to the last observation interval. On this
+        node's first observation only the wall clocks count. A timestamp in the future counts as age zero."""
         now, ahead = self._clock.now(), self._clock.epoch()
         written = {f"domain/{name}": each.run.at for name, each in view.domains.items() if each.run}
         written |= {f"node/{name}": each.fence.at for name, each in view.nodes.items() if each.fence}

@@ -1,7 +1,7 @@
-"""Which sick nodes are emptied now, and what keeps the others from it. Pure.
+"""Decides which sick nodes are emptied now, and why the others are not. Pure.
 
-A verdict empties a node only where the cluster stands it: one node at a time, with a place left for the loss of one
-more, and never for a sign that many nodes show at once."""
+A verdict empties a node only if the cluster can bear it: one node at a time, with room left for the loss of one more,
+and never for a sign that many nodes show at once."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from veery.model.ha import ClusterView, DomainView, Policy
 from veery.model.node import Role
 from veery.model.verdict import NodeVerdict
 
-COMMON_S = 600.0  # the same sign on many nodes within this time has one cause
-WAIT_S = 30.0  # for which others have time to show the same, where the cause may lie outside of the node
-FAILED_MOVES = 2  # moves out of a sick node, after which no more are tried
+COMMON_S = 600.0  # the same sign on many nodes within this time has one common cause
+WAIT_S = 30.0  # gives other nodes time to show the same sign, if its cause may lie outside of the node
+FAILED_MOVES_MAX = 2  # failed moves out of a sick node, after which the brain stops trying
 
 
 def held_back(context: DecisionContext) -> dict[str, str]:
-    """The sick nodes that are not emptied now, each with the reason."""
+    """Return the sick nodes that are not emptied now, each with the reason."""
     sick = [name for name, state in context.states.items() if state is NodeState.SICK]
     if not sick:
         return {}
@@ -38,28 +38,28 @@ def held_back(context: DecisionContext) -> dict[str, str]:
     waiting.sort(key=lambda name: _turn(context, name))
     most = at_once(context.view)
     for name in waiting[most:]:
-        held[name] = f"it waits for {_named(waiting[:most])}: no more than {most} at a time"
+        held[name] = f"it waits for {_named(waiting[:most])}: at most {most} at a time"
     return held
 
 
 def at_once(view: ClusterView) -> int:
-    """How many nodes are emptied at a time for their sensors."""
+    """Return how many nodes may be emptied at a time because of their sensors."""
     return max(1, len(_hypervisors(view)) // 4)
 
 
 def leaving_order(domain: DomainView) -> tuple[int, int, str]:
-    """The order out of a sick node: high priority first, then what is copied soonest, as far as its memory tells."""
+    """Return the sort key for leaving a sick node: higher priority first, then less memory, which is copied sooner."""
     return -domain.ha.priority, domain.memory, domain.name
 
 
 def may_leave(domain: DomainView) -> bool:
-    """Whether the brain moves it away from a sick node."""
+    """Return True if the brain may move the domain away from a sick node."""
     return not domain.unreadable and domain.ha.policy is not Policy.OFF
 
 
 def _turn(context: DecisionContext, name: str) -> tuple[bool, bool, float, str]:
     health = context.view.nodes[name].health
-    return not context.out[name], not health.severe, health.since, name  # what is under way ends first
+    return not context.out[name], not health.severe, health.since, name  # nodes that are being emptied finish first
 
 
 def _has_way_out(context: DecisionContext, name: str) -> bool:
@@ -73,7 +73,8 @@ def _hypervisors(view: ClusterView) -> list[str]:
 
 # ---- one cause for many
 def _common(view: ClusterView) -> dict[str, frozenset[str]]:
-    """By sensor: the nodes on which it found something within COMMON_S of one another, if they are half of all."""
+    """Return for each sensor the nodes on which it found something within COMMON_S of one another, if they are at least
+    half of all hypervisors."""
     found: dict[str, dict[str, float]] = defaultdict(dict)
     for name in _hypervisors(view):
         for sign in view.nodes[name].health.signs:
@@ -89,7 +90,8 @@ def _common(view: ClusterView) -> dict[str, frozenset[str]]:
 
 
 def _together(view: ClusterView, since: dict[str, float], name: str, other: str) -> bool:
-    """Whether it began on both at about the same time, by their clocks or by this leader's: one may be wrong."""
+    """Return True if the sign began on both nodes at about the same time, by their clocks or by this leader's: one of
+    the clocks may be wrong."""
     ages = view.ages.get(f"health/{name}", math.inf), view.ages.get(f"health/{other}", -math.inf)
     return abs(since[name] - since[other]) <= COMMON_S or abs(ages[0] - ages[1]) <= COMMON_S
 
@@ -104,31 +106,31 @@ def _common_cause(context: DecisionContext, name: str, common: dict[str, frozens
 
 
 def _too_early(context: DecisionContext, name: str) -> str:
-    """Whether other nodes still have time to show the same."""
+    """Return why the node must wait: other nodes still have time to show the same sign. "" if they have not."""
     health = context.view.nodes[name].health
     asking = [each for each in health.signs if each.asks is NodeVerdict.EVACUATE]
     if not all(each.shared for each in asking) or len(_hypervisors(context.view)) < 2:
         return ""
     age_s = context.view.ages.get(f"health/{name}", max(0.0, context.now - health.since))
-    return f"others have {WAIT_S:g} s to show the same" if age_s < WAIT_S else ""
+    return f"waits {WAIT_S:g} s, in case other nodes show the same" if age_s < WAIT_S else ""
 
 
 # ---- moves that fail
 def _failed(context: DecisionContext, name: str) -> str:
-    """Why no more moves out of a node are tried; "" while they are."""
+    """Return why no more moves out of the node are tried; "" if they still are."""
     count, last = 0, ""
     for domain in context.on[name]:
         run = domain.run
         if run is not None and run.unmoved and _since_then(context, name, domain):
             count += run.unmoved
             last = f"{domain.name}: {run.error}"
-    if count < FAILED_MOVES:
+    if count < FAILED_MOVES_MAX:
         return ""
     return f"{count} moves out of it have failed ({last}): veery node drain {name} tries again"
 
 
 def _since_then(context: DecisionContext, name: str, domain: DomainView) -> bool:
-    """Whether the run of `domain` was written after the verdict on its node."""
+    """Return True if the run record of `domain` was written after the verdict on its node."""
     view = context.view
     verdict, written = view.ages.get(f"health/{name}"), view.ages.get(f"domain/{domain.name}")
     if verdict is not None and written is not None:
@@ -138,7 +140,8 @@ def _since_then(context: DecisionContext, name: str, domain: DomainView) -> bool
 
 # ---- a place for the loss of one more
 def _reserve(context: DecisionContext, name: str) -> str:
-    """What could no longer be lost once the node is empty; "" where that does not keep it from being emptied."""
+    """Return which loss the cluster could no longer survive once the node is empty; "" if that does not keep it from
+    being emptied."""
     view = context.view
     rest = [each for each in context.usable if each != name]
     if view.nodes[name].health.severe or len(rest) < 2:
@@ -148,7 +151,7 @@ def _reserve(context: DecisionContext, name: str) -> str:
     after = stranded(view, rest, {**where, **dict(_placed(context, name))})
     for lost, names in after.items():
         if new := [domain for domain in names if domain not in before]:
-            return f"{lost} could then not be lost: {_named(new)} would find no place"
+            return f"if {lost} were lost then, {_named(new)} would find no place"
     return ""
 
 

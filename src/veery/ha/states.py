@@ -1,4 +1,4 @@
-"""What a node is to the brain: one state of this list, told from one view. Pure."""
+"""The state of each node as the brain sees it, derived from one view. Pure."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from veery.model.verdict import NodeVerdict
 
 
 class NodeState(StrEnum):
-    """How a node stands. Only PRESENT ones are given domains."""
+    """The state of a node. Only PRESENT nodes receive domains."""
 
-    PRESENT = "present"  # its lease is there: it may run domains
-    ARRIVING = "arriving"  # present for a moment only: nothing is given to it yet
-    DRAINING = "draining"  # an operator empties it; its domains are being moved away
-    MAINTENANCE = "maintenance"  # drained: empty until `resume`
-    SICK = "sick"  # its sensors say so: what may be moved is moved away
-    QUARANTINED = "quarantined"  # its sensors warn: it keeps its domains, and is given no others
-    DAMPED = "damped"  # fenced too often of late: present, but given nothing for a while
-    CUT_OFF = "cut-off"  # present, but its heartbeats on storage have ended: it has lost the storage
-    AWAY = "away"  # its daemon is being restarted, as announced: not judged yet
-    SILENT = "silent"  # its lease is gone; not long enough, or nothing hangs on it
-    UNWATCHED = "unwatched"  # silent, and no storage node can be asked about it: waits
-    ISOLATED = "isolated"  # its lease is gone, its heartbeats on storage go on: not dead, so it is left alone
-    LOST = "lost"  # silent to the cluster and to the storage: to be fenced, if anything is gained by it
+    PRESENT = "present"  # its lease is valid: it may run domains
+    ARRIVING = "arriving"  # its lease is new: it receives no domains yet
+    DRAINING = "draining"  # an operator drains it; its domains are being moved away
+    MAINTENANCE = "maintenance"  # drained: it stays empty until `resume`
+    SICK = "sick"  # its sensors call for evacuation: domains that may be moved are moved away
+    QUARANTINED = "quarantined"  # its sensors warn: it keeps its domains and receives no others
+    DAMPED = "damped"  # fenced too often recently: present, but it receives no domains for a while
+    CUT_OFF = "cut-off"  # present, but its heartbeats on storage have stopped: it has lost the storage
+    AWAY = "away"  # its daemon announced a restart: it is not judged yet
+    SILENT = "silent"  # its lease has expired, but too recently to act on, or it runs no domains
+    UNWATCHED = "unwatched"  # silent, and no storage node answers about it: the brain waits
+    ISOLATED = "isolated"  # its lease has expired, but it still writes heartbeats to storage: it is left alone
+    LOST = "lost"  # silent to the cluster and to the storage: it is fenced if a domain gains by it
     FENCING = "fencing"  # being fenced, no proof yet
-    FENCE_FAILED = "fence-failed"  # every method has failed: its domains wait, somebody is called, they are tried again
-    FENCED = "fenced"  # proven that it cannot write: its domains start elsewhere
-    RETURNING = "returning"  # present again after a fence: let in when its old copies are known dead
-    ADMITTING = "admitting"  # being let in to the storage again
-    UNREADABLE = "unreadable"  # one of its records cannot be read: it is left alone
+    FENCE_FAILED = "fence-failed"  # every method has failed: its domains wait, an alarm is raised, and it tries again
+    FENCED = "fenced"  # proven unable to write: its domains start elsewhere
+    RETURNING = "returning"  # present again after a fence: it is admitted when its old copies are known to be dead
+    ADMITTING = "admitting"  # being admitted to the storage again
+    UNREADABLE = "unreadable"  # one of its records cannot be decoded: it is left alone
 
 
 ABSENT = frozenset(
@@ -48,7 +48,7 @@ ABSENT = frozenset(
 )
 
 
-LEAVING = frozenset(  # the domains of such a node are to run elsewhere, so they hold no other of their group back
+LEAVING = frozenset(  # domains leave such a node, so they do not bind the rest of their group to it
     {
         NodeState.DRAINING,
         NodeState.MAINTENANCE,
@@ -66,7 +66,7 @@ IN_USE = frozenset(NodeState) - ABSENT - {NodeState.RETURNING, NodeState.ADMITTI
 
 
 def judge(view: ClusterView, now: float, rules: Rules) -> dict[str, NodeState]:
-    """The state of each node."""
+    """Return the state of each node."""
     owning = {domain.owner.node for domain in view.domains.values() if domain.owner}
     return {name: _state(view, node, now, rules, owning=name in owning) for name, node in view.nodes.items()}
 
@@ -93,14 +93,14 @@ def _present(view: ClusterView, node: NodeView, now: float, rules: Rules, *, own
         return NodeState.CUT_OFF
     if node.intent is not None and node.intent.kind is IntentKind.DRAIN:
         return NodeState.DRAINING if owning else NodeState.MAINTENANCE
-    settled = (node.present or 0.0) >= rules.use  # a node that has just come back may have a newer verdict to tell
+    settled = (node.present or 0.0) >= rules.use  # a node that has just come back may still report a newer verdict
     if node.health.verdict is NodeVerdict.EVACUATE and settled:
         return NodeState.SICK
     if node.health.verdict is NodeVerdict.QUARANTINE and settled:
         return NodeState.QUARANTINED
     if damped(node, now, rules):
         return NodeState.DAMPED
-    known = node.fresh or not node.record.has(Role.HYPERVISOR)  # of a node that runs no domains there is no reading
+    known = node.fresh or not node.record.has(Role.HYPERVISOR)  # a node that runs no domains gives no reading
     return NodeState.PRESENT if settled and known else NodeState.ARRIVING
 
 
@@ -117,20 +117,23 @@ def _absent(view: ClusterView, node: NodeView, absent: float, rules: Rules) -> N
 
 
 def unseen(view: ClusterView, node: NodeView) -> float:
-    """Seconds for which it surely wrote no heartbeat to storage: no longer than somebody has watched."""
+    """Return for how many seconds the node has certainly written no heartbeat to storage, at most the time for which
+    storage nodes have been watched."""
     return min(view.watched, node.sign.age) if node.sign is not None else view.watched
 
 
 def watched_by_all(view: ClusterView) -> bool:
-    """Whether every storage node tells of heartbeats just now."""
+    """Return True if every storage node reports heartbeats now."""
     storage = sum(1 for node in view.nodes.values() if node.record.has(Role.STORAGE))
     return view.witnesses >= max(1, storage)
 
 
 def cut_off(view: ClusterView, node: NodeView, rules: Rules) -> bool:
-    """Whether a present hypervisor has lost the storage: it wrote heartbeats once, and none for long, while every
-    storage node could tell; those of another hypervisor have gone on all that time. After an outage of the storage for
-    all, one hypervisor is always the first that writes again."""
+    """Return True if a present hypervisor has lost the storage.
+
+    That is so if it has written heartbeats before, but none for `cutoff` seconds, while every storage node could report
+    them. The heartbeats of another hypervisor must have continued for all that time: after a storage outage that
+    affects all, one hypervisor always writes again first."""
     if not node.record.has(Role.HYPERVISOR) or node.sign is None or not watched_by_all(view):
         return False
     if unseen(view, node) < rules.cutoff or (node.present or 0.0) < rules.cutoff:
@@ -140,17 +143,17 @@ def cut_off(view: ClusterView, node: NodeView, rules: Rules) -> bool:
 
 
 def damped(node: NodeView, now: float, rules: Rules) -> bool:
-    """Whether it was fenced `damp_count` times within `damp_window`, the last of them not longer ago than that."""
+    """Return True if the node was fenced at least `damp_count` times within the last `damp_window` seconds."""
     recent = [at for at in node.history.fenced if 0 <= now - at < rules.damp_window]
     return len(recent) >= rules.damp_count
 
 
 def usable(view: ClusterView, states: Mapping[str, NodeState]) -> tuple[str, ...]:
-    """The hypervisors that may be given domains, sorted."""
+    """Return the hypervisors that may receive domains, sorted."""
     fit = (name for name, state in states.items() if state is NodeState.PRESENT)
     return tuple(sorted(name for name in fit if view.nodes[name].record.has(Role.HYPERVISOR)))
 
 
 def waited(now: float, at: float, seconds: float) -> bool:
-    """Whether `seconds` have passed since `at`. A clock that was set back counts as passed: this only paces."""
+    """Return True if `seconds` have passed since `at`. A clock that was set back counts as passed: this only paces."""
     return not 0 <= now - at < seconds

@@ -1,4 +1,4 @@
-"""Which domains would find no place if one more node were lost. Pure."""
+"""Finds the domains that would have no place if one more node were lost. Pure."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ NO_GROUP = Group()
 
 
 def stranded(view: ClusterView, usable: Iterable[str], homes: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
-    """For each node whose loss the others could not carry: the domains that would find no place. Empty where any one
-    node may be lost (N+1).
+    """Return, for each node whose loss the others could not absorb, the domains that would find no place. Empty if any
+    one node may be lost (N+1).
 
-    `homes`: domain to node, as it will be. Only domains that would be restarted count, and none whose disks are files
-    of its node: no other node could ever run it. They are placed as the brain would place them."""
+    `homes`: domain to its future node. Only domains that would be restarted count. Domains whose disks are files of
+    their node do not count, because no other node can ever run them. The domains are placed as the brain would place
+    them."""
     nodes = tuple(usable)
     held: dict[str, list[DomainView]] = {node: [] for node in nodes}
     free = {node: reading.room if (reading := view.nodes[node].reading) else 0 for node in nodes}
@@ -53,7 +54,7 @@ def _without_place(
         group = view.groups.get(domain.ha.group, NO_GROUP) if domain.ha.group else NO_GROUP
         where = lie.get(domain.ha.group, Counter())
         fit = [node for node in sorted(left) if left[node] >= domain.memory and _allowed(group, where, node)]
-        if group.kind is GroupKind.TOGETHER:  # rather where the whole group finds room
+        if group.kind is GroupKind.TOGETHER:  # prefer nodes with room for the whole group
             fit = [node for node in fit if left[node] >= waiting[domain.ha.group]] or fit
         waiting[domain.ha.group] -= domain.memory
         if not fit:
@@ -66,7 +67,7 @@ def _without_place(
 
 
 def _allowed(group: Group, where: Counter[str], node: str) -> bool:
-    """As placement.Book.refuses has it of a group, without the reasons."""
+    """Return what placement.Book.refuses decides about a group, without the reasons."""
     if group.nodes and node not in group.nodes:
         return False
     if not group.strict:

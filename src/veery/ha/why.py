@@ -1,4 +1,5 @@
-"""`veery why`: a node or a domain in sentences, made from the same view and the same decision that the brain acts on.
+"""`veery why`: describes a node or a domain in sentences, from the same view and the same decision that the brain acts
+on.
 
 Pure, so any node that observes can answer."""
 
@@ -12,38 +13,38 @@ from veery.model.ha import SHUTDOWN_LAPSE_S, ClusterView, DomainView, Note, Poli
 from veery.model.verdict import NodeVerdict
 
 NODE_WORDS: dict[NodeState, str] = {
-    NodeState.PRESENT: "is well, and may be given domains",
-    NodeState.ARRIVING: "has only just come: nothing is given to it yet",
+    NodeState.PRESENT: "is well, and may receive domains",
+    NodeState.ARRIVING: "has only just joined or come back: it receives no domains yet",
     NodeState.DRAINING: "is being drained",
-    NodeState.MAINTENANCE: "is in maintenance: empty until it is resumed",
-    NodeState.SICK: "is sick: it is given no domains, and is emptied",
-    NodeState.QUARANTINED: "is in quarantine: it keeps its domains, and is given no others",
-    NodeState.DAMPED: "was fenced too often of late: nothing is given to it until that is past, or it is resumed",
+    NodeState.MAINTENANCE: "is drained: it stays empty until it is resumed",
+    NodeState.SICK: "is sick: it receives no domains, and its own are moved away",
+    NodeState.QUARANTINED: "is in quarantine: it keeps its domains, and receives no others",
+    NodeState.DAMPED: "was fenced too often recently: it receives no domains for a while, or until it is resumed",
     NodeState.CUT_OFF: "has lost the storage",
-    NodeState.AWAY: "has its daemon restarted",
+    NodeState.AWAY: "is restarting its daemon, as announced",
     NodeState.SILENT: "does not answer",
     NodeState.UNWATCHED: "does not answer, and no storage node can be asked about it",
-    NodeState.ISOLATED: "is not heard by the cluster, but writes heartbeats to storage",
-    NodeState.LOST: "is lost to the cluster and to the storage",
+    NodeState.ISOLATED: "is unreachable for the cluster, but writes heartbeats to storage",
+    NodeState.LOST: "is lost: neither the cluster nor the storage hears from it",
     NodeState.FENCING: "is being fenced",
     NodeState.FENCE_FAILED: "could not be fenced: its domains wait",
-    NodeState.FENCED: "is fenced: it cannot write",
-    NodeState.RETURNING: "is back after a fence, not in use yet",
-    NodeState.ADMITTING: "is being let in again",
-    NodeState.UNREADABLE: "has a record that cannot be read: it is left alone",
+    NodeState.FENCED: "is fenced: it cannot write to volumes",
+    NodeState.RETURNING: "is back after a fence, but not in use yet",
+    NodeState.ADMITTING: "is being admitted to the storage again",
+    NodeState.UNREADABLE: "has a record that cannot be read: the cluster leaves it alone",
 }
 
 ASKS = {
     NodeVerdict.WELL: "nothing",
     NodeVerdict.QUARANTINE: "quarantine",
-    NodeVerdict.EVACUATE: "the node to be emptied",
+    NodeVerdict.EVACUATE: "evacuation of the node",
 }
 
 
 def why(view: ClusterView, name: str, now: float, rules: Rules) -> tuple[str, ...]:
-    """What there is to say of the node or domain `name`, the most important first. Raises Refused for neither."""
+    """Return sentences about the node or domain `name`, the most important first. Raises Refused if neither exists."""
     if view.restored and name not in view.nodes and name not in view.domains:
-        return tuple(each.reason for each in decide(view, now, rules))  # a brain that began since knows no names
+        return tuple(each.reason for each in decide(view, now, rules))  # a brain that has just started knows no names
     if name not in view.nodes and name not in view.domains:
         raise Refused(f"no node and no domain {name!r}", hint="veery node list and veery list -A show them")
     lines = []
@@ -60,7 +61,7 @@ def why(view: ClusterView, name: str, now: float, rules: Rules) -> tuple[str, ..
     for subject in subjects:
         about = "" if subject.partition("/")[2] == name else f"{subject.replace('/', ' ')}: "
         lines += [
-            f"{about}{each.reason}" if isinstance(each, Note) else f"{about}to be done now: {each.reason}"
+            f"{about}{each.reason}" if isinstance(each, Note) else f"{about}next action: {each.reason}"
             for each in actions
             if each.subject == subject
         ]
@@ -84,12 +85,12 @@ def _node(context: DecisionContext, name: str) -> str:
 
 
 def _signs(context: DecisionContext, name: str) -> list[str]:
-    """What the node's sensors found, and since when."""
+    """Return what the node's sensors found, and since when."""
     lines = []
     for sign in context.view.nodes[name].health.signs:
-        told = "" if sign.asks is sign.would else f"; its sensor may not ask for more, it would be: {ASKS[sign.would]}"
+        told = "" if sign.asks is sign.would else f"; without its limit the sensor would ask for: {ASKS[sign.would]}"
         age = seconds(max(0.0, context.now - sign.since))
-        lines.append(f"{sign.text}; {sign.level}, since {age} ago; asks for: {ASKS[sign.asks]}{told}")
+        lines.append(f"{sign.text}; {sign.level}, for {age}; asks for: {ASKS[sign.asks]}{told}")
     return lines
 
 
@@ -104,9 +105,9 @@ def _domain(context: DecisionContext, domain: DomainView) -> list[str]:
     elif domain.unreadable:
         lines.append(f"{domain.name}: {'; '.join(domain.unreadable)}")
     elif not ha.wanted:
-        lines.append(f"{domain.name} does not run: it was ended on purpose; veery create starts it")
+        lines.append(f"{domain.name} is off: it was ended on purpose; veery create starts it")
     else:
-        lines.append(f"{domain.name} belongs to nobody")
+        lines.append(f"{domain.name} has no owner")
     if said := now_said(context, domain):
         lines.append(f"{domain.name} {said}" if domain.owner else said)
     words = {
@@ -114,16 +115,16 @@ def _domain(context: DecisionContext, domain: DomainView) -> list[str]:
         if ha.wanted and ha.max_restarts
         else "not restarted",
         Policy.MIGRATE_ONLY: "moved away from sick nodes, never restarted",
-        Policy.OFF: f"left alone: veery ha set {domain.name} restart has it restarted",
+        Policy.OFF: f"the cluster leaves it alone; to have it restarted: veery ha set {domain.name} restart",
     }
     lines.append(f"policy {ha.policy}: {words[ha.policy]}")
     if domain.run and domain.run.home:
-        lines.append(f"its home is {domain.run.home}: it comes back with veery node resume --home {domain.run.home}")
+        lines.append(f"its home is {domain.run.home}: to bring it back: veery node resume --home {domain.run.home}")
     return lines
 
 
 def now_said(context: DecisionContext, domain: DomainView) -> str:
-    """How a domain that somebody owns stands, where there is more to say than that it runs; "" otherwise."""
+    """Return the state of a domain that has an owner, if there is more to say than that it runs; "" otherwise."""
     owner = domain.owner
     if owner is None or domain.unreadable:
         return ""
@@ -134,14 +135,14 @@ def now_said(context: DecisionContext, domain: DomainView) -> str:
     if domain.ha.stopping and not domain.ha.wanted:
         said.append(_shutting_down(domain, context.now))
     elif not domain.ha.wanted and domain.ha.policy is Policy.RESTART:
-        again = f"veery ha set {domain.name} restart wants it again"
+        again = f"to have it restarted: veery ha set {domain.name} restart"
         said.append(f"is not restarted: it was asked to end, or has ended by itself; {again}")
     return "; ".join(said)
 
 
 def _shutting_down(domain: DomainView, now: float) -> str:
-    """Of one whose guest was asked to shut down and runs on."""
+    """Return the sentence about a domain whose guest was asked to shut down and still runs."""
     asked_s, left_s = max(0.0, now - domain.ha.stopping), max(0.0, domain.ha.stopping + SHUTDOWN_LAPSE_S - now)
     again = f"to take it back now: veery ha set {domain.name} {domain.ha.policy}"
     not_restarted = " and is not restarted" if domain.ha.policy is Policy.RESTART else ""
-    return f"was asked to shut down {asked_s:.0f} s ago{not_restarted}; the wish lapses in {left_s:.0f} s; {again}"
+    return f"was asked to shut down {asked_s:.0f} s ago{not_restarted}; the request lapses in {left_s:.0f} s; {again}"

@@ -1,4 +1,4 @@
-"""Sensors: what a node's hardware and kernel say of themselves, and the level that follows.
+"""Sensors: read what a node's hardware and kernel report, and derive a level from it.
 
-A sensor reads under a root folder and gets the outputs of programs from one place, so that a tree recorded on real
-hardware is judged by the same code as the running node. CPU and I/O load are never an illness."""
+A sensor reads files under a root folder, and program outputs from one place. So the same code judges the running node
+and a tree that was recorded on other hardware. CPU load and I/O load never count as a defect."""

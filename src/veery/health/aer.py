@@ -1,8 +1,8 @@
-"""PCIe errors: the counters of Advanced Error Reporting, and its lines in the log.
+"""PCIe errors: the counters of Advanced Error Reporting, and its lines in the kernel's log.
 
-Source: Documentation/ABI/testing/sysfs-bus-pci-devices-aer_stats; drivers/pci/pcie/aer.c. Corrected errors are noise
-until they come by the hundred. A request that a device does not support is reported as an uncorrected error, too, and
-harms nothing."""
+Source: Documentation/ABI/testing/sysfs-bus-pci-devices-aer_stats; drivers/pci/pcie/aer.c. Corrected errors count only
+if there are hundreds of them. A request that a device does not support is also reported as an uncorrected error, but is
+harmless."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ RECOVERED = re.compile(r".*(?:AER: )?[Dd]evice recovery successful", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Counters by device and kind, and the log."""
+    """Counters by device and kind, and the kernel's log."""
 
     counters: dict[str, int] = field(default_factory=dict)
     uptime_s: float | None = None
@@ -40,7 +40,7 @@ class Reading:
 
 
 class Aer:
-    """PCIe errors."""
+    """The sensor of PCIe errors."""
 
     name = "aer"
 
@@ -99,7 +99,7 @@ def _matters(text: str) -> bool:
 
 
 def _count(text: str | None, kind: str) -> int:
-    """The total of a counter file, without what harms nothing."""
+    """Return the total of a counter file, without harmless errors."""
     found: dict[str, int] = {}
     for line in lines(text):
         name, _, count = line.partition(" ")

@@ -1,7 +1,7 @@
-"""APEI: hardware errors that the firmware reports (GHES), and those of the boot before (BERT).
+"""APEI: hardware errors that the firmware reports (GHES), and those that the previous boot left (BERT).
 
-Source: drivers/firmware/efi/cper.c and drivers/acpi/apei/. Boards that handle errors in the firmware first have no
-EDAC counters: their errors stand here alone."""
+Source: drivers/firmware/efi/cper.c and drivers/acpi/apei/. Boards whose firmware handles errors first have no EDAC
+counters: their errors appear only here."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from veery.health.source import Source
 
 HOUR_S = 3600.0
 DAY_S = 86400.0
-CORRECTED_AN_HOUR = 10  # reports; more is worth a look whatever the part
-CORRECTED_A_DAY = 100  # reports of one memory module; more is bad
+CORRECTED_AN_HOUR = 10  # reports; more than this is reported for any part
+CORRECTED_A_DAY = 100  # reports of one memory module; more than this is bad
 LINE = re.compile(r"(?:\S+ )?(?:\{(\d{1,12})\})?\[Hardware Error\]: {0,8}(.*)", re.ASCII)
 GRAVE = ("recoverable", "fatal")
 
 
 @dataclass(slots=True)
 class Report:
-    """One event: `number` counts since boot (None under BERT), `of_before` says that the boot before left it."""
+    """One event. `number` counts since boot (None under BERT). `of_before`: the previous boot left it."""
 
     at: float | None
     number: int | None
@@ -40,13 +40,13 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The reports in the log."""
+    """The reports in the kernel's log."""
 
     log: tuple[kmsg.Record, ...] = field(default=())
 
 
 class Apei:
-    """What the firmware tells of hardware errors."""
+    """The sensor of hardware errors that the firmware reports."""
 
     name = "apei"
 
@@ -85,7 +85,7 @@ class Apei:
 
 
 def _counted(found: Sequence[Report]) -> float:
-    """The reports in an hour that the newest one's number since boot comes to."""
+    """Return the reports per hour, from the newest report's number since boot."""
     last = found[-1]
     if last.number is None or not last.at:
         return 0
@@ -93,7 +93,7 @@ def _counted(found: Sequence[Report]) -> float:
 
 
 def reports(log: Sequence[kmsg.Record]) -> list[Report]:
-    """The events of a log, with what the lines after each say of it."""
+    """Return the events of a log, each with the details of the lines after it."""
     found: list[Report] = []
     of_before = False
     for record in log:

@@ -1,7 +1,7 @@
 """Bonds: which of their interfaces carry traffic.
 
-Source: Documentation/networking/bonding.rst; /proc/net/bonding/. Under LACP an interface with a link may still be out:
-the active aggregator counts."""
+Source: Documentation/networking/bonding.rst; /proc/net/bonding/. Under LACP an interface with a link may still be
+unused: only the active aggregator counts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ FIELD = re.compile(r"\s*([\w .()/]{2,40}?): (.*)", re.ASCII)
 
 @dataclass(slots=True)
 class Bond:
-    """One bond: its slaves and whether each has a link; of LACP the ports of the active aggregator."""
+    """One bond: its slaves and whether each has a link. Under LACP also the number of ports in the active
+    aggregator."""
 
     slaves: dict[str, bool] = field(default_factory=dict)
     ports: int | None = None
@@ -34,7 +35,7 @@ class Bond:
 
 
 class Bonds:
-    """Bonds of interfaces."""
+    """The sensor of bonds."""
 
     name = "bond"
 

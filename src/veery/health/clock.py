@@ -1,4 +1,4 @@
-"""The clock: how far it is off, and whether anything keeps it right. It is never a reason to leave a node.
+"""The clock: how far it is off, and whether something synchronises it. It is never a reason to leave a node.
 
 Source: adjtimex(2) (STA_UNSYNC 0x40, STA_NANO 0x2000, maxerror in microseconds, at most 16 s); chronyc(1), tracking."""
 
@@ -22,7 +22,7 @@ FIELD = re.compile(r"(Reference ID|System time|Last offset|Root dispersion|Leap 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What keeps the clock and how it stands; None where it is not told."""
+    """What synchronises the clock, and its state; None if unknown."""
 
     source: str
     off_s: float | None
@@ -31,7 +31,7 @@ class Reading:
 
 
 class Clock:
-    """The clock."""
+    """The sensor of the clock."""
 
     name = "clock"
 
@@ -61,7 +61,7 @@ class Clock:
 
 
 def _csv(text: str) -> Reading | None:
-    """chronyc -c tracking: id, name, stratum, reference time, system time, last offset, ..., leap status."""
+    """Parse chronyc -c tracking: id, name, stratum, reference time, system time, last offset, ..., leap status."""
     for line in lines(text):
         cells = line.strip().split(",")
         if len(cells) >= 14 and re.fullmatch(r"[0-9A-F]{8}", cells[0]):

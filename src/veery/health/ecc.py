@@ -1,4 +1,4 @@
-"""ECC: corrected and uncorrected errors of memory, as EDAC counts and logs them.
+"""ECC: corrected and uncorrected memory errors, as counted and logged by EDAC.
 
 Sources: Documentation/ABI/testing/sysfs-devices-edac; drivers/edac/edac_mc.c (the log's lines). The limit of 100 a day
 follows rasdaemon's default of 50 corrected errors on one page in 24 hours."""
@@ -17,14 +17,14 @@ from veery.health.sign import Level, Sign, sign
 from veery.health.source import Source, real
 
 DAY_S = 86400.0
-CORRECTED_A_DAY = 100  # on one DIMM; more is bad
+CORRECTED_A_DAY = 100  # on one DIMM; more than this is bad
 LINE = re.compile(r"EDAC MC(\d+): (?:(\d{1,9}) )?(CE|UE)\b(?:.*? on (\S+)|.*?label \"([^\"]*)\")?", re.ASCII)
 MODULES = ("dimm*", "rank*")
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Counters by part: of DIMMs (of rows on older drivers), of controllers as a whole, and uncorrected ones."""
+    """Counters by part: DIMMs (rows on older drivers), whole controllers, and uncorrected errors."""
 
     modules: dict[str, int] = field(default_factory=dict)
     controllers: dict[str, int] = field(default_factory=dict)
@@ -34,7 +34,7 @@ class Reading:
 
 
 class Ecc:
-    """Memory errors that EDAC saw."""
+    """The sensor of memory errors that EDAC reports."""
 
     name = "ecc"
 
@@ -63,7 +63,7 @@ class Ecc:
         yield from self._logged(series)
 
     def _controller(self, series: Series[Reading], part: str, count: int) -> Sign:
-        """What a controller counted beyond its DIMMs."""
+        """Judge the errors that a controller counted in addition to those of its DIMMs."""
 
         def beyond(reading: Reading) -> int | None:
             total = reading.controllers.get(part)
@@ -113,7 +113,7 @@ class Ecc:
 def _counters(
     source: Source, folder: Path, modules: dict[str, int], controllers: dict[str, int], uncorrected: dict[str, int]
 ) -> None:
-    """Add what one memory controller counts."""
+    """Add the counters of one memory controller."""
     name, below = folder.name, folder.relative_to(source.root)
 
     def number(path: Path) -> int | None:
@@ -140,11 +140,11 @@ def _counters(
             uncorrected[part] = count
     totals = [count for each in ("ce_count", "ce_noinfo_count") if (count := number(folder / each)) is not None]
     if totals:
-        controllers[name] = max(totals)  # some drivers leave errors without a DIMM out of the total
+        controllers[name] = max(totals)  # some drivers do not add errors without a DIMM to the total
 
 
 def _most_in_a_day(events: list[tuple[float, int]]) -> int:
-    """The most errors that were logged within 24 hours."""
+    """Return the largest number of errors that were logged within 24 hours."""
     events = sorted(events)
     most = total = start = 0
     for at, count in events:

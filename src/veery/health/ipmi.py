@@ -1,7 +1,7 @@
-"""IPMI sensors, as FreeIPMI's ipmi-sensors or ipmitool show them.
+"""IPMI sensors, from the output of FreeIPMI's ipmi-sensors or of ipmitool.
 
-Sources: IPMI 2.0, table 42-3 (sensor types and their states); ipmi-sensors(8); ipmitool(1). A state counts by what it
-says and of what kind of part: FreeIPMI calls an empty slot Critical, and boards use generic states as they like."""
+Sources: IPMI 2.0, table 42-3 (sensor types and their states); ipmi-sensors(8); ipmitool(1). A state is judged by its
+text and by the kind of part: FreeIPMI calls an empty slot Critical, and boards use generic states inconsistently."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ HARMLESS_TYPES = re.compile(
     r"|watchdog|button|platform|management subsystem|session|version|fru state|boot|terminator|chassis|acpi",
     re.I,
 )
-HOTTEST_CELSIUS = 150  # what reads more is no sensor
+HOTTEST_CELSIUS = 150  # a higher reading is not from a real sensor
 BATTERY = re.compile(r"bat", re.I)
 LOW = re.compile(r"lower|at or below", re.I)
 
@@ -52,7 +52,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One sensor; `kind` as FreeIPMI names it, or by the unit; `said` are its states in the tool's words."""
+    """One sensor. `kind`: as named by FreeIPMI, or derived from the unit. `said`: its states in the tool's words."""
 
     name: str
     kind: str
@@ -63,7 +63,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The rows; None where the tool answered and none could be read."""
+    """The rows; None if the tool answered but no row could be parsed."""
 
     rows: tuple[Row, ...] | None
 
@@ -101,7 +101,7 @@ class Ipmi:
 
 
 def judged(row: Row, rows: Sequence[Row]) -> tuple[Level, str]:
-    """The level of one sensor among all, and why."""
+    """Return the level of one sensor among all, and why."""
     if row.state is State.ABSENT or HARMLESS_TYPES.search(row.kind):
         return Level.OK, ""
     said = "; ".join(row.said)
@@ -124,12 +124,12 @@ ANALOG = ("Temperature", "Voltage", "Fan", "Current")
 
 
 def _analog(row: Row, rows: Sequence[Row]) -> tuple[Level, str]:
-    """A sensor with a reading and limits."""
+    """Judge a sensor that has a reading and limits."""
     if row.state is State.GOOD or (row.said and all(GENERIC.search(each) for each in row.said)):
         return Level.OK, ""
     is_low = any(LOW.search(each) for each in row.said)
     if row.kind == "Voltage" and row.reading == 0:
-        return Level.OK, ""  # nothing is wired there, or the controller lost a reading
+        return Level.OK, ""  # nothing is connected there, or the controller lost a reading
     if row.kind == "Temperature" and (is_low or (row.reading is not None and not 0 < row.reading < HOTTEST_CELSIUS)):
         return Level.OK, ""
     if row.state is State.WARNING:
@@ -147,7 +147,7 @@ def _is_weak(row: Row) -> bool:
 
 
 def _has_one_by_design(rows: Sequence[Row]) -> bool:
-    """Whether one power supply is in and the place of another is empty: no redundancy was there to lose."""
+    """Return True if one power supply is present and another place is empty: then there was no redundancy to lose."""
     supplies = [row for row in rows if row.kind == "Power Supply" and "redun" not in row.name.lower()]
     present = [row for row in supplies if any("presence detected" in each.lower() for each in row.said)]
     empty = [row for row in supplies if row.state is State.ABSENT or any(ABSENT.search(each) for each in row.said)]
@@ -158,7 +158,7 @@ FREE_STATES = {"nominal": State.GOOD, "warning": State.WARNING, "critical": Stat
 
 
 def _free(rows: Sequence[str]) -> Iterator[Row]:
-    """ipmi-sensors: id, name, type, [state,] reading, units, [six limits,] event; with commas or bars between."""
+    """Parse ipmi-sensors: id, name, type, [state,] reading, units, [six limits,] event; separated by commas or bars."""
     for row in rows:
         bars = [row.split("|")] if "|" in row else csv.reader([row.replace("\0", "")])
         cells = [cell.strip() for cell in next(iter(bars), [])]
@@ -173,7 +173,7 @@ def _free(rows: Sequence[str]) -> Iterator[Row]:
 
 
 def _as_said(said: Sequence[str]) -> State:
-    """The state of a row that shows none, by its events."""
+    """Return the state of a row that shows none, derived from its events."""
     text = " ".join(said).lower()
     if not said:
         return State.ABSENT
@@ -198,8 +198,8 @@ UNITS = (("degrees", "Temperature"), ("volts", "Voltage"), ("rpm", "Fan"), ("amp
 
 
 def _tool(rows: Sequence[str]) -> Iterator[Row]:
-    """ipmitool sdr (name | reading | state), sdr elist (name | id | state | entity | reading), sensor (ten columns),
-    and the first two with -c."""
+    """Parse ipmitool sdr (name | reading | state), sdr elist (name | id | state | entity | reading), sensor (ten
+    columns), and the first two with -c."""
     for row in rows:
         cells = [cell.strip() for cell in (row.split("|") if "|" in row else row.split(","))]
         at = next((i for i, cell in enumerate(cells[1:], 1) if cell in TOOL_STATES or cell in ("ns", "na")), None)
@@ -221,7 +221,8 @@ PLACED = re.compile(r"\s+\[(.{1,80})\]\s*", re.ASCII)
 
 
 def _verbose(rows: Sequence[str]) -> Iterator[Row]:
-    """ipmitool -v sdr: blocks of fields. Only `States Asserted` tells of now; other fields list what may be."""
+    """Parse ipmitool -v sdr: blocks of fields. Only `States Asserted` describes the present; other fields list possible
+    states."""
     name = kind = ""
     said: list[str] = []
     asserted = False

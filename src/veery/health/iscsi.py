@@ -1,7 +1,7 @@
 """iSCSI sessions and SCSI disks of the initiator.
 
 Source: drivers/scsi/scsi_transport_iscsi.c (LOGGED_IN, FAILED, FREE); Documentation/scsi (device states). The log
-counts only where no state is shown: sessions that end on purpose, or came back, are logged as errors, too."""
+counts only if no state is available, because sessions that end on purpose or come back are also logged as errors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FIELD = re.compile(r"\s*(Target|SID|iSCSI Connection State|iSCSI Session State):
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """States by session and by disk; None where iscsiadm's answer cannot be understood."""
+    """States by session and by disk; `sessions` is None if iscsiadm's answer cannot be parsed."""
 
     sessions: dict[str, str] | None = field(default_factory=dict)
     disks: dict[str, str] = field(default_factory=dict)
@@ -39,7 +39,7 @@ class Reading:
 
 
 class Iscsi:
-    """iSCSI sessions."""
+    """The sensor of iSCSI sessions."""
 
     name = "iscsi"
 
@@ -93,7 +93,7 @@ class Iscsi:
                 yield sign(self.name, disk, Level.OK, state, "the disk answers")
 
     def _logged(self, series: Series[Reading]) -> Iterator[Sign]:
-        """Sessions that the log says were lost, where nothing tells how they stand now."""
+        """Report sessions that the log shows as lost, if their present state is unknown."""
         lost: dict[str, list[kmsg.Record]] = {}
         for record in kmsg.merged(moment.reading.log for moment in series.moments):
             if match := LOST.match(record.text):
@@ -108,7 +108,7 @@ class Iscsi:
 
 
 def _sessions(rows: list[str]) -> dict[str, str] | None:
-    """The sessions of `iscsiadm -m session -P 1`; None where the text holds none and does not say so."""
+    """Parse the sessions of `iscsiadm -m session -P 1`. Return None if the text has none and does not say so."""
     found: dict[str, str] = {}
     sid = ""
     connection = ""

@@ -1,7 +1,7 @@
 """The kernel's log: lockups, stalls, hung tasks, and errors of the host's own disks.
 
-Every pattern begins with what the subsystem prints in front: letters inside of a sentence mean nothing. Disks
-that are volumes of domains are not this host's: a fenced or moved volume gives errors on purpose."""
+Every pattern begins with the prefix that the subsystem prints, because words inside a sentence mean nothing. Disks that
+are volumes of domains do not belong to this host: a fenced or moved volume produces errors on purpose."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from veery.health.sign import Level, Sign, sign
 from veery.health.source import Source
 
 WINDOW_S = 600.0
-OFTEN = 3  # in the window
-STUCK_LONG_S = 60  # the watchdog speaks of 22 s first; who is stuck for this long does not come back soon
+OFTEN = 3  # this many in the window
+STUCK_LONG_S = 60  # the watchdog reports after 22 s; a processor that is stuck for this long does not recover soon
 
 LOCKUP = re.compile(r"(?:watchdog: |NMI watchdog: )?BUG: soft lockup - CPU#(\d+) stuck for (\d{1,9})s", re.ASCII)
 HARD = re.compile(
@@ -75,7 +75,7 @@ MD_FAILED = re.compile(r"md/raid\S{0,10}: ?Disk failure on (\S{1,32}), disabling
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The log; None where the file holds no line that can be read."""
+    """The log; None if the file has no line that can be parsed."""
 
     log: tuple[kmsg.Record, ...] | None
 
@@ -85,7 +85,7 @@ Rule = Callable[[Sequence[kmsg.Record], Given], Iterator[Found]]
 
 
 class Kernel:
-    """What the kernel complains of."""
+    """The sensor of kernel problems."""
 
     name = "kernel"
 
@@ -176,7 +176,8 @@ def _gone(log: Sequence[kmsg.Record], given: Given) -> Iterator[Found]:
 
 
 def _may_be_ours(disk: str | None, given: Given) -> bool:
-    """Whether a disk that the kernel shows by its address alone may be this host's; `disk` is its name, if known."""
+    """Return True if a disk that the kernel shows only by its address may belong to this host. `disk` is its name, if
+    known."""
     return given.is_ours(disk) if disk else not given.own_luns
 
 

@@ -1,6 +1,6 @@
-"""The kernel's log: records as /dev/kmsg gives them, and lines as dmesg(1) prints them.
+"""The kernel's log: records in the format of /dev/kmsg, and lines in the format of dmesg(1).
 
-Format: Documentation/ABI/testing/dev-kmsg: `level,sequence,microseconds,flags;text`; a line that begins with a blank
+Format: Documentation/ABI/testing/dev-kmsg: `level,sequence,microseconds,flags;text`. A line that begins with a blank
 continues the record before it."""
 
 from __future__ import annotations
@@ -11,28 +11,28 @@ from dataclasses import dataclass
 
 from veery.health.source import Source, lines, read_text
 
-LOG_MAX = 2 << 20  # bytes of a log, its newest
+LOG_MAX = 2 << 20  # bytes of a log; the newest are kept
 RECORD = re.compile(r"(\d{1,6}),(\d{1,18}),(\d{1,18}),[^;]{0,80};(.*)", re.ASCII)
 DMESG = re.compile(r"(?:<\d{1,3}>)?\[\s*(\d{1,12})\.(\d{6})\](?:\[[^\]]{0,20}\])? ?(.*)", re.ASCII)
 SYSLOG = re.compile(r"[A-Z][a-z]{2} [ \d]\d [\d:]{8} \S{1,64} kernel: (?:\[\s*\d{1,12}\.\d{6}\] )?(.*)", re.ASCII)
-BOOT_S = 30.0  # what the kernel logs so early tells of the firmware and of the boot before
+BOOT_S = 30.0  # lines logged earlier than this describe the firmware and the previous boot
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One line of the log; `at` in seconds after boot, None where the line tells no time."""
+    """One line of the log. `at`: seconds after boot, None if the line has no time."""
 
     at: float | None
     text: str
 
     @property
     def at_boot(self) -> bool:
-        """Whether the kernel logged it while it started."""
+        """Return True if the kernel logged it while it started."""
         return self.at is not None and self.at < BOOT_S
 
 
 def read(source: Source) -> tuple[Record, ...] | None:
-    """The log under the root's kmsg.txt, or what the Outputs have as `kmsg`; None where there is none."""
+    """Return the log from the root's kmsg.txt, or from the output `kmsg` or `dmesg`; None if there is none."""
     if "kmsg" not in source.kept:
         text = read_text(source.root / "kmsg.txt", LOG_MAX, tail=True)
         if text is None:
@@ -43,7 +43,7 @@ def read(source: Source) -> tuple[Record, ...] | None:
 
 
 def parse(text: str) -> tuple[Record, ...]:
-    """The records of a log's text."""
+    """Return the records of a log's text."""
     found: list[Record] = []
     for line in lines(text, tail=True):
         if match := RECORD.match(line):
@@ -58,7 +58,7 @@ def parse(text: str) -> tuple[Record, ...]:
 
 
 def merged(logs: Iterable[Sequence[Record] | None]) -> tuple[Record, ...]:
-    """One log of several readings of it: a record that an earlier reading had counts once."""
+    """Return one log from several readings of it. A record that an earlier reading had counts once."""
     found: list[Record] = []
     known: set[Record] = set()
     for log in logs:
@@ -69,7 +69,7 @@ def merged(logs: Iterable[Sequence[Record] | None]) -> tuple[Record, ...]:
 
 
 def most_within(records: Sequence[Record], seconds: float) -> int:
-    """The most records that lie within so many seconds; a record without a time is within all of them."""
+    """Return the largest number of records within so many seconds. A record without a time counts everywhere."""
     times = sorted(record.at for record in records if record.at is not None)
     most = start = 0
     for end, at in enumerate(times):

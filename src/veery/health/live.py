@@ -1,7 +1,7 @@
-"""The running node: its own root, and its own programs, each with a deadline.
+"""The sensors of the running node: its own root folder, and its own programs, each with a deadline.
 
-Every sensor reads in a thread of its own: one that hangs, in a driver or behind a program, delays no other, but for
-those that read the same program."""
+Every sensor reads in its own thread. A sensor that hangs in a driver or on a program delays only those that read the
+same program."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from veery.health.mounts import OWN_PATHS
 from veery.health.series import Given, Moment, Sensor
 from veery.health.source import MATCHES_MAX, TEXT_MAX, Source
 
-SENSOR_DEADLINE_S = 90.0  # of all that one sensor reads
+SENSOR_DEADLINE_S = 90.0  # for everything that one sensor reads
 PLUGIN_DEADLINE_S = 10.0
-KILLED_WAIT_S = 1.0  # for a program that was killed; one that hangs in the kernel is left
+KILLED_WAIT_S = 1.0  # for a killed program to end; one that hangs in the kernel is abandoned
 KMSG_RECORDS_MAX = 20_000
-KMSG_AGE_S = 86400.0  # older lines of the log tell nothing of now
+KMSG_AGE_S = 86400.0  # older lines of the log do not describe the present
 PLUGINS = "etc/veery/sensors.d"
 PLUGIN_NAME = re.compile(r"[A-Za-z0-9][\w-]{0,63}", re.ASCII)
 DISK = re.compile(r"(sd[a-z]{1,4}|nvme\d{1,3}n\d{1,3})", re.ASCII)
@@ -41,7 +41,7 @@ TIMEX_BYTES = 512
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a program left: its exit status (None where it was ended at its deadline), and what it printed."""
+    """The result of a program: its exit status (None if it was killed at its deadline), and its output."""
 
     status: int | None
     text: str
@@ -51,8 +51,8 @@ class Runner(Protocol):
     """Runs programs."""
 
     def __call__(self, words: Sequence[str], deadline_s: float, *, errors: bool) -> Answer | None:
-        """Run a command line to its end; with `errors` its stderr counts as output. None where there is no such
-        program. Never raises, and never takes much longer than the deadline."""
+        """Run a command line to its end. With `errors` its stderr is part of the output. Return None if the program
+        does not exist. Never raises, and never takes much longer than the deadline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +63,11 @@ class Program:
     words: tuple[str, ...]
     package: str
     deadline_s: float = 20.0
-    unless: str = ""  # a program that shows the same better
-    needs: str = ""  # what the machine has where the program has anything to tell
+    unless: str = ""  # a program that shows the same information better
+    needs: str = ""  # a path that exists on machines where the program has something to report
 
     def is_wanted(self, root: Path) -> bool:
-        """Whether the machine has what only this program shows."""
+        """Return True if the machine has something that only this program shows."""
         return (root / self.needs).exists() if self.needs else self.output == "smartctl" and bool(host_disks(root))
 
     @property
@@ -93,8 +93,8 @@ PROGRAMS = (
 
 
 class Live:
-    """Outputs of this machine's programs, each run once, by the first sensor that asks for it; others that read the
-    same program wait for its end."""
+    """The outputs of this machine's programs. Each program runs once, for the first sensor that asks for it; other
+    sensors that read the same program wait for its end."""
 
     def __init__(self, root: Path, run: Runner, log: str | None) -> None:
         self._root = root
@@ -102,7 +102,7 @@ class Live:
         self._log = log
         self._kept: dict[str, dict[str, str]] = {}
         self._guard = threading.Lock()  # of `_running`
-        self._running: dict[str, threading.Lock] = {}  # one program's
+        self._running: dict[str, threading.Lock] = {}  # one lock for each program
 
     def of(self, program: str) -> Mapping[str, str]:
         with self._guard:
@@ -155,7 +155,7 @@ def _word(output: str) -> str:
 
 
 def plugins(root: Path) -> list[Path]:
-    """The operator's own sensors: programs of root's that nobody else can write."""
+    """Return the operator's own sensors: programs that only root, who owns them, can write."""
     found = []
     for path in sorted((root / PLUGINS).glob("*"))[:MATCHES_MAX]:
         try:
@@ -169,7 +169,7 @@ def plugins(root: Path) -> list[Path]:
 
 
 def host_disks(root: Path) -> list[str]:
-    """The machine's own disks. Those of iSCSI sessions are volumes."""
+    """Return the machine's own disks. Disks of iSCSI sessions are volumes."""
     return [name for name, is_volume in _disks(root) if not is_volume]
 
 
@@ -182,7 +182,7 @@ def _disks(root: Path) -> list[tuple[str, bool]]:
 
 
 def known(root: Path) -> Given:
-    """What this node knows beside the readings. Uplinks are the cards and bonds in bridges."""
+    """Return what this node knows apart from the readings. Uplinks are the cards and bonds in bridges."""
     uplinks = {
         path.parent.name
         for path in (root / "sys/class/net").glob("*/brport")
@@ -220,14 +220,15 @@ def look(
 
 
 def lacking(root: Path) -> list[tuple[str, str]]:
-    """Programs, with their packages, that are not installed and would show what this machine has."""
+    """Return the programs, with their packages, that are not installed but would show something on this machine."""
     rows = [row for row in PROGRAMS if not (row.unless and shutil.which(_word(row.unless)))]
     rows = [row for row in rows if row.is_wanted(root) and not shutil.which(row.words[0])]
     return list(dict.fromkeys((row.words[0], row.package) for row in rows))
 
 
 def kernel_log(root: Path) -> str | None:
-    """The last day of the kernel's log, by /dev/kmsg; None where it cannot be read. A read gives one record."""
+    """Return the last day of the kernel's log from /dev/kmsg, or None if it cannot be read. One read returns one
+    record."""
     try:
         log = os.open(root / "dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -239,7 +240,7 @@ def kernel_log(root: Path) -> str | None:
             try:
                 row = os.read(log, 8192).decode(errors="replace")
             except BrokenPipeError:
-                continue  # records were overwritten meanwhile: the next read goes on with the oldest that is left
+                continue  # records were overwritten meanwhile: the next read continues with the oldest one left
             except OSError:
                 break
             if not row:
@@ -253,7 +254,7 @@ def kernel_log(root: Path) -> str | None:
 
 
 def _adjtimex() -> str | None:
-    """struct timex (adjtimex(2)) on 64 bits: modes, offset, freq, maxerror, esterror, status."""
+    """Read struct timex (adjtimex(2)) on 64 bits: modes, offset, freq, maxerror, esterror, status."""
     buffer = ctypes.create_string_buffer(TIMEX_BYTES)
     try:
         if ctypes.CDLL(None).adjtimex(buffer) < 0:
@@ -303,7 +304,8 @@ def run(words: Sequence[str], deadline_s: float, *, errors: bool) -> Answer | No
 
 
 def _read(output: int, end: float) -> tuple[str, bool]:
-    """What comes until the end of the output, of the time or of the bound; and whether it was the output's end."""
+    """Read until the end of the output, the deadline or the size limit. Return the text, and True if the output
+    ended."""
     found = bytearray()
     with selectors.DefaultSelector() as selector:
         selector.register(output, selectors.EVENT_READ)

@@ -1,4 +1,4 @@
-"""All sensors, and what one node's readings come to."""
+"""All sensors, and the verdict on one node from their readings."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ GIVEN_MAX = 64 << 10
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What all signs come to."""
+    """The result of all signs."""
 
     level: Level
     signs: tuple[Sign, ...]
@@ -72,26 +72,26 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """A sensor's reading that could not be taken."""
+    """A sensor's reading that failed."""
 
     why: str
 
 
 def verdict(signs: Sequence[Sign]) -> Verdict:
-    """The level of a node by its signs: the worst of them, and `unknown` where there are none."""
+    """Return the verdict on a node: the worst level of its signs, or `unknown` if there are none."""
     return Verdict(worst(each.level for each in signs), tuple(signs))
 
 
 def take(sensor: Sensor, source: Source) -> Any:
-    """One reading of one sensor. A reader that fails on what it finds gives an Unreadable."""
+    """Take one reading of one sensor. If the reader raises, return an Unreadable."""
     try:
         return sensor.read(source)
-    except Exception as error:  # whatever a device, a driver or a program puts out must not stop the other sensors
+    except Exception as error:  # no output of a device, a driver or a program may stop the other sensors
         return Unreadable(f"{type(error).__name__}: {error}")
 
 
 def told(sensor: Sensor, moments: Sequence[Moment[Any]], given: Given) -> list[Sign]:
-    """The signs of one sensor's readings, oldest first. Readings that were not taken are left out."""
+    """Return the signs of one sensor's readings, oldest first. Failed readings are left out."""
     if moments and isinstance(moments[-1].reading, Unreadable):
         return [_unknown(sensor, moments[-1].reading.why)]
     read = tuple(each for each in moments if each.reading is not None and not isinstance(each.reading, Unreadable))
@@ -111,10 +111,10 @@ def _unknown(sensor: Sensor, why: str) -> Sign:
 
 
 def case(folder: Path) -> Verdict:
-    """Judge a recorded tree, or sub-folders 0, 1, ... of it that were recorded one after the other.
+    """Judge a recorded tree, or its sub-folders 0, 1, ... that were recorded one after the other.
 
-    `given.json` says what the node knows (series.Given). `sequence` in it, [{"dir": "0", "at": 0}, ...], tells the
-    seconds; a sequence without times is taken as one that lasts. Raises Refused where there is no such folder."""
+    `given.json` says what the node knows (series.Given). Its `sequence`, [{"dir": "0", "at": 0}, ...], gives the
+    seconds. A sequence without times is treated as a lasting state. Raises Refused if the folder does not exist."""
     if not folder.is_dir():
         raise Refused(f"{folder}: no such folder", hint="veery sensors --help")
     about = _given(folder / "given.json")
@@ -134,7 +134,7 @@ def case(folder: Path) -> Verdict:
 
 
 def given_in(folder: Path) -> Given:
-    """What `given.json` in `folder` says; nothing where there is none. Raises Refused for one that is not JSON."""
+    """Return what `given.json` in `folder` says; nothing if it does not exist. Raises Refused if it is not JSON."""
     return Given.of(_given(folder / "given.json"))
 
 

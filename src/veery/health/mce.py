@@ -1,7 +1,7 @@
-"""Machine checks: the processor's own reports, memory pages that were taken out of use.
+"""Machine checks: the processor's own reports, and memory pages that were taken out of use.
 
 Source: Intel SDM volume 3, 15.3.2.2 (IA32_MCi_STATUS: VAL 63, UC 61, EN 60, PCC 57); arch/x86/kernel/cpu/mce;
-mm/memory-failure.c. The letters MCE in a line alone mean nothing."""
+mm/memory-failure.c. The letters MCE in a line mean nothing by themselves."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DECODED = re.compile(r"MC\d{1,3}_STATUS\[[^\]]{0,120}\]: 0x([0-9a-f]{1,16})", re
 PAGE = re.compile(r"(?:Memory failure:|MCE) (0x[0-9a-f]{1,16}): .*?recovery action for (.{0,60}): (\w+)", re.ASCII)
 INJECTED = re.compile(r"Injecting memory failure.*? (?:page|pfn) (0x[0-9a-f]{1,16})", re.ASCII)
 TESTED = re.compile(r"Triggering MCE exception on CPU|Starting machine check poll CPU|Machine check injector", re.ASCII)
-TEST_S = 5.0  # within it, a machine check is the one that was asked for
+TEST_S = 5.0  # a machine check within this time belongs to the test
 UNCORRECTED_LINES = re.compile(
     r"(mce: )?Uncorrected hardware memory error in|mce: Memory error not recovered|"
     r"\[Hardware Error\]: (Uncorrected|Deferred error)|(mce: )?\[Hardware Error\]: (Fatal|Machine check: Processor)|"
@@ -34,7 +34,7 @@ PAGE_KIB = 4
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The log's lines, memory taken out of use in KiB, and the machine checks that /proc/interrupts counts."""
+    """The log's lines, the memory taken out of use (KiB), and the machine checks counted by /proc/interrupts."""
 
     log: tuple[kmsg.Record, ...]
     corrupted_kib: int | None
@@ -43,7 +43,7 @@ class Reading:
 
 
 def bank_level(status: int) -> Level:
-    """What the status of one bank means while the machine runs."""
+    """Return the meaning of one bank's status while the machine runs."""
     if not status & VALID:
         return Level.OK
     if not status & UNCORRECTED:
@@ -52,7 +52,7 @@ def bank_level(status: int) -> Level:
 
 
 class Mce:
-    """Machine checks."""
+    """The sensor of machine checks."""
 
     name = "mce"
 
@@ -131,7 +131,7 @@ def _matters(text: str) -> bool:
 
 
 def _interrupts(rows: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """The sums over processors of MCE (exceptions) and THR. MCP counts polls: it grows on every healthy host."""
+    """Return the sums over processors of MCE (exceptions) and THR. MCP counts polls and grows on every healthy host."""
     for row in rows:
         words = row.split()
         if words and words[0] in ("MCE:", "THR:"):

@@ -1,4 +1,4 @@
-"""Software RAID: how many more losses each array stands.
+"""Software RAID: how many more losses each array survives.
 
 Source: Documentation/admin-guide/md.rst. A check, a reshape, spares of an external container and mismatches of mirrors
 are routine."""
@@ -22,42 +22,42 @@ REBUILDING = re.compile(r"\b(recovery|recover|resync|reshape)\s*=", re.ASCII)
 RESYNCING = re.compile(r"\bresync\s*=\s*[\d.]+%", re.ASCII)
 MEMBER = re.compile(r"\S{1,40}\[\d{1,4}\](\([WJFSR]\))*", re.ASCII)
 PARITY = {"raid4": 1, "raid5": 1, "raid6": 2, "raid10": 1}
-"""Losses that a level stands; of raid10 the second may be one too many."""
+"""Losses that a level survives; with raid10 the second loss may already be fatal."""
 MIRROR = "raid1"
 NO_REDUNDANCY = ("raid0", "linear", "faulty")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Array:
-    """One array; `disks` and `missing` as it should be and what lacks."""
+    """One array. `disks`: how many it should have. `missing`: how many are missing."""
 
     active: bool
     level: str = ""
     disks: int = 0
     missing: int = 0
     rebuilding: bool = False
-    resyncing: bool = False  # all disks are in, and are made equal again
+    resyncing: bool = False  # all disks are present, and their contents are being synchronised
     only_spares: bool = False
     broken: bool = False
-    failed: bool = False  # whether a member is marked as faulty
+    failed: bool = False  # True if a member is marked as faulty
     mismatches: int = 0
 
     @property
     def spare_losses(self) -> int:
-        """How many more disks may be lost; below zero: too many are gone."""
+        """Return how many more disks may be lost; negative if too many are missing."""
         stands = self.disks - 1 if self.level == MIRROR else PARITY.get(self.level, 0)
         return stands - self.missing
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The arrays by name; None where /proc/mdstat cannot be understood."""
+    """The arrays by name; None if /proc/mdstat cannot be parsed."""
 
     arrays: dict[str, Array] | None
 
 
 class Md:
-    """Software RAID."""
+    """The sensor of software RAID."""
 
     name = "md"
 
@@ -157,7 +157,7 @@ def _sysfs(source: Source, folder: str) -> Array | None:
 
 
 def _both(table: Array | None, found: Array) -> Array:
-    """One array from its row in the table and its folder in sysfs."""
+    """Merge one array's row in the table with its folder in sysfs."""
     if table is None:
         return found
     return Array(

@@ -22,24 +22,25 @@ class Mount:
     kind: str
     source: str
     options: frozenset[str]
-    whole_options: frozenset[str]  # of the filesystem, whatever this mount of it says
+    whole_options: frozenset[str]  # of the filesystem, independent of the options of this mount
 
     def is_of(self, name: str) -> bool:
-        """Whether the kernel means this mount's device by a name such as dm-4 or sda1."""
+        """Return True if the kernel names this mount's device by `name`, such as dm-4 or sda1."""
         if name.startswith("dm-"):
             return self.device.endswith(f":{name[3:]}") and (self.device.startswith(("252:", "253:", "254:")))
         return self.source == f"/dev/{name}"
 
     @property
     def is_read_only(self) -> bool:
-        """Whether nothing can be written there. A root that is read-only over a writable filesystem is meant so."""
+        """Return True if nothing can be written there. A root that is mounted read-only on a writable filesystem is
+        intended."""
         if self.whole_options & {"ro", "emergency_ro", "shutdown"}:
             return True
         return "ro" in self.options and self.point != "/"
 
 
 def read(source: Source) -> tuple[Mount, ...] | None:
-    """The mount table, or None where there is none."""
+    """Return the mount table, or None if there is none."""
     text = source.text("proc/self/mountinfo")
     if text is None:
         return None
@@ -56,13 +57,13 @@ def read(source: Source) -> tuple[Mount, ...] | None:
 
 
 def under(mounts: Sequence[Mount], path: str) -> Mount | None:
-    """The mount in which `path` lies: of the deepest points, the one mounted last."""
+    """Return the mount that contains `path`: the deepest mount point, and of several the one mounted last."""
     wanted = PurePosixPath(path)
     holding = [mount for mount in mounts if wanted.is_relative_to(mount.point)]
     return max(reversed(holding), key=lambda mount: len(PurePosixPath(mount.point).parts), default=None)
 
 
 def own(mounts: Sequence[Mount], paths: Sequence[str] | None) -> list[Mount]:
-    """The mounts in which the node's own paths lie."""
+    """Return the mounts that contain the node's own paths."""
     found = (under(mounts, path) for path in paths or OWN_PATHS)
     return list(dict.fromkeys(mount for mount in found if mount))

@@ -1,7 +1,7 @@
 """Multipath maps: how many paths each has left.
 
-Source: multipath(8), `multipath -ll`: under each map its path groups; a path shows the state of device-mapper, of the
-checker and of the disk. A map that nobody uses is a left-over, whatever its paths say."""
+Source: multipath(8), `multipath -ll`: its path groups follow each map. A path shows the state of device-mapper, of the
+checker and of the disk. A map that is not in use is a leftover, and its paths do not matter."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ GOOD = ("ready", "ghost", "delayed")
 
 @dataclass(slots=True)
 class Map:
-    """One map: its other names, and its paths: True up, False lost, None where no checker tells."""
+    """One map: its other names, and its paths: True if up, False if lost, None if no checker reports."""
 
     names: frozenset[str]
     paths: dict[str, bool | None] = field(default_factory=dict)
-    gone: int = 0  # paths whose disks do not exist any more
+    gone: int = 0  # paths whose disks no longer exist
 
     def is_used(self, given: Given) -> bool:
         return given.maps_in_use is None or bool(self.names & given.maps_in_use)
 
 
 class Multipath:
-    """Paths to shared disks."""
+    """The sensor of paths to shared disks."""
 
     name = "multipath"
 

@@ -1,4 +1,4 @@
-"""Network interfaces: carrier, speed, damaged frames, transmit queues that hang.
+"""Network interfaces: carrier, speed, damaged frames, hanging transmit queues.
 
 Source: Documentation/ABI/testing/sysfs-class-net and -statistics. rx_dropped counts frames of unknown protocols and is
 not read. Taps and bridges change their carrier with every move, so only uplinks and storage interfaces count."""
@@ -36,7 +36,7 @@ class Link:
     """One interface."""
 
     up: bool
-    downs: int | None  # times that the carrier was lost
+    downs: int | None  # how often the carrier was lost
     speed: int | None  # Mb/s
     packets: tuple[int | None, int | None]  # received, sent
     damaged: tuple[int | None, int | None]
@@ -46,14 +46,14 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The interfaces by name, and the log."""
+    """The interfaces by name, and the kernel's log."""
 
     links: dict[str, Link] = field(default_factory=dict)
     log: tuple[kmsg.Record, ...] = ()
 
 
 class Nic:
-    """Network interfaces."""
+    """The sensor of network interfaces."""
 
     name = "nic"
 
@@ -130,7 +130,7 @@ class Nic:
 
 
 def _counts(given: Given, name: str) -> bool:
-    """Whether an interface is one that domains or the storage need; all are where nobody told."""
+    """Return True if domains or the storage need the interface. If the settings name none, all count."""
     if given.uplinks is None and given.storage_nics is None:
         return True
     return name in (given.uplinks or ()) or name in (given.storage_nics or ())
@@ -190,7 +190,7 @@ def _damaged(series: Series[Reading], name: str) -> tuple[object, str] | None:
 
 
 def _grown(values: Sequence[int | None]) -> int:
-    """The growth of a counter; of one value, the value."""
+    """Return the growth of a counter; of a single value, the value itself."""
     known = [value for value in values if value is not None]
     if len(known) < 2:
         return known[0] if known else 0

@@ -1,6 +1,6 @@
 """NVMe: the health log of each controller.
 
-Source: NVM Express Base Specification 2.0, 5.16.1.3 (SMART / Health Information): the bits of the critical warning;
+Source: NVM Express Base Specification 2.0, 5.16.1.3 (SMART / Health Information): the bits of the critical warning. The
 percentage used may pass 100 and stops at 255; 101 to 255 are reserved for the spare and its threshold."""
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from veery.health.source import Source
 SPARE, TEMPERATURE, RELIABILITY, READ_ONLY, BACKUP, REGION = (1 << bit for bit in range(6))
 KNOWN_BITS = 0x3F
 WORN_PERCENT = 90
-WORN_OUT_PERCENT = 100  # some makers set the reliability bit for this alone
-MEDIA_ERRORS_MANY = 100  # of a disk that is read for the first time
+WORN_OUT_PERCENT = 100  # some vendors set the reliability bit for this alone
+MEDIA_ERRORS_MANY = 100  # for a disk that is read for the first time
 
 Log = Mapping[str, int]
 Found = tuple[Level, object, str]
 
 
 class Nvme:
-    """The health that NVMe disks tell of themselves."""
+    """The sensor of NVMe disks."""
 
     name = "nvme"
 

@@ -1,7 +1,7 @@
 """Sensors that the operator adds: programs in /etc/veery/sensors.d.
 
-Exit status 0 is ok, 1 watch, 2 bad, any other unknown; the first line of the output is the sentence. In a recorded tree
-an answer is `plugin.NAME.json`: {"exit": 1, "out": "..."}. Nothing of a recorded tree is ever run."""
+Exit status 0 is ok, 1 watch, 2 bad, any other unknown. The first line of the output is the sentence. In a recorded tree
+an answer is `plugin.NAME.json`: {"exit": 1, "out": "..."}. Programs of a recorded tree are never run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LEVELS = {0: Level.OK, 1: Level.WATCH, 2: Level.BAD}
 
 
 class Plugins:
-    """The operator's own sensors."""
+    """The sensor that runs the operator's own programs."""
 
     name = "plugin"
 

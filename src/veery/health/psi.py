@@ -1,6 +1,6 @@
-"""Memory pressure. Pressure of processors and of I/O is load, and load is no illness.
+"""Memory pressure. Pressure on processors and I/O is load, and load is not a defect.
 
-Source: Documentation/accounting/psi.rst. `full avg60`: the share of the last minute in which no task could go on."""
+Source: Documentation/accounting/psi.rst. `full avg60`: the share of the last minute in which no task could continue."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from veery.health.source import Source, lines, whole
 
 WATCH_PERCENT = 5.0
 BAD_PERCENT = 20.0
-LEAST_AVAILABLE = 0.03  # of all memory; below it, pressure is the host's own
+LEAST_AVAILABLE = 0.03  # of all memory; below it, the pressure is the host's own
 HOLD_S = 60.0
 FULL = re.compile(r"full avg10=\S+ avg60=([0-9]{1,3}(?:\.[0-9]+)?) ", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The share of a minute in percent, and the available share of memory."""
+    """The stalled share of a minute in percent, and the available share of memory."""
 
     stalled: float | None
     available: float | None
 
     @property
     def is_out(self) -> bool:
-        """Whether the host stalls because it has no memory left."""
+        """Return True if the host stalls because it has no memory left."""
         return (self.stalled or 0) > BAD_PERCENT and self.available is not None and self.available < LEAST_AVAILABLE
 
 
 class Psi:
-    """Memory pressure."""
+    """The sensor of memory pressure."""
 
     name = "psi"
 

@@ -1,7 +1,7 @@
 """The filesystems that the node writes to: read-only, shut down, full.
 
-What the log says of a filesystem counts only while the mount table says the same: a repaired filesystem that is mounted
-again is well."""
+What the log says about a filesystem counts only while the mount table agrees: a filesystem that was repaired and
+mounted again is well."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ DAMAGED = re.compile(
 OPENED = re.compile(
     r"(?:XFS|EXT4-fs) \(([\w!-]{1,32})\): (?:Mounting|Ending (?:clean mount|recovery)|mounted filesystem|re-mounted)"
 )
-TABLES = ("df", "df-P", "df-k", "df-Pk")  # in blocks of 1024 bytes
+TABLES = ("df", "df-P", "df-k", "df-Pk")  # blocks of 1024 bytes
 NEVER_WRITTEN = frozenset({"squashfs", "iso9660", "erofs", "cramfs", "overlay"})
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The mount table, the log, and the room by mount point: bytes free to us, and of all."""
+    """The mount table, the log, and the room by mount point: (bytes available, bytes in all)."""
 
     table: tuple[mounts.Mount, ...] | None
     log: tuple[kmsg.Record, ...]
@@ -46,7 +46,7 @@ class Reading:
 
 
 class Rootfs:
-    """The node's own filesystems."""
+    """The sensor of the node's own filesystems."""
 
     name = "rootfs"
 
@@ -91,7 +91,7 @@ class Rootfs:
 
 
 def _was_writable(series: Series[Reading], mount: mounts.Mount) -> bool:
-    """Whether an earlier reading shows the same mount without `ro`."""
+    """Return True if an earlier reading shows the same mount without `ro`."""
     before = (each for reading in series.earlier for each in reading.table or ())
     return any(each.point == mount.point and "ro" not in each.options for each in before)
 
@@ -108,7 +108,7 @@ def _mount(mount: mounts.Mount, shut: set[str], damaged: set[str], turned: bool)
 
 
 def _point(room: Mapping[str, tuple[int, int]], path: str) -> str:
-    """The mount point whose room is that of `path`; "" where none is known."""
+    """Return the mount point whose room is that of `path`; "" if it is unknown."""
     holding = [point for point in room if PurePosixPath(path).is_relative_to(point)]
     return max(holding, key=len, default="")
 
@@ -123,7 +123,7 @@ def _judge_room(point: str, free: int, size: int) -> Sign:
 
 
 def _as_logged(log: tuple[kmsg.Record, ...]) -> tuple[set[str], set[str], set[str]]:
-    """The devices that the log last says are shut down, that became read-only, and that are damaged."""
+    """Return the devices that, by the latest line of the log, are shut down, became read-only, or are damaged."""
     shut: set[str] = set()
     remounted: set[str] = set()
     damaged: set[str] = set()
@@ -141,7 +141,7 @@ def _as_logged(log: tuple[kmsg.Record, ...]) -> tuple[set[str], set[str], set[st
 
 
 def _room(source: Source) -> dict[str, tuple[int, int]]:
-    """Free and all bytes by mount point: `df -P -k` as text, or statvfs as JSON."""
+    """Return (available bytes, all bytes) by mount point, from `df -P -k` as text or from statvfs as JSON."""
     found: dict[str, tuple[int, int]] = {}
     for line in (each for program in TABLES for each in lines(source.output(program))):
         words = line.split(None, 5)

@@ -1,7 +1,7 @@
 """The event log of the management controller (SEL).
 
-Neither ids nor counts of it can be trusted: a full log turns over, and tools list an old record again. An event is new
-where no earlier reading had it and it is not older than what that reading had."""
+Its ids and counts cannot be trusted: a full log wraps around, and tools list old records again. An event is new if no
+earlier reading had it and it is not older than the events of that reading."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from veery.health.series import Series
 from veery.health.sign import Level, Sign, sign
 from veery.health.source import Source, lines
 
-RECENT = timedelta(hours=24)  # of a first reading: what is not much older than its newest event
+RECENT = timedelta(hours=24)  # for a first reading: events at most this much older than the newest one
 EVENTS_MAX = 20_000
 BAD_EVENT = re.compile(
     r"uncorrectable|\bIERR\b|CATERR|thermal trip|bus fatal|PCI SERR|upper critical going high"
@@ -34,12 +34,12 @@ DATES = ("%m/%d/%Y %H:%M:%S", "%m/%d/%y %H:%M:%S", "%b-%d-%Y %H:%M:%S", "%Y-%m-%
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One record, without its id; `at` is None where the controller had no time."""
+    """One record, without its id. `at` is None if the controller had no time."""
 
     at: datetime | None
     sensor: str
     said: str
-    is_over: bool  # whether the record takes its event back
+    is_over: bool  # True if the record withdraws its event
     reading: str = ""
 
     @property
@@ -49,13 +49,13 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The events; None where the tool answered with anything else."""
+    """The events; None if the tool's answer could not be parsed."""
 
     events: tuple[Event, ...] | None
 
 
 class Sel:
-    """The event log of the management controller."""
+    """The sensor of the management controller's event log."""
 
     name = "sel"
 
@@ -101,14 +101,14 @@ class Sel:
 
 
 def _is_glitch(event: Event) -> bool:
-    """Whether the controller lost a reading: no machine has a part at 0 C or 0 V. Fans do stop."""
+    """Return True if the controller lost a reading: no part of a machine is at 0 C or 0 V. Fans can stop, however."""
     if "going low" not in event.said.lower() or event.sensor.lower().startswith("fan"):
         return False
     return event.sensor.lower().startswith("temperature") or event.reading.startswith("Reading 0 ")
 
 
 def _fresh(series: Series[Reading]) -> list[Event]:
-    """The events that are new since the first reading; of one reading, the recent ones."""
+    """Return the events that are new since the first reading; of a single reading, the recent ones."""
     earlier = [event for reading in series.earlier for event in reading.events or ()]
     last = series.last.events or ()
     if not series.earlier:
@@ -127,8 +127,8 @@ def _fresh(series: Series[Reading]) -> list[Event]:
 
 
 def _events(rows: Sequence[str]) -> Iterator[Event]:
-    """ipmitool sel list and elist (id | date | time | sensor | event | direction | reading), ipmi-sel (ID | Date | Time
-    | Name | Type | Event, with bars or commas)."""
+    """Parse ipmitool sel list and elist (id | date | time | sensor | event | direction | reading), and ipmi-sel (ID |
+    Date | Time | Name | Type | Event, separated by bars or commas)."""
     for row in rows:
         cells = [cell.strip() for cell in (row.split("|") if "|" in row else row.split(","))]
         if len(cells) < 5 or not re.fullmatch(r"[0-9a-fA-F]{1,8}", cells[0]):
@@ -146,7 +146,7 @@ def _time(date: str, time: str) -> datetime | None:
     text = f"{date} {time[:8]}"
     for form in DATES:
         try:
-            return datetime.strptime(text, form)  # the controller's own clock, compared with itself
+            return datetime.strptime(text, form)  # the controller's own clock, compared only with itself
         except ValueError:
             continue
     return None

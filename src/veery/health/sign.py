@@ -1,4 +1,4 @@
-"""What a sensor tells: signs, and the level that they come to."""
+"""Signs, which sensors report, and the level that they add up to."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ PART_MAX = 80  # characters of a part's name
 
 
 class Level(StrEnum):
-    """How a part stands."""
+    """The state of a part."""
 
     OK = "ok"
-    WATCH = "watch"  # it works, and somebody should look at it
-    BAD = "bad"  # it fails, or will: domains are better elsewhere
-    UNKNOWN = "unknown"  # nothing was learnt; never taken for bad
+    WATCH = "watch"  # it works, but someone should look at it
+    BAD = "bad"  # it fails or will fail: domains should run elsewhere
+    UNKNOWN = "unknown"  # nothing could be learnt; never treated as bad
 
 
 RANK = {Level.OK: 0, Level.UNKNOWN: 1, Level.WATCH: 2, Level.BAD: 3}
-"""`unknown` is above `ok`: a level is `ok` only where all was read."""
+"""`unknown` ranks above `ok`: a level is `ok` only if everything could be read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sign:
-    """One thing that a sensor tells of one part; `value` is the reading as text, `sentence` says what it means."""
+    """One report of a sensor about one part. `value` is the reading as text; `sentence` says what it means."""
 
     sensor: str
     part: str
     level: Level
     value: str
     sentence: str
-    counter: bool = False  # a counter that grows too fast, nothing that has happened for good
+    counter: bool = False  # a counter that grows too fast, and not a permanent event
 
 
 def sign(sensor: str, part: str, level: Level, value: object, sentence: str, *, counter: bool = False) -> Sign:
-    """A Sign whose texts are printable and short, wherever they came from."""
+    """Return a Sign whose texts are printable and short, whatever their source."""
     return Sign(
         sensor=sensor,
         part=_clean(part, PART_MAX),
@@ -48,7 +48,7 @@ def sign(sensor: str, part: str, level: Level, value: object, sentence: str, *, 
 
 
 def worst(levels: Iterable[Level]) -> Level:
-    """The level of them all; `unknown` of none."""
+    """Return the worst of the levels; `unknown` if there are none."""
     return max(levels, key=RANK.__getitem__, default=Level.UNKNOWN)
 
 

@@ -1,7 +1,7 @@
 """SMART of SATA and SAS disks.
 
-PASSED alone means little: attributes 197 and 198 have the threshold 0 and can never trip. Bits 5 and 6 of smartctl's
-exit status stay set for ever. Old defects that do not grow move nobody."""
+PASSED means little by itself: attributes 197 and 198 have the threshold 0 and can never trip. Bits 5 and 6 of
+smartctl's exit status stay set forever. Old defects that do not grow are no reason to move domains."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from veery.health.smartlog import COMMAND_FAILED, FAILING, OPEN_FAILED, PREFAIL_
 from veery.health.source import Source
 
 REALLOCATED, REPORTED, PENDING, UNREADABLE, CABLE = 5, 187, 197, 198, 199
-PENDING_BAD = 10  # sectors, and growing
-REALLOCATED_MANY = 1000  # sectors, of a disk that is read for the first time
+PENDING_BAD = 10  # sectors, if the number grows
+REALLOCATED_MANY = 1000  # sectors, for a disk that is read for the first time
 DEFECTS_MANY = 1000
 WORN_PERCENT = 90
 OLD_TEST_HOURS = 90 * 24
-HOT_CELSIUS = 65  # of a disk that turns; makers allow 60
+HOT_CELSIUS = 65  # of a rotating disk; vendors allow 60
 WEAR = re.compile(r"media_wearout|wear_leveling|ssd_life_left|lifetime_remain|remaining_lifetime|percent_life", re.I)
 LEAST_LIFE = 10  # of the normalised value
 
@@ -27,7 +27,7 @@ Found = tuple[Level, object, str]
 
 
 class Smart:
-    """The health that disks tell of themselves."""
+    """The sensor of the SMART health of disks."""
 
     name = "smart"
 
@@ -58,7 +58,7 @@ class Smart:
 
 
 def _latched(last: Disk) -> Iterator[Found]:
-    """What one reading says by itself."""
+    """Yield the findings of a single reading."""
     if last.passed is False or last.status & FAILING:
         yield Level.BAD, last.said or "FAILED", "the disk says that it fails"
     elif last.passed is None and last.status & (OPEN_FAILED | COMMAND_FAILED):
@@ -88,12 +88,12 @@ def _selftests(last: Disk) -> Iterator[Found]:
         yield Level.WATCH, hour, "the last self-test failed, and long ago"
     elif failed:
         yield Level.BAD, "" if hour is None else hour, "the last self-test failed"
-    elif last.status & SELFTEST:  # smartctl leaves out those that a newer long test has made good
+    elif last.status & SELFTEST:  # smartctl leaves out tests that a newer long test has superseded
         yield Level.WATCH, "", "an earlier self-test failed, the last one did not"
 
 
 def _grown(series: Series[dict[str, Disk | None]], part: str, last: Disk) -> Iterator[Found]:
-    """What counters say, by their growth where there is more than one reading."""
+    """Yield the findings of counters, by their growth if there is more than one reading."""
 
     def growth(key: int) -> int | None:
         def counter(reading: dict[str, Disk | None]) -> int | None:
@@ -108,7 +108,7 @@ def _grown(series: Series[dict[str, Disk | None]], part: str, last: Disk) -> Ite
         return attribute.raw if attribute else 0
 
     pending = max(raw(PENDING), raw(UNREADABLE))
-    bogus = pending == raw(PENDING) == 1 and last.rotates is False  # firmware of some SSDs shows 1 and takes it back
+    bogus = pending == raw(PENDING) == 1 and last.rotates is False  # firmware of some SSDs shows 1 and withdraws it
     grows = max(growth(PENDING) or 0, growth(UNREADABLE) or 0) > 0
     if pending > PENDING_BAD and grows:
         yield Level.BAD, pending, f"{pending} sectors cannot be read, and they become more"

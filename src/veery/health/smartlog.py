@@ -1,4 +1,4 @@
-"""What smartctl(8) and nvme(1) print, in one form: their JSON, and the text that people send in.
+"""Parses the output of smartctl(8) and nvme(1) into one form: their JSON, and the text that people send in.
 
 Exit status of smartctl (smartctl(8), EXIT STATUS): bit 0 command line, 1 open failed, 2 a command failed, 3 the disk
 fails, 4 a prefail attribute is at its threshold, 5 it was in the past, 6 the error log has entries, 7 the self-test log
@@ -45,9 +45,9 @@ class Attribute:
 
 @dataclass(slots=True, kw_only=True)
 class Disk:
-    """One disk's health, as far as its tool tells it."""
+    """One disk's health, as far as its tool reports it."""
 
-    answered: bool = False  # whether anything of its health was read
+    answered: bool = False  # True if any health information was read
     passed: bool | None = None
     status: int = 0
     is_nvme: bool = False
@@ -55,19 +55,19 @@ class Disk:
     said: str = ""
     hours: int | None = None
     attributes: dict[int, Attribute] = field(default_factory=dict)
-    tests: list[tuple[bool, int | None]] = field(default_factory=list)  # newest first: failed, at which hour
+    tests: list[tuple[bool, int | None]] = field(default_factory=list)  # newest first: (failed, hour of the test)
     logged_errors: int | None = None
-    surface_errors: bool | None = None  # whether the error log shows any that the medium or the cable made
+    surface_errors: bool | None = None  # True if the error log shows errors of the medium or the cable
     defects: int | None = None  # SCSI: grown
     uncorrected: int | None = None  # SCSI: of reads, writes and verifies
     celsius: int | None = None
     trip_celsius: int | None = None
     endurance_used: int | None = None
-    nvme: dict[str, int] = field(default_factory=dict)  # by the names that smartctl uses
+    nvme: dict[str, int] = field(default_factory=dict)  # by smartctl's names
 
 
 def disk(text: str) -> Disk | None:
-    """What a text of smartctl or nvme says; None where it is neither."""
+    """Parse a text of smartctl or nvme; return None if it is neither."""
     if text.lstrip()[:1] == "{":
         found = parsed(text)
         return None if found is None else _of_json(found)
@@ -75,7 +75,7 @@ def disk(text: str) -> Disk | None:
 
 
 def number(found: object) -> int | None:
-    """A count, whether it is a number, or text of one."""
+    """Return a count from a number or from its text."""
     if isinstance(found, bool):
         return None
     if isinstance(found, float) and found.is_integer():
@@ -169,7 +169,7 @@ def _attributes(result: Disk, found: dict[str, Any]) -> None:
 
 
 def _first_number(text: str) -> int | None:
-    """The count in front of what some disks pack into the same field: `36 (Min/Max 0/51)`."""
+    """Return the leading count of a field into which some disks pack more: `36 (Min/Max 0/51)`."""
     match = re.match(r"\s*([0-9]{1,18})", text, re.ASCII)
     return int(match[1]) if match else None
 
@@ -237,7 +237,7 @@ NVME_LINES = {
 
 
 def _leading(text: str) -> int | None:
-    """The count in front of a text, however its thousands are set apart: `8’382`, `1,024 [512 GB]`, `3%`."""
+    """Return the leading count of a text, with any separator of thousands: `8’382`, `1,024 [512 GB]`, `3%`."""
     match = re.match(r"0x[0-9a-fA-F]{1,8}|[0-9][0-9,.’'\s]{0,40}", text)
     return number(match[0].strip()) if match else None
 

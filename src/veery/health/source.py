@@ -1,10 +1,10 @@
-"""Where sensors read: files under a root folder, and outputs of programs.
+"""What sensors read: files under a root folder, and outputs of programs.
 
-    Source     the files under a root, and what its Outputs give
+    Source     the files under a root, and the texts of its Outputs
     Outputs    the texts that programs print, by program and part (`smartctl`, `sda`)
-    Recorded   the Outputs that stand in a folder as files: PROGRAM[.PART].(txt|json|csv)
+    Recorded   Outputs that are files in a folder: PROGRAM[.PART].(txt|json|csv)
 
-Every read is bounded and returns None or an empty value where nothing can be read: a sensor needs no `try`."""
+Every read is bounded, and returns None or an empty value if nothing can be read: a sensor needs no `try`."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ PART_FILE = re.compile(r"(?P<program>[a-z][\w-]*)(?:\.(?P<part>[^/]+))?\.(?P<for
 
 
 class Outputs(Protocol):
-    """What programs print."""
+    """The outputs of programs."""
 
     def of(self, program: str) -> Mapping[str, str]:
-        """The text by part ("" where the program knows no parts); empty where the program or its parts are absent."""
+        """Return the text by part ("" if the program has no parts); empty if the program or its parts are absent."""
 
 
 class Source:
@@ -37,31 +37,31 @@ class Source:
     def __init__(self, root: Path, outputs: Outputs) -> None:
         self.root = root
         self._outputs = outputs
-        self.kept: dict[str, Any] = {}  # what several sensors read, parsed once
+        self.kept: dict[str, Any] = {}  # parsed once, for several sensors
 
     def outputs(self, program: str) -> Mapping[str, str]:
-        """What `program` printed, by part."""
+        """Return the output of `program`, by part."""
         return self._outputs.of(program)
 
     def output(self, program: str) -> str | None:
-        """What `program` printed, for a program without parts; None where it printed nothing at all."""
+        """Return the output of a program without parts, or None if it printed nothing."""
         return next(iter(self.outputs(program).values()), None)
 
     def text(self, path: str, most: int = TEXT_MAX) -> str | None:
-        """The beginning of a file, or None where it cannot be read."""
+        """Return the beginning of a file, or None if it cannot be read."""
         return read_text(self.root / path, most)
 
     def word(self, path: str | Path) -> str | None:
-        """A small file's text without the white space around it."""
+        """Return a small file's text, stripped of white space."""
         found = read_text(self.root / path, SMALL_MAX)
         return None if found is None else found.strip()
 
     def number(self, path: str | Path) -> int | None:
-        """A small file's number, or None where it holds none."""
+        """Return a small file's number, or None if it holds none."""
         return whole(self.word(path))
 
     def paths(self, pattern: str) -> list[Path]:
-        """What matches `pattern` under the root, in order."""
+        """Return the paths under the root that match `pattern`, in order."""
         found: list[Path] = []
         try:
             for path in self.root.glob(pattern):
@@ -74,7 +74,7 @@ class Source:
 
 
 class Recorded:
-    """Outputs that stand in a folder as files."""
+    """Outputs that are recorded as files in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self._files: dict[str, dict[str, Path]] = {}
@@ -94,7 +94,7 @@ class Recorded:
 
 
 def read_text(path: Path, most: int, *, tail: bool = False) -> str | None:
-    """At most `most` bytes of a regular file (its end with `tail`), or None. A pipe or device is not opened."""
+    """Return at most `most` bytes of a regular file (its end with `tail`), or None. A pipe or device is not opened."""
     try:
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             about = os.fstat(file.fileno())
@@ -108,17 +108,17 @@ def read_text(path: Path, most: int, *, tail: bool = False) -> str | None:
 
 
 def whole(text: str | None) -> int | None:
-    """The whole number that `text` is, or None."""
+    """Return the whole number in `text`, or None."""
     return int(text) if text and re.fullmatch(r"-?[0-9]{1,18}", text) else None
 
 
 def real(text: str | None) -> float | None:
-    """The number that `text` is, or None. A decimal comma counts too: programs print it in some locales."""
+    """Return the number in `text`, or None. A decimal comma counts too, because programs print it in some locales."""
     return float(text.replace(",", ".")) if text and re.fullmatch(r"[+-]?[0-9]{1,18}([.,][0-9]{1,18})?", text) else None
 
 
 def parsed(text: str) -> dict[str, Any] | None:
-    """The JSON object that `text` is, or None."""
+    """Return the JSON object in `text`, or None."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
@@ -127,13 +127,13 @@ def parsed(text: str) -> dict[str, Any] | None:
 
 
 def lines(text: str | None, *, tail: bool = False) -> list[str]:
-    """The first lines of a text (the last with `tail`) that are not empty, each cut to a bound."""
+    """Return the first lines of a text (the last with `tail`) that are not empty, each cut to a limit."""
     found = [line[:LINE_MAX] for line in (text or "").splitlines() if line]
     return found[-LINES_MAX:] if tail else found[:LINES_MAX]
 
 
 def natural(text: str) -> list[tuple[int, str]]:
-    """A sort key under which dimm2 is before dimm10."""
+    """Return a sort key under which dimm2 comes before dimm10."""
     return [
         (int(word[:18]), "") if word.isascii() and word.isdigit() else (-1, word) for word in re.split(r"(\d+)", text)
     ]

@@ -1,8 +1,8 @@
-"""Temperatures: hwmon, and the kernel's lines on throttling.
+"""Temperatures: hwmon, and the kernel's log lines about throttling.
 
-Source: Documentation/hwmon/sysfs-interface.rst (thousandths of a degree), coretemp.rst (crit_alarm "never clears",
-so readings count, not alarms). The pins of Super-I/O chips are often not wired, and nobody can tell: they are not
-judged."""
+Source: Documentation/hwmon/sysfs-interface.rst (thousandths of a degree), coretemp.rst (crit_alarm "never clears", so
+readings count, not alarms). The pins of Super-I/O chips are often not connected, and that cannot be detected: they are
+not judged."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from veery.health.source import Source
 NEAR_CRITICAL_MC = 2000  # millidegrees
 CRITICAL_HOLD_S = 60.0
 ABOVE_HOLD_S = 300.0
-LOWEST_LIMIT_MC, HIGHEST_LIMIT_MC = 40_000, 126_000  # outside it a limit means "no limit"
-LOWEST_MC, HIGHEST_MC = -40_000, 126_000  # outside it a reading means "no sensor"
+LOWEST_LIMIT_MC, HIGHEST_LIMIT_MC = 40_000, 126_000  # a limit outside this range means "no limit"
+LOWEST_MC, HIGHEST_MC = -40_000, 126_000  # a reading outside this range means "no sensor"
 NOT_JUDGED = re.compile(
     r"(nct|it8|w83|f71|sch5|smsc|asus|acpitz|dme1737|vt8|pc87|thinkpad|dell_smm|applesmc|lm\d|adt7|adm1)"
 )
@@ -33,12 +33,12 @@ THROTTLED_OFTEN = 1000  # events since boot
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One temperature and its limits, in millidegrees; a limit that means nothing is None."""
+    """One temperature and its limits, in millidegrees; a meaningless limit is None."""
 
     now: int
     above: int | None
     critical: int | None
-    warned: bool = False  # whether the device itself warns now
+    warned: bool = False  # True if the device itself warns now
 
     @property
     def is_critical(self) -> bool:
@@ -51,14 +51,14 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Readings:
-    """All temperatures by part; None of a part that cannot be read or is not judged."""
+    """All temperatures by part; None for a part that cannot be read or is not judged."""
 
     parts: dict[str, Reading | None]
     log: tuple[kmsg.Record, ...]
 
 
 class Temperature:
-    """Temperatures."""
+    """The sensor of temperatures."""
 
     name = "temperature"
 
@@ -129,7 +129,7 @@ def _reading(source: Source, chip: str, stem: str) -> Reading | None:
     if now is None or not LOWEST_MC < now < HIGHEST_MC or NOT_JUDGED.match(chip) or source.number(f"{stem}_fault"):
         return None
     above, critical = _limit(source.number(f"{stem}_max")), _limit(source.number(f"{stem}_crit"))
-    if chip == "k10temp":  # the driver gives 70 C for every processor
+    if chip == "k10temp":  # the driver reports 70 C for every processor
         above = None
     if critical is None:
         critical = _limit(source.number(f"{stem}_emergency"))

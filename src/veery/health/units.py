@@ -1,4 +1,4 @@
-"""Units that systemd calls failed. Only those that domains need count; of others it is only told."""
+"""Units that systemd reports as failed. Only units that domains need count; others are only mentioned."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ UNIT = re.compile(
 
 
 class Units:
-    """Failed units."""
+    """The sensor of failed units."""
 
     name = "units"
 

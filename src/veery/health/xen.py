@@ -1,4 +1,4 @@
-"""What Xen itself logs: it owns the machine-check banks, so dom0's kernel often sees nothing of them.
+"""Xen's own log. Xen owns the machine-check banks, so dom0's kernel often sees none of their errors.
 
 Source: xen/arch/x86/cpu/mcheck/, xen/drivers/passthrough/, xen/common/ (watchdog) of Xen 4.17."""
 
@@ -14,7 +14,7 @@ from veery.health.sign import Level, Sign, sign
 from veery.health.source import Source, lines
 
 FAULTS = 3
-GRAPHICS = ("0000:00:02.0", "00:02.0")  # Intel's: it faults at boot until its driver runs (Xen has quirks for it, too)
+GRAPHICS = ("0000:00:02.0", "00:02.0")  # Intel's: it faults at boot until its driver runs (Xen also has quirks for it)
 GRAPHICS_FAULTS = 100
 MARK = re.compile(r"\(XEN\) ?(?:\[[\d :.-]{1,40}\] ?)?(.*)", re.ASCII)
 BANK = re.compile(r"(?:CPU\d+: )?Bank (\d{1,3}): ([0-9a-f]{16})", re.ASCII)
@@ -39,13 +39,13 @@ COOL = re.compile(r"CPU(\d+): Temperature/speed normal", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Xen's lines; None where the text has none."""
+    """Xen's lines; None if the text has none."""
 
     log: tuple[str, ...] | None
 
 
 class Xen:
-    """Xen's own log."""
+    """The sensor of Xen's own log."""
 
     name = "xen"
 

@@ -1,1 +1,1 @@
-"""The services of this node: its domains, its volumes, its peers."""
+"""The services of a node: its domains, its volumes, its peers."""

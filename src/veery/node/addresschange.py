@@ -1,11 +1,11 @@
-"""A node's address, changed in service. The order is carried out on the node that it is about.
+"""Changes the address of a node in service. The node itself carries out the order.
 
     1  a certificate for both addresses             4  etcd restarts and serves both
-    2  the store's members try both (on a voter)    5  the record names the new one, then the volumes' portals do
-    3  the identity names the new one               6  the members forget the old one; veeryd starts anew
+    2  the store's members try both (on a voter)    5  the record and then the volumes' portals name the new one
+    3  the identity names the new one               6  the members forget the old one; veeryd restarts
 
-What fails up to 5 is undone. A daemon that dies after 3 is followed by one that goes on (`settle`): the identity is the
-journal. The old address is served by etcd, and counts as the node's, as long as its machine has it."""
+A failure up to step 5 is undone. If a daemon dies after step 3, the next one continues (`settle`): the identity is the
+journal. etcd serves the old address, and it counts as the node's, for as long as the machine has it."""
 
 from __future__ import annotations
 
@@ -41,25 +41,25 @@ from veery.node.volumes import VolumeService
 log = logging.getLogger(__name__)
 
 ASK_S = 10.0
-SETTLE_S = 10.0  # between two looks at what a change left to be done
-ATTEMPTS = 5  # to write a record that changes at the same time
+SETTLE_S = 10.0  # between two checks for unfinished changes
+ATTEMPTS = 5  # to write a record that others change at the same time
 
 
 class Covering(Protocol):
-    """This node's certificate: node/certificates.py."""
+    """The certificate of this node: node/certificates.py."""
 
     async def cover(self, address: str) -> None:
-        """Have it good for `address` too. Raises Refused, Failed."""
+        """Renew the certificate so that it also covers `address`. Raises Refused, Failed."""
         ...
 
     async def require_cover(self, address: str) -> None:
-        """Raises Refused where `cover` would."""
+        """Raise Refused if `cover` would."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The parts of a daemon that a change of its address goes through."""
+    """The parts of a daemon that its change of address needs."""
 
     membership: Membership
     certificates: Covering
@@ -70,25 +70,25 @@ class Parts:
 
 
 class AddressChange:
-    """One a daemon; `settle` is its task."""
+    """Changes the address of this node. The daemon owns the task of `settle`."""
 
     def __init__(
         self, settings: Settings, store: EtcdStore, parts: Parts, clock: Clock, *, idle: Callable[[], bool]
     ) -> None:
-        """`idle` tells whether no move is under way here."""
+        """`idle` returns True if no move is under way here."""
         self._settings, self._store, self._parts, self._clock = settings, store, parts, clock
         self._membership, self._idle = parts.membership, idle
         self._one = asyncio.Lock()
-        self._rerouted = False  # the volumes' records name the portal that our tgtd has
+        self._rerouted = False  # True once the volumes' records name the portal of tgtd here
 
     @property
     def busy(self) -> bool:
-        """Whether an order is under way."""
+        """Return True if an order is under way."""
         return self._one.locked()
 
     # ---- judging
     async def plan(self, address: str) -> AddressPlan:
-        """What a change to `address` comes to; nothing is changed. Raises Refused for what is no address,
+        """Return the plan of a change to `address`; changes nothing. Raises Refused if it is not an address,
         StoreUnavailable."""
         return addressplan.plan(await self._facts(address))
 
@@ -138,8 +138,8 @@ class AddressChange:
         return str(told["missing"])
 
     async def _users(self) -> tuple[str, ...]:
-        """The domains on volumes of this node, by their records and by what tgtd serves."""
-        if self._parts.volumes.here is None or self._settings.storage.address:  # the portal stays as it is
+        """Return the domains on volumes of this node, from their records and from tgtd's sessions."""
+        if self._parts.volumes.here is None or self._settings.storage.address:  # the portal does not change
             return ()
         name, found = self._membership.identity.node.name, set[str]()
         rows = await self._parts.volumes.list()
@@ -150,7 +150,7 @@ class AddressChange:
         return tuple(sorted(found | await self._sessions()))
 
     async def _sessions(self) -> set[str]:
-        """Who is logged in at a volume here."""
+        """Return who is logged in at a volume here."""
         here = self._parts.volumes.mine()
         volumes = {each.iqn: each.name for each in await here.here()}
         return {
@@ -167,13 +167,13 @@ class AddressChange:
 
     # ---- changing
     async def change(self, address: str) -> AddressPlan:
-        """Have this node at `address`; what was done. Raises Refused and Failed: all is as before. OutcomeUnknown:
-        veeryd goes on by itself, or an undo was not finished."""
+        """Move this node to `address` and return what was done. Raises Refused or Failed: nothing has changed. Raises
+        OutcomeUnknown: veeryd continues by itself, or an undo is incomplete."""
         async with self._one, self._turn():
             facts = await self._facts(address)
             made = addressplan.plan(facts)
             if made.refusals:
-                hint = f"veery node readdress {facts.node.name} {address} --plan shows all that stands in the way"
+                hint = f"veery node readdress {facts.node.name} {address} --plan shows all that prevents it"
                 raise Refused(f"{facts.node.name} keeps {facts.node.address}: {made.refusals[0]}", hint=hint)
             before = self._membership.identity
             after = changed(self._settings, before, facts.address)
@@ -186,20 +186,22 @@ class AddressChange:
                     await self._restart(after, alone=len(facts.seen) < 3)
                 await members.update(self._store, members.current(self._settings, after))
                 await self._portals(after)
-                if used := await self._users():  # one that started meanwhile was told the old portal
-                    raise Refused(f"{', '.join(used)} began to use a volume here meanwhile", hint="shut it down first")
+                if used := await self._users():  # a domain that started meanwhile got the old portal
+                    raise Refused(
+                        f"{', '.join(used)} has begun to use a volume here", hint="shut that domain down first"
+                    )
                 undo.pop_all()
             log.info(decision("node.readdressed", node=after.node.name, address=address, former=before.node.address))
             await self._forget(after)
             return made
 
     def _turn(self) -> AbstractAsyncContextManager[object]:
-        """One voter at a time: two that restart their etcd at once could cost the quorum."""
+        """Return a lock for one voter at a time: two that restart their etcd at once could cost the quorum."""
         identity = self._membership.identity
         return join.turn(self._store, identity.node.name) if identity.etcd is not None else nullcontext()
 
     async def _members(self, before: Identity, after: Identity) -> None:
-        """Have the store's other members try both addresses."""
+        """Let the store's other members try both addresses."""
         if after.etcd is None:
             return
         old, new = (peer_url(self._settings, each.node) for each in (before, after))
@@ -213,7 +215,7 @@ class AddressChange:
         await server.ready(self._store.voters, client_url(self._settings, after.node), deadline=READY_S)
 
     async def _back(self, before: Identity, after: Identity) -> None:
-        """Undo. Raises OutcomeUnknown where something of it could not be done."""
+        """Undo the change. Raises OutcomeUnknown if a part could not be undone."""
         log.warning(decision("node.readdress-undone", node=before.node.name, address=after.node.address))
         try:
             restarted = self._membership.identity.node.address != before.node.address
@@ -232,7 +234,7 @@ class AddressChange:
             await self._portals(before)
         except VeeryError as error:
             raise OutcomeUnknown(
-                f"the change was given up, and not all of it is undone: {error.message}",
+                f"the change failed, and it is not completely undone: {error.message}",
                 hint=f"when the store answers: systemctl restart veeryd on {before.node.name}; then veery doctor --all",
             ) from error
 
@@ -243,7 +245,7 @@ class AddressChange:
             await reroute(self._store, identity.node.name, portal)
 
     async def _forget(self, identity: Identity) -> None:
-        """Have the store's other members try this node's present address alone."""
+        """Let the store's other members try only this node's present address."""
         if identity.etcd is None:
             return
         peer = peer_url(self._settings, identity.node)
@@ -251,15 +253,16 @@ class AddressChange:
             if peer in each.peers and len(each.peers) > 1:
                 await self._store.voters.update(each.id, [peer])
 
-    # ---- what is left to be done
+    # ---- unfinished changes
     async def settle(self) -> None:
-        """For ever: go on with a change that was broken off, and drop former addresses once the machine lacks them."""
+        """Until cancelled: continue a change that was interrupted, and drop former addresses once the machine lacks
+        them."""
         while True:
             try:
                 if not self._one.locked():
                     await self._settle()
             except VeeryError as error:
-                log.debug("the change of the address waits: %s", error.message)
+                log.debug("the change of address waits: %s", error.message)
             await self._clock.sleep(SETTLE_S)
 
     async def _settle(self) -> None:
@@ -270,7 +273,7 @@ class AddressChange:
             if (now := advertised(process)) and now != url:
                 log.warning("etcd still serves %s: it restarts for %s", now, url)
                 await self._restart(identity, alone=len(await self._store.voters.all()) < 3)
-        if not self._rerouted:  # a change of storage.address, or one of the address that was broken off
+        if not self._rerouted:  # a change of storage.address, or an interrupted change of the address
             await self._portals(identity)
             self._rerouted = True
         if not identity.node.former:
@@ -286,18 +289,20 @@ class AddressChange:
                 await members.update(self._store, members.current(self._settings, self._membership.identity))
 
     async def _revive(self, identity: Identity, process: Process) -> None:
-        """Restart etcd after an address was taken away. Its JSON gateway calls its own port, and may have done so from
-        that address: such a connection hangs for as long as TCP tries. Raises Refused where others are needed first."""
+        """Restart etcd after an address was removed.
+
+        Its JSON gateway calls its own port, perhaps from that address. Such a connection hangs for as long as TCP
+        retries. Raises Refused if others are needed first."""
         try:
             await self._restart(identity, alone=len(await self._store.voters.all()) < 3)
-        except StoreUnavailable:  # it may be the only voter, and hang: nothing is lost by its end
+        except StoreUnavailable:  # it may be the only voter, and hang: ending it loses nothing
             await process.stop(grace=STOP_S)
             await server.ready(self._store.voters, client_url(self._settings, identity.node), deadline=READY_S)
 
 
 def changed(settings: Settings, identity: Identity, address: str) -> Identity:
-    """The identity of the same node at `address`. Its etcd is asked at both addresses: the new one may be the only one
-    in the end, and the old one is before."""
+    """Return the identity of the same node at `address`. Its etcd is asked at both addresses: before the change only
+    the old one works, after it perhaps only the new one."""
     old = identity.node
     node = describe(settings, name=old.name, address=address, roles=old.roles, driver=old.driver)
     former = tuple(dict.fromkeys(each for each in (*old.former, old.address) if each != address))
@@ -309,7 +314,8 @@ def changed(settings: Settings, identity: Identity, address: str) -> Identity:
 
 
 async def reroute(store: Store, node: str, portal: str) -> None:
-    """Have the records of the volumes of `node` name `portal`. Raises StoreUnavailable, OutcomeUnknown: ask again."""
+    """Update the records of the volumes of `node` to name `portal`. Raises StoreUnavailable, OutcomeUnknown: call it
+    again."""
     for _ in range(ATTEMPTS):
         stale = False
         for entry in (await store.scan(VOLUMES.prefix)).entries:
@@ -323,7 +329,7 @@ async def reroute(store: Store, node: str, portal: str) -> None:
 
 
 def advertised(process: Process) -> str:
-    """The client URL that a running etcd tells the others, "" where that cannot be seen."""
+    """Return the client URL that a running etcd advertises, "" if that cannot be seen."""
     try:
         words = Path(f"/proc/{process.pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
         return words[words.index("--advertise-client-urls") + 1]

@@ -1,4 +1,4 @@
-"""Whether a node may change its address now, and in which steps. Pure."""
+"""Decides whether a node may change its address now, and in which steps. Pure."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from veery.storage.heartbeat import slot
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What is known of node `node` and of the address that it is to have. `own`: its machine has it. `nodes`: all of
-    the cluster, `absent` those without a sign of life. `unreached`: by node, why it does not reach the new address.
-    `pinned`: the settings that name the present address. `users`: the domains that use volumes of the node.
-    `volume_moves`: volumes that move from it or to it. `idle`: no domain moves here. `certificate`: why no certificate
-    for the new address can be had now. `seen`: the store's members."""
+    """What is known of node `node` and of its new address. `own`: its machine has that address. `nodes`: all of the
+    cluster; `absent`: those without a lease. `unreached`: by node, why it cannot reach the new address. `pinned`: the
+    settings that name the present address. `users`: the domains that use volumes of the node. `volume_moves`: volumes
+    that move from it or to it. `idle`: no domain moves here. `certificate`: why no certificate for the new address can
+    be issued now. `seen`: the store's members."""
 
     node: Node
     address: str
@@ -35,20 +35,20 @@ class Facts:
 
     @property
     def others(self) -> tuple[Node, ...]:
-        """The other nodes."""
+        """Return the other nodes."""
         return tuple(each for each in self.nodes if each.name != self.node.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddressPlan:
-    """What stands in the way of a change, and what it does."""
+    """What prevents a change of address, and the steps that it takes."""
 
     refusals: tuple[str, ...]
     steps: tuple[str, ...]
 
 
 def plan(facts: Facts) -> AddressPlan:
-    """Judge `facts`."""
+    """Judge `facts` and return the plan."""
     refusals = [*_of_address(facts), *_of_store(facts), *_of_use(facts)]
     return AddressPlan(refusals=tuple(refusals), steps=tuple(_steps(facts)))
 
@@ -59,12 +59,12 @@ def _of_address(facts: Facts) -> list[str]:
     if address == endpoint.canonical(facts.node.address):
         found.append(f"{address} is the address of {name} already")
     if not facts.own:
-        found.append(f"{address} is not an address of the machine {name}: ip address add ... comes first")
+        found.append(f"{address} is not an address of the machine {name}: first add it with ip address add ...")
     for other in facts.others:
         if address in map(endpoint.canonical, other.addresses):
             found.append(f"{address} is {other.name}'s address")
         elif slot(other.address) == slot(address):
-            found.append(f"{address} ends as {other.address} of {other.name}: their heartbeats would share a block")
+            found.append(f"{address} ends like {other.address} of {other.name}: their heartbeats would share a block")
     found += [f"{other} does not reach {address}: {why}" for other, why in sorted(facts.unreached.items())]
     found += [
         f"veery.toml of {name} sets {key} to {facts.node.address}: remove that, and restart veeryd"
@@ -85,7 +85,7 @@ def _of_store(facts: Facts) -> list[str]:
         found.append(f"voter {', '.join(down)} does not answer, or has no vote yet")
     if facts.absent:
         names = ", ".join(sorted(facts.absent))
-        found.append(f"{names} is absent and would not learn where the store is: bring it up, or forget it")
+        found.append(f"{names} is absent and would not learn where the store is: start it, or forget it")
     return found
 
 
@@ -106,20 +106,20 @@ def _steps(facts: Facts) -> list[str]:
     name, old, new = facts.node.name, facts.node.address, facts.address
     steps = [f"{name} gets a certificate for {old} and {new}"]
     if facts.node.has(Role.VOTER):
-        away = "" if len(facts.seen) > 2 else "; the store is away for some seconds"
-        steps.append(f"the voters try {new} for {name} beside {old}; its etcd restarts and serves both{away}")
+        away = "" if len(facts.seen) > 2 else "; the store does not answer for some seconds"
+        steps.append(f"the voters try {new} for {name} as well as {old}; its etcd restarts and serves both{away}")
     steps.append(f"the record of {name} says {new}")
     if facts.node.has(Role.STORAGE) and not facts.node.storage_address:
-        steps.append(f"the volumes of {name} are reached at {new}")
+        steps.append(f"the volumes of {name} are served at {new}")
     if facts.node.has(Role.VOTER):
         steps.append(f"the voters forget {old}")
-    steps.append(f"veeryd of {name} starts anew and listens at {new}")
-    steps.append(f"then by hand: take {old} from the machine, and from the firewalls of the nodes")
+    steps.append(f"veeryd of {name} restarts and listens at {new}")
+    steps.append(f"then by hand: remove {old} from the machine, and from the firewalls of the nodes")
     return steps
 
 
 def pinned(settings: Settings, address: str) -> tuple[str, ...]:
-    """The settings that name `address`: the node would go on listening there."""
+    """Return the settings that name `address`: the node would keep listening there."""
     named = {
         "api.address": settings.api.address,
         "relocation.address": settings.relocation.address,
@@ -131,7 +131,7 @@ def pinned(settings: Settings, address: str) -> tuple[str, ...]:
 
 
 def ports(settings: Settings, node: Node) -> tuple[int, ...]:
-    """The TCP ports that others reach `node` at."""
+    """Return the TCP ports at which other nodes reach `node`."""
     found = [settings.api.port]
     if node.has(Role.HYPERVISOR) and not settings.relocation.address:
         found.append(settings.relocation.port)

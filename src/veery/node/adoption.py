@@ -1,7 +1,7 @@
-"""Adopting a store that was restored: every node is asked what runs there, and the store is made to say that.
+"""Adopts a restored store: asks every node what runs there, and writes that to the store.
 
-It is read and written as it is (`EtcdStore.raw`), and nodes are found without it: this is the one part of a node that
-works while the store is doubted. The decision is veery.cluster.adopt's, which is pure."""
+The store is read and written without the check for trust (`EtcdStore.raw`), and nodes are found without it. This is the
+one part of a node that works while the store is doubted. The decision is made by veery.cluster.adopt, which is pure."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from veery.node.witness import WitnessAnswer
 
 log = logging.getLogger(__name__)
 
-ASK_S = 15.0  # for one node's inventory
-SHUT_S = 5.0  # for a storage node's word on whether it shuts us out
+ASK_S = 15.0  # for the inventory of one node
+SHUT_S = 5.0  # for a storage node to tell whether it shuts this node out
 
 
 class Adopter:
-    """One a daemon."""
+    """The adoption service of a daemon."""
 
     def __init__(
         self,
@@ -44,12 +44,12 @@ class Adopter:
         peers: Peers,
         clock: Clock,
     ) -> None:
-        """`store` is taken as it is; `peers` finds nodes without it."""
+        """`store` is used without the check for trust. `peers` finds nodes without it."""
         self._node, self._store, self._trust, self._domains = node, store, trust, domains
         self._node_cache, self._peers, self._clock = node_cache, peers, clock
 
     async def inventory(self) -> Inventory:
-        """What runs on this node, and what it knows. The store is not asked."""
+        """Return what runs on this node, and what it knows. The store is not asked."""
         seen = self._trust.seen
         return Inventory(
             node=self._node.name,
@@ -80,7 +80,7 @@ class Adopter:
         return (*found, *starting)
 
     async def _shut(self) -> tuple[str, ...]:
-        """The storage nodes that say that they let this node in no more."""
+        """Return the storage nodes that report that they shut this node out."""
         names = [name for name, node in self._node_cache.nodes.items() if node.has(Role.STORAGE)]
         words = await asyncio.gather(*(self._word(name) for name in names))
         return tuple(name for name, word in zip(names, words, strict=True) if word is not None and word.fenced)
@@ -93,20 +93,20 @@ class Adopter:
 
     # ---- adopting
     async def plan(self, lost: Collection[str]) -> tuple[adoption.Records, Adoption]:
-        """What adopting comes to; nothing is changed. Raises StoreUnavailable, Unreadable."""
+        """Return the plan of an adoption; change nothing. Raises StoreUnavailable, Unreadable."""
         records = await adoption.read(self._store)
         told, silent = await self._asked(set(records.nodes), records)
         return records, adoption.plan(records, told, silent, lost)
 
     async def adopt(self, lost: Collection[str], *, by: str) -> tuple[Adoption, str]:
-        """Do it; the new incarnation's id. Raises Refused with all that stands in its way, StoreUnavailable,
-        OutcomeUnknown: adopt again."""
+        """Adopt the store; return what was done, and the id of the new incarnation. Raises Refused with everything that
+        prevents it, StoreUnavailable, OutcomeUnknown: adopt again."""
         records, made = await self.plan(lost)
         new = await adoption.write(self._store, records, made, by=by, epoch=self._clock.epoch())
         return made, new
 
     async def _asked(self, names: set[str], records: adoption.Records) -> tuple[dict[str, Inventory], dict[str, str]]:
-        """The inventories of all nodes that the store or any node knows, and why the others gave none."""
+        """Return the inventories of all nodes that the store or any node knows, and why the other nodes gave none."""
         told: dict[str, Inventory] = {}
         silent: dict[str, str] = {}
         known = {**records.nodes, **self._node_cache.nodes, self._node.name: self._node}

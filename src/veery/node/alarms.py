@@ -1,4 +1,4 @@
-"""Alarms that call somebody: what the cluster found is sent by a command, by mail and to a webhook."""
+"""Alarms that reach people: events of the cluster are sent by a command, by mail and to a webhook."""
 
 from __future__ import annotations
 
@@ -18,25 +18,26 @@ from veery.model.ha import Event, Level
 
 log = logging.getLogger(__name__)
 
-QUEUE_MAX = 100  # messages that wait for one way; of more the oldest are dropped
+QUEUE_MAX = 100  # messages that wait for one method; if there are more, the oldest are dropped
 PAUSES_S = (0.0, 5.0, 30.0, 120.0)  # before each try to send one message
-STORE_LOST_S = 60.0  # for which the store has not answered before somebody is called
+STORE_LOST_S = 60.0  # how long the store has not answered before an alarm is sent
 LOOK_S = 5.0
 OVER = "over"  # the event that ends an earlier one about the same subject
 _ORDER = (Level.INFO, Level.WARNING, Level.ALARM)
 
 
 class Way(Protocol):
-    """One way to reach somebody."""
+    """One method of sending alarms."""
 
     name: str
 
     async def send(self, message: AlarmMessage) -> None:
-        """Send it, within a deadline. Raises Failed, OutcomeUnknown, Refused."""
+        """Send the message, within a deadline. Raises Failed, OutcomeUnknown, Refused."""
 
 
 def wanted(event: Event, least: Level, called: frozenset[str]) -> bool:
-    """Whether `event` is sent: it is at `least` that grave, or it ends one of the subjects in `called`."""
+    """Return True if `event` is sent: its level is at least `least`, or it ends an alarm about a subject in
+    `called`."""
     if event.what == OVER:
         return event.subject in called
     return _ORDER.index(event.level) >= _ORDER.index(least)
@@ -44,7 +45,7 @@ def wanted(event: Event, least: Level, called: frozenset[str]) -> bool:
 
 @dataclasses.dataclass(slots=True)
 class _Lane:
-    """What waits for one way, and what came of the last message."""
+    """The messages that wait for one method, and the result of the last one."""
 
     way: Way
     state: AlarmWay
@@ -53,7 +54,8 @@ class _Lane:
 
 
 class Alarms:
-    """This node's calls. `hear` takes the brain's events, on the node that leads; `run` is somebody's task."""
+    """Sends the alarms of this node. `hear` receives the brain's events, on the leader. The daemon owns the task of
+    `run`."""
 
     def __init__(
         self,
@@ -65,18 +67,18 @@ class Alarms:
         clock: Clock,
         lost: Callable[[], float | None],
     ) -> None:
-        """`least`: the level from which events are sent. `lost`: seconds since this node lost the store, negative or
-        None while it has not."""
+        """`least`: the lowest level that is sent. `lost`: seconds since this node lost the store; negative or None
+        while it has not."""
         self._lanes = tuple(_Lane(way, AlarmWay(name=way.name)) for way in ways)
         self._least, self._node, self._cluster, self._clock, self._lost = least, node, cluster, clock, lost
         self._called: frozenset[str] = frozenset()
 
     def ways(self) -> tuple[AlarmWay, ...]:
-        """Each way that the settings name, and what came of its last message."""
+        """Return the methods that the settings name, with the result of the last message."""
         return tuple(lane.state for lane in self._lanes)
 
     def hear(self, event: Event) -> None:
-        """Send `event` where it matters enough. Returns at once."""
+        """Queue `event` if its level is high enough. Returns at once."""
         if not self._lanes or not wanted(event, self._least, self._called):
             return
         over = event.what == OVER
@@ -90,7 +92,7 @@ class Alarms:
             lane.wake.set()
 
     async def test(self, by: str) -> tuple[AlarmWay, ...]:
-        """Send a test message each way, once; what came of it."""
+        """Send one test message by each method; return the results."""
         event = Event(
             at=self._clock.epoch(),
             level=Level.INFO,
@@ -103,7 +105,7 @@ class Alarms:
         return tuple(await asyncio.gather(*(self._try(lane, message) for lane in self._lanes)))
 
     async def run(self) -> None:
-        """For ever. Messages that still wait when it is cancelled are lost."""
+        """Run until cancelled. Messages that still wait then are lost."""
         async with asyncio.TaskGroup() as group:
             for lane in self._lanes:
                 group.create_task(self._serve(lane), name=f"alarms by {lane.way.name}")
@@ -120,7 +122,12 @@ class Alarms:
                     if not state.error:
                         break
                 else:
-                    log.error("alarm not sent by %s: %s; it was: %s", lane.way.name, lane.state.error, message.text)
+                    log.error(
+                        "the alarm could not be sent by %s: %s; its text: %s",
+                        lane.way.name,
+                        lane.state.error,
+                        message.text,
+                    )
             await lane.wake.wait()
 
     async def _try(self, lane: _Lane, message: AlarmMessage) -> AlarmWay:
@@ -133,7 +140,7 @@ class Alarms:
         return lane.state
 
     async def _watch_store(self) -> None:
-        """No brain leads without the store: each node that has lost it calls by itself."""
+        """Send an alarm when this node has lost the store: no brain leads without it, so each node sends its own."""
         subject, told = f"node/{self._node}", False
         begun = self._clock.now()
         while self._lanes:
@@ -142,7 +149,7 @@ class Alarms:
             if seconds > STORE_LOST_S and not told:
                 told = True
                 lost = f"{self._node} has not reached the store for {seconds:.0f} s"
-                text = f"{lost}: its domains run on, nothing is decided"
+                text = f"{lost}: its domains run on, but the cluster decides nothing"
                 self.hear(self._event(Level.ALARM, "store-lost", subject, text))
             elif seconds <= 0 and told:
                 told = False
@@ -153,7 +160,8 @@ class Alarms:
         return Event(at=self._clock.epoch(), level=level, what=what, subject=subject, text=text, by=self._node)
 
     def _message(self, event: Event) -> AlarmMessage:
-        """Texts may hold strangers' words: no control character leaves in an environment, a header or a body."""
+        """Build the message. Texts may contain words of strangers, so control characters are quoted: they must not
+        reach an environment, a header or a body."""
         return AlarmMessage(
             cluster=self._cluster,
             node=event.by or self._node,
@@ -166,5 +174,5 @@ class Alarms:
 
 
 def as_json(message: AlarmMessage) -> bytes:
-    """`message` as the command gets it on its standard input, and the webhook as its body."""
+    """Return `message` as JSON, for the command's standard input and the webhook's body."""
     return json.dumps(dataclasses.asdict(message), ensure_ascii=False).encode()

@@ -1,4 +1,4 @@
-"""The ways by which alarms leave a node: a command, mail by SMTP, an HTTP webhook."""
+"""The methods of sending alarms: a command, mail by SMTP, an HTTP webhook."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from veery.host.run import run
 from veery.model.alarm import AlarmMessage
 from veery.node.alarms import Way, as_json
 
-SEND_S = 20.0  # for one message, one way
+SEND_S = 20.0  # for one message, by one method
 SMTP_S = 6.0  # for one answer of the mail server; a message takes some five
-ERROR_MAX = 300  # characters of what a way says of its failure
+ERROR_MAX = 300  # characters of an error message that are kept
 
 
 class CommandWay:
-    """A program of the operator: the message as JSON on its standard input, its fields in VEERY_* as well."""
+    """A program of the operator. It gets the message as JSON on its standard input, and the fields in VEERY_* as
+    well."""
 
     name = "command"
 
@@ -48,8 +49,8 @@ class CommandWay:
 
 
 class MailWay:
-    """One mail a message, handed to the mail server at `server` ("HOST:PORT"), without encryption or a password: it is
-    meant to be this machine's own."""
+    """Sends one mail for each message through the server at `server` ("HOST:PORT"), without encryption or a password.
+    It is meant to be this machine's own server."""
 
     name = "mail"
 
@@ -64,7 +65,9 @@ class MailWay:
             async with asyncio.timeout(self._deadline):
                 await asyncio.to_thread(self._hand_over, message)
         except TimeoutError as error:
-            raise OutcomeUnknown(f"{self._host}:{self._port} did not take the mail in {self._deadline:g} s") from error
+            raise OutcomeUnknown(
+                f"{self._host}:{self._port} did not accept the mail within {self._deadline:g} s"
+            ) from error
         except (OSError, smtplib.SMTPException) as error:
             raise Failed(f"{self._host}:{self._port}: {error}"[:ERROR_MAX]) from error
 
@@ -74,20 +77,20 @@ class MailWay:
 
     def _mail(self, message: AlarmMessage) -> EmailMessage:
         mail = EmailMessage()
-        # A header is one line: a text from outside must not begin another.
+        # A header is one line: a text from outside must not begin another one.
         about = " ".join(f"[{message.cluster}] {message.level}: {message.subject} {message.what}".split())
         mail["Subject"], mail["To"], mail["From"] = about, self._to, self._from
         mail["Date"], mail["Message-ID"] = formatdate(message.at), make_msgid(domain="veery.invalid")
         mail["Auto-Submitted"] = "auto-generated"  # RFC 3834, section 5
         mail.set_content(
             f"{message.text}\n\ncluster: {message.cluster}\nsubject: {message.subject}\nlevel:   {message.level}\n"
-            f"told by: {message.node}\n\nMore on any node: veery events; veery why NAME\n"
+            f"sent by: {message.node}\n\nMore on any node: veery events; veery why NAME\n"
         )
         return mail
 
 
 class WebhookWay:
-    """A POST of the message as JSON. `token` is sent as a bearer's (RFC 6750, section 2.1)."""
+    """Posts the message as JSON. `token` is sent as a bearer token (RFC 6750, section 2.1)."""
 
     name = "webhook"
 
@@ -108,13 +111,13 @@ class WebhookWay:
                 if not 200 <= response.status < 300:
                     raise Failed(f"the webhook answered {response.status}")
         except TimeoutError as error:
-            raise OutcomeUnknown(f"the webhook did not answer in {self._deadline:g} s") from error
+            raise OutcomeUnknown(f"the webhook did not answer within {self._deadline:g} s") from error
         except (aiohttp.ClientError, OSError, ssl.SSLError, ValueError) as error:
             raise Failed(f"the webhook: {error}"[:ERROR_MAX]) from error
 
 
 def ways(settings: AlarmSettings, node: str) -> tuple[Way, ...]:
-    """The ways that `settings` name. Raises Refused where the token's file cannot be read."""
+    """Return the methods that `settings` name. Raises Refused if the token's file cannot be read."""
     found: list[Way] = []
     if settings.command:
         found.append(CommandWay(tuple(settings.command)))
@@ -131,4 +134,6 @@ def _token(file: str) -> str:
     try:
         return Path(file).read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise Refused(f"{file}: {error}", hint="alarms.webhook_token_file names a file with the token alone") from error
+        raise Refused(
+            f"{file}: {error}", hint="alarms.webhook_token_file must name a file that contains only the token"
+        ) from error

@@ -1,7 +1,7 @@
-"""What a node tells of itself for somebody who helps: a bundle of files, without secrets.
+"""A support bundle: files about a node for someone who helps, without secrets.
 
-Two rules keep secrets out. A value whose name says that it is a secret is left out where it is read. Then every file is
-searched for each secret that this node can read itself, however it came there, and what is found is blotted out."""
+Two rules keep secrets out. A value whose name marks it as a secret is left out when it is read. Then every file is
+searched for each secret that this node can read, wherever it came from, and any match is replaced."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 LEFT_OUT = "(left out)"
-LOG_MAX = 4 << 20  # bytes of one log, its end
+LOG_MAX = 4 << 20  # bytes of one log; the end is kept
 FILE_MAX = 1 << 20  # bytes of one other file
 FILES_MAX = 500
-SECRET_MIN = 6  # characters: a shorter one would blot out words by chance
+SECRET_MIN = 6  # characters: a shorter one would match words by chance
 _NAMES = re.compile(r"pass(w|word|wd|phrase|code)?$|passw|secret|token$|webhook$|(^|_)key$|_pem$|psk", re.IGNORECASE)
 _NOT_SECRET = frozenset({"token_file", "password_file", "webhook_token_file"})
 _OPTION = re.compile(r"(?i)((?:vnc|spice)?passw(?:or)?d)=[^,\"'\]\s]*")
@@ -27,8 +27,8 @@ _USER_INFO = re.compile(r"://[^/@\s\"']+:[^/@\s\"']+@")
 
 
 def without_secrets(value: Any) -> Any:
-    """`value`, of JSON or TOML, with every member left out whose name is a secret's, also where name and value are a
-    pair. Of other texts what follows `password=` goes."""
+    """Return `value` (JSON or TOML) with every member left out whose name is that of a secret, also if name and value
+    are a pair. In other texts, what follows `password=` is left out."""
     if isinstance(value, Mapping):
         return {
             key: LEFT_OUT if _secret(str(key)) and item not in ("", None, [], {}) else without_secrets(item)
@@ -42,24 +42,24 @@ def without_secrets(value: Any) -> Any:
 
 
 def plain(text: str) -> str:
-    """`text` without private keys, passwords of options and passwords in URLs."""
+    """Return `text` without private keys, passwords of options and passwords in URLs."""
     text = _PEM.sub(LEFT_OUT, text)
     text = _USER_INFO.sub(f"://{LEFT_OUT}@", text)
     return _OPTION.sub(rf"\1={LEFT_OUT}", text)
 
 
 def secrets_in(values: Iterable[Any]) -> frozenset[str]:
-    """Every text below a secret's name in `values` (of JSON or TOML)."""
+    """Return every text under the name of a secret in `values` (JSON or TOML)."""
     return frozenset(text for value in values for text in _texts(value, found=False) if len(text) >= SECRET_MIN)
 
 
 def secrets_of_keys(pem: str) -> frozenset[str]:
-    """The lines of a private key: any of them gives the key away in part."""
+    """Return the lines of a private key: each of them reveals a part of the key."""
     return frozenset(
         line
         for block in _PEM.finditer(pem)
         for line in block.group(0).splitlines()
-        if len(line) >= 40  # not the marks
+        if len(line) >= 40  # not the begin and end lines
     )
 
 
@@ -75,7 +75,7 @@ def _texts(value: Any, *, found: bool) -> Iterator[str]:
 
 
 def _pair(value: Sequence[Any]) -> bool:
-    """A name and its value, as the record of a domain keeps the keys of its file."""
+    """Return True for a pair of a secret's name and its value: the record of a domain keeps the keys of its file so."""
     return len(value) == 2 and isinstance(value[0], str) and _secret(value[0])
 
 
@@ -85,7 +85,7 @@ def _secret(name: str) -> bool:
 
 @dataclasses.dataclass(slots=True)
 class Bundle:
-    """The files, by name; `missing` says what could not be had, and why."""
+    """The files by name. `missing` says what could not be included, and why."""
 
     files: dict[str, bytes] = dataclasses.field(default_factory=dict)
     missing: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -117,7 +117,7 @@ class Bundle:
         self.files[name] = text.encode()
 
     def write(self, stream: Any, top: str, at: float) -> int:
-        """Write it as a tar.gz below the folder `top`; the number of places that were blotted out."""
+        """Write the bundle as a tar.gz below the folder `top`; return the number of replaced matches."""
         blots = 0
         words = sorted(self.secrets, key=len, reverse=True)
         pattern = re.compile("|".join(map(re.escape, words))) if words else None

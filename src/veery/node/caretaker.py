@@ -1,5 +1,7 @@
-"""Looks after the domains of this node while nobody gives orders: takes over those that run, does what on_poweroff,
-on_reboot and on_crash say when one ends by itself, and gives back names whose domain is gone."""
+"""Looks after the domains of this node without orders.
+
+It takes over domains that run, follows on_poweroff, on_reboot and on_crash when a domain ends by itself, and releases
+the names of domains that are gone."""
 
 from __future__ import annotations
 
@@ -23,17 +25,17 @@ from veery.node.domains import Domains, ended_name
 
 log = logging.getLogger(__name__)
 
-TIDY = 5.0  # seconds between two looks at the owner keys
-RETRY = 1.0
-QUICK = 60.0  # a domain that ends sooner than this after its start is restarted ever more slowly
-PAUSE_MAX = 20.0  # less than a user's order waits for ours to end
+TIDY_INTERVAL_S = 5.0  # seconds between two checks of the owner keys
+RETRY_INTERVAL_S = 1.0
+SHORT_LIFE_S = 60.0  # a domain that ends sooner after its start is restarted more and more slowly
+PAUSE_MAX_S = 20.0  # shorter than the time for which a user's order waits for the lock
 LIVE = (DomainState.RUNNING, DomainState.BLOCKED)
 FAULTS = frozenset({DomainEnd.CRASH, DomainEnd.WATCHDOG, DomainEnd.DIED})
 RESTARTS = frozenset({OnEvent.RESTART, OnEvent.COREDUMP_RESTART, OnEvent.SOFT_RESET, OnEvent.RENAME_RESTART})
 
 
 def answer(spec: DomainSpec, end: DomainEnd) -> OnEvent:
-    """What the domain file says to do about `end`."""
+    """Return what the domain file says to do about `end`."""
     return {
         DomainEnd.POWEROFF: spec.on_poweroff,
         DomainEnd.REBOOT: spec.on_reboot,
@@ -47,28 +49,28 @@ def _wish(spec: DomainSpec, end: DomainEnd) -> OnEvent:
     wish = answer(spec, end)
     log.info("domain=%s end=%s answer=%s", spec.name, end.value, wish.value)
     if wish in (OnEvent.COREDUMP_DESTROY, OnEvent.COREDUMP_RESTART):
-        log.warning("domain=%s: no core is dumped, this driver cannot", spec.name)
+        log.warning("domain=%s: no core dump, this driver cannot write one", spec.name)
     return wish
 
 
 def pause_before(quick_ends: int) -> float:
-    """Seconds to wait before a restart after so many short lives one after the other: 0, 1, 2, 4 ... up to 20."""
-    return min(2.0 ** (quick_ends - 1), PAUSE_MAX) if quick_ends else 0.0
+    """Return the seconds to wait before a restart after so many short lives in a row: 0, 1, 2, 4 ... up to 20."""
+    return min(2.0 ** (quick_ends - 1), PAUSE_MAX_S) if quick_ends else 0.0
 
 
 class Caretaker:
-    """One a node; `run` is its task."""
+    """The caretaker of a node. The daemon owns the task of `run`."""
 
     def __init__(self, context: MoveContext, domains: Domains, trust: Trust) -> None:
-        """Nothing is done before `run`."""
+        """Build the caretaker. It does nothing before `run`."""
         self._context, self._domains, self._trust = context, domains, trust
         self._quick_ends: defaultdict[str, int] = defaultdict(int)
-        self._restarted: dict[str, float] = {}  # domain: when we last started it again
+        self._restarted: dict[str, float] = {}  # domain: when the caretaker last restarted it
         self._missing: set[tuple[str, int]] = set()
         self._unread: tuple[str, ...] = ()
 
     async def run(self) -> None:
-        """For ever."""
+        """Run until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._tidy_for_ever(), name="tidy")
             async for event in self._context.driver.events():
@@ -77,7 +79,7 @@ class Caretaker:
     # ---- a domain ended by itself
 
     async def _handle(self, event: DomainEvent) -> None:
-        """Until it is done: somebody else may be at work on the domain, or the store be away."""
+        """Retry until the event is handled: another order may hold the domain, or the store may be absent."""
         act = self._died if event.end is DomainEnd.DIED else self._stopped
         said = ""
         while True:
@@ -92,14 +94,14 @@ class Caretaker:
                 if not is_shortage(error):
                     raise
                 log.warning("domain=%s end=%s waits: %s", event.uuid, event.end.value, error)
-            await self._context.clock.sleep(RETRY)
+            await self._context.clock.sleep(RETRY_INTERVAL_S)
 
     async def _stopped(self, event: DomainEvent) -> bool:
-        """The guest ended, its process waits: do as the file says. Whether that is done."""
+        """Follow the domain file after the guest ended while its process remains. Return True if that is done."""
         try:
             name = (await self._domains.find(event.uuid)).name
         except Refused:
-            return True  # destroyed, or moved away, meanwhile
+            return True  # meanwhile it was destroyed or moved away
         if self._domains.locked(name, arriving=True):
             return False
         async with self._domains.hold(name, arriving=True):
@@ -110,10 +112,10 @@ class Caretaker:
             if reading.name != name:
                 return False
             if reading.state not in (DomainState.SHUTDOWN, DomainState.CRASHED):
-                return True  # it lives again
+                return True  # it runs again
             owner = await owners.read(self._context.store, name)
             if owner is None or owner.node != self._context.node:
-                return True  # one that was set aside, or another node's: see _adopt
+                return True  # it was set aside, or it is another node's: see _adopt
             spec, _ = await self._context.driver.spec(reading.uuid)
             await self._answer(reading, spec, event.end, owner)
         return True
@@ -126,24 +128,25 @@ class Caretaker:
             await self._domains.end(reading)
             return
         if wish not in RESTARTS:
-            if end is DomainEnd.POWEROFF:  # on purpose, from inside
+            if end is DomainEnd.POWEROFF:  # on purpose, from inside the guest
                 await self._domains.say_wanted(spec.name, wanted=False)
             await self._domains.end(reading)
             return
         if end is DomainEnd.POWEROFF:
             await self._domains.stopping.followed(reading)
-        await self._breathe(spec.name)
+        await self._pause_before_restart(spec.name)
         keep = wish is OnEvent.RENAME_RESTART
-        if keep:  # the old run stays, under another name; it never runs again, so it needs no owner
+        if keep:  # the old instance stays under another name; it never runs again, so it needs no owner
             await self._context.driver.rename(reading.uuid, ended_name(reading))
         await self._start(owner, self._domains.restart(reading, spec, keep=keep))
 
     async def _died(self, event: DomainEvent) -> bool:
-        """Its process is gone, and all that the driver knew of it; the record says what to do. Whether that is done."""
+        """Handle a domain whose process and driver state are gone; its record tells what to do. Return True if that is
+        done."""
         records, bad = await DOMAINS.sifted(self._context.store)
         spec = next((record.spec for record in records.values() if record.spec.uuid == event.uuid), None)
         if spec is None:
-            for error in bad.values():  # it may be that one
+            for error in bad.values():  # an unreadable record may be its own
                 raise error
             return True
         if self._domains.locked(spec.name):
@@ -155,27 +158,28 @@ class Caretaker:
             if here or owner is None or owner.node != self._context.node:
                 return True
             if await self._brain_recovers(spec.name):
-                log.warning("domain=%s died: given back, for the brain to start it again", spec.name)
+                log.warning("domain=%s died: its name is released, so that the brain can start it again", spec.name)
                 await self._domains.give_back(owner)
             elif _wish(spec, event.end) in RESTARTS:
-                await self._breathe(spec.name)
+                await self._pause_before_restart(spec.name)
                 await self._start(owner, self._domains.revive(spec))
             else:
                 await self._domains.give_back(owner)
         return True
 
     async def _brain_recovers(self, name: str) -> bool:
-        """Whether the brain starts `name` again when it has died: here or elsewhere, with pauses, and not for ever."""
+        """Return True if the brain starts `name` again after it has died: here or elsewhere, with pauses, and a limited
+        number of times."""
         policy = await POLICIES.get(self._context.store, name)
         if policy is None or policy.policy is not Policy.RESTART or not policy.wanted:
             return False
         return await self._context.store.get(DISARMED) is None
 
-    async def _breathe(self, name: str) -> None:
-        """Wait a little before a restart when the ones before did not last."""
+    async def _pause_before_restart(self, name: str) -> None:
+        """Pause before a restart if the earlier restarts did not last."""
         now = self._context.clock.now()
-        lived = now - self._restarted.get(name, -QUICK)
-        quick = self._quick_ends[name] = 0 if lived >= QUICK else self._quick_ends[name] + 1
+        lived = now - self._restarted.get(name, -SHORT_LIFE_S)
+        quick = self._quick_ends[name] = 0 if lived >= SHORT_LIFE_S else self._quick_ends[name] + 1
         if quick:
             pause = pause_before(quick)
             log.warning("domain=%s ended %d times soon after its start: restart in %g s", name, quick, pause)
@@ -186,11 +190,11 @@ class Caretaker:
         try:
             await restart
         except VeeryError as error:
-            log.error("domain=%s does not restart: %s", owner.domain, error.message)
+            log.error("domain=%s could not be restarted: %s", owner.domain, error.message)
             if owner.domain not in {reading.name for reading in await self._context.driver.list()}:
                 await self._domains.give_back(owner)
 
-    # ---- names and runs fit together
+    # ---- owner keys and instances must agree
 
     async def _tidy_for_ever(self) -> None:
         while True:
@@ -200,22 +204,22 @@ class Caretaker:
                 await self._domains.attacher.sweep()
                 await self._domains.press_again()
             except VeeryError as error:
-                log.warning("owner keys not looked at: %s", error.message)
+                log.warning("owner keys could not be checked: %s", error.message)
             except (OSError, MemoryError) as error:
                 if not is_shortage(error):
                     raise
-                log.warning("owner keys not looked at: %s", error)
-            await self._context.clock.sleep(1.0 if self._missing else TIDY)
+                log.warning("owner keys could not be checked: %s", error)
+            await self._context.clock.sleep(1.0 if self._missing else TIDY_INTERVAL_S)
 
     async def _adopt(self) -> None:
-        """A domain that runs here must be ours; the copy of another's must not run (safety sentence 1)."""
+        """Claim domains that run here without an owner, and end copies of domains that another node owns."""
         for reading in await self._context.driver.list():
             if self._domains.locked(reading.name) or reading.state in (DomainState.SHUTDOWN, DomainState.CRASHED):
                 continue
             try:
                 await self._look_at(reading)
             except (Refused, Unreadable) as error:
-                log.debug("domain=%s left alone: %s", reading.name, error.message)
+                log.debug("domain=%s is left alone: %s", reading.name, error.message)
 
     async def _look_at(self, reading: DomainReading) -> None:
         owner = await owners.read(self._context.store, reading.name)
@@ -226,20 +230,22 @@ class Caretaker:
             if owner is None and reading.state is not DomainState.INCOMING and not await self._fenced():
                 await self._claim(reading)
             elif owner is not None and reading.state in LIVE and not await self._fenced():
-                # A key is taken from a node only under its fence, or by a move of its own, which would be known here.
-                self._trust.suspect(f"{reading.name} runs here, its owner key names {owner.node}, and no fence stands")
+                # A key is taken from a node only under its fence, or by a move from it, which this node would know.
+                self._trust.suspect(
+                    f"{reading.name} runs here, but its owner key names {owner.node}, and this node is not fenced"
+                )
             elif owner is None or owner.node != self._context.node:
-                whose = owner.node if owner else "nobody"
+                whose = owner.node if owner else "no node"
                 log.error("domain=%s destroyed here: its owner is %s", reading.name, whose)
                 await self._domains.end(reading)
 
     async def _fenced(self) -> bool:
-        """Whether this node is: then what ran here may have run, and ended, elsewhere."""
+        """Return True if this node is fenced. Then a domain that ran here may have run and ended elsewhere."""
         return await FENCES.get(self._context.store, self._context.node) is not None
 
     async def _claim(self, reading: DomainReading) -> None:
         spec, _ = await self._context.driver.spec(reading.uuid)
-        log.warning("domain=%s runs here and nobody owns it: claimed", reading.name)
+        log.warning("domain=%s runs here without an owner: claimed by this node", reading.name)
         boot = reading.uuid.replace("-", "")[:16]
         before = await DOMAINS.get(self._context.store, reading.name)
         await owners.claim(
@@ -251,22 +257,24 @@ class Caretaker:
         )
 
     async def _give_back(self) -> None:
-        """Names that we own and whose domain is gone: this node went down with it, or an end of ours was cut short.
-        Only at the second look: a domain that died is _died's first, which may start it again."""
+        """Release names that this node owns but whose domain is gone: the node went down with the domain, or an end was
+        cut short.
+
+        A name must be missing in two checks. _died handles a domain that just died, and may start it again."""
         missing = set()
         if unread := self._context.driver.unread():
             if unread != self._unread:
-                log.error("no name is given back while these records cannot be read: %s", "; ".join(unread))
+                log.error("no name is released while these records cannot be read: %s", "; ".join(unread))
             self._unread = unread
             return
         for name, owner in (await OWNERS.readable(self._context.store)).items():
             if owner.node != self._context.node or self._domains.locked(name):
                 continue
-            # Read after the keys were: a start claims its name, under the lock, before its domain is here.
+            # Read after the keys: a start claims its name, under the lock, before its domain exists.
             if name in {reading.name for reading in await self._context.driver.list()} or self._domains.locked(name):
                 continue
             if (name, owner.revision) in self._missing:
-                log.warning("domain=%s is not here any more: name given back", name)
+                log.warning("domain=%s is no longer here: its name is released", name)
                 await self._domains.give_back(owner)
             missing.add((name, owner.revision))
         self._missing = missing

@@ -1,4 +1,4 @@
-"""This node's certificate, the CAs that it trusts, and a voter's sealing key: kept as the cluster wishes."""
+"""Keeps this node's certificate, the CAs that it trusts, and a voter's sealing key as the cluster requires."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ from veery.node.peers import Peers
 log = logging.getLogger(__name__)
 
 LOOK_S = 5.0
-ASK_S = 20.0  # for a voter's answer
+ASK_S = 20.0  # for the answer of a voter
 STEP_TTL_S = 180  # longer than a restart of etcd may take
 CA_FILE, CERT_FILE = "ca-cert.pem", "server-cert.pem"
-MAJORITY = 3  # with fewer voters the store has no quorum while one of them is restarted
+MAJORITY = 3  # with fewer voters the store has no quorum while one of them restarts
 
 
 @dataclass(frozen=True, slots=True)
 class Etcd:
-    """A voter's etcd: `restart` starts it anew, with force also where the store has no quorum meanwhile; `pid` is the
-    file that is written at its start."""
+    """The etcd of a voter. `restart` restarts it; with force also if the store has no quorum meanwhile. `pid` is a file
+    that is written when it starts."""
 
     restart: Callable[[bool], Awaitable[None]]
     pid: Path
 
 
 class Certificates:
-    """One a daemon; `run` is its task."""
+    """Keeps the certificates of a node. The daemon owns the task of `run`."""
 
     def __init__(
         self,
@@ -63,8 +63,8 @@ class Certificates:
         settled: Callable[[str], None],
         etcd: Etcd | None = None,
     ) -> None:
-        """`folder` has the certificates; `idle` tells whether no move is under way here; `settled` is called with the
-        CA's certificate while there is one; `etcd` is a voter's."""
+        """`folder` holds the certificates. `idle` returns True if no move is under way here. `settled` is called with
+        the CA's certificate while there is only one. `etcd` is given on a voter."""
         self._node, self._store, self._vault = node, store, vault
         self._contexts, self._admission, self._peers, self._clock = contexts, admission, peers, clock
         self._folder, self._idle, self._settled, self._etcd = folder, idle, settled, etcd
@@ -72,18 +72,18 @@ class Certificates:
         self._generation = store.generation()
 
     async def run(self) -> None:
-        """For ever: renew in time, follow the CAs, hold the sealing key."""
+        """Until cancelled: renew in time, follow the CAs, hold the sealing key."""
         renewal.mend(self._folder)
         await look_for_ever(self.look, what="certificates", every_s=LOOK_S, clock=self._clock, log=log)
 
     async def look(self) -> None:
-        """One look, and what it calls for. Raises VeeryError, OSError."""
+        """Check once, and do what is needed. Raises VeeryError, OSError."""
         if self._node.has(Role.VOTER):
             await vault.carry(self._store, self._vault, self._node.name, self._ask_sealing)
         else:
             await vault.let_go(self._store, self._vault, self._node)
         await self._trust()
-        if (generation := self._store.generation()) != self._generation:  # restored: it may know an older certificate
+        if (generation := self._store.generation()) != self._generation:  # it may know an older certificate
             await revocation.tell(self._store, self._node.name, self._folder)
             self._generation = generation
         async with self._busy:
@@ -98,7 +98,7 @@ class Certificates:
 
     # ---- orders
     async def renew(self, name: str) -> dict[str, Any]:
-        """Renew the certificate of node `name` now. Raises Refused while its former one is still let in."""
+        """Renew the certificate of node `name` now. Raises Refused while its former certificate is still accepted."""
         if name != self._node.name:
             return convert(await self._peers.call(name, "POST", f"/v1/nodes/{name}/renew"), dict[str, Any])
         async with self._busy:
@@ -108,8 +108,8 @@ class Certificates:
         return {"node": name, "serial": fresh.serial, "ends": fresh.ends}
 
     async def cover(self, address: str) -> None:
-        """Have this node's certificate good for `address` too. Raises Refused while a former one is still let in,
-        Failed where a voter of an older version signed."""
+        """Renew this node's certificate so that it also covers `address`. Raises Refused while a former one is still
+        accepted, Failed if a voter of an older version signed."""
         async with self._busy:
             held = self._held()
             if address in held.addresses:
@@ -117,40 +117,40 @@ class Certificates:
             await self._require_single(held)
             fresh = await self._renew(held, address)
         if address not in fresh.addresses:
-            raise Failed(f"the voter that signed does not know how to add {address}", hint="veery version -a")
+            raise Failed(f"the voter that signed cannot add {address}: its version is older", hint="veery version -a")
 
     async def require_cover(self, address: str) -> None:
-        """Raises Refused where `cover` would."""
+        """Raise Refused if `cover` would."""
         if address not in (held := self._held()).addresses:
             await self._require_single(held)
 
     async def _require_single(self, held: tls.Facts) -> None:
-        """Raises Refused while the certificate before `held` is still let in: another renewal would cut it off."""
+        """Raise Refused while the certificate before `held` is still accepted: another renewal would cut it off."""
         known = await keys.CERTIFICATES.get(self._store, self._node.name)
         if known is not None and known.serial == held.serial and known.former:
             ends = max(0.0, known.since + renewal.OVERLAP_S - self._clock.epoch())
             raise Refused(
-                f"{self._node.name} was renewed lately, and its former certificate is let in for "
+                f"{self._node.name} was renewed recently, and its former certificate is accepted for "
                 f"{ends / 60:.0f} min or more",
-                hint=f"veery node renew {self._node.name}, once it was put out: its moves must have ended",
+                hint=f"when that is over, and no move is under way here: veery node renew {self._node.name}",
             )
 
     async def sign(self, shown: tls.Shown, request: RenewRequest) -> RenewReply:
-        """POST /v1/certificates, of another node."""
+        """Answer POST /v1/certificates of another node."""
         now, address = self._clock.epoch(), request.address
         cert = await renewal.sign(self._store, self._vault, shown, request.csr, epoch=now, address=address)
         return RenewReply(cert=cert)
 
     async def sealing(self, caller: str) -> str:
-        """POST /v1/sealing: the sealing key, for another voter. Raises Refused."""
+        """Answer POST /v1/sealing: return the sealing key to another voter. Raises Refused."""
         node = await keys.NODES.get(self._store, caller)
         if node is None or not node.has(Role.VOTER):
-            log.warning("%s has no vote and asks for the sealing key", caller)
+            log.warning("refused to give the sealing key to %s: it has no vote", caller)
             raise Refused(f"{caller or 'the caller'} has no vote", hint="veery node list shows the voters")
         return self._vault.export()
 
     async def status(self) -> CaStatus:
-        """How far a change of CA has come."""
+        """Return how far a change of CA has come."""
         return await authorities.status(self._store)
 
     async def new_ca(self) -> CaStatus:
@@ -160,11 +160,11 @@ class Certificates:
         return convert(await self._of_voter("POST", "/v1/ca/renew"), CaStatus)
 
     async def cancel(self) -> CaStatus:
-        """Go back to the oldest CA."""
+        """Return to the oldest CA."""
         return await authorities.cancel(self._store)
 
     async def drop(self) -> CaStatus:
-        """Trust the CA that signs alone."""
+        """Trust only the CA that signs."""
         return await authorities.drop(self._store)
 
     # ---- inside
@@ -186,7 +186,7 @@ class Certificates:
         return fresh
 
     async def _of_voter(self, method: str, path: str, body: Any = None) -> Any:
-        """What the first voter that answers says. Raises what the last one raised."""
+        """Return the answer of the first voter that answers. Raises what the last one raised."""
         last: VeeryError = Failed("the cluster has no voter", hint="veery node list")
         for node in (await keys.NODES.readable(self._store)).values():
             if node.has(Role.VOTER):
@@ -200,19 +200,19 @@ class Certificates:
         return str((await self._peers.call(voter, "POST", "/v1/sealing", deadline=ASK_S))["key"])
 
     async def _trust(self) -> None:
-        """Trust the CAs that the store names, etcd too, and say so."""
+        """Trust the CAs that the store names, restart etcd for them, and record which ones are trusted."""
         found = (await authorities.load(self._store)).authorities
         wanted = [*found.trusted, *self._own_issuer(found.trusted)]
         file, bundle = self._folder / CA_FILE, "".join(wanted)
         if file.read_text() != bundle:
             write_atomic(file, bundle, mode=0o644, sync=True)
-            log.info("%d CAs are trusted from now on", len(wanted))
+            log.info("%d CAs are trusted now", len(wanted))
         if self._etcd is not None and _older(self._etcd.pid, file):
             await self._restart_etcd(self._etcd)
         if self._node.has(Role.VOTER):
             await self._relist()
         if len(found.trusted) > 1 and not self._listed(len(found.trusted)):
-            return  # without the new CA's list its certificates would be turned away
+            return  # without the new CA's list its certificates would be refused
         if len(wanted) == 1:
             self._settled(wanted[0])
         told = Trusting(ids=tuple(tls.authority_id(ca) for ca in wanted))
@@ -220,22 +220,24 @@ class Certificates:
             await self._store.commit([], [keys.TRUSTS.put(self._node.name, told)])
 
     def _own_issuer(self, trusted: tuple[str, ...]) -> list[str]:
-        """The CA of our own certificate, where it is not among `trusted`: a store may have been restored from a backup
-        that is older than that CA. It goes when the certificate was renewed."""
+        """Return the CA of this node's own certificate, if it is not among `trusted`.
+
+        A store may have been restored from a backup that is older than that CA. The CA is dropped when the certificate
+        has been renewed."""
         issuer = self._held().issuer
         if issuer in {tls.authority_id(ca) for ca in trusted}:
             return []
         return [ca for ca in tls.split((self._folder / CA_FILE).read_text()) if tls.authority_id(ca) == issuer]
 
     def _listed(self, count: int) -> bool:
-        """Whether the list of revoked certificates, where there is one, is signed by so many CAs."""
+        """Return True if the list of revoked certificates, where one exists, is signed by at least `count` CAs."""
         try:
             return (self._folder / crl.CA_FILE).read_text().count(crl.BEGIN) >= count
         except FileNotFoundError:
             return True
 
     async def _relist(self) -> None:
-        """Have the list of revoked certificates signed by every CA that is trusted."""
+        """Sign the list of revoked certificates by every trusted CA."""
         now = self._clock.epoch()
         await revocation.publish(self._store, await revocation.serials(self._store, now), self._vault, epoch=now)
 
@@ -246,7 +248,7 @@ class Certificates:
 
     @contextlib.asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
-        """One voter at a time. Raises Refused while it is another's turn."""
+        """Hold the turn of one voter. Raises Refused while another voter has it."""
         lease = await self._store.grant(STEP_TTL_S)
         try:
             mine = Put(keys.CA_STEP, self._node.name.encode(), lease)
@@ -259,7 +261,7 @@ class Certificates:
 
 
 def _older(one: Path, other: Path) -> bool:
-    """Whether file `one` was written before `other`; not where there is none."""
+    """Return True if file `one` was written before `other`; False if `one` does not exist."""
     try:
         return one.stat().st_mtime < other.stat().st_mtime
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What a domain that is to start here would clash with: a name, an identity, a volume or a file that is taken."""
+"""Checks what a domain that should start here would conflict with: a name, an identity, a volume or a file in use."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from veery.network import mac
 
 
 class Conflicts:
-    """Asked before a domain is started or changed on node `node`. Each question raises Refused with the other party's
-    name."""
+    """The conflict checks before a domain is started or changed on node `node`. Each check raises Refused and names the
+    other party."""
 
     def __init__(self, node: str, store: Store, driver: Driver, receiver: Receiver) -> None:
         self._node, self._store, self._driver, self._receiver = node, store, driver, receiver
         self._random = Random(secrets.randbits(64))
 
     async def name(self, name: str) -> None:
-        """Refuse a name that a domain here has, or one on its way here."""
+        """Refuse a name that belongs to a domain here or to one that arrives here."""
         if self._receiver.arriving(name):
             raise Refused(f"{name} is on its way here", hint="veery list shows it when it has arrived")
         for reading in await self._driver.list():
@@ -39,8 +39,8 @@ class Conflicts:
                 )
 
     async def identity(self, spec: DomainSpec, record: DomainRecord | None) -> DomainSpec:
-        """UUID and MACs filled in: the file's, else those it had before (`record`), else new ones. Refuse those of
-        another domain."""
+        """Return `spec` with UUID and MACs: those of the file, otherwise those of `record`, otherwise new ones. Refuse
+        those of another domain."""
         before = record.spec if record else None
         taken = await self.macs(but=spec.name)
         await self._uuid(spec)
@@ -49,7 +49,7 @@ class Conflicts:
             old = before.vifs[number].mac if before and number < len(before.vifs) else ""
             chosen = vif.mac.lower() or (old if old not in taken else "") or mac.generate(self._random, taken)
             if chosen in taken:
-                raise Refused(f"MAC {chosen} is in use", hint="leave mac= out to have one chosen")
+                raise Refused(f"MAC {chosen} is in use", hint="without mac= veery chooses one")
             taken.add(chosen)
             vifs.append(replace(vif, mac=chosen))
         return replace(spec, uuid=spec.uuid or (before.uuid if before else "") or str(uuids.uuid4()), vifs=tuple(vifs))
@@ -57,15 +57,15 @@ class Conflicts:
     async def _uuid(self, spec: DomainSpec) -> None:
         for name, other in (await DOMAINS.readable(self._store)).items() if spec.uuid else ():
             if name != spec.name and other.spec.uuid == spec.uuid:
-                raise Refused(f"UUID {spec.uuid} is that of domain {name}", hint="leave uuid= out to have one chosen")
+                raise Refused(f"UUID {spec.uuid} belongs to domain {name}", hint="without uuid= veery chooses one")
 
     async def macs(self, but: str = "") -> set[str]:
-        """Every MAC in the cluster's records, those of domain `but` left out."""
+        """Return every MAC in the cluster's records, except those of domain `but`."""
         records = (await DOMAINS.readable(self._store)).values()
         return {vif.mac for record in records if record.spec.name != but for vif in record.spec.vifs}
 
     def home(self, spec: DomainSpec, record: DomainRecord | None) -> None:
-        """Refuse a start from files that were left behind when the domain's local disks moved to another node."""
+        """Refuse to start from files that were left behind when the domain's local disks moved to another node."""
         if record is None or record.home in ("", self._node):
             return
         before = {disk.vdev: disk.target for disk in record.spec.disks}
@@ -74,18 +74,19 @@ class Conflicts:
                 raise Refused(
                     f"{disk.vdev} of {spec.name} was moved to {record.home}: {disk.target} here is stale",
                     hint=f"veery --node {record.home} create (there it is {before.get(disk.vdev) or 'gone'}); "
-                    f"veery delete {spec.name} forgets that",
+                    f"to forget its disks there: veery delete {spec.name}",
                 )
 
     async def disks(self, spec: DomainSpec) -> None:
-        """Refuse a volume or a file that a running domain writes. Asked after our own claim stands, so that of two
+        """Refuse a volume or a file that a running domain writes. The caller claims the domain first, so that of two
         starts at once at least one sees the other."""
         named = [disk.volume for disk in spec.disks if disk.volume]
         wanted = set(named)
         for volume in wanted:
             if named.count(volume) > 1 and _writes(spec, volume):
                 raise Refused(
-                    f"{spec.name} would have volume {volume} twice, and write it", hint="name it once, or read-only (r)"
+                    f"{spec.name} would have volume {volume} twice, and write to it",
+                    hint="name it once, or read-only (r)",
                 )
         await self._files(spec)
         owned, bad = await OWNERS.sifted(self._store) if wanted else ({}, {})
@@ -100,7 +101,7 @@ class Conflicts:
                     )
 
     async def _files(self, spec: DomainSpec) -> None:
-        """Files and devices of this node, by whatever path they are named."""
+        """Refuse files and devices of this node that another domain uses, under any path."""
         wanted = {os.path.realpath(disk.target): disk for disk in spec.disks if disk.target}
         for reading in await self._driver.list():
             if reading.name == spec.name or not wanted:

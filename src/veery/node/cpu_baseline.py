@@ -1,5 +1,5 @@
-"""The processor that new domains get: the cluster's baseline, worked out by every hypervisor from what all of them
-can give, and kept in the store."""
+"""The CPU baseline: the processor of new domains. Every hypervisor computes it from what all of them support, and it is
+kept in the store."""
 
 from __future__ import annotations
 
@@ -18,31 +18,32 @@ from veery.model.plan import Baseline, Processor, common, family, level
 
 log = logging.getLogger(__name__)
 
-PERIOD = 20.0  # seconds between two looks at what the nodes say, besides the one at each change
-RETRY = 1.0
+UPDATE_INTERVAL_S = 20.0  # seconds between two checks of the nodes' processors, apart from those after each change
+RETRY_INTERVAL_S = 1.0
 
 
 class CpuBaseline:
-    """One a daemon; `run` is its task."""
+    """Maintains the CPU baseline. The daemon owns the task of `run`."""
 
     def __init__(self, node: Node, store: Store, driver: Driver) -> None:
         self._node, self._store, self._driver = node, store, driver
         self._changed = asyncio.Event()
 
     async def run(self) -> None:
-        """For ever: say what this node can give, restate the baseline where it has changed, give it to new domains."""
+        """Until cancelled: record what this node supports, update the baseline when it changes, and apply it to new
+        domains."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(changes.wake(self._changed, self._store, PROCESSORS.prefix), name="watch processors")
             said = ""
             while True:
                 self._changed.clear()
-                pause = PERIOD
+                pause = UPDATE_INTERVAL_S
                 try:
                     await self.restate()
                 except VeeryError as error:
                     if error.message != said:
                         log.warning("baseline: %s", error.message)
-                    said, pause = error.message, RETRY
+                    said, pause = error.message, RETRY_INTERVAL_S
                 try:
                     async with asyncio.timeout(pause):
                         await self._changed.wait()
@@ -50,7 +51,7 @@ class CpuBaseline:
                     pass
 
     async def restate(self) -> None:
-        """Once. Raises StoreUnavailable, OutcomeUnknown, Failed."""
+        """Update once. Raises StoreUnavailable, OutcomeUnknown, Failed."""
         if not self._node.has(Role.HYPERVISOR):
             return
         mine = await self._own()
@@ -85,7 +86,7 @@ class CpuBaseline:
                 log.info(decision("baseline", of=name, level=wanted.level, cpu=cpu, nodes=nodes))
 
     async def show(self) -> dict[str, object]:
-        """GET /v1/cpu: {"baselines": [Baseline], "processors": [Processor and its level]}."""
+        """Answer GET /v1/cpu: {"baselines": [Baseline], "processors": [Processor and its level]}."""
         processors = (await self._all()).values()
         used = {_name(one) for one in processors}
         baselines = [one for name, one in (await BASELINES.readable(self._store)).items() if name in used]
@@ -121,11 +122,11 @@ class CpuBaseline:
         )
 
     async def _all(self) -> dict[str, Processor]:
-        """What the nodes of the cluster said; one that left does not count."""
+        """Return the processors of the cluster's nodes; a node that left does not count."""
         nodes = await NODES.readable(self._store)
         return {name: one for name, one in (await PROCESSORS.readable(self._store)).items() if name in nodes}
 
 
 def _name(processor: Processor) -> str:
-    """What the baseline of a processor's family is called in the store: "tcg", "kvm-GenuineIntel"."""
+    """Return the baseline's name in the store for a processor's family: "tcg", "kvm-GenuineIntel"."""
     return "-".join(filter(None, family(processor)))

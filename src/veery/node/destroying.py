@@ -1,4 +1,4 @@
-"""What stands in the way of a `destroy`: a move of the domain, under way or not settled."""
+"""Clears a move of the domain, under way or not settled, out of the way of a `destroy`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from veery.model.domain import DomainReading
 
 
 async def make_way(store: Store, node: str, moves: Moves, receiver: Receiver, reading: DomainReading) -> str:
-    """Cancel the domain's move where it can still be undone; return once the copy on `node` may be destroyed.
+    """Cancel the domain's move if it can still be undone; return when the copy on `node` may be destroyed.
 
-    A move that does not end is no obstacle: with its copy gone, it settles as the owner key says. The result is "", or
-    where the store does not answer, the other node that may own the domain. Raises Refused where another living node
-    owns it, and where that node still needs the memory that is here."""
+    A move that does not end is no obstacle: when its copy is gone, it settles as the owner key says. The result is "",
+    or, if the store does not answer, the other node that may own the domain.
+
+    Raises Refused if another living node owns the domain, and if that node still needs the memory that is here."""
     name = reading.name
     await moves.withdraw(name)
     offer = receiver.arriving(name)
@@ -30,7 +31,7 @@ async def make_way(store: Store, node: str, moves: Moves, receiver: Receiver, re
     except (StoreUnavailable, OutcomeUnknown) as error:
         if target := moves.remains(name):
             raise Refused(
-                f"{target} may run {name} and still need the memory that is here: {error.message}",
+                f"{target} may run {name} and may still need its memory on this node: {error.message}",
                 hint=f"veery --node {target} destroy {name}",
             ) from error
         return offer.source if offer else "another node"

@@ -1,4 +1,4 @@
-"""Disks and interfaces that come and go while a domain runs."""
+"""Disks and interfaces that are attached and detached while a domain runs."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from veery.node.domains import Domains
 
 
 class Devices:
-    """What users order of the devices of the domains here."""
+    """The orders of users for the devices of the domains here."""
 
     def __init__(self, domains: Domains, driver: Driver, attacher: NodeAttacher) -> None:
-        """Everything is shared with the daemon, which owns it."""
+        """The daemon owns all of these and shares them."""
         self._domains, self._driver, self._attacher = domains, driver, attacher
         self._random = Random(secrets.randbits(64))
 
     async def set_memory(self, ref: str, mebibytes: int) -> None:
-        """Balloon to `mebibytes`. The record keeps it."""
+        """Balloon the domain to `mebibytes`. Its record keeps the size."""
         async with self._domains.held(ref) as reading:
             await self._driver.set_memory(reading.uuid, mebibytes)
             await self._note(reading)
 
     async def adjust(self, ref: str, change: Adjustment) -> None:
-        """Other bounds and shares of a running domain. The record keeps them, for moves and restarts."""
+        """Change the bounds and shares of a running domain. Its record keeps them, for moves and restarts."""
         async with self._domains.held(ref) as reading:
             before, _ = await self._driver.spec(reading.uuid)
             spec = adjusted(before, change)
@@ -45,13 +45,13 @@ class Devices:
             await self._note(reading)
 
     async def _note(self, reading: DomainReading) -> None:
-        """Have the record say what the running domain has now. Raises Failed where that cannot be written."""
+        """Update the record to what the running domain has now. Raises Failed if that cannot be written."""
         try:
             await self._domains.ours(reading.name)
             await self._domains.remember(DomainRecord(spec=(await self._driver.spec(reading.uuid))[0]))
         except VeeryError as error:
             raise Failed(
-                f"{reading.name} has it, but the store does not keep it for a restart: {error.message}",
+                f"{reading.name} has the change, but it is not recorded for a restart: {error.message}",
                 hint="when the store answers (veery node list), give the same command again",
             ) from error
 
@@ -63,35 +63,35 @@ class Devices:
             await self._signaller().trigger(reading.uuid, Trigger(what))
 
     async def sysrq(self, ref: str, letter: str) -> None:
-        """Send a magic SysRq letter."""
+        """Send a magic SysRq letter to the guest."""
         if len(letter) != 1 or not letter.isascii() or not letter.isalnum():
-            raise Refused(f"{letter!r} is no SysRq letter", hint="give one letter or digit")
+            raise Refused(f"{letter!r} is not a SysRq letter", hint="give one letter or digit")
         async with self._domains.held(ref) as reading:
             await self._signaller().sysrq(reading.uuid, letter)
 
     async def dump(self, ref: str, path: Path) -> None:
-        """Write its memory to a file of this node."""
+        """Write the domain's memory to a file of this node."""
         savefile.check_place(path)
         async with self._domains.held(ref) as reading:
             await self._signaller().dump_core(reading.uuid, path)
 
     def _signaller(self) -> Signaller:
         if not isinstance(self._driver, Signaller):
-            raise Refused(f"the {self._driver.name} driver does not do this", hint="on a Xen node use xl itself")
+            raise Refused(f"the {self._driver.name} driver does not support this", hint="on a Xen node use xl itself")
         return self._driver
 
     async def disks(self, ref: str) -> tuple[AttachedDisk, ...]:
-        """Its disks."""
+        """Return the domain's disks."""
         _, attachments = await self._driver.spec((await self._domains.find(ref)).uuid)
         return attachments.disks
 
     async def vifs(self, ref: str) -> tuple[AttachedVif, ...]:
-        """Its interfaces."""
+        """Return the domain's interfaces."""
         _, attachments = await self._driver.spec((await self._domains.find(ref)).uuid)
         return attachments.vifs
 
     async def warnings(self, ref: str) -> tuple[str, ...]:
-        """What of the domain's settings is not carried out here, in at most one line."""
+        """Return, in at most one line, which settings of the domain this node does not carry out."""
         spec, attachments = await self._driver.spec((await self._domains.find(ref)).uuid)
         found = support.left_out(spec, self._driver.name)
         found += tuple(
@@ -102,11 +102,11 @@ class Devices:
         return self._line(found)
 
     def disk_warnings(self, disk: DiskSpec) -> tuple[str, ...]:
-        """The same of a disk that is attached."""
+        """Return the same for a disk that is attached."""
         return self._line(support.left_out_of_disk(disk, self._driver.name))
 
     def vif_warnings(self, vif: AttachedVif, asked: VifSpec) -> tuple[str, ...]:
-        """The same of an interface that was attached as `asked` says."""
+        """Return the same for an interface that was attached as `asked` says."""
         found = support.left_out_of_vif(asked, self._driver.name)
         return self._line((*found, why) if (why := self._attacher.unlimited(vif)) else found)
 
@@ -119,24 +119,25 @@ class Devices:
             await self._domains.ours(reading.name)
             spec, attachments = await self._driver.spec(reading.uuid)
             if any(each.spec.vdev == disk.vdev for each in attachments.disks):
-                raise Refused(f"{reading.name} has a disk {disk.vdev}", hint="take another name, for example xvdb")
+                raise Refused(f"{reading.name} has a disk {disk.vdev}", hint="choose another name, for example xvdb")
             await self._attacher.reach([disk])
             larger = replace(spec, disks=(*spec.disks, disk))
             await self._domains.remember(DomainRecord(spec=larger))
             try:
                 await self._domains.conflicts.disks(larger)
-                # Looked at again now that the record names it: who deletes or fills a volume marks it first, then asks
-                # for its users.
+                # Resolve the disk again now that the record names it: a command that deletes or fills a volume marks
+                # the volume first and then asks for its users.
                 await self._driver.attach_disk(reading.uuid, await self._attacher.disk(disk))
             except BaseException:
                 await self._domains.remember(DomainRecord(spec=spec))
                 raise
 
     async def change_cd(self, ref: str, vdev: str, medium: DiskSpec | None) -> None:
-        """Have a CD-ROM drive hold `medium`, or nothing. The record remembers it."""
+        """Put `medium` into a CD-ROM drive, or empty it. The record remembers it."""
         if not isinstance(self._driver, MediumChanger):
             raise Refused(
-                f"the {self._driver.name} driver changes no CDs", hint="give it as a disk: veery block-attach --help"
+                f"the {self._driver.name} driver cannot change CDs",
+                hint="attach it as a disk: veery block-attach --help",
             )
         async with self._domains.held(ref) as reading:
             await self._domains.ours(reading.name)
@@ -152,7 +153,7 @@ class Devices:
             try:
                 await self._domains.conflicts.disks(changed)
                 await self._driver.change_medium(reading.uuid, await self._attacher.disk(wanted))
-            finally:  # what is in it now: also where it failed half way
+            finally:  # record what the drive holds now, also after a failure half way
                 await self._domains.remember(DomainRecord(spec=(await self._driver.spec(reading.uuid))[0]))
 
     async def detach_disk(self, ref: str, vdev: str) -> None:
@@ -160,19 +161,19 @@ class Devices:
         async with self._domains.held(ref) as reading:
             spec, _ = await self._driver.spec(reading.uuid)
             if not any(disk.vdev == vdev for disk in spec.disks):
-                await self._domains.remember(DomainRecord(spec=spec))  # its guest may have let go of it too late
+                await self._domains.remember(DomainRecord(spec=spec))  # its guest may have released it too late
                 raise Refused(f"{reading.name} has no disk {vdev}", hint=f"veery block-list {reading.name}")
             await self._driver.detach_disk(reading.uuid, vdev)
             await self._domains.remember(DomainRecord(spec=(await self._driver.spec(reading.uuid))[0]))
 
     async def attach_vif(self, ref: str, vif: VifSpec) -> AttachedVif:
-        """Hot-plug an interface; as it came out, MAC and tap included."""
+        """Hot-plug an interface. Return it as attached, with its MAC and tap."""
         async with self._domains.held(ref) as reading:
             await self._domains.ours(reading.name)
             spec, attachments = await self._driver.spec(reading.uuid)
             taken = await self._domains.conflicts.macs()
             if vif.mac and vif.mac.lower() in taken:
-                raise Refused(f"MAC {vif.mac} is in use", hint="leave mac= out to have one chosen")
+                raise Refused(f"MAC {vif.mac} is in use", hint="without mac= veery chooses one")
             named = replace(
                 vif,
                 mac=vif.mac.lower() or mac.generate(self._random, taken),
@@ -190,7 +191,7 @@ class Devices:
             return made
 
     async def detach_vif(self, ref: str, which: str) -> None:
-        """Hot-unplug an interface, named by MAC or by its number."""
+        """Hot-unplug an interface, given by MAC or by its number."""
         async with self._domains.held(ref) as reading:
             _, attachments = await self._driver.spec(reading.uuid)
             for number, vif in enumerate(attachments.vifs):
@@ -202,7 +203,7 @@ class Devices:
             raise Refused(f"{reading.name} has no interface {which}", hint=f"veery network-list {reading.name}")
 
     async def resized(self, volume: str, size: int) -> int:
-        """A volume has grown: tell the domains here that use it. How many were told."""
+        """Tell the domains here that use a volume that it has grown. Return how many were told."""
         told = 0
         for reading in await self._driver.list():
             spec, _ = await self._driver.spec(reading.uuid)
@@ -214,9 +215,9 @@ class Devices:
 
 
 def _unable(before: DomainSpec, after: DomainSpec, driver: str) -> Refused:
-    """Why a driver without Adjuster does not make `before` into `after`, and the way out."""
+    """Return why a driver without Adjuster cannot turn `before` into `after`, and the alternative."""
     name = before.name
-    again = f"veery shutdown -w {name}, and veery create with that file"
+    again = f"veery shutdown -w {name}, then veery create with that file"
     if before.maxmem != after.maxmem:
         return Refused(
             f"the {driver} driver cannot change how much memory {name} can have while it runs",
@@ -228,6 +229,6 @@ def _unable(before: DomainSpec, after: DomainSpec, driver: str) -> Refused:
             hint=f"write vcpus = {after.vcpus} into its file; then {again}",
         )
     return Refused(
-        f"the {driver} driver pins no processors and gives no weights: Xen does",
+        f"the {driver} driver does not pin processors or set weights; Xen does",
         hint="taskset(1) and systemd's CPUWeight= work on its process: veery list --json has the pid",
     )

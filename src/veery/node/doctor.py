@@ -1,4 +1,5 @@
-"""Looks at all that a cluster needs, before it is missed: each node at itself, one of them at what must be alike."""
+"""`veery doctor`: checks everything that a cluster needs. Each node checks itself, and one node checks what must be
+alike on all."""
 
 from __future__ import annotations
 
@@ -39,33 +40,37 @@ from veery.node.storage_heartbeats import HeartbeatWriter
 from veery.node.watchdog import WatchdogKeeper
 from veery.storage import room
 
-DAY = 86400.0
-ASK = 20.0  # seconds for one node's answer
-CONNECT = 3.0
-CLOCK_WARN, CLOCK_BAD = 1.0, 10.0  # seconds by which clocks may differ
+DAY_S = 86400.0
+ANSWER_TIMEOUT_S = 20.0  # seconds for the answer of one node
+CONNECT_TIMEOUT_S = 3.0
+CLOCK_WARN_S, CLOCK_BAD_S = 1.0, 10.0  # seconds by which clocks may differ
 CA = "cluster's CA"
-CERT_WARN = 30.0  # days before a certificate ends
-ENDS_WITHIN_S, ENDS_BAD = 600.0, 3  # so many ends of a program in so many seconds are no upgrade any more
-COPY_OLD = 2.0  # days
-ROOM_WARN, ROOM_BAD = 0.10, 0.02  # of a disk that is free
+CERT_WARN_DAYS = 30.0  # days before a certificate ends
+ENDS_WITHIN_S, ENDS_BAD = 600.0, 3  # this many ends of a program within this time are more than an upgrade
+COPY_OLD_DAYS = 2.0  # days
+ROOM_WARN, ROOM_BAD = 0.10, 0.02  # free part of a disk
 
 
 # ---- pure
 def judge_clock(heard: Heard) -> Finding:
-    """How far a node's clock is from ours, as far as the time of its answer lets that be told."""
+    """Judge how far a node's clock differs from this node's, less the uncertainty from the time of its answer."""
     between = (heard.asked + heard.answered) / 2
     doubt = (heard.answered - heard.asked) / 2
     off = heard.health.epoch - between
     sure = max(abs(off) - doubt, 0.0)
-    level = Level.BAD if sure > CLOCK_BAD else Level.WARN if sure > CLOCK_WARN else Level.OK
-    told = f"{abs(off):.1f} s {'ahead of' if off > 0 else 'behind'} ours" if sure > CLOCK_WARN else "as ours"
+    level = Level.BAD if sure > CLOCK_BAD_S else Level.WARN if sure > CLOCK_WARN_S else Level.OK
+    told = (
+        f"{abs(off):.1f} s {'ahead of' if off > 0 else 'behind'} the clock here"
+        if sure > CLOCK_WARN_S
+        else "as the clock here"
+    )
     advice = "run chrony or systemd-timesyncd there" if level is not Level.OK else ""
     return Finding(node=heard.health.node, what="clock", level=level, told=told, advice=advice)
 
 
 def judge_levels(healths: Sequence[Health], cluster: int) -> list[Finding]:
-    """The nodes whose version cannot do the cluster's level."""
-    advice = "install the version of the others there; until then no domain moves to it"
+    """Return findings on nodes whose version does not support the cluster's level."""
+    advice = "install the version of the other nodes there; until then no domain moves to it"
     return [
         Finding(node=one.node, what="level", level=Level.BAD, told=trouble, advice=advice)
         for one in healths
@@ -74,7 +79,7 @@ def judge_levels(healths: Sequence[Health], cluster: int) -> list[Finding]:
 
 
 def judge_versions(healths: Sequence[Health]) -> list[Finding]:
-    """Each node's version, against the one that most have."""
+    """Compare each node's version with the most common one."""
     usual = Counter(one.version for one in healths).most_common(1)[0][0] if healths else ""
     return [
         Finding(node=one.node, what="version", level=Level.OK, told=one.version)
@@ -83,15 +88,15 @@ def judge_versions(healths: Sequence[Health]) -> list[Finding]:
             node=one.node,
             what="version",
             level=Level.WARN,
-            told=f"{one.version}, where others have {usual}",
-            advice="upgrade the older ones: domains may not be able to come back from a newer node",
+            told=f"{one.version}, while most nodes have {usual}",
+            advice="upgrade the older nodes: domains may not be able to move back from a newer node",
         )
         for one in healths
     ]
 
 
 def judge_bridges(healths: Sequence[Health]) -> list[Finding]:
-    """Each hypervisor's bridges, against those that any of them has: a domain finds its bridge wherever it goes."""
+    """Compare each hypervisor's bridges with those of all others: a domain needs its bridge wherever it goes."""
     everywhere = {name for one in healths for name in one.bridges}
     sizes = {name: Counter(one.bridges[name] for one in healths if name in one.bridges) for name in everywhere}
     found = []
@@ -102,13 +107,13 @@ def judge_bridges(healths: Sequence[Health]) -> list[Finding]:
             told, level, advice = (
                 f"lacks {', '.join(lacks)}",
                 Level.WARN,
-                "make it, or domains that use it cannot come",
+                "create it, or domains that use it cannot move here",
             )
         elif odd:
             told, level, advice = (
-                f"MTU of {', '.join(odd)} is not the others'",
+                f"MTU of {', '.join(odd)} differs from the other nodes",
                 Level.WARN,
-                "set the same MTU everywhere",
+                "set the same MTU on all nodes",
             )
         else:
             told, level, advice = ", ".join(sorted(one.bridges)) or "none", Level.OK, ""
@@ -117,42 +122,44 @@ def judge_bridges(healths: Sequence[Health]) -> list[Finding]:
 
 
 def judge_room(node: str, what: str, total: int, free: int) -> Finding:
-    """How full a disk is; sizes in bytes."""
+    """Judge how full a disk is; sizes in bytes."""
     part = free / total if total else 0.0
     level = Level.BAD if part < ROOM_BAD else Level.WARN if part < ROOM_WARN else Level.OK
     told = f"{format_size(free)} of {format_size(total)} free"
-    advice = "make room: etcd and tgtd stop when it is full" if level is not Level.OK else ""
+    advice = "free some space: etcd and tgtd stop when it is full" if level is not Level.OK else ""
     return Finding(node=node, what=what, level=level, told=told, advice=advice)
 
 
 def judge_end(node: str, what: str, ends: float, now: float) -> Finding:
-    """When a certificate ends; both in seconds of the epoch."""
-    days = (ends - now) / DAY
+    """Judge when a certificate ends; both times in epoch seconds."""
+    days = (ends - now) / DAY_S
     if days <= 0:
         told, level = f"ended {-days:.0f} days ago", Level.BAD
     else:
-        told, level = f"good for {days:.0f} days", Level.WARN if days < CERT_WARN else Level.OK
+        told, level = f"good for {days:.0f} days", Level.WARN if days < CERT_WARN_DAYS else Level.OK
     if level is Level.OK:
         advice = ""
     elif what == CA:
         advice = "veery cluster ca renew, then veery cluster ca show"
     elif days > 0:
-        advice = f"veery node renew {node} tells why it was not renewed by itself"
+        advice = f"veery node renew {node} tells why it was not renewed automatically"
     else:
-        advice = f"its time is over, and no node answers it: on another, veery node forget {node}, then join it anew"
+        advice = (
+            f"it has expired, and no node answers it: on another node, veery node forget {node}; then join it again"
+        )
     return Finding(node=node, what=what, level=level, told=told, advice=advice)
 
 
 def judge_ends(node: str, service: str, ends: int) -> Finding:
-    """Whether `service`, which ended `ends` times in the last ENDS_WITHIN_S seconds, ends again and again."""
+    """Judge whether `service`, which ended `ends` times in the last ENDS_WITHIN_S seconds, keeps ending."""
     if ends < ENDS_BAD:
-        return Finding(node=node, what=service, level=Level.OK, told="it stays up")
+        return Finding(node=node, what=service, level=Level.OK, told="it keeps running")
     told = f"it ended {ends} times in {ENDS_WITHIN_S / 60:.0f} minutes"
     return Finding(node=node, what=service, level=Level.BAD, told=told, advice=f"see {service}.log in the run folder")
 
 
 def judge_promises(node: str, usage: room.Usage) -> Finding:
-    """Whether the volumes' files could take all the room that they were promised."""
+    """Judge whether the files of the volumes could all grow to the size that was promised."""
     told = f"{format_size(usage.promised)} promised, {format_size(usage.taken)} taken, {format_size(usage.free)} free"
     if usage.promised - usage.taken <= usage.free:
         return Finding(node=node, what="pool", level=Level.OK, told=told)
@@ -161,33 +168,36 @@ def judge_promises(node: str, usage: room.Usage) -> Finding:
 
 
 def judge_shared(node: str, pool: Path, usage: room.Usage) -> Finding:
-    """Whether guests can fill the disk that veeryd and etcd need."""
+    """Judge whether guests can fill the disk that veeryd and etcd need."""
     if not usage.shared:
-        return Finding(node=node, what="pool's disk", level=Level.OK, told="a filesystem of its own")
+        return Finding(node=node, what="pool's disk", level=Level.OK, told="on a filesystem of its own")
     told = f"{pool} is on the filesystem of veery's own state"
-    advice = "put it on another (storage.pool): when guests fill this one, etcd and fencing stop"
+    advice = "move it to another filesystem (storage.pool): if guests fill this one, etcd and fencing stop"
     return Finding(node=node, what="pool's disk", level=Level.WARN, told=told, advice=advice)
 
 
 def judge_copies(node: str, newest: float, now: float) -> Finding:
-    """How old the newest daily copy of the store is; both in seconds of the epoch, `newest` 0 where there is none."""
-    if newest and now - newest < COPY_OLD * DAY:
+    """Judge how old the newest daily copy of the store is. Both times in epoch seconds; `newest` is 0 if there is no
+    copy."""
+    if newest and now - newest < COPY_OLD_DAYS * DAY_S:
         told = f"the newest is {(now - newest) / 3600:.0f} hours old"
         return Finding(node=node, what="copies of the store", level=Level.OK, told=told)
-    told = f"the newest is {(now - newest) / DAY:.0f} days old" if newest else "there is none yet"
-    return Finding(node=node, what="copies of the store", level=Level.WARN, told=told, advice="veeryd's log tells why")
+    told = f"the newest is {(now - newest) / DAY_S:.0f} days old" if newest else "there is none yet"
+    return Finding(
+        node=node, what="copies of the store", level=Level.WARN, told=told, advice="see veeryd's log for the reason"
+    )
 
 
 def judge_files(node: str, aside: Sequence[Path], unread: Sequence[str]) -> list[Finding]:
-    """The files of veeryd's own that it could not read: `aside` were put aside at its start, `unread` are records of
-    domains that run."""
+    """Judge veeryd's own files that it could not read. `aside` were put aside at its start; `unread` are records of
+    running domains."""
     found = [
         Finding(
             node=node,
             what="own files",
             level=Level.BAD,
             told=f"{path} could not be read",
-            advice="docs/hosts.md tells what was in it; then remove it",
+            advice="docs/hosts.md says what it contained; then remove it",
         )
         for path in aside
     ]
@@ -196,8 +206,8 @@ def judge_files(node: str, aside: Sequence[Path], unread: Sequence[str]) -> list
             node=node,
             what="own files",
             level=Level.BAD,
-            told=f"the record of a domain that runs cannot be read: {one}",
-            advice="end that process, remove the folder, restart veeryd: until then no name is given back here",
+            told=f"the record of a running domain cannot be read: {one}",
+            advice="end that process, remove the folder, restart veeryd: until then no name is released here",
         )
         for one in unread
     ]
@@ -205,30 +215,32 @@ def judge_files(node: str, aside: Sequence[Path], unread: Sequence[str]) -> list
 
 
 def judge_packets(node: str, storage: str, address: str, reading: PathReading | str) -> Finding:
-    """Whether full-size packets get to storage node `storage`; `reading` is a text where it could not be tried."""
+    """Judge whether full-size packets reach storage node `storage`. `reading` is a text if that could not be tested."""
     what = f"packets to {storage}"
     if isinstance(reading, str):
         return Finding(node=node, what=what, level=Level.WARN, told=f"{address}: {reading}")
     if reading.lost and reading.small:
-        told = f"small ones reach {address}, those of {reading.mtu} bytes do not: {reading.lost}"
-        advice = "give every card and switch of that network the same MTU (ip link); disks hang like this"
+        told = f"small packets reach {address}, but packets of {reading.mtu} bytes do not: {reading.lost}"
+        advice = "set the same MTU on every card and switch of that network (ip link); disks hang until then"
         return Finding(node=node, what=what, level=Level.BAD, told=told, advice=advice)
-    told = f"{address} answers no echo request: not tried" if reading.lost else f"{reading.mtu} bytes reach {address}"
+    told = f"{address} answers no echo request: not tested" if reading.lost else f"{reading.mtu} bytes reach {address}"
     return Finding(node=node, what=what, level=Level.OK, told=told)
 
 
 def judge_alarms(node: str, ways: Sequence[AlarmWay]) -> Finding:
-    """Whether somebody was reached when the last message was sent."""
+    """Judge whether the last message of each alarm method was delivered."""
     broken = [f"{way.name}: {way.error}" for way in ways if way.error]
     if broken:
-        advice = f"mend [alarms] in veery.toml there, restart veeryd, then: veery --node {node} alarm test"
+        advice = f"correct [alarms] in veery.toml there, restart veeryd, then: veery --node {node} alarm test"
         return Finding(node=node, what="alarms", level=Level.WARN, told="; ".join(broken), advice=advice)
-    told = f"sent by {', '.join(way.name for way in ways)}" if ways else "none are sent: [alarms] in veery.toml"
+    told = (
+        f"sent by {', '.join(way.name for way in ways)}" if ways else "none are sent: [alarms] is not set in veery.toml"
+    )
     return Finding(node=node, what="alarms", level=Level.OK, told=told)
 
 
 def judge_accelerator(node: str, host: HostReading) -> Finding:
-    """Whether domains can start here at all, and what runs them."""
+    """Judge whether domains can start here at all, and report what runs them."""
     reason = host.facts.get("accelerator_reason", "")
     if not host.accelerator and reason:
         advice = 'see dmesg of the machine; accel = "tcg" under [qemu] runs domains without KVM, slowly'
@@ -238,7 +250,7 @@ def judge_accelerator(node: str, host: HostReading) -> Finding:
 
 
 def judge_hypervisor(node: str, host: HostReading) -> tuple[Finding, ...]:
-    """Known defects in migration of this node's QEMU; none where it is another hypervisor."""
+    """Return the known migration defects of this node's QEMU; none for another hypervisor."""
     return tuple(
         Finding(
             node=node,
@@ -252,7 +264,7 @@ def judge_hypervisor(node: str, host: HostReading) -> tuple[Finding, ...]:
 
 
 class Doctor:
-    """One a daemon."""
+    """The doctor of a daemon."""
 
     def __init__(
         self,
@@ -280,11 +292,12 @@ class Doctor:
         sessions: Callable[[], Finding] | None = None,
         sensors: Callable[[], Finding] | None = None,
     ) -> None:
-        """`folders` are those whose disks must not be full, by what they are; `tls` holds our certificates;
-        `unsettled` names the moves that do not settle; `unread` is the driver's; `quota` is the store's, in bytes;
-        `services` gives the programs that we keep running; `pool` holds the volumes' files, `copies` the daily copies
-        of the store (None: there are none here); `alarms` tells how this node calls somebody; `sessions`
-        tells of those at our targets, `sensors` of this node's health."""
+        """`folders`: folders by name whose disks must not be full. `tls`: the folder of this node's certificates.
+        `unsettled` returns the moves that do not settle, `unread` the driver's unreadable records. `quota`: that of the
+        store, in bytes. `services` returns the programs that veeryd keeps running. `pool`: the folder of the volumes'
+        files. `copies`: the folder of daily copies of the store (None: this node has none). `alarms` returns the alarm
+        methods of this node. `sessions` and `sensors` return the findings on iSCSI sessions here and on this node's
+        health."""
         self._sessions, self._sensors = sessions, sensors
         self._node, self._store, self._peers, self._fencing = node, store, peers, fencing
         self._keeper, self._guard, self._writer, self._clock = keeper, guard, writer, clock
@@ -294,7 +307,7 @@ class Doctor:
 
     # ---- this node
     async def health(self) -> Health:
-        """This node, as it sees itself. Raises nothing: what cannot be looked at is a finding."""
+        """Return the health of this node as it sees itself. Raises nothing: a failed check is a finding."""
         found = [*self._disks(), *self._certificates(), self._watchdog(), self._moves(), self._trusted()]
         found += judge_files(self._node.name, kept.unreadable(self._folders.values()), self._unread())
         found += [judge_ends(self._node.name, each.name, each.ends(ENDS_WITHIN_S)) for each in self._services()]
@@ -329,7 +342,7 @@ class Doctor:
         )
 
     def _say(self, what: str, trouble: str, good: str, *, level: Level = Level.BAD, advice: str = "") -> Finding:
-        """A finding of ours: bad with `trouble`, or else good."""
+        """Return a finding on this node: bad with `trouble`, otherwise good."""
         if trouble:
             return Finding(node=self._node.name, what=what, level=level, told=trouble, advice=advice)
         return Finding(node=self._node.name, what=what, level=Level.OK, told=good)
@@ -362,7 +375,7 @@ class Doctor:
             try:
                 cert = x509.load_pem_x509_certificate((self._tls / name).read_bytes())
             except (OSError, ValueError) as error:
-                found.append(self._say(what, f"{name}: {error}", "", advice="join the node anew"))
+                found.append(self._say(what, f"{name}: {error}", "", advice="join the node again"))
                 continue
             ends = cert.not_valid_after_utc.timestamp()
             found.append(judge_end(self._node.name, what, ends, self._clock.epoch()))
@@ -370,23 +383,23 @@ class Doctor:
 
     def _watchdog(self) -> Finding:
         armed = f"armed, with {self._keeper.timeout} s" if self._keeper.timeout else "none is set (watchdog.device)"
-        return self._say("watchdog", self._keeper.trouble, armed, advice="see to watchdog.device in veery.toml")
+        return self._say("watchdog", self._keeper.trouble, armed, advice="check watchdog.device in veery.toml")
 
     def _moves(self) -> Finding:
-        advice = "see to what it waits for; veery destroy NAME ends the domain"
+        advice = "check what it waits for; veery destroy NAME ends the domain"
         return self._say("moves", "; ".join(self._unsettled()), "all are settled", advice=advice)
 
     def _trusted(self) -> Finding:
-        return self._say("trust in the store", self._trust.reason, "it is the one known here", advice=ADOPT)
+        return self._say("trust in the store", self._trust.reason, "it is the store that this node knows", advice=ADOPT)
 
     def _guarded(self, guard: Guard) -> Finding:
         trouble = "" if guard.ruling.stance is Stance.RUN else f"{guard.ruling.stance}: {guard.ruling.reason}"
-        return self._say("guard", trouble, "domains run", advice="see veery fence list, and the store's members")
+        return self._say("guard", trouble, "domains run", advice="check veery fence list, and the members of the store")
 
     def _paths(self, writer: HeartbeatWriter) -> list[Finding]:
-        advice = "is tgtd running there, and the path up?"
+        advice = "check that tgtd runs there, and that the network path is up"
         return [
-            self._say(f"path to {name}", writer.troubles.get(name, ""), "heartbeats are taken", advice=advice)
+            self._say(f"path to {name}", writer.troubles.get(name, ""), "heartbeats are accepted", advice=advice)
             for name in writer.storage()
         ]
 
@@ -405,13 +418,13 @@ class Doctor:
             stale = ", ".join((await self._fencing.clean()).stale)
         except VeeryError as error:
             return self._say("leftovers", error.message, "", level=Level.WARN)
-        trouble = f"copies of {stale} that nothing lets run" if stale else ""
+        trouble = f"stale copies of {stale}" if stale else ""
         return self._say("leftovers", trouble, "none", level=Level.WARN, advice="veeryd ends them within seconds")
 
     # ---- the cluster
     async def examine(self, name: str = "") -> list[Finding]:
-        """The findings on node `name`, or ("") on every node and what they share. Raises Refused for an unknown one,
-        StoreUnavailable."""
+        """Return the findings on node `name`, or ("") on every node and on what they share. Raises Refused for an
+        unknown node, StoreUnavailable."""
         nodes = await NODES.readable(self._store)
         if name and name not in nodes:
             raise Refused(f"no node {name!r}", hint="veery node list shows the nodes")
@@ -442,22 +455,22 @@ class Doctor:
             if node.name == self._node.name:
                 health = await self.health()
             else:
-                told = await self._peers.call(node.name, "GET", "/v1/health", deadline=ASK)
+                told = await self._peers.call(node.name, "GET", "/v1/health", deadline=ANSWER_TIMEOUT_S)
                 health = codec.convert(told, Health)
         except VeeryError as error:
-            advice = "is it on, and veeryd running there? the ports are in docs/hosts.md"
+            advice = "check that the node is on and veeryd runs there; docs/hosts.md lists the ports"
             return Finding(node=node.name, what="daemon", level=Level.BAD, told=error.message, advice=advice)
         return Heard(health=health, asked=asked, answered=self._clock.epoch())
 
     async def _relocation(self, node: Node) -> Finding:
         where = f"{node.relocation_address or node.address} port {node.relocation_port}"
         try:
-            async with asyncio.timeout(CONNECT):
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 _, writer = await asyncio.open_connection(node.relocation_address or node.address, node.relocation_port)
                 writer.close()
         except (OSError, TimeoutError) as error:
-            told = f"{where} is not reached: {error or 'no answer'}"
-            advice = "let it through the firewall: domains cannot come here"
+            told = f"{where} is not reachable: {error or 'no answer'}"
+            advice = "open this port in the firewall: domains cannot move here"
             return Finding(node=node.name, what="relocation port", level=Level.BAD, told=told, advice=advice)
         return Finding(node=node.name, what="relocation port", level=Level.OK, told=where)
 
@@ -470,19 +483,19 @@ class Doctor:
         if ways:
             return Finding(node=node.name, what="fencing", level=Level.OK, told=f"by {', '.join(ways)}")
         advice = f"veery fence test {node.name} tells why; its domains could not be started elsewhere"
-        return Finding(node=node.name, what="fencing", level=Level.BAD, told="no way works", advice=advice)
+        return Finding(node=node.name, what="fencing", level=Level.BAD, told="no fence method works", advice=advice)
 
     async def _records(self) -> list[Finding]:
-        """The records in the store that cannot be read: what they are about stands still."""
+        """Return findings on the store's records that cannot be read: their subjects are left alone."""
         bad = await keys.unreadable(self._store)
-        advice = f"what it is about is left alone: {bad[0].hint}" if bad else ""
+        advice = f"its subject is left alone: {bad[0].hint}" if bad else ""
         return [
             Finding(node=self._node.name, what="records", level=Level.BAD, told=error.message, advice=advice)
             for error in bad
         ] or [Finding(node=self._node.name, what="records", level=Level.OK, told="all can be read")]
 
     async def _level(self, healths: Sequence[Health]) -> list[Finding]:
-        """The cluster's level, and the nodes that are below it."""
+        """Return the cluster's level, and findings on the nodes that are below it."""
         try:
             now, told = await levels.read(self._store), await levels.told(self._store)
         except VeeryError as error:
@@ -491,7 +504,8 @@ class Doctor:
         return [found, *judge_levels(healths, now)]
 
     async def _members(self, chosen: Sequence[Node], nodes: Sequence[Node]) -> list[Finding]:
-        """The store's members: those on the `chosen` nodes; where these are all `nodes`, also what members share."""
+        """Return findings on the store's members on the `chosen` nodes. If these are all `nodes`, also findings on the
+        store as a whole."""
         try:
             reading = await storehealth.read(self._store.voters, nodes)
         except VeeryError as error:

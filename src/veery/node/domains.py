@@ -1,4 +1,5 @@
-"""The domains of this node: every start and stop goes through the owner key, and ends are handled as on_* says."""
+"""The domains of this node. Every start and stop goes through the owner key, and the on_* settings decide what follows
+the end of a domain."""
 
 from __future__ import annotations
 
@@ -48,11 +49,11 @@ from veery.node.targets import find_node
 
 log = logging.getLogger(__name__)
 
-RETRIED_S = 0.5  # for a domain that was let go to meet its disk's error again
+RETRIED_S = 0.5  # after an unpause: time for the domain to meet its disk's error again
 
 
 class Domains:
-    """What users order of the domains of this node. A `ref` is a name, a domid or a UUID."""
+    """The orders of users for the domains of this node. A `ref` is a name, a domid or a UUID."""
 
     def __init__(
         self,
@@ -65,7 +66,7 @@ class Domains:
         receiver: Receiver,
         scout: Scout,
     ) -> None:
-        """`record` is this node's own; everything is shared with the daemon, which owns it."""
+        """`record` is the record of this node. The daemon owns all of these and shares them."""
         self._record = record
         self.node, self.driver, self.attacher = context.node, context.driver, attacher
         self._store, self._clock, self._moves, self._receiver = context.store, context.clock, moves, receiver
@@ -73,26 +74,26 @@ class Domains:
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self.conflicts = Conflicts(context.node, context.store, context.driver, receiver)
         self.stopping = Stopping(context.driver, context.store, context.clock)
-        self._unstarted: set[str] = set()  # boots of starts that the store's absence cut short
-        self._unsaid: dict[str, tuple[bool, float]] = {}  # wanted, stopping: where the store has not been told
+        self._unstarted: set[str] = set()  # boots of starts that failed because the store was absent
+        self._unsaid: dict[str, tuple[bool, float]] = {}  # (wanted, stopping) by name, not yet stored
 
     # ---- reading
 
     async def list(self) -> tuple[DomainReading, ...]:
-        """Every domain here, by domid."""
+        """Return every domain of this node, sorted by domid."""
         return await self.driver.list()
 
     async def find(self, ref: str) -> DomainReading:
-        """The domain that `ref` names. Raises Refused, telling where it runs when that is elsewhere."""
+        """Return the domain that `ref` names. Raises Refused; the hint names the node if the domain runs elsewhere."""
         for reading in await self.driver.list():
             if ref in (reading.name, str(reading.domid), reading.uuid):
                 return reading
         if ref in ("0", "Domain-0"):
             raise Refused(
-                "Domain-0 is this machine itself: it is not a domain that veery manages",
+                "Domain-0 is this machine itself: veery does not manage it as a domain",
                 hint="veery list shows the domains",
             )
-        hint = "veery list shows those that are"
+        hint = "veery list shows the domains of this node"
         with contextlib.suppress(VeeryError):
             owner = await owners.read(self._store, ref)
             if owner is not None and owner.node != self.node:
@@ -101,27 +102,29 @@ class Domains:
         raise Refused(f"no domain {ref} on {self.node}", hint=hint)
 
     async def spec(self, ref: str) -> DomainSpec:
-        """The spec of a domain here, with what was attached since it started."""
+        """Return the spec of a domain on this node, including what was attached since it started."""
         spec, _ = await self.driver.spec((await self.find(ref)).uuid)
         return spec
 
     async def owner(self, name: str) -> Owner | None:
-        """Who owns domain `name`."""
+        """Return the owner of domain `name`."""
         return await owners.read(self._store, name)
 
     async def vcpus(self, ref: str) -> tuple[VcpuReading, ...]:
-        """Its virtual processors."""
+        """Return the domain's virtual processors."""
         return await self.driver.vcpus((await self.find(ref)).uuid)
 
     async def console(self, ref: str) -> Console:
-        """Open its console."""
+        """Open the domain's console."""
         return await self.driver.console((await self.find(ref)).uuid)
 
     # ---- starting and ending
 
     async def create(self, spec: DomainSpec, *, paused: bool = False) -> DomainReading:
-        """Start a domain. Raises Refused when its name is taken, another node owns it, or something it needs is
-        missing; Failed with the hypervisor's words. Either way nothing of it is left."""
+        """Start a domain.
+
+        Raises Refused if its name is taken, another node owns it, or something that it needs is missing. Raises Failed
+        with the hypervisor's message. In both cases nothing of the domain is left."""
         if not self._record.has(Role.HYPERVISOR):
             raise Refused(f"{self.node} runs no domains", hint="name a hypervisor with --node: veery node list")
         check_name(spec.name)
@@ -135,7 +138,7 @@ class Domains:
             self.conflicts.home(spec, record)
             claimed = newer.kept(owners.claimed(spec, record), record)
             await owners.refuse_written(self._store, spec, record, self.node)
-            await owners.reclaim(self._store, spec.name, to=self.node)  # of a node that is proven fenced
+            await owners.reclaim(self._store, spec.name, to=self.node)  # if its node is proven fenced
             owner = await owners.claim(self._store, spec.name, self.node, secrets.token_hex(8), claimed)
             try:
                 await self.conflicts.disks(spec)
@@ -148,15 +151,15 @@ class Domains:
             return reading
 
     async def launch(self, ticket: Ticket) -> DomainReading:
-        """Start a domain as its record says, by order of the brain, while `ticket` is good. Raises Refused or Failed:
-        nothing of it is left, and nobody owns it."""
+        """Start a domain from its record, by order of the brain, while `ticket` is valid. Raises Refused or Failed:
+        nothing of the domain is left, and it has no owner."""
         name = ticket.domain
         await self._heartbeat.require()
         async with self.hold(name):
             await self.conflicts.name(name)
             record = await DOMAINS.get(self._store, name)
             if record is None:
-                raise Refused(f"there is no domain {name}", hint="veery list --cluster shows those that run")
+                raise Refused(f"there is no domain {name}", hint="veery list --cluster shows the running domains")
             await self._check_attachable(record.spec)
             self.conflicts.home(record.spec, record)
             boot = secrets.token_hex(8)
@@ -179,10 +182,13 @@ class Domains:
             return reading
 
     async def destroy(self, ref: str) -> None:
-        """End a domain at once, whatever state it is in; it is over when this returns. It is not wanted any more. A
-        move that can still be undone is cancelled first. A domain of a node that is proven fenced does not run: it is
-        taken from that node. Raises Refused where another living node owns the domain, OutcomeUnknown where the store
-        does not say whether one does: this node's copy is gone then."""
+        """Kill a domain at once, in any state. It is gone when this returns, and it is no longer wanted.
+
+        A move that can still be undone is cancelled first. A domain of a node that is proven fenced does not run: its
+        owner key is taken from that node.
+
+        Raises Refused if another living node owns the domain. Raises OutcomeUnknown if the store does not tell whether
+        one does; then this node's copy is gone."""
         try:
             reading = await self.find(ref)
         except Refused:
@@ -196,13 +202,13 @@ class Domains:
             await self._end(reading)
         if doubt:
             raise OutcomeUnknown(
-                f"{reading.name} is destroyed on {self.node}; the store does not say whether {doubt} owns it",
+                f"{reading.name} is destroyed on {self.node}; the store does not answer whether {doubt} owns it",
                 hint="when etcd is back (veery node list): veery list --cluster shows whether it runs elsewhere",
             )
 
     async def shutdown(self, ref: str) -> None:
-        """Ask the guest to power off, and again while it may be booting. It is not wanted any more, until the wish
-        lapses (SHUTDOWN_LAPSE_S)."""
+        """Ask the guest to power off, and ask again while it may be booting. The domain is no longer wanted, until the
+        request lapses (SHUTDOWN_LAPSE_S)."""
         async with self.held(ref) as reading:
             _alive(reading)
             await self.say_wanted(reading.name, wanted=False, stopping=self.stopping.asked(reading.uuid))
@@ -215,13 +221,14 @@ class Domains:
             await self.driver.reboot(reading.uuid)
 
     async def pause(self, ref: str) -> None:
-        """Stop its processors."""
+        """Stop the domain's processors."""
         async with self.held(ref) as reading:
             _alive(reading)
             await self.driver.pause(reading.uuid)
 
     async def unpause(self, ref: str) -> None:
-        """Let them go on. Only the owner's domain may (safety sentence 1), and none that the guard would hold."""
+        """Let the processors run again. Only the owner may do that, and only if the guard would not
+        hold the domain."""
         await self._heartbeat.require()
         await fencing.refuse(self._store, self.node)
         async with self.held(ref) as reading:
@@ -233,17 +240,17 @@ class Domains:
                 await self._goes_on(reading.uuid)
 
     async def _goes_on(self, uuid: str) -> None:
-        """Raise Failed where an error of its disk has stopped the domain again."""
+        """Raise Failed if an error of its disk has stopped the domain again."""
         await self._clock.sleep(RETRIED_S)
         now = await self.find(uuid)
         if now.reason:
             raise Failed(
-                f"{now.name} was let go, and an error of its disk has stopped it again ({now.reason})",
+                f"{now.name} was unpaused, but an error of its disk has stopped it again ({now.reason})",
                 hint=f"make room for that disk; then: veery --node {self.node} unpause {now.name}",
             )
 
     async def rename(self, ref: str, name: str) -> None:
-        """Give it another name. Raises Refused when that one is taken anywhere in the cluster."""
+        """Rename the domain. Raises Refused if the new name is taken anywhere in the cluster."""
         check_name(name)
         async with self.held(ref) as reading:
             await self.ours(reading.name)
@@ -253,22 +260,23 @@ class Domains:
             log.info("domain=%s renamed to %s", reading.name, name)
 
     async def forget(self, name: str) -> None:
-        """Delete the record of a domain that does not run (its UUID and MACs are lost)."""
+        """Delete the record of a domain that is off. Its UUID and MACs are lost."""
         async with self.hold(name):
             owner = await owners.read(self._store, name)
             if owner is not None and not await owners.end_of_fenced(self._store, name):
                 hint = await owners.way_out(self._store, owner.node, f"veery --node {owner.node} destroy {name}")
                 raise Refused(f"{name} runs on {owner.node}", hint=hint)
             if await DOMAINS.get(self._store, name) is None:
-                raise Refused(f"there is no domain {name}", hint="veery list --cluster shows those that run")
+                raise Refused(f"there is no domain {name}", hint="veery list --cluster shows the running domains")
             await self._forget(name)
 
     # ---- saving
 
     async def save(self, ref: str, path: Path, leave: str) -> None:
-        """Write its state to `path`; then it is gone ("destroyed"), "running" or "paused". Only the file of a
-        destroyed domain can be restored as it is: else its disks go on without it. On failure the domain goes on
-        and a file that stood at `path` before is still there."""
+        """Write the domain's state to `path`; afterwards the domain is `leave`: "destroyed", "running" or "paused".
+
+        Only the file of a destroyed domain can be restored as it is, because otherwise the domain writes to its disks
+        afterwards. On failure the domain runs on, and an older file at `path` is kept."""
         savefile.check_place(path)
         async with self.held(ref) as reading:
             owner = await self.ours(reading.name)
@@ -277,7 +285,7 @@ class Domains:
             was_paused = reading.held
             part = path.with_name(f".{path.name}.part")
             spec, luggage = await self.driver.pack(reading.uuid)
-            with hinting("the domain goes on; save it where there is room"):
+            with hinting("the domain runs on; save it where there is enough room"):
                 await self.driver.save(reading.uuid, part)
             try:
                 backlog = await self.driver.backlog(reading.uuid)
@@ -297,7 +305,7 @@ class Domains:
                 await self.driver.unpause(reading.uuid)
 
     async def _promise(self, spec: DomainSpec, token: str, path: Path) -> None:
-        """From now on the file at `path` may be restored. Where that cannot be written down the file goes."""
+        """Record that the file at `path` may be restored. If that cannot be recorded, delete the file."""
         try:
             await self.remember(DomainRecord(spec=spec, saved=token))
         except BaseException:
@@ -305,14 +313,14 @@ class Domains:
             raise
 
     async def _disks_move_on(self, name: str) -> None:
-        """The domain is about to run: what was saved of it before no longer fits its disks. (It ends when it is
-        saved; but a daemon may have died between the two.)"""
+        """Record that a saved state no longer fits the disks, because the domain is about to run. (Saving ends the
+        domain, but a daemon may have died in between.)"""
         record = await DOMAINS.get(self._store, name)
         if record is not None and record.saved:
             await self.remember(replace(record, saved=""))
 
     async def restore(self, path: Path, *, paused: bool = False, force: bool = False) -> DomainReading:
-        """Start what `save` wrote. Raises Refused when its disks have been written since (unless `force`)."""
+        """Start the domain that `save` wrote. Raises Refused if its disks have been written since (unless `force`)."""
         saved = await asyncio.to_thread(savefile.read, path)
         spec = saved.spec
         await self._heartbeat.require()
@@ -321,8 +329,8 @@ class Domains:
             record = await DOMAINS.get(self._store, spec.name)
             if not force and (record is None or record.saved != saved.token):
                 raise Refused(
-                    f"{path} is stale: {spec.name} has run since it was saved, its disks have moved on",
-                    hint="start it anew with veery create, or restore --force at the risk of its filesystems",
+                    f"{path} is stale: {spec.name} has run since it was saved, and its disks have changed",
+                    hint="start it again with veery create; restore --force risks its filesystems",
                 )
             await self._check_attachable(spec)
             self.conflicts.home(spec, record)
@@ -334,7 +342,7 @@ class Domains:
                 held = paused or saved.paused
                 attachments = await self.attacher.attach(spec)
                 try:
-                    with hinting(f"is {path.name} damaged? veery create starts {spec.name} anew"):
+                    with hinting(f"if {path.name} is damaged, veery create starts {spec.name} again"):
                         reading = await self.driver.restore(
                             spec, attachments, saved.luggage, path, backlog=saved.backlog, paused=held
                         )
@@ -352,8 +360,8 @@ class Domains:
     # ---- moving
 
     async def migrate(self, ref: str, target: str, settings: MoveSettings, *, brain: bool = False) -> str:
-        """Begin to move a domain to node `target` (a name or an address); the move's id. Where it is not the `brain`
-        that orders it, a domain that has arrived does not come home to a node that was drained before."""
+        """Begin to move a domain to node `target` (a name or an address); return the move's id. If the order is not
+        from the `brain`, the domain will not return to a node that was drained before."""
         async with self.held(ref) as reading:
             if reading.state not in (DomainState.RUNNING, DomainState.BLOCKED, DomainState.PAUSED):
                 hint = f"only a living domain can move: veery destroy {reading.name}, then veery create elsewhere"
@@ -367,7 +375,7 @@ class Domains:
             )
 
     async def plan(self, ref: str, target: str, settings: MoveSettings) -> Plan:
-        """What moving a domain to node `target` would meet and come to. Changes nothing."""
+        """Return what would prevent moving a domain to node `target`, and a forecast of the move. Changes nothing."""
         reading, node = await self.find(ref), await self._target(target)
         plan = await self._scout.plan(reading, node, settings)
         if busy := self._moves.busy(reading.name):
@@ -376,49 +384,51 @@ class Domains:
         return plan
 
     async def reply(self, question: Question) -> Reply:
-        """What this node says to a node that asks whether it could take a domain in."""
+        """Return this node's answer to a node that asks whether it could take a domain."""
         return await self._scout.reply(question)
 
     async def _target(self, target: str) -> Node:
         nodes = list((await NODES.readable(self._store)).values())
         node = await find_node(target, nodes)
         if node.name == self.node:
-            raise Refused(f"it runs on {self.node} already", hint="name another node: veery node list")
+            raise Refused(f"the domain runs on {self.node} already", hint="name another node: veery node list")
         if not node.has(Role.HYPERVISOR):
             raise Refused(f"{node.name} runs no domains", hint="name a hypervisor: veery node list")
         return node
 
-    # ---- what the brain is to know
+    # ---- what the brain has to know
 
     async def say_wanted(self, name: str, *, wanted: bool, stopping: float = 0.0) -> None:
-        """Tell the brain whether `name` is to run, and when its guest was asked to shut down. Where the store
-        does not answer it is told before the name is given back (`settle_wanted`): until then the brain sees an owner,
-        and starts nothing."""
+        """Tell the brain whether `name` should run, and when its guest was asked to shut down.
+
+        If the store does not answer, the record is written before the name is released (`settle_wanted`). Until then
+        the brain sees an owner and starts nothing."""
         self._unsaid[name] = wanted, stopping
         try:
             await self.settle_wanted(name)
         except VeeryError as error:
-            log.warning("domain=%s wanted=%s not said yet: %s", name, wanted, error.message)
+            log.warning("domain=%s wanted=%s is not recorded yet: %s", name, wanted, error.message)
 
     async def press_again(self) -> None:
-        """See to the shutdowns that guests have not followed. Raises StoreUnavailable, OutcomeUnknown."""
+        """Ask guests again that have not followed a shutdown request. Raises StoreUnavailable, OutcomeUnknown."""
         await self.stopping.look(lambda name: self.locked(name) or name in self._unsaid)
 
     async def power_off(self, name: str) -> None:
-        """Ask its guest to power off because this machine goes down: it stays wanted. Raises Refused, Failed."""
+        """Ask the guest to power off because this machine goes down. The domain stays wanted. Raises Refused,
+        Failed."""
         async with self.held(name) as reading:
             _alive(reading)
             await self.driver.shutdown(reading.uuid)
 
     async def put_away(self, name: str) -> None:
-        """End it because this machine goes down: it stays wanted, and may start elsewhere. Raises Refused, Failed,
-        StoreUnavailable, OutcomeUnknown."""
+        """Kill the domain because this machine goes down. It stays wanted and may start elsewhere. Raises Refused,
+        Failed, StoreUnavailable, OutcomeUnknown."""
         async with self.held(name) as reading:
             await orders.spare(self._store, name, self.node)
             await self._end(reading)
 
     async def settle_wanted(self, name: str) -> None:
-        """Say what could not be said before. Raises StoreUnavailable, OutcomeUnknown."""
+        """Write to the store what could not be written before. Raises StoreUnavailable, OutcomeUnknown."""
         if name in self._unsaid:
             wanted, stopping = self._unsaid[name]
             await orders.want(self._store, name, wanted=wanted, stopping=stopping)
@@ -429,14 +439,14 @@ class Domains:
     # ---- inside: identity, locks, owners
 
     async def _check_attachable(self, spec: DomainSpec) -> None:
-        """Refuse, before anything is claimed, what is already known to be missing."""
+        """Raise Refused, before anything is claimed, if a need of the domain is known to be missing."""
         support.check(spec, self.driver.name)
         for vif in spec.vifs:
             await self.attacher.require_bridge(vif)
         await self.attacher.reach(spec.disks)
 
     async def remember(self, record: DomainRecord) -> None:
-        """Write a domain's record; where its local disks are stays as it was, and so do fields of a newer version."""
+        """Write a domain's record. Keep the place of its local disks, and fields of a newer version."""
         before = await DOMAINS.get(self._store, record.spec.name)
         if before is not None:
             record = newer.kept(replace(record, home=before.home, left=before.left), before)
@@ -446,7 +456,8 @@ class Domains:
         await self._store.commit([], [Delete(kind.key(name)) for kind in (DOMAINS, POLICIES, RUNS)])
 
     async def ours(self, name: str) -> Owner:
-        """The owner key of a domain that is ours. Raises Refused when it is not."""
+        """Return the owner key of a domain of this node. Raises Refused if the domain belongs to another node or to
+        none."""
         owner = await owners.read(self._store, name)
         if owner is None or owner.node != self.node:
             raise Refused(
@@ -458,7 +469,7 @@ class Domains:
     async def _start(self, spec: DomainSpec, *, paused: bool) -> DomainReading:
         attachments = await self.attacher.attach(spec)
         try:
-            with hinting("nothing of it is left; veery dmesg may tell more"):
+            with hinting("nothing of the domain is left; veery dmesg may show more"):
                 reading = await self.driver.start(spec, attachments, paused=paused)
         except BaseException:
             await self.attacher.detach(attachments)
@@ -467,8 +478,10 @@ class Domains:
         return reading
 
     async def restart(self, reading: DomainReading, spec: DomainSpec, *, keep: bool = False) -> DomainReading:
-        """Start a domain of ours anew, under the same owner key; its old run is destroyed first, or `keep`t (it has
-        ended and was renamed; the new run gets another UUID). The caller holds its lock."""
+        """Start a domain of this node again under the same owner key. The caller holds its lock.
+
+        The old instance is destroyed first. With `keep` it stays: it has ended and was renamed, and the new instance
+        gets another UUID."""
         _, attachments = await self.driver.spec(reading.uuid)
         await self._end_volume_moves(spec)
         if keep:
@@ -480,17 +493,17 @@ class Domains:
         return await self._start(spec, paused=False)
 
     async def revive(self, spec: DomainSpec) -> DomainReading:
-        """Start a domain of ours whose process is gone, under the same owner key. The caller holds its lock."""
+        """Start a domain of this node whose process is gone, under the same owner key. The caller holds its lock."""
         await self._end_volume_moves(spec)
         return await self._start(spec, paused=False)
 
     async def _end_volume_moves(self, spec: DomainSpec) -> None:
-        """A new QEMU will write to its volumes where the records say they are: no move of one, which the old QEMU
-        copied, may change that any more."""
+        """Break off moves of the domain's volumes. A new QEMU will write to them where the records say they are, and a
+        move copied for the old QEMU may no longer change that."""
         await volumegate.break_off(self._store, [disk.volume for disk in spec.disks if disk.volume])
 
     async def _abandon(self, owner: Owner, record: DomainRecord | None) -> None:
-        """A start failed after its claim: give the name back, and the record as it was."""
+        """Release the name after a start that failed past its claim, and restore the record."""
         try:
             if record is not None:
                 await self.remember(record)
@@ -502,7 +515,7 @@ class Domains:
             log.error("domain=%s owner key not released yet: %s", owner.domain, error.message)
 
     async def _end(self, reading: DomainReading, owner: Owner | None = None) -> None:
-        """Destroy, take the taps away, give the name back. The caller holds the lock."""
+        """Destroy the domain, remove its taps, and release its name. The caller holds the lock."""
         _, attachments = await self.driver.spec(reading.uuid)
         await self.driver.destroy(reading.uuid)
         await self._detach(attachments)
@@ -510,25 +523,25 @@ class Domains:
             owner = owner or await owners.read(self._store, reading.name)
             if owner is not None and owner.node == self.node:
                 await self.give_back(owner)
-        except VeeryError as error:  # the caretaker does it when the store is back
+        except VeeryError as error:  # the caretaker releases it when the store is back
             log.error("domain=%s owner key not released yet: %s", reading.name, error.message)
         log.info("domain=%s id=%d ended", reading.name, reading.domid)
 
     async def give_back(self, owner: Owner) -> None:
-        """Let go of the name of a domain of ours that has ended. Raises what owner.release raises."""
+        """Release the name of a domain of this node that has ended. Raises what owner.release raises."""
         await self.settle_wanted(owner.domain)
         await self._spare_unstarted(owner)
         await orders.give_back(self._store, owner)
 
     async def _spare_unstarted(self, owner: Owner) -> None:
-        """A start that was cut short because the store did not answer is no failed try of the domain's."""
+        """Do not count a start as a failed one if it was cut short because the store did not answer."""
         if owner.boot in self._unstarted:
             await orders.spare(self._store, owner.domain, self.node)
             self._unstarted.discard(owner.boot)
 
     async def _detach(self, attachments: Attachments) -> None:
-        """Take the taps away, but for those whose name (vifname=) another domain here uses by now: one that was
-        set aside lost its own when it was."""
+        """Remove the taps, except those whose name (vifname=) another domain of this node uses now. A domain that was
+        set aside lost its taps at that time."""
         used: set[str] = set()
         for reading in await self.driver.list():
             used.update(vif.device for vif in (await self.driver.spec(reading.uuid))[1].vifs)
@@ -536,17 +549,17 @@ class Domains:
         await self.attacher.detach(replace(attachments, vifs=mine))
 
     async def end(self, reading: DomainReading) -> None:
-        """As `destroy`, for one who holds the lock."""
+        """Do as `destroy`, for a caller that holds the lock."""
         await self._end(reading)
 
     def locked(self, name: str, *, arriving: bool = False) -> bool:
-        """Whether somebody is at work on domain `name` here (with `arriving`: but for one that runs here already, the
-        rest of its memory to follow)."""
+        """Return True if an order or a move is at work on domain `name` here. `arriving`: do not count a domain that
+        already runs here while the rest of its memory follows."""
         busy = self._moves.busy(name, arriving=arriving)
         return self._locks[name].locked() or bool(busy) or bool(self._receiver.arriving(name))
 
     def at_work(self, name: str) -> str:
-        """The move or order that is at work on domain `name` here, in words; "" without one."""
+        """Return a sentence about the move or order that is at work on domain `name` here; "" if there is none."""
         if busy := self._moves.busy(name):
             return busy
         if offer := self._receiver.arriving(name):
@@ -554,7 +567,7 @@ class Domains:
         return "an order on it is under way" if name in self._locks and self._locks[name].locked() else ""
 
     def busy(self) -> frozenset[str]:
-        """The domains on which an order is under way here; a move is none."""
+        """Return the domains with an order under way here. A move does not count."""
         return frozenset(name for name, lock in self._locks.items() if lock.locked())
 
     @contextlib.asynccontextmanager
@@ -571,8 +584,8 @@ class Domains:
 
     @contextlib.asynccontextmanager
     async def hold(self, name: str, *, arriving: bool = False) -> AsyncIterator[None]:
-        """One order at a time on a domain; none while it moves (with `arriving`: but while it runs here already, and
-        the rest of its memory follows)."""
+        """Hold domain `name` for one order. Raises Refused while it moves. `arriving`: allow it if the domain already
+        runs here while the rest of its memory follows."""
         async with self._lock(name):
             if busy := self._moves.busy(name, arriving=arriving):
                 raise Refused(busy, hint=self._moves.advice(name))
@@ -583,7 +596,7 @@ class Domains:
 
     @contextlib.asynccontextmanager
     async def held(self, ref: str) -> AsyncIterator[DomainReading]:
-        """Find a domain and hold it: nobody else acts on it meanwhile."""
+        """Find a domain and hold it: no other order acts on it meanwhile."""
         async with self.hold((await self.find(ref)).name):
             yield await self.find(ref)
 
@@ -591,9 +604,11 @@ class Domains:
 def _alive(reading: DomainReading) -> None:
     if reading.state in (DomainState.SHUTDOWN, DomainState.CRASHED):
         what = "has crashed" if reading.state is DomainState.CRASHED else "has shut down"
-        raise Refused(f"{reading.name} {what}", hint=f"veery destroy {reading.name}, then veery create starts it anew")
+        raise Refused(
+            f"{reading.name} {what}", hint=f"veery destroy {reading.name}, then start it again with veery create"
+        )
 
 
 def ended_name(reading: DomainReading) -> str:
-    """What a domain is called that ended and was set aside (rename-restart)."""
+    """Return the name of a domain that ended and was set aside (rename-restart)."""
     return f"{reading.name[:80]}-ended-{reading.domid}"

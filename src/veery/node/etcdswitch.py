@@ -1,4 +1,5 @@
-"""This node's etcd, switched on and off while the daemon runs: a vote that comes or goes, a store that is recovered."""
+"""Switches this node's etcd on and off while the daemon runs: for a vote that is given or removed, or a recovery of the
+store."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ from veery.host.process import Service
 
 
 class EtcdSwitch:
-    """One a daemon; `run` is its task. The program outlives the daemon, and is taken over by the next one."""
+    """The switch of this node's etcd. The daemon owns the task of `run`. The program outlives the daemon, and the next
+    daemon takes it over."""
 
     def __init__(self, service: Service, *, on: bool) -> None:
         """`service` is not started before `run`."""
@@ -19,24 +21,24 @@ class EtcdSwitch:
             self._on.set()
 
     def pid(self) -> int | None:
-        """The program's process; None while it does not run."""
+        """Return the program's process id, or None if it does not run."""
         process = self.service.process
         return None if process is None else process.pid
 
     def on(self) -> None:
-        """Have it run."""
+        """Switch it on."""
         self._off.clear()
         self._on.set()
 
     async def off(self) -> None:
-        """End it. Raises Failed where it does not end."""
+        """Switch it off and end it. Raises Failed if it does not end."""
         self._on.clear()
         self._off.set()
         await self._idle.wait()
         await self.service.stop()
 
     async def run(self) -> None:
-        """For ever: keep it running while it is on."""
+        """Keep it running while it is on, until cancelled."""
         while True:
             await self._on.wait()
             self._idle.clear()

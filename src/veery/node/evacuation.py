@@ -1,4 +1,4 @@
-"""Several domains of this node moved away in one order: which goes where, and how all of them end."""
+"""Moves several domains away from this node in one order: chooses their targets and follows the moves."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ MOVABLE = (DomainState.RUNNING, DomainState.BLOCKED, DomainState.PAUSED)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Begun:
-    """What was begun: `moves` by domain, and for each domain that was refused the reason."""
+    """The moves that were begun, by domain, and the reason for each domain that was refused."""
 
     moves: dict[str, str]
     refused: dict[str, str]
 
 
 def spread(domains: Iterable[tuple[str, int]], free: Mapping[str, int]) -> dict[str, str]:
-    """A node for each domain (name, MiB): the largest first, each to where most memory (`free`, MiB) is left.
+    """Return a node for each domain (name, MiB): the largest first, each to the node with most memory left (`free`,
+    MiB).
 
-    Every domain gets a node, also where none has room: that node says so, with all its reasons."""
+    Every domain gets a node, even if no node has room: that node then refuses it with all its reasons."""
     left = dict(free)
     chosen: dict[str, str] = {}
     for name, memory in sorted(domains, key=lambda each: (-each[1], each[0])):
@@ -45,12 +46,12 @@ class Evacuation:
     """Begins many moves and follows them."""
 
     def __init__(self, domains: Domains, moves: Moves, machine: Machine, peers: Peers) -> None:
-        """Everything is shared with the daemon, which owns it."""
+        """The daemon owns all of these and shares them."""
         self._domains, self._moves, self._machine, self._peers = domains, moves, machine, peers
 
     async def begin(self, refs: Sequence[str], targets: Sequence[str], settings: MoveSettings) -> Begun:
-        """Begin to move domains `refs` (none: all that live here) to nodes `targets` (none: all others that are alive).
-        Raises Refused when there is nothing to move, or nowhere to move it."""
+        """Begin to move domains `refs` (empty: all that live here) to nodes `targets` (empty: all others that are
+        alive). Raises Refused if there is nothing to move, or no node to move to."""
         readings = await self._chosen(refs)
         nodes = await self._nodes(targets)
         free = dict(zip(nodes, await asyncio.gather(*(self._free(name) for name in nodes)), strict=True))
@@ -63,7 +64,7 @@ class Evacuation:
         return Begun(moves=moves, refused=refused)
 
     async def follow(self, begun: Begun) -> AsyncIterator[tuple[str, MoveProgress]]:
-        """Progress of each move by its id, until all have ended."""
+        """Yield the progress of each move with its id, until all have ended."""
         queue: asyncio.Queue[tuple[str, MoveProgress] | None] = asyncio.Queue(256)
 
         async def hear(move: str) -> None:
@@ -83,7 +84,7 @@ class Evacuation:
             await asyncio.wait({hearing})
 
     async def reports(self, begun: Begun) -> list[MoveReport]:
-        """How each move ended, in the order in which they were begun."""
+        """Return how each move ended, in the order in which they were begun."""
         return [await self._moves.outcome(move) for move in begun.moves.values()]
 
     # ---- inside
@@ -93,7 +94,7 @@ class Evacuation:
             return [await self._domains.find(ref) for ref in dict.fromkeys(refs)]
         found = [each for each in await self._domains.driver.list() if each.state in MOVABLE]
         if not found:
-            raise Refused(f"{self._domains.node} has no domains to move", hint="veery list shows them")
+            raise Refused(f"{self._domains.node} has no domains to move", hint="veery list shows its domains")
         return found
 
     async def _nodes(self, targets: Sequence[str]) -> list[str]:
@@ -113,11 +114,11 @@ class Evacuation:
     async def _named(self, target: str, nodes: Sequence[Node]) -> str:
         node = await find_node(target, nodes)
         if node.name == self._domains.node:
-            raise Refused(f"{node.name} is where they are", hint="name another node")
+            raise Refused(f"the domains are on {node.name} already", hint="name another node")
         return node.name
 
     async def _free(self, name: str) -> int:
-        """MiB of memory that are free on a node; 0 where it does not say."""
+        """Return the MiB of free memory on a node; 0 if it does not answer."""
         try:
             told = await self._peers.call(name, "GET", "/v1/host", deadline=5)
         except VeeryError:

@@ -1,4 +1,5 @@
-"""What the doctor says of the guests' network: whether guests are held to their addresses, and what they can reach."""
+"""The doctor's findings on the guests' network: whether guests are held to their addresses, and which ports they can
+reach."""
 
 from __future__ import annotations
 
@@ -14,19 +15,19 @@ EVERYWHERE = ("0.0.0.0", "::")
 
 
 def judge_filter(node: str, *, on: bool, trouble: str) -> Finding:
-    """Whether the taps of this node's domains are filtered."""
+    """Judge whether the taps of this node's domains are filtered."""
     what = "tap filter"
     if not on:
         told = "off ([network] filter = false): a guest may send from any address"
         return Finding(node=node, what=what, level=Level.OK, told=told)
     if trouble:
-        advice = "apt-get install nftables, then look again in a minute; docs/hosts.md tells what the filter does"
+        advice = "apt-get install nftables, then check again in a minute; docs/hosts.md says what the filter does"
         return Finding(node=node, what=what, level=Level.WARN, told=f"guests may spoof: {trouble}", advice=advice)
     return Finding(node=node, what=what, level=Level.OK, told="taps are held to their MAC and ip=")
 
 
 def judge_user(node: str, setting: str, *, account: bool) -> Finding:
-    """Whom QEMU runs as by the setting `user`; `account`: the user is there that auto means."""
+    """Judge the user that QEMU runs as by the setting `user`. `account`: the user that `auto` stands for exists."""
     what = "QEMU's user"
     if setting == AUTO and not account:
         advice = "veery setup makes the user; then systemctl restart veeryd: docs/hosts.md, A user for QEMU"
@@ -39,8 +40,8 @@ def judge_user(node: str, setting: str, *, account: bool) -> Finding:
 def judge_ports(
     node: str, ports: Mapping[str, str], bridges: Sequence[Bridge], guests: Collection[str]
 ) -> list[Finding]:
-    """What listens at an address of a guests' bridge. `ports`: the address of each, by what it is; `guests`: names of
-    bridges."""
+    """Judge which ports listen at an address of a guests' bridge. `ports`: what listens, and its address. `guests`: the
+    names of the guests' bridges."""
     open_to = {
         address.partition("/")[0]: bridge.name
         for bridge in bridges
@@ -53,13 +54,13 @@ def judge_ports(
         found = {bridge for open_at, bridge in open_to.items() if address in (open_at, *EVERYWHERE)}
         for name in sorted(found):
             reached.setdefault(name, []).append(what)
-    advice = "give the node an address on a network of its own, or let nodes alone in by nft: docs/hosts.md, Network"
+    advice = "give the node an address on a separate network, or allow only nodes with nft: docs/hosts.md, Network"
     return [
         Finding(
             node=node,
             what="guests' reach",
             level=Level.WARN,
-            told=f"guests on {bridge} reach {', '.join(names)}",
+            told=f"guests on {bridge} can reach {', '.join(names)}",
             advice=advice,
         )
         for bridge, names in sorted(reached.items())
@@ -67,7 +68,7 @@ def judge_ports(
 
 
 class Exposure:
-    """One a hypervisor."""
+    """The findings on the guests' network of a hypervisor."""
 
     def __init__(
         self,
@@ -77,13 +78,14 @@ class Exposure:
         filter: TapFilter | None,
         user: Callable[[], Finding] | None = None,
     ) -> None:
-        """`ports`: the address of each port, by what listens; `guests` names the bridges that domains use; `filter` is
-        None where the hypervisor makes the interfaces; `user` tells whom QEMU runs as, where it is ours."""
+        """`ports`: what listens, and its address. `guests` returns the bridges that domains use. `filter` is None if
+        the hypervisor makes the interfaces. `user` returns the finding on QEMU's user, if this node runs QEMU
+        itself."""
         self._node, self._ports, self._guests, self._filter = node, dict(ports), guests, filter
         self._user = user
 
     async def findings(self, bridges: Sequence[Bridge]) -> list[Finding]:
-        """The findings on this node. Raises nothing."""
+        """Return the findings on this node. Raises nothing."""
         found = [] if self._user is None else [self._user()]
         if self._filter is not None:
             found.append(judge_filter(self._node, on=self._filter.on, trouble=self._filter.trouble))

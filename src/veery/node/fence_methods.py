@@ -1,4 +1,4 @@
-"""What this node tells the brain of itself, while it is well: how it can be fenced, and that its daemon is back."""
+"""Reports to the brain how this node can be fenced, and that its daemon is back."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from veery.model.ha import FenceMethods
 
 log = logging.getLogger(__name__)
 
-RETRY = 1.0
-LOOK = 10.0  # seconds between two looks at what stands there
+RETRY_INTERVAL_S = 1.0
+CHECK_INTERVAL_S = 10.0  # seconds between two checks of the record
 
 
 class FenceMethodsWriter:
-    """One a hypervisor; `run` is its task."""
+    """Keeps the record of this hypervisor's fence methods up to date. The daemon owns the task of `run`."""
 
     def __init__(
         self, node: str, store: Store, means: Callable[[], FenceMethods], clock: Clock, *, started: float
     ) -> None:
-        """`node` is this one's name; `means` tells them as they are now; `started` as in our Presence."""
+        """`node` is the name of this node. `means` returns its fence methods now. `started`: as in its Presence."""
         self._node, self._store, self._means, self._clock, self._started = node, store, means, clock, started
 
     async def run(self) -> None:
-        """For ever."""
+        """Run until cancelled."""
         while True:
             try:
                 if not await orders.back(self._store, self._node, self._started):
-                    await self._clock.sleep(RETRY)
+                    await self._clock.sleep(RETRY_INTERVAL_S)
                     continue
                 means = self._means()
                 if await MEANS.get(self._store, self._node) != means:
                     await self._store.commit([], [MEANS.put(self._node, means)])
             except VeeryError as error:
-                log.debug("not told to the brain: %s", error.message)
-                await self._clock.sleep(RETRY)
+                log.debug("fence methods are not recorded yet: %s", error.message)
+                await self._clock.sleep(RETRY_INTERVAL_S)
                 continue
-            await self._clock.sleep(LOOK)
+            await self._clock.sleep(CHECK_INTERVAL_S)

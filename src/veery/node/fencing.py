@@ -1,5 +1,7 @@
-"""Fences as this node sees them: it cuts a node from the targets it serves, tells what runs here while it is itself
-fenced, ends what must not, and takes an operator's word. design.md, "Safety": proof, never hope."""
+"""Fences from the point of view of this node.
+
+As a storage node it cuts other nodes off from its targets. While it is fenced itself, it reports what runs here and
+ends stale copies. It also takes an operator's confirmation. ARCHITECTURE.md, "Safety": a proof, never an assumption."""
 
 from __future__ import annotations
 
@@ -29,16 +31,16 @@ from veery.storage import sessions
 
 log = logging.getLogger(__name__)
 
-CLEAN_DEADLINE = 15.0  # seconds for a node's answer on its copies
+CLEAN_DEADLINE_S = 15.0  # seconds for a node to report its copies
 
 
 def writes_shared(spec: DomainSpec) -> bool:
-    """Whether the domain writes to a disk that another node could write to as well."""
+    """Return True if the domain writes to a disk that another node could also write to."""
     return any(disk.readwrite and (disk.volume or (disk.target and shared(disk.target))) for disk in spec.disks)
 
 
 class Fencing:
-    """One a daemon."""
+    """The fencing service of a daemon."""
 
     def __init__(
         self,
@@ -51,7 +53,7 @@ class Fencing:
         clock: Clock,
         power: PowerFence,
     ) -> None:
-        """`node` is this one's name."""
+        """`node` is the name of this node."""
         self.node = node
         self._store, self._peers, self._volumes = store, peers, volumes
         self._domains, self._clock = domains, clock
@@ -65,7 +67,8 @@ class Fencing:
         return await self._peers.call(node, method, path, deadline=deadline)
 
     async def test(self, name: str) -> list[dict[str, object]]:
-        """Whether each way of fencing would work for node `name`, in order; nothing is changed. Raises Refused."""
+        """Return, for each fence method in order, whether it would work for node `name`. Changes nothing. Raises
+        Refused."""
         if await NODES.get(self._store, name) is None:
             raise Refused(f"no node {name!r}", hint="veery node list shows the nodes")
         told = await asyncio.gather(*(way.test(name) for way in self.ways), return_exceptions=True)
@@ -80,67 +83,75 @@ class Fencing:
 
     # ---- the records
     async def list(self) -> list[Fenced]:
-        """Every fence that stands."""
+        """Return every fence."""
         return [await fencing.require(self._store, name) for name in await FENCES.readable(self._store)]
 
     async def show(self, name: str) -> Fenced:
-        """The fence of node `name`. Raises Refused where it is not fenced."""
+        """Return the fence of node `name`. Raises Refused if it is not fenced."""
         return await fencing.require(self._store, name)
 
     async def begin(self, name: str, *, by: str) -> Fenced:
-        """Write the fence of node `name`; the same one where it stands already. Raises Refused."""
+        """Write the fence of node `name`, or return the existing one. Raises Refused."""
         return await fencing.begin(self._store, name, by=by, epoch=self._clock.epoch())
 
     async def confirm(self, name: str, *, by: str) -> Fenced:
-        """Take a person's word that node `name` is off. Raises Refused while it is present."""
+        """Record an operator's confirmation that node `name` is off. Raises Refused while the node is present."""
         await orders.confirm(self._store, name, by=by, now=self._clock.epoch())
         return await fencing.require(self._store, name)
 
     async def lift(self, name: str) -> Clean:
-        """Let node `name` in again, once it says itself that no stale copy is on it. Raises Refused."""
+        """Admit node `name` again, once it reports that it has no stale copy. Raises Refused."""
         fence = await fencing.require(self._store, name)
         if name == self.node:
             clean = await self.clean()
         else:
-            told = await self._peers.call(name, "GET", "/v1/clean", deadline=CLEAN_DEADLINE)
+            told = await self._peers.call(name, "GET", "/v1/clean", deadline=CLEAN_DEADLINE_S)
             clean = convert(told, Clean)
         await fencing.lift(self._store, fence, clean)
         return clean
 
     # ---- as a storage node
     async def cut(self, name: str) -> Cut:
-        """Shut fenced node `name` out of every target here, and prove it. Raises Refused where no fence stands (the
-        next look at the records would let it in again), OutcomeUnknown where it is not proven, Failed."""
+        """Cut the fenced node `name` off from every target here, and prove it.
+
+        Raises Refused if it is not fenced, because the next check of the records would admit it again. Raises
+        OutcomeUnknown if it is not proven, or Failed."""
         fence = await self._of(name)
         begun = self._clock.now()
         closed = await self._volumes.mine().cut_all(fence.iqn, await self._addresses(fence))
         return await self._told(fence, closed, self._clock.now() - begun)
 
     async def proof(self, name: str) -> Cut:
-        """Whether it still is shut out: read back from tgtd, nothing is changed. Raises Failed where it is not."""
+        """Prove that the node is still cut off: read it back from tgtd. Changes nothing. Raises Failed if it is not."""
         fence = await self._of(name)
         begun = self._clock.now()
         if why := await self._volumes.mine().way_in(fence.iqn, await self._addresses(fence)):
-            raise Failed(f"{self.node}: {name} is not shut out: {why}", hint="it is cut again by itself")
+            raise Failed(
+                f"{self.node}: {name} is not shut out: {why}", hint="nothing to do: the cluster cuts it off again"
+            )
         return await self._told(fence, 0, self._clock.now() - begun)
 
     async def admit(self, name: str, revision: int) -> None:
-        """Let node `name` in again here, where its fence is at `revision` and ADMITTING; else Refused. The records are
-        read anew under the lock under which `cut` works: a late order changes nothing. Raises Failed."""
+        """Admit node `name` again here, if its fence is at `revision` and ADMITTING; otherwise raise Refused.
+
+        The records are read again under the lock that `cut` uses, so a late order changes nothing. Raises Failed."""
         fence = await fencing.require(self._store, name)
         if fence.shut or fence.record.revision != revision:
-            raise Refused(f"the fence of {name} is not at {revision} and admitting", hint="look again")
+            raise Refused(
+                f"the fence of {name} is not in the state ADMITTING at revision {revision}",
+                hint="veery fence list shows it",
+            )
         await self._volumes.mine().reconcile()
 
     async def _addresses(self, fence: Fenced) -> frozenset[str]:
-        """Those of the fenced node alone: it may have logged in under another node's name."""
+        """Return the addresses of the fenced node alone: it may have logged in under another node's name."""
         return sessions.alone(sessions.homes((await NODES.readable(self._store)).values()), fence.iqn)
 
     async def _of(self, name: str) -> Fenced:
         self._volumes.mine()
         fence = await fencing.require(self._store, name)
         if not fence.shut:
-            raise Refused(f"{name} is being let in again", hint="look again: veery fence list")
+            raise Refused(f"{name} is being admitted again", hint="veery fence list shows its fence")
         return fence
 
     async def _told(self, fence: Fenced, closed: int, seconds: float) -> Cut:
@@ -155,8 +166,8 @@ class Fencing:
 
     # ---- as a node that is fenced, or was
     async def clean(self) -> Clean:
-        """What runs here, and what of it nothing lets run. The store is read first: what appears later claimed its
-        name later. Raises StoreUnavailable."""
+        """Return what runs here, and which copies are stale. The store is read first: a domain that appears later
+        claimed its name later. Raises StoreUnavailable."""
         fence = await fencing.read(self._store, self.node)
         snapshot = await self._store.scan(OWNERS.prefix)
         owners = {OWNERS.name(entry.key): OWNERS.value(entry) for entry in snapshot.entries}
@@ -168,8 +179,8 @@ class Fencing:
                 stale.append(reading.name)
                 continue
             spec, _ = await self._driver.spec(reading.uuid)
-            # An owner key that was written after the fence is no leave for what ran before: the domain may have run
-            # elsewhere meanwhile.
+            # An owner key written after the fence does not allow an older instance: the domain may have run elsewhere
+            # in between.
             if fence is not None and owner.revision > fence.created and writes_shared(spec):
                 stale.append(reading.name)
             else:
@@ -183,7 +194,7 @@ class Fencing:
         )
 
     async def end_stale(self) -> tuple[str, ...]:
-        """While this node is fenced: end the copies that nothing lets run; those ended. Raises StoreUnavailable."""
+        """End the stale copies here while this node is fenced; return the ended ones. Raises StoreUnavailable."""
         if await FENCES.get(self._store, self.node) is None:
             return ()
         ended = []
@@ -191,9 +202,11 @@ class Fencing:
             try:
                 async with self._domains.held(name) as reading:
                     if name in (await self.clean()).stale:
-                        log.error("domain=%s destroyed here: this node is fenced, and it may run elsewhere", name)
+                        log.error(
+                            "domain=%s destroyed here: this node is fenced, and the domain may run elsewhere", name
+                        )
                         await self._domains.end(reading)
                         ended.append(name)
             except Refused as error:
-                log.warning("domain=%s stale copy not ended yet: %s", name, error.message)
+                log.warning("domain=%s: the stale copy is not ended yet: %s", name, error.message)
         return tuple(ended)

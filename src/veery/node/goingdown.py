@@ -1,6 +1,7 @@
-"""The machine goes down in good order: its domains are ended here and given back, so that they start elsewhere at once.
+"""An orderly shutdown of the machine: its domains are ended here and their names released, so that they start elsewhere
+at once.
 
-A daemon that is merely stopped or upgraded leaves its domains running; this is for the end of the machine itself."""
+A daemon that is only stopped or upgraded leaves its domains running. This module is for the machine itself."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ from veery.model.domain import DomainReading, DomainState
 
 log = logging.getLogger(__name__)
 
-GUESTS_S = 20.0  # for guests to power off by themselves
-END_S = 10.0  # to end one domain, and to give its name back
+GUESTS_S = 20.0  # time for guests to power off by themselves
+END_S = 10.0  # time to end one domain and release its name
 LOOK_S = 0.5
 OVER = (DomainState.SHUTDOWN, DomainState.CRASHED)
 
@@ -27,22 +28,25 @@ class Home(Protocol):
     """The domains of this node."""
 
     async def list(self) -> tuple[DomainReading, ...]:
-        """Every domain here."""
+        """Return every domain of this node."""
         ...
 
     async def power_off(self, name: str) -> None:
-        """Ask its guest to power off; it stays wanted. Raises Refused, Failed."""
+        """Ask the guest to power off; the domain stays wanted. Raises Refused, Failed."""
         ...
 
     async def put_away(self, name: str) -> None:
-        """End it, and give its name back; it stays wanted. Over when this returns. Raises Refused, Failed,
-        StoreUnavailable, OutcomeUnknown: then the name is still this node's."""
+        """End the domain and release its name; it stays wanted. It is over when this returns.
+
+        Raises Refused, Failed, StoreUnavailable, OutcomeUnknown: then the name still belongs to this node."""
         ...
 
 
 async def end_domains(home: Home, heartbeat: Heartbeat, clock: Clock) -> None:
-    """End every domain here. Once this node is announced as away: its lease goes first, so that nothing is started here
-    any more. What cannot be ended keeps its owner key: the others fence this node before they start it."""
+    """End every domain here, after this node was announced as away.
+
+    The lease is given up first, so that no domain starts here any more. A domain that cannot be ended keeps its owner
+    key: then the others fence this node before they start it."""
     try:
         await heartbeat.withdraw()
     except VeeryError as error:
@@ -62,11 +66,11 @@ async def _ask(home: Home, name: str) -> None:
         async with asyncio.timeout(END_S):
             await home.power_off(name)
     except (VeeryError, TimeoutError) as error:
-        log.warning("domain=%s is not asked to power off: %s", name, error)
+        log.warning("domain=%s could not be asked to power off: %s", name, error)
 
 
 async def _powered_off(home: Home, names: Sequence[str], clock: Clock) -> None:
-    """Return when all have powered off, or have had their time."""
+    """Return when all have powered off, or when their time is over."""
     ends = clock.now() + GUESTS_S
     while clock.now() < ends:
         if not [each for each in await home.list() if each.name in names and each.state not in OVER]:
@@ -79,4 +83,4 @@ async def _put_away(home: Home, name: str) -> None:
         async with asyncio.timeout(END_S):
             await home.put_away(name)
     except (VeeryError, TimeoutError) as error:
-        log.error("domain=%s is not given back: %s", name, error)
+        log.error("domain=%s could not be ended and released: %s", name, error)

@@ -1,9 +1,11 @@
-"""A node's own guard: when it has lost the cluster it stops writing to shared disks by itself.
+"""The guard of a node: if the node has lost the cluster, the guard stops its writes to shared disks.
 
-The lease decides when, by this node's own clock (cluster/presence.py). Then others are asked, since a lease is lost in
-two ways that want opposite answers: *we* are cut off (the others may take our domains), or the *store* is down for
-all (nobody can take anything; domains run on). Nothing here is what makes a start elsewhere safe, the fence's proof
-is; it is what keeps two copies from being seen, and a node without a fence from doing harm."""
+The lease decides when, by this node's own clock (cluster/presence.py). Then the guard asks the other nodes, because a
+lease is lost in two cases that need opposite answers. If *this node* is cut off, the others may take its domains. If
+the *store* is down for all, no node can take anything, and domains run on.
+
+The guard does not make a start elsewhere safe; only the proof of a fence does. It keeps two copies from being visible
+at once, and it limits the damage of a node without a fence."""
 
 from __future__ import annotations
 
@@ -38,30 +40,34 @@ from veery.node.witness import Witness, WitnessAnswer
 
 log = logging.getLogger(__name__)
 
-TICK = 0.25  # seconds between two looks
-ASK = 2.5  # seconds for the others' answers
-RULED = 1.0  # seconds for which a ruling counts, for the watchdog
-FRESH = 4.0  # seconds for which an answer counts
-LOOK = 5.0  # seconds between two looks at our own fence while all is well
+RULING_INTERVAL_S = 0.25  # seconds between two rulings
+ANSWER_TIMEOUT_S = 2.5  # seconds to wait for the answers of other nodes
+RULING_VALID_S = 1.0  # seconds for which a ruling allows feeding the watchdog
+ANSWER_VALID_S = 4.0  # seconds for which an answer counts
+FENCE_CHECK_INTERVAL_S = 5.0  # seconds between two checks of this node's own fence while all is well
 LIVE = (DomainState.RUNNING, DomainState.BLOCKED)
 
 
 class Stance(StrEnum):
-    """What the guard has the domains with shared disks do."""
+    """What the guard does with the domains that have shared disks."""
 
-    RUN = "run"  # as they are; those that the guard holds go on
-    STAY = "stay"  # as they are: what runs runs on, what is held stays held
-    HOLD = "hold"  # stopped, in memory
-    END = "end"  # ended
+    RUN = "run"  # they run; the guard releases those that it holds
+    STAY = "stay"  # unchanged: running domains run on, held ones stay held
+    HOLD = "hold"  # paused, in memory
+    END = "end"  # killed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """What the guard knows. `lost`: seconds since the lease was lost, negative while it has that long to go. `fenced`:
-    what the store says of us (False while it does not answer). `voters` and `storage`: the nodes of these roles, of
-    storage those that matter here; `words`: the answers of just now, our own among them. `doubted`: the store answers
-    us, and the doubt stands in it that it was restored (cluster/trust.py): nobody takes a domain from anybody. `still`:
-    an operator recovers the store, by whose word the voters without an answer are off (node/stillness.py)."""
+    """What the guard knows.
+
+    `lost`: seconds since the lease was lost; negative while it is still valid for that long. `fenced`: whether the
+    store records a fence of this node (False while the store does not answer). `voters`: the voters. `storage`: the
+    storage nodes that serve disks to this node. `words`: the current answers, including this node's own.
+
+    `doubted`: the store answers, and it records the doubt that it was restored (cluster/trust.py); then no node takes a
+    domain from another. `still`: an operator recovers the store and has declared the silent voters to be off
+    (node/stillness.py)."""
 
     lost: float
     fenced: bool
@@ -74,7 +80,7 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Ruling:
-    """What follows. `feed`: whether the watchdog may be fed."""
+    """The decision of the guard. `feed`: whether the watchdog may be fed."""
 
     stance: Stance
     reason: str
@@ -82,32 +88,33 @@ class Ruling:
 
 
 def rule(view: View, end: float) -> Ruling:
-    """The stance of a node that sees `view`; its domains are ended when the lease is lost for `end` seconds. Pure."""
+    """Return the ruling for a node that sees `view`. Its domains are killed when the lease has been lost for `end`
+    seconds. Pure."""
     if view.lost < 0:
         if view.fenced:
             return Ruling(Stance.HOLD, "this node is fenced", feed=True)
         return Ruling(Stance.RUN, "the lease holds", feed=True)
     shut = sorted(word.node for word in view.words if word.fenced)
     if not shut and view.doubted:
-        # We reach the store, and every transaction of another asks that there be no doubt: no fence of ours, by
-        # watchdog or otherwise, can lead to a start elsewhere from here on.
-        return Ruling(Stance.STAY, "the store was restored: nobody acts on it before `veery cluster adopt`", feed=True)
+        # This node reaches the store, and every transaction of another node requires that there is no doubt. So no
+        # fence of this node, by watchdog or otherwise, can lead to a start elsewhere from here on.
+        return Ruling(Stance.STAY, "the store was restored: no node acts on it before `veery cluster adopt`", feed=True)
     if not shut and view.still:
         return Ruling(Stance.STAY, "the store is being recovered", feed=True)
     leaderless = {word.node for word in view.words if word.quorum is False} & view.voters
     if not shut and 2 * len(leaderless) > len(view.voters):
-        return Ruling(Stance.STAY, f"the store is down for all: {_names(leaderless)} say so", feed=True)
+        return Ruling(Stance.STAY, f"the store is down for all, as reported by {_names(leaderless)}", feed=True)
     open_at = {word.node for word in view.words if word.fenced is False}
     if not shut and view.storage and view.storage <= open_at:
-        return Ruling(Stance.STAY, f"the store is lost, and {_names(view.storage)} let this node in")
-    reason = f"{_names(shut)} shut this node out" if shut else "cut off from the cluster"
+        return Ruling(Stance.STAY, f"this node has lost the store, but {_names(view.storage)} still serves it")
+    reason = f"shut out by {_names(shut)}" if shut else "cut off from the cluster"
     if view.lost >= end:
         return Ruling(Stance.END, f"{reason} for {view.lost:.0f} s")
     return Ruling(Stance.HOLD, reason)
 
 
 def serving(portals: Collection[str], nodes: Iterable[Node]) -> frozenset[str]:
-    """The storage nodes among `nodes` that have one of `portals` ("ADDRESS:PORT"). Pure."""
+    """Return the storage nodes among `nodes` that have one of `portals` ("ADDRESS:PORT"). Pure."""
     addresses = {endpoint.canonical(endpoint.split(portal)[0]) for portal in portals}
     return frozenset(
         node.name
@@ -121,7 +128,7 @@ def _names(names: Sequence[str] | set[str] | frozenset[str]) -> str:
 
 
 class Guard:
-    """One a hypervisor; `run` is its task."""
+    """The guard of a hypervisor. The daemon owns the task of `run`."""
 
     def __init__(
         self,
@@ -140,8 +147,8 @@ class Guard:
         file: Path,
         end: float,
     ) -> None:
-        """`peers` finds nodes without the store; `doubted`, `still`: as in View; `file` remembers over a restart of
-        ours which domains are held; `end`: seconds after the lease was lost at which domains are ended."""
+        """`peers` finds nodes without the store. `doubted`, `still`: as in View. `file` keeps the held domains over a
+        restart of the daemon. `end`: seconds after the loss of the lease at which domains are killed."""
         self._node, self._store, self._heartbeat = node, store, heartbeat
         self._domains, self._fencing, self._standing = domains, fencing, standing
         self._node_cache, self._peers, self._clock = node_cache, peers, clock
@@ -153,32 +160,34 @@ class Guard:
         self._held: set[str] = self._remembered()
         self._ended = False
         self._ruled = clock.now()
-        self._words: dict[str, tuple[float, WitnessAnswer]] = {}  # by node; when it was asked, and what it said
-        self.ruling = Ruling(Stance.RUN, "nothing is known yet", feed=True)
+        self._words: dict[str, tuple[float, WitnessAnswer]] = {}  # by node: when it was asked, and its answer
+        self.ruling = Ruling(Stance.RUN, "not decided yet", feed=True)
 
     @property
     def stopped(self) -> bool:
-        """Whether this node has ended its domains with shared disks, and lets none start."""
+        """True if this node has killed its domains with shared disks, and starts none."""
         return self._ended
 
     @property
     def holds(self) -> frozenset[str]:
-        """The UUIDs of the domains that it holds."""
+        """The UUIDs of the domains that the guard holds."""
         return frozenset(self._held)
 
     def may_feed(self) -> bool:
-        """Whether the watchdog may be fed: the lease holds now, or a ruling of just now says that the store is down."""
+        """Return True if the watchdog may be fed: the lease is valid, or a recent ruling found the store down for
+        all."""
         if self._heartbeat.remaining() > 0:
             return True
         down = self.ruling.stance is Stance.STAY and self.ruling.feed
-        return down and self._clock.now() - self._ruled < RULED
+        return down and self._clock.now() - self._ruled < RULING_VALID_S
 
     def held(self) -> tuple[str, ...]:
-        """The UUIDs of the domains that stand still by our order."""
+        """Return the UUIDs of the domains that the guard has paused."""
         return tuple(sorted(self._held))
 
     async def run(self) -> None:
-        """For ever. Nothing that may hang is waited for here: neither the store, nor a node, nor a hypervisor."""
+        """Run until cancelled. This loop never waits for the store, a node, or a hypervisor, because each of them may
+        hang."""
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             tasks.create_task(self._ask_for_ever(), name="guard asks")
@@ -191,10 +200,10 @@ class Guard:
                     level = logging.INFO if self.ruling.stance is Stance.RUN else logging.ERROR
                     log.log(level, decision("guard", stance=self.ruling.stance.value, reason=self.ruling.reason))
                 await self._act()
-                await self._clock.sleep(TICK)
+                await self._clock.sleep(RULING_INTERVAL_S)
 
     def _begin(self, what: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Do `work` beside the loop, unless the same is under way."""
+        """Run `work` as a task beside the loop, unless the same work is under way."""
 
         async def done() -> None:
             try:
@@ -211,7 +220,8 @@ class Guard:
 
     # ---- seeing
     async def _view(self) -> View:
-        """Waits for nobody: who was asked before has answered or has not."""
+        """Return the current view. It waits for no answer: nodes were asked before, and their answers are here or
+        not."""
         lost = self._lost()
         voters = frozenset(name for name, node in self._node_cache.nodes.items() if node.has(Role.VOTER))
         return View(
@@ -219,41 +229,42 @@ class Guard:
             fenced=self._fenced,
             voters=voters,
             storage=await self._storage() if lost >= 0 else frozenset(),
-            words=tuple(word for asked, word in self._words.values() if self._clock.now() - asked < FRESH),
+            words=tuple(word for asked, word in self._words.values() if self._clock.now() - asked < ANSWER_VALID_S),
             doubted=self._doubted(),
             still=self._still(),
         )
 
     async def _look_for_ever(self) -> None:
-        """Whether the store says that we are fenced; as before while it does not answer. At once when the lease is
-        back, and often while it matters."""
+        """Check whether the store records a fence of this node, at once when the lease is back, and often while it
+        matters. While the store does not answer, the last result counts."""
         while True:
             if self._lost() < 0:
                 with suppress(VeeryError):
                     await self._look()
             quick = self._fenced or self._held or self.ruling.stance is not Stance.RUN
-            await self._clock.sleep(TICK if quick else LOOK)
+            await self._clock.sleep(RULING_INTERVAL_S if quick else FENCE_CHECK_INTERVAL_S)
 
     async def _look(self) -> None:
         try:
             self._fenced = await fencing.read(self._store, self._node.name) is not None
-        except Unreadable:  # a fence all the same: the storage nodes take it for one, too
+        except Unreadable:  # it counts as a fence, as it does for the storage nodes
             self._fenced = True
 
     async def _ask_for_ever(self) -> None:
-        """In doubt, before the lease is lost, the others are asked already: then nothing is to be waited for."""
+        """Ask the other nodes when the lease is in doubt, before it is lost. Then their answers are already here."""
         while True:
-            if self._lost() > -self._heartbeat.ttl / 2:  # it is renewed each third of the time: a try has failed
+            if self._lost() > -self._heartbeat.ttl / 2:  # renewals come each third of the time: one has failed
                 await self._ask_all()
-            await self._clock.sleep(TICK)
+            await self._clock.sleep(RULING_INTERVAL_S)
 
     def _lost(self) -> float:
-        """Seconds since the lease was lost; a daemon that never had one counts from its start, as if it had had it."""
+        """Return the seconds since the lease was lost. A daemon that never had a lease counts from its start, as if it
+        had one then."""
         since = self._heartbeat.since_lost()
         return since if since is not None else self._clock.now() - self._started - self._heartbeat.ttl
 
     async def _storage(self) -> frozenset[str]:
-        """The storage nodes that serve disks to domains here, by their portals' addresses."""
+        """Return the storage nodes that serve disks to domains here, by their portals' addresses."""
         portals: set[str] = set()
         for reading in await self._domains.driver.list():
             with suppress(Refused):
@@ -262,8 +273,8 @@ class Guard:
         return serving(portals - {""}, self._node_cache.nodes.values())
 
     async def _ask_all(self) -> None:
-        """Ask all voters and storage nodes, and ourselves. An answer counts as it comes: a node that is off lets us
-        wait for ASK, and the others' last answers are too old by then."""
+        """Ask all voters and storage nodes, and this node itself. Each answer counts when it comes: a node that is off
+        is waited for up to ANSWER_TIMEOUT_S seconds, and the last answers of the others would be too old by then."""
         wanted = [
             name
             for name, node in self._node_cache.nodes.items()
@@ -282,7 +293,7 @@ class Guard:
     async def _ask(self, name: str) -> WitnessAnswer | None:
         path = f"/v1/standing/{self._node.initiator or '-'}"
         with suppress(VeeryError):
-            return codec.convert(await self._peers.call(name, "GET", path, deadline=ASK), WitnessAnswer)
+            return codec.convert(await self._peers.call(name, "GET", path, deadline=ANSWER_TIMEOUT_S), WitnessAnswer)
         return None
 
     # ---- acting
@@ -304,19 +315,21 @@ class Guard:
                 await self._end_all()
 
     async def _stop(self, reading: DomainReading) -> None:
-        """QEMU stops the processors first, and then answers once its writes are done: with the storage gone it does
-        neither answer nor run. So the order is noted before it is given."""
+        """Pause a domain with shared disks.
+
+        QEMU stops the processors first and answers when its writes are done. If the storage is gone, it neither answers
+        nor runs. So the order is noted before it is given."""
         self._held.add(reading.uuid)
         self._remember()
         log.error("domain=%s stopped by the guard: %s", reading.name, self.ruling.reason)
         try:
             await self._domains.driver.pause(reading.uuid)
-        except Refused:  # it moves: nothing was ordered; again at the next look, and in the end it is ended
+        except Refused:  # it moves: it was not paused; the next ruling tries again, and END kills it
             self._held.discard(reading.uuid)
             raise
 
     async def _release(self) -> None:
-        """Let go on what we hold, if it still is ours; the rest is the caretaker's to end."""
+        """Release the held domains that this node still owns. The caretaker ends the others."""
         await self._look()
         if self._fenced:
             return
@@ -327,8 +340,8 @@ class Guard:
                 owner = await owners.read(self._store, name)
                 if owner is None or owner.node != self._node.name:
                     continue
-                await self._domains.driver.unpause(uuid)  # behind the stop, if that has not been answered yet
-                log.warning("domain=%s goes on: the lease holds and it is ours", name)
+                await self._domains.driver.unpause(uuid)  # it follows the stop, even if that has no answer yet
+                log.warning("domain=%s runs again: the lease is valid and this node owns it", name)
             self._held.discard(uuid)
             self._remember()
 
@@ -362,5 +375,6 @@ class Guard:
             write_atomic(self._file, codec.encode(sorted(self._held)))
 
     def _remembered(self) -> set[str]:
-        """Where the file cannot be read, the domains that it named stay paused: `veery unpause` lets them run."""
+        """Return the held domains from the file. If it cannot be read, they stay paused: `veery unpause` lets them
+        run."""
         return set(kept.take(self._file, list[str]) or ())

@@ -1,7 +1,7 @@
-"""What the brain acts through: orders to the nodes' APIs, and the fences.
+"""The real actions of the brain: orders to the APIs of nodes, and fences.
 
-An order carries its own guard (a ticket's revision, a fence's state, a run's boot), which the node that gets it checks
-against the store: one that comes late changes nothing."""
+Each order carries its own guard: the revision of a ticket, the state of a fence, the boot of an instance. The receiving
+node checks the guard against the store, so a late order changes nothing."""
 
 from __future__ import annotations
 
@@ -26,52 +26,54 @@ from veery.node.peers import Peers, read_answer
 
 log = logging.getLogger(__name__)
 
-ADMIT = 20.0  # seconds for one storage node to let a node in
-START = 110.0  # less than Rules.start_deadline: what the node itself says is worth more than our own "too late"
-END = 60.0
+ADMIT_DEADLINE_S = 20.0  # seconds for one storage node to admit a node
+START_DEADLINE_S = 110.0  # less than Rules.start_deadline: the node's own error says more than a timeout here
+END_DEADLINE_S = 60.0
 URGENT = "must-finish"  # the policy of a move out of a node that may die at any moment
-SILENCE = 120.0  # seconds without a word from a move
+SILENCE_S = 120.0  # seconds without an event from a move
 
 
 class PeerControl:
     """`veery.ha.base.NodeControl` on real nodes."""
 
     def __init__(self, store: Store, peers: Peers, fences: Mapping[str, Fence]) -> None:
-        """`fences` by the name of their method; `peers` must not need the store to find a node's address."""
+        """`fences` by the name of their method. `peers` must find addresses without the store."""
         self._store, self._peers, self._fences = store, peers, fences
 
     async def fence(self, node: str, method: str, absent: float) -> Proof:
-        """As NodeControl.fence: the order, then a look of its own for the proof."""
+        """As NodeControl.fence: give the order, then check for the proof separately."""
         fence = self._fences.get(method)
         if fence is None:
-            raise Failed(f"this version knows no fence {method!r}", hint="compare `veery version -a`")
+            raise Failed(f"this version has no fence method {method!r}", hint="compare the versions: veery version -a")
         record = await fencing.require(self._store, node)
         await fence.off(record, absent)
         return await fence.proof(record, absent)
 
     async def admit(self, node: str, revision: int) -> None:
-        """As NodeControl.admit: at every storage node; one that does not answer fails it."""
+        """As NodeControl.admit: ask every storage node. It fails if one does not answer."""
         storage = [name for name, each in (await NODES.all(self._store)).items() if each.has(Role.STORAGE)]
         path = f"/v1/fences/{quote(node, safe='')}/admit"
-        orders = (self._peers.call(name, "POST", path, {"revision": revision}, deadline=ADMIT) for name in storage)
+        orders = (
+            self._peers.call(name, "POST", path, {"revision": revision}, deadline=ADMIT_DEADLINE_S) for name in storage
+        )
         answers = await asyncio.gather(*orders, return_exceptions=True)
         for name, answer in zip(storage, answers, strict=True):
             if isinstance(answer, VeeryError):
-                raise type(answer)(f"{name} does not let {node} in: {answer.message}", hint=answer.hint)
+                raise type(answer)(f"{name} does not admit {node}: {answer.message}", hint=answer.hint)
             if isinstance(answer, BaseException):
                 raise answer
 
     async def start(self, ticket: Ticket) -> None:
         """As NodeControl.start."""
-        await self._peers.call(ticket.node, "POST", "/v1/tickets", plain(ticket), deadline=START)
+        await self._peers.call(ticket.node, "POST", "/v1/tickets", plain(ticket), deadline=START_DEADLINE_S)
 
     async def end(self, node: str, domain: str, boot: str) -> None:
         """As NodeControl.end."""
         path = f"/v1/domains/{quote(domain, safe='')}/end"
-        await self._peers.call(node, "POST", path, {"boot": boot}, deadline=END)
+        await self._peers.call(node, "POST", path, {"boot": boot}, deadline=END_DEADLINE_S)
 
     async def move(self, domain: str, source: str, target: str, *, urgent: bool = False) -> None:
-        """As NodeControl.move. A move goes on at its source when we leave."""
+        """As NodeControl.move. The source continues the move if this connection ends."""
         path = f"/v1/domains/{quote(domain, safe='')}/migrate"
         order: dict[str, Any] = {"target": target, "brain": True}
         if urgent:
@@ -83,16 +85,18 @@ class PeerControl:
                 await self._followed(response, domain, source)
         except (aiohttp.ClientError, TimeoutError) as error:
             raise OutcomeUnknown(
-                f"{source} does not tell how the move of {domain} goes on: {error}",
-                hint=f"veery --node {source} moves, once it answers",
+                f"{source} stopped reporting the move of {domain}: {error}",
+                hint=f"when {source} answers again: veery --node {source} moves",
             ) from error
 
     async def _followed(self, response: aiohttp.ClientResponse, domain: str, source: str) -> None:
         while True:
-            async with asyncio.timeout(SILENCE):
+            async with asyncio.timeout(SILENCE_S):
                 line = await response.content.readline()
             if not line:
-                raise OutcomeUnknown(f"{source} broke off while {domain} was moving", hint="veery moves on that node")
+                raise OutcomeUnknown(
+                    f"{source} closed the connection while {domain} was moving", hint=f"veery --node {source} moves"
+                )
             event: dict[str, Any] = json.loads(line)
             if event["event"] == "error":
                 told = event["error"]

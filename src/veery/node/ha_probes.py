@@ -1,7 +1,7 @@
-"""What the brain learns beside the store: heartbeats as storage nodes tell them, and what nodes say of themselves.
+"""The facts that the brain learns from nodes: heartbeats from storage nodes, and what nodes report about themselves.
 
-Every node is asked at each look, all at once. Who has not answered when the others have is not waited for long: its
-answer, if one comes, belongs to the next look. So a dead node does not slow down what is seen of the living."""
+Each observation asks every node at once. It waits only a short time for a node that is slower than the others; a late
+answer counts for the next observation. So a dead node does not delay what is seen of the others."""
 
 from __future__ import annotations
 
@@ -18,52 +18,53 @@ from veery.model.ha import NodeReading, StorageHeartbeat, StorageHeartbeats
 from veery.model.node import Role
 from veery.node.node_cache import NodeCache
 from veery.node.peers import Peers
-from veery.node.storage_heartbeats import SETTLED, HeartbeatReport
+from veery.node.storage_heartbeats import WATCH_LEAST_S, HeartbeatReport
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-ANSWER = 2.0  # seconds for one node's answer
-WAIT = 0.4  # seconds that a look waits for those that have not answered yet
+ANSWER_TIMEOUT_S = 2.0  # seconds for the answer of one node
+SLOW_WAIT_S = 0.4  # seconds for which an observation waits for slow nodes
 
 
-class Ear:
+class NodePoll:
     """One question that is asked of many nodes, again and again."""
 
     def __init__(self, peers: Peers, path: str) -> None:
         self._peers, self._path = peers, path
         self._asked: dict[str, asyncio.Task[object]] = {}
-        self._slow: set[str] = set()  # who did not answer in time: not waited for until they have answered again
+        self._slow: set[str] = set()  # nodes that answered late: not waited for until they have answered again
 
-    async def hear(self, nodes: Collection[str], kind: type[T]) -> dict[str, T]:
-        """The answers that came since the last call, by node. Raises nothing: who gives none is left out."""
+    async def collect(self, nodes: Collection[str], kind: type[T]) -> dict[str, T]:
+        """Return the answers that came since the last call, by node. Raises nothing: a node without an answer is left
+        out."""
         new = [name for name in nodes if name not in self._asked]
         for name in new:
             self._asked[name] = asyncio.create_task(self._ask(name), name=f"{self._path} of {name}")
         if waited := [self._asked[name] for name in new if name not in self._slow]:
-            await asyncio.wait(waited, timeout=WAIT)
+            await asyncio.wait(waited, timeout=SLOW_WAIT_S)
         self._slow |= {name for name, task in self._asked.items() if not task.done()}
-        heard: dict[str, T] = {}
+        found: dict[str, T] = {}
         for name in [name for name, task in self._asked.items() if task.done()]:
             told = self._asked.pop(name).result()
             if told is None or name not in nodes:
                 continue
             try:
-                heard[name] = convert(told, kind)
+                found[name] = convert(told, kind)
                 self._slow.discard(name)
             except VeeryError as error:
                 log.warning("%s of %s: %s", self._path, name, error.message)
-        return heard
+        return found
 
     async def close(self) -> None:
-        """Wait for nobody any more."""
+        """Stop waiting for answers."""
         await tasks.stop(*self._asked.values())
         self._asked.clear()
 
     async def _ask(self, name: str) -> object:
         try:
-            return await self._peers.call(name, "GET", self._path, deadline=ANSWER)
+            return await self._peers.call(name, "GET", self._path, deadline=ANSWER_TIMEOUT_S)
         except VeeryError:
             return None
 
@@ -72,21 +73,23 @@ class PeerProbes:
     """`veery.ha.base.Probes` through the nodes' APIs."""
 
     def __init__(self, peers: Peers, node_cache: NodeCache, clock: Clock) -> None:
-        """`peers` must not need the store to find a node's address."""
+        """`peers` must find addresses without the store."""
         self._node_cache, self._clock = node_cache, clock
-        self._watches: dict[
+        self._reports: dict[
             str, tuple[HeartbeatReport, float]
         ] = {}  # the last word of each storage node, and when it came
-        self._signs = Ear(peers, "/v1/heartbeats")
-        self._readings = Ear(peers, "/v1/reading")
+        self._signs = NodePoll(peers, "/v1/heartbeats")
+        self._readings = NodePoll(peers, "/v1/reading")
 
     async def signs(self) -> StorageHeartbeats:
-        """As Probes.signs; a storage node that has only just begun to watch is no witness."""
-        told = await self._signs.hear(self._having(Role.STORAGE), HeartbeatReport)
+        """As Probes.signs. A storage node that has only just begun to watch is not counted as a witness."""
+        told = await self._signs.collect(self._having(Role.STORAGE), HeartbeatReport)
         now = self._clock.now()
-        self._watches |= {name: (watch, now) for name, watch in told.items()}
-        self._watches = {name: (watch, at) for name, (watch, at) in self._watches.items() if now - at < ANSWER}
-        witnesses = [(watch, now - at) for watch, at in self._watches.values() if watch.watched >= SETTLED]
+        self._reports |= {name: (watch, now) for name, watch in told.items()}
+        self._reports = {
+            name: (watch, at) for name, (watch, at) in self._reports.items() if now - at < ANSWER_TIMEOUT_S
+        }
+        witnesses = [(watch, now - at) for watch, at in self._reports.values() if watch.watched >= WATCH_LEAST_S]
         youngest: dict[str, StorageHeartbeat] = {}
         for watch, since in witnesses:
             for node, sign in watch.signs.items():
@@ -97,10 +100,10 @@ class PeerProbes:
 
     async def readings(self) -> Mapping[str, NodeReading]:
         """As Probes.readings."""
-        return await self._readings.hear(self._having(Role.HYPERVISOR), NodeReading)
+        return await self._readings.collect(self._having(Role.HYPERVISOR), NodeReading)
 
     async def close(self) -> None:
-        """Wait for nobody any more."""
+        """Stop waiting for answers."""
         await asyncio.gather(self._signs.close(), self._readings.close())
 
     def _having(self, role: Role) -> list[str]:

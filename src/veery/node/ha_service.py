@@ -1,4 +1,5 @@
-"""What people ask of the brain and order it, on whichever node: its leader's view, its reasons, its drains."""
+"""Answers questions about the brain and passes orders to it, on any node: the leader's view, its reasons, its
+drains."""
 
 from __future__ import annotations
 
@@ -23,14 +24,15 @@ from veery.node.peers import Peers
 
 log = logging.getLogger(__name__)
 
-QUICK = 1.5  # seconds for the store to say that it has a quorum
-PLAN = 30.0  # seconds for one node to foretell one move
-AT_ONCE = 2  # forecasts asked for at the same time
+QUORUM_TIMEOUT_S = 1.5  # seconds for the store to answer, which shows that it has a quorum
+FORECAST_DEADLINE_S = 30.0  # seconds for one node to forecast one move
+FORECASTS_AT_ONCE = 2  # forecasts that are requested at the same time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeStatus:
-    """One node as the brain sees it: `state` is a NodeState, `reason` its newest word, `domains` those it owns."""
+    """One node as the brain sees it. `state` is a NodeState, `reason` the latest reason, `domains` those that it
+    owns."""
 
     name: str
     state: str
@@ -41,8 +43,8 @@ class NodeStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterStatus:
-    """`asked`: the node whose word this is; `leader` "" where nobody leads. Without a quorum the nodes are as they were
-    last seen. `restored`: why the store is not trusted, "" where it is."""
+    """The state of the cluster. `asked`: the node that answers. `leader`: "" if there is none. Without a quorum the
+    nodes are as they were last seen. `restored`: why the store is not trusted, "" if it is."""
 
     asked: str
     quorum: bool
@@ -55,8 +57,8 @@ class ClusterStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HaStatus:
-    """One domain: what is asked for it, where it runs ("": nowhere), its tries in a row, the last error. `now`: what
-    there is to say of it at this moment, "" where it simply runs, or nobody here knows."""
+    """One domain: its policy, its node ("" if none), its failed starts in a row, its last error. `now`: its state at
+    this moment; "" if it simply runs, or if this node does not know."""
 
     domain: str
     policy: HaRecord
@@ -69,7 +71,8 @@ class HaStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedMove:
-    """One move of a drain. Times in ms, as its source foretells them; `why`: what it could not foretell."""
+    """One move of a drain. The times are in ms, as forecast by the source. `why`: what the source could not
+    forecast."""
 
     domain: str
     target: str
@@ -80,7 +83,7 @@ class PlannedMove:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drain:
-    """What draining node `node` would come to. `blockers` cannot be passed over, `risks` can, by force."""
+    """The plan for draining `node`. `force` overrides `risks`, but not `blockers`."""
 
     node: str
     moves: tuple[PlannedMove, ...] = ()
@@ -92,7 +95,7 @@ class Drain:
 
 
 class HaService:
-    """One a daemon; `brain` is None where none is at work: only voters have one."""
+    """The HA service of a daemon. `brain` is None on a node that is not a voter."""
 
     def __init__(
         self,
@@ -105,34 +108,36 @@ class HaService:
         peers: Peers,
         clock: Clock,
     ) -> None:
-        """`node` is this one's name; `records`: the store as it is, also where it is not trusted, for reading alone;
-        `peers` need no store to find an address."""
+        """`node` is the name of this node. `records` is the store for reading only, also while it is not trusted.
+        `peers` finds addresses without the store."""
         self.node, self.store, self.records, self.brain = node, store, records, brain
         self._rules, self._peers, self._clock = rules, peers, clock
 
-    # ---- who knows
+    # ---- the leader and the view
     async def leader(self) -> str:
-        """The node that leads, "" where none does. Raises StoreUnavailable within QUICK seconds."""
+        """Return the node that leads, "" if there is none. Raises StoreUnavailable within QUORUM_TIMEOUT_S seconds."""
         try:
-            async with asyncio.timeout(QUICK):
+            async with asyncio.timeout(QUORUM_TIMEOUT_S):
                 found = await LEADERS.get(self.store, LEADER)
         except TimeoutError:
-            raise Failed("the store has no quorum: domains run on, nothing can be changed", hint=NO_QUORUM) from None
+            raise Failed("the store has no quorum: domains run on, but no change is possible", hint=NO_QUORUM) from None
         return found.node if found else ""
 
     def leads(self) -> bool:
-        """Whether this node does."""
+        """Return True if this node leads."""
         return self.brain is not None and self.brain.leadership.held()
 
     def view(self) -> ClusterView:
-        """What the brain here sees. Raises Failed where it has not looked yet, or there is none."""
+        """Return the view of this node's brain. Raises Failed if it has not observed yet, or if there is no brain."""
         if self.brain is None:
-            raise Failed(f"{self.node} does not watch the cluster", hint="ask a voter, with --node: veery node list")
+            raise Failed(
+                f"{self.node} has no brain, as it is not a voter", hint="ask a voter, with --node: veery node list"
+            )
         return self.brain.view_now()
 
-    # ---- looking
+    # ---- status
     async def status(self) -> ClusterStatus:
-        """The cluster, as this node's brain sees it; told at once also where the store has no quorum."""
+        """Return the cluster as this node's brain sees it. Answers quickly also if the store has no quorum."""
         restored = ""
         try:
             leader, quorum = await self.leader(), True
@@ -145,9 +150,11 @@ class HaService:
             return ClusterStatus(asked=self.node, quorum=quorum, leader=leader, restored=restored)
         lines: list[str] = []
         if restored:
-            lines.append(f"{restored}: domains run on, nothing is decided; next: veery cluster adopt --plan")
+            lines.append(
+                f"{restored}: domains run on, but the cluster decides nothing; next: veery cluster adopt --plan"
+            )
         elif not quorum:
-            lines.append("the store has no quorum: domains run on, nothing is decided")
+            lines.append("the store has no quorum: domains run on, but the cluster decides nothing")
         context = DecisionContext.of(view, self._clock.epoch(), self._rules)
         return ClusterStatus(
             asked=self.node,
@@ -171,11 +178,11 @@ class HaService:
         )
 
     def why(self, name: str) -> tuple[str, ...]:
-        """What there is to say of a node or domain. Raises Refused for neither, Failed."""
+        """Return sentences about a node or a domain. Raises Refused if neither exists, Failed."""
         return why(self.view(), name, self._clock.epoch(), self._rules)
 
     async def policies(self) -> tuple[HaStatus, ...]:
-        """Every domain for which something was asked. Raises StoreUnavailable."""
+        """Return every domain that has an HA policy. Raises StoreUnavailable."""
         policies, owned, runs = await asyncio.gather(
             POLICIES.readable(self.store), OWNERS.readable(self.store), RUNS.readable(self.store)
         )
@@ -197,14 +204,14 @@ class HaService:
         return tuple(found)
 
     def _context(self) -> DecisionContext | None:
-        """What the brain here sees, None where it has not looked yet or there is none."""
+        """Return the context of this node's brain, or None if it has not observed yet or there is no brain."""
         try:
             return DecisionContext.of(self.view(), self._clock.epoch(), self._rules)
         except VeeryError:
             return None
 
     def _now(self, context: DecisionContext, name: str, policy: HaRecord) -> str:
-        """`policy` is as the store has it now; the picture may be older."""
+        """Return the state of a domain now. `policy` is as the store has it now; the view may be older."""
         found = self.brain.found(f"domain/{name}") if self.brain else None
         domain = context.view.domains.get(name)
         said = [found.action.reason] if found and not found.outcome else []
@@ -212,16 +219,16 @@ class HaService:
         return "; ".join(filter(None, said))
 
     async def policy(self, name: str) -> HaStatus:
-        """That of one domain. Raises Refused where nothing was asked for it."""
+        """Return the status of one domain. Raises Refused if it has no policy."""
         for each in await self.policies():
             if each.domain == name:
                 return each
-        raise Refused(f"nothing is asked for domain {name!r}", hint=f"veery ha set {name} restart; veery ha list")
+        raise Refused(f"domain {name!r} has no HA policy", hint=f"set one: veery ha set {name} restart")
 
     # ---- drains
     async def plan(self, name: str, *, forecast: bool) -> Drain:
-        """What a drain would come to; with `forecast` each move's source is asked how long it takes. Raises Refused for
-        an unknown node, Failed, StoreUnavailable."""
+        """Return the plan of a drain. With `forecast`, each move's source forecasts how long the move takes. Raises
+        Refused for an unknown node, Failed, StoreUnavailable."""
         view = self.view()
         if name not in view.nodes:
             raise Refused(f"no node {name!r}", hint=f"the nodes are {', '.join(view.nodes)}")
@@ -229,7 +236,7 @@ class HaService:
         found = drainplan.plan(view, name, self._clock.epoch(), self._rules, volumes=volumes)
         moves = tuple(PlannedMove(domain=domain, target=target) for domain, target in found.moves)
         if forecast and not found.blockers:
-            gate = asyncio.Semaphore(AT_ONCE)
+            gate = asyncio.Semaphore(FORECASTS_AT_ONCE)
             moves = tuple(await asyncio.gather(*(self._foretold(name, move, gate) for move in moves)))
         return _shown(found, moves)
 
@@ -237,7 +244,9 @@ class HaService:
         path = f"/v1/domains/{quote(move.domain, safe='')}/plan"
         try:
             async with gate:
-                told = await self._peers.call(source, "POST", path, {"target": move.target}, deadline=PLAN)
+                told = await self._peers.call(
+                    source, "POST", path, {"target": move.target}, deadline=FORECAST_DEADLINE_S
+                )
             plan = convert(told, Plan)
         except VeeryError as error:
             return PlannedMove(domain=move.domain, target=move.target, why=error.message)
@@ -245,7 +254,7 @@ class HaService:
             why = "; ".join(blocker.reason for blocker in plan.blockers)
             return PlannedMove(domain=move.domain, target=move.target, why=f"{BLOCKED} {move.target}: {why}")
         if plan.forecast is None:
-            return PlannedMove(domain=move.domain, target=move.target, why="nothing is foretold")
+            return PlannedMove(domain=move.domain, target=move.target, why="the source gives no forecast")
         return PlannedMove(
             domain=move.domain,
             target=move.target,
@@ -255,17 +264,18 @@ class HaService:
         )
 
     async def drain(self, name: str, *, by: str, force: bool) -> Drain:
-        """Have node `name` emptied; the brain goes on with it whoever leads. Raises Refused with every reason against
-        it: nothing is changed then."""
+        """Order the drain of node `name`. The brain carries it out, and any later leader continues it. Raises Refused
+        with every reason against it; nothing is changed then."""
         found = await draining.drain(self.store, self.view, self._clock, self._rules, name, by=by, force=force)
         return _shown(found, tuple(PlannedMove(domain=domain, target=target) for domain, target in found.moves))
 
     async def resume(self, name: str, *, by: str, home: bool) -> None:
-        """Put node `name` to use again. Raises Refused for one that is unknown, or whose fence still stands."""
+        """Put node `name` to use again. Raises Refused for a node that is unknown or fenced."""
         await draining.resume(self.store, self.view, self._clock, self._rules, name, by=by, home=home)
 
     async def progress(self, name: str) -> dict[str, object]:
-        """How far a node's drain or resume has come: its state, its domains, and each one's newest word."""
+        """Return how far a drain or resume has come: the node's state, its domains, and the latest reason about
+        each."""
         view = self.view()
         if name not in view.nodes:
             raise Refused(f"no node {name!r}", hint=f"the nodes are {', '.join(view.nodes)}")
@@ -287,13 +297,13 @@ class HaService:
 
     # ---- arming
     async def disarm(self, *, by: str, reason: str) -> None:
-        """Let the brain do nothing until `arm`. Raises StoreUnavailable."""
+        """Stop the brain from acting until `arm`. Raises StoreUnavailable."""
         await orders.disarm(self.store, by=by, reason=reason, now=self._clock.epoch())
 
     async def arm(self) -> None:
-        """Let it decide again. Raises Refused where it is armed."""
+        """Let the brain act again. Raises Refused if it is armed."""
         if await DISARM.get(self.store, DISARMED) is None:
-            raise Refused("the cluster is armed", hint="nothing is to do; veery cluster status shows it")
+            raise Refused("the cluster is armed", hint="nothing to do: veery cluster status shows it")
         await orders.arm(self.store)
 
 
@@ -302,7 +312,7 @@ NO_QUORUM = "veery cluster status; most voters must be up and reach each other"
 
 
 def _shown(found: DrainPlan, moves: tuple[PlannedMove, ...]) -> Drain:
-    """The plan as it is told; a move that its source says cannot be is a blocker."""
+    """Return the plan for the API. A move that its source calls impossible becomes a blocker."""
     blocked = tuple(f"domain {move.domain}: {move.why}" for move in moves if move.why.startswith(BLOCKED))
     return Drain(
         node=found.node,

@@ -1,4 +1,4 @@
-"""Two answers of `veery selftest kvm`, of two nodes: what a move between them would meet. Pure."""
+"""Compares the answers of `veery selftest kvm` on two nodes: what a move between them would meet. Pure."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 from veery.errors import Refused
 
 TSC_SLACK = 250 / 1_000_000
-"""Difference of two frequencies that KVM takes for the same (Linux, arch/x86/kvm/x86.c, tsc_tolerance_ppm)."""
+"""Relative difference of two frequencies that KVM treats as equal (Linux, arch/x86/kvm/x86.c, tsc_tolerance_ppm)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """One line. `bars`: domains do not move between the two because of it."""
+    """One difference. `bars`: because of it domains cannot move between the two."""
 
     what: str
     here: str
@@ -25,17 +25,17 @@ class Difference:
 
 
 def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> tuple[Difference, ...]:
-    """What differs and matters. Raises Refused for what is no whole answer."""
+    """Return the differences that matter. Raises Refused if an answer is incomplete."""
     try:
         return tuple(_differences(here, there))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise Refused(
-            "not a whole answer of a self-test", hint="make it anew: veery selftest kvm --output FILE"
+            "not a complete answer of a self-test", hint="repeat it: veery selftest kvm --output FILE"
         ) from error
 
 
 def newest_machine(here: Mapping[str, Any], there: Mapping[str, Any]) -> str:
-    """The newest machine type that both QEMUs have, "" for none."""
+    """Return the newest machine type that both QEMUs have, "" if there is none."""
     common = set(here["qemu"]["machines"]) & set(there["qemu"]["machines"])
     return max(common, key=lambda name: [int(part) for part in re.findall(r"\d+", name)], default="")
 
@@ -49,22 +49,30 @@ def _differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[Diff
 
     mine, theirs = here["qemu"], there["qemu"]
     accel = here["accelerator"]["is"], there["accelerator"]["is"]
-    note("accelerator", *accel, bars=True, told="no domain moves between KVM and TCG")
+    note("accelerator", *accel, bars=True, told="domains cannot move between KVM and TCG")
     under_kvm = accel == ("kvm", "kvm")
     if under_kvm:
-        note("vendor", mine["vendor"], theirs["vendor"], bars=True, told="no domain moves between vendors under KVM")
-        told = "new domains get the narrower; one that was started with more does not go there"
+        note(
+            "vendor", mine["vendor"], theirs["vendor"], bars=True, told="domains cannot move between vendors under KVM"
+        )
+        told = "new domains get the smaller width; a domain that was started with the larger cannot move there"
         note("phys_bits", mine["phys_bits"], theirs["phys_bits"], bars=False, told=told)
         slow, fast = sorted((mine["tsc_khz"], theirs["tsc_khz"]))
         scaled = mine["tsc_scales"] and theirs["tsc_scales"]
         if slow and fast - slow > slow * TSC_SLACK and not scaled:
-            told = "a processor cannot scale its counter: a guest with clocksource=tsc runs at another speed"
+            told = "one processor cannot scale its counter: the clock of a guest that uses the tsc changes its speed"
             note("tsc_khz", mine["tsc_khz"], theirs["tsc_khz"], bars=False, told=told)
-        told = "new domains get what both give (veery cluster cpu)"
+        told = "new domains get what both support (veery cluster cpu)"
         note("models", len(mine["models"]), len(theirs["models"]), bars=False, told=told)
-    note("qemu", mine["version"], theirs["version"], bars=False, told="run the same version where you can")
+    note("qemu", mine["version"], theirs["version"], bars=False, told="run the same version if you can")
     if not newest_machine(here, there):
-        note("machines", mine["machines"], theirs["machines"], bars=True, told="no machine type is known to both")
+        note("machines", mine["machines"], theirs["machines"], bars=True, told="no machine type exists on both")
     note("kernel", here["host"]["kernel"], there["host"]["kernel"], bars=False, told="as above")
-    note("post_copy", mine["post_copy"], theirs["post_copy"], bars=False, told="post-copy goes to those that can")
+    note(
+        "post_copy",
+        mine["post_copy"],
+        theirs["post_copy"],
+        bars=False,
+        told="post-copy works only to nodes that support it",
+    )
     return found

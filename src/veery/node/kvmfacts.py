@@ -1,6 +1,7 @@
-"""What decides how KVM behaves on a machine: its processor, kernel, KVM's parameters, clocks, memory and devices.
+"""The facts that decide how KVM behaves on a machine: its processor, kernel, KVM's parameters, clocks, memory and
+devices.
 
-Nothing here names the machine, its addresses or its users, so that the answer can be given away."""
+Nothing here names the machine, its addresses or its users, so the answer can be published."""
 
 from __future__ import annotations
 
@@ -23,11 +24,11 @@ CAPABILITIES = {  # linux/kvm.h
 }
 SHOWN = ("vendor_id", "cpu family", "model", "model name", "stepping", "microcode", "cpu MHz")
 PARAMETERS = ("nested", "ept", "npt", "avic", "enable_apicv", "unrestricted_guest", "pml", "flexpriority")
-TEXT_MAX = 200  # characters of one file of the kernel's
+TEXT_MAX = 200  # characters of one file of the kernel
 
 
 def facts(root: Path = Path("/")) -> dict[str, Any]:
-    """All of them; `root` is where /proc, /sys and /dev are. What cannot be read is left out."""
+    """Return all facts. `root` is the folder of /proc, /sys and /dev. What cannot be read is left out."""
     cpuinfo = _text(root / "proc/cpuinfo", most=1 << 20)
     first = dict(_pairs(cpuinfo.split("\n\n")[0]))
     flags = first.get("flags", "").split()
@@ -66,7 +67,7 @@ def facts(root: Path = Path("/")) -> dict[str, Any]:
 
 
 def capabilities(kvm: Path) -> dict[str, int]:
-    """What KVM says that it can do, by CHECK_EXTENSION; empty where it does not open."""
+    """Return what KVM supports according to CHECK_EXTENSION; empty if it cannot be opened."""
     try:
         handle = os.open(kvm, os.O_RDWR | os.O_CLOEXEC)
     except OSError:
@@ -90,7 +91,7 @@ def _text(path: Path, *, most: int = TEXT_MAX) -> str:
 
 
 def _folder(path: Path) -> dict[str, str]:
-    """The files of a folder of sysfs, and what is in each."""
+    """Return the files of a folder of sysfs with their content."""
     with contextlib.suppress(OSError):
         return {each.name: _text(each) for each in sorted(path.iterdir()) if each.is_file()}
     return {}

@@ -1,8 +1,8 @@
-"""Who leads, of those who may: rather a voter that runs no domains.
+"""Prefers a voter without domains as the leader.
 
-When a hypervisor dies that leads the store or the brain, its domains wait for an election before anybody can judge it.
-So both leads are handed to a voter without domains where there is one that is well. It is a leaning, no rule: any voter
-leads where it must."""
+If a hypervisor dies that leads the store or the brain, its domains wait for an election before any node can judge it.
+So both leads are handed to a voter without domains, if a healthy one exists. This is a preference and not a rule: any
+voter can lead."""
 
 from __future__ import annotations
 
@@ -23,34 +23,34 @@ from veery.node.node_cache import NodeCache
 
 log = logging.getLogger(__name__)
 
-LOOK = 5.0  # seconds between two looks
-STEADY = 3  # looks at which the other was well, before it is handed anything
-ELECTION_DELAY_S = 1.5  # seconds for which a hypervisor lets others be first when nobody leads the brain
+CHECK_INTERVAL_S = 5.0  # seconds between two checks
+STEADY_CHECKS = 3  # checks at which the other voter was healthy, before it is handed the lead
+ELECTION_DELAY_S = 1.5  # seconds for which a hypervisor lets other voters become leader first
 
 
 class LeaderPreference:
-    """One a voter that is a hypervisor, too; `run` is its task."""
+    """Hands the lead over, on a voter that is also a hypervisor. The daemon owns the task of `run`."""
 
     def __init__(
         self, node: Node, store: EtcdStore, url: str, *, brain: Brain, node_cache: NodeCache, clock: Clock
     ) -> None:
-        """`url` is where this node's own etcd answers."""
+        """`url` is the address of this node's own etcd."""
         self._node, self._store, self._url = node, store, url
         self._brain, self._node_cache, self._clock = brain, node_cache, clock
         self._well = 0
 
     async def run(self) -> None:
-        """For ever."""
+        """Run until cancelled."""
         while True:
-            await self._clock.sleep(LOOK)
+            await self._clock.sleep(CHECK_INTERVAL_S)
             with suppress(VeeryError, TimeoutError):
-                async with asyncio.timeout(LOOK):
+                async with asyncio.timeout(CHECK_INTERVAL_S):
                     await self._look()
 
     async def _look(self) -> None:
         other = await self._other()
         self._well = self._well + 1 if other is not None else 0
-        if other is None or self._well < STEADY:
+        if other is None or self._well < STEADY_CHECKS:
             return
         status = await self._store.voters.status(self._url)
         if status.leader == status.id != other.id:
@@ -61,7 +61,7 @@ class LeaderPreference:
             await self._brain.leadership.resign()
 
     async def _other(self) -> Voter | None:
-        """A voter that runs no domains, and is well. Raises StoreUnavailable."""
+        """Return a healthy voter that runs no domains. Raises StoreUnavailable."""
         alive = await ALIVE.all(self._store)
         for voter in await self._store.voters.all():
             node = self._node_cache.nodes.get(voter.name)

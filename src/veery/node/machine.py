@@ -1,4 +1,4 @@
-"""This node as a machine: its own row among the domains, its readings, and the same of all nodes together."""
+"""This node as a machine: its own row among the domains, its readings, and those of all nodes together."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from veery.model.node import Node, Role
 from veery.node.peers import Peers
 
 ZERO_UUID = "00000000-0000-0000-0000-000000000000"
-PEER_DEADLINE = 3.0
+PEER_DEADLINE_S = 3.0
 
 
 class Machine:
-    """What this node tells of itself and of the others."""
+    """What this node reports about itself and about the others."""
 
     def __init__(
         self,
@@ -33,17 +33,17 @@ class Machine:
         doubt: Callable[[], str] = str,
         unsettled: Callable[[], Sequence[str]] = tuple,
     ) -> None:
-        """`node` is our own record; `doubt` says why the store is not trusted, "" where it is; `unsettled` names the
-        moves that cannot be settled here."""
+        """`node` is this node's record. `doubt` returns why the store is not trusted, "" if it is. `unsettled` returns
+        the moves that cannot be settled here."""
         self.node, self.driver, self.doubt, self.unsettled = node, driver, doubt, unsettled
         self._store, self._peers = store, peers
 
     async def host(self) -> HostReading:
-        """The machine."""
+        """Return the reading of the machine."""
         return await self.driver.host()
 
     async def domains(self) -> tuple[DomainReading, ...]:
-        """Every domain here; the machine itself, `Domain-0`, first, as xm has it."""
+        """Return every domain here, after the machine itself as `Domain-0`, like xm."""
         readings, host = await asyncio.gather(self.driver.list(), self.driver.host())
         if host.domain0 is not None:
             return (host.domain0, *readings)
@@ -62,8 +62,8 @@ class Machine:
         return (zero, *readings)
 
     async def everywhere(self) -> dict[str, Any]:
-        """The domains of every hypervisor: {"nodes": {name: [DomainReading]}, "silent": [name], "unsettled": [what the
-        nodes say of moves that cannot be settled]}."""
+        """Return the domains of every hypervisor: {"nodes": {name: [DomainReading]}, "silent": [name], "unsettled":
+        [the nodes' reports of moves that cannot be settled]}."""
         names = [name for name, node in (await NODES.readable(self._store)).items() if node.has(Role.HYPERVISOR)]
         answers = await asyncio.gather(*(self._of(name) for name in names))
         found = dict(zip(names, answers, strict=True))
@@ -74,7 +74,8 @@ class Machine:
         }
 
     async def nodes(self) -> list[dict[str, Any]]:
-        """Every node's record, whether its lease stands, its sign of life, its fence's state and its intent."""
+        """Return every node's record, whether its lease is valid, its presence, the state of its fence and its
+        intent."""
         alive, alive_bad = await ALIVE.sifted(self._store)
         fences, fences_bad = await FENCES.sifted(self._store)
         intents, intents_bad = await INTENTS.sifted(self._store)
@@ -93,13 +94,13 @@ class Machine:
         if name == self.node.name:
             return {"domains": await self.domains(), "unsettled": self.unsettled()}
         try:
-            return await self._peers.call(name, "GET", "/v1/domains", deadline=PEER_DEADLINE)
+            return await self._peers.call(name, "GET", "/v1/domains", deadline=PEER_DEADLINE_S)
         except VeeryError:
             return None
 
 
 def _busy_seconds() -> float:
-    """User, nice and system time of the whole machine since boot (proc(5), stat)."""
+    """Return the user, nice and system time of the whole machine since boot (proc(5), stat)."""
     fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:4]
     return sum(int(field) for field in fields) / os.sysconf("SC_CLK_TCK")
 

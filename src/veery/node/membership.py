@@ -1,4 +1,5 @@
-"""This node as a member: what it owes the cluster at its start and from time to time, and how it lets others in."""
+"""This node as a member of the cluster: what it records at its start and at intervals, and how it admits other
+nodes."""
 
 from __future__ import annotations
 
@@ -24,22 +25,22 @@ from veery.node.peers import Peers
 
 log = logging.getLogger(__name__)
 
-RETRY = 0.5
-REFRESH = 20.0  # seconds between two looks at who has a vote
+RETRY_INTERVAL_S = 0.5
+REFRESH_INTERVAL_S = 20.0  # seconds between two reads of the voters
 
 
 class Membership:
-    """One a daemon; `run` is its task."""
+    """The membership of this node. The daemon owns the task of `run`."""
 
     def __init__(self, settings: Settings, identity: Identity, store: EtcdStore, peers: Peers, vault: Vault) -> None:
-        """Nothing is asked before `run`. Set `cut` on a voter."""
+        """Build it. Nothing is requested before `run`. Set `cut` on a voter."""
         self._settings, self.identity, self._store = settings, identity, store
         self._writing = asyncio.Lock()
         self._peers, self._vault = peers, vault
         self.cut: revocation.Cut | None = None
 
     async def run(self) -> None:
-        """For ever: put our records right, ask for our vote, follow the voters as they change."""
+        """Until cancelled: write this node's records, wait for its vote, follow changes of the voters."""
         await self._insist("records", self._introduce)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._keep_list(), name="the CA's list")
@@ -53,47 +54,49 @@ class Membership:
             await self._insist("voters", self._refresh)
             if self.identity.etcd is not None:
                 await self._insist("level", self._rise)
-            if self.identity.etcd is not None and not self.identity.etcd.store:  # a new one: a recovery, or a new vote
+            if self.identity.etcd is not None and not self.identity.etcd.store:  # new after a recovery or a new vote
                 await self._insist("vote", self.voted)
-            await asyncio.sleep(REFRESH)
+            await asyncio.sleep(REFRESH_INTERVAL_S)
 
     async def voted(self) -> None:
-        """Return once this node's etcd has its vote (at once where it is no voter), and it is written down that it had
-        one. Raises as members.promote."""
+        """Return when this node's etcd has its vote and that is recorded; at once if this node is not a voter. Raises
+        as members.promote."""
         await members.promote(self._store.voters, self._settings, self.identity)
         if (start := self.identity.etcd) is not None and not start.store:
             store = await self._store.voters.store()
             await self.become(replace(self.identity, etcd=replace(start, store=store)))
 
     def ca(self) -> join.CaReply:
-        """GET /v1/ca."""
+        """Answer GET /v1/ca."""
         return join.CaReply(ca=self.identity.cluster.ca, epoch=time.time())
 
     async def token(self, node: str) -> str:
-        """A token with which one node may join, made for a caller on `node` ("": on this one)."""
+        """Make a token with which one node may join, for a caller on `node` ("": this node)."""
         return await join.make_token(self._store, node or self.identity.node.name)
 
     async def tokens(self) -> tuple[TokenStatus, ...]:
-        """Those that are not used yet."""
+        """Return the tokens that are not used yet."""
         return await join.tokens(self._store)
 
     async def revoke_token(self, id: str) -> None:
-        """Take one back. Raises Refused."""
+        """Revoke a token. Raises Refused."""
         await join.revoke_token(self._store, id)
 
     async def leave(self, name: str) -> None:
-        """Put node `name` out. Raises Refused while it has domains or volumes, or its vote is needed."""
+        """Remove node `name` from the cluster. Raises Refused while it has domains or volumes, or its vote is
+        needed."""
         await members.leave(self._store, self._store.voters, self._settings, name)
 
     async def forget(self, name: str, *, volumes: bool, everything: bool) -> Losses:
-        """Put node `name` out, which is gone for good; what went with it. Raises Refused as members.forget does."""
+        """Remove node `name`, which is lost for good; return what was lost with it. Raises Refused as members.forget
+        does."""
         return await members.forget(
             self._store, self._store.voters, self._settings, name, volumes=volumes, everything=everything
         )
 
     async def admit(self, request: join.JoinRequest, relay: str = "") -> join.JoinReply:
-        """POST /v1/join; `relay` is the node that sends it on ("": none). Such a node is not told the newcomer's CHAP
-        password: the newcomer makes itself another."""
+        """Answer POST /v1/join. `relay` is the node that passes the request on ("": none). A relay does not get the
+        newcomer's CHAP password: the newcomer makes another one."""
         if self.identity.etcd is None:  # no vote, so no key of the CA: a voter admits it
             return await self._elsewhere(request)
         reply = await join.admit(self._store, self._store.voters, request, vault=self._vault)
@@ -115,7 +118,7 @@ class Membership:
         raise last
 
     def settle_ca(self, ca: str) -> None:
-        """Have this node's identity name the cluster's one CA (PEM). Raises OSError."""
+        """Record the cluster's only CA (PEM) in this node's identity. Raises OSError."""
         if self.identity.cluster.ca != ca:
             self.identity = replace(self.identity, cluster=replace(self.identity.cluster, ca=ca))
             save(Path(self._settings.state), self.identity)
@@ -127,16 +130,17 @@ class Membership:
         await revocation.tell(self._store, self.identity.node.name, Path(self._settings.state) / "tls")
 
     async def _shut_out(self) -> None:
-        """Have this voter's etcd turn away the certificates of nodes that were put out."""
+        """Keep this voter's etcd refusing the certificates of removed nodes."""
         while True:
             await self._insist("revoked certificates", self._write_revoked)
-            await asyncio.sleep(RETRY)
+            await asyncio.sleep(RETRY_INTERVAL_S)
 
     async def _keep_list(self) -> None:
-        """Have the CA's list beside our certificates: QEMU reads it at the beginning of each move."""
+        """Keep the CA's list of revoked certificates beside the certificates: QEMU reads it at the start of each
+        move."""
         while True:
             await self._insist("the CA's list", self._write_list)
-            await asyncio.sleep(RETRY)
+            await asyncio.sleep(RETRY_INTERVAL_S)
 
     async def _write_list(self) -> None:
         try:
@@ -158,14 +162,17 @@ class Membership:
         await levels.rise(self._store, self.identity.node.name, epoch=time.time())
 
     async def become(self, identity: Identity) -> None:
-        """Have this node be `identity`, now and after a restart of the daemon. Raises Failed: it is as before."""
+        """Make `identity` the identity of this node, now and after a restart of the daemon. Raises Failed: nothing has
+        changed."""
         async with self._writing:
             cluster = replace(identity.cluster, ca=self.identity.cluster.ca)  # it may have been renewed meanwhile
             identity = replace(identity, cluster=cluster)
             try:
                 save(Path(self._settings.state), identity)
             except OSError as error:
-                raise Failed(f"{error.filename}: {error.strerror}", hint="make room there, then again") from error
+                raise Failed(
+                    f"{error.filename}: {error.strerror}", hint="free some space there, then try again"
+                ) from error
             self.identity = identity
             members.point(self._store, self._settings, identity)
 
@@ -177,6 +184,6 @@ class Membership:
                 return
             except VeeryError as error:
                 if error.message != said:
-                    log.warning("membership: %s wait: %s", what, error.message)
+                    log.warning("membership: %s: waiting: %s", what, error.message)
                 said = error.message
-            await asyncio.sleep(RETRY)
+            await asyncio.sleep(RETRY_INTERVAL_S)

@@ -1,5 +1,5 @@
-"""The Debian packages that a node needs for each of its roles (docs/hosts.md). The Debian package of veery is made from
-this table, and `veery setup` looks at it."""
+"""The Debian packages that a node needs for each of its roles (docs/hosts.md). The Debian package of veery is built
+from this table, and `veery setup` reads it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ OF_ROLE = {
 }
 # QEMU before 9.0 corrupts a domain's memory on a move under TCG (upstream 03bfc2188f).
 LEAST = {"qemu-system-x86": "1:9.0", "qemu-block-extra": "1:9.0", "qemu-utils": "1:9.0"}
-# Debian's own daemons, by package: they hold the ports that veery's need.
+# Debian's own daemons, by package: they use the ports that veery's daemons need.
 UNITS = {"etcd-server": "etcd.service", "tgt": "tgt.service"}
 
 
 def packages(roles: Collection[Role], driver: str = "qemu") -> tuple[str, ...]:
-    """The packages of a node with `roles`, without doubles. Where Xen runs the domains, QEMU comes with Xen."""
+    """Return the packages of a node with `roles`, without duplicates. If Xen runs the domains, QEMU comes with Xen."""
     names = [*EVERY_NODE]
     for role in Role:
         if role in roles and not (role is Role.HYPERVISOR and driver == "xen"):

@@ -1,4 +1,4 @@
-"""The other nodes' APIs, reached with this node's certificate."""
+"""A client for the APIs of the other nodes, which uses this node's certificate."""
 
 from __future__ import annotations
 
@@ -14,47 +14,46 @@ from veery.host.contexts import Source, current
 from veery.model import endpoint
 from veery.model.node import Node
 
-CONNECT_DEADLINE = 5.0
-AWAKE_DEADLINE = 5.0
-POOL_DEADLINE = 10.0  # seconds that a request waits for a connection of its pool
+CONNECT_DEADLINE_S = 5.0
+AWAKE_DEADLINE_S = 5.0
+POOL_DEADLINE_S = 10.0  # seconds for which a request waits for a connection of its pool
 ORDERS, STREAMS = (256, 32), (256, 64)
-"""Connections of each pool: in all, to any one node."""
+"""Connections of each pool: (in all, to any one node)."""
 
 
 class Peers:
-    """One client for all of them. Each node's certificate must carry its name.
+    """One client for all nodes. Each node's certificate must carry its name.
 
-    What this node asks by itself (`call`: fences, storage, moves) has connections of its own, so that it never waits
-    for what it carries for others (`open`, `websocket`): streams last as long as their callers like."""
+    Requests of this node itself (`call`: fences, storage, moves) have connections of their own. So they never wait for
+    streams that it relays for others (`open`, `websocket`), which last as long as their callers want."""
 
     def __init__(self, tls: Source, node: Callable[[str], Awaitable[Node]]) -> None:
-        """`node` finds a node's record by name or address; it raises Refused where there is none. Each request
-        takes the context that `tls` has at its time: a connection of an older one is not used again."""
+        """`node` finds a node's record by name or address; it raises Refused if there is none. Each request uses the
+        context that `tls` has at its time. A connection of an older context is not reused."""
         self._tls, self._node = tls, node
         self._pools: dict[tuple[int, int], aiohttp.ClientSession] = {}
 
     async def call(self, name: str, method: str, path: str, body: Any = None, *, deadline: float = 30.0) -> Any:
-        """One request to node `name`; its JSON answer. Raises what that node raised, Refused when it is not
-        reachable, OutcomeUnknown when it did not answer in time."""
+        """Send one request to node `name` and return its JSON answer.
+
+        Raises what that node raised, Refused if it is not reachable, OutcomeUnknown if it did not answer in time."""
         try:
             async with asyncio.timeout(deadline):
                 async with await self._request(ORDERS, name, method, path, json=body) as response:
                     return await read_answer(response)
         except TimeoutError as error:
             raise OutcomeUnknown(
-                f"{name} did not answer within {deadline:g} s", hint="look there before it is ordered again"
+                f"{name} did not answer within {deadline:g} s", hint="check the state there before you repeat the order"
             ) from error
         except aiohttp.ClientError as error:
-            raise OutcomeUnknown(f"{name} broke off: {error}") from error
+            raise OutcomeUnknown(f"{name} closed the connection: {error}") from error
 
     async def awake(self, name: str) -> None:
-        """Return when node `name` answers at all: a machine that hangs still takes connections. Raises Refused."""
+        """Return when node `name` answers at all: a machine that hangs still accepts connections. Raises Refused."""
         try:
-            await self.call(name, "GET", "/v1/ca", deadline=AWAKE_DEADLINE)
+            await self.call(name, "GET", "/v1/ca", deadline=AWAKE_DEADLINE_S)
         except OutcomeUnknown as error:
-            raise Refused(
-                error.message, hint="is veeryd stuck there, or the machine? nothing was asked of it"
-            ) from error
+            raise Refused(error.message, hint="veeryd or the machine may hang; no order was sent to it") from error
 
     async def open(
         self,
@@ -66,8 +65,8 @@ class Peers:
         data: Any = None,
         headers: Mapping[str, str] | None = None,
     ) -> aiohttp.ClientResponse:
-        """Send a request; the response as it begins, to be closed by the caller. Raises Refused when the node
-        cannot be reached."""
+        """Send a request and return the response as it begins. The caller closes it. Raises Refused if the node cannot
+        be reached."""
         return await self._request(STREAMS, name, method, path, json=json, data=data, headers=headers)
 
     async def _request(
@@ -93,20 +92,23 @@ class Peers:
                 server_hostname=node.name,
             )
         except aiohttp.ClientConnectorCertificateError as error:
-            raise Refused(f"{node.name} shows a wrong certificate: {error}", hint="has it been joined anew?") from error
+            raise Refused(
+                f"{node.name} shows a wrong certificate: {error}", hint="if it was joined again: veery node list"
+            ) from error
         except aiohttp.ConnectionTimeoutError as error:
             raise Refused(
                 f"no connection to {node.name} ({endpoint.join(node.address, node.api_port)}) in time",
-                hint="is the machine up, or do too many streams lead there: veery events -f, consoles?",
+                hint="check that the machine is up; too many open streams (veery events -f, consoles) also cause this",
             ) from error
         except (aiohttp.ClientConnectorError, TimeoutError) as error:
             raise Refused(
                 f"{node.name} ({endpoint.join(node.address, node.api_port)}) is not reachable: {error}",
-                hint="is veeryd running there?",
+                hint="check that veeryd runs there: systemctl status veeryd",
             ) from error
         except aiohttp.ClientError as error:
             raise OutcomeUnknown(
-                f"{node.name} broke off: {error}", hint="look there before it is ordered again"
+                f"{node.name} closed the connection: {error}",
+                hint="check the state on that node before you repeat the order",
             ) from error
 
     async def websocket(self, name: str, path: str) -> aiohttp.ClientWebSocketResponse:
@@ -119,17 +121,19 @@ class Peers:
         except aiohttp.WSServerHandshakeError as error:
             raise Failed(f"{node.name}: {error.message}") from error
         except aiohttp.ClientError as error:
-            raise Refused(f"{node.name} is not reachable: {error}", hint="is veeryd running there?") from error
+            raise Refused(
+                f"{node.name} is not reachable: {error}", hint="check that veeryd runs there: systemctl status veeryd"
+            ) from error
 
     async def close(self) -> None:
-        """Let go of all connections."""
+        """Close all connections."""
         for session in self._pools.values():
             await session.close()
         self._pools.clear()
 
     def _client(self, pool: tuple[int, int]) -> aiohttp.ClientSession:
         if pool not in self._pools:
-            timeout = aiohttp.ClientTimeout(total=None, connect=POOL_DEADLINE, sock_connect=CONNECT_DEADLINE)
+            timeout = aiohttp.ClientTimeout(total=None, connect=POOL_DEADLINE_S, sock_connect=CONNECT_DEADLINE_S)
             connector = aiohttp.TCPConnector(limit=pool[0], limit_per_host=pool[1])
             self._pools[pool] = aiohttp.ClientSession(timeout=timeout, connector=connector)
         return self._pools[pool]
@@ -139,7 +143,7 @@ class Peers:
 
 
 async def read_answer(response: aiohttp.ClientResponse) -> Any:
-    """The JSON of a response; an error in it is raised as ours."""
+    """Return the JSON of a response. An error in it is raised as an error of veery."""
     text = await response.text()
     try:
         answer = json.loads(text) if text else None

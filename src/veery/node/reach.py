@@ -1,4 +1,4 @@
-"""Whether ports of an address are reached from here, and listeners for the time of such a question."""
+"""Checks whether ports of an address can be reached from here, and opens listeners for such a check."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ PORTS_MAX = 16
 
 
 async def missing(address: str, ports: Sequence[int]) -> str:
-    """Which of `ports` of `address` are not reached from here, and why; "" where all are. Raises Refused where that is
-    no address or these are no ports."""
+    """Return which of `ports` of `address` cannot be reached from here, and why; "" if all can. Raises Refused if the
+    address or a port is invalid."""
     try:
         ipaddress.ip_address(address)
     except ValueError as error:
@@ -44,8 +44,8 @@ async def _try(address: str, port: int) -> str:
 
 @contextlib.contextmanager
 def listening(address: str, ports: Sequence[int]) -> Iterator[None]:
-    """Within it connections to these ports succeed; nobody is spoken to. A port at which something listens already is
-    left to that. Raises Refused where the address is not of this machine."""
+    """Accept connections to these ports within the context; nothing is sent. A port that already has a listener is left
+    to it. Raises Refused if this machine does not have the address."""
     with contextlib.ExitStack() as stack:
         for port in ports:
             family = socket.AF_INET6 if ":" in address else socket.AF_INET

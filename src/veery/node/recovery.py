@@ -1,4 +1,4 @@
-"""What this node does for the brain, and tells it: how it stands, a domain started by ticket, a copy ended."""
+"""What this node does for the brain and reports to it: its state, a domain started by ticket, a copy ended."""
 
 from __future__ import annotations
 
@@ -18,30 +18,34 @@ from veery.node.domains import Domains
 
 log = logging.getLogger(__name__)
 
-STALE = "stale"  # in the place of a boot: the owner key names another node, or none
-UNCLEAR = "?"  # in the place of a boot: the store did not answer
+STALE = "stale"  # in place of a boot: the owner key names another node or none
+UNCLEAR = "?"  # in place of a boot: the store did not answer
 
 
 def why_still(reading: DomainReading, node: str, *, guarded: bool, at_work: str, theirs: bool) -> str:
-    """Why a domain that is on `node` does not run; "" where it does. `guarded`: the guard holds it; `at_work`: the move
-    or order that is at work on it, "" without; `theirs`: its owner key names another node, or none. Pure."""
+    """Return why a domain on `node` does not run; "" if it runs. Pure.
+
+    `guarded`: the guard holds it. `at_work`: the move or order that is at work on it, "" if there is none. `theirs`:
+    its owner key names another node or none."""
     name = reading.name
     match reading.state:
         case DomainState.SHUTDOWN | DomainState.CRASHED:
             how = "has crashed" if reading.state is DomainState.CRASHED else "has shut down"
-            return f"{how} and is kept: veery --node {node} destroy {name} ends it"
+            return f"{how} and is kept; to remove it: veery --node {node} destroy {name}"
         case DomainState.PAUSED if guarded:
-            return f"held by the guard of {node}: it goes on when the node has its lease again"
+            return f"paused by the guard of {node}: it runs again when the node has its lease back"
         case DomainState.PAUSED if reading.reason and at_work:
             return f"stopped by an error of its disk ({reading.reason}) on {node}; {at_work}"
         case DomainState.PAUSED if at_work:
-            return f"held on {node} for now: {at_work}"
+            return f"paused on {node} for now: {at_work}"
         case DomainState.PAUSED if reading.reason:
-            return f"stopped by an error of its disk ({reading.reason}): veery --node {node} unpause {name} tries again"
+            return (
+                f"stopped by an error of its disk ({reading.reason}): to try again: veery --node {node} unpause {name}"
+            )
         case DomainState.PAUSED if theirs:
-            return f"a copy on {node} stands paused, another node owns the domain: veery doctor tells the rest"
+            return f"a copy on {node} is paused, and another node owns the domain: veery doctor shows more"
         case DomainState.PAUSED:
-            return f"paused by a user: veery --node {node} unpause {name} lets it go on"
+            return f"paused by a user; to continue: veery --node {node} unpause {name}"
         case DomainState.INCOMING:
             return f"waits on {node} for the rest of its memory"
         case DomainState.DYING:
@@ -50,7 +54,7 @@ def why_still(reading: DomainReading, node: str, *, guarded: bool, at_work: str,
 
 
 class Recovery:
-    """One a hypervisor."""
+    """The brain's agent on a hypervisor."""
 
     def __init__(
         self,
@@ -62,16 +66,16 @@ class Recovery:
         unsettled: Callable[[], Mapping[str, str]],
         held: Callable[[], Collection[str]] = tuple,
     ) -> None:
-        """`node` is this one's name. `unsettled` tells which domains' moves cannot be settled here, and why. `held`
-        gives the UUIDs of domains that the guard holds. All of these belong to the daemon."""
+        """`node` is the name of this node. `unsettled` returns the domains whose moves cannot be settled here, and why.
+        `held` returns the UUIDs of domains that the guard holds. The daemon owns all of these."""
         self._unsettled, self._held = unsettled, held
         self._node, self._mirror, self._domains, self._heartbeat = node, mirror, domains, heartbeat
-        self._decoded: dict[str, tuple[Entry, Owner | None]] = {}  # by key: a restored store uses revisions again
+        self._decoded: dict[str, tuple[Entry, Owner | None]] = {}  # with the entry: a restored store reuses revisions
 
     async def reading(self) -> NodeReading:
-        """This node, now. Without an answer from the store every copy counts as unclear."""
+        """Return the state of this node now. If the store does not answer, every copy counts as unclear."""
         try:
-            boots: dict[str, str] | None = await self._boots()  # first: a domain that starts claims its name before
+            boots: dict[str, str] | None = await self._boots()  # first: a start claims its name before it exists
         except VeeryError:
             boots = None
         readings, host = await self._domains.list(), await self._domains.driver.host()
@@ -104,19 +108,21 @@ class Recovery:
         return await self._domains.launch(ticket)
 
     async def end(self, name: str, boot: str) -> None:
-        """End the run `boot` of domain `name` here, as `reading` told it; over when this returns. Nothing is done to
-        another run. Raises Refused where what `boot` says is no longer so."""
+        """Kill the instance `boot` of domain `name` here, as `reading` reported it. It is gone when this returns.
+        Another instance is not touched. Raises Refused if `boot` no longer matches."""
         if not any(each.name == name for each in await self._domains.list()):
             return
         async with self._domains.held(name) as reading:
             now = (await self._boots()).get(name, STALE)
             if now != boot:
-                raise Refused(f"domain {name} on {self._node} is another run by now", hint="look again")
+                raise Refused(
+                    f"domain {name} on {self._node} is another instance now", hint=f"veery why {name} shows its state"
+                )
             log.warning("domain=%s boot=%s ended by the brain", name, boot)
             await self._domains.end(reading)
 
     async def _boots(self) -> dict[str, str]:
-        """Domain to boot of those that belong to this node. Raises StoreUnavailable."""
+        """Return the boot of each domain that belongs to this node. Raises StoreUnavailable."""
         await self._mirror.current()
         entries = self._mirror.under(OWNERS.prefix)
         decoded: dict[str, tuple[Entry, Owner | None]] = {}

@@ -1,7 +1,8 @@
-"""`veery selftest kvm`: a small guest that goes through everything a domain goes through on one node, with figures.
+"""`veery selftest kvm`: a small guest goes through all steps of a domain on one node, and the times are measured.
 
-It works beside veeryd and without a cluster: two drivers with folders of their own, one guest that boots from memory.
-The guest needs no input: it writes memory, and prints a line several times a second (guestfiles.SELFTEST_INIT)."""
+It works beside veeryd and without a cluster: two drivers with folders of their own, and one guest that boots from
+memory. The guest needs no input: it writes to memory and prints a line several times a second
+(guestfiles.SELFTEST_INIT)."""
 
 from __future__ import annotations
 
@@ -39,11 +40,11 @@ from veery.storage.modules import BUTTON, VIRTIO
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-"""Of the answer; it grows with each change that a reader must know of."""
+"""Version of the answer. It grows with each change that a reader must know of."""
 GUEST_DEADLINE_S = 120.0
-"""For the guest to do something: under TCG, on a busy machine, each step may take that long."""
+"""Time for the guest to do something: under TCG, on a busy machine, each step may take that long."""
 STAND_S = 2.0
-"""How long the guest stands paused."""
+"""How long the guest is paused."""
 DISK_MIB = 64
 NAME = "selftest"
 TICK = re.compile(rb"tick (\d+) (\d+\.\d\d) (\d{9,11}) (\d+) ([\w-]+)\r?\n")
@@ -52,7 +53,7 @@ FACT = re.compile(rb"fact (\S+) ([^\r\n]*)\r?\n")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tick:
-    """One line of the guest: its count, seconds since its boot, its clock (epoch), how many disks it sees, and its
+    """One line of the guest: its count, seconds since its boot, its clock (epoch), the number of disks it sees, and its
     clock source."""
 
     count: int
@@ -64,7 +65,7 @@ class Tick:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wishes:
-    """`kernel` and `modules` of the guest, and its `memory` in MiB."""
+    """The guest: its `kernel`, its `modules`, and its `memory` in MiB."""
 
     kernel: Path
     modules: Path
@@ -72,10 +73,10 @@ class Wishes:
 
 
 class Trial:
-    """The steps, one after the other; the first that fails is the last that is tried."""
+    """Runs the steps, one after the other, and stops at the first that fails."""
 
     def __init__(self, settings: Qemu, folder: Path, wishes: Wishes, say: Callable[[str], None]) -> None:
-        """`say` hears of each step when it begins."""
+        """`say` is called with the name of each step when it begins."""
         self._folder, self._wishes, self._say = folder, wishes, say
         self._clock = RealClock()
         self._near = QemuDriver(folder / "a", None, settings, self._clock)
@@ -85,7 +86,7 @@ class Trial:
 
     @contextlib.asynccontextmanager
     async def _step(self, name: str) -> AsyncIterator[dict[str, Any]]:
-        """Note how long the body takes, what it finds, and why it failed."""
+        """Record how long the body takes, what it finds, and why it failed."""
         self._say(name)
         row: dict[str, Any] = {"step": name, "good": False}
         self.steps.append(row)
@@ -104,7 +105,7 @@ class Trial:
             row["seconds"] = round(time.monotonic() - begun, 3)
 
     async def run(self) -> bool:
-        """Every step; whether all went well."""
+        """Run every step; return True if all succeeded."""
         await self._near.open()
         await self._far.open()
         try:
@@ -227,18 +228,18 @@ class Trial:
     # ---- the guest
 
     async def _last(self, driver: QemuDriver) -> Tick:
-        """The last line that the guest has printed. Raises Failed where there is none."""
+        """Return the last line that the guest has printed. Raises Failed if there is none."""
         found = ticks(await driver.backlog(self.uuid))
         if not found:
             raise Failed("the guest has printed nothing yet")
         return found[-1]
 
     async def _next(self, driver: QemuDriver, count: int) -> Tick:
-        """The first line after the one that has `count`."""
-        return await self._until(driver, lambda tick: tick.count > count, "does not go on")
+        """Return the first line after the one with `count`."""
+        return await self._until(driver, lambda tick: tick.count > count, "does not continue")
 
     async def _until(self, driver: QemuDriver, good: Callable[[Tick], bool], trouble: str) -> Tick:
-        """The first of the guest's last lines that is `good`. Raises Failed."""
+        """Return the guest's latest line once it is `good`. Raises Failed."""
         end = self._clock.now() + GUEST_DEADLINE_S
         while self._clock.now() < end:
             found = ticks(await driver.backlog(self.uuid))
@@ -247,11 +248,11 @@ class Trial:
             if not await driver.stands(self.uuid):
                 break
             await asyncio.sleep(0.05)
-        raise Failed(f"the guest {trouble}", hint="veery info shows the accelerator; send the answer in as it is")
+        raise Failed(f"the guest {trouble}", hint="veery info shows the accelerator; report this answer unchanged")
 
 
 def ticks(heard: bytes) -> list[Tick]:
-    """The guest's lines in what its console said; a line that lost or doubled a character is passed over."""
+    """Return the guest's lines from the text of its console. A line with a lost or doubled character is skipped."""
     return [
         Tick(count=int(count), uptime=float(up), clock=int(clock), disks=int(disks), source=source.decode())
         for count, up, clock, disks, source in TICK.findall(heard)
@@ -259,7 +260,7 @@ def ticks(heard: bytes) -> list[Tick]:
 
 
 async def run(settings: Qemu, wishes: Wishes, say: Callable[[str], None]) -> dict[str, Any]:
-    """The whole answer: {"good": bool, ...}. What goes wrong stands in it."""
+    """Return the whole answer: {"good": bool, ...}. Errors are part of it."""
     answer: dict[str, Any] = {"format": FORMAT, "veery": veery.__version__, "good": False, "host": facts()}
     with tempfile.TemporaryDirectory(prefix="veery-selftest-") as name:
         folder = Path(name)
@@ -279,14 +280,14 @@ async def run(settings: Qemu, wishes: Wishes, say: Callable[[str], None]) -> dic
 
 
 def plain_paths(answer: dict[str, Any], folder: str) -> dict[str, Any]:
-    """`answer` without the folder of this run, wherever QEMU's words name it."""
+    """Return `answer` without the folder of this run, wherever a message of QEMU names it."""
     text = msgspec.json.encode(answer).decode().replace(folder, "FOLDER")
     cleaned: dict[str, Any] = msgspec.json.decode(text)
     return cleaned
 
 
 async def _qemu(hypervisor: Hypervisor) -> dict[str, Any]:
-    """What this QEMU can build here, and the processor that a cluster of this node alone would give."""
+    """Return what this QEMU can build here, and the CPU baseline of a cluster of this node alone."""
     able = await abilities.ask(hypervisor)
     cpu, features = abilities.processor(able.features, able.accelerator, able.models, able.vendor)
     versioned = [each for each in able.machines if each.startswith("pc-q35-")]
@@ -306,7 +307,7 @@ async def _qemu(hypervisor: Hypervisor) -> dict[str, Any]:
 
 
 def _warnings(text: str) -> list[str]:
-    """What QEMU warned of, of a driver's log."""
+    """Return the warnings of QEMU in a driver's log."""
     return re.findall(r"warning: .*", text)
 
 

@@ -1,8 +1,8 @@
-"""What a machine lacks to be a node (docs/hosts.md): observed, judged, and done as far as that is safe.
+"""Prepares a machine to be a node (docs/hosts.md): observes what it lacks, decides the steps, and takes the safe ones.
 
-Only steps that add something are done: packages, and masks that keep the etcd and tgtd of Debian from starting with
-their packages. A change of bridges, of the firewall, or of a daemon that runs is shown and left to the administrator:
-each may cut off this machine or others."""
+Only steps that add something are taken: packages, and masks that keep the etcd and tgtd of Debian from starting with
+their packages. A change of bridges, of the firewall, or of a running daemon is only shown. The administrator makes it,
+because it may cut off this machine or others."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ _OWN_UNIT = ("etc/systemd/system/veeryd.service", "usr/lib/systemd/system/veeryd
 
 
 class State(StrEnum):
-    """How a step stands."""
+    """The state of a step."""
 
-    READY = "ready"  # nothing is to be done
+    READY = "ready"  # nothing to do
     MISSING = "missing"  # a node of these roles does not work without it
-    ADVICE = "advice"  # the node works without it, and is safer with it
+    ADVICE = "advice"  # the node works without it, but is safer with it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One step. `commands` do it and `undo` takes it back, a line each; `safe`: `carry_out` may do it."""
+    """One step. `commands` do it and `undo` reverts it, one command a line. `safe`: `carry_out` may do it."""
 
     what: str
     state: State
@@ -52,9 +52,9 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What was found on this machine. `packages`: versions by name; `enabled`, `running`, `masked`: units of
-    Debian's; `ruled`: the table of the ports is loaded; `pool_shared`: guests can fill the disk of the state;
-    `account`: the user is there that QEMU runs as, or the settings name another."""
+    """What was found on this machine. `packages`: versions by name. `enabled`, `running`, `masked`: units of Debian.
+    `ruled`: the table of the ports is loaded. `pool_shared`: guests can fill the disk of the state. `account`: the user
+    that QEMU runs as exists, or the settings name another."""
 
     roles: tuple[Role, ...]
     driver: str
@@ -76,7 +76,7 @@ class Facts:
 async def observe(
     settings: Settings, roles: Collection[Role], *, driver: str, member: bool, root: Path = Path("/")
 ) -> Facts:
-    """Look at this machine; nothing is changed. Raises Refused where it is no Debian."""
+    """Observe this machine; change nothing. Raises Refused if it is not a Debian system."""
     form = "${Package}\t${db:Status-Status}\t${Version}\n"
     shown = await run(["dpkg-query", "-W", "-f", form, *needs.packages(tuple(Role))], deadline=ASK_S, check=False)
     rows = [row.split("\t") for row in shown.out.splitlines()]
@@ -117,7 +117,7 @@ def _codename(path: Path) -> str:
 
 # ---- decide
 def decide(facts: Facts) -> tuple[Step, ...]:
-    """Every step of docs/hosts.md, in order. Pure."""
+    """Return every step of docs/hosts.md, in order. Pure."""
     steps = [*_daemons(facts), _packages(facts), _unit(facts)]
     if Role.STORAGE in facts.roles:
         steps.append(_pool(facts))
@@ -127,7 +127,7 @@ def decide(facts: Facts) -> tuple[Step, ...]:
 
 
 def lacking(facts: Facts) -> tuple[str, ...]:
-    """The packages that are not installed, or too old."""
+    """Return the packages that are not installed, or too old."""
     wanted = needs.packages(facts.roles, facts.driver)
     return tuple(name for name in wanted if _too_old(facts.packages.get(name, ""), needs.LEAST.get(name, "")))
 
@@ -137,7 +137,7 @@ def _too_old(version: str, least: str) -> bool:
 
 
 def _leading(version: str) -> tuple[int, int]:
-    """Epoch and first number: (1, 10) of "1:10.0.2+ds-2~bpo12+1"."""
+    """Return epoch and first number: (1, 10) of "1:10.0.2+ds-2~bpo12+1"."""
     match = re.match(r"(?:(\d+):)?(\d+)", version)
     return (int(match[1] or 0), int(match[2])) if match else (0, 0)
 
@@ -149,13 +149,13 @@ def _daemons(facts: Facts) -> list[Step]:
             continue
         what = f"Debian's {unit}"
         if unit in facts.running or unit in facts.enabled:
-            told = f"it {'runs' if unit in facts.running else 'starts at boot'}, on the port that veery's own needs"
+            told = f"it {'runs' if unit in facts.running else 'starts at boot'}, on the port of veery's own"
             off, on = f"systemctl disable --now {unit}", f"systemctl enable --now {unit}"
             found.append(Step(what=what, state=State.MISSING, told=told, commands=(off,), undo=(on,)))
         elif package in facts.packages or unit in facts.masked:
             found.append(Step(what=what, state=State.READY, told="does not start"))
         else:
-            told = "it would start as soon as its package is installed"
+            told = "it would start when its package is installed"
             mask, unmask = f"systemctl mask {unit}", f"systemctl unmask {unit}"
             found.append(Step(what=what, state=State.MISSING, told=told, commands=(mask,), undo=(unmask,), safe=True))
     return found
@@ -164,7 +164,7 @@ def _daemons(facts: Facts) -> list[Step]:
 def _packages(facts: Facts) -> Step:
     names = lacking(facts)
     if not names:
-        return Step(what="packages", state=State.READY, told="all that its roles need are installed")
+        return Step(what="packages", state=State.READY, told="all packages for its roles are installed")
     commands = tuple(" ".join(words) for words in _installs(facts, names))
     added = [name for name in names if name not in facts.packages]
     undo = (f"apt-get purge {' '.join(added)}",) if added else ()
@@ -173,7 +173,7 @@ def _packages(facts: Facts) -> Step:
 
 
 def _installs(facts: Facts, names: Sequence[str]) -> list[list[str]]:
-    """The calls of apt-get. On Debian 12 QEMU comes from its backports."""
+    """Return the calls of apt-get. On Debian 12 QEMU comes from the backports."""
     install = ["apt-get", "install", "-y", "--no-install-recommends", "--no-remove"]
     late = [name for name in names if name in needs.LEAST and facts.codename == "bookworm"]
     rest = [name for name in names if name not in late]
@@ -191,7 +191,7 @@ def _unit(facts: Facts) -> Step:
 def _pool(facts: Facts) -> Step:
     if not facts.pool_shared:
         return Step(what="pool", state=State.READY, told=f"{facts.pool} is on a filesystem of its own")
-    told = f"guests that fill {facts.pool} fill the disk of veery's own state: give it a filesystem of its own"
+    told = f"{facts.pool} shares a disk with veery's own state, and guests can fill it: use a filesystem of its own"
     return Step(what="pool", state=State.ADVICE, told=told)
 
 
@@ -199,8 +199,8 @@ def _user(facts: Facts) -> list[Step]:
     if facts.driver == "xen":
         return []
     if facts.account:
-        return [Step(what=USER, state=State.READY, told="domains do not run as root unless the settings say so")]
-    told = f"QEMU runs as root where there is no user {owner.ACCOUNT}"
+        return [Step(what=USER, state=State.READY, told="domains run as root only if the settings say so")]
+    told = f"QEMU runs as root, because there is no user {owner.ACCOUNT}"
     command, undo = " ".join(("useradd", *owner.ADD_OPTIONS, owner.ACCOUNT)), f"userdel {owner.ACCOUNT}"
     return [Step(what=USER, state=State.ADVICE, told=told, commands=(command,), undo=(undo,), safe=True)]
 
@@ -209,7 +209,7 @@ def _bridge(facts: Facts) -> Step:
     up = [bridge.name for bridge in facts.bridges if bridge.up]
     if up:
         return Step(what="bridge", state=State.READY, told=f"up: {', '.join(up)}")
-    told = "no bridge is up for guests; setup makes none, because a wrong one cuts this machine off: docs/hosts.md"
+    told = "no bridge is up for guests. setup creates none, as a wrong one cuts this machine off: docs/hosts.md"
     return Step(what="bridge", state=State.MISSING, told=told)
 
 
@@ -232,19 +232,19 @@ def _firewall(facts: Facts) -> Step:
 def _member(facts: Facts) -> Step:
     if facts.member:
         return Step(what="cluster", state=State.READY, told="this machine is a node")
-    return Step(what="cluster", state=State.ADVICE, told="this machine is no node yet: docs/hosts.md, The cluster")
+    return Step(what="cluster", state=State.ADVICE, told="this machine is not a node yet: docs/hosts.md, The cluster")
 
 
 def rules(addresses: Sequence[str], bridges: Sequence[Bridge]) -> str:
-    """The rule set of docs/hosts.md for nodes with `addresses`. What comes from a bridge to the node itself is dropped
-    where the bridge has no address of the node: else that would cut the node off. Raises Refused."""
+    """Return the rule set of docs/hosts.md for nodes with `addresses`. Traffic from a bridge to the node itself is
+    dropped, if the bridge has no address of the node; otherwise that would cut the node off. Raises Refused."""
     found: dict[int, list[str]] = {4: [], 6: []}
     for address in addresses:
         try:
             found[ip_address(address).version].append(address)
         except ValueError as error:
             raise Refused(
-                f"{address!r} is not an IP address", hint="veery node list shows those of the nodes"
+                f"{address!r} is not an IP address", hint="veery node list shows the addresses of the nodes"
             ) from error
     sets, accepts = [], []
     for version, name, family in ((4, "nodes", "ip"), (6, "nodes6", "ip6")):
@@ -268,15 +268,16 @@ def rules(addresses: Sequence[str], bridges: Sequence[Bridge]) -> str:
 
 # ---- act
 async def carry_out(facts: Facts, *, root: Path = Path("/")) -> None:
-    """Do what is safe and missing: mask the daemons of packages that are not there yet, install the packages, make the
-    user for QEMU.
-    Raises Failed with the step that it stopped at; what was done before stays, and another call goes on."""
+    """Take the safe steps that are missing: mask the daemons of packages that are not installed yet, install the
+    packages, create the user for QEMU.
+
+    Raises Failed with the step that failed. Earlier steps stay done, and another call continues."""
     for package, unit in needs.UNITS.items():
         wanted = package in needs.packages(facts.roles, facts.driver)
         path = root / UNITS / unit
         if wanted and package not in facts.packages and unit not in facts.masked and not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.symlink_to("/dev/null")  # what `systemctl mask` does; systemd reads it when the package comes
+            path.symlink_to("/dev/null")  # same as `systemctl mask`; systemd reads it when the package is installed
     for words in _installs(facts, lacking(facts)):
         try:
             await run(words, deadline=INSTALL_S, env={"DEBIAN_FRONTEND": "noninteractive"})

@@ -1,8 +1,8 @@
-"""Shutdowns that were asked for and that the guest has not followed yet.
+"""Shutdown requests that the guest has not followed yet.
 
-A guest does not hear its power button while it boots, and a guest without a program for it never does. So the button
-is pressed again while the guest may be booting. A wish that is not followed lapses: the domain is wanted again, and its
-policy holds as before."""
+A guest does not notice its power button while it boots, and a guest without a program for it never does. So the button
+is pressed again while the guest may be booting. A request that is not followed lapses: the domain is wanted again, and
+its policy applies as before."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from veery.model.ha import SHUTDOWN_LAPSE_S, HaRecord
 log = logging.getLogger(__name__)
 
 BOOT_S = 120.0
-"""A guest that began to boot less than so long ago may not hear its power button yet."""
+"""A guest that began to boot less than this ago may not notice its power button yet."""
 LIVE = (DomainState.RUNNING, DomainState.BLOCKED)
 
 
 class Stopping:
-    """One a node; the caretaker calls `look` every few seconds."""
+    """The open shutdown requests of a node. The caretaker calls `look` every few seconds."""
 
     def __init__(self, driver: Driver, store: Store, clock: Clock) -> None:
-        """Nothing is done before `look`."""
+        """Build it. It does nothing before `look`."""
         self._driver, self._store, self._clock = driver, store, clock
-        self._asked: dict[str, float] = {}  # by UUID, in seconds of the epoch; also of domains without a policy
+        self._asked: dict[str, float] = {}  # by UUID, epoch seconds; also for domains without a policy
 
     def asked(self, uuid: str) -> float:
-        """Note that the guest is asked to shut down now; now, in seconds of the epoch."""
+        """Note that the guest is asked to shut down now; return the time, in epoch seconds."""
         self._asked[uuid] = self._clock.epoch()
         return self._asked[uuid]
 
     async def followed(self, reading: DomainReading) -> None:
-        """Forget the wish: the guest has powered off, and its file says that it starts again. Raises StoreUnavailable,
+        """Forget the request: the guest has powered off, and its file tells to start it again. Raises StoreUnavailable,
         OutcomeUnknown."""
         self._asked.pop(reading.uuid, None)
         policy = await POLICIES.get(self._store, reading.name)
@@ -47,8 +47,8 @@ class Stopping:
             await orders.lapse(self._store, reading.name, policy.stopping)
 
     async def look(self, locked: Callable[[str], bool]) -> None:
-        """Ask those guests again that may be booting; end the wishes that have stood for too long. Leaves domains alone
-        that are `locked`. Raises StoreUnavailable, OutcomeUnknown."""
+        """Ask guests again that may be booting, and end requests that are too old. Domains that are `locked` are left
+        alone. Raises StoreUnavailable, OutcomeUnknown."""
         here = await self._driver.list()
         self._asked = {each.uuid: self._asked[each.uuid] for each in here if each.uuid in self._asked}
         policies = await POLICIES.readable(self._store)
@@ -67,9 +67,9 @@ class Stopping:
                 await self._press(reading)
 
     def _since(self, reading: DomainReading, policy: HaRecord | None) -> float:
-        """When the guest was asked; 0.0: it was not, or that was taken back."""
+        """Return when the guest was asked; 0.0 if it was not, or if the request was withdrawn."""
         if reading.started > self._asked.get(reading.uuid, reading.started):
-            self._asked.pop(reading.uuid, None)  # a run that began afterwards: that one was not asked
+            self._asked.pop(reading.uuid, None)  # a later instance: it was not asked
         if policy is None:
             return self._asked.get(reading.uuid, 0.0)
         if policy.wanted:
@@ -81,4 +81,4 @@ class Stopping:
         try:
             await self._driver.shutdown(reading.uuid)
         except VeeryError as error:
-            log.debug("domain=%s not asked again: %s", reading.name, error.message)
+            log.debug("domain=%s could not be asked again: %s", reading.name, error.message)

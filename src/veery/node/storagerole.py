@@ -1,5 +1,6 @@
-"""The role of a storage node, given to a node that runs already and taken away again. The order is carried out on the
-node that it is about. The next daemon starts tgtd, or ends it: what the identity says is the journal."""
+"""Gives the role of a storage node to a running node, and removes it again.
+
+The node itself carries out the order. The next daemon starts or ends tgtd: the identity is the journal."""
 
 from __future__ import annotations
 
@@ -36,14 +37,14 @@ CLOSED = "this node gives up its role as a storage node"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorageNodes:
-    """What a change came to: the storage nodes that there are now, and what is to be said of that."""
+    """The result of a change: the storage nodes that there are now, and a warning about that."""
 
     nodes: tuple[str, ...]
     warning: str = ""
 
 
 def judge_loss(node: Node, volumes: Iterable[Volume], moves: Iterable[VolumeMove]) -> str:
-    """Why `node` is to stay a storage node, "" where nothing needs it."""
+    """Return why `node` must stay a storage node, "" if nothing needs it."""
     if node.roles == (Role.STORAGE,):
         return "it has no other role"
     if held := sorted(each.name for each in volumes if each.node == node.name):
@@ -54,53 +55,53 @@ def judge_loss(node: Node, volumes: Iterable[Volume], moves: Iterable[VolumeMove
 
 
 def warn(nodes: Sequence[str]) -> str:
-    """What is to be said where `nodes` are the storage nodes."""
+    """Return the warning for `nodes` as the storage nodes."""
     return "" if nodes else "no storage node is left: a node without a watchdog or a power fence cannot be fenced"
 
 
 def with_role(identity: Identity) -> Identity:
-    """The identity of the same node as a storage node."""
+    """Return the identity of the same node as a storage node."""
     roles = tuple(dict.fromkeys((*identity.node.roles, Role.STORAGE)))
     return replace(identity, node=replace(identity.node, roles=roles))
 
 
 def without_role(identity: Identity) -> Identity:
-    """The identity of the same node as no storage node."""
+    """Return the identity of the same node without the role of a storage node."""
     roles = tuple(role for role in identity.node.roles if role is not Role.STORAGE)
     return replace(identity, node=replace(identity.node, roles=roles))
 
 
 class Member(Protocol):
-    """Who this node is: node/membership.py."""
+    """The identity of this node: node/membership.py."""
 
     identity: Identity
 
     async def become(self, identity: Identity) -> None:
-        """Be `identity` from now on. Raises Failed: it is as before."""
+        """Take `identity` from now on. Raises Failed: nothing has changed."""
         ...
 
 
 class StorageRole:
-    """One a daemon."""
+    """Changes the storage role of this node."""
 
     def __init__(self, settings: Settings, store: Store, membership: Member, here: Volumes | None) -> None:
-        """`here` are the volumes of this node, None where it is no storage node. Nothing is changed before an order."""
+        """`here`: the volumes of this node, None if it is not a storage node. Nothing changes before an order."""
         self._settings, self._store, self._membership, self._here = settings, store, membership, here
         self._one = asyncio.Lock()
 
     @property
     def busy(self) -> bool:
-        """Whether an order is under way."""
+        """Return True if an order is under way."""
         return self._one.locked()
 
     async def on(self) -> StorageNodes:
-        """Make this node a storage node; one that is stays it. Raises Refused where its programs, its pool or its port
-        are not fit for that; Failed, StoreUnavailable, OutcomeUnknown: order it again."""
+        """Make this node a storage node, unless it is one. Raises Refused if its programs, its pool or its port are not
+        fit for that. Raises Failed, StoreUnavailable, OutcomeUnknown: order it again."""
         async with self._one:
             before = self._membership.identity
             warning = ""
             if not before.node.has(Role.STORAGE):
-                await self._store.revision()  # a store that is not trusted is not changed
+                await self._store.revision()  # do not change a store that is not trusted
                 warning = await self._fit(before.node)
                 await self._membership.become(with_role(before))
             await members.update(self._store, members.current(self._settings, self._membership.identity))
@@ -108,7 +109,7 @@ class StorageRole:
             return StorageNodes(nodes=await self._nodes(), warning=warning)
 
     async def _fit(self, node: Node) -> str:
-        """What is to be warned of. Raises Refused."""
+        """Return the warning about this node. Raises Refused."""
         if lacks := [name for name in PROGRAMS if shutil.which(name) is None]:
             wanted = " ".join(needs.OF_ROLE[Role.STORAGE])
             raise Refused(f"{node.name} lacks {', '.join(lacks)}", hint=f"there: apt-get install {wanted}")
@@ -132,14 +133,15 @@ class StorageRole:
         return f"volumes in {pool} share a filesystem with veery's own state in {state}" if shared else ""
 
     async def off(self) -> StorageNodes:
-        """Make this node no storage node any more. Raises Refused while it holds a volume or one moves here, and for a
-        node without another role: all is as before. Failed, StoreUnavailable, OutcomeUnknown: order it again."""
+        """Remove the storage role of this node. Raises Refused while it holds a volume or one moves here, and for a
+        node without another role; nothing has changed then. Raises Failed, StoreUnavailable, OutcomeUnknown: order it
+        again."""
         async with self._one:
             before = self._membership.identity
             if before.node.has(Role.STORAGE):
                 await self._require_unneeded(before.node)
                 if self._here is not None:
-                    await self._here.close(CLOSED)  # from here on none is made and none comes
+                    await self._here.close(CLOSED)  # from here on no volume is made or moved here
                 try:
                     await self._require_unneeded(before.node)
                     await self._membership.become(without_role(before))
@@ -165,11 +167,11 @@ class StorageRole:
 
 
 async def end_target(run: Path, state: Path) -> None:
-    """On a node that is no storage node: end the tgtd that it had as one, forget what that served. Raises Failed."""
+    """End the tgtd that a node had when it was a storage node, and forget what it served. Raises Failed."""
     file = run / "tgtd.pid"
     process = Process.load(file)
     if process is not None:
-        log.info("tgtd ends: this node is no storage node any more")
-        await process.stop(grace=0)  # it ignores SIGTERM, and serves nobody
+        log.info("tgtd ends: this node is no longer a storage node")
+        await process.stop(grace=0)  # it ignores SIGTERM, and it serves no one now
     file.unlink(missing_ok=True)
     (state / "served.json").unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""Whether the members of the store have the same data, looked at now and then: a difference is an alarm.
+"""Compares the data of the store's members at intervals; a difference raises an alarm.
 
-etcd's own check (cluster/server.py, CHECK_EVERY) stops the store when it finds one; this one comes earlier, while the
-store still takes the event, and names the member."""
+etcd's own check (cluster/server.py, CHECK_EVERY) stops the store when it finds a difference. This check comes earlier,
+while the store still accepts the event, and names the member."""
 
 from __future__ import annotations
 
@@ -23,25 +23,26 @@ EVERY_S = 300.0
 
 
 class StoreCompare:
-    """One a voter's daemon; `run` is its task. The voter whose member leads does the work."""
+    """Compares the members, on a voter. The daemon owns the task of `run`. Only the voter whose member leads does the
+    work."""
 
     def __init__(self, node: str, store: EtcdStore, clock: Clock) -> None:
-        """`node` is this one's name."""
+        """`node` is the name of this node."""
         self._node, self._store, self._clock = node, store, clock
         self._said = ""
 
     async def run(self) -> None:
-        """For ever."""
+        """Compare at intervals until cancelled."""
         while True:
             await asyncio.sleep(EVERY_S)
             try:
                 await self.look()
             except VeeryError as error:
-                log.debug("the members are not compared: %s", error.message)
+                log.debug("the members could not be compared: %s", error.message)
 
     async def look(self) -> str:
-        """Compare them once; what differs, "" where nothing does. A difference is told once. Raises StoreUnavailable,
-        OutcomeUnknown."""
+        """Compare the members once; return what differs, "" if nothing does. A difference is reported once. Raises
+        StoreUnavailable, OutcomeUnknown."""
         reading = await storehealth.read(self._store.voters, ())
         own = next((each for each in reading.members if each.voter.name == self._node), None)
         if own is None or own.status is None or own.status.leader != own.voter.id:
@@ -51,7 +52,7 @@ class StoreCompare:
         if told != self._said:
             self._said = told
             if told:
-                log.error("the store: %s", told)
+                log.error("the members of the store differ or raise alarms: %s", told)
                 await self._tell(told)
         return told
 

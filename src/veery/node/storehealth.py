@@ -1,4 +1,4 @@
-"""What the doctor makes of the store's members: a reading of all of them, and pure judgements on it."""
+"""The doctor's checks of the store's members: a reading of all members, and pure judgements on it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from veery.model.node import Node, Role
 from veery.model.units import format_size
 
 FULL_WARN, FULL_BAD = 0.5, 0.9  # of the quota
-TRIES = 3  # for one revision that every member still has, and has already
+TRIES = 3  # to find one revision that every member still has, and has already
 
 
 @dataclass(frozen=True, slots=True)
 class MemberReading:
-    """One member of the store. `status` None: it does not answer; `hash` None: it told none."""
+    """One member of the store. `status` is None if it does not answer, `hash` None if it gave none."""
 
     voter: Voter
     status: VoterStatus | None
@@ -29,20 +29,20 @@ class MemberReading:
 
     @property
     def name(self) -> str:
-        """The node's name; the peer URL of a member that has not started yet."""
+        """Return the node's name, or the peer URL of a member that has not started yet."""
         return self.voter.name or ", ".join(self.voter.peers)
 
 
 @dataclass(frozen=True, slots=True)
 class StoreReading:
-    """The members of the store and the nodes of the cluster, as they were read at about the same time."""
+    """The members of the store and the nodes of the cluster, read at about the same time."""
 
     members: tuple[MemberReading, ...]
     nodes: tuple[Node, ...]
 
 
 async def read(voters: Voters, nodes: Sequence[Node]) -> StoreReading:
-    """All members, each asked itself. Raises StoreUnavailable where the members cannot be listed."""
+    """Read all members, asking each one itself. Raises StoreUnavailable if the members cannot be listed."""
     for _ in range(TRIES):
         seen = await upkeep.look(voters)
         least = min((each.status.revision for each in seen if each.status), default=0)
@@ -65,15 +65,15 @@ async def _hash(voters: Voters, seen: upkeep.Seen, revision: int) -> VoterHash |
 
 # ---- pure
 def judge_members(reading: StoreReading, *, quota: int) -> list[Finding]:
-    """Each member, and each node that should be one; `quota` in bytes."""
+    """Judge each member, and each node that should be one; `quota` in bytes."""
     found = [_judge_member(each, quota) for each in reading.members]
     names, members = {node.name for node in reading.nodes}, {each.voter.name for each in reading.members}
     found += [
         _finding(
             each.name,
             Level.BAD,
-            "the store has a member here, the cluster has no such node",
-            f"if it is gone for good, on a voter: etcdctl member remove {each.voter.id:x} (docs/ha.md has its options)",
+            "the store has a member here, but the cluster has no such node",
+            f"if it is gone for good, on a voter: etcdctl member remove {each.voter.id:x} (options: docs/ha.md)",
         )
         for each in reading.members
         if each.voter.name and each.voter.name not in names
@@ -82,8 +82,8 @@ def judge_members(reading: StoreReading, *, quota: int) -> list[Finding]:
         _finding(
             node.name,
             Level.BAD,
-            "it has the role voter, and the store has no member there",
-            f"veery node vote off {node.name}, then on again: until then the store carries one loss less",
+            "it has the role voter, but the store has no member there",
+            f"veery node vote off {node.name}, then on again: until then the store survives one loss less",
         )
         for node in reading.nodes
         if node.has(Role.VOTER) and node.name not in members
@@ -92,12 +92,12 @@ def judge_members(reading: StoreReading, *, quota: int) -> list[Finding]:
 
 
 def judge_store(node: str, reading: StoreReading, *, quota: int) -> list[Finding]:
-    """What the members are together, told by `node`: how many answer, alarms, whether they have the same data."""
+    """Judge the members together, as findings of `node`: how many answer, alarms, whether they have the same data."""
     return [judge_count(node, reading), *judge_alarms(node, reading), judge_hashes(node, reading)]
 
 
 def judge_count(node: str, reading: StoreReading) -> Finding:
-    """How many voters answer, of how many, and how many more may be lost."""
+    """Judge how many voters answer, of how many, and how many more may be lost."""
     voting = [each for each in reading.members if not each.voter.learner]
     down = sorted(each.name for each in voting if each.status is None or each.status.leader == 0)
     up, most = len(voting) - len(down), len(voting) // 2 + 1
@@ -105,16 +105,16 @@ def judge_count(node: str, reading: StoreReading) -> Finding:
     if not down:
         return _finding(node, Level.OK, told, what="voters")
     level = Level.BAD if up <= most else Level.WARN
-    return _finding(node, level, f"{told}; down: {', '.join(down)}", "bring them up: see etcd.log there", what="voters")
+    return _finding(node, level, f"{told}; down: {', '.join(down)}", "start them: see etcd.log there", what="voters")
 
 
 def judge_alarms(node: str, reading: StoreReading) -> list[Finding]:
-    """etcd's own alarms."""
+    """Return findings on etcd's own alarms."""
     kinds = {kind for each in reading.members if each.status for _, kind in each.status.alarms}
     advice = {
-        "NOSPACE": ("nothing can be written: NOSPACE", "veery cluster defrag"),
+        "NOSPACE": ("the store accepts no writes: NOSPACE", "veery cluster defrag"),
         "CORRUPT": (
-            "its members have different data, it decides nothing: CORRUPT",
+            "its members have different data, and it accepts no writes: CORRUPT",
             "docs/hosts.md, Members that differ",
         ),
     }
@@ -126,10 +126,11 @@ def judge_alarms(node: str, reading: StoreReading) -> list[Finding]:
 
 
 def judge_hashes(node: str, reading: StoreReading) -> Finding:
-    """Whether the members have the same keys at one revision, of those that were compacted alike."""
+    """Judge whether the members have the same keys at one revision. Only members with the same compaction are
+    compared."""
     told = [(each.name, each.hash) for each in reading.members if each.hash is not None]
     if not told:
-        return _finding(node, Level.WARN, "no member tells its hash", what="store data")
+        return _finding(node, Level.WARN, "no member reports its hash", what="store data")
     groups: dict[tuple[int, int], Counter[int]] = {}
     for _, hash in told:
         groups.setdefault((hash.revision, hash.compacted), Counter())[hash.hash] += 1

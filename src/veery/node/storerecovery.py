@@ -1,13 +1,13 @@
-"""Recovering the store on this node, with domains running on: its data, or a copy, becomes a store of one voter.
+"""Recovers the store on this node while domains run: its data, or a copy, becomes a store of one voter.
 
-    1 every node that answers stands still (node/stillness.py)
-    2 our etcd is switched off; a new data folder is made beside the old one (cluster/restoring.py)
+    1 every node that answers keeps still (node/stillness.py)
+    2 etcd here is switched off; a new data folder is made beside the old one (cluster/restoring.py)
     3 every node that answers gives up its own member, and asks this one
-    4 our identity says so, the folders change places, etcd starts
+    4 the identity of this node is updated, the folders are exchanged, etcd starts
 
-A daemon that dies before 4 has changed nothing here, and the order is given again; after it, the next daemon goes on.
-The new store has another id, so every node doubts it (cluster/trust.py) until `veery cluster adopt`. A voter that did
-not answer learns at its return, from any node, that its store was given up (`look_back`)."""
+If the daemon dies before step 4, nothing has changed here, and the order is given again. After step 4 the next daemon
+continues. The new store has another id, so every node doubts it (cluster/trust.py) until `veery cluster adopt`. A voter
+that did not answer learns from any node, when it is back, that its store was given up (`look_back`)."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ from veery.node.votes import Votes
 
 log = logging.getLogger(__name__)
 
-ASK_S = 5.0  # for one node's word
-ORDER_S = 60.0  # for one node to stand aside
-STATUS_S = 2.0  # for our own member's status
+ASK_S = 5.0  # for the answer of one node
+ORDER_S = 60.0  # for one node to give up its member
+STATUS_S = 2.0  # for the status of this node's own member
 READY_S = 60.0  # for the new store to answer
-DOUBT_S = 60.0  # for the doubt to stand in it
-LOOK_BACK_S = 5.0  # between two looks whether our store was given up
-LOOK_SELDOM_S = 60.0  # the same when our member has known a leader and EARLY_S have passed
+DOUBT_S = 60.0  # for the doubt to be recorded in it
+LOOK_BACK_S = 5.0  # between two checks whether this node's store was given up
+LOOK_SELDOM_S = 60.0  # the same when its member has known a leader and EARLY_S have passed
 EARLY_S = 120.0
-ENDPOINTS_MAX, REPLACED_MAX = 8, 1000  # of an order to stand aside
+ENDPOINTS_MAX, REPLACED_MAX = 8, 1000  # limits of an order to give up a member
 _STORE_ID = re.compile(r"[0-9A-Za-z-]{1,64}")
 
 
@@ -67,49 +67,49 @@ def judge(
     data: bool,
     file: bool,
 ) -> list[str]:
-    """What stands in the way of a recovery on node `own`. `told`: the other nodes' words; `silent`: those without one,
-    and why; `voters`: the names of all; `lost`: those that an operator vouches for to be off; `data`: there is a
-    member's data here; `file`: it is to be made from a copy. Pure."""
+    """Return what prevents a recovery on node `own`. `told`: the answers of the other nodes. `silent`: the nodes
+    without an answer, and why. `voters`: the names of all voters. `lost`: the nodes that an operator declares to be
+    off. `data`: this node has the data of a member. `file`: the store is to be made from a copy. Pure."""
     found = [
-        f"{each.node} has a store that decides: there is nothing to recover"
+        f"the store of {each.node} has a quorum: there is nothing to recover"
         for each in (own, *told.values())
         if each.quorum and not each.restored
     ]
     found += [
-        f"voter {name} does not answer ({why}): start its veeryd; or, if it is off for certain, --lost {name}"
+        f"voter {name} does not answer ({why}): start its veeryd; or, if it is certainly off, --lost {name}"
         for name, why in sorted(silent.items())
         if name in voters and name not in lost
     ]
     found += [f"{name} answers: it is not lost" for name in sorted(lost) if name in told or name == own.node]
     found += [f"no node {name!r}" for name in sorted(set(lost) - set(told) - set(silent) - {own.node})]
     if not file and not data:
-        found.append(f"{own.node} has no data of the store: give a copy with --from, or recover on another voter")
+        found.append(f"{own.node} has no data of the store: pass a copy with --from, or recover on another voter")
     if not file and own.revision:
         newer = {each.node: each.revision for each in told.values() if each.voter and each.revision > own.revision}
         found += [
-            f"{name} has newer data (revision {revision}, here {own.revision}): veery --node {name} cluster recover"
+            f"{name} has newer data (revision {revision}, here {own.revision}): use veery --node {name} cluster recover"
             for name, revision in sorted(newer.items())
         ]
     return found
 
 
 def judge_aside(order: Aside, caller: str, addresses: Collection[str], *, still: bool) -> str:
-    """Why this node does not stand aside by an order of node `caller`, "" where it does. `addresses` are those of the
-    certificate that the caller showed; `still`: this node stands still by the caller's order. Pure.
+    """Return why this node does not give up its member by an order of node `caller`; "" if it does. `addresses` are
+    those of the certificate that the caller showed. `still`: this node keeps still by the caller's order. Pure.
 
-    The new store has one voter, and that is the caller: an order that names another machine is not a recovery's."""
+    The new store has one voter, the caller. So an order that names another machine is not from a recovery."""
     if not still:
-        return f"no recovery is under way on {caller}, as far as is known here"
+        return f"this node knows of no recovery on {caller}"
     if not order.endpoints or len(order.endpoints) > ENDPOINTS_MAX:
         return "the order names no member of the new store, or too many"
     if len(order.replaced) > REPLACED_MAX or not all(map(_STORE_ID.fullmatch, order.replaced)):
         return "the order does not name stores"
     strange = [each for each in order.endpoints if not _leads_to(each, addresses)]
-    return f"{strange[0]!r:.200} is no endpoint of {caller}" if strange else ""
+    return f"{strange[0]!r:.200} is not an endpoint of {caller}" if strange else ""
 
 
 def _leads_to(url: str, addresses: Collection[str]) -> bool:
-    """Whether `url` is a member's client URL at one of `addresses`."""
+    """Return True if `url` is a member's client URL at one of `addresses`."""
     try:
         parts = urlsplit(url)
         plain_url = f"{parts.scheme}://{parts.netloc}" == url and parts.username is None and parts.port is not None
@@ -120,7 +120,7 @@ def _leads_to(url: str, addresses: Collection[str]) -> bool:
 
 
 class Recoverer:
-    """One a daemon; `look_back` is its task."""
+    """Recovers the store. The daemon owns the task of `look_back`."""
 
     def __init__(
         self,
@@ -137,7 +137,7 @@ class Recoverer:
         tls: Callable[[], SSLContext],
         clock: Clock,
     ) -> None:
-        """`peers` finds nodes without the store; `tls` gives the context for our own etcd."""
+        """`peers` finds nodes without the store. `tls` returns the context for this node's own etcd."""
         self._settings, self._store, self._trust, self._membership = settings, store, trust, membership
         self._switch, self._votes, self._stillness = switch, votes, stillness
         self._node_cache, self._peers, self._tls, self._clock = node_cache, peers, tls, clock
@@ -146,11 +146,11 @@ class Recoverer:
 
     @property
     def busy(self) -> bool:
-        """Whether a recovery is under way here."""
+        """Return True if a recovery is under way here."""
         return self._one.locked()
 
     async def word(self) -> StoreWord:
-        """What this node knows of the store; the store itself is not asked, only our own member."""
+        """Return what this node knows of the store. It asks only its own member, not the store."""
         identity, seen = self._membership.identity, self._trust.seen
         quorum, revision, member = None, 0, ""
         if identity.etcd is not None:
@@ -173,17 +173,18 @@ class Recoverer:
 
     # ---- recovering
     async def plan(self, file: str, lost: Collection[str]) -> Recovered:
-        """What it would come to; nothing is changed."""
+        """Return the plan of a recovery; changes nothing."""
         own, told, refusals = await self._judged(file, lost)
         here, others = own.node, sorted(name for name, each in told.items() if each.voter)
-        steps = [f"{', '.join([here, *sorted(told)])} stand still: no watchdog fires, no domain is ended"]
-        steps.append(f"{here} makes a new store of {file or 'its own data'}, and is its only voter")
+        steps = [f"{', '.join([here, *sorted(told)])} keep still: no watchdog fires, no domain is ended"]
+        steps.append(f"{here} makes a new store from {file or 'its own data'}, and is its only voter")
         steps += [f"{name} gives up its vote; its data is kept in {self._state}/etcd.before-..." for name in others]
-        steps += [f"{name} gives up its vote when it is back: you say that it is off" for name in sorted(lost)]
+        steps += [f"{name} gives up its vote when it is back: you declare that it is off" for name in sorted(lost)]
         return Recovered(refusals=tuple(refusals), steps=tuple(steps))
 
     async def recover(self, file: str, lost: Collection[str]) -> Recovered:
-        """Do it. Raises Refused with all that stands in its way; Failed, OutcomeUnknown: order it again."""
+        """Recover the store. Raises Refused with everything that prevents it. Raises Failed, OutcomeUnknown: order it
+        again."""
         if self._one.locked():
             raise Refused("a recovery is under way here", hint="wait for its end: veery cluster status")
         async with self._one:
@@ -207,15 +208,15 @@ class Recoverer:
         data = restoring.has_data(self._state)
         refusals = judge(own, told, silent, voters=self._voters(), lost=lost, data=data, file=bool(file))
         if file and not Path(file).is_file():
-            refusals.append(f"{file} is no file on {own.node}")
+            refusals.append(f"{file} is not a file on {own.node}")
         return own, told, refusals
 
     def _voters(self) -> set[str]:
-        """The nodes that have a vote, as far as this one knows."""
+        """Return the nodes that have a vote, as far as this node knows."""
         return {name for name, node in self._node_cache.nodes.items() if node.has(Role.VOTER)}
 
     async def _asked(self) -> tuple[dict[str, StoreWord], dict[str, str]]:
-        """The words of all other nodes that this one knows, and why the rest gave none."""
+        """Return the answers of all other known nodes, and why the rest gave none."""
         here = self._membership.identity.node.name
         names = sorted(set(self._node_cache.nodes) - {here})
         told: dict[str, StoreWord] = {}
@@ -237,10 +238,11 @@ class Recoverer:
         await asyncio.gather(*(self._peers.call(name, "POST", path, {"by": here}, deadline=ASK_S) for name in told))
 
     async def _restored(self, file: str, undo: AsyncExitStack) -> tuple[EtcdStart, str]:
-        """STATE/etcd.new, of the file or of our own member's data; what its etcd begins with, and where it is from.
+        """Make STATE/etcd.new from the file or from this node's own data. Return what its etcd starts with, and the
+        source.
 
-        Our etcd is off afterwards. An etcd whose data is gone is tried again and again: it would start with the new
-        data before the other members have given up theirs."""
+        etcd here is off afterwards. An etcd whose data is gone is restarted again and again: it would start with the
+        new data before the other members have given up theirs."""
         identity = self._membership.identity
         source, checked = Path(file), True
         if not file:
@@ -256,7 +258,8 @@ class Recoverer:
         return start, file or "own data"
 
     async def _own_copy(self) -> tuple[Path, bool]:
-        """A snapshot by our own member, which need not know a leader; where it does not answer, its file as it is."""
+        """Make a snapshot from this node's own member, which need not know a leader. If it does not answer, copy its
+        file."""
         path = self._state / "etcd.snapshot"
         path.unlink(missing_ok=True)
         gateway = Gateway(
@@ -268,7 +271,7 @@ class Recoverer:
             await upkeep.backup(gateway, path, leader=False)
             return path, True
         except VeeryError as error:
-            log.warning("our etcd gives no snapshot (%s): its file is taken", error.message)
+            log.warning("etcd of this node gives no snapshot (%s): its file is copied", error.message)
         finally:
             await gateway.close()
         await self._switch.off()
@@ -276,19 +279,20 @@ class Recoverer:
             await asyncio.to_thread(shutil.copyfile, restoring.database(self._state), path)
         except OSError as error:
             self._switch.on()
-            raise Failed(f"{error.filename}: {error.strerror}", hint="give a copy: --from FILE") from error
+            raise Failed(f"{error.filename}: {error.strerror}", hint="pass a copy: --from FILE") from error
         return path, False
 
     async def _aside(self, told: Mapping[str, StoreWord], replaced: tuple[str, ...]) -> None:
-        """Every node that answers gives up its member, the voters first, and asks ours from now on."""
+        """Order every node that answers to give up its member, the voters first, and to ask this node's member from now
+        on."""
         endpoint = client_url(self._settings, self._membership.identity.node)
         order = plain(Aside(replaced=replaced, endpoints=(endpoint,)))
         for name in sorted(told, key=lambda name: not told[name].voter):
             await self._peers.call(name, "POST", "/v1/recovery/aside", order, deadline=ORDER_S)
 
     async def _take(self, start: EtcdStart, replaced: tuple[str, ...], undo: AsyncExitStack) -> None:
-        """Our identity first: old data does not care what it says. From there on nothing is undone. Then the folders;
-        a daemon that dies between the two leaves the second to the next start of etcd."""
+        """Update this node's identity first, which does not affect the old data. From there on nothing is undone. Then
+        exchange the folders; if the daemon dies in between, the next start of etcd does that."""
         identity = self._membership.identity
         endpoint = client_url(self._settings, identity.node)
         self._trust.expect(f"it was recovered on {identity.node.name}")
@@ -301,14 +305,14 @@ class Recoverer:
         finally:
             self._switch.on()
         await server.ready(self._store.voters, endpoint, deadline=READY_S)
-        for _ in range(int(DOUBT_S / 0.2)):  # the doubt is written by the task of the trust
+        for _ in range(int(DOUBT_S / 0.2)):  # the task of the trust writes the doubt
             if self._trust.stands():
                 return
             await asyncio.sleep(0.2)
 
     # ---- a voter that was away meanwhile
     async def look_back(self) -> None:
-        """For ever, on a voter: `look` often at first, and while our member knows no leader."""
+        """Until cancelled, on a voter: call `look`, often at first, and while its member knows no leader."""
         begun, pause = self._clock.now(), LOOK_BACK_S
         while True:
             await asyncio.sleep(pause)
@@ -318,30 +322,31 @@ class Recoverer:
             pause = LOOK_BACK_S if often else LOOK_SELDOM_S
 
     async def look(self) -> bool:
-        """Give our member up where another node says that our store was; whether our member knows a leader."""
+        """Give up this node's member if another node reports that its store was given up. Return True if the member
+        knows a leader."""
         own = await self.word()
         told = (await self._asked())[0] if own.member else {}
         word = believed(own.member, told, self._voters())
         if word is None:
             return bool(own.quorum)
         async with self._one:
-            now = await self.word()  # a recovery may have made our store anew since the others were asked
+            now = await self.word()  # a recovery may have made this store again since the others were asked
             if not given_up(now.member, word):
                 return bool(now.quorum)
-            log.error("our store was given up (%s says so): its member here is put aside", word.node)
+            log.error("the store of this node was given up, as reported by %s: its member is put aside", word.node)
             try:
                 await self._votes.aside(Aside(replaced=word.replaced, endpoints=word.endpoints))
             except VeeryError as error:
-                log.error("our etcd is not put aside: %s", error.message)
+                log.error("etcd of this node could not be put aside: %s", error.message)
         return False
 
 
 def believed(cluster: str, told: Mapping[str, StoreWord], voters: Collection[str]) -> StoreWord | None:
-    """The word by which our member of the store `cluster` is to be given up; None without one. `told`: the words of the
-    nodes that answer, by the names of their certificates; `voters`: the nodes that we know to have a vote. Pure.
+    """Return the answer by which this node's member of the store `cluster` has to be given up, or None. `told`: the
+    answers of the nodes, by the names of their certificates. `voters`: the nodes known to have a vote. Pure.
 
-    A voter's word is enough. A node without a vote could take the store away from all voters by a lie; its word counts
-    only where all who answer say the same."""
+    The answer of one voter is enough. A node without a vote could take the store away from all voters by a lie. So its
+    answer counts only if all that answer say the same."""
     found = {name: word for name, word in told.items() if given_up(cluster, word)}
     known = [word for name, word in found.items() if name in voters]
     if known:
@@ -350,5 +355,5 @@ def believed(cluster: str, told: Mapping[str, StoreWord], voters: Collection[str
 
 
 def given_up(cluster: str, word: StoreWord) -> bool:
-    """Whether `word` says that the store with id `cluster` was given up, and which members are to be asked."""
+    """Return True if `word` says that the store with id `cluster` was given up, and names the members to ask."""
     return bool(cluster) and cluster in word.replaced and bool(word.endpoints) and cluster != word.member

@@ -1,4 +1,4 @@
-"""What a node does for the upkeep of the store: orders to make room, a new start of its etcd, a copy each day."""
+"""The upkeep of the store on a node: defragmentation, a restart of its etcd, a daily copy."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from veery.host.process import Service
 log = logging.getLogger(__name__)
 
 EVERY_S = 86400.0
-LOOK_S = 600.0  # between two looks whether a copy is due
-RETRY_S = 30.0  # after a copy that did not succeed
-TRUST_S = 5.0  # between two looks whether the store is trusted, which takes some seconds after a start
-KEEP = 7  # copies
+LOOK_S = 600.0  # between two checks whether a copy is due
+RETRY_S = 30.0  # after a copy that failed
+TRUST_S = 5.0  # between two checks whether the store is trusted, which takes some seconds after a start
+KEEP = 7  # number of copies
 STOP_S = 10.0  # for etcd to end by itself
-READY_S = 60.0  # for it to know a leader again
+READY_S = 60.0  # for etcd to know a leader again
 
 
 class StoreUpkeep:
-    """One a daemon; `run` is a voter's task."""
+    """The upkeep of the store. `run` is a task of a voter."""
 
     def __init__(
         self,
@@ -41,8 +41,8 @@ class StoreUpkeep:
         quota: int,
         trusted: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`services` are this node's; `quota` is the store's, in bytes; `trusted`: whether the store is the one that
-        this node knows (cluster/trust.py)."""
+        """`services` are those of this node. `quota` is that of the store, in bytes. `trusted` returns True if the
+        store is the one that this node knows (cluster/trust.py)."""
         self._trusted = trusted
         self._node, self._store, self._clock, self._quota = node, store, clock, quota
         self._etcd = next((each for each in services if each.name == "etcd"), None)
@@ -56,17 +56,18 @@ class StoreUpkeep:
         return done
 
     async def restart(self, *, force: bool = False) -> None:
-        """End this node's etcd, start the one that is installed, wait until it knows a leader. Raises Refused where no
-        etcd runs here, or the store would have no quorum meanwhile (not with `force`); Failed, StoreUnavailable."""
+        """End this node's etcd, start the installed version, and wait until it knows a leader. Raises Refused if no
+        etcd runs here, or if the store would lose its quorum meanwhile (not with `force`). Raises Failed,
+        StoreUnavailable."""
         if self._etcd is None:
-            raise Refused(f"{self._node} is no voter", hint="veery node list shows which nodes are")
+            raise Refused(f"{self._node} is not a voter", hint="veery node list shows the voters")
         process = self._etcd.process
         seen = await upkeep.look(self._store.voters)
         own = next((each for each in seen if each.voter.name == self._node), None)
         if not force:
             why = "the store has no member here" if own is None else upkeep.spare(seen, own.voter.id)
             if why:
-                hint = "bring the others up first: veery doctor --all; --force does it all the same"
+                hint = "start the other voters first: veery doctor --all; --force restarts it anyway"
                 raise Refused(f"etcd on {self._node} is not restarted: {why}", hint=hint)
         if process is None:
             raise Failed(f"etcd on {self._node} does not run", hint="see etcd.log in the run folder")
@@ -77,7 +78,7 @@ class StoreUpkeep:
             await server.ready(self._store.voters, own.endpoint, deadline=READY_S)
 
     async def _hand_over(self, seen: Sequence[upkeep.Seen], own: upkeep.Seen | None) -> None:
-        """Have another member lead first, where ours does: then nobody waits for an election."""
+        """Move the lead to another member first, if this one has it: then nothing waits for an election."""
         if own is None or own.status is None or own.status.leader != own.voter.id:
             return
         other = next((each for each in seen if each.well and each.voter.id != own.voter.id), None)
@@ -86,8 +87,8 @@ class StoreUpkeep:
 
     # ---- a copy each day
     async def run(self) -> None:
-        """For ever: keep the copies in `copies` fresh and few. While the store is not trusted there is no new one, and
-        the old ones stay: one of them may be needed."""
+        """Until cancelled: keep the copies in `copies` recent and few. While the store is not trusted, no copy is made
+        and none is removed: an old one may be needed."""
         said = ""
         while True:
             pause = LOOK_S
@@ -100,19 +101,19 @@ class StoreUpkeep:
             except (VeeryError, OSError) as error:
                 pause = RETRY_S
                 if str(error) != said:
-                    log.warning("no copy of the store yet: %s", error)
+                    log.warning("the store could not be copied yet: %s", error)
                 said = str(error)
             await asyncio.sleep(pause)
 
     async def copy(self) -> None:
-        """Make a copy where one is due, and remove what is beyond KEEP of them. Raises VeeryError, OSError."""
+        """Make a copy if one is due, and remove copies beyond KEEP. Raises VeeryError, OSError."""
         self.copies.mkdir(mode=0o700, exist_ok=True)
         now, there = self._clock.epoch(), upkeep.kept(self.copies)
         if there and 0 <= now - there[0].stat().st_mtime < EVERY_S:
             return
         usage = shutil.disk_usage(self.copies)
         if not upkeep.room_for_copy(usage.free, usage.total, self._quota):
-            raise Failed(f"too little room for it in {self.copies}", hint="make room there")
+            raise Failed(f"there is too little space for a copy in {self.copies}", hint="free some space there")
         path = self.copies / upkeep.name_of(now)
         size = await upkeep.backup(self._store.gateway, path)
         log.info("the store was copied to %s, %d bytes", path, size)

@@ -1,4 +1,4 @@
-"""Which node of the cluster a user means: by its name, its address, or a host name that resolves to its address."""
+"""Finds the node that a user names: by its name, its address, or a host name that resolves to its address."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RESOLVE_DEADLINE_S = 3.0
 
 
 async def find_node(target: str, nodes: Sequence[Node]) -> Node:
-    """The node that `target` names. Raises Refused with the names and addresses of the nodes there are."""
+    """Return the node that `target` names. Raises Refused with the names and addresses of all nodes."""
     for node in nodes:
         if target in (node.name, *node.addresses):
             return node
@@ -26,7 +26,7 @@ async def find_node(target: str, nodes: Sequence[Node]) -> Node:
 
 
 async def _resolve(name: str) -> set[str]:
-    """The addresses of host `name`; empty where there is none or the resolver does not answer in time."""
+    """Return the addresses of host `name`; empty if there are none, or the resolver does not answer in time."""
     try:
         async with asyncio.timeout(RESOLVE_DEADLINE_S):
             found = await asyncio.get_running_loop().getaddrinfo(name, None, type=socket.SOCK_STREAM)

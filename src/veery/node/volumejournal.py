@@ -1,4 +1,4 @@
-"""What this node has begun of moves of volumes and not ended."""
+"""The journal of volume moves that this node has begun and not ended."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from veery.model.volume import VolumeMove
 
 
 class Side(StrEnum):
-    """Which part of the move this node has."""
+    """The part of this node in the move."""
 
     SOURCE = "source"
     TARGET = "target"
@@ -21,25 +21,25 @@ class Side(StrEnum):
 
 
 class Journal:
-    """What this node has begun of moves of volumes and not ended: a file a side."""
+    """The volume moves that this node has begun and not ended: one file for each side."""
 
     def __init__(self, folder: Path) -> None:
-        """`folder` is made when first written to."""
+        """`folder` is created at the first write."""
         self._folder = folder
 
     def write(self, side: Side, move: VolumeMove) -> None:
-        """Remember. Raises Failed on a full disk."""
+        """Record the move. Raises Failed on a full disk."""
         try:
             write_atomic(self._path(side, move), encode(move))
         except OSError as error:
-            raise Failed(f"cannot journal the move: {error}", hint=f"make room in {self._folder}") from error
+            raise Failed(f"cannot journal the move: {error}", hint=f"free some space in {self._folder}") from error
 
     def strike(self, side: Side, move: VolumeMove) -> None:
-        """Forget it: it is over on this side."""
+        """Remove the move: it is over on this side."""
         self._path(side, move).unlink(missing_ok=True)
 
     def open(self) -> list[tuple[Side, VolumeMove]]:
-        """What is begun and not ended. A file that cannot be read is put aside: see docs/hosts.md."""
+        """Return the moves that are begun and not ended. A file that cannot be read is put aside: see docs/hosts.md."""
         found = []
         for path in sorted(self._folder.glob("*.json")):
             move = kept.take(path, VolumeMove)
@@ -49,12 +49,12 @@ class Journal:
         return found
 
     def illegible(self) -> list[tuple[Side, str]]:
-        """Side and id of each move whose file was put aside."""
+        """Return side and id of each move whose file was put aside."""
         names = [path.name.split(".") for path in self._folder.glob(f"*.json{kept.SUFFIX}")]
         return [(Side(words[1]), words[0]) for words in names if words[1] in tuple(Side)]
 
     def has(self, side: Side, move: VolumeMove) -> bool:
-        """Whether that is open."""
+        """Return True if the move is open on that side."""
         return self._path(side, move).exists()
 
     def _path(self, side: Side, move: VolumeMove) -> Path:

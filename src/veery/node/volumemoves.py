@@ -1,12 +1,12 @@
-"""Volumes that move from one storage node to another, under a running domain or under none.
+"""Moves volumes from one storage node to another, under a running domain or without one.
 
-    source   leads: asks the target for a place, writes the move's key, cleans up when all is over
-    target   makes the new bytes and serves them; copies them itself where no domain runs
-    domain   the node where the domain runs: its hypervisor copies, COMMITs and turns to the new LUN
+    source   leads: asks the target for a place, writes the move's key, cleans up at the end
+    target   makes the new bytes and serves them; copies them itself if no domain runs
+    domain   the node where the domain runs: its hypervisor copies, COMMITs and switches to the new LUN
 
 At any moment the volume's record names the one place that has every acknowledged write (veery.cluster.volumegate).
-Each side journals what it has begun. Whoever comes back drops the move's key, reads the record, and obeys: the target
-and the source touch their bytes only when the domain's node has let go of them."""
+Each side journals what it has begun. A side that comes back drops the move's key, reads the record, and follows it. The
+target and the source touch their bytes only when the domain's node no longer uses them."""
 
 from __future__ import annotations
 
@@ -52,17 +52,17 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 Report = Callable[[str, int, int], None]
-"""Hears of the step, bytes done and bytes in all."""
+"""Called with the step, the bytes done and the bytes in all."""
 
-LOOK = 1.0  # seconds between two looks at the move's key while bytes flow
-RETRY = 1.0
-SILENCE = 45.0  # seconds without a line from the node that copies
-MAKING = 3600.0  # seconds in which the target makes its bytes: a logical volume is zeroed
-PIECE = 1 << 20
+KEY_CHECK_INTERVAL_S = 1.0  # seconds between two checks of the move's key while bytes flow
+RETRY_INTERVAL_S = 1.0
+SILENCE_S = 45.0  # seconds without a line from the node that copies
+MAKE_DEADLINE_S = 3600.0  # seconds for the target to make its bytes: a logical volume is zeroed
+PIECE_BYTES = 1 << 20
 
 
 class VolumeMoves:
-    """This node's part of every move of a volume. `run` owns their tasks."""
+    """This node's part in every move of a volume. `run` owns the tasks."""
 
     def __init__(
         self,
@@ -77,27 +77,28 @@ class VolumeMoves:
         hold: Hold,
         folder: Path,
     ) -> None:
-        """`folder` is the journal's; `hold` may hold it before COMMIT and before FINISH, when the domain stands."""
+        """`folder` is that of the journal. `hold` may pause a move before COMMIT and before FINISH, while the domain is
+        paused."""
         self.node = service.node
         self._service, self._domains, self._driver, self._attacher = service, domains, driver, attacher
         self._store, self._peers, self._clock, self._hold = store, peers, clock, hold
         self._journal = Journal(folder)
         self._at_work: dict[tuple[Side, str], VolumeMove] = {}
-        self._leading: dict[str, asyncio.Task[VolumeMoved]] = {}  # volume: the move that we lead
+        self._leading: dict[str, asyncio.Task[VolumeMoved]] = {}  # volume: the move that this node leads
         self._kept: dict[str, contextlib.ExitStack] = {}  # move: holds a volume whose end is not yet settled
         self._tasks: asyncio.TaskGroup | None = None
         self._said: dict[str, str] = {}
-        self._again: set[tuple[Side, str]] = set()  # asked for in the store: their files were put aside
+        self._again: set[tuple[Side, str]] = set()  # read again from the store: their files were put aside
 
     # ---- orders, on the volume's node
 
     def start(
         self, name: str, storage: str, *, rate: int, remove_source: bool, report: Report
     ) -> asyncio.Task[VolumeMoved]:
-        """Begin to move volume `name` of this node to node `storage`; the task goes on when its caller leaves. It
-        raises Refused, Failed (the volume is where it was), OutcomeUnknown."""
+        """Begin to move volume `name` of this node to node `storage`. The returned task continues when its caller
+        leaves. It raises Refused, Failed (the volume is where it was), OutcomeUnknown."""
         if self._tasks is None:
-            raise Refused("this node is not ready yet", hint="try again in a second")
+            raise Refused("veeryd on this node is still starting", hint="try again in a second")
         if name in self._leading:
             raise Refused(f"volume {name} is being moved", hint=f"to stop it: veery volume move --cancel {name}")
         work = self._lead(name, storage, rate=rate, remove_source=remove_source, report=report)
@@ -112,14 +113,17 @@ class VolumeMoves:
         return task
 
     async def cancel(self, name: str) -> None:
-        """Stop the move of volume `name`; returns when it is over. Raises Refused where none is under way, or it is
-        past COMMIT."""
+        """Stop the move of volume `name`; return when it is over. Raises Refused if none is under way, or if it is past
+        COMMIT."""
         task = self._leading.get(name)
         if task is None:
             raise Refused(f"volume {name} is not being moved", hint="veery volume list shows where it is")
         move = await gate.standing(self._store, name)
         if move is not None and gate.arrived(await gate.drop(self._store, move), move):
-            raise Refused(f"too late: volume {name} is on {move.target}", hint="move it back")
+            raise Refused(
+                f"too late: volume {name} is on {move.target}",
+                hint=f"to move it back: veery volume move {name} {self.node}",
+            )
         task.cancel()
         await asyncio.wait({task})
 
@@ -154,7 +158,7 @@ class VolumeMoves:
     async def _plan(
         self, volume: Volume, target: str, rate: int, remove_source: bool
     ) -> tuple[VolumeMove, Owner | None]:
-        """The move, journalled; nothing is changed yet. Raises Refused."""
+        """Plan the move and journal it; nothing is changed yet. Raises Refused."""
         owner, uuid, vdev = await self._user(volume)
         told = await self._peers.call(target, "POST", _path(volume.name, "place"), plain(volume), deadline=30)
         least = 1 + max(one.tid for one in await self._service.records.volumes())
@@ -180,14 +184,14 @@ class VolumeMoves:
         node = next((each for each in nodes if storage in (each.name, each.address)), None)
         if node is None or not node.has(Role.STORAGE):
             names = ", ".join(each.name for each in nodes if each.has(Role.STORAGE))
-            raise Refused(f"{storage} is no storage node", hint=f"storage nodes: {names}")
+            raise Refused(f"{storage} is not a storage node", hint=f"storage nodes: {names}")
         if node.name == self.node:
-            raise Refused(f"it is on {self.node} already", hint="name another storage node: veery node list")
+            raise Refused(f"the volume is on {self.node} already", hint="name another storage node: veery node list")
         return node.name
 
     async def _user(self, volume: Volume) -> tuple[Owner | None, str, str]:
-        """The one running domain that uses the volume: owner, UUID and its name for the disk. Raises Refused where it
-        cannot go over."""
+        """Return the one running domain that uses the volume: its owner, its UUID and its name for the disk. Raises
+        Refused if the disk cannot be switched."""
         found = await self._users(volume.name)
         if not found:
             return None, "", ""
@@ -209,14 +213,17 @@ class VolumeMoves:
         return found
 
     async def _carry(self, move: VolumeMove, owner: Owner | None, report: Report) -> tuple[float, int]:
-        """Everything up to COMMIT and, where a domain runs, its turn to the new LUN: how long it stood (ms), bytes."""
+        """Do everything up to COMMIT and, if a domain runs, its switch to the new LUN. Return how long the domain was
+        paused (ms), and the bytes."""
         move = await gate.begin(self._store, move, owner)
         self._journal.write(Side.SOURCE, move)
-        # A domain that claimed its name before our key stood is seen here; one that comes later sees our key.
+        # A domain that claimed its name before this key was written is seen here; one that comes later sees this key.
         if [one.domain for one, _ in await self._users(move.volume)] != ([owner.domain] if owner else []):
             raise Refused(f"a domain that uses volume {move.volume} has just started or ended", hint="try again")
         report("making room", 0, 0)
-        await self._peers.call(move.target, "POST", _path(move.volume, "take-in"), plain(move), deadline=MAKING)
+        await self._peers.call(
+            move.target, "POST", _path(move.volume, "take-in"), plain(move), deadline=MAKE_DEADLINE_S
+        )
         where, order = (move.node, "mirror") if owner else (move.target, "fetch")
         result: dict[str, Any] = {}
         async for event in _follow(self._peers, where, _path(move.volume, order), plain(move)):
@@ -229,18 +236,18 @@ class VolumeMoves:
         return float(result.get("pause_ms", 0.0)), int(result.get("bytes", 0))
 
     async def _conclude(self, move: VolumeMove) -> tuple[bool, str]:
-        """The move is over: whether the volume is at the target, and where our bytes are kept then ("": removed). What
-        does not succeed now is tried again by `run`. Raises OutcomeUnknown."""
+        """End the move. Return whether the volume is at the target, and where the bytes of this node are kept then ("":
+        removed). A step that fails now is tried again by `run`. Raises OutcomeUnknown."""
         done, kept = gate.arrived(await self._dropped(move, deadline=30.0), move), ""
         try:
             kept = await self._clear(move, done=done)
             await self._peers.call(move.target, "POST", _path(move.volume, "settle"), {}, deadline=30)
         except VeeryError as error:
-            log.warning("volume=%s move=%s not settled yet: %s", move.volume, move.id, error.message)
+            log.warning("volume=%s move=%s is not settled yet: %s", move.volume, move.id, error.message)
         return done, kept
 
     async def _clear(self, move: VolumeMove, *, done: bool) -> str:
-        """The last that is done at the source."""
+        """Do the last steps at the source."""
         kept = ""
         await self._let_go(move)
         if done:
@@ -255,14 +262,14 @@ class VolumeMoves:
         return await self._service.mine().place(volume)
 
     async def take_in(self, move: VolumeMove) -> None:
-        """Make the new bytes and serve them. Raises Refused, Failed; nothing is left then."""
+        """Make the new bytes and serve them. Raises Refused, Failed; then nothing is left."""
         volumes, move = self._service.mine(), await self._known(move, move.target)
         self._journal.write(Side.TARGET, move)
         with self._working(Side.TARGET, move):
             await volumes.take_in(move.place, move.node)
 
     async def fetch(self, move: VolumeMove, report: Report) -> dict[str, Any]:
-        """Copy a volume that nobody uses from its node. Raises Failed, Refused."""
+        """Copy a volume that no domain uses from its node. Raises Failed, Refused."""
         move = await self._known(move, move.target)
         with self._working(Side.TARGET, move):
             return {"bytes": await self._while_standing(move, self._fetch(move, report))}
@@ -286,15 +293,15 @@ class VolumeMoves:
                         if move.rate:
                             await self._clock.sleep(max(0.0, done / move.rate - (self._clock.now() - begun)))
                 if at != offset + length:
-                    raise Failed(f"{move.source} broke off in the middle", hint="see veeryd's log there")
+                    raise Failed(f"{move.source} closed the connection before the end", hint="see veeryd's log there")
         await asyncio.to_thread(sync, path)
         return done
 
     # ---- the domain's node
 
     async def mirror(self, move: VolumeMove, report: Report) -> dict[str, Any]:
-        """Copy the disk of a domain that runs here, COMMIT, turn it to the new LUN. Raises Failed, Refused: the domain
-        goes on with the LUN that it had."""
+        """Copy the disk of a domain that runs here, COMMIT, and switch it to the new LUN. Raises Failed, Refused: the
+        domain continues with its old LUN."""
         driver = self._driver
         if not isinstance(driver, DiskSwitcher):
             raise Refused(f"the driver {driver.name} cannot move a disk under a domain", hint="shut the domain down")
@@ -327,15 +334,15 @@ class VolumeMoves:
         try:
             await gate.commit(self._store, move, owner)
         except StoreUnavailable:
-            raise  # surely not taken
+            raise  # surely not committed
         except OutcomeUnknown:
-            log.warning("volume=%s move=%s COMMIT unanswered: asking the store", move.volume, move.id)
+            log.warning("volume=%s move=%s: no answer to COMMIT, asking the store", move.volume, move.id)
             if not gate.arrived(await self._dropped(move), move):
                 raise Failed(f"volume {move.volume}: the store did not take the COMMIT") from None
         await self._hold.at(Phase.FINISH)
 
     async def let_go(self, move: str, *, deadline: float = 60.0) -> bool:
-        """Whether this node's domain has nothing more to do with a move that is over; waits for that a while."""
+        """Return True when this node's domain no longer needs a move that is over; False after `deadline` seconds."""
         ends = self._clock.now() + deadline
         while any(one.id == move for side, one in self._journal.open() if side is Side.DOMAIN):
             if self._clock.now() > ends:
@@ -343,10 +350,10 @@ class VolumeMoves:
             await self._clock.sleep(0.1)
         return True
 
-    # ---- whoever comes back
+    # ---- recovery
 
     def recall(self) -> None:
-        """Take up what the journal holds. Call once, before tgtd is compared with the records."""
+        """Resume what the journal holds. Call once, before tgtd is compared with the records."""
         for side, move in self._journal.open():
             log.info("volume=%s move=%s side=%s found open", move.volume, move.id, side)
             if side is Side.TARGET:
@@ -356,7 +363,7 @@ class VolumeMoves:
                 stack.enter_context(self._service.mine().leaving(move.volume))
 
     async def run(self) -> None:
-        """Own every task; settle what is open and nobody is at work on; for ever."""
+        """Own every task, and settle open moves that no task works on, until cancelled."""
         async with asyncio.TaskGroup() as group:
             self._tasks = group
             try:
@@ -366,13 +373,13 @@ class VolumeMoves:
                     except (VeeryError, OSError) as error:
                         if not is_shortage(error):
                             raise
-                        log.error("moves of volumes are not settled for now: %s", error)
-                    await self._clock.sleep(RETRY)
+                        log.error("moves of volumes cannot be settled now: %s", error)
+                    await self._clock.sleep(RETRY_INTERVAL_S)
             finally:
                 await tasks.stop(*self._leading.values())
 
     async def settle(self) -> None:
-        """Go once through what is open. Never raises VeeryError."""
+        """Try once to settle every open move. Never raises VeeryError."""
         await self._take_again()
         for side, move in self._journal.open():
             if (side, move.id) in self._at_work:
@@ -383,23 +390,26 @@ class VolumeMoves:
                     await act[side](move)
             except VeeryError as error:
                 if self._said.get(move.id) != error.message:
-                    log.warning("volume=%s move=%s %s not settled yet: %s", move.volume, move.id, side, error.message)
+                    log.warning(
+                        "volume=%s move=%s %s is not settled yet: %s", move.volume, move.id, side, error.message
+                    )
                 self._said[move.id] = error.message
 
     async def _take_again(self) -> None:
-        """Of a move whose file could not be read, the store has the same record until the move is decided."""
+        """Read moves again from the store whose files could not be read: the store has the same record until the move
+        is decided."""
         lost = [each for each in self._journal.illegible() if each not in self._again]
         if not lost:
             return
         try:
             standing = await VOLUME_MOVES.readable(self._store)
         except VeeryError as error:
-            log.debug("moves of volumes not asked for: %s", error.message)
+            log.debug("moves of volumes could not be read: %s", error.message)
             return
         self._again |= set(lost)
         for side, move in ((side, move) for side, id in lost for move in standing.values() if move.id == id):
-            log.warning("volume=%s move=%s side=%s taken from the store again", move.volume, move.id, side)
-            with contextlib.suppress(VeeryError):  # a full disk: the key of the move stands, and cancelling it helps
+            log.warning("volume=%s move=%s side=%s read again from the store", move.volume, move.id, side)
+            with contextlib.suppress(VeeryError):  # a full disk: the key of the move stays, and cancelling helps
                 self._journal.write(side, move)
 
     async def _settle_source(self, move: VolumeMove) -> None:
@@ -407,12 +417,14 @@ class VolumeMoves:
         await self._clear(move, done=gate.arrived(record, move))
         if stack := self._kept.pop(move.id, None):
             stack.close()
-        log.info("volume=%s move=%s settled: it is on %s", move.volume, move.id, record.node if record else "no node")
+        log.info(
+            "volume=%s move=%s settled: the volume is on %s", move.volume, move.id, record.node if record else "no node"
+        )
 
     async def _settle_target(self, move: VolumeMove) -> None:
         standing = await gate.standing(self._store, move.volume)
         if standing is not None and standing.id == move.id:
-            return  # it goes on
+            return  # it continues
         record = await VOLUMES.get(self._store, move.volume)
         if gate.arrived(record, move):
             await self._service.mine().arrived(move.place)
@@ -427,12 +439,12 @@ class VolumeMoves:
         if isinstance(self._driver, DiskSwitcher):
             if any(reading.uuid == move.uuid for reading in await self._driver.list()):
                 await portal.require(move.place.portal, (await self._attacher.lun(move.place)).initiator)
-            with contextlib.suppress(Refused):  # it is not here any more
+            with contextlib.suppress(Refused):  # it is no longer here
                 await self._driver.settle_disk(move.uuid, move.vdev, lun)
         self._journal.strike(Side.DOMAIN, move)
 
     async def _let_go(self, move: VolumeMove) -> None:
-        """Return once the domain's QEMU writes to one of the two LUNs only. Raises Failed: ask again."""
+        """Return once the domain's QEMU writes to only one of the two LUNs. Raises Failed: call it again."""
         if not move.node:
             return
         try:
@@ -444,12 +456,15 @@ class VolumeMoves:
             owner = await owners.read(self._store, move.domain)
             released = owner is None or owner.node != move.node  # it has ended, or was fenced
         if not released:
-            raise Failed(f"{move.node} has not yet let go of volume {move.volume}", hint="is veeryd running there?")
+            raise Failed(
+                f"{move.node} still uses the old LUN of volume {move.volume}",
+                hint="check that veeryd runs there: systemctl status veeryd",
+            )
 
     # ---- smaller parts
 
     async def _dropped(self, move: VolumeMove, *, deadline: float | None = None) -> Volume | None:
-        """As gate.drop, asked until the store answers. Raises OutcomeUnknown after `deadline` seconds."""
+        """Call gate.drop until the store answers. Raises OutcomeUnknown after `deadline` seconds."""
         try:
             async with asyncio.timeout(deadline):
                 while True:
@@ -457,15 +472,17 @@ class VolumeMoves:
                         return await gate.drop(self._store, move)
                     except (StoreUnavailable, OutcomeUnknown) as error:
                         log.warning("volume=%s move=%s: %s", move.volume, move.id, error.message)
-                        await self._clock.sleep(RETRY)
+                        await self._clock.sleep(RETRY_INTERVAL_S)
         except TimeoutError as error:
             raise OutcomeUnknown(
-                f"the store does not say where volume {move.volume} is", hint="veery volume list, once etcd is back"
+                f"the store does not answer where volume {move.volume} is", hint="when etcd is back: veery volume list"
             ) from error
 
     async def _known(self, move: VolumeMove, node: str) -> VolumeMove:
-        """The move as the store has it: an order of another node names it, and decides nothing of it. `node` is the one
-        that the order is for. Raises Refused where it does not stand, or is another node's; StoreUnavailable."""
+        """Return the move as the store has it: another node's order only names it. `node` is the node that the order is
+        for.
+
+        Raises Refused if the move does not exist or the order is for another node. Raises StoreUnavailable."""
         check_move(move.id)
         known = await gate.standing(self._store, move.volume)
         if known is None or replace(known, revision=0) != replace(move, revision=0) or node != self.node:
@@ -474,7 +491,7 @@ class VolumeMoves:
         return known
 
     async def _while_standing(self, move: VolumeMove, work: Coroutine[Any, Any, T]) -> T:
-        """Do `work` as long as the move's key stands. Raises Failed when that was taken away."""
+        """Run `work` for as long as the move's key exists. Raises Failed when the key is deleted."""
         working = asyncio.create_task(work, name=f"{move.volume} copies")
         watching = asyncio.create_task(self._broken_off(move), name=f"{move.volume} looks")
         try:
@@ -482,14 +499,15 @@ class VolumeMoves:
             if working.done():
                 return await working
             raise Failed(
-                f"the move of volume {move.volume} was broken off", hint=f"it is on {move.source}; order it again"
+                f"the move of volume {move.volume} was interrupted",
+                hint=f"the volume is on {move.source}; order the move again",
             )
         finally:
             await tasks.stop(working, watching)
 
     async def _broken_off(self, move: VolumeMove) -> None:
         while True:
-            await self._clock.sleep(LOOK)
+            await self._clock.sleep(KEY_CHECK_INTERVAL_S)
             with contextlib.suppress(StoreUnavailable):
                 standing = await gate.standing(self._store, move.volume)
                 if standing is None or standing.id != move.id:
@@ -497,7 +515,7 @@ class VolumeMoves:
 
     @contextlib.contextmanager
     def _working(self, side: Side, move: VolumeMove) -> Any:
-        """Within it `settle` leaves that part alone."""
+        """Keep `settle` from this part of the move meanwhile."""
         key = (side, move.id)
         if key in self._at_work:
             raise Refused(f"volume {move.volume} is being moved already", hint="veery moves shows how far it is")
@@ -515,7 +533,8 @@ def _path(name: str, order: str) -> str:
 def _undone(move: VolumeMove, why: BaseException | None) -> BaseException:
     if isinstance(why, asyncio.CancelledError):
         return Failed(
-            f"cancelled: volume {move.volume} is on {move.source} as before", hint="order it again when it suits"
+            f"cancelled: volume {move.volume} is on {move.source} as before",
+            hint="nothing to do; the move can be ordered again",
         )
     if isinstance(why, VeeryError):
         kind = Refused if isinstance(why, Refused) else Failed
@@ -524,13 +543,13 @@ def _undone(move: VolumeMove, why: BaseException | None) -> BaseException:
 
 
 async def _follow(peers: Peers, node: str, path: str, body: Any) -> AsyncIterator[dict[str, Any]]:
-    """The lines of a long answer. Raises the error that it ended with, OutcomeUnknown when it broke off."""
+    """Yield the lines of a long answer. Raises the error that ended it, OutcomeUnknown if the connection closed."""
     try:
         async with await peers.open(node, "POST", path, json=body) as response:
             if response.status >= 400:
                 await read_answer(response)
             while True:
-                async with asyncio.timeout(SILENCE):
+                async with asyncio.timeout(SILENCE_S):
                     line = await response.content.readline()
                 if not line:
                     break
@@ -542,18 +561,26 @@ async def _follow(peers: Peers, node: str, path: str, body: Any) -> AsyncIterato
                 if event["event"] == "done":
                     return
     except (TimeoutError, aiohttp.ClientError, ConnectionError) as error:
-        raise OutcomeUnknown(f"{node} broke off: {error or 'timeout'}", hint=f"is veeryd on {node} running?") from error
-    raise OutcomeUnknown(f"{node} broke off", hint=f"is veeryd on {node} running?")
+        raise OutcomeUnknown(
+            f"{node} closed the connection: {error or 'timeout'}",
+            hint=f"check that veeryd runs on {node}: systemctl status veeryd",
+        ) from error
+    raise OutcomeUnknown(
+        f"{node} closed the connection", hint=f"check that veeryd runs on {node}: systemctl status veeryd"
+    )
 
 
 async def _pieces(response: aiohttp.ClientResponse, node: str) -> AsyncIterator[bytes]:
-    """The body, held up by nobody for longer than SILENCE. Raises Failed."""
+    """Yield the body in pieces; no piece may take longer than SILENCE_S seconds. Raises Failed."""
     try:
         while True:
-            async with asyncio.timeout(SILENCE):
-                piece = await response.content.read(PIECE)
+            async with asyncio.timeout(SILENCE_S):
+                piece = await response.content.read(PIECE_BYTES)
             if not piece:
                 return
             yield piece
     except (TimeoutError, aiohttp.ClientError, ConnectionError) as error:
-        raise Failed(f"{node} broke off: {error or 'timeout'}", hint=f"is veeryd on {node} running?") from error
+        raise Failed(
+            f"{node} closed the connection: {error or 'timeout'}",
+            hint=f"check that veeryd runs on {node}: systemctl status veeryd",
+        ) from error

@@ -1,5 +1,5 @@
-"""Volumes as a whole: their records in the store, the bytes and targets of this node where it is a storage node,
-and the domains that use them."""
+"""Volumes as a whole: their records in the store, the bytes and targets of this node if it is a storage node, and the
+domains that use them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-REPAIR = 10.0  # seconds between two comparisons of tgtd with the records, besides those after each change
+REPAIR_INTERVAL_S = 10.0  # seconds between two comparisons of tgtd with the records, apart from those after each change
 
 
 class VolumeRecords:
@@ -35,16 +35,15 @@ class VolumeRecords:
         opener: Callable[[str, ChapSecret], Awaitable[str]] | None = None,
         remembered: Callable[[], Iterable[Initiator]] = tuple,
     ) -> None:
-        """`opener` opens a node's sealed password, on storage nodes; what it does not open is looked for in
-        `remembered`."""
+        """`opener` opens a node's sealed password, on storage nodes. If it cannot, `remembered` is searched."""
         self._store, self._opener, self._remembered = store, opener, remembered
         self._opened: dict[str, tuple[ChapSecret, str]] = {}
-        self._closed: dict[str, str] = {}  # by node: why its password is not known
+        self._closed: dict[str, str] = {}  # by node: why its password is unknown
         self._memory: dict[str, dict[str, Any]] = {}  # by kind: the records as last read
 
     async def _known(self, kind: Kind[T]) -> dict[str, T]:
-        """All records of `kind`; of one that cannot be read, the last that could. Raises Unreadable where there is
-        none: then it is not known what must be kept."""
+        """Return all records of `kind`, and the last readable version of one that cannot be read. Raises Unreadable if
+        there is none: then it is unknown what must be kept."""
         found, bad = await kind.sifted(self._store)
         memory = self._memory.get(kind.prefix, {})
         for name, error in bad.items():
@@ -59,20 +58,21 @@ class VolumeRecords:
         return tuple((await self._known(VOLUMES)).values())
 
     async def initiators(self) -> Sequence[Initiator]:
-        """As Records.initiators: of the nodes that run domains; one whose record cannot be read may be one."""
+        """As Records.initiators: those of the nodes that run domains. A node whose record cannot be read may run
+        some."""
         nodes, unreadable = await NODES.sifted(self._store)
         runs = {name for name, node in nodes.items() if node.has(Role.HYPERVISOR)} | set(unreadable)
         known, secrets = await self._known(INITIATORS), await CHAP_SECRETS.readable(self._store)
         return tuple([await self._opening(one, secrets) for name, one in known.items() if name in runs])
 
     async def _opening(self, one: Initiator, secrets: Mapping[str, ChapSecret]) -> Initiator:
-        """With its password; without one where it is sealed, and neither opened nor remembered. A store that cannot
-        be read is no reason to give it up: then it is raised."""
+        """Return `one` with its password, or without it if it is sealed and neither opened nor remembered. If the store
+        cannot be read, raise that instead."""
         secret = secrets.get(one.node)
         if one.password or self._opener is None:
             return one
         if secret is None:
-            return self._unknown(one, "it has not told it yet")
+            return self._unknown(one, "the node has not recorded it yet")
         opened, password = self._opened.get(one.node, (None, ""))
         if opened != secret:
             try:
@@ -87,13 +87,14 @@ class VolumeRecords:
 
     def _unknown(self, one: Initiator, why: str, id: str = "") -> Initiator:
         if self._closed.get(one.node) != why:
-            log.warning("the CHAP password of %s is not known here: %s", one.node, why)
+            log.warning("the CHAP password of %s is unknown here: %s", one.node, why)
         self._closed[one.node] = why
         fit = (each for each in self._remembered() if (each.iqn, each.user) == (one.iqn, one.user) and each.password)
         return next((each for each in fit if id in ("", initiators.identify(each.node, each.password))), one)
 
     async def denied(self) -> Collection[tuple[str, str]]:
-        """As Records.denied: a fenced node at every volume, those that are made later too, until it is admitted."""
+        """As Records.denied: until it is admitted, a fenced node is denied every volume, including those that are made
+        later."""
         fences, unreadable = await FENCES.sifted(self._store)
         shut = [name for name, fence in fences.items() if fence.state is not FenceState.ADMITTING] + [*unreadable]
         if not shut:
@@ -102,7 +103,7 @@ class VolumeRecords:
         return frozenset((volume, known[name].iqn) for volume in ("", *volumes) for name in shut if name in known)
 
     async def users(self, name: str) -> Sequence[str]:
-        """As Records.users: the domains that run, or are being started, and name the volume."""
+        """As Records.users: the domains that run or are being started, and name the volume."""
         found: list[str] = []
         owners, bad = await OWNERS.sifted(self._store)
         for domain in (*owners, *bad):
@@ -115,7 +116,7 @@ class VolumeRecords:
         """As Records.put."""
         conditions = [Unchanged(VOLUMES.key(volume.name), 0)] if new else []
         if not (await self._store.commit(conditions, [VOLUMES.put(volume.name, volume)])).held:
-            raise Refused(f"there is a volume {volume.name} already", hint="veery volume list shows it")
+            raise Refused(f"volume {volume.name} exists already", hint="veery volume list shows it")
 
     async def take_tid(self, least: int) -> int:
         """As Records.take_tid."""
@@ -127,14 +128,14 @@ class VolumeRecords:
 
 
 class VolumeService:
-    """What users order of volumes. `here` is None where this node is no storage node."""
+    """The orders of users for volumes. `here` is None if this node is not a storage node."""
 
     def __init__(self, node: str, store: Store, peers: Peers, records: VolumeRecords, here: Volumes | None) -> None:
         self.node, self.records, self.here = node, records, here
         self._store, self._peers = store, peers
 
     async def list(self) -> list[dict[str, object]]:
-        """Every volume of the cluster with its users."""
+        """Return every volume of the cluster with its users."""
         users: dict[str, list[str]] = {}
         records = await DOMAINS.readable(self._store)
         for domain, owner in (await OWNERS.readable(self._store)).items():
@@ -145,25 +146,25 @@ class VolumeService:
         return [{"volume": one, "used_by": users.get(one.name, [])} for one in volumes]
 
     async def find(self, name: str) -> Volume:
-        """One volume. Raises Refused where there is none."""
+        """Return one volume. Raises Refused if it does not exist."""
         volume = await VOLUMES.get(self._store, name)
         if volume is None:
-            raise Refused(f"there is no volume {name}", hint="veery volume list shows those there are")
+            raise Refused(f"there is no volume {name}", hint="veery volume list shows the volumes")
         return volume
 
     async def storage_node(self, wanted: str = "") -> str:
-        """The node that a new volume is made on: `wanted`, else this one, else the first storage node."""
+        """Return the node for a new volume: `wanted`, otherwise this one, otherwise the first storage node."""
         names = [name for name, node in (await NODES.readable(self._store)).items() if node.has(Role.STORAGE)]
         if wanted and wanted not in names:
-            raise Refused(f"{wanted} is no storage node", hint=f"storage nodes: {', '.join(names) or 'none'}")
+            raise Refused(f"{wanted} is not a storage node", hint=f"storage nodes: {', '.join(names) or 'none'}")
         if not names:
             raise Refused("the cluster has no storage node", hint="join one with --roles storage")
         return wanted or (self.node if self.node in names else names[0])
 
     def mine(self) -> Volumes:
-        """The volumes of this node. Raises Refused where it is no storage node."""
+        """Return the volumes of this node. Raises Refused if it is not a storage node."""
         if self.here is None:
-            raise Refused(f"{self.node} is no storage node", hint="veery node list shows which are")
+            raise Refused(f"{self.node} is not a storage node", hint="veery node list shows the storage nodes")
         return self.here
 
     async def resize(self, name: str, size: int) -> Volume:
@@ -180,12 +181,12 @@ class VolumeService:
             except VeeryError as error:
                 raise Failed(
                     f"volume {name} has grown, but {domain} on {owner.node} was not told: {error.message}",
-                    hint=f"once {owner.node} answers: veery volume resize {name} {volume.size}",
+                    hint=f"when {owner.node} answers: veery volume resize {name} {volume.size}",
                 ) from error
         return volume
 
     async def run(self) -> None:
-        """For ever, on a storage node: bring tgtd to what the records say, at each change of them and now and then."""
+        """Until cancelled, on a storage node: make tgtd match the records, at each change and at intervals."""
         if self.here is None:
             return
         async with asyncio.TaskGroup() as tasks:
@@ -195,15 +196,15 @@ class VolumeService:
             while True:
                 await self.repair()
                 try:
-                    async with asyncio.timeout(REPAIR):
+                    async with asyncio.timeout(REPAIR_INTERVAL_S):
                         await changed.wait()
                 except TimeoutError:
                     pass
                 changed.clear()
 
     async def repair(self) -> None:
-        """Compare and mend once; what does not succeed is logged, and tried again later."""
+        """Compare and correct tgtd once. A failure is logged, and the next comparison tries again."""
         try:
             await self.mine().reconcile()
         except (VeeryError, OSError) as error:
-            log.warning("targets not reconciled: %s", error)
+            log.warning("targets could not be reconciled: %s", error)

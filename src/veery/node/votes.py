@@ -1,10 +1,10 @@
-"""This node's vote in the store, given and given up in place.
+"""Gives this node a vote in the store, and removes it, in place.
 
 on   1 a learner is added       2 the identity says so     3 etcd starts, catches up, gets its vote
 off  1 the member is removed    2 the identity says so     3 etcd ends, its data is put aside
 
-A daemon that dies after 1 is helped by the same order again: each step finds what was done. After 2 the next daemon
-goes on by itself. Between nodes of the cluster, the order is carried out on the node that it is about."""
+If the daemon dies after step 1, the same order continues: each step finds what is done. After step 2 the next daemon
+continues by itself. The node itself carries out the order."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ from veery.node.membership import Membership
 log = logging.getLogger(__name__)
 
 VOTE_S = 60.0  # for a new member to catch up and get its vote
-UP_FIRST = "bring it up first (veery doctor --all), or put it out: veery node forget NODE"
+UP_FIRST = "start it first (veery doctor --all), or remove it: veery node forget NODE"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vote:
-    """What a change came to: how many votes there are now, and what is to be said of that."""
+    """The result of a change: how many votes there are now, and a warning about that."""
 
     votes: int
     warning: str = ""
 
 
 class Votes:
-    """One a daemon."""
+    """Changes the vote of this node."""
 
     def __init__(
         self, settings: Settings, store: EtcdStore, membership: Membership, switch: EtcdSwitch, clock: Clock
     ) -> None:
-        """Nothing is changed before an order."""
+        """Nothing changes before an order."""
         self._settings, self._store, self._membership = settings, store, membership
         self._switch, self._clock = switch, clock
         self._state = Path(settings.state)
@@ -53,19 +53,19 @@ class Votes:
 
     @property
     def busy(self) -> bool:
-        """Whether an order is under way."""
+        """Return True if an order is under way."""
         return self._one.locked()
 
     async def on(self) -> Vote:
-        """Give this node a vote; one that has it keeps it. Raises Refused where a voter does not answer; Failed,
-        StoreUnavailable; OutcomeUnknown: the vote comes by itself as soon as etcd has caught up."""
+        """Give this node a vote, unless it has one. Raises Refused if a voter does not answer. Raises Failed,
+        StoreUnavailable. Raises OutcomeUnknown: the vote comes by itself when etcd has caught up."""
         async with self._one:
             identity, voters = self._membership.identity, self._store.voters
             peer = peer_url(self._settings, identity.node)
-            await self._store.revision()  # a store that is not trusted is not changed
+            await self._store.revision()  # do not change a store that is not trusted
             seen = await upkeep.look(voters)
             if why := voting.judge_gain(seen, peer):
-                raise Refused(f"{identity.node.name} gets no vote now: {why}", hint=UP_FIRST)
+                raise Refused(f"{identity.node.name} cannot get a vote now: {why}", hint=UP_FIRST)
             member = any(peer in each.voter.peers and each.voter.name for each in seen)
             if identity.etcd is None or not member:
                 await self._begin(peer)
@@ -73,7 +73,7 @@ class Votes:
             return await self._told()
 
     async def _begin(self, peer: str) -> None:
-        """Steps 1 and 2; undone where they fail."""
+        """Do steps 1 and 2; undo them if they fail."""
         identity, voters = self._membership.identity, self._store.voters
         await self._switch.off()
         async with AsyncExitStack() as undo:
@@ -94,14 +94,14 @@ class Votes:
                 await self._membership.voted()
         except TimeoutError as error:
             raise OutcomeUnknown(
-                f"the member of {identity.node.name} has no vote yet: it goes on by itself",
-                hint="veery doctor --all tells when it has; see etcd.log in its run folder",
+                f"the member of {identity.node.name} has no vote yet; it continues by itself",
+                hint="veery doctor --all shows when it has one; see etcd.log in its run folder",
             ) from error
         await members.update(self._store, members.current(self._settings, identity))
 
     async def off(self) -> Vote:
-        """Give this node's vote up. Raises Refused for the last voter, where the others would be no majority, and for
-        a node without another role; Failed, StoreUnavailable, OutcomeUnknown: order it again."""
+        """Remove this node's vote. Raises Refused for the last voter, if the others would be no majority, and for a
+        node without another role. Raises Failed, StoreUnavailable, OutcomeUnknown: order it again."""
         async with self._one:
             identity, voters = self._membership.identity, self._store.voters
             name, peer = identity.node.name, peer_url(self._settings, identity.node)
@@ -113,7 +113,7 @@ class Votes:
             own = next((each for each in seen if peer in each.voter.peers), None)
             if own is not None:
                 if not own.voter.learner and (why := voting.judge_loss(seen, own.voter.name)):
-                    raise Refused(f"{name} keeps its vote: {why}", hint="bring the others up: veery node list")
+                    raise Refused(f"{name} keeps its vote: {why}", hint="start the others: veery node list")
                 await self._lead_elsewhere(seen, own)
                 await voters.remove(own.voter.id)
             others = tuple(url for each in seen if each is not own and each.well for url in each.voter.clients)
@@ -131,8 +131,8 @@ class Votes:
             await upkeep.hand_over(self._store.voters, own.endpoint, other.voter.id)
 
     async def aside(self, order: Aside) -> None:
-        """Give up the stores that the order names, and this node's member of one of them: a recovery replaces them.
-        Its data is kept. Raises Refused where the order comes from another time, Failed: order it again."""
+        """Give up the stores that the order names, and this node's member of one of them: a recovery replaces them. Its
+        data is kept. Raises Refused if the order is outdated, Failed: order it again."""
         async with self._one:
             identity = self._membership.identity
             if not order.endpoints:

@@ -1,9 +1,11 @@
-"""This node's watchdog: fed only while the node's lease holds, or the store is down for all (node/guard.py). What
-others may believe of it stands in the store as armed/NODE.
+"""The watchdog of this node. It is fed only while the node's lease is valid, or while the store is down for all
+(node/guard.py). The record armed/NODE in the store tells others what they may rely on.
 
-The record is true whenever it is there: it is taken away before the first lease of each daemon, and before a watchdog
-is disarmed; it is written once one is armed. Opening a watchdog is a feed, so it is opened under a lease only. A daemon
-that ends without the store leaves it armed, to be opened by the next one in time, or to fire."""
+That record is true whenever it exists. It is deleted before the first lease of each daemon and before a watchdog is
+disarmed. It is written after one is armed.
+
+Opening a watchdog feeds it, so it is opened under a lease only. A daemon that ends without the store leaves it armed:
+the next daemon opens it in time, or it fires."""
 
 from __future__ import annotations
 
@@ -21,41 +23,43 @@ from veery.model.fence import Armed
 
 log = logging.getLogger(__name__)
 
-FEED = 1.0  # seconds between two feeds
-RETRY = 0.5
-GOODBYE = 3.0  # seconds for the store to take the record away when the daemon ends
+FEED_INTERVAL_S = 1.0  # seconds between two feeds
+RETRY_INTERVAL_S = 0.5
+GOODBYE_TIMEOUT_S = 3.0  # seconds for the store to delete the record when the daemon ends
 
 
 class WatchdogKeeper:
-    """One a daemon; `run` is its task."""
+    """Feeds the watchdog of this node. The daemon owns the task of `run`."""
 
     def __init__(
         self, node: str, store: Store, settings: WatchdogSettings, clock: Clock, *, may_feed: Callable[[], bool]
     ) -> None:
-        """Nothing is armed before `run`; `may_feed` is asked before each feed."""
+        """Build it. Nothing is armed before `run`. `may_feed` is called before each feed."""
         self._node, self._store, self._settings, self._clock = node, store, settings, clock
         self._may_feed = may_feed
         self._declared = asyncio.Event()
-        self.timeout = 0  # seconds, of one that is armed
+        self.timeout = 0  # seconds, while one is armed
         self.trouble = ""
 
     async def declared(self) -> None:
-        """Return once the store says nothing of our watchdog that is not true: not before may this node be present."""
+        """Return when the store holds no wrong record about this node's watchdog. Before that this node must not be
+        present."""
         await self._declared.wait()
 
     async def run(self) -> None:
-        """For ever. Where the watchdog of the settings cannot be armed, `trouble` says why, and nobody counts on it."""
+        """Arm and feed the watchdog until cancelled. If it cannot be armed, `trouble` says why, and no node relies on
+        it."""
         await self._insist(None)
         self._declared.set()
         if not self._settings.device:
             return
         while not self._may_feed():
-            await self._clock.sleep(RETRY)
+            await self._clock.sleep(RETRY_INTERVAL_S)
         try:
             dog = watchdog.arm(self._settings.device, self._settings.timeout)
         except Refused as error:
             self.trouble = error.message
-            log.error("no watchdog: %s", error.message)
+            log.error("the watchdog could not be armed: %s", error.message)
             return
         self.timeout = dog.timeout
         log.info("watchdog %s armed: it fires %d s after its last feed", self._settings.device, dog.timeout)
@@ -78,9 +82,13 @@ class WatchdogKeeper:
                 except Failed as error:
                     self.trouble = error.message
             if fed is not before:
-                log.log(logging.INFO if fed else logging.ERROR, "watchdog is %s", "fed again" if fed else "not fed")
+                log.log(
+                    logging.INFO if fed else logging.ERROR,
+                    "the watchdog is %s",
+                    "fed again" if fed else "no longer fed",
+                )
             before = fed
-            await self._clock.sleep(FEED)
+            await self._clock.sleep(FEED_INTERVAL_S)
 
     async def _insist(self, armed: Armed | None) -> None:
         while True:
@@ -89,18 +97,18 @@ class WatchdogKeeper:
                 return
             except VeeryError as error:
                 log.debug("watchdog: %s", error.message)
-            await self._clock.sleep(RETRY)
+            await self._clock.sleep(RETRY_INTERVAL_S)
 
     async def _record(self, armed: Armed | None) -> None:
         change = ARMED.put(self._node, armed) if armed else Delete(ARMED.key(self._node))
         await self._store.commit([], [change])
 
     async def _let_go(self, dog: watchdog.Watchdog) -> None:
-        """Disarm it once nobody counts on it any more; else leave it armed."""
+        """Disarm the watchdog if its record could be deleted; otherwise leave it armed."""
         try:
-            async with asyncio.timeout(GOODBYE):
+            async with asyncio.timeout(GOODBYE_TIMEOUT_S):
                 await self._record(None)
             dog.disarm()
         except (VeeryError, TimeoutError, Refused) as error:
-            log.warning("watchdog stays armed: %s", error or "no answer of the store")
+            log.warning("the watchdog stays armed: %s", error or "the store did not answer")
             dog.abandon()

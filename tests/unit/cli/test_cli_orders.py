@@ -311,10 +311,13 @@ def test_dmesg(daemon: StandIn, run: Run) -> None:
 
 def test_a_refusal_is_told_in_two_lines(daemon: StandIn, run: Run) -> None:
     daemon.routes["POST /v1/domains/wren/destroy"] = refused(
-        "no domain wren on test1", "veery list shows those that are"
+        "no domain wren on test1", "veery list shows the domains of this node"
     )
     told = run("destroy", "wren")
-    assert (told.code, told.err) == (1, "veery: no domain wren on test1\n  hint: veery list shows those that are\n")
+    assert (told.code, told.err) == (
+        1,
+        "veery: no domain wren on test1\n  hint: veery list shows the domains of this node\n",
+    )
 
 
 def test_list_says_where_a_domain_is_if_the_daemon_knows(daemon: StandIn, run: Run) -> None:

@@ -81,7 +81,7 @@ async def test_a_group_goes_when_no_domain_is_in_it(store: MemoryStore) -> None:
         await groups.delete(store, "g")
     await groups.assign(store, "g", strict=True)
     await orders.set_policy(store, "a", Policy.RESTART, group="g")
-    with pytest.raises(Refused, match="group g has a"):
+    with pytest.raises(Refused, match="group g contains a"):
         await groups.delete(store, "g")
     await orders.set_policy(store, "a", Policy.RESTART, group="")
     await groups.delete(store, "g")

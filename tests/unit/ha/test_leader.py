@@ -110,7 +110,7 @@ def test_a_ticket_of_an_earlier_order_opens_no_gate() -> None:
         store = MemoryStore(LoopClock())
         first = await store.commit([], [Put("run/d", b"{}")])
         second = await store.commit([], [Put("run/d", b"{}")])
-        with pytest.raises(Refused, match="by this order"):
+        with pytest.raises(Refused, match="out of date"):
             await orders.claim(store, Ticket(domain="d", node="n", revision=first.revision), "boot1")
         ticket = Ticket(domain="d", node="n", revision=second.revision)
         await store.commit([], [Put("fence/n", b"{}")])

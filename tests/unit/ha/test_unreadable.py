@@ -202,7 +202,7 @@ def test_a_copy_whose_owner_cannot_be_read_is_not_taken_for_an_old_one() -> None
         view = await look(store, probes, (OWNERS.key("d1"), b"?"))
         actions, notes = judged(view)
         assert {each.subject for each in actions} == {"domain/d3"}, "neither is it ended, nor the node let in"
-        assert any(note.subject == "node/n1" and "not let in" in note.reason for note in notes)
+        assert any(note.subject == "node/n1" and "not admitted" in note.reason for note in notes)
 
     run(play())
 

@@ -52,11 +52,11 @@ def test_a_voter_changes_step_by_step() -> None:
     told = plan(FACTS)
     assert told.refusals == ()
     assert "certificate for 10.0.0.1 and 10.1.0.1" in told.steps[0]
-    assert "beside 10.0.0.1; its etcd restarts" in told.steps[1]
-    assert told.steps[-1].startswith("then by hand: take 10.0.0.1 from the machine")
-    assert not any("away for some seconds" in step for step in told.steps)
+    assert "as well as 10.0.0.1; its etcd restarts" in told.steps[1]
+    assert told.steps[-1].startswith("then by hand: remove 10.0.0.1 from the machine")
+    assert not any("does not answer for some seconds" in step for step in told.steps)
     alone = replace(FACTS, seen=(seen(ONE),))
-    assert any("the store is away for some seconds" in step for step in plan(alone).steps)
+    assert any("the store does not answer for some seconds" in step for step in plan(alone).steps)
 
 
 def test_a_node_without_a_vote_touches_no_member() -> None:
@@ -74,7 +74,7 @@ def test_a_node_without_a_vote_touches_no_member() -> None:
         ({"address": "11.0.0.2"}, "their heartbeats would share a block"),
         ({"unreached": {"test2": "port 2380: No route to host"}}, "test2 does not reach 10.1.0.1: port 2380"),
         ({"pinned": ("relocation.address",)}, "sets relocation.address to 10.0.0.1"),
-        ({"certificate": "test1 was renewed lately"}, "renewed lately"),
+        ({"certificate": "test1 was renewed recently"}, "renewed recently"),
         ({"seen": (seen(STOR), seen(ONE), seen(TWO, up=False))}, "voter test2 does not answer"),
         ({"seen": (seen(STOR), seen(TWO))}, "no member of test1"),
         ({"absent": frozenset({"test3"})}, "test3 is absent"),

@@ -96,7 +96,7 @@ async def test_a_daemon_renews_by_itself_in_time(tmp_path: Path) -> None:
     await daemon.certificates.look()
     second = daemon.contexts.serial
     assert (second != first, daemon.admission.own.serial) == (True, second)
-    with pytest.raises(Refused, match="renewed lately"):
+    with pytest.raises(Refused, match="renewed recently"):
         await daemon.certificates.renew("a")
     daemon.clock.ahead += 3600
     await daemon.certificates.look()

@@ -91,7 +91,7 @@ async def test_only_voters_and_storage_nodes_get_the_key(tmp_path: Path) -> None
     await daemons.begin()
     await daemons.look()
     for caller in ("h", "stranger"):
-        with pytest.raises(Refused, match="is no voter or storage node"):
+        with pytest.raises(Refused, match="is not a voter or storage node"):
             await daemons.at["a"].sealing(caller)
     assert await daemons.at["a"].sealing("s") == await daemons.at["s"].sealing("a")
 

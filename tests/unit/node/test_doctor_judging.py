@@ -9,7 +9,7 @@ import pytest
 from veery.host import kept
 from veery.model.health import Health, Heard, Level
 from veery.node.doctor import (
-    DAY,
+    DAY_S,
     judge_bridges,
     judge_clock,
     judge_copies,
@@ -51,7 +51,7 @@ def test_clocks(epoch: float, answered: float, level: Level) -> None:
 def test_versions_and_bridges_alike() -> None:
     rows = judge_versions([health("a"), health("b"), health("c", version="2.0")])
     assert [row.level for row in rows] == [Level.OK, Level.OK, Level.WARN]
-    assert rows[2].told == "2.0, where others have 1.0"
+    assert rows[2].told == "2.0, while most nodes have 1.0"
     assert judge_versions([]) == []
 
     rows = judge_bridges([health("a", xenbr0=1500), health("b", xenbr0=1500, dmz=1500), health("c", xenbr0=9000)])
@@ -70,7 +70,7 @@ def test_room_and_certificates() -> None:
         Level.BAD,
     ]
     assert judge_room("a", "disk", 0, 0).level is Level.BAD
-    ends = [judge_end("a", "certificate", days * DAY, 0.0) for days in (400, 31, 29, -1)]
+    ends = [judge_end("a", "certificate", days * DAY_S, 0.0) for days in (400, 31, 29, -1)]
     assert [found.level for found in ends] == [Level.OK, Level.OK, Level.WARN, Level.BAD]
     assert (ends[0].told, ends[3].told) == ("good for 400 days", "ended 1 days ago")
 
@@ -95,5 +95,5 @@ def test_programs_that_end_again_and_again_pools_and_copies() -> None:
     assert judge_promises("a", usage).level is judge_shared("a", Path("/p"), usage).level is Level.OK
     usage = Usage(total=1000, free=500, promised=601, taken=100, shared=True)
     assert judge_promises("a", usage).level is judge_shared("a", Path("/p"), usage).level is Level.WARN
-    levels = [judge_copies("a", newest, 9 * DAY).level for newest in (0.0, 6 * DAY, 8 * DAY)]
+    levels = [judge_copies("a", newest, 9 * DAY_S).level for newest in (0.0, 6 * DAY_S, 8 * DAY_S)]
     assert levels == [Level.WARN, Level.WARN, Level.OK]

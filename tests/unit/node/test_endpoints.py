@@ -63,8 +63,8 @@ async def test_a_full_size_packet_is_tried(address: str) -> None:
     ("reading", "level", "words"),
     [
         (PathReading(9000), Level.OK, "9000 bytes reach 10.0.0.3"),
-        (PathReading(9000, "no answer within 1.4 s"), Level.BAD, "those of 9000 bytes do not"),
-        (PathReading(9000, "no answer within 1.4 s", small=False), Level.OK, "not tried"),
+        (PathReading(9000, "no answer within 1.4 s"), Level.BAD, "packets of 9000 bytes do not"),
+        (PathReading(9000, "no answer within 1.4 s", small=False), Level.OK, "not tested"),
         ("Network is unreachable", Level.WARN, "Network is unreachable"),
     ],
 )

@@ -20,11 +20,11 @@ PORTS = {"API": NODE, "etcd": NODE, "iSCSI": "10.0.0.1"}
 def test_ports_on_the_guests_bridge() -> None:
     known = [bridge("xenbr0", f"{NODE}/16", "fe80::1/64"), bridge("own", "10.0.0.1/24")]
     (found,) = judge_ports("a", PORTS, known, {"xenbr0"})
-    assert (found.level, found.told) == (Level.WARN, "guests on xenbr0 reach API, etcd")
+    assert (found.level, found.told) == (Level.WARN, "guests on xenbr0 can reach API, etcd")
     assert "docs/hosts.md" in found.advice
     assert [one.told for one in judge_ports("a", PORTS, known, {"xenbr0", "own"})] == [
-        "guests on own reach iSCSI",
-        "guests on xenbr0 reach API, etcd",
+        "guests on own can reach iSCSI",
+        "guests on xenbr0 can reach API, etcd",
     ]
 
 
@@ -33,7 +33,7 @@ def test_a_bridge_without_an_address_reaches_nothing() -> None:
     assert [one.level for one in judge_ports("a", PORTS, known, {"xenbr0"})] == [Level.OK]
     assert [one.level for one in judge_ports("a", {"API": "0.0.0.0"}, known, {"xenbr0"})] == [Level.OK]
     (found,) = judge_ports("a", {"API": "0.0.0.0", "relocation": "::"}, known, {"own"})
-    assert found.told == "guests on own reach API, relocation"
+    assert found.told == "guests on own can reach API, relocation"
 
 
 def test_whom_qemu_runs_as() -> None:

@@ -41,7 +41,7 @@ def test_alone_it_stops_and_then_ends(lost: float) -> None:
 def test_without_a_quorum_anywhere_domains_run_on(lost: float) -> None:
     ruling = seen(lost, WitnessAnswer(node="test2", quorum=False))
     assert (ruling.stance, ruling.feed) == (Stance.STAY, True)
-    assert "test1, test2 say so" in ruling.reason
+    assert "as reported by test1, test2" in ruling.reason
 
 
 def test_one_leaderless_voter_of_three_proves_nothing() -> None:

@@ -99,5 +99,5 @@ def test_counters_that_are_scaled_or_all_but_alike_do_not_matter() -> None:
 
 
 def test_what_is_no_answer_is_refused() -> None:
-    with pytest.raises(Refused, match="not a whole answer"):
+    with pytest.raises(Refused, match="not a complete answer"):
         differences(ANSWER, {"accelerator": {"works": False}})

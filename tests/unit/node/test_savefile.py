@@ -55,7 +55,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("length", [0, 1, 10, 1 << 20, 1 << 40, (1 << 64) - 1])
 def test_another_length_is_refused(tmp_path: Path, length: int) -> None:
     path = with_json(tmp_path, told(tmp_path), length)
-    with pytest.raises(Refused, match="no save file of veery"):
+    with pytest.raises(Refused, match="not a save file of veery"):
         savefile.read(path)
 
 
@@ -65,7 +65,7 @@ def test_a_length_beyond_the_bound_is_not_read(tmp_path: Path) -> None:
         file.truncate(1 << 40)  # sparse
         file.seek(0, 2)
         file.write(struct.pack("!Q10s", 1 << 39, savefile.MAGIC))
-    with pytest.raises(Refused, match="no save file"):
+    with pytest.raises(Refused, match="not a save file"):
         savefile.read(path)
 
 

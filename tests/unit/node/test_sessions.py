@@ -120,7 +120,7 @@ async def test_another_nodes_name_is_closed_each_time_and_told_once() -> None:
     await watch.look()
     assert served.expelled == [2, 2, 2, 1]  # what comes from no node's address stays, and is told
     assert watch.finding().level is Level.WARN
-    assert "10.9.9.9, which is no node's address" in watch.finding().told
+    assert "10.9.9.9, which is not a node's address" in watch.finding().told
 
 
 class Away(MemoryStore):

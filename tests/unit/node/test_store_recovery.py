@@ -53,7 +53,7 @@ def test_nothing_stands_in_the_way_where_nobody_decides() -> None:
 @pytest.mark.parametrize("who", ["a", "b"])
 def test_a_store_that_decides_is_left_alone(who: str) -> None:
     own, other = (word(name, quorum=name == who) for name in "ab")
-    assert f"{who} has a store that decides" in judged(own, [other, C])
+    assert f"the store of {who} has a quorum" in judged(own, [other, C])
     own, other = (word(name, quorum=name == who, restored=True) for name in "ab")
     assert judged(own, [other, C]) == ""  # one that nobody trusts may be replaced once more
 
@@ -104,7 +104,7 @@ def aside(*endpoints: str, replaced: tuple[str, ...] = ("12ab",), still: bool = 
 
 def test_a_node_stands_aside_for_the_caller_alone() -> None:
     assert aside("https://10.0.0.2:2379") == aside(AT_SIX) == ""
-    assert "no recovery is under way on b" in aside("https://10.0.0.2:2379", still=False)
+    assert "knows of no recovery on b" in aside("https://10.0.0.2:2379", still=False)
     assert "no member" in aside()
     assert "no member" in aside(*["https://10.0.0.2:2379"] * 9)
     assert "does not name stores" in aside("https://10.0.0.2:2379", replaced=("../x",))
@@ -128,8 +128,8 @@ def test_a_node_stands_aside_for_the_caller_alone() -> None:
     ],
 )
 def test_an_endpoint_of_another_kind_is_not_taken(url: str) -> None:
-    assert "is no endpoint of b" in aside("https://10.0.0.2:2379", url)
-    assert "is no endpoint of b" in aside(url)
+    assert "is not an endpoint of b" in aside("https://10.0.0.2:2379", url)
+    assert "is not an endpoint of b" in aside(url)
 
 
 async def test_standing_still_is_for_the_node_that_ordered_it() -> None:

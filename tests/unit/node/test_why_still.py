@@ -25,8 +25,8 @@ def test_what_runs_needs_no_word(state: DomainState) -> None:
 
 def test_who_has_paused_it() -> None:
     paused = DomainState.PAUSED
-    assert said(paused) == "paused by a user: veery --node test1 unpause web lets it go on"
-    assert said(paused, guarded=True, theirs=True).startswith("held by the guard of test1")
+    assert said(paused) == "paused by a user; to continue: veery --node test1 unpause web"
+    assert said(paused, guarded=True, theirs=True).startswith("paused by the guard of test1")
     assert "web is being moved (LOADED, move m1)" in said(paused, at_work="web is being moved (LOADED, move m1)")
     assert "move m1 of web is being settled" in said(paused, at_work="move m1 of web is being settled", theirs=True)
     assert "another node owns the domain" in said(paused, theirs=True)
@@ -37,7 +37,7 @@ def test_who_has_paused_it() -> None:
 
 
 def test_what_has_ended_or_is_half() -> None:
-    assert said(DomainState.SHUTDOWN).endswith("is kept: veery --node test1 destroy web ends it")
+    assert said(DomainState.SHUTDOWN).endswith("is kept; to remove it: veery --node test1 destroy web")
     assert said(DomainState.CRASHED).startswith("has crashed")
     assert "rest of its memory" in said(DomainState.INCOMING)
     assert "being destroyed" in said(DomainState.DYING)

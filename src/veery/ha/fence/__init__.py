@@ -1,1 +1,1 @@
-"""The ways in which a node is kept from the disks, each with its proof."""
+"""The methods that keep a node from the disks, each with its proof."""

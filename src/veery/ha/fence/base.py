@@ -1,4 +1,4 @@
-"""What each way of fencing promises."""
+"""The interface that every fence method implements."""
 
 from __future__ import annotations
 
@@ -10,32 +10,36 @@ from veery.model.ha import Proof
 
 
 class NotProven(Failed):
-    """There is no proof, or not yet: nothing of the node may be started elsewhere. The message says what is missing."""
+    """The proof is missing, or not complete yet: no domain of the node may start elsewhere. The message says what is
+    missing."""
 
 
 class Ask(Protocol):
-    """A request to another node's API; its JSON answer."""
+    """Calls another node's API and returns its JSON answer."""
 
     async def __call__(self, node: str, method: str, path: str, *, deadline: float) -> Any:
-        """Raises what that node raised, Refused when it is not reachable, OutcomeUnknown without an answer."""
+        """Call the API. Raises what that node raised, Refused if the node is not reachable, OutcomeUnknown without an
+        answer."""
         ...
 
 
 class Fence(Protocol):
-    """One way. The record fence/NODE must stand before any call, `fence` is what was read of it; `absent` is for how
-    long, in seconds, the leader has seen the node's lease gone by its own clock."""
+    """One fence method. The record fence/NODE must exist before any call, and `fence` is what was read of it. `absent`
+    is for how many seconds the leader has seen the node's lease missing, by its own clock."""
 
     method: Method
 
     async def off(self, fence: Fenced, absent: float) -> None:
-        """Do what makes the node unable to write. Asking again does no harm. Ends within a minute; raises VeeryError
-        with what stands in the way: that is a state to wait in and to tell of, never a proof."""
+        """Make the node unable to write. Repeating the call is safe. Ends within a minute.
+
+        Raises VeeryError with what prevents it. The caller then waits and reports that; it is never a proof."""
         ...
 
     async def proof(self, fence: Fenced, absent: float) -> Proof:
-        """Proof that the node cannot write, looked for anew. Changes nothing. Raises NotProven."""
+        """Check again that the node cannot write, and return the proof. Changes nothing. Raises NotProven."""
         ...
 
     async def test(self, node: str) -> str:
-        """Whether it would work for `node` now, as one line. Changes nothing. Raises VeeryError with what is amiss."""
+        """Return in one line whether the method would work for `node` now. Changes nothing. Raises VeeryError with the
+        defect."""
         ...

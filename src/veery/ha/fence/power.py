@@ -1,8 +1,8 @@
 """Fencing by power, through Debian's fence-agents (fence_ipmilan, fence_redfish, ...).
 
-An agent reads "name=value" lines from its standard input; of an `action=status` the exit status is 0 for on, 2 for off
-and 1 for anything else, an unreachable board among them (ClusterLabs/fence-agents, doc/FenceAgentAPI.md and
-lib/fencing.py, fence_action). Only a 2 that was asked for after the order is proof."""
+An agent reads "name=value" lines from its standard input. For `action=status` the exit status is 0 for on, 2 for off
+and 1 for anything else, including an unreachable board (ClusterLabs/fence-agents, doc/FenceAgentAPI.md and
+lib/fencing.py, fence_action). Only a status 2 that was asked for after the order is proof."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ON, OFF = 0, 2
 
 
 class PowerFence:
-    """As `Fence`."""
+    """`Fence` by switching the node's power off."""
 
     method = Method.POWER
 
@@ -32,7 +32,7 @@ class PowerFence:
         self._boards, self._env = boards, env
 
     def has(self, node: str) -> bool:
-        """Whether there is a board for `node`."""
+        """Return True if a board is set for `node`."""
         return node in self._boards
 
     async def off(self, fence: Fenced, absent: float) -> None:
@@ -48,16 +48,16 @@ class PowerFence:
         except (Failed, OutcomeUnknown, Refused) as error:
             raise NotProven(error.message, hint=error.hint) from error
         if result.code == OFF:
-            return Proof(method=self.method, seen=f"its power is off, as {self._boards[fence.node].agent} was told")
+            return Proof(method=self.method, seen=f"its power is off: {self._boards[fence.node].agent} reports it")
         said = "it is on" if result.code == ON else _said(result)
-        raise NotProven(f"{self._name(fence.node)} does not say that it is off: {said}", hint=_HINT)
+        raise NotProven(f"{self._name(fence.node)} does not report that it is off: {said}", hint=_HINT)
 
     async def test(self, node: str) -> str:
         """As Fence.test."""
         result = await self._agent(node, "status")
         if result.code not in (ON, OFF):
             raise Failed(f"{self._name(node)}: {_said(result)}", hint=_HINT)
-        return f"{self._boards[node].agent} tells that its power is {'on' if result.code == ON else 'off'}"
+        return f"{self._boards[node].agent} reports that its power is {'on' if result.code == ON else 'off'}"
 
     def _name(self, node: str) -> str:
         return f"{self._boards[node].agent} for {node}"
@@ -73,24 +73,24 @@ class PowerFence:
         return await run([board.agent], deadline=board.deadline, check=False, stdin=text.encode(), env=self._env)
 
 
-_HINT = "see to the board and its settings: veery fence test NODE"
+_HINT = "check the board and its settings, then: veery fence test NODE"
 
 
 def _said(result: Result) -> str:
-    """An agent's own words, without its time stamp and usage."""
+    """Return the agent's own message, without its time stamp and usage."""
     lines = [line.strip() for line in (result.err + result.out).splitlines() if line.strip()]
     telling = [line for line in lines if "ERROR" in line and "Please use" not in line] or lines
     return telling[0].partition("ERROR: ")[2] or telling[0] if telling else f"exit status {result.code}"
 
 
 def _password(path: Path) -> str:
-    """What the file holds. Raises Refused where others may read it, or it is not there."""
+    """Return what the file holds. Raises Refused if others may read it, or it does not exist."""
     try:
         if path.stat().st_mode & 0o077:
             raise Refused(f"{path} may be read by others", hint=f"chmod 600 {path}")
         text = path.read_text().strip()
     except OSError as error:
-        raise Refused(f"{path}: {error.strerror}", hint="it is to hold the board's password") from error
+        raise Refused(f"{path}: {error.strerror}", hint="this file must hold the board's password") from error
     if not text or "\n" in text:
-        raise Refused(f"{path} does not hold one line", hint="it is to hold the board's password")
+        raise Refused(f"{path} does not hold one line", hint="this file must hold the board's password")
     return text

@@ -1,7 +1,7 @@
-"""Fencing at the storage: every storage node shuts the node out of its targets and says so after reading it back.
+"""Fencing at the storage: every storage node removes the node from its targets, then verifies that by reading it back.
 
-ACL entries alone do not stop a session, and a killed QEMU's last bytes may still be on their way in its socket: only
-closed sessions are proof (storage/tgt.py, cut)."""
+ACL entries alone do not stop a session, and the last bytes of a killed QEMU may still be in its socket. Only closed
+sessions are proof (storage/tgt.py, cut)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from veery.model.fence import Cut, Fenced, Method
 from veery.model.ha import Proof
 from veery.model.node import Role
 
-CUT = 20.0  # seconds for one storage node to cut a node off: it waits for I/O in flight
-LOOK = 5.0
+CUT_DEADLINE_S = 20.0  # seconds for one storage node to cut a node off: it waits for I/O in flight
+CHECK_DEADLINE_S = 5.0
 
 
 class StorageFence:
-    """As `Fence`."""
+    """`Fence` by cutting the node off at every storage node."""
 
     method = Method.STORAGE
 
@@ -31,12 +31,12 @@ class StorageFence:
 
     async def off(self, fence: Fenced, absent: float) -> None:
         """As Fence.off."""
-        await self._all(fence, "POST", CUT)
+        await self._all(fence, "POST", CUT_DEADLINE_S)
 
     async def proof(self, fence: Fenced, absent: float) -> Proof:
         """As Fence.proof."""
         try:
-            cuts = await self._all(fence, "GET", LOOK)
+            cuts = await self._all(fence, "GET", CHECK_DEADLINE_S)
         except NotProven:
             raise
         except VeeryError as error:
@@ -47,7 +47,7 @@ class StorageFence:
     async def test(self, node: str) -> str:
         """As Fence.test."""
         places = await self._places(node)
-        await asyncio.gather(*(self._ask(place, "GET", "/v1/targets", deadline=LOOK) for place in places))
+        await asyncio.gather(*(self._ask(place, "GET", "/v1/targets", deadline=CHECK_DEADLINE_S) for place in places))
         return f"{', '.join(places)} would cut it off" if places else "the cluster has no volumes to cut it off from"
 
     async def _all(self, fence: Fenced, method: str, deadline: float) -> list[Cut]:
@@ -64,19 +64,19 @@ class StorageFence:
                 raise answer
             cut = convert(answer, Cut)
             if (cut.storage, cut.node, cut.fence) != (place, fence.node, fence.created):
-                raise NotProven(f"{place} speaks of another fence of {fence.node}", hint="ask again")
+                raise NotProven(f"{place} reports another fence of {fence.node}", hint="try again")
             cuts.append(cut)
         return cuts
 
     async def _places(self, node: str) -> list[str]:
-        """The storage nodes to ask. Raises Refused where the node serves a disk to its own domains: nobody else can
-        keep it from that one."""
+        """Return the storage nodes to ask. Raises Refused if the node serves a disk to its own domains: no other node
+        can cut it off from that disk."""
         known, strange_nodes = await NODES.sifted(self._store)
         volumes, bad = await VOLUMES.sifted(self._store)
         moves, worse = await VOLUME_MOVES.sifted(self._store)
         serving = {name for name, each in known.items() if each.has(Role.STORAGE)}
         for error in (*bad.values(), *worse.values()):
-            if node in serving or strange_nodes:  # it may be one of its own, or of one that we do not know
+            if node in serving or strange_nodes:  # it may be the node's own volume, or one of an unknown node
                 raise error
         own = {name for name, volume in volumes.items() if volume.node == node}
         if own:
@@ -87,11 +87,11 @@ class StorageFence:
                 if used:
                     raise Refused(
                         f"{node} serves {', '.join(sorted(used))} to its own domain {domain}",
-                        hint="only its watchdog, its power or an operator's word prove anything there",
+                        hint=f"fence it by watchdog or power, or when it is off: veery fence confirm {node}",
                     )
-        coming = {move.target for move in moves.values()}  # it may write there already
-        wherever = serving if bad or worse else set()  # of a volume that cannot be read it is not known who serves it
+        coming = {move.target for move in moves.values()}  # the target of a move may be written to already
+        wherever = serving if bad or worse else set()  # a volume that cannot be read may be served by any
         places = sorted(({volume.node for volume in volumes.values()} | coming | wherever) - {node})
         if strange := [place for place in places if place not in known]:
-            raise Failed(f"volumes are recorded on {', '.join(strange)}, which is no node", hint="veery volume list")
+            raise Failed(f"volumes are recorded on {', '.join(strange)}, which is not a node", hint="veery volume list")
         return places

@@ -1,4 +1,4 @@
-"""Fence silent nodes: only those lost to the cluster and to the storage alike, and only where something is gained."""
+"""Fences silent nodes: only those that neither the cluster nor the storage hears, and only if a domain gains by it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from veery.model.node import Role
 
 
 def fence_silent(context: DecisionContext) -> Iterator[Action]:
-    """A fence, the next method of one, or the reason why there is none, for each node that is not there."""
+    """Yield, for each absent node, a fence, its next method, or a note why it is not fenced."""
     lost = sorted(_lost(context), key=lambda name: (_first(context, name), name))
     left = _left_over(context, lost) if lost else context.book
     for name in lost:
@@ -25,15 +25,15 @@ def fence_silent(context: DecisionContext) -> Iterator[Action]:
             yield from _left_alone(context, node, state)
         elif state in (NodeState.FENCING, NodeState.FENCE_FAILED):
             if context.view.settled < context.rules.grace:
-                # It may be back, and could not say so while the store was away.
-                reason = "its fence has no proof yet; goes on when the store has been back for a while"
+                # It may be back without being able to tell, while the store was down.
+                reason = "its fence has no proof yet; fencing continues when the store has been back for a while"
                 yield note(f"node/{name}", state, reason, Level.WARNING)
             else:
                 yield from _next(context, node, node.fence)
 
 
 def _lost(context: DecisionContext) -> list[str]:
-    """The nodes of which it is to be judged whether they are fenced."""
+    """Return the lost nodes for which a fence is to be decided."""
     return [
         name
         for name, state in context.states.items()
@@ -42,18 +42,18 @@ def _lost(context: DecisionContext) -> list[str]:
 
 
 def _first(context: DecisionContext, name: str) -> tuple[int, int, str]:
-    """The order of nodes: the one whose first domain comes first."""
+    """Return the sort key of a lost node: that of its first domain."""
     mine = _gaining(context, name)
     return order(mine[0]) if mine else (1, 0, "")
 
 
 def _gaining(context: DecisionContext, name: str) -> list[DomainView]:
-    """The domains that a fence of node `name` would let start elsewhere, if there is a place."""
+    """Return the domains that a fence of node `name` would allow to start elsewhere, if they find a place."""
     return [domain for domain in context.on[name] if restarts(domain) and not given_up(domain)]
 
 
 def _left_over(context: DecisionContext, judged: Collection[str]) -> Book:
-    """The places that are left when all have theirs that wait already, or whose node is being fenced."""
+    """Return the book after all domains have their place that already wait or whose node is being fenced."""
     book = context.book.copy()
     waiting = [
         domain
@@ -67,7 +67,7 @@ def _left_over(context: DecisionContext, judged: Collection[str]) -> Book:
 
 def _comes(context: DecisionContext, domain: DomainView, judged: Collection[str]) -> bool:
     if context.busy(domain):
-        return False  # the book has it already
+        return False  # already in the book
     if domain.owner is None:
         return True
     node = domain.owner.node
@@ -77,7 +77,7 @@ def _comes(context: DecisionContext, domain: DomainView, judged: Collection[str]
 
 
 def _give(book: Book, domain: DomainView) -> bool:
-    """Take a place for `domain` out of `book`; whether there was one."""
+    """Take a place for `domain` out of `book`; return True if there was one."""
     where = book.find(domain, avoid=(domain.owner.node,) if domain.owner else ())
     if where:
         book.take(domain, where)
@@ -85,7 +85,8 @@ def _give(book: Book, domain: DomainView) -> bool:
 
 
 def _judged(context: DecisionContext, node: NodeView, left: Book) -> Iterator[Action]:
-    """A lost node: fenced where that lets a domain start. Then its domains have their places of `left`."""
+    """Decide about a lost node: fence it if a domain can then start elsewhere, and give its domains their places of
+    `left`."""
     if kept := _nothing_gained(context, node.name, left):
         yield note(f"node/{node.name}", NodeState.LOST, f"does not answer; not fenced: {kept}", Level.WARNING)
         return
@@ -101,16 +102,16 @@ def _left_alone(context: DecisionContext, node: NodeView, state: NodeState) -> I
     match state:
         case NodeState.ISOLATED:
             reason = (
-                "the cluster does not hear it, its heartbeats on storage go on: not dead, its domains are left there"
+                "unreachable for the cluster, but it writes heartbeats to storage: it is not dead, its domains stay"
             )
             yield note(subject, state, reason, Level.ALARM)
         case NodeState.UNWATCHED:
-            reason = "does not answer, and no storage node can be asked about it: it is not judged"
+            reason = "does not answer, and no storage node can be asked about it: the cluster does not judge it"
             yield note(subject, state, reason, Level.ALARM)
         case NodeState.AWAY:
             yield note(subject, state, "its daemon is being restarted, as announced")
         case _ if view.settled < context.rules.grace:
-            yield note(subject, state, "does not answer; not judged: the store itself has only just come back")
+            yield note(subject, state, "does not answer; not judged yet: the store itself has just come back")
         case _ if not node.record.has(Role.HYPERVISOR):
             yield note(subject, state, "does not answer; it runs no domains, so it is not fenced", Level.ALARM)
         case _:
@@ -118,17 +119,17 @@ def _left_alone(context: DecisionContext, node: NodeView, state: NodeState) -> I
 
 
 def _nothing_gained(context: DecisionContext, name: str, left: Book) -> str:
-    """Why a fence of node `name` would help no domain, with the places of `left`; "" where it would."""
+    """Return why a fence of node `name` would help no domain, with the places of `left`; "" if it would help one."""
     mine = _gaining(context, name)
     if not mine:
-        return "none of its domains is to be restarted elsewhere" if context.on[name] else "it has no domains"
+        return "no domain of it may be restarted elsewhere" if context.on[name] else "it has no domains"
     if any(left.find(domain, avoid=(name,)) for domain in mine):
         return ""
-    return f"none of its domains would find a place: {mine[0].name}: {left.why_not(mine[0], avoid=(name,))}"
+    return f"no domain of it would find a place: {mine[0].name}: {left.why_not(mine[0], avoid=(name,))}"
 
 
 def _next(context: DecisionContext, node: NodeView, record: FenceRecord | None) -> Iterator[Action]:
-    """The next method to try, or what is waited for."""
+    """Yield the next method to try, or a note about what is waited for."""
     subject, absent = f"node/{node.name}", node.absent or 0.0
     tried = {method for method, _ in record.tried} if record else set()
     fired = _watchdog_fired(context, node, absent)
@@ -148,8 +149,10 @@ def _next(context: DecisionContext, node: NodeView, record: FenceRecord | None) 
 
 
 def _watchdog_fired(context: DecisionContext, node: NodeView, absent: float) -> bool:
-    """Whether its watchdog's deadline has passed for certain. A heartbeat on storage may have fed it after the lease's
-    end: so all storage nodes have to tell, and the last heartbeat has to be as old."""
+    """Return True if the watchdog's deadline has certainly passed.
+
+    A heartbeat on storage may have fed the watchdog after the lease ended. So all storage nodes have to report, and the
+    last heartbeat has to be older than the deadline."""
     if node.means.watchdog <= 0 or not watched_by_all(context.view):
         return False
     deadline = node.means.watchdog + context.rules.margin
@@ -177,11 +180,12 @@ def _waits(context: DecisionContext, node: NodeView, record: FenceRecord | None)
     said = f"not fenced ({_said(record)})" if record and record.tried else "not fenced"
     if WATCHDOG in node.means.methods and not _watchdog_fired(context, node, node.absent or 0.0):
         deadline = seconds(node.means.watchdog + context.rules.margin)
-        left = f"its watchdog has fired for certain {deadline} after its last sign"
+        left = f"its watchdog is certain to have fired {deadline} after its last heartbeat"
     elif not node.means.methods:
-        left = f"it has no fence: veery fence confirm {node.name}, once it is off for certain"
+        left = f"it has no fence method; once it is certainly off: veery fence confirm {node.name}"
     else:
-        left = f"tried again each {seconds(context.rules.retry)}, or: veery fence confirm {node.name}"
+        retry = seconds(context.rules.retry)
+        left = f"tried again every {retry}; once it is certainly off: veery fence confirm {node.name}"
     state = NodeState.FENCE_FAILED if record else NodeState.LOST
     yield note(f"node/{node.name}", state, f"{said}, its domains wait; {left}", Level.ALARM)
 

@@ -1,4 +1,4 @@
-"""Move what runs: away from drained and sick nodes, and home again where that was asked for."""
+"""Moves running domains: away from drained and sick nodes, and home again after a resume that asked for it."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from veery.model.verdict import NodeVerdict
 
 
 def drain(context: DecisionContext) -> Iterator[Action]:
-    """Empty maintained nodes of everything."""
+    """Move every domain away from nodes that are being drained."""
     for name, state in context.states.items():
         if state is NodeState.DRAINING:
             yield from _away(context, name, "is drained", context.on[name])
 
 
 def leave_sick(context: DecisionContext) -> Iterator[Action]:
-    """Empty sick nodes of what the brain may move, where the cluster stands it; and tell how healthy nodes are."""
+    """Move domains away from sick nodes if the cluster can bear it, and report the health of nodes."""
     held = sickness.held_back(context)
     for name, state in context.states.items():
         health = context.view.nodes[name].health
         if state not in IN_USE:
             continue
         if health.verdict is NodeVerdict.QUARANTINE:
-            yield note(f"health/{name}", "quarantine", f"{name} is given no domains: {health.reason}", Level.WARNING)
+            yield note(f"health/{name}", "quarantine", f"{name} receives no domains: {health.reason}", Level.WARNING)
         elif health.verdict is NodeVerdict.WELL and (withheld := health.withheld):
             what = "emptied" if withheld.would is NodeVerdict.EVACUATE else "given no domains"
             yield note(f"health/{name}", "would", f"{name} would be {what}: {withheld.text}", Level.WARNING)
@@ -76,13 +76,13 @@ def _move(
     if domain.owner is None:
         return
     if not context.may_move(source, target):
-        yield note(subject, "queued", f"{why}: waits its turn to move to {target}")
+        yield note(subject, "queued", f"{why}: waits for a free slot to move to {target}")
         return
     context.count(source, target)
     context.book.take(domain, target)
     yield Move(
         subject=subject,
-        reason=f"{why}: to {target}, which has {context.book.free(target)} MiB left with it",
+        reason=f"{why}: move to {target}, which then has {context.book.free(target)} MiB left",
         source=source,
         target=target,
         owner=domain.owner,
@@ -93,7 +93,7 @@ def _move(
 
 
 def come_home(context: DecisionContext) -> Iterator[Action]:
-    """Where a resume asked for it: what had to leave a node comes back; then the intent is fulfilled."""
+    """Move domains home to a node whose resume asked for it. When all are home, clear the intent."""
     for name, node in context.view.nodes.items():
         intent = node.intent
         if intent is None or intent.kind is not IntentKind.RESUME or context.states[name] is not NodeState.PRESENT:
@@ -103,14 +103,14 @@ def come_home(context: DecisionContext) -> Iterator[Action]:
             if domain.run is None or domain.run.home != name:
                 continue
             if domain.owner is None and not restarts(domain) and not context.busy(domain):
-                continue  # nobody is to start it
-            leaving = context.busy(domain)  # one that is still on its way out is not home
+                continue  # it will not be started
+            leaving = context.busy(domain)  # a domain that is still leaving is not home
             if domain.owner and domain.owner.node == name and not leaving:
                 continue
             left += 1
             yield from _home(context, domain, name)
         if not left and f"node/{name}" not in context.view.acting:
-            yield Clear(subject=f"node/{name}", reason="in use again, and everything is home", intent=intent)
+            yield Clear(subject=f"node/{name}", reason="in use again, and all domains are home", intent=intent)
 
 
 def _home(context: DecisionContext, domain: DomainView, home: str) -> Iterator[Action]:
@@ -129,7 +129,7 @@ def _home(context: DecisionContext, domain: DomainView, home: str) -> Iterator[A
 
 
 def _following(context: DecisionContext, domain: DomainView, home: str) -> set[str]:
-    """The nodes whose domains of the same group all come home to `home` too."""
+    """Return the nodes whose domains of the same group all come home to `home` too."""
     group = [
         each
         for each in context.view.domains.values()
@@ -140,14 +140,16 @@ def _following(context: DecisionContext, domain: DomainView, home: str) -> set[s
 
 
 def leave_cut_off(context: DecisionContext) -> Iterator[Action]:
-    """A node that is there but has lost the storage: its domains hang. They are ended there, which is proof, and then
-    start where the storage is reached. Nothing is ended that has no place elsewhere."""
+    """End the domains of nodes that are present but have lost the storage.
+
+    Such domains hang. Ending them on their node is proof, and then they start where the storage is reachable. A domain
+    without a place elsewhere is not ended."""
     for name, state in context.states.items():
         if state is not NodeState.CUT_OFF:
             continue
         sign = context.view.nodes[name].sign
         age = seconds(sign.age if sign else 0.0)
-        yield note(f"node/{name}", state, "is here, but its heartbeats on storage have ended", Level.ALARM)
+        yield note(f"node/{name}", state, "is present, but its heartbeats on storage have stopped", Level.ALARM)
         for domain in context.on[name]:
             subject = f"domain/{domain.name}"
             if context.busy(domain) or not restarts(domain) or not domain.owner:
@@ -161,7 +163,7 @@ def leave_cut_off(context: DecisionContext) -> Iterator[Action]:
                 yield note(subject, "stuck", f"{name} has lost the storage; no place elsewhere: {why}", Level.ALARM)
                 continue
             context.book.take(domain, place)
-            reason = f"{name} has had no storage for {age}, others have: ended there, to start elsewhere"
+            reason = f"{name} has had no storage for {age}, others have it: it is ended there and starts elsewhere"
             yield End(
                 subject=subject,
                 reason=reason,

@@ -1,5 +1,4 @@
-"""What cannot be read is left alone. After the proof: settle what the moves of fenced nodes left, and let them in again
-when they come back."""
+"""Reports records that cannot be read, settles the moves of fenced nodes, and admits nodes that come back."""
 
 from __future__ import annotations
 
@@ -9,11 +8,11 @@ from veery.ha.context import DecisionContext, note
 from veery.ha.states import NodeState
 from veery.model.ha import Action, Admit, ClusterView, Drop, End, FenceRecord, FenceState, Level, NodeView
 
-MOVE = "move"  # what the subject of a note about a domain's move begins with: another may be about the domain itself
+MOVE = "move"  # prefix of the subject of a note about a domain's move; the domain itself may have another note
 
 
 def tell_unreadable(context: DecisionContext) -> Iterator[Action]:
-    """Nothing is done about what has a record that cannot be read; somebody is called."""
+    """Report subjects with a record that cannot be read, as an alarm. Nothing else is done about them."""
     for node in context.view.nodes.values():
         if node.unreadable:
             yield _left_alone(f"node/{node.name}", node.unreadable)
@@ -27,13 +26,13 @@ def _left_alone(subject: str, sentences: tuple[str, ...]) -> Action:
 
 
 def tell_unsettled(context: DecisionContext) -> Iterator[Action]:
-    """A move that does not settle by itself keeps its domain from every order: somebody is called."""
+    """Report moves that do not settle by themselves, as an alarm: such a move blocks every order for its domain."""
     for name, sentences in unsettled(context.view).items():
         yield note(f"{MOVE}/{name}", "unsettled", "; ".join(sentences), Level.ALARM)
 
 
 def unsettled(view: ClusterView) -> dict[str, list[str]]:
-    """Domain to what the nodes say of its move that cannot be settled there."""
+    """Return, for each domain whose move cannot be settled, what the nodes report about it."""
     found: dict[str, list[str]] = {}
     for node in view.nodes.values():
         if node.fresh and node.reading is not None:
@@ -43,7 +42,8 @@ def unsettled(view: ClusterView) -> dict[str, list[str]]:
 
 
 def settle_moves(context: DecisionContext) -> Iterator[Action]:
-    """Take the promises of fenced targets away: before COMMIT nothing is lost by it, after it there is none."""
+    """Delete the reservations of fenced targets. Before COMMIT nothing is lost by that; after COMMIT there is no
+    reservation."""
     for domain in context.view.domains.values():
         move = domain.move
         if move is None or domain.unreadable or f"domain/{domain.name}" in context.view.acting:
@@ -54,7 +54,7 @@ def settle_moves(context: DecisionContext) -> Iterator[Action]:
 
 
 def readmit_returned(context: DecisionContext) -> Iterator[Action]:
-    """Let nodes in again: each old copy is ended first, and seen to be gone."""
+    """Admit nodes that are back. Each old copy of a domain is ended first and verified to be gone."""
     for name, state in context.states.items():
         node = context.view.nodes[name]
         subject = f"node/{name}"
@@ -63,11 +63,13 @@ def readmit_returned(context: DecisionContext) -> Iterator[Action]:
         if subject in context.view.acting:
             continue
         if context.resting(subject):
-            yield note(subject, state, f"not let in yet: {context.resting(subject)}", Level.WARNING)
+            yield note(subject, state, f"not admitted yet: {context.resting(subject)}", Level.WARNING)
         elif state is NodeState.ADMITTING:
-            yield Admit(subject=subject, reason="its old copies are dead: let in again", record=node.fence)
+            yield Admit(subject=subject, reason="its old copies are dead: it is admitted again", record=node.fence)
         elif node.fence.state is not FenceState.FENCED:
-            reason = "it is back, no fence was proven, nothing of it was started elsewhere: let in again"
+            reason = (
+                "it is back; its fence was never proven, so no domain of it was started elsewhere: it is admitted again"
+            )
             yield Admit(subject=subject, reason=reason, record=node.fence)
         else:
             yield from _proven(context, node, node.fence)
@@ -76,9 +78,7 @@ def readmit_returned(context: DecisionContext) -> Iterator[Action]:
 def _proven(context: DecisionContext, node: NodeView, fence: FenceRecord) -> Iterator[Action]:
     subject = f"node/{node.name}"
     if not node.fresh or node.reading is None:
-        yield note(
-            subject, NodeState.RETURNING, "it is back; waits until it says which domains it holds", Level.WARNING
-        )
+        yield note(subject, NodeState.RETURNING, "it is back; the cluster waits for its list of domains", Level.WARNING)
         return
     stale = unknown = 0
     for copy in node.reading.copies:
@@ -91,15 +91,15 @@ def _proven(context: DecisionContext, node: NodeView, fence: FenceRecord) -> Ite
             continue
         stale += 1
         if f"domain/{copy.domain}" not in context.view.acting:
-            elsewhere = f"it belongs to {owner.node}" if owner else "it belongs to nobody"
-            reason = f"an old copy on {node.name}, which was fenced; {elsewhere} by now"
+            elsewhere = f"its owner is now {owner.node}" if owner else "it has no owner now"
+            reason = f"an old copy on {node.name}, which was fenced; {elsewhere}"
             yield End(subject=f"domain/{copy.domain}", reason=reason, node=node.name, boot=copy.boot)
     if stale:
-        reason = f"it is back with {stale} old {'copy' if stale == 1 else 'copies'}: let in when they are gone"
+        reason = f"it is back with {stale} old {'copy' if stale == 1 else 'copies'}: it is admitted when they are gone"
         yield note(subject, NodeState.RETURNING, reason, Level.WARNING)
         return
     if unknown:
-        reason = "it is back with a copy of a domain whose records cannot be read: not let in"
+        reason = "it is back with a copy of a domain whose records cannot be read: it is not admitted"
         yield note(subject, NodeState.RETURNING, reason, Level.ALARM)
         return
-    yield Admit(subject=subject, reason="it is back and holds no old copy: let in again", record=fence)
+    yield Admit(subject=subject, reason="it is back and holds no old copy: it is admitted again", record=fence)
