@@ -558,7 +558,7 @@ async def test_who_may_not_join(shop: Workshop, near: Node, lab: Lab, tmp_path: 
         (token, "test9", "172.16.31.2"): "172.16.31.2 is test2's address",
         (token, "a/b", "172.16.31.100"): "a/b",
         (unknown, "test9", "172.16.31.100"): "the token is unknown, used or too old",
-        (f"veery.{secret}.{other}", "test9", "172.16.31.100"): "is not of the cluster that made the token",
+        (f"veery.{secret}.{other}", "test9", "172.16.31.100"): "is not in the cluster that made the token",
         ("nonsense", "test9", "172.16.31.100"): "not a token",
     }
     before = await near.json("node", "list", "--json")

@@ -82,7 +82,7 @@ async def test_a_node_that_was_put_out_is_not_let_in_by_any_voter(tmp_path: Path
             await eventually((folder(kept) / crl.CA_FILE).exists)
             assert crl.listed((folder(kept) / crl.CA_FILE).read_text()) == {serial}
             await stop(keeping)
-            with pytest.raises(Refused, match="was put out"):  # not even where its old connection still stands
+            with pytest.raises(Refused, match="was revoked"):  # not even where its old connection still stands
                 await revocation.tell(one.store, "gone", folder(gone))
             # a record that cannot be read counts too: its key says which certificate
             serial, _ = crl.serial((folder(kept) / "server-cert.pem").read_text())

@@ -72,7 +72,7 @@ async def test_a_copy_of_the_store_is_whole_and_for_its_owner_alone(tmp_path: Pa
         assert (len(data), path.stat().st_mode & 0o777) == (size, 0o600)
         assert hashlib.sha256(data[:-32]).digest() == data[-32:]
         assert bytes(MIB // 2) in data
-        with pytest.raises(Refused, match="is there already"):
+        with pytest.raises(Refused, match="exists already"):
             await upkeep.backup(one.store.gateway, path)
         assert [each.name for each in tmp_path.glob("*.part")] == []
 
@@ -103,7 +103,7 @@ async def test_a_member_with_other_data_is_found_and_the_store_stops(tmp_path: P
         assert (event.level, event.what, "test2 differs" in event.text) == ("alarm", "store-alarm", True)
 
         for each in (one, two, three):
-            await _start_with(each, {server.CHECK_EVERY: "2s"})
+            await _start_with(each, {server.CHECK_INTERVAL: "2s"})
         await server.ready(one.store.voters, one.url, deadline=60)
 
         async def alarmed() -> bool:

@@ -1,9 +1,9 @@
-"""Which certificates are let in: those that the store names as a node's, by name and serial number.
+"""Admission of certificates: veeryd accepts those that the store records for a node, by name and serial number.
 
 The CA's signature alone is not enough: it outlives the node's membership. A watch of certificate/ keeps the set up
-to date. A renewed certificate and the one before are both let in until the node puts the latter out. While the store
-does not answer, the last set that it told stays in force; a file keeps it over a restart.
-A connection that stands is cut as soon as its certificate is no longer in the set."""
+to date. After a renewal both certificates are accepted until the node revokes the former one. While the store does
+not answer, the last known set stays in force; a file keeps it over a restart.
+An open connection is cut as soon as its certificate is no longer in the set."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from veery.model import codec
 
 log = logging.getLogger(__name__)
 
-RESCAN_S = 15.0  # the store is read whole this often, should a watch be silent without saying so
+RESCAN_S = 15.0  # the interval of full reads of the store, in case a watch falls silent without an error
 RETRY_S = 0.5
-LOOK_DEADLINE_S = 5.0
+LOOKUP_TIMEOUT_S = 5.0
 
 
 class Admission:
-    """One a daemon; `run` is its task."""
+    """The set of accepted certificates. Each daemon has one; `run` is its task."""
 
     def __init__(self, store: Store, own: Shown, file: Path, *, rescan: float = RESCAN_S) -> None:
-        """`own` is this node's certificate, which is always let in (set it after a renewal); `file` keeps the others
-        over a restart; the store is read whole every `rescan` seconds."""
+        """`own` is this node's certificate, which is always accepted (set it after a renewal). `file` keeps the others
+        over a restart. `run` reads the whole set from the store every `rescan` seconds."""
         self._store, self._file, self._rescan = store, file, rescan
         self.own = own
         self._serials: dict[str, tuple[str, ...]] = self._remembered()
@@ -41,36 +41,36 @@ class Admission:
         self._looking = asyncio.Lock()
 
     async def run(self) -> None:
-        """Follow the store, for ever."""
-        said = ""
+        """Follow the store until cancelled."""
+        logged = ""
         while True:
             try:
                 async with asyncio.timeout(self._rescan):
                     await self._follow()
             except TimeoutError:
-                said = ""
+                logged = ""
                 continue
             except VeeryError as error:
-                if error.message != said:
+                if error.message != logged:
                     log.warning("admission: the last known certificates stay in force: %s", error.message)
-                said = error.message
+                logged = error.message
             await asyncio.sleep(RETRY_S)
 
     def admits(self, shown: Shown) -> bool:
-        """Whether this certificate is one of a node of the cluster, as far as is known here."""
+        """Return whether this certificate belongs to a node of the cluster, by the set known here."""
         return shown == self.own or (shown.serial != "" and shown.serial in self._serials.get(shown.name, ()))
 
     async def lets_in(self, shown: Shown | None) -> bool:
-        """As `admits`; the store is asked about a certificate that is not known here: it may be a newcomer's."""
+        """Return as `admits`, but ask the store about an unknown certificate: its node may have just joined."""
         if shown is None:
             return False
         if self.admits(shown):
             return True
-        async with self._looking:  # one question at a time: whoever was put out may come again and again
+        async with self._looking:  # one request at a time: a removed node may try again and again
             if self.admits(shown):
                 return True
             try:
-                async with asyncio.timeout(LOOK_DEADLINE_S):
+                async with asyncio.timeout(LOOKUP_TIMEOUT_S):
                     entry = await self._store.get(CERTIFICATES.key(shown.name))
             except (VeeryError, TimeoutError):
                 return False
@@ -81,7 +81,7 @@ class Admission:
 
     @contextlib.contextmanager
     def standing(self, shown: Shown, cut: Callable[[], None]) -> Iterator[None]:
-        """While this lasts `cut` is called, once, if the certificate is no longer let in; at once where it is not."""
+        """Call `cut` once if the certificate stops being accepted in this context, or is not accepted at its start."""
         mark = object()
         self._standing[mark] = (shown, cut)
         try:
@@ -113,26 +113,27 @@ class Admission:
         self._settle()
 
     def _take(self, name: str, entry: Entry) -> None:
-        """Remember one record. One that cannot be read leaves what was known of that node as it is."""
+        """Remember one record. An unreadable record leaves the known serials of that node unchanged."""
         with contextlib.suppress(Unreadable):
             record = CERTIFICATES.value(entry)
             self._serials[name] = tuple(each for each in (record.serial, record.former) if each)
 
     def _settle(self) -> None:
-        """Cut what is no longer let in, and keep the set."""
+        """Cut the connections that are no longer accepted, and write the set to the file."""
         self._cut()
         data = codec.encode(dict(sorted(self._serials.items())))
         try:
             if not self._file.exists() or self._file.read_bytes() != data:
                 write_atomic(self._file, data)
         except OSError as error:
-            log.warning("%s not written: %s", self._file, error.strerror)
+            log.warning("cannot write %s: %s", self._file, error.strerror)
 
     def _cut(self) -> None:
         for mark, (shown, cut) in list(self._standing.items()):
             if not self.admits(shown):
                 del self._standing[mark]
-                log.warning(decision("connection.cut", node=shown.name, serial=shown.serial, reason="it was put out"))
+                reason = "its certificate is no longer accepted"
+                log.warning(decision("connection.cut", node=shown.name, serial=shown.serial, reason=reason))
                 cut()
 
     def _remembered(self) -> dict[str, tuple[str, ...]]:

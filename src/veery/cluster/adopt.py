@@ -1,10 +1,10 @@
-"""Adopting a store that was restored from a backup: its owner keys are made to say what runs where.
+"""Adopt a store that was restored from a backup: rewrite its owner keys to match what runs on the nodes.
 
-    plan     pure: what is to be written, and what stands in the way
-    write    the transactions; the last one gives the store a new incarnation, and every node goes on
+    plan     pure: what has to be written, and what prevents the adoption
+    write    the transactions; the last one gives the store a new incarnation, and every node continues
 
-Until that last transaction the doubt stands in the store (veery.cluster.trust), so no node acts on a half of it. Every
-transaction asks that the doubt be the one that was read first. Adopting again after a failure is safe."""
+Until that last transaction the store keeps its doubt record (veery.cluster.trust), so no node acts on a half-adopted
+store. Every transaction requires that the doubt record is unchanged. Adopting again after a failure is safe."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-AT_ONCE = 50  # writes in one transaction; etcd takes 128
-LINEAGE = 64  # earlier incarnations that are remembered
+TRANSACTION_WRITES = 50  # writes in one transaction; etcd takes 128
+LINEAGE_MAX = 64  # earlier incarnations that the store remembers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Records:
-    """What the restored store says of all that an adoption is about."""
+    """The records of the restored store that an adoption needs."""
 
     incarnation: Incarnation | None
     owners: Mapping[str, Owner]
@@ -56,11 +56,11 @@ class Records:
     nodes: Mapping[str, Node]
     fences: Collection[str]
     moves: Mapping[str, Reservation]
-    whole: bool = True  # the cluster's own record is there
+    whole: bool = True  # the cluster's own record exists
 
 
 async def read(store: Store) -> Records:
-    """The records of `store`, which is taken as it is. Raises StoreUnavailable, Unreadable."""
+    """Return the records of `store`, which is read without a trust check. Raises StoreUnavailable, Unreadable."""
     snapshot = await store.scan("")
     found = {entry.key: entry for entry in snapshot.entries}
     entry = found.get(INCARNATION)
@@ -88,25 +88,25 @@ def _all(kind: Kind[T], snapshot: Snapshot, *, strict: bool = True) -> dict[str,
 
 
 def plan(records: Records, told: Mapping[str, Inventory], silent: Mapping[str, str], lost: Collection[str]) -> Adoption:
-    """What adopting the store comes to. `told`: what the nodes that answered say; `silent`: the others, and why there
-    is no answer; `lost`: those that an operator vouches for to be off. Pure."""
+    """Return what an adoption would change. Pure. `told`: the inventories of the nodes that answered. `silent`: the
+    other nodes, each with the reason for the missing answer. `lost`: nodes that the operator states to be off."""
     refusals = _standing(records, told, silent, lost)
     copies, conflicts = _places(told)
     refusals += conflicts
     owners, changes = _owners(records, copies)
     specs = {copy.domain: copy.spec for _, copy in copies.values() if copy.spec is not None}
     specs = {name: spec for name, spec in specs.items() if name not in records.domains or _newer(records, name, copies)}
-    changes += [f"the record of {name} is written anew" for name in sorted(specs)]
+    changes += [f"the record of {name} is written again" for name in sorted(specs)]
     free = [name for name, owner in records.owners.items() if name not in copies and owner.node not in lost]
-    changes += [f"{name} runs nowhere: {records.owners[name].node} owns it no more" for name in free]
-    # With the owner keys written after the fence was, its node would take what runs there for stale, and end it. A node
-    # that runs nothing is let in again by the brain.
+    changes += [f"{name} runs nowhere: {records.owners[name].node} no longer owns it" for name in free]
+    # The owner keys are now newer than the fence, so the fenced node would judge its copies stale and end them.
+    # The HA leader lifts the fence of a node that runs nothing.
     lift = sorted(node for node in records.fences if node in {where for where, _ in copies.values()})
     changes += [f"the fence of {node} is removed: it runs domains, and no storage node shuts it out" for node in lift]
-    changes += [f"{node} is fenced on your word that it is off: its domains may start elsewhere" for node in lost]
-    changes += [f"the move of {name} is forgotten" for name in sorted(records.moves)]
+    changes += [f"{node} is fenced because you state that it is off: its domains may start elsewhere" for node in lost]
+    changes += [f"the reservation of the move of {name} is deleted" for name in sorted(records.moves)]
     nodes = tuple(each.record for name, each in sorted(told.items()) if each.record and name not in records.nodes)
-    changes += [f"the record of node {node.name} is written anew, with a new password for disks" for node in nodes]
+    changes += [f"the record of node {node.name} is written again, with a new password for disks" for node in nodes]
     return Adoption(
         refusals=tuple(refusals),
         changes=tuple(changes),
@@ -123,10 +123,10 @@ def plan(records: Records, told: Mapping[str, Inventory], silent: Mapping[str, s
 def _standing(
     records: Records, told: Mapping[str, Inventory], silent: Mapping[str, str], lost: Collection[str]
 ) -> list[str]:
-    """What keeps nodes from being believed."""
+    """Return the reasons why the nodes' reports cannot be used yet."""
     found = []
     if not records.whole:
-        found.append("the store has no record of the cluster: it is empty, and no copy of it; restore a snapshot first")
+        found.append("the store has no record of the cluster: it is empty, no restored copy; restore a snapshot first")
     if records.incarnation is None or not records.incarnation.doubt:
         found.append("the store is not doubted: there is nothing to adopt")
     for name, why in sorted(silent.items()):
@@ -136,24 +136,25 @@ def _standing(
             )
     for name in sorted(lost):
         if name in told:
-            found.append(f"{name} answers: it is not lost")
+            found.append(f"{name} answers, so it is not lost")
         elif name not in silent:
             found.append(f"no node {name!r}")
     for name, each in sorted(told.items()):
         if not each.restored:
             found.append(f"{name} has not noticed yet that the store was restored: try again in a few seconds")
-        found += [f"an order on {copy.domain} is under way on {name}: try again" for copy in each.copies if copy.busy]
+        busy = [copy.domain for copy in each.copies if copy.busy]
+        found += [f"an operation on {domain} is in progress on {name}: try again" for domain in busy]
         running = sorted(copy.domain for copy in each.copies if not copy.incoming)
         if each.shut and running:
             found.append(
-                f"{', '.join(each.shut)} shut {name} out: what runs there may be stale; "
-                f"end it: {'; '.join(f'veery --node {name} destroy {domain}' for domain in running)}"
+                f"{', '.join(each.shut)} shut {name} out: its domains may be stale; "
+                f"end them: {'; '.join(f'veery --node {name} destroy {domain}' for domain in running)}"
             )
     return found
 
 
 def _places(told: Mapping[str, Inventory]) -> tuple[dict[str, tuple[str, CopyHere]], list[str]]:
-    """Where each domain runs, and those that run twice."""
+    """Return the node and copy of each domain that runs once, and a conflict for each that runs twice."""
     found: dict[str, list[tuple[str, CopyHere]]] = {}
     for name, each in sorted(told.items()):
         for copy in each.copies:
@@ -161,7 +162,7 @@ def _places(told: Mapping[str, Inventory]) -> tuple[dict[str, tuple[str, CopyHer
                 found.setdefault(copy.domain, []).append((name, copy))
     conflicts = [
         f"{domain} is on {' and on '.join(node for node, _ in several)}: "
-        f"end the copy that is wrong: veery --node NODE destroy {domain}"
+        f"end the wrong copy: veery --node NODE destroy {domain}"
         for domain, several in sorted(found.items())
         if len(several) > 1
     ]
@@ -169,7 +170,7 @@ def _places(told: Mapping[str, Inventory]) -> tuple[dict[str, tuple[str, CopyHer
 
 
 def _owners(records: Records, copies: Mapping[str, tuple[str, CopyHere]]) -> tuple[tuple[Owner, ...], list[str]]:
-    """All owner keys, written anew: a transaction that was prepared before the restore finds none as it was."""
+    """Return all owner keys, to be written again, so that no transaction from before the restore can commit."""
     owners, changes = [], []
     for domain, (node, copy) in copies.items():
         old = records.owners.get(domain)
@@ -177,38 +178,40 @@ def _owners(records: Records, copies: Mapping[str, tuple[str, CopyHere]]) -> tup
         boot = old.boot if old is not None and same else copy.boot or secrets.token_hex(8)
         owners.append(Owner(domain=domain, node=node, boot=boot))
         if not same:
-            was = f"the store says {old.node}" if old is not None and old.node != node else "the store knew another run"
-            changes.append(f"{domain} runs on {node}: {was if old else 'the store says nobody'}")
+            was = "the store says no owner"
+            if old is not None:
+                was = f"the store says {old.node}" if old.node != node else "the store says another instance"
+            changes.append(f"{domain} runs on {node}: {was}")
     return tuple(owners), changes
 
 
 def _newer(records: Records, name: str, copies: Mapping[str, tuple[str, CopyHere]]) -> bool:
-    """Whether the domain runs with another spec than its record says: the record went back."""
+    """Return whether the domain runs with another spec than its record has: the restore reverted the record."""
     return copies[name][1].spec != records.domains[name].spec
 
 
 def _lineage(records: Records, told: Mapping[str, Inventory]) -> tuple[str, ...]:
-    """Every incarnation that somebody knows; "" stands for the time before there were any."""
+    """Return every incarnation known to a node or the store; "" is the time before the first one."""
     known = [""]
     for each in told.values():
         known += each.incarnations
     if records.incarnation is not None:
         known += [*records.incarnation.before, records.incarnation.id]
-    return tuple(dict.fromkeys(known))[-LINEAGE:]
+    return tuple(dict.fromkeys(known))[-LINEAGE_MAX:]
 
 
 async def write(store: Store, records: Records, adoption: Adoption, *, by: str, epoch: float, name: str = "") -> str:
-    """Carry `adoption` out on `store`, which is taken as it is; the new incarnation's id (`name`, if given).
+    """Carry `adoption` out on `store`, without a trust check; return the new incarnation's id (`name`, if given).
 
-    Raises Refused where something stands in its way, or the doubt is not the one that was read; StoreUnavailable,
+    Raises Refused if the plan has refusals; StoreUnavailable if the doubt record changed or the store does not answer;
     OutcomeUnknown: adopt again."""
     if adoption.refusals:
         raise Refused("; ".join(adoption.refusals), hint="veery cluster adopt --plan")
     assert records.incarnation is not None
     same = Unchanged(INCARNATION, records.incarnation.revision)
     operations = _operations(records, adoption, by=by, epoch=epoch) + await _newcomers(store, adoption)
-    for start in range(0, len(operations), AT_ONCE):
-        await _commit(store, same, operations[start : start + AT_ONCE])
+    for start in range(0, len(operations), TRANSACTION_WRITES):
+        await _commit(store, same, operations[start : start + TRANSACTION_WRITES])
     new = Incarnation(id=name or secrets.token_hex(8), before=adoption.before)
     await _commit(store, same, [INCARNATIONS.put(INCARNATION, new)])
     log.warning(decision("store.adopted", incarnation=new.id, by=by, owners=len(adoption.owners)))
@@ -237,7 +240,7 @@ async def _newcomers(store: Store, adoption: Adoption) -> list[Put | Delete]:
     if entry is not None:
         cluster = codec.decode(entry.value, Cluster)
         made = [make_initiator(cluster, node.name) for node in adoption.nodes]
-        if await store.get(CHAP_SEALED) is not None:  # each of them gives its password itself (initiators.py)
+        if await store.get(CHAP_SEALED) is not None:  # each node offers its password itself (initiators.py)
             made = [replace(one, password="") for one in made]
         found += [INITIATORS.put(one.node, one) for one in made]
     return found
@@ -245,4 +248,4 @@ async def _newcomers(store: Store, adoption: Adoption) -> list[Put | Delete]:
 
 async def _commit(store: Store, same: Unchanged, operations: Sequence[Put | Delete]) -> None:
     if not (await store.commit([same], operations)).held:
-        raise StoreUnavailable("the store was doubted anew meanwhile", hint="veery cluster adopt --plan, then again")
+        raise StoreUnavailable("the store's doubt changed meanwhile", hint="veery cluster adopt --plan, then again")

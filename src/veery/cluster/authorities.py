@@ -1,12 +1,12 @@
-"""The cluster's CAs: one, and two for as long as a new one is rolled out.
+"""The cluster's CAs: one, or two while a new one is rolled out.
 
-    renew    a new CA is made; all nodes come to trust both           trusted: old, new   signing: old
-    renew    every node trusts both: the new one signs, nodes renew   trusted: old, new   signing: new
-    drop     no node has a certificate of the other one any more      trusted: new        signing: new
-    cancel   in between: the old one signs again, nodes renew; then `drop` drops the new one
+    renew    makes a new CA; all nodes come to trust both             trusted: old, new   signing: old
+    renew    every node trusts both: the new CA signs, nodes renew    trusted: old, new   signing: new
+    drop     no node has a certificate of the old CA any more         trusted: new        signing: new
+    cancel   in between: the old CA signs again, nodes renew; then `drop` drops the new CA
 
-Each step is one transaction. Its conditions are what it was judged by, so it may be broken off and ordered again at
-any point. A node that is away keeps a step from being taken: it would no longer know the others."""
+Each step is one transaction. Its conditions are the records that it was judged by, so a step may fail at any point
+and be requested again. An absent node blocks a step: it would no longer trust the others."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SHOW = "veery cluster ca show"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """The record as it is in the store, and its revision (0: there is none, and the CA of `cluster` is meant)."""
+    """The record in the store and its revision (0: no record exists; the CA is the one of `cluster`)."""
 
     authorities: Authorities
     revision: int
@@ -39,8 +39,8 @@ class Standing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaStatus:
-    """How far a change of CA has come. `untrusting`: nodes that do not yet trust all; `old`: nodes with a certificate,
-    or a former one, of a CA that does not sign. `ends` of the CA that signs, epoch."""
+    """The progress of a change of CA. `untrusting`: nodes that do not yet trust every CA. `old`: nodes with a current
+    or former certificate of a CA that does not sign. `ends`: expiry of the CA that signs, epoch."""
 
     trusted: tuple[str, ...]
     signing: str
@@ -50,12 +50,12 @@ class CaStatus:
 
     @property
     def changing(self) -> bool:
-        """Whether there are two."""
+        """Return whether there are two CAs."""
         return len(self.trusted) > 1
 
 
 async def load(store: Store) -> Standing:
-    """Which CAs there are. Raises Failed before the cluster has a record, StoreUnavailable."""
+    """Return the CAs of the cluster. Raises Failed before the cluster has a record, StoreUnavailable."""
     entry = await store.get(keys.CA_AUTHORITIES)
     if entry is not None:
         return Standing(authorities=keys.AUTHORITIES.value(entry), revision=entry.revision)
@@ -64,13 +64,13 @@ async def load(store: Store) -> Standing:
 
 
 def signing(standing: Standing) -> str:
-    """The certificate (PEM) of the CA that signs."""
+    """Return the certificate (PEM) of the CA that signs."""
     found = standing.authorities
     return next(ca for ca in found.trusted if tls.authority_id(ca) == found.signing)
 
 
 async def signer(store: Store, own: Vault | None) -> tls.KeyPair:
-    """The CA that signs, with its key. Raises Refused on a node without a vote, Failed, StoreUnavailable."""
+    """Return the CA that signs, with its key. Raises Refused on a non-voter, Failed, StoreUnavailable."""
     ca = signing(await load(store))
     return tls.KeyPair(ca, await vault.ca_key(store, own, ca))
 
@@ -78,7 +78,7 @@ async def signer(store: Store, own: Vault | None) -> tls.KeyPair:
 def judge(
     found: Authorities, nodes: Sequence[str], certificates: Mapping[str, Certificate], trusts: Mapping[str, Trusting]
 ) -> CaStatus:
-    """What still stands in the way. A node whose record is missing, or cannot be read, is in the way."""
+    """Return the progress and the nodes that block the next step. A missing or unreadable record blocks it."""
     ids = tuple(tls.authority_id(ca) for ca in found.trusted)
     untrusting = [name for name in nodes if name not in trusts or not set(ids) <= set(trusts[name].ids)]
     old = []
@@ -93,17 +93,17 @@ def judge(
 
 
 async def status(store: Store) -> CaStatus:
-    """How far it has come. Raises StoreUnavailable."""
+    """Return the progress of the change of CA. Raises StoreUnavailable."""
     return (await _observe(store))[1]
 
 
 async def renew(store: Store, own: Vault, *, epoch: float) -> CaStatus:
-    """Take the next step that leads to a new CA. Raises Refused while nodes stand in its way, or where this node has
-    no vote; Failed, StoreUnavailable, OutcomeUnknown."""
+    """Take the next step towards a new CA. Raises Refused while nodes block it, or if this node is no voter; Failed,
+    StoreUnavailable, OutcomeUnknown."""
     standing, seen, _ = await _observe(store)
     if not seen.changing:
         if not own.id:
-            raise Refused("a new CA is made by a voter", hint="veery node list shows the voters; veery --node NODE ...")
+            raise Refused("only a voter can make a CA", hint="veery node list shows the voters; veery --node NODE ...")
         await _begin(store, own, standing, epoch)
     elif _newest(standing) != seen.signing:
         _all_trust(seen)
@@ -113,7 +113,7 @@ async def renew(store: Store, own: Vault, *, epoch: float) -> CaStatus:
 
 
 async def cancel(store: Store) -> CaStatus:
-    """Have the oldest CA sign again. Raises Refused where no change is under way; as `renew`."""
+    """Have the oldest CA sign again. Raises Refused if no change is in progress; otherwise as `renew`."""
     standing, seen, _ = await _observe(store)
     if not seen.changing:
         raise Refused("no new CA is being rolled out", hint=SHOW)
@@ -126,16 +126,16 @@ async def cancel(store: Store) -> CaStatus:
 
 
 async def drop(store: Store) -> CaStatus:
-    """Trust the CA that signs alone. Raises Refused while a node has a certificate of another one, or where there is
-    one; as `renew`."""
+    """Trust only the CA that signs. Raises Refused while a node has a certificate of another CA, or if there is only
+    one CA; otherwise as `renew`."""
     standing, seen, seconds = await _observe(store)
     if not seen.changing:
-        raise Refused("there is one CA, and nothing to drop", hint=SHOW)
+        raise Refused("there is only one CA: nothing to drop", hint=SHOW)
     _all_trust(seen)
     if seen.old:
         raise Refused(
             f"these nodes have a certificate of the other CA: {', '.join(seen.old)}",
-            hint="they renew by themselves while they are up; a former certificate goes some minutes later: " + SHOW,
+            hint="they renew by themselves while they are up, and drop former ones some minutes later: " + SHOW,
         )
     ca = signing(standing)
     others = [other for other in standing.authorities.trusted if other != ca]
@@ -152,7 +152,7 @@ async def drop(store: Store) -> CaStatus:
         ],
     )
     if not done.held:
-        raise Refused("the certificates changed meanwhile", hint=f"look again: {SHOW}")
+        raise Refused("the certificates changed meanwhile", hint=f"check again: {SHOW}")
     log.info(decision("ca.dropped", ids=",".join(tls.authority_id(other) for other in others)))
     return await status(store)
 
@@ -165,12 +165,12 @@ def _all_trust(seen: CaStatus) -> None:
     if seen.untrusting:
         raise Refused(
             f"these nodes do not trust both CAs yet: {', '.join(seen.untrusting)}",
-            hint=f"start veeryd there (gone for good: veery node forget NODE), then look again: {SHOW}",
+            hint=f"start veeryd there (if a node is lost: veery node forget NODE), then check again: {SHOW}",
         )
 
 
 async def _observe(store: Store) -> tuple[Standing, CaStatus, list[Unchanged]]:
-    """What there is, how it is judged, and the conditions under which that still holds for the nodes' certificates."""
+    """Return the CAs, their status, and the conditions that the judged certificates are unchanged."""
     standing = await load(store)
     nodes = [keys.NODES.name(entry.key) for entry in (await store.scan(keys.NODES.prefix)).entries]
     trusts = await keys.TRUSTS.readable(store)
@@ -178,7 +178,7 @@ async def _observe(store: Store) -> tuple[Standing, CaStatus, list[Unchanged]]:
     conditions: list[Unchanged] = []
     for entry in (await store.scan(keys.CERTIFICATES.prefix)).entries:
         conditions.append(Unchanged(entry.key, entry.revision))
-        with contextlib.suppress(keys.Unreadable):  # in the way until it can be read
+        with contextlib.suppress(keys.Unreadable):  # it blocks the next step until it can be read
             certificates[keys.CERTIFICATES.name(entry.key)] = keys.CERTIFICATES.value(entry)
     return standing, judge(standing.authorities, nodes, certificates, trusts), conditions
 
@@ -196,4 +196,4 @@ async def _put(store: Store, standing: Standing, wanted: Authorities, *more: Put
     condition = Unchanged(keys.CA_AUTHORITIES, standing.revision)
     done = await store.commit([condition], [keys.AUTHORITIES.put("authorities", wanted), *more])
     if not done.held:
-        raise Refused("another order changed the CAs meanwhile", hint=f"look again: {SHOW}")
+        raise Refused("another request changed the CAs meanwhile", hint=f"check again: {SHOW}")

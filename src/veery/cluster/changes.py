@@ -1,4 +1,4 @@
-"""Being woken when records in the store change."""
+"""Set an event when records in the store change."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from veery.errors import VeeryError
 
 log = logging.getLogger(__name__)
 
-RETRY_S = 1.0  # after a watch that broke off
+RETRY_S = 1.0  # the pause after a broken watch
 
 
 async def wake(changed: asyncio.Event, store: Store, prefix: str) -> None:
-    """For ever: set `changed` at first, whenever something under `prefix` changes, and after a watch that broke off,
-    which may have missed changes. Why it broke off is logged once, until the store answers again."""
-    said = ""
+    """Set `changed` at first, at each change under `prefix`, and after a broken watch, which may have missed changes.
+
+    Runs until cancelled. The reason of a broken watch is logged once, until the store answers again."""
+    logged = ""
     while True:
         try:
             after = (await store.scan(prefix)).revision
-            said = ""
+            logged = ""
             changed.set()
             async for _ in store.watch(prefix, after):
                 changed.set()
         except VeeryError as error:
-            if error.message != said:
-                log.warning("watch of %s begins anew: %s", prefix, error.message)
-            said = error.message
+            if error.message != logged:
+                log.warning("watch of %s restarts: %s", prefix, error.message)
+            logged = error.message
         await asyncio.sleep(RETRY_S)

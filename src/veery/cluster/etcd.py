@@ -1,4 +1,4 @@
-"""The store in etcd: `Store` in terms of etcd's v3 API (etcd api/etcdserverpb/rpc.proto), keys under /veery/."""
+"""The store in etcd: `Store` on etcd's v3 API (etcd api/etcdserverpb/rpc.proto), with its keys under /veery/."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from veery.errors import OutcomeUnknown
 from veery.host.contexts import Source
 
 PREFIX = b"/veery/"
-PAGE = 1000  # keys in one answer of a scan
-NOT_FOUND = 5  # gRPC's code
+PAGE_KEYS = 1000  # keys in one answer of a scan
+NOT_FOUND = 5  # gRPC status code
 
 
 class _Header(msgspec.Struct):
@@ -110,29 +110,29 @@ class EtcdStore:
         prefix: bytes = PREFIX,
         trust: Trust | None = None,
     ) -> None:
-        """`endpoints`: "https://172.16.31.1:2379", the preferred one first; `deadline`: seconds a call may take;
-        `quiet`: seconds after which a watch that heard nothing, not even etcd's progress notes, asks anew;
-        `trust`: judges each answer (without one the store is taken as it is)."""
+        """`endpoints`: "https://172.16.31.1:2379", the preferred one first. `deadline`: seconds a call may take.
+        `quiet`: seconds without a message, even a progress note of etcd, after which a watch asks again.
+        `trust`: judges each answer; without it every answer is accepted."""
         self.gateway = Gateway(endpoints, tls=tls, deadline=deadline)
         self.voters = Voters(self.gateway)
         self._quiet, self._prefix, self._trust = quiet, prefix, trust
 
     @property
     def raw(self) -> EtcdStore:
-        """The same store taken as it is, whatever this node knows of it: for looking, and for `cluster adopt`."""
+        """The same store without a trust check: for inspection, and for `cluster adopt`."""
         other = copy.copy(self)
         other._trust = None
         return other
 
     async def get(self, key: str) -> Entry | None:
-        """As Store.get."""
+        """Implement Store.get."""
         sent = await self._ask()
         answer = await self.gateway.read("/v3/kv/range", {"key": self._key(key)}, _Range)
         self._heard(sent, answer.header)
         return self._entry(answer.kvs[0]) if answer.kvs else None
 
     async def revision(self) -> int:
-        """As Store.revision: a read of one key, the incarnation."""
+        """Implement Store.revision by a read of one key, the incarnation."""
         sent = await self._ask()
         revision = await self._look()
         if self._trust is not None and sent is not None:
@@ -140,11 +140,11 @@ class EtcdStore:
         return revision
 
     async def look(self) -> None:
-        """Have the trust judge the store as it is. Raises StoreUnavailable."""
+        """Have the trust judge the store's present state. Raises StoreUnavailable."""
         await self._look()
 
     async def mark(self, trust: Trust, why: str, epoch: float) -> None:
-        """Write the doubt `why` into the store, whatever stands in it. Raises StoreUnavailable, OutcomeUnknown."""
+        """Write the doubt `why` into the store, whatever it contains. Raises StoreUnavailable, OutcomeUnknown."""
         raw = self.raw
         entry = await raw.get(INCARNATION)
         operations = doubt(entry, trust.node, why, epoch)
@@ -163,7 +163,7 @@ class EtcdStore:
             self._trust.look(sent, sight(f"{header.cluster_id:x}", header.revision, entry))
 
     async def _ask(self) -> Sent | None:
-        """What the answer to the next question must reach. Raises StoreRestored, StoreUnavailable."""
+        """Return what the answer to the next request must reach. Raises StoreRestored, StoreUnavailable."""
         if self._trust is None:
             return None
         if self._trust.standing is Standing.UNKNOWN:
@@ -175,13 +175,13 @@ class EtcdStore:
             self._trust.heard(sent, f"{header.cluster_id:x}", header.revision)
 
     async def scan(self, prefix: str) -> Snapshot:
-        """As Store.scan; a large one comes in pages, all of the first one's revision."""
+        """Implement Store.scan; a large result comes in pages, all at the first page's revision."""
         begin, end = self._key(prefix), _end_of(self._key(prefix))
         found: list[Entry] = []
         revision = 0
         while True:
             sent = await self._ask()
-            body = {"key": begin, "range_end": end, "limit": PAGE, "revision": revision}
+            body = {"key": begin, "range_end": end, "limit": PAGE_KEYS, "revision": revision}
             answer = await self.gateway.read("/v3/kv/range", body, _Range)
             self._heard(sent, answer.header)
             revision = revision or answer.header.revision
@@ -191,8 +191,8 @@ class EtcdStore:
             begin = answer.kvs[-1].key + b"\0"
 
     async def commit(self, conditions: Sequence[Unchanged], operations: Sequence[Put | Delete]) -> Committed:
-        """As Store.commit: one transaction of etcd's. That the incarnation is the one known here is one condition more;
-        where it is another, the same answer brings it."""
+        """Implement Store.commit by one etcd transaction. It has one more condition: the incarnation is the one known
+        here. If that fails, the same answer contains the new incarnation."""
         sent = await self._ask()
         if self._trust is None or sent is None:
             answer = await self._txn(conditions, operations)
@@ -208,7 +208,7 @@ class EtcdStore:
                 raise
             if answer.succeeded:
                 return Committed(True, answer.header.revision)
-            found = [each for told in answer.responses if told.response_range for each in told.response_range.kvs]
+            found = [each for reply in answer.responses if reply.response_range for each in reply.response_range.kvs]
             if (found[0].mod_revision if found else 0) == key:
                 return Committed(False, answer.header.revision)
             self._judge(sent, answer.header, found)
@@ -228,8 +228,8 @@ class EtcdStore:
         return await self.gateway.write("/v3/kv/txn", body, _Txn)
 
     async def watch(self, prefix: str, after: int) -> AsyncGenerator[Change, None]:
-        """As Store.watch: asked anew from the last revision seen whenever it breaks, falls silent, or the member
-        it hangs on loses its leader."""
+        """Implement Store.watch. It restarts from the last revision seen when the stream breaks or falls silent, or
+        when its member loses its leader."""
         pause, generation = 0.05, self.generation()
         while not self.gateway.closed:
             if generation != self.generation():
@@ -250,7 +250,7 @@ class EtcdStore:
                 pause = min(pause * 2, 1.0)
 
     async def grant(self, ttl: int) -> int:
-        """As Store.grant. A lease that was granted and not told of ends by itself."""
+        """Implement Store.grant. If the answer is lost, the granted lease expires by itself."""
         await self._ask()
         try:
             return (await self.gateway.write("/v3/lease/grant", {"TTL": ttl}, _Lease)).ID
@@ -258,12 +258,12 @@ class EtcdStore:
             raise StoreUnavailable(error.message, hint=error.hint) from error
 
     async def keep(self, lease: int) -> float:
-        """As Store.keep."""
+        """Implement Store.keep."""
         await self._ask()
         return float((await self.gateway.read("/v3/lease/keepalive", {"ID": lease}, _Kept)).result.TTL)
 
     async def revoke(self, lease: int) -> None:
-        """As Store.revoke; one that has ended already is no error."""
+        """Implement Store.revoke; an expired lease is no error."""
         await self._ask()
         try:
             await self.gateway.read("/v3/lease/revoke", {"ID": lease}, _Nothing)
@@ -272,15 +272,15 @@ class EtcdStore:
                 raise
 
     def generation(self) -> int:
-        """As Store.generation."""
+        """Implement Store.generation."""
         return self._trust.generation if self._trust else 0
 
     async def close(self) -> None:
-        """As Store.close."""
+        """Implement Store.close."""
         await self.gateway.close()
 
     async def _messages(self, prefix: str, after: int) -> AsyncGenerator[_Watched, None]:
-        """One stream's messages. A member that lags far behind sends history first, then what is new."""
+        """Yield the messages of one stream. A member that lags far behind sends history first, then new changes."""
         key = self._key(prefix)
         create = {"key": key, "range_end": _end_of(key), "start_revision": after + 1, "progress_notify": True}
         stream = self.gateway.lines("/v3/watch", {"create_request": create}, quiet=self._quiet)
@@ -311,17 +311,17 @@ class EtcdStore:
 
 
 def _reached(message: _Watched) -> int:
-    """The revision up to which a watch has now seen everything.
+    """Return the revision up to which a watch has now seen every change.
 
-    A message of events holds all of a revision's, but its header may be ahead of what is still to come; a
-    progress note (no events) is only sent to a watcher that has seen all up to its header's
-    (mvcc/watchable_store.go, progress); the first one, `created`, says nothing."""
+    A message with events holds all events of a revision, but its header may be ahead of events still to come.
+    etcd sends a progress note (no events) only to a watcher that has seen everything up to the header's revision
+    (mvcc/watchable_store.go, progress). The first message, `created`, gives no revision."""
     if message.events:
         return message.events[-1].kv.mod_revision
     return 0 if message.created else message.header.revision
 
 
 def _end_of(prefix: bytes) -> bytes:
-    """The first key after all that begin with `prefix` (rpc.proto, RangeRequest.range_end); it is never all 0xff."""
+    """Return the first key after all keys with `prefix` (rpc.proto, RangeRequest.range_end); it is never all 0xff."""
     kept = prefix.rstrip(b"\xff")
     return kept[:-1] + bytes([kept[-1] + 1])

@@ -1,12 +1,12 @@
-"""Fences in the store: who is kept from the disks, by compare-and-set.
+"""Fences in the store: records of the nodes that have no access to the disks, changed by compare-and-set.
 
-    begin   a record fence/NODE: from then on no target lets the node in, whatever else happens
-    lift    takes the record away, if the node's copies still are what it says they are
+    begin   writes fence/NODE: from then on no target accepts the node
+    lift    deletes the record, if the node's copies are still the ones that it reported
 
-The brain writes the same record as a fence goes on (model/ha.py, FenceState), and takes an operator's word
-(ha/orders.py, confirm); these are what an operator needs besides.
-`lift` asks for the owner keys of the domains that run on the node as they were; whoever gives such a domain to another
-node must ask for the fence's key as it was (`standing`). Only one of the two can find both."""
+The HA leader updates the same record while it fences (model/ha.py, FenceState), and on an operator's confirmation
+(ha/orders.py, confirm). This module has the other operations that an operator needs.
+`lift` requires that the owner keys of the node's domains are unchanged. A transaction that gives such a domain to
+another node requires that the fence's key is unchanged (`standing`). So only one of the two can succeed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 async def read(store: Store, node: str) -> Fenced | None:
-    """The fence of `node`, if one stands. Raises StoreUnavailable."""
+    """Return the fence of `node`, or None. Raises StoreUnavailable."""
     entry = await store.get(keys.FENCES.key(node))
     if entry is None:
         return None
@@ -37,25 +37,25 @@ async def read(store: Store, node: str) -> Fenced | None:
 
 
 async def require(store: Store, node: str) -> Fenced:
-    """As `read`. Raises Refused where there is none."""
+    """Return the fence of `node`. Raises Refused if the node is not fenced; otherwise as `read`."""
     found = await read(store, node)
     if found is None:
-        raise Refused(f"{node} is not fenced", hint="veery fence list shows who is")
+        raise Refused(f"{node} is not fenced", hint="veery fence list shows the fenced nodes")
     return found
 
 
 async def refuse(store: Store, node: str) -> None:
-    """Raises Refused while a fence of `node` stands, whatever is written in it; StoreUnavailable."""
+    """Raise Refused while `node` has a fence, whatever its record contains; StoreUnavailable."""
     if await store.get(keys.FENCES.key(node)) is not None:
-        raise Refused(f"{node} is fenced: it starts nothing", hint=f"veery why {node} tells when it is let in")
+        raise Refused(f"{node} is fenced: it starts nothing", hint=f"veery why {node} shows when the fence is lifted")
 
 
 async def begin(store: Store, node: str, *, by: str, epoch: float) -> Fenced:
-    """The fence of `node`, made where there is none. Raises Refused for an unknown node, StoreUnavailable,
-    OutcomeUnknown: ask again, a fence is made once."""
-    there = await read(store, node)
-    if there is not None:
-        return there
+    """Return the fence of `node`; make it if there is none. Raises Refused for an unknown node, StoreUnavailable,
+    OutcomeUnknown: call again, since a fence is made only once."""
+    present = await read(store, node)
+    if present is not None:
+        return present
     if await keys.NODES.get(store, node) is None:
         raise Refused(f"no node {node!r}", hint="veery node list shows the nodes")
     key = keys.FENCES.key(node)
@@ -67,21 +67,21 @@ async def begin(store: Store, node: str, *, by: str, epoch: float) -> Fenced:
 
 
 def standing(fence: Fenced) -> Unchanged:
-    """The condition that `fence` still is as it was: for each transaction that takes a domain from its node."""
+    """Return the condition that `fence` is unchanged: for each transaction that takes a domain from its node."""
     return Unchanged(keys.FENCES.key(fence.node), fence.record.revision)
 
 
 async def lift(store: Store, fence: Fenced, clean: Clean) -> None:
-    """Let the node in again, which says `clean`. Raises Refused while it has stale copies, or when its domains or the
-    fence changed since it looked."""
+    """Lift the fence of a node that reports `clean`. Raises Refused while the node has stale copies, or if its domains
+    or the fence changed since the report."""
     if clean.stale:
         raise Refused(
             f"{fence.node} still has stale copies of {', '.join(clean.stale)}",
             hint="its veeryd ends them by itself within seconds; try again then",
         )
     if clean.fence != fence.created:
-        raise Refused(f"{fence.node} speaks of another fence", hint="ask again")
+        raise Refused(f"{fence.node} reports on another fence", hint="try again")
     kept = [Unchanged(keys.OWNERS.key(domain), revision) for domain, revision in sorted(clean.kept.items())]
     if not (await store.commit([standing(fence), *kept], [Delete(keys.FENCES.key(fence.node))])).held:
-        raise Refused(f"{fence.node}: its domains or its fence changed meanwhile", hint="ask again")
+        raise Refused(f"{fence.node}: its domains or its fence changed meanwhile", hint="try again")
     log.warning(decision("fence.lifted", node=fence.node, kept=",".join(sorted(clean.kept)) or "-"))

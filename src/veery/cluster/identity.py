@@ -1,7 +1,7 @@
-"""Who this node is: what `veery init` and `veery join` leave in the state folder, and the daemon starts from.
+"""The node's identity: the files that `veery init` and `veery join` write to the state folder for the daemon.
 
-STATE/identity.json    Identity; written last, so that it stands for all the rest
-STATE/bootstrap.json   Bootstrap; on the first node only, until its daemon has put it into the store
+STATE/identity.json    Identity; written last: if it exists, the other files do too
+STATE/bootstrap.json   Bootstrap; on the first node only, until its daemon has written it into the store
 STATE/initiator.json   Initiator: this node's credentials at the targets (initiators.py)
 STATE/tls/             host/tls.py
 STATE/etcd/            etcd's data, on voters"""
@@ -34,10 +34,11 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EtcdStart:
-    """How a voter's etcd begins its life, as etcd's flags of these names; without meaning once it has data.
-    `store`: etcd's id of the store in which it has had its vote. Without its data it must not start again: it would
-    vote anew on what was decided already. `prepared`: it begins with the data that a recovery made for it, never with
-    none: it would be an empty store."""
+    """The first start of a voter's etcd, as the etcd flags of these names; unused once etcd has data.
+
+    `store`: etcd's id of the store in which this member has voted. Without its data the member must not start again:
+    it would vote again on entries that are decided already. `prepared`: etcd starts with data that a recovery made;
+    without data it must not start, for it would begin an empty store."""
 
     initial_cluster: str
     initial_cluster_state: str
@@ -47,8 +48,8 @@ class EtcdStart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """This node and its cluster. `voters` are etcd's client URLs, kept up to date while the node runs; `etcd` is
-    None where the node is no voter. `replaced`: etcd's ids of stores that were given up (`veery cluster recover`)."""
+    """This node and its cluster. `voters` are etcd's client URLs, kept up to date while the node runs. `etcd` is
+    None if the node is no voter. `replaced`: etcd's ids of the stores that `veery cluster recover` replaced."""
 
     cluster: Cluster
     node: Node
@@ -59,7 +60,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bootstrap:
-    """What the first daemon puts into the store."""
+    """The secrets that the first daemon writes into the store."""
 
     ca_key: str
     initiator: Initiator
@@ -75,8 +76,9 @@ def init(
     cluster: str,
     epoch: float | None = None,
 ) -> Identity:
-    """Make a new cluster with this node as its first voter. Nothing runs and nobody is asked: starting veeryd
-    does the rest. Raises Refused when the node has a cluster already or a name or address is unfit."""
+    """Make a new cluster with this node as its first voter. This only writes files; veeryd does the rest at its start.
+
+    Raises Refused if the node has a cluster already, or a name or address is invalid."""
     now = time.time() if epoch is None else epoch
     state = fresh_state(settings)
     check_name(cluster, "cluster")
@@ -106,7 +108,7 @@ def init(
 
 
 def load(state: Path) -> Identity:
-    """Who this node is. Raises Refused when it belongs to no cluster, Failed when the file is unreadable."""
+    """Return the node's identity. Raises Refused if it belongs to no cluster, Failed if the file is unreadable."""
     try:
         data = (state / "identity.json").read_bytes()
     except FileNotFoundError as error:
@@ -118,7 +120,7 @@ def load(state: Path) -> Identity:
     except Failed as error:
         raise Failed(
             f"{state / 'identity.json'} cannot be read: {error.message}",
-            hint="bring this file back from a copy; without one: veery node forget --help, and join anew",
+            hint="restore this file from a copy; without one: veery node forget --help, then join again",
         ) from error
 
 
@@ -128,7 +130,7 @@ def save(state: Path, identity: Identity) -> None:
 
 
 def load_bootstrap(state: Path) -> Bootstrap | None:
-    """What is still to be put into the store; None when that is done, or was never this node's to do."""
+    """Return the secrets still to be written into the store; None if that is done or not this node's part."""
     try:
         return kept.read(state / "bootstrap.json", Bootstrap)
     except FileNotFoundError:
@@ -136,12 +138,12 @@ def load_bootstrap(state: Path) -> Bootstrap | None:
 
 
 def fresh_state(settings: Settings) -> Path:
-    """The state folder, made where it is missing. Raises Refused when the node has a cluster already."""
+    """Return the state folder; make it if it is missing. Raises Refused if the node has a cluster already."""
     state = Path(settings.state)
     if (state / "identity.json").exists():
         raise Refused(
             f"this node belongs to cluster {load(state).cluster.name} already",
-            hint=f"to begin anew, stop veeryd and remove {state}",
+            hint=f"to start again from nothing, stop veeryd and remove {state}",
         )
     if (state / "etcd" / "member").exists():
         raise Refused(f"{state}/etcd holds another cluster's data", hint="move it away first")
@@ -153,15 +155,15 @@ def fresh_state(settings: Settings) -> Path:
 
 
 def describe(settings: Settings, *, name: str, address: str, roles: Sequence[Role], driver: str) -> Node:
-    """The record of this node as its settings have it. Raises Refused for an unfit name or address."""
+    """Return this node's record by its settings. Raises Refused for an invalid name or address."""
     check_name(name, "node")
     try:
         where = ipaddress.ip_address(address)
     except ValueError as error:
-        raise Refused(f"not an IP address: {address!r}", hint="give the one that the other nodes reach") from error
+        raise Refused(f"not an IP address: {address!r}", hint="give an address that other nodes reach") from error
     if where.is_unspecified or where.is_multicast or (where.version == 6 and where.is_link_local):
-        raise Refused(f"no node can be reached at {address}", hint="give the one that the other nodes reach")
-    address = str(where)  # what the kernel and other nodes write: addresses are compared as texts
+        raise Refused(f"no node can be reached at {address}", hint="give an address that other nodes reach")
+    address = str(where)  # the canonical text, since addresses are compared as texts
     if not roles:
         raise Refused(f"node {name} has no role", hint=f"give some of {', '.join(Role)}")
     return Node(
@@ -178,13 +180,13 @@ def describe(settings: Settings, *, name: str, address: str, roles: Sequence[Rol
 
 
 def check_name(name: str, what: str) -> None:
-    """Raise Refused unless `name` can stand in a certificate, an IQN and a key of the store."""
+    """Raise Refused unless `name` is valid in a certificate, an IQN and a key of the store."""
     if not _NAME.fullmatch(name):
-        raise Refused(f"not a {what} name: {name!r}", hint="use a-z, 0-9, '-' and '.', at most 63 of them")
+        raise Refused(f"not a {what} name: {name!r}", hint="use a-z, 0-9, '-' and '.', at most 63 characters")
 
 
 def check_node_name(name: str) -> None:
-    """As `check_name`; nor may a new node have a name that is taken for something else."""
+    """Raise as `check_name`, and for a name that would be read as an address or as the local machine."""
     check_name(name, "node")
     labels = name.split(".")
     if not all(re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", label) for label in labels):
@@ -192,25 +194,25 @@ def check_node_name(name: str) -> None:
     if re.fullmatch(r"\d+|0x[0-9a-f]*", labels[-1]):
         raise Refused(f"not a node name: {name!r} reads as an address", hint="let its last part begin with a letter")
     if name == "local" or labels[-1] == "localhost" or labels[0] == "localhost":
-        raise Refused(f"not a node name: {name!r} means each machine itself", hint="choose another name")
+        raise Refused(f"not a node name: {name!r} means the local machine", hint="choose another name")
 
 
 def make_initiator(cluster: Cluster, node: str) -> Initiator:
-    """New credentials for `node` at every target: CHAP secrets have 12 to 16 characters where Windows or some
-    targets are met (RFC 7143, 12.1.3 asks for 96 bits: these are 16 of 6 bits each)."""
+    """Return new credentials for `node` at every target. Windows and some targets accept CHAP secrets of 12 to 16
+    characters only; RFC 7143, 12.1.3 asks for 96 bits: these are 16 characters of 6 bits each."""
     return Initiator(node=node, iqn=f"{cluster.authority}:node:{node}", user=node, password=make_password())
 
 
 def make_password() -> str:
-    """A new CHAP password."""
+    """Return a new CHAP password."""
     return base64.urlsafe_b64encode(secrets.token_bytes(12)).decode()
 
 
 def client_url(settings: Settings, node: Node) -> str:
-    """Where `node`'s etcd answers."""
+    """Return the URL at which `node`'s etcd serves clients."""
     return f"https://{join(node.address, settings.etcd.client_port)}"
 
 
 def peer_url(settings: Settings, node: Node) -> str:
-    """Where `node`'s etcd meets the other members."""
+    """Return the URL at which `node`'s etcd serves the other members."""
     return f"https://{join(node.address, settings.etcd.peer_port)}"

@@ -1,18 +1,19 @@
-"""The nodes' CHAP passwords: each node keeps its own, and in the store they are sealed.
+"""The nodes' CHAP passwords: each node keeps its own; the store has them sealed.
 
 STATE/initiator.json has a node's own credentials. The store has `initiator/NODE` without the password, and
-`chap/NODE` with it, sealed with the key CHAP of vault.py: voters need it to let a node in, storage nodes to make
-accounts at tgtd. A node alone says what its password is: where the store has another, or none, it gives its own to a
-node that has the key (`POST /v1/initiators`). So nothing that the store loses costs a running domain its disk.
+`chap/NODE` with the password, sealed with the key CHAP of vault.py. Voters need that key to admit a node, storage
+nodes to make accounts at tgtd. Only the node itself decides its password: if the store has another one, or none, the
+node sends its own to a node that has the key (`POST /v1/initiators`). So no loss in the store costs a running domain
+its disk.
 
-An older veery has the passwords in the clear in `initiator/NODE`, and needs them there. The way from there:
+An older veery has the passwords in the clear in `initiator/NODE`, and needs them there. The migration:
 
     1. voters and storage nodes get the key (vault.hold)
-    2. each node keeps its own password, and says so in chap-kept/NODE (`keep`)
-    3. when all nodes did both, chap-sealed is written: a newcomer's password is not written in the clear from then on
-    4. each password in the clear is sealed and taken out of its record, in one transaction (`seal_all`)
+    2. each node keeps its own password, and records that in chap-kept/NODE (`keep`)
+    3. when all nodes did both, chap-sealed is written: from then on no new node's password is written in the clear
+    4. each password in the clear is sealed and removed from its record, in one transaction (`seal_all`)
 
-Each step is one transaction and may be the last one before a crash: the next look goes on."""
+Each step is one transaction, so after a crash the next run continues with the next step."""
 
 from __future__ import annotations
 
@@ -39,17 +40,17 @@ _PASSWORD = re.compile(r"[A-Za-z0-9_=-]{12,64}", re.ASCII)
 
 
 def identify(node: str, password: str) -> str:
-    """Which password of `node` it is. A password is 96 random bits: nobody finds it by this."""
+    """Return the id of a password of `node`. A password is 96 random bits, so the id does not reveal it."""
     return hashlib.sha256(f"veery chap password\0{node}\0{password}".encode()).hexdigest()[:32]
 
 
 def load(state: Path) -> Initiator | None:
-    """This node's own credentials; None where it keeps none yet."""
+    """Return this node's own credentials; None if it keeps none yet."""
     return kept.take(state / FILE, Initiator)
 
 
 def save(state: Path, own: Initiator) -> None:
-    """Keep this node's own credentials, for root alone. Raises OSError."""
+    """Write this node's own credentials, readable for root only. Raises OSError."""
     write_atomic(state / FILE, codec.encode(own), mode=0o600, sync=True)
 
 
@@ -57,7 +58,7 @@ def save(state: Path, own: Initiator) -> None:
 
 
 def sealed(vault: Vault, own: Initiator) -> list[Put]:
-    """What the store is to have of `own`. Raises Refused without the key."""
+    """Return the operations that write `own` sealed into the store. Raises Refused without the key."""
     name = keys.CHAP_SECRETS.key(own.node)
     secret = ChapSecret(
         id=identify(own.node, own.password), key=vault.id, sealed=vault.seal(own.password, name).decode()
@@ -66,17 +67,17 @@ def sealed(vault: Vault, own: Initiator) -> list[Put]:
 
 
 def open_secret(vault: Vault, node: str, secret: ChapSecret) -> str:
-    """The password in `secret` of `node`. Raises Refused without the key, Failed where it does not open it."""
+    """Return the password in `secret` of `node`. Raises Refused without the key, Failed if it cannot be opened."""
     entry = Entry(keys.CHAP_SECRETS.key(node), secret.sealed.encode(), revision=0, created=0)
     password = vault.open(entry)
     if identify(node, password) != secret.id:
-        raise Failed(f"{entry.key} contradicts itself", hint=vault.ring.lost)
+        raise Failed(f"the password and the id in {entry.key} do not match", hint=vault.ring.lost)
     return password
 
 
 async def enrolled(store: Store, vault: Vault | None, own: Initiator, *, keeps: bool) -> tuple[list[Put], Unchanged]:
-    """The records of a newcomer's credentials, and the condition under which they are right. `keeps`: the newcomer's
-    veery knows that it has to keep its password. Raises Refused, StoreUnavailable."""
+    """Return the records of a new node's credentials, and the condition under which they are valid. `keeps`: the new
+    node's veery keeps its password itself. Raises Refused, StoreUnavailable."""
     entry = await store.get(keys.CHAP_SEALED)
     if entry is None:
         return [keys.INITIATORS.put(own.node, own)], Unchanged(keys.CHAP_SEALED, 0)
@@ -89,14 +90,14 @@ async def enrolled(store: Store, vault: Vault | None, own: Initiator, *, keeps: 
 
 
 async def accept(store: Store, vault: Vault, node: str, password: str) -> None:
-    """Seal the password that `node` gives as its own. Raises Refused, StoreUnavailable, OutcomeUnknown."""
+    """Seal the password that `node` sent as its own. Raises Refused, StoreUnavailable, OutcomeUnknown."""
     if not _PASSWORD.fullmatch(password):
-        raise Refused(f"{node} gives a password that no account can have", hint="is another version of veery at work?")
+        raise Refused(f"{node} sent a password that no account can have", hint="does it run another version of veery?")
     record, member = await store.get(keys.INITIATORS.key(node)), await store.get(keys.NODES.key(node))
     if record is None or member is None:
         raise Refused(f"node {node} is not in the cluster", hint="veery node list shows the nodes")
     if await store.get(keys.CHAP_SEALED) is None:
-        raise Refused("the cluster's CHAP passwords are not sealed yet", hint="is each node's veery of this version?")
+        raise Refused("the cluster's CHAP passwords are not sealed yet", hint="do all nodes run this version of veery?")
     held = await _require_key(store, vault)
     own = replace(keys.INITIATORS.value(record), password=password)
     conditions = [Unchanged(one.key, one.revision) for one in (record, member, held)]
@@ -108,37 +109,38 @@ async def accept(store: Store, vault: Vault, node: str, password: str) -> None:
 async def _require_key(store: Store, vault: Vault) -> Entry:
     entry = await store.get(vault.ring.key)
     if entry is None or entry.value.decode() != vault.id:
-        raise Refused(vault.ring.missing, hint="it gets it by itself within seconds: try again")
+        raise Refused(vault.ring.missing, hint="the node gets the key by itself within seconds: try again")
     return entry
 
 
-# ---------------------------------------------------------------- what each node does, and each holder
+# ---------------------------------------------------------------- the parts of each node, and of each holder of the key
 
 
 async def keep(store: Store, state: Path, node: str, fresh: str) -> Initiator:
-    """A node's part: keep its own credentials, and say which they are; `fresh` is the password where neither the
-    node nor the store has one in the clear. Raises Failed where the node has no record, StoreUnavailable,
-    OutcomeUnknown, OSError."""
+    """Keep this node's own credentials, and record their id in the store: the part of each node. `fresh` is the
+    password to use if neither the node nor the store has one in the clear.
+
+    Raises Failed if the node has no record, StoreUnavailable, OutcomeUnknown, OSError."""
     entry = await store.get(keys.INITIATORS.key(node))
     if entry is None:
-        raise Failed(f"{node} has no credentials at the targets", hint="join it anew")
+        raise Failed(f"{node} has no credentials at the targets", hint="join it again")
     record, own = keys.INITIATORS.value(entry), load(state)
     if own is None or (own.iqn, own.user) != (record.iqn, record.user):
         if own is None and not record.password:
             log.warning("%s is lost: this node has a new CHAP password; domains keep their open sessions", state / FILE)
         own = replace(record, password=record.password or (own.password if own else fresh))
         save(state, own)
-    elif record.password and record.password != own.password:  # the store is older than what we keep
+    elif record.password and record.password != own.password:  # the store is older than this node's file
         await store.commit([Unchanged(entry.key, entry.revision)], [keys.INITIATORS.put(node, own)])
     mark = keys.CHAP_KEPT + node
-    id, told = identify(node, own.password), await store.get(mark)
-    if told is None or told.value.decode() != id:
+    id, recorded = identify(node, own.password), await store.get(mark)
+    if recorded is None or recorded.value.decode() != id:
         await store.commit([], [Put(mark, id.encode())])
     return own
 
 
 async def must_offer(store: Store, own: Initiator) -> bool:
-    """Whether the store is to have another password of this node, sealed, than it has. Raises StoreUnavailable."""
+    """Return whether the store lacks this node's present password, sealed. Raises StoreUnavailable."""
     record = await keys.INITIATORS.get(store, own.node)
     if record is None or record.password:
         return False
@@ -153,8 +155,8 @@ async def must_offer(store: Store, own: Initiator) -> bool:
 
 
 async def seal_all(store: Store, vault: Vault, held: Held) -> bool:
-    """A holder's part: once every node keeps its own password, and all that need the key have it, seal those that
-    are in the clear. Whether none is left. Raises StoreUnavailable, OutcomeUnknown, Unreadable."""
+    """Seal the passwords that are in the clear, once every node keeps its own and all holders have the key: the part of
+    each holder. Return whether none is left. Raises StoreUnavailable, OutcomeUnknown, Unreadable."""
     clear = await _clear(store)
     flag = await store.get(keys.CHAP_SEALED)
     if not clear and flag is not None:
@@ -165,7 +167,7 @@ async def seal_all(store: Store, vault: Vault, held: Held) -> bool:
         done = await store.commit([Unchanged(keys.CHAP_SEALED, 0), held.same], [Put(keys.CHAP_SEALED, b"1")])
         if not done.held:
             return False
-        clear = await _clear(store)  # a newcomer of before is among them, or it was turned away
+        clear = await _clear(store)  # again: a node may have joined before the flag was set
         if await _unkept(store, clear):
             return False
     for entry in clear:
@@ -182,14 +184,14 @@ async def _clear(store: Store) -> list[Entry]:
 
 
 async def _unkept(store: Store, clear: list[Entry]) -> list[str]:
-    """The nodes that do not keep their own password, as far as is known. Those of an older veery never say it; they
-    read everybody's in the clear."""
+    """Return the nodes that have not recorded that they keep their own password. Nodes with an older veery never do;
+    they read all passwords in the clear."""
     marks = (await store.scan(keys.CHAP_KEPT)).entries
-    told = {mark.key.removeprefix(keys.CHAP_KEPT): mark.value.decode() for mark in marks}
+    recorded = {mark.key.removeprefix(keys.CHAP_KEPT): mark.value.decode() for mark in marks}
     nodes = (await store.scan(keys.NODES.prefix)).entries
-    unkept = {name for entry in nodes if (name := keys.NODES.name(entry.key)) not in told}
+    unkept = {name for entry in nodes if (name := keys.NODES.name(entry.key)) not in recorded}
     for entry in clear:
         own = keys.INITIATORS.value(entry)
-        if told.get(own.node) != identify(own.node, own.password):
+        if recorded.get(own.node) != identify(own.node, own.password):
             unkept.add(own.node)
     return sorted(unkept)

@@ -1,10 +1,9 @@
-"""How a node comes in: a token carried over by a person, then two requests.
+"""Join a node to the cluster: an operator carries a token to it, then the node sends two requests.
 
-The token holds a secret, of which the store keeps only the hash, and the fingerprint of the cluster's CA. The
-newcomer fetches the CA's certificate from any node (GET /v1/ca, not verified), holds it against the
-fingerprint, and from then on speaks only with a node that has a certificate of that CA for the address that it
-calls: so the secret is never told to a stranger. Its key never leaves it; what it sends is a certificate request
-(POST /v1/join)."""
+The token contains a secret, of which the store keeps only the hash, and the fingerprint of the cluster's CA. The
+new node fetches the CA's certificate from any node (GET /v1/ca, not verified) and compares it with the fingerprint.
+From then on it only accepts a server with a certificate of that CA for the address that it calls: so no stranger
+gets the secret. The node's private key never leaves it; it sends a certificate request (POST /v1/join)."""
 
 from __future__ import annotations
 
@@ -54,12 +53,12 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-LIFETIME = 3600  # seconds a token is good for
-ID_LENGTH = 12  # signs of the hash of its secret, by which a token is called
-SKEW = 30.0  # seconds by which two nodes' clocks may differ: logs and certificates are compared by them
-JOINING_TTL = 120  # seconds; longer than an admission can take
-TURN = 20.0  # seconds a newcomer waits for its turn
-ANSWER = 75.0  # seconds for the cluster's answer to a newcomer
+TOKEN_LIFETIME_S = 3600
+ID_LENGTH = 12  # characters of the secret's hash that make a token's id
+CLOCK_SKEW_S = 30.0  # the allowed difference of two nodes' clocks: logs and certificates depend on them
+JOINING_TTL_S = 120  # longer than an admission can take
+TURN_TIMEOUT_S = 20.0  # for a node that waits while another joins
+JOIN_TIMEOUT_S = 75.0  # for the cluster's answer to a new node
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,9 +71,9 @@ class CaReply:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JoinRequest:
-    """The body of POST /v1/join. `csr` PEM; `epoch` the newcomer's clock; `peer` its etcd's peer URL, "" for no
-    voter; `keeps` that it keeps its CHAP password itself (an older veery reads it in the store); `level` what its
-    version can do (0: an older veery)."""
+    """The body of POST /v1/join. `csr`: PEM. `epoch`: the new node's clock. `peer`: its etcd's peer URL, "" if it is no
+    voter. `keeps`: it keeps its CHAP password itself (an older veery reads it in the store). `level`: the highest level
+    of its version (0: an older veery)."""
 
     secret: str
     node: Node
@@ -87,9 +86,8 @@ class JoinRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JoinReply:
-    """The answer of POST /v1/join: the node's record as it now stands, its certificate (PEM), etcd's client URLs,
-    for a voter how its etcd begins, and its credentials at the targets (None: an older veery, they are in the
-    store)."""
+    """The answer of POST /v1/join: the node's record, its certificate (PEM), etcd's client URLs, for a voter the first
+    start of its etcd, and its credentials at the targets (None: an older veery, they are in the store)."""
 
     cluster: Cluster
     node: Node
@@ -100,37 +98,38 @@ class JoinReply:
 
 
 async def make_token(store: Store, node: str, *, epoch: float | None = None) -> str:
-    """A new token, good once, for one hour, and while `node`, which asks for it, is in the cluster. Raises Refused
-    where it is not, Failed, StoreUnavailable, OutcomeUnknown."""
+    """Return a new token. It is valid once, for one hour, and while `node`, which requests it, is in the cluster.
+
+    Raises Refused if `node` is not in the cluster or the CA changes; Failed, StoreUnavailable, OutcomeUnknown."""
     now = time.time() if epoch is None else epoch
     record = await keys.cluster(store)
     await _one_ca(store)
     if await store.get(keys.NODES.key(node)) is None:
         raise Refused(f"node {node} is no longer in the cluster", hint="ask another node: veery node list")
     secret = secrets.token_urlsafe(16)
-    lease = await store.grant(LIFETIME)
-    token = Token(expires=now + LIFETIME, node=node)
+    lease = await store.grant(TOKEN_LIFETIME_S)
+    token = Token(expires=now + TOKEN_LIFETIME_S, node=node)
     await store.commit([], [keys.TOKENS.put(_hash(secret), token, lease=lease)])
-    log.info(decision("token.made", id=_hash(secret)[:ID_LENGTH], node=node, seconds=LIFETIME))
+    log.info(decision("token.made", id=_hash(secret)[:ID_LENGTH], node=node, seconds=TOKEN_LIFETIME_S))
     mark = base64.urlsafe_b64encode(bytes.fromhex(tls.fingerprint(record.ca))).decode().rstrip("=")
     return f"veery.{secret}.{mark}"
 
 
 async def _one_ca(store: Store) -> None:
-    """Raises Refused while the CA changes: a newcomer knows one."""
+    """Raise Refused while the CA changes: a new node knows only one CA."""
     if len((await authorities.load(store)).authorities.trusted) > 1:
         raise Refused("no node can join while the cluster's CA changes", hint=authorities.SHOW)
 
 
 async def tokens(store: Store) -> tuple[TokenStatus, ...]:
-    """The tokens that are not used yet, the oldest first. Raises StoreUnavailable."""
+    """Return the unused tokens, the oldest first. Raises StoreUnavailable."""
     found = (await keys.TOKENS.readable(store)).items()
     rows = [TokenStatus(id=name[:ID_LENGTH], node=token.node, expires=token.expires) for name, token in found]
     return tuple(sorted(rows, key=lambda row: row.expires))
 
 
 async def revoke_token(store: Store, id: str) -> None:
-    """Take the token whose id is `id` back. Raises Refused where there is none, StoreUnavailable, OutcomeUnknown."""
+    """Revoke the token with the id `id`. Raises Refused if there is none, StoreUnavailable, OutcomeUnknown."""
     names = [keys.TOKENS.name(entry.key) for entry in (await store.scan(keys.TOKENS.prefix)).entries]
     meant = [name for name in names if len(id) >= ID_LENGTH and name.startswith(id)]
     if len(meant) != 1:
@@ -140,7 +139,7 @@ async def revoke_token(store: Store, id: str) -> None:
 
 
 def read_token(token: str) -> tuple[str, str]:
-    """The secret and the CA's fingerprint (hex) in `token`. Raises Refused when it is not one."""
+    """Return the secret and the CA's fingerprint (hex) in `token`. Raises Refused if it is no token."""
     match = re.fullmatch(r"veery\.([\w-]{16,64})\.([\w-]{43})", token.strip(), re.ASCII)
     if not match:
         raise Refused(
@@ -152,10 +151,10 @@ def read_token(token: str) -> tuple[str, str]:
 async def admit(
     store: Store, voters: Voters, request: JoinRequest, *, vault: Vault | None = None, epoch: float | None = None
 ) -> JoinReply:
-    """Let a newcomer in: check it, sign its certificate with the CA's key out of `vault`, record it, and make room for
-    its vote.
+    """Admit a new node: check the request, sign its certificate with the CA's key from `vault`, add its etcd member,
+    and write its records.
 
-    Raises Refused (nothing has changed, the token stays good), StoreUnavailable, OutcomeUnknown."""
+    Raises Refused (nothing has changed, the token stays valid), StoreUnavailable, OutcomeUnknown."""
     now = time.time() if epoch is None else epoch
     await _check(store, request, now)
     await levels.admission(store, request.node.name, request.level)
@@ -181,7 +180,7 @@ async def admit(
         ]
         if not await _record(store, conditions, records, credentials[-1]):
             await _unseat(voters, request.peer)
-            raise Refused(f"the token was used, or the name {node.name} taken, meanwhile", hint="make another token")
+            raise Refused(f"meanwhile the token was used, or the name {node.name} was taken", hint="make another token")
     log.info(decision("node.admitted", node=node.name, address=node.address, roles=",".join(node.roles)))
     start = None
     if request.peer:
@@ -209,8 +208,8 @@ async def join(
     driver: str,
     epoch: float | None = None,
 ) -> Identity:
-    """Make this node one of the cluster that `token` comes from, by way of its node `peer` ("172.16.31.1",
-    "node1:8001"); starting veeryd does the rest.
+    """Join this node to the cluster of `token`, through its node `peer` ("172.16.31.1", "node1:8001"). veeryd does the
+    rest at its start.
 
     Raises Refused (nothing has changed), Failed, OutcomeUnknown."""
     secret, mark = read_token(token)
@@ -218,14 +217,14 @@ async def join(
     check_node_name(name)
     node = describe(settings, name=name, address=address, roles=roles, driver=driver)
     base = f"https://{_with_port(peer, settings.api.port)}"
-    told = await _call("GET", f"{base}/v1/ca", CaReply, tls.unverified_context(), within=10)
-    if tls.fingerprint(told.ca) != mark:
+    answer = await _call("GET", f"{base}/v1/ca", CaReply, tls.unverified_context(), within=10)
+    if tls.fingerprint(answer.ca) != mark:
         raise Refused(
-            f"{peer} is not of the cluster that made the token", hint="check the address; make a new token there"
+            f"{peer} is not in the cluster that made the token", hint="check the address; make a new token there"
         )
     mine = time.time() if epoch is None else epoch
-    if told.epoch:  # now: to a clock that is far off the cluster's certificates would not be valid
-        _check_clock(name, mine, told.epoch)
+    if answer.epoch:  # before TLS: with a wrong clock the cluster's certificates would not be valid
+        _check_clock(name, mine, answer.epoch)
     key = tls.make_request(name)
     request = JoinRequest(
         secret=secret,
@@ -236,48 +235,50 @@ async def join(
         keeps=True,
         level=LEVEL,
     )
-    reply = await _call("POST", f"{base}/v1/join", JoinReply, tls.pinned_context(told.ca), within=ANSWER, body=request)
+    context = tls.pinned_context(answer.ca)
+    reply = await _call("POST", f"{base}/v1/join", JoinReply, context, within=JOIN_TIMEOUT_S, body=request)
     if tls.fingerprint(reply.cluster.ca) != mark:
         raise Failed(
-            f"{peer} answered with another cluster's CA", hint=f"have {name} put out with `veery node leave {name}`"
+            f"{peer} answered with another cluster's CA",
+            hint=f"remove {name} on a node of the cluster: `veery node leave {name}`",
         )
     own = (client_url(settings, node),) if reply.etcd else ()
     identity = Identity(cluster=reply.cluster, node=reply.node, voters=own + reply.voters, etcd=reply.etcd)
-    tls.write_folder(state / "tls", ca=told.ca, node=tls.KeyPair(reply.cert, key.key))
+    tls.write_folder(state / "tls", ca=answer.ca, node=tls.KeyPair(reply.cert, key.key))
     if reply.initiator is not None:
-        password = reply.initiator.password or make_password()  # "": another node sent the request on
+        password = reply.initiator.password or make_password()  # "": the request was forwarded by another node
         initiators.save(state, replace(reply.initiator, password=password))
     save(state, identity)
     return identity
 
 
 def _check_clock(name: str, theirs: float, ours: float) -> None:
-    """Raises Refused where the clock of node `name` differs from the cluster's; both in seconds of the epoch."""
+    """Raise Refused if the clock of node `name` differs from the cluster's; both in seconds of the epoch."""
     ahead = theirs - ours
-    if abs(ahead) > SKEW:
+    if abs(ahead) > CLOCK_SKEW_S:
         there, here = (
             f"{datetime.datetime.fromtimestamp(each, datetime.UTC):%Y-%m-%d %H:%M:%S}" for each in (theirs, ours)
         )
         raise Refused(
             f"the clock of {name} is {abs(ahead):.0f} s {'ahead' if ahead > 0 else 'behind'}: "
-            f"it says {there}, the cluster {here} UTC",
-            hint=f"set the one that is wrong (chronyc makestep, or timedatectl set-time on {name}), then try again",
+            f"{name} has {there}, the cluster {here} UTC",
+            hint=f"set the wrong clock (chronyc makestep, or timedatectl set-time on {name}), then try again",
         )
 
 
 async def _check(store: Store, request: JoinRequest, now: float) -> list[Unchanged]:
-    """Whether the newcomer may come in; the conditions that its token, and the node that made it, are still there."""
+    """Raise Refused unless the new node may join; return the conditions that its token and the token's node remain."""
     conditions = await _good(store, keys.TOKENS.key(_hash(request.secret)), now)
     node = request.node
     check_node_name(node.name)
     _check_clock(node.name, request.epoch, now)
     if not node.roles or (Role.VOTER in node.roles) != bool(request.peer):
-        raise Refused(f"the request of {node.name} contradicts itself", hint="is another version of veery at work?")
+        raise Refused(f"the roles and the peer URL of {node.name} do not match", hint="does it run another veery?")
     for other in (await keys.NODES.readable(store)).values():
         if other.name == node.name:
             raise Refused(
                 f"the name {node.name} is taken",
-                hint=f"choose another, or put the old one out: veery node leave {node.name}",
+                hint=f"choose another, or remove the old node: veery node leave {node.name}",
             )
         if node.address in (other.address, *other.former):
             raise Refused(f"{node.address} is {other.name}'s address", hint="give the address of this node")
@@ -285,27 +286,28 @@ async def _check(store: Store, request: JoinRequest, now: float) -> list[Unchang
 
 
 async def _good(store: Store, key: str, now: float) -> list[Unchanged]:
-    """The conditions under which the token at `key` is good; its own first. Raises Refused."""
+    """Return the conditions under which the token at `key` is valid; the token's own first. Raises Refused."""
     entry = await store.get(key)
     if entry is None or (token := keys.TOKENS.value(entry)).expires < now:
         raise Refused("the token is unknown, used or too old", hint="make another with `veery node token`")
     if not token.node:
         return [Unchanged(key, entry.revision)]
     maker = await store.get(keys.NODES.key(token.node))
-    if maker is None or maker.created > entry.revision:  # gone, or joined anew since
+    if maker is None or maker.created > entry.revision:  # the node left, or has joined again since
         raise Refused(
-            f"the token was made by {token.node}, which was put out", hint="make another with `veery node token`"
+            f"the token was made by {token.node}, which was removed", hint="make another with `veery node token`"
         )
     return [Unchanged(key, entry.revision), Unchanged(maker.key, maker.revision)]
 
 
 @contextlib.asynccontextmanager
 async def turn(store: Store, name: str) -> AsyncIterator[Unchanged]:
-    """One node at a time joins, or changes the members: the condition that it is still its turn. Raises Refused when
-    another takes too long."""
+    """Let one node at a time join or change the members; yield the condition that it is still this node's turn.
+
+    Raises Refused if another node takes too long."""
     loop = asyncio.get_running_loop()
-    ends = loop.time() + TURN
-    lease = await store.grant(JOINING_TTL)
+    ends = loop.time() + TURN_TIMEOUT_S
+    lease = await store.grant(JOINING_TTL_S)
     try:
         while True:
             done = await store.commit([Unchanged(keys.JOINING, 0)], [Put(keys.JOINING, name.encode(), lease)])
@@ -314,7 +316,7 @@ async def turn(store: Store, name: str) -> AsyncIterator[Unchanged]:
             if loop.time() > ends:
                 entry = await store.get(keys.JOINING)
                 other = entry.value.decode() if entry else "another node"
-                raise Refused(f"{other} is being let in", hint="try again in a minute")
+                raise Refused(f"{other} is joining", hint="try again in a minute")
             await asyncio.sleep(0.25)
         yield Unchanged(keys.JOINING, done.revision)
     finally:
@@ -323,8 +325,8 @@ async def turn(store: Store, name: str) -> AsyncIterator[Unchanged]:
 
 
 async def _seat(store: Store, voters: Voters, node: Node, peer: str) -> tuple[Voter, ...]:
-    """The members once the newcomer is one of them (unchanged where `peer` is ""). What an admission that died
-    half-way left behind, a learner that never started and that no node's record knows, is put out first."""
+    """Add the new node to etcd's members and return them (unchanged if `peer` is ""). First remove the remains of
+    admissions that failed half-way: learners that never started and that no node's record names."""
     members = await voters.all()
     if not peer:
         return members
@@ -338,8 +340,8 @@ async def _seat(store: Store, voters: Voters, node: Node, peer: str) -> tuple[Vo
 
 
 async def seat(store: Store, voters: Voters, node: Node, peer: str) -> EtcdStart:
-    """Make room for the vote of `node`, which is in the cluster already: a learner, and how its etcd begins. One that
-    waits there is kept. Raises Refused, StoreUnavailable, OutcomeUnknown."""
+    """Add `node`, which is in the cluster already, to etcd's members as a learner; return its etcd's first start. An
+    existing learner is kept. Raises Refused, StoreUnavailable, OutcomeUnknown."""
     async with turn(store, node.name):
         members = await _seat(store, voters, node, peer)
     names = [f"{node.name if peer in each.peers else each.name}={url}" for each in members for url in each.peers]
@@ -347,7 +349,7 @@ async def seat(store: Store, voters: Voters, node: Node, peer: str) -> EtcdStart
 
 
 async def unseat(voters: Voters, peer: str) -> None:
-    """Take that room away again, while it is a learner's. Raises StoreUnavailable, OutcomeUnknown."""
+    """Remove the member at `peer` again while it is a learner. Raises StoreUnavailable, OutcomeUnknown."""
     await _unseat(voters, peer)
 
 
@@ -358,12 +360,12 @@ async def _unseat(voters: Voters, peer: str) -> None:
 
 
 async def _record(store: Store, conditions: Sequence[Unchanged], records: Sequence[Put | Delete], secret: Put) -> bool:
-    """Use the token up and write the node's records, `secret` with its password among them; whether that was done."""
+    """Use the token up and write the node's records, with `secret` and its password; return whether it was done."""
     try:
         return (await store.commit(conditions, records)).held
     except OutcomeUnknown:
         written = await store.get(secret.key)
-        return written is not None and written.value == secret.value  # its password is new: nobody else wrote it
+        return written is not None and written.value == secret.value  # new password: no other request wrote it
 
 
 def _name_of(member: Voter, request: JoinRequest) -> str:
@@ -377,14 +379,14 @@ def _hash(secret: str) -> str:
 
 
 def _with_port(peer: str, port: int) -> str:
-    """HOST:PORT out of "172.16.31.1", "fd00::1", "[fd00::1]:8001", "node1" or "node1:8001"."""
+    """Return HOST:PORT for "172.16.31.1", "fd00::1", "[fd00::1]:8001", "node1" or "node1:8001"."""
     if peer.count(":") > 1 and not peer.startswith("["):
         return f"[{peer}]:{port}"
     return peer if re.search(r":\d+$", peer) else f"{peer}:{port}"
 
 
 async def _call(method: str, url: str, type: type[T], context: ssl.SSLContext, *, within: float, body: Any = None) -> T:
-    """One request to a node of the cluster. Raises what the node raised, Refused when it cannot be reached."""
+    """Send one request to a node of the cluster. Raises the node's error, or Refused if the node cannot be reached."""
     data = codec.encode(body) if body is not None else None
     headers = {"Content-Type": "application/json"} if data else {}
     where = url.split("/")[2]
@@ -396,22 +398,22 @@ async def _call(method: str, url: str, type: type[T], context: ssl.SSLContext, *
             status, content = answer.status, await answer.read()
     except aiohttp.ClientConnectorCertificateError as error:
         raise Refused(
-            f"{where} does not prove to be the node of that address: {error.certificate_error}",
-            hint="give the address that `veery node token` printed; nothing was told to whoever answers there",
+            f"{where} has no certificate for that address: {error.certificate_error}",
+            hint="give the address that `veery node token` printed; nothing secret was sent to this server",
         ) from error
     except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
         raise Refused(
-            f"{where} is not reached: {error}", hint="is veeryd running there, and is the address right?"
+            f"cannot connect to {where}: {error}", hint="is veeryd running there, and is the address right?"
         ) from error
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         raise OutcomeUnknown(
             f"the answer of {where} was lost: {error or 'none in time'}",
-            hint="veery node list there tells whether this node is in; if so: veery node leave --help",
+            hint="`veery node list` there shows whether this node has joined; if so: veery node leave --help",
         ) from error
     if status != 200:
         try:
-            told = codec.decode(content, dict[str, dict[str, str]])["error"]
-            failure = from_kind(told.get("kind", ""), told.get("message", ""), told.get("hint", ""))
+            sent = codec.decode(content, dict[str, dict[str, str]])["error"]
+            failure = from_kind(sent.get("kind", ""), sent.get("message", ""), sent.get("hint", ""))
         except (Failed, KeyError):
             failure = Failed(f"{where} answered with HTTP {status}")
         raise failure

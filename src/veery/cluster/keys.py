@@ -1,35 +1,35 @@
-"""The names of all keys in the store, and what stands under them.
+"""The names of all keys in the store, and the types of their values.
 
 | key | value |
 |---|---|
 | cluster | Cluster |
-| level | ClusterLevel: what all nodes can do |
+| level | ClusterLevel: the features that all nodes support |
 | incarnation | Incarnation: a new one each time the store is adopted after a restore |
 | ca/crl | the CAs' lists of revoked certificates, PEM |
 | ca/authorities | Authorities; absent: the one in `cluster` |
 | ca/sealed/ID | the private key of a CA, sealed (vault.py) |
-| ca/key | the same in the clear: an older veery |
+| ca/key | the same in the clear, of an older veery |
 | ca/step | the node that is taking a step of a change of CA; bound to a lease |
-| sealing, sealing/NODE | the id of the sealing key; that of the one that voter NODE has |
+| sealing, sealing/NODE | the id of the sealing key; the id of the one that voter NODE has |
 | chap/NODE | ChapSecret: a node's CHAP password, sealed (initiators.py) |
 | chap-kept/NODE | the id of the CHAP password that NODE keeps itself |
-| chap-sealed | there, once no password is written in the clear any more |
-| chap-sealing, chap-sealing/NODE | as sealing, of the key of the CHAP passwords; NODE is a voter or storage node |
+| chap-sealed | exists once no password is written in the clear any more |
+| chap-sealing, chap-sealing/NODE | the same for the key of the CHAP passwords; NODE is a voter or storage node |
 | trust/NODE | Trusting: the CAs that a node trusts |
 | token/SHA256 | Token; the hash is that of its secret |
-| joining | the name of the node that is being let in; bound to a lease |
+| joining | the name of the node that is joining; bound to a lease |
 | node/NAME, alive/NAME, initiator/NAME | Node, Presence (bound to the node's lease), Initiator (password "": sealed) |
-| certificate/NODE, revoked/SERIAL | Certificate of a node, Revoked of one that was put out |
+| certificate/NODE, revoked/SERIAL | Certificate of a node, Revoked of a revoked certificate |
 | domain/NAME, owner/NAME, reservation/NAME | DomainRecord, Owner, Reservation of a domain |
 | volume/NAME, volume-move/NAME | Volume, VolumeMove |
-| tid | the last number that was given to a target |
-| processor/NAME, baseline/ACCELERATOR[-VENDOR] | Processor of a node, Baseline of all alike |
-| ha/DOMAIN, run/DOMAIN, group/NAME | HaRecord (what is asked), RunRecord (what the brain did), Group |
+| tid | the number of the newest target |
+| processor/NAME, baseline/ACCELERATOR[-VENDOR] | Processor of a node, Baseline of all nodes alike |
+| ha/DOMAIN, run/DOMAIN, group/NAME | HaRecord (the request), RunRecord (the HA leader's actions), Group |
 | fence/NODE, means/NODE, history/NODE, intent/NODE | FenceRecord, FenceMethods, NodeHistory, NodeIntent |
-| health/NODE | HealthRecord: the verdict on the node's sensors, which it writes itself |
+| health/NODE | HealthRecord: the verdict on the node's sensors, written by the node |
 | armed/NODE | Armed: a watchdog ends the node when its lease is lost |
 | leader | LeaderRecord, bound to the leader's lease |
-| disarmed | Disarmed, while the brain is to do nothing |
+| disarmed | Disarmed, while HA is to do nothing |
 | event/NUMBER | Event; numbers of 20 digits, so that they sort by time |
 """
 
@@ -82,7 +82,7 @@ T = TypeVar("T")
 
 
 class Unreadable(Failed):
-    """A record is there and cannot be read: damaged, or of another version of veery."""
+    """Raised for a record that exists and cannot be read: damaged, or of another version of veery."""
 
     def __init__(self, key: str, why: str) -> None:
         super().__init__(
@@ -103,17 +103,17 @@ class Kind(Generic[T]):
     type: type[T]
 
     def key(self, name: str) -> str:
-        """The key of the record called `name`. Raises Refused for a name that no key can have."""
+        """Return the key of the record `name`. Raises Refused for a name that no key can have."""
         if not name or len(name) > 200 or _UNFIT.search(name):
-            raise Refused(f"not a name: {name!r}", hint="a name has 1 to 200 characters, no '/' among them")
+            raise Refused(f"not a name: {name!r}", hint="a name has 1 to 200 characters, without '/'")
         return self.prefix + name
 
     def name(self, key: str) -> str:
-        """The name of the record at `key`."""
+        """Return the name of the record at `key`."""
         return key.removeprefix(self.prefix)
 
     def value(self, entry: Entry) -> T:
-        """The record in `entry`; its field `revision`, where it has one, is the entry's. Raises Unreadable."""
+        """Return the record in `entry`; its field `revision`, if any, is the entry's. Raises Unreadable."""
         try:
             value = codec.decode(entry.value, self.type)
         except Failed as error:
@@ -123,24 +123,24 @@ class Kind(Generic[T]):
         return value
 
     def put(self, name: str, value: T, *, lease: int = 0) -> Put:
-        """The operation that writes `value`; a `revision` in it is not written."""
+        """Return the operation that writes `value`; a `revision` in it is not written."""
         if hasattr(value, "revision"):
             value = cast(T, dataclasses.replace(cast("DataclassInstance", value), revision=0))
         return Put(self.key(name), codec.encode(value), lease)
 
     async def get(self, store: Store, name: str) -> T | None:
-        """The record called `name`, if there is one. Raises StoreUnavailable."""
+        """Return the record `name`, or None. Raises StoreUnavailable, Unreadable."""
         entry = await store.get(self.key(name))
         return self.value(entry) if entry else None
 
     async def all(self, store: Store) -> dict[str, T]:
-        """All records of this kind by name, sorted. Raises StoreUnavailable, Unreadable: for what must not be decided
-        without all of them."""
+        """Return all records of this kind by name, sorted. For decisions that need every record: Raises Unreadable for
+        any that cannot be read, StoreUnavailable."""
         snapshot = await store.scan(self.prefix)
         return {self.name(entry.key): self.value(entry) for entry in snapshot.entries}
 
     async def sifted(self, store: Store) -> tuple[dict[str, T], dict[str, Unreadable]]:
-        """All records that can be read, and what is wrong with the others, by name, sorted. Raises StoreUnavailable."""
+        """Return the readable records and the errors of the others, both by name, sorted. Raises StoreUnavailable."""
         good: dict[str, T] = {}
         bad: dict[str, Unreadable] = {}
         for entry in (await store.scan(self.prefix)).entries:
@@ -151,7 +151,7 @@ class Kind(Generic[T]):
         return good, bad
 
     async def readable(self, store: Store) -> dict[str, T]:
-        """All records that can be read. Raises StoreUnavailable."""
+        """Return all readable records, by name. Raises StoreUnavailable."""
         return (await self.sifted(store))[0]
 
 
@@ -212,7 +212,7 @@ DISARMED = "disarmed"
 
 
 async def unreadable(store: Store) -> list[Unreadable]:
-    """Every record in the store that cannot be read; events left out. Raises StoreUnavailable."""
+    """Return an error for every unreadable record in the store, except events. Raises StoreUnavailable."""
     found: list[Unreadable] = []
     for kind in KINDS:
         found += (await kind.sifted(store))[1].values()
@@ -230,7 +230,7 @@ async def unreadable(store: Store) -> list[Unreadable]:
 
 
 async def cluster(store: Store) -> Cluster:
-    """The cluster's own record. Raises Failed before the first daemon has written it, StoreUnavailable."""
+    """Return the cluster's own record. Raises Failed before the first daemon has written it, StoreUnavailable."""
     entry = await store.get(CLUSTER)
     if entry is None:
         raise Failed("the cluster has no record yet", hint="is veeryd running on the node of `veery init`?")
@@ -238,7 +238,7 @@ async def cluster(store: Store) -> Cluster:
 
 
 async def node_at(store: Store, where: str) -> Node:
-    """The node named `where`, or the one at that address. Raises Refused, naming those there are, Unreadable."""
+    """Return the node with the name or address `where`. Raises Refused, which lists the nodes, and Unreadable."""
     nodes, bad = await NODES.sifted(store)
     for node in nodes.values():
         if where in (node.name, node.address):

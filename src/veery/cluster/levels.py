@@ -1,10 +1,9 @@
-"""The cluster's level: what all of its nodes can do, as one number. It rises when all can, and never falls.
+"""The cluster's level: one number for the features that all of its nodes support. It rises with them and never falls.
 
-Each node tells in its presence the highest level that its version can do (`LEVEL`); a node of a version without levels
-tells none, which counts as 0. A voter raises the level once every node of the cluster is present and can do more. A
-newcomer that cannot do the level is not let in: its admission writes the record `level` again, so that of an admission
-and a rise at the same time only one is taken. A change that older nodes could not follow may be used from the level on
-that was given to it."""
+Each node's presence contains the highest level of its version (`LEVEL`); a version without levels counts as 0. A voter
+raises the level once every node of the cluster is present and supports more. A new node that does not support the
+level is refused. Its admission writes the record `level` again, so of an admission and a rise at the same time only
+one succeeds. A feature that older nodes do not support has a level, and is used only from that level on."""
 
 from __future__ import annotations
 
@@ -20,21 +19,21 @@ log = logging.getLogger(__name__)
 
 
 async def read(store: Store) -> int:
-    """The cluster's level; 0 before it rose for the first time. Raises StoreUnavailable, Unreadable."""
+    """Return the cluster's level; 0 before its first rise. Raises StoreUnavailable, Unreadable."""
     record = await LEVELS.get(store, LEVEL_KEY)
     return record.level if record else 0
 
 
 async def able(store: Store) -> dict[str, int]:
-    """The level that each node can do, by name; 0 for one that is absent. Raises StoreUnavailable."""
+    """Return the level of each node, by name; 0 for an absent node. Raises StoreUnavailable."""
     nodes = [NODES.name(entry.key) for entry in (await store.scan(NODES.prefix)).entries]
     present = await ALIVE.readable(store)
     return {name: present[name].level if name in present else 0 for name in nodes}
 
 
 async def rise(store: Store, by: str, *, epoch: float) -> int:
-    """Raise the level to what every node can do; the level. `by`: the node that looks. Nothing is done while a node is
-    being let in. Raises StoreUnavailable, OutcomeUnknown, Unreadable."""
+    """Raise the cluster's level to the lowest level of its nodes, and return it. `by`: the node that does it. While a
+    node is joining, the level stays. Raises StoreUnavailable, OutcomeUnknown, Unreadable."""
     record = await LEVELS.get(store, LEVEL_KEY)
     now, revision = (record.level, record.revision) if record else (0, 0)
     if now >= LEVEL:
@@ -51,25 +50,25 @@ async def rise(store: Store, by: str, *, epoch: float) -> int:
 
 
 async def admission(store: Store, name: str, level: int) -> tuple[Unchanged, Put]:
-    """The condition and the operation with which node `name`, which can do `level`, may come in. Raises Refused where
-    that is less than the cluster's level, StoreUnavailable, Unreadable."""
+    """Return the condition and the operation for the admission of node `name`, which supports `level`. Raises Refused
+    if that is less than the cluster's level, StoreUnavailable, Unreadable."""
     record = await LEVELS.get(store, LEVEL_KEY)
-    standing = record or ClusterLevel(level=0)
-    if level < standing.level:
+    present = record or ClusterLevel(level=0)
+    if level < present.level:
         raise Refused(
-            f"the veery on {name} can do level {level}, the cluster is at level {standing.level}",
-            hint=f"install on {name} the version of the cluster: veery node list shows it",
+            f"the veery on {name} supports level {level}, the cluster is at level {present.level}",
+            hint=f"install the cluster's version on {name}: veery node list shows it",
         )
-    return Unchanged(LEVEL_KEY, standing.revision), LEVELS.put(LEVEL_KEY, standing)
+    return Unchanged(LEVEL_KEY, present.revision), LEVELS.put(LEVEL_KEY, present)
 
 
 def behind(level: int, cluster: int) -> str:
-    """What is wrong with a node that can do `level` in a cluster at level `cluster`; "" where nothing is."""
-    return f"its veery can do level {level}, the cluster is at level {cluster}" if level < cluster else ""
+    """Return the fault of a node that supports `level` in a cluster at level `cluster`; "" if there is none."""
+    return f"its veery supports level {level}, the cluster is at level {cluster}" if level < cluster else ""
 
 
 async def told(store: Store) -> str:
-    """The cluster's level in words, and which nodes keep it from rising. Raises StoreUnavailable."""
+    """Return the cluster's level in words, with the nodes that keep it from rising. Raises StoreUnavailable."""
     try:
         now = await read(store)
     except Unreadable as error:
@@ -77,4 +76,4 @@ async def told(store: Store) -> str:
     below = [f"{name} ({level})" for name, level in (await able(store)).items() if level < LEVEL]
     if now >= LEVEL or not below:
         return f"{now}"
-    return f"{now}; it rises to {LEVEL} when these nodes are present and can do that: {', '.join(below)}"
+    return f"{now}; it rises to {LEVEL} when these nodes are present and support it: {', '.join(below)}"

@@ -1,4 +1,4 @@
-"""What goes with a node that is gone for good: domains that it owned, volumes that it held, files that were disks."""
+"""The losses with a permanently lost node: domains that it owned, volumes that it held, files that were disks."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Losses:
-    """`owned`: domains that ran there, which may start elsewhere. `volumes`: those that it held. `domains`: those that
-    have a disk on one of these, or in files of that node."""
+    """The losses with one node. `owned`: domains that ran there, which may start elsewhere. `volumes`: volumes that it
+    held. `domains`: domains that have a disk on one of these volumes, or in files of the node."""
 
     owned: tuple[str, ...] = ()
     volumes: tuple[str, ...] = ()
@@ -26,7 +26,7 @@ class Losses:
 
 
 async def find(store: Store, node: str) -> Losses:
-    """What goes with `node`. Raises StoreUnavailable, Failed for a record that cannot be read."""
+    """Return the losses with `node`. Raises StoreUnavailable, Failed for an unreadable record."""
     owned = sorted(owner.domain for owner in (await OWNERS.all(store)).values() if owner.node == node)
     volumes = sorted(volume.name for volume in (await VOLUMES.all(store)).values() if volume.node == node)
     runs = await RUNS.readable(store)
@@ -40,9 +40,10 @@ async def find(store: Store, node: str) -> Losses:
 
 
 async def accept(store: Store, node: str, losses: Losses) -> None:
-    """Free what `node` owned, by the proof that it is fenced; what has lost a disk is not wanted any more.
+    """Release the domains that `node` owned, by the proof that it is fenced. HA no longer starts domains that lost a
+    disk.
 
-    Raises Refused where there is no such proof, StoreUnavailable, OutcomeUnknown: call it again."""
+    Raises Refused without such a proof, StoreUnavailable, OutcomeUnknown: call it again."""
     for domain in losses.domains:
         await _unwanted(store, domain)
     for domain in losses.owned:
@@ -57,7 +58,7 @@ async def accept(store: Store, node: str, losses: Losses) -> None:
 
 
 def unproven(node: str, owned: tuple[str, ...]) -> Refused:
-    """The refusal to take domains from a node that may still run them."""
+    """Return the refusal to take domains from a node that may still run them."""
     return Refused(
         f"node {node} owns {', '.join(owned)}, and nothing proves that it is off",
         hint=f"veery why {node}; once it is off for certain: veery fence confirm {node}, then again",
@@ -65,8 +66,8 @@ def unproven(node: str, owned: tuple[str, ...]) -> Refused:
 
 
 async def require(store: Store, node: str, losses: Losses, *, volumes: bool, everything: bool) -> None:
-    """Raises Refused while `node` is present, its domains may still run there, or something would be lost that is not
-    to be; StoreUnavailable."""
+    """Raise Refused while `node` is present, while its domains may still run there, or if the caller did not allow the
+    losses (`volumes`, `everything`); StoreUnavailable."""
     if await store.get(ALIVE.key(node)) is not None:
         raise Refused(f"node {node} is present", hint=f"veery node leave {node}, and stop its veeryd")
     if losses.owned and await owners.proof(store, node) is None:
@@ -74,16 +75,16 @@ async def require(store: Store, node: str, losses: Losses, *, volumes: bool, eve
     files = [name for name in losses.domains if not await _only_volumes(store, name, losses.volumes)]
     if everything or not ((losses.volumes and not volumes) or files):
         return
-    said = [f"volume {', '.join(losses.volumes)}"] if losses.volumes else []
-    said += [f"disks of domain {', '.join(losses.domains)}"] if losses.domains else []
+    lost = [f"volume {', '.join(losses.volumes)}"] if losses.volumes else []
+    lost += [f"disks of domain {', '.join(losses.domains)}"] if losses.domains else []
     raise Refused(
-        f"with node {node} these are lost: {'; '.join(said)}",
-        hint=f"bring it back and save them; or veery node forget {node} --with-everything",
+        f"with node {node} these are lost: {'; '.join(lost)}",
+        hint=f"repair the node and save them; or veery node forget {node} --with-everything",
     )
 
 
 async def _only_volumes(store: Store, domain: str, volumes: tuple[str, ...]) -> bool:
-    """Whether what `domain` loses are volumes, and no files of the node."""
+    """Return whether `domain` loses volumes only, and no files of the node."""
     record = await DOMAINS.get(store, domain)
     return record is not None and any(disk.volume in volumes for disk in record.spec.disks if disk.volume)
 

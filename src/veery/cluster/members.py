@@ -1,11 +1,11 @@
-"""The daemon's side of membership: from a state folder to a store, and what keeps both true to each other.
+"""The daemon's side of membership: open the store from the state folder, and keep the two consistent.
 
-In a daemon's life:
+The daemon uses it in this order:
     identity = identity.load(state)
     store    = open_store(settings, identity)
     a voter runs server.service(...), with ready() as its `started`
-    await bootstrap(store, state, identity)      tried again until it succeeds
-    tasks: promote(...), Heartbeat(...).run(), refresh(...) now and then"""
+    await bootstrap(store, state, identity)      repeated until it succeeds
+    tasks: promote(...), Heartbeat(...).run(), refresh(...) at intervals"""
 
 from __future__ import annotations
 
@@ -34,24 +34,24 @@ from veery.model.node import Node
 
 log = logging.getLogger(__name__)
 
-PROMOTION_PAUSE = 1.0  # seconds between two tries of a learner
+PROMOTION_PAUSE_S = 1.0  # between two attempts of a learner
 
 
 def open_store(
     settings: Settings, identity: Identity, trust: Trust | None = None, *, context: Source | None = None
 ) -> EtcdStore:
-    """The store of this node's cluster; nothing is asked yet. `context` is for its connections (default: that of the
-    certificates as they are now). Raises Refused when the certificates are unfit."""
+    """Return the store of this node's cluster; no request is sent yet. `context` is the TLS context of its connections
+    (default: one from the present certificates). Raises Refused if the certificates are unusable."""
     context = context or tls.client_context(Path(settings.state) / "tls")
     return EtcdStore(_own_first(settings, identity), tls=context, deadline=settings.etcd.deadline, trust=trust)
 
 
 async def bootstrap(store: Store, state: Path, identity: Identity) -> None:
-    """Put the first node's records into the store, once, the CA's key and its password sealed, and then forget that
-    key here.
+    """Write the first node's records into the store once, with the CA's key and the CHAP password sealed. Then delete
+    the clear CA key on this node.
 
-    Nothing to do on any other node, or later. Raises Failed when the store is another cluster's,
-    StoreUnavailable, OutcomeUnknown: call it again."""
+    Do nothing on any other node, or later. Raises Failed if the store is another cluster's, StoreUnavailable,
+    OutcomeUnknown: call it again."""
     first = load_bootstrap(state)
     if first is None:
         return
@@ -84,7 +84,7 @@ async def bootstrap(store: Store, state: Path, identity: Identity) -> None:
 
 
 async def incarnate(store: Store) -> None:
-    """Give the store an incarnation where it has none: one that an older veery made. Raises StoreUnavailable,
+    """Give the store an incarnation if it has none, because an older veery made it. Raises StoreUnavailable,
     OutcomeUnknown."""
     if await store.get(keys.INCARNATION) is None:
         made = keys.INCARNATIONS.put(keys.INCARNATION, Incarnation(id=secrets.token_hex(8)))
@@ -92,8 +92,9 @@ async def incarnate(store: Store) -> None:
 
 
 async def promote(voters: Voters, settings: Settings, identity: Identity) -> None:
-    """Return once this node's etcd has its vote (at once where it is no voter): a learner asks for it until it is
-    given. Raises Refused when etcd no longer knows this member."""
+    """Return once this node's etcd has its vote (at once if the node is no voter). A learner asks until it is promoted.
+
+    Raises Refused if etcd no longer knows this member."""
     if identity.etcd is None:
         return
     peer = peer_url(settings, identity.node)
@@ -103,7 +104,7 @@ async def promote(voters: Voters, settings: Settings, identity: Identity) -> Non
             if own is None:
                 raise Refused(
                     f"etcd does not know this node at {peer}",
-                    hint="was it put out? veery --node NODE node list, of another, shows the members",
+                    hint="was the node removed? on another node, veery node list shows the members",
                 )
             if not own.learner:
                 return
@@ -115,16 +116,16 @@ async def promote(voters: Voters, settings: Settings, identity: Identity) -> Non
         except Refused as error:
             if "in sync" not in error.message:
                 raise
-        await asyncio.sleep(PROMOTION_PAUSE)
+        await asyncio.sleep(PROMOTION_PAUSE_S)
 
 
 def point(store: EtcdStore, settings: Settings, identity: Identity) -> None:
-    """Have `store` ask the members that `identity` names."""
+    """Make `store` ask the members that `identity` names."""
     store.gateway.use(_own_first(settings, identity))
 
 
 async def refresh(store: EtcdStore, settings: Settings, identity: Identity) -> Identity:
-    """Learn who has a vote now; `store` and the state folder follow. Raises StoreUnavailable."""
+    """Read the present voters, and update `store` and the state folder. Raises StoreUnavailable."""
     members = await store.voters.all()
     urls = tuple(sorted(url for member in members if not member.learner for url in member.clients))
     if urls and set(urls) != set(identity.voters):
@@ -136,28 +137,28 @@ async def refresh(store: EtcdStore, settings: Settings, identity: Identity) -> I
 
 
 def current(settings: Settings, identity: Identity) -> Node:
-    """This node's record as its settings and its version have it today."""
+    """Return this node's record by its present settings and version."""
     old = identity.node
     node = describe(settings, name=old.name, address=old.address, roles=old.roles, driver=old.driver)
     return dataclasses.replace(node, initiator=old.initiator, former=old.former)
 
 
 async def update(store: Store, node: Node) -> None:
-    """Have the store's record of this node say what `node` says (see `current`). Raises Refused when the node was
-    put out, StoreUnavailable, OutcomeUnknown."""
+    """Make the store's record of this node equal to `node` (see `current`). Raises Refused if the node was removed,
+    StoreUnavailable, OutcomeUnknown."""
     entry = await store.get(keys.NODES.key(node.name))
     if entry is None:
         raise Refused(f"node {node.name} is no longer in the cluster", hint="join it again with an empty state folder")
     known = keys.NODES.value(entry)
-    if known != node or newer.of(known):  # those were told by a newer version that ran here before
+    if known != node or newer.of(known):  # fields from a newer version that ran here before
         await store.commit([Unchanged(entry.key, entry.revision)], [keys.NODES.put(node.name, node)])
 
 
 async def leave(store: Store, voters: Voters, settings: Settings, name: str) -> None:
-    """Put node `name` out of the cluster: its vote, then its records. The other nodes know it no more, and its
-    certificate opens no new connection to etcd.
+    """Remove node `name` from the cluster: its vote, then its records. The other nodes no longer know it, and etcd
+    accepts no new connection with its certificate.
 
-    Raises Refused while it has domains or volumes, or when its vote is needed; StoreUnavailable, OutcomeUnknown:
+    Raises Refused while it has domains or volumes, or if its vote is needed; StoreUnavailable, OutcomeUnknown:
     call it again."""
     entry = await _idle(store, name)
     volumes = await _volumes(store, name)
@@ -170,32 +171,33 @@ async def leave(store: Store, voters: Voters, settings: Settings, name: str) -> 
 async def forget(
     store: Store, voters: Voters, settings: Settings, name: str, *, volumes: bool = False, everything: bool = False
 ) -> Losses:
-    """Put a node out that is gone for good; what went with it. The domains that it owned are free to start elsewhere.
-    With `volumes` the records of the volumes that it held go too; with `everything` also domains may lose disks that
-    were files of that node: they keep their records, and are not started any more.
+    """Remove a permanently lost node; return what is lost with it. The domains that it owned may start elsewhere.
 
-    Raises Refused while it is present, or owns a domain and is not proven to be off, where something would be lost
-    that is not to be, or when its vote is needed; StoreUnavailable, OutcomeUnknown: call it again."""
+    `volumes` allows the loss of the volumes that it held: their records are deleted too. `everything` also allows
+    domains to lose disks that were files of that node: those domains keep their records, and are not started any more.
+
+    Raises Refused while the node is present, while it owns a domain and is not proven to be off, if the loss is not
+    allowed, or if its vote is needed; StoreUnavailable, OutcomeUnknown: call it again."""
     entry = await store.get(keys.NODES.key(name))
     if entry is None:
         raise Refused(f"no node {name!r}", hint="see `veery node list`")
     found = await losses.find(store, name)
     await losses.require(store, name, found, volumes=volumes, everything=everything)
-    await _take_vote(voters, settings, entry)  # it may be refused: nothing is changed before it
+    await _take_vote(voters, settings, entry)  # first: etcd may refuse it, and nothing is changed yet
     await losses.accept(store, name, found)
     await _erase(store, entry, absent=True, volumes=found.volumes)
     return found
 
 
 async def _idle(store: Store, name: str) -> Entry:
-    """The record of a node that owns no domain. Raises Refused."""
+    """Return the record of a node that owns no domain. Raises Refused."""
     entry = await store.get(keys.NODES.key(name))
     if entry is None:
         raise Refused(f"no node {name!r}", hint="see `veery node list`")
     domains = [owner.domain for owner in (await keys.OWNERS.all(store)).values() if owner.node == name]
     if domains:
-        there = await store.get(keys.ALIVE.key(name)) is not None
-        hint = f"veery node drain {name}, or destroy them" if there else f"it does not answer: veery node forget {name}"
+        present = await store.get(keys.ALIVE.key(name)) is not None
+        hint = f"veery node drain {name}, or destroy them" if present else f"if it is lost: veery node forget {name}"
         raise Refused(f"node {name} runs {', '.join(domains)}", hint=hint)
     return entry
 
@@ -205,7 +207,7 @@ async def _volumes(store: Store, name: str) -> list[str]:
 
 
 async def _take_vote(voters: Voters, settings: Settings, entry: Entry) -> None:
-    """Before the records: a member without a record could not be found again."""
+    """Remove the node's etcd member. Call it before `_erase`: without the record the member cannot be found."""
     node = keys.NODES.value(entry)
     peer = peer_url(settings, node)
     for member in await voters.all():
@@ -214,7 +216,7 @@ async def _take_vote(voters: Voters, settings: Settings, entry: Entry) -> None:
 
 
 async def _erase(store: Store, entry: Entry, *, absent: bool = False, volumes: Sequence[str] = ()) -> None:
-    """All records of a node. With `absent`, only while it still is."""
+    """Delete all records of a node. With `absent`, only while the node is still absent."""
     node = keys.NODES.value(entry)
     kinds = (
         keys.NODES,
@@ -240,11 +242,11 @@ async def _erase(store: Store, entry: Entry, *, absent: bool = False, volumes: S
     if absent:
         conditions.append(Unchanged(keys.ALIVE.key(node.name), 0))
     if not (await store.commit(conditions, gone)).held:
-        raise Refused(f"node {node.name} changed meanwhile", hint="look again: veery node list")
+        raise Refused(f"node {node.name} changed meanwhile", hint="check again: veery node list")
     log.info(decision("node.forgotten" if absent else "node.left", node=node.name))
 
 
 def _own_first(settings: Settings, identity: Identity) -> tuple[str, ...]:
-    """The voters' URLs, this node's own before the others: it is near."""
+    """Return the voters' URLs, this node's own first because it is the nearest."""
     own = client_url(settings, identity.node)
     return tuple(sorted(identity.voters, key=lambda url: url != own))

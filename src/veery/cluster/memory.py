@@ -1,6 +1,6 @@
-"""A store in memory: what simulations and tests run on, by virtual time when given such a clock.
+"""A store in memory for simulations and tests; with a virtual clock it runs in virtual time.
 
-It keeps the same promises as etcd's (tests/contract/test_store.py). Its faults are ordered, not left to chance:
+It passes the same contract as the store in etcd (tests/contract/test_store.py). The caller orders its faults:
 `set_available` cuts this view off, `set_quorum` takes its quorum away, `lose_next_answer` loses one commit's answer."""
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from veery.cluster.trust import Sent, Standing, Trust, doubt, sight
 from veery.errors import Failed, OutcomeUnknown
 from veery.host.clock import Clock
 
-LEAST = 2e-9  # seconds: a loop takes what is nearer than its clock can tell for due, and virtual time would stand still
+# A loop treats a shorter wait as due, below its clock's resolution; virtual time would then not advance.
+SHORTEST_WAIT_S = 2e-9
 
 
 @dataclass(slots=True)
@@ -38,13 +39,13 @@ class _Lease:
 
 @dataclass(slots=True)
 class _Data:
-    """What all views of one store share."""
+    """The data that all views of one store share."""
 
     clock: Clock
     entries: dict[str, Entry] = field(default_factory=dict)
     history: list[Change] = field(default_factory=list)
     leases: dict[int, _Lease] = field(default_factory=dict)
-    watchers: dict[asyncio.Event, None] = field(default_factory=dict)  # in order: a simulation is to go the same way
+    watchers: dict[asyncio.Event, None] = field(default_factory=dict)  # ordered: a simulation must be repeatable
     revision: int = 1
     compacted: int = 0
     last_lease: int = 0
@@ -55,7 +56,7 @@ class _Data:
             event.set()
 
     def apply(self, operations: Sequence[Put | Delete]) -> None:
-        """Do `operations` at one new revision; none is used up where nothing changes."""
+        """Apply `operations` at one new revision; if nothing changes, the revision stays."""
         revision, changes = self.revision + 1, []
         for operation in operations:
             if isinstance(operation, Put):
@@ -79,7 +80,7 @@ class _Data:
         return [operation.key] if operation.key in self.entries else []
 
     def expire(self) -> None:
-        """End the leases whose time has come."""
+        """End the leases that have expired."""
         now = self.clock.now()
         for lease in [number for number, each in self.leases.items() if each.ends <= now]:
             self.end(lease)
@@ -89,7 +90,7 @@ class _Data:
             self.apply([Delete(key) for key, entry in self.entries.items() if entry.lease == lease])
 
     def check(self, operations: Sequence[Put | Delete]) -> None:
-        """Raise Failed where etcd would refuse: a key put twice, or put and removed; a lease that is not there."""
+        """Raise Failed where etcd would refuse: a key put twice, or put and deleted; a lease that does not exist."""
         keys: set[str] = set()
         for put in operations:
             if isinstance(put, Put):
@@ -107,15 +108,15 @@ class _Data:
 
 @dataclass(frozen=True, slots=True)
 class Backup:
-    """A copy of the data as it was, for `MemoryStore.restore`."""
+    """A copy of the data, for `MemoryStore.restore`."""
 
     entries: dict[str, Entry]
-    leases: dict[int, int]  # and how long each lasts
+    leases: dict[int, int]  # the TTL of each lease, seconds
     revision: int
 
 
 class MemoryStore:
-    """A `Store` whose leases are judged by `clock`. `view` gives a second node its own access to the same data."""
+    """A `Store` whose leases expire by `clock`. `view` gives a second node its own access to the same data."""
 
     def __init__(self, clock: Clock) -> None:
         self._data = _Data(clock)
@@ -126,19 +127,19 @@ class MemoryStore:
         self._lose: bool | None = None
 
     def view(self, trust: Trust | None = None) -> MemoryStore:
-        """The same data, seen by another node: cut off and closed on its own. `trust`: that node's."""
+        """Return another node's view of the same data, which is cut off and closed on its own. `trust`: that node's."""
         other = MemoryStore(self._data.clock)
         other._data, other._trust = self._data, trust
         return other
 
     def backup(self) -> Backup:
-        """The data as they are now."""
+        """Return a copy of the present data."""
         data = self._data
         return Backup(dict(data.entries), {number: each.ttl for number, each in data.leases.items()}, data.revision)
 
     def restore(self, backup: Backup, *, cluster: str = "") -> None:
-        """Put the data back as they were, as a restored etcd has them: each lease begins anew. `cluster`: the new
-        cluster id, if it gets one."""
+        """Put the data back as a restored etcd has them: each lease begins again. `cluster`: the new cluster id, if
+        any."""
         data, now = self._data, self._data.clock.now()
         data.entries, data.revision = dict(backup.entries), backup.revision
         data.leases = {number: _Lease(ttl, now + ttl) for number, ttl in backup.leases.items()}
@@ -147,7 +148,7 @@ class MemoryStore:
         data.wake()
 
     async def look(self) -> None:
-        """Have the view's trust judge the store as it is. Raises StoreUnavailable."""
+        """Have the view's trust judge the store's present state. Raises StoreUnavailable."""
         if self._trust is not None:
             await self._reach()
             self._judge(self._trust)
@@ -159,17 +160,17 @@ class MemoryStore:
         data.apply(doubt(data.entries.get(INCARNATION), trust.node, why, epoch))
 
     def set_available(self, available: bool) -> None:
-        """Cut this view off from the data (every call raises StoreUnavailable, watches fall silent), or let it back."""
+        """Cut this view off (every call raises StoreUnavailable, watches fall silent), or connect it again."""
         self._available = available
         self._data.wake()
 
     def set_quorum(self, quorum: bool) -> None:
-        """Take this view's quorum away, or give it back. Without it a read raises StoreUnavailable, and a commit, which
-        is not done, OutcomeUnknown: so a store behaves whose member takes a write that it cannot carry out."""
+        """Take this view's quorum away, or give it back. Without quorum a read raises StoreUnavailable. A commit is not
+        done and raises OutcomeUnknown: a real member accepts a write that it cannot carry out."""
         self._quorum = quorum
 
     def lose_next_answer(self, *, done: bool) -> None:
-        """Let the next commit raise OutcomeUnknown, after having been tried (`done`) or not."""
+        """Make the next commit raise OutcomeUnknown, either after it was tried (`done`) or without a try."""
         self._lose = done
 
     def compact(self, revision: int) -> None:
@@ -178,13 +179,13 @@ class MemoryStore:
         self._data.history = [change for change in self._data.history if change.revision > revision]
 
     async def get(self, key: str) -> Entry | None:
-        """As Store.get."""
+        """Implement Store.get."""
         sent = await self._ask()
         self._heard(sent)
         return self._data.entries.get(key)
 
     async def revision(self) -> int:
-        """As Store.revision."""
+        """Implement Store.revision."""
         sent = await self._ask()
         if self._trust is not None:
             self._judge(self._trust)
@@ -192,7 +193,7 @@ class MemoryStore:
         return self._data.revision
 
     async def scan(self, prefix: str) -> Snapshot:
-        """As Store.scan."""
+        """Implement Store.scan."""
         self._heard(await self._ask())
         data = self._data
         return Snapshot(
@@ -200,7 +201,7 @@ class MemoryStore:
         )
 
     async def commit(self, conditions: Sequence[Unchanged], operations: Sequence[Put | Delete]) -> Committed:
-        """As Store.commit."""
+        """Implement Store.commit."""
         if not self._quorum:
             await asyncio.sleep(0)
             raise OutcomeUnknown("the store's answer was lost")
@@ -222,8 +223,8 @@ class MemoryStore:
         return Committed(held, data.revision)
 
     def _same(self, trust: Trust) -> bool:
-        """Whether the incarnation is the one that `trust` knows, as a condition of each transaction. Raises
-        StoreRestored where it is not: nothing was done."""
+        """Return True if the incarnation is the one that `trust` knows: a condition of each transaction. Raises
+        StoreRestored if it is not; nothing was done."""
         if self._revision(INCARNATION) == trust.key:
             return True
         before = trust.generation
@@ -234,7 +235,7 @@ class MemoryStore:
         return True
 
     async def watch(self, prefix: str, after: int) -> AsyncGenerator[Change, None]:
-        """As Store.watch."""
+        """Implement Store.watch."""
         data, event, generation = self._data, asyncio.Event(), self.generation()
         data.watchers[event] = None
         try:
@@ -256,7 +257,7 @@ class MemoryStore:
             data.watchers.pop(event, None)
 
     async def grant(self, ttl: int) -> int:
-        """As Store.grant."""
+        """Implement Store.grant."""
         await self._ask()
         data = self._data
         data.last_lease += 1
@@ -265,7 +266,7 @@ class MemoryStore:
         return data.last_lease
 
     async def keep(self, lease: int) -> float:
-        """As Store.keep."""
+        """Implement Store.keep."""
         await self._ask()
         found = self._data.leases.get(lease)
         if found is None:
@@ -274,28 +275,28 @@ class MemoryStore:
         return float(found.ttl)
 
     async def revoke(self, lease: int) -> None:
-        """As Store.revoke."""
+        """Implement Store.revoke."""
         await self._ask()
         self._data.end(lease)
 
     def generation(self) -> int:
-        """As Store.generation."""
+        """Implement Store.generation."""
         return self._trust.generation if self._trust else 0
 
     async def close(self) -> None:
-        """As Store.close."""
+        """Implement Store.close."""
         self._closed = True
         self._data.wake()
 
     async def _reach(self) -> None:
-        """What a call to a store some way off does first: others run meanwhile, and it may fail."""
+        """Behave like a call to a remote store: let other tasks run, and raise StoreUnavailable if it is cut off."""
         await asyncio.sleep(0)
         if not self._available or not self._quorum or self._closed:
-            raise StoreUnavailable("the store does not answer", hint="this view of it is cut off")
+            raise StoreUnavailable("the store does not answer", hint="this view of the store is cut off")
         self._data.expire()
 
     async def _ask(self) -> Sent | None:
-        """As `_reach`; what the answer must reach. Raises StoreRestored too."""
+        """Do the same as `_reach`, and return what the answer must reach. Also raises StoreRestored."""
         await self._reach()
         if self._trust is None:
             return None
@@ -316,7 +317,7 @@ class MemoryStore:
         return entry.revision if entry else 0
 
     async def _news(self, event: asyncio.Event) -> None:
-        """Return when something was changed, or when the next lease runs out."""
+        """Return when a key changed, or when the next lease expires."""
         data = self._data
         ends = min((lease.ends for lease in data.leases.values()), default=None)
         if ends is None or not self._available:
@@ -325,7 +326,7 @@ class MemoryStore:
         left = ends - data.clock.now()
         waits = [
             asyncio.ensure_future(event.wait()),
-            asyncio.ensure_future(data.clock.sleep(max(left, LEAST) if left > 0 else 0.0)),
+            asyncio.ensure_future(data.clock.sleep(max(left, SHORTEST_WAIT_S) if left > 0 else 0.0)),
         ]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)

@@ -1,14 +1,14 @@
-"""The owner gate: who may run a domain, decided by compare-and-set and by nothing else.
+"""The owner gate: compare-and-set alone decides which node may run a domain.
 
-    claim     nobody     -> a node       a domain starts
-    reserve                              a target promises to take it in
-    commit    source     -> target       the point of no return of a move; uses the reservation up
-    drop                                 either side's way out before it; takes the reservation away
-    release   a node     -> nobody       a domain has ended
-    reclaim   a fenced   -> nobody       an operator takes a domain from a node that is proven fenced
+    claim     no owner    -> a node       a domain starts
+    reserve                               a target promises to take the domain in
+    commit    source      -> target       the point of no return of a move; deletes the reservation
+    drop                                  either side cancels before it; deletes the reservation
+    release   a node      -> no owner     a domain has ended
+    reclaim   fenced node -> no owner     an operator takes a domain from a node that is proven fenced
 
-`commit` asks for the reservation as it was made, and takes it away; so does `drop`. At most one of the two
-can find it, whichever side calls when: that is the whole proof, and tests/unit/cluster/test_owner.py tries it."""
+`commit` and `drop` both require the reservation unchanged, and both delete it. So at most one of the two succeeds,
+in any order of calls from either side; tests/unit/cluster/test_owner_gate.py tests this."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from veery.model.ha import FenceRecord, FenceState, RunRecord
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS = 8  # each lost to somebody else's change; more in a row means a fault, not a race
+ATTEMPTS = 8  # each can lose a race with another change; more failures in a row mean a fault
 
 
 class OwnedElsewhere(Refused):
-    """The gate is shut: `owner` has the domain (None: nobody has)."""
+    """Raised when another owner has the domain: `owner` (None: no owner)."""
 
     def __init__(self, message: str, owner: Owner | None, *, hint: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -42,15 +42,15 @@ class OwnedElsewhere(Refused):
 
 
 async def read(store: Store, domain: str) -> Owner | None:
-    """Who may run `domain` now. Raises StoreUnavailable."""
+    """Return the present owner of `domain`, or None. Raises StoreUnavailable."""
     return await OWNERS.get(store, domain)
 
 
 async def given(store: Store, reservation: Reservation, boot: str) -> Owner:
-    """Return once the reservation's target owns the domain, for its run `boot`, as the store's own history tells it.
+    """Return once the store's history shows that the reservation's target owns the domain, for its instance `boot`.
 
-    What is seen may be past already: `read` is the one to ask where nobody else vouches for it. Waits for ever
-    where that does not happen; raises Compacted when the reservation is too old."""
+    The change may be out of date already; call `read` for the present owner. Waits without an end if it does not
+    happen, so the caller sets a deadline. Raises Compacted if the reservation is too old."""
     key = OWNERS.key(reservation.domain)
     async with contextlib.aclosing(store.watch(key, reservation.revision)) as changes:
         async for change in changes:
@@ -62,16 +62,16 @@ async def given(store: Store, reservation: Reservation, boot: str) -> Owner:
 
 
 async def reservation(store: Store, domain: str) -> Reservation | None:
-    """The promise that stands for `domain` now. Raises StoreUnavailable."""
+    """Return the present reservation of `domain`, or None. Raises StoreUnavailable."""
     return await RESERVATIONS.get(store, domain)
 
 
 async def claim(store: Store, domain: str, node: str, boot: str, record: DomainRecord | None) -> Owner:
-    """Make `node`, of which no fence stands, the owner of `domain`, which nobody owns, for its run `boot`; write
-    `record` with it.
+    """Make `node` the owner of `domain` for its instance `boot`, and write `record` with it. The domain must have no
+    owner and the node no fence.
 
-    Asking again after OutcomeUnknown, with the same `boot`, is safe. Raises OwnedElsewhere naming the owner, Refused
-    where one of its volumes is being moved, or the node is fenced, StoreUnavailable, OutcomeUnknown."""
+    Calling again after OutcomeUnknown, with the same `boot`, is safe. Raises OwnedElsewhere with the owner, Refused
+    if one of its volumes is being moved or the node is fenced, StoreUnavailable, OutcomeUnknown."""
     wanted = Owner(domain=domain, node=node, boot=boot)
     operations = [OWNERS.put(domain, wanted)] + ([DOMAINS.put(domain, record)] if record else [])
     volumes = _volumes(record)
@@ -93,10 +93,10 @@ async def claim(store: Store, domain: str, node: str, boot: str, record: DomainR
 
 
 async def release(store: Store, owner: Owner) -> None:
-    """Let go of a domain that has ended: only while `owner` is unchanged. Nothing happens when nobody owns it.
-    A reservation goes with it: what has ended is not moved.
+    """Release a domain that has ended, only while `owner` is unchanged. Do nothing if it has no owner. Its reservation
+    is deleted too: an ended domain is not moved.
 
-    Raises OwnedElsewhere when it has another owner, or another run, by now; StoreUnavailable, OutcomeUnknown."""
+    Raises OwnedElsewhere if it has another owner or another instance by now; StoreUnavailable, OutcomeUnknown."""
     key = OWNERS.key(owner.domain)
     operations = [Delete(key), Delete(RESERVATIONS.key(owner.domain))]
     if (await store.commit([Unchanged(key, owner.revision)], operations)).held:
@@ -104,15 +104,15 @@ async def release(store: Store, owner: Owner) -> None:
         return
     now = await read(store, owner.domain)
     if now is not None:
-        raise OwnedElsewhere(f"domain {owner.domain} belongs to {now.node} by now", now)
+        raise OwnedElsewhere(f"domain {owner.domain} belongs to {now.node} now", now)
 
 
 async def reclaim(store: Store, domain: str, *, to: str = "") -> Owner | None:
-    """Take `domain` from a node that is proven fenced and has no lease: in one transaction with that proof, as the
-    brain does it. `to`: the node where it is to start ("": it is to end). The owner that it was taken from; None where
-    nobody owns it, or its node is not fenced.
+    """Take `domain` from a node that is proven fenced and has no lease, in one transaction with that proof, as the HA
+    leader does. `to`: the node where it is to start ("": it is to end). Return the former owner; None if the domain
+    has no owner or its node is not fenced.
 
-    Raises Refused where its files may still be written there, StoreUnavailable, OutcomeUnknown."""
+    Raises Refused if the fenced node may still write its files, StoreUnavailable, OutcomeUnknown."""
     for _ in range(ATTEMPTS):
         owner = await read(store, domain)
         if owner is None or not (fence := await proof(store, owner.node)):
@@ -144,8 +144,8 @@ async def reclaim(store: Store, domain: str, *, to: str = "") -> Owner | None:
 
 
 async def refuse_written(store: Store, spec: DomainSpec, record: DomainRecord | None, node: str) -> None:
-    """Raises Refused where the domain of `record` is to start on `node` as `spec` says, and the node that it was taken
-    from may still write its files; StoreUnavailable."""
+    """Raise Refused if the domain of `record` is to start on `node` with `spec`, while the node that it was taken from
+    may still write its files; StoreUnavailable."""
     if record is None or record.left in ("", node) or not files_written(spec):
         return
     fence = await FENCES.get(store, record.left)
@@ -154,14 +154,14 @@ async def refuse_written(store: Store, spec: DomainSpec, record: DomainRecord | 
 
 
 def claimed(spec: DomainSpec, record: DomainRecord | None) -> DomainRecord:
-    """The record of a domain that starts as `spec` says; `record`: the one that it had before."""
+    """Return the record of a domain that starts with `spec`; `record`: its former record."""
     if record is None:
         return DomainRecord(spec=spec)
     return DomainRecord(spec=spec, home=record.home, left="" if files_written(spec) else record.left)
 
 
 def _with_files(entry: Entry | None) -> DomainRecord | None:
-    """The record in `entry`, where its domain writes files. One that cannot be read keeps nobody from ending it."""
+    """Return the record in `entry` if its domain writes files. An unreadable record must not block its end: None."""
     if entry is None:
         return None
     try:
@@ -172,12 +172,12 @@ def _with_files(entry: Entry | None) -> DomainRecord | None:
 
 
 def files_written(spec: DomainSpec) -> bool:
-    """Whether the domain writes files or devices that are no volumes: a fence at the storage keeps nobody from them."""
+    """Return whether the domain writes files or devices that are no volumes, which a storage fence does not protect."""
     return any(disk.target and not disk.volume and disk.readwrite and not disk.cdrom for disk in spec.disks)
 
 
 def still_written(domain: str, node: str) -> Refused:
-    """The refusal to start `domain` while `node`, which is fenced at the storage alone, may write its files."""
+    """Return the refusal to start `domain` while `node`, fenced at the storage alone, may write its files."""
     return Refused(
         f"{node} is fenced at the storage alone, and may still write the files that are disks of {domain}",
         hint=f"once {node} is off for certain: veery fence confirm {node}, then again",
@@ -185,7 +185,7 @@ def still_written(domain: str, node: str) -> Refused:
 
 
 async def proof(store: Store, node: str) -> FenceRecord | None:
-    """The proof that `node`, which has no lease, cannot write; None where there is none."""
+    """Return the fence that proves that `node` cannot write; None if there is none, or the node has its lease."""
     fence = await FENCES.get(store, node)
     if fence is None or fence.state is not FenceState.FENCED or await store.get(ALIVE.key(node)) is not None:
         return None
@@ -193,13 +193,13 @@ async def proof(store: Store, node: str) -> FenceRecord | None:
 
 
 async def end_of_fenced(store: Store, domain: str) -> bool:
-    """As `reclaim`, for a domain that is not to run any more; whether that was done. Raises StoreUnavailable,
+    """Reclaim a domain that is not to run any more; return whether that was done. Raises StoreUnavailable,
     OutcomeUnknown."""
     owner = await read(store, domain)
     if owner is None or await proof(store, owner.node) is None:
         return False
     policy = await POLICIES.get(store, domain)
-    if policy is not None and policy.wanted:  # first: else the brain starts it as soon as it is free
+    if policy is not None and policy.wanted:  # first: otherwise HA starts it as soon as it has no owner
         unwanted = POLICIES.put(domain, dataclasses.replace(policy, wanted=False))
         if not (await store.commit([Unchanged(POLICIES.key(domain), policy.revision)], [unwanted])).held:
             raise _contended(domain)
@@ -207,7 +207,7 @@ async def end_of_fenced(store: Store, domain: str) -> bool:
 
 
 async def way_out(store: Store, node: str, otherwise: str) -> str:
-    """The hint for one who is told that a domain runs on `node`: `otherwise` while that node is there."""
+    """Return the hint for the error that a domain runs on `node`: `otherwise` while that node is present."""
     if await store.get(ALIVE.key(node)) is not None:
         return otherwise
     if await proof(store, node) is not None:
@@ -225,12 +225,12 @@ async def reserve(
     revision: int = 0,
     volumes: Collection[str] = (),
 ) -> Reservation:
-    """Promise `domain`, which `source` owns, to `target` for the move `move`. `revision` is that of the owner key, as
-    the source has just read it (0: it is read here): one question less to the store. `volumes` are the domain's: none
-    of them may be moving between storage nodes.
+    """Reserve `domain`, which `source` owns, for `target` and the move `move`. `revision` is the owner key's revision
+    that the source has just read, which saves one request (0: it is read here). `volumes` are the domain's; none of
+    them may be moving between storage nodes.
 
-    Asking again for the same move gives the same answer. Raises OwnedElsewhere when `source` does not own it,
-    Refused when another move has it, or the target is fenced, StoreUnavailable, OutcomeUnknown."""
+    Calling again for the same move gives the same answer. Raises OwnedElsewhere if `source` does not own the domain,
+    Refused if another move reserved it or the target is fenced, StoreUnavailable, OutcomeUnknown."""
     wanted = Reservation(domain=domain, move=move, source=source, target=target)
     key = RESERVATIONS.key(domain)
     for _ in range(ATTEMPTS):
@@ -251,7 +251,7 @@ async def reserve(
             return other
         if other:
             raise Refused(
-                f"domain {domain} is being moved to {other.target}", hint=f"see `veery moves`; the move is {other.move}"
+                f"domain {domain} is being moved to {other.target}", hint=f"see `veery moves`; its move is {other.move}"
             )
         await fencing.refuse(store, target)
         await _refuse_moving(store, volumes)
@@ -259,10 +259,10 @@ async def reserve(
 
 
 async def drop(store: Store, reservation: Reservation) -> Owner | None:
-    """Take `reservation` away; who owns the domain, read at the very revision at which it was gone.
+    """Delete `reservation`; return the domain's owner at the same revision.
 
-    When the answer is the reservation's target, COMMIT came first: go on. When it is not, COMMIT can no longer
-    succeed: the target destroys its half, the source resumes. Raises StoreUnavailable, OutcomeUnknown: ask again."""
+    If the owner is the reservation's target, COMMIT came first: continue the move. If not, COMMIT can no longer
+    succeed: the target destroys its copy, the source resumes. Raises StoreUnavailable, OutcomeUnknown: call again."""
     domain = reservation.domain
     for _ in range(ATTEMPTS):
         owner = await read(store, domain)
@@ -283,11 +283,11 @@ async def drop(store: Store, reservation: Reservation) -> Owner | None:
 
 
 async def commit(store: Store, owner: Owner, reservation: Reservation, record: DomainRecord | None = None) -> Owner:
-    """THE point of no return: the target becomes the owner, if owner and reservation both stand as given. `record`,
-    if there is one, becomes the domain's in the same transaction.
+    """Make the target the owner, if owner and reservation are both unchanged: THE point of no return. `record`, if
+    given, becomes the domain's record in the same transaction.
 
-    Asking again after OutcomeUnknown is safe. Raises OwnedElsewhere (with the owner as it is) when the gate is
-    shut: nothing was changed by us. StoreUnavailable: surely not done. OutcomeUnknown: read the owner first."""
+    Calling again after OutcomeUnknown is safe. Raises OwnedElsewhere (with the present owner) if either changed: this
+    call changed nothing. StoreUnavailable: not done. OutcomeUnknown: read the owner first."""
     domain, target = owner.domain, reservation.target
     wanted = newer.kept(Owner(domain=domain, node=target, boot=owner.boot), owner)
     operations: list[Put | Delete] = [OWNERS.put(domain, wanted), Delete(RESERVATIONS.key(domain))]
@@ -315,14 +315,14 @@ async def commit(store: Store, owner: Owner, reservation: Reservation, record: D
     now = await read(store, domain)
     if now and (now.node, now.boot) == (target, owner.boot) and now.revision > owner.revision:
         return now
-    where = f"{now.node} has it" if now else "nobody has it"
+    where = f"{now.node} owns it" if now else "it has no owner"
     raise OwnedElsewhere(f"domain {domain} is not given to {target}: {where}", now)
 
 
 async def rename(store: Store, old: str, new: str) -> Owner | None:
-    """Give domain `old`, running or not, the name `new`, in its record and its owner key alike; the new owner.
+    """Rename domain `old`, running or not, to `new` in all its records; return its owner under the new name.
 
-    Raises Refused when there is no such record, `new` is taken, or a move is under way; StoreUnavailable,
+    Raises Refused if there is no such record, `new` is taken, or a move is in progress; StoreUnavailable,
     OutcomeUnknown."""
     for _ in range(ATTEMPTS):
         entry, owner = await store.get(DOMAINS.key(old)), await read(store, old)
@@ -367,7 +367,7 @@ def _volumes(record: DomainRecord | None) -> frozenset[str]:
 
 
 def _resting(volumes: Collection[str]) -> list[Unchanged]:
-    """The conditions that none of `volumes` is being moved."""
+    """Return the conditions that none of `volumes` is being moved."""
     return [Unchanged(VOLUME_MOVES.key(name), 0) for name in sorted(volumes)]
 
 

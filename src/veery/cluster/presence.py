@@ -1,8 +1,8 @@
-"""A node's sign of life: the key alive/NODE under a lease, judged by the node's own monotonic clock.
+"""A node's presence: the key alive/NODE under a lease, which the node judges by its own monotonic clock.
 
-etcd's lease is a hint to the others. To the node itself what counts is when it *asked* for the last renewal
-that was granted: from then on it may believe in its presence for the lease's time, whatever etcd or the network
-do, and not a moment longer (etcd-io/etcd#11490)."""
+etcd's lease is a hint to the others. The node itself counts from the moment when it *sent* the request for the last
+granted renewal: from then on it is present for the lease's time, and no longer, whatever etcd or the network does
+(etcd-io/etcd#11490)."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-RETRY = 0.25  # seconds before another try
-SOON = 2.0  # seconds that an order waits for a lease
+RETRY_S = 0.25  # before another attempt
+LEASE_TIMEOUT_S = 2.0  # for an operation that waits for the lease
 
 
 class Heartbeat:
-    """Keeps alive/NODE there. `run` is to be somebody's task; `lost` may be asked at any time."""
+    """The keeper of the key alive/NODE. The caller runs `run` as a task; `lost` may be called at any time."""
 
     def __init__(self, store: Store, node: str, *, ttl: int, clock: Clock) -> None:
         """`ttl`: seconds without a renewal after which the node counts as absent."""
@@ -40,32 +40,33 @@ class Heartbeat:
         self._granted = False
 
     def remaining(self) -> float:
-        """Seconds for which the node still counts as present; 0 when it does not."""
+        """Return the seconds for which the node still counts as present; 0 if it does not."""
         return max(0.0, self._until - self._clock.now())
 
     def lost(self) -> bool:
-        """Whether the node has to take it that the others hold it for absent."""
+        """Return whether the node must assume that the others count it as absent."""
         return self.remaining() <= 0
 
     def since_lost(self) -> float | None:
-        """Seconds since the node counts as absent, negative while it is present; None before it ever was."""
+        """Return the seconds since the lease ended, negative while the node is present; None before the first lease."""
         return self._clock.now() - self._until if self._granted else None
 
     async def require(self) -> None:
-        """Returns while the node counts as present; one that has only just begun, or lags, is given SOON seconds.
-        Raises Refused: nothing may be started then, for others may be about to take its place."""
-        ends = self._clock.now() + SOON
+        """Return while the node counts as present; after a start or a delay, wait up to LEASE_TIMEOUT_S for the lease.
+
+        Raises Refused otherwise: the node may start nothing, since other nodes may be about to start its domains."""
+        ends = self._clock.now() + LEASE_TIMEOUT_S
         while self.lost():
             if self._clock.now() >= ends:
                 raise Refused(
                     f"{self._node} starts nothing: its lease has lapsed, the store does not renew it",
-                    hint="veery cluster status tells more; try again when the node is present",
+                    hint="veery cluster status shows more; try again when the node is present",
                 )
-            await self._clock.sleep(RETRY)
+            await self._clock.sleep(RETRY_S)
 
     async def run(self) -> None:
-        """For ever: renew each third of the time, so that two tries may fail. Cancel to stop; the key then goes
-        when its time is over, or at once with `withdraw`."""
+        """Renew the lease every third of its TTL, so that two attempts may fail, until cancelled. The key then goes
+        when the lease expires, or at once with `withdraw`."""
         present: bool | None = None
         while True:
             try:
@@ -74,7 +75,7 @@ class Heartbeat:
                 if self.lost() and present is not False:
                     present = False
                     log.error(decision("presence.lost", node=self._node, reason=str(error) or "no answer in time"))
-                await self._clock.sleep(RETRY)
+                await self._clock.sleep(RETRY_S)
                 continue
             if present is not True:
                 present = True
@@ -82,13 +83,13 @@ class Heartbeat:
             await self._clock.sleep(self.ttl / 3)
 
     async def withdraw(self) -> None:
-        """Take the key away now: this node leaves in good order. Raises StoreUnavailable."""
+        """Delete the key now, for an orderly stop of this node. Raises StoreUnavailable."""
         lease, self._lease, self._until = self._lease, 0, self._clock.now()
         if lease:
             await self._store.revoke(lease)
 
     async def _renew(self) -> None:
-        """Up to three questions, each with its own time: a store that answers late can still be told of us anew."""
+        """Send up to three requests, each with its own timeout, so that a new lease still works at a slow store."""
         asked = self._clock.now()
         good_for = await self._in_time(self._store.keep(self._lease)) if self._lease else 0.0
         if good_for <= 0:
@@ -98,12 +99,12 @@ class Heartbeat:
             try:
                 await self._in_time(self._store.commit([], [ALIVE.put(self._node, self._presence, lease=lease)]))
             except BaseException:
-                self._lease = 0  # whether the key hangs on it is not known: begin again with another
+                self._lease = 0  # unknown whether the key is bound to it: use a new lease
                 raise
         self._until = asked + good_for
         self._granted = True
 
     async def _in_time(self, question: Coroutine[Any, Any, T]) -> T:
-        """Its answer. Raises TimeoutError when it does not come in a third of the lease's time."""
+        """Return the answer to `question`. Raises TimeoutError after a third of the lease's TTL."""
         async with asyncio.timeout(self.ttl / 3):
             return await question

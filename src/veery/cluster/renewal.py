@@ -1,14 +1,14 @@
-"""A node's certificate, renewed while all runs on.
+"""Renewal of a node's certificate while everything keeps running.
 
-The node keeps its key and gets a new certificate for it, so that the files of key and certificate fit at every moment,
-for etcd and QEMU too, which read two files. The order of things:
+The node keeps its key and gets a new certificate for it. So the key and certificate files match at every moment, also
+for etcd and QEMU, which read two files. The steps:
 
-    sign       in one transaction certificate/NODE names the new one, and as `former` the one that the node uses
-    install    the node replaces its files; connections that begin from then on show the new one
-    release    some minutes later, while no move is under way, the former is put out (revoked/SERIAL)
+    sign       one transaction records the new certificate in certificate/NODE, and the one in use as `former`
+    install    the node replaces its files; connections opened from then on use the new certificate
+    release    some minutes later, while no move is in progress, the former is revoked (revoked/SERIAL)
 
-Both are let in between the first and the last. A new one that got lost on its way is put out when the next one is
-signed."""
+Both certificates are accepted between the first and the last step. A new certificate that was lost before `install`
+is revoked when the next one is signed."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from veery.model.cluster import Certificate, Revoked
 
 log = logging.getLogger(__name__)
 
-LIFE = 2 / 3  # of a certificate's life, after which it is renewed
-OVERLAP_S = 600.0  # for so long the former certificate is let in, and longer while a move is under way
+RENEW_FRACTION = 2 / 3  # of a certificate's lifetime, after which it is renewed
+OVERLAP_S = 600.0  # the former certificate is accepted for this time, and longer while a move is in progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenewRequest:
-    """The body of POST /v1/certificates: a certificate request, PEM, and an address that the node is about to have
-    besides its own ("": none)."""
+    """The body of POST /v1/certificates: a certificate request, PEM, and a future additional address of the node
+    ("": none)."""
 
     csr: str
     address: str = ""
@@ -44,50 +44,50 @@ class RenewRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenewReply:
-    """Its answer: the certificate, PEM."""
+    """The answer of POST /v1/certificates: the certificate, PEM."""
 
     cert: str
 
 
 class Step(enum.StrEnum):
-    """What a node does next about its certificate."""
+    """The next step of a node for its certificate."""
 
     NOTHING = "nothing"
-    """It is in use and good."""
+    """The certificate is in use and valid."""
     RENEW = "renew"
-    """It is at two thirds of its life, of a CA that no longer signs, or the one that was signed got lost."""
+    """It has passed two thirds of its lifetime, its CA no longer signs, or the newly signed one was lost."""
     RELEASE = "release"
-    """The former one is in use nowhere any more."""
+    """The former certificate is no longer in use."""
 
 
 def decide(
     held: tls.Facts, known: Certificate | None, *, signing: str, now: float, idle: bool, overlap: float = OVERLAP_S
 ) -> Step:
-    """`held` is the certificate in the node's folder, `known` its record, `signing` the id of the CA that signs, `idle`
-    whether no move is under way here."""
+    """Return the next step. `held`: the certificate in the node's folder. `known`: its record. `signing`: the id of the
+    CA that signs. `idle`: no move is in progress on this node."""
     if known is None:
-        return Step.NOTHING  # the membership records it first
+        return Step.NOTHING  # the membership task records it first
     if held.serial != known.serial:
         return Step.RENEW
     if known.former:
         return Step.RELEASE if idle and now >= known.since + overlap else Step.NOTHING
-    due = held.begins + LIFE * (held.ends - held.begins)
+    due = held.begins + RENEW_FRACTION * (held.ends - held.begins)
     return Step.RENEW if held.issuer != signing or now >= due else Step.NOTHING
 
 
 async def sign(
     store: Store, vault: Vault | None, shown: tls.Shown, csr: str, *, epoch: float, address: str = ""
 ) -> str:
-    """A new certificate (PEM) for the node that showed `shown`, which it goes on using meanwhile. It is good for the
-    node's addresses, and for `address`, to which the node is about to change.
+    """Return a new certificate (PEM) for the node that presented `shown`, which stays in use meanwhile. It is valid for
+    the node's addresses and for `address`, the node's future address.
 
-    Raises Refused where that is no node's, this node has no vote, the request is unsound or `address` is another
-    node's; Failed, StoreUnavailable, OutcomeUnknown: it may be asked again."""
+    Raises Refused if `shown` is no node's certificate, this node is no voter, the request is invalid, or `address` is
+    another node's; Failed, StoreUnavailable, OutcomeUnknown: the node may ask again."""
     entry, record = await store.get(keys.CERTIFICATES.key(shown.name)), await keys.NODES.get(store, shown.name)
     known = keys.CERTIFICATES.value(entry) if entry else None
     usable = {known.serial, known.former} - {""} if known else set()
     if entry is None or known is None or record is None or shown.serial not in usable:
-        raise Refused(f"{shown.name} shows no certificate of a node", hint="join it anew")
+        raise Refused(f"{shown.name} shows no certificate of a node", hint="join it again")
     addresses = [record.address, *record.former]
     if address:
         await _free(store, shown.name, address)
@@ -109,7 +109,7 @@ async def sign(
 
 
 async def _free(store: Store, name: str, address: str) -> None:
-    """Raises Refused unless node `name` may have `address`."""
+    """Raise Refused unless node `name` may have `address`."""
     try:
         plain = str(ipaddress.ip_address(address))
     except ValueError as error:
@@ -120,12 +120,12 @@ async def _free(store: Store, name: str, address: str) -> None:
 
 
 def request(folder: Path, name: str) -> str:
-    """The certificate request (PEM) for the key in `folder`. Raises OSError, Refused."""
+    """Return the certificate request (PEM) for the key in `folder`. Raises OSError, Refused."""
     return tls.request_for(name, (folder / "server-key.pem").read_text())
 
 
 def install(folder: Path, name: str, cert: str) -> tls.Facts:
-    """Put a new certificate into `folder`. Raises Failed where it does not fit the key there, OSError."""
+    """Write a new certificate into `folder`; return its facts. Raises Failed if it is for another key, OSError."""
     before, after = tls.facts((folder / "server-cert.pem").read_text()), tls.facts(cert)
     if after.public != before.public:
         raise Failed("the new certificate is for another key", hint=f"veery node renew {name}")
@@ -135,15 +135,15 @@ def install(folder: Path, name: str, cert: str) -> tls.Facts:
 
 
 def mend(folder: Path) -> None:
-    """After a crash between two files: the server's certificate is the one that was written first. Raises OSError."""
+    """Complete an install after a crash between two files: the server's file was written first. Raises OSError."""
     cert = (folder / "server-cert.pem").read_text()
     if (folder / "client-cert.pem").read_text() != cert:
         tls.replace_certificate(folder, cert)
 
 
 async def release(store: Store, node: str, serial: str) -> bool:
-    """Put the former certificate of `node` out, which uses the one called `serial`; whether that was done. Raises
-    StoreUnavailable, OutcomeUnknown: call it again."""
+    """Revoke the former certificate of `node`, which now uses the one with `serial`; return whether that was done.
+    Raises StoreUnavailable, OutcomeUnknown: call it again."""
     entry = await store.get(keys.CERTIFICATES.key(node))
     if entry is None:
         return False

@@ -1,8 +1,8 @@
-"""Certificates of nodes that were put out: etcd lets them in no more.
+"""Revocation of the certificates of removed nodes, so that etcd no longer accepts them.
 
-Each node's certificate stands under certificate/NODE; putting the node out moves it to revoked/SERIAL, in the same
-transaction that takes its records away. Every voter writes these into the file that its etcd reads at each new
-connection (host/crl.py). Connections that stand are cut by node/etcdcut.py."""
+Each node's certificate is recorded under certificate/NODE. The transaction that removes a node moves the record to
+revoked/SERIAL. Every voter writes the revoked serials into the file that its etcd reads at each new connection
+(host/crl.py). node/etcdcut.py cuts open connections."""
 
 from __future__ import annotations
 
@@ -27,38 +27,36 @@ from veery.model.cluster import Certificate, Revoked
 log = logging.getLogger(__name__)
 
 Cut = Callable[[Collection[str]], Awaitable[None]]
-"""Ends connections to etcd that began with certificates that were put out since; it is given all serial numbers."""
+"""Cuts the open connections to etcd with revoked certificates; the argument is all revoked serial numbers."""
 _SERIAL = re.compile(r"[0-9a-f]{1,40}")  # RFC 5280, 4.1.2.2: at most 20 octets
 
 
 def certificate(cert: str) -> Certificate:
-    """What is remembered of a PEM certificate."""
+    """Return the record of a PEM certificate."""
     found = tls.facts(cert)
     return Certificate(serial=found.serial, ends=found.ends, issuer=found.issuer)
 
 
 async def tell(store: Store, node: str, folder: Path) -> None:
-    """Have the store know this node's certificate, which is in `folder`. Raises Refused where it was put out (its name
-    may have joined anew), StoreUnavailable, OutcomeUnknown."""
+    """Record this node's certificate, which is in `folder`, in the store. Raises Refused if it was revoked (a new node
+    of the same name may have joined), StoreUnavailable, OutcomeUnknown."""
     mine = certificate((folder / "server-cert.pem").read_text())
     entry = await store.get(CERTIFICATES.key(node))
     known = _readable(entry)
     if known is not None and (
         mine.serial == known.former or (mine.serial, mine.issuer) == (known.serial, known.issuer)
     ):
-        return  # the former: the new one was lost on its way, and is to be made again
+        return  # if it is the former one, the new one was lost and is to be made again
     if known is not None and mine.serial == known.serial:
         mine = replace(known, issuer=mine.issuer)
     unchanged = Unchanged(CERTIFICATES.key(node), entry.revision if entry else 0)
     done = await store.commit([Unchanged(REVOKED.key(mine.serial), 0), unchanged], [CERTIFICATES.put(node, mine)])
     if not done.held:
-        raise Refused(
-            f"this certificate of {node} was put out of the cluster", hint="join it again with an empty state folder"
-        )
+        raise Refused(f"this certificate of {node} was revoked", hint="join the node again with an empty state folder")
 
 
 async def revoke(store: Store, node: str) -> list[Put | Delete]:
-    """The operations that make the certificate of `node` worthless; with its record they are to be done at once.
+    """Return the operations that revoke the certificate of `node`, for the transaction that deletes its records.
     Raises StoreUnavailable."""
     known = await CERTIFICATES.get(store, node)
     gone: list[Put | Delete] = [Delete(CERTIFICATES.key(node))]
@@ -77,8 +75,8 @@ def _readable(entry: Entry | None) -> Certificate | None:
 
 
 async def write(store: Store, folder: Path, vault: Vault | None = None, *, cut: Cut | None = None) -> int:
-    """Bring the file in `folder` to what the store says; its revision. `vault` opens the CAs' keys; `cut` then ends
-    connections that stand. Raises StoreUnavailable, OSError."""
+    """Write the store's revoked serials to the file in `folder`; return the store's revision. `vault` opens the CAs'
+    keys. `cut` then cuts open connections. Raises StoreUnavailable, OSError."""
     now, snapshot = time.time(), await store.scan(REVOKED.prefix)
     found = _serials(snapshot.entries, now)
     crl.write(folder, found, epoch=now)
@@ -90,18 +88,19 @@ async def write(store: Store, folder: Path, vault: Vault | None = None, *, cut: 
 
 
 async def serials(store: Store, now: float) -> list[str]:
-    """The serial numbers (hex) of the certificates that were put out and have not ended. Raises StoreUnavailable."""
+    """Return the serial numbers (hex) of the revoked certificates that have not expired. Raises StoreUnavailable."""
     return _serials((await store.scan(REVOKED.prefix)).entries, now)
 
 
 def _serials(entries: Sequence[Entry], now: float) -> list[str]:
     names = [REVOKED.name(entry.key) for entry in entries if _ends(entry) > now]
-    return [name for name in names if _SERIAL.fullmatch(name)]  # no other name is a certificate's
+    return [name for name in names if _SERIAL.fullmatch(name)]  # any other name is no serial number
 
 
 async def publish(store: Store, listed: Sequence[str], vault: Vault | None = None, *, epoch: float) -> None:
-    """Have the list in the store say `listed`, once by each CA that is trusted: OpenSSL asks for one of the CA that
-    signed what it checks. There is none as long as there is nothing to say. Raises StoreUnavailable, OutcomeUnknown."""
+    """Write the list of revoked serials `listed` to the store, signed once by each trusted CA: OpenSSL needs a list of
+    the CA that signed the checked certificate. Before the first serial there is no list. Raises StoreUnavailable,
+    OutcomeUnknown."""
     before = await store.get(CA_LIST)
     if not listed and before is None:
         return
@@ -116,7 +115,7 @@ async def publish(store: Store, listed: Sequence[str], vault: Vault | None = Non
             pem += crl.sign(ca, await ca_key(store, vault, ca), listed, number=revision + 1, epoch=epoch)
         except StoreUnavailable:
             raise
-        except (Refused, Failed) as error:  # its key may be lost: its last list must do until the CA is dropped
+        except (Refused, Failed) as error:  # its key may be lost: keep its last list until the CA is dropped
             last = crl.signed_by(before.value.decode(), ca) if before is not None and _listed(before) else ""
             if not last:
                 log.warning("the list of revoked certificates is not signed: %s", error.message)
@@ -127,7 +126,7 @@ async def publish(store: Store, listed: Sequence[str], vault: Vault | None = Non
 
 
 def _by(entry: Entry) -> int:
-    """How many CAs have signed the list."""
+    """Return the number of CAs that signed the list."""
     return entry.value.count(crl.BEGIN.encode())
 
 
@@ -139,7 +138,7 @@ def _listed(entry: Entry) -> frozenset[str] | None:
 
 
 async def keep(store: Store, folder: Path) -> None:
-    """Keep the CA's list in `folder` as the store has it; returns when the watch breaks off. Raises StoreUnavailable,
+    """Keep the CA's list in `folder` equal to the store's; return when the watch must restart. Raises StoreUnavailable,
     OSError."""
     snapshot = await store.scan(CA_LIST)
     for entry in snapshot.entries:
@@ -154,7 +153,7 @@ async def keep(store: Store, folder: Path) -> None:
 
 
 def _write_list(folder: Path, entry: Entry) -> None:
-    """One that cannot be read would keep every peer of QEMU out: the old one stays."""
+    """Write the list if it is readable. With an unreadable one QEMU would refuse every peer, so the old file stays."""
     if entry.key == CA_LIST and _listed(entry) is not None:
         write_atomic(folder / crl.CA_FILE, entry.value, mode=0o644, sync=True)
 
@@ -167,7 +166,7 @@ def _ends(entry: Entry) -> float:
 
 
 async def follow(store: Store, folder: Path, vault: Vault | None = None, *, cut: Cut | None = None) -> None:
-    """Keep the file in `folder` as the store says; returns when the watch breaks off. Raises StoreUnavailable."""
+    """Keep the file in `folder` up to date; return when the watch must restart. Raises StoreUnavailable, OSError."""
     revision = await write(store, folder, vault, cut=cut)
     try:
         async for _ in store.watch(REVOKED.prefix, revision):

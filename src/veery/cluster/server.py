@@ -1,8 +1,8 @@
-"""etcd as this node runs it: its command line, and when it is ready. It outlives the daemon (host/process.py).
+"""This node's etcd: its command line, and the check that it is ready. It outlives the daemon (host/process.py).
 
-Flags as in etcd 3.4 to 3.5 (Debian 12 and 13), that of the corruption check also as in 3.6.
-All ports ask for a certificate of the cluster's CA. The JSON gateway inside etcd calls etcd's own port with the
-*server's* certificate, which is therefore good for clients too, and for the address that the call comes from."""
+The flags are those of etcd 3.4 to 3.5 (Debian 12 and 13); the corruption check also has the flag of 3.6.
+All ports require a certificate of the cluster's CA. The JSON gateway inside etcd calls etcd's own port with the
+*server's* certificate. So that certificate is also valid for clients, and for the address that the call comes from."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from veery.errors import Failed
 from veery.host import crl, ports
 from veery.host.process import Service
 
-HEARTBEAT = 200  # ms; with ELECTION ms without one a member stands for election
-ELECTION = 2000  # etcd docs, tuning: ten heartbeats; longer than a busy node's worst fsync
-PROGRESS = 2  # seconds between two notes of progress on a quiet watch; a client's `quiet` must be well above
-VERSION_S = 5.0  # seconds for `etcd --version`
-CHECK_EVERY = "10m"  # how often the leader compares the members' hashes
-SNAPSHOT = 5000  # transactions kept in memory for slow members; etcd's own 100000 costs hundreds of MiB
+HEARTBEAT_MS = 200  # a member calls an election after ELECTION_MS without one
+ELECTION_MS = 2000  # etcd docs, tuning: ten heartbeats; longer than a busy node's worst fsync
+PROGRESS_INTERVAL_S = 2  # of progress notes on a quiet watch; a client's `quiet` must be well above
+VERSION_TIMEOUT_S = 5.0  # for `etcd --version`
+CHECK_INTERVAL = "10m"  # in etcd's syntax: the leader compares the members' hashes this often
+SNAPSHOT_TRANSACTIONS = 5000  # kept in memory for slow members; etcd's default 100000 costs hundreds of MiB
 
 
 def command(
     settings: Settings, identity: Identity, version: tuple[int, int] | None = None, *, former: Sequence[str] = ()
 ) -> list[str | Path]:
-    """etcd's argv on this voter; `version` is etcd's (None: it is asked). It answers at the addresses `former` too.
-    Raises Failed on a node that is none."""
+    """Return etcd's argv on this voter. `version`: etcd's version (None: ask etcd). etcd also listens at the addresses
+    `former`. Raises Failed on a node that is no voter."""
     node, start = identity.node, identity.etcd
     if start is None:
         raise Failed(f"node {node.name} is no voter")
@@ -58,86 +58,86 @@ def command(
         words += [f"--{side}client-cert-auth", f"--{side}trusted-ca-file", folder / "ca-cert.pem"]
         words += [f"--{side}cert-file", folder / "server-cert.pem", f"--{side}key-file", folder / "server-key.pem"]
         words += [f"--{side or 'client-'}crl-file", folder / crl.FILE]
-    # A node with several addresses calls from any of them; that its certificate is of our CA is what counts.
+    # A node with several addresses calls from any of them; only the CA of its certificate counts.
     words += ["--experimental-peer-skip-client-san-verification"]
-    words += ["--heartbeat-interval", str(HEARTBEAT), "--election-timeout", str(ELECTION), "--pre-vote"]
-    # Its check would have every third voter wait 5 s (HealthInterval). A learner costs no majority, a promotion
-    # asks whether it has caught up with or without the check, and Voters.remove does what remains.
+    words += ["--heartbeat-interval", str(HEARTBEAT_MS), "--election-timeout", str(ELECTION_MS), "--pre-vote"]
+    # etcd's check would make every third voter wait 5 s (HealthInterval). It is not needed: a learner costs no
+    # majority, a promotion checks in any case that the learner has caught up, and Voters.remove has its own check.
     words += ["--strict-reconfig-check=false"]
-    words += ["--snapshot-count", str(SNAPSHOT), "--quota-backend-bytes", str(settings.etcd.quota << 20)]
+    words += ["--snapshot-count", str(SNAPSHOT_TRANSACTIONS), "--quota-backend-bytes", str(settings.etcd.quota << 20)]
     words += ["--auto-compaction-mode", "periodic", "--auto-compaction-retention", "1h"]
     words += checks(version or installed())
-    words += ["--experimental-watch-progress-notify-interval", f"{PROGRESS}s"]
-    # At level warn etcd writes two lines for every call through its gateway, and one for every failed handshake.
+    words += ["--experimental-watch-progress-notify-interval", f"{PROGRESS_INTERVAL_S}s"]
+    # At level warn etcd logs two lines for every call through its gateway, and one for every failed handshake.
     words += ["--logger", "zap", "--log-level", "error", "--log-outputs", "stderr"]
     return words
 
 
 def checks(version: tuple[int, int]) -> list[str | Path]:
-    """The flags with which etcd `version` compares its members' data now and then. A difference is the alarm CORRUPT:
-    no member decides anything until it is gone.
+    """Return the flags for the periodic comparison of the members' data in etcd `version`. A difference raises the
+    alarm CORRUPT: no member decides anything until the alarm is removed.
 
-    Its other check, before a member serves, is left off. It waits up to 9 s for each peer, also for one that waits in
-    the same check: three voters that started together had a leader after 19 s instead of 2, and the hypervisors'
+    etcd's other check, before a member serves, stays off. It waits up to 9 s for each peer, also for a peer that waits
+    in the same check. Three voters that started together had a leader after 19 s instead of 2, and the hypervisors'
     watchdogs do not wait that long for the store."""
     if version < (3, 4):
         return []
-    return ["--corrupt-check-time" if version >= (3, 6) else "--experimental-corrupt-check-time", CHECK_EVERY]
+    return ["--corrupt-check-time" if version >= (3, 6) else "--experimental-corrupt-check-time", CHECK_INTERVAL]
 
 
 def installed() -> tuple[int, int]:
-    """Major and minor version of the etcd that is installed; (0, 0) where it does not tell."""
+    """Return the major and minor version of the installed etcd; (0, 0) if it is unknown."""
     try:
-        told = subprocess.run(
+        printed = subprocess.run(
             ["etcd", "--version"],
             capture_output=True,
             text=True,
-            timeout=VERSION_S,
+            timeout=VERSION_TIMEOUT_S,
             check=False,
             env={**os.environ, **environment()},
         )
     except (OSError, subprocess.SubprocessError):
         return 0, 0
-    return parse_version(told.stdout)
+    return parse_version(printed.stdout)
 
 
 def parse_version(text: str) -> tuple[int, int]:
-    """Of what `etcd --version` prints; (0, 0) where it is not understood."""
+    """Return the major and minor version in the output of `etcd --version`; (0, 0) if it cannot be parsed."""
     match = re.search(r"^etcd Version: (\d+)\.(\d+)", text, re.MULTILINE)
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
 def environment() -> dict[str, str]:
-    """What etcd 3.4 asks for in its environment on a processor that its authors do not test."""
+    """Return the environment that etcd 3.4 requires on a processor that its authors do not test."""
     machine = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm"}.get(platform.machine(), platform.machine())
     return {} if machine == "amd64" else {"ETCD_UNSUPPORTED_ARCH": machine}
 
 
 def service(settings: Settings, identity: Identity, *, started: Callable[[], Awaitable[None]] | None = None) -> Service:
-    """The service that keeps this voter's etcd running; `started` as in host/process.py."""
+    """Return the service that keeps this voter's etcd running; `started` as in host/process.py."""
     return later(settings, lambda: identity, started=started)
 
 
 def later(
     settings: Settings, identity: Callable[[], Identity], *, started: Callable[[], Awaitable[None]] | None = None
 ) -> Service:
-    """As `service`, for an identity that may have another vote at each start."""
+    """Return the same as `service`, for an identity that is read at each start and may have another vote."""
 
-    def words() -> list[str | Path]:
+    def argv() -> list[str | Path]:
         return launch(settings, identity())
 
-    return Service("etcd", words, run=Path(settings.run), env=environment(), started=started)
+    return Service("etcd", argv, run=Path(settings.run), env=environment(), started=started)
 
 
 def launch(settings: Settings, identity: Identity) -> list[str | Path]:
-    """The argv with which etcd is started now; its data folder is made ready for it. Raises Failed where the store's
-    data is gone: etcd would begin an empty store, or vote again on what was decided."""
+    """Return the argv of etcd's next start, and prepare its data folder. Raises Failed if the store's data is missing:
+    etcd would begin an empty store, or vote again on entries that are decided already."""
     state, start = Path(settings.state), identity.etcd
     if start is not None and start.prepared and not start.store:
-        restoring.take(state)  # not before: while a recovery is prepared, the identity still names the old store
+        restoring.take(state)  # only now: during the preparation the identity still names the old store
     if start is not None and (start.store or start.prepared) and not restoring.has_data(state):
         raise Failed(
-            f"the store's data is gone from {restoring.data(state)}: etcd is not started without it",
+            f"the store's data is missing in {restoring.data(state)}: etcd is not started without it",
             hint="with a quorum: veery node vote off, then veery node vote on; without: docs/recovery.md",
         )
     restoring.data(state).mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -151,7 +151,7 @@ async def ready(voters: Voters, endpoint: str, *, deadline: float) -> None:
     loop = asyncio.get_running_loop()
     ends = loop.time() + deadline
     while True:
-        why = "it knows no leader: most of the other voters are not up"
+        why = "it knows no leader: the other voters have no majority"
         try:
             if (await voters.status(endpoint, within=min(2.0, deadline))).leader:
                 return

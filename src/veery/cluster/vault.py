@@ -1,14 +1,15 @@
-"""Secrets in the store, sealed: only the nodes that need one have the key that opens it.
+"""Sealed secrets in the store: only the nodes that need a secret have the key that opens it.
 
-There are two sealing keys (`Ring`): CA, which voters have, for the CA's key; CHAP, which voters and storage nodes have,
-for the initiators' passwords (initiators.py). What follows is said of the CA's; the other is kept in the same way.
+There are two sealing keys (`Ring`): CA for the CA's key, held by voters; CHAP for the initiators' passwords
+(initiators.py), held by voters and storage nodes. This text describes the CA's; the other works in the same way.
 
-STATE/sealing.key (32 bytes, root alone) is made by the first voter. `sealing` in the store has its id, `sealing/NODE`
-says that voter NODE has it too. Other voters ask one that has it, over TLS (`POST /v1/sealing`). Where no voter of the
-cluster has it any more, the next one makes another: what the old one sealed is lost, and a new CA is the way out.
+The first voter makes STATE/sealing.key (32 bytes, root only). `sealing` in the store has its id; `sealing/NODE` records
+that voter NODE has the key too. Other voters request it from a holder, over TLS (`POST /v1/sealing`). If no voter of
+the cluster has it any more, the next voter makes another: the secrets sealed with the old key are lost, and the
+cluster needs a new CA.
 
-A cluster of an older veery has the CA's key in the clear under ca/key. It is sealed, and ca/key removed in the same
-transaction, once every voter has the sealing key: so the loss of one voter's disk never takes it away."""
+A cluster of an older veery has the CA's key in the clear under ca/key. Once every voter has the sealing key, one
+transaction seals it and deletes ca/key: so the loss of one voter's disk never loses the CA's key."""
 
 from __future__ import annotations
 
@@ -33,9 +34,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ring:
-    """One sealing key: its file in STATE, the key of the store that has its id, the prefix under which each holder says
-    that it has it, and who these are. `again`: what it sealed is known elsewhere too, so a key that is lost may be
-    replaced without anybody's word. The others are for messages."""
+    """The description of one sealing key. `file`: its file in STATE. `key`: the store's key with its id. `held`: the
+    prefix under which each holder records that it has the key. `roles`: the roles of the holders. `again`: the sealed
+    secrets are known elsewhere too, so a lost key may be replaced automatically. The other fields are for messages."""
 
     file: str
     key: str
@@ -47,7 +48,7 @@ class Ring:
     again: bool = False
 
     def holds(self, node: Node) -> bool:
-        """Whether `node` is to have it."""
+        """Return whether `node` should have this key."""
         return any(node.has(role) for role in self.roles)
 
 
@@ -59,7 +60,7 @@ CA = Ring(
     roles=(Role.VOTER,),
     holder="voter",
     missing=NO_VOTE,
-    lost="bring sealing.key back from a copy of a voter's state folder, or: veery cluster ca renew",
+    lost="restore sealing.key from a copy of a voter's state folder, or: veery cluster ca renew",
 )
 CHAP = Ring(
     file="chap.key",
@@ -68,7 +69,7 @@ CHAP = Ring(
     roles=(Role.VOTER, Role.STORAGE),
     holder="voter or storage node",
     missing="this node does not have the key of the nodes' CHAP passwords",
-    lost="veery doctor --all; the node of that name seals its password anew within seconds",
+    lost="veery doctor --all; the node of that name seals its password again within seconds",
     again=True,
 )
 
@@ -77,55 +78,55 @@ MARK = b"veery-sealed-1:"
 KEY_BYTES, NONCE_BYTES = 32, 12  # ChaCha20-Poly1305, RFC 8439
 
 Ask = Callable[[str], Awaitable[str]]
-"""The sealing key (base64) of the holder of that name. Raises VeeryError."""
+"""Requests the sealing key (base64) from the holder of that name. Raises VeeryError."""
 
 
 class Vault:
-    """One sealing key of this node, and what it opens."""
+    """One sealing key of this node, with the functions to seal and to open."""
 
     def __init__(self, state: Path, ring: Ring = CA) -> None:
-        """Nothing is read before it is needed."""
+        """`state` is the state folder. The key's file is read only when it is needed."""
         self.ring, self._state, self._file = ring, state, state / ring.file
 
     def beside(self, ring: Ring) -> Vault:
-        """Another sealing key of the same node."""
+        """Return the vault of another sealing key of the same node."""
         return Vault(self._state, ring)
 
     @property
     def id(self) -> str:
-        """The id of the sealing key here; "" where there is none."""
+        """Return the id of this node's sealing key; "" if it has none."""
         key = self._read()
         return identify(key) if key else ""
 
     def make(self) -> str:
-        """Make the sealing key where there is none; its id. Raises OSError."""
+        """Make the sealing key if there is none; return its id. Raises OSError."""
         if not self._read():
             write_atomic(self._file, secrets.token_bytes(KEY_BYTES), mode=0o600, sync=True)
         return self.id
 
     def export(self) -> str:
-        """The sealing key for another holder, base64. Raises Refused where there is none."""
+        """Return the sealing key for another holder, base64. Raises Refused if this node has none."""
         key = self._read()
         if not key:
             raise Refused("this node has no sealing key", hint=f"ask a {self.ring.holder}: veery node list")
         return base64.b64encode(key).decode()
 
     def take(self, key: str, id: str) -> None:
-        """Keep the sealing key that another holder gave. Raises Failed where it is not the one called `id`, OSError."""
+        """Write the sealing key that another holder sent. Raises Failed if its id is not `id`, OSError."""
         try:
             data = base64.b64decode(key, validate=True)
         except ValueError:
             data = b""
         if len(data) != KEY_BYTES or identify(data) != id:
-            raise Failed("another sealing key than the cluster's was given", hint="veery doctor --all")
+            raise Failed("the received sealing key is not the cluster's", hint="veery doctor --all")
         write_atomic(self._file, data, mode=0o600, sync=True)
 
     def forget(self) -> None:
-        """Remove the key. Raises OSError."""
+        """Delete the key. Raises OSError."""
         self._file.unlink(missing_ok=True)
 
     def seal(self, text: str, name: str) -> bytes:
-        """`text`, to be kept under the key `name` of the store and no other. Raises Refused without a sealing key."""
+        """Return `text` sealed for the store's key `name` and no other. Raises Refused without a sealing key."""
         from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
         nonce = secrets.token_bytes(NONCE_BYTES)
@@ -133,7 +134,7 @@ class Vault:
         return MARK + base64.b64encode(sealed)
 
     def open(self, entry: Entry) -> str:
-        """What was sealed. Raises Refused without a sealing key, Failed where it does not open it."""
+        """Return the sealed text. Raises Refused without a sealing key, Failed if the key does not open it."""
         from cryptography.exceptions import InvalidTag
         from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
@@ -163,18 +164,18 @@ class Vault:
 
 
 def identify(key: bytes) -> str:
-    """The id of a sealing key, which tells nothing of it."""
+    """Return the id of a sealing key, which reveals nothing of the key."""
     return hashlib.sha256(b"veery sealing key" + key).hexdigest()
 
 
 def sealed_name(ca: str) -> str:
-    """Where the private key of this CA (PEM) stands."""
+    """Return the store's key for the sealed private key of this CA (PEM)."""
     return keys.CA_SEALED + tls.authority_id(ca)
 
 
 async def ca_key(store: Store, vault: Vault | None, ca: str) -> str:
-    """The private key (PEM) of `ca` (PEM). Raises Refused on a node without a vote, Failed where it is nowhere,
-    StoreUnavailable."""
+    """Return the private key (PEM) of `ca` (PEM). Raises Refused on a node without a vote, Failed if the store has no
+    such key, StoreUnavailable."""
     entry = await store.get(sealed_name(ca))
     if entry is not None:
         if vault is None:
@@ -188,54 +189,55 @@ async def ca_key(store: Store, vault: Vault | None, ca: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """This node has the sealing key. `id` is the entry of its id in the store; `without` are the nodes that are to
-    have it too and do not."""
+    """The state in which this node has the sealing key. `id`: the store's entry with the key's id. `without`: the nodes
+    that should have the key too and do not."""
 
     id: Entry
     without: tuple[str, ...]
 
     @property
     def same(self) -> Unchanged:
-        """The condition that it still is the cluster's."""
+        """Return the condition that it is still the cluster's sealing key."""
         return Unchanged(self.id.key, self.id.revision)
 
 
 async def hold(store: Store, vault: Vault, node: str, ask: Ask) -> Held | None:
-    """A holder's part: have the sealing key, and say so. None while that is not done: call it again. Raises
-    StoreUnavailable, OutcomeUnknown, OSError, and Failed where no holder gives the key."""
+    """Get the sealing key and record that this node has it: the part of each holder. None while that is not done: call
+    it again. Raises StoreUnavailable, OutcomeUnknown, OSError, and Failed if no holder sends the key."""
     ring = vault.ring
     holders = [each.name for each in (await keys.NODES.readable(store)).values() if ring.holds(each)]
     marks = (await store.scan(ring.held)).entries
-    told = {mark.key.removeprefix(ring.held): mark.value.decode() for mark in marks}
+    recorded = {mark.key.removeprefix(ring.held): mark.value.decode() for mark in marks}
     entry = await store.get(ring.key)
     id = entry.value.decode() if entry else ""
-    if ring.again and id and told.get(node) == id != vault.id:  # ours is lost: if everybody's is, one makes another
+    if ring.again and id and recorded.get(node) == id != vault.id:  # lost here; if lost everywhere, one makes another
         await store.commit([], [Delete(ring.held + node)])
-    having = [each for each in holders if each != node and told.get(each) == id]
+    having = [each for each in holders if each != node and recorded.get(each) == id]
     if entry is None or (vault.id != id and not having):
-        made = vault.make().encode()  # in the store together with who has it, or another one would make one too
+        made = vault.make().encode()  # with this holder's record in one transaction, or another would make one too
         operations = [Put(ring.key, made), Put(ring.held + node, made)]
         await store.commit([Unchanged(ring.key, entry.revision if entry else 0)], operations)
-        return None  # others may have been first: look again
+        return None  # another holder may have been first: check again
     if vault.id != id:
         await _fetch(vault, id, having, ask)
-    if told.get(node) != id:
+    if recorded.get(node) != id:
         await store.commit([], [Put(ring.held + node, id.encode())])
-        told[node] = id
-    return Held(entry, tuple(each for each in sorted(holders) if told.get(each) != id))
+        recorded[node] = id
+    return Held(entry, tuple(each for each in sorted(holders) if recorded.get(each) != id))
 
 
 async def let_go(store: Store, vault: Vault, node: Node) -> bool:
-    """The part of a node that is to hold the sealing key no more, for example after it gave its vote up: remove the
-    key here once another holder has it. Whether that was done. Raises StoreUnavailable, OutcomeUnknown, OSError."""
+    """Delete the sealing key on a node that should no longer have it, for example after it gave its vote up, once
+    another holder has it. Return whether that was done. Raises StoreUnavailable, OutcomeUnknown, OSError."""
     ring = vault.ring
     if not vault.id or ring.holds(node):
         return False
     known = await keys.NODES.readable(store)
     if node.name in known and ring.holds(known[node.name]):
-        return False  # its record does not say so yet
-    told = {mark.key.removeprefix(ring.held): mark.value.decode() for mark in (await store.scan(ring.held)).entries}
-    if not any(ring.holds(each) and told.get(each.name) == vault.id for each in known.values()):
+        return False  # its record still has the role
+    marks = (await store.scan(ring.held)).entries
+    recorded = {mark.key.removeprefix(ring.held): mark.value.decode() for mark in marks}
+    if not any(ring.holds(each) and recorded.get(each.name) == vault.id for each in known.values()):
         return False
     await store.commit([], [Delete(ring.held + node.name)])
     vault.forget()
@@ -244,8 +246,8 @@ async def let_go(store: Store, vault: Vault, node: Node) -> bool:
 
 
 async def carry(store: Store, vault: Vault, node: str, ask: Ask) -> bool:
-    """A voter's part: have the sealing key, say so, and seal the CA's key. Whether all of that is done. Raises
-    StoreUnavailable, OutcomeUnknown, OSError, and Failed where no voter gives the sealing key: call it again."""
+    """Get the sealing key, record that, and seal the CA's key: the part of each voter. Return whether all is done.
+    Raises StoreUnavailable, OutcomeUnknown, OSError, and Failed if no voter sends the sealing key: call it again."""
     held = await hold(store, vault, node, ask)
     if held is None:
         return False
@@ -273,6 +275,6 @@ async def _fetch(vault: Vault, id: str, having: list[str], ask: Ask) -> None:
         log.info(decision("sealing.taken", of=each))
         return
     raise Failed(
-        f"no {vault.ring.holder} gives the sealing key ({why})",
-        hint=f"bring {vault.ring.file} back from a copy of the state folder of a {vault.ring.holder}",
+        f"no {vault.ring.holder} sends the sealing key ({why})",
+        hint=f"restore {vault.ring.file} from a copy of the state folder of a {vault.ring.holder}",
     )

@@ -1,11 +1,12 @@
-"""The gate of a volume's move: which storage node has the volume is decided by compare-and-set and by nothing else.
+"""The gate of a volume's move: compare-and-set alone decides which storage node has the volume.
 
-    begin                       the move is known; no domain starts or moves on the volume from here on
-    commit    source -> target  the point of no return; uses the move's key up
-    drop                        any side's way out before it; takes the key away
+    begin                       writes the move's key; from then on no domain starts or moves with the volume
+    commit    source -> target  the point of no return; deletes the key
+    drop                        any side cancels before it; deletes the key
 
-`commit` asks for the key as `begin` wrote it, and takes it away; so does `drop`. At most one of the two can find it.
-A domain's start and a domain's reservation ask for its absence, `begin` for theirs (veery.cluster.owner)."""
+`commit` and `drop` both require the key unchanged, and both delete it, so at most one of the two succeeds.
+A domain's start and reservation require that the key does not exist; `begin` requires that the domain's owner is
+unchanged and has no reservation (veery.cluster.owner)."""
 
 from __future__ import annotations
 
@@ -21,33 +22,33 @@ from veery.model.volume import Volume, VolumeMove
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS = 8  # each lost to somebody else's change; more in a row means a fault, not a race
+ATTEMPTS = 8  # each can lose a race with another change; more failures in a row mean a fault
 
 
 async def take_tid(store: Store, least: int) -> int:
-    """A target's number that nobody else gets, at least `least`: it is unique in the whole cluster, for tgt makes the
-    disk's NAA name out of it, and two storage nodes may ask at once. Raises StoreUnavailable, OutcomeUnknown."""
+    """Return a target number that is unique in the whole cluster, at least `least`. tgt makes the disk's NAA name from
+    it, and two storage nodes may ask at once. Raises StoreUnavailable, OutcomeUnknown."""
     for _ in range(ATTEMPTS):
         entry = await store.get(TID)
         tid = max(least, int(entry.value) + 1 if entry else 1)
         if (await store.commit([Unchanged(TID, entry.revision if entry else 0)], [Put(TID, str(tid).encode())])).held:
             return tid
-    raise StoreUnavailable("targets' numbers change faster than they can be read", hint="try again")
+    raise StoreUnavailable("the target numbers change faster than they can be read", hint="try again")
 
 
 async def standing(store: Store, volume: str) -> VolumeMove | None:
-    """The move of `volume` that is under way. Raises StoreUnavailable."""
+    """Return the move of `volume` in progress, or None. Raises StoreUnavailable."""
     return await VOLUME_MOVES.get(store, volume)
 
 
 async def begin(store: Store, move: VolumeMove, owner: Owner | None) -> VolumeMove:
-    """Write the move's key; with its revision. `owner` is that of the domain which uses the volume.
+    """Write the move's key; return the move with its revision. `owner` is the owner of the domain that uses the volume.
 
-    Raises Refused where the volume has changed or is being moved, or its domain moves or has another owner by now;
+    Raises Refused if the volume changed or is being moved, or if its domain moves or has another owner by now;
     StoreUnavailable, OutcomeUnknown."""
     entry = await store.get(VOLUMES.key(move.volume))
     if entry is None or VOLUMES.value(entry).node != move.source or not VOLUMES.value(entry).ready:
-        raise Refused(f"volume {move.volume} is not whole on {move.source}", hint="veery volume list shows it")
+        raise Refused(f"volume {move.volume} is not ready on {move.source}", hint="veery volume list shows it")
     conditions = [Unchanged(VOLUMES.key(move.volume), entry.revision), Unchanged(VOLUME_MOVES.key(move.volume), 0)]
     if owner is not None:
         conditions.append(Unchanged(OWNERS.key(owner.domain), owner.revision))
@@ -67,10 +68,10 @@ async def begin(store: Store, move: VolumeMove, owner: Owner | None) -> VolumeMo
 
 
 async def commit(store: Store, move: VolumeMove, owner: Owner | None) -> None:
-    """THE point of no return: from here on the record names the target. The caller vouches that the target has every
-    write that was acknowledged, and that there will be none until the domain has turned to the target.
+    """Make the record name the target: THE point of no return. The caller guarantees that the target has every
+    acknowledged write, and that there are no more writes until the domain uses the target.
 
-    Raises Refused when the gate is shut: nothing was changed by us. StoreUnavailable: surely not done.
+    Raises Refused if the key or the owner changed: this call changed nothing. StoreUnavailable: not done.
     OutcomeUnknown: `drop` tells."""
     conditions = [Unchanged(VOLUME_MOVES.key(move.volume), move.revision)]
     if owner is not None:
@@ -78,15 +79,15 @@ async def commit(store: Store, move: VolumeMove, owner: Owner | None) -> None:
     operations: list[Put | Delete] = [VOLUMES.put(move.volume, move.place), Delete(VOLUME_MOVES.key(move.volume))]
     if not (await store.commit(conditions, operations)).held:
         raise Refused(
-            f"volume {move.volume} is not given to {move.target}: its move was broken off",
-            hint=f"it is on {move.source}; order the move again",
+            f"volume {move.volume} is not given to {move.target}: its move was cancelled",
+            hint=f"it is on {move.source}; start the move again",
         )
     log.info(decision("volume.commit", volume=move.volume, move=move.id, source=move.source, target=move.target))
 
 
 async def drop(store: Store, move: VolumeMove) -> Volume | None:
-    """Take the move's key away; the volume's record as it is for good: COMMIT of this move can no longer succeed.
-    Raises StoreUnavailable, OutcomeUnknown: ask again."""
+    """Delete the move's key; return the volume's record. After this COMMIT of this move can no longer succeed.
+    Raises StoreUnavailable, OutcomeUnknown: call again."""
     key = VOLUME_MOVES.key(move.volume)
     for _ in range(ATTEMPTS):
         entry = await store.get(key)
@@ -99,20 +100,20 @@ async def drop(store: Store, move: VolumeMove) -> Volume | None:
 
 
 async def break_off(store: Store, volumes: list[str]) -> None:
-    """A domain of these volumes starts anew under its old owner key: what moved one of them has lost its QEMU.
-    Raises StoreUnavailable, OutcomeUnknown."""
+    """Cancel the moves of `volumes`, because their domain starts again under its old owner key and the QEMU that copied
+    a volume is gone. Raises StoreUnavailable, OutcomeUnknown."""
     for name in volumes:
         if move := await standing(store, name):
             await drop(store, move)
 
 
 def arrived(record: Volume | None, move: VolumeMove) -> bool:
-    """Whether `record` says that the move was committed."""
+    """Return whether `record` shows that the move was committed."""
     return record is not None and (record.node, record.tid) == (move.target, move.place.tid)
 
 
 def being_moved(move: VolumeMove) -> Refused:
-    """The refusal of whatever does not go with a move."""
+    """Return the refusal of an operation that conflicts with a move."""
     return Refused(
         f"volume {move.volume} is being moved from {move.source} to {move.target}",
         hint=f"wait for its end, or: veery volume move --cancel {move.volume}",

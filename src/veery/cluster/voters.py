@@ -1,7 +1,7 @@
-"""The voters: etcd's own members, as its cluster and maintenance calls show and change them.
+"""The voters: the members of etcd, read and changed by its cluster and maintenance calls.
 
-A new member comes in as a learner, which has no vote and so cannot cost the cluster its majority, and is
-promoted when it has caught up (etcd docs, learning/design-learner)."""
+A new member joins as a learner. A learner has no vote, so it cannot cost the cluster its majority; it is promoted
+when it has caught up (etcd docs, learning/design-learner)."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from veery.cluster.gateway import Declined, Gateway, NotDone, Unanswered
 from veery.cluster.store import StoreUnavailable
 from veery.errors import OutcomeUnknown, Refused
 
-PATIENCE = 20.0  # seconds for which a change of members may be declined as too early
+CHANGE_TIMEOUT_S = 20.0  # for a change of members that etcd rejects as too early
 _ALARM = re.compile(r"(?:memberID:(\d+) )?alarm:(\w+)")  # in the status answer (AlarmMember.String)
 TOO_EARLY = ("in sync with leader", "too many learner members", "not enough started members")
-# A member's id is made of its peer URL and the second (etcd membership/member.go, NewMember): one that is added in the
-# second in which it was removed would have the id of the removed one, which etcd refuses in these words.
+# etcd makes a member's id from its peer URL and the time in seconds (membership/member.go, NewMember). A member that is
+# added in the second of its removal would get the removed id; etcd rejects that with these words.
 TOO_SOON = ("member not found",)
 
 
 @dataclass(frozen=True, slots=True)
 class Voter:
-    """One etcd member. `name` is "" until it has started once; a `learner` has no vote yet."""
+    """One etcd member. `name` is "" until its first start; a `learner` has no vote yet."""
 
     id: int
     name: str
@@ -37,8 +37,8 @@ class Voter:
 
 @dataclass(frozen=True, slots=True)
 class VoterStatus:
-    """How one member sees itself: `leader` 0 means that it knows none; `size` of its file and `in_use` of the data in
-    it, in bytes; `alarms` are etcd's own ("NOSPACE", "CORRUPT"), each with the member that raised it."""
+    """One member's status of itself. `leader`: 0 if it knows none. `size`: of its file, `in_use`: of the data in it, in
+    bytes. `alarms`: etcd's own ("NOSPACE", "CORRUPT"), each with the member that raised it."""
 
     id: int
     version: str
@@ -54,7 +54,7 @@ class VoterStatus:
 
 @dataclass(frozen=True, slots=True)
 class VoterHash:
-    """The hash of all keys of one member at revision `revision`. Hashes compare where `compacted` is the same too."""
+    """The hash of all keys of one member at `revision`. Hashes are comparable if `compacted` is equal too."""
 
     revision: int
     compacted: int
@@ -64,7 +64,7 @@ class VoterHash:
 class _Member(msgspec.Struct):
     ID: int = 0
     name: str = ""
-    peerURLs: list[str] = []  # noqa: N815 (etcd's word)
+    peerURLs: list[str] = []  # noqa: N815 (etcd's name)
     clientURLs: list[str] = []  # noqa: N815
     isLearner: bool = False  # noqa: N815
 
@@ -119,46 +119,47 @@ class _Nothing(msgspec.Struct):
 
 
 class Voters:
-    """The members behind one gateway."""
+    """The members of the etcd cluster behind one gateway."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
 
     async def all(self) -> tuple[Voter, ...]:
-        """All members, learners too. Raises StoreUnavailable."""
+        """Return all members, learners too. Raises StoreUnavailable."""
         answer = await self._gateway.read("/v3/cluster/member/list", {}, _Members)
         return tuple(member.voter() for member in answer.members)
 
     async def store(self) -> str:
-        """etcd's id of the store. Raises StoreUnavailable."""
+        """Return etcd's id of the store. Raises StoreUnavailable."""
         answer = await self._gateway.read("/v3/cluster/member/list", {}, _Members)
         return f"{answer.header.cluster_id:x}"
 
     async def status(self, endpoint: str, *, within: float = 2.0) -> VoterStatus:
-        """How the member at `endpoint` is. Raises StoreUnavailable."""
+        """Return the status of the member at `endpoint`. Raises StoreUnavailable."""
+        path = "/v3/maintenance/status"
         try:
-            told = await self._gateway.ask(endpoint, "/v3/maintenance/status", {}, _Status, within=within, leader=False)
+            answer = await self._gateway.ask(endpoint, path, {}, _Status, within=within, leader=False)
         except (NotDone, Unanswered, Declined) as error:
             raise StoreUnavailable(f"the voter does not answer ({error})") from error
-        return told.status()
+        return answer.status()
 
     async def hash_kv(self, peer: str, revision: int, *, within: float = 5.0) -> VoterHash:
-        """The hash of the member whose peer URL is `peer`, at `revision`. Raises StoreUnavailable where it has no such
-        revision any more, or not yet.
+        """Return the hash of the member with peer URL `peer`, at `revision`. Raises StoreUnavailable if it has that
+        revision no longer or not yet.
 
-        It is asked at its peer port, as etcd's own check does (etcdserver/corrupt.go): in the gateway of etcd before
-        3.5.10 another call, which knows no revision, has the path of HashKV."""
+        The request goes to its peer port, as in etcd's own check (etcdserver/corrupt.go): in the gateway of etcd before
+        3.5.10 the path of HashKV leads to another call, which takes no revision."""
         body = {"revision": revision}
         try:
-            told = await self._gateway.ask(
+            answer = await self._gateway.ask(
                 peer, "/members/hashkv", body, _Hash, within=within, leader=False, method="GET"
             )
         except (NotDone, Unanswered, Declined) as error:
-            raise StoreUnavailable(f"the voter tells no hash ({error})") from error
-        return VoterHash(revision=revision, compacted=told.compact_revision, hash=told.hash)
+            raise StoreUnavailable(f"the voter returns no hash ({error})") from error
+        return VoterHash(revision=revision, compacted=answer.compact_revision, hash=answer.hash)
 
     async def compact(self, revision: int) -> None:
-        """Forget what keys were before `revision`; done already is done. Raises StoreUnavailable, OutcomeUnknown."""
+        """Delete the history before `revision`; a repeat is no error. Raises StoreUnavailable, OutcomeUnknown."""
         try:
             await self._gateway.write("/v3/kv/compaction", {"revision": revision, "physical": True}, _Nothing)
         except Declined as error:
@@ -166,8 +167,8 @@ class Voters:
                 raise
 
     async def defragment(self, endpoint: str, *, within: float) -> None:
-        """Have the member at `endpoint` write its file anew, without holes. It answers nothing meanwhile. Raises
-        StoreUnavailable where it does not say that it is done."""
+        """Make the member at `endpoint` rewrite its file without holes. It answers nothing meanwhile. Raises
+        StoreUnavailable if it does not confirm the end."""
         path = "/v3/maintenance/defragment"
         try:
             await self._gateway.ask(endpoint, path, {}, _Nothing, within=within, leader=False)
@@ -175,13 +176,13 @@ class Voters:
             raise StoreUnavailable(f"the voter was not defragmented ({error})") from error
 
     async def disarm(self, member: int, kind: str) -> None:
-        """Take back alarm `kind` of `member`. Raises StoreUnavailable, OutcomeUnknown."""
+        """Remove alarm `kind` of `member`. Raises StoreUnavailable, OutcomeUnknown."""
         body = {"action": "DEACTIVATE", "memberID": member, "alarm": kind}
         await self._gateway.write("/v3/maintenance/alarm", body, _Nothing)
 
     async def hand_over(self, endpoint: str, member: int) -> None:
-        """Have the leader, which is the member at `endpoint`, make `member` the leader in its place: no election, and
-        writes wait for milliseconds only. Raises StoreUnavailable: then all is as it was, or an election follows."""
+        """Make the leader, the member at `endpoint`, transfer its leadership to `member`: no election follows, and
+        writes wait for milliseconds only. Raises StoreUnavailable: the leader stays, or an election follows."""
         path = "/v3/maintenance/transfer-leadership"
         try:
             await self._gateway.ask(endpoint, path, {"targetID": member}, _Nothing, within=3.0)
@@ -189,10 +190,10 @@ class Voters:
             raise StoreUnavailable(f"the store's leader stays as it is ({error})") from error
 
     async def add_learner(self, peer: str) -> tuple[Voter, ...]:
-        """Let a member in whose peer URL is `peer`; all members, with it. One that waits there already is kept.
+        """Add a member with the peer URL `peer` as a learner; return all members. An existing member is kept.
 
-        etcd takes one learner at a time, so another's promotion is waited for. Raises Refused, StoreUnavailable,
-        OutcomeUnknown."""
+        etcd accepts one learner at a time, so this waits for the promotion of another. Raises Refused,
+        StoreUnavailable, OutcomeUnknown."""
         members = await self.all()
         if any(peer in member.peers for member in members):
             return members
@@ -202,17 +203,17 @@ class Voters:
         return await self.all()
 
     async def update(self, member: int, peers: Sequence[str]) -> None:
-        """Have the others reach `member` at the peer URLs `peers`; they try one after the other. Done already is done.
+        """Set the peer URLs of `member` to `peers`; the others try one after the other. A repeated call is no error.
         Raises Refused, StoreUnavailable, OutcomeUnknown."""
         body = {"ID": member, "peerURLs": list(peers)}
         await self._insist("/v3/cluster/member/update", body, done="no update")
 
     async def promote(self, member: int) -> None:
-        """Give learner `member` its vote, waiting while it catches up. Raises as `add_learner`."""
+        """Give learner `member` its vote; wait while it catches up. Raises as `add_learner`."""
         await self._insist("/v3/cluster/member/promote", {"ID": member}, done="can only promote a learner member")
 
     async def remove(self, member: int) -> None:
-        """Put `member` out. It is refused where the others that answer would be no majority among themselves.
+        """Remove `member`. Refuse if the other members that answer would be no majority among themselves.
 
         Raises Refused, StoreUnavailable, OutcomeUnknown."""
         members = await self.all()
@@ -227,7 +228,7 @@ class Voters:
             if len(up) <= len(others) // 2:
                 raise Refused(
                     f"without voter {leaving.name} only {len(up)} of {len(others)} voters would be up",
-                    hint="bring the others up first, or make another node a voter",
+                    hint="start the others first, or make another node a voter",
                 )
         await self._insist("/v3/cluster/member/remove", {"ID": member}, done="member not found")
 
@@ -240,10 +241,10 @@ class Voters:
         return False
 
     async def _insist(self, path: str, body: dict[str, object], *, done: str, early: Sequence[str] = TOO_EARLY) -> None:
-        """Ask for a change of members until etcd finds that the time has come, which is not while it declines with one
-        of the words `early`. Asking twice does no harm: it then declines with the words `done`."""
+        """Request a change of members until etcd accepts it. etcd's answers in `early` mean that it is too early. A
+        repeated request does no harm: etcd then rejects it with the words `done`."""
         loop = asyncio.get_running_loop()
-        ends = loop.time() + PATIENCE
+        ends = loop.time() + CHANGE_TIMEOUT_S
         while True:
             try:
                 await self._gateway.write(path, body, _Members)

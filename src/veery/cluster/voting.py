@@ -1,5 +1,5 @@
-"""A vote in the store for a node that has none, and the way back. What the node's identity then says is its journal:
-a daemon that starts with an `etcd` in it runs etcd and asks for its vote, whatever was under way before.
+"""Giving a node a vote in the store, and taking it back. The node's identity is the journal of this change: a daemon
+that starts with an `etcd` in it runs etcd and asks for its vote, whatever happened before.
 
 Pure judgements, and changes of an Identity."""
 
@@ -14,9 +14,9 @@ from veery.model.node import Role
 
 
 def judge_gain(seen: Sequence[Seen], peer: str) -> str:
-    """Why the member with peer URL `peer` is to get no vote now, "" where it may. Every other member has to be well:
-    one vote more can make the majority larger."""
-    down = sorted(each.voter.name or "one that has not started" for each in seen if not _well(each, peer))
+    """Return why the member with peer URL `peer` may not get a vote now; "" if it may. Every other member must be
+    healthy: one vote more can make the majority larger."""
+    down = sorted(each.voter.name or "(never started)" for each in seen if not _well(each, peer))
     return f"voter {', '.join(down)} does not answer, or has no vote yet" if down else ""
 
 
@@ -25,8 +25,8 @@ def _well(seen: Seen, peer: str) -> bool:
 
 
 def judge_loss(seen: Sequence[Seen], name: str) -> str:
-    """Why member `name` is to keep its vote, "" where the other members that answer are a majority among themselves
-    and with it."""
+    """Return why member `name` must keep its vote; "" if the other members that answer are a majority both among
+    themselves and with it."""
     voting = [each for each in seen if not each.voter.learner]
     others = [each for each in voting if each.voter.name != name]
     up = sum(each.well for each in others)
@@ -38,7 +38,7 @@ def judge_loss(seen: Sequence[Seen], name: str) -> str:
 
 
 def warn(votes: int) -> str:
-    """What is to be said of a store with so many votes; "" where they are odd."""
+    """Return a warning about a store with an even number of votes; "" if it is odd."""
     if votes % 2:
         return ""
     lost, most = (votes - 1) // 2, votes // 2 + 1
@@ -46,7 +46,7 @@ def warn(votes: int) -> str:
 
 
 def with_vote(identity: Identity, start: EtcdStart) -> Identity:
-    """The identity of a node whose etcd begins as `start`."""
+    """Return the identity of a node with a vote, whose etcd starts first as `start`."""
     node = identity.node
     roles = node.roles if node.has(Role.VOTER) else (*node.roles, Role.VOTER)
     return replace(identity, node=replace(node, roles=roles), etcd=start)
@@ -55,8 +55,8 @@ def with_vote(identity: Identity, start: EtcdStart) -> Identity:
 def without_vote(
     identity: Identity, endpoints: Sequence[str] = (), replaced: Sequence[str] = (), *, roles: bool = True
 ) -> Identity:
-    """The identity of a node that has no etcd, asks the members at `endpoints` (none: as before), and knows that the
-    stores `replaced` were given up. Without `roles` its roles stay."""
+    """Return the identity of a node without etcd. It asks the members at `endpoints` (empty: as before) and records
+    that the stores `replaced` were replaced. Without `roles` its roles stay."""
     node = identity.node
     if roles:
         node = replace(node, roles=tuple(role for role in node.roles if role is not Role.VOTER))

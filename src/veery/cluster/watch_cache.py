@@ -1,5 +1,4 @@
-"""A copy of the whole store, kept by one watch: who looks at all of it again and again asks the store for next to
-nothing while nothing changes, however much there is in it."""
+"""Cache of the whole store, fed by one watch, so that repeated reads of all keys cost the store very little."""
 
 from __future__ import annotations
 
@@ -11,23 +10,23 @@ from types import MappingProxyType
 from veery.cluster.store import Change, Compacted, Entry, Snapshot, Store
 from veery.host.tasks import stop
 
-LATE = 0.3  # seconds that a look waits for the watch; then the store is read whole
-PATIENCE = 3  # looks for which a watch may be late without a word of it, before another is begun
+WATCH_TIMEOUT_S = 0.3  # `current` waits this long for the watch; then it reads the whole store
+LATE_READS_MAX = 3  # full reads in a row for which the watch may be late before it is restarted
 
 NONE: Mapping[str, Entry] = MappingProxyType({})
 
 
 class WatchCache:
-    """The store's entries at one revision. `run` is somebody's task.
+    """The store's entries at one revision. The caller runs `run` as a task.
 
-    Without `run`, or while its watch is late, `current` reads the store whole: slower, never wrong."""
+    Without `run`, or while its watch is late, `current` reads the whole store: slower, never wrong."""
 
     def __init__(self, store: Store, unseen: tuple[str, ...] = ()) -> None:
-        """Keys that begin with one of `unseen` are not kept."""
+        """The cache leaves out keys that begin with one of `unseen`."""
         self._store, self._unseen = store, unseen
-        self._rooms: dict[str, dict[str, Entry]] = {}  # by the key's part up to the first '/', that included
-        self._base = 0  # the revision of the last snapshot; what the watch tells of earlier ones is old
-        self._anew = asyncio.Event()  # a snapshot was taken: the watch begins from there
+        self._rooms: dict[str, dict[str, Entry]] = {}  # by the key's part up to and with the first '/'
+        self._base = 0  # the revision of the last snapshot; changes before it are old
+        self._restart = asyncio.Event()  # a snapshot was taken: the watch restarts from there
         self._news = asyncio.Event()
         self._late = 0
         self._turn = asyncio.Lock()
@@ -35,27 +34,27 @@ class WatchCache:
         self.revision = 0
 
     def under(self, prefix: str) -> Mapping[str, Entry]:
-        """The entries whose keys begin with `prefix` ("owner/"), by key. Valid until the next wait."""
+        """Return the entries with `prefix` ("owner/"), by key. The result is valid until the next wait."""
         return self._rooms.get(prefix, NONE)
 
     def get(self, key: str) -> Entry | None:
-        """One entry."""
+        """Return the entry of `key`, or None."""
         return self._rooms.get(_room(key), NONE).get(key)
 
     async def run(self) -> None:
-        """Follow the store, for ever. A watch that cannot go on, or lags, begins anew, perhaps at another member."""
+        """Follow the store until cancelled. A broken or late watch restarts, perhaps at another member."""
         async with asyncio.TaskGroup() as tasks:
             following: asyncio.Task[None] | None = None
             while True:
-                await self._anew.wait()
-                self._anew.clear()
+                await self._restart.wait()
+                self._restart.clear()
                 if following is not None:
                     await stop(following)
-                following = tasks.create_task(self._follow(), name="mirror's watch")
+                following = tasks.create_task(self._follow(), name="watch of the store")
 
     async def current(self) -> None:
-        """Returns when everything is here that was in the store when this was called. Raises StoreUnavailable: one
-        linearizable read is made each time, so a store that is dead is noticed here."""
+        """Return once the cache has everything that was in the store at the call. Each call makes one linearizable
+        read, so it notices a dead store. Raises StoreUnavailable."""
         async with self._turn:
             await self._current()
 
@@ -63,22 +62,22 @@ class WatchCache:
         before = self.revision
         now = await self._store.revision()
         if now < before or self._generation != self._store.generation():
-            # Another store, or one restored from a backup: nothing that was seen is true.
+            # It is another store, or one restored from a backup: the cached entries are void.
             self.revision, self._generation, before = 0, self._store.generation(), 0
         elif before and await self._reaches(now):
             return
         snapshot = await self._store.scan("")
         self._late += 1
-        if not self.revision or self._late >= PATIENCE:
-            self._anew.set()
+        if not self.revision or self._late >= LATE_READS_MAX:
+            self._restart.set()
             self._late = 0
         if snapshot.revision > self.revision:
             self._take(snapshot)
 
     async def _reaches(self, revision: int) -> bool:
-        """Whether the watch has told of everything up to `revision`, now or soon."""
+        """Return whether the watch has delivered everything up to `revision`; wait a short time for it."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LATE):
+            async with asyncio.timeout(WATCH_TIMEOUT_S):
                 while 0 < self.revision < revision:
                     self._news.clear()
                     await self._news.wait()
@@ -87,7 +86,7 @@ class WatchCache:
     async def _follow(self) -> None:
         try:
             async with contextlib.aclosing(self._store.watch("", self.revision)) as changes:
-                async for change in changes:  # those of one revision come without a wait between them
+                async for change in changes:  # the changes of one revision come without a wait between them
                     self._apply(change)
         except Compacted:
             self.revision = 0
@@ -107,7 +106,7 @@ class WatchCache:
         else:
             self._rooms.get(_room(change.key), {}).pop(change.key, None)
         self.revision = change.revision
-        self._late = 0  # only here: while nothing changes a dead watch is as good as a living one
+        self._late = 0  # only here: while nothing changes, a dead watch does no harm
         self._news.set()
 
     def _keep(self, entry: Entry) -> None:

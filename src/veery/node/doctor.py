@@ -16,7 +16,7 @@ import veery
 from veery.cluster import keys, levels, upkeep
 from veery.cluster.etcd import EtcdStore
 from veery.cluster.keys import NODES
-from veery.cluster.trust import ADOPT, Trust
+from veery.cluster.trust import ADOPT_HINT, Trust
 from veery.errors import Refused, VeeryError
 from veery.host import kept, pathmtu
 from veery.host.clock import Clock
@@ -390,7 +390,7 @@ class Doctor:
         return self._say("moves", "; ".join(self._unsettled()), "all are settled", advice=advice)
 
     def _trusted(self) -> Finding:
-        return self._say("trust in the store", self._trust.reason, "it is the store that this node knows", advice=ADOPT)
+        return self._say("trust in the store", self._trust.reason, "it is the store that this node knows", advice=ADOPT_HINT)
 
     def _guarded(self, guard: Guard) -> Finding:
         trouble = "" if guard.ruling.stance is Stance.RUN else f"{guard.ruling.stance}: {guard.ruling.reason}"

@@ -113,7 +113,9 @@ class Membership:
                 except VeeryError as error:
                     last = error
                     continue
-                told = await self._peers.call(node.name, "POST", "/v1/join", plain(request), deadline=join.ANSWER)
+                told = await self._peers.call(
+                    node.name, "POST", "/v1/join", plain(request), deadline=join.JOIN_TIMEOUT_S
+                )
                 return convert(told, join.JoinReply)
         raise last
 

@@ -63,7 +63,7 @@ def test_the_owner_keys_say_what_runs_where() -> None:
     assert not made.refusals
     assert {(each.domain, each.node) for each in made.owners} == {("web", "two"), ("new", "two")}
     assert "web runs on two: the store says one" in made.changes
-    assert "new runs on two: the store says nobody" in made.changes
+    assert "new runs on two: the store says no owner" in made.changes
     assert made.before == ("", "x", "w")
 
 
@@ -78,11 +78,11 @@ def test_a_run_that_the_store_knows_keeps_its_name() -> None:
     [
         ([says("one", "web"), says("two", "web")], {}, "web is on one and on two"),
         ([says("one", "web")], {"silent": "two"}, "two does not answer"),
-        ([says("one", "web")], {"lost": "one"}, "one answers: it is not lost"),
+        ([says("one", "web")], {"lost": "one"}, "one answers, so it is not lost"),
         ([says("one", "web")], {"lost": "three"}, "no node 'three'"),
         ([says("one", "web", restored=False)], {}, "one has not noticed yet"),
         ([says("one", "web", shut=("stor",))], {}, "veery --node one destroy web"),
-        ([says("one", copies=(CopyHere(domain="web", busy=True),))], {}, "an order on web is under way on one"),
+        ([says("one", copies=(CopyHere(domain="web", busy=True),))], {}, "an operation on web is in progress on one"),
         ([says("one")], {"incarnation": Incarnation(id="x")}, "nothing to adopt"),
         ([says("one")], {"incarnation": None}, "nothing to adopt"),
         ([says("one")], {"whole": False}, "it is empty"),
@@ -99,7 +99,7 @@ def test_half_a_copy_is_no_run() -> None:
     )
     assert not made.refusals
     assert [(each.domain, each.node) for each in made.owners] == [("web", "one")]
-    assert "the move of web is forgotten" in made.changes
+    assert "the reservation of the move of web is deleted" in made.changes
 
 
 def test_what_runs_nowhere_is_nobodys_unless_its_node_is_lost() -> None:

@@ -248,5 +248,5 @@ async def test_nobody_joins_while_the_ca_changes(tmp_path: Path) -> None:
 async def test_a_node_without_a_vote_makes_no_ca(tmp_path: Path) -> None:
     cast = Cast(tmp_path)
     await cast.begin()
-    with pytest.raises(Refused, match="made by a voter"):
+    with pytest.raises(Refused, match="only a voter can make"):
         await authorities.renew(cast.store, Vault(tmp_path / "b"), epoch=EPOCH)

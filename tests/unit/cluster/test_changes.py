@@ -38,9 +38,7 @@ async def test_each_change_wakes_and_an_outage_is_told_once(caplog: pytest.LogCa
             while store.asked < 3:
                 await asyncio.sleep(0.05)
         assert not changed.is_set()
-        assert [record.message for record in caplog.records] == [
-            "watch of thing/ begins anew: the store does not answer"
-        ]
+        assert [record.message for record in caplog.records] == ["watch of thing/ restarts: the store does not answer"]
         store.away = False
         await asyncio.wait_for(changed.wait(), PATIENCE_S)
         await asyncio.sleep(0.1)

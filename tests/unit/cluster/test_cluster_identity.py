@@ -108,7 +108,7 @@ def test_etcd_compares_its_members_data_now_and_then(tmp_path: Path) -> None:
     who, settings = make(tmp_path), Settings(state=str(tmp_path / "state"))
     for version, flag in (((3, 4), "--experimental-corrupt-check-time"), ((3, 6), "--corrupt-check-time")):
         words = server.command(settings, who, version)
-        assert words[words.index(flag) + 1] == server.CHECK_EVERY
+        assert words[words.index(flag) + 1] == server.CHECK_INTERVAL
         assert not any("initial-corrupt" in str(word) or "feature-gates" in str(word) for word in words)
     assert not any("corrupt" in str(word) for word in server.command(settings, who, (0, 0)))
     assert server.parse_version("etcd Version: 3.4.23\nGit SHA: Not provided\n") == (3, 4)

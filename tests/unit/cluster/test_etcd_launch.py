@@ -39,10 +39,10 @@ def prepare(settings: Settings) -> Path:
 def test_a_prepared_store_waits_for_the_identity(settings: Settings) -> None:
     """Data of the old store is gone; its etcd is tried again and again while the recovery asks the other nodes."""
     new = prepare(settings)
-    with pytest.raises(Failed, match="the store's data is gone"):
+    with pytest.raises(Failed, match="the store's data is missing"):
         server.launch(settings, identity(store="old"))
     assert new.is_dir()
-    with pytest.raises(Failed, match="the store's data is gone"):
+    with pytest.raises(Failed, match="the store's data is missing"):
         server.launch(settings, identity(store="old", prepared=True))  # it was recovered once before
     assert new.is_dir()
 
@@ -55,7 +55,7 @@ def test_a_prepared_store_is_taken_once_the_identity_says_so(settings: Settings)
 
 
 def test_a_recovered_store_never_begins_empty(settings: Settings) -> None:
-    with pytest.raises(Failed, match="the store's data is gone"):
+    with pytest.raises(Failed, match="the store's data is missing"):
         server.launch(settings, identity(prepared=True))
 
 

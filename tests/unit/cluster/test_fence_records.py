@@ -52,7 +52,7 @@ async def test_who_has_stale_copies_stays_out(store: Store) -> None:
     fence = await _fence(store)
     with pytest.raises(Refused, match="stale copies of busybox"):
         await fencing.lift(store, fence, _clean(fence, stale=("busybox",)))
-    with pytest.raises(Refused, match="speaks of another fence"):
+    with pytest.raises(Refused, match="reports on another fence"):
         await fencing.lift(store, fence, Clean(node="test1", revision=1, fence=1, kept={}, stale=()))
     assert await fencing.require(store, "test1") == fence
     await fencing.lift(store, fence, _clean(fence))

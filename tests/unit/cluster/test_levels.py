@@ -83,7 +83,7 @@ async def test_of_an_admission_and_a_rise_one_is_taken() -> None:
     condition, again = await levels.admission(store, "b", 0)
     await levels.rise(store, "a", epoch=5.0)
     assert not (await store.commit([condition], [again])).held
-    with pytest.raises(Refused, match=f"b can do level 0, the cluster is at level {LEVEL}"):
+    with pytest.raises(Refused, match=f"b supports level 0, the cluster is at level {LEVEL}"):
         await levels.admission(store, "b", 0)
     condition, again = await levels.admission(store, "b", LEVEL)
     assert (await store.commit([condition], [again])).held
@@ -101,7 +101,7 @@ async def test_a_newcomer_of_an_older_version_is_refused_before_anything_is_done
     before = await store.revision()
     with pytest.raises(Refused, match="cluster is at level") as refused:
         await join.admit(store, None, request, epoch=1e9)  # type: ignore[arg-type]
-    assert "install on b" in refused.value.hint
+    assert "on b" in refused.value.hint
     assert await store.revision() == before
 
 

@@ -155,7 +155,7 @@ async def test_after_a_drop_no_commit_succeeds(store: MemoryStore) -> None:
     source = await owners.claim(store, "busybox", "test1", "boot-1", None)
     promise = await owners.reserve(store, "busybox", "move-1", "test1", "test2")
     assert await owners.drop(store, promise) == source
-    with pytest.raises(owners.OwnedElsewhere, match="not given to test2: test1 has it") as shut:
+    with pytest.raises(owners.OwnedElsewhere, match="not given to test2: test1 owns it") as shut:
         await owners.commit(store, source, promise)
     assert shut.value.owner == source
     again = await owners.reserve(store, "busybox", "move-2", "test1", "test2")
@@ -182,7 +182,7 @@ async def test_a_domain_that_ended_meanwhile_is_not_committed(store: MemoryStore
     source = await owners.claim(store, "busybox", "test1", "boot-1", None)
     promise = await owners.reserve(store, "busybox", "move-1", "test1", "test2")
     await owners.release(store, source)
-    with pytest.raises(owners.OwnedElsewhere, match="nobody has it"):
+    with pytest.raises(owners.OwnedElsewhere, match="it has no owner"):
         await owners.commit(store, source, promise)
     assert await owners.drop(store, promise) is None
 
@@ -191,7 +191,7 @@ async def test_an_owner_that_was_overruled_commits_nothing(store: MemoryStore) -
     source = await owners.claim(store, "busybox", "test1", "boot-1", None)
     promise = await owners.reserve(store, "busybox", "move-1", "test1", "test2")
     await store.commit([], [keys.OWNERS.put("busybox", Owner(domain="busybox", node="test3", boot="boot-2"))])
-    with pytest.raises(owners.OwnedElsewhere, match="test3 has it"):
+    with pytest.raises(owners.OwnedElsewhere, match="test3 owns it"):
         await owners.commit(store, source, promise)
     left = await owners.drop(store, promise)
     assert left is not None

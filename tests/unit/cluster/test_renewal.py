@@ -8,7 +8,7 @@ import pytest
 
 from veery.cluster import keys, renewal, revocation
 from veery.cluster.memory import MemoryStore
-from veery.cluster.renewal import LIFE, OVERLAP_S, Step, decide
+from veery.cluster.renewal import OVERLAP_S, RENEW_FRACTION, Step, decide
 from veery.cluster.store import Put
 from veery.cluster.vault import Vault, sealed_name
 from veery.errors import Failed, Refused
@@ -66,7 +66,7 @@ async def test_it_is_renewed_at_two_thirds_of_its_life_and_the_former_goes_later
     place = Place(tmp_path)
     await place.begin()
     first = place.held
-    due = first.begins + LIFE * (first.ends - first.begins)
+    due = first.begins + RENEW_FRACTION * (first.ends - first.begins)
     assert await place.step(due - 1) is Step.NOTHING
     assert await place.step(due) is Step.RENEW
     renewal.install(place.folder, "n", await place.sign(due))

@@ -49,7 +49,7 @@ async def test_commit_names_the_target_and_a_late_drop_sees_it(store: MemoryStor
 async def test_after_a_drop_no_commit_succeeds(store: MemoryStore) -> None:
     move = await gate.begin(store, MOVE, None)
     assert await gate.drop(store, move) == WAS
-    with pytest.raises(Refused, match="broken off"):
+    with pytest.raises(Refused, match="was cancelled"):
         await gate.commit(store, move, None)
     again = await gate.begin(store, replace(MOVE, id="m2"), None)
     assert await gate.drop(store, move) == WAS  # the old move's end does not touch the new one
@@ -86,7 +86,7 @@ async def test_a_new_owner_shuts_the_gate(store: MemoryStore) -> None:
     owner = await owners.claim(store, "web", "test1", "boot", RECORD)
     move = await gate.begin(store, MOVE, owner)
     await owners.release(store, owner)
-    with pytest.raises(Refused, match="broken off"):
+    with pytest.raises(Refused, match="was cancelled"):
         await gate.commit(store, move, owner)
     assert await VOLUMES.get(store, "data") == WAS
 

@@ -11,7 +11,7 @@ import pytest
 
 from veery.cluster.memory import MemoryStore
 from veery.cluster.store import Change, Committed, Delete, Put, Snapshot, StoreUnavailable, Unchanged
-from veery.cluster.watch_cache import PATIENCE, WatchCache
+from veery.cluster.watch_cache import LATE_READS_MAX, WatchCache
 from veery.ha.simulation.clock import run
 from veery.host.tasks import stop
 
@@ -130,7 +130,7 @@ def test_a_watch_that_lags_is_given_time_and_then_begun_anew() -> None:
         mirror = WatchCache(store)
         async with following(mirror):
             await same(mirror, store)
-            for number in range(PATIENCE):
+            for number in range(LATE_READS_MAX):
                 await asyncio.sleep(1)
                 assert store.watches == 1
                 await put(store, f"a/{number}")
@@ -141,7 +141,7 @@ def test_a_watch_that_lags_is_given_time_and_then_begun_anew() -> None:
                 await put(store, f"b/{number}")
                 await same(mirror, store)
         assert store.watches == 2
-        assert store.scans == 1 + PATIENCE
+        assert store.scans == 1 + LATE_READS_MAX
 
     play(work())
 

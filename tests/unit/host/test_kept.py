@@ -90,5 +90,5 @@ def test_who_this_node_is_cannot_be_guessed(tmp_path: Path, how: str) -> None:
     (tmp_path / "identity.json").write_bytes(BAD[how])
     with pytest.raises(Failed, match=r"identity\.json cannot be read") as caught:
         identity.load(tmp_path)
-    assert "join anew" in caught.value.hint
+    assert "join again" in caught.value.hint
     assert (tmp_path / "identity.json").exists()

@@ -199,11 +199,11 @@ async def test_every_blocker_is_told(tmp_path: Path, certificates: Path) -> None
         async def reason(settings: MoveSettings) -> MoveReport:
             return await made.pair.a.move(made.pair.b, settings)
 
-        assert "root.img is there already" in (await reason(MoveSettings(with_disks=True))).reason
+        assert "root.img exists already" in (await reason(MoveSettings(with_disks=True))).reason
         there = (await reason(replace(made.along, disk_dir="/no/such"))).reason
         assert "there is no folder /no/such" in there
         (made.there / "busybox-xvda.raw").touch()
-        assert "busybox-xvda.raw is there already" in (await reason(made.along)).reason
+        assert "busybox-xvda.raw exists already" in (await reason(made.along)).reason
         (made.there / "busybox-xvda.raw").unlink()
         await made.undone()
 

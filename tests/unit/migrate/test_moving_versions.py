@@ -57,7 +57,7 @@ def test_messages_of_a_version_without_levels_are_read() -> None:
     versions.require("b", older, 0, post_copy=False)
     with pytest.raises(Refused, match="does not know post-copy"):
         versions.require("b", older, 0, post_copy=True)
-    with pytest.raises(Refused, match="can do level 0, the cluster is at level 1"):
+    with pytest.raises(Refused, match="supports level 0, the cluster is at level 1"):
         versions.require("b", ready, 1, post_copy=False)
 
 
@@ -88,7 +88,7 @@ async def test_a_target_below_the_level_takes_nothing_in(tmp_path: Path, certifi
         await at(pair, LEVEL + 1)
         report = await pair.a.move(pair.b)
         assert report.state is MoveState.FAILED
-        assert f"can do level {LEVEL}, the cluster is at level {LEVEL + 1}" in report.reason
+        assert f"supports level {LEVEL}, the cluster is at level {LEVEL + 1}" in report.reason
         assert "upgrade veery on b" in report.hint
         await pair.check("a")
 
