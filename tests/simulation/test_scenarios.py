@@ -19,7 +19,9 @@ SCENARIOS = sorted(folder for folder in (HERE / "scenarios").iterdir() if folder
 def test_a_scenario_goes_as_its_log_says(folder: Path) -> None:
     told = play(load(folder))
     assert not told.broken
-    assert told.text == (folder / "log.expect").read_text(), f"if it is right so: veery simulate --update {folder}"
+    assert told.text == (folder / "log.expect").read_text(), (
+        f"if the new log is correct: veery simulate --update {folder}"
+    )
 
 
 def test_there_are_scenarios_for_every_promise() -> None:
