@@ -188,7 +188,7 @@ def test_settings(run: Run, folder: Path) -> None:
     (folder / "bad.toml").write_text("run = \n")
     assert run("--settings", "bad.toml", "list").err.startswith("veery: bad.toml: Invalid value (at line 1")
     (folder / "bad.toml").write_text("run = 1\n")
-    assert run("--settings", "bad.toml", "list").err.startswith("veery: bad.toml: run is no text")
+    assert run("--settings", "bad.toml", "list").err.startswith("veery: bad.toml: run is not a string")
 
 
 def test_a_socket_path_longer_than_an_address(tmp_path: Path) -> None:
@@ -237,5 +237,5 @@ def test_odd_bytes_in_an_argument(daemon: StandIn, run: Run, tool: str, verb: st
 @pytest.mark.parametrize("node", ["\u00e9", "\udcff", "\u2603", "a\nb: c"])
 def test_odd_bytes_in_a_nodes_name(daemon: StandIn, run: Run, node: str) -> None:
     told = run("--node", node, "list")
-    assert (told.code, "is no node name" in told.err) == (1, True)
+    assert (told.code, "is not a node name" in told.err) == (1, True)
     assert daemon.seen == []
