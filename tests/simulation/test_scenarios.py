@@ -43,7 +43,7 @@ def test_the_readme_has_a_line_for_each_scenario() -> None:
         ("about = 'x'\n[[at]]\nsecond = 1\ndo = 'power-off'\nnode = 'test9'", "no node 'test9'"),
         ("about = 'x'\n[[at]]\nsecond = 1\ndo = 'cut'\nnode = 'test1'\npeer = 'test9'", "no node 'test9'"),
         ("about = 'x'\n[[at]]\nsecond = 1\ndo = 'cut'\nnode = 'test1'\nway = 'up'", "no way 'up'"),
-        ("about = 'x'\n[rules]\nblind = 60", "blind is at most"),
+        ("about = 'x'\n[rules]\nblind = 60", "blind must be at most"),
         ("about = ", "Invalid value"),
     ],
 )
