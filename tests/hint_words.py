@@ -13,7 +13,8 @@ from veery.cli.session import Usage
 COMMAND = re.compile(r"(?<![\w/-])veery ((?:[a-z-]+|--[a-z]+)[^;,()`\n]*)")
 _PROSE = """
     shows show ends starts tells tell lists works has asks may and or gives lets to it where when then again is on of
-    wants there that those prints opens begins makes names forgets tries -"""
+    wants there that those prints opens begins makes names forgets tries stops restarts restores
+    attaches continues -"""
 PROSE = frozenset(_PROSE.split())
 """Words of a sentence that goes on behind a command."""
 OPENING = ("--node", "--settings", "--lab")

@@ -1,11 +1,11 @@
-"""The three ways in which an order can end badly, and nothing else.
+"""The three errors of veery.
 
     VeeryError
-    ├── Refused          checked first, nothing was changed
-    ├── Failed           something was changed or tried; says what is left and what to run next
-    └── OutcomeUnknown   the answer was lost: it may or may not have happened; ask before acting again
+    ├── Refused          the check failed before anything changed
+    ├── Failed           something was tried or changed; the message says what is left, the hint what to run next
+    └── OutcomeUnknown   the answer was lost: the order may or may not have happened; look before you act again
 
-Each carries one sentence and a hint: the next thing to do. They are logged once, where they are handled.
+Each error has a message of one sentence, and a hint with the next step. The code that handles an error logs it once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 
 class VeeryError(Exception):
-    """The base of every error that a user may see: a `message` of one line and a `hint` (may be empty)."""
+    """The base of every error that users see: a `message` of one line and a `hint` (may be empty)."""
 
     kind = "failed"
 
@@ -26,26 +26,26 @@ class VeeryError(Exception):
 
 
 class Refused(VeeryError):
-    """The order was checked and not begun: nothing has changed."""
+    """The order was checked and did not start: nothing has changed."""
 
     kind = "refused"
 
 
 class Failed(VeeryError):
-    """The order was begun and did not succeed; the message says what is left."""
+    """The order started and did not succeed. The message says what is left."""
 
     kind = "failed"
 
 
 class OutcomeUnknown(VeeryError):
-    """The order was sent and its answer was lost; only a later reading can tell what happened."""
+    """The order was sent, but its answer was lost. Only a later query can show what happened."""
 
     kind = "unknown"
 
 
 @contextlib.contextmanager
 def hinting(hint: str) -> Iterator[None]:
-    """Errors that pass through here without a hint get this one."""
+    """Add `hint` to every VeeryError that leaves the block without a hint."""
     try:
         yield
     except VeeryError as error:
@@ -57,5 +57,5 @@ KINDS: dict[str, type[VeeryError]] = {cls.kind: cls for cls in (Refused, Failed,
 
 
 def from_kind(kind: str, message: str, hint: str = "") -> VeeryError:
-    """The error that a peer sent as (kind, message, hint); an unknown kind becomes Failed."""
+    """Return the error that a peer sent as (kind, message, hint). An unknown kind becomes Failed."""
     return KINDS.get(kind, Failed)(message, hint=hint)

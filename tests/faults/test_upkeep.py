@@ -57,8 +57,8 @@ async def test_a_drain_outlives_reboots(stage: Stage) -> None:
         "stor", "cluster", "roll", "--run", "exit 3", *HYPERVISORS, check=False, deadline=2 * PATIENCE
     )
     assert told.code == 1
-    assert "test1: the command ended with 3" in told.err
-    assert "test1 is left drained: veery node resume test1 --home; not begun: test2" in told.err
+    assert "test1: the command ended with exit status 3" in told.err
+    assert "test1 is still drained: veery node resume test1 --home; not begun: test2" in told.err
     assert await stage.states() == {"test1": "maintenance", "test2": "present", "stor": "present"}
     assert await stage.owner(NAME) == "test2"
 

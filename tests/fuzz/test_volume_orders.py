@@ -56,7 +56,7 @@ def test_an_order_that_the_store_does_not_know_touches_no_file(
         changed = dataclasses.replace(move, **change)
         told = node.ask("POST", f"/v1/volumes/web/{order}", json.dumps(plain(changed)).encode())
         told.judge()
-        assert b"there is no move" in told.body or b"is no id of a move" in told.body, told.body
+        assert b"there is no move" in told.body or b"is not the id of a move" in told.body, told.body
         assert victim.read_bytes() == b"precious"
         assert not list((tmp_path / "lib" / "volume-moves").glob("*"))
     assert not list(tmp_path.rglob("new*"))

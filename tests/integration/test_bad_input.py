@@ -60,9 +60,9 @@ FILES: dict[str, tuple[dict[str, object], str]] = {
     "a MAC that is none": ({"vif": ["mac=00:16:3e:zz:00:01"]}, "00:16:3e:zz:00:01"),
     "a name that is taken": ({"name": "idle"}, "idle is already here"),
     "a number for a name": ({"name": "17"}, "17 reads like a domid"),
-    "a name with a blank": ({"name": "a b"}, "no domain name"),
-    "an answer that is none": ({"on_crash": "explode"}, "no action for on_crash"),
-    "a UUID that is none": ({"uuid": "nonsense"}, "is no UUID"),
+    "a name with a blank": ({"name": "a b"}, "not a valid domain name"),
+    "an answer that is none": ({"on_crash": "explode"}, "not an action for on_crash"),
+    "a UUID that is none": ({"uuid": "nonsense"}, "is not a UUID"),
     "an unknown key": ({"memroy": 128}, "unknown key 'memroy'"),
 }
 
@@ -175,8 +175,8 @@ async def test_orders(shop: Workshop, near: Node) -> None:
         "console nothing": (1, "no domain nothing"),
         "save idle /nowhere/file": (1, "/nowhere"),
         "rename idle 17": (1, "17 reads like a domid"),
-        "list -A -c": (1, "are of one node"),
-        "vcpu-list 0": (1, "its processors are real"),
+        "list -A -c": (1, "show one node only"),
+        "vcpu-list 0": (1, "it has no virtual processors"),
         "destroy Domain-0": (1, "Domain-0 is this machine itself"),
         "migrate Domain-0 test2": (1, "cannot be moved"),
         "migrate idle test2.example.org": (1, "no node test2.example.org"),

@@ -134,7 +134,7 @@ async def test_rename(lark: Path, near: Node, far: Node) -> None:
         await near.veery("rename", "skylark", NAME)
     said = {"Domain-0": "the machine's own", "17": "reads like a domid", uuid: "reads like a UUID"}
     for bad in ("Domain-0", "17", "a b", "a/b", "", uuid, "x" * 101):
-        assert said.get(bad, "is no domain name") in await near.refused("rename", NAME, bad)
+        assert said.get(bad, "is not a valid domain name") in await near.refused("rename", NAME, bad)
     assert "already here" in await near.refused("rename", NAME, NAME)
     assert (await near.domain(NAME))["uuid"] == uuid
 

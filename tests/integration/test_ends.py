@@ -160,8 +160,8 @@ async def test_a_shutdown_before_the_guest_hears(petrel: Workshop, near: Node) -
             return NAME not in await near.domains()
 
         await until(gone, "the guest has heard", within=180)
-        assert "no: it was asked to shut down" not in await near.veery("ha", "show", NAME)
-        assert "no: it was ended on purpose" in await near.veery("ha", "show", NAME)
+        assert "no: a user asked it to shut down" not in await near.veery("ha", "show", NAME)
+        assert "no: a user stopped it" in await near.veery("ha", "show", NAME)
     finally:
         await near.veery("ha", "set", NAME, "off")
 

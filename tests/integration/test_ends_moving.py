@@ -228,7 +228,7 @@ async def test_under_ha_an_end_counts_as_without_a_move(skua: Workshop, near: No
             if command == PANIC:
                 here = await brain.runs(2)
         await brain.given_back()
-        assert "no: it was ended on purpose" in await near.veery("ha", "show", NAME)
+        assert "no: a user stopped it" in await near.veery("ha", "show", NAME)
         assert (await brain.told())["tries"] == 2
         await nothing_left(near, far)
     finally:

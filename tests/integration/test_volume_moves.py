@@ -186,7 +186,7 @@ async def move(node: Node, storage: str, *words: str) -> str:
 
 async def test_there_and_back_under_a_writer(writer: Path, two: Lab, node: Node) -> None:
     said = await move(node, "stor2")
-    assert "its domain stood still for" in said
+    assert "its domain was paused for" in said
     assert "data.img.moved-to-stor2" in said
     await goes_on(two)
     await settled(two)

@@ -19,7 +19,9 @@ SCENARIOS = sorted(folder for folder in (HERE / "scenarios").iterdir() if folder
 def test_a_scenario_goes_as_its_log_says(folder: Path) -> None:
     told = play(load(folder))
     assert not told.broken
-    assert told.text == (folder / "log.expect").read_text(), f"if it is right so: veery simulate --update {folder}"
+    assert told.text == (folder / "log.expect").read_text(), (
+        f"if the new log is correct: veery simulate --update {folder}"
+    )
 
 
 def test_there_are_scenarios_for_every_promise() -> None:
@@ -41,7 +43,7 @@ def test_the_readme_has_a_line_for_each_scenario() -> None:
         ("about = 'x'\n[[at]]\nsecond = 1\ndo = 'power-off'\nnode = 'test9'", "no node 'test9'"),
         ("about = 'x'\n[[at]]\nsecond = 1\ndo = 'cut'\nnode = 'test1'\npeer = 'test9'", "no node 'test9'"),
         ("about = 'x'\n[[at]]\nsecond = 1\ndo = 'cut'\nnode = 'test1'\nway = 'up'", "no way 'up'"),
-        ("about = 'x'\n[rules]\nblind = 60", "blind is at most"),
+        ("about = 'x'\n[rules]\nblind = 60", "blind must be at most"),
         ("about = ", "Invalid value"),
     ],
 )

@@ -1,1 +1,1 @@
-"""The HTTP API: parse, call, render. docs/api.md has the routes."""
+"""The HTTP API: parse requests, call the node's services, render answers. docs/api.md has the routes."""

@@ -1,4 +1,4 @@
-"""Routes for a store that was restored: what runs on a node, and adopting the store."""
+"""Routes for a restored store: the inventory of a node, and the adoption of the store."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from veery.node.adoption import Adopter
 
 
 class AdoptionRoutes:
-    """They answer also while the store is doubted."""
+    """Routes of the adoption. They also answer while the store is not trusted."""
 
     def __init__(self, adopter: Adopter) -> None:
         self._adopter = adopter
 
     def table(self) -> list[web.RouteDef]:
-        """The routes."""
+        """Return the routes."""
         return [web.get("/v1/inventory", self.inventory), web.post("/v1/adopt", self.adopt)]
 
     async def inventory(self, _: web.Request) -> web.Response:
-        """What runs here."""
+        """Return the inventory of this node."""
         return answer(await self._adopter.inventory())
 
     async def adopt(self, request: web.Request) -> web.Response:
-        """Plan it, or do it; it goes on when the caller has left."""
+        """Plan or carry out the adoption. It continues when the caller has disconnected."""
         data = await body(request)
         lost = data.get("lost", [])
         if not isinstance(lost, list) or len(lost) > 1000 or not all(isinstance(name, str) for name in lost):
-            raise Refused("lost is a list of nodes", hint="docs/api.md")
+            raise Refused("lost must be a list of node names", hint="docs/api.md")
         if data.get("plan"):
             _, made = await self._adopter.plan(lost)
             return answer({"changes": made.changes, "refusals": made.refusals, "incarnation": ""})

@@ -1,4 +1,4 @@
-"""Routes of the alarms that call somebody."""
+"""Routes for alarms to operators."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ from veery.node.alarms import Alarms
 
 
 class AlarmRoutes:
-    """How this node calls somebody, and a test of it."""
+    """Routes for the ways in which this node sends alarms, and for a test."""
 
     def __init__(self, alarms: Alarms) -> None:
         self._alarms = alarms
 
     def table(self) -> list[web.RouteDef]:
-        """The routes."""
+        """Return the routes."""
         return [web.get("/v1/alarms", self.list), web.post("/v1/alarms/test", self.test)]
 
     async def list(self, _: web.Request) -> web.Response:
-        """Each way, and what came of its last message."""
+        """Return each way, with the result of its last message."""
         return answer(self._alarms.ways())
 
     async def test(self, request: web.Request) -> web.Response:
-        """Send a test message each way; what came of it."""
+        """Send a test message by each way, and return the results."""
         if not self._alarms.ways():
-            raise Refused("this node calls nobody", hint="name a way under [alarms] in veery.toml: docs/settings.md")
+            raise Refused(
+                "this node sends no alarms", hint="configure a way in [alarms] of veery.toml: docs/settings.md"
+            )
         return answer(await self._alarms.test(str(request[CALLER])))

@@ -1,4 +1,4 @@
-"""Routes of certificates: a node's renewal, and a change of the cluster's CA."""
+"""Routes for certificates: the renewal of a node's certificate, and a change of the cluster's CA."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from veery.node.certificates import Certificates
 
 
 class CertificateRoutes:
-    """What operators order, and what nodes ask of each other."""
+    """Routes for operators' orders, and for requests between nodes."""
 
     def __init__(self, certificates: Certificates) -> None:
         self._certificates = certificates
 
     def table(self) -> list[web.RouteDef]:
-        """The routes."""
+        """Return the routes."""
         return [
             web.post("/v1/nodes/{name}/renew", self.renew),
             web.get("/v1/ca/status", self.status),
@@ -33,36 +33,36 @@ class CertificateRoutes:
         ]
 
     async def renew(self, request: web.Request) -> web.Response:
-        """Renew a node's certificate now."""
-        return answer(await _whole(self._certificates.renew(request.match_info["name"])))
+        """Renew the certificate of a node now."""
+        return answer(await _to_the_end(self._certificates.renew(request.match_info["name"])))
 
     async def status(self, _: web.Request) -> web.Response:
-        """How far a change of CA has come."""
+        """Return the progress of a change of CA."""
         return answer(await self._certificates.status())
 
     async def new_ca(self, _: web.Request) -> web.Response:
         """Take the next step to a new CA."""
-        return answer(await _whole(self._certificates.new_ca()))
+        return answer(await _to_the_end(self._certificates.new_ca()))
 
     async def cancel(self, _: web.Request) -> web.Response:
         """Go back to the old CA."""
-        return answer(await _whole(self._certificates.cancel()))
+        return answer(await _to_the_end(self._certificates.cancel()))
 
     async def drop(self, _: web.Request) -> web.Response:
         """Trust the new CA alone."""
-        return answer(await _whole(self._certificates.drop()))
+        return answer(await _to_the_end(self._certificates.drop()))
 
     async def sign(self, request: web.Request) -> web.Response:
-        """For another node: sign its next certificate."""
+        """Sign the next certificate of the calling node."""
         caller = require_direct(request)
         wish = convert(await body(request), RenewRequest)
-        return answer(await _whole(self._certificates.sign(Shown(caller.node, caller.serial), wish)))
+        return answer(await _to_the_end(self._certificates.sign(Shown(caller.node, caller.serial), wish)))
 
     async def sealing(self, request: web.Request) -> web.Response:
-        """For another voter: the sealing key."""
+        """Return the sealing key to a voter."""
         return answer({"key": await self._certificates.sealing(require_direct(request).node)})
 
 
-async def _whole(work: Coroutine[Any, Any, Any]) -> Any:
-    """What is begun is ended, also when the caller has left."""
+async def _to_the_end(work: Coroutine[Any, Any, Any]) -> Any:
+    """Run `work` to its end, even if the caller disconnects."""
     return await asyncio.shield(asyncio.ensure_future(work))

@@ -1,4 +1,4 @@
-"""Routes of the node itself, of its cluster, and of joining."""
+"""Routes for this node, its cluster, and joining the cluster."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from veery.node.membership import Membership
 
 
 class ClusterRoutes:
-    """What users ask of nodes."""
+    """Routes for users' queries and orders on nodes."""
 
     def __init__(
         self, membership: Membership, machine: Machine, processors: CpuBaseline, tail: Tail, doctor: Doctor
@@ -25,7 +25,7 @@ class ClusterRoutes:
         self._doctor = doctor
 
     def table(self) -> list[web.RouteDef]:
-        """The routes."""
+        """Return the routes."""
         return [
             web.get("/v1/host", self.host),
             web.get("/v1/log", self.log),
@@ -42,32 +42,32 @@ class ClusterRoutes:
         ]
 
     async def host(self, _: web.Request) -> web.Response:
-        """This machine."""
+        """Return the facts of this machine."""
         host, domains = await asyncio.gather(self._machine.host(), self._machine.driver.list())
         return answer({"node": self._machine.node, "host": host, "domains": len(domains)})
 
     async def log(self, _: web.Request) -> web.Response:
-        """The hypervisor's log, then ours."""
+        """Return the log of the hypervisor, then that of veeryd."""
         return answer({"text": harmless(await self._machine.driver.log()) + self._tail.text()})
 
     async def cpu(self, _: web.Request) -> web.Response:
-        """The processor that new domains get."""
+        """Return the CPU models that new domains get."""
         return answer(await self._processors.show())
 
     async def health(self, _: web.Request) -> web.Response:
-        """What this node says of itself."""
+        """Return the findings of this node about itself."""
         return answer(await self._doctor.health())
 
     async def doctor(self, request: web.Request) -> web.Response:
-        """What is found on one node, or on all and between them."""
+        """Return the findings on one node, or on all nodes and between them."""
         return answer(await self._doctor.examine(request.query.get("node", "")))
 
     async def nodes(self, _: web.Request) -> web.Response:
-        """All nodes."""
+        """Return all nodes."""
         return answer(await self._machine.nodes())
 
     async def leave(self, request: web.Request) -> web.Response:
-        """Put a node out of the cluster: its vote, then its records; with ?forget=1 one that is gone for good."""
+        """Remove a node: its vote, then its records. ?forget=1 removes a node that is gone for good."""
         name, query = request.match_info["name"], request.query
         if query.get("forget"):
             volumes, everything = bool(query.get("volumes")), bool(query.get("everything"))
@@ -77,23 +77,23 @@ class ClusterRoutes:
         return answer({})
 
     async def token(self, request: web.Request) -> web.Response:
-        """For one newcomer."""
+        """Create a token for one new node."""
         return answer({"token": await self._membership.token(request[CALLER].node)})
 
     async def tokens(self, _: web.Request) -> web.Response:
-        """Those that are not used yet."""
+        """Return the unused tokens."""
         return answer(await self._membership.tokens())
 
     async def revoke_token(self, request: web.Request) -> web.Response:
-        """Take one back."""
+        """Revoke a token."""
         await self._membership.revoke_token(request.match_info["id"])
         return answer({})
 
     async def ca(self, _: web.Request) -> web.Response:
-        """Open to all: the CA's certificate."""
+        """Return the certificate of the CA. Open to strangers."""
         return answer(self._membership.ca())
 
     async def join(self, request: web.Request) -> web.Response:
-        """Open to all who hold a token."""
+        """Admit a new node that has a token. Open to strangers."""
         wish = convert(await body(request), JoinRequest)
         return answer(await self._membership.admit(wish, relay=request[CALLER].node))

@@ -1,4 +1,4 @@
-"""Routes of the nodes' credentials at the targets: what nodes ask of each other."""
+"""Routes for the nodes' credentials at the targets, called by nodes only."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ class Offer:
 
 
 class CredentialRoutes:
-    """Answered on voters and storage nodes."""
+    """Routes of credentials. Voters and storage nodes answer them."""
 
     def __init__(self, credentials: Credentials) -> None:
         self._credentials = credentials
 
     def table(self) -> list[web.RouteDef]:
-        """The routes."""
+        """Return the routes."""
         return [
             web.post("/v1/initiators", self.accept),
             web.post("/v1/initiators/sealing", self.sealing),
         ]
 
     async def accept(self, request: web.Request) -> web.Response:
-        """Of a node, for itself: seal its password in the store."""
+        """Seal the password of the calling node in the store."""
         caller = require_direct(request)
         offer = convert(await body(request), Offer)
         await self._credentials.accept(caller.node, offer.password)
         return answer({})
 
     async def sealing(self, request: web.Request) -> web.Response:
-        """For another voter or storage node: the key that opens the passwords."""
+        """Return the key that opens the passwords to a voter or storage node."""
         return answer({"key": await self._credentials.sealing(require_direct(request).node)})

@@ -29,14 +29,14 @@ LEAVES = ("destroyed", "running", "paused")
 
 
 class DomainRoutes:
-    """What users order of domains."""
+    """Routes for users' orders on domains."""
 
     def __init__(self, domains: Domains, devices: Devices, moves: Moves, machine: Machine, *, peers: Peers) -> None:
         self._domains, self._devices, self._moves = domains, devices, moves
         self._machine, self._peers = machine, peers
 
     def table(self) -> list[web.RouteDef]:
-        """The routes."""
+        """Return the routes."""
         one = "/v1/domains/{ref}"
         return [
             web.get("/v1/domains", self.list),
@@ -75,7 +75,7 @@ class DomainRoutes:
         ]
 
     async def list(self, request: web.Request) -> web.Response:
-        """The domains here, or with ?cluster=1 those of every node that answers."""
+        """Return the domains of this node, or with ?cluster=1 those of every node that answers."""
         if request.query.get("cluster"):
             return answer({**await self._machine.everywhere(), "restored": self._machine.doubt()})
         domains, restored = await self._machine.domains(), self._machine.doubt()
@@ -83,20 +83,20 @@ class DomainRoutes:
         return answer({"node": self._domains.node, "domains": domains, "restored": restored, "unsettled": unsettled})
 
     async def show(self, request: web.Request) -> web.Response:
-        """One domain."""
+        """Return one domain: its reading, its spec and its owner."""
         reading = await self._domains.find(request.match_info["ref"])
         owner = None
-        with contextlib.suppress(VeeryError, TimeoutError):  # reading goes on while the store is away
+        with contextlib.suppress(VeeryError, TimeoutError):  # the rest of the answer does not need the store
             async with asyncio.timeout(1.0):
                 owner = await self._domains.owner(reading.name)
         spec = without_secrets(await self._domains.spec(reading.uuid))
         return answer({"reading": reading, "spec": spec, "owner": owner})
 
     async def create(self, request: web.Request) -> web.Response:
-        """Start a domain."""
+        """Start the domain of a spec."""
         data = await body(request, spec=dict)
         spec = check_spec(convert(data["spec"], DomainSpec))
-        # A start is never cut short because its caller left: it would leave a domain that nobody asked after.
+        # A caller that disconnects must not interrupt a start: that would leave a half-started domain.
         reading = await asyncio.shield(
             asyncio.ensure_future(self._domains.create(spec, paused=bool(data.get("paused"))))
         )
@@ -104,46 +104,46 @@ class DomainRoutes:
         return answer({"reading": reading, "spec": spec, "warnings": await self._devices.warnings(reading.uuid)})
 
     async def forget(self, request: web.Request) -> web.Response:
-        """Forget a record."""
+        """Delete the record of a domain that does not run."""
         await self._domains.forget(request.match_info["ref"])
         return answer({})
 
     async def order(self, request: web.Request) -> web.Response:
-        """destroy, shutdown, reboot, pause, unpause."""
+        """Run the order in the path: destroy, shutdown, reboot, pause or unpause."""
         action = getattr(self._domains, request.path.rpartition("/")[2])
         await asyncio.shield(asyncio.ensure_future(action(request.match_info["ref"])))
         return answer({})
 
     async def rename(self, request: web.Request) -> web.Response:
-        """Another name."""
+        """Rename a domain."""
         await self._domains.rename(request.match_info["ref"], (await body(request, name=str))["name"])
         return answer({})
 
     async def memory(self, request: web.Request) -> web.Response:
-        """Balloon."""
+        """Set the memory target of a domain's balloon driver, in MiB."""
         await self._devices.set_memory(request.match_info["ref"], (await body(request, mebibytes=int))["mebibytes"])
         return answer({})
 
     async def adjust(self, request: web.Request) -> web.Response:
-        """Other bounds and shares."""
+        """Change the limits and shares of a domain."""
         change = convert(await body(request), Adjustment)
         if change == Adjustment():
-            raise Refused("nothing is to be changed", hint="see docs/api.md")
+            raise Refused("the order changes nothing", hint="see docs/api.md")
         await asyncio.shield(asyncio.ensure_future(self._devices.adjust(request.match_info["ref"], change)))
         return answer({})
 
     async def save(self, request: web.Request) -> web.Response:
-        """To a file of this node."""
+        """Save a domain to a file of this node."""
         data = await body(request, path=str)
         leave = data.get("leave", "destroyed")
         path = _absolute(data["path"])
         if leave not in LEAVES:
-            raise Refused(f"leave is not {leave!r}", hint=f"one of {', '.join(LEAVES)}")
+            raise Refused(f"leave cannot be {leave!r}", hint=f"one of {', '.join(LEAVES)}")
         await asyncio.shield(asyncio.ensure_future(self._domains.save(request.match_info["ref"], path, leave)))
         return answer({})
 
     async def restore(self, request: web.Request) -> web.Response:
-        """From a file of this node."""
+        """Restore a domain from a file of this node."""
         data = await body(request, path=str)
         work = self._domains.restore(
             _absolute(data["path"]), paused=bool(data.get("paused")), force=bool(data.get("force"))
@@ -151,65 +151,65 @@ class DomainRoutes:
         return answer({"reading": await asyncio.shield(asyncio.ensure_future(work))})
 
     async def vcpus(self, request: web.Request) -> web.Response:
-        """Virtual processors."""
+        """Return the virtual processors of a domain."""
         return answer(await self._domains.vcpus(request.match_info["ref"]))
 
     async def disks(self, request: web.Request) -> web.Response:
-        """Disks, without the passwords that reach them."""
+        """Return the disks of a domain, without their iSCSI passwords."""
         disks = await self._devices.disks(request.match_info["ref"])
-        return answer([_shown(plain(disk)) for disk in disks])
+        return answer([_without_password(plain(disk)) for disk in disks])
 
     async def attach_disk(self, request: web.Request) -> web.Response:
-        """Hot-plug."""
+        """Hot-plug a disk."""
         disk = check_disk(convert((await body(request, disk=dict))["disk"], DiskSpec))
         await self._devices.attach_disk(request.match_info["ref"], disk)
         return answer({"warnings": self._devices.disk_warnings(disk)})
 
     async def detach_disk(self, request: web.Request) -> web.Response:
-        """Hot-unplug."""
+        """Hot-unplug a disk."""
         await self._devices.detach_disk(request.match_info["ref"], request.match_info["vdev"])
         return answer({})
 
     async def change_cd(self, request: web.Request) -> web.Response:
-        """Another medium in a CD-ROM drive, or none."""
+        """Change the medium of a CD-ROM drive, or eject it."""
         data = await body(request, vdev=str)
         medium = check_disk(convert(data["disk"], DiskSpec)) if data.get("disk") is not None else None
         await self._devices.change_cd(request.match_info["ref"], data["vdev"], medium)
         return answer({})
 
     async def trigger(self, request: web.Request) -> web.Response:
-        """NMI, power button."""
+        """Send an NMI to a domain, or press its power button."""
         await self._devices.trigger(request.match_info["ref"], (await body(request, what=str))["what"])
         return answer({})
 
     async def sysrq(self, request: web.Request) -> web.Response:
-        """A letter for the guest's kernel."""
+        """Send a magic SysRq key to the guest's kernel."""
         await self._devices.sysrq(request.match_info["ref"], (await body(request, letter=str))["letter"])
         return answer({})
 
     async def dump(self, request: web.Request) -> web.Response:
-        """Its memory, to a file of this node."""
+        """Dump the memory of a domain to a file of this node."""
         path = _absolute((await body(request, path=str))["path"])
         await asyncio.shield(asyncio.ensure_future(self._devices.dump(request.match_info["ref"], path)))
         return answer({})
 
     async def vifs(self, request: web.Request) -> web.Response:
-        """Interfaces."""
+        """Return the network interfaces of a domain."""
         return answer(await self._devices.vifs(request.match_info["ref"]))
 
     async def attach_vif(self, request: web.Request) -> web.Response:
-        """Hot-plug."""
+        """Hot-plug a network interface."""
         vif = check_vif(convert((await body(request, vif=dict))["vif"], VifSpec))
         made = await self._devices.attach_vif(request.match_info["ref"], vif)
         return answer({**plain(made), "warnings": self._devices.vif_warnings(made, vif)})
 
     async def detach_vif(self, request: web.Request) -> web.Response:
-        """Hot-unplug."""
+        """Hot-unplug a network interface."""
         await self._devices.detach_vif(request.match_info["ref"], request.match_info["which"])
         return answer({})
 
     async def console(self, request: web.Request) -> web.StreamResponse:
-        """Both ways until either side leaves."""
+        """Relay the console in both directions until either side ends."""
         console = await self._domains.console(request.match_info["ref"])
         socket = web.WebSocketResponse(max_msg_size=0, heartbeat=20)
         try:
@@ -235,7 +235,7 @@ class DomainRoutes:
         return socket
 
     async def migrate(self, request: web.Request) -> web.StreamResponse:
-        """Move a domain; the stream tells how it goes. The move goes on when the caller has left."""
+        """Move a domain and stream the progress. The move continues when the caller has disconnected."""
         data = await body(request, target=str)
         settings = convert(data.get("settings") or {}, MoveSettings)
         brain = data.get("brain") is True
@@ -252,13 +252,13 @@ class DomainRoutes:
         return lines.response
 
     async def plan(self, request: web.Request) -> web.Response:
-        """What a move would meet and come to."""
+        """Return the plan of a move: obstacles and forecast. Changes nothing."""
         data = await body(request, target=str)
         settings = convert(data.get("settings") or {}, MoveSettings)
         return answer(await self._domains.plan(request.match_info["ref"], data["target"], settings))
 
     async def question(self, request: web.Request) -> web.Response:
-        """Another node asks whether this one could take a domain in."""
+        """Answer another node that asks whether this node could take a domain."""
         question = convert(await body(request), Question)
         check_spec(question.spec)
         check_luggage(question.luggage.encode(errors="replace"))
@@ -268,28 +268,28 @@ class DomainRoutes:
         return answer(await self._domains.reply(question))
 
     async def moves(self, request: web.Request) -> web.Response:
-        """Moves out of this node."""
+        """Return the moves out of this node."""
         return answer(self._moves.list())
 
     async def move(self, request: web.Request) -> web.Response:
-        """One of them."""
+        """Return the report of one move."""
         return answer(self._moves.report(request.match_info["move"]))
 
     async def cancel(self, request: web.Request) -> web.Response:
-        """Stop it."""
+        """Cancel a move."""
         return answer(await asyncio.shield(asyncio.ensure_future(self._moves.cancel(request.match_info["move"]))))
 
     async def change(self, request: web.Request) -> web.Response:
-        """Change a copy under way."""
+        """Change the bandwidth or downtime limit of a running copy."""
         data = await body(request)
-        tuning = Tuning(bandwidth=_positive(data, "bandwidth", 0), downtime=_positive(data, "downtime", 1))
+        tuning = Tuning(bandwidth=_at_least(data, "bandwidth", 0), downtime=_at_least(data, "downtime", 1))
         if tuning == Tuning():
-            raise Refused("nothing is to be changed", hint="name bandwidth, downtime or both")
+            raise Refused("the order changes nothing", hint="give bandwidth, downtime or both")
         await self._moves.change(request.match_info["move"], tuning)
         return answer({})
 
     async def evacuate(self, request: web.Request) -> web.StreamResponse:
-        """Move several domains, or all; the stream tells how each goes."""
+        """Move several domains, or all, and stream the progress of each."""
         data = await body(request, targets=list, domains=list)
         settings = convert(data.get("settings") or {}, MoveSettings)
         evacuation = Evacuation(self._domains, self._moves, self._machine, self._peers)
@@ -304,10 +304,10 @@ class DomainRoutes:
         return lines.response
 
 
-def _positive(data: dict[str, Any], key: str, least: int) -> int | None:
+def _at_least(data: dict[str, Any], key: str, least: int) -> int | None:
     value = data.get(key)
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-        raise Refused(f"{key} is a whole number from {least} on, not {value!r}", hint="see docs/api.md")
+        raise Refused(f"{key} must be a whole number, at least {least}, not {value!r}", hint="see docs/api.md")
     return value
 
 
@@ -316,7 +316,7 @@ def _absolute(text: str) -> Path:
     return Path(text)
 
 
-def _shown(disk: dict[str, Any]) -> dict[str, Any]:
+def _without_password(disk: dict[str, Any]) -> dict[str, Any]:
     if disk.get("source"):
         disk["source"].pop("password", None)
     return disk

@@ -1,4 +1,4 @@
-"""Routes of fences: the cluster's, a storage node's part in them, and what a fenced node says of itself."""
+"""Routes for fences: the cluster's orders, a storage node's part, and the report of a fenced node."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from veery.node.witness import Witness
 
 
 class FencingRoutes:
-    """What the leader, operators and the nodes themselves ask."""
+    """Routes for the leader, operators and nodes."""
 
     def __init__(
         self, fencing: Fencing, standing: Witness, guard: Guard | None, watcher: HeartbeatWatcher | None
     ) -> None:
-        """`guard` is None where no domains run, `watcher` where no volumes are."""
+        """`guard` is None on a node without domains, `watcher` on a node without volumes."""
         self._fencing, self._standing, self._guard, self._watcher = fencing, standing, guard, watcher
 
     def table(self) -> list[web.RouteDef]:
-        """The routes."""
+        """Return the routes."""
         one = "/v1/fences/{name}"
         return [
             web.get("/v1/fences", self.list),
@@ -43,59 +43,59 @@ class FencingRoutes:
         ]
 
     async def list(self, _: web.Request) -> web.Response:
-        """All that stand."""
+        """Return all fences."""
         return answer(await self._fencing.list())
 
     async def show(self, request: web.Request) -> web.Response:
-        """One."""
+        """Return the fence of one node."""
         return answer(await self._fencing.show(request.match_info["name"]))
 
     async def begin(self, request: web.Request) -> web.Response:
-        """Keep a node from the disks."""
+        """Fence a node: keep it from the disks."""
         data = await body(request)
         return answer(await self._fencing.begin(request.match_info["name"], by=_who(request, data)))
 
     async def confirm(self, request: web.Request) -> web.Response:
-        """A person's word."""
+        """Record an operator's confirmation that a node is off."""
         data = await body(request)
         return answer(await self._fencing.confirm(request.match_info["name"], by=_who(request, data)))
 
     async def test(self, request: web.Request) -> web.Response:
-        """Whether each way would work."""
+        """Return for each fence method whether it would work."""
         return answer(await self._fencing.test(request.match_info["name"]))
 
     async def lift(self, request: web.Request) -> web.Response:
-        """Let it in again."""
+        """Lift the fence of a node."""
         return answer(await self._fencing.lift(request.match_info["name"]))
 
     async def cut(self, request: web.Request) -> web.Response:
-        """On a storage node: shut the node out, with proof; it goes on when the caller has left."""
+        """On a storage node: shut out a node, with proof, even if the caller disconnects."""
         work = self._fencing.cut(request.match_info["name"])
         return answer(await asyncio.shield(asyncio.ensure_future(work)))
 
     async def proof(self, request: web.Request) -> web.Response:
-        """On a storage node: whether it is shut out."""
+        """On a storage node: return whether a node is shut out."""
         return answer(await self._fencing.proof(request.match_info["name"]))
 
     async def admit(self, request: web.Request) -> web.Response:
-        """On a storage node: let it in again."""
+        """On a storage node: admit a node again."""
         data = await body(request, revision=int)
         work = self._fencing.admit(request.match_info["name"], data["revision"])
         await asyncio.shield(asyncio.ensure_future(work))
         return answer({})
 
     async def clean(self, _: web.Request) -> web.Response:
-        """What runs here, and what of it must not."""
+        """Return the domains that run here, and the stale copies among them."""
         return answer(await self._fencing.clean())
 
     async def standing(self, request: web.Request) -> web.Response:
-        """Whether we know a leader of the store, and whether our targets let an initiator in. Needs no store."""
+        """Return whether this etcd knows a leader, and whether the targets admit an initiator. Needs no store."""
         return answer(await self._standing.word(request.match_info["initiator"]))
 
     async def guard(self, _: web.Request) -> web.Response:
-        """What this node's guard has its domains do."""
+        """Return the present ruling of this node's guard."""
         if self._guard is None:
-            raise Refused("no guard is at work here", hint="only hypervisors have one, unless guard.end is 0")
+            raise Refused("this node has no guard", hint="only hypervisors have one, unless guard.end is 0")
         ruling = self._guard.ruling
         return answer(
             {
@@ -107,12 +107,12 @@ class FencingRoutes:
         )
 
     async def heartbeats(self, _: web.Request) -> web.Response:
-        """On a storage node: how old each node's last heartbeat is. Needs no store."""
+        """On a storage node: return the age of each heartbeat. Needs no store."""
         if self._watcher is None:
-            raise Refused("no heartbeats are written to this node", hint="ask a storage node: veery node list")
+            raise Refused("this node receives no heartbeats", hint="ask a storage node: veery node list")
         return answer(self._watcher.told())
 
 
 def _who(request: web.Request, data: dict[str, object]) -> str:
-    """Who orders, for the record: the name that the order gives, and where it came in."""
+    """Return the author of an order for the record: the name in the order, and the caller."""
     return f"{data.get('by') or 'root'}@{request[CALLER]}"

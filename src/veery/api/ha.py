@@ -1,4 +1,4 @@
-"""Routes of the brain: what is asked of it and why it does what it does; and the orders that it gives to nodes."""
+"""Routes of the brain: policies, status and reasons for users, and its orders to the nodes."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from veery.node.recovery import Recovery
 
 
 class HaRoutes:
-    """What operators and the leader ask. Questions to the brain are sent on to the node that leads."""
+    """Routes for operators and the leader. Questions to the brain are forwarded to the node that leads."""
 
     def __init__(self, ha_service: HaService, recovery: Recovery, *, peers: Peers, node_cache: NodeCache) -> None:
         self._ha_service, self._recovery = ha_service, recovery
         self._peers, self._node_cache = peers, node_cache
 
     def table(self) -> list[web.RouteDef]:
-        """The routes."""
+        """Return the routes."""
         node = "/v1/nodes/{name}"
         return [
             web.get("/v1/reading", self.reading),
@@ -51,31 +51,31 @@ class HaRoutes:
 
     # ---- orders of the brain
     async def reading(self, _: web.Request) -> web.Response:
-        """This node."""
+        """Return the reading of this node."""
         return answer(await self._recovery.reading())
 
     async def start(self, request: web.Request) -> web.Response:
-        """Start a domain by ticket; it goes on when the caller has left."""
+        """Start a domain by ticket. The start continues when the caller has disconnected."""
         ticket = convert(await body(request), Ticket)
         return answer(await asyncio.shield(asyncio.ensure_future(self._recovery.start(ticket))))
 
     async def end(self, request: web.Request) -> web.Response:
-        """End one run of a domain."""
+        """Stop one instance of a domain."""
         boot = (await body(request, boot=str))["boot"]
         await asyncio.shield(asyncio.ensure_future(self._recovery.end(request.match_info["ref"], boot)))
         return answer({})
 
-    # ---- what is asked for
+    # ---- policies
     async def list(self, _: web.Request) -> web.Response:
-        """All policies."""
+        """Return all policies."""
         return answer(await self._ha_service.policies())
 
     async def show(self, request: web.Request) -> web.Response:
-        """One."""
+        """Return the policy of one domain."""
         return answer(await self._ha_service.policy(request.match_info["domain"]))
 
     async def set(self, request: web.Request) -> web.Response:
-        """Ask for something."""
+        """Set the policy of a domain."""
         data = await body(request, policy=str)
         if data["policy"] not in tuple(Policy):
             raise Refused(f"no policy {data['policy']!r}", hint=f"one of {', '.join(Policy)}")
@@ -91,19 +91,19 @@ class HaRoutes:
         return answer(record)
 
     async def groups(self, _: web.Request) -> web.Response:
-        """All groups."""
+        """Return all groups."""
         return answer(await groups.every(self._ha_service.store))
 
     async def set_group(self, request: web.Request) -> web.Response:
-        """Set a group's rule."""
+        """Set the rule of a group."""
         data = await body(request)
         kind, nodes, strict = _text(data, "kind"), data.get("nodes"), data.get("strict")
         if kind is not None and kind not in tuple(GroupKind):
-            raise Refused(f"no kind of group {kind!r}", hint=f"one of {', '.join(GroupKind)}")
+            raise Refused(f"no group kind {kind!r}", hint=f"one of {', '.join(GroupKind)}")
         if nodes is not None and not (isinstance(nodes, list) and all(isinstance(each, str) for each in nodes)):
-            raise Refused(f"nodes is a list of names, not {nodes!r}", hint="see docs/api.md")
+            raise Refused(f"nodes must be a list of names, not {nodes!r}", hint="see docs/api.md")
         if strict is not None and not isinstance(strict, bool):
-            raise Refused(f"strict is true or false, not {strict!r}", hint="see docs/api.md")
+            raise Refused(f"strict must be true or false, not {strict!r}", hint="see docs/api.md")
         name = request.match_info["group"]
         rule = await groups.assign(
             self._ha_service.store, name, kind=GroupKind(kind) if kind else None, nodes=nodes, strict=strict
@@ -111,25 +111,25 @@ class HaRoutes:
         return answer(rule)
 
     async def delete_group(self, request: web.Request) -> web.Response:
-        """Take a group's rule away."""
+        """Delete the rule of a group."""
         await groups.delete(self._ha_service.store, request.match_info["group"])
         return answer({})
 
     # ---- the brain
     async def status(self, _: web.Request) -> web.Response:
-        """The cluster."""
+        """Return the status of the cluster."""
         return answer(await self._ha_service.status())
 
     async def why(self, request: web.Request) -> web.Response:
-        """A node or a domain, in sentences."""
+        """Return the brain's reasons about a node or a domain, in sentences."""
         return answer({"lines": self._ha_service.why(request.match_info["name"])})
 
     async def progress(self, request: web.Request) -> web.Response:
-        """A drain or resume under way."""
+        """Return the progress of a drain or resume."""
         return answer(await self._ha_service.progress(request.match_info["name"]))
 
     async def drain(self, request: web.Request) -> web.Response:
-        """Empty a node, or (plan) tell what that would come to."""
+        """Drain a node, or return the plan of a drain."""
         data, name = await body(request), request.match_info["name"]
         if data.get("plan"):
             return answer(await self._ha_service.plan(name, forecast=True))
@@ -137,59 +137,59 @@ class HaRoutes:
         return answer(await asyncio.shield(asyncio.ensure_future(work)))
 
     async def resume(self, request: web.Request) -> web.Response:
-        """Put a node to use again."""
+        """Return a drained node to service."""
         data = await body(request)
         work = self._ha_service.resume(request.match_info["name"], by=_who(request, data), home=bool(data.get("home")))
         await asyncio.shield(asyncio.ensure_future(work))
         return answer({})
 
     async def disarm(self, request: web.Request) -> web.Response:
-        """Let the brain do nothing."""
+        """Disarm the brain: it does nothing from now on."""
         data = await body(request)
         await self._ha_service.disarm(by=_who(request, data), reason=str(data.get("reason") or ""))
         return answer({})
 
     async def arm(self, _: web.Request) -> web.Response:
-        """Let it decide again."""
+        """Arm the brain: it decides again."""
         await self._ha_service.arm()
         return answer({})
 
     async def events(self, request: web.Request) -> web.Response:
-        """The last ?count=N."""
+        """Return the last ?count=N events."""
         count = request.query.get("count", "50")
         if not count.isdigit():
-            raise Refused(f"count is a whole number, not {count!r}", hint="see docs/api.md")
+            raise Refused(f"count must be a whole number, not {count!r}", hint="see docs/api.md")
         return answer(await journal.last(self._ha_service.records, int(count)))
 
     async def follow(self, request: web.Request) -> web.StreamResponse:
-        """Each as it happens, until the caller leaves."""
+        """Stream each new event until the caller disconnects."""
         async with Lines(request) as lines:
             await lines.follow(journal.follow(self._ha_service.store))
         return lines.response
 
     # ---- inside
     def _led(self, handler: Any) -> Handler:
-        """`handler` on the node that leads. Where nobody leads any brain answers, this node's before others'."""
+        """Run `handler` on the leader. Without a leader any brain answers, this node's first."""
 
         async def led(request: web.Request) -> web.StreamResponse:
-            sight = self._ha_service
-            if sight.leads() or not request[CALLER].local:
+            service = self._ha_service
+            if service.leads() or not request[CALLER].local:
                 return await _answered(handler, request)
             try:
-                leader = await sight.leader()
+                leader = await service.leader()
             except VeeryError:
                 leader = ""
-            if leader and leader != sight.node:
+            if leader and leader != service.node:
                 try:
                     return await forward(request, self._peers, leader)
                 except Refused:
-                    pass  # it has just died, and no other has taken its place yet
-            if sight.brain is not None:
+                    pass  # the leader has just died, and no other node has taken over yet
+            if service.brain is not None:
                 return await _answered(handler, request)
             for name in self._node_cache.voters():
                 with contextlib.suppress(Refused):
                     return await forward(request, self._peers, name)
-            raise Failed("no voter answers", hint="veery node list; veeryd must run on most voters")
+            raise Failed("no voter answers", hint="veery node list; veeryd must run on a majority of the voters")
 
         return led
 
@@ -206,7 +206,7 @@ def _who(request: web.Request, data: dict[str, Any]) -> str:
 def _text(data: dict[str, Any], key: str) -> str | None:
     value = data.get(key)
     if value is not None and not isinstance(value, str):
-        raise Refused(f"{key} is a text, not {value!r}", hint="see docs/api.md")
+        raise Refused(f"{key} must be a string, not {value!r}", hint="see docs/api.md")
     return value
 
 
@@ -215,5 +215,5 @@ def _number(data: dict[str, Any], key: str, kind: type) -> Any:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, kind)):
-        raise Refused(f"{key} is a number, not {value!r}", hint="see docs/api.md")
+        raise Refused(f"{key} must be a number, not {value!r}", hint="see docs/api.md")
     return kind(value)

@@ -1,4 +1,4 @@
-"""Routes of the nodes' health: what their sensors found, and an operator's word that a node is well."""
+"""Routes for the health of nodes: the findings of their sensors, and an operator's word that a node is well."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from veery.node.peers import Peers
 
 
 class HealthRoutes:
-    """This node's health, that of others, and all verdicts in the store."""
+    """Routes for the health of this node and of others, and for all verdicts in the store."""
 
     def __init__(self, node: str, health: Health, store: Store, *, peers: Peers) -> None:
         self._node, self._health, self._store, self._peers = node, health, store, peers
 
     def table(self) -> list[web.RouteDef]:
-        """The routes."""
+        """Return the routes."""
         return [
             web.get("/v1/verdicts", self.verdicts),
             web.get("/v1/nodes/{name}/health", self.show),
@@ -27,26 +27,26 @@ class HealthRoutes:
         ]
 
     async def verdicts(self, _: web.Request) -> web.Response:
-        """The record of each node, as it stands in the store."""
+        """Return the health record of each node from the store."""
         return answer(await HEALTHS.readable(self._store))
 
     async def show(self, request: web.Request) -> web.StreamResponse:
-        """One node's health, as its daemon has it now."""
+        """Return the present health of one node, from its own veeryd."""
         if (name := request.match_info["name"]) != self._node:
             return await self._forwarded(request, name)
         return answer(self._health.told())
 
     async def well(self, request: web.Request) -> web.StreamResponse:
-        """A node, or what one of its sensors reads, is well."""
+        """Declare a node, or the reading of one of its sensors, well."""
         if (name := request.match_info["name"]) != self._node:
             return await self._forwarded(request, name)
         data = await body(request)
         sensor = data.get("sensor") or ""
         if not isinstance(sensor, str):
-            raise Refused(f"sensor is a text, not {sensor!r}", hint="see docs/api.md")
+            raise Refused(f"sensor must be a string, not {sensor!r}", hint="see docs/api.md")
         return answer(self._health.well(sensor, f"{data.get('by') or 'root'}@{request[CALLER]}"))
 
     async def _forwarded(self, request: web.Request, name: str) -> web.StreamResponse:
-        if not request[CALLER].local:  # who sent it on took us for that node
+        if not request[CALLER].local:  # the forwarding node took this node for `name`
             raise Refused(f"this is {self._node}, not {name!a}", hint="veery node list")
         return await forward(request, self._peers, name)

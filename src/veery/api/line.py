@@ -1,4 +1,4 @@
-"""One connection to the API: who is at its other end, and how long it may be idle."""
+"""One connection to the API: its caller, and how long it may be idle."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from veery.model.codec import encode
 log = logging.getLogger(__name__)
 
 STRANGER_S = 10.0
-"""For so long a stranger may be without a request: its header must have come whole."""
+"""Time in which a stranger must send the complete header of a request."""
 IDLE_S = 75.0
-"""The same for those we know, whose clients keep connections for a while."""
-PARTING_S = 2.0
-"""For so long a stranger that was answered may read on."""
+"""Idle limit of a known caller. Its clients keep connections open for a while."""
+STRANGER_READ_S = 2.0
+"""Time in which a stranger can read its answer."""
 SERVER = "veery"
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls: `local` for one that the unix socket let in, else `node` by its certificate, whose `serial` number
-    (hex) it is; "" for a stranger."""
+    """The caller of a request. `local`: admitted by the unix socket. Else `node` is the node of its certificate, with
+    the serial number `serial` (hex); both are "" for a stranger."""
 
     node: str = ""
     local: bool = False
@@ -37,7 +37,7 @@ class Caller:
 
     @property
     def known(self) -> bool:
-        """Whether it may order anything."""
+        """True if the caller may give orders."""
         return self.local or bool(self.node)
 
     def __str__(self) -> str:
@@ -45,10 +45,10 @@ class Caller:
 
 
 class Line(web.RequestHandler):
-    """One connection. `gone` is done once the caller has left."""
+    """One connection. The future `gone` is done once the caller has disconnected."""
 
     def __init__(self, server: web.Server, address: str, place: Place, admission: Admission) -> None:
-        """`address` is where it comes from."""
+        """Start the connection of a caller at `address`."""
         loop = asyncio.get_running_loop()
         super().__init__(server, loop=loop, keepalive_timeout=IDLE_S)
         self.address, self.caller = address, Caller()
@@ -60,25 +60,25 @@ class Line(web.RequestHandler):
         self._ending.callback(place.leave)
 
     def welcome(self) -> None:
-        """The caller is one whom the unix socket lets in."""
+        """Mark the caller as admitted by the unix socket."""
         self._place.vouch()
         self.caller = Caller(local=True)
 
     async def identify(self) -> Caller:
-        """Who calls, as the cluster has it now."""
+        """Return the caller, by the present records of the cluster."""
         if not self.caller.known and self._shown is not None and await self._admission.lets_in(self._shown):
             self._admit(self._shown)
         return self.caller
 
     def begun(self) -> None:
-        """A request has come whole, up to its body."""
+        """Note that the header of a request is complete."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def ended(self) -> None:
-        """It is answered."""
-        self._wait(IDLE_S if self.caller.known else PARTING_S)
+        """Note that the request is answered."""
+        self._wait(IDLE_S if self.caller.known else STRANGER_READ_S)
 
     def _wait(self, within: float) -> None:
         self.begun()
@@ -86,7 +86,7 @@ class Line(web.RequestHandler):
             self._timer = self._clock.call_later(within, self.cut)
 
     def cut(self) -> None:
-        """Break the connection off, whatever is under way."""
+        """Abort the connection, whatever it is doing."""
         if self.transport is not None:
             self.transport.abort()
 
@@ -108,12 +108,12 @@ class Line(web.RequestHandler):
     def handle_error(
         self, request: Any, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
-        """Answer what is no HTTP, and say so in one line."""
-        log.info("%s sends no proper HTTP: %s", self.address, message or exc or status)
+        """Answer data that is not HTTP, and log one line."""
+        log.info("%s sends invalid HTTP: %s", self.address, message or exc or status)
         if request.writer.output_size > 0:
-            raise ConnectionError("an answer has begun already")
-        told = {"kind": "refused", "message": "not a proper HTTP request", "hint": "see docs/api.md"}
-        response = web.Response(body=encode({"error": told}), status=status, content_type="application/json")
+            raise ConnectionError("the answer has started already")
+        error = {"kind": "refused", "message": "not a valid HTTP request", "hint": "see docs/api.md"}
+        response = web.Response(body=encode({"error": error}), status=status, content_type="application/json")
         response.headers["Server"] = SERVER
         response.force_close()
         return response

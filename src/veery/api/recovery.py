@@ -1,4 +1,4 @@
-"""Routes of a store that is recovered, and of votes in it. All but the votes need no store."""
+"""Routes for the recovery of the store, and for votes in it. Only the votes need the store."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from veery.node.stillness import Stillness
 from veery.node.storerecovery import Recoverer, judge_aside
 from veery.node.votes import Votes
 
-VOTE_S = 110.0  # for another node's vote
+VOTE_DEADLINE_S = 110.0  # for the vote of another node
 
 
 class RecoveryRoutes:
-    """Orders go on when the caller has left."""
+    """Routes of recovery and votes. Orders continue when the caller has disconnected."""
 
     def __init__(self, node: str, recoverer: Recoverer, votes: Votes, stillness: Stillness, *, peers: Peers) -> None:
-        """`node` is this one's name."""
+        """`node` is the name of this node."""
         self._node, self._peers = node, peers
         self._recoverer, self._votes, self._stillness = recoverer, votes, stillness
 
     def table(self) -> list[web.RouteDef]:
-        """The routes."""
+        """Return the routes."""
         return [
             web.post("/v1/vote", self.vote),
             web.post("/v1/nodes/{name}/vote", self.vote_of),
@@ -39,30 +39,30 @@ class RecoveryRoutes:
         ]
 
     async def vote(self, request: web.Request) -> web.Response:
-        """Give this node a vote, or have it give its vote up."""
+        """Give this node a vote, or take its vote away."""
         data = await body(request, on=bool)
         work = self._votes.on() if data["on"] else self._votes.off()
         return answer(await asyncio.shield(asyncio.ensure_future(work)))
 
     async def vote_of(self, request: web.Request) -> web.Response:
-        """The same of another node, which carries it out."""
+        """Give another node a vote, or take its vote away. That node carries out the order."""
         name = request.match_info["name"]
         if name == self._node:
             return await self.vote(request)
-        return answer(await self._peers.call(name, "POST", "/v1/vote", await body(request), deadline=VOTE_S))
+        return answer(await self._peers.call(name, "POST", "/v1/vote", await body(request), deadline=VOTE_DEADLINE_S))
 
     async def word(self, _: web.Request) -> web.Response:
-        """What this node knows of the store."""
+        """Return what this node knows of the store."""
         return answer(await self._recoverer.word())
 
     async def recover(self, request: web.Request) -> web.Response:
-        """Plan a recovery of the store on this node, or do it."""
+        """Plan or carry out a recovery of the store on this node."""
         data = await body(request)
         lost, file = data.get("lost", []), data.get("file", "")
         if not isinstance(lost, list) or len(lost) > 1000 or not all(isinstance(name, str) for name in lost):
-            raise Refused("lost is a list of nodes", hint="docs/api.md")
+            raise Refused("lost must be a list of node names", hint="docs/api.md")
         if not isinstance(file, str):
-            raise Refused("file is a path", hint="docs/api.md")
+            raise Refused("file must be a path", hint="docs/api.md")
         if file:
             check_path("the copy", file)
         if data.get("plan"):
@@ -70,12 +70,12 @@ class RecoveryRoutes:
         return answer(await asyncio.shield(asyncio.ensure_future(self._recoverer.recover(file, lost))))
 
     async def still(self, request: web.Request) -> web.Response:
-        """Stand still for a while: the node that calls recovers the store."""
+        """Keep this node still for a while, because the calling node recovers the store."""
         self._stillness.order(require_direct(request).node)
         return answer({})
 
     async def aside(self, request: web.Request) -> web.Response:
-        """Give up our member of a store that is replaced, and ask the one on the node that calls."""
+        """Give up this node's etcd member of a replaced store, and use the store on the calling node."""
         caller = require_direct(request).node
         order = convert(await body(request), Aside)
         shown = request.transport.get_extra_info("ssl_object") if request.transport is not None else None

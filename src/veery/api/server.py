@@ -1,4 +1,4 @@
-"""The listeners of the API, who is let in, and how errors and forwarded requests are rendered."""
+"""The API server: its listeners, admission, errors and forwarded requests."""
 
 from __future__ import annotations
 
@@ -32,38 +32,38 @@ from veery.node.peers import Peers
 log = logging.getLogger(__name__)
 
 STATUS = {"refused": 409, "failed": 500, "unknown": 504}
-HINTS = {  # where whoever raised it knew nothing better
-    "refused": "nothing was changed: veery dmesg on that node may tell more",
-    "failed": "veery dmesg and veeryd's log on that node may tell more",
-    "unknown": "it may or may not be done: look with veery list before you try again",
+HINTS = {  # for errors without a hint of their own
+    "refused": "nothing was changed; veery dmesg on that node may show more",
+    "failed": "see veery dmesg and veeryd's log on that node",
+    "unknown": "the order may or may not be done: look with veery list before you try again",
 }
-SHORT_HINT = "ls /proc/$(pidof -x veeryd)/fd | wc -l; see LimitNOFILE; then look what was done: veery list"
+SHORT_HINT = "ls /proc/$(pidof -x veeryd)/fd | wc -l; see LimitNOFILE; then check the result: veery list"
 OPEN_ROUTES = frozenset({("GET", "/v1/ca"), ("POST", "/v1/join")})
 NODE_HEADER = "X-Veery-Node"
-BY_HEADER = "X-Veery-By"  # on a request that another node sends on: its own certificate is not its caller's
+BY_HEADER = "X-Veery-By"  # names the original caller of a request that another node forwards
 HOP_HEADERS = frozenset(
     {"host", "connection", "transfer-encoding", "content-length", NODE_HEADER.lower(), BY_HEADER.lower()}
 )
 CALLER: web.RequestKey[Caller] = web.RequestKey("caller", Caller)
 
 TOTAL, STRANGERS, EACH = 1024, 128, 16
-"""Connections to the TLS port: in all, of strangers' addresses, of any one of those. An idle one costs less than 64 KiB
-(tests/unit/api/test_api_memory.py)."""
+"""Limits of connections to the TLS port: in all, from all strangers' addresses, from each such address. An idle
+connection takes less than 64 KiB (tests/unit/api/test_api_memory.py)."""
 LOCAL_TOTAL, LOCAL_STRANGERS, LOCAL_EACH = 512, 32, 8
-"""Connections to the unix socket: in all, of users that may not use it, of any one of those."""
+"""Limits of connections to the unix socket: in all, from all users without permission, from each such user."""
 HANDSHAKE_S = 10
 BODY_S = 60.0
 BODY_MAX = 4 << 20  # bytes of a JSON body
 STRANGER_BODY_S = 10.0
 STRANGER_BODY_MAX = 64 << 10
-ALIVE_EVERY_S = 10.0  # a stream without news says so this often
+ALIVE_EVERY_S = 10.0  # interval of "alive" lines in a stream without events
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 T = TypeVar("T")
 
 
 class Malformed(Refused):
-    """A request that is none of ours: HTTP `status` 400, 408 or 413."""
+    """An invalid request: HTTP `status` 400, 408 or 413."""
 
     def __init__(self, message: str, status: int = 400) -> None:
         super().__init__(message, hint="see docs/api.md")
@@ -71,25 +71,25 @@ class Malformed(Refused):
 
 
 def answer(value: Any, *, status: int = 200) -> web.Response:
-    """`value` as the JSON of a response."""
+    """Return a response with `value` as JSON."""
     return web.Response(body=encode(value), status=status, content_type="application/json")
 
 
 def error_body(error: VeeryError) -> dict[str, Any]:
-    """An error as the API shows it."""
+    """Return the JSON object of an error."""
     return {"error": {"kind": error.kind, "message": error.message, "hint": error.hint or HINTS.get(error.kind, "")}}
 
 
 async def body(request: web.Request, **wanted: type) -> dict[str, Any]:
-    """The request's JSON object. Raises Malformed where it is none, or a key in `wanted` is
-    missing or of a wrong type, or it is too long or too slow."""
-    raw = await _whole(request)
+    """Return the request's JSON object. Raises Malformed if the body is not an object, is too long or too slow, or if
+    a key in `wanted` is missing or of a wrong type."""
+    raw = await _read(request)
     try:
         data = msgspec.json.decode(raw) if raw else {}
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise Malformed(f"the request is no JSON: {error}") from error
+        raise Malformed(f"the request is not JSON: {error}") from error
     if not isinstance(data, dict):
-        raise Malformed("the request is no JSON object")
+        raise Malformed("the request is not a JSON object")
     for key, kind in wanted.items():
         if not isinstance(data.get(key), kind):
             raise Malformed(f"the request needs {key!r}, a {kind.__name__}")
@@ -97,23 +97,23 @@ async def body(request: web.Request, **wanted: type) -> dict[str, Any]:
 
 
 def require_direct(request: web.Request) -> Caller:
-    """The node that calls, by its own certificate. Raises Refused for a request that another node sends on."""
+    """Return the calling node, by its own certificate. Raises Refused for a forwarded request."""
     caller = request[CALLER]
     if not caller.node or BY_HEADER in request.headers:
-        raise Refused("a node asks this for itself, without a node in between", hint="see docs/api.md")
+        raise Refused("a node must call this route itself, not through another node", hint="see docs/api.md")
     return caller
 
 
 def convert(value: Any, type: type[T], *, keep: bool = False) -> T:
-    """A part of a request's JSON as a `type`; `keep` as codec.convert. Raises Malformed where it does not fit."""
+    """Convert a part of a request's JSON to a `type`; `keep` as in codec.convert. Raises Malformed on a misfit."""
     try:
         return codec.convert(value, type, keep=keep)
     except (Failed, RecursionError) as error:
         raise Malformed(str(error)) from error
 
 
-async def _whole(request: web.Request) -> bytes:
-    """The body's bytes, as many and for as long as this caller may send. Raises Malformed."""
+async def _read(request: web.Request) -> bytes:
+    """Return the bytes of the body, within the caller's limits of size and time. Raises Malformed."""
     known = request[CALLER].known
     most, within = (BODY_MAX, BODY_S) if known else (STRANGER_BODY_MAX, STRANGER_BODY_S)
     if (request.content_length or 0) > most:
@@ -126,12 +126,12 @@ async def _whole(request: web.Request) -> bytes:
                 if len(data) > most:
                     raise Malformed(f"the request has more than {most} bytes", 413)
     except TimeoutError as error:
-        raise Malformed(f"the request did not come whole within {within:g} s", 408) from error
+        raise Malformed(f"the request was not complete within {within:g} s", 408) from error
     return bytes(data)
 
 
 class Lines:
-    """An answer in lines of JSON, for long work; it goes on when the caller has left."""
+    """An answer in lines of JSON, for long work. The work continues when the caller has disconnected."""
 
     def __init__(self, request: web.Request) -> None:
         self._request = request
@@ -149,17 +149,17 @@ class Lines:
 
     @property
     def gone(self) -> bool:
-        """Whether the caller has left."""
+        """True once the caller has disconnected."""
         return self._gone
 
     @property
     def response(self) -> web.StreamResponse:
-        """What the handler returns."""
+        """The response that the handler returns."""
         return self._response
 
     async def follow(self, source: AsyncGenerator[Any, None]) -> None:
-        """Say each value of `source` as an event, until it ends or the caller leaves. While there is none an "alive"
-        line is said now and then: a caller whose machine has died is noticed by it."""
+        """Send each value of `source` as an event, until it ends or the caller disconnects. Without values, send an
+        "alive" line every ALIVE_EVERY_S: its failure shows that the caller's machine has died."""
         line = _line(self._request)
         async with contextlib.aclosing(source):
             values = aiter(source)
@@ -178,7 +178,7 @@ class Lines:
                 await tasks.stop(due)
 
     async def say(self, event: str, **values: Any) -> None:
-        """One line; nothing once the caller has left."""
+        """Send one line. Do nothing once the caller has disconnected."""
         if self._gone:
             return
         try:
@@ -188,7 +188,7 @@ class Lines:
 
 
 class ApiServer:
-    """One aiohttp application behind two doors: a unix socket, and TLS between nodes."""
+    """One aiohttp application with two listeners: a unix socket, and a TLS port for the nodes."""
 
     def __init__(
         self,
@@ -200,8 +200,9 @@ class ApiServer:
         member: Callable[[str], bool],
         group: str = "",
     ) -> None:
-        """`tables` are the routes; `admission` tells which certificates are let in; `member` tells whether an address
-        is a node's, for which connections are kept free; members of `group` may use the unix socket besides root."""
+        """`tables` are the routes. `admission` decides which certificates are accepted. `member` returns whether an
+        address is a node's; the limit on strangers keeps connections free for nodes. Root and members of `group` may
+        use the unix socket."""
         self._node, self._peers, self._admission, self._member = node, peers, admission, member
         self._group = grp.getgrnam(group).gr_gid if group else None
         self._app = web.Application(middlewares=[self._errors, self._door, self._forward])
@@ -215,20 +216,20 @@ class ApiServer:
         self._open: list[tuple[asyncio.Task[None], socket.socket]] = []
 
     def bind(self, address: str, port: int) -> None:
-        """Take the port; nobody is answered yet. Raises Refused when it is in use."""
+        """Bind the port without answering yet. Raises Refused if it is in use."""
         listener = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setblocking(False)
         try:
             listener.bind((address, port))
-            listener.listen(128)  # else two could bind it, and only the first to listen would know
+            listener.listen(128)  # without it two processes could bind the port, and only the second listen would fail
         except OSError as error:
             listener.close()
             raise bind_refused("API port", "api", address, port, error) from error
         self._listener = listener
 
     async def open(self, path: Path, tls: Source) -> None:
-        """Answer at both doors: the port that `bind` took, and the unix socket `path`."""
+        """Start to answer on the port of `bind` and on the unix socket `path`."""
         assert self._listener is not None, "bind first"
         await self._runner.setup()
         self._tls = tls
@@ -237,13 +238,13 @@ class ApiServer:
         path.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(path))
-        path.chmod(0o666)  # who comes in is judged by its credentials, as is said in a clear answer
+        path.chmod(0o666)  # peer credentials decide, so that a refused user gets a clear answer
         listener.setblocking(False)
         listener.listen(128)
         self._accept("api.sock", listener, Caps(total=LOCAL_TOTAL, strangers=LOCAL_STRANGERS, each=LOCAL_EACH))
 
     async def close(self) -> None:
-        """Let callers finish for two seconds, then close."""
+        """Give callers two seconds to finish, then close."""
         await tasks.stop(*(task for task, _ in self._open))
         for _, listener in self._open:
             listener.close()
@@ -252,7 +253,7 @@ class ApiServer:
     # ---- connections
     @property
     def connections(self) -> int:
-        """How many are open on which a request may come."""
+        """The number of open connections that may send a request."""
         return len(self._runner.server.connections) if self._runner.server else 0
 
     def _accept(self, name: str, listener: socket.socket, caps: Caps) -> None:
@@ -266,7 +267,7 @@ class ApiServer:
         return address, self._member(address)
 
     async def _serve(self, connection: socket.socket, where: str, place: Place) -> None:
-        """Hand a connection to aiohttp, once its TLS stands."""
+        """Hand a connection to aiohttp after its TLS handshake."""
         loop, server = asyncio.get_running_loop(), self._runner.server
         assert server is not None
         local = connection.family == socket.AF_UNIX
@@ -305,7 +306,7 @@ class ApiServer:
         except Exception as error:
             if is_shortage(error):
                 log.error("%s %s: %s", request.method, request.path, error)
-                short = Failed(f"veeryd is short of something: {error or type(error).__name__}", hint=SHORT_HINT)
+                short = Failed(f"veeryd is short of a resource: {error or type(error).__name__}", hint=SHORT_HINT)
                 return answer(error_body(short), status=500)
             log.exception("%s %s", request.method, request.path)
             return answer(error_body(Failed(f"{type(error).__name__}: {error}", hint="see veeryd's log")), status=500)
@@ -323,7 +324,7 @@ class ApiServer:
             line.ended()
 
     async def _stranger(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """What is open to all; each answer ends the connection."""
+        """Serve the routes that are open to strangers. Each answer closes the connection."""
         if (request.method, request.path) in OPEN_ROUTES and not request.headers.get(NODE_HEADER):
             try:
                 response = await handler(request)
@@ -331,7 +332,7 @@ class ApiServer:
                 response = answer(error_body(error), status=error.status)
         else:
             log.warning("stranger %s at %s %s", request.remote or "here", request.method, request.path)
-            stranger = Refused("this node does not know you", hint="come as root, or with a certificate of the cluster")
+            stranger = Refused("this node does not know you", hint="call as root, or with a certificate of the cluster")
             response = answer(error_body(stranger), status=403)
         response.force_close()
         return response
@@ -345,7 +346,7 @@ class ApiServer:
 
 
 async def forward(request: web.Request, peers: Peers, node: str) -> web.StreamResponse:
-    """Send a request on to `node` and its answer back, as they come. Raises Refused when that node does not answer."""
+    """Forward a request to `node`, and stream its answer back. Raises Refused if that node does not answer."""
     await peers.awake(node)
     if request.headers.get("Upgrade", "").lower() == "websocket":
         return await _forward_websocket(request, peers, node)
@@ -376,7 +377,7 @@ async def _copy(upstream: aiohttp.ClientResponse, response: web.StreamResponse) 
 
 
 async def _next(values: AsyncIterator[Any]) -> Any:
-    """The next value; None at the end (a task cannot raise StopAsyncIteration to good effect)."""
+    """Return the next value; None at the end, because a task cannot raise StopAsyncIteration."""
     return await anext(values, None)
 
 
@@ -386,7 +387,7 @@ def _line(request: web.Request) -> Line:
 
 
 async def _unnamed(_: web.Request, response: web.StreamResponse) -> None:
-    """Do not tell which versions of which libraries answer."""
+    """Hide the names and versions of the libraries."""
     response.headers["Server"] = SERVER
 
 

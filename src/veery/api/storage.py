@@ -1,4 +1,4 @@
-"""Routes of volumes, targets, images and networks."""
+"""Routes for volumes, targets, images and networks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class StorageRoutes:
-    """What users order of storage. Orders for a volume of another node are forwarded to it."""
+    """Routes for users' orders on storage. Orders for a volume of another node are forwarded to that node."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class StorageRoutes:
         self._machine, self._peers = machine, peers
 
     def table(self) -> list[web.RouteDef]:
-        """The routes."""
+        """Return the routes."""
         one = "/v1/volumes/{name}"
         return [
             web.get("/v1/volumes", self.list),
@@ -58,16 +58,16 @@ class StorageRoutes:
         ]
 
     async def list(self, _: web.Request) -> web.Response:
-        """All volumes of the cluster."""
+        """Return all volumes of the cluster."""
         return answer(await self._volumes.list())
 
     async def show(self, request: web.Request) -> web.Response:
-        """One."""
+        """Return one volume and the domains that use it."""
         volume = await self._volumes.find(request.match_info["name"])
         return answer({"volume": volume, "used_by": await self._volumes.records.users(volume.name)})
 
     async def create(self, request: web.Request) -> web.StreamResponse:
-        """On a storage node."""
+        """Create a volume on a storage node."""
         data = await body(request, name=str, size=int)
         node = await self._volumes.storage_node(str(data.get("node") or ""))
         if node != self._volumes.node:
@@ -80,7 +80,7 @@ class StorageRoutes:
         return answer(await asyncio.shield(asyncio.ensure_future(work)))
 
     async def delete(self, request: web.Request) -> web.StreamResponse:
-        """With its bytes."""
+        """Delete a volume and its data."""
         if away := await self._away(request):
             return await forward(request, self._peers, away)
         work = self._volumes.mine().delete(request.match_info["name"])
@@ -88,7 +88,7 @@ class StorageRoutes:
         return answer({})
 
     async def resize(self, request: web.Request) -> web.StreamResponse:
-        """Grow."""
+        """Grow a volume."""
         if away := await self._away(request):
             return await forward(request, self._peers, away)
         size = (await body(request, size=int))["size"]
@@ -96,13 +96,13 @@ class StorageRoutes:
         return answer(await asyncio.shield(asyncio.ensure_future(work)))
 
     async def resized(self, request: web.Request) -> web.Response:
-        """A storage node tells: the domains here that use the volume are to be told."""
+        """Pass the new size of a volume, sent by its storage node, to the domains here that use the volume."""
         size = (await body(request, size=int))["size"]
-        told = await self._devices.resized(request.match_info["name"], size)
-        return answer({"told": told})
+        domains = await self._devices.resized(request.match_info["name"], size)
+        return answer({"told": domains})
 
     async def content(self, request: web.Request) -> web.StreamResponse:
-        """Fill with the request's bytes."""
+        """Fill a volume with the bytes of the request."""
         if away := await self._away(request):
             return await forward(request, self._peers, away)
         chunks = request.content.iter_chunked(1 << 20)
@@ -111,17 +111,19 @@ class StorageRoutes:
         )
 
     async def image(self, request: web.Request) -> web.StreamResponse:
-        """Build an image into the volume; it goes on when the caller has left."""
+        """Build an image into a volume. The work continues when the caller has disconnected."""
         if away := await self._away(request):
             return await forward(request, self._peers, away)
         kind = (await body(request, image=str))["image"]
         name = request.match_info["name"]
         self._volumes.mine()
         async with Lines(request) as lines:
-            said: asyncio.Queue[tuple[str, float] | None] = asyncio.Queue()
-            work = asyncio.create_task(self._images.build(kind, name, lambda step, part: said.put_nowait((step, part))))
-            work.add_done_callback(lambda _: said.put_nowait(None))
-            while (news := await said.get()) is not None:
+            steps: asyncio.Queue[tuple[str, float] | None] = asyncio.Queue()
+            work = asyncio.create_task(
+                self._images.build(kind, name, lambda step, part: steps.put_nowait((step, part)))
+            )
+            work.add_done_callback(lambda _: steps.put_nowait(None))
+            while (news := await steps.get()) is not None:
                 await lines.say("progress", step=news[0], fraction=news[1])
             try:
                 await lines.say("done", result=await work)
@@ -135,7 +137,7 @@ class StorageRoutes:
         return lines.response
 
     async def targets(self, request: web.Request) -> web.Response:
-        """What tgtd serves on each storage node that answers; with ?here=1 on this one."""
+        """Return the targets of tgtd on each storage node; with ?here=1 those of this node only."""
         found: dict[str, Any] = {}
         if request.query.get("here"):
             return answer({self._volumes.node: await self._volumes.mine().targets()})
@@ -151,10 +153,10 @@ class StorageRoutes:
         return answer(found)
 
     async def networks(self, _: web.Request) -> web.Response:
-        """The bridges of this node."""
+        """Return the bridges of this node."""
         return answer({"node": self._volumes.node, "bridges": await bridges()})
 
     async def _away(self, request: web.Request) -> str:
-        """The storage node of the volume in the request, when that is another one."""
+        """Return the storage node of the request's volume if it is another node; else ""."""
         volume = await self._volumes.find(request.match_info["name"])
         return volume.node if volume.node != self._volumes.node else ""

@@ -1,4 +1,4 @@
-"""Routes of the store's upkeep."""
+"""Routes for the upkeep of the store."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from veery.node.storeupkeep import StoreUpkeep
 
 
 class UpkeepRoutes:
-    """What operators order; it goes on when the caller has left."""
+    """Routes for operators' orders. The work continues when the caller has disconnected."""
 
     def __init__(self, upkeep: StoreUpkeep) -> None:
         self._upkeep = upkeep
 
     def table(self) -> list[web.RouteDef]:
-        """The routes."""
+        """Return the routes."""
         return [web.post("/v1/store/defragment", self.defragment), web.post("/v1/etcd/restart", self.restart)]
 
     async def defragment(self, _: web.Request) -> web.Response:
-        """Make room in every voter's file, one after the other."""
+        """Defragment the file of every voter, one after the other."""
         return answer(await asyncio.shield(asyncio.ensure_future(self._upkeep.defragment())))
 
     async def restart(self, request: web.Request) -> web.Response:
-        """Start this node's etcd anew."""
+        """Restart the etcd of this node."""
         data = await body(request)
         await asyncio.shield(asyncio.ensure_future(self._upkeep.restart(force=bool(data.get("force")))))
         return answer({})

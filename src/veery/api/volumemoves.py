@@ -1,4 +1,4 @@
-"""Routes of a volume's move: the order, and what the nodes that have a part in it ask of each other."""
+"""Routes for the move of a volume: the order of a user, and the requests between the nodes that take part."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from veery.storage.extents import extents
 
 log = logging.getLogger(__name__)
 
-EVERY = 0.25  # seconds between two lines of progress
-BEAT = 5.0  # seconds after which a line is said again though nothing happened
-PIECE = 1 << 20
+PROGRESS_INTERVAL_S = 0.25  # between two lines of progress
+REPEAT_INTERVAL_S = 5.0  # repeat the last line after so long without progress
+PIECE_BYTES = 1 << 20
 
 
 class MoveRoutes:
-    """`move` and `move/cancel` are for users, and go to the volume's node; the others are between nodes."""
+    """Routes of volume moves. `move` and `move/cancel` are for users, on the volume's node. Nodes call the others."""
 
     def __init__(self, volumes: VolumeService, moves: VolumeMoves, peers: Peers) -> None:
         self._volumes, self._moves, self._peers = volumes, moves, peers
 
     def table(self) -> list[web.RouteDef]:
-        """The routes."""
+        """Return the routes."""
         one = "/v1/volumes/{name}"
         return [
             web.post(f"{one}/move", self.move),
@@ -49,23 +49,23 @@ class MoveRoutes:
         ]
 
     async def move(self, request: web.Request) -> web.StreamResponse:
-        """Move it to another storage node; progress in lines. It goes on when the caller has left."""
+        """Move a volume to another storage node, and stream the progress. A disconnected caller does not stop it."""
         volume = await self._volumes.find(request.match_info["name"])
         if volume.node != self._volumes.node:
             return await forward(request, self._peers, volume.node)
         data = await body(request, storage=str)
         rate = data.get("rate") or 0
         if not isinstance(rate, int) or rate < 0:
-            raise Refused("'rate' is a number of bytes a second", hint="see docs/api.md")
+            raise Refused("'rate' must be a number of bytes per second", hint="see docs/api.md")
 
         def work(report: Report) -> Awaitable[Any]:
             remove = bool(data.get("remove_source"))
             return self._moves.start(volume.name, data["storage"], rate=rate, remove_source=remove, report=report)
 
-        return await _told(request, work)
+        return await _streamed(request, work)
 
     async def cancel(self, request: web.Request) -> web.StreamResponse:
-        """Stop its move."""
+        """Cancel the move of a volume."""
         volume = await self._volumes.find(request.match_info["name"])
         if volume.node != self._volumes.node:
             return await forward(request, self._peers, volume.node)
@@ -73,56 +73,56 @@ class MoveRoutes:
         return answer({})
 
     async def place(self, request: web.Request) -> web.Response:
-        """Where it would be here."""
+        """Return the record that the volume would have on this node."""
         return answer(await self._moves.place(convert(await body(request), Volume, keep=True)))
 
     async def take_in(self, request: web.Request) -> web.Response:
-        """Make its bytes here."""
+        """Create the backing and the target of the volume on this node."""
         work = self._moves.take_in(convert(await body(request), VolumeMove, keep=True))
         await asyncio.shield(asyncio.ensure_future(work))
         return answer({})
 
     async def fetch(self, request: web.Request) -> web.StreamResponse:
-        """Copy it from its node; nobody uses it."""
+        """Copy a volume that no domain uses from its node."""
         move = convert(await body(request), VolumeMove, keep=True)
-        return await _told(request, lambda report: self._moves.fetch(move, report))
+        return await _streamed(request, lambda report: self._moves.fetch(move, report))
 
     async def mirror(self, request: web.Request) -> web.StreamResponse:
-        """Copy it under the domain that runs here, and turn that to it."""
+        """Copy a volume under the domain that runs here, and switch the domain to the copy."""
         move = convert(await body(request), VolumeMove, keep=True)
-        return await _told(request, lambda report: self._moves.mirror(move, report))
+        return await _streamed(request, lambda report: self._moves.mirror(move, report))
 
     async def let_go(self, request: web.Request) -> web.Response:
-        """Whether the domain here has nothing more to do with a move that is over."""
+        """Return whether the domain here no longer takes part in a finished move."""
         return answer({"released": await self._moves.let_go((await body(request, move=str))["move"])})
 
     async def settle(self, _: web.Request) -> web.Response:
-        """Look now at what is open."""
+        """Settle the open moves of this node now."""
         await self._moves.settle()
         return answer({})
 
     async def extents(self, request: web.Request) -> web.Response:
-        """Where its data is: offsets and lengths."""
+        """Return the extents with data: offsets and lengths."""
         volume = await self._here(request)
         return answer(await asyncio.to_thread(extents, Path(volume.path), volume.size))
 
     async def content(self, request: web.Request) -> web.StreamResponse:
-        """Its bytes, `length` of them from `offset` on."""
+        """Return `length` bytes of the volume, from `offset` on."""
         volume = await self._here(request)
         try:
             offset = int(request.query.get("offset", "0"))
             length = int(request.query.get("length", str(volume.size - offset)))
         except ValueError as error:
-            raise Refused("offset and length are numbers of bytes", hint="see docs/api.md") from error
+            raise Refused("offset and length must be numbers of bytes", hint="see docs/api.md") from error
         if offset < 0 or length < 0 or offset + length > volume.size:
-            raise Refused(f"volume {volume.name} has {volume.size} bytes", hint="ask for less")
+            raise Refused(f"volume {volume.name} has {volume.size} bytes", hint="ask for fewer bytes")
         response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
         response.content_length = length
         await response.prepare(request)
         with await asyncio.to_thread(Path(volume.path).open, "rb", buffering=0) as file:
             await asyncio.to_thread(file.seek, offset)
             while length:
-                data = await asyncio.to_thread(file.read, min(PIECE, length))
+                data = await asyncio.to_thread(file.read, min(PIECE_BYTES, length))
                 if not data:
                     raise Failed(f"volume {volume.name} ends too soon")
                 await response.write(data)
@@ -134,8 +134,8 @@ class MoveRoutes:
         return await self._volumes.mine().sound(request.match_info["name"])
 
 
-async def _told(request: web.Request, work: Callable[[Report], Awaitable[Any]]) -> web.StreamResponse:
-    """Do `work`, its progress and its end told in lines; it goes on when the caller has left."""
+async def _streamed(request: web.Request, work: Callable[[Report], Awaitable[Any]]) -> web.StreamResponse:
+    """Run `work`, and stream its progress and its end. It continues when the caller has disconnected."""
     news, latest = asyncio.Event(), [("beginning", 0, 0)]
 
     def report(step: str, done: int, total: int) -> None:
@@ -147,20 +147,20 @@ async def _told(request: web.Request, work: Callable[[Report], Awaitable[Any]]) 
     async with Lines(request) as lines:
         while not task.done():
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(BEAT):
+                async with asyncio.timeout(REPEAT_INTERVAL_S):
                     await news.wait()
             news.clear()
             if not task.done():
                 step, done, total = latest[0]
                 await lines.say("progress", step=step, done=done, total=total)
-                await asyncio.wait({task}, timeout=EVERY)
+                await asyncio.wait({task}, timeout=PROGRESS_INTERVAL_S)
         try:
             await lines.say("done", result=task.result())
         except VeeryError as error:
             await lines.say("error", **error_body(error))
         except asyncio.CancelledError:
             await lines.say(
-                "error", **error_body(Failed("veeryd is ending", hint="veery volume list tells where it is"))
+                "error", **error_body(Failed("veeryd is stopping", hint="veery volume list shows where it is"))
             )
         except Exception as error:
             log.exception("%s", request.path)

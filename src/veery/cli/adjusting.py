@@ -1,6 +1,6 @@
-"""mem-max, vcpu-set, vcpu-pin, sched-credit, sched-credit2: bounds and shares that moves and restarts keep.
+"""mem-max, vcpu-set, vcpu-pin, sched-credit, sched-credit2: limits and shares that survive moves and restarts.
 
-Domains that are not veery's, the scheduler's own settings, and looking are the real xl's on a Xen node."""
+On a Xen node, Xen's own xl handles domains that veery does not run, the scheduler's own settings, and queries."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from veery.errors import Refused
 
 _DEADLINE_S = 180.0
 _UNCHANGED = "-"
-"""What xl writes for an affinity that stays."""
+"""xl's word for an affinity that stays as it is."""
 
 
 def _adjust(session: Session, verb: str, words: list[str], domain: str, change: dict[str, Any]) -> int:
-    """Have the node make `change` of `domain`; where that is none of veery's, its real xl gets `words`."""
+    """Order `change` of `domain`. If veery does not run `domain`, hand `words` to Xen's own xl."""
     try:
         found = pick(session.readings(), domain)
     except NoDomain:
@@ -37,9 +37,9 @@ def _adjust(session: Session, verb: str, words: list[str], domain: str, change: 
     return 0
 
 
-def _whole(word: str, verb: str) -> int:
+def _integer(word: str, verb: str) -> int:
     if not word.isascii() or not word.isdigit():
-        raise Usage(f"a whole number is wanted, not {word[:40]!r}", verb)
+        raise Usage(f"{word[:40]!r} is not a whole number", verb)
     return int(word[:20])
 
 
@@ -48,36 +48,38 @@ def _mem_max(session: Session, args: Namespace) -> int:
 
     mebibytes = parse_size(args.memory, default="M") // MIB
     if mebibytes < 1:
-        raise Refused(f"{args.memory} is less than 1 MiB", hint="a bare number is MiB")
+        raise Refused(f"{args.memory} is less than 1 MiB", hint="a number without a unit is in MiB")
     return _adjust(session, "mem-max", [args.domain, args.memory], args.domain, {"maxmem": mebibytes})
 
 
 def _vcpu_set(session: Session, args: Namespace) -> int:
     words = [*(["-i"] if args.ignore else []), args.domain, args.count]
-    return _adjust(session, "vcpu-set", words, args.domain, {"vcpus": _whole(args.count, "vcpu-set")})
+    return _adjust(session, "vcpu-set", words, args.domain, {"vcpus": _integer(args.count, "vcpu-set")})
 
 
 def _vcpu_pin(session: Session, args: Namespace) -> int:
     words = [*(["-f"] if args.force else []), args.domain, args.vcpu, args.hard, *([args.soft] if args.soft else [])]
-    change: dict[str, Any] = {} if args.vcpu == "all" else {"vcpu": _whole(args.vcpu, "vcpu-pin")}
+    change: dict[str, Any] = {} if args.vcpu == "all" else {"vcpu": _integer(args.vcpu, "vcpu-pin")}
     change |= {name: text for name, text in (("hard", args.hard), ("soft", args.soft)) if text and text != _UNCHANGED}
     if not {"hard", "soft"} & change.keys():
-        raise Usage("name the processors: a list such as 0-3, or all", "vcpu-pin")
+        raise Usage("name the processors, as a list such as 0-3 or as all", "vcpu-pin")
     return _adjust(session, "vcpu-pin", words, args.domain, change)
 
 
 def _sched(verb: str) -> Callable[[Session, Namespace], int]:
-    """sched-credit and sched-credit2: only a domain's own weight and cap are ours."""
+    """Return the function of `sched-credit` or `sched-credit2`. veery sets only the weight and cap of a domain."""
 
     def run(session: Session, args: Namespace) -> int:
         words = [word for option in "dwcptrm" if (text := getattr(args, option)) for word in (f"-{option}", text)]
         words += ["-s"] if args.schedparam else []
         beside = any((args.p, args.t, args.r, args.m, args.schedparam))
-        change = {name: _whole(text, verb) for name, text in (("weight", args.w), ("cap", args.c)) if text}
+        change = {name: _integer(text, verb) for name, text in (("weight", args.w), ("cap", args.c)) if text}
         if beside or not args.d or not change:
             if (status := foreign.on_xen(session, verb, words)) is not None:
                 return status
-            raise Refused(f"{verb} is Xen's scheduler, and there is none here", hint="veery top shows what domains use")
+            raise Refused(
+                f"{verb} needs Xen's scheduler, and this node has no Xen", hint="veery top shows the use of each domain"
+            )
         return _adjust(session, verb, words, args.d, change)
 
     return run
@@ -85,48 +87,55 @@ def _sched(verb: str) -> Callable[[Session, Namespace], int]:
 
 def _declare_mem_max(parser: Parser) -> None:
     parser.add_argument("domain", metavar="DOMAIN", help="a domain's name, id or UUID")
-    parser.add_argument("memory", metavar="MEMORY", help="MiB, or a number with b, k, m, g or t")
+    parser.add_argument("memory", metavar="MEMORY", help="size in MiB, or with a unit: b, k, m, g or t")
 
 
 def _declare_vcpu_set(parser: Parser) -> None:
     parser.add_argument("domain", metavar="DOMAIN", help="a domain's name, id or UUID")
-    parser.add_argument("count", metavar="COUNT", help="from 1 to its file's maxvcpus")
+    parser.add_argument("count", metavar="COUNT", help="from 1 to maxvcpus in the domain file")
     parser.add_argument(
-        "-i", "--ignore-host", dest="ignore", action="store_true", help="accepted as xl has it; it is always so"
+        "-i", "--ignore-host", dest="ignore", action="store_true", help="ignored, for xl's sake: it is the default"
     )
 
 
 def _declare_vcpu_pin(parser: Parser) -> None:
     parser.add_argument("domain", metavar="DOMAIN", help="a domain's name, id or UUID")
     parser.add_argument("vcpu", metavar="VCPU", help="the number of a virtual processor, or all")
-    parser.add_argument("hard", metavar="HARD", help="where it may run, as in cpus=: 0-3,^1; all; - leaves it")
-    parser.add_argument("soft", metavar="SOFT", nargs="?", default="", help="where it should run, in the same form")
-    parser.add_argument("-f", "--force", action="store_true", help="handed to xl for domains that are not veery's")
+    parser.add_argument("hard", metavar="HARD", help="where it may run, as in cpus=: 0-3,^1 or all; - keeps it")
+    parser.add_argument("soft", metavar="SOFT", nargs="?", default="", help="where it should run, in the same syntax")
+    parser.add_argument("-f", "--force", action="store_true", help="passed to xl for domains that veery does not run")
 
 
 def _declare_sched(parser: Parser) -> None:
     parser.add_argument("-d", "--domain", dest="d", metavar="DOMAIN", default="", help="a domain's name, id or UUID")
     parser.add_argument(
-        "-w", "--weight", dest="w", metavar="WEIGHT", default="", help="its share, 1 to 65535; 256 is the usual one"
+        "-w",
+        "--weight",
+        dest="w",
+        metavar="WEIGHT",
+        default="",
+        help="share of processor time, 1 to 65535; Xen's default is 256",
     )
     parser.add_argument(
-        "-c", "--cap", dest="c", metavar="CAP", default="", help="at most so many percent of a processor; 0: no limit"
+        "-c", "--cap", dest="c", metavar="CAP", default="", help="limit in percent of one processor; 0: no limit"
     )
-    parser.add_argument("-s", "--schedparam", action="store_true", help="handed to xl: the scheduler's own settings")
+    parser.add_argument(
+        "-s", "--schedparam", action="store_true", help="passed to xl: settings of the scheduler itself"
+    )
     for option, name in (("p", "cpupool"), ("t", "tslice_ms"), ("r", "ratelimit_us"), ("m", "migration_delay_us")):
         parser.add_argument(
-            f"-{option}", f"--{name}", dest=option, metavar="VALUE", default="", help="handed to xl with -s"
+            f"-{option}", f"--{name}", dest=option, metavar="VALUE", default="", help="passed to xl with -s"
         )
 
 
-_KEPT = "The domain's record keeps it: a move and a restart give it to the domain again."
-_XEN = "On a node with QEMU it is refused with the way out. Domains that are not veery's are the real xl's."
+_KEPT = "The domain's record stores the value, so it survives moves and restarts."
+_XEN = "A QEMU node refuses the order and names the alternative. Xen's own xl handles domains that veery does not run."
 
 VERBS: dict[str, Verb] = {
     "mem-max": Verb(
         run=_mem_max,
         declare=_declare_mem_max,
-        about=f"Sets the most memory that a domain can have, as maxmem= in its file. {_KEPT} {_XEN}",
+        about=f"Sets a domain's maximum memory, like maxmem= in its file. {_KEPT} {_XEN}",
         examples="veery mem-max busybox 1024\nveery mem-set busybox 1024",
     ),
     "vcpu-set": Verb(
@@ -139,8 +148,8 @@ VERBS: dict[str, Verb] = {
         run=_vcpu_pin,
         declare=_declare_vcpu_pin,
         about=f"""
-Says on which processors a virtual processor may run (HARD) and should run (SOFT), as cpus= and cpus_soft= in the
-domain's file. {_KEPT} A node that lacks such a processor logs it, and the domain runs without. {_XEN}""",
+Sets the host processors on which a virtual processor may run (HARD) and should run (SOFT), like cpus= and cpus_soft= in
+the domain file. {_KEPT} A node that lacks such a processor logs this, and the domain runs there without it. {_XEN}""",
         examples="veery vcpu-pin busybox all 0-1\nveery vcpu-pin busybox 0 all",
     ),
 }
@@ -149,7 +158,7 @@ for _name in ("sched-credit", "sched-credit2"):
         run=_sched(_name),
         declare=_declare_sched,
         about=f"""
-Sets a domain's weight and cap, as cpu_weight= and cap= in its file, in the scheduler that the node has. Without -w and
--c the real xl shows them. {_KEPT} {_XEN}""",
+Sets a domain's weight and cap in the node's scheduler, like cpu_weight= and cap= in the domain file. Without -w and -c
+Xen's own xl shows them. {_KEPT} {_XEN}""",
         examples=f"veery {_name} -d busybox -w 512",
     )

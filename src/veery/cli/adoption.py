@@ -1,4 +1,4 @@
-"""A store that was restored: cluster adopt."""
+"""Adoption of a restored store: cluster adopt."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from veery.cli.parser import Parser
 from veery.cli.session import Session
 from veery.errors import Refused
 
-_DEADLINE = 180.0
+_ADOPT_DEADLINE_S = 180.0
 
 
 def _adopt(session: Session, args: Namespace) -> int:
@@ -20,44 +20,44 @@ def _adopt(session: Session, args: Namespace) -> int:
     if args.lost and not args.yes:
         _ask(args.lost)
     order = {"plan": False, "lost": args.lost, "by": getpass.getuser()}
-    told = session.client.post("/v1/adopt", order, deadline=_DEADLINE)
+    answer = session.client.post("/v1/adopt", order, deadline=_ADOPT_DEADLINE_S)
     if session.json:
-        session.print_json(told)
+        session.print_json(answer)
         return 0
-    print(*told["changes"], sep="\n", end="\n" if told["changes"] else "")
-    print(f"The store is adopted (incarnation {told['incarnation']}); now look at: veery doctor --all")
+    print(*answer["changes"], sep="\n", end="\n" if answer["changes"] else "")
+    print(f"The store is adopted (incarnation {answer['incarnation']}); now look at: veery doctor --all")
     return 0
 
 
 def _plan(session: Session, args: Namespace) -> int:
-    told = session.client.post("/v1/adopt", {"plan": True, "lost": args.lost}, deadline=_DEADLINE)
+    answer = session.client.post("/v1/adopt", {"plan": True, "lost": args.lost}, deadline=_ADOPT_DEADLINE_S)
     if session.json:
-        session.print_json(told)
+        session.print_json(answer)
     else:
-        for line in told["changes"]:
+        for line in answer["changes"]:
             print(line)
-        for line in told["refusals"]:
+        for line in answer["refusals"]:
             print(f"refused: {line}")
-        if not told["changes"] and not told["refusals"]:
-            print("nothing has changed since the copy but the incarnation")
-    return 1 if told["refusals"] else 0
+        if not answer["changes"] and not answer["refusals"]:
+            print("only the incarnation has changed since the backup")
+    return 1 if answer["refusals"] else 0
 
 
 def _ask(lost: list[str]) -> None:
     if not sys.stdin.isatty():
-        raise Refused("nobody is here to be asked", hint="--yes says it without a question")
+        raise Refused("stdin is not a terminal, so veery cannot ask", hint="--yes confirms without a question")
     names = ", ".join(lost)
-    print(f"What ran on {names} may be started on other nodes. If it still runs, its disks are destroyed.")
+    print(f"The domains of {names} may start on other nodes. If they still run, their disks are destroyed.")
     if input(f"Are you sure that {names} is off? (yes/no) ").strip() != "yes":
-        raise Refused("nothing was adopted", hint="type yes in full, or nothing happens")
+        raise Refused("nothing was adopted", hint="type the whole word yes to confirm")
 
 
 def _declare_adopt(parser: Parser) -> None:
-    parser.add_argument("--plan", action="store_true", help="print what would be written and what stands in the way")
+    parser.add_argument("--plan", action="store_true", help="print the changes and the obstacles; write nothing")
     parser.add_argument(
-        "--lost", metavar="NODE", action="append", default=[], help="this node is off, by your word; may be repeated"
+        "--lost", metavar="NODE", action="append", default=[], help="you confirm that this node is off; can be repeated"
     )
-    parser.add_argument("--yes", action="store_true", help="do not ask about nodes that are lost")
+    parser.add_argument("--yes", action="store_true", help="do not ask for confirmation of --lost")
 
 
 VERBS: dict[str, Verb] = {
@@ -65,14 +65,14 @@ VERBS: dict[str, Verb] = {
         run=_adopt,
         declare=_declare_adopt,
         about="""
-Adopts a store that was restored from a backup. Until then no node starts, ends, moves or fences anything by what the
-store says. Every node is asked what runs there, and the store's owner keys are written from that. It is refused while
-a node does not answer, or while a domain runs twice. A node that is gone is named with --lost: you give your word that
-it is off. It is fenced, and its domains may start elsewhere.""",
+Adopts a store that was restored from a backup. Before the adoption, no node starts, stops, moves or fences anything on
+the word of this store. veery asks every node which domains run there, and writes the owner keys accordingly. It refuses
+while a node does not answer, or while a domain runs twice. Name a lost node with --lost, which confirms that it is off.
+veery fences this node, and its domains may start elsewhere.""",
         examples=(
             "veery cluster adopt --plan\nveery cluster adopt\nveery cluster adopt --lost test3  # test3 is burnt down"
         ),
-        failure="with --plan: something stands in the way",
+        failure="with --plan: there is an obstacle",
         json=True,
     ),
 }

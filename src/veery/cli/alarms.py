@@ -1,4 +1,4 @@
-"""Alarms that call somebody: alarm list, alarm test."""
+"""Alarms to operators: alarm list, alarm test."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from veery.cli.parser import Parser
 from veery.cli.session import Session
 from veery.errors import Failed
 
-TEST_S = 60.0
+TEST_DEADLINE_S = 60.0
 
 
 def _list(session: Session, args: Namespace) -> int:
@@ -21,20 +21,23 @@ def _list(session: Session, args: Namespace) -> int:
         session.print_json(rows)
         return 0
     if not rows:
-        session.note("this node calls nobody: name a way under [alarms] in veery.toml")
+        session.note("this node sends no alarms: configure a way in [alarms] of veery.toml")
         return 0
     _print(rows)
     return 0
 
 
 def _test(session: Session, args: Namespace) -> int:
-    rows = session.client.post("/v1/alarms/test", deadline=TEST_S)
+    rows = session.client.post("/v1/alarms/test", deadline=TEST_DEADLINE_S)
     if session.json:
         session.print_json(rows)
     else:
         _print(rows)
     if failed := [row["name"] for row in rows if row["error"]]:
-        raise Failed(f"not sent by {', '.join(failed)}", hint="mend [alarms] in veery.toml, restart veeryd, test again")
+        raise Failed(
+            f"{', '.join(failed)} did not send the message",
+            hint="correct [alarms] in veery.toml, restart veeryd, test again",
+        )
     return 0
 
 
@@ -55,17 +58,17 @@ VERBS: dict[str, Verb] = {
         run=_list,
         declare=_declare_nothing,
         about="""
-Prints how the node that is spoken to sends alarms, and what came of the last one. The voter that leads sends those of
-the cluster; each node tells by itself that it has lost the store. The settings are under [alarms] in veery.toml.""",
+Prints the ways in which a node sends alarms, and the result of the last alarm. The leader sends the alarms of the
+cluster. Each node itself sends an alarm when it has lost the store. The settings are in [alarms] of veery.toml.""",
         examples="veery alarm list\nveery --node test1 alarm list",
         json=True,
     ),
     "alarm test": Verb(
         run=_test,
         declare=_declare_nothing,
-        about="Sends a test message by each way that the settings of the node name, once, and prints what came of it.",
+        about="Sends one test message by each way that the node's settings name, and prints the results.",
         examples="veery alarm test\nveery --node test1 alarm test",
-        failure="a way did not take the message",
+        failure="a way did not accept the message",
         json=True,
     ),
 }

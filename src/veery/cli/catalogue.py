@@ -1,4 +1,4 @@
-"""Every verb's name, module and one line. Kept apart from the verbs so that only the one that is called is loaded."""
+"""The catalogue: name, module and summary of every verb. `veery` loads only the module of the verb that it runs."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verb:
-    """What a verb is: its options, its text, and the function that does it and returns the exit status.
+    """A verb: its options, its text, and the function that runs it and returns the exit status.
 
-    `about` is the manual's text, `examples` one command a line (`command  # what it does`), `failure` what exit
-    status 1 may mean besides. `json` and `dry` say whether --json and -N mean anything to it."""
+    `about` is the text of the manual. `examples` has one command a line (`command  # what it does`). `failure` is a
+    further meaning of exit status 1. `json` and `dry` are true if the verb supports --json and -N."""
 
     run: Callable[[Session, Namespace], int]
     declare: Callable[[Parser], None]
@@ -32,14 +32,14 @@ class Verb:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line of `veery --help`; `module` is where its Verb stands, in that module's VERBS."""
+    """One line of `veery --help`. The VERBS of `module` hold its Verb."""
 
     name: str
     module: str
     summary: str
 
     def load(self) -> Verb:
-        """The verb itself."""
+        """Import the module and return the verb."""
         verbs: dict[str, Verb] = importlib.import_module(f"veery.cli.{self.module}").VERBS
         return verbs[self.name]
 
@@ -48,64 +48,64 @@ GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
     (
         "Domains",
         (
-            Entry("create", "create", "start a domain from its file"),
+            Entry("create", "create", "start a domain from its domain file"),
             Entry("list", "inspect", "list domains"),
             Entry("console", "lifecycle", "attach to a domain's console"),
             Entry("shutdown", "lifecycle", "ask a domain to power off"),
             Entry("reboot", "lifecycle", "ask a domain to restart"),
-            Entry("destroy", "lifecycle", "end a domain at once"),
-            Entry("delete", "lifecycle", "forget a domain that does not run"),
-            Entry("pause", "lifecycle", "stop a domain's processors"),
-            Entry("unpause", "lifecycle", "let a paused domain go on"),
+            Entry("destroy", "lifecycle", "stop a domain immediately"),
+            Entry("delete", "lifecycle", "delete the record of a domain that does not run"),
+            Entry("pause", "lifecycle", "pause a domain's virtual processors"),
+            Entry("unpause", "lifecycle", "resume a paused domain"),
             Entry("save", "lifecycle", "write a domain's state to a file"),
-            Entry("restore", "lifecycle", "start a saved domain where it stood"),
-            Entry("rename", "lifecycle", "give a domain another name"),
-            Entry("sysrq", "signals", "send a magic SysRq letter to a domain's kernel"),
-            Entry("trigger", "signals", "give a domain an NMI or press its power button"),
+            Entry("restore", "lifecycle", "resume a domain from a saved state"),
+            Entry("rename", "lifecycle", "change a domain's name"),
+            Entry("sysrq", "signals", "send a magic SysRq key to a domain's kernel"),
+            Entry("trigger", "signals", "send an NMI to a domain or press its power button"),
             Entry("dump-core", "signals", "write a domain's memory to a file"),
             Entry("mem-set", "lifecycle", "set a domain's memory"),
-            Entry("mem-max", "adjusting", "set the most memory that a domain can have"),
+            Entry("mem-max", "adjusting", "set a domain's maximum memory"),
             Entry("vcpu-set", "adjusting", "set how many virtual processors are online"),
-            Entry("vcpu-pin", "adjusting", "say on which processors a domain runs"),
+            Entry("vcpu-pin", "adjusting", "pin virtual processors to host processors"),
             Entry("sched-credit", "adjusting", "set a domain's weight and cap"),
             Entry("sched-credit2", "adjusting", "set a domain's weight and cap"),
         ),
     ),
     (
-        "Moving",
+        "Moves",
         (
             Entry("migrate", "moves", "move running domains to another node"),
             Entry("moves", "movelist", "list moves"),
             Entry("move show", "movelist", "show the report of a move"),
-            Entry("move set", "movelist", "change the bandwidth or downtime of a move under way"),
-            Entry("move cancel", "movelist", "cancel a move that is under way"),
+            Entry("move set", "movelist", "change the bandwidth or downtime limit of a running move"),
+            Entry("move cancel", "movelist", "cancel a running move"),
         ),
     ),
     (
         "High availability",
         (
-            Entry("ha set", "ha", "say what the cluster does for a domain by itself"),
-            Entry("ha list", "ha", "list what is asked for domains"),
-            Entry("ha show", "ha", "show what is asked for one domain"),
-            Entry("group list", "groups", "list groups of domains and their rules"),
-            Entry("group set", "groups", "say how the domains of a group lie on the nodes"),
-            Entry("group delete", "groups", "take a group's rule away"),
-            Entry("why", "ha", "say why the cluster does or does not act"),
-            Entry("events", "ha", "print what the cluster did by itself"),
-            Entry("disarm", "ha", "have the cluster do nothing by itself"),
-            Entry("arm", "ha", "let the cluster act by itself again"),
+            Entry("ha set", "ha", "set the HA policy of a domain"),
+            Entry("ha list", "ha", "list the HA policies of domains"),
+            Entry("ha show", "ha", "show the HA policy of one domain"),
+            Entry("group list", "groups", "list the groups of domains and their placement rules"),
+            Entry("group set", "groups", "set the placement rule of a group"),
+            Entry("group delete", "groups", "delete the placement rule of a group"),
+            Entry("why", "ha", "explain why the cluster acts or does not act"),
+            Entry("events", "ha", "print what the cluster did automatically"),
+            Entry("disarm", "ha", "turn automatic actions of the cluster off"),
+            Entry("arm", "ha", "turn automatic actions of the cluster on again"),
         ),
     ),
     (
-        "Looking",
+        "Inspection",
         (
             Entry("vcpu-list", "inspect", "list virtual processors"),
             Entry("vm-list", "inspect", "list domains with their UUIDs"),
-            Entry("uptime", "inspect", "show for how long domains have run"),
+            Entry("uptime", "inspect", "show how long domains have run"),
             Entry("domid", "inspect", "print the id of a domain"),
             Entry("domname", "inspect", "print the name of a domain"),
-            Entry("info", "inspect", "show the node: processors, memory, versions"),
-            Entry("top", "inspect", "watch what domains use"),
+            Entry("info", "inspect", "show the node's processors, memory and versions"),
+            Entry("top", "inspect", "monitor the processor and memory use of domains"),
             Entry("dmesg", "inspect", "print the hypervisor's log"),
         ),
     ),
@@ -115,8 +115,8 @@ GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             Entry("block-list", "devices", "list a domain's disks"),
             Entry("block-attach", "devices", "plug a disk into a running domain"),
             Entry("block-detach", "devices", "unplug a disk"),
-            Entry("cd-insert", "media", "put a medium into a CD-ROM drive"),
-            Entry("cd-eject", "media", "take the medium out of a CD-ROM drive"),
+            Entry("cd-insert", "media", "insert a medium into a CD-ROM drive"),
+            Entry("cd-eject", "media", "eject the medium of a CD-ROM drive"),
             Entry("network-list", "devices", "list a domain's network interfaces"),
             Entry("network-attach", "devices", "plug a network interface into a running domain"),
             Entry("network-detach", "devices", "unplug a network interface"),
@@ -127,13 +127,13 @@ GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
         (
             Entry("volume list", "volumes", "list volumes"),
             Entry("volume show", "volumes", "show one volume"),
-            Entry("volume create", "volumes", "make a volume"),
-            Entry("volume import", "volumes", "fill a volume from a file"),
-            Entry("volume resize", "volumes", "grow a volume, under a running domain too"),
+            Entry("volume create", "volumes", "create a volume"),
+            Entry("volume import", "volumes", "fill a volume from a disk image"),
+            Entry("volume resize", "volumes", "grow a volume, also while a domain uses it"),
             Entry("volume move", "volumes", "move a volume to another storage node, live"),
             Entry("volume delete", "volumes", "delete a volume"),
             Entry("image build", "volumes", "build a guest's root filesystem into a volume"),
-            Entry("target list", "volumes", "show the iSCSI targets as tgtadm tells them"),
+            Entry("target list", "volumes", "show the iSCSI targets as tgtadm reports them"),
             Entry("network list", "nodes", "list the bridges of a node"),
         ),
     ),
@@ -142,50 +142,50 @@ GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
         (
             Entry("node list", "nodes", "list the nodes of the cluster"),
             Entry("node show", "nodes", "show one node"),
-            Entry("node token", "nodes", "make a token with which a new node may join"),
-            Entry("token list", "nodes", "list the tokens that are not used yet"),
-            Entry("token revoke", "nodes", "take a token back"),
+            Entry("node token", "nodes", "create a token that lets a new node join"),
+            Entry("token list", "nodes", "list the unused tokens"),
+            Entry("token revoke", "nodes", "revoke a token"),
             Entry("node drain", "maintenance", "empty a node for maintenance"),
-            Entry("node resume", "maintenance", "put a drained node to use again"),
-            Entry("node health", "nodehealth", "show what the sensors say of nodes"),
-            Entry("node well", "nodehealth", "say that a node is well"),
-            Entry("node vote", "recovery", "give a node a vote in the store, or take it"),
-            Entry("node storage", "readdress", "make a node a storage node, or none any more"),
+            Entry("node resume", "maintenance", "return a drained node to service"),
+            Entry("node health", "nodehealth", "show the health of nodes by their sensors"),
+            Entry("node well", "nodehealth", "declare a node healthy"),
+            Entry("node vote", "recovery", "give a node a vote in the store, or take the vote away"),
+            Entry("node storage", "readdress", "give a node the storage role, or take the role away"),
             Entry("node readdress", "readdress", "change the address of a node"),
             Entry("node restart", "upkeep", "restart a node's etcd"),
-            Entry("node renew", "certificates", "give a node a new certificate"),
-            Entry("node leave", "nodes", "put a node out of the cluster"),
-            Entry("node forget", "nodes", "put a dead node out of the cluster"),
-            Entry("simulate", "simulate", "play what would happen to a cluster, in virtual time"),
-            Entry("doctor", "doctor", "look at all that a cluster needs, and say what to do"),
-            Entry("sensors", "sensors", "judge what this machine's hardware says of itself"),
-            Entry("selftest kvm", "selftest", "try on this machine what a domain goes through"),
-            Entry("report", "report", "collect what somebody who helps needs, without secrets"),
-            Entry("alarm list", "alarms", "show how a node calls somebody"),
-            Entry("alarm test", "alarms", "send a test message"),
-            Entry("fence list", "fences", "list the nodes that are kept from the disks"),
+            Entry("node renew", "certificates", "renew a node's certificate"),
+            Entry("node leave", "nodes", "remove a node from the cluster"),
+            Entry("node forget", "nodes", "remove a dead node from the cluster"),
+            Entry("simulate", "simulate", "simulate a cluster in virtual time"),
+            Entry("doctor", "doctor", "check everything that the cluster needs"),
+            Entry("sensors", "sensors", "check the sensors of this machine's hardware"),
+            Entry("selftest kvm", "selftest", "test the life cycle of a domain on this machine"),
+            Entry("report", "report", "collect a support report without secrets"),
+            Entry("alarm list", "alarms", "show how a node sends alarms"),
+            Entry("alarm test", "alarms", "send a test alarm"),
+            Entry("fence list", "fences", "list the fenced nodes"),
             Entry("fence show", "fences", "show the fence of a node"),
-            Entry("fence test", "fences", "ask whether a node could be fenced"),
-            Entry("fence confirm", "fences", "give your word that a lost node is off"),
-            Entry("fence lift", "fences", "let a fenced node in again"),
+            Entry("fence test", "fences", "test whether a node could be fenced"),
+            Entry("fence confirm", "fences", "confirm that a lost node is off"),
+            Entry("fence lift", "fences", "lift the fence of a node"),
             Entry("cluster status", "ha", "show the quorum, the leader and each node's state"),
-            Entry("cluster roll", "roll", "drain, run a command, resume: one node after the other"),
-            Entry("cluster adopt", "adoption", "go on with a store that was restored"),
-            Entry("cluster recover", "recovery", "make a store again where most voters are gone"),
-            Entry("cluster defrag", "upkeep", "make room in the store, also in one that is full"),
-            Entry("cluster backup", "upkeep", "copy the store to a file"),
-            Entry("cluster ca", "certificates", "show the cluster's CA, or roll a new one out"),
-            Entry("cluster cpu", "plan", "show the processor that new domains get"),
-            Entry("setup", "setup", "look at what this machine lacks to be a node, and install it"),
-            Entry("init", "nodes", "begin a cluster, with this machine as its first node"),
-            Entry("join", "nodes", "make this machine a node of a cluster"),
+            Entry("cluster roll", "roll", "drain each node in turn, run a command, resume it"),
+            Entry("cluster adopt", "adoption", "adopt a store that was restored"),
+            Entry("cluster recover", "recovery", "rebuild the store after the loss of most voters"),
+            Entry("cluster defrag", "upkeep", "free space in the store, also in a full one"),
+            Entry("cluster backup", "upkeep", "back up the store to a file"),
+            Entry("cluster ca", "certificates", "show the cluster's CA, or replace it"),
+            Entry("cluster cpu", "plan", "show the CPU model that new domains get"),
+            Entry("setup", "setup", "install what this machine needs to be a node"),
+            Entry("init", "nodes", "create a cluster with this machine as its first node"),
+            Entry("join", "nodes", "add this machine to a cluster"),
             Entry("version", "nodes", "print the version"),
-            Entry("completion", "completion", "print a shell's completion script"),
+            Entry("completion", "completion", "print a shell completion script"),
         ),
     ),
 )
 
 
 def entries() -> dict[str, Entry]:
-    """Every verb by name."""
+    """Return every entry by the name of its verb."""
     return {entry.name: entry for _, group in GROUPS for entry in group}

@@ -1,4 +1,4 @@
-"""completion: a script for bash, made from the catalogue."""
+"""completion: the bash completion script, generated from the catalogue."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from veery.cli.catalogue import Verb, entries
 from veery.cli.parser import Parser
 from veery.cli.session import Session
 
-_OF_DOMAINS = (
+_VERBS_OF_DOMAINS = (
     "block-attach block-detach block-list console delete destroy domid list mem-set migrate network-attach "
     "network-detach network-list pause reboot rename save shutdown unpause uptime vcpu-list"
 )
@@ -35,7 +35,7 @@ complete -o bashdefault -o default -F _veery veery"""
 
 
 def script() -> str:
-    """The bash script."""
+    """Return the bash script."""
     groups: dict[str, list[str]] = {}
     for name in entries():
         first, _, second = name.partition(" ")
@@ -48,7 +48,7 @@ def script() -> str:
         if inner
     ]
     verbs = " ".join([*groups, "lab"])
-    return _BASH.format(verbs=verbs, groups="\n".join(lines), domains="|".join(_OF_DOMAINS.split()))
+    return _BASH.format(verbs=verbs, groups="\n".join(lines), domains="|".join(_VERBS_OF_DOMAINS.split()))
 
 
 def _completion(session: Session, args: Namespace) -> int:
@@ -58,7 +58,7 @@ def _completion(session: Session, args: Namespace) -> int:
 
 def _declare(parser: Parser) -> None:
     parser.add_argument(
-        "shell", metavar="SHELL", choices=("bash",), nargs="?", default="bash", help="bash: the only one so far"
+        "shell", metavar="SHELL", choices=("bash",), nargs="?", default="bash", help="bash (the only choice)"
     )
 
 
@@ -66,7 +66,7 @@ VERBS: dict[str, Verb] = {
     "completion": Verb(
         run=_completion,
         declare=_declare,
-        about="Prints a script that teaches bash to complete verbs and domain names.",
+        about="Prints a script with which bash completes verbs and domain names.",
         examples="veery completion bash > /etc/bash_completion.d/veery",
     ),
 }

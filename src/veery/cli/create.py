@@ -1,4 +1,4 @@
-"""create: read a domain file, start what it describes."""
+"""create: read a domain file and start the domain that it describes."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ from veery.cli.parser import Parser
 from veery.cli.session import Session, Usage, as_reading
 from veery.errors import Refused
 
-_START = 180.0  # seconds
+_START_DEADLINE_S = 180.0
 
 
 def _create(session: Session, args: Namespace) -> int:
     if args.viewer or args.password:
-        raise Refused("veery shows no graphics", hint="leave -V and -A away; -c shows the console")
+        raise Refused("veery has no graphical console", hint="omit -V and -A; -c attaches to the serial console")
     words = [*args.words, *([args.defconfig] if args.defconfig else [])]
     files = [word for word in words if "=" not in word]
     if len(files) != 1:
-        raise Usage("give one domain file" if not files else f"more than one domain file: {' '.join(files)}", "create")
+        raise Usage("name one domain file" if not files else f"more than one domain file: {' '.join(files)}", "create")
     from veery.config.domain import find_domain_file, load_domain
 
-    session.failure = (
-        3 if session.tool == "xl" else 1
-    )  # xl's ERROR_FAIL, for a file that is not there and for a start that fails
+    # xl exits with ERROR_FAIL for a missing file and for a failed start
+    session.failure = 3 if session.tool == "xl" else 1
     path = find_domain_file(files[0])
     session.failure = 1
     if session.tool == "xm" and not args.quiet:
@@ -39,9 +38,7 @@ def _create(session: Session, args: Namespace) -> int:
         text, left = print_config(loaded.spec, loaded.given)
         print(text, end="")
         if left:
-            session.note(
-                f"{session.tool}: set in the file, handed to xl on a Xen node, not shown here: {', '.join(left)}"
-            )
+            session.note(f"{session.tool}: the file sets keys for xl on a Xen node, not shown here: {', '.join(left)}")
         return 0
     session.failure = 3 if session.tool == "xl" else 1
     return _start(session, args, loaded.spec)
@@ -50,7 +47,9 @@ def _create(session: Session, args: Namespace) -> int:
 def _start(session: Session, args: Namespace, spec: object) -> int:
     from veery.model.codec import plain
 
-    answer = session.client.post("/v1/domains", {"spec": plain(spec), "paused": args.paused}, deadline=_START)
+    answer = session.client.post(
+        "/v1/domains", {"spec": plain(spec), "paused": args.paused}, deadline=_START_DEADLINE_S
+    )
     reading = as_reading(answer["reading"])
     session.note_warnings(answer)
     if session.json:
@@ -70,16 +69,20 @@ def _start(session: Session, args: Namespace, spec: object) -> int:
 
 def _declare(parser: Parser) -> None:
     parser.add_argument(
-        "words", metavar="FILE|KEY=VALUE", nargs="*", help="the domain file, and settings that stand above its own"
+        "words", metavar="FILE|KEY=VALUE", nargs="*", help="the domain file, and settings that override it"
     )
-    parser.add_argument("-f", "--defconfig", metavar="FILE", default="", help="the domain file, said so")
-    parser.add_argument("-c", "--console", action="store_true", help="attach to the console from the first line on")
-    parser.add_argument("-p", "--paused", action="store_true", help="leave it paused before its first instruction")
+    parser.add_argument("-f", "--defconfig", metavar="FILE", default="", help="the domain file")
+    parser.add_argument(
+        "-c", "--console", action="store_true", help="attach to the console, from the first line of output"
+    )
+    parser.add_argument(
+        "-p", "--paused", action="store_true", help="leave the domain paused before its first instruction"
+    )
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
     parser.add_argument(
-        "-n", "--dryrun", dest="dry", action="store_true", help="print the configuration as xl does; start nothing"
+        "-n", "--dryrun", dest="dry", action="store_true", help="print the configuration as xl does and start nothing"
     )
-    parser.add_argument("-F", dest="foreground", action="store_true", help="return when the domain has ended")
+    parser.add_argument("-F", dest="foreground", action="store_true", help="wait until the domain has ended")
     parser.add_argument(
         "-d",
         "--debug",
@@ -87,10 +90,12 @@ def _declare(parser: Parser) -> None:
         "--ignore-global-affinity-masks",
         dest="ignored",
         action="store_true",
-        help="accepted as xl has them; veeryd watches the domain",
+        help="ignored, for xl's sake: veeryd watches the domain",
     )
-    parser.add_argument("-V", "--vncviewer", dest="viewer", action="store_true", help="refused: no graphics")
-    parser.add_argument("-A", "--vncviewer-autopass", dest="password", action="store_true", help="refused: no graphics")
+    parser.add_argument("-V", "--vncviewer", dest="viewer", action="store_true", help="refused: veery has no graphics")
+    parser.add_argument(
+        "-A", "--vncviewer-autopass", dest="password", action="store_true", help="refused: veery has no graphics"
+    )
 
 
 VERBS: dict[str, Verb] = {
@@ -98,12 +103,12 @@ VERBS: dict[str, Verb] = {
         run=_create,
         declare=_declare,
         about="""
-Starts the domain that FILE describes, in the syntax of xm and xl (xl.cfg(5)); the file is read, never executed. A
-bare name is looked up in the current folder, then in /etc/xen. KEY=VALUE settings count as if they stood at the
-end of the file.
+Starts the domain that FILE describes. FILE has the syntax of xm and xl (xl.cfg(5)). veery reads it and never executes
+it. veery looks for a name without a slash in the current folder, then in /etc/xen. KEY=VALUE settings work as if they
+were at the end of the file.
 
-The domain gets a UUID and MAC addresses when it is first started; they are kept and used again. It is refused
-when a domain of that name runs anywhere in the cluster, and when anything it needs is missing.""",
+The domain gets a UUID and MAC addresses at its first start; later starts use the same ones. veery refuses the start
+while a domain of this name runs anywhere in the cluster, and if anything that the domain needs is missing.""",
         examples="""
 veery create busybox                       # ./busybox or /etc/xen/busybox
 veery create -c /etc/xen/busybox memory=256

@@ -1,4 +1,4 @@
-"""doctor: everything that a cluster needs, looked at before it is missed."""
+"""doctor: check everything that a cluster needs."""
 
 from __future__ import annotations
 
@@ -27,9 +27,13 @@ def _doctor(session: Session, args: Namespace) -> int:
 
 
 def _declare(parser: Parser) -> None:
-    parser.add_argument("name", metavar="NODE", nargs="?", default="", help="the node; the one spoken to if left away")
-    parser.add_argument("-a", "--all", action="store_true", help="every node, and what they must have alike")
-    parser.add_argument("-q", "--quiet", action="store_true", help="only what is not well")
+    parser.add_argument(
+        "name", metavar="NODE", nargs="?", default="", help="the node (default: the node that veery talks to)"
+    )
+    parser.add_argument(
+        "-a", "--all", action="store_true", help="check every node, and what must be equal on all nodes"
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="print only what is not ok")
 
 
 VERBS: dict[str, Verb] = {
@@ -37,10 +41,10 @@ VERBS: dict[str, Verb] = {
         run=_doctor,
         declare=_declare,
         about="""
-Looks at all that a node needs: its clock, ports and certificates, the disks' room, its paths to the storage, its
-watchdog, the ways of fencing it, the store's member, leftovers; with --all at every node, and at what they must have
-alike: versions and bridges. Each line is ok, warn or bad, and says what to do. Nothing is changed.""",
-        examples="veery doctor\nveery doctor --all -q  # only what is not well",
+Checks everything that a node needs: its clock, ports and certificates, free disk space, its paths to the storage, its
+watchdog, its fence methods, its etcd member, and leftovers. With --all it checks every node, and what must be equal on
+all nodes: versions and bridges. Each line is ok, warn or bad, and says what to do. The command changes nothing.""",
+        examples="veery doctor\nveery doctor --all -q  # only what is not ok",
         failure="something is bad",
         json=True,
     ),

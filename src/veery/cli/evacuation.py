@@ -1,4 +1,4 @@
-"""migrate --all and migrate --to: many domains in one order."""
+"""migrate --all and migrate --to: move many domains in one order."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from veery.model.move import MoveProgress, MoveReport, MoveSettings, MoveState
 def evacuate(
     session: Session, settings: MoveSettings, words: Sequence[str], to: Sequence[str], *, everything: bool, quiet: bool
 ) -> int:
-    """Do it, and tell a line for each phase of each domain; exit status 1 when one of them was not moved."""
+    """Move the domains, and print one line per phase of each. Returns 1 if any domain was not moved, else 0."""
     from veery.cli.session import refuse_domain_0
     from veery.model.codec import convert, plain
 
     if everything and words:
         if len(words) > 1 or session.node not in ("", words[0]):
-            raise Usage("--all takes at most the one node that is to be emptied", "migrate")
+            raise Usage("--all takes at most one argument, the node to empty", "migrate")
         session.node = words[0]
     if not everything and not words:
-        raise Usage("name the domains, or --all", "migrate")
+        raise Usage("name the domains, or give --all", "migrate")
     refuse_domain_0(words)
     names = [] if everything else [session.domain(word) for word in words]
     order = {"targets": list(to), "domains": names, "settings": plain(settings)}
-    voice = _Voice(session, quiet=quiet or session.json)
+    lines = _ProgressLines(session, quiet=quiet or session.json)
     for event in session.client.stream("/v1/evacuate", order):
         match event["event"]:
             case "begin":
-                voice.begin(event["moves"], event["refused"])
+                lines.begin(event["moves"], event["refused"])
             case "progress":
-                voice.tell(event["move"], convert(event["progress"], MoveProgress))
+                lines.show(event["move"], convert(event["progress"], MoveProgress))
             case "done":
                 reports = convert(event["result"]["reports"], list[MoveReport])
                 return _end(session, reports, event["result"]["refused"], quiet=quiet)
-    raise OutcomeUnknown("the moves' end was not told", hint="veery moves tells how they stand")
+    raise OutcomeUnknown("veeryd did not report the end of the moves", hint="veery moves shows their state")
 
 
-class _Voice:
-    """One line on stderr for each phase that a domain comes to, and for each word about it."""
+class _ProgressLines:
+    """Prints one line on stderr for each phase that a domain enters, and for each note about it."""
 
     def __init__(self, session: Session, *, quiet: bool) -> None:
         self._session, self._quiet = session, quiet
@@ -53,7 +53,7 @@ class _Voice:
         for name, why in refused.items():
             self._say(f"{name}  refused: {why}")
 
-    def tell(self, move: str, progress: MoveProgress) -> None:
+    def show(self, move: str, progress: MoveProgress) -> None:
         name = self._names[move]
         if self._phases.get(move) != progress.phase:
             self._phases[move] = progress.phase

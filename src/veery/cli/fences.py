@@ -1,4 +1,4 @@
-"""Fences: fence list, show, test, confirm, lift."""
+"""Fences of nodes: fence list, show, test, confirm, lift."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from veery.cli.parser import Parser
 from veery.cli.session import Session
 from veery.errors import Refused
 
-_ORDER = 60.0
+_ORDER_DEADLINE_S = 60.0
 
 
 def _path(name: str, *rest: str) -> str:
@@ -73,19 +73,21 @@ def _test(session: Session, args: Namespace) -> int:
 def _confirm(session: Session, args: Namespace) -> int:
     if not args.yes:
         if not sys.stdin.isatty():
-            raise Refused("nobody is here to be asked", hint="--yes says it without a question")
-        print(f"Its domains will be started on other nodes. If {args.name} still runs, their disks are destroyed.")
+            raise Refused("stdin is not a terminal, so veery cannot ask", hint="--yes confirms without a question")
+        print(
+            f"The cluster will start its domains on other nodes. If {args.name} still runs, their disks are destroyed."
+        )
         if input(f"Are you sure that {args.name} is off, or has no path to the storage? (yes/no) ").strip() != "yes":
-            raise Refused("nothing was confirmed", hint="type yes in full, or nothing happens")
-    session.client.post(_path(args.name, "confirm"), {"by": getpass.getuser()}, deadline=_ORDER)
+            raise Refused("nothing was confirmed", hint="type the whole word yes to confirm")
+    session.client.post(_path(args.name, "confirm"), {"by": getpass.getuser()}, deadline=_ORDER_DEADLINE_S)
     print(f"{args.name} is confirmed as off")
     return 0
 
 
 def _lift(session: Session, args: Namespace) -> int:
-    clean = session.client.delete(_path(args.name), deadline=_ORDER)
+    clean = session.client.delete(_path(args.name), deadline=_ORDER_DEADLINE_S)
     kept = ", ".join(sorted(clean["kept"])) or "no domains"
-    print(f"{args.name} is let in again; it runs {kept}")
+    print(f"the fence of {args.name} is lifted; it runs {kept}")
     return 0
 
 
@@ -95,7 +97,7 @@ def _declare_nothing(parser: Parser) -> None:
 
 
 def _declare_name(parser: Parser) -> None:
-    parser.add_argument("name", metavar="NODE", help="its name, as veery node list shows it")
+    parser.add_argument("name", metavar="NODE", help="the node's name, as veery node list shows it")
 
 
 def _declare_confirm(parser: Parser) -> None:
@@ -107,14 +109,14 @@ VERBS: dict[str, Verb] = {
     "fence list": Verb(
         run=_list,
         declare=_declare_nothing,
-        about="Lists the nodes that are fenced: no target lets them in, until they are let in again.",
+        about="Lists the fenced nodes. The targets of all volumes refuse them until the fence is lifted.",
         examples="veery fence list",
         json=True,
     ),
     "fence show": Verb(
         run=_show,
         declare=_declare_name,
-        about="Prints all of one node's fence: how far it has come, and what each way said.",
+        about="Prints the fence of one node: its state, and the result of each fence method.",
         examples="veery fence show test1",
         json=True,
     ),
@@ -122,27 +124,27 @@ VERBS: dict[str, Verb] = {
         run=_test,
         declare=_declare_name,
         about="""
-Asks for each way of fencing a node whether it would work now: the storage nodes, its power board, its watchdog.
+Tests for each fence method whether it would work on the node now: the storage nodes, its power board, its watchdog.
 Nothing is switched or changed.""",
         examples="veery fence test test1",
-        failure="none of them would work",
+        failure="no method would work",
         json=True,
     ),
     "fence confirm": Verb(
         run=_confirm,
         declare=_declare_confirm,
         about="""
-Gives your word that an absent node is off, or cut off from the storage for good, where nothing else can prove it. Its
-domains may then be started on other nodes. If it is not true, disks are written by two nodes at once and destroyed.
-It is refused while the node is present.""",
+Confirms that an absent node is off, or has lost its path to the storage for good, if nothing else can prove it. The
+cluster may then start its domains on other nodes. If the confirmation is wrong, two nodes write to the same disks and
+destroy them. veery refuses it while the node is present.""",
         examples="veery fence confirm test3\nveery fence confirm test3 --yes  # without a question",
     ),
     "fence lift": Verb(
         run=_lift,
         declare=_declare_name,
         about="""
-Lets a fenced node in to the targets again. The node itself must answer, and say that no copy of a domain is left on it
-that may run elsewhere by now: a process that was cut off goes on writing within seconds of being let in.""",
+Lifts the fence of a node, so that the targets accept it again. The node itself must answer and confirm that it has no
+stale instance of a domain that may run elsewhere. A stale process would write again within seconds of the lift.""",
         examples="veery fence lift test3",
     ),
 }

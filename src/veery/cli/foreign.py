@@ -1,7 +1,7 @@
-"""The verbs of xl (4.17 to 4.21) and xm that veery does not have.
+"""Verbs of xl (4.17 to 4.21) and xm that veery does not have.
 
-On a Xen node the real xl carries them out. Elsewhere the lists of devices that no domain of veery has are empty tables,
-and every other verb is refused with the command that works."""
+On a Xen node Xen's own xl runs them. On other nodes, lists of devices that no domain of veery has are empty tables.
+There veery refuses every other verb, with a hint that names the command."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HEADERS = {
     "channel-list": f"{'Idx':<3} {'BE':<2} {'state':<5} {'evt-ch':<6} {'ring-ref':>8} {'connection':<10} {'':<30}",
     "cpupool-list": f"{'Name':<19} CPUs   Sched     Active   Domain count",
 }
-"""Lists that are empty on a node without Xen, by their header."""
+"""The headers of lists that are empty on a node without Xen, by verb."""
 
 VERBS = frozenset(
     (
@@ -42,7 +42,7 @@ _PLACES = ("usr/sbin/xl", "usr/local/sbin/xl", "usr/lib/xen/bin/xl", "usr/lib/xe
 
 
 def run(session: Session, verb: str, words: list[str]) -> int:
-    """Carry out `verb`, one of VERBS; the exit status. Raises Refused where nothing here can."""
+    """Run `verb`, one of VERBS. Returns the exit status. Raises Refused if no program here can run it."""
     node, driver = _node(session)
     if driver == "xen":
         return _by_xl(session, node, verb, words)
@@ -58,13 +58,13 @@ def run(session: Session, verb: str, words: list[str]) -> int:
 
 
 def on_xen(session: Session, verb: str, words: list[str]) -> int | None:
-    """The exit status of the real xl on a Xen node; None on every other node."""
+    """Run `verb` with Xen's own xl, if the node is a Xen node. Returns its exit status; None on other nodes."""
     node, driver = _node(session)
     return _by_xl(session, node, verb, words) if driver == "xen" else None
 
 
 def real_answer(session: Session, verb: str, words: list[str]) -> int | None:
-    """The exit status of the real xl that carries out `verb`; None where veery is to answer itself."""
+    """Run `verb` with Xen's own xl. Returns its exit status; None if veery must answer itself."""
     if session.node or _node(session)[1] != "xen":
         return None
     program = real_xl(_candidates())
@@ -72,7 +72,7 @@ def real_answer(session: Session, verb: str, words: list[str]) -> int | None:
 
 
 def real_text(session: Session, verb: str, words: list[str]) -> tuple[int, str] | None:
-    """The exit status of the real xl and what it printed; None where veery is to answer itself."""
+    """Run `verb` with Xen's own xl. Returns its exit status and output; None if veery must answer itself."""
     if session.node or _node(session)[1] != "xen":
         return None
     program = real_xl(_candidates())
@@ -83,7 +83,7 @@ def real_text(session: Session, verb: str, words: list[str]) -> tuple[int, str] 
 
 
 def _node(session: Session) -> tuple[str, str]:
-    """The name and the driver of the node; "" where it does not answer."""
+    """Return the name and the driver of the node; two empty strings if it does not answer."""
     try:
         node = session.client.get("/v1/host")["node"]
     except VeeryError:
@@ -114,7 +114,7 @@ def _candidates() -> Iterable[str]:
 
 
 def real_xl(candidates: Iterable[str]) -> str | None:
-    """The first of these programs that is not veery under the name xl."""
+    """Return the first of these programs that is not veery under the name xl; None if there is none."""
     ours = {Path(sys.argv[0]).resolve()}
     for path in candidates:
         resolved = Path(path).resolve()

@@ -33,7 +33,7 @@ def _set(session: Session, args: Namespace) -> int:
         wanted["nodes"] = [] if args.nodes == "all" else [name.strip() for name in args.nodes.split(",")]
     body = {name: value for name, value in wanted.items() if value is not None}
     if not body:
-        raise Usage("say what: --apart, --together, --nodes, --strict or --loose", "group set")
+        raise Usage("give --apart, --together, --nodes, --strict or --loose", "group set")
     rule = session.client.post(f"/v1/groups/{quote(args.group, safe='')}", body)
     if session.json:
         session.print_json(rule)
@@ -50,20 +50,22 @@ def _declare_nothing(parser: Parser) -> None:
 
 
 def _declare_set(parser: Parser) -> None:
-    parser.add_argument("group", metavar="GROUP", help="its name")
+    parser.add_argument("group", metavar="GROUP", help="the group's name")
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--apart", dest="kind", action="store_const", const="apart", help="on different nodes (default)")
     kind.add_argument("--together", dest="kind", action="store_const", const="together", help="on one node")
-    parser.add_argument("--nodes", metavar="N1,N2", help="the nodes on which they may run ('all': all)")
+    parser.add_argument("--nodes", metavar="N1,N2", help="the nodes on which they may run, or all")
     strict = parser.add_mutually_exclusive_group()
-    strict.add_argument("--strict", action="store_true", default=None, help="rather not at all than against the rule")
     strict.add_argument(
-        "--loose", dest="strict", action="store_false", default=None, help="as far as it can be (default)"
+        "--strict", action="store_true", default=None, help="never break the rule, even if a domain then cannot run"
+    )
+    strict.add_argument(
+        "--loose", dest="strict", action="store_false", default=None, help="follow the rule where possible (default)"
     )
 
 
 def _declare_group(parser: Parser) -> None:
-    parser.add_argument("group", metavar="GROUP", help="its name")
+    parser.add_argument("group", metavar="GROUP", help="the group's name")
 
 
 VERBS: dict[str, Verb] = {
@@ -71,7 +73,7 @@ VERBS: dict[str, Verb] = {
         run=_list,
         declare=_declare_nothing,
         about="""
-Lists the groups that have a rule or domains. A group without a rule of its own is kept apart, not strictly.""",
+Lists the groups that have a rule or domains. The default rule of a group is --apart --loose.""",
         examples="veery group list",
         json=True,
     ),
@@ -79,17 +81,19 @@ Lists the groups that have a rule or domains. A group without a rule of its own 
         run=_set,
         declare=_declare_set,
         about="""
-Says how the domains of a group lie on the nodes; `veery ha set DOMAIN POLICY --group GROUP` puts a domain into it. What
-is not named stays as it was. The cluster keeps to it when it places a domain by itself: after a loss, in a drain. The
-nodes hold always, apart and together as far as they can, or always with --strict. Domains that run already are not
-moved for it, and a user's own create and migrate are not refused.""",
+Sets how the cluster distributes the domains of a group over the nodes. `veery ha set DOMAIN POLICY --group GROUP` adds
+a domain to a group. Options that are not given keep their values.
+
+The cluster follows the rule when it places a domain itself: after a node loss and in a drain. --nodes always applies.
+--apart and --together apply where possible, or always with --strict. The cluster does not move running domains for a
+rule, and a rule does not restrict the `create` and `migrate` of users.""",
         examples="veery group set web --apart --strict\nveery group set gpu --nodes test1,test2",
         json=True,
     ),
     "group delete": Verb(
         run=_delete,
         declare=_declare_group,
-        about="Takes a group's rule away, once no domain is in it.",
+        about="Deletes the rule of a group. No domain may be in the group.",
         examples="veery group delete web",
     ),
 }

@@ -17,7 +17,7 @@ from veery.errors import Failed
 POLICIES = ("restart", "migrate-only", "off")
 
 
-# ---- what is asked for
+# ---- policies
 def _set(session: Session, args: Namespace) -> int:
     wanted = {
         "policy": args.policy,
@@ -57,10 +57,10 @@ def _list(session: Session, args: Namespace) -> int:
 
 
 def _wanted(policy: dict[str, Any]) -> str:
-    """Whether a domain is to run, in words."""
+    """Return whether the cluster should keep a domain running, as text."""
     if policy["wanted"]:
         return "yes"
-    return "no: it was asked to shut down" if policy.get("stopping") else "no: it was ended on purpose"
+    return "no: a user asked it to shut down" if policy.get("stopping") else "no: a user stopped it"
 
 
 def _show(session: Session, args: Namespace) -> int:
@@ -74,7 +74,7 @@ def _show(session: Session, args: Namespace) -> int:
         "policy": policy["policy"],
         "priority": str(policy["priority"]),
         "group": policy["group"] or "-",
-        "delay": f"{policy['delay']:g} s before those of lower priority start",
+        "delay": f"{policy['delay']:g} s before domains of lower priority start",
         "wanted": _wanted(policy),
         "node": row["node"] or "-",
         "home": row["home"] or "-",
@@ -123,8 +123,12 @@ def _status(session: Session, args: Namespace) -> int:
     if session.json:
         session.print_json(row)
         return 0 if row["quorum"] else 1
-    quorum = "yes" if row["quorum"] else "no: domains run on, nothing is decided or changed"
-    quorum = "the store is not trusted: domains run on, nothing is decided" if row.get("restored") else quorum
+    quorum = "yes" if row["quorum"] else "no: domains keep running, but the cluster decides and changes nothing"
+    quorum = (
+        "the store is not trusted: domains keep running, but the cluster decides nothing"
+        if row.get("restored")
+        else quorum
+    )
     print(f"quorum : {quorum}\nleader : {row['leader'] or '-'}\narmed  : {row['disarmed'] or 'yes'}")
     cells = [
         (each["name"], each["state"], str(len(each["domains"])), each["intent"] or "-", each["reason"] or "-")
@@ -134,13 +138,15 @@ def _status(session: Session, args: Namespace) -> int:
     if row.get("restored"):
         raise Failed(row["restored"], hint="veery cluster adopt --plan shows what runs where; docs/recovery.md")
     if not row["quorum"]:
-        raise Failed("the store has no quorum", hint="most voters must be up and reach each other: veery node list")
+        raise Failed(
+            "the store has no quorum", hint="a majority of the voters must run and reach each other: veery node list"
+        )
     return 0
 
 
 def _disarm(session: Session, args: Namespace) -> int:
     session.client.post("/v1/disarm", {"by": getpass.getuser(), "reason": " ".join(args.reason)})
-    print("disarmed: nothing is fenced, restarted or moved by the cluster until veery arm")
+    print("disarmed: the cluster fences, restarts and moves nothing until veery arm")
     return 0
 
 
@@ -155,9 +161,9 @@ def _declare_nothing(parser: Parser) -> None:
     pass
 
 
-def _whole(word: str) -> int:
+def _integer(word: str) -> int:
     if not word.isdigit():
-        raise Usage(f"a whole number is wanted, not {word!r}", "ha set")
+        raise Usage(f"{word!r} is not a whole number", "ha set")
     return int(word)
 
 
@@ -167,18 +173,20 @@ def _seconds(word: str) -> float:
     except ValueError:
         value = -1.0
     if value < 0:
-        raise Usage(f"seconds are wanted, not {word!r}", "ha set")
+        raise Usage(f"{word!r} is not a number of seconds", "ha set")
     return value
 
 
 def _declare_set(parser: Parser) -> None:
     parser.add_argument("domain", metavar="DOMAIN", help="its name")
     parser.add_argument("policy", metavar="POLICY", choices=POLICIES, help=f"one of {', '.join(POLICIES)}")
-    parser.add_argument("--priority", metavar="N", type=_whole, help="of two that wait the higher starts first (0)")
-    parser.add_argument("--group", metavar="G", help="its group ('': none): see veery group set")
-    parser.add_argument("--max-restarts", metavar="N", type=_whole, help="tries in a row before it is given up (5)")
+    parser.add_argument("--priority", metavar="N", type=_integer, help="domains of higher priority start first (0)")
+    parser.add_argument("--group", metavar="G", help="group of the domain ('': no group); see veery group set")
     parser.add_argument(
-        "--delay", metavar="S", type=_seconds, help="seconds that those of lower priority wait after its start (0)"
+        "--max-restarts", metavar="N", type=_integer, help="starts in a row before the cluster gives up (5)"
+    )
+    parser.add_argument(
+        "--delay", metavar="S", type=_seconds, help="seconds that domains of lower priority wait after its start (0)"
     )
 
 
@@ -191,12 +199,12 @@ def _declare_why(parser: Parser) -> None:
 
 
 def _declare_events(parser: Parser) -> None:
-    parser.add_argument("-f", "--follow", action="store_true", help="go on as they happen, until ^C")
-    parser.add_argument("-n", "--count", metavar="N", type=_whole, default=50, help="so many of the last (50)")
+    parser.add_argument("-f", "--follow", action="store_true", help="keep printing new events, until Ctrl-C")
+    parser.add_argument("-n", "--count", metavar="N", type=_integer, default=50, help="number of past events (50)")
 
 
 def _declare_disarm(parser: Parser) -> None:
-    parser.add_argument("reason", metavar="REASON", nargs="*", help="why, for the others to read")
+    parser.add_argument("reason", metavar="REASON", nargs="*", help="the reason, for other operators to read")
 
 
 VERBS: dict[str, Verb] = {
@@ -204,24 +212,29 @@ VERBS: dict[str, Verb] = {
         run=_set,
         declare=_declare_set,
         about="""
-Says what the cluster does for a domain by itself. restart: it is moved away from sick nodes, and started again when it
-or its node has died. migrate-only: it is moved away from sick nodes, and never started again. off: it is left alone.
-What is not named stays as it was. Earlier tries to start it are forgotten. A domain whose disks are files of one node
-is started again on that node only.""",
+Sets what the cluster does for a domain automatically. The policies are:
+
+  restart       move the domain away from sick nodes, and restart it if it or
+                its node has died
+  migrate-only  move the domain away from sick nodes, and never restart it
+  off           do nothing
+
+Options that are not given keep their values. The command resets the count of restarts. The cluster restarts a domain
+whose disks are files of one node on that node only.""",
         examples="veery ha set web restart --priority 10 --delay 5\nveery ha set batch off",
         json=True,
     ),
     "ha list": Verb(
         run=_list,
         declare=_declare_nothing,
-        about="Lists what is asked for domains, where they are, and how often in a row they had to be started.",
+        about="Lists the policies of domains, their nodes, and how often in a row the cluster has restarted them.",
         examples="veery ha list",
         json=True,
     ),
     "ha show": Verb(
         run=_show,
         declare=_declare_domain,
-        about="Prints what is asked for one domain, and what came of it.",
+        about="Prints the policy of one domain and its current state.",
         examples="veery ha show web",
         json=True,
     ),
@@ -229,15 +242,15 @@ is started again on that node only.""",
         run=_why,
         declare=_declare_why,
         about="""
-Says why the cluster does, or does not, act on a domain or a node: the same reasons that its decisions are made for, and
-that stand in the log.""",
+Explains why the cluster acts or does not act on a domain or a node. These are the reasons of its decisions, which the
+log has too.""",
         examples="veery why web\nveery why test1",
         json=True,
     ),
     "events": Verb(
         run=_events,
         declare=_declare_events,
-        about="Prints what the cluster did and found by itself, oldest first. With --json, one object a line.",
+        about="Prints what the cluster found and did automatically, oldest first. With --json, one object per line.",
         examples="veery events\nveery events -f --json",
         json=True,
     ),
@@ -245,8 +258,8 @@ that stand in the log.""",
         run=_status,
         declare=_declare_nothing,
         about="""
-Prints whether the store has a quorum, which node leads, whether the cluster is armed, and the state of each node. It
-answers within seconds also without a quorum; its exit status is 1 then.""",
+Prints whether the store has a quorum, which node is the leader, whether the cluster is armed, and the state of each
+node. Without a quorum it answers within seconds too, with exit status 1.""",
         examples="veery cluster status",
         failure="the store has no quorum",
         json=True,
@@ -255,14 +268,14 @@ answers within seconds also without a quorum; its exit status is 1 then.""",
         run=_disarm,
         declare=_declare_disarm,
         about="""
-Has the cluster do nothing by itself until `veery arm`: for work on the network or the storage. Domains run on, orders
-of users are carried out, a node that has lost the cluster still stops its domains by itself.""",
+Turns all automatic actions of the cluster off until `veery arm`, for work on the network or the storage. Domains keep
+running, and the cluster carries out the orders of users. A node that has lost the cluster still stops its domains.""",
         examples="veery disarm the switch is replaced",
     ),
     "arm": Verb(
         run=_arm,
         declare=_declare_nothing,
-        about="Lets the cluster act by itself again, on what it then finds.",
+        about="Turns automatic actions of the cluster on again. The cluster then acts on the state that it finds.",
         examples="veery arm",
     ),
 }

@@ -1,4 +1,4 @@
-"""What only looks: list, vm-list, vcpu-list, uptime, domid, domname, info, top, dmesg."""
+"""Verbs that only read: list, vm-list, vcpu-list, uptime, domid, domname, info, top, dmesg."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from veery.model.domain import DomainReading
 
 _STATES = """
 States, as xm and xl print them:
-  r  running            s  shut down: it ended and was kept
+  r  running            s  shut down: ended and kept
   b  blocked: idle      c  crashed
   p  paused             d  being destroyed"""
 
 
 def _declare_domains(parser: Parser) -> None:
-    parser.add_argument("domains", metavar="DOMAIN", nargs="*", help="names, ids or UUIDs; all where none is given")
+    parser.add_argument("domains", metavar="DOMAIN", nargs="*", help="names, ids or UUIDs (default: all domains)")
 
 
 def _chosen(session: Session, words: list[str], *, unsettled: bool = False) -> tuple[DomainReading, ...]:
@@ -30,7 +30,7 @@ def _chosen(session: Session, words: list[str], *, unsettled: bool = False) -> t
     try:
         return tuple(pick(readings, word) for word in words) if words else readings
     except NoDomain as error:
-        session.reading(error.word)  # the daemon may know where it runs, and says so
+        session.reading(error.word)  # raises veeryd's own error, which may name the node of the domain
         raise
 
 
@@ -38,7 +38,7 @@ def _chosen(session: Session, words: list[str], *, unsettled: bool = False) -> t
 def _list(session: Session, args: Namespace) -> int:
     if args.cluster:
         if args.context or args.pool or args.numa:
-            raise Refused("-Z, -c and -n are of one node", hint="veery list -c; with --node NODE of another")
+            raise Refused("-Z, -c and -n show one node only", hint="veery list -c; add --node NODE for another node")
         return _list_cluster(session, args)
     if (args.context or args.pool or args.numa) and not (session.json or args.long):
         flags = [flag for flag, asked in zip(("-v", "-Z", "-c", "-n"), _columns(args), strict=True) if asked]
@@ -62,10 +62,10 @@ def _list(session: Session, args: Namespace) -> int:
 
 
 def _note_errors(session: Session, readings: Iterable[DomainReading]) -> None:
-    """Say of each domain that a disk's error has stopped what the error was; xm and xl know no such thing."""
+    """Note the disk error of each domain that QEMU paused because of it. xm and xl have no such line."""
     for item in readings:
         if item.reason and session.tool == "veery":
-            session.note(f"veery: {item.name} stands: {item.reason}; once that is mended: veery unpause {item.name}")
+            session.note(f"veery: {item.name} is paused: {item.reason}; after the repair: veery unpause {item.name}")
 
 
 def _columns(args: Namespace) -> tuple[bool, bool, bool, bool]:
@@ -95,16 +95,14 @@ def _list_cluster(session: Session, args: Namespace) -> int:
 
 def _declare_list(parser: Parser) -> None:
     _declare_domains(parser)
+    parser.add_argument("-l", "--long", action="store_true", help="print the domains' configurations as xl's JSON")
+    parser.add_argument("-v", "--verbose", action="store_true", help="add UUIDs and shutdown reasons")
+    parser.add_argument("-A", "--cluster", action="store_true", help="list the domains of all nodes")
+    parser.add_argument("-Z", "--context", action="store_true", help="add security labels (- if there are none)")
     parser.add_argument(
-        "-l", "--long", action="store_true", help="the domains' configurations, as the JSON that xl prints"
+        "-c", "--cpupool", dest="pool", action="store_true", help="add cpupools (without Xen: one pool)"
     )
-    parser.add_argument("-v", "--verbose", action="store_true", help="UUIDs and why a domain ended, too")
-    parser.add_argument("-A", "--cluster", action="store_true", help="the domains of all nodes")
-    parser.add_argument("-Z", "--context", action="store_true", help="security labels, too: - where there are none")
-    parser.add_argument(
-        "-c", "--cpupool", dest="pool", action="store_true", help="cpupools, too: one pool where there is no Xen"
-    )
-    parser.add_argument("-n", "--numa", action="store_true", help="NUMA affinity, too: one node where there is no Xen")
+    parser.add_argument("-n", "--numa", action="store_true", help="add NUMA affinity (without Xen: one NUMA node)")
 
 
 # ---- the others
@@ -132,7 +130,9 @@ def _vcpu_list(session: Session, args: Namespace) -> int:
     for item in _chosen(session, args.domains):
         if not item.domid:
             if args.domains:
-                raise Refused("Domain-0 is this machine itself: its processors are real", hint="veery info nr_cpus")
+                raise Refused(
+                    "Domain-0 is this machine itself: it has no virtual processors", hint="veery info nr_cpus"
+                )
             continue
         answer = session.client.get(domain_path(str(item.domid), "vcpus"))
         rows.append((item, convert(answer, tuple[VcpuReading, ...])))
@@ -151,7 +151,9 @@ def _uptime(session: Session, args: Namespace) -> int:
 
 def _declare_uptime(parser: Parser) -> None:
     _declare_domains(parser)
-    parser.add_argument("-s", "--short", action="store_true", help="without seconds, after the time of day")
+    parser.add_argument(
+        "-s", "--short", action="store_true", help="print the time of day, and the uptime without seconds"
+    )
 
 
 def _domid(session: Session, args: Namespace) -> int:
@@ -200,14 +202,14 @@ def _info(session: Session, args: Namespace) -> int:
 
 def _declare_info(parser: Parser) -> None:
     parser.add_argument(
-        "name", metavar="NAME", nargs="?", default="", help="print only the values whose names begin so"
+        "name", metavar="NAME", nargs="?", default="", help="print only values whose names begin with NAME"
     )
-    parser.add_argument("-n", "--numa", action="store_true", help="NUMA nodes, too: one where there is no Xen")
+    parser.add_argument("-n", "--numa", action="store_true", help="add NUMA nodes (without Xen: one)")
 
 
 def _dmesg(session: Session, args: Namespace) -> int:
     if args.clear:
-        raise Refused("the log is kept, not cleared", hint="leave -c away")
+        raise Refused("veery does not clear the log", hint="omit -c")
     from veery.host.log import harmless
 
     text = harmless(session.client.get("/v1/log")["text"])
@@ -216,7 +218,7 @@ def _dmesg(session: Session, args: Namespace) -> int:
 
 
 def _declare_dmesg(parser: Parser) -> None:
-    parser.add_argument("-c", "--clear", action="store_true", help="refused: clearing the log")
+    parser.add_argument("-c", "--clear", action="store_true", help="refused: veery does not clear the log")
 
 
 # ---- top
@@ -247,7 +249,8 @@ def _top(session: Session, args: Namespace) -> int:
 
 
 def _usage(readings: tuple[DomainReading, ...], before: dict[str, float], span: float, memory: int) -> list[str]:
-    """The lines of one round; CPU(%) of one processor since the round before, `span` seconds ago."""
+    """Return the lines of one update. CPU(%) is in percent of one processor over the last `span` seconds; `before`
+    has the processor seconds at the previous update, by UUID."""
     rows = []
     for item in readings:
         used = item.cpu_seconds - before.get(item.uuid, item.cpu_seconds)
@@ -265,9 +268,11 @@ def _usage(readings: tuple[DomainReading, ...], before: dict[str, float], span: 
 
 
 def _declare_top(parser: Parser) -> None:
-    parser.add_argument("-b", "--batch", action="store_true", help="print below one another, not over one another")
-    parser.add_argument("-d", "--delay", metavar="SECONDS", type=float, default=3.0, help="between two rounds (3)")
-    parser.add_argument("-i", "--iterations", metavar="COUNT", type=int, default=0, help="end after so many rounds")
+    parser.add_argument("-b", "--batch", action="store_true", help="append each update instead of redrawing the screen")
+    parser.add_argument(
+        "-d", "--delay", metavar="SECONDS", type=float, default=3.0, help="seconds between two updates (3)"
+    )
+    parser.add_argument("-i", "--iterations", metavar="COUNT", type=int, default=0, help="exit after COUNT updates")
 
 
 VERBS: dict[str, Verb] = {
@@ -275,36 +280,36 @@ VERBS: dict[str, Verb] = {
         run=_list,
         declare=_declare_list,
         about=f"""
-Prints name, id, memory (MiB), virtual processors, state and processor seconds of each domain, in the columns of
-xm and xl. The first is Domain-0: the node itself.
+Prints the name, id, memory (MiB), virtual processors, state and processor seconds of each domain, in the columns of
+xm and xl. The first row is Domain-0: the node itself.
 {_STATES}""",
         examples="veery list\nveery list -A              # all nodes\nveery list -l busybox | jq '.[0].config'",
-        failure="with -A, when a node did not answer: the list lacks its domains",
+        failure="with -A: a node did not answer, and the list lacks its domains",
         json=True,
     ),
     "vm-list": Verb(
         run=_vm_list,
         declare=lambda parser: None,
-        about="Prints UUID, id and name of each domain but Domain-0.",
+        about="Prints the UUID, id and name of each domain except Domain-0.",
         examples="veery vm-list",
     ),
     "vcpu-list": Verb(
         run=_vcpu_list,
         declare=_declare_domains,
-        about="Prints for each virtual processor on which CPU it ran last, its state and the seconds it used.",
+        about="Prints the last CPU, the state and the used seconds of each virtual processor.",
         examples="veery vcpu-list busybox",
         json=True,
     ),
     "uptime": Verb(
         run=_uptime,
         declare=_declare_uptime,
-        about="Prints how long ago each domain booted. A move does not set it back.",
+        about="Prints how long ago each domain booted. A move does not reset the uptime.",
         examples="veery uptime busybox",
     ),
     "domid": Verb(
         run=_domid,
         declare=_declare_domid,
-        about="Prints the id that the domain has on this node.",
+        about="Prints the id of the domain on this node.",
         examples="veery domid busybox",
     ),
     "domname": Verb(
@@ -316,7 +321,7 @@ xm and xl. The first is Domain-0: the node itself.
     "info": Verb(
         run=_info,
         declare=_declare_info,
-        about="Prints one fact a line, `name : value`. total_memory and free_memory are in MiB, cpu_mhz in MHz.",
+        about="Prints one `name : value` pair per line. total_memory and free_memory are in MiB, cpu_mhz in MHz.",
         examples="veery info\nveery info free_memory\nveery --node test2 info",
         json=True,
     ),
@@ -324,14 +329,15 @@ xm and xl. The first is Domain-0: the node itself.
         run=_top,
         declare=_declare_top,
         about="""
-Shows processor and memory use of each domain, the busiest first, again every few seconds; Ctrl-C ends. CPU(%)
-is of one processor. Where stdout is no terminal one round is printed, unless -b or -i ask for more.""",
-        examples="veery top\nveery top -b -i 2 -d 1      # two rounds, one second apart, for a script",
+Shows the processor and memory use of each domain, the busiest first. The screen updates every few seconds; Ctrl-C ends
+it. CPU(%) is in percent of one processor. If stdout is not a terminal, veery prints one update, unless -b or -i asks
+for more.""",
+        examples="veery top\nveery top -b -i 2 -d 1      # two updates, one second apart, for a script",
     ),
     "dmesg": Verb(
         run=_dmesg,
         declare=_declare_dmesg,
-        about="Prints what the hypervisor logged on this node; with the qemu driver, what the QEMU processes said.",
+        about="Prints the hypervisor's log of this node. With the qemu driver it is the output of the QEMU processes.",
         examples="veery dmesg",
     ),
 }

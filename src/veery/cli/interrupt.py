@@ -1,4 +1,4 @@
-"""Ctrl-C while an order is followed: the first one asks for its end, the second one leaves."""
+"""Ctrl-C during an order: the first one cancels the order, the second one leaves without waiting."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any, Self
 
 
 class Interrupt:
-    """A context in which the first SIGINT calls `first`, and a second one raises KeyboardInterrupt. Main thread only.
+    """A context in which the first SIGINT calls `first`, and the second one raises KeyboardInterrupt. Main thread only.
 
-    `first` runs in a thread of its own. A signal handler interrupts the main thread anywhere, also in the middle of a
-    write to stderr; a write to the same stream from the handler would raise RuntimeError (Python io, "reentrant
-    call"). From another thread it waits for its turn."""
+    `first` runs in its own thread. A signal handler can interrupt the main thread in the middle of a write to stderr.
+    If the handler then wrote to the same stream, Python would raise RuntimeError (io, "reentrant call"). A write from
+    another thread waits for its turn."""
 
     def __init__(self, first: Callable[[], None]) -> None:
         self._first = first
         self._before: Any = None
-        self.came = False  # whether the first one has come
+        self.came = False  # whether the first SIGINT has come
 
     def __enter__(self) -> Self:
         self._before = signal.signal(signal.SIGINT, self._caught)

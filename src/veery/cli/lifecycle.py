@@ -1,4 +1,4 @@
-"""What is done to one domain, from console and shutdown to rename and mem-set."""
+"""Verbs that act on one domain, from console and shutdown to rename and mem-set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from veery.client.http import domain_path
 from veery.errors import Failed, Refused, VeeryError
 from veery.model.domain import DomainReading, DomainState
 
-_SLOW = 3600.0  # seconds for writing or reading a domain's whole memory
+_MEMORY_DEADLINE_S = 3600.0  # to write or read all of a domain's memory
 _DOMAIN = "a domain's name, id or UUID"
 
 
@@ -32,7 +32,7 @@ def _simple(action: str, *, deadline: float = 120.0) -> Callable[[Session, Names
 
 # ---- console
 def attach(session: Session, domain: DomainReading, *, leave: str = "^]") -> int:
-    """Join the terminal to `domain`'s console; why it ended is told on stderr."""
+    """Attach the terminal to `domain`'s console. Print on stderr why the console ended."""
     from veery.client import console
 
     key = leave.encode()
@@ -45,7 +45,7 @@ def attach(session: Session, domain: DomainReading, *, leave: str = "^]") -> int
 
 
 def _whereabouts(session: Session, domain: DomainReading) -> str:
-    """Where `domain` is now that its console has ended; "" if it is still here, or nothing is known."""
+    """Return a sentence on where `domain` is after its console ended; "" if it is still here or that is unknown."""
     try:
         here = any(item.uuid == domain.uuid for item in session.readings())
         nodes = {} if here else session.client.get("/v1/domains", cluster="1")["nodes"]
@@ -59,24 +59,26 @@ def _whereabouts(session: Session, domain: DomainReading) -> str:
 
 def _console(session: Session, args: Namespace) -> int:
     if args.type not in {"pv", "serial"} or args.number:
-        raise Refused("a domain has one console: the one the guest's kernel logs to", hint="leave -t and -n away")
+        raise Refused("a domain has one console: the one the guest's kernel logs to", hint="omit -t and -n")
     return attach(session, session.reading(args.domain), leave=args.escape)
 
 
 def _declare_console(parser: Parser) -> None:
     _declare_domain(parser)
-    parser.add_argument("-e", "--escape", metavar="KEY", default="^]", help="the key that leaves (^]: Ctrl and ])")
+    parser.add_argument("-e", "--escape", metavar="KEY", default="^]", help="key that detaches (^], which is Ctrl-])")
     parser.add_argument(
-        "-t", dest="type", metavar="TYPE", default="pv", help="pv or serial, as xl has it; the same here"
+        "-t", dest="type", metavar="TYPE", default="pv", help="pv or serial, for xl's sake; both mean the same"
     )
-    parser.add_argument("-n", dest="number", metavar="NUMBER", type=int, default=0, help="only 0 is there")
+    parser.add_argument(
+        "-n", dest="number", metavar="NUMBER", type=int, default=0, help="console number; only 0 exists"
+    )
 
 
 # ---- shutdown, reboot
 def _stop(action: str, doing: str) -> Callable[[Session, Namespace], int]:
     def run(session: Session, args: Namespace) -> int:
         if bool(args.domain) == args.all:
-            raise Usage("give a domain, or -a for all of them", action)
+            raise Usage("give a domain, or -a for all domains", action)
         if args.all:
             chosen: Sequence[DomainReading] = [item for item in session.readings() if item.domid]
         else:
@@ -102,18 +104,19 @@ def _stop(action: str, doing: str) -> Callable[[Session, Namespace], int]:
 
 
 def _tell_refused(session: Session, refused: Sequence[tuple[DomainReading, VeeryError]], action: str) -> None:
-    """Name the domains that were not asked, each with the reason. Raises Failed where there is one."""
+    """Print each refusal with its reason. Raises Failed if there is one."""
     for item, error in refused:
         session.note(f"veery: {item.name}: {error.message}" + (f"\n  hint: {error.hint}" if error.hint else ""))
     if refused:
         names = ", ".join(item.name for item, _ in refused)
         raise Failed(
-            f"{action} was refused by {names}; all others were asked", hint=f"veery {action} {refused[0][0].name}"
+            f"{action} was refused for {names}; all other domains were asked",
+            hint=f"veery {action} {refused[0][0].name}",
         )
 
 
 def _await(session: Session, chosen: Sequence[DomainReading], timeout: float, action: str) -> None:
-    """Until each of `chosen` has ended or begun anew. Raises Failed after `timeout` seconds."""
+    """Wait until each of `chosen` has ended or restarted. Raises Failed after `timeout` seconds."""
     end = time.monotonic() + timeout
     waiting = {item.uuid: item for item in chosen}
     while waiting:
@@ -137,7 +140,7 @@ def _await(session: Session, chosen: Sequence[DomainReading], timeout: float, ac
 
 
 def _over(before: DomainReading, now: DomainReading | None) -> bool:
-    """Whether the run of a domain that we saw as `before` has ended: it is gone, has ended, or is another run."""
+    """Return whether instance `before` of a domain has ended: the domain is gone, has ended, or is a new instance."""
     return (
         now is None
         or now.state in {DomainState.SHUTDOWN, DomainState.CRASHED}
@@ -147,25 +150,25 @@ def _over(before: DomainReading, now: DomainReading | None) -> bool:
 
 
 def follow(session: Session, domain: DomainReading) -> None:
-    """Return when `domain` has ended here."""
+    """Wait until `domain` has ended on this node."""
     while any(item.uuid == domain.uuid for item in session.readings()):
         time.sleep(1.0)
 
 
 def _declare_stop(parser: Parser) -> None:
     parser.add_argument("domain", metavar="DOMAIN", nargs="?", default="", help=_DOMAIN)
-    parser.add_argument("-a", "--all", action="store_true", help="every domain of the node")
-    parser.add_argument("-w", "--wait", action="count", default=0, help="return when it is done")
+    parser.add_argument("-a", "--all", action="store_true", help="all domains of the node")
+    parser.add_argument("-w", "--wait", action="count", default=0, help="wait until the domain has ended or restarted")
     parser.add_argument(
-        "-F", dest="fallback", action="store_true", help="accepted as xl has it; ACPI is always used where needed"
+        "-F", dest="fallback", action="store_true", help="ignored, for xl's sake: veery uses ACPI if needed"
     )
-    parser.add_argument("--timeout", metavar="SECONDS", type=float, default=600.0, help="how long -w waits (600)")
+    parser.add_argument("--timeout", metavar="SECONDS", type=float, default=600.0, help="limit of -w (600)")
 
 
 # ---- destroy, delete
 def _destroy(session: Session, args: Namespace) -> int:
     if args.domain in {"0", "Domain-0"}:
-        raise Refused("Domain-0 is this machine itself and is not destroyed", hint="veery list shows the domains")
+        raise Refused("Domain-0 is this machine itself and cannot be destroyed", hint="veery list shows the domains")
     session.client.post(domain_path(session.domain(args.domain), "destroy"), deadline=120.0)
     return 0
 
@@ -173,7 +176,7 @@ def _destroy(session: Session, args: Namespace) -> int:
 def _declare_destroy(parser: Parser) -> None:
     _declare_domain(parser)
     parser.add_argument(
-        "-f", dest="force", action="store_true", help="accepted as xl has it; Domain-0 is refused all the same"
+        "-f", dest="force", action="store_true", help="ignored, for xl's sake: veery always refuses Domain-0"
     )
 
 
@@ -185,51 +188,55 @@ def _delete(session: Session, args: Namespace) -> int:
 # ---- save, restore
 def _save(session: Session, args: Namespace) -> int:
     if args.config:
-        raise Refused("a save file holds the configuration that the domain runs with", hint=f"leave {args.config} away")
+        raise Refused("a save file holds the configuration that the domain runs with", hint=f"omit {args.config}")
     if args.keep_id:
-        raise Refused("a restored domain gets a new id", hint="leave -D away and use the name")
+        raise Refused("a restored domain gets a new id", hint="omit -D and use the name")
     leave = "running" if args.running else "paused" if args.paused else "destroyed"
     path = str(Path(args.file).absolute())
     session.client.post(
-        domain_path(session.domain(args.domain), "save"), {"path": path, "leave": leave}, deadline=_SLOW
+        domain_path(session.domain(args.domain), "save"), {"path": path, "leave": leave}, deadline=_MEMORY_DEADLINE_S
     )
     return 0
 
 
 def _declare_save(parser: Parser) -> None:
     _declare_domain(parser)
-    parser.add_argument("file", metavar="FILE", help="where to write, on the domain's node")
-    parser.add_argument("config", metavar="CONFIG", nargs="?", default="", help="refused: xl's other configuration")
-    parser.add_argument("-c", "--checkpoint", dest="running", action="store_true", help="let the domain run on")
+    parser.add_argument("file", metavar="FILE", help="file to write, on the domain's node")
+    parser.add_argument(
+        "config", metavar="CONFIG", nargs="?", default="", help="refused: xl's replacement configuration"
+    )
+    parser.add_argument("-c", "--checkpoint", dest="running", action="store_true", help="keep the domain running")
     parser.add_argument("-p", dest="paused", action="store_true", help="leave the domain paused")
-    parser.add_argument("-D", dest="keep_id", action="store_true", help="refused: xl's keeping of the id")
+    parser.add_argument("-D", dest="keep_id", action="store_true", help="refused: xl's flag to keep the id")
 
 
 def _restore(session: Session, args: Namespace) -> int:
     if len(args.files) > 2:
         raise Usage("too many arguments", "restore")
     if len(args.files) == 2:
-        raise Refused("a save file holds its configuration", hint=f"leave {args.files[0]} away")
+        raise Refused("a save file holds its configuration", hint=f"omit {args.files[0]}")
     if args.viewer or args.password:
-        raise Refused("veery shows no graphics", hint="leave -V and -A away; -c shows the console")
+        raise Refused("veery has no graphical console", hint="omit -V and -A; -c attaches to the serial console")
     path = str(Path(args.files[0]).absolute())
     order = {"path": path, "paused": args.paused, "force": args.force}
-    reading = as_reading(session.client.post("/v1/restore", order, deadline=_SLOW)["reading"])
+    reading = as_reading(session.client.post("/v1/restore", order, deadline=_MEMORY_DEADLINE_S)["reading"])
     if session.tool == "veery":
         print(f"Restored domain {reading.name} (id={reading.domid})")
     return attach(session, reading) if args.console else 0
 
 
 def _declare_restore(parser: Parser) -> None:
-    parser.add_argument("files", metavar="FILE", nargs="+", help="what veery save wrote, on this node")
+    parser.add_argument("files", metavar="FILE", nargs="+", help="file that veery save wrote, on this node")
     parser.add_argument("-p", "--paused", dest="paused", action="store_true", help="leave the domain paused")
     parser.add_argument("-c", dest="console", action="store_true", help="attach to its console")
-    parser.add_argument("--force", action="store_true", help="restore although its disks may have been written since")
+    parser.add_argument("--force", action="store_true", help="restore even if the disks may have changed since")
     parser.add_argument(
-        "-d", "-e", "-F", dest="ignored", action="store_true", help="accepted as xl has them; veeryd watches the domain"
+        "-d", "-e", "-F", dest="ignored", action="store_true", help="ignored, for xl's sake: veeryd watches the domain"
     )
-    parser.add_argument("-V", "--vncviewer", dest="viewer", action="store_true", help="refused: no graphics")
-    parser.add_argument("-A", "--vncviewer-autopass", dest="password", action="store_true", help="refused: no graphics")
+    parser.add_argument("-V", "--vncviewer", dest="viewer", action="store_true", help="refused: veery has no graphics")
+    parser.add_argument(
+        "-A", "--vncviewer-autopass", dest="password", action="store_true", help="refused: veery has no graphics"
+    )
 
 
 # ---- rename, mem-set
@@ -240,7 +247,7 @@ def _rename(session: Session, args: Namespace) -> int:
 
 def _declare_rename(parser: Parser) -> None:
     _declare_domain(parser)
-    parser.add_argument("name", metavar="NAME", help="its new name")
+    parser.add_argument("name", metavar="NAME", help="the new name")
 
 
 def _set_memory(session: Session, args: Namespace) -> int:
@@ -248,14 +255,14 @@ def _set_memory(session: Session, args: Namespace) -> int:
 
     mebibytes = parse_size(args.memory, default="M") // MIB
     if mebibytes < 1:
-        raise Refused(f"{args.memory} is less than 1 MiB", hint="a bare number is MiB")
+        raise Refused(f"{args.memory} is less than 1 MiB", hint="a number without a unit is in MiB")
     session.client.post(domain_path(session.domain(args.domain), "memory"), {"mebibytes": mebibytes})
     return 0
 
 
 def _declare_memory(parser: Parser) -> None:
     _declare_domain(parser)
-    parser.add_argument("memory", metavar="MEMORY", help="MiB, or a number with b, k, m, g or t")
+    parser.add_argument("memory", metavar="MEMORY", help="size in MiB, or with a unit: b, k, m, g or t")
 
 
 VERBS: dict[str, Verb] = {
@@ -263,89 +270,87 @@ VERBS: dict[str, Verb] = {
         run=_console,
         declare=_declare_console,
         about="""
-Shows what the domain printed since it booted, then what it prints, and types what you type. Ctrl-] leaves;
-the domain does not notice. Several consoles may be open on one domain.
+Attaches the terminal to the domain's console. The output since boot comes first. Ctrl-] detaches; this does not affect
+the domain. A domain can have several consoles open at once.
 
-Without a terminal on stdin the console takes what comes from there and ends one second after the last
-answer, so that commands can be piped into a domain. When the domain moves away the console ends and says
-where to.""",
+If stdin is not a terminal, the console sends stdin to the domain and ends one second after the last output. So commands
+can be piped into a domain. When the domain moves away, the console ends and names the new node.""",
         examples="veery console busybox\necho 'ip addr' | veery console busybox   # type one line, print the answer",
     ),
     "shutdown": Verb(
         run=_stop("shutdown", "Shutting down"),
         declare=_declare_stop,
         about="""
-Asks the guest to power off, as its power button does, and returns at once. What happens then is the domain
-file's on_poweroff. With -w the command waits until the domain has ended.
+Asks the guest to power off, as its power button does, and returns immediately. on_poweroff in the domain file says what
+happens to the domain then. With -w the command waits until the domain has ended.
 
-A guest that boots does not hear its power button: for the first 2 minutes of its run it is asked again every few
-seconds. A domain that has not ended after 10 minutes is wanted again: its HA policy holds as before. Until then veery
-why and veery ha list say that it was asked, and veery ha set DOMAIN POLICY takes the wish back.""",
+A booting guest does not react to its power button. So veeryd repeats the request every few seconds during the first 2
+minutes of an instance. If the domain has not ended after 10 minutes, its HA policy applies again as before. Until then
+`veery why` and `veery ha list` show the shutdown request, and `veery ha set DOMAIN POLICY` withdraws it.""",
         examples="veery shutdown -w busybox\nveery shutdown -a -w                      # all domains of this node",
     ),
     "reboot": Verb(
         run=_stop("reboot", "Rebooting"),
         declare=_declare_stop,
-        about="Restarts the guest; what happens when it goes down is the domain file's on_reboot. -w waits for that.",
+        about="Restarts the guest. on_reboot in the domain file says what happens then. -w waits for that.",
         examples="veery reboot busybox",
     ),
     "destroy": Verb(
         run=_destroy,
         declare=_declare_destroy,
         about="""
-Ends the domain as pulling the plug would. Returns when it is certain that the domain can no longer write to
-its disks. Its record (UUID, MAC addresses) stays until veery delete, so that the same file starts the same
-domain again.""",
+Stops the domain like a power cut. Returns when the domain certainly cannot write to its disks any more. The record of
+the domain (UUID, MAC addresses) stays until `veery delete`, so the same file starts the same domain again.""",
         examples="veery destroy busybox",
     ),
     "delete": Verb(
         run=_delete,
         declare=_declare_domain,
-        about="Forgets the record (UUID, MAC addresses) of a domain that does not run. Its volumes stay.",
+        about="Deletes the record (UUID, MAC addresses) of a domain that does not run. Its volumes stay.",
         examples="veery delete busybox",
     ),
     "pause": Verb(
         run=_simple("pause"),
         declare=_declare_domain,
-        about="The domain keeps its memory and its devices but runs no instruction until veery unpause.",
+        about="Pauses the domain: it keeps its memory and devices but executes nothing until `veery unpause`.",
         examples="veery pause busybox",
     ),
     "unpause": Verb(
         run=_simple("unpause"),
         declare=_declare_domain,
-        about="Undoes veery pause, and starts what veery create -p or veery restore -p left paused.",
+        about="Resumes a domain that is paused, for example by `veery pause`, `veery create -p` or `veery restore -p`.",
         examples="veery unpause busybox",
     ),
     "save": Verb(
         run=_save,
         declare=_declare_save,
         about="""
-Writes the domain's memory and devices to FILE and ends it; veery restore starts it where it stood. The disks
-are not in the file: with -c and -p, once the domain runs on, they go on changing and the file can then only
-be restored with --force.""",
+Writes the state of the domain's memory and devices to FILE and ends the domain. `veery restore` resumes it from there.
+FILE does not contain the disks. With -c or -p the domain can keep changing its disks; then only `veery restore --force`
+restores FILE.""",
         examples="veery save busybox /var/tmp/busybox.save\nveery restore /var/tmp/busybox.save",
     ),
     "restore": Verb(
         run=_restore,
         declare=_declare_restore,
         about="""
-Starts the domain that veery save wrote to FILE, with its UUID, addresses and memory. Refused when the domain
-runs somewhere, and when its disks were or may have been written since (--force: the guest's memory and its
-disks then disagree, which can ruin its filesystems).""",
+Resumes the domain that `veery save` wrote to FILE, with its UUID, addresses and memory. veery refuses while the domain
+runs anywhere, and if its disks have changed or may have changed since the save. --force restores in spite of changed
+disks: the guest's memory then does not match its disks, which can destroy its filesystems.""",
         examples="veery restore /var/tmp/busybox.save",
     ),
     "rename": Verb(
         run=_rename,
         declare=_declare_rename,
-        about="Gives the domain another name, unique in the cluster. Its UUID and addresses stay.",
+        about="Changes the domain's name. The name must be unique in the cluster. The UUID and addresses stay.",
         examples="veery rename busybox shrike",
     ),
     "mem-set": Verb(
         run=_set_memory,
         declare=_declare_memory,
         about="""
-Asks the guest to use this much memory, at most its file's maxmem. The guest's balloon driver does it and may
-take its time; veery list shows how far it is.""",
+Asks the guest to use this amount of memory, at most maxmem in its domain file. The guest's balloon driver carries this
+out, which can take a while; `veery list` shows the current amount.""",
         examples="veery mem-set busybox 256\nveery mem-set busybox 1g",
     ),
 }

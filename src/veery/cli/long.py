@@ -1,5 +1,6 @@
-"""`list -l`: the domains' configurations as the JSON that xl prints. On a Xen node they are the real xl's; each disk
-has the name of its volume besides."""
+"""`list -l`: the domains' configurations as the JSON that xl prints.
+
+On a Xen node the JSON is that of Xen's own xl, with the name of the volume added to each disk."""
 
 from __future__ import annotations
 
@@ -17,15 +18,15 @@ from veery.model.domain import DomainReading, DomainSpec
 
 
 def print_long(session: Session, chosen: Sequence[DomainReading], *, everything: bool = False) -> None:
-    """Print the configuration of each of `chosen`, which is `everything` here or some of it. Without Xen Domain-0 has
-    none. A domain that ends meanwhile is left out. xm's form is its own."""
+    """Print the configuration of each of `chosen`. `everything` is true if `chosen` is all domains of the node.
+    Domain-0 has a configuration on Xen only. A domain that ends meanwhile is skipped. xm has its own format."""
     specs = {item.domid: spec for item in chosen if item.domid and (spec := _spec(session, item)) is not None}
     if session.tool == "xm":
         for item in chosen:
             if not item.domid or item.domid in specs:
                 print(sxp.domain(item, specs.get(item.domid)))
         return
-    rows = _xls(session, chosen, specs, everything=everything)
+    rows = _xl_json(session, chosen, specs, everything=everything)
     if rows is None:
         rows = [domain_json(spec, domid) for domid, spec in specs.items()]
     print(print_list(rows), end="")
@@ -38,10 +39,10 @@ def _spec(session: Session, item: DomainReading) -> DomainSpec | None:
         return None
 
 
-def _xls(
+def _xl_json(
     session: Session, chosen: Sequence[DomainReading], specs: dict[int, DomainSpec], *, everything: bool
 ) -> list[dict[str, Any]] | None:
-    """What the real xl tells, with our volumes; None where there is none, or it does not answer."""
+    """Return the JSON of Xen's own xl, with volume names added; None if there is no such xl or it fails."""
     answer = foreign.real_text(session, "list", ["-l"])
     if answer is None or answer[0]:
         return None

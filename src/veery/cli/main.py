@@ -1,4 +1,4 @@
-"""`veery VERB`: find the verb, load it alone, run it, and say in one line what went wrong."""
+"""The entry point of `veery VERB`: find the verb, load and run it, and print an error as one line."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from veery.cli.session import Session, Usage, sentence
 
 @dataclass(frozen=True, slots=True)
 class Extra:
-    """A verb of another package: its line in `veery --help`, and its own command line."""
+    """A verb of another package: its summary in `veery --help`, and its main function."""
 
     summary: str
     main: Callable[[list[str]], int]
 
 
 def main(argv: Sequence[str] | None = None, *, extra: Mapping[str, Extra] | None = None) -> int:
-    """Run the command line `argv` (argv[0] is the name we were called by); the exit status."""
+    """Run the command line `argv` (argv[0] is the name of the tool). Returns the exit status."""
     name, *words = sys.argv if argv is None else argv
     tool = Path(name).name if Path(name).name in {"xm", "xl"} else "veery"
     session = Session(tool=tool, node=os.environ.get("VEERY_NODE", ""))
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None, *, extra: Mapping[str, Extra] | None
             return _run(session, list(words), extra or {})
         finally:
             sys.stdout.flush()
-    except BrokenPipeError:  # the reader of our output has left
+    except BrokenPipeError:  # the reader of our output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None, *, extra: Mapping[str, Extra] | None
     except SystemExit as ended:  # argparse, after --help
         return ended.code if isinstance(ended.code, int) else 1
     except Exception as error:
-        return _told(session, error)
+        return _print_error(session, error)
 
 
 def _run(session: Session, words: list[str], extra: Mapping[str, Extra]) -> int:
@@ -72,14 +72,14 @@ def _run(session: Session, words: list[str], extra: Mapping[str, Extra]) -> int:
 
 
 def _options(session: Session, words: list[str]) -> list[str]:
-    """Take the options before the verb into `session`; the rest. xl's -v, -f, -t and -T change nothing here."""
+    """Store the options before the verb in `session`, and return the rest. xl's -v, -f, -t and -T have no effect."""
     while words and words[0].startswith("-") and words[0] not in {"-h", "--help", "--version", "-V"}:
         word = words.pop(0)
         name, joined, value = word.removeprefix("--").partition("=")
         if word.startswith("--") and name in {"node", "settings", "lab"}:
             if not joined:
                 if not words:
-                    raise Usage(f"{word} wants a value")
+                    raise Usage(f"{word} needs a value")
                 value = words.pop(0)
             setattr(session, name, value)
         elif word == "--json":
@@ -92,7 +92,7 @@ def _options(session: Session, words: list[str]) -> list[str]:
 
 
 def find(words: Sequence[str], extra: Mapping[str, Extra] | None = None) -> tuple[Entry, list[str]]:
-    """The verb that `words` begin with (one word or two), and the words after it. Raises Usage."""
+    """Return the verb with which `words` begin (one word or two), and the words after it. Raises Usage."""
     known = entries()
     for count in (2, 1):
         name = " ".join(words[:count])
@@ -100,16 +100,16 @@ def find(words: Sequence[str], extra: Mapping[str, Extra] | None = None) -> tupl
             return known[name], list(words[count:])
     inner = [name.partition(" ")[2] for name in known if name.startswith(f"{words[0]} ")]
     if inner:
-        raise Usage(f"veery {words[0]} {'|'.join(inner)}: say which")
+        raise Usage(f"veery {words[0]} needs one of {'|'.join(inner)}")
     import difflib
 
     close = difflib.get_close_matches(words[0], [*known, *(extra or ())], 1)
     raise Usage(f"no verb {words[0]!r}" + (f"; did you mean {close[0]}?" if close else ""))
 
 
-# ---- what went wrong
-def _told(session: Session, error: Exception) -> int:
-    """Print `error` in our voice or in xm's or xl's; the exit status."""
+# ---- errors
+def _print_error(session: Session, error: Exception) -> int:
+    """Print `error` in the format of the tool: veery, xm or xl. Returns the exit status."""
     if os.environ.get("VEERY_DEBUG"):
         import traceback
 

@@ -1,4 +1,4 @@
-"""Maintenance: node drain, node resume."""
+"""Maintenance of nodes: node drain, node resume."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from veery.cli.parser import Parser
 from veery.cli.session import Session, Usage
 from veery.errors import Failed, Refused, VeeryError
 
-LOOK = 0.2  # seconds between two looks at how far it has come
-WAIT = 3600.0
-SILENT = 60.0  # seconds without an answer of the cluster's after which a wait is given up
-PLAN = 180.0
+LOOK_INTERVAL_S = 0.2  # between two queries of the progress
+WAIT_S = 3600.0  # default of --wait
+SILENCE_LIMIT_S = 60.0  # without an answer of the cluster for so long, give up a wait
+PLAN_DEADLINE_S = 180.0
 
 
 def node_path(node: str, what: str) -> str:
-    """`/v1/nodes/NODE/WHAT`, quoted."""
+    """Return `/v1/nodes/NODE/WHAT` with NODE quoted."""
     return f"/v1/nodes/{quote(node, safe='')}/{what}"
 
 
@@ -34,7 +34,7 @@ def _drain(session: Session, args: Namespace) -> int:
     for warning in (*plan["risks"], *plan["warnings"]):
         session.note(f"veery: {warning}")
     if args.no_wait:
-        session.note(f"{args.name} is being drained: veery cluster status")
+        session.note(f"{args.name} is being drained; veery cluster status shows the progress")
         return 0
     begun = time.monotonic()
     seen = drained(session, args.name, args.wait)
@@ -46,7 +46,7 @@ def _drain(session: Session, args: Namespace) -> int:
 
 
 def _plan(session: Session, name: str) -> int:
-    plan = session.client.post(node_path(name, "drain"), {"plan": True}, deadline=PLAN)
+    plan = session.client.post(node_path(name, "drain"), {"plan": True}, deadline=PLAN_DEADLINE_S)
     bad = bool(plan["blockers"] or plan["risks"])
     if session.json:
         session.print_json(plan)
@@ -71,13 +71,13 @@ def _ms(value: float) -> str:
 
 
 def drained(session: Session, name: str, wait: float) -> list[str]:
-    """Follow the drain of node `name` to its end; the domains that left. Raises Failed where it does not come to one,
-    Refused where it was called off."""
+    """Wait for the end of the drain of node `name`. Returns the domains that left. Raises Failed after `wait` seconds,
+    Refused if the drain was cancelled."""
     left: list[str] = []
     before: list[str] = []
     for now in _followed(session, name, wait):
         if (now["intent"] or {}).get("kind") != "drain":
-            raise Refused(f"the drain of {name} was called off", hint=f"veery why {name}")
+            raise Refused(f"the drain of {name} was cancelled", hint=f"veery why {name}")
         for domain in before:
             if domain not in now["domains"]:
                 left.append(domain)
@@ -85,32 +85,34 @@ def drained(session: Session, name: str, wait: float) -> list[str]:
         before = now["domains"]
         if now["state"] == "maintenance":
             return left
-    raise Failed(f"{name} is not empty after {wait:g} s", hint=f"it goes on; veery why {name} tells what it waits for")
+    raise Failed(
+        f"{name} is not empty after {wait:g} s", hint=f"the drain continues; veery why {name} shows what it waits for"
+    )
 
 
 def _followed(session: Session, name: str, wait: float) -> Any:
-    """How node `name` stands, again and again, and what is stuck there told once; until `wait` seconds have passed."""
+    """Yield the drain state of node `name` repeatedly for `wait` seconds. Note each stuck domain once."""
     ends = time.monotonic() + wait
-    heard: float | None = None
+    answered: float | None = None
     told = set()
     while time.monotonic() < ends:
         try:
             now = session.client.get(node_path(name, "drain"))
-            heard = time.monotonic()
-        except VeeryError as error:  # later than the first time: a new leader is being found, our veeryd is restarted
-            if heard is None and isinstance(error, Refused):
+            answered = time.monotonic()
+        except VeeryError as error:  # after the first answer: the cluster elects a leader, or our veeryd restarts
+            if answered is None and isinstance(error, Refused):
                 raise
-            heard = time.monotonic() if heard is None else heard
-            if time.monotonic() - heard > SILENT:
+            answered = time.monotonic() if answered is None else answered
+            if time.monotonic() - answered > SILENCE_LIMIT_S:
                 raise
-            time.sleep(LOOK)
+            time.sleep(LOOK_INTERVAL_S)
             continue
         for domain, word in now["words"].items():
             if word["stuck"] and (domain, word["reason"]) not in told:
                 told.add((domain, word["reason"]))
                 session.note(f"veery: {domain}: {word['reason']}")
         yield now
-        time.sleep(LOOK)
+        time.sleep(LOOK_INTERVAL_S)
 
 
 # ---- resume
@@ -118,54 +120,54 @@ def _resume(session: Session, args: Namespace) -> int:
     session.client.post(node_path(args.name, "resume"), {"by": getpass.getuser(), "home": args.home})
     if args.home and not args.no_wait:
         came = resumed(session, args.name, args.wait)
-        print(f"{args.name} is in use again; {len(came)} domains came home")
+        print(f"{args.name} is in service again; {len(came)} domains moved back")
     else:
-        print(f"{args.name} is in use again")
+        print(f"{args.name} is in service again")
     return 0
 
 
 def resumed(session: Session, name: str, wait: float) -> list[str]:
-    """Follow the domains home to node `name`; those that came. Raises Failed where they do not."""
+    """Wait until the domains are back on node `name`. Returns those that came. Raises Failed after `wait` seconds."""
     came: list[str] = []
     for now in _followed(session, name, wait):
         coming = [domain for domain in now["coming"] if domain not in now["domains"]]
         came = list(dict.fromkeys([*came, *coming]))
         if now["intent"] is None:
             return came
-    raise Failed(f"not all of {name}'s domains are home after {wait:g} s", hint=f"it goes on; veery why {name}")
+    raise Failed(f"not all domains are back on {name} after {wait:g} s", hint=f"the moves continue; veery why {name}")
 
 
 # ---- arguments
 def positive(word: str) -> float:
-    """Seconds, as they stand on a command line. Raises Usage."""
+    """Return the seconds that `word` of a command line stands for. Raises Usage."""
     try:
         value = float(word.removesuffix("s"))
     except ValueError:
         value = 0.0
     if value <= 0:
-        raise Usage(f"seconds are wanted, not {word!r}")
+        raise Usage(f"{word!r} is not a positive number of seconds")
     return value
 
 
 def _declare_wait(parser: Parser) -> None:
-    parser.add_argument("--no-wait", action="store_true", help="return when it has begun")
-    parser.add_argument("--wait", metavar="S", type=positive, default=WAIT, help=f"wait at most so long ({WAIT:g})")
+    parser.add_argument("--no-wait", action="store_true", help="return as soon as the order is accepted")
+    parser.add_argument(
+        "--wait", metavar="S", type=positive, default=WAIT_S, help=f"wait at most S seconds ({WAIT_S:g})"
+    )
 
 
 def _declare_drain(parser: Parser) -> None:
-    parser.add_argument("name", metavar="NODE", help="its name, as veery node list shows it")
+    parser.add_argument("name", metavar="NODE", help="the node's name, as veery node list shows it")
+    parser.add_argument("--plan", action="store_true", help="change nothing; print the moves, and the obstacles")
     parser.add_argument(
-        "--plan", action="store_true", help="only say what it would come to, and what stands against it"
-    )
-    parser.add_argument(
-        "--force", action="store_true", help="also where the loss of one more node could not be carried"
+        "--force", action="store_true", help="drain even if the cluster could not survive the loss of another node"
     )
     _declare_wait(parser)
 
 
 def _declare_resume(parser: Parser) -> None:
-    parser.add_argument("name", metavar="NODE", help="its name")
-    parser.add_argument("--home", action="store_true", help="bring home what had to leave it")
+    parser.add_argument("name", metavar="NODE", help="the node's name")
+    parser.add_argument("--home", action="store_true", help="move the domains back that the drain moved away")
     _declare_wait(parser)
 
 
@@ -174,20 +176,20 @@ VERBS: dict[str, Verb] = {
         run=_drain,
         declare=_declare_drain,
         about="""
-Empties a node for maintenance: its domains are moved away, as many at once as `ha.out` and `ha.into` in the settings
-allow, and none comes in until `veery node resume`. The order stands in the store: it goes on when this command, the
-node or the leader is interrupted. It is refused, with every reason, where the rest cannot carry the domains or a rule
-would be broken.""",
+Empties a node for maintenance. The cluster moves its domains away, as many at once as `ha.out` and `ha.into` in the
+settings allow. The node gets no domains until `veery node resume`. The order is in the store, so the drain continues if
+this command, the node or the leader is interrupted. veery refuses the drain, with every reason, if the other nodes
+cannot take the domains or if it would break a group's rule.""",
         examples="veery node drain test1 --plan\nveery node drain test1",
-        failure="with --plan: something stands against it",
+        failure="with --plan: there is an obstacle",
         json=True,
     ),
     "node resume": Verb(
         run=_resume,
         declare=_declare_resume,
         about="""
-Puts a drained node to use again. With --home the domains that had to leave it come back; without, they stay where they
-are for good. A node that is held back because it was fenced too often is taken as well again.""",
+Returns a drained node to service. With --home the domains that left in the drain move back. Without --home they stay
+where they are. A node that is held back because it was fenced too often also returns to service.""",
         examples="veery node resume test1 --home",
     ),
 }

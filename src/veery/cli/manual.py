@@ -1,5 +1,7 @@
-"""The manual, made from the same text as --help: docs/commands.md by `python -m veery.cli.manual > docs/commands.md`,
-and the man pages by `python -m veery.cli.manual --man FOLDER`."""
+"""The manual, generated from the text of --help.
+
+`python -m veery.cli.manual > docs/commands.md` writes the page of all commands.
+`python -m veery.cli.manual --man FOLDER` writes the man pages."""
 
 from __future__ import annotations
 
@@ -14,15 +16,15 @@ from veery.cli.parser import Parser, overview
 
 _HEAD = """# Commands
 
-Made from the commands' own `--help` by `python -m veery.cli.manual > docs/commands.md`; a test checks that it is
-current. `veery lab --help` tells of the laboratory.
+`python -m veery.cli.manual > docs/commands.md` generates this page from each command's `--help`. A test checks that the
+page is current. `veery lab --help` describes the lab.
 """
 _LAB = {"lab": "a whole cluster in network namespaces of this machine"}
-_SUMMARY = "keep virtual machines running while the machines beneath them change"
+_SUMMARY = "keep virtual machines running while their hosts change"
 
 
 def manual() -> str:
-    """The whole text."""
+    """Return the text of docs/commands.md."""
     parts = [_HEAD, _block(overview(_LAB))]
     for title, group in GROUPS:
         parts.append(f"## {title}\n")
@@ -37,7 +39,7 @@ def _block(text: str) -> str:
 
 # ---- man pages
 def pages() -> Iterator[tuple[str, str]]:
-    """(name of the file, text in roff) of each page: veery(1), one for each verb, veeryd(8)."""
+    """Yield (file name, roff text) of each page: veery(1), one page for each verb, veeryd(8)."""
     also = "Each verb has a page: \\fBveery\\-migrate\\fR(1) for \\fBveery migrate\\fR. See also \\fBveeryd\\fR(8)."
     yield "veery.1", page("veery", 1, _SUMMARY, overview(_LAB), also)
     for _, group in GROUPS:
@@ -51,23 +53,23 @@ def pages() -> Iterator[tuple[str, str]]:
 _DAEMON = """usage: veeryd [--settings FILE] [--version]
 
 systemd starts veeryd once this machine is a node of a cluster. veeryd starts
-the node's etcd, tgtd and domains. All of them run on when it stops, crashes or
-is upgraded, and the next veeryd finds them.
+the node's etcd, tgtd and domains. They keep running when veeryd stops, crashes
+or is upgraded. The next veeryd finds them again.
 
 Options:
-  --settings FILE  the node's settings (or VEERY_SETTINGS)
-  --version        print the version and end
+  --settings FILE  the settings file (or set VEERY_SETTINGS)
+  --version        print the version and exit
 
 Files:
   /etc/veery/veery.toml  the settings
-  /var/lib/veery         what survives a reboot: identity, certificates, etcd's
-                         data, and the volumes where no other folder is set
+  /var/lib/veery         state that survives a reboot: identity, certificates,
+                         etcd's data, and the volumes by default
   /run/veery             sockets, pids and logs
 """
 
 
 def page(name: str, section: int, summary: str, text: str, also: str) -> str:
-    """A man page. `text` is that of a --help: its lines keep their breaks, its headings become the page's."""
+    """Return a man page from the --help `text`. Lines keep their breaks; headings become headings of the page."""
     rows = [f'.TH "{_roff(name).upper()}" {section} "" "veery {veery.__version__}" "veery"', ".SH NAME"]
     rows += [f"{_roff(name)} \\- {_roff(summary)}", ".SH SYNOPSIS", ".nf"]
     described = False
@@ -83,14 +85,14 @@ def page(name: str, section: int, summary: str, text: str, also: str) -> str:
 
 
 def _roff(line: str) -> str:
-    """`line` as roff prints it unchanged."""
+    """Escape `line` so that roff prints it unchanged."""
     text = line.replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq").replace("`", "\\(ga")
     return f"\\&{text}" if text.startswith(".") else text
 
 
 def main(argv: list[str] | None = None) -> int:
     """Print the manual, or write the man pages into a folder."""
-    parser = argparse.ArgumentParser(prog="python -m veery.cli.manual", description="Makes the manual.")
+    parser = argparse.ArgumentParser(prog="python -m veery.cli.manual", description="Generate the manual.")
     parser.add_argument("--man", metavar="FOLDER", type=Path, help="write man pages into FOLDER/man1 and FOLDER/man8")
     folder = parser.parse_args(argv).man
     if folder is None:

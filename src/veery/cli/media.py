@@ -1,4 +1,4 @@
-"""cd-insert and cd-eject: what lies in a domain's CD-ROM drive."""
+"""cd-insert and cd-eject: change the medium in a domain's CD-ROM drive."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _insert(session: Session, args: Namespace) -> int:
     what = args.medium if "=" in args.medium else f"target={args.medium}"
     if not what.startswith(("volume=", "target=")):
         raise Refused(
-            f"{args.medium!r} is neither a file nor volume=NAME", hint="write the file's path, or volume=NAME"
+            f"{args.medium!r} is neither a file nor volume=NAME", hint="give the path of a file, or volume=NAME"
         )
     disk = parse_disk(f"format=raw,vdev={args.device},access=ro,devtype=cdrom,{what}")
     return _change(session, args, plain(disk))
@@ -38,7 +38,7 @@ def _change(session: Session, args: Namespace, disk: object) -> int:
 
 def _declare_eject(parser: Parser) -> None:
     parser.add_argument("domain", metavar="DOMAIN", help="a domain's name, id or UUID")
-    parser.add_argument("device", metavar="VDEV", help="the drive, as hdc in its file")
+    parser.add_argument("device", metavar="VDEV", help="the drive, such as hdc in the domain file")
 
 
 def _declare_insert(parser: Parser) -> None:
@@ -51,11 +51,11 @@ VERBS: dict[str, Verb] = {
         run=_insert,
         declare=_declare_insert,
         about="""
-Puts a medium into a CD-ROM drive that the domain was created with. What lay in the drive is taken out first, even
-where the guest has locked the tray, as with xl. The domain's record remembers the medium.
+Inserts a medium into a CD-ROM drive that the domain was created with. veery ejects the previous medium first, even if
+the guest has locked the tray, as xl does. The record of the domain stores the medium.
 
-An image on the node's own disk keeps the domain on the node until it is ejected; a volume, or a file on a
-filesystem that the nodes share, does not.""",
+With an image on the node's own disk the domain cannot leave the node until the image is ejected. A volume, or a file on
+a filesystem that the nodes share, does not bind the domain.""",
         examples="""
 veery cd-insert busybox hdc /var/lib/images/debian.iso
 veery cd-insert busybox hdc volume=debian-iso""",
@@ -63,7 +63,7 @@ veery cd-insert busybox hdc volume=debian-iso""",
     "cd-eject": Verb(
         run=_eject,
         declare=_declare_eject,
-        about="Takes the medium out of a CD-ROM drive, even where the guest has locked the tray. The drive stays.",
+        about="Ejects the medium of a CD-ROM drive, even if the guest has locked the tray. The drive stays.",
         examples="veery cd-eject busybox hdc",
     ),
 }

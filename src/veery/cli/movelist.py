@@ -1,4 +1,4 @@
-"""Moves looked at and changed: moves, move show, move set, move cancel."""
+"""Verbs for existing moves: moves, move show, move set, move cancel."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from veery.cli.session import Session, Usage
 from veery.model.move import MoveReport
 from veery.model.units import format_size
 
-_EVERY = 0.5  # seconds between two looks of `moves -f`
+_FOLLOW_INTERVAL_S = 0.5  # between two queries of `moves -f`
 
 
 def _reports(session: Session) -> tuple[MoveReport, ...]:
@@ -36,7 +36,7 @@ def _moves(session: Session, args: Namespace) -> int:
 
 
 def _follow(session: Session) -> int:
-    """Print the table, and then each move's line again whenever it has come further; until Ctrl-C."""
+    """Print the table, then the line of each move whose state or phase has changed, until Ctrl-C."""
     seen: dict[str, tuple[str, str]] = {}
     try:
         while True:
@@ -44,7 +44,7 @@ def _follow(session: Session) -> int:
             lines = list(_table(reports))
             print(*(lines[1:] if seen else lines), sep="\n", end="\n" if lines[len(seen) > 0 :] else "", flush=True)
             seen |= {each.id: (each.state, each.phase) for each in reports}
-            time.sleep(_EVERY)
+            time.sleep(_FOLLOW_INTERVAL_S)
     except KeyboardInterrupt:
         return 0
 
@@ -89,17 +89,17 @@ def _show(session: Session, args: Namespace) -> int:
         print(line)
     if report.disk_bytes:
         kept = f"; kept on {report.source}: {', '.join(report.kept)}" if report.kept else ""
-        print(f"  {format_size(report.disk_bytes)} of its disks went along{kept}")
+        print(f"  {format_size(report.disk_bytes)} of its disks moved too{kept}")
     if report.runs_on:
         print(f"  the domain runs on {report.runs_on}")
-    for label, text in (("told before", report.caution), ("reason", report.reason), ("hint", report.hint)):
+    for label, text in (("caution", report.caution), ("reason", report.reason), ("hint", report.hint)):
         if text:
             print(f"  {label}: {text}")
     return 0
 
 
 def timeline(report: MoveReport) -> Iterator[str]:
-    """The copy as it went: a line each time a round begins, and what was done and why in between."""
+    """Yield the course of a copy: one line per round, and each action of the policy with its reason."""
     if not report.samples:
         return
     yield f"  policy {report.policy or 'none'}; seconds after the copy began:"
@@ -132,19 +132,21 @@ def _set(session: Session, args: Namespace) -> int:
     if args.downtime is not None:
         order["downtime"] = args.downtime
     if not order:
-        raise Usage("name --bandwidth, --downtime or both", "move set")
+        raise Usage("give --bandwidth, --downtime or both", "move set")
     session.client.post(f"/v1/moves/{quote(args.move, safe='')}/set", order)
     return 0
 
 
 def _declare_moves(parser: Parser) -> None:
-    parser.add_argument("-f", "--follow", action="store_true", help="go on: a line whenever a move has come further")
+    parser.add_argument("-f", "--follow", action="store_true", help="keep printing: one line for each change of a move")
 
 
 def _declare_set(parser: Parser) -> None:
     _declare_move(parser)
-    parser.add_argument("--bandwidth", metavar="BYTES", default="", help="bytes a second, for example 32M; 0: no limit")
-    parser.add_argument("--downtime", metavar="MS", type=int, default=None, help="the limit on the downtime, in ms")
+    parser.add_argument(
+        "--bandwidth", metavar="BYTES", default="", help="bytes per second, for example 32M; 0: no limit"
+    )
+    parser.add_argument("--downtime", metavar="MS", type=int, default=None, help="the limit of the downtime, in ms")
 
 
 def _cancel(session: Session, args: Namespace) -> int:
@@ -153,7 +155,7 @@ def _cancel(session: Session, args: Namespace) -> int:
 
 
 def _declare_move(parser: Parser) -> None:
-    parser.add_argument("move", metavar="ID", help="a move's id, as veery moves prints it")
+    parser.add_argument("move", metavar="ID", help="the id of a move, as veery moves prints it")
 
 
 VERBS: dict[str, Verb] = {
@@ -161,7 +163,7 @@ VERBS: dict[str, Verb] = {
         run=_moves,
         declare=_declare_moves,
         about="""
-Lists the moves out of this node, the latest last: those in the queue, those under way, and those that ended.""",
+Lists the moves out of this node, the latest last: queued, running and finished ones.""",
         examples="veery moves\nveery moves -f     # until Ctrl-C",
         json=True,
     ),
@@ -169,24 +171,24 @@ Lists the moves out of this node, the latest last: those in the queue, those und
         run=_show,
         declare=_declare_move,
         about="""
-Prints the report of one move: what it was, how it ended, the milliseconds of each phase, and how the copy went: its
-rounds with what was sent, what was left, how fast it was copied and written to, how much the domain was slowed, which
-downtime was allowed; and each step of the policy with its reason. The downtime is the hypervisor's own word.""",
+Prints the report of one move: its domain and nodes, its result, and the milliseconds of each phase. For each round of
+the copy it shows the bytes sent and left, the copy rate and dirty rate, the throttle and the downtime limit. It also
+shows each step of the policy with its reason. The downtime is the figure of the hypervisor.""",
         examples="veery move show 5f0c3a",
         json=True,
     ),
     "move set": Verb(
         run=_set,
         declare=_declare_set,
-        about="Changes the bandwidth or the limit on the downtime of a copy that is under way.",
+        about="Changes the bandwidth or the downtime limit of a move while it copies.",
         examples="veery move set 5f0c3a --bandwidth 32M --downtime 100",
     ),
     "move cancel": Verb(
         run=_cancel,
         declare=_declare_move,
         about="""
-Cancels a move that has not reached COMMIT, or waits in the queue; the domain runs on at its source. Returns when it
-does.""",
+Cancels a move that waits in the queue or has not reached COMMIT. The domain keeps running on the source. The command
+returns when the source has the domain running again.""",
         examples="veery move cancel 5f0c3a",
     ),
 }

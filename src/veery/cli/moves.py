@@ -1,4 +1,4 @@
-"""Moving: migrate, of one domain or of many."""
+"""migrate: move one domain or many domains."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from veery.errors import OutcomeUnknown, Refused, VeeryError
 from veery.model.move import Compress, MoveProgress, MoveReport, MoveSettings
 from veery.model.units import format_size
 
-_ID_DEADLINE_S = 60.0  # for the daemon to tell the id of a move that is to be cancelled
+_ID_DEADLINE_S = 60.0  # for veeryd to report the id of a move, which its cancellation needs
 
 
 # ---- migrate
@@ -25,14 +25,14 @@ def _migrate(session: Session, args: Namespace) -> int:
     _refuse(args)
     settings = _settings(args)
     if args.plan and (args.all or args.to):
-        raise Usage("--plan wants one domain and one node", "migrate")
+        raise Usage("--plan needs one domain and one node", "migrate")
     if args.all or args.to:
         from veery.cli.evacuation import evacuate
 
         _warn(session, settings, quiet=args.quiet)
         return evacuate(session, settings, args.words, args.to, everything=args.all, quiet=args.quiet)
     if len(args.words) != 2:
-        raise Usage("migrate wants a domain and a node; several domains need --to NODE", "migrate")
+        raise Usage("migrate needs a domain and a node; for several domains use --to NODE", "migrate")
     args.domain, args.target = args.words
     refuse_domain_0([args.domain])
     order = {"target": args.target, "settings": asdict(settings)}
@@ -72,7 +72,7 @@ def _settings(args: Namespace) -> MoveSettings:
 
 
 def _warn(session: Session, settings: MoveSettings, *, quiet: bool) -> None:
-    """What a policy risks is said before anything starts."""
+    """Print the risk of the chosen policy before the move starts."""
     if settings.policy == MoveSettings().policy:
         return  # the default risks nothing
     from veery.migrate.policy import find
@@ -82,43 +82,43 @@ def _warn(session: Session, settings: MoveSettings, *, quiet: bool) -> None:
 
 
 def _refuse(args: Namespace) -> None:
-    """What xl's migrate can and ours cannot, each with its reason; and flags that mean nothing alone."""
+    """Raise Refused for flags of xl that veery does not support, and for flags that have no effect alone."""
     if (args.disk_dir or args.remove_source) and not args.with_disks:
-        raise Refused("--disk-dir and --remove-source are about disks that move", hint="add --with-disks")
+        raise Refused("--disk-dir and --remove-source apply only to disks that move", hint="add --with-disks")
     if args.disk_dir and not args.disk_dir.startswith("/"):
-        raise Refused(f"{args.disk_dir} is not an absolute path", hint="name it from the root, on the target")
+        raise Refused(f"{args.disk_dir} is not an absolute path", hint="give the absolute path on the target")
     if args.config:
-        raise Refused("a domain moves with the configuration it runs with", hint="leave -C away")
+        raise Refused("a domain moves with the configuration that it runs with", hint="omit -C")
     if args.command:
-        raise Refused("a domain moves through veery's relocation server, not through ssh", hint="leave -s away")
+        raise Refused("a domain moves through veery's relocation server, not through ssh", hint="omit -s")
     if args.paused:
         raise Refused(
-            "a running domain is not left paused by a move",
+            "a move does not leave a running domain paused",
             hint="move it without -p, then pause it there: veery --node NODE pause DOMAIN",
         )
     if args.keep_id:
-        raise Refused("a domain gets a new id on its new node", hint="leave -D away and use the name")
+        raise Refused("a domain gets a new id on its new node", hint="omit -D and use the name")
 
 
 class _Migration:
-    """One `veery migrate`: follows the stream, and has the move cancelled by Ctrl-C.
+    """One `veery migrate`. It follows the stream of the move, and cancels the move at Ctrl-C.
 
-    The first Ctrl-C orders the cancellation (from a thread, so that the stream is not torn) and goes on reading to
-    the move's true end; the second leaves."""
+    The first Ctrl-C orders the cancellation, from a thread so that the stream stays intact. Reading then continues to
+    the real end of the move. The second Ctrl-C leaves without waiting."""
 
     def __init__(self, session: Session, domain: str, *, quiet: bool) -> None:
         self._session, self._domain, self._quiet = session, domain, quiet
         self._id = ""
-        self._known = threading.Event()  # whether the daemon has told `_id`
+        self._known = threading.Event()  # set once veeryd has reported `_id`
         self._interrupt = Interrupt(self._interrupted)
 
     def run(self, path: str, order: dict[str, Any]) -> MoveReport:
-        """Do it. Raises as the daemon says; of a cancelled move it says where the domain runs."""
+        """Run the move. Raises veeryd's error; that of a cancelled move names the node on which the domain runs."""
         forward = Forward()
         try:
             with self._interrupt, meter(f"{self._domain} -> {order['target']}", quiet=self._quiet) as shown:
                 events = self._session.client.stream(path, order)
-                from veery.model.codec import convert  # takes as long as all before: while veeryd is at work
+                from veery.model.codec import convert  # slow; import it while veeryd works
 
                 for event in events:
                     if event["event"] == "done":
@@ -136,8 +136,10 @@ class _Migration:
                     )
         except KeyboardInterrupt:
             where = f"veery move show {self._id}" if self._id else "veery moves"
-            raise OutcomeUnknown("left before the move ended; it goes on or is being undone", hint=where) from None
-        raise OutcomeUnknown("the move's end was not told", hint="veery moves tells how it stands")
+            raise OutcomeUnknown(
+                "veery left before the move ended; veeryd continues the move or undoes it", hint=where
+            ) from None
+        raise OutcomeUnknown("veeryd did not report the end of the move", hint="veery moves shows its state")
 
     def _learn(self, event: dict[str, Any]) -> None:
         first, self._id = not self._id, str(event["move"])
@@ -145,13 +147,13 @@ class _Migration:
             self._known.set()
 
     def _interrupted(self) -> None:
-        self._session.note("\nveery: cancelling; Ctrl-C again leaves without waiting")
+        self._session.note("\nveery: cancelling the move; press Ctrl-C again to leave without waiting")
         if not self._known.wait(_ID_DEADLINE_S):
             return
         try:
             self._session.client.post(f"/v1/moves/{self._id}/cancel")
         except VeeryError as error:
-            self._session.note(f"veery: not cancelled: {error.message}")
+            self._session.note(f"veery: the move was not cancelled: {error.message}")
 
     def _ended(self, report: MoveReport) -> MoveReport:
         if self._interrupt.came:
@@ -160,7 +162,7 @@ class _Migration:
 
 
 def summary(report: MoveReport) -> str:
-    """A finished move in one line."""
+    """Return one line about a finished move."""
     rounds = f" in {report.rounds} round{'s' if report.rounds != 1 else ''}" if report.rounds else ""
     packed = f" sent as {format_size(report.packed)}" if report.packed else ""
     disks = f", {format_size(report.disk_bytes)} of disks" if report.disk_bytes else ""
@@ -174,26 +176,22 @@ def summary(report: MoveReport) -> str:
 
 def _declare_migrate(parser: Parser) -> None:
     parser.add_argument(
-        "words", metavar="DOMAIN NODE", nargs="*", help="a domain (name, id or UUID) and the node it goes to"
+        "words", metavar="DOMAIN NODE", nargs="*", help="the domain (name, id or UUID) and the target node"
     )
     parser.add_argument(
         "--to",
         metavar="NODE",
         action="append",
         default=[],
-        help="move all the domains named, or all there are, to this node; given again: spread over these nodes",
+        help="move the named domains, or all domains, to NODE; repeat it to spread them over several nodes",
     )
-    parser.add_argument(
-        "--all", action="store_true", help="move every domain of the node away (of NODE, where one is named)"
-    )
+    parser.add_argument("--all", action="store_true", help="move all domains of the node away (of NODE, if given)")
     _declare_copy(parser)
     _declare_disks(parser)
     parser.add_argument(
-        "--no-turns", dest="turns", action="store_false", help="copy and switch over at once, whoever else does so now"
+        "--no-turns", dest="turns", action="store_false", help="do not wait for other moves before copy and switch-over"
     )
-    parser.add_argument(
-        "--plan", action="store_true", help="move nothing: tell what stands in the way, and how long it would take"
-    )
+    parser.add_argument("--plan", action="store_true", help="move nothing; print the obstacles and the expected time")
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
     _declare_xl(parser)
 
@@ -203,63 +201,68 @@ def _declare_copy(parser: Parser) -> None:
         "--policy",
         metavar="NAME",
         default="balanced",
-        help="what is done about a domain that writes faster than can be copied: gentle, balanced, must-finish or "
-        "post-copy (which has no way back)",
+        help="policy for a domain that writes faster than the copy: gentle, balanced, must-finish or post-copy (which "
+        "cannot be undone)",
     )
     parser.add_argument(
-        "-l", "--live", action="store_true", default=True, help="let the domain run during the copy: the default"
+        "-l", "--live", action="store_true", default=True, help="keep the domain running during the copy (default)"
     )
-    parser.add_argument("--no-live", dest="live", action="store_false", help="stop it for the copy")
+    parser.add_argument("--no-live", dest="live", action="store_false", help="pause the domain during the copy")
     parser.add_argument(
         "--rate",
         "--bandwidth",
         metavar="BYTES",
         default="",
-        help="copy at most so many bytes a second, for example 100M",
+        help="limit of the copy in bytes per second, for example 100M",
     )
     parser.add_argument(
         "--downtime",
         metavar="MS",
         type=int,
         default=50,
-        help="pause it for at most so many ms (50); policies climb from there",
+        help="limit of the downtime in ms (50); policies can raise it",
     )
     parser.add_argument(
         "--timeout",
         metavar="SECONDS",
         type=float,
         default=0.0,
-        help="give the copy up after so long; with must-finish: end by then",
+        help="give up the copy after this time; with must-finish: finish by then",
     )
     parser.add_argument(
-        "--stall", metavar="SECONDS", type=float, default=15.0, help="give it up when nothing moved so long (15)"
+        "--stall", metavar="SECONDS", type=float, default=15.0, help="give up after this time without progress (15)"
     )
     parser.add_argument(
-        "--no-tls", dest="tls", action="store_false", help="do not encrypt (both nodes' settings must allow it)"
+        "--no-tls", dest="tls", action="store_false", help="do not encrypt (the settings of both nodes must allow it)"
     )
     parser.add_argument(
         "--compress",
         metavar="WHEN",
         choices=[each.value for each in Compress],
         default=Compress.AUTO.value,
-        help="pack the stream: auto (where the path is slow and a sample of the memory packs well), yes, no",
+        help="compress the stream: auto (if the path is slow and a sample of the memory compresses well), yes, no",
     )
 
 
 def _declare_disks(parser: Parser) -> None:
     parser.add_argument(
-        "--with-disks", action="store_true", help="take along the disks that only its node has (files, devices)"
+        "--with-disks", action="store_true", help="also move the disks that only its node has (files, devices)"
     )
     parser.add_argument(
-        "--disk-dir", metavar="DIR", default="", help="their folder on NODE; else [storage] local, else the same path"
+        "--disk-dir",
+        metavar="DIR",
+        default="",
+        help="folder of these disks on NODE (default: [storage] local, or else the same path)",
     )
     parser.add_argument(
-        "--remove-source", action="store_true", help="remove their files here at the end, else FILE.moved-to-NODE"
+        "--remove-source",
+        action="store_true",
+        help="delete the disk files here at the end (default: rename to FILE.moved-to-NODE)",
     )
 
 
 def _declare_xl(parser: Parser) -> None:
-    """xl's own flags: some are taken and mean nothing here, some are refused with the reason."""
+    """Declare xl's own flags. veery ignores some, and refuses the others with a reason."""
     parser.add_argument(
         "-d",
         "--debug",
@@ -267,12 +270,14 @@ def _declare_xl(parser: Parser) -> None:
         "-F",
         dest="ignored",
         action="store_true",
-        help="accepted as xl has them; veeryd watches the domain",
+        help="ignored, for xl's sake: veeryd watches the domain",
     )
-    parser.add_argument("-C", dest="config", metavar="CONFIG", default="", help="refused: xl's other configuration")
-    parser.add_argument("-s", dest="command", metavar="COMMAND", default="", help="refused: xl's way through ssh")
-    parser.add_argument("-p", dest="paused", action="store_true", help="refused: xl's leaving it paused")
-    parser.add_argument("-D", dest="keep_id", action="store_true", help="refused: xl's keeping of the id")
+    parser.add_argument(
+        "-C", dest="config", metavar="CONFIG", default="", help="refused: xl's replacement configuration"
+    )
+    parser.add_argument("-s", dest="command", metavar="COMMAND", default="", help="refused: xl's ssh command")
+    parser.add_argument("-p", dest="paused", action="store_true", help="refused: xl's flag to leave the domain paused")
+    parser.add_argument("-D", dest="keep_id", action="store_true", help="refused: xl's flag to keep the id")
 
 
 VERBS: dict[str, Verb] = {
@@ -280,44 +285,52 @@ VERBS: dict[str, Verb] = {
         run=_migrate,
         declare=_declare_migrate,
         about="""
-Moves a running domain to another node, live: its memory is copied while it runs, and it stops only for the last
-few milliseconds. Its disks must be reachable from both nodes (volumes are), or go along with --with-disks. Everything
-that can be checked is checked before anything starts.
+Moves a running domain to another node (live migration). The domain runs during the copy of its memory, and is paused
+only for the last few milliseconds. Both nodes must reach its disks, as they do with volumes; otherwise use
+--with-disks. veery checks everything that it can before the move starts.
 
-While it goes on, phase, percent, rate, dirty rate and remaining time are shown: as a bar on a terminal, else one
-line a phase and at most one a second, on stderr. Each new round, step of the policy and wait is said in words. The
-last line, on stdout, tells total time, downtime and bytes.
+During the move, veery shows the phase, percentage, rate, dirty rate and remaining time on stderr: as a bar on a
+terminal, otherwise as one line per phase and at most one per second. It also reports each round, each step of the
+policy and each wait. The last line, on stdout, has the total time, the downtime and the bytes.
 
-Policies: gentle never stands longer than --downtime and gives up where that cannot be; balanced (the default) raises
-the limit step by step when the copy does not get on, then slows the domain; must-finish ends within its bound
-(--timeout, else 30 seconds or more for a large domain) and at last stops the domain for the rest; post-copy sends all
-of the memory once, lets the domain go on at the target, and the rest follows: it always ends, but from COMMIT until
-the rest has followed the run is lost if either node's QEMU dies. A cut link is mended by itself. docs/moves.md pictures
-them.
+The policies are:
 
-With --all or --to, many domains move at once: their memory is copied side by side, their last steps take turns, so
-that none stands still for longer than alone. Without --to they are spread over all other nodes that are alive, by
-free memory. More than the nodes' limits allow (docs/settings.md) wait in a queue that `veery moves` shows.
+  gentle       never exceeds --downtime, and gives up if that is impossible
+  balanced     (default) raises the downtime limit step by step if the copy
+               does not converge, then slows the domain
+  must-finish  ends by --timeout (default: 30 seconds, more for a large
+               domain), and pauses the domain for the rest if necessary
+  post-copy    sends all memory once, resumes the domain on the target and
+               sends the rest afterwards. It always ends. But from COMMIT until
+               the rest has arrived, the instance is lost if QEMU dies on either
+               node. veery repairs a broken link by itself.
 
-With --with-disks, disks that are files or devices of its node alone go along: they are copied while it runs, then
-each write goes to both nodes until it has moved. Nothing here is removed before it runs there.
+docs/moves.md describes them in detail.
 
-Ctrl-C cancels the move and says where the domain runs; a second Ctrl-C leaves without waiting. Up to the phase
-COMMIT a move that fails leaves the domain running where it was; from there on it runs on the target.
+With --all or --to, many domains move in one order. The copies run side by side. The last steps take turns, so no domain
+is paused for longer than in a move alone. Without --to, veery spreads the domains over all other live nodes by free
+memory. Moves beyond the limits of the nodes (docs/settings.md) wait in a queue that `veery moves` shows.
 
-With --plan nothing moves. Everything that stands in the way is told at once, each with what would lift it; then the
-time and the gap that are to be expected, from the domain's memory, the way to the target and earlier moves; then
-what would keep the domain from coming back. Exit status 1 when something stands in the way.""",
+With --with-disks, disks that are files or devices of the source node move too. veery copies them while the domain runs;
+then each write goes to both nodes until the domain has moved. The source keeps the disks until the domain runs on the
+target.
+
+Ctrl-C cancels the move and prints where the domain runs. A second Ctrl-C leaves without waiting. If a move fails before
+the phase COMMIT, the domain keeps running on the source. From COMMIT on, it runs on the target.
+
+With --plan nothing moves. veery prints every obstacle with a hint how to remove it. Then it prints the expected time
+and gap, estimated from the domain's memory, the path to the target and earlier moves. Last it prints what would prevent
+a move back. The exit status is 1 if there is an obstacle.""",
         examples="""
 veery migrate busybox test2
 veery migrate --plan busybox test2
 veery migrate --live --rate 100M --downtime 30 busybox 172.16.31.2
 veery migrate --with-disks --disk-dir /srv/disks busybox test2
 veery migrate --policy must-finish --timeout 60 db test2
-veery migrate --to test2 web mail db    # several at once
+veery migrate --to test2 web mail db    # several domains
 veery migrate --all test1               # every domain of test1
 veery --json migrate busybox test2      # the report, for a script""",
-        failure="when cancelled: the domain runs on where it was",
+        failure="the move was cancelled, and the domain runs on the source",
         json=True,
     ),
 }

@@ -1,4 +1,4 @@
-"""Nodes' health: node health, node well."""
+"""Health of nodes: node health, node well."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from veery.cli.session import Session
 from veery.errors import Failed, Refused
 from veery.model.units import format_seconds
 
-NOTHING = "no sensor speaks against it"
+NO_SIGNS = "no sensor reports a problem"
 
 
 def _health(session: Session, args: Namespace) -> int:
@@ -51,7 +51,7 @@ def _all(session: Session) -> int:
         name = node["node"]["name"]
         record = records.get(name)
         if record is None:
-            cells.append((name, "unknown", "-", "its veeryd has told nothing yet"))
+            cells.append((name, "unknown", "-", "its veeryd has not reported yet"))
         else:
             cells.append((name, record["verdict"], _ago(record["since"]), _gravest(record)))
     print(*tables.plain(("Name", "Verdict", "Since", "Why"), cells), sep="\n")
@@ -59,7 +59,7 @@ def _all(session: Session) -> int:
 
 
 def _one(session: Session, name: str) -> dict[str, Any]:
-    """A node's health as its daemon has it; as the store has it where that does not answer. Raises Refused."""
+    """Return the health of a node from its veeryd, or from the store if veeryd does not answer. Raises Refused."""
     try:
         found: dict[str, Any] = session.client.get(node_path(name, "health"))
         return found
@@ -67,15 +67,15 @@ def _one(session: Session, name: str) -> dict[str, Any]:
         record = session.client.get("/v1/verdicts").get(name)
         if record is None:
             raise
-        session.note(f"veery: {error.message}; this is what it said last")
+        session.note(f"veery: {error.message}; this is its last report")
         return {"node": name, "record": record, "sensors": [], "history": [], "modes": {}}
 
 
 def _gravest(record: dict[str, Any]) -> str:
     if not record["signs"]:
-        return NOTHING
+        return NO_SIGNS
     sign = record["signs"][0]
-    would = "" if sign["asks"] == sign["would"] else f" (told only; it would be {sign['would']})"
+    would = "" if sign["asks"] == sign["would"] else f" (reported only; otherwise {sign['would']})"
     return f"{sign['sensor']} {sign['part']}: {sign['sentence']}{would}"
 
 
@@ -115,13 +115,13 @@ def _well(session: Session, args: Namespace) -> int:
 
 
 def _declare_health(parser: Parser) -> None:
-    parser.add_argument("name", metavar="NODE", nargs="?", default="", help="a node's name; all of them if left away")
-    parser.add_argument("--history", action="store_true", help="how its verdict has changed, the newest last")
+    parser.add_argument("name", metavar="NODE", nargs="?", default="", help="the node's name (default: all nodes)")
+    parser.add_argument("--history", action="store_true", help="print the changes of its verdict, the newest last")
 
 
 def _declare_well(parser: Parser) -> None:
-    parser.add_argument("name", metavar="NODE", help="its name")
-    parser.add_argument("sensor", metavar="SENSOR", nargs="?", default="", help="one sensor alone, such as smart")
+    parser.add_argument("name", metavar="NODE", help="the node's name")
+    parser.add_argument("sensor", metavar="SENSOR", nargs="?", default="", help="only this sensor, such as smart")
 
 
 VERBS: dict[str, Verb] = {
@@ -129,10 +129,10 @@ VERBS: dict[str, Verb] = {
         run=_health,
         declare=_declare_health,
         about="""
-Prints what the sensors of the nodes say of them. A node is well, in quarantine (it keeps its domains, and the cluster
-gives it no others), or to be evacuated (the cluster moves its domains away). With NODE it prints each sign that is not
-ok, what the sign asks for, and when each sensor was read. What stands in brackets a sign would ask for, if the mode of
-its sensor in veery.toml allowed that.""",
+Prints the health of the nodes by their sensors. The verdict on a node is well, quarantine (the node keeps its domains,
+and the cluster gives it no others) or evacuate (the cluster moves its domains away). With NODE it prints each sign that
+is not ok, the action that the sign asks for, and when each sensor was read. An action in brackets is one that the mode
+of the sensor in veery.toml does not allow.""",
         examples="veery node health\nveery node health test1\nveery node health test1 --history",
         json=True,
     ),
@@ -140,8 +140,9 @@ its sensor in veery.toml allowed that.""",
         run=_well,
         declare=_declare_well,
         about="""
-Says that a node is well, or that what one of its sensors reads is. What the sensors find now counts again only when it
-changes. The node is given domains again; those that left it come home with `veery node resume --home`.""",
+Declares a node healthy, or the present reading of one of its sensors harmless. The present findings count again only
+when they change. The cluster gives the node domains again. `veery node resume --home` moves back the domains that left
+it.""",
         examples="veery node well test1\nveery node well test1 smart  # the disk was replaced",
         json=True,
     ),

@@ -1,4 +1,4 @@
-"""Nodes and the cluster: node ..., init, join, network list, version."""
+"""Nodes and the cluster: node ..., token ..., init, join, network list, version."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ def _list(session: Session, args: Namespace) -> int:
 
 
 def _state(row: dict[str, Any]) -> str:
-    """What is the matter with a node: its fence, else what is meant with it, else whether it is there."""
+    """Return the state of a node: that of its fence, else of its drain, else whether it is present."""
     return str(row.get("fence") or row.get("intent") or ("present" if row["alive"] else "absent"))
 
 
 def _level(row: dict[str, Any]) -> str:
-    """The level that its daemon can do; "-" where that is absent, or of a version without levels."""
+    """Return the level that the node's veeryd supports; "-" if it is absent or its version has no levels."""
     return str((row.get("presence") or {}).get("level") or "-")
 
 
 def _up(row: dict[str, Any]) -> str:
-    """For how long its daemon has run."""
+    """Return how long the node's veeryd has run."""
     presence = row.get("presence")
     return format_seconds(max(time.time() - presence["started"], 0.0)) if presence else "-"
 
@@ -104,7 +104,7 @@ def _tokens(session: Session, args: Namespace) -> int:
         session.print_json(rows)
         return 0
     cells = [(row["id"], row["node"] or "-", format_seconds(max(row["expires"] - time.time(), 0.0))) for row in rows]
-    print(*tables.plain(("ID", "Made by", "Good for"), cells), sep="\n")
+    print(*tables.plain(("ID", "Made by", "Valid for"), cells), sep="\n")
     return 0
 
 
@@ -135,7 +135,7 @@ def _forget(session: Session, args: Namespace) -> int:
 
 # ---- init, join
 def _member(args: Namespace, verb: str) -> dict[str, Any]:
-    """What init and join say of the new node."""
+    """Return the properties of the new node that init and join give. Raises Usage."""
     from veery.model.node import Role
 
     words = [word.strip() for word in args.roles.split(",") if word.strip()]
@@ -160,13 +160,13 @@ def _init(session: Session, args: Namespace) -> int:
     require_own(args.address)
     settings, member = _settings(session), _member(args, "init")
     init(settings, cluster=args.cluster, **member)
-    print(f"Cluster {args.cluster} begun with node {args.name} ({args.address})")
+    print(f"Created cluster {args.cluster} with node {args.name} ({args.address})")
     _warn_of_pool(session, settings, member["roles"])
     return 0
 
 
 def _warn_of_pool(session: Session, settings: Settings, roles: Sequence[str]) -> None:
-    """Say so where guests could fill the filesystem of veery's own state."""
+    """Print a warning if volumes can fill the filesystem of veery's own state."""
     from veery.storage.room import shares
 
     pool, state = Path(settings.storage.pool or f"{settings.state}/volumes"), Path(settings.state)
@@ -174,7 +174,7 @@ def _warn_of_pool(session: Session, settings: Settings, roles: Sequence[str]) ->
         if "storage" in roles and shares(pool, state):
             session.note(
                 f"veery: volumes in {pool} share a filesystem with veery's own state in {state}\n"
-                "  hint: set storage.pool in veery.toml to a filesystem of its own before you make volumes"
+                "  hint: set storage.pool in veery.toml to a separate filesystem before you create volumes"
             )
     except OSError as error:
         session.note(f"veery: {pool}: {error.strerror}")
@@ -239,38 +239,38 @@ def _declare_nothing(parser: Parser) -> None:
 
 def _declare_show(parser: Parser) -> None:
     parser.add_argument(
-        "name", metavar="NODE", nargs="?", default="", help="a node's name; the one spoken to if left away"
+        "name", metavar="NODE", nargs="?", default="", help="the node's name (default: the node that veery talks to)"
     )
 
 
 def _declare_member(parser: Parser, roles: str) -> None:
-    parser.add_argument("--name", metavar="NAME", required=True, help="what this node is to be called")
-    parser.add_argument("--address", metavar="ADDRESS", required=True, help="where the other nodes reach it")
-    parser.add_argument("--roles", metavar="ROLES", default=roles, help=f"some of hypervisor,storage,voter ({roles})")
+    parser.add_argument("--name", metavar="NAME", required=True, help="the name of this node")
+    parser.add_argument("--address", metavar="ADDRESS", required=True, help="the address at which other nodes reach it")
+    parser.add_argument("--roles", metavar="ROLES", default=roles, help=f"list of hypervisor,storage,voter ({roles})")
     parser.add_argument(
         "--driver",
         metavar="DRIVER",
         choices=("qemu", "xen"),
         default="",
-        help="what runs domains on a hypervisor (qemu)",
+        help="the driver that runs domains on a hypervisor (qemu)",
     )
 
 
 def _declare_revoke_token(parser: Parser) -> None:
-    parser.add_argument("id", metavar="ID", help="its first column in veery token list")
+    parser.add_argument("id", metavar="ID", help="the token's id, as veery token list shows it")
 
 
 def _declare_leave(parser: Parser) -> None:
-    parser.add_argument("name", metavar="NODE", help="its name, as veery node list shows it")
+    parser.add_argument("name", metavar="NODE", help="the node's name, as veery node list shows it")
 
 
 def _declare_forget(parser: Parser) -> None:
     _declare_leave(parser)
-    parser.add_argument("--with-volumes", action="store_true", help="the volumes that it held are lost with it")
+    parser.add_argument("--with-volumes", action="store_true", help="accept the loss of the volumes that it held")
     parser.add_argument(
         "--with-everything",
         action="store_true",
-        help="those, and the disks of domains that were files of that node",
+        help="also accept the loss of domains' disks that were files of the node",
     )
 
 
@@ -280,12 +280,14 @@ def _declare_init(parser: Parser) -> None:
 
 
 def _declare_join(parser: Parser) -> None:
-    parser.add_argument("token", metavar="TOKEN@ADDRESS", help="as veery node token prints it on a node of the cluster")
+    parser.add_argument(
+        "token", metavar="TOKEN@ADDRESS", help="the output of veery node token on a node of the cluster"
+    )
     _declare_member(parser, "hypervisor,voter")
 
 
 def _declare_version(parser: Parser) -> None:
-    parser.add_argument("-a", "--all", action="store_true", help="that of each node's daemon too")
+    parser.add_argument("-a", "--all", action="store_true", help="also print the version of each node's veeryd")
 
 
 VERBS: dict[str, Verb] = {
@@ -293,15 +295,16 @@ VERBS: dict[str, Verb] = {
         run=_list,
         declare=_declare_nothing,
         about="""
-Lists the nodes of the cluster: address, roles, whether each gave a sign of life lately, its state (present, absent, or
-how far its fence or its drain has come), the level that its version can do, and for how long its daemon has run.""",
+Lists the nodes of the cluster. The columns include the address and the roles of a node, and whether its lease is alive.
+State is present, absent, or the state of its fence or drain. Level is the level that its version supports. Up is how
+long its veeryd has run.""",
         examples="veery node list",
         json=True,
     ),
     "node show": Verb(
         run=_show,
         declare=_declare_show,
-        about="Prints all of one node: addresses and ports, driver, initiator name.",
+        about="Prints the details of one node: addresses and ports, driver, initiator name.",
         examples="veery node show test1",
         json=True,
     ),
@@ -309,72 +312,73 @@ how far its fence or its drain has come), the level that its version can do, and
         run=_token,
         declare=_declare_nothing,
         about="""
-Makes a token with which one new node may join within an hour, and prints it as TOKEN@ADDRESS. It is worth nothing once
-the node that made it is put out of the cluster.""",
+Creates a token and prints it as TOKEN@ADDRESS. One new node can join with it within an hour. The token becomes invalid
+when the node that created it is removed from the cluster.""",
         examples="veery node token",
         json=True,
     ),
     "token list": Verb(
         run=_tokens,
         declare=_declare_nothing,
-        about="Lists the tokens that are not used yet: which node made each, and for how long it is good.",
+        about="Lists the unused tokens: the node that created each token, and how long it is valid.",
         examples="veery token list",
         json=True,
     ),
     "token revoke": Verb(
         run=_revoke_token,
         declare=_declare_revoke_token,
-        about="Takes a token back: nobody can join with it any more.",
+        about="Revokes a token: no node can join with it any more.",
         examples="veery token revoke 5d41402abc4b",
     ),
     "node leave": Verb(
         run=_leave,
         declare=_declare_leave,
         about="""
-Puts a node out of the cluster: its vote in the store, its access to the targets, its record. It must run no domains
-and hold no volumes. Stop its veeryd afterwards and remove its state folder before it joins anew.""",
+Removes a node from the cluster, with its vote in the store, its access to the targets, and its record. The node must
+run no domains and hold no volumes. Stop its veeryd afterwards, and remove its state folder before it joins again.""",
         examples="veery node leave test3",
     ),
     "node forget": Verb(
         run=_forget,
         declare=_declare_forget,
         about="""
-Puts a node out of the cluster that is gone for good: its vote in the store, its access to the targets, its records and
-its fence. The domains that it owned are free to start elsewhere: for that it must be proven to be off (a fence, or
-veery fence confirm). It is refused while the node is present, and while volumes or files that are disks would be lost
-with it, all of them named. A domain that lost a disk keeps its record, and is not started any more. The other nodes
-answer its certificate no more.""",
-        examples="veery node forget test3\nveery node forget stor2 --with-volumes  # what it held is lost\n"
-        "veery node forget test3 --with-everything  # it burnt",
+Removes a node that is gone for good from the cluster, with its vote in the store, its access to the targets, its
+records and its fence. The other nodes no longer accept its certificate. The domains that it owned can then start
+elsewhere, so the node must be proven off (by a fence, or by `veery fence confirm`).
+
+veery refuses this while the node is present. It also refuses if volumes or disk files would be lost with the node, and
+names all of them. A domain that lost a disk keeps its record, but never starts again.""",
+        examples="veery node forget test3\nveery node forget stor2 --with-volumes  # its volumes are lost\n"
+        "veery node forget test3 --with-everything  # its disks are destroyed",
         json=True,
     ),
     "init": Verb(
         run=_init,
         declare=_declare_init,
         about="""
-Begins a cluster: makes its certificate authority, this node's certificate, and a store (etcd) with one member.
-veeryd must not be running; it is started afterwards. Nothing else needs to be set up.""",
+Creates a cluster: its certificate authority, this node's certificate, and a store (etcd) with one member. veeryd must
+not be running; start it afterwards. No other set-up is needed.""",
         examples="veery init --name stor --address 172.16.31.3 --roles storage,voter\nsystemctl start veeryd",
     ),
     "join": Verb(
         run=_join,
         declare=_declare_join,
         about="""
-Makes this machine a node of the cluster that the token is from: gets its certificate and the cluster's settings
-from the node at ADDRESS, whose identity the token proves. veeryd must not be running; it is started afterwards.""",
+Adds this machine to the cluster that the token is from. The node at ADDRESS issues the certificate and sends the
+cluster's settings; the token proves the identity of that node. veeryd must not be running; start it afterwards.""",
         examples="veery join 7kd2...@172.16.31.3 --name test1 --address 172.16.31.1\nsystemctl start veeryd",
     ),
     "network list": Verb(
         run=_networks,
         declare=_declare_nothing,
-        about="Lists the bridges of the node that domains may be plugged into, with their ports.",
+        about="Lists the bridges of the node that domains can use, with their ports.",
         examples="veery --node test1 network list",
         json=True,
     ),
     "version": Verb(
         run=_version,
         declare=_declare_version,
-        about="Prints the version of this command, and with -a those of the daemons, with the level that each can do.",
+        about="Prints the version of this command. With -a it also prints the version and level of each node's veeryd.",
         examples="veery version -a",
     ),
 }

@@ -1,7 +1,7 @@
 """The argument parser of one verb, and the text of its --help.
 
-argparse does the parsing; the wording of errors, the order of sections and the fixed width (the manual in
-docs/commands.md is made from the same text) are ours."""
+argparse does the parsing. This module sets the wording of errors, the order of sections and the fixed width:
+docs/commands.md is generated from the same text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from veery.cli.catalogue import GROUPS, Entry, Verb
 from veery.cli.session import Session, Usage
 
 WIDTH = 80
-_EXITS = "0  done\n1  refused or failed, with one line that says why{}\n2  the command line was not understood"
+_EXITS = "0  success\n1  refused or failed, with one line that says why{}\n2  invalid command line"
 
 
 class _Format(argparse.RawDescriptionHelpFormatter):
@@ -23,7 +23,7 @@ class _Format(argparse.RawDescriptionHelpFormatter):
 
 
 class _Help(argparse.Action):
-    """-h, --help: print and end."""
+    """The action of -h and --help: print the help and exit."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         parser.print_help(sys.stdout)
@@ -31,7 +31,7 @@ class _Help(argparse.Action):
 
 
 class Parser(argparse.ArgumentParser):
-    """One verb's parser; a bad command line raises Usage."""
+    """The parser of one verb. A bad command line raises Usage."""
 
     def __init__(self, entry: Entry, verb: Verb, tool: str = "veery") -> None:
         super().__init__(
@@ -46,39 +46,39 @@ class Parser(argparse.ArgumentParser):
         self._positionals.title = "Arguments"
         verb.declare(self)
         common = self.add_argument_group("Common options")
-        common.add_argument("-h", "--help", nargs=0, action=_Help, help="print this and end")
+        common.add_argument("-h", "--help", nargs=0, action=_Help, help="print this help and exit")
         if verb.json:
             common.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
         for name, value, text in COMMON:
             common.add_argument(f"--{name}", metavar=value, default=argparse.SUPPRESS, help=text)
 
     def error(self, message: str) -> NoReturn:
-        """As argparse, but leaving the printing to whoever called us."""
+        """Raise Usage with `message`. argparse itself would print it and exit."""
         raise Usage(message, self._entry.name)
 
 
 COMMON = (
-    ("node", "NODE", "speak to this node, not the local one (or VEERY_NODE)"),
-    ("settings", "FILE", "the daemon's settings file (or VEERY_SETTINGS)"),
-    ("lab", "NAME", "the lab that --node is looked up in (or VEERY_LAB)"),
+    ("node", "NODE", "send the command to this node (or set VEERY_NODE)"),
+    ("settings", "FILE", "the settings file of veeryd (or set VEERY_SETTINGS)"),
+    ("lab", "NAME", "look up --node in this lab (or set VEERY_LAB)"),
 )
 
 
 def parse(session: Session, entry: Entry, verb: Verb, words: list[str]) -> argparse.Namespace:
-    """The verb's arguments; the common options among them go into `session`. Raises Usage."""
+    """Return the verb's arguments, and store the common options in `session`. Raises Usage."""
     arguments = Parser(entry, verb, session.tool).parse_intermixed_args(words)
     for name in ("node", "settings", "lab", "json"):
         if hasattr(arguments, name):
             setattr(session, name, getattr(arguments, name))
     if session.json and not verb.json:
-        raise Usage("--json says nothing here", entry.name)
+        raise Usage("this verb does not support --json", entry.name)
     if session.dry and not verb.dry:
         raise Usage("command does not implement -N (dryrun) option", entry.name)
     return arguments
 
 
 def run_verb(session: Session, entry: Entry, words: list[str]) -> int:
-    """Load, parse and run one verb; the exit status."""
+    """Load, parse and run one verb. Returns the exit status."""
     session.verb = entry.name
     verb = entry.load()
     return verb.run(session, parse(session, entry, verb, words))
@@ -93,7 +93,7 @@ def _epilog(verb: Verb) -> str:
 
 
 def _flow(text: str) -> str:
-    """`text` with each paragraph filled to the width; one with indented lines is kept as it is."""
+    """Fill each paragraph of `text` to the width. A paragraph with indented lines stays as it is."""
     import textwrap
 
     paragraphs = text.strip().split("\n\n")
@@ -105,15 +105,15 @@ def _indent(text: str) -> str:
 
 
 def overview(extra: Mapping[str, str]) -> str:
-    """What `veery --help` prints; `extra` are verbs of other packages with their one line each."""
+    """Return the text of `veery --help`. `extra` maps verbs of other packages to their summaries."""
     lines = [
         "usage: veery [--node NODE] [--settings FILE] [--lab NAME] [--json] [-N]",
         "             VERB [ARGUMENT...]",
         "",
-        "veery keeps domains (virtual machines) running while the machines beneath them",
-        "are drained, replaced, or fail. Its verbs and flags are xm's and xl's; called",
-        "through a symbolic link named xm or xl it serves scripts written for those.",
-        "`veery VERB --help` tells all of one verb.",
+        "veery keeps domains (virtual machines) running while their hosts are drained,",
+        "replaced, or fail. Its verbs and flags are those of xm and xl. Under the name",
+        "xm or xl (a symbolic link) it runs the scripts that were written for them.",
+        "`veery VERB --help` describes one verb.",
     ]
     for title, group in GROUPS:
         lines += ["", f"{title}:", *(f"  {entry.name:<16}{entry.summary}" for entry in group)]
@@ -122,13 +122,13 @@ def overview(extra: Mapping[str, str]) -> str:
     lines += ["", "Options before the verb:"]
     lines += [f"  {'--' + name + ' ' + value:<18}{text}" for name, value, text in COMMON]
     lines += [
-        "  --json            print JSON where the verb can",
-        "  -N                dry run of create, block-attach, network-attach: print only",
-        "  --version         print the version and end",
+        "  --json            print JSON, if the verb supports it",
+        "  -N                dry run of create, block-attach and network-attach",
+        "  --version         print the version and exit",
         "",
         "Environment:",
-        "  VEERY_NODE, VEERY_SETTINGS, VEERY_LAB   stand for the options of those names",
-        "  VEERY_DEBUG=1                           show where an error arose",
+        "  VEERY_NODE, VEERY_SETTINGS, VEERY_LAB   defaults of the options of these names",
+        "  VEERY_DEBUG=1                           print the traceback of an error",
         "",
         "Exit status:",
         _indent(_EXITS.format("")),

@@ -1,4 +1,4 @@
-"""`veery migrate --plan` and `veery cluster cpu`, for people."""
+"""Readable output of `veery migrate --plan` and `veery cluster cpu`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def tell(session: Session, answer: dict[str, Any]) -> int:
-    """Print the plan that the daemon made; the exit status: 1 when something stands in the way."""
+    """Print the plan that veeryd made. Returns the exit status: 1 if there is an obstacle."""
     from veery.model.codec import convert
     from veery.model.plan import Plan
 
@@ -30,11 +30,11 @@ def tell(session: Session, answer: dict[str, Any]) -> int:
 
 
 def lines(plan: Plan) -> Iterator[str]:
-    """A plan as a page."""
-    verdict = "can go" if plan.possible else "cannot go"
+    """Yield the lines of a plan."""
+    verdict = "can move" if plan.possible else "cannot move"
     yield f"{plan.domain} {verdict} from {plan.source} to {plan.target}"
     if plan.blockers:
-        yield "in the way:"
+        yield "obstacles:"
         for one in plan.blockers:
             yield f"  {one.kind:<8} {one.reason}"
             if one.hint:
@@ -54,15 +54,15 @@ def _rows(plan: Plan) -> Iterator[tuple[str, str]]:
     found, memory, link = plan.forecast, plan.memory, plan.link
     assert found is not None and memory is not None and link is not None
     if found.converges:
-        yield "time", f"{_time(found.total_ms)}, in which a client misses it for {found.gap_ms:.0f} ms"
+        yield "time", f"{_time(found.total_ms)}, with a gap of {found.gap_ms:.0f} ms for clients"
     else:
-        yield "time", f"it would give up after {_time(found.total_ms)}: {found.why}"
-        yield "", f"a downtime of {found.needed:.0f} ms would do: --downtime {found.needed * 1.1:.0f}"
+        yield "time", f"the move would give up after {_time(found.total_ms)}: {found.why}"
+        yield "", f"a downtime of {found.needed:.0f} ms would be enough: --downtime {found.needed * 1.1:.0f}"
     disks = f"{format_size(found.disk_bytes)} of disks, then " if found.disk_bytes else ""
     yield "copied", f"{disks}{format_size(found.bytes)} in {found.rounds} round{'s' if found.rounds != 1 else ''}"
     size = f"{format_size(memory.used)} of {format_size(memory.total)} in use"
     yield "memory", f"{size}, {format_size(found.dirty_rate)}/s written, compresses to {memory.packed:.0%}"
-    probed = f"; a probe got {format_size(link.probed)}/s through" if link.probed else ""
+    probed = f"; a probe reached {format_size(link.probed)}/s" if link.probed else ""
     yield "link", f"{format_size(link.rate)}/s by {link.source}{probed}"
     settings = plan.settings
     words = [f"policy {settings.policy}", f"downtime limit {settings.downtime} ms", "TLS" if settings.tls else "no TLS"]
@@ -88,13 +88,15 @@ def _cpu(session: Session, args: Namespace) -> int:
     for baseline in answer["baselines"]:
         of = f" ({baseline['vendor']})" if baseline.get("vendor") else ""
         print(f"{baseline['accelerator']}{of}: x86-64-v{baseline['level']}, given to new domains as {baseline['cpu']}")
-        print(f"  what {', '.join(baseline['nodes'])} can all give")
+        print(f"  supported by all of {', '.join(baseline['nodes'])}")
     rows = []
     for one in answer["processors"]:
         mine = one["accelerator"], one.get("vendor", "")
         alike = [each for each in answer["baselines"] if (each["accelerator"], each.get("vendor", "")) == mine]
         base = alike[0] if alike else None
-        more = len(set(one["features"]) - set(base["features"])) if base else "-"  # Xen gives each node's own
+        more = (
+            len(set(one["features"]) - set(base["features"])) if base else "-"
+        )  # on Xen each node has its own features
         rows.append(
             (one["node"], one["accelerator"], one["version"], f"x86-64-v{one['level']}", str(more), one["model"])
         )
@@ -107,14 +109,14 @@ VERBS: dict[str, Verb] = {
         run=_cpu,
         declare=lambda parser: None,
         about="""
-Shows the processor that new domains get: what every hypervisor of the cluster can give, so that each of them can take
-each domain in. It is worked out anew when a node joins, leaves, or comes back with another QEMU or processor; domains
-that run keep theirs until they are started anew, and `veery migrate --plan` tells where one no longer fits.
+Shows the CPU model that new domains get. Every hypervisor of the cluster supports it, so every hypervisor can take
+every domain. veery computes it again when a node joins or leaves, or returns with another QEMU or processor. Running
+domains keep their model until they restart; `veery migrate --plan` shows if a domain no longer fits a node.
 
-Under KVM there is one for each vendor: the newest of QEMU's processor models that all nodes of that vendor can give
-whole, and the features that all of them have. No domain moves from one vendor to another, nor between KVM and TCG.
-Under TCG it is always the same, x86-64-v2: what TCG emulates does not depend on the machine. The column More counts
-the features that a node has besides.""",
+Under KVM there is one model for each vendor: the newest CPU model of QEMU that all nodes of the vendor fully support,
+and the features that all of them have. A domain cannot move between vendors, nor between KVM and TCG. Under TCG the
+model is always x86-64-v2, because TCG's emulation does not depend on the machine. The column More counts the further
+features of a node.""",
         examples="veery cluster cpu",
         json=True,
     ),

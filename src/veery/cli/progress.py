@@ -1,4 +1,4 @@
-"""How long work is shown: a live bar on a terminal, plain lines elsewhere. Always on stderr; results go to stdout."""
+"""Progress of long work on stderr: a live bar on a terminal, plain lines elsewhere. Results go to stdout."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from veery.model.units import format_seconds, format_size
 if TYPE_CHECKING:
     from veery.model.move import MoveProgress, MoveReport
 
-_EVERY = 1.0  # seconds between two plain lines of one step
+_LINE_INTERVAL_S = 1.0  # between two plain lines of one step
 
 
 class Meter(Protocol):
-    """Shows one piece of work."""
+    """Shows the progress of one piece of work."""
 
     def show(self, step: str, fraction: float | None, detail: str) -> None:
-        """The work is in `step`, `fraction` (0..1) of it done where that is known; `detail` is figures."""
+        """Show that the work is in `step`. `fraction` (0..1) is done, None if unknown; `detail` is figures."""
         ...
 
     def say(self, text: str) -> None:
-        """Something that happened, in words: why it goes back, what is waited for."""
+        """Show a note, such as why progress goes back or what the work waits for."""
         ...
 
     def __enter__(self) -> Meter: ...
@@ -35,7 +35,7 @@ class Meter(Protocol):
 
 
 def meter(title: str, *, quiet: bool = False) -> Meter:
-    """The meter that fits stderr."""
+    """Return the meter that suits stderr."""
     if quiet:
         return QuietMeter()
     if sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb":
@@ -62,7 +62,7 @@ class QuietMeter:
 
 
 class PlainMeter(QuietMeter):
-    """One line for each step as it begins, one when its first figures come, and then at most one a second."""
+    """Prints a line when a step begins, a line with its first figures, and then at most one line per second."""
 
     def __init__(self, title: str) -> None:
         self._title, self._step, self._detailed, self._at = title, "", False, 0.0
@@ -74,7 +74,7 @@ class PlainMeter(QuietMeter):
         """As Meter.show."""
         now = time.monotonic()
         new = step != self._step or (detail and not self._detailed)
-        if not new and now - self._at < _EVERY:
+        if not new and now - self._at < _LINE_INTERVAL_S:
             return
         self._step, self._detailed, self._at = step, bool(detail), now
         percent = f"{100 * fraction:3.0f} %" if fraction is not None else ""
@@ -86,7 +86,7 @@ class PlainMeter(QuietMeter):
 
 
 class BarMeter(QuietMeter):
-    """A live bar: drawn ten times a second, and at once when a step begins and when its first figures come."""
+    """Draws a live bar ten times a second, and immediately when a step begins and when its first figures arrive."""
 
     def __init__(self, title: str) -> None:
         from rich.console import Console
@@ -123,43 +123,43 @@ class BarMeter(QuietMeter):
 
 
 def copied(progress: MoveProgress) -> float | None:
-    """How much of a copy is done, 0..1: what is no longer missing. None before the amount is known."""
+    """Return the fraction (0..1) of a copy that is done. None while the total is unknown."""
     total, remaining = progress.total + progress.disk_total, progress.remaining + progress.disk_remaining
     return max(0.0, 1 - remaining / total) if total > 0 else None
 
 
 class Forward:
-    """Sees to it that a bar goes back only with a reason: the reading that carried it may have been missed."""
+    """Gives a reason whenever a bar goes back. The reading that had the reason can be missed."""
 
     def __init__(self) -> None:
-        """Nothing has been shown yet."""
+        """Start with no progress shown."""
         self._shown = 0.0
 
     def note(self, progress: MoveProgress) -> str:
-        """What to say before `progress` is shown; "" where it goes forward and says nothing itself."""
+        """Return the note to show before `progress`; "" if it goes forward and has no note of its own."""
         done, before = copied(progress), self._shown
         self._shown = before if done is None else done
         if progress.note or done is None or done > before - 0.005:
             return progress.note
         missing = progress.remaining + progress.disk_remaining
-        return f"goes back to {100 * done:.0f} %: {format_size(missing)} were written meanwhile"
+        return f"progress goes back to {100 * done:.0f} %: the domain wrote {format_size(missing)} meanwhile"
 
 
 def left(progress: MoveProgress) -> float | None:
-    """Seconds until a copy ends if it goes on so: what remains, at the rate by which copying outruns dirtying.
-    None where it does not."""
+    """Return the seconds until a copy ends at its present rates: the rest, divided by the copy rate minus the dirty
+    rate. None if the copy does not converge."""
     gain = progress.rate - progress.dirty_rate
     return (progress.remaining + progress.disk_remaining) / gain if gain > 0 else None
 
 
 def stood(report: MoveReport, after: str = "", before: str = "") -> str:
-    """The downtime, with what stands around it; "" where the hypervisor told neither that nor rounds, as xl."""
-    told = report.downtime_ms or report.rounds
-    return f"{before}downtime {report.downtime_ms:.0f} ms{after}" if told else ""
+    """Return the downtime between `before` and `after`; "" if the hypervisor reports no downtime or rounds, as xl."""
+    known = report.downtime_ms or report.rounds
+    return f"{before}downtime {report.downtime_ms:.0f} ms{after}" if known else ""
 
 
 def figures(progress: MoveProgress) -> str:
-    """Rate, dirty rate, rounds and remaining time of a copy, for people; "" before it began."""
+    """Return rate, dirty rate, round and remaining time of a copy as text; "" before the copy began."""
     if not progress.total or not progress.rate:
         return ""
     parts = [f"{format_size(progress.rate)}/s"]

@@ -1,4 +1,4 @@
-"""report: what a node tells of itself and its cluster, for somebody who helps, in one file without secrets."""
+"""report: collect what a node knows of itself and its cluster in one file without secrets, for support."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ if TYPE_CHECKING:
     from veery.config.settings import Settings
     from veery.node.bundle import Bundle
 
-ASK_S = 30.0  # for one answer of veeryd
-RUN_S = 20.0  # for one program
-OUT_MAX = 2 << 20  # characters of what a program says
+PROGRAM_DEADLINE_S = 20.0  # for one program
+OUTPUT_MAX = 2 << 20  # characters of a program's output
 ROUTES = {
     "log.json": "/v1/log",
     "host.json": "/v1/host",
@@ -57,7 +56,7 @@ PROGRAMS: Mapping[str, Sequence[str]] = {
     "journal.txt": ("journalctl", "--no-pager", "--lines", "5000", "--unit", "veeryd"),
     "kernel.txt": ("dmesg", "--time-format", "iso"),
 }
-HIDDEN = ("ca/key", "ca/sealed/", "initiator/", "chap/", "token/")  # in the store: what stands there is a secret
+HIDDEN = ("ca/key", "ca/sealed/", "initiator/", "chap/", "token/")  # prefixes of the store's keys with secret values
 OWN_FILES = ("identity.json", "nodes.json", "certificates.json", "store.json", "served.json")
 OWN_FOLDERS = ("journal", "moves", "volume-moves")
 
@@ -83,10 +82,10 @@ def _report(session: Session, args: Namespace) -> int:
         raise Refused(f"{path}: {error.strerror}", hint="name a new file: veery report FILE") from error
     with os.fdopen(handle, "wb") as stream:
         blots = bundle.write(stream, "veery-report", now)
-    blotted = f", {blots} of them blotted out in texts" if blots else ""
-    told = f"{format_size(path.stat().st_size)}, {len(bundle.files)} files; {len(bundle.missing)} could not be had"
-    session.note(f"{path}: {told}. Keys, tokens and passwords are left out{blotted}.")
-    session.note("It names machines, domains and addresses: look through it before you give it away.")
+    blotted = f", {blots} of them blacked out in texts" if blots else ""
+    figures = f"{format_size(path.stat().st_size)}, {len(bundle.files)} files; {len(bundle.missing)} not available"
+    session.note(f"{path}: {figures}. Keys, tokens and passwords are left out{blotted}.")
+    session.note("It names machines, domains and addresses: review it before you share it.")
     return 0
 
 
@@ -117,7 +116,7 @@ def _versions() -> dict[str, Any]:
 
 
 def _own_files(bundle: Bundle, settings: Settings, path: Path) -> None:
-    """The settings, and what veeryd keeps in its state folder; keys are read so that they can be searched for."""
+    """Add the settings and veeryd's state folder. Read the keys, so that the bundle can find them in texts."""
     from veery.cluster import initiators
     from veery.node.bundle import FILE_MAX, FILES_MAX, secrets_of_keys
 
@@ -131,7 +130,7 @@ def _own_files(bundle: Bundle, settings: Settings, path: Path) -> None:
     try:
         bundle.secrets |= {json.loads((state / initiators.FILE).read_bytes())["password"]}
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # an older veery has none; what cannot be read is told by doctor
+        pass  # an older veery has no such file; doctor reports an unreadable one
     files = [each.password_file for each in settings.power.values()] + [settings.alarms.webhook_token_file]
     for file in filter(None, files):
         if (words := Path(file)).is_file():
@@ -166,14 +165,14 @@ async def _programs(bundle: Bundle) -> None:
 
     for file, words in PROGRAMS.items():
         try:
-            result = await run(words, deadline=RUN_S, check=False)
-            bundle.add_text(f"host/{file}", (result.out + result.err)[-OUT_MAX:])
+            result = await run(words, deadline=PROGRAM_DEADLINE_S, check=False)
+            bundle.add_text(f"host/{file}", (result.out + result.err)[-OUTPUT_MAX:])
         except VeeryError as error:
             bundle.missing[f"host/{file}"] = error.message
 
 
 async def _store(bundle: Bundle, settings: Settings) -> None:
-    """Every record of the store but the secrets, whose names alone are told."""
+    """Add every record of the store. Of secrets, add the names only."""
     from veery.cluster import identity, members
 
     try:
@@ -208,7 +207,7 @@ def _hidden(value: Any) -> frozenset[str]:
 
 
 def _declare(parser: Parser) -> None:
-    parser.add_argument("file", metavar="FILE", nargs="?", help="a new file (veery-report-HOST-TIME.tar.gz)")
+    parser.add_argument("file", metavar="FILE", nargs="?", help="the file to create (veery-report-HOST-TIME.tar.gz)")
 
 
 VERBS: dict[str, Verb] = {
@@ -216,10 +215,10 @@ VERBS: dict[str, Verb] = {
         run=_report,
         declare=_declare,
         about="""
-Collects what somebody who helps needs to know, into a new file that only root can read: settings, logs, the records of
-the cluster, the answers of veeryd, the state of the network and the disks. Run it as root on a node, and on each node
-that the trouble touches. What cannot be had, because veeryd or the store does not answer, is named in missing.json.
-Keys, tokens and passwords are left out. Nothing that a guest wrote on its console is in it.""",
+Collects the data that support needs in a new file that only root can read: settings, logs, the records of the cluster,
+veeryd's answers, and the state of the network and the disks. Run it as root on each node that the problem affects.
+missing.json lists the data that veeryd or the store did not return. The file contains no keys, tokens or passwords, and
+no console output of guests.""",
         examples="veery report\nveery report /tmp/test1.tar.gz",
     ),
 }

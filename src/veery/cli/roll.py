@@ -1,4 +1,4 @@
-"""cluster roll: node after node is drained, worked on, waited for, and put to use again."""
+"""cluster roll: drain each node in turn, run a command for it, wait until it is healthy, and resume it."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from veery.cli.catalogue import Verb
-from veery.cli.maintenance import WAIT, drained, node_path, positive, resumed
+from veery.cli.maintenance import WAIT_S, drained, node_path, positive, resumed
 from veery.cli.parser import Parser
 from veery.cli.session import Session
 from veery.errors import Failed, Refused, VeeryError
 
-LOOK = 0.25  # seconds between two looks
-STEADY = 4  # good looks one after the other, before all counts as well
-PASSING = ("present", "arriving", "away", "silent", "returning", "admitting")  # what becomes well by itself
-NEEDED = ("daemon", "store")  # findings of the doctor's with which no node can be spared
+LOOK_INTERVAL_S = 0.25  # between two queries
+STEADY_COUNT = 4  # good answers in a row that prove the cluster healthy
+TRANSIENT = ("present", "arriving", "away", "silent", "returning", "admitting")  # states that end without an operator
+VITAL = ("daemon", "store")  # with such a finding of the doctor, no other node may go down
 
-Place = tuple[str, str]  # (node, what), of a finding
+Place = tuple[str, str]  # (node, what) of a finding
 
 
 def _roll(session: Session, args: Namespace) -> int:
@@ -40,7 +40,7 @@ def _roll(session: Session, args: Namespace) -> int:
 
 
 def _chosen(session: Session, names: Sequence[str]) -> list[str]:
-    """The nodes in their order: as they were named, or all, the one that we speak through last. Raises Refused."""
+    """Return the nodes in order: as named, or all, with the node that the command talks to last. Raises Refused."""
     known = [row["node"]["name"] for row in session.client.get("/v1/nodes")]
     for name in names:
         if name not in known:
@@ -50,37 +50,41 @@ def _chosen(session: Session, names: Sequence[str]) -> list[str]:
 
 
 def _may_begin(session: Session) -> frozenset[Place]:
-    """What the doctor finds bad before anything was done: it is no reason to stop later. Raises Refused where a node
-    is held back on purpose, or none can be spared."""
+    """Return what the doctor finds bad before the roll begins; it is no reason to stop later. Raises Refused if a node
+    is drained, fenced or quarantined, or if a finding forbids to take another node down."""
     for row in session.client.get("/v1/cluster")["nodes"]:
-        if row["state"] not in PASSING:
-            raise Refused(f"{row['name']} is {row['state']}", hint=f"veery why {row['name']}; then again")
+        if row["state"] not in TRANSIENT:
+            raise Refused(
+                f"{row['name']} is {row['state']}", hint=f"veery why {row['name']}; then start the roll again"
+            )
     bad = _bad(session)
     for (node, what), told in bad.items():
-        if what in NEEDED:
-            raise Refused(f"{node}: {what}: {told}", hint="no other node can be spared meanwhile; veery doctor")
-        session.note(f"veery: {node}: {what}: {told} (already before)")
+        if what in VITAL:
+            raise Refused(
+                f"{node}: {what}: {told}", hint="no other node may go down until this is repaired; veery doctor"
+            )
+        session.note(f"veery: {node}: {what}: {told} (already before the roll)")
     return frozenset(bad)
 
 
 def _one(session: Session, name: str, args: Namespace, known: Collection[Place]) -> None:
-    """Drain, run, wait until all is well again, resume."""
-    _well(session, args.wait, known)
-    with _told_what_is_left(session, name):
+    """Drain node `name`, run the command, wait until the cluster is healthy again, and resume the node."""
+    _await_health(session, args.wait, known)
+    with _hint_if_left_drained(session, name):
         session.client.post(node_path(name, "drain"), {"by": getpass.getuser(), "force": args.force})
         drained(session, name, args.wait)
         began = _began(session, name)
         _command(name, args)
         if args.reboot:
-            _anew(session, name, began, args.wait)
-        _well(session, args.wait, known, but=name)
+            _await_restart(session, name, began, args.wait)
+        _await_health(session, args.wait, known, but=name)
         session.client.post(node_path(name, "resume"), {"by": getpass.getuser(), "home": True})
     resumed(session, name, args.wait)
 
 
 @contextmanager
-def _told_what_is_left(session: Session, name: str) -> Iterator[None]:
-    """Where it goes wrong the node stays drained: say so."""
+def _hint_if_left_drained(session: Session, name: str) -> Iterator[None]:
+    """On an error, add a hint that the node is still drained."""
 
     def left() -> str:
         try:
@@ -88,7 +92,7 @@ def _told_what_is_left(session: Session, name: str) -> Iterator[None]:
         except VeeryError:
             return f"{name} may still be drained: veery node show {name}"
         drain = (intent or {}).get("kind") == "drain"
-        return f"{name} is left drained: veery node resume {name} --home" if drain else ""
+        return f"{name} is still drained: veery node resume {name} --home" if drain else ""
 
     try:
         yield
@@ -101,55 +105,55 @@ def _told_what_is_left(session: Session, name: str) -> Iterator[None]:
 
 
 def _command(name: str, args: Namespace) -> None:
-    """Run what is to be done for node `name`. Raises Failed."""
+    """Run the command of the operator for node `name`. Raises Failed."""
     env = {key: value for key, value in os.environ.items() if key != "VEERY_NODE"}
     try:
         ended = subprocess.run(args.run, shell=True, check=False, timeout=args.wait, env={**env, "NODE": name})
     except subprocess.TimeoutExpired as error:
-        raise Failed(f"the command has not ended after {args.wait:g} s, and was killed") from error
+        raise Failed(f"the command did not end within {args.wait:g} s, and was killed") from error
     if ended.returncode:
-        raise Failed(f"the command ended with {ended.returncode}")
+        raise Failed(f"the command ended with exit status {ended.returncode}")
 
 
 # ---- waiting
 def _began(session: Session, name: str) -> float:
-    """When its daemon began, 0 while it is absent; epoch."""
+    """Return the start time (epoch) of the node's veeryd; 0 while it is absent."""
     for row in session.client.get("/v1/nodes"):
         if row["node"]["name"] == name and row["presence"]:
             return float(row["presence"]["started"])
     return 0.0
 
 
-def _anew(session: Session, name: str, began: float, wait: float) -> None:
-    """Return once the daemon of node `name` is another than the one that began at `began`. Raises Failed."""
+def _await_restart(session: Session, name: str, began: float, wait: float) -> None:
+    """Wait until node `name` has another veeryd than the one that started at `began`. Raises Failed."""
     ends = time.monotonic() + wait
     while time.monotonic() < ends:
         try:
             if _began(session, name) not in (0.0, began):
                 return
         except VeeryError:
-            pass  # the cluster may be without it, or be ours
-        time.sleep(LOOK)
-    raise Failed(f"it has not come back anew after {wait:g} s", hint="did the command restart it?")
+            pass  # the cluster may lack its leader, or this is the node that we talk to
+        time.sleep(LOOK_INTERVAL_S)
+    raise Failed(f"its veeryd has not restarted within {wait:g} s", hint="did the command restart it?")
 
 
-def _well(session: Session, wait: float, known: Collection[Place], *, but: str = "") -> None:
-    """Return once every node is well, with node `but` in maintenance, and the doctor finds nothing bad that is not
-    `known`: above all, every voter is back before the next one goes. Raises Failed."""
+def _await_health(session: Session, wait: float, known: Collection[Place], *, but: str = "") -> None:
+    """Wait until every node is present, node `but` is in maintenance, and the doctor finds nothing bad that is not
+    `known`. So every voter is back before the next one goes down. Raises Failed."""
     ends, said, good = time.monotonic() + wait, "", 0
     while time.monotonic() < ends:
         what = _ailing(session, but)
         good = 0 if what else good + 1
-        if good >= STEADY:
+        if good >= STEADY_COUNT:
             what = _found(session, known)
             if not what:
                 return
             good = 0
         if what and what != said:
-            session.note(f"waits: {what}")
+            session.note(f"waiting: {what}")
         said = what or said
-        time.sleep(LOOK)
-    raise Failed(f"not well after {wait:g} s: {said}")
+        time.sleep(LOOK_INTERVAL_S)
+    raise Failed(f"the cluster is not healthy after {wait:g} s: {said}")
 
 
 def _ailing(session: Session, but: str) -> str:
@@ -174,21 +178,21 @@ def _found(session: Session, known: Collection[Place]) -> str:
 
 
 def _bad(session: Session) -> dict[Place, str]:
-    """What the doctor finds bad."""
+    """Return the bad findings of the doctor."""
     rows = session.client.get("/v1/doctor")
     return {(row["node"], row["what"]): row["told"] for row in rows if row["level"] == "bad"}
 
 
 # ---- arguments
 def _declare(parser: Parser) -> None:
-    parser.add_argument("nodes", metavar="NODE", nargs="*", help="these nodes, in this order; all if left away")
-    parser.add_argument("--run", metavar="CMD", required=True, help="a shell command, with the node's name in $NODE")
+    parser.add_argument("nodes", metavar="NODE", nargs="*", help="the nodes, in this order (default: all nodes)")
+    parser.add_argument("--run", metavar="CMD", required=True, help="shell command, with the node's name in $NODE")
     parser.add_argument(
-        "--reboot", action="store_true", help="CMD reboots the node, or restarts its veeryd: wait until it is back anew"
+        "--reboot", action="store_true", help="CMD reboots the node or restarts its veeryd: wait for the restart"
     )
-    parser.add_argument("--force", action="store_true", help="as for veery node drain")
+    parser.add_argument("--force", action="store_true", help="as in veery node drain")
     parser.add_argument(
-        "--wait", metavar="S", type=positive, default=WAIT, help=f"wait at most so long for each step ({WAIT:g})"
+        "--wait", metavar="S", type=positive, default=WAIT_S, help=f"limit of each step in seconds ({WAIT_S:g})"
     )
 
 
@@ -197,11 +201,13 @@ VERBS: dict[str, Verb] = {
         run=_roll,
         declare=_declare,
         about="""
-Drains one node after the other, runs a command for it (an update, a reboot), waits until all is well again, every
-voter and storage path included, and resumes it, domains and all. It stops at the first trouble with that node left
-drained, and says which were not begun. The command runs here, with the node's name in $NODE. With --reboot it may end
-before the node goes down. Of all nodes the one that this command speaks through comes last; to reboot that one, speak
-through another.""",
+Drains one node after the other, runs a command for it (an update, a reboot), waits until the cluster is healthy again,
+and resumes the node with its domains. Healthy includes every voter and every storage path. At the first failure the
+roll stops, leaves this node drained, and names the nodes that it did not begin.
+
+The command runs on this machine, with the node's name in $NODE. With --reboot the command may end before the node goes
+down. Without named nodes, the node that veery talks to comes last. To reboot that node too, use --node with another
+one.""",
         examples="""
 veery cluster roll --run 'ssh $NODE apt-get -y upgrade'
 veery cluster roll --reboot --run 'ssh $NODE systemctl reboot' test1 test2""",

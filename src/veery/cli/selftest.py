@@ -1,4 +1,4 @@
-"""selftest kvm: a small guest that goes through a domain's life on this machine; the figures, to be sent in."""
+"""selftest kvm: run a small guest through a domain's life cycle on this machine, and print the figures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from veery.cli.parser import Parser
 from veery.cli.session import Session, Usage, refuse_domain_0
 from veery.errors import Refused, VeeryError
 
-ANSWER_MAX = 4 << 20  # bytes of another node's answer
+ANSWER_MAX_BYTES = 4 << 20  # of another node's answer
 
 
 def _selftest(session: Session, args: Namespace) -> int:
@@ -25,11 +25,11 @@ def _selftest(session: Session, args: Namespace) -> int:
     from veery.node import selftest
 
     if bool(args.move) != bool(args.to):
-        raise Usage("--move DOMAIN and --to NODE go together", "selftest kvm")
+        raise Usage("--move DOMAIN and --to NODE require each other", "selftest kvm")
     if args.move:
         return _move(session, args)
     if os.geteuid() != 0:
-        raise Refused("only root may try what veeryd does", hint="sudo veery selftest kvm")
+        raise Refused("the self-test does what veeryd does, and needs root", hint="sudo veery selftest kvm")
     theirs = _read(Path(args.compare)) if args.compare else None
     settings = _settings(session)
     release = platform.release()
@@ -81,11 +81,11 @@ def _settings(session: Session) -> Any:
 def _read(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
-            found = json.loads(file.read(ANSWER_MAX))
+            found = json.loads(file.read(ANSWER_MAX_BYTES))
     except (OSError, ValueError) as error:
         raise Refused(f"{path}: {error}", hint="on the other node: veery selftest kvm --output FILE") from error
     if not isinstance(found, dict):
-        raise Refused(f"{path}: not an answer of a self-test")
+        raise Refused(f"{path}: not the answer of a self-test")
     return found
 
 
@@ -118,13 +118,13 @@ def _declare(parser: Parser) -> None:
     parser.add_argument("-o", "--output", dest="file", metavar="FILE", default="", help="write the answer to FILE")
     parser.add_argument("--compare", metavar="FILE", default="", help="compare with another node's answer")
     parser.add_argument(
-        "--move", metavar="DOMAIN", default="", help="move this domain to another node and back instead"
+        "--move", metavar="DOMAIN", default="", help="instead, move this domain to another node and back"
     )
     parser.add_argument("--to", metavar="NODE", default="", help="the other node")
-    parser.add_argument("--tcg", action="store_true", help="rehearse under software emulation")
-    parser.add_argument("--memory", metavar="MIB", type=int, default=512, help="of the guest (default: 512)")
-    parser.add_argument("--kernel", metavar="FILE", default="", help="the guest's kernel; this machine's if left away")
-    parser.add_argument("--modules", metavar="DIR", default="", help="its lib/modules/VERSION")
+    parser.add_argument("--tcg", action="store_true", help="run under software emulation")
+    parser.add_argument("--memory", metavar="MIB", type=int, default=512, help="memory of the guest (512)")
+    parser.add_argument("--kernel", metavar="FILE", default="", help="kernel of the guest (default: this machine's)")
+    parser.add_argument("--modules", metavar="DIR", default="", help="lib/modules/VERSION of this kernel")
 
 
 VERBS: dict[str, Verb] = {
@@ -132,21 +132,22 @@ VERBS: dict[str, Verb] = {
         run=_selftest,
         declare=_declare,
         about="""
-Tries on this machine what a domain goes through, in about a minute: whether KVM runs a guest, and why not; then a
-small guest of its own is booted, gets a disk and loses it, stands still, is saved and restored, and moves to a second
-driver on this machine and back. It needs no cluster, and no domain notices it. What it prints is one JSON: the
-processor, the kernel, KVM's and QEMU's abilities, and how long each step took. It names no machine, no address and no
-user, and holds no secrets, so you can send it in.
+Tests the life cycle of a domain on this machine, in about a minute. First it checks whether KVM runs a guest, and if
+not, why. Then it boots a small guest of its own, attaches and detaches a disk, pauses the guest, saves and restores it,
+and moves it to a second driver on this machine and back. It needs no cluster, and does not affect domains.
 
-With --compare it shows what would stand in the way of moves to the machine that FILE is of.
+It prints one JSON object: the processor, the kernel, the capabilities of KVM and QEMU, and the duration of each step.
+The object names no machine, address or user, and contains no secrets, so you can send it to others.
 
-With --move it moves a domain of this node to the node after --to and back, as `veery migrate` does, each time after a
-plan. The answer then has both plans and both reports; the domain and the nodes have no names in it.""",
+With --compare it shows what would prevent moves to the machine that wrote FILE.
+
+With --move it moves a domain of this node to the node of --to and back, as `veery migrate` does, each time after a
+plan. The object then has both plans and both reports, without the names of the domain and the nodes.""",
         examples="veery selftest kvm -o here.json\n"
-        "veery selftest kvm --compare there.json  # of another node\n"
+        "veery selftest kvm --compare there.json  # from another node\n"
         "veery selftest kvm --move web --to node2 -o moves.json\n"
-        "veery selftest kvm --tcg  # a rehearsal, where there is no KVM",
-        failure="a step failed, or moves are barred",
+        "veery selftest kvm --tcg  # on a machine without KVM",
+        failure="a step failed, or a difference prevents moves",
         json=True,
     ),
 }

@@ -1,4 +1,4 @@
-"""sensors: what a node's hardware and kernel say of themselves."""
+"""sensors: judge what a node's hardware and kernel report."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from veery.cli.catalogue import Verb
 from veery.cli.parser import Parser
 from veery.cli.session import Session
 
-SHOWN = ("sensor", "part", "level", "value", "sentence")
+JSON_FIELDS = ("sensor", "part", "level", "value", "sentence")
 
 
 def _sensors(session: Session, args: Namespace) -> int:
@@ -20,9 +20,9 @@ def _sensors(session: Session, args: Namespace) -> int:
     found = looking.case(Path(args.case)) if args.case else live.look(Path("/"), live.run)
     if not args.case:
         for program, package in live.lacking(Path("/")):
-            session.note(f"{program} is not installed; its sensors see nothing (package {package})")
+            session.note(f"{program} is not installed, so its sensors read nothing (package {package})")
     if session.json:
-        signs = [{name: getattr(each, name) for name in SHOWN} for each in found.signs]
+        signs = [{name: getattr(each, name) for name in JSON_FIELDS} for each in found.signs]
         session.print_json({"level": found.level, "signs": signs})
         return 0
     shown = [each for each in found.signs if each.level is not Level.OK or not args.quiet]
@@ -34,8 +34,10 @@ def _sensors(session: Session, args: Namespace) -> int:
 
 
 def _declare(parser: Parser) -> None:
-    parser.add_argument("--case", metavar="DIR", default="", help="judge the recorded tree in DIR, not this machine")
-    parser.add_argument("-q", "--quiet", action="store_true", help="only what is not ok")
+    parser.add_argument(
+        "--case", metavar="DIR", default="", help="judge the recorded tree in DIR instead of this machine"
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="print only what is not ok")
 
 
 VERBS: dict[str, Verb] = {
@@ -43,18 +45,18 @@ VERBS: dict[str, Verb] = {
         run=_sensors,
         declare=_declare,
         about="""
-Judges what this machine's hardware and kernel say of themselves: memory errors, machine checks, disks, temperatures,
-the management controller, the kernel's log, filesystems, arrays, interfaces, paths to the storage, the clock and Xen.
-Each part has a level: ok, watch (look at it), bad (domains are better elsewhere) or unknown. The machine's level is the
-worst of them. veeryd reads the same sensors all the time: see veery node health.
+Judges what this machine's hardware and kernel report: memory errors, machine checks, disks, temperatures, the
+management controller, the kernel log, filesystems, arrays, interfaces, paths to the storage, the clock and Xen. Each
+part has a level: ok, watch (an operator should look), bad (domains should leave) or unknown. The level of the machine
+is the worst of them. veeryd reads the same sensors continuously: see `veery node health`.
 
-It needs root. Programs in /etc/veery/sensors.d are sensors, too: exit status 0 is ok, 1 watch, 2 bad, another unknown,
-and the first line of the output says why.
+The command needs root. Programs in /etc/veery/sensors.d are sensors too. Their exit status is 0 for ok, 1 for watch, 2
+for bad, and any other for unknown. The first line of their output gives the reason.
 
-With --case it judges a recorded tree, and runs nothing of it. DIR holds files by their path (sys/..., proc/...) and
-outputs of programs by their names, such as smartctl.sda.json, ipmi-sensors.csv, ipmitool-sel.txt, multipath-ll.txt,
-xl-dmesg.txt and kmsg.txt. Sub-folders 0, 1, ... are readings one after the other. given.json in DIR says what the
-machine is used for: uplinks, own_paths, host_disks and the like.""",
+With --case it judges a recorded tree, and runs no programs. DIR holds files by their path (sys/..., proc/...) and
+outputs of programs by name, such as smartctl.sda.json, ipmi-sensors.csv, ipmitool-sel.txt, multipath-ll.txt,
+xl-dmesg.txt and kmsg.txt. Sub-folders 0, 1, ... are successive readings. given.json in DIR describes the use of the
+machine: uplinks, own_paths, host_disks and so on.""",
         examples="sudo veery sensors  # this machine\n"
         "veery sensors --case ./recorded\n"
         "veery sensors --case ./recorded --json  # for scripts",

@@ -1,4 +1,4 @@
-"""What a verb works with: the daemon, the options given before the verb, and whose voice to speak in."""
+"""The context of one command: the client of veeryd, the common options, and the tool name (veery, xm or xl)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Usage(Exception):
-    """The command line cannot be understood: exit status 2. `verb` is where the help lies."""
+    """An invalid command line: exit status 2. `verb` is the verb whose --help explains it."""
 
     def __init__(self, message: str, verb: str = "") -> None:
         super().__init__(message)
@@ -24,17 +24,19 @@ class Usage(Exception):
 
 
 class NoDomain(Refused):
-    """There is no domain of that name or id on the node; xm and xl have words and exit statuses of their own."""
+    """No domain of this name or id on the node. xm and xl have their own messages and exit statuses for it."""
 
     def __init__(self, word: str) -> None:
-        super().__init__(f"no domain {word} here", hint="veery list shows the domains of this node, with -A of all")
+        super().__init__(
+            f"no domain {word} here", hint="veery list shows the domains of this node; veery list -A those of all nodes"
+        )
         self.word = word
 
 
 @dataclass
 class Session:
-    """One command. `tool` is "veery", or "xl" or "xm" where we were called by that name; `failure` is the exit status
-    of an error that has no other."""
+    """One command. `tool` is the name that it was called by: "veery", "xl" or "xm". `failure` is the exit status of an
+    error that has no other status."""
 
     tool: str = "veery"
     node: str = ""
@@ -48,25 +50,25 @@ class Session:
 
     @property
     def address(self) -> Address:
-        """The daemon's. Raises Refused."""
+        """The address of veeryd. Raises Refused."""
         return find(self.settings, self.node, self.lab)
 
     @property
     def client(self) -> Client:
-        """The daemon. Raises Refused."""
+        """The client of veeryd. Raises Refused."""
         if self._client is None:
             self._client = Client(self.address)
         return self._client
 
     def domain(self, word: str) -> str:
-        """How to name domain `word` (a name, a domid or a UUID) in the API.
+        """Return the name of domain `word` (a name, a domid or a UUID) in the API.
 
-        xm and xl say in words of their own that there is no such domain, so for them it is looked up first;
-        for veery the daemon's own answer is good."""
+        xm and xl have their own messages for a missing domain, so this looks the domain up first. For veery it does
+        not: veeryd's own error is right."""
         return word if self.tool == "veery" else str(self.reading(word).domid)
 
     def readings(self, *, unsettled: bool = False) -> tuple[DomainReading, ...]:
-        """Every domain on the node, Domain-0 first; with `unsettled` the moves that cannot be settled are told too."""
+        """Return every domain on the node, Domain-0 first. `unsettled` also notes moves that cannot be settled."""
         told = self.client.get("/v1/domains")
         self.note_restored(told)
         if unsettled:
@@ -74,39 +76,39 @@ class Session:
         return tuple(as_reading(row) for row in told["domains"])
 
     def note_restored(self, told: dict[str, Any]) -> None:
-        """Say where the store is not trusted: nothing is started, ended or moved then."""
+        """Print a note if the store is not trusted: veeryd then starts, stops and moves nothing."""
         if told.get("restored"):
             self.note(f"veery: the store is not trusted ({told['restored']}); next: veery cluster adopt --plan")
 
     def note_unsettled(self, told: dict[str, Any]) -> None:
-        """Say which moves cannot be settled: their domains take no orders until they are."""
+        """Print the moves that cannot be settled: until they are, veeryd refuses orders for their domains."""
         for sentence in told.get("unsettled", ()):
             self.note(f"veery: {sentence}; next: veery doctor")
 
     def reading(self, word: str) -> DomainReading:
-        """Domain `word`. Raises NoDomain for xm and xl; for veery what the daemon says, which may know more."""
+        """Return domain `word`. Raises NoDomain for xm and xl, and veeryd's own error for veery."""
         if self.tool == "veery":
             return as_reading(self.client.get(domain_path(word))["reading"])
         return pick(self.readings(), word)
 
     def note_warnings(self, told: dict[str, Any]) -> None:
-        """Say what the node's driver does not carry out of what was asked."""
+        """Print the warnings of an answer: the parts of the order that the node's driver does not carry out."""
         for warning in told.get("warnings") or ():
             self.note(f"{self.tool}: {warning}")
 
     def note(self, text: str) -> None:
-        """Say something that is not the command's result."""
+        """Print `text` on stderr: it is not the result of the command."""
         print(text.encode(errors="backslashreplace").decode(), file=sys.stderr, flush=True)
 
     def print_json(self, value: object) -> None:
-        """Print `value` (plain values, dataclasses) as the command's result."""
+        """Print `value` (plain values, dataclasses) as the result of the command."""
         import json
 
         print(json.dumps(value, indent=2, ensure_ascii=False, default=_plain))
 
 
 def pick(readings: tuple[DomainReading, ...], word: str) -> DomainReading:
-    """The domain that `word` names: its domid if it is a number, else its name or UUID. Raises NoDomain."""
+    """Return the domain that `word` names: by domid if it is a number, else by name or UUID. Raises NoDomain."""
     for reading in readings:
         if word in {str(reading.domid), reading.uuid} if word.isdigit() else word in {reading.name, reading.uuid}:
             return reading
@@ -114,14 +116,14 @@ def pick(readings: tuple[DomainReading, ...], word: str) -> DomainReading:
 
 
 def refuse_domain_0(words: Iterable[str]) -> None:
-    """Raise Refused where one of `words`, the domains to move, is Domain-0."""
+    """Raise Refused if one of `words`, the domains to move, is Domain-0."""
     if not {"0", "Domain-0"}.isdisjoint(words):
         raise Refused("Domain-0 is this machine itself and cannot be moved", hint="veery list shows the domains")
 
 
 def as_reading(row: dict[str, Any]) -> DomainReading:
-    """A DomainReading out of its JSON: codec.convert for the one value that the quickest commands need, since to
-    import msgspec takes as long as all the rest of `veery list`."""
+    """Build a DomainReading from its JSON. The fastest commands need this value only, and codec.convert would import
+    msgspec, which takes as long as all the rest of `veery list`."""
     from veery.model.domain import DomainReading, DomainState
 
     known = {name: row[name] for name in DomainReading.__slots__ if name in row}
@@ -138,12 +140,12 @@ def _plain(value: object) -> object:
 
 
 def sentence(error: Exception) -> tuple[str, str]:
-    """(message, hint) for whatever went wrong."""
+    """Return (message, hint) of any error."""
     if isinstance(error, VeeryError):
         return error.message, error.hint
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}", ""
     if isinstance(error, UnicodeEncodeError):
-        return f"{error.object[:60]!a} is no text that veery can use", "names are UTF-8, and those of nodes ASCII"
+        return f"{error.object[:60]!a} is not valid text", "names are UTF-8, names of nodes are ASCII"
     line = " ".join(str(error).split())
     return f"internal error: {type(error).__name__}: {line}", "VEERY_DEBUG=1 shows where; please report it"

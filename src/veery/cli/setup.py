@@ -1,4 +1,4 @@
-"""setup: what this machine lacks to be a node."""
+"""setup: find and install what this machine needs to be a node."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _setup(session: Session, args: Namespace) -> int:
     steps = setup.decide(facts)
     if not args.check and any(step.safe for step in steps):
         if os.geteuid():
-            raise Refused("setup installs packages, which root alone can", hint="veery setup --check")
+            raise Refused("setup installs packages, and needs root for that", hint="veery setup --check")
         _say(session, [step for step in steps if step.safe], "done now")
         asyncio.run(setup.carry_out(facts))
         steps = setup.decide(asyncio.run(_facts(settings, args)))
@@ -75,14 +75,17 @@ def _show(step: Step) -> None:
 
 
 def _declare(parser: Parser) -> None:
-    parser.add_argument("--check", action="store_true", help="only say what is missing; change nothing")
+    parser.add_argument("--check", action="store_true", help="only print what is missing; change nothing")
     parser.add_argument(
-        "--roles", metavar="ROLES", default="", help="hypervisor,storage,voter (the node's own, or all)"
+        "--roles",
+        metavar="ROLES",
+        default="",
+        help="list of hypervisor,storage,voter (default: the node's roles, or all)",
     )
     parser.add_argument(
         "--driver", metavar="NAME", default="qemu", choices=("qemu", "xen"), help="qemu (default) or xen"
     )
-    parser.add_argument("--rules", metavar="ADDRESSES", default="", help="print a rule set that lets these nodes in")
+    parser.add_argument("--rules", metavar="ADDRESSES", default="", help="print firewall rules that accept these nodes")
 
 
 VERBS: dict[str, Verb] = {
@@ -90,13 +93,13 @@ VERBS: dict[str, Verb] = {
         run=_setup,
         declare=_declare,
         about="""
-Looks at what this machine needs to be a node: packages, Debian's own etcd and tgtd out of the way, the unit, the pool,
-a bridge, the firewall. Without --check it installs the packages that are missing, and masks etcd and tgtd before it
-does, so that they do not start. On hypervisors it makes the user veery-qemu, as which QEMU then runs. It may be given
-again at any time.
+Checks what this machine needs to be a node: packages, no running etcd and tgtd of Debian, the systemd unit, the pool, a
+bridge, the firewall. Without --check it installs the missing packages. Before that it masks etcd and tgtd, so that they
+do not start. On hypervisors it creates the user veery-qemu, under which QEMU then runs. You can run it again at any
+time.
 
-All else is only shown, with the commands that do it and undo it: to stop a daemon that runs, and to change a bridge or
-the firewall, is yours. No address of this machine is ever changed.""",
+For everything else it only prints the commands that do it and undo it: stop running daemons and change the bridge or
+the firewall yourself. It never changes an address of this machine.""",
         examples="""
 veery setup --check
 veery setup --roles hypervisor,voter

@@ -1,5 +1,6 @@
-"""`xm list --long`: S-expressions as xend printed them (tools/python/xen/xend/sxp.py, XendConfig.py of Xen 4.1), with
-the keys that scripts read."""
+"""`xm list --long`: S-expressions in the format of xend, with the keys that scripts read.
+
+Source: tools/python/xen/xend/sxp.py and XendConfig.py of Xen 4.1."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ _INDENT = "    "
 
 
 def domain(reading: DomainReading, spec: DomainSpec | None) -> str:
-    """One domain; Domain-0 has no `spec`."""
+    """Return the S-expression of one domain. `spec` is None for Domain-0."""
     pairs = [("domid", str(reading.domid))]
     if spec is not None:
         pairs += [("on_crash", spec.on_crash.value)]
@@ -65,7 +66,7 @@ def _pairs(pairs: Iterable[tuple[str, str]], depth: int) -> Iterator[str]:
 
 
 def _word(text: str) -> str:
-    """A text as sxp writes it: in quotes where it has more than the plain signs."""
+    """Return `text` as sxp writes it: in quotes if it has other characters than the plain ones."""
     if _PLAIN.fullmatch(text):
         return text
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

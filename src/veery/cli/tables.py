@@ -1,4 +1,4 @@
-"""The tables that xm and xl print, to the letter, and a plain one for what only veery has.
+"""The tables of xm and xl, character by character, and a plain table for veery's own lists.
 
 Formats: xl's from tools/xl/xl_info.c, xl_vcpu.c, xl_block.c and xl_nic.c of Xen 4.17; xm's from
 tools/python/xen/xm/main.py of Xen 4.2. Scripts read these columns."""
@@ -13,7 +13,7 @@ from veery.model.volume import AttachedVif
 
 
 def state_letters(state: DomainState, tool: str) -> str:
-    """The State column. A crashed domain is `---sc-` to xl (shut down, for reason c) and `----c-` to xm."""
+    """Return the State column. xl shows a crashed domain as `---sc-` (shut down, reason c), xm as `----c-`."""
     return "---sc-" if state is DomainState.CRASHED and tool != "xm" else LETTERS[state]
 
 
@@ -26,7 +26,7 @@ def domains(
     pool: bool = False,
     numa: bool = False,
 ) -> Iterator[str]:
-    """`list`; `verbose`, `label`, `pool` and `numa` add the columns of xl's -v, -Z, -c and -n."""
+    """Yield the lines of `list`. `verbose`, `label`, `pool` and `numa` add the columns of xl's -v, -Z, -c and -n."""
     if tool == "xm":
         yield f"{'Name':<40} {'ID':>5} {'Mem':>5} {'VCPUs':>5} {'State':>10} {'Time(s)':>9}"
         for item in readings:
@@ -53,11 +53,11 @@ def domains(
 
 
 ONLY_POOL = "Pool-0"
-"""A host without Xen has all its processors in one."""
+"""The one cpupool of a host without Xen, with all processors."""
 
 
 def numa(host: HostReading) -> Iterator[str]:
-    """What `info --numa` adds, of a host that is taken as one node."""
+    """Yield the lines that `info --numa` adds, for a host shown as one NUMA node."""
     yield "numa_info              :"
     yield "node:    memsize    memfree    distances"
     yield f"{0:>4}:    {host.memory_total:>6}     {host.memory_free:>6}      10"
@@ -67,7 +67,7 @@ LIST_HEADER = "Name                                        ID   Mem VCPUs\tState
 
 
 def domain_row(item: DomainReading) -> str:
-    """One line of xl's `list`."""
+    """Return one line of xl's `list`."""
     letters = state_letters(item.state, "xl")
     return f"{item.name:<40} {item.domid:>5} {item.memory:>5} {item.vcpus:>5}     {letters}  {item.cpu_seconds:8.1f}"
 
@@ -77,7 +77,7 @@ def _reason(state: DomainState) -> str:
 
 
 def vm_list(readings: Iterable[DomainReading]) -> Iterator[str]:
-    """`vm-list`: guests only."""
+    """Yield the lines of `vm-list`. It has guests only."""
     yield "UUID                                  ID    name"
     for item in readings:
         if item.domid:
@@ -85,7 +85,7 @@ def vm_list(readings: Iterable[DomainReading]) -> Iterator[str]:
 
 
 def vcpus(rows: Iterable[tuple[DomainReading, Sequence[VcpuReading]]], tool: str) -> Iterator[str]:
-    """`vcpu-list`. We pin nothing, so that every affinity is "all"."""
+    """Yield the lines of `vcpu-list`. veery pins nothing under QEMU, so every affinity is "all"."""
     affinity = "CPU Affinity" if tool == "xm" else "Affinity (Hard / Soft)"
     yield f"{'Name':<32} {'ID':>5} {'VCPU':>5} {'CPU':>5} {'State':>5} {'Time(s)':>9} {affinity}"
     for domain, processors in rows:
@@ -99,7 +99,7 @@ def vcpus(rows: Iterable[tuple[DomainReading, Sequence[VcpuReading]]], tool: str
 
 
 def vcpus_in_xm(text: str) -> Iterator[str]:
-    """What the real xl's `vcpu-list` printed, in xm's columns: "any cpu" is what xl calls "all"."""
+    """Convert the output of xl's `vcpu-list` to xm's columns. xm writes "any cpu" for xl's "all"."""
     yield from vcpus((), "xm")
     for line in text.splitlines()[1:]:
         cells = line.split(maxsplit=6)
@@ -111,12 +111,12 @@ def vcpus_in_xm(text: str) -> Iterator[str]:
 
 
 def vcpu_letters(state: DomainState) -> str:
-    """Running, blocked, or offline: of a virtual processor as far as its domain's state tells."""
+    """Return running, blocked or offline for a virtual processor, derived from the state of its domain."""
     return {DomainState.RUNNING: "r--", DomainState.BLOCKED: "-b-"}.get(state, "--p")
 
 
 def uptime(readings: Iterable[DomainReading], now: float, tool: str, *, short: bool) -> Iterator[str]:
-    """`uptime`; `now` in seconds of the epoch."""
+    """Yield the lines of `uptime`. `now` is in seconds of the epoch."""
     if not short:
         yield f"{'Name':<33} {'ID':>4} Uptime" + (" " if tool == "xm" else "")
     for item in readings:
@@ -137,11 +137,12 @@ def _length(span: int, *, seconds: bool) -> str:
 
 
 def info(host: HostReading, tool: str = "veery") -> list[tuple[str, str]]:
-    """The rows of `info`, in xl's order as far as we have them; the driver's own facts take their places. Under Xen
-    they are what xl itself prints."""
+    """Return the rows of `info`, in xl's order. The driver's own facts replace rows of the same name. Under Xen the
+    rows are those of xl itself."""
     if "xen_version" in host.facts:
         return [
-            (name, _whole(value) if (name, tool) == ("cpu_mhz", "xm") else value) for name, value in host.facts.items()
+            (name, _without_fraction(value) if (name, tool) == ("cpu_mhz", "xm") else value)
+            for name, value in host.facts.items()
         ]
     rows = {
         "host": host.host,
@@ -163,19 +164,19 @@ def info(host: HostReading, tool: str = "veery") -> list[tuple[str, str]]:
     return list(rows.items())
 
 
-def _whole(text: str) -> str:
-    """A number of xl's without its fraction, as xm printed it."""
+def _without_fraction(text: str) -> str:
+    """Return a number of xl without its fraction, as xm printed it."""
     return text.partition(".")[0]
 
 
 def disks(rows: Iterable[tuple[int, Sequence[DiskSpec]]], tool: str) -> Iterator[str]:
-    """`block-list` of (domid, disks). Event channel and ring are Xen's and -1 elsewhere; BE-path is where the
-    bytes are."""
+    """Yield the lines of `block-list` for (domid, disks). Event channel and ring exist on Xen only, and are -1
+    elsewhere. BE-path is the backing of the disk."""
     from veery.config.disk import device_number
 
     rows = list(rows)
     if tool == "xm" and not any(items for _, items in rows):
-        return  # xm's header comes with the first row
+        return  # xm prints its header with the first row
     if tool == "xm":
         yield "Vdev  BE handle state evt-ch ring-ref BE-path"
     else:
@@ -190,7 +191,7 @@ def disks(rows: Iterable[tuple[int, Sequence[DiskSpec]]], tool: str) -> Iterator
 
 
 def disks_in_xm(text: str) -> Iterator[str]:
-    """What the real xl's `block-list` printed, in xm's columns."""
+    """Convert the output of xl's `block-list` to xm's columns."""
     rows = [line.split(maxsplit=6) for line in text.splitlines() if line[:1].isdigit()]
     if rows:
         yield "Vdev  BE handle state evt-ch ring-ref BE-path"
@@ -199,7 +200,7 @@ def disks_in_xm(text: str) -> Iterator[str]:
 
 
 def vifs_in_xm(text: str) -> Iterator[str]:
-    """The same of `network-list`."""
+    """Convert the output of xl's `network-list` to xm's columns."""
     rows = [line.replace("/", " ", 1).split(maxsplit=8) for line in text.splitlines() if line[:1].isdigit()]
     if rows:
         yield "Idx BE     MAC Addr.     handle state evt-ch tx-/rx-ring-ref BE-path"
@@ -209,7 +210,7 @@ def vifs_in_xm(text: str) -> Iterator[str]:
 
 
 def vifs(rows: Iterable[tuple[int, Sequence[AttachedVif]]], tool: str) -> Iterator[str]:
-    """`network-list` of (domid, interfaces); BE-path names bridge and host interface."""
+    """Yield the lines of `network-list` for (domid, interfaces). BE-path names the bridge and the host's interface."""
     rows = list(rows)
     if tool == "xm" and not any(items for _, items in rows):
         return
@@ -231,7 +232,7 @@ def vifs(rows: Iterable[tuple[int, Sequence[AttachedVif]]], tool: str) -> Iterat
 
 
 def plain(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """A table of veery's own: columns as wide as their contents, two spaces between, the last one ragged."""
+    """Yield the lines of a table of veery: columns as wide as their contents, two spaces apart, no trailing spaces."""
     lines = [tuple(headers), *(tuple(row) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(headers))]
     for line in lines:

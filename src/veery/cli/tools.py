@@ -1,8 +1,8 @@
-"""`xm` and `xl`: the tools of old, by a symbolic link to veery.
+"""`xm` and `xl`: the old tools, as symbolic links to veery.
 
-The verbs are veery's own, which take xl's flags anyway; here stand the differences: the words and exit statuses of
-errors (xl: 1, and 2 for a bad command line; xm: 1, and 3 for an unknown domain), unique beginnings of verbs, and the
-arguments that mean something else to xm. From tools/xl/xl.c, xl_utils.c and xl_cmdtable.c of Xen 4.17, and
+The verbs are veery's own, which accept xl's flags. This module has the differences: the messages and exit statuses of
+errors (xl: 1, and 2 for a bad command line; xm: 1, and 3 for an unknown domain), unique prefixes of verbs, and
+arguments with another meaning in xm. Sources: tools/xl/xl.c, xl_utils.c and xl_cmdtable.c of Xen 4.17, and
 tools/python/xen/xm/main.py, create.py, migrate.py, shutdown.py of Xen 4.2."""
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _SHARED = (
     "sysrq trigger dump-core mem-max vcpu-set vcpu-pin sched-credit sched-credit2"
 )
 VERBS = {"xl": f"{_SHARED} vm-list cd-insert cd-eject".split(), "xm": f"{_SHARED} delete".split()}
-_XL_KNOWS = frozenset({"list", "vm-list", "vcpu-list", "uptime", "block-list", "network-list"})
-"""What a Xen node's own xl knows best: it prints them."""
-_OURS = frozenset({"--json", "-h", "--help", "-A", "--cluster", "-l", "--long"})
-"""Words that only veery understands, or to which it adds something."""
+_BY_REAL_XL = frozenset({"list", "vm-list", "vcpu-list", "uptime", "block-list", "network-list"})
+"""Verbs whose output comes from Xen's own xl on a Xen node."""
+_VEERY_WORDS = frozenset({"--json", "-h", "--help", "-A", "--cluster", "-l", "--long"})
+"""Options that only veery has, or to which veery adds something."""
 _XM_PORT = 8002
 
 
 def run(session: Session, words: list[str]) -> int:
-    """Run `words` as xl or xm would; the exit status."""
+    """Run `words` as xl or xm would. Returns the exit status."""
     words = _options(session, words)
     if not words or words[0] in {"help", "-h", "--help"}:
         return _help(session, words[1:], status=0 if words[1:] or (words and session.tool == "xl") else 1)
@@ -46,7 +46,7 @@ def run(session: Session, words: list[str]) -> int:
             session.note("command not implemented")
         return 1
     rest = words[1:]
-    if session.tool == "xl" and entry.name in _XL_KNOWS and not _OURS & set(rest):
+    if session.tool == "xl" and entry.name in _BY_REAL_XL and not _VEERY_WORDS & set(rest):
         status = foreign.real_answer(session, entry.name, rest)
         if status is not None:
             return status
@@ -56,7 +56,7 @@ def run(session: Session, words: list[str]) -> int:
 
 
 def _options(session: Session, words: list[str]) -> list[str]:
-    """xl's options before the verb: -v -f -t -T change nothing here, -N is the dry run."""
+    """Remove xl's options before the verb and return the rest. -v -f -t -T have no effect; -N is the dry run."""
     while session.tool == "xl" and words and words[0].startswith("-") and words[0] not in {"-h", "--help"}:
         if not set(words[0][1:]) <= set("vftTN"):
             raise Refused("unknown global option")
@@ -66,7 +66,7 @@ def _options(session: Session, words: list[str]) -> list[str]:
 
 
 def lookup(tool: str, word: str) -> Entry | None:
-    """The verb that `word` names or alone begins with."""
+    """Return the verb that `word` names, or of which it is a unique prefix; None if there is none."""
     names = VERBS[tool]
     if word not in names:
         begun = [name for name in names if name.startswith(word)]
@@ -90,9 +90,9 @@ def _help(session: Session, words: list[str], *, status: int) -> int:
     return status
 
 
-# ---- what is said of errors
+# ---- errors
 def told(session: Session, error: Exception) -> int:
-    """Print `error` as the tool would; the exit status."""
+    """Print `error` as the tool would. Returns the exit status."""
     if isinstance(error, NoDomain):
         return _no_domain(session, error.word)
     if isinstance(error, Usage):
@@ -138,7 +138,7 @@ def _xm_list(entry: Entry, words: list[str]) -> tuple[Entry, list[str]]:
     if {"-v", "--vcpus"} & options.keys():
         return entries()["vcpu-list"], rest
     if {"--label", "--pool"} & options.keys() or options.get("--state", "all") != "all":
-        raise Refused("there are no labels, pools or states to choose by here", hint="list without them")
+        raise Refused("veery cannot select domains by label, pool or state", hint="omit these options")
     return entry, [*(["-l"] if {"-l", "--long"} & options.keys() else []), *rest]
 
 
@@ -147,10 +147,10 @@ def _xm_migrate(entry: Entry, words: list[str]) -> tuple[Entry, list[str]]:
     port = options.get("-p", options.get("--port", "0"))
     if port not in {"0", str(_XM_PORT)}:
         raise Refused(
-            "the target's own settings name its relocation port", hint="leave -p away, and set relocation.port there"
+            "the target's settings define its relocation port", hint="omit -p, and set relocation.port on the target"
         )
     if options.get("-n", options.get("--node", "-1")) != "-1":
-        raise Refused("there is no NUMA placement here", hint="leave -n away")
+        raise Refused("veery has no NUMA placement", hint="omit -n")
     live = bool({"-l", "--live"} & options.keys())
     return entry, ["--live" if live else "--no-live", *rest]
 

@@ -1,4 +1,4 @@
-"""selftest kvm --move: one domain goes to another node and comes back, with figures and without names."""
+"""selftest kvm --move: move a domain to another node and back, and report the figures without names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOVED = (
     *("state", "phase", "reason", "total_ms", "downtime_ms", "bytes", "rounds", "dirty_rate", "phases", "policy"),
     *("packed", "disk_bytes", "cipher", "caution", "story", "samples"),
 )
-"""What of a plan and of a report is told."""
+"""The fields of a plan and of a report that the answer contains."""
 HEX = r"[0-9a-fA-F]{1,4}"
 PRIVATE = (
     (re.compile(r"\biqn\.[\w.:-]+"), "IQN"),
@@ -24,12 +24,12 @@ PRIVATE = (
     (re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}\b"), "ADDRESS"),
     (re.compile(rf"(?<![\w:])(?:(?:{HEX}:){{7}}{HEX}|(?:{HEX}:)*:(?:{HEX}:)*{HEX})(?![\w:])"), "ADDRESS"),
 )
-"""What else a text may say of machines, and what stands there instead."""
+"""Patterns of other texts that identify machines, and their replacements."""
 
 
 def there_and_back(session: Session, domain: str, node: str) -> dict[str, Any]:
-    """Move `domain` from this node to `node` and back, each time after a plan: {"good", "moves": [...]}. A move that
-    fails is the last. Raises Refused where there is no such domain."""
+    """Move `domain` from this node to `node` and back, each time after a plan. Returns {"good", "memory", "vcpus",
+    "moves": [...]}. Stops after a failed move. Raises Refused if there is no such domain."""
     from veery.model.move import MoveSettings
 
     here = session.client.get("/v1/host")["node"]["name"]
@@ -55,21 +55,21 @@ def there_and_back(session: Session, domain: str, node: str) -> dict[str, Any]:
 
 
 def _moved(session: Session, uuid: str, order: Mapping[str, Any]) -> dict[str, Any]:
-    """The report of a move that was ordered. Raises VeeryError as the daemon says."""
+    """Order a move and return its report. Raises veeryd's VeeryError."""
     for event in session.client.stream(domain_path(uuid, "migrate"), order):
         if event["event"] == "done":
             report: dict[str, Any] = event["result"]
             return report
-    raise OutcomeUnknown("the move's end was not told", hint="veery moves tells how it stands")
+    raise OutcomeUnknown("veeryd did not report the end of the move", hint="veery moves shows its state")
 
 
-def _of(told: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
-    return {key: told[key] for key in keys if key in told}
+def _of(answer: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    return {key: answer[key] for key in keys if key in answer}
 
 
 def without(value: Any, names: Mapping[str, str]) -> Any:
-    """`value` with each of `names`, wherever it stands in a text as a word, replaced by what it maps to; without
-    addresses."""
+    """Return `value` without names and addresses: in every text, replace each word of `names` by its value, and the
+    matches of PRIVATE."""
     if isinstance(value, str):
         for pattern, word in PRIVATE:
             value = pattern.sub(word, value)
@@ -82,7 +82,7 @@ def without(value: Any, names: Mapping[str, str]) -> Any:
 
 
 def failure(answer: Mapping[str, Any]) -> Failed | None:
-    """What to tell of an `answer` of `there_and_back` that is not good."""
+    """Return the error of an `answer` of `there_and_back`; None if the answer is good."""
     if answer["good"]:
         return None
     row = answer["moves"][-1]

@@ -12,12 +12,12 @@ from veery.cli.parser import Parser
 from veery.cli.session import Session
 from veery.model.units import format_size
 
-DEFRAG_S = 1800.0
-RESTART_S = 120.0
+DEFRAG_DEADLINE_S = 1800.0
+RESTART_DEADLINE_S = 120.0
 
 
 def _defrag(session: Session, args: Namespace) -> int:
-    rows = session.client.post("/v1/store/defragment", deadline=DEFRAG_S)
+    rows = session.client.post("/v1/store/defragment", deadline=DEFRAG_DEADLINE_S)
     if session.json:
         session.print_json(rows)
         return 0
@@ -43,12 +43,14 @@ def _backup(session: Session, args: Namespace) -> int:
             await store.close()
 
     size = asyncio.run(copy())
-    session.note(f"{args.file}: {format_size(size)}, whole; it holds the cluster's secrets: keep it as you keep keys")
+    session.note(
+        f"{args.file}: {format_size(size)}, complete; it contains the cluster's secrets: protect it like a private key"
+    )
     return 0
 
 
 def _restart(session: Session, args: Namespace) -> int:
-    session.client.post("/v1/etcd/restart", {"force": args.force}, deadline=RESTART_S)
+    session.client.post("/v1/etcd/restart", {"force": args.force}, deadline=RESTART_DEADLINE_S)
     print("etcd was restarted and knows a leader")
     return 0
 
@@ -58,12 +60,12 @@ def _declare_nothing(parser: Parser) -> None:
 
 
 def _declare_backup(parser: Parser) -> None:
-    parser.add_argument("file", metavar="FILE", help="a new file")
+    parser.add_argument("file", metavar="FILE", help="the file to create")
 
 
 def _declare_restart(parser: Parser) -> None:
-    parser.add_argument("service", metavar="etcd", choices=("etcd",), help="what is restarted: etcd")
-    parser.add_argument("--force", action="store_true", help="also where the store has no quorum meanwhile")
+    parser.add_argument("service", metavar="etcd", choices=("etcd",), help="the service to restart: etcd")
+    parser.add_argument("--force", action="store_true", help="restart even if the store has no quorum meanwhile")
 
 
 VERBS: dict[str, Verb] = {
@@ -71,9 +73,9 @@ VERBS: dict[str, Verb] = {
         run=_defrag,
         declare=_declare_nothing,
         about="""
-Makes room in the store: drops its history, then has one voter after the other write its file anew, and lets the store
-take writes again where it was full (etcd's alarm NOSPACE). Every voter must answer. While a voter writes its file, it
-answers nothing.""",
+Frees space in the store. veery drops the history, then one voter after the other defragments its file. If the store was
+full (etcd's alarm NOSPACE), it accepts writes again. Every voter must answer. A voter does not answer while it
+defragments its file.""",
         examples="veery cluster defrag",
         failure="the store is still full",
         json=True,
@@ -82,17 +84,19 @@ answers nothing.""",
         run=_backup,
         declare=_declare_backup,
         about="""
-Copies the store to a new file, which only root can read, and checks that the copy is whole. Run it as root on a node;
-veeryd may be stopped, a voter must answer. The copy holds secrets: the key of the cluster's CA and the passwords of the
-targets. Each voter also keeps a copy a day, seven of them, in STATE/backups. docs/recovery.md has the way back.""",
+Copies the store to a new file that only root can read, and checks that the copy is complete. Run it as root on a node.
+veeryd may be stopped, but a voter must answer. The copy contains secrets: the key of the cluster's CA and the passwords
+of the targets. Each voter also makes a daily copy in STATE/backups and keeps seven. docs/recovery.md describes how to
+restore one.""",
         examples="veery cluster backup /root/veery-store.db",
     ),
     "node restart": Verb(
         run=_restart,
         declare=_declare_restart,
         about="""
-Ends etcd on the node that is spoken to, starts the one that is installed, and waits until it knows a leader. Domains
-run on. It is refused where the other voters that answer are no majority: the store would decide nothing meanwhile.""",
+Stops etcd on the node, starts the installed etcd, and waits until it knows a leader. Domains keep running. veery
+refuses the restart if the other voters that answer are not a majority, because the store would have no quorum
+meanwhile.""",
         examples="veery node restart etcd\nveery --node test1 node restart etcd",
     ),
 }

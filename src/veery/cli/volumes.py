@@ -20,8 +20,8 @@ from veery.cli.session import Session, Usage
 from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
 from veery.model.units import format_seconds, format_size, parse_size
 
-_CHUNK = 1 << 20
-_ORDER = 300.0  # seconds for an order to the storage node
+_CHUNK_BYTES = 1 << 20
+_ORDER_DEADLINE_S = 300.0  # for an order to the storage node
 
 
 def _path(name: str, *rest: str) -> str:
@@ -61,7 +61,7 @@ def _show(session: Session, args: Namespace) -> int:
         "backing": f"{volume['backing']} {volume['path']}",
         "target": f"{volume['iqn']} (tid {volume['tid']}, LUN 1)",
         "portal": volume["portal"],
-        "ready": "yes" if volume["ready"] else "no: its content was not written to the end",
+        "ready": "yes" if volume["ready"] else "no: its content is incomplete",
         "created": made,
         "used by": ", ".join(answer["used_by"]) or "-",
     }
@@ -72,7 +72,7 @@ def _show(session: Session, args: Namespace) -> int:
 # ---- create, resize, delete
 def _make(session: Session, name: str, size: int, backing: str = "", node: str = "") -> None:
     order = {"name": name, "size": size, "backing": backing, "node": node}
-    session.client.post("/v1/volumes", order, deadline=_ORDER)
+    session.client.post("/v1/volumes", order, deadline=_ORDER_DEADLINE_S)
 
 
 def _create(session: Session, args: Namespace) -> int:
@@ -81,18 +81,18 @@ def _create(session: Session, args: Namespace) -> int:
 
 
 def _resize(session: Session, args: Namespace) -> int:
-    session.client.post(_path(args.name, "resize"), {"size": parse_size(args.size)}, deadline=_ORDER)
+    session.client.post(_path(args.name, "resize"), {"size": parse_size(args.size)}, deadline=_ORDER_DEADLINE_S)
     return 0
 
 
 def _delete(session: Session, args: Namespace) -> int:
-    session.client.delete(_path(args.name), deadline=_ORDER)
+    session.client.delete(_path(args.name), deadline=_ORDER_DEADLINE_S)
     return 0
 
 
 def _ensure(session: Session, name: str, size: int, asked: str) -> bool:
-    """Make volume `name` of `size` bytes where there is none; whether it was made. Raises Refused where it is there
-    and too small, or where a size was asked for that it does not have."""
+    """Create volume `name` of `size` bytes if it does not exist. Returns whether it was created. Raises Refused if the
+    volume exists and is too small, or does not have the size `asked` for."""
     volumes = {row["volume"]["name"]: row["volume"] for row in session.client.get("/v1/volumes")}
     there = volumes.get(name)
     if there is None:
@@ -100,11 +100,11 @@ def _ensure(session: Session, name: str, size: int, asked: str) -> bool:
         return True
     if there["size"] < size:
         raise Refused(
-            f"volume {name} has {format_size(there['size'])}, {format_size(size)} are needed",
+            f"volume {name} has {format_size(there['size'])}, but {format_size(size)} are needed",
             hint=f"veery volume resize {name} {size}",
         )
     if asked and there["size"] != size:
-        raise Refused(f"volume {name} is there, with {format_size(there['size'])}", hint="leave --size away")
+        raise Refused(f"volume {name} exists already, with {format_size(there['size'])}", hint="omit --size")
     return False
 
 
@@ -112,7 +112,7 @@ def _ensure(session: Session, name: str, size: int, asked: str) -> bool:
 def _import(session: Session, args: Namespace) -> int:
     source = Path(args.file)
     if source.is_dir() or not source.exists():
-        raise Refused(f"no file {source}", hint="name a disk image on this machine")
+        raise Refused(f"no file {source}", hint="give a disk image on this machine")
     scratch = tempfile.TemporaryDirectory(prefix="veery-import-", dir=os.environ.get("TMPDIR", "/var/tmp"))
     with scratch as folder, meter(f"volume {args.name}", quiet=args.quiet) as shown:
         kind = _inspected(source, args.size)
@@ -130,24 +130,24 @@ def _import(session: Session, args: Namespace) -> int:
 
 
 def _inspected(source: Path, asked: str) -> str:
-    """The format of a disk image that may be imported; "raw" where none is recognised. Raises Refused."""
-    from veery.cli.imports import IMPORT_MAX, image_format, inspect
+    """Return the format of a disk image; "raw" if no format is recognised. Raises Refused for an unsafe image."""
+    from veery.cli.imports import IMPORT_MAX_BYTES, image_format, inspect
 
     kind = image_format(source)
     if kind == "raw":
         return kind
     size = inspect(source, kind)
-    most = max(IMPORT_MAX, parse_size(asked) if asked else 0)
+    most = max(IMPORT_MAX_BYTES, parse_size(asked) if asked else 0)
     if size > most:
         raise Refused(
             f"{source} is a disk of {format_size(size)}, more than {format_size(most)}",
-            hint=f"if that is right: veery volume import NAME {source} --size {size}",
+            hint=f"if this is correct: veery volume import NAME {source} --size {size}",
         )
     return kind
 
 
 def _convert(source: Path, kind: str, raw: Path, shown: Meter) -> Path:
-    """`source` as a raw file. Raises Refused without qemu-img, Failed with its words."""
+    """Convert `source` to the raw file `raw` and return it. Raises Refused without qemu-img, Failed if it fails."""
     from veery.cli.imports import convert
 
     shown.show(f"converting from {kind}", None, "")
@@ -156,18 +156,18 @@ def _convert(source: Path, kind: str, raw: Path, shown: Meter) -> Path:
 
 
 def _upload(session: Session, path: str, chunks: Iterator[bytes], length: int, again: str) -> None:
-    left = "the volume is left half filled"
+    incomplete = "the content of the volume is incomplete"
     try:
         session.client.upload(path, chunks, length)
     except KeyboardInterrupt:
-        raise Failed(left, hint=again) from None
+        raise Failed(incomplete, hint=again) from None
     except (Failed, OutcomeUnknown) as error:
-        raise type(error)(f"{error.message}; {left}", hint=error.hint or again) from error
+        raise type(error)(f"{error.message}; {incomplete}", hint=error.hint or again) from error
 
 
 def _chunks(file: BinaryIO, length: int, shown: Meter) -> Iterator[bytes]:
     begun, done = time.monotonic(), 0
-    while done < length and (data := file.read(min(_CHUNK, length - done))):
+    while done < length and (data := file.read(min(_CHUNK_BYTES, length - done))):
         yield data
         done += len(data)
         rate = done / max(time.monotonic() - begun, 1e-3)
@@ -182,33 +182,33 @@ def _chunks(file: BinaryIO, length: int, shown: Meter) -> Iterator[bytes]:
 # ---- move
 def _move(session: Session, args: Namespace) -> int:
     if args.cancel == bool(args.storage):
-        raise Usage("volume move wants a volume and a storage node, or --cancel and a volume", "volume move")
+        raise Usage("volume move needs a volume and a storage node, or --cancel and a volume", "volume move")
     if args.cancel:
-        session.client.post(_path(args.name, "move", "cancel"), deadline=_ORDER)
+        session.client.post(_path(args.name, "move", "cancel"), deadline=_ORDER_DEADLINE_S)
         return 0
     rate = parse_size(args.rate) if args.rate else 0
     order = {"storage": args.storage, "rate": rate, "remove_source": args.remove_source}
-    told = _VolumeMove(session, args.name, quiet=args.quiet).run(order)
+    moved = _VolumeMove(session, args.name, quiet=args.quiet).run(order)
     if session.json:
-        session.print_json(told)
+        session.print_json(moved)
     elif not args.quiet:
-        pause = f", its domain stood still for {told['pause_ms']:.0f} ms" if told["pause_ms"] else ""
-        kept = f"; kept on {told['source']}: {told['kept']}" if told["kept"] else ""
+        pause = f", its domain was paused for {moved['pause_ms']:.0f} ms" if moved["pause_ms"] else ""
+        kept = f"; kept on {moved['source']}: {moved['kept']}" if moved["kept"] else ""
         print(
-            f"Volume {told['volume']} moved from {told['source']} to {told['target']} in {told['seconds']:.2f} s: "
-            f"{format_size(told['bytes'])}{pause}{kept}"
+            f"Volume {moved['volume']} moved from {moved['source']} to {moved['target']} in {moved['seconds']:.2f} s: "
+            f"{format_size(moved['bytes'])}{pause}{kept}"
         )
     return 0
 
 
 class _VolumeMove:
-    """One `veery volume move`: follows the stream; the first Ctrl-C has the move cancelled, the second leaves."""
+    """One `veery volume move`. It follows the stream. The first Ctrl-C cancels the move, the second one leaves."""
 
     def __init__(self, session: Session, name: str, *, quiet: bool) -> None:
         self._session, self._name, self._quiet = session, name, quiet
 
     def run(self, order: dict[str, Any]) -> dict[str, Any]:
-        """Do it; what the daemon told of its end. Raises as the daemon says."""
+        """Run the move and return its result. Raises veeryd's error."""
         begun = time.monotonic()
         title = f"volume {self._name} -> {order['storage']}"
         with Interrupt(self._cancel), meter(title, quiet=self._quiet) as shown:
@@ -220,14 +220,14 @@ class _VolumeMove:
                 rate = done / max(time.monotonic() - begun, 1e-3)
                 figures = f"{format_size(done)} of {format_size(total)}, {format_size(rate)}/s" if done else ""
                 shown.show(event["step"], done / total if total else None, figures)
-        raise OutcomeUnknown("the move's end was not told", hint="veery volume list tells where it is")
+        raise OutcomeUnknown("veeryd did not report the end of the move", hint="veery volume list shows where it is")
 
     def _cancel(self) -> None:
-        self._session.note("\nveery: cancelling; Ctrl-C again leaves without waiting")
+        self._session.note("\nveery: cancelling the move; press Ctrl-C again to leave without waiting")
         try:
-            self._session.client.post(_path(self._name, "move", "cancel"), deadline=_ORDER)
+            self._session.client.post(_path(self._name, "move", "cancel"), deadline=_ORDER_DEADLINE_S)
         except VeeryError as error:
-            self._session.note(f"veery: not cancelled: {error.message}")
+            self._session.note(f"veery: the move was not cancelled: {error.message}")
 
 
 # ---- image
@@ -255,7 +255,7 @@ def _targets(session: Session, args: Namespace) -> int:
 
 
 def _target(node: str, target: dict[str, Any]) -> tuple[str, ...]:
-    """A row of target list. Initiators that share the target's naming authority are shown by what follows it."""
+    """Return a row of `target list`. Initiators with the target's naming authority are shown without it."""
     authority = target["iqn"].partition(":")[0] + ":"
     initiators = {item["initiator"].removeprefix(authority) for item in target["sessions"]}
     acl = [name.removeprefix(authority) for name in target["acl"]]
@@ -266,47 +266,49 @@ def _target(node: str, target: dict[str, Any]) -> tuple[str, ...]:
 
 # ---- arguments
 def _declare_name(parser: Parser) -> None:
-    parser.add_argument("name", metavar="NAME", help="the volume")
+    parser.add_argument("name", metavar="NAME", help="the volume's name")
 
 
 def _declare_create(parser: Parser) -> None:
     _declare_name(parser)
-    parser.add_argument("size", metavar="SIZE", help="bytes, or a number with K, M, G or T (powers of 1024)")
+    parser.add_argument("size", metavar="SIZE", help="size in bytes, or with a unit: K, M, G or T (powers of 1024)")
     parser.add_argument("--backing", metavar="KIND", choices=("file", "lvm"), default="", help="file (sparse) or lvm")
-    parser.add_argument("--on", metavar="NODE", default="", help="the storage node; needed where there are several")
+    parser.add_argument("--on", metavar="NODE", default="", help="the storage node; required if there are several")
 
 
 def _declare_resize(parser: Parser) -> None:
     _declare_name(parser)
-    parser.add_argument("size", metavar="SIZE", help="the new size, not smaller than the old")
+    parser.add_argument("size", metavar="SIZE", help="the new size, at least the old one")
 
 
 def _declare_move(parser: Parser) -> None:
     _declare_name(parser)
-    parser.add_argument("storage", metavar="STORAGE", nargs="?", default="", help="the storage node it goes to")
+    parser.add_argument("storage", metavar="STORAGE", nargs="?", default="", help="the target storage node")
     parser.add_argument(
-        "--rate", metavar="BYTES", default="", help="copy at most so many bytes a second, for example 100M"
+        "--rate", metavar="BYTES", default="", help="limit of the copy in bytes per second, for example 100M"
     )
     parser.add_argument(
-        "--remove-source", action="store_true", help="remove the old bytes at the end, else NAME.img.moved-to-STORAGE"
+        "--remove-source",
+        action="store_true",
+        help="delete the old file at the end (default: NAME.img.moved-to-STORAGE)",
     )
-    parser.add_argument("--cancel", action="store_true", help="stop the move of NAME that is under way")
+    parser.add_argument("--cancel", action="store_true", help="cancel the running move of NAME")
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
 
 
 def _declare_import(parser: Parser) -> None:
     _declare_name(parser)
     parser.add_argument("file", metavar="FILE", help="a disk image on this machine: raw, qcow2, qed, vmdk, vhdx or vpc")
-    parser.add_argument("--size", metavar="SIZE", default="", help="the size of the volume, if larger than the image")
+    parser.add_argument("--size", metavar="SIZE", default="", help="size of the volume, if larger than the image")
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
 
 
 def _declare_build(parser: Parser) -> None:
-    parser.add_argument("image", metavar="IMAGE", choices=("busybox",), help="busybox: the only one so far")
+    parser.add_argument("image", metavar="IMAGE", choices=("busybox",), help="busybox (the only choice)")
     parser.add_argument(
-        "--volume", dest="name", metavar="NAME", required=True, help="the volume; made where there is none"
+        "--volume", dest="name", metavar="NAME", required=True, help="the volume; created if it does not exist"
     )
-    parser.add_argument("--size", metavar="SIZE", default="", help="the size of a volume that is made (1G)")
+    parser.add_argument("--size", metavar="SIZE", default="", help="size of a created volume (1G)")
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
 
 
@@ -318,14 +320,14 @@ VERBS: dict[str, Verb] = {
     "volume list": Verb(
         run=_list,
         declare=_declare_nothing,
-        about="Lists the cluster's volumes: size, storage node, what they lie on, and which domains use them.",
+        about="Lists the cluster's volumes: their size, storage node and backing, and the domains that use them.",
         examples="veery volume list",
         json=True,
     ),
     "volume show": Verb(
         run=_show,
         declare=_declare_name,
-        about="Prints all of one volume: its iSCSI target and portal, and where its bytes are.",
+        about="Prints the details of one volume: its size, backing, iSCSI target and portal.",
         examples="veery volume show root",
         json=True,
     ),
@@ -333,63 +335,64 @@ VERBS: dict[str, Verb] = {
         run=_create,
         declare=_declare_create,
         about="""
-Makes a volume: a disk on a storage node, behind an iSCSI target of its own that every node of the cluster may
-use, each with its own password. A domain file names it as volume=NAME.""",
+Creates a volume: a disk on a storage node, with its own iSCSI target. Every node of the cluster can use the target,
+each with its own password. A domain file names the volume as volume=NAME.""",
         examples="veery volume create root 1G\nveery volume create data 20G --backing lvm --on stor",
     ),
     "volume import": Verb(
         run=_import,
         declare=_declare_import,
         about="""
-Fills a volume from a disk image, and makes the volume where there is none. What is not raw is recognised by its
-first bytes and converted with qemu-img first (in TMPDIR, or /var/tmp). A volume that a domain uses is refused; so is
-an image that names other files of this machine (a backing file, a data file, extents), and one of more than 256 GiB
-where --size does not say so.""",
+Fills a volume from a disk image, and creates the volume if it does not exist. veery recognises a format other than raw
+by its first bytes, and converts the image with qemu-img (in TMPDIR, or /var/tmp). It refuses a volume that a domain
+uses. It also refuses an image that names other files of this machine (a backing file, a data file, extents). For an
+image of more than 256 GiB, give its size with --size.""",
         examples="veery volume import root debian-12-genericcloud-amd64.qcow2 --size 10G",
     ),
     "volume resize": Verb(
         run=_resize,
         declare=_declare_resize,
         about="""
-Makes a volume larger; never smaller. A domain that runs on it sees the new size at once. The filesystem inside is
-its own affair (resize2fs).""",
+Makes a volume larger, never smaller. A running domain sees the new size immediately. Grow the filesystem in the guest
+yourself (resize2fs).""",
         examples="veery volume resize root 2G",
     ),
     "volume move": Verb(
         run=_move,
         declare=_declare_move,
         about="""
-Moves a volume to another storage node. A domain that uses it runs on: its node copies the disk while each new write
-goes to both storage nodes; at the end it stands still for some milliseconds, the volume's record is changed, and from
-then on it uses the new one. Meanwhile the domain itself cannot move, and no other can start on the volume.
+Moves a volume to another storage node. A domain that uses the volume keeps running. Its node copies the disk, while
+each new write goes to both storage nodes. At the end veery pauses the domain for some milliseconds and changes the
+record of the volume; then the domain uses the new storage node. During the move the domain itself cannot move, and no
+other domain can start on the volume.
 
-Until that change everything is undone when something fails, or at Ctrl-C. The old bytes are kept under another name,
-which nothing serves any more; --remove-source removes them.""",
+If anything fails before this change, or at Ctrl-C, veery undoes the move. Afterwards the source keeps the old file
+under another name and no longer serves it; --remove-source deletes it.""",
         examples="veery volume move root stor2\nveery volume move root stor2 --rate 50M --remove-source\n"
         "veery volume move --cancel root",
-        failure="when cancelled: the volume is where it was",
+        failure="the move was cancelled, and the volume is on the source",
         json=True,
     ),
     "volume delete": Verb(
         run=_delete,
         declare=_declare_name,
-        about="Deletes a volume and its bytes, for good. Refused while a domain uses it.",
+        about="Deletes a volume and its data permanently. veery refuses this while a domain uses the volume.",
         examples="veery volume delete data",
     ),
     "image build": Verb(
         run=_build,
         declare=_declare_build,
         about="""
-Builds a small guest into a volume: an ext4 root with a static busybox and the network and disk modules of the
-guest kernel. Nothing is mounted, and the same parts give the same bytes.""",
+Builds a small guest system into a volume: an ext4 root filesystem with a static busybox, and the network and disk
+modules of the guest kernel. veery mounts nothing for this. The same inputs give the same bytes.""",
         examples="veery image build busybox --volume root --size 1G",
     ),
     "target list": Verb(
         run=_targets,
         declare=_declare_nothing,
         about="""
-Shows what `tgtadm --op show` tells on each storage node: targets, logical units, who may come in (ACL and CHAP
-accounts) and who is logged in.""",
+Shows the output of `tgtadm --op show` on each storage node: targets, logical units, allowed initiators (ACL and CHAP
+accounts), and logged-in initiators.""",
         examples="veery target list\nveery --json target list",
         json=True,
     ),

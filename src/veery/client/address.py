@@ -1,4 +1,4 @@
-"""Which daemon a command speaks to: this machine's, a lab node's, or another node by way of this machine's."""
+"""The veeryd that a command talks to: this machine's, that of a lab node, or another node's through this machine's."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _START = "systemctl start veeryd"
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A daemon's unix socket; `node` (where not "") is the node that it shall hand the request on to;
-    `start` is the command that would start a daemon there."""
+    """The unix socket of a veeryd. `node` is the node to which veeryd forwards the request ("": none). `start` is the
+    command that starts a veeryd there."""
 
     socket: Path
     node: str = ""
@@ -25,17 +25,17 @@ class Address:
 
 
 def lab_folder(lab: str = "") -> Path:
-    """Where lab `lab` keeps a folder for each of its nodes: XDG_CACHE_HOME/veery/lab/NAME; the name is VEERY_LAB,
-    or "lab", where none is given."""
+    """Return the folder that has a sub-folder for each node of lab `lab`: XDG_CACHE_HOME/veery/lab/NAME. Without `lab`
+    the name is VEERY_LAB, or "lab"."""
     cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(cache) / "veery" / "lab" / (lab or os.environ.get("VEERY_LAB") or "lab")
 
 
 def find(settings: str = "", node: str = "", lab: str = "") -> Address:
-    """The daemon for `--settings`, `--node` and `--lab` (each may be "").
+    """Return the address for `--settings`, `--node` and `--lab` (each may be "").
 
-    A node of a lab that is up is spoken to directly, unless a settings file is named; any other node through the
-    local daemon. Raises Refused where the settings file is bad or named and missing."""
+    The node of a running lab has a direct address, unless a settings file is named. Any other node is reached through
+    the local veeryd. Raises Refused if the settings file is invalid, or if a named one is missing."""
     start = _START
     if node and not settings:
         folder = lab_folder(lab)
@@ -48,8 +48,8 @@ def find(settings: str = "", node: str = "", lab: str = "") -> Address:
 
 
 def _run_folder(settings: str) -> Path:
-    """The daemon's run folder. Only that key is read, without config.settings, whose loading costs a third of a
-    command's time; what else is in the file is judged by the daemon."""
+    """Return veeryd's run folder. This reads only that key, without config.settings, whose import takes a third of a
+    command's time. veeryd checks the rest of the file."""
     named = settings or os.environ.get("VEERY_SETTINGS", "")
     path = Path(named or DEFAULT_SETTINGS)
     try:
@@ -57,9 +57,11 @@ def _run_folder(settings: str) -> Path:
     except FileNotFoundError:
         if not named:
             return Path(DEFAULT_RUN)
-        raise Refused(f"{path}: no such settings file", hint="name the file that veeryd was started with") from None
+        raise Refused(
+            f"{path}: no such settings file", hint="give the settings file that veeryd was started with"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise Refused(f"{path}: {error}", hint="name the file that veeryd was started with") from error
+        raise Refused(f"{path}: {error}", hint="give the settings file that veeryd was started with") from error
     import tomllib
 
     try:
@@ -67,5 +69,5 @@ def _run_folder(settings: str) -> Path:
     except tomllib.TOMLDecodeError as error:
         raise Refused(f"{path}: {error}", hint="see docs/settings.md for the keys") from error
     if not isinstance(run, str):
-        raise Refused(f"{path}: run is no text", hint='write run = "/run/veery"')
+        raise Refused(f"{path}: run is not a string", hint='write run = "/run/veery"')
     return Path(run)

@@ -1,6 +1,6 @@
-"""The other end of docs/api.md: a small synchronous client over the daemon's unix socket.
+"""The client side of docs/api.md: a small synchronous client over veeryd's unix socket.
 
-Synchronous and on the standard library alone, because a command's start-up time is mostly its imports."""
+It is synchronous and uses the standard library only, because imports take most of a command's start-up time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError, from_kind
 from veery.host import restarting
 
 NODE_HEADER = "X-Veery-Node"
-RESTART_S = 30.0  # for a veeryd that starts again to listen
+RESTART_S = 30.0  # for a restarting veeryd to listen again
 _RETRY_S = 0.1
 _KIND_OF_STATUS = {
     400: "refused",
@@ -34,7 +34,7 @@ _KIND_OF_STATUS = {
 
 
 def connect_unix(path: Path, timeout: float) -> socket.socket:
-    """A stream socket connected to `path`, which may be longer than the 107 bytes that fit in an address.
+    """Return a stream socket connected to `path`, which may be longer than the 107 bytes of a socket address.
 
     Raises OSError."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -55,8 +55,8 @@ def connect_unix(path: Path, timeout: float) -> socket.socket:
 
 
 def wait_for_restart(path: Path) -> bool:
-    """Wait until the veeryd of the socket `path` has started again, RESTART_S at most. Returns False at once where it
-    does not start again."""
+    """Wait until the veeryd of the socket `path` has restarted, at most RESTART_S. Returns False immediately if it is
+    not restarting."""
     ends = time.monotonic() + RESTART_S
     waited = False
     while restarting.under_way(path.parent) and time.monotonic() < ends:
@@ -77,42 +77,41 @@ class _Connection(http.client.HTTPConnection):
 
 
 def domain_path(domain: str, *rest: str) -> str:
-    """`/v1/domains/DOMAIN[/REST...]`, quoted."""
+    """Return `/v1/domains/DOMAIN[/REST...]`, quoted."""
     return "/v1/domains/" + "/".join(quote(word, safe="") for word in (domain, *rest))
 
 
 def request_line(path: str) -> str:
-    """`path` with what no request can hold quoted; what is quoted already stays."""
+    """Quote the characters of `path` that a request cannot contain. Quoted parts stay as they are."""
     return quote(path, safe="/?&=%+,:;@~!$'()*")
 
 
 class Client:
-    """One daemon. Each call makes its own connection; `deadline` is the seconds without a sign of life after
-    which a call is given up.
+    """The client of one veeryd. Each call opens its own connection. A call ends after `deadline` seconds without data.
 
-    Every method raises what the daemon answered (Refused, Failed, OutcomeUnknown); Refused where no daemon
-    listens; and where the answer is lost Failed for a reading, OutcomeUnknown for an order."""
+    Every method raises the error that veeryd answers (Refused, Failed, OutcomeUnknown), and Refused if no veeryd
+    listens. If the answer is lost, a query raises Failed, and an order raises OutcomeUnknown."""
 
     def __init__(self, address: Address, *, deadline: float = 60.0) -> None:
         self.address, self._deadline = address, deadline
 
     def get(self, path: str, **query: str) -> Any:
-        """Read `path`."""
+        """Send GET `path` and return the JSON of the answer."""
         return self._call("GET", f"{path}?{urlencode(query)}" if query else path)
 
     def post(self, path: str, body: object = None, *, deadline: float = 0.0) -> Any:
-        """Order `path` with JSON `body`."""
+        """Send POST `path` with JSON `body` and return the JSON of the answer."""
         return self._call("POST", path, {} if body is None else body, deadline)
 
     def delete(self, path: str, *, deadline: float = 0.0) -> Any:
-        """Remove `path`."""
+        """Send DELETE `path` and return the JSON of the answer."""
         return self._call("DELETE", path, None, deadline)
 
     def stream(self, path: str, body: object = None, *, silence: float = 120.0) -> Iterator[dict[str, Any]]:
-        """Order long work: it is ordered when this returns; what it returns are its events up to and with
+        """Order long work. The order is sent when this returns. The iterator yields its events, the last of which is
         {"event": "done", "result": ...}.
 
-        Raises the error that it ended with; OutcomeUnknown after `silence` seconds without news."""
+        The iterator raises the error of the work, or OutcomeUnknown after `silence` seconds without an event."""
         connection = self._open(silence)
         try:
             self._send(connection, "POST", path, json.dumps({} if body is None else body).encode())
@@ -133,17 +132,19 @@ class Client:
                 yield event
                 if event["event"] == "done":
                     return
-        raise OutcomeUnknown(f"veeryd ended its answer early (POST {path})", hint="it may go on; veeryd's log tells")
+        raise OutcomeUnknown(
+            f"veeryd ended its answer early (POST {path})", hint="the work may continue; see veeryd's log"
+        )
 
     def upload(self, path: str, chunks: Iterable[bytes], size: int) -> Any:
-        """Put `size` bytes, given as `chunks`, to `path`. A refusal in the middle is raised as such."""
+        """Send PUT `path` with `size` bytes in `chunks`. Raises veeryd's refusal, also in the middle."""
         connection = self._open(self._deadline)
         with contextlib.closing(connection):
             headers = {"Content-Length": str(size), "Content-Type": "application/octet-stream"}
             try:
                 connection.request("PUT", request_line(path), body=chunks, headers={**self._headers(), **headers})
             except (BrokenPipeError, ConnectionResetError):
-                pass  # the daemon has answered already and reads no more; its answer says why
+                pass  # veeryd has answered already and reads no more; its answer has the reason
             except OSError as error:
                 raise self._lost("PUT", path, error) from error
             return self._answer(connection, "PUT", path)
@@ -160,7 +161,7 @@ class Client:
     def _headers(self) -> dict[str, str]:
         node = self.address.node
         if not (node.isascii() and (node.isprintable() or not node)):
-            raise Refused(f"{node[:60]!a} is no node name", hint="veery node list shows the names")
+            raise Refused(f"{node[:60]!a} is not a node name", hint="veery node list shows the names")
         return {NODE_HEADER: node} if node else {}
 
     def _open(self, deadline: float) -> _Connection:
@@ -169,7 +170,8 @@ class Client:
             self._connect(connection)
         except PermissionError as error:
             raise Refused(
-                f"may not use {self.address.socket}", hint="run as root, or as a member of the group in api.group"
+                f"no permission to use {self.address.socket}",
+                hint="run as root, or as a member of the group in api.group",
             ) from error
         except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError) as error:
             raise Refused(f"no veeryd answers at {self.address.socket}", hint=self.address.start) from error
@@ -216,8 +218,8 @@ class Client:
         silent = isinstance(error, TimeoutError)
         message = f"veeryd {'does not answer' if silent else 'ended the connection'} ({method} {path})"
         if method == "GET":
-            return Failed(message, hint="look at veeryd's log")
-        return OutcomeUnknown(message, hint="it may or may not be done; look with veery list, and at veeryd's log")
+            return Failed(message, hint="see veeryd's log")
+        return OutcomeUnknown(message, hint="the order may or may not be done; see veery list, and veeryd's log")
 
 
 def _refusal(status: int, body: bytes) -> VeeryError:
@@ -225,8 +227,8 @@ def _refusal(status: int, body: bytes) -> VeeryError:
         return _error(json.loads(body)["error"])
     except (ValueError, KeyError, TypeError):
         text = body.decode(errors="replace").strip().splitlines()
-        said = text[0][:200] if text else "no message"
-        return from_kind(_KIND_OF_STATUS.get(status, "failed"), f"veeryd answers {status}: {said}")
+        line = text[0][:200] if text else "no message"
+        return from_kind(_KIND_OF_STATUS.get(status, "failed"), f"veeryd answers {status}: {line}")
 
 
 def _error(error: dict[str, Any]) -> VeeryError:

@@ -1,4 +1,4 @@
-"""What a running domain's record keeps of mem-max, vcpu-set, vcpu-pin and sched-*: the new spec. Pure."""
+"""The spec of a running domain after mem-max, vcpu-set, vcpu-pin and sched-*. Pure functions."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from veery.errors import Refused
 from veery.model.domain import Adjustment, DomainSpec
 
 WEIGHT_MAX = 65535
-"""The largest weight that Xen's schedulers take (xen/include/public/domctl.h, xen_domctl_sched_credit)."""
+"""The largest weight that Xen's schedulers accept (xen/include/public/domctl.h, xen_domctl_sched_credit)."""
 CAP_MAX = 100
-"""Percent of one processor, for each virtual one."""
+"""The largest cap per virtual processor, in percent of one processor."""
 
 
 def most_vcpus(spec: DomainSpec) -> int:
-    """How many virtual processors the domain can have online."""
+    """Return how many virtual processors the domain can have online."""
     return max(spec.vcpus, spec.maxvcpus)
 
 
 def most_memory(spec: DomainSpec) -> int:
-    """MiB that the domain can have."""
+    """Return the maximum memory of the domain in MiB."""
     return max(spec.memory, spec.maxmem)
 
 
 def affinity(spec: DomainSpec, key: str) -> tuple[str, ...]:
-    """The processors of each virtual processor, by `cpus` or `cpus_soft`; "all" where none is set."""
+    """Return the processors of each virtual processor from `cpus` or `cpus_soft`; "all" if unset."""
     return read_cpus(key, dict(spec.xl).get(key, '"all"'), most_vcpus(spec))
 
 
 def fitting(spec: DomainSpec, cpus: int) -> DomainSpec:
-    """`spec` as a host with `cpus` processors can start it: an affinity of which the host has no processor is "all"."""
+    """Return `spec` for a host with `cpus` processors. An affinity without any processor of the host becomes "all"."""
     for key in ("cpus", "cpus_soft"):
         if key not in dict(spec.xl):
             continue
@@ -44,25 +44,25 @@ def fitting(spec: DomainSpec, cpus: int) -> DomainSpec:
 
 
 def share(spec: DomainSpec, key: str) -> int | None:
-    """`cpu_weight` or `cap`; None where the domain has no such setting."""
+    """Return `cpu_weight` or `cap`; None if the domain has no such setting."""
     return xlcfg.whole(dict(spec.xl).get(key, "").strip("'\""))
 
 
 def adjusted(spec: DomainSpec, change: Adjustment) -> DomainSpec:
-    """`spec` after `change`. Raises Refused for what the domain cannot have, naming the command or key that works."""
+    """Return `spec` after `change`. Raises Refused for an impossible value, and names the command or key that works."""
     name = spec.name
     if change.maxmem is not None:
         check_number("maxmem", change.maxmem, 1, MOST_MEMORY)
         if change.maxmem < spec.memory:
             raise Refused(
-                f"{name} has {spec.memory} MiB: it cannot have {change.maxmem} at most",
+                f"{name} has {spec.memory} MiB: its maximum cannot be {change.maxmem}",
                 hint=f"veery mem-set {name} {change.maxmem}",
             )
         spec = replace(spec, maxmem=change.maxmem)
     if change.vcpus is not None:
         most = most_vcpus(spec)
         if not 1 <= change.vcpus <= most:
-            hint = f"set maxvcpus = {change.vcpus} in its file; it counts from the next veery create on"
+            hint = f"set maxvcpus = {change.vcpus} in its file; it applies from the next veery create on"
             if change.vcpus < 1:
                 hint = f"veery vcpu-set {name} 1"
             raise Refused(f"{name} can have 1 to {most} processors, not {change.vcpus}", hint=hint)

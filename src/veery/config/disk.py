@@ -1,12 +1,13 @@
-"""Disk specs: xl-disk-configuration(5), positional and keyed, as Xen 4.17's xl reads them, and our keys: `volume=NAME`,
-and the limits `bps=`, `iops=` and their `_rd` and `_wr`, which are those of QEMU.
+"""Disk specs: xl-disk-configuration(5), positional and keyed, as in Xen 4.17's xl, and veery's own keys.
 
-A spec is scanned as libxlu scans it (tools/libs/util/libxlu_disk_l.l): at each place the rule that matches most
-text wins, on a tie the earlier one. Its oddities are kept, because scripts and files rely on what xl accepts.
+The own keys are `volume=NAME` and the limits `bps=`, `iops=` and their `_rd` and `_wr`, which are those of QEMU.
 
-`volume=NAME` stands for the target and the format: what follows it positionally is the vdev and the access, as
-after the old prefix `file:`. `read` gives all that xl would know of a disk (the dry run prints it), `parse_disk` a
-DiskSpec, `render_disk` a spec again.
+A spec is scanned as libxlu scans it (tools/libs/util/libxlu_disk_l.l): at each position the rule that matches most
+text wins, on a tie the earlier rule. The scanner keeps xl's oddities, because scripts and files rely on them.
+
+`volume=NAME` replaces the target and the format. The positional values after it are the vdev and the access, as
+after the old prefix `file:`. `read` returns all that xl would know of a disk (the dry run prints it), `parse_disk` a
+DiskSpec, and `render_disk` a spec again.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ KEY_NAMES = (
     *("access", "backend", "backendtype", "cdrom", "devtype", "direct-io-safe", "discard", "format", "no-discard"),
     *("script", "specification", "target", "trusted", "untrusted", "vdev", "volume", *LIMIT_NAMES),
 )
-LEAST_BPS = 4096  # bytes a second: less is a mistake in the unit, and no guest boots with it
-MOST_A_SECOND = 10**15  # QEMU's own bound of both (block/throttle-groups.c, THROTTLE_VALUE_MAX)
+LEAST_BPS = 4096  # bytes per second: a lower value is a mistake in the unit, and no guest boots with it
+MOST_A_SECOND = 10**15  # QEMU's own limit of both (block/throttle-groups.c, THROTTLE_VALUE_MAX)
 _WAYS = ("_rd", "_wr")
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 @dataclass(slots=True)
 class DiskFields:
-    """libxl_device_disk as xl fills it (libxl_types.idl): "" or None where it was not said."""
+    """libxl_device_disk as xl fills it (libxl_types.idl). Fields that the spec does not set are "" or None."""
 
     backend_domname: str | None = None
     pdev_path: str | None = None
@@ -61,7 +62,7 @@ class DiskFields:
 
 @dataclass(frozen=True, slots=True)
 class Complaint:
-    """What xl finds wrong: its own words, the text near it (None: the whole), where it begins, in which spec."""
+    """An error that xl finds: xl's message, the text near it (None: the whole spec), its offset, and the spec."""
 
     what: str
     near: str | None
@@ -71,8 +72,8 @@ class Complaint:
 
 @dataclass(slots=True)
 class DiskReading:
-    """The outcome of reading specs: the disk, and complaints (xl exits 1 if there is any). `jammed`: instead of the
-    last complaint xl's scanner says "flex scanner jammed" and exits 2."""
+    """The result of reading specs: the disk, and complaints (xl exits 1 if there are any). `jammed`: instead of the
+    last complaint, xl's scanner prints "flex scanner jammed" and exits 2."""
 
     fields: DiskFields = field(default_factory=DiskFields)
     complaints: list[Complaint] = field(default_factory=list)
@@ -80,13 +81,13 @@ class DiskReading:
 
 
 class _Scanner:
-    """One disk being read from one or several specs."""
+    """The state while one disk is read from one or several specs."""
 
     def __init__(self) -> None:
         self.reading = DiskReading()
         self.disk = self.reading.fields
         self.access_set = False
-        self.format_given = False  # by a deprecated prefix or by volume=: no positional format follows
+        self.format_given = False  # set by a deprecated prefix or by volume=: no positional format follows
         self.spec = ""
         self.offset = 0
 
@@ -94,7 +95,7 @@ class _Scanner:
         self.reading.complaints.append(Complaint(what, near, self.offset, self.spec))
 
     def scan(self, spec: str) -> None:
-        """Read `spec` on top of what was read so far."""
+        """Read `spec` and add it to the disk."""
         self.spec, self.offset = spec, 0
         while self.offset < len(spec):
             length, text, action = 0, "", None
@@ -113,15 +114,15 @@ class _Scanner:
         return None
 
     def bad_syntax(self) -> None:
-        """libxlu's LEXERR state: the rest of the line is wrong; it overlooks a sign that ends the spec, and flex
-        itself gives up before a newline."""
+        """Complain of the rest of the line, as libxlu's LEXERR state does. It overlooks a character that ends the spec,
+        and flex itself gives up before a newline."""
         rest = self.spec[self.offset :].split("\n", 1)[0]
         if self.spec.startswith("\n", self.offset + 1):
             self.reading.jammed = True
         if len(rest) > 1 or self.reading.jammed:
             self.complain("bad disk syntax", rest)
 
-    # ---- what the rules do; False ends the scan of this spec
+    # ---- actions of the rules; False ends the scan of this spec
 
     def text_field(self, name: str, label: str, value: str) -> bool:
         if getattr(self.disk, name):
@@ -224,7 +225,7 @@ class _Scanner:
         return self.stop("too many positional parameters", value)
 
     def vdev_and_type(self, value: str) -> bool:
-        """The old positional form VDEV:TYPE; False where `value` has no colon."""
+        """Read the old positional form VDEV:TYPE. Returns False if `value` has no colon."""
         vdev, colon, kind = value.rpartition(":")
         if not colon:
             return False
@@ -236,7 +237,7 @@ class _Scanner:
         return True
 
     def finish(self) -> DiskReading:
-        """The checks over the whole, as xlu_disk_parse has them."""
+        """Check the whole disk, as xlu_disk_parse does."""
         disk = self.disk
         if self.reading.complaints:
             return self.reading
@@ -332,7 +333,7 @@ _RULES: tuple[tuple[re.Pattern[str], _Action], ...] = (
 
 
 def _a_second(name: str, text: str) -> int | None:
-    """The number of a limit; None where it cannot be one. Bytes may be said in KiB, MiB and GiB."""
+    """Return the number of a limit; None if it is invalid. Bytes can have the units K, M and G."""
     match = re.fullmatch(r"([0-9]{1,16})([KMG]?)", text, re.ASCII)
     in_bytes = name.startswith("bps")
     if match is None or (match[2] and not in_bytes):
@@ -342,14 +343,14 @@ def _a_second(name: str, text: str) -> int | None:
 
 
 def c_int(text: str) -> int:
-    """C's atoi: leading blanks, a sign, digits; what follows is passed over; 32 bits."""
+    """Return C's atoi of `text`: leading blanks, a sign, digits; the rest is ignored; 32 bits."""
     match = re.match(r"[ \t\n\v\f\r]*([+-]?[0-9]+)", text, re.ASCII)
     value = max(-(1 << 63), min(int(match[1][:40]), (1 << 63) - 1)) if match else 0
     return (value + (1 << 31)) % (1 << 32) - (1 << 31)
 
 
 def read(specs: Sequence[str]) -> DiskReading:
-    """One disk from `specs`, each adding to those before, as `xl block-attach DOMAIN SPEC...` takes them."""
+    """Read one disk from `specs`, which add to each other, as in `xl block-attach DOMAIN SPEC...`."""
     scanner = _Scanner()
     for spec in specs:
         scanner.scan(spec)
@@ -359,8 +360,8 @@ def read(specs: Sequence[str]) -> DiskReading:
 
 
 def device_number(vdev: str) -> int | None:
-    """The number that Xen knows `vdev` by (xen-vbd-interface(7)): xvda, hda, sda, d0p1 or the number itself.
-    None where it is none of them."""
+    """Return Xen's number of `vdev` (xen-vbd-interface(7)): xvda, hda, sda, d0p1 or the number itself. None if it is
+    none of them."""
     match = re.fullmatch(r"(xvd|hd|sd)([a-z]{1,7})([1-9][0-9]{0,3})?", vdev)
     if match:
         letters = 0
@@ -389,10 +390,10 @@ def _numbered(kind: str, disk: int, partition: int) -> int | None:
 
 
 def parse_disk(*specs: str) -> DiskSpec:
-    """One disk from one spec or several (as `block-attach` takes them). Raises Refused, its message without a place.
+    """Return one disk from one spec or several (as in `block-attach`). Raises Refused; the message has no position.
 
-    Beyond what xl's parser checks, refuses what libxl would refuse later: a vdev that Xen has no number for, and
-    an empty drive that is no CD-ROM.
+    Besides the checks of xl's parser, this refuses what libxl would refuse later: a vdev without a Xen number, and an
+    empty drive that is not a CD-ROM.
     """
     reading = read(specs)
     if reading.complaints:
@@ -401,15 +402,15 @@ def parse_disk(*specs: str) -> DiskSpec:
     disk = reading.fields
     bad = re.search("[\x00-\x1f\x7f\ud800-\udfff]", "".join(specs))
     if bad:
-        raise Refused(f"a disk spec cannot hold {bad[0]!r}", hint="leave it out")
+        raise Refused(f"a disk spec cannot contain {bad[0]!r}", hint="remove it")
     if disk.colo_enable or any((disk.colo_host, disk.colo_port, disk.colo_export, disk.active_disk, disk.hidden_disk)):
-        raise Refused("COLO disks are not supported", hint="leave the colo keys out of the disk spec")
+        raise Refused("COLO disks are not supported", hint="remove the colo keys from the disk spec")
     vdev = disk.vdev or ""
     if device_number(vdev) is None:
-        raise Refused(f"{vdev!r} is no disk name", hint="name the disk xvda, xvdb, ... (vdev=xvda)")
+        raise Refused(f"{vdev!r} is not a disk name", hint="name the disk xvda, xvdb, ... (vdev=xvda)")
     if not disk.pdev_path and not disk.volume and not disk.is_cdrom:
         raise Refused(
-            f"disk {vdev} has no target", hint="name a file or device (target=/path) or a volume (volume=NAME)"
+            f"disk {vdev} has no target", hint="give a file or device (target=/path) or a volume (volume=NAME)"
         )
     return DiskSpec(
         vdev=vdev,
@@ -436,11 +437,11 @@ def _what(complaint: Complaint) -> str:
 
 
 def hint_for(complaint: Complaint) -> str:
-    """What to write instead."""
+    """Return the hint for a complaint: what to write instead."""
     if complaint.what.startswith("unfit value for "):
-        return f"bps=20M: bytes a second, at least {LEAST_BPS}, with K, M or G; iops=500: operations a second"
+        return f"bps=20M: bytes per second, at least {LEAST_BPS}, with K, M or G; iops=500: operations per second"
     hints = {
-        "a CD-ROM drive has no limits": "leave bps and iops out: they are for disks",
+        "a CD-ROM drive has no limits": "remove bps and iops: they are for disks",
         "a limit of both ways excludes one of either": "write bps=, or bps_rd= and bps_wr=; the same for iops",
         "unknown value for format": "formats are " + " ".join(name for name in _FORMATS if name),
         "unknown value for access": "access is r or w",
@@ -449,19 +450,19 @@ def hint_for(complaint: Complaint) -> str:
         "unknown value for type": "device types are disk and cdrom",
         "unknown deprecated type": "device types are disk and cdrom",
         "unknown parameter": "keys are " + " ".join(KEY_NAMES),
-        "no vdev specified": "say which disk it is to the guest: vdev=xvda",
-        "unknown deprecated disk prefix": "write target=PATH as the last key; a path may hold colons there",
+        "no vdev specified": "give the name that the guest sees: vdev=xvda",
+        "unknown deprecated disk prefix": "write target=PATH as the last key; there a path can contain colons",
         "bad disk syntax": "write keys as vdev=xvda,format=raw,target=/path; a target with = or , needs target=",
         "too many positional parameters": "TARGET,FORMAT,VDEV,ACCESS are positional; write the rest as key=value",
         "volume without a name": "volume=NAME; veery volume list shows the names",
-        "volume and target exclude each other": "name a volume or a target, not both",
+        "volume and target exclude each other": "give a volume or a target, not both",
     }
     return hints.get(complaint.what, "xl-disk-configuration(5) describes the spec")
 
 
 def render_disk(disk: DiskSpec) -> str:
-    """A spec that `parse_disk` reads back as `disk`. Its target stands last: there it may hold anything but control
-    characters."""
+    """Return a spec that `parse_disk` reads back as `disk`. The target is last, where it can contain any character but
+    control characters."""
     implied = disk.volume or (disk.cdrom and not disk.target)
     parts = [] if implied else [f"format={disk.format}"]
     parts.append(f"vdev={disk.vdev}")

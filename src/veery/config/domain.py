@@ -1,4 +1,4 @@
-"""Domain files to DomainSpecs and back: what each key of xl.cfg(5) means here."""
+"""Conversion of domain files to DomainSpecs and back: the meaning of each key of xl.cfg(5) in veery."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from veery.config.xlcfg import Atom, Config, Items, Position, Setting, Value
 from veery.errors import Refused
 from veery.model.domain import DiskSpec, DomainSpec, DomainType, OnEvent, VifSpec
 
-FOLDERS = (Path(), Path("/etc/xen"))  # where xm looked for a bare name, in this order
-DEFAULT_MEMORY = 128  # MiB, as xm gave
+FOLDERS = (Path(), Path("/etc/xen"))  # xm's search path of a bare name
+DEFAULT_MEMORY = 128  # MiB, xm's default
 LARGEST_FILE = 1 << 20  # bytes
 MOST_NAMED = 8  # keys in one warning
 
@@ -30,7 +30,7 @@ _PASSWORD = re.compile(r"""(vncpasswd|spicepasswd|password)=[^,"'\]]*""")
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A domain as its file asks for it, what the user should know of ("FILE:LINE:COLUMN: ..."), and the keys set."""
+    """The domain of a file, the warnings for the user ("FILE:LINE:COLUMN: ..."), and the keys that the file sets."""
 
     spec: DomainSpec
     warnings: tuple[str, ...] = ()
@@ -38,7 +38,7 @@ class Loaded:
 
 
 def find_domain_file(name: str, folders: Iterable[Path | str] = FOLDERS) -> Path:
-    """The file that `create NAME` means: NAME as a path, then, for a bare name, NAME in each folder. Raises Refused."""
+    """Return the file of `create NAME`: NAME as a path, or a bare NAME in one of the folders. Raises Refused."""
     searched = [Path(name)] if "/" in name else [Path(folder) / name for folder in folders]
     for path in searched:
         if path.is_file() or path == Path("/dev/null"):
@@ -53,7 +53,7 @@ def find_domain_file(name: str, folders: Iterable[Path | str] = FOLDERS) -> Path
 
 
 def load_domain(path: Path, overrides: Sequence[str] = ()) -> Loaded:
-    """The domain that file `path` describes, with `key=value` settings of the command line on top. Raises Refused."""
+    """Return the domain of file `path`, with `key=value` settings of the command line added. Raises Refused."""
     try:
         with path.open("rb") as file:
             data = file.read(LARGEST_FILE + 1)
@@ -65,7 +65,7 @@ def load_domain(path: Path, overrides: Sequence[str] = ()) -> Loaded:
 
 
 def parse_domain(text: str, filename: str, overrides: Sequence[str] = ()) -> Loaded:
-    """The domain that `text` describes. Raises Refused("FILE:LINE:COLUMN: what") with a hint."""
+    """Return the domain that `text` describes. Raises Refused("FILE:LINE:COLUMN: what") with a hint."""
     reader = _Reader(xlcfg.read(text, filename, overrides, strangers=is_strange))
     spec = reader.domain()
     try:
@@ -76,13 +76,13 @@ def parse_domain(text: str, filename: str, overrides: Sequence[str] = ()) -> Loa
 
 
 def without_secrets(spec: DomainSpec) -> DomainSpec:
-    """`spec` as it may be shown: the passwords of its screens are left out."""
+    """Return `spec` without the passwords of its screens, for display."""
     kept = ((key, value) for key, value in spec.xl if key not in _SECRET)
     return replace(spec, xl=tuple((key, _PASSWORD.sub(r"\1=", value)) for key, value in kept))
 
 
 class _Reader:
-    """One domain file being understood."""
+    """The state while one domain file is converted to a spec."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -95,7 +95,7 @@ class _Reader:
 
     def domain(self) -> DomainSpec:
         for repeated in self.config.repeated:
-            self.warn(repeated.at, f"{repeated.name} is set again further down; that one counts")
+            self.warn(repeated.at, f"{repeated.name} is set again below; the last value applies")
         for setting in self.config.settings.values():
             self.admit(setting)
         self.warn_of_ignored()
@@ -103,7 +103,7 @@ class _Reader:
         memory = self.number("memory", 1, MOST_MEMORY)
         if memory is None:
             memory = DEFAULT_MEMORY
-            self.warn(self.start, f"memory is not given: {memory} MiB")
+            self.warn(self.start, f"memory is not given: the domain gets {memory} MiB")
         vcpus = self.number("vcpus", 1, MOST_VCPUS) or 1
         return DomainSpec(
             name=self.name(),
@@ -123,7 +123,7 @@ class _Reader:
         )
 
     def admit(self, setting: Setting) -> None:
-        """Is the key known, its value of the right kind, and what is to be said about it?"""
+        """Check a setting: its key and the kind of its value. Note its warnings. Raises Refused."""
         name = setting.name
         key = KEYS.get(name)
         if key is None and not re.fullmatch(r"[a-z][._0-9a-z]*", name):
@@ -131,7 +131,7 @@ class _Reader:
             return
         if key is None:
             close = suggestion(name)
-            setting.at.refuse(f"unknown key {name!r}", f"did you mean {close}?" if close else "leave it out")
+            setting.at.refuse(f"unknown key {name!r}", f"did you mean {close}?" if close else "remove it")
         _check_kind(setting, key)
         if key.use is Use.REFUSED and not _empty(setting.value):
             if name == "firmware" and self.type() is DomainType.HVM:
@@ -148,11 +148,11 @@ class _Reader:
             self.warn(setting.at, f"{name}: {key.why}; {key.instead}")
 
     def warn_of_ignored(self) -> None:
-        """One line for all keys that no driver carries out, and one for those that are not xl's."""
+        """Warn of all keys that no driver carries out in one line, and of other programs' keys in one line."""
         if self.strange:
             shown = ", ".join(setting.name[:40] for setting in self.strange[:MOST_NAMED])
             more = f" and {len(self.strange) - MOST_NAMED} more" if len(self.strange) > MOST_NAMED else ""
-            self.warn(self.strange[0].at, f"{shown}{more}: passed over, as xm did: the key is another program's")
+            self.warn(self.strange[0].at, f"{shown}{more}: ignored, as by xm: keys of another program")
         if not self.ignored:
             return
         names = [setting.name for setting in self.ignored]
@@ -188,7 +188,7 @@ class _Reader:
         return value
 
     def at_least(self, name: str, least: int, of: str, high: int) -> int:
-        """Number `name`, 0 where it is not given; never less than `least`, the number of key `of`."""
+        """Return number `name`, 0 if it is not given. Raises Refused if less than `least`, the value of key `of`."""
         value = self.number(name, 1, high)
         if value is not None and value < least:
             at = self.config.settings[name].value.at
@@ -198,7 +198,7 @@ class _Reader:
     def checked(self, atom: Atom) -> str:
         bad = re.search("[\x00-\x1f\x7f]", atom.text)
         if bad:
-            atom.inside(bad.start()).refuse(f"{bad[0]!r} cannot stand here", "leave it out")
+            atom.inside(bad.start()).refuse(f"{bad[0]!r} is not allowed here", "remove it")
         return atom.text
 
     def name(self) -> str:
@@ -216,7 +216,7 @@ class _Reader:
         if atom is None:
             return ""
         if not UUID.fullmatch(atom.text.lower()):
-            atom.at.refuse(f"{atom.text!r} is no UUID", "uuidgen makes one; or leave uuid out")
+            atom.at.refuse(f"{atom.text!r} is not a UUID", "uuidgen prints one; or remove uuid")
         return atom.text.lower()
 
     def type(self) -> DomainType:
@@ -224,11 +224,11 @@ class _Reader:
         kinds = {kind.value: kind for kind in DomainType}
         builders = {"hvm": DomainType.HVM, "generic": DomainType.PV, "linux": DomainType.PV}
         if atom and atom.text not in kinds:
-            atom.at.refuse(f"{atom.text!r} is no domain type", "types are pv, pvh and hvm")
+            atom.at.refuse(f"{atom.text!r} is not a domain type", "types are pv, pvh and hvm")
         if builder and builder.text not in builders:
-            builder.at.refuse(f"{builder.text!r} is no builder", "leave builder out and write type=")
+            builder.at.refuse(f"{builder.text!r} is not a builder", "remove builder and write type=")
         if atom and builder and kinds[atom.text] is not builders[builder.text]:
-            builder.at.refuse(f"builder {builder.text!r} contradicts type {atom.text!r}", "leave builder out")
+            builder.at.refuse(f"builder {builder.text!r} contradicts type {atom.text!r}", "remove builder")
         if atom:
             return kinds[atom.text]
         return builders[builder.text] if builder else DomainType.PV
@@ -237,15 +237,15 @@ class _Reader:
         atom = self.atom("kernel")
         path = self.checked(atom) if atom else ""
         if atom and kind is DomainType.HVM and Path(path).name == "hvmloader":
-            self.warn(atom.at, "kernel hvmloader is ignored, as xl does: it is the firmware of an hvm domain")
+            self.warn(atom.at, "kernel hvmloader is ignored, as by xl: it is the firmware of an hvm domain")
             path = ""
         if not path and kind is not DomainType.HVM and not self.text("bootloader"):
             at = atom.at if atom else self.start
-            at.refuse(f"kernel is missing: a {kind} domain starts with one", 'add: kernel = "/boot/vmlinuz-..."')
+            at.refuse(f"kernel is missing: a {kind} domain needs one", 'add: kernel = "/boot/vmlinuz-..."')
         return path
 
     def cmdline(self) -> str:
-        """As xl's parse_cmdline joins it."""
+        """Return the kernel's command line, joined as by xl's parse_cmdline."""
         cmdline, root, extra = (self.atom(name) for name in ("cmdline", "root", "extra"))
         if cmdline:
             for other in (root, extra):
@@ -264,7 +264,7 @@ class _Reader:
             if atom is None:
                 continue
             if atom.text not in actions:
-                atom.at.refuse(f"{atom.text!r} is no action for {name}", "actions are " + " ".join(actions))
+                atom.at.refuse(f"{atom.text!r} is not an action for {name}", "actions are " + " ".join(actions))
             found["on_poweroff" if name == "on_shutdown" else name] = actions[atom.text]
         return found
 
@@ -273,7 +273,7 @@ class _Reader:
         values = setting.value.values if setting and isinstance(setting.value, Items) else ()
         for value in values:
             if isinstance(value, Items):
-                value.at.refuse(f"a list cannot stand in {name}", f"write {name} = [ '...', '...' ]")
+                value.at.refuse(f"{name} cannot contain a list", f"write {name} = [ '...', '...' ]")
         return [value for value in values if isinstance(value, Atom)]
 
     def disks(self) -> tuple[DiskSpec, ...]:
@@ -287,7 +287,7 @@ class _Reader:
                 at.refuse(error.message, error.hint)
             number = disk_config.device_number(disk.vdev)
             if number in found:
-                at.refuse(f"disk {disk.vdev} is there twice", "give each disk a vdev of its own: xvda, xvdb, ...")
+                at.refuse(f"disk {disk.vdev} appears twice", "give each disk its own vdev: xvda, xvdb, ...")
             found[number] = disk
         return tuple(found.values())
 
@@ -301,18 +301,18 @@ class _Reader:
             for warning in warnings:
                 self.warn(atom.at, warning)
             if vif.mac and vif.mac in (other.mac for other in found):
-                atom.at.refuse(f"mac {vif.mac} is there twice", "give each interface a MAC of its own, or none")
+                atom.at.refuse(f"mac {vif.mac} appears twice", "give each interface its own MAC, or none")
             found.append(vif)
         unfiltered = self.unfiltered(len(found))
         return tuple(replace(vif, filtered=number not in unfiltered) for number, vif in enumerate(found))
 
     def unfiltered(self, many: int) -> set[int]:
-        """The numbers of the interfaces, of `many`, that send from any MAC and address."""
+        """Return the numbers of the interfaces, of `many`, that may send from any MAC and address."""
         found = set()
         for atom in self.entries("vif_unfiltered"):
             if not re.fullmatch("[0-9]{1,4}", atom.text, re.ASCII) or int(atom.text) >= many:
                 hint = "the first interface in vif= is 0: vif_unfiltered = [ 0 ]"
-                atom.at.refuse(f"there is no interface {atom.text[:40]!r} in vif=", hint)
+                atom.at.refuse(f"vif= has no interface {atom.text[:40]!r}", hint)
             found.add(int(atom.text))
         return found
 
@@ -326,7 +326,7 @@ _HINTS = {
 
 
 def _number(setting: Setting) -> int:
-    """As C's strtol reads it in base 0: 010 is octal, 0x10 hexadecimal; "512" in quotes is a number too."""
+    """Return the number as C's strtol reads it in base 0: 010 is octal, 0x10 is hexadecimal. Quotes are allowed."""
     hint = _HINTS.get(setting.name, f"write {setting.name} = 1")
     if not isinstance(setting.value, Atom):
         setting.value.at.refuse(f"{setting.name} must be a number", hint)
@@ -342,7 +342,7 @@ def _number(setting: Setting) -> int:
 def _check_kind(setting: Setting, key: Key) -> None:
     listed = isinstance(setting.value, Items)
     if listed and key.kind not in (Kind.ITEMS, Kind.TEXT_OR_ITEMS):
-        setting.value.at.refuse(f"{setting.name} must be {key.kind.value}, not a list", "take the [ ] away")
+        setting.value.at.refuse(f"{setting.name} must be {key.kind.value}, not a list", "remove the [ ]")
     if not listed and key.kind is Kind.ITEMS:
         setting.value.at.refuse(
             f"{setting.name} must be {key.kind.value}, not a single value", f"write {setting.name} = [ '...' ]"
@@ -356,7 +356,7 @@ def _empty(value: Value) -> bool:
 
 
 def render_value(value: Value) -> str:
-    """`value` in the file's own syntax."""
+    """Return `value` in the syntax of a domain file."""
     if isinstance(value, Items):
         return "[ " + ", ".join(render_value(item) for item in value.values) + " ]" if value.values else "[ ]"
     plain = not value.quoted and re.fullmatch("[0-9][0-9a-fx]*", value.text)
@@ -364,7 +364,7 @@ def render_value(value: Value) -> str:
 
 
 def render_domain(spec: DomainSpec) -> str:
-    """A domain file that `parse_domain` reads back as `spec`, and that xl reads too where no disk names a volume."""
+    """Return a domain file that `parse_domain` reads back as `spec`. xl reads it too, if no disk names a volume."""
     lines = [f"name = {xlcfg.quote(spec.name)}"]
     texts = (("uuid", spec.uuid), ("type", spec.type.value), ("kernel", spec.kernel), ("ramdisk", spec.ramdisk))
     lines += [f"{key} = {xlcfg.quote(text)}" for key, text in (*texts, ("cmdline", spec.cmdline)) if text]

@@ -1,9 +1,9 @@
-"""Every key of a domain file: xl.cfg(5) of Xen 4.17 to 4.21, and what xm had before it.
+"""Every key of a domain file: those of xl.cfg(5) in Xen 4.17 to 4.21, and those of xm.
 
-`USED` means something to every driver. `XEN` means something to Xen alone: kept for the Xen driver, which hands it to
-xl; other drivers warn. `BOOTLOADER` is handed to xl too; other drivers refuse it, as their guest would start otherwise.
-`IGNORED` has no effect, in xl either or because its tool is gone: a warning. `REFUSED` would change what the domain
-is or tie it to one machine: an error, unless its value is empty or 0.
+`USED`: every driver uses the key. `XEN`: only Xen has it; the Xen driver passes it to xl, and other drivers warn.
+`BOOTLOADER`: the Xen driver passes it to xl; other drivers refuse it, because their guest would start differently.
+`IGNORED`: it has no effect in xl either, or its tool no longer exists; veery warns. `REFUSED`: it would change the
+domain's nature or bind the domain to one machine; an error, unless its value is empty or 0.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Use(Enum):
 
 
 class Kind(Enum):
-    """The values a key takes; the sentence ends the error "KEY must be ..."."""
+    """The kind of value of a key. The text completes the error: KEY must be ..."""
 
     TEXT = "a 'string'"
     NUMBER = "a number"
@@ -36,7 +36,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key. `why` is the reason of a refusal or what a warning says; `instead` is the hint."""
+    """One key. `why` is the reason of a refusal or the text of a warning; `instead` is the hint."""
 
     kind: Kind
     use: Use
@@ -48,7 +48,7 @@ def _of(kind: Kind, use: Use, names: str, why: str = "", instead: str = "") -> d
     return {name: Key(kind, use, why, instead) for name in names.split()}
 
 
-_ONE_MACHINE = "it ties the domain to one machine, so that it could never move"
+_ONE_MACHINE = "it binds the domain to one machine, so the domain could never move"
 _NO_EFFECT = "it has no effect in xl either"
 _XM = "only xm knew it"
 
@@ -61,7 +61,7 @@ KEYS: dict[str, Key] = {
     **_of(Kind.TEXT, Use.USED, "on_poweroff on_reboot on_crash on_watchdog on_soft_reset"),
     **_of(Kind.TEXT, Use.USED, "on_shutdown", "it is xm's; read as on_poweroff", "write on_poweroff="),
     **_of(Kind.ITEMS, Use.USED, "disk vif"),
-    **_of(Kind.ITEMS, Use.USED, "vif_unfiltered"),  # veery's own; xl passes over keys that it does not know
+    **_of(Kind.ITEMS, Use.USED, "vif_unfiltered"),  # veery's own key; xl ignores keys that it does not know
     # ---- Xen alone: scheduling, tuning, graphics, firmware, device model
     **_of(
         Kind.TEXT,
@@ -110,24 +110,24 @@ KEYS: dict[str, Key] = {
     **_of(Kind.TEXT_OR_ITEMS, Use.BOOTLOADER, "bootloader_args"),
     # ---- refused
     **_of(Kind.TEXT, Use.REFUSED, "firmware", "veery starts the kernel itself", "give kernel= and ramdisk="),
-    **_of(Kind.ITEMS, Use.REFUSED, "pci dtdev usbdev ioports irqs iomem vscsi vusb", _ONE_MACHINE, "leave it out"),
-    **_of(Kind.TEXT_OR_NUMBER, Use.REFUSED, "gfx_passthru", _ONE_MACHINE, "leave it out"),
-    **_of(Kind.TEXT, Use.REFUSED, "rdm", _ONE_MACHINE, "leave it out"),
+    **_of(Kind.ITEMS, Use.REFUSED, "pci dtdev usbdev ioports irqs iomem vscsi vusb", _ONE_MACHINE, "remove it"),
+    **_of(Kind.TEXT_OR_NUMBER, Use.REFUSED, "gfx_passthru", _ONE_MACHINE, "remove it"),
+    **_of(Kind.TEXT, Use.REFUSED, "rdm", _ONE_MACHINE, "remove it"),
     **_of(Kind.ITEMS, Use.REFUSED, "p9", "it shares a folder of one machine", "give the domain a volume"),
-    **_of(Kind.ITEMS, Use.REFUSED, "virtio", "veery does not serve its backend", "leave it out"),
-    **_of(Kind.ITEMS, Use.REFUSED, "vtpm", "a vTPM's secrets do not move along", "leave it out"),
-    **_of(Kind.FLAG, Use.REFUSED, "nomigrate", "every domain of veery can be moved", "leave it out"),
+    **_of(Kind.ITEMS, Use.REFUSED, "virtio", "veery does not serve its backend", "remove it"),
+    **_of(Kind.ITEMS, Use.REFUSED, "vtpm", "the secrets of a vTPM cannot move", "remove it"),
+    **_of(Kind.FLAG, Use.REFUSED, "nomigrate", "every domain of veery can be moved", "remove it"),
     **_of(
         Kind.FLAG,
         Use.REFUSED,
         "driver_domain blkif netif tpmif",
-        "disks and interfaces are served by the node itself",
-        "leave it out",
+        "the node itself serves disks and interfaces",
+        "remove it",
     ),
     **_of(
-        Kind.TEXT, Use.REFUSED, "restart", "xm itself had given it up", "write on_poweroff=, on_reboot= and on_crash="
+        Kind.TEXT, Use.REFUSED, "restart", "xm itself had dropped it", "write on_poweroff=, on_reboot= and on_crash="
     ),
-    **_of(Kind.FLAG, Use.REFUSED, "pvh", "it is gone since Xen 4.10", "write type = 'pvh'"),
+    **_of(Kind.FLAG, Use.REFUSED, "pvh", "Xen 4.10 removed it", "write type = 'pvh'"),
     # ---- ignored
     **_of(Kind.FLAG, Use.IGNORED, "pci_msitranslate pci_power_mgmt pci_permissive pci_seize", "it goes with pci="),
     **_of(Kind.ITEMS, Use.IGNORED, "vif2", _NO_EFFECT),
@@ -136,8 +136,8 @@ KEYS: dict[str, Key] = {
         Kind.TEXT_OR_NUMBER,
         Use.IGNORED,
         "ip gateway netmask hostname interface dhcp nfs_server nfs_root",
-        "xm made it a part of the kernel's command line",
-        "put it into extra=",
+        "xm added it to the kernel's command line",
+        "add it to extra=",
     ),
     **_of(Kind.TEXT_OR_NUMBER, Use.IGNORED, "on_xend_start on_xend_stop", _XM, "see veery create --help"),
     **_of(
@@ -153,13 +153,13 @@ KEYS: dict[str, Key] = {
 
 
 def is_strange(name: str) -> bool:
-    """Whether `name`, which is not in small letters, is some other program's key: none of ours, and like none."""
+    """Return whether `name`, which is not in lower case, is a key of another program: unlike any key known here."""
     small = name.lower()
     return name not in ("True", "False", "None") and small not in KEYS and not suggestion(small)
 
 
 def suggestion(name: str) -> str:
-    """The key that a user who wrote the unknown `name` probably meant; "" without one. Never a key that is refused."""
+    """Return the key that a user probably meant by the unknown `name`; "" if none. Never suggest a refused key."""
     usual = {"mem": "memory", "cpu_count": "vcpus", "ncpus": "vcpus", "disks": "disk", "vifs": "vif", "nic": "vif"}
     if name in usual:
         return usual[name]

@@ -1,4 +1,4 @@
-"""`veery.toml`: one node's settings, declared once, unknown keys refused with their line."""
+"""`veery.toml`: the settings of one node. Each key is declared once here; unknown keys are refused with their line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Relocation:
     """The relocation server, as xend-config.sxp had it.
 
     `hosts_allow`: regular expressions separated by spaces, each matched from the beginning of the address or host
-    name of the caller; "" lets every node of the cluster in (its certificate is checked all the same)."""
+    name of the caller; "" admits every node of the cluster. The certificate is checked in any case."""
 
     address: str = ""
     port: int = 8002
@@ -31,17 +31,17 @@ class Relocation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Api:
-    """The HTTP API between nodes. `address` "" means the node's own."""
+    """The HTTP API between nodes. `address`: "" is the node's own address."""
 
     address: str = ""
     port: int = 8001
-    group: str = ""  # members of this group may use the unix socket too
+    group: str = ""  # its members may use the unix socket too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Etcd:
-    """The voter's ports, and seconds that a call may take. `quota`: MiB that the store's file may have, the same on
-    each voter. A cluster of a thousand domains needs a few."""
+    """The ports of a voter's etcd. `deadline`: seconds for a call. `quota`: maximum size of the store's file in MiB,
+    the same on each voter. A cluster of a thousand domains needs a few MiB."""
 
     client_port: int = 2379
     peer_port: int = 2380
@@ -51,10 +51,10 @@ class Etcd:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorageSettings:
-    """Where volumes are: `pool` a folder for sparse files, `group` an LVM volume group; `portal_port` is tgtd's.
-    `address` is this node's on the storage network ("": the node's own): tgtd listens there, and a hypervisor's iSCSI
-    sessions come from there.
-    `local` is a folder for the disks that come in with their domain (migrate --with-disks); "": the path they had."""
+    """The storage of volumes. `pool`: folder for sparse files. `group`: LVM volume group. `portal_port`: port of tgtd.
+    `address`: this node's address on the storage network ("": the node's own). tgtd listens there, and a hypervisor's
+    iSCSI sessions come from there. `local`: folder for disks that arrive with their domain (migrate --with-disks); "":
+    the same path as on the source."""
 
     pool: str = ""
     group: str = ""
@@ -65,34 +65,34 @@ class StorageSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkSettings:
-    """`filter`: hold each interface of a QEMU domain to its MAC, and to the addresses that its file names."""
+    """The network of domains. `filter`: restrict interfaces of QEMU domains to their MACs and addresses."""
 
     filter: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Qemu:
-    """The qemu driver. `accel`: auto (KVM when it really boots a guest, else TCG), kvm or tcg. `iothreads` (a thread
-    for each disk), `vhost` (the kernel carries packets) and `aio` (io_uring and native aio) are on, off, or auto: on
+    """The qemu driver. `accel`: auto (KVM if it really boots a guest, else TCG), kvm or tcg. `iothreads` (a thread for
+    each disk), `vhost` (packets handled by the kernel) and `aio` (io_uring and native aio) are on, off, or auto: on
     under KVM."""
 
     binary: str = "qemu-system-x86_64"
     accel: str = "auto"
     machine: str = ""  # "": the driver's pinned default
     user: str = "auto"
-    """Whom QEMU runs as: a name, a UID, a range of UIDs with one for each domain; "": root; auto: the user veery-qemu
-    where there is one, else root."""
+    """The user of QEMU: a name, a UID, or a range of UIDs with one for each domain. "": root. auto: the user veery-qemu
+    if it exists, else root."""
     iothreads: Switch = "auto"
     vhost: Switch = "auto"
-    hugepages: Literal["", "2M", "1G"] = ""  # of which the memory of domains is made; "": ordinary pages
-    numa_node: int = -1  # where the memory and processors of domains are taken first; -1: wherever
+    hugepages: Literal["", "2M", "1G"] = ""  # page size of domains' memory; "": ordinary pages
+    numa_node: int = -1  # preferred NUMA node of domains' memory and processors; -1: any
     aio: Switch = "auto"
-    cgroup: str = ""  # folder of a cgroup (version 2) that the host leaves to us; "": no limits for domains
+    cgroup: str = ""  # folder of a cgroup (v2) delegated to veery; "": no limits for domains
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Xen:
-    """The xen driver. `xl`: the program; `xenstore`: the folder of xenstore-read and xenstore-watch ("": as PATH finds
+    """The xen driver. `xl`: the program; `xenstore`: the folder of xenstore-read and xenstore-watch ("": found in PATH
     them)."""
 
     xl: str = "xl"
@@ -101,8 +101,8 @@ class Xen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MoveLimits:
-    """How many moves may be under way at once: `out` of this node, `into` it, and from it to any one other node.
-    `copies`: how many of those out of it copy at the same time; 0: one, or two with eight processors and more."""
+    """The limits of simultaneous moves: `out` of this node, `into` it, and over one `link` to another node. `copies`:
+    how many of the moves out of it copy at the same time; 0: one, or two with eight processors and more."""
 
     out: int = 8
     into: int = 8
@@ -112,16 +112,16 @@ class MoveLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuardSettings:
-    """What a node does by itself when it has lost the cluster: its domains with shared disks are stopped at once, and
-    ended after `end` seconds. 0 turns it off."""
+    """The guard of a node that has lost the cluster. It pauses domains with shared disks immediately, and destroys them
+    after `end` seconds. 0 turns the guard off."""
 
     end: float = 20.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchdogSettings:
-    """The node's own watchdog: `device` is /dev/watchdog, or a unix socket of a program that does the same ("": none);
-    `timeout`: seconds without a feed after which it ends the node."""
+    """The node's own watchdog. `device`: /dev/watchdog, or the unix socket of an equivalent program ("": none).
+    `timeout`: seconds without a feed after which it resets the node."""
 
     device: str = ""
     timeout: int = 30
@@ -129,8 +129,8 @@ class WatchdogSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PowerSettings:
-    """[power.NODE]: how another node's power is switched off. `agent` is one of Debian's fence-agents, `options` are
-    its own; its password stands alone in `password_file`, which only root may read. `deadline`: seconds for a call."""
+    """[power.NODE]: the power switch of another node. `agent`: one of Debian's fence-agents. `options`: options of the
+    agent. `password_file`: a file with only its password, which only root may read. `deadline`: seconds for a call."""
 
     agent: str
     options: dict[str, str] = field(default_factory=dict)
@@ -140,10 +140,10 @@ class PowerSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HaSettings:
-    """The brain, on voters; seconds. `cycle`: from one look at the cluster to the next. `leader_ttl`: of the leader's
-    lease. `silence`: a node whose lease has ended is judged so much later. `sign`: a heartbeat on storage that is
-    younger is a sign of life. `away`: for how long a node whose daemon was stopped in good order is not judged.
-    `out`, `into`: how many domains it moves out of a node, and into one, at once."""
+    """The brain, on voters; times in seconds. `cycle`: interval of observations. `leader_ttl`: the leader's lease.
+    `silence`: delay between the end of a node's lease and the judgement of the node. `sign`: a younger heartbeat on
+    storage is a sign of life. `away`: time in which a node with a cleanly stopped daemon is not judged. `out`, `into`:
+    domains that the brain moves out of a node, and into a node, at once."""
 
     cycle: float = 0.5
     leader_ttl: int = 4
@@ -156,9 +156,9 @@ class HaSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthSettings:
-    """The node's sensors. `sensors`: the mode of each that is to have another than it ships with. `pace`: the times
-    between two readings, as a factor of those that ship. `root`: the folder under which sensors read; with another than
-    / no program is run, and their outputs are read from files there, as `veery sensors --case` does."""
+    """The node's sensors. `sensors`: modes of sensors that differ from the default. `pace`: factor of the default
+    intervals between readings. `root`: the folder under which sensors read. With a folder other than / no program runs;
+    the sensors read recorded outputs from files there, as `veery sensors --case` does."""
 
     sensors: dict[str, SensorMode] = field(default_factory=dict)
     pace: float = 1.0
@@ -167,9 +167,9 @@ class HealthSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlarmSettings:
-    """Whom the node calls, the same on each voter: the one that leads sends. `command`: a program and its arguments;
-    `mail`: a recipient, with `sender` and the mail server `smtp` (HOST:PORT); `webhook`: a URL, with the file of its
-    token. `level`: alarm, or warning for both."""
+    """The recipients of alarms. They should be the same on each voter, because the leader sends. `command`: a program
+    and its arguments. `mail`: a recipient, with `sender` and the mail server `smtp` (HOST:PORT). `webhook`: a URL, with
+    the file of its token. `level`: alarm, or warning for both levels."""
 
     level: str = "alarm"
     command: list[str] = field(default_factory=list)
@@ -183,7 +183,7 @@ class AlarmSettings:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
     """The guest's kernel, whose modules go into the images that this node builds: a vmlinuz, and its
-    lib/modules/VERSION; "" means the kernel that this node itself runs."""
+    lib/modules/VERSION. "": the kernel that this node itself runs."""
 
     kernel: str = ""
     modules: str = ""
@@ -191,12 +191,12 @@ class Image:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """One node. `state` survives a reboot (records, etcd's data, volumes); `run` does not (sockets, pids)."""
+    """All settings of one node. `state` survives a reboot (records, etcd's data, volumes), `run` does not (sockets)."""
 
     state: str = "/var/lib/veery"
     run: str = "/run/veery"
     log: str = "info"
-    presence_ttl: int = 5  # seconds a node counts as present after its last sign
+    presence_ttl: int = 5  # seconds of a node's lease: it counts as present so long after its last renewal
     relocation: Relocation = field(default_factory=Relocation)
     api: Api = field(default_factory=Api)
     etcd: Etcd = field(default_factory=Etcd)
@@ -214,18 +214,18 @@ class Settings:
     image: Image = field(default_factory=Image)
 
 
-FEED_SLACK = 3.0  # seconds by which the last feed of a watchdog may be older than its node's lease
+FEED_SLACK = 3.0  # seconds by which the last feed of a watchdog can be older than the node's lease
 DEFAULT_PATH = Path("/etc/veery/veery.toml")
 
 
 def load(path: Path) -> Settings:
-    """The settings in `path`; defaults where there is no such file. Raises Refused with file and line."""
+    """Return the settings in `path`, or the defaults if there is no such file. Raises Refused with file and line."""
     try:
         text = path.read_text()
     except FileNotFoundError:
         return Settings()
     except (OSError, UnicodeDecodeError) as error:
-        raise Refused(f"{path}: {error}", hint="name another with --settings, or mend it") from error
+        raise Refused(f"{path}: {error}", hint="correct the file, or give another with --settings") from error
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -239,47 +239,51 @@ def load(path: Path) -> Settings:
     except msgspec.ValidationError as error:
         raise Refused(f"{path}: {error}", hint="see docs/settings.md for the keys") from error
     if min(settings.moves.out, settings.moves.into, settings.moves.link, settings.moves.copies + 1) < 1:
-        raise Refused(f"{path}:{_line_of(text, 'moves')}: limits of moves are 1 or more", hint="see docs/settings.md")
+        raise Refused(
+            f"{path}:{_line_of(text, 'moves')}: limits of moves must be at least 1", hint="see docs/settings.md"
+        )
     _check_ends(settings, f"{path}:{_line_of(text, 'watchdog')}")
     _check_storage(settings.storage, f"{path}:{_line_of(text, 'storage')}")
     if not settings.health.pace > 0:
-        raise Refused(f"{path}:{_line_of(text, 'health')}: health.pace is more than 0", hint="see docs/settings.md")
+        raise Refused(
+            f"{path}:{_line_of(text, 'health')}: health.pace must be more than 0", hint="see docs/settings.md"
+        )
     _check_alarms(settings.alarms, f"{path}:{_line_of(text, 'alarms')}")
     return settings
 
 
 def _check_storage(storage: StorageSettings, where: str) -> None:
-    """Raises Refused where [storage] names no address."""
+    """Raise Refused if storage.address is not an IP address."""
     try:
         ipaddress.ip_address(storage.address or "::")
     except ValueError as error:
-        hint = "give the one that this node has on the storage network: ip -brief address"
-        raise Refused(f"{where}: storage.address is no IP address: {storage.address!r}", hint=hint) from error
+        hint = "give this node's address on the storage network: ip -brief address"
+        raise Refused(f"{where}: storage.address is not an IP address: {storage.address!r}", hint=hint) from error
 
 
 def _check_alarms(alarms: AlarmSettings, where: str) -> None:
-    """Raises Refused where an alarm could not be sent as [alarms] has it."""
+    """Raise Refused if no alarm can be sent with the values of [alarms]."""
     hint = "see docs/settings.md"
     if alarms.level not in ("alarm", "warning"):
-        raise Refused(f"{where}: alarms.level is alarm or warning, not {alarms.level!r}", hint=hint)
+        raise Refused(f"{where}: alarms.level must be alarm or warning, not {alarms.level!r}", hint=hint)
     if alarms.command and not alarms.command[0].startswith("/"):
-        raise Refused(f"{where}: alarms.command begins with a program's whole path", hint=hint)
+        raise Refused(f"{where}: alarms.command must begin with the absolute path of a program", hint=hint)
     if not re.fullmatch(r"\S+:\d{1,5}", alarms.smtp):
-        raise Refused(f"{where}: alarms.smtp is HOST:PORT, not {alarms.smtp!r}", hint=hint)
+        raise Refused(f"{where}: alarms.smtp must be HOST:PORT, not {alarms.smtp!r}", hint=hint)
     if any(re.search(r"[\s<>]", each) for each in (alarms.mail, alarms.sender)):
-        raise Refused(f"{where}: alarms.mail and alarms.sender are bare addresses (name@host)", hint=hint)
+        raise Refused(f"{where}: alarms.mail and alarms.sender must be bare addresses (name@host)", hint=hint)
     if alarms.webhook and not re.match(r"https?://[^/\s]+", alarms.webhook):
-        raise Refused(f"{where}: alarms.webhook is a URL (https://...), not {alarms.webhook!r}", hint=hint)
+        raise Refused(f"{where}: alarms.webhook must be a URL (https://...), not {alarms.webhook!r}", hint=hint)
 
 
 def _check_ends(settings: Settings, where: str) -> None:
-    """The guard has ended a lost node's domains before its watchdog ends the node: domains get that much of a chance to
-    go on. Raises Refused."""
+    """Raise Refused unless the guard destroys a lost node's domains before the watchdog resets the node. So domains
+    keep a chance to continue."""
     watchdog = settings.watchdog
     if watchdog.device and not 0 < settings.guard.end <= watchdog.timeout - FEED_SLACK:
         raise Refused(
-            f"{where}: watchdog.timeout {watchdog.timeout} is not {FEED_SLACK:g} s more than guard.end",
-            hint="the guard must be on, and through before the watchdog fires: raise timeout, or lower guard.end",
+            f"{where}: watchdog.timeout {watchdog.timeout} must be {FEED_SLACK:g} s more than guard.end",
+            hint="the guard must be on, and end before the watchdog fires: raise timeout, or lower guard.end",
         )
 
 

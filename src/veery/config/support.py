@@ -1,7 +1,7 @@
-"""What each driver does with each key of a domain file, of a disk and of an interface.
+"""The support of each driver for each key of a domain file, a disk and an interface.
 
-The tables below are complete: the tests compare them with the readers' own key tables. docs/domain-files.md has what
-`table` makes of them.
+The tables below are complete: tests compare them with the key tables of the parsers. `table` renders them for
+docs/domain-files.md.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ class Does(Enum):
 
     CARRIED_OUT = "carried out"
     HANDED_ON = "handed to xl"
-    WARNED = "warned about"  # nothing happens, and `create` or `attach` says so
+    WARNED = "warned about"  # no effect; `create` and `attach` warn
     REFUSED = "refused"
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One key: what happens to it under each driver, and a note for the manual."""
+    """One key: what each driver does with it, and a note for the manual."""
 
     qemu: Does
     xen: Does
@@ -34,7 +34,7 @@ class Row:
 
 
 XEN = "xen"
-"""The name of the driver that hands everything to xl. Every other driver is like the one for QEMU."""
+"""The name of the driver that passes everything to xl. Every other driver is treated like the QEMU driver."""
 
 _DONE, _XL, _WARNED, _REFUSED = Does.CARRIED_OUT, Does.HANDED_ON, Does.WARNED, Does.REFUSED
 _KEYS = {
@@ -53,7 +53,7 @@ _NOTES = {
 }
 
 _BOTH = frozenset({"viridian"})
-"""Keys for Xen that the qemu driver carries out too."""
+"""Keys for Xen that the qemu driver supports too."""
 
 DISK_KEYS: dict[str, Row] = {
     "target": Row(_DONE, _DONE),
@@ -99,17 +99,17 @@ _OFF = (
     *("dm_restrict", "vncunused", "spicevdagent", "spice_clipboard_sharing", "spiceagent_mouse", "hvm_pirq"),
     *("xend_suspend_evtchn_compat", "shadow_memory", "rtc_timeoffset"),
 )
-"""Keys that ask for nothing when they are 0."""
+"""Keys that have no effect when they are 0."""
 
 
 def domain_key(name: str) -> Row:
-    """What happens to key `name` of a domain file."""
+    """Return what each driver does with key `name` of a domain file."""
     row = Row(_DONE, _XL) if name in _BOTH else _KEYS[KEYS[name].use]
     return Row(row.qemu, row.xen, _NOTES.get(name, ""))
 
 
 def check(spec: DomainSpec, driver: str) -> None:
-    """Raise Refused for what `driver` cannot do and would have to leave out."""
+    """Raise Refused if `driver` cannot start `spec` as asked."""
     if driver == XEN:
         return
     names = [name for name, _ in spec.xl if KEYS[name].use is Use.BOOTLOADER] if spec.xl else []
@@ -120,16 +120,16 @@ def check(spec: DomainSpec, driver: str) -> None:
 
 
 def check_disk(disk: DiskSpec, driver: str) -> None:
-    """Raise Refused for a disk that `driver` would have to make otherwise than it is asked for."""
+    """Raise Refused if `driver` cannot attach `disk` as asked."""
     if disk.script and driver != XEN:
         raise Refused(
-            f"disk {disk.vdev}: script={disk.script} is not run by the qemu driver",
-            hint="take script= out and name a file, a block device or a volume: veery volume list",
+            f"disk {disk.vdev}: the qemu driver does not run script={disk.script}",
+            hint="remove script= and give a file, a block device or a volume: veery volume list",
         )
 
 
 def left_out(spec: DomainSpec, driver: str) -> tuple[str, ...]:
-    """The settings of `spec` that `driver` does not carry out, as a warning names them."""
+    """Return the settings of `spec` that `driver` does not carry out, as a warning names them."""
     if driver == XEN:
         return tuple(f"disk {disk.vdev} {each}" for disk in spec.disks for each in _limits(disk))
     found = [
@@ -147,17 +147,17 @@ def left_out(spec: DomainSpec, driver: str) -> tuple[str, ...]:
 
 
 def left_out_of_disk(disk: DiskSpec, driver: str) -> tuple[str, ...]:
-    """The same of one disk."""
+    """Return the settings of one disk that `driver` does not carry out."""
     return tuple(_limits(disk) if driver == XEN else _disk(disk))
 
 
 def left_out_of_vif(vif: VifSpec, driver: str) -> tuple[str, ...]:
-    """The same of one interface."""
+    """Return the settings of one interface that `driver` does not carry out."""
     return () if driver == XEN else tuple(_vif(vif))
 
 
 def sentence(names: tuple[str, ...], driver: str) -> str:
-    """The one line that warns of `names`; "" without any."""
+    """Return the one-line warning about `names`; "" if there are none."""
     return f"the {driver} driver does not carry out: {', '.join(names)}" if names else ""
 
 
@@ -166,7 +166,7 @@ def _nothing(value: str) -> bool:
 
 
 def _limits(disk: DiskSpec) -> list[str]:
-    """What xl leaves out of a disk."""
+    """Return the settings of a disk that xl does not carry out: the limits."""
     values = [(name, getattr(disk.limits, name, 0)) for name in disk_config.LIMIT_NAMES]
     return [f"{name}={value}" for name, value in values if value]
 
@@ -196,7 +196,7 @@ def _vif(vif: VifSpec) -> list[str]:
 
 
 def table() -> str:
-    """The tables of docs/domain-files.md: keys that share a fate and have no note share a row."""
+    """Return the table of docs/domain-files.md. Keys with the same support and note share a row."""
     rows: dict[tuple[str, Does, Does, str], list[str]] = {}
     for where, keys in (
         ("domain", {name: domain_key(name) for name in sorted(KEYS)}),

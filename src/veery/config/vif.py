@@ -1,8 +1,7 @@
-"""Network interface specs: xl-network-configuration(5), as Xen 4.17's xl reads them (tools/xl/xl_parse.c,
-parse_nic_config; tools/libs/util/libxlu_vif.c for `rate`).
+"""Network interface specs: xl-network-configuration(5), as Xen 4.17's xl reads them.
 
-`read` gives all that xl would know of an interface (the dry run prints it), `parse_vif` a VifSpec, `render_vif` a spec
-again.
+Source: tools/xl/xl_parse.c, parse_nic_config; tools/libs/util/libxlu_vif.c for `rate`. `read` returns all that xl
+would know of an interface (the dry run prints it), `parse_vif` a VifSpec, and `render_vif` a spec again.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ def _fields(prefix: str, names: tuple[str, ...], parts: tuple[str, ...]) -> tupl
 
 
 _ENDPOINT = ("id", "ip", "port")
-# libxl_device_nic's COLO fields in libxl_types.idl's order; each is a key of the same name, but the first: forwarddev
+# the COLO fields of libxl_device_nic in the order of libxl_types.idl; each name is also the key, except the first
 COLO_FIELDS = (
     "coloft_forwarddev",
     *_fields("colo_sock", ("mirror", "compare_pri_in", "compare_sec_in", "compare_notify"), _ENDPOINT),
@@ -55,8 +54,8 @@ _U64 = (1 << 64) - 1
 
 @dataclass(slots=True)
 class VifFields:
-    """libxl_device_nic as xl fills it (libxl_types.idl). `strings` holds its text fields by their libxl names,
-    `rate` the rate as written (libxl has only `per_interval` bytes a `interval` microseconds)."""
+    """libxl_device_nic as xl fills it (libxl_types.idl). `strings` has its text fields by their libxl names. `rate` is
+    the rate as written; libxl itself has only `per_interval` bytes per `interval` microseconds."""
 
     strings: dict[str, str] = field(default_factory=dict)
     devid: int = -1
@@ -71,20 +70,20 @@ class VifFields:
 
 @dataclass(slots=True)
 class VifReading:
-    """The outcome of reading specs: the interface, what xl says on stderr (lines), and whether it then gives up."""
+    """The result of reading specs: the interface, xl's lines on stderr, and whether xl then fails."""
 
     fields: VifFields = field(default_factory=VifFields)
     said: list[str] = field(default_factory=list)
     failed: bool = False
 
     def fail(self, line: str) -> None:
-        """xl says `line` and exits 1."""
+        """Note that xl prints `line` and exits 1."""
         self.said.append(line)
         self.failed = True
 
 
 def read(tokens: Sequence[str]) -> VifReading:
-    """One interface from its key=value tokens, as `xl network-attach DOMAIN KEY=VALUE...` takes them."""
+    """Read one interface from its key=value tokens, as in `xl network-attach DOMAIN KEY=VALUE...`."""
     reading = VifReading()
     for token in tokens:
         _token(reading, token)
@@ -128,8 +127,8 @@ def _token(reading: VifReading, token: str) -> None:
 
 
 def _strtoul(text: str, base: int) -> tuple[int, int] | None:
-    """C's strtoul: the value (64 bits, a minus sign wraps it, too much is the largest) and where it ends; None
-    without a digit."""
+    """Return C's strtoul of `text`: the value and the offset of its end; None without a digit. The value has 64 bits; a
+    minus sign wraps it, and an overflow gives the largest value."""
     digits = {8: "[0-7]+", 10: "[0-9]+", 16: "(?:0[xX](?=[0-9a-fA-F]))?[0-9a-fA-F]+"}
     match = re.match(rf"[ \t\n\v\f\r]*([+-]?)({digits[base]})", text, re.ASCII)
     if not match:
@@ -143,7 +142,7 @@ def _strtoul(text: str, base: int) -> tuple[int, int] | None:
 
 
 def _mac(text: str) -> tuple[int, ...] | None:
-    """Six bytes, any one character between them and anything after them, as xl reads it; None if it is none."""
+    """Return the six bytes of a MAC as xl reads it: any character between them, anything after; None if invalid."""
     octets: list[int] = []
     rest = text
     while len(octets) < 6:
@@ -156,7 +155,7 @@ def _mac(text: str) -> tuple[int, ...] | None:
 
 
 def _rate(reading: VifReading, text: str) -> None:
-    """`rate=10Mb/s@50ms`: libxl's bytes a replenishment interval (bytes) and that interval (microseconds)."""
+    """Read `rate=10Mb/s@50ms`: libxl's bytes per replenishment interval, and that interval in microseconds."""
 
     def wrong(what: str, near: str) -> None:
         reading.fail(f"command line: config parsing error in vif: {what} in `{near}'")
@@ -190,21 +189,21 @@ def _rate(reading: VifReading, text: str) -> None:
 
 
 def _base0(text: str) -> tuple[int, str]:
-    """strtoull in base 0 of a text that begins with a digit (a leading 0 means octal), and what follows."""
+    """Return strtoull in base 0 of a text that begins with a digit (a leading 0 means octal), and the rest."""
     found = _strtoul(text, 8 if text.startswith("0") else 10)
     value, end = found or (0, 0)
     return value, text[end:]
 
 
 def parse_vif(spec: str) -> tuple[VifSpec, tuple[str, ...]]:
-    """One interface from its spec in a domain file, and warnings. Raises Refused, its message without a place.
+    """Return one interface from its spec in a domain file, and warnings. Raises Refused; the message has no position.
 
-    Stricter than xl, which says what is wrong and starts the domain all the same: a bad key or value is refused, and
-    so is a MAC that no interface can have.
+    This is stricter than xl, which prints an error and starts the domain anyway. It refuses an invalid key or value,
+    and a MAC that no interface can have.
     """
     bad = re.search("[\x00-\x1f\x7f\ud800-\udfff]", spec)
     if bad:
-        raise Refused(f"an interface spec cannot hold {bad[0]!r}", hint="leave it out")
+        raise Refused(f"an interface spec cannot contain {bad[0]!r}", hint="remove it")
     warnings = []
     tokens = [token.strip(" ") for token in spec.split(",")]
     tokens = [token for token in tokens if token]
@@ -220,7 +219,7 @@ def parse_vif(spec: str) -> tuple[VifSpec, tuple[str, ...]]:
     nic = read(tokens).fields
     colo = [name for name in COLO_FIELDS if nic.strings.get(name)]
     if colo:
-        raise Refused(f"COLO interfaces are not supported ({colo[0]})", hint="leave the colo keys out of the vif spec")
+        raise Refused(f"COLO interfaces are not supported ({colo[0]})", hint="remove the colo keys from the vif spec")
     mac = [token[4:] for token in tokens if token.startswith("mac=")][-1:]
     return _spec(nic, _strict_mac(mac[0]) if mac else ""), tuple(warnings)
 
@@ -262,7 +261,7 @@ def _spec(nic: VifFields, mac: str) -> VifSpec:
     said = nic.strings
     for key, name in (("vifname", said.get("ifname", "")), ("bridge", said.get("bridge", ""))):
         if len(name.encode()) > 15 or re.search(r"[\s/]", name) or name in (".", ".."):
-            raise Refused(f"{key} {name!r} is no interface name", hint="up to 15 characters, no blank and no /")
+            raise Refused(f"{key} {name!r} is not an interface name", hint="up to 15 characters, no blank and no /")
     return VifSpec(
         bridge=said.get("bridge", ""),
         mac=mac,
@@ -281,7 +280,7 @@ def _spec(nic: VifFields, mac: str) -> VifSpec:
 
 
 def render_vif(vif: VifSpec) -> str:
-    """A spec that `parse_vif` reads back as `vif`."""
+    """Return a spec that `parse_vif` reads back as `vif`."""
     named = (
         ("type", vif.type),
         ("mac", vif.mac),

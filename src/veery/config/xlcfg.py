@@ -1,13 +1,13 @@
-"""The grammar of xl's and xm's domain files: read, never executed.
+"""The grammar of xl's and xm's domain files. Files are parsed, never executed.
 
     file    = { [ setting ] ( NEWLINE | ";" ) } [ setting ]
     setting = NAME ( "=" | "+=" ) value
-    value   = STRING | NUMBER | "[" { value "," } [ value ] "]"     (newlines and comments may stand in a list)
+    value   = STRING | NUMBER | "[" { value "," } [ value ] "]"     (a list may contain newlines and comments)
 
-As in Xen 4.17 (tools/libs/util/libxlu_cfg_l.l, libxlu_cfg_y.y, libxlu_cfg.c): names are lower case, a string
-stays on its line, the last setting of a name counts, "+=" joins strings or lists. Two deliberate differences:
-a comment may end the file without a newline, and the escapes \\xHH and \\ooo mean their character (libxlu reads
-and drops them). xm's files were Python programs; what is more than settings is refused.
+As in Xen 4.17 (tools/libs/util/libxlu_cfg_l.l, libxlu_cfg_y.y, libxlu_cfg.c): names are in lower case, a string ends
+on its line, the last setting of a name applies, and "+=" joins strings or lists. There are two deliberate differences.
+A comment can end the file without a newline. The escapes \\xHH and \\ooo give their character (libxlu reads and drops
+them). xm's files were Python programs; the parser refuses everything but settings.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from typing import NoReturn
 from veery.errors import Refused
 
 DEEPEST = 16  # lists within lists; xl.cfg(5) needs three
-BYTE_ORDER_MARK = "\ufeff"  # Windows editors begin a UTF-8 file with it
-COMMAND_LINE = "command line"  # what xl calls the source of settings given there
+BYTE_ORDER_MARK = "\ufeff"  # some Windows editors write it at the start of a UTF-8 file
+COMMAND_LINE = "command line"  # xl's name for the source of these settings
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A place in a domain file; `line` and `column` count characters from 1."""
+    """A position in a domain file. `line` and `column` count from 1, in characters."""
 
     source: str
     line: int
@@ -36,13 +36,13 @@ class Position:
         return f"{self.source}:{self.line}:{self.column}"
 
     def refuse(self, what: str, hint: str = "") -> NoReturn:
-        """Raise Refused for this place."""
+        """Raise Refused for this position."""
         raise Refused(f"{self}: {what}", hint=hint)
 
 
 @dataclass(frozen=True, slots=True)
 class Atom:
-    """A string or a number: xl keeps both as text. `plain`: written without escapes."""
+    """A string or a number; xl keeps both as text. `plain`: written without escapes."""
 
     text: str
     at: Position
@@ -50,7 +50,7 @@ class Atom:
     plain: bool = True
 
     def inside(self, offset: int) -> Position:
-        """Where character `offset` of the text stands in the file (the opening quote if escapes hide it)."""
+        """Return the position of character `offset` of the text (of the opening quote, if the text has escapes)."""
         if not self.plain:
             return self.at
         return Position(self.at.source, self.at.line, self.at.column + self.quoted + offset)
@@ -69,7 +69,7 @@ Value = Atom | Items
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """`name = value`. `added`: it was made with "+=", which xl allows for strings and lists, not for numbers."""
+    """`name = value`. `added`: set with "+=", which xl allows for strings and lists, not for numbers."""
 
     name: str
     value: Value
@@ -79,7 +79,7 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """A read domain file: the settings that count, in the order of the file, and `repeated`: those set again later."""
+    """A parsed domain file: the settings that apply, in file order, and `repeated`: those that are set again later."""
 
     source: str
     settings: dict[str, Setting]
@@ -88,7 +88,7 @@ class Config:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """`kind` is NAME, NUMBER, STRING, NEWLINE, END or the sign itself."""
+    """One token. `kind` is NAME, NUMBER, STRING, NEWLINE, END or the character itself."""
 
     kind: str
     text: str
@@ -116,7 +116,7 @@ _PYTHON_HINT = "domain files are not programs: write the value itself, as a 'str
 
 
 Strangers = Callable[[str], bool]
-"""Whether a name that is not in small letters may stand in a file all the same: some other program's key."""
+"""Returns whether a name that is not in lower case is allowed in a file, as the key of another program."""
 
 
 def _nobody(name: str) -> bool:
@@ -161,16 +161,16 @@ def _lexical_error(text: str, index: int, at: Position) -> NoReturn:
         at.refuse("this is not UTF-8 text", "save the file as UTF-8")
     word = _WORD.match(rest)
     if word and word[0] in ("True", "False", "None"):
-        at.refuse(f"{word[0]} is no value here", "write 1 for true and 0 for false")
+        at.refuse(f"{word[0]} is not a value here", "write 1 for true and 0 for false")
     if word:
-        at.refuse(f"unexpected {word[0]!r}", f"names are written in small letters: {word[0].lower()}")
+        at.refuse(f"unexpected {word[0]!r}", f"names are in lower case: {word[0].lower()}")
     if character in "+-.():%{}":
         at.refuse(f"unexpected {character!r}", _PYTHON_HINT)
-    at.refuse(f"unexpected character {character!r}", "strings stand in quotes, comments begin with #")
+    at.refuse(f"unexpected character {character!r}", "write strings in quotes; comments begin with #")
 
 
 def unquote(token: Token) -> str:
-    """The text of a STRING token. Raises Refused for an unknown escape, a NUL, or text that is not UTF-8."""
+    """Return the text of a STRING token. Raises Refused for an unknown escape, a NUL, or text that is not UTF-8."""
 
     def place(offset: int) -> Position:
         return Position(token.at.source, token.at.line, token.at.column + 1 + offset)
@@ -184,13 +184,13 @@ def unquote(token: Token) -> str:
             )
         code = int(match["hex"], 16) if match["hex"] else int(match["octal"], 8)
         if not 0 < code < 256:
-            place(match.start()).refuse(f"a string cannot hold {match[0]!r}", "leave it out")
+            place(match.start()).refuse(f"a string cannot contain {match[0]!r}", "remove it")
         return chr(code)
 
     body = token.text[1:-1]
     bad = re.search("[\x00\ud800-\udfff]", body)
     if bad:
-        what = "a string cannot hold a NUL" if bad[0] == "\0" else "this is not UTF-8 text"
+        what = "a string cannot contain a NUL" if bad[0] == "\0" else "this is not UTF-8 text"
         place(bad.start()).refuse(what, "remove it" if bad[0] == "\0" else "save the file as UTF-8")
     return _ESCAPE.sub(replace, body)
 
@@ -248,7 +248,7 @@ class _Parser:
     def items(self, depth: int) -> Items:
         opening = self.take()
         if depth == DEEPEST:
-            opening.at.refuse("lists stand too deep in one another", "no setting needs more than three levels")
+            opening.at.refuse("lists are nested too deeply", "no setting needs more than three levels")
         values: list[Value] = []
         self.newlines()
         while self.token.kind != "]":
@@ -278,13 +278,13 @@ class _Parser:
 
 
 def parse(text: str, source: str, strangers: Strangers = _nobody) -> list[Setting]:
-    """Every setting of `text`, in order. Raises Refused("SOURCE:LINE:COLUMN: what") with a hint."""
+    """Return every setting of `text`, in order. Raises Refused("SOURCE:LINE:COLUMN: what") with a hint."""
     return _Parser(text, source, strangers).settings()
 
 
 def parse_override(text: str) -> Setting:
-    """One `key=value` of a command line. xl appends it to the file as a line, so it has the file's grammar; a value
-    that begins like neither a string, a number nor a list is taken as it stands, as xm did (`name=other`)."""
+    """Parse one `key=value` of a command line. xl appends it to the file as a line, so it has the file's grammar. A
+    value that does not begin like a string, a number or a list is taken literally, as in xm (`name=other`)."""
     bare = re.match(r"([a-z][._0-9a-z]*)(\+?=)(?=[^\s'\"\[0-9])", text)
     if bare and not re.search("[\x00-\x1f\x7f\ud800-\udfff]", text):
         at = Position(COMMAND_LINE, 1, 1)
@@ -297,7 +297,7 @@ def parse_override(text: str) -> Setting:
 
 
 def read(text: str, source: str, overrides: Sequence[str] = (), *, strangers: Strangers = _nobody) -> Config:
-    """The settings of `text`, then of each override, the last of a name counting. Raises Refused."""
+    """Return the settings of `text` and of the overrides. The last value of a name applies. Raises Refused."""
     settings: dict[str, Setting] = {}
     repeated = []
     for setting in parse(text.removeprefix(BYTE_ORDER_MARK), source, strangers):
@@ -329,7 +329,7 @@ def _joined(earlier: Setting, later: Setting) -> Setting:
 
 
 def whole(text: str) -> int | None:
-    """The number that C's strtol reads in base 0 (010 is octal, 0x10 hexadecimal); None where it is none."""
+    """Return the number that C's strtol reads in base 0 (010 is octal, 0x10 hexadecimal); None if invalid."""
     match = re.fullmatch(r"\s*([+-]?)(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)", text, re.ASCII)
     if not match or len(text) > LONGEST_NUMBER:
         return None
@@ -339,7 +339,7 @@ def whole(text: str) -> int | None:
 
 
 def quote(text: str) -> str:
-    """`text` as a string of a domain file."""
+    """Return `text` as a string of a domain file."""
     named = {character: name for name, character in _ESCAPED.items()} | {'"': '"', "\\": "\\"}
 
     def escape(match: re.Match[str]) -> str:

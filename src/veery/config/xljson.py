@@ -1,6 +1,7 @@
-"""What xl prints: the JSON of its dry runs (`xl -N block-attach`, `xl -N network-attach`, `xl create -n`) and of
-`xl list -l`, byte for byte as Xen 4.17 does (libxl_types.idl's order, yajl's form; libxl leaves out what stands at its
-default).
+"""The JSON of xl's dry runs (`xl -N block-attach`, `xl -N network-attach`, `xl create -n`) and of `xl list -l`.
+
+It equals that of Xen 4.17 byte for byte: the order of libxl_types.idl, the format of yajl, without fields that have
+libxl's default.
 
 The recorded outputs of the real tool are in tests/data/xl/4.17.
 """
@@ -30,7 +31,7 @@ Outcome = tuple[int, str, str]
 
 
 def pretty(value: Any, indent: str = "") -> str:
-    """`value` (dict, list, str, int, bool, None) as yajl's beautifier prints it, without the last newline."""
+    """Return `value` (dict, list, str, int, bool, None) as yajl's beautifier prints it, without the last newline."""
     inner = indent + "    "
     if isinstance(value, dict):
         lines = [f"{inner}{_string(key)}: {pretty(item, inner)}" for key, item in value.items()]
@@ -51,8 +52,8 @@ def _string(text: str) -> str:
     return '"' + "".join(escaped) + '"'
 
 
-def _said(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """What differs from libxl's default: an absent string or flag, a zero (for a device id: None)."""
+def _without_defaults(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the pairs that differ from libxl's default: an absent string or flag, a zero (for a device id: None)."""
     return {name: value for name, value in pairs if value is not None and (value != 0 or name == "devid")}
 
 
@@ -64,9 +65,9 @@ def _defbool(value: bool | None) -> str | None:
 
 
 def dry_run_disk(specs: Sequence[str]) -> Outcome:
-    """`xl -N block-attach 0 SPEC...`: exit code, stdout, stderr. Never raises.
+    """Return exit code, stdout and stderr of `xl -N block-attach 0 SPEC...`. Never raises.
 
-    xl works on bytes; text here is as the command line gives it (UTF-8, other bytes as surrogates)."""
+    xl works on bytes. Texts here are those of the command line (UTF-8, other bytes as surrogates)."""
     if not specs:
         return 2, _BLOCK_USAGE, "'xl block-attach' requires at least 2 arguments.\n\n"
     reading = disk_config.read([_bytes(spec) for spec in specs])
@@ -76,7 +77,7 @@ def dry_run_disk(specs: Sequence[str]) -> Outcome:
 
 
 def dry_run_vif(tokens: Sequence[str]) -> Outcome:
-    """`xl -N network-attach 0 TOKEN...`: exit code, stdout, stderr. Never raises."""
+    """Return exit code, stdout and stderr of `xl -N network-attach 0 TOKEN...`. Never raises."""
     reading = vif_config.read([_bytes(token) for token in tokens])
     said = _text("".join(line + "\n" for line in reading.said))
     if reading.failed:
@@ -85,7 +86,7 @@ def dry_run_vif(tokens: Sequence[str]) -> Outcome:
 
 
 def _bytes(argument: str) -> str:
-    """One character a byte."""
+    """Return `argument` with one character per byte."""
     return argument.encode("utf-8", "surrogateescape").decode("latin-1")
 
 
@@ -103,8 +104,8 @@ def _complaints(reading: DiskReading) -> str:
 
 
 def disk_object(disk: DiskFields) -> dict[str, Any]:
-    """libxl_device_disk as JSON values; `volume` is ours and stands after the path."""
-    return _said(
+    """Return libxl_device_disk as JSON values. `volume` is veery's own field, after the path."""
+    return _without_defaults(
         (
             ("backend_domname", disk.backend_domname),
             ("pdev_path", None if disk.volume else disk.pdev_path),
@@ -132,7 +133,7 @@ def disk_object(disk: DiskFields) -> dict[str, Any]:
 
 
 def vif_object(nic: VifFields) -> dict[str, Any]:
-    """libxl_device_nic as JSON values."""
+    """Return libxl_device_nic as JSON values."""
     said = nic.strings
     first = (
         ("backend_domname", said.get("backend_domname")),
@@ -150,7 +151,7 @@ def vif_object(nic: VifFields) -> dict[str, Any]:
         ("gatewaydev", said.get("gatewaydev")),
     )
     colo = ((name, said.get(name)) for name in COLO_FIELDS)
-    return _said((*first, *colo, ("trusted", _defbool(nic.trusted))))
+    return _without_defaults((*first, *colo, ("trusted", _defbool(nic.trusted))))
 
 
 # ---- whole domains
@@ -164,11 +165,10 @@ _ACTIONS = {
 
 
 def domain_json(spec: DomainSpec, domid: int) -> dict[str, Any]:
-    """The element of `xl list -l` for a running domain: {"domid", "config": {"c_info", "b_info", ...}}.
+    """Return the element of `xl list -l` for a running domain: {"domid", "config": {"c_info", "b_info", ...}}.
 
-    libxl keeps the settings as they were given and adds what was decided since (libxl_domain.c,
-    retrieve_domain_configuration_end): device ids, MACs, memory. It adds the scheduler's values too; only those that
-    the file sets are known here.
+    libxl keeps the settings as given and adds later decisions (libxl_domain.c, retrieve_domain_configuration_end):
+    device ids, MACs, memory. It adds the scheduler's values too; this function knows only those that the file sets.
     """
     usual = "ioemu" if spec.type is DomainType.HVM else "vif"
     config, _ = config_json(replace(spec, vifs=tuple(replace(vif, type=vif.type or usual) for vif in spec.vifs)))
@@ -188,20 +188,20 @@ def domain_json(spec: DomainSpec, domid: int) -> dict[str, Any]:
 
 
 def print_list(domains: Iterable[dict[str, Any]]) -> str:
-    """The whole stdout of `xl list -l`: the `domain_json` of each domain."""
+    """Return the whole stdout of `xl list -l` for the `domain_json` of each domain."""
     return pretty(list(domains)) + "\n\n"
 
 
 def print_config(spec: DomainSpec, given: Collection[str] = ("vcpus",)) -> tuple[str, tuple[str, ...]]:
-    """The stdout of `xl create -n` for a file that sets the keys `given`, and the keys of the file that it does not
-    show though xl's does. A UUID is made up where the file names none, as by xl."""
+    """Return the stdout of `xl create -n` for a file that sets the keys `given`, and the keys of the file that xl shows
+    and this does not. Without a UUID in the file, generate one as xl does."""
     config, left = config_json(replace(spec, uuid=spec.uuid or str(uuids.uuid4())), given)
     return pretty(config) + "\n", left
 
 
 def config_json(spec: DomainSpec, given: Collection[str] = ("vcpus",)) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """libxl_domain_config as JSON values, as xl fills it from a domain file that sets the keys `given`; and the keys
-    that are not shown in it."""
+    """Return libxl_domain_config as JSON values, as xl fills it from a file that sets the keys `given`, and the keys
+    that it does not show."""
     counted = not {"vcpus", "maxvcpus"}.isdisjoint(given)
     info = {"type": spec.type.value, "name": spec.name, "uuid": spec.uuid, "run_hotplug_scripts": "True"}
     build: dict[str, Any] = {

@@ -1,8 +1,8 @@
-"""What xl makes of the keys that mean something to Xen alone: the places that they have in libxl's JSON.
+"""The places in libxl's JSON of the keys that only Xen has.
 
-The fields and their order are those of libxl_types.idl, the values those of tools/xl/xl_parse.c, both of Xen 4.17; the
-recorded outputs of the real tool are in tests/data/xl/4.17/create-keys.json. What libxl works out from several keys, or
-from the host (`cpuid`, `vnuma`, `channel`, lists in `viridian`, affinities with "all"), is not shown."""
+The fields and their order are those of libxl_types.idl, the values those of tools/xl/xl_parse.c, both of Xen 4.17.
+Recorded outputs of the real tool are in tests/data/xl/4.17/create-keys.json. Fields that libxl derives from several
+keys or from the host (`cpuid`, `vnuma`, `channel`, lists in `viridian`, affinities with "all") are not shown."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _number(value: Value) -> Any:
 
 
 def _some(value: Value) -> Any:
-    """A number whose default is 0, which libxl leaves out."""
+    """Return a number, or None for 0: that is the default, which libxl omits."""
     return _number(value) or None
 
 
@@ -54,7 +54,7 @@ def _mebibytes(value: Value) -> Any:
 
 
 def _words(value: Value) -> Any:
-    """A list of texts; one text is cut at its blanks."""
+    """Return a list of texts. Split a single text at its blanks."""
     if isinstance(value, Items):
         return [item.text for item in value.values if isinstance(item, Atom)] or None
     return value.text.split() or None
@@ -69,7 +69,7 @@ def _many(value: Value) -> Any:
 
 
 def _named(*names: str, usual: str = "") -> Callable[[Value], Any]:
-    """One of `names`, by its name or its number; the `usual` one is left out."""
+    """Return a converter to one of `names`, by its name or its number. It omits `usual`, the default."""
 
     def convert(value: Value) -> Any:
         text, number = _text(value) or "", _number(value)
@@ -86,8 +86,8 @@ def _spelt(names: Mapping[str, str]) -> Callable[[Value], Any]:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a key goes: a `field` of the object at `path`; None as a value leaves it out. Of the other `types` xl takes
-    no notice of it."""
+    """The place of a key: `field` of the object at `path`. A value of None omits it. For domains of other types than
+    `types` xl ignores the key."""
 
     path: tuple[str, ...]
     field: str
@@ -214,13 +214,13 @@ _ORDER = {name: fields.split() for name, fields in _FIELDS.items()}
 
 
 def values(spec: DomainSpec) -> dict[str, Value]:
-    """The settings that are kept for Xen, read again."""
+    """Parse the settings that are kept for Xen."""
     return {key: xlcfg.parse(f"{key} = {text}\n", key)[0].value for key, text in spec.xl}
 
 
 def fill(config: Tree, spec: DomainSpec) -> frozenset[str]:
-    """Put the settings that are kept for Xen into `config`, libxl's JSON of the rest; the keys that were put in, or of
-    which xl takes no notice for a domain of this type."""
+    """Add the settings kept for Xen to `config`, libxl's JSON of the rest. Return the keys that were added, and
+    those that xl ignores for a domain of this type."""
     found, done = values(spec), set[str]()
     for key, place in ((key, place) for key, places in PLACES.items() if key in found for place in places):
         value = found[key]
@@ -258,7 +258,7 @@ def _sorted(node: Tree, name: str, kind: DomainType) -> Tree:
 
 
 def _labels(config: Tree, found: Mapping[str, Value]) -> set[str]:
-    """seclabel= is the domain's, and that of its building where init_seclabel= says another."""
+    """Set the labels: init_seclabel= applies while the domain is built, seclabel= otherwise."""
     label, first = (_text(found[key]) if key in found else None for key in ("seclabel", "init_seclabel"))
     if label or first:
         config["c_info"]["ssid_label"] = first or label
@@ -268,7 +268,7 @@ def _labels(config: Tree, found: Mapping[str, Value]) -> set[str]:
 
 
 def _affinities(config: Tree, spec: DomainSpec, found: Mapping[str, Value]) -> set[str]:
-    """cpus= and cpus_soft= as numbers; not where they ask how many processors the host has."""
+    """Set cpus= and cpus_soft= as numbers, unless they depend on the processors of the host."""
     done = set()
     for key, field in (("cpus", "vcpu_hard_affinity"), ("cpus_soft", "vcpu_soft_affinity")):
         if key not in found:
@@ -298,11 +298,11 @@ _SCREEN = {
     "display": ("sdl", "display", False),
     "xauthority": ("sdl", "xauthority", False),
 }
-"""Object, field, and whether it is a flag (None: a number)."""
+"""Object, field, and whether the field is a flag (None: a number)."""
 
 
 def _screens(config: Tree, spec: DomainSpec, found: Mapping[str, Value]) -> set[str]:
-    """vfb=, and the vnc= and sdl= of a PV domain, which xl makes into one."""
+    """Set vfb=, and the vnc= and sdl= of a PV domain, which xl converts to a vfb."""
     screens: list[Tree] = []
     done: set[str] = set()
     if "vfb" in found:

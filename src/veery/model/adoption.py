@@ -1,4 +1,4 @@
-"""What nodes tell of themselves when a restored store is adopted, and what the store is then given."""
+"""Adoption of a restored store: the inventories of the nodes, and the plan of the changes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from veery.model.node import Node
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CopyHere:
-    """A domain on a node. `boot` names its run ("": not known); `incoming`: half a copy of a move; `spec`: as it runs,
-    with what was attached since; `busy`: an order on it is under way."""
+    """A domain on a node. `boot`: the id of its instance ("": not known). `incoming`: the unfinished target copy of a
+    move. `spec`: the spec of the running instance, with devices attached since. `busy`: an order on it is running."""
 
     domain: str
     boot: str = ""
@@ -23,8 +23,8 @@ class CopyHere:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inventory:
-    """The answer of GET /v1/inventory: what runs on node `node`, which incarnations and nodes it knows, and which
-    storage nodes shut it out (`shut`). `restored`: whether it counts the store as restored, and so acts on nothing."""
+    """The answer of GET /v1/inventory: the domains on node `node`, the incarnations and nodes that it knows, and the
+    storage nodes that shut it out (`shut`). `restored`: the node considers the store restored, and acts on nothing."""
 
     node: str
     restored: bool
@@ -37,10 +37,10 @@ class Inventory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adoption:
-    """What adopting the store would come to. `refusals`: what stands in its way; `changes`: what it writes, in
-    sentences. `owners`: the owner keys to be written; `specs`: domains whose records are missing or older; `free`:
-    owner keys to be removed; `lift`: fences to be removed; `lost`: nodes to be fenced on an operator's word; `nodes`:
-    nodes whose records are missing; `before`: the ids of all earlier incarnations."""
+    """The plan of an adoption. `refusals`: the obstacles. `changes`: the changes, in sentences. `owners`: owner keys to
+    write. `specs`: domains whose records are missing or older. `free`: owner keys to remove. `lift`: fences to remove.
+    `lost`: nodes to fence on an operator's word. `nodes`: nodes whose records are missing. `before`: the ids of all
+    earlier incarnations."""
 
     refusals: tuple[str, ...] = ()
     changes: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""A message to somebody who is not there, and what became of it."""
+"""Alarm messages to operators, and the state of the ways that send them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlarmMessage:
-    """One event for a person, with the fields of an Event; `at` in seconds of the epoch, `node` is its `by`."""
+    """One event for an operator, with the fields of an Event. `at`: seconds of the epoch. `node`: its `by`."""
 
     cluster: str
     node: str
@@ -20,8 +20,8 @@ class AlarmMessage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlarmWay:
-    """One way of sending: `at` the last try (epoch, 0: none yet), `error` what came of it ("": sent); `dropped`:
-    messages that were let go because too many waited."""
+    """One way of sending. `at`: the last try (epoch, 0: none yet). `error`: its error ("": sent). `dropped`: messages
+    dropped because the queue was full."""
 
     name: str
     at: float = 0.0

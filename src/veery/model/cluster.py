@@ -1,4 +1,4 @@
-"""What the cluster agrees on: records and owners of domains, reservations of moves."""
+"""Records of the store: owners and records of domains, reservations of moves, certificates, tokens, incarnation."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from veery.model.domain import DomainSpec
 
 LEVEL = 1
-"""The highest level that this version can do (cluster/levels.py). 0: a version that tells none. 1: keeps fields that it
-does not know when it rewrites a record, and reads over unknown roles."""
+"""The highest level that this version supports (cluster/levels.py). 0: a version without levels. 1: it keeps unknown
+fields when it rewrites a record, and ignores unknown roles."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterLevel:
-    """The key `level`: what all nodes can do. It never falls. `since`: epoch; `by`: the node that raised it."""
+    """The key `level`: the level that all nodes support. It never falls. `since`: epoch. `by`: the node that set it."""
 
     level: int
     since: float = 0.0
@@ -23,8 +23,8 @@ class ClusterLevel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owner:
-    """The one node that may run domain `domain`. `revision` is the fencing token: the store's
-    modification revision of the key; `boot` names this run of the domain (a new one at each start)."""
+    """The owner key: `node` is the only node that may run domain `domain`. `revision` is the fencing token: the store's
+    modification revision of the key. `boot`: the id of the instance, new at each start."""
 
     domain: str
     node: str
@@ -34,10 +34,10 @@ class Owner:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DomainRecord:
-    """What outlives a run of a domain: its spec with UUID and MACs filled in. `saved` names the save
-    file's token that may still be restored ("" when none: the disks were written since). `home` is the node to which
-    its local disks were moved ("": they never were): whatever another node has of them is stale. `left` is the node
-    that the domain was taken from by a fence at the storage ("": none): it may still write files that are its disks."""
+    """The record of a domain, which outlives its instances: its spec, with UUID and MACs filled in. `saved`: the token
+    of the save file that can still be restored ("": none, the disks were written since). `home`: the node to which its
+    local disks were moved ("": never moved); copies on other nodes are stale. `left`: the node that lost the domain by
+    a fence at the storage ("": none); it may still write to files that are its disks."""
 
     spec: DomainSpec
     saved: str = ""
@@ -47,7 +47,7 @@ class DomainRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reservation:
-    """A target's promise to take domain `domain` in, for move `move`; without it no COMMIT succeeds."""
+    """The reservation of a target: it takes domain `domain` in move `move`. Without it no COMMIT succeeds."""
 
     domain: str
     move: str
@@ -58,8 +58,8 @@ class Reservation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """The cluster itself: its name, its CA's certificate (PEM) and the naming part of its IQNs, as in
-    "iqn.2026-11.internal.lab" (RFC 7143, 4.2.7.5): a name is `authority`, a colon and the rest."""
+    """The cluster: its name, its CA's certificate (PEM) and the naming authority of its IQNs, such as
+    "iqn.2026-11.internal.lab" (RFC 7143, 4.2.7.5). An IQN is `authority`, a colon and the rest."""
 
     name: str
     id: str
@@ -69,9 +69,9 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Certificate:
-    """certificate/NODE: the node's certificate, by its serial number (hex); `ends`: epoch; `issuer`: the id of the CA
-    that signed it ("": an older veery). After a renewal `former` is the certificate before, which is let in until the
-    node has put it out; `since`: when the new one was signed, epoch."""
+    """certificate/NODE: the node's certificate, by its serial number (hex). `ends`: epoch. `issuer`: the id of the CA
+    that signed it ("": an older veery). After a renewal `former` is the previous certificate, which stays valid until
+    the node revokes it. `since`: when the new certificate was signed, epoch."""
 
     serial: str
     ends: float
@@ -83,8 +83,7 @@ class Certificate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Authorities:
-    """The CAs whose certificates are trusted, PEM, the oldest first: two while a new one is rolled out. `signing` is
-    the id of the one that signs."""
+    """The trusted CAs (PEM), the oldest first: two during a change. `signing`: the id of the CA that signs."""
 
     trusted: tuple[str, ...]
     signing: str
@@ -92,14 +91,14 @@ class Authorities:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trusting:
-    """trust/NODE: the ids of the CAs that the node's daemon and its etcd trust."""
+    """trust/NODE: the ids of the CAs that the node's veeryd and etcd trust."""
 
     ids: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Revoked:
-    """revoked/SERIAL: the certificate of `node`, which was put out; nobody needs to remember it after `ends`, epoch."""
+    """revoked/SERIAL: a revoked certificate of `node`. The record is needed until `ends`, epoch."""
 
     node: str
     ends: float
@@ -107,8 +106,8 @@ class Revoked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Presence:
-    """A node's sign of life, bound to its lease. `started` is when its daemon began, in seconds of the epoch. `level`
-    is the highest that its version can do (0: a version without levels)."""
+    """A node's presence, bound to its lease. `started`: when its veeryd started, in seconds of the epoch. `level`: the
+    highest level that its version supports (0: a version without levels)."""
 
     node: str
     started: float
@@ -118,8 +117,8 @@ class Presence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Token:
-    """A permission to join, used once. It is kept under the hash of its secret; `expires` in seconds of the epoch.
-    `node` is the one whose caller made it ("": an older veery): the token is worth nothing once that is put out."""
+    """A permission to join, valid once. Its key is the hash of its secret. `expires`: seconds of the epoch. `node`: the
+    node that created it ("": an older veery); the token becomes invalid when that node is removed."""
 
     expires: float
     node: str = ""
@@ -127,7 +126,7 @@ class Token:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenStatus:
-    """A token as operators see it: `id` is the beginning of the hash of its secret; `expires`: epoch."""
+    """A token as shown to operators. `id`: a prefix of the hash of its secret. `expires`: epoch."""
 
     id: str
     node: str
@@ -136,9 +135,9 @@ class TokenStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Incarnation:
-    """The one life of the store, from its making to the next time it is adopted after a restore. `before`: the ids of
-    earlier ones. `doubt`: why a node found that the store went back ("" while nobody did), `by`: that node. While a
-    doubt stands no node acts on what the store says."""
+    """The incarnation of the store: from its creation to its next adoption after a restore. `before`: the ids of
+    earlier incarnations. `doubt`: why a node found that the store went back in time ("": no node did). `by`: that
+    node. While there is a doubt, no node acts on the store's data."""
 
     id: str
     before: tuple[str, ...] = ()

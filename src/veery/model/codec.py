@@ -1,4 +1,4 @@
-"""JSON to and from the frozen values of this package: one way, used by the store, the API and the journal."""
+"""JSON encoding of the frozen values of this package, for the store, the API and the journal."""
 
 from __future__ import annotations
 
@@ -14,29 +14,31 @@ T = TypeVar("T")
 
 
 class _Carried(Exception):
-    """The value carries unknown fields: they have to be written by hand."""
+    """Raised if a value carries unknown fields, which the encoder cannot write."""
 
 
-def _met(value: Any) -> Any:
-    """Called by the encoder for what it does not know: newer.Unknown alone."""
+def _unknown_type(value: Any) -> Any:
+    """Handle a type that the encoder does not know; only newer.Unknown is expected."""
     if isinstance(value, newer.Unknown):
         raise _Carried
     raise NotImplementedError(f"{type(value).__name__} has no JSON form")
 
 
 def encode(value: Any) -> bytes:
-    """`value` (a dataclass, enum, dict, list, ...) as compact JSON, with the unknown fields that it carries."""
+    """Return `value` (a dataclass, enum, dict, list, ...) as compact JSON, with its unknown fields."""
     try:
-        return msgspec.json.encode(value, enc_hook=_met)
+        return msgspec.json.encode(value, enc_hook=_unknown_type)
     except _Carried:
         return msgspec.json.encode(newer.whole(value))
 
 
 def decode(data: bytes | str, type: type[T]) -> T:
-    """JSON `data` as a `type`. Raises Failed where it does not fit. Fields that are unknown are kept (model/newer.py),
-    so that an older node can rewrite a newer node's record. A record that encodes to the same bytes has none; to see
-    that takes about as long as to decode it, some 15 microseconds for a domain's record, and to look for them ten times
-    as long. The brain decodes a record again only when it has changed."""
+    """Return JSON `data` as a `type`. Raises Failed if it does not fit.
+
+    Unknown fields are kept (model/newer.py), so that an older node can rewrite a newer node's record. A record that
+    encodes to the same bytes has none. This check takes about as long as decoding, some 15 microseconds for the record
+    of a domain; a search for the fields takes ten times as long. The brain decodes a record again only when it has
+    changed."""
     try:
         value = _decoded(data, type)
         if dataclasses.is_dataclass(value) and encode(value) != (data.encode() if isinstance(data, str) else data):
@@ -44,7 +46,7 @@ def decode(data: bytes | str, type: type[T]) -> T:
         return value
     except (msgspec.DecodeError, UnicodeError, RecursionError, newer.TooLarge) as error:
         raise Failed(
-            f"unreadable {type.__name__} record: {error}", hint="is another version of veery at work?"
+            f"unreadable {type.__name__} record: {error}", hint="does another node run another version of veery?"
         ) from error
 
 
@@ -56,8 +58,8 @@ def _decoded(data: bytes | str, type: type[T]) -> T:
 
 
 def convert(value: Any, type: type[T], *, keep: bool = False) -> T:
-    """Plain JSON values (dict, list, str, ...) as a `type`. Unknown fields are passed over, or kept with `keep` (for a
-    record that another node sends). Raises Failed where they do not fit."""
+    """Return plain JSON values (dict, list, str, ...) as a `type`. Unknown fields are ignored, or kept with `keep` (for
+    a record that another node sends). Raises Failed if the values do not fit."""
     try:
         made = msgspec.convert(value, type=type)
         return newer.graft(made, value) if keep else made
@@ -71,8 +73,8 @@ def convert(value: Any, type: type[T], *, keep: bool = False) -> T:
 
 
 def plain(value: Any) -> Any:
-    """`value` as dicts, lists, strings and numbers."""
+    """Return `value` as dicts, lists, strings and numbers."""
     try:
-        return msgspec.to_builtins(value, enc_hook=_met)
+        return msgspec.to_builtins(value, enc_hook=_unknown_type)
     except _Carried:
         return newer.whole(value)

@@ -1,7 +1,7 @@
-"""Versions of QEMU with a known defect in migration, as data. Each entry names its public source.
+"""Table of QEMU versions with a known defect in migration. Each entry names its public source.
 
-Only what concerns domains as the qemu driver builds them. What the driver works around by itself (the rekeying of TLS
-before QEMU 10.1, late-block-activate) stands with the code that does."""
+It has only defects that affect domains of the qemu driver. Defects that the driver works around (the rekeying of TLS
+before QEMU 10.1, late-block-activate) are documented at the workaround."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ Version = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Defect:
-    """QEMU from `first` up to, and without, `fixed` has it, under `accelerator` ("": under each). Moves
-    between two versions that both have it are not concerned."""
+    """A defect of QEMU from version `first` up to but not including `fixed`, under `accelerator` ("": under each). It
+    does not affect moves between two versions that both have it."""
 
     first: Version
     fixed: Version
@@ -24,27 +24,27 @@ class Defect:
 
     @property
     def hint(self) -> str:
-        """What to do."""
-        return f"bring QEMU to {'.'.join(str(part) for part in self.fixed)} or newer on all nodes"
+        """The hint: what to do."""
+        return f"upgrade QEMU to {'.'.join(str(part) for part in self.fixed)} or newer on all nodes"
 
 
-_CPUID = "the processor that it gives to guests of machine types before 10.1 differs from that of other versions"
+_CPUID = "its CPU model for guests of machine types before 10.1 differs from that of other versions"
 _PARITY = "https://lists.gnu.org/archive/html/qemu-devel/ (Message-ID 20251014063650.25057-1-mjt@tls.msk.ru)"
 DEFECTS: tuple[Defect, ...] = (
-    # QEMU commits d3a24134e3 and e68ec29809 (arch-capabilities on AMD, pdcm), mended by e9efa4a771 and 6529f31e0d.
+    # QEMU commits d3a24134e3 and e68ec29809 (arch-capabilities on AMD, pdcm), fixed by e9efa4a771 and 6529f31e0d.
     Defect(first=(10, 0, 4), fixed=(10, 0, 6), accelerator="kvm", told=_CPUID, source=_PARITY),
     Defect(first=(10, 1, 0), fixed=(10, 1, 2), accelerator="kvm", told=_CPUID, source=_PARITY),
 )
 
 
 def parse(version: str) -> Version | None:
-    """Make "10.0.2 (Debian ...)" numbers; None where it has none."""
+    """Return the numbers of "10.0.2 (Debian ...)"; None if there are none."""
     match = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", version)
     return (int(match.group(1)), int(match.group(2)), int(match.group(3) or 0)) if match else None
 
 
 def known(version: str, accelerator: str) -> tuple[Defect, ...]:
-    """The defects of a QEMU of `version`."""
+    """Return the defects of a QEMU of `version`."""
     number = parse(version)
     if number is None:
         return ()
@@ -54,6 +54,6 @@ def known(version: str, accelerator: str) -> tuple[Defect, ...]:
 
 
 def between(one: str, other: str, accelerator: str) -> tuple[Defect, ...]:
-    """The defects that a move between a QEMU of version `one` and one of `other` may meet."""
+    """Return the defects that can affect a move between QEMU versions `one` and `other`."""
     here, there = known(one, accelerator), known(other, accelerator)
     return tuple(each for each in DEFECTS if (each in here) != (each in there))

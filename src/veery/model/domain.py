@@ -1,4 +1,4 @@
-"""Domains: what a domain file asks for (`DomainSpec`) and what a driver sees (`DomainReading`)."""
+"""Domains: the spec of a domain file (`DomainSpec`) and the reading of a driver (`DomainReading`)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class DomainType(StrEnum):
-    """How the guest meets its hypervisor, as `type=` in xl.cfg(5)."""
+    """The type of a guest, as `type=` in xl.cfg(5)."""
 
     PV = "pv"
     PVH = "pvh"
@@ -15,7 +15,7 @@ class DomainType(StrEnum):
 
 
 class OnEvent(StrEnum):
-    """What to do when a domain ends by itself, as `on_poweroff=` and its kin in xl.cfg(5)."""
+    """The action when a domain ends by itself, as `on_poweroff=` and similar keys in xl.cfg(5)."""
 
     DESTROY = "destroy"
     RESTART = "restart"
@@ -39,8 +39,8 @@ class DiskFormat(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskLimits:
-    """What a guest may read and write on one disk a second, in bytes (`bps`) and operations (`iops`): both together,
-    or reads (`_rd`) and writes (`_wr`) apart. 0: no limit."""
+    """The limits of a guest's reads and writes on one disk per second, in bytes (`bps`) and operations (`iops`): reads
+    and writes together, or separately (`_rd`, `_wr`). 0: no limit."""
 
     bps: int = 0
     bps_rd: int = 0
@@ -52,10 +52,10 @@ class DiskLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskSpec:
-    """One disk, as xl-disk-configuration(5) describes it; `volume` and `limits` are veery's.
+    """One disk, as xl-disk-configuration(5) describes it; `volume` and `limits` are veery's own.
 
     `vdev` is kept as written (`xvda`); a driver translates it for its guest. `target` is the path or
-    device named by the file, "" where `volume` is set or the drive is an empty CD-ROM.
+    device in the file, "" if `volume` is set or the drive is an empty CD-ROM.
     """
 
     vdev: str
@@ -79,8 +79,8 @@ class DiskSpec:
 class VifSpec:
     """One network interface, as xl-network-configuration(5) describes it.
 
-    `mac` is "" until the domain's record is made; from then on it is fixed (prefix 00:16:3e).
-    `rate` is kept as written ("10Mb/s@50ms"). Not `filtered`, the guest may send from any MAC and address.
+    `mac` is "" until the domain's record is created; then it is fixed (prefix 00:16:3e).
+    `rate` is kept as written ("10Mb/s@50ms"). If not `filtered`, the guest may send from any MAC and IP address.
     """
 
     bridge: str = ""
@@ -101,10 +101,10 @@ class VifSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DomainSpec:
-    """One domain as its file asks for it. Memory in MiB. `cmdline` is root= and extra= joined as xl does.
+    """One domain as its file describes it. Memory in MiB. `cmdline` is root= and extra=, joined as by xl.
 
-    `xl` holds settings that mean something to Xen alone, as (key, value in the file's own syntax): the Xen driver
-    hands them to xl, others pass them over."""
+    `xl` has settings that only Xen supports, as (key, value in the file's syntax): the Xen driver passes them to xl,
+    other drivers ignore them."""
 
     name: str
     uuid: str = ""
@@ -128,10 +128,10 @@ class DomainSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adjustment:
-    """A change of a running domain that its record keeps; None: as it is. `maxmem` in MiB; `vcpus` are online.
+    """A change of a running domain that its record stores; None: no change. `maxmem` in MiB. `vcpus`: number online.
 
-    `hard` and `soft` are the processors (as in `cpus=` of xl.cfg(5)) that virtual processor `vcpu` may and should run
-    on; without `vcpu` they are those of all. `weight` and `cap` are the scheduler's."""
+    `hard` and `soft`: the processors (as in `cpus=` of xl.cfg(5)) on which virtual processor `vcpu` may and should run;
+    without `vcpu`, all of them. `weight` and `cap`: those of the scheduler."""
 
     maxmem: int | None = None
     vcpus: int | None = None
@@ -143,14 +143,14 @@ class Adjustment:
 
 
 class DomainState(StrEnum):
-    """What a domain does now; the letters of xm's State column stand in `LETTERS`."""
+    """The state of a domain. `LETTERS` has the letters of xm's State column."""
 
     RUNNING = "running"
     BLOCKED = "blocked"  # runnable but idle
     PAUSED = "paused"  # by a user, or held by a move
-    SHUTDOWN = "shutdown"  # ended by itself, still there (on_*=preserve, or about to be handled)
-    CRASHED = "crashed"  # the guest panicked, still there
-    INCOMING = "incoming"  # half a domain: a move is loading it
+    SHUTDOWN = "shutdown"  # ended by itself, but still exists (on_*=preserve, or not handled yet)
+    CRASHED = "crashed"  # the guest panicked, but the domain still exists
+    INCOMING = "incoming"  # incomplete: a move is loading it
     DYING = "dying"  # being destroyed
 
 
@@ -167,11 +167,11 @@ LETTERS: dict[DomainState, str] = {  # column positions as xl list prints them: 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DomainReading:
-    """One domain as the driver sees it on its node, now. `domid` counts up on a node, as Xen's do.
+    """The present reading of one domain by the driver of its node. `domid` counts up on a node, as in Xen.
 
-    `memory` in MiB as given now, `cpu_seconds` the processor time it used here, `started` seconds of the
-    Unix epoch at which the guest booted (kept over moves), `pid` 0 where the driver has no process. `reason` says why
-    it stands, where an error of a disk has stopped it.
+    `memory`: present MiB. `cpu_seconds`: processor time used on this node. `started`: boot time of the guest in seconds
+    of the Unix epoch (kept over moves). `pid`: 0 if the driver has no process. `reason`: the disk error that paused
+    the domain, if any.
     """
 
     name: str
@@ -187,23 +187,23 @@ class DomainReading:
 
     @property
     def held(self) -> bool:
-        """Whether it is paused by order. One that an error of its disk has stopped is not: let go, it tries again."""
+        """True if the domain is paused by an order. A domain paused by a disk error is not: resumed, it tries again."""
         return self.state is DomainState.PAUSED and not self.reason
 
 
 class DomainEnd(StrEnum):
-    """Why a domain stopped by itself: the value of a driver's event."""
+    """The reason why a domain ended by itself: the value of a driver's event."""
 
     POWEROFF = "poweroff"
     REBOOT = "reboot"
     CRASH = "crash"
     WATCHDOG = "watchdog"
-    DIED = "died"  # its process is gone and nobody asked for it
+    DIED = "died"  # its process ended without an order
 
 
 @dataclass(frozen=True, slots=True)
 class DomainEvent:
-    """A driver's news: domain `uuid` stopped by itself, for the reason `end`."""
+    """An event of a driver: domain `uuid` ended by itself, for the reason `end`."""
 
     uuid: str
     end: DomainEnd
@@ -211,7 +211,7 @@ class DomainEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VcpuReading:
-    """One row of vcpu-list: number, processor it last ran on (-1 unknown), seconds used."""
+    """One row of vcpu-list: number, last processor (-1: unknown), seconds used."""
 
     number: int
     cpu: int
@@ -220,11 +220,10 @@ class VcpuReading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostReading:
-    """One node's machine: what `veery info` prints and placement counts with. Memory in MiB, cpu_mhz in MHz.
+    """The machine of one node, for `veery info` and placement. Memory in MiB, cpu_mhz in MHz.
 
-    `software` maps names ("qemu", "xen", "kernel") to versions; `facts` holds driver-specific rows
-    (for xen: what `xl info` prints, in its order); `domain0` is the machine's own row among its domains, where the
-    hypervisor has one.
+    `software` maps names ("qemu", "xen", "kernel") to versions. `facts` has driver-specific rows (for xen: the output
+    of `xl info`, in its order). `domain0` is the machine's own row among its domains, if the hypervisor has one.
     """
 
     host: str

@@ -1,4 +1,4 @@
-"""An address with a port, as text: "172.16.31.1:3260", "[fd00::3]:3260"."""
+"""Texts of an address and a port: "172.16.31.1:3260", "[fd00::3]:3260"."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import ipaddress
 
 
 def bracketed(address: str) -> str:
-    """`address` as it stands before a port, and in a URL."""
+    """Return `address` in the form before a port or in a URL: IPv6 in brackets."""
     return f"[{address}]" if ":" in address else address
 
 
 def join(address: str, port: int) -> str:
-    """`address` and `port` as one text."""
+    """Return `address` and `port` as one text."""
     return f"{bracketed(address)}:{port}"
 
 
 def split(endpoint: str) -> tuple[str, int]:
-    """Address, without brackets, and port of what `join` made. Raises ValueError for anything else."""
+    """Return address (without brackets) and port of a text from `join`. Raises ValueError for anything else."""
     address, _, port = endpoint.rpartition(":")
     inner = address.removeprefix("[").removesuffix("]")
     if not address or bracketed(inner) != address:
@@ -26,7 +26,7 @@ def split(endpoint: str) -> tuple[str, int]:
 
 
 def canonical(address: str) -> str:
-    """The one way to write an IP address; anything else as it is. Two texts of one address become equal."""
+    """Return the canonical form of an IP address, so that two texts of one address are equal; other texts unchanged."""
     with contextlib.suppress(ValueError):
         return str(ipaddress.ip_address(address))
     return address

@@ -1,4 +1,4 @@
-"""Fencing: a node that is kept from the disks, what proves it, and what the node itself says when it is back."""
+"""Fencing: a node that is kept from the disks, the proof, and the report of the node when it is back."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from veery.model.ha import FenceRecord, FenceState
 
 
 class Method(StrEnum):
-    """How it can be proven that a node no longer writes: the methods that model/ha.py speaks of."""
+    """A fence method: a way to prove that a node no longer writes. model/ha.py refers to these."""
 
-    STORAGE = "storage"  # the targets let it in no more, its sessions are closed: read back from each
+    STORAGE = "storage"  # no target admits it and its sessions are closed; checked on each storage node
     WATCHDOG = "watchdog"  # its own watchdog has ended it by now
-    POWER = "power"  # its power is off, as its board tells
-    OPERATOR = "operator"  # a person says that it is off
+    POWER = "power"  # its power is off, by the report of its power board
+    OPERATOR = "operator"  # an operator confirms that it is off
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fenced:
-    """A node's fence as it stands. `created`, the store's revision at which it began, names it for as long as it lasts;
-    the record's own revision changes with its state. `iqn` is the node's initiator name ("": it has none)."""
+    """The present fence of a node. `created`: the store's revision at which it began; it identifies the fence, because
+    the record's own revision changes with its state. `iqn`: the node's initiator name ("": none)."""
 
     node: str
     iqn: str
@@ -29,14 +29,14 @@ class Fenced:
 
     @property
     def shut(self) -> bool:
-        """Whether the targets keep the node out."""
+        """True if the targets shut out the node."""
         return self.record.state is not FenceState.ADMITTING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Armed:
-    """The record armed/NODE: a watchdog ends the node `timeout` seconds after its last feed, and is fed only while the
-    node's lease holds by its own clock, or the store is down for all."""
+    """The record armed/NODE: a watchdog resets the node `timeout` seconds after its last feed. It is fed only while the
+    node's lease is valid by its own clock, or while the store is down for all nodes."""
 
     node: str
     timeout: int
@@ -45,8 +45,8 @@ class Armed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cut:
-    """A storage node's word on fence `fence` (Fenced.created): of its `targets` targets none lets the node in, no
-    session and no half login of it is left. `closed` sessions were closed for that, in `milliseconds`."""
+    """A storage node's confirmation of fence `fence` (Fenced.created): none of its `targets` targets admits the node,
+    and no session or incomplete login of the node is left. `closed` sessions were closed in `milliseconds`."""
 
     storage: str
     node: str
@@ -58,11 +58,11 @@ class Cut:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clean:
-    """What a node says of the copies of domains on it, looked at after it read the store at `revision`; `fence` is
+    """A node's report of its instances of domains, taken after it read the store at `revision`. `fence` is
     Fenced.created (0: not fenced).
 
-    `kept` maps domains that run there to the revision of the owner key that lets them; `stale` names copies that
-    nothing lets run: as long as there is one the node must not be let in to the disks."""
+    `kept` maps running domains to the revision of the owner key that permits them. `stale` names instances without
+    such a key. While there is one, no target may admit the node."""
 
     node: str
     revision: int

@@ -1,4 +1,4 @@
-"""One connection as a node's firewall tracks it, in words that another node's kernel understands."""
+"""One connection that a node's firewall tracks, in a form that another node's kernel accepts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flow:
-    """A tracked connection over TCP or UDP, never one under address translation.
+    """A tracked connection over TCP or UDP, never one with address translation.
 
     `source` and `target` are IPv4 or IPv6 addresses as its first packet had them. `status` holds IPS_SEEN_REPLY (2)
     and IPS_ASSURED (4) of linux/netfilter/nf_conntrack_common.h; `timeout` is in seconds. For TCP: `state` as

@@ -1,9 +1,9 @@
-"""High availability: what is asked for, what is remembered, what is seen, and what is to be done.
+"""High availability: policies, records, observations and actions.
 
-Three kinds of values. *Records* stand in the store (cluster/keys.py says under which key). The *view* is one
-observation of the whole cluster at one revision of the store. *Actions* are what `ha.decide` makes of it, each with
-its reason. Times that safety rests on are durations, measured by the leader's own monotonic clock (`absent`,
-`settled`, ages); times in records are seconds of the epoch, and only pace things."""
+There are three kinds of values. *Records* are in the store (cluster/keys.py has the keys). The *view* is one
+observation of the whole cluster at one revision of the store. *Actions* are the decisions of `ha.decide`, each with its
+reason. Times that matter for safety are durations, measured by the leader's own monotonic clock (`absent`, `settled`,
+ages). Times in records are seconds of the epoch, and only set the pace."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from veery.model.node import Node
 from veery.model.verdict import HealthRecord
 
 
-# ---- what is asked for
+# ---- policies and intents
 class Policy(StrEnum):
-    """What the cluster does for a domain by itself."""
+    """What the cluster does for a domain automatically."""
 
-    RESTART = "restart"  # moved away from sick nodes, started again when it or its node has died
-    MIGRATE_ONLY = "migrate-only"  # moved away from sick nodes, never started again
-    OFF = "off"  # left alone; only an ordered drain moves it
+    RESTART = "restart"  # moved away from sick nodes, restarted if it or its node has died
+    MIGRATE_ONLY = "migrate-only"  # moved away from sick nodes, never restarted
+    OFF = "off"  # no automatic action; only an ordered drain moves it
 
 
 SHUTDOWN_LAPSE_S = 600.0
-"""A domain whose guest was asked to shut down, and has not after so long, is wanted again."""
+"""If a guest does not shut down within this time after a request, its domain is wanted again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HaRecord:
-    """ha/DOMAIN: what was asked for domain. Of two that wait the higher `priority` starts first; `delay` is how many
-    seconds those of lower priority wait after its start. `max_restarts` tries in a row, then it is given up.
-    `wanted`: it is to run; whoever ends it on purpose clears this first. `stopping`: when its guest was asked to shut
-    down, in seconds of the epoch, until it has or the wish has lapsed; 0.0: it was not asked."""
+    """ha/DOMAIN: the policy of a domain. Domains of higher `priority` start first. `delay`: seconds that domains of
+    lower priority wait after its start. `max_restarts`: tries in a row before the brain gives up. `wanted`: the domain
+    should run; an order that stops it clears this first. `stopping`: when its guest was asked to shut down (epoch),
+    until it has shut down or the request has lapsed; 0.0: no request."""
 
     policy: Policy = Policy.OFF
     priority: int = 0
@@ -48,7 +48,7 @@ class HaRecord:
 
 
 class GroupKind(StrEnum):
-    """How the domains of one group lie."""
+    """How the domains of one group are placed."""
 
     APART = "apart"  # on different nodes
     TOGETHER = "together"  # on one node
@@ -56,8 +56,8 @@ class GroupKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """group/NAME: `nodes` on which its domains may run (none named: all). `strict`: rather not at all than against
-    the rule. A group without a record is APART and not strict."""
+    """group/NAME: the placement rule of a group. `nodes` on which its domains may run (empty: all). `strict`: never
+    place a domain against the rule. A group without a record is APART and not strict."""
 
     kind: GroupKind = GroupKind.APART
     nodes: tuple[str, ...] = ()
@@ -65,16 +65,16 @@ class Group:
 
 
 class IntentKind(StrEnum):
-    """What an operator means to do with a node."""
+    """The intent of an operator for a node."""
 
-    DRAIN = "drain"  # to be empty: its domains move away, nothing comes in, until `resume`
-    RESUME = "resume"  # in use again, and what had to leave it comes home
-    AWAY = "away"  # its daemon is being restarted: not judged for `away` seconds of absence
+    DRAIN = "drain"  # its domains move away, and it gets none, until `resume`
+    RESUME = "resume"  # it is in service again, and the domains that left move back
+    AWAY = "away"  # its veeryd restarts: the brain does not judge it for `away` seconds of absence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeIntent:
-    """intent/NODE. `force`: the drain goes on although fewer nodes than before could then be lost."""
+    """intent/NODE: the intent for a node. `force`: drain even if the cluster then survives fewer losses."""
 
     kind: IntentKind
     by: str = ""
@@ -86,27 +86,27 @@ class NodeIntent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disarmed:
-    """The key `disarmed`: while it stands nothing is decided."""
+    """The key `disarmed`: while it exists, the brain decides nothing."""
 
     by: str = ""
     since: float = 0.0
     reason: str = ""
 
 
-# ---- what is remembered
+# ---- records of the brain
 class FenceState(StrEnum):
-    """How far a fence has come. Only FENCED is proof."""
+    """The state of a fence. Only FENCED is proof."""
 
     FENCING = "fencing"  # a method is being tried
-    FAILED = "failed"  # every method that can be tried has failed; they are tried again, and someone is called
+    FAILED = "failed"  # every possible method has failed; the brain tries them again, and sends an alarm
     FENCED = "fenced"  # proven: the node cannot write
-    ADMITTING = "admitting"  # its old copies are dead; the storage is being told to let it in again
+    ADMITTING = "admitting"  # its stale instances are dead; the storage nodes admit it again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FenceRecord:
-    """fence/NODE: stands from the first try until the node is in use again. While it stands the storage lets the node
-    in only in ADMITTING. `tried`: what each method said, this round; `at`: epoch of the last try."""
+    """fence/NODE: exists from the first try until the node is in service again. Until then the storage nodes admit the
+    node only in state ADMITTING. `tried`: the result of each method in this round. `at`: epoch of the last try."""
 
     state: FenceState
     method: str = ""
@@ -123,7 +123,7 @@ WATCHDOG = "watchdog"  # the method that needs nothing but time
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proof:
-    """What `method` has seen that shows that a node cannot write: one sentence."""
+    """The evidence of `method` that a node cannot write: one sentence."""
 
     method: str
     seen: str
@@ -131,8 +131,8 @@ class Proof:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FenceMethods:
-    """means/NODE: how the node can be fenced; it writes this itself, while it is well. `methods` in the order to be
-    tried; `watchdog`: seconds after its last renewal of its lease at which its watchdog has fired for certain."""
+    """means/NODE: how the node can be fenced. The node itself writes this while it is well. `methods`: in the order of
+    tries. `watchdog`: seconds after the last renewal of its lease until its watchdog has certainly fired."""
 
     methods: tuple[str, ...] = ()
     watchdog: float = 0.0
@@ -140,19 +140,19 @@ class FenceMethods:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeHistory:
-    """history/NODE: when it was fenced, epoch, the last few, oldest first."""
+    """history/NODE: when the node was fenced (epoch), the last few times, oldest first."""
 
     fenced: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
-    """run/DOMAIN: what the brain last did with it. Written before each start: its revision is the ticket with which
-    the node may claim the domain, so that a late order of an earlier leader finds the gate shut.
+    """run/DOMAIN: the last action of the brain on a domain. The brain writes it before each start. Its revision is the
+    ticket with which the node may claim the domain, so a late order of an earlier leader fails.
 
-    `tries` in a row without a run that lasted; `at`: epoch of the last; `failed`: nodes on which a start failed since
-    the last that went well, the latest failure last; `home`: where it ran before the brain moved or restarted it ("":
-    where it is); `unmoved`: moves by the brain that failed in a row."""
+    `tries`: starts in a row without a stable instance. `at`: epoch of the last try. `failed`: nodes on which a start
+    failed since the last success, the latest failure last. `home`: where the domain ran before the brain moved or
+    restarted it ("": where it is). `unmoved`: failed moves by the brain in a row."""
 
     node: str = ""
     at: float = 0.0
@@ -166,7 +166,7 @@ class RunRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ticket:
-    """An order to start `domain` on `node`, good only while run/DOMAIN is at `revision`."""
+    """An order to start `domain` on `node`, valid only while run/DOMAIN is at `revision`."""
 
     domain: str
     node: str
@@ -175,7 +175,7 @@ class Ticket:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaderRecord:
-    """leader: bound to its lease. `revision` guards everything that the leader writes."""
+    """The key `leader`, bound to the leader's lease. `revision` guards everything that the leader writes."""
 
     node: str
     since: float
@@ -183,16 +183,16 @@ class LeaderRecord:
 
 
 class Level(StrEnum):
-    """How much an event matters."""
+    """The severity of an event."""
 
     INFO = "info"
     WARNING = "warning"
-    ALARM = "alarm"  # somebody should come
+    ALARM = "alarm"  # an operator should act
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """event/NUMBER: one thing that was done or found. `what` is a verb such as "fence", `subject` a node or domain."""
+    """event/NUMBER: one action or finding. `what`: a verb such as "fence". `subject`: a node or domain."""
 
     at: float
     level: Level
@@ -202,11 +202,11 @@ class Event:
     by: str = ""
 
 
-# ---- what is seen
+# ---- observations
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorageHeartbeat:
-    """A node's last heartbeat on storage. `age`: seconds since, by the clock of the storage node that tells it;
-    `stopped`: with it the node said that it has ended its domains and starts none."""
+    """The last heartbeat of a node on storage. `age`: seconds since then, by the clock of the reporting storage node.
+    `stopped`: with it the node reported that it has stopped its domains and starts none."""
 
     age: float
     stopped: bool = False
@@ -214,7 +214,7 @@ class StorageHeartbeat:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorageHeartbeats:
-    """What the storage nodes tell: `witnesses` of them answered; a node without an entry never gave a sign."""
+    """The reports of the storage nodes. `witnesses`: how many answered. A node without an entry never sent one."""
 
     witnesses: int
     ages: Mapping[str, StorageHeartbeat] = field(default_factory=dict)
@@ -222,9 +222,9 @@ class StorageHeartbeats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunningCopy:
-    """One domain on a node, as the node's daemon tells it, in whatever state; `boot` as in its Owner. `ended`: it has
-    shut down or crashed and is kept (on_* = preserve), so it cannot be moved. `said`: why it does not run although it
-    is there, "" where it runs."""
+    """One domain on a node in any state, as the node's veeryd reports it. `boot`: as in its Owner. `ended`: it has shut
+    down or crashed and is kept (on_* = preserve), so it cannot move. `said`: why it exists but does not run, "" if it
+    runs."""
 
     domain: str
     boot: str
@@ -234,9 +234,8 @@ class RunningCopy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeReading:
-    """What a node's daemon says of itself. `started` is that of its Presence; `room`: MiB for domains in all, used or
-    not; `load`: processors busy, 0 to 1; `unsettled`: domains whose moves cannot be settled there, each with a
-    sentence."""
+    """The report of a node's veeryd. `started`: as in its Presence. `room`: total MiB for domains, used or not. `load`:
+    busy processors, 0 to 1. `unsettled`: domains whose moves the node cannot settle, each with a sentence."""
 
     started: float
     room: int
@@ -247,13 +246,12 @@ class NodeReading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeView:
-    """One node. `absent`/`present`: seconds for which the leader itself has seen its lease gone, or there with no
-    fence standing, without break; exactly one of them is not None. `reading`: the newest
-    that its daemon gave, `fresh`: given since it is present,
-    and just now. `beating`: seconds for which its heartbeats on storage have gone on before this leader's eyes.
-    `unreadable`: a sentence for each of its records that cannot be read; while there is one, it is left alone.
-    `accelerator`: what it runs domains under, as it wrote down last ("kvm", "tcg", "": not known). `health`: the
-    verdict on its sensors, as it wrote it down last."""
+    """One node. `absent`: seconds for which the leader itself has continuously seen no lease. `present`: seconds with a
+    lease and without a fence. Exactly one of them is not None. `reading`: the newest report of its veeryd. `fresh`: the
+    report is recent, and newer than the start of its presence. `beating`: seconds for which this leader has seen its
+    heartbeats on storage without a gap. `unreadable`: a sentence for each unreadable record of the node; with one, the
+    brain leaves the node alone. `accelerator`: that of its domains, by its last record ("kvm", "tcg", "": unknown).
+    `health`: the verdict on its sensors, by its last record."""
 
     record: Node
     absent: float | None = None
@@ -278,10 +276,9 @@ class NodeView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DomainView:
-    """One domain. `memory` MiB it takes on a node; `tied`: the one node that has its disks ("": they are volumes, any
-    node reaches them; "?": nobody knows). `move`: the promise of the move under way. `unreadable`: as of a NodeView;
-    then owner, move and the rest may be missing here. `accelerator`: that of the node on which it ran last, as far as
-    that is known."""
+    """One domain. `memory`: MiB that it takes on a node. `tied`: the only node that has its disks ("": volumes, which
+    every node reaches; "?": unknown). `move`: the reservation of the running move. `unreadable`: as in NodeView; then
+    owner, move and other fields can be missing. `accelerator`: that of its last node, if known."""
 
     name: str
     memory: int
@@ -297,12 +294,13 @@ class DomainView:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterView:
     """The cluster at `revision` of the store. `quorum`: the store answered. `settled`: seconds for which it has
-    answered without break, by the leader's clock. `witnesses`: storage nodes that told of heartbeats just now;
-    `watched`: seconds for which there was one without break. `restored`: why the store is not trusted, "" where it is.
-    Of this leader itself: `acting`, subjects ("domain/x", "node/y") with an action under way; `resting`, those whose
-    last action failed a moment ago, with what was said; `starting`, domain to node, and `moving`, domain to
-    (source, target), the orders under way; `ages`, seconds since the run of a domain or the fence of a node was
-    written, by this leader's steady clock (where it is not told, the wall clock is asked)."""
+    answered continuously, by the leader's clock. `witnesses`: storage nodes that reported heartbeats just now.
+    `watched`: seconds for which there was always one. `restored`: why the store is not trusted, "" if it is.
+
+    These fields are about this leader. `acting`: subjects ("domain/x", "node/y") with a running action. `resting`:
+    subjects whose last action has just failed, with its error. `starting` (domain to node) and `moving` (domain to
+    source and target): the running orders. `ages`: seconds since the run record of a domain or the fence record of a
+    node was written, by this leader's monotonic clock; for a missing entry the wall clock applies."""
 
     revision: int
     quorum: bool
@@ -321,23 +319,23 @@ class ClusterView:
     restored: str = ""
 
 
-# ---- what is to be done
+# ---- actions
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Action:
-    """What is to be done about `subject`, and why: the reason is the log line, the event, and what `veery why` says."""
+    """An action on `subject` and its reason. Log line, event and `veery why` show the reason."""
 
     subject: str  # "node/NAME" or "domain/NAME"
     reason: str
 
     @property
     def name(self) -> str:
-        """The node's or domain's name."""
+        """The name of the node or domain."""
         return self.subject.partition("/")[2]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Note(Action):
-    """Nothing is to be done, and that is why. `state` is the NodeState or Standing found."""
+    """The reason why nothing is done. `state`: the NodeState or Standing found."""
 
     state: str
     level: Level = Level.INFO
@@ -345,7 +343,7 @@ class Note(Action):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fence(Action):
-    """Try `method` on a silent node. `record` as it was seen (None: this begins it); `absent` seconds by our clock."""
+    """Try fence `method` on a silent node. `record`: as seen (None: a new fence). `absent`: seconds by our clock."""
 
     method: str
     absent: float
@@ -354,22 +352,22 @@ class Fence(Action):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GiveUpRound(Action):
-    """Every method that can be tried has failed: say so, and begin again after a while."""
+    """Record that every possible method has failed. The brain starts another round after a while."""
 
     record: FenceRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admit(Action):
-    """Let a node in again: its old copies are dead (or it was never proven fenced, and none was started elsewhere)."""
+    """Admit a node again: its stale instances are dead, or it was never proven fenced and none started elsewhere."""
 
     record: FenceRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class End(Action):
-    """End the copy `boot` of a domain on `node`: it is stale, or its node has lost the storage. Of the second kind
-    `run` is the domain's record, and `tries` is how many count from now on."""
+    """Stop instance `boot` of a domain on `node`: it is stale, or its node has lost the storage. In the second case
+    `run` is the record of the domain, and `tries` its new count of tries."""
 
     node: str
     boot: str
@@ -379,8 +377,8 @@ class End(Action):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release(Action):
-    """Take a domain from a node that is proven fenced: only while `owner` and `fence` are as seen. `tries`: how many
-    count from now on."""
+    """Take a domain from a node that is proven fenced, only while `owner` and `fence` are as seen. `tries`: the new
+    count of tries."""
 
     owner: Owner
     fence: FenceRecord
@@ -390,7 +388,7 @@ class Release(Action):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start(Action):
-    """Start a domain that nobody owns on `node`."""
+    """Start a domain without an owner on `node`."""
 
     node: str
     ha: HaRecord
@@ -399,7 +397,7 @@ class Start(Action):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Move(Action):
-    """Move a running domain from `source` to `target`. `homeward`: it comes back to where it was. `urgent`: its node
+    """Move a running domain from `source` to `target`. `homeward`: it moves back to its home node. `urgent`: its node
     may die at any moment."""
 
     source: str
@@ -412,62 +410,64 @@ class Move(Action):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drop(Action):
-    """Take away the promise of a move whose target is proven fenced."""
+    """Delete the reservation of a move whose target is proven fenced."""
 
     promise: Reservation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Steady(Action):
-    """A domain has run long enough: its tries are forgotten."""
+    """Reset the tries of a domain that has run long enough."""
 
     run: RunRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clear(Action):
-    """An intent is fulfilled: take it away."""
+    """Delete an intent that is fulfilled."""
 
     intent: NodeIntent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """The brain's figures: seconds, unless said otherwise. `check` says which belong together."""
+    """The parameters of the brain, in seconds unless noted otherwise. `check` verifies their relations."""
 
     cycle: float = 1.0  # from one observation to the next
     leader_ttl: int = 6  # whole seconds of the leader's lease
     node_ttl: int = 10  # whole seconds of a node's lease (settings: presence_ttl)
-    silence: float = 1.0  # absent for so long before a node is judged
-    grace: float = 12.0  # the store has answered for so long before anyone is judged
-    blind: float = 4.0  # a longer pause between two observations forgets who was absent since when
+    silence: float = 1.0  # absence of a node before the brain judges it
+    grace: float = 12.0  # the store must answer for so long before the brain judges any node
+    blind: float = 4.0  # after a longer pause between two observations, absences count from zero
     sign: float = 3.0  # a heartbeat on storage that is younger is a sign of life
-    use: float = 3.0  # present for so long before it is given domains
+    use: float = 3.0  # presence of a node before it gets domains
     cutoff: float = (
-        20.0  # present, but without a heartbeat on storage for so long, while another has them: it lost the storage
+        20.0  # a present node without a heartbeat on storage for so long, while another has one, lost the storage
     )
-    margin: float = 5.0  # a watchdog has fired for certain so long after its deadline
+    margin: float = 5.0  # after its deadline plus this, a watchdog has certainly fired
     retry: float = 15.0  # between two rounds of fencing methods
     backoff: float = 5.0  # before the second try to start; doubles
     backoff_max: float = 300.0
-    stable: float = 300.0  # a run that lasted longer clears the tries
-    starts: int = 4  # starts under way per node
+    stable: float = 300.0  # an instance that runs longer resets the tries
+    starts: int = 4  # simultaneous starts per node
     out: int = 1  # moves out of a node, into a node, and of one link, at once
     into: int = 1
-    severe: int = 4  # moves out of a node that may die at any moment, and into one from there
-    damp_count: int = 3  # fenced so often within
-    damp_window: float = 3600.0  # this time: given nothing until it has passed since the last
+    severe: int = 4  # moves out of a node that may die at any moment, and from there into one node
+    damp_count: int = 3  # a node that was fenced so often
+    damp_window: float = 3600.0  # within this time gets no domains until it has passed since the last fence
     fence_deadline: float = 30.0  # one method
     start_deadline: float = 120.0
     move_deadline: float = 3600.0
 
     def check(self) -> None:
-        """Raises Refused for figures that do not fit together."""
+        """Raise Refused for parameters that contradict each other."""
         if self.cycle * 2 > self.leader_ttl:
-            raise Refused("rules: a leader's lease holds two cycles at least", hint="raise leader_ttl or lower cycle")
+            raise Refused(
+                "rules: a leader's lease must hold at least two cycles", hint="raise leader_ttl or lower cycle"
+            )
         if self.blind > self.node_ttl:
-            raise Refused("rules: blind is at most a node's lease", hint="a node could come and go unseen")
+            raise Refused("rules: blind must be at most a node's lease", hint="else a node could come and go unseen")
         if self.grace < self.node_ttl:
-            raise Refused("rules: grace is at least a node's lease", hint="after a pause all leases begin anew")
+            raise Refused("rules: grace must be at least a node's lease", hint="after a pause all leases start again")
         if min(self.out, self.into, self.starts, self.severe) < 1:
-            raise Refused("rules: limits are 1 or more")
+            raise Refused("rules: limits must be at least 1")

@@ -1,4 +1,4 @@
-"""What `veery doctor` finds."""
+"""The findings of `veery doctor`."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from enum import StrEnum
 
 
 class Level(StrEnum):
-    """How a thing stands."""
+    """The level of a finding."""
 
     OK = "ok"
-    WARN = "warn"  # it works, and something should be done
-    BAD = "bad"  # it does not work, or will not when it is needed
+    WARN = "warn"  # it works, but needs attention
+    BAD = "bad"  # it does not work, or would fail when needed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that was looked at: `told` is one line, `advice` what to do about it ("" where nothing is)."""
+    """One checked thing. `told`: the finding in one line. `advice`: what to do ("": nothing)."""
 
     node: str
     what: str
@@ -27,8 +27,8 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """What a node says of itself. `epoch`: its clock as it answered; `bridges`: their MTUs by name; `able`: the level
-    that its version can do (0: it does not tell)."""
+    """A node's report of itself. `epoch`: its clock at the answer. `bridges`: MTUs of its bridges by name. `able`: the
+    level that its version supports (0: not reported)."""
 
     node: str
     version: str
@@ -40,7 +40,7 @@ class Health:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heard:
-    """A node's answer, with our clock when it was asked and when it had answered."""
+    """A node's answer, with the asking node's clock at the request and at the answer."""
 
     health: Health
     asked: float

@@ -1,4 +1,4 @@
-"""Moves: phases, progress and the report of one migration of one domain."""
+"""Moves: phases, settings, progress and report of the migration of one domain."""
 
 from __future__ import annotations
 
@@ -7,47 +7,47 @@ from enum import StrEnum
 
 
 class Phase(StrEnum):
-    """The seven phases of a move; the table in ARCHITECTURE.md says who acts and what dies with whom."""
+    """The seven phases of a move. The table in ARCHITECTURE.md has the actor and the failures of each phase."""
 
     BEGIN = "BEGIN"  # the source checks and journals; nothing to undo
-    PREPARE = "PREPARE"  # the target reserves name, taps, disks and starts the empty half domain
-    COPY = "COPY"  # memory flows; the domain runs on the source
+    PREPARE = "PREPARE"  # the target reserves name, taps and disks, and starts the empty incoming domain
+    COPY = "COPY"  # memory is copied; the domain runs on the source
     LOADED = "LOADED"  # both copies are paused, the target has everything
     COMMIT = "COMMIT"  # compare-and-set of the owner in the store: the point of no return
-    FINISH = "FINISH"  # the target lets the domain run and announces its addresses
+    FINISH = "FINISH"  # the target resumes the domain and announces its addresses
     CONFIRM = "CONFIRM"  # the source destroys its paused copy
 
 
 class MoveState(StrEnum):
-    """How a move stands."""
+    """The state of a move."""
 
-    QUEUED = "queued"  # waits until fewer moves are under way; nothing has begun
+    QUEUED = "queued"  # waits until fewer moves are running; nothing has started
     RUNNING = "running"  # under way
     DONE = "done"  # the domain runs on the target
-    CANCELLED = "cancelled"  # by a user; the domain runs on the source
+    CANCELLED = "cancelled"  # cancelled by a user; the domain runs on the source
     FAILED = "failed"  # undone; the domain runs on the source
     LOST = "lost"  # the rest of its memory was lost in post-copy; the target does what its on_crash says
     UNKNOWN = "unknown"  # the store did not answer at COMMIT; recovery reads the owner
 
 
 class Compress(StrEnum):
-    """Whether the stream of a copy is packed by the nodes, which costs processor time."""
+    """Whether the nodes compress the stream of a copy, which costs processor time."""
 
-    AUTO = "auto"  # where the path is slower than the processors, and a sample of the memory packs well
+    AUTO = "auto"  # if the path is slower than the processors, and a sample of the memory compresses well
     YES = "yes"
     NO = "no"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MoveSettings:
-    """How memory is copied. `policy` names what is done about a domain that is written to faster than it can be
-    copied (veery.migrate.policy). `bandwidth` in bytes/s (0: unlimited), `downtime` in ms, `timeout` in s for the
-    whole COPY (0: the policy's own), `stall` in s without a byte moving before the copy is given up. `turns`: where
-    several domains move at once, it waits for its turn to switch over.
+    """The settings of a move. `policy`: for a domain that writes faster than the copy (veery.migrate.policy).
+    `bandwidth` in bytes/s (0: unlimited), `downtime` in ms, `timeout` in s for the whole COPY (0: that of the policy),
+    `stall` in s without progress before the source gives up the copy. `turns`: if several domains move at once, wait
+    for the turn to switch over.
 
-    `with_disks`: the disks that only the source has go along; to the folder `disk_dir` of the target ("": where the
-    target's settings say, else the same path). With `remove_source` the source's files are removed at CONFIRM, else
-    they are kept under another name."""
+    `with_disks`: also move the disks that only the source has, to the folder `disk_dir` of the target ("": that in the
+    target's settings, else the same path). `remove_source`: the source deletes its files at CONFIRM, else it keeps
+    them under another name."""
 
     policy: str = "balanced"
     live: bool = True
@@ -65,11 +65,10 @@ class MoveSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CopyOptions:
-    """What a copy may use, settled before it begins. `hold`: it never switches over by itself, only once it is told
-    to stop the domain; `throttle`: the domain's processors can be slowed; `delta`: pages sent before are sent as
-    differences; `guard`: ms after which a switch-over that is not through is given up (0: never); `post_copy`: it may
-    be told to leave for the target before all is sent; `peer_version`: that of the target's hypervisor ("": not
-    told)."""
+    """The features of a copy, decided before it begins. `hold`: the copy switches over only when ordered to pause the
+    domain. `throttle`: it may slow the domain's processors. `delta`: it sends a page that was sent before as a
+    difference. `guard`: ms after which an incomplete switch-over is given up (0: never). `post_copy`: the domain may
+    switch to the target before all memory is sent. `peer_version`: version of the target's hypervisor ("": unknown)."""
 
     hold: bool = False
     throttle: bool = False
@@ -81,9 +80,9 @@ class CopyOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuning:
-    """What to change of a copy under way; None: as it is. `bandwidth` in bytes/s (0: unlimited), `downtime` in ms,
-    `throttle` in percent of the processors' time taken away, from the next rounds on; `stop`: stop the domain, so
-    that the copy ends with what is left; `post_copy`: stop it, so that it goes on at the target before all is sent."""
+    """Changes of a running copy; None: no change. `bandwidth` in bytes/s (0: unlimited), `downtime` in ms, `throttle`
+    in percent of processor time taken away, from the next rounds on. `stop`: pause the domain, so that the copy ends
+    with the rest. `post_copy`: pause the domain, so that it resumes on the target before all memory is sent."""
 
     bandwidth: int | None = None
     downtime: int | None = None
@@ -94,10 +93,10 @@ class Tuning:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MoveProgress:
-    """One reading of a running copy. Bytes; rates in bytes/s; `throttle` in percent, `downtime` the limit in ms;
-    `stopped`: the domain stands still for the rest of it; `note` says in words what has just changed: a new round, a
-    step of the policy, a wait. `step` says what COPY is at where it copies more than memory: "disks", then "memory";
-    `disk_total` and `disk_remaining` are the local disks' share of it."""
+    """One reading of a running copy. Bytes; rates in bytes/s; `throttle` in percent; `downtime`: the limit in ms.
+    `stopped`: the domain is paused for the rest of the copy. `note`: a text about a change: a new round, a step of the
+    policy, a wait. `step`: the part of a COPY that also copies disks: "disks", then "memory". `disk_total` and
+    `disk_remaining`: the share of the local disks."""
 
     phase: Phase
     step: str = ""
@@ -117,7 +116,7 @@ class MoveProgress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """A reading of the copy as the report keeps it: `at` seconds after COPY began, `downtime` the limit in ms."""
+    """A reading of the copy in the report. `at`: seconds after the start of COPY. `downtime`: the limit in ms."""
 
     at: float
     rounds: int
@@ -131,7 +130,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Remark:
-    """One line of a move's story: what was done `at` seconds after COPY began, and why."""
+    """One entry of a move's history: the action `at` seconds after the start of COPY, and its reason."""
 
     at: float
     text: str
@@ -139,9 +138,9 @@ class Remark:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CopyResult:
-    """What the hypervisor says of a finished copy. Milliseconds and bytes. Where we stopped the domain ourselves,
-    `downtime_ms` counts from then. `poised`: all but the rest was sent, and the domain stands; what is left follows
-    once it runs at the target (post-copy). `cipher` encrypted the stream ("": none did, or it is not known)."""
+    """The hypervisor's result of a finished copy. Milliseconds and bytes. If veery itself paused the domain,
+    `downtime_ms` counts from then. `poised`: the domain is paused, and the rest of its memory follows once it runs on
+    the target (post-copy). `cipher`: the encryption of the stream ("": none, or unknown)."""
 
     downtime_ms: float
     bytes: int
@@ -154,11 +153,10 @@ class CopyResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MoveReport:
-    """The report of one move: `phases` maps a phase to its milliseconds; `started` seconds of the epoch.
-    `disk_bytes` are those of the local disks that were copied, `kept` where the source's copies of them are now.
-    `packed`: bytes that went over the path where the stream was packed (0: it was not). `caution`: what would keep the
-    domain from coming back, as it was told before it went. `cipher`: what encrypted the copy of its memory ("": nothing
-    did, or it is not known)."""
+    """The report of one move. `phases` maps a phase to its milliseconds. `started`: seconds of the epoch. `disk_bytes`:
+    copied bytes of local disks. `kept`: the paths of the source's old files. `packed`: bytes of the compressed stream
+    (0: not compressed). `caution`: the warning, given before the move, of what would prevent a move back. `cipher`: the
+    encryption of the memory stream ("": none, or unknown)."""
 
     id: str
     domain: str

@@ -1,13 +1,13 @@
-"""Records of a newer version: fields that this version does not know are kept, and some unknown values are read over.
+"""Records of a newer version. Unknown fields are kept, and some unknown values are ignored.
 
-Kept fields travel with the value. Decoding makes such a value an instance of a subclass of its dataclass that has one
-more field, `unknown`; `dataclasses.replace` therefore carries it along, encoding writes it back in its place, and no
-model class has to know about it. A merge at each write was considered: it needs one more read for each write, or the
-bytes of the record at each of some sixty places that write. A value without unknown fields stays an instance of its
-plain class. Two values are equal if this version sees no difference.
+The kept fields travel with the value. Decoding turns such a value into an instance of a subclass of its dataclass with
+one more field, `unknown`. So `dataclasses.replace` copies the field, encoding writes it back in its place, and no model
+class needs code for it. The alternative is a merge at each write. It needs one more read for each write, or the bytes
+of the record in each of some sixty functions that write. A value without unknown fields stays an instance of its plain
+class. Two values are equal if this version sees no difference.
 
-A record that is built anew in place of another takes its unknown fields over with `kept`. What a node tells of itself
-(its record, presence, processor, means) is written whole: what a newer version said there before is not true now."""
+A new record that replaces another takes over its unknown fields with `kept`. A node writes the records about itself
+(its record, presence, processor, fence methods) completely: earlier values of a newer version are no longer true."""
 
 from __future__ import annotations
 
@@ -28,34 +28,34 @@ from veery.model.node import Node
 T = TypeVar("T")
 
 UNKNOWN_MAX_BYTES = 64 << 10
-"""All unknown fields of one record together, as JSON; a record with more cannot be read."""
+"""The limit of all unknown fields of one record, as JSON. A record with more cannot be read."""
 
 FIELD = "unknown"
-_NAMED_BY: dict[type, str] = {DiskSpec: "vdev", VifSpec: "mac"}  # what tells two of a list apart
-_STAND_INS: dict[tuple[type, str], Enum | None] = {  # None: the value is left out of its list
+_NAMED_BY: dict[type, str] = {DiskSpec: "vdev", VifSpec: "mac"}  # the field that identifies an item of a list
+_STAND_INS: dict[tuple[type, str], Enum | None] = {  # None: the value is removed from its list
     (Node, "roles"): None,
     (Event, "level"): Level.WARNING,
 }
 
 
 class TooLarge(ValueError):
-    """The unknown fields take more than UNKNOWN_MAX_BYTES."""
+    """The unknown fields exceed UNKNOWN_MAX_BYTES."""
 
 
 class Unknown:
-    """Fields by name, as plain JSON values; they are never changed. It is no dataclass, so that the encoder asks what
-    to do with it."""
+    """Unknown fields by name, as plain JSON values that never change. It is not a dataclass, so the encoder calls its
+    hook for it."""
 
     __slots__ = ("fields",)
 
     def __init__(self, fields: Mapping[str, Any]) -> None:
-        """`fields` is kept, not copied."""
+        """Keep `fields` without a copy."""
         self.fields = fields
 
 
 @functools.cache
 def _carrier(plain: Any) -> Any:
-    """The subclass of dataclass `plain` whose instances carry unknown fields."""
+    """Return the subclass of dataclass `plain` whose instances carry unknown fields."""
     names = [field.name for field in dataclasses.fields(plain)]
 
     def equal(self: Any, other: object) -> bool:
@@ -78,13 +78,13 @@ def _carrier(plain: Any) -> Any:
 
 
 def of(value: object) -> Mapping[str, Any]:
-    """The unknown fields that `value` itself carries; those of values inside it are theirs."""
+    """Return the unknown fields of `value` itself, without those of the values inside it."""
     found = getattr(value, FIELD, None)
     return found.fields if isinstance(found, Unknown) else {}
 
 
 def _carrying(value: Any, fields: Mapping[str, Any], changed: Mapping[str, Any]) -> Any:
-    """`value` with `changed` fields, and with `fields` as those that are unknown (none: as it carries now)."""
+    """Return `value` with `changed` fields and the unknown `fields` (empty: those that it has now)."""
     if not fields:
         return dataclasses.replace(value, **changed) if changed else value
     if of(value):
@@ -100,8 +100,7 @@ def _names(kind: Any) -> frozenset[str]:
 
 
 def graft(value: T, raw: Any) -> T:
-    """`value`, which was decoded from the plain JSON value `raw`, with all that its classes do not know. Raises
-    TooLarge."""
+    """Return `value`, decoded from the plain JSON value `raw`, with the unknown fields of `raw`. Raises TooLarge."""
     left = [UNKNOWN_MAX_BYTES]
     grown: T = _graft(value, raw, left)
     return grown
@@ -133,8 +132,8 @@ def _graft(value: Any, raw: Any, left: list[int]) -> Any:
 
 
 def kept(value: T, before: object) -> T:
-    """`value`, which is to stand where `before` stood, with the unknown fields of `before` and of the values inside it.
-    Disks and interfaces inside are matched by their names and MACs: what is gone takes its fields along."""
+    """Return `value`, which replaces `before`, with the unknown fields of `before` and of the values inside it. Disks
+    and interfaces are matched by name and MAC. The unknown fields of a removed one are dropped."""
     return typing.cast(T, _kept(value, before))
 
 
@@ -160,7 +159,7 @@ def _kept(value: Any, before: Any) -> Any:
 
 
 def whole(value: Any) -> Any:
-    """`value` as plain JSON values, unknown fields in their places. A known field wins over an unknown one."""
+    """Return `value` as plain JSON values with the unknown fields in place. A known field overrides an unknown one."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = [field.name for field in dataclasses.fields(value) if field.name != FIELD or not of(value)]
         return {**of(value), **{name: whole(getattr(value, name)) for name in names}}
@@ -178,8 +177,8 @@ def whole(value: Any) -> Any:
 
 
 def soften(raw: Any, kind: Any) -> Any:
-    """Plain JSON `raw` without the unknown values of a `kind` that can be read over: a role of a node is left out, the
-    level of an event becomes a warning. All others stay, so that what they stand in is left alone."""
+    """Return plain JSON `raw` without the unknown values of a `kind` that can be ignored: an unknown role of a node is
+    removed, and an unknown level of an event becomes a warning. Other unknown values stay, so decoding refuses them."""
     if isinstance(raw, dict) and isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = _hints(kind)
         return {

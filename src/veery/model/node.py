@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Role(StrEnum):
-    """What a node does; any mix."""
+    """The role of a node. A node can have any mix of roles."""
 
     HYPERVISOR = "hypervisor"
     STORAGE = "storage"
@@ -16,9 +16,9 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """The record of one node, kept in the store. `address` is where peers reach its ports. `former` are addresses that
-    it had before, as long as its machine still has them: what runs on it may go on calling from there.
-    `relocation_address` and `storage_address` are those on the networks of moves and of disks ("": `address`)."""
+    """The record of one node in the store. `address`: where peers reach its ports. `former`: earlier addresses that its
+    machine still has, because running processes may still call from them. `relocation_address` and `storage_address`:
+    its addresses on the networks of moves and of disks ("": `address`)."""
 
     name: str
     address: str
@@ -34,15 +34,15 @@ class Node:
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """All addresses that are this node's."""
+        """All addresses of this node."""
         known = (self.address, self.relocation_address, self.storage_address, *self.former)
         return tuple(dict.fromkeys(each for each in known if each))
 
     @property
     def storage(self) -> str:
-        """Where its targets are reached, and its sessions come from."""
+        """The address of its targets, and the source address of its sessions."""
         return self.storage_address or self.address
 
     def has(self, role: Role) -> bool:
-        """Whether the node does `role`."""
+        """Return whether the node has `role`."""
         return role in self.roles

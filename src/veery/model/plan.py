@@ -1,4 +1,4 @@
-"""What is known before a move: what stands in its way, what it would copy, and how long that should take."""
+"""The plan of a move: its obstacles, the expected copy and the expected time."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from veery.model.volume import CarriedDisk
 
 
 class Obstacle(StrEnum):
-    """What kind of thing a blocker is about."""
+    """The kind of a blocker."""
 
     DOMAIN = "domain"  # its state, its owner, another move of it
     NODE = "node"  # the target does not answer, or runs no domains
     PORT = "port"  # the relocation port: closed, filtered, hosts_allow, certificates
-    NAME = "name"  # the target has such a domain
+    NAME = "name"  # the target has a domain of this name
     DRIVER = "driver"  # hypervisor or accelerator differ
     VERSION = "version"  # the hypervisor's version, the machine type, the layout
     CPU = "cpu"  # processor features
@@ -31,7 +31,7 @@ class Obstacle(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blocker:
-    """One reason why a move cannot be made, and what would lift it."""
+    """One reason why a move is impossible, and a hint how to remove it."""
 
     kind: Obstacle
     reason: str
@@ -39,22 +39,22 @@ class Blocker:
 
 
 def no_room(wanted: int, free: int) -> tuple[Blocker, ...]:
-    """The blocker of a node with `free` MiB for a domain that takes `wanted`; none where it fits."""
+    """Return the blocker of a node with `free` MiB for a domain that needs `wanted` MiB; none if it fits."""
     if wanted <= free:
         return ()
-    reason = f"{wanted} MiB of memory are wanted, {free} MiB are free"
-    hint = "move or end another domain there, or balloon one: veery mem-set --help"
+    reason = f"{wanted} MiB of memory are needed, {free} MiB are free"
+    hint = "move or stop another domain there, or reduce its memory: veery mem-set --help"
     return (Blocker(kind=Obstacle.MEMORY, reason=reason, hint=hint),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Abilities:
-    """What a node's hypervisor can build: `version` as it tells it, `machines` the machine types it knows,
-    `features` the processor features that guests can have under `accelerator` (dashes between words), `models` the
-    versioned processor models that it can give whole, `vendor` the processor's ("GenuineIntel", "": not told),
-    `post_copy` why nothing can come in by post-copy ("": it can), `tsc_khz` the frequency of the time stamp counter
-    that guests get under KVM (0: not known), `tsc_scales` whether they can have another, `phys_bits` how wide the
-    processor's physical addresses are (0: not told)."""
+    """The abilities of a node's hypervisor. `version`: as it reports it. `machines`: its machine types. `features`: the
+    processor features that guests can have under `accelerator` (dashes between words). `models`: the versioned CPU
+    models that it fully supports. `vendor`: that of the processor ("GenuineIntel", "": unknown). `post_copy`: why the
+    node cannot receive by post-copy ("": it can). `tsc_khz`: the frequency of the time stamp counter for guests under
+    KVM (0: unknown). `tsc_scales`: guests can have another frequency. `phys_bits`: the width of physical addresses (0:
+    unknown)."""
 
     driver: str
     version: str
@@ -71,10 +71,11 @@ class Abilities:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryReading:
-    """A domain's memory, seen by samples of its pages; bytes. `total` is all it has, `used` what is not zero.
+    """The memory of a domain, estimated from samples of its pages; bytes. `total`: all memory. `used`: memory that is
+    not zero.
 
-    `dirtied` tells how many bytes differ after how many seconds: ((0.1, 4096.0), ...), by growing seconds. `packed` is
-    the size of a sample after compression over its size before, 1.0 where it does not compress."""
+    `dirtied`: how many bytes differ after how many seconds: ((0.1, 4096.0), ...), in order of seconds. `packed`: the
+    size of a sample after compression, divided by its size before; 1.0 if it does not compress."""
 
     total: int
     used: int
@@ -84,9 +85,9 @@ class MemoryReading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overhead:
-    """What a move takes besides the copying of memory; ms. `before` COPY; `copy`: COPY's own fixed part; `stand`: the
-    hypervisor's downtime where little is left to send; `away`: the domain still stands, until it runs (LOADED, COMMIT,
-    FINISH); `after`: CONFIRM."""
+    """The fixed times of a move besides the copy of memory; ms. `before`: before COPY. `copy`: the fixed part of COPY.
+    `stand`: the hypervisor's downtime with little left to send. `away`: from then until the domain runs on the target
+    (LOADED, COMMIT, FINISH). `after`: CONFIRM."""
 
     before: float
     copy: float
@@ -97,9 +98,8 @@ class Overhead:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
-    """The way between the two nodes. `rate`: bytes/s that a copy gets through it; `scan`: bytes/s at which zero pages
-    are looked through; `probed`: bytes/s that a probe got through just now, 0: none was made; `source` of the rate in
-    words ("3 earlier moves")."""
+    """The path between the two nodes. `rate`: bytes/s of a copy. `scan`: bytes/s of the scan of zero pages. `probed`:
+    bytes/s of a probe just now (0: no probe). `source`: the source of the rate, as text ("3 earlier moves")."""
 
     rate: float
     scan: float
@@ -109,10 +109,10 @@ class Link:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
-    """What a move should come to. Times in ms, rates in bytes/s; `gap_ms` is what a client outside misses.
+    """The forecast of a move. Times in ms, rates in bytes/s. `gap_ms`: the gap that an outside client sees.
 
-    `converges`: it comes to its end under these settings, with the limit `downtime` (ms) and the `throttle` (percent)
-    to which its policy goes, by `steps`. Where not, `why`, and `needed` is the downtime (ms) with which it would."""
+    `converges`: the move completes under these settings, with the limit `downtime` (ms) and the `throttle` (percent)
+    that its policy reaches in `steps`. If not, `why` has the reason, and `needed` the downtime (ms) that is enough."""
 
     converges: bool
     total_ms: float
@@ -131,8 +131,8 @@ class Forecast:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The answer to `veery migrate --plan`. `back`: what would keep the domain from coming back again; `cautions`: what
-    does not keep it from going, and may be felt by its guest."""
+    """The answer to `veery migrate --plan`. `back`: what would prevent a move back. `cautions`: effects that do not
+    prevent the move, but that the guest may notice."""
 
     domain: str
     source: str
@@ -150,8 +150,8 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Processor:
-    """What node `node`'s processor gives to guests, as its hypervisor tells it; `model` in words, `models` those of
-    the hypervisor that it can give whole, `machines` its machine types."""
+    """The processor of node `node` as its hypervisor offers it to guests. `model`: its name. `models`: the hypervisor's
+    CPU models that it fully supports. `machines`: the machine types."""
 
     node: str
     accelerator: str
@@ -166,10 +166,10 @@ class Processor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Baseline:
-    """The processor that new domains get under `accelerator` on a processor of `vendor` ("": of any): what all of
-    `nodes` can give.
+    """The CPU model that new domains get under `accelerator` on a processor of `vendor` ("": any). All of `nodes`
+    support it.
 
-    `level` is the x86-64 psABI's (1 to 4) that it comes up to, `cpu` the hypervisor's own words for it."""
+    `level`: the x86-64 psABI level (1 to 4) that it reaches. `cpu`: its name for the hypervisor."""
 
     accelerator: str
     cpu: str
@@ -182,9 +182,9 @@ class Baseline:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What a source asks a target before a move. `luggage` is the driver's (JSON text); `home` the source's record,
-    to which the domain would come back; `disks` those that would go along, to the folder `disk_dir`; `post_copy`:
-    whether the rest of its memory would follow it."""
+    """The question of a source to a target before a move. `luggage`: the driver's cookie (JSON text). `home`: the
+    record of the source, to which the domain would move back. `disks`: the disks that would move too, to the folder
+    `disk_dir`. `post_copy`: the move would use post-copy."""
 
     domain: str
     source: str
@@ -199,8 +199,8 @@ class Question:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """A target's answer: what stands in the way there, and whether it can reach the source's relocation port. `level`:
-    what its version can do (0: it does not tell)."""
+    """The answer of a target. `blockers`: its obstacles. `way_back`: the obstacles of a move back, such as a closed
+    relocation port of the source. `level`: the level that its version supports (0: not reported)."""
 
     node: str
     blockers: tuple[Blocker, ...]
@@ -218,7 +218,7 @@ LEVELS: tuple[frozenset[str], ...] = (  # x86-64 psABI, "Micro-Architecture Leve
 
 
 def level(features: Iterable[str]) -> int:
-    """The x86-64 level that `features` come up to, 0 for none."""
+    """Return the x86-64 level that `features` reach, 0 for none."""
     have, reached = set(features), 0
     for number, wanted in enumerate(LEVELS, 1):
         if not wanted <= have:
@@ -228,13 +228,13 @@ def level(features: Iterable[str]) -> int:
 
 
 def family(processor: Processor) -> tuple[str, str]:
-    """Accelerator and vendor: the processors of one family share a baseline. Under KVM a guest sees the vendor of its
-    machine, and a guest that has seen one vendor cannot go on with another. What TCG emulates has none."""
+    """Return accelerator and vendor. Processors of one family share a baseline. Under KVM a guest sees its machine's
+    vendor, and cannot continue under another vendor. TCG's processors have no vendor."""
     return processor.accelerator, processor.vendor if processor.accelerator == "kvm" else ""
 
 
 def common(processors: Sequence[Processor]) -> tuple[str, ...]:
-    """The features that all of `processors` can give, sorted."""
+    """Return the sorted features that all of `processors` support."""
     if not processors:
         return ()
     return tuple(sorted(frozenset.intersection(*(frozenset(one.features) for one in processors))))

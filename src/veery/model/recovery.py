@@ -1,4 +1,4 @@
-"""What nodes tell of the store while it is recovered."""
+"""Messages between nodes during a recovery of the store."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 class StoreWord:
     """The answer of GET /v1/recovery: what node `node` knows of the store.
 
-    `voter`: its etcd member has a place in the store. `quorum`: that member knows a leader; None without a member.
-    `restored`: the node does not trust the store. `revision`: its member's; 0 where it does not answer. `member`:
-    etcd's id of the store that its member is of, "" where that is not known. `cluster`: the id of the store that the
-    node knows; `replaced`: ids of stores that were given up by a recovery.
-    `endpoints`: the client URLs of the members that it asks. `still`: a recovery has this node stand still."""
+    `voter`: its etcd is a member of the store. `quorum`: this member knows a leader; None without a member. `restored`:
+    the node does not trust the store. `revision`: that of its member; 0 if it does not answer. `member`: etcd's id of
+    the member's store, "" if not known. `cluster`: the id of the store that the node knows. `replaced`: ids of stores
+    that a recovery gave up. `endpoints`: the client URLs of the members that the node uses. `still`: a recovery keeps
+    this node still."""
 
     node: str
     voter: bool
@@ -29,7 +29,7 @@ class StoreWord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Aside:
-    """The order of POST /v1/recovery/aside: give up the stores `replaced`, and ask the members at `endpoints`."""
+    """The order of POST /v1/recovery/aside: give up the stores `replaced`, and use the members at `endpoints`."""
 
     replaced: tuple[str, ...]
     endpoints: tuple[str, ...]
@@ -37,7 +37,7 @@ class Aside:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recovered:
-    """What a recovery did, or would do. `refusals`: what stands in its way; `steps`: sentences."""
+    """The result or the plan of a recovery. `refusals`: the obstacles. `steps`: sentences."""
 
     refusals: tuple[str, ...] = ()
     steps: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""A node's health as its daemon tells it: the verdict on its sensors, and the signs that led to it."""
+"""The health of a node: the verdict on its sensors, and the signs that led to it."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from enum import StrEnum
 
 
 class NodeVerdict(StrEnum):
-    """What the signs of a node's sensors ask for."""
+    """The action that the signs of a node's sensors ask for."""
 
-    WELL = "well"  # no sign speaks against the node
+    WELL = "well"  # no sign reports a problem
     QUARANTINE = "quarantine"  # the node keeps its domains, and the brain gives it no others
     EVACUATE = "evacuate"  # the domains of the node move away
 
 
 class SensorMode(StrEnum):
-    """How far a sensor's signs may go."""
+    """The strongest action that a sensor's signs can cause."""
 
     OFF = "off"  # its signs do not count
-    TELL = "tell"  # its signs are told, and change nothing
+    TELL = "tell"  # its signs are reported, and have no effect
     QUARANTINE = "quarantine"  # its signs put the node into quarantine at most
-    EVACUATE = "evacuate"  # its signs may have the node emptied
+    EVACUATE = "evacuate"  # its signs can empty the node
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthSign:
-    """One part of a node that is not well, or was not of late. `asks`: what it asks for; `would`: what it would ask for
-    if its sensor's mode allowed that. `since`: epoch. `severe`: the node may die at any moment; `shared`: its cause may
-    lie outside of the node, and show on others too."""
+    """A part of a node that is not well, or recently was not. `asks`: the verdict that it asks for. `would`: the same
+    without the limit of its sensor's mode. `since`: epoch. `severe`: the node may die at any moment. `shared`: the
+    cause can be outside the node, and affect other nodes too."""
 
     sensor: str
     part: str
@@ -43,15 +43,15 @@ class HealthSign:
 
     @property
     def text(self) -> str:
-        """The sign in one line."""
+        """The sign as one line."""
         value = f" ({self.value})" if self.value else ""
         return f"{self.sensor} {self.part}: {self.sentence}{value}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthRecord:
-    """health/NODE: the newest verdict, since when (epoch) it stands, and the signs, the gravest first. `severe`: the
-    node may die at any moment; `singly`: its domains leave one at a time, because copying reads doubtful memory."""
+    """health/NODE: the newest verdict, since when it applies (epoch), and the signs, the gravest first. `severe`: the
+    node may die at any moment. `singly`: its domains leave one at a time, because copying reads doubtful memory."""
 
     verdict: NodeVerdict = NodeVerdict.WELL
     since: float = 0.0
@@ -62,14 +62,14 @@ class HealthRecord:
 
     @property
     def reason(self) -> str:
-        """The gravest sign that led to the verdict; "" where the node is well."""
+        """The gravest sign that led to the verdict; "" if the node is well."""
         if self.verdict is NodeVerdict.WELL:
             return ""
         return next((each.text for each in self.signs if each.asks is self.verdict), "")
 
     @property
     def withheld(self) -> HealthSign | None:
-        """The gravest sign that would have led to more, if its sensor's mode allowed that; None without one."""
+        """The gravest sign that its sensor's mode kept from a worse verdict; None if there is none."""
         more = [each for each in self.signs if _rank(each.would) > _rank(self.verdict)]
         return max(more, key=lambda each: _rank(each.would), default=None)
 
@@ -80,8 +80,8 @@ def _rank(verdict: NodeVerdict) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SensorState:
-    """One sensor on a node's daemon. `age_s`: seconds since its last reading, None before the first; `pace_s`: seconds
-    between two; `level`: the worst of its signs; `late`: its reading is overdue."""
+    """The state of one sensor of a node. `age_s`: seconds since its last reading, None before the first. `pace_s`:
+    seconds between two readings. `level`: the worst level of its signs. `late`: its reading is overdue."""
 
     sensor: str
     level: str
@@ -101,7 +101,7 @@ class HealthChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeHealth:
-    """What a node's daemon tells of its health when it is asked. `modes`: those that the settings name."""
+    """The health that a node's veeryd reports. `modes`: the sensor modes that the settings name."""
 
     node: str
     record: HealthRecord

@@ -1,4 +1,4 @@
-"""Volumes: named disks, each one LUN behind one target; and how a node reaches a disk."""
+"""Volumes: named disks, each one LUN of one target; and the ways in which a node reaches a disk."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from veery.model.domain import DiskFormat, DiskSpec, VifSpec
 
 
 class Backing(StrEnum):
-    """Where a volume's bytes are on its storage node."""
+    """The backing of a volume on its storage node."""
 
     FILE = "file"  # a sparse file
     LVM = "lvm"  # a logical volume
@@ -17,10 +17,10 @@ class Backing(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Volume:
-    """The record of one volume, kept in the store. `size` in bytes (a multiple of 512).
+    """The record of one volume in the store. `size` in bytes (a multiple of 512).
 
-    `path` is where the bytes are on storage node `node`; `tid` is tgt's target id (unique on that node),
-    the LUN is always 1. `portal` is "ADDRESS:PORT".
+    `path`: the file or device on storage node `node`. `tid`: tgt's target id (unique on that node). The LUN is always
+    1. `portal`: "ADDRESS:PORT".
     """
 
     name: str
@@ -37,11 +37,12 @@ class Volume:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VolumeMove:
-    """The move of volume `volume` from storage node `source` to `target`, kept in the store while it is under way:
-    without it no COMMIT succeeds. `was` and `place` are the volume's record as it was and as it will be.
+    """The running move of volume `volume` from storage node `source` to `target`, in the store. Without it no COMMIT
+    succeeds. `was` and `place`: the volume's record before and after the move.
 
-    `domain` (UUID `uuid`) uses it as its disk `vdev` on node `node`; all four "" where nobody does. `rate` in bytes/s
-    (0: unlimited). With `remove_source` the source's bytes go at the end, else they are kept under another name."""
+    `domain` (UUID `uuid`) uses the volume as disk `vdev` on node `node`; all four are "" if no domain does. `rate` in
+    bytes/s (0: unlimited). `remove_source`: the source deletes its data at the end, else it keeps it under another
+    name."""
 
     id: str
     volume: str
@@ -60,8 +61,8 @@ class VolumeMove:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VolumeMoved:
-    """What came of it. Bytes, seconds; `pause_ms` is how long the domain stood still, `kept` where the source's bytes
-    are now ("": they are gone)."""
+    """The result of a volume's move. Bytes, seconds. `pause_ms`: how long the domain was paused. `kept`: the path of
+    the source's old data ("": deleted)."""
 
     volume: str
     source: str
@@ -74,8 +75,8 @@ class VolumeMoved:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Initiator:
-    """One node's credentials at every target: its initiator name and its CHAP user and password. `password` is "" in
-    the store once it is sealed there, and where it is not known."""
+    """The credentials of one node at every target: its initiator name, CHAP user and password. `password` is "" if it
+    is unknown, and in the store once it is sealed there."""
 
     node: str
     iqn: str
@@ -85,7 +86,7 @@ class Initiator:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChapSecret:
-    """A node's CHAP password, sealed. `id` tells which password it is, and nothing of it; `key` is the id of the key
+    """The sealed CHAP password of a node. `id` identifies the password without revealing it. `key`: the id of the key
     that opens it."""
 
     id: str
@@ -107,7 +108,7 @@ class IscsiLun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalDisk:
-    """A file or block device of this node. `direct`: it can be read and written past this node's page cache."""
+    """A file or block device of this node. `direct`: it supports I/O without this node's page cache."""
 
     path: str
     format: DiskFormat
@@ -117,9 +118,9 @@ class LocalDisk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CarriedDisk:
-    """A disk that only the source of a move has, and that goes along. `size` in bytes as the guest sees it,
-    `allocated` those that its file takes; `inode` tells that file from a later one at the same path (0: a device).
-    `target` is its file on the move's target, once that has chosen one."""
+    """A disk that only the source of a move has, and that moves with the domain. `size`: bytes that the guest sees.
+    `allocated`: bytes that the file takes. `inode`: distinguishes the file from a later one at the same path (0: a
+    device). `target`: its file on the target, once the target has chosen one."""
 
     vdev: str
     path: str
@@ -133,7 +134,7 @@ class CarriedDisk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttachedDisk:
-    """A disk of a domain file together with how this node reaches its bytes (None: an empty drive)."""
+    """A disk of a domain file, with the source from which this node reaches its data (None: an empty drive)."""
 
     spec: DiskSpec
     source: IscsiLun | LocalDisk | None
@@ -141,7 +142,7 @@ class AttachedDisk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttachedVif:
-    """An interface of a domain file together with the tap made for it on this node."""
+    """An interface of a domain file, with its tap on this node."""
 
     spec: VifSpec
     device: str
@@ -149,9 +150,9 @@ class AttachedVif:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attachments:
-    """All that the node prepares before a driver starts or receives a domain.
+    """Everything that the node prepares before a driver starts or receives a domain.
 
-    `domid` is the id that the driver's `take_domid` gave for it (taps are named after it); 0: none was asked for."""
+    `domid`: the id from the driver's `take_domid`, after which taps are named; 0: no id was taken."""
 
     domid: int = 0
     disks: tuple[AttachedDisk, ...] = ()

@@ -119,6 +119,6 @@ async def test_it_does_not_for_any_member_nor_for_another_machine(node: NodeA) -
 
 
 async def test_it_does_not_by_an_order_that_was_sent_on(node: NodeA) -> None:
-    with pytest.raises(Refused, match="for itself"):
+    with pytest.raises(Refused, match="must call this route itself"):
         async with await node.callers["b"].open("a", "POST", STILL, json={}, headers={"X-Veery-By": "c"}) as response:
             await read_answer(response)

@@ -68,7 +68,7 @@ def test_the_rest_is_the_real_xls(daemon: StandIn, run: Run, real: Path, words: 
 
 def test_without_xen_they_are_refused(daemon: StandIn, run: Run, real: Path) -> None:
     assert "Domain-0 is this machine itself" in run("vcpu-pin", "0", "all", "0").err
-    assert "there is none here" in run("sched-credit").err
+    assert "this node has no Xen" in run("sched-credit").err
     assert run("vcpu-set", "nothing", "1").code == 1
     assert run("vcpu-set", "busybox", "two").code == 2
     assert run("vcpu-pin", "busybox", "all", "-").code == 2

@@ -66,13 +66,13 @@ def test_the_file_of_a_daemon_that_is_gone_holds_nobody_up(run: Run, folder: Pat
     ("words", "said"),
     [
         (["lst"], "no verb 'lst'; did you mean list?"),
-        (["volume"], "veery volume list|show|create|import|resize|move|delete: say which"),
+        (["volume"], "veery volume needs one of list|show|create|import|resize|move|delete"),
         (["destroy"], "the following arguments are required: DOMAIN"),
         (["destroy", "a", "b"], "unrecognized arguments: b"),
         (["list", "--nonsense"], "unrecognized arguments: --nonsense"),
         (["--nonsense", "list"], "unknown option --nonsense"),
-        (["--node"], "--node wants a value"),
-        (["--json", "destroy", "a"], "--json says nothing here"),
+        (["--node"], "--node needs a value"),
+        (["--json", "destroy", "a"], "this verb does not support --json"),
         (["migrate", "--downtime", "x", "a", "b"], "argument --downtime: invalid int value: 'x'"),
         (["join", "token", "--name", "a", "--address", "::1"], "give TOKEN@ADDRESS, as veery node token prints it"),
         (["init", "--name", "a", "--address", "::1", "--roles", "king"], "no role 'king'; roles are"),
@@ -188,7 +188,7 @@ def test_settings(run: Run, folder: Path) -> None:
     (folder / "bad.toml").write_text("run = \n")
     assert run("--settings", "bad.toml", "list").err.startswith("veery: bad.toml: Invalid value (at line 1")
     (folder / "bad.toml").write_text("run = 1\n")
-    assert run("--settings", "bad.toml", "list").err.startswith("veery: bad.toml: run is no text")
+    assert run("--settings", "bad.toml", "list").err.startswith("veery: bad.toml: run is not a string")
 
 
 def test_a_socket_path_longer_than_an_address(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_init_makes_a_cluster_offline(run: Run, folder: Path) -> None:
     (folder / "veery.toml").write_text(f'run = "{folder}/run"\nstate = "{folder}/state"\n')
     words = ("init", "--name", "stor", "--address", "127.0.0.1", "--roles", "storage,voter", "--cluster", "lab")
     told = run(*words)
-    assert (told.code, told.out) == (0, "Cluster lab begun with node stor (127.0.0.1)\n")
+    assert (told.code, told.out) == (0, "Created cluster lab with node stor (127.0.0.1)\n")
     assert f"volumes in {folder}/state/volumes share a filesystem with veery's own state" in told.err
     assert (folder / "state" / "tls").is_dir()
     again = run(*words)
@@ -237,5 +237,5 @@ def test_odd_bytes_in_an_argument(daemon: StandIn, run: Run, tool: str, verb: st
 @pytest.mark.parametrize("node", ["\u00e9", "\udcff", "\u2603", "a\nb: c"])
 def test_odd_bytes_in_a_nodes_name(daemon: StandIn, run: Run, node: str) -> None:
     told = run("--node", node, "list")
-    assert (told.code, "is no node name" in told.err) == (1, True)
+    assert (told.code, "is not a node name" in told.err) == (1, True)
     assert daemon.seen == []

@@ -19,7 +19,7 @@ TAKEN = {
         '"script": "block-rbd"',
         "",
     ),
-    "keys of Oracle VM": ("OVM_simple_name = 'shop'\n" + LEAST, '"name": "a"', "OVM_simple_name: passed over"),
+    "keys of Oracle VM": ("OVM_simple_name = 'shop'\n" + LEAST, '"name": "a"', "OVM_simple_name: ignored"),
     "memory in quotes": ("name='a'\nkernel='/k'\nmemory='256'\n", '"target_memkb": 262144', ""),
     "screens of a PV domain": (LEAST + "vfb = [ 'vnc=1,vnclisten=192.0.2.1' ]\n", '"listen": "192.0.2.1"', ""),
     "affinities": (LEAST + 'vcpus = 2\ncpus = [ "0", "1" ]\n', '"vcpu_hard_affinity"', ""),
@@ -33,7 +33,7 @@ REFUSED = {
     "mem": ("name='a'\nkernel='/k'\nmem = 256\n", "unknown key 'mem'", "did you mean memory?"),
     "Memory": ("name='a'\nkernel='/k'\nMemory = 256\n", "unexpected 'Memory'", "memory"),
     "a typographic quote": ("name = \u201ca\u201d\n", "typographic quote", "plain quotes"),
-    "a key of ours that is not xl's": (LEAST + "ovm_simple_name = 'shop'\n", "unknown key", "leave it out"),
+    "a key of ours that is not xl's": (LEAST + "ovm_simple_name = 'shop'\n", "unknown key", "remove it"),
 }
 
 

@@ -85,5 +85,5 @@ def test_signals_are_xls_on_a_xen_node(daemon: StandIn, run: Run, real: Path, wo
 
 
 def test_qemu_gives_no_sleep(daemon: StandIn, run: Run) -> None:
-    assert "QEMU gives no sleep" in run("trigger", "busybox", "sleep").err
+    assert "QEMU has no trigger sleep" in run("trigger", "busybox", "sleep").err
     assert run("sysrq", "busybox", "ss").code == 2

@@ -59,8 +59,8 @@ def test_all_nodes_are_shown(daemon: StandIn, run: Run) -> None:
     lines = [" ".join(line.split()) for line in run("node", "health").out.splitlines()]
     assert lines[1].endswith("ago ecc mc0: uncorrected memory errors since boot: 1")
     assert lines[2].startswith("test2 well ")
-    assert lines[2].endswith("(told only; it would be evacuate)")
-    assert lines[3] == "test3 unknown - its veeryd has told nothing yet"
+    assert lines[2].endswith("(reported only; otherwise evacuate)")
+    assert lines[3] == "test3 unknown - its veeryd has not reported yet"
 
 
 def test_of_a_node_that_does_not_answer_the_store_tells(daemon: StandIn, run: Run) -> None:
@@ -68,7 +68,7 @@ def test_of_a_node_that_does_not_answer_the_store_tells(daemon: StandIn, run: Ru
     daemon.routes["GET /v1/verdicts"] = {"test2": _record(SIGN, verdict="evacuate")}
     told = run("node", "health", "test2")
     assert told.code == 0
-    assert "test2 does not answer; this is what it said last" in told.err
+    assert "test2 does not answer; this is its last report" in told.err
     assert told.out.startswith("test2: evacuate, since ")
     assert run("node", "health", "test3").code == 1
 

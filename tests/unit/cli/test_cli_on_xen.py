@@ -142,5 +142,5 @@ def test_without_xen_the_columns_are_there_too(daemon: StandIn, run: Run) -> Non
         "node:    memsize    memfree    distances",
         "   0:      2047        998      10",
     ]
-    assert "are of one node" in run("list", "-A", "-c").err
-    assert "its processors are real" in run("vcpu-list", "0").err
+    assert "show one node only" in run("list", "-A", "-c").err
+    assert "it has no virtual processors" in run("vcpu-list", "0").err

@@ -179,7 +179,7 @@ def test_shutdown_of_all_asks_every_domain_and_tells_who_refused(daemon: StandIn
     assert told.code == 1
     assert "Shutting down domain wren\n" in told.err
     assert "Shutting down domain busybox" not in told.err
-    assert "shutdown was refused by busybox; all others were asked" in told.err
+    assert "shutdown was refused for busybox; all other domains were asked" in told.err
 
 
 def test_shutdown_gives_up_waiting(daemon: StandIn, run: Run) -> None:

@@ -52,7 +52,7 @@ def test_list_tells_of_a_disks_error(daemon: StandIn, run: Run) -> None:
     for words in (["list"], ["list", "-A"]):
         told = run(*words)
         assert told.code == 0
-        assert "busybox stands: disk-xvda: No space left on device; once that is mended: veery unpause" in told.err
+        assert "busybox is paused: disk-xvda: No space left on device; after the repair: veery unpause" in told.err
     assert run("list", tool="xl").err == ""
     assert run("list", "--json").err == ""
 

@@ -69,7 +69,7 @@ def test_one_that_does_not_come_back_is_looked_for(daemon: StandIn, run: Run) ->
 @pytest.mark.parametrize("words", [["--move", "busybox"], ["--to", "test2"]])
 def test_a_domain_and_a_node_are_wanted(run: Run, words: list[str]) -> None:
     told = run("selftest", "kvm", *words)
-    assert (told.code, "go together" in told.err) == (2, True)
+    assert (told.code, "require each other" in told.err) == (2, True)
 
 
 def test_texts_lose_names_and_addresses() -> None:

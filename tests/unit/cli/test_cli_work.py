@@ -87,7 +87,7 @@ def test_a_bar_goes_back_with_a_reason_even_where_the_reading_with_it_was_missed
     daemon.routes["POST /v1/domains/busybox/migrate"] = Lines([*STREAM[:4], far, back, far, *STREAM[5:]])
     told = run("migrate", "busybox", "test2").err
     assert told.count("goes back") == 1
-    assert "busybox -> test2  goes back to 69 %: 40.0 MiB were written meanwhile" in told
+    assert "busybox -> test2  progress goes back to 69 %: the domain wrote 40.0 MiB meanwhile" in told
 
 
 def test_each_step_of_a_policy_is_named_and_post_copy_warns_first(daemon: StandIn, run: Run) -> None:
@@ -296,7 +296,7 @@ def test_import_checks_before_it_sends(daemon: StandIn, run: Run, folder: Path) 
     (folder / "disk.raw").write_bytes(bytes(2 * MIB))
     daemon.routes["GET /v1/volumes"] = [{"volume": {**VOLUME, "size": MIB}, "used_by": []}]
     told = run("volume", "import", "root", "disk.raw")
-    assert (told.code, told.err.splitlines()[0]) == (1, "veery: volume root has 1.0 MiB, 2.0 MiB are needed")
+    assert (told.code, told.err.splitlines()[0]) == (1, "veery: volume root has 1.0 MiB, but 2.0 MiB are needed")
     assert run("volume", "import", "root", "none.raw").err.startswith("veery: no file none.raw")
     assert daemon.orders() == []
 
@@ -341,7 +341,7 @@ def test_an_image_that_names_other_files_is_not_read(
     told = run("volume", "import", "root", "disk", "-q")
     assert told.code == 1
     assert "needs another file" in told.err or "in other files" in told.err
-    assert "hint: where the image was made: qemu-img convert" in told.err
+    assert "hint: on the machine that made the image: qemu-img convert" in told.err
     assert daemon.orders() == []
 
 
@@ -369,4 +369,4 @@ def test_a_damaged_image_is_refused_in_one_line(daemon: StandIn, run: Run, folde
     (folder / "disk").write_bytes(b"QFI\xfb" + os.urandom(4000))
     told = run("volume", "import", "root", "disk", "-q")
     assert (told.code, len(told.err.splitlines())) == (1, 2)
-    assert told.err.startswith("veery: disk cannot be looked at: ")
+    assert told.err.startswith("veery: disk cannot be inspected: ")

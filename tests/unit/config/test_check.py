@@ -44,7 +44,7 @@ def test_names_that_become_paths(field: str, value: str) -> None:
 def test_a_domain_that_has_run_has_a_uuid() -> None:
     new = dataclasses.replace(GOOD, uuid="")
     assert check_spec(new) is new
-    with pytest.raises(Refused, match="no UUID"):
+    with pytest.raises(Refused, match="not a UUID"):
         check_spec(new, settled=True)
 
 
@@ -197,7 +197,7 @@ def test_limits_of_a_disk(limits: DiskLimits) -> None:
 
 
 def test_the_file_parser_asks_the_same_check() -> None:
-    with pytest.raises(Refused, match=r"^web:1:1: ramdisk cannot hold"):
+    with pytest.raises(Refused, match=r"^web:1:1: ramdisk cannot contain"):
         parse_domain('name="web"\nkernel="/k"\nmemory=64\nramdisk="/x\\x1b"\n', "web")
 
 

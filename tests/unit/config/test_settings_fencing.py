@@ -19,7 +19,7 @@ def _load(folder: Path, text: str) -> object:
 def test_a_guard_is_through_before_the_watchdog(tmp_path: Path) -> None:
     _load(tmp_path, '[watchdog]\ndevice = "/dev/watchdog"\ntimeout = 23\n')
     _load(tmp_path, "[watchdog]\ntimeout = 5\n")  # none is set
-    with pytest.raises(Refused, match=r":1: watchdog.timeout 22 is not 3 s more than guard.end"):
+    with pytest.raises(Refused, match=r":1: watchdog.timeout 22 must be 3 s more than guard.end"):
         _load(tmp_path, '[watchdog]\ndevice = "/dev/watchdog"\ntimeout = 22\n')
     with pytest.raises(Refused, match=r":4: watchdog.timeout 60"):
         _load(tmp_path, '[guard]\nend = 0\n\n[watchdog]\ndevice = "/dev/watchdog"\ntimeout = 60\n')

@@ -61,10 +61,10 @@ def test_deprecated_forms_warn() -> None:
         ("rate=10", "invalid rate in `10' in vif", "rate=10Mb/s"),
         ("mtu=big", 'failed to convert "big" to number', "mtu=1500"),
         ("mtu=70000", "out of range", "mtu=1500"),
-        ("bridge=a b", "'a b' is no interface name", "15 characters"),
-        ("vifname=0123456789abcdef", "is no interface name", "15 characters"),
-        ("forwarddev=eth1", "COLO", "leave"),
-        ("bridge=a\nb", "cannot hold '\\n'", "leave"),
+        ("bridge=a b", "'a b' is not an interface name", "15 characters"),
+        ("vifname=0123456789abcdef", "is not an interface name", "15 characters"),
+        ("forwarddev=eth1", "COLO", "remove"),
+        ("bridge=a\nb", "cannot contain '\\n'", "remove"),
     ],
 )
 def test_refusals(spec: str, message: str, hint: str) -> None:

@@ -94,8 +94,8 @@ def test_bad_overrides(override: str) -> None:
         ("a = [ 1, 2\n", "f:1:5: this list is not closed", "end it with ]"),
         ("a = [ 1 2 ]\n", "f:1:9: unexpected '2' in a list", "comma"),
         ("a = 1 b = 2\n", "f:1:7: unexpected 'b' after this setting", "line end missing"),
-        ("Memory = 1\n", "f:1:1: unexpected 'Memory'", "small letters: memory"),
-        ("a = True\n", "f:1:5: True is no value here", "write 1 for true"),
+        ("Memory = 1\n", "f:1:1: unexpected 'Memory'", "lower case: memory"),
+        ("a = True\n", "f:1:5: True is not a value here", "write 1 for true"),
         ("a = 1\r\n", "f:1:6: a carriage return", "DOS"),
         ("import os\n", "f:1:8: unexpected 'os' after 'import'", "not programs"),
         ("a = str(1)\n", "f:1:8: unexpected '('", "not programs"),
@@ -104,9 +104,9 @@ def test_bad_overrides(override: str) -> None:
         ("a =\n", "f:1:4: the line ends where a value was expected", "'string'"),
         ("a", "f:1:2: the file ends after 'a'", "write a = VALUE"),
         (r"a = 'b\q'", r"f:1:7: unknown escape '\\q'", "backslash"),
-        (r"a = '\x00'", "f:1:6: a string cannot hold", "leave it out"),
+        (r"a = '\x00'", "f:1:6: a string cannot contain", "remove it"),
         ("a = '\ud800'", "f:1:6: this is not UTF-8", "UTF-8"),
-        ("a = " + "[" * 100, "f:1:21: lists stand too deep", "three"),
+        ("a = " + "[" * 100, "f:1:21: lists are nested too deep", "three"),
     ],
 )
 def test_an_error_names_its_place_and_what_to_do(text: str, message: str, hint: str) -> None:

@@ -159,7 +159,7 @@ def test_free_texts_reach_nobody_as_more_than_one_line() -> None:
 
 def test_an_offer_is_of_one_domain_and_its_own_disks() -> None:
     assert "offered as" in refused(changed(OFFER, ("domain",), "other"))
-    assert "no disk of the domain" in refused(changed(OFFER, ("disks", 0, "vdev"), "xvdc"))
+    assert "not a disk of the domain" in refused(changed(OFFER, ("disks", 0, "vdev"), "xvdc"))
     assert "too many" in refused(changed(OFFER, ("disks",), [json.loads(msgspec.json.encode(DISK))] * 1000))
     assert "twice" in refused(changed(OFFER, ("disks",), [json.loads(msgspec.json.encode(DISK))] * 2))
 
@@ -285,5 +285,5 @@ async def test_a_source_does_not_offer_what_no_target_takes(tmp_path: Path, cert
     async with two_nodes(tmp_path, certificates) as pair:
         report = await pair.a.move(pair.b, MoveSettings(with_disks=True, disk_dir="../elsewhere"))
         assert report.state is MoveState.FAILED
-        assert "no absolute path" in report.reason
+        assert "not an absolute path" in report.reason
         await pair.check("a")

@@ -90,7 +90,7 @@ def test_the_record_has_the_addresses_of_the_settings(tmp_path: Path) -> None:
     assert (old.storage, old.addresses) == ("10.0.0.1", ("10.0.0.1",))
     file = tmp_path / "veery.toml"
     file.write_text('[storage]\naddress = "stor"\n')
-    with pytest.raises(Refused, match=r"veery.toml:1: storage.address is no IP address: 'stor'"):
+    with pytest.raises(Refused, match=r"veery.toml:1: storage.address is not an IP address: 'stor'"):
         load(file)
 
 
