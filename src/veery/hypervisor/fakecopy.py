@@ -66,7 +66,7 @@ async def passes(
 
 
 def tune(domain: FakeDomain, copy: FakeCopy, tuning: Tuning) -> None:
-    """As Driver.tune, but for stopping the domain. Raises Failed."""
+    """See Driver.tune, but for stopping the domain. Raises Failed."""
     copy.bandwidth = copy.bandwidth if tuning.bandwidth is None else tuning.bandwidth
     copy.downtime = copy.downtime if tuning.downtime is None else tuning.downtime
     if tuning.throttle is not None:

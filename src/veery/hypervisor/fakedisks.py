@@ -36,7 +36,7 @@ def paths_of(attachments: Attachments) -> dict[str, Path]:
 
 
 def look(attachments: Attachments) -> tuple[CarriedDisk, ...]:
-    """As DiskMover.local_disks."""
+    """See DiskMover.local_disks."""
     found = []
     for disk in attachments.disks:
         if isinstance(disk.source, LocalDisk) and disk.spec.readwrite:

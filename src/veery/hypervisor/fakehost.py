@@ -79,12 +79,12 @@ class FakeHost(Mishaps):
     # ---- as base.Driver has them
 
     async def host(self) -> HostReading:
-        """As Driver.host."""
+        """See Driver.host."""
         used = sum(max(domain.memory, domain.most) for domain in self._domains.values())
         return host_reading(self.node, self._cpus, self._memory, self._memory - used)
 
     async def take_domid(self) -> int:
-        """As Driver.take_domid."""
+        """See Driver.take_domid."""
         self._next += 1
         return self._next - 1
 
@@ -106,7 +106,7 @@ class FakeHost(Mishaps):
         if any(other.spec.name == spec.name for other in self._domains.values()):
             raise Refused(f"{spec.name} is the name of another domain here")
         if spec.kernel and not Path(spec.kernel).is_file():
-            raise Refused(f"{spec.name}: kernel {spec.kernel} is not there")
+            raise Refused(f"{spec.name}: kernel {spec.kernel} does not exist")
         if max(spec.memory, spec.maxmem) > (free := (await self.host()).memory_free):
             raise Refused(f"{spec.name}: not enough memory: {free} MiB are free")
 

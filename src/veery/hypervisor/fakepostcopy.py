@@ -17,7 +17,7 @@ from veery.model.move import MoveProgress, Phase
 
 
 async def release(domain: FakeDomain) -> None:
-    """As PostCopier.release."""
+    """See PostCopier.release."""
     behind = _behind(domain)
     if behind.released:
         return
@@ -30,7 +30,7 @@ async def release(domain: FakeDomain) -> None:
 async def drain(
     domain: FakeDomain, report: Report, stall: float, clock: Clock, step: Callable[[], Awaitable[None]]
 ) -> Rest:
-    """As PostCopier.drain; `step` may hold it up."""
+    """See PostCopier.drain; `step` may hold it up."""
     behind = _behind(domain)
     stream = behind.stream
     piece = max(behind.total // SLICES, 1)
@@ -60,7 +60,7 @@ async def _ack(stream: socket.socket, stall: float) -> None:
 
 
 def reconnect(domain: FakeDomain, stream: socket.socket) -> None:
-    """As PostCopier.reconnect."""
+    """See PostCopier.reconnect."""
     behind = _behind(domain)
     behind.close()
     behind.stream = stream.dup()
@@ -72,7 +72,7 @@ def arrive(domain: FakeDomain, stream: socket.socket) -> None:
 
 
 async def rejoin(domain: FakeDomain) -> socket.socket:
-    """As PostCopier.rejoin."""
+    """See PostCopier.rejoin."""
     if domain.stage not in {"arriving", "incoming"}:
         raise Refused(f"{domain.spec.name} does not arrive here")
     if not domain.loaded:

@@ -149,14 +149,14 @@ class Saved(msgspec.Struct):
 
 
 class FakeConsole:
-    """As base.Console. What is typed is echoed, as a terminal does."""
+    """See base.Console. What is typed is echoed, as a terminal does."""
 
     def __init__(self, domain: FakeDomain) -> None:
         """Begin at the backlog of `domain`."""
         self._domain, self._place, self._closed = domain, max(0, len(domain.console) - KEEP), False
 
     async def read(self) -> bytes:
-        """As base.Console.read."""
+        """See base.Console.read."""
         while not self._closed:
             data = bytes(self._domain.console[self._place :])
             if data:
@@ -169,14 +169,14 @@ class FakeConsole:
         return b""
 
     async def write(self, data: bytes) -> None:
-        """As base.Console.write."""
+        """See base.Console.write."""
         if self._domain.gone.is_set() or not self._domain.running:
             raise Failed(f"the console of {self._domain.spec.name} takes no input")
         self._domain.console += data
         self._domain.printed.set()
 
     async def close(self) -> None:
-        """As base.Console.close."""
+        """See base.Console.close."""
         self._closed = True
         self._domain.printed.set()
 

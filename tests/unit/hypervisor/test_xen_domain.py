@@ -98,7 +98,7 @@ def test_interfaces_are_named_as_xen_names_them() -> None:
     ("changes", "said"),
     [
         ({"type": DomainType.HVM}, "hvm is not run on Xen here, because"),
-        ({"kernel": "/missing/vmlinuz"}, "kernel /missing/vmlinuz is not there"),
+        ({"kernel": "/missing/vmlinuz"}, "kernel /missing/vmlinuz does not exist"),
         ({"uuid": ""}, "no UUID"),
     ],
 )

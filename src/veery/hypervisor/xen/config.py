@@ -29,7 +29,7 @@ def check(spec: DomainSpec) -> None:
         )
     for what, path in (("kernel", spec.kernel), ("ramdisk", spec.ramdisk)):
         if path and not Path(path).is_file():
-            raise Refused(f"{spec.name}: {what} {path} is not there", hint="each node needs its own copy of it")
+            raise Refused(f"{spec.name}: {what} {path} does not exist", hint="each node needs its own copy of it")
     for vif in spec.vifs:
         if not vif.mac:
             raise Refused(f"{spec.name}: an interface without a MAC", hint="the domain's record gives it one")

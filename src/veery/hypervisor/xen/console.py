@@ -59,7 +59,7 @@ class XenHub(ConsoleHub):
             pass
 
     async def type(self, data: bytes) -> None:
-        """As ConsoleHub.type."""
+        """See ConsoleHub.type."""
         ends = asyncio.get_running_loop().time() + TYPE_DEADLINE
         left = memoryview(data)
         while left:
@@ -77,7 +77,7 @@ class XenHub(ConsoleHub):
                 await asyncio.sleep(0.02)
 
     async def close(self) -> None:
-        """As ConsoleHub.close."""
+        """See ConsoleHub.close."""
         self.drain()
         self.detach()
         await super().close()

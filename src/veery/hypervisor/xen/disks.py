@@ -30,14 +30,14 @@ class NoInitiator:
     """Where there is none: only files and devices of this node can be disks."""
 
     async def login(self, lun: IscsiLun) -> Path:
-        """As Initiator.login."""
+        """See Initiator.login."""
         raise Refused(f"{lun.iqn}: this node has no kernel initiator", hint="install open-iscsi")
 
     async def logout(self, lun: IscsiLun) -> None:
-        """As Initiator.logout."""
+        """See Initiator.logout."""
 
     async def rescan(self, lun: IscsiLun) -> None:
-        """As Initiator.rescan."""
+        """See Initiator.rescan."""
 
 
 def luns(attachments: Attachments) -> dict[str, IscsiLun]:

@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 class XenDriver:
-    """As base.Driver. `run` holds RUN/xen; it must not survive a boot of the machine, or need not."""
+    """See base.Driver. `run` holds RUN/xen; it must not survive a boot of the machine, or need not."""
 
     name = "xen"
     holds = False  # xl switches over when it thinks fit: slowed down, the domain would stand for that long
@@ -56,7 +56,7 @@ class XenDriver:
     # ---- this machine
 
     async def open(self) -> None:
-        """As Driver.open. A Xen that is missing or too old is told of when a domain is to start; but where domains of
+        """See Driver.open. A Xen that is missing or too old is told of when a domain is to start; but where domains of
         ours may run, Xen must answer: taken for gone, they would be started elsewhere. Raises as Xl.info does."""
         try:
             info = await self._xl.info()
@@ -76,49 +76,49 @@ class XenDriver:
                 self._roster.task(adjusting.reapply(self._xl, domain), f"settings of {domain.record.spec.name}")
 
     async def close(self) -> None:
-        """As Driver.close."""
+        """See Driver.close."""
         await self._roster.close()
 
     async def host(self) -> HostReading:
-        """As Driver.host."""
+        """See Driver.host."""
         if self._missing is not None:
             return machine.reading(None, None)
         info, rows = await self._roster.info(), await self._roster.see()
         return machine.reading(info, next((row for row in rows if row.domid == 0), None))
 
     async def log(self) -> str:
-        """As Driver.log: the hypervisor's own, then what the driver did."""
+        """See Driver.log: the hypervisor's own, then what the driver did."""
         return await self._xl.dmesg() + self._roster.dmesg.text()
 
     # ---- domains
 
     async def list(self) -> tuple[DomainReading, ...]:
-        """As Driver.list."""
+        """See Driver.list."""
         if self._missing is None:
             await self._roster.see()
         return tuple(domain.reading() for domain in self._roster.domains())
 
     def unread(self) -> tuple[str, ...]:
-        """As Driver.unread."""
+        """See Driver.unread."""
         return self._roster.unread()
 
     async def spec(self, uuid: str) -> tuple[DomainSpec, Attachments]:
-        """As Driver.spec; interfaces are named as Xen names them."""
+        """See Driver.spec; interfaces are named as Xen names them."""
         record = self._roster.present(uuid).record
         return record.spec, record.attachments
 
     async def pack(self, uuid: str) -> tuple[DomainSpec, msgspec.Raw]:
-        """As Driver.pack; the luggage is the Build."""
+        """See Driver.pack; the luggage is the Build."""
         record, info = self._roster.domain(uuid).record, await self._ready()
         plan = replace(record.build, xen=f"{info.major}.{info.minor}", dirty_log=info.logs_dirty_pv())
         return record.spec, msgspec.Raw(codec.encode(plan))
 
     async def take_domid(self) -> int:
-        """As Driver.take_domid: 0, it is Xen that numbers domains."""
+        """See Driver.take_domid: 0, it is Xen that numbers domains."""
         return 0
 
     async def start(self, spec: DomainSpec, attachments: Attachments, *, paused: bool = False) -> DomainReading:
-        """As Driver.start."""
+        """See Driver.start."""
         domain = await self._enter(spec, attachments)
         try:
             await self._xl.create(domain.home.config, paused=paused)
@@ -128,26 +128,26 @@ class XenDriver:
             raise
 
     async def destroy(self, uuid: str) -> None:
-        """As Driver.destroy: Xen's own list is read until the domain is off it."""
+        """See Driver.destroy: Xen's own list is read until the domain is off it."""
         await self._passage.end(uuid)
         await self._roster.destroy(uuid)
 
     async def shutdown(self, uuid: str) -> None:
-        """As Driver.shutdown: the guest's kernel reads it from xenstore, control/shutdown."""
+        """See Driver.shutdown: the guest's kernel reads it from xenstore, control/shutdown."""
         await self._xl.shutdown(self._roster.domain(uuid).record.domid)
 
     async def reboot(self, uuid: str) -> None:
-        """As Driver.reboot."""
+        """See Driver.reboot."""
         await self._xl.reboot(self._roster.domain(uuid).record.domid)
 
     async def pause(self, uuid: str) -> None:
-        """As Driver.pause. Xen counts pauses: one that is paused is not paused again."""
+        """See Driver.pause. Xen counts pauses: one that is paused is not paused again."""
         domain = self._roster.free(uuid)
         await self._hold(domain, held=True)
         domain.update(held=True)
 
     async def unpause(self, uuid: str) -> None:
-        """As Driver.unpause."""
+        """See Driver.unpause."""
         domain = self._roster.free(uuid)
         await self._hold(domain, held=False)
         domain.update(held=False)
@@ -163,7 +163,7 @@ class XenDriver:
             raise Failed(f"{name} is {'still running' if held else 'still paused'}", hint="xl list; veery dmesg")
 
     async def rename(self, uuid: str, name: str) -> None:
-        """As Driver.rename."""
+        """See Driver.rename."""
         domain = self._roster.domain(uuid)
         rows = await self._roster.look()
         if any(row.name == name for row in rows if row.domid != domain.record.domid):
@@ -173,7 +173,7 @@ class XenDriver:
         domain.hub.name = name
 
     async def set_memory(self, uuid: str, mebibytes: int) -> None:
-        """As Driver.set_memory."""
+        """See Driver.set_memory."""
         domain = self._roster.domain(uuid)
         most = domain.record.build.memory
         if not 1 <= mebibytes <= most:
@@ -184,18 +184,18 @@ class XenDriver:
         domain.update(spec=replace(domain.record.spec, memory=mebibytes, maxmem=most))
 
     async def adjust(self, uuid: str, spec: DomainSpec) -> None:
-        """As Adjuster.adjust."""
+        """See Adjuster.adjust."""
         domain = self._roster.free(uuid)
         async with domain.lock:
             await adjusting.adjust(self._xl, domain, spec)
             domain.update(spec=spec, build=replace(domain.record.build, memory=most_memory(spec)))
 
     async def vcpus(self, uuid: str) -> tuple[VcpuReading, ...]:
-        """As Driver.vcpus."""
+        """See Driver.vcpus."""
         return await self._xl.vcpus(self._roster.domain(uuid).record.domid)
 
     async def save(self, uuid: str, path: Path, *, offset: int = 0) -> None:
-        """As Driver.save."""
+        """See Driver.save."""
         domain = self._roster.free(uuid)
         held = domain.record.held
         domain.update(stage=Stage.SAVING)
@@ -216,7 +216,7 @@ class XenDriver:
         offset: int = 0,
         paused: bool = False,
     ) -> DomainReading:
-        """As Driver.restore."""
+        """See Driver.restore."""
         plan = codec.decode(bytes(luggage), Build)
         if not path.is_file():
             raise Refused(f"{path}: no such file")
@@ -229,54 +229,54 @@ class XenDriver:
             raise
 
     async def attach_disk(self, uuid: str, disk: AttachedDisk) -> None:
-        """As Driver.attach_disk."""
+        """See Driver.attach_disk."""
         await hotplug.attach_disk(self._roster, self._roster.free(uuid), disk)
 
     async def detach_disk(self, uuid: str, vdev: str) -> None:
-        """As Driver.detach_disk."""
+        """See Driver.detach_disk."""
         await hotplug.detach_disk(self._roster, self._roster.free(uuid), vdev)
 
     async def resize_disk(self, uuid: str, vdev: str, size: int) -> None:
-        """As Driver.resize_disk."""
+        """See Driver.resize_disk."""
         await hotplug.resize_disk(self._roster, self._roster.domain(uuid), vdev)
 
     async def attach_vif(self, uuid: str, vif: AttachedVif) -> None:
-        """As Driver.attach_vif."""
+        """See Driver.attach_vif."""
         await hotplug.attach_vif(self._roster, self._roster.free(uuid), vif)
 
     async def detach_vif(self, uuid: str, mac: str) -> None:
-        """As Driver.detach_vif."""
+        """See Driver.detach_vif."""
         await hotplug.detach_vif(self._roster, self._roster.free(uuid), mac)
 
     async def console(self, uuid: str) -> QemuConsole:
-        """As Driver.console."""
+        """See Driver.console."""
         return self._roster.present(uuid).hub.open()
 
     async def backlog(self, uuid: str) -> bytes:
-        """As Driver.backlog."""
+        """See Driver.backlog."""
         hub = self._roster.present(uuid).hub
         hub.drain()
         return hub.backlog()
 
     async def events(self) -> AsyncIterator[DomainEvent]:
-        """As Driver.events."""
+        """See Driver.events."""
         while True:
             yield await self._roster.events.get()
 
     # ---- before a move
 
     async def abilities(self) -> Abilities:
-        """As Driver.abilities."""
+        """See Driver.abilities."""
         return self._able
 
     async def obstacles(self, spec: DomainSpec, luggage: msgspec.Raw) -> tuple[Blocker, ...]:
-        """As Driver.obstacles."""
+        """See Driver.obstacles."""
         if self._missing is not None:
             return (Blocker(kind=Obstacle.VERSION, reason=self._missing.message, hint=self._missing.hint),)
         return machine.obstacles(spec, codec.decode(bytes(luggage), Build), await self._xl.info())
 
     async def sample(self, uuid: str, *, quick: bool = False) -> MemoryReading:
-        """As Driver.sample. Xen shows nobody a domain's pages: all of them count as used, none as written to."""
+        """See Driver.sample. Xen shows nobody a domain's pages: all of them count as used, none as written to."""
         row = await self._roster.row(uuid)
         size = (row.memory if row else self._roster.domain(uuid).record.build.memory) * MIB
         return MemoryReading(total=size, used=size)
@@ -289,7 +289,7 @@ class XenDriver:
         phys_bits: int = 0,
         machines: Sequence[tuple[str, ...]] = (),
     ) -> tuple[str, tuple[str, ...]]:
-        """As Driver.give. Not on Xen, because xl is not told which features a PV domain gets: it has its node's."""
+        """See Driver.give. Not on Xen, because xl is not told which features a PV domain gets: it has its node's."""
         return "host", ()
 
     # ---- moves
@@ -304,15 +304,15 @@ class XenDriver:
         peer: str,
         means: CopyOptions = ALONE,
     ) -> CopyResult:
-        """As Driver.send."""
+        """See Driver.send."""
         return await self._passage.send(uuid, stream, settings, report, peer=peer, means=means)
 
     async def tune(self, uuid: str, tuning: Tuning) -> None:
-        """As Driver.tune."""
+        """See Driver.tune."""
         await self._passage.tune(uuid, tuning)
 
     async def resume(self, uuid: str) -> None:
-        """As Driver.resume."""
+        """See Driver.resume."""
         await self._passage.resume(uuid)
 
     async def prepare(
@@ -326,7 +326,7 @@ class XenDriver:
         peer: str,
         post_copy: bool = False,
     ) -> DomainReading:
-        """As Driver.prepare."""
+        """See Driver.prepare."""
         plan = codec.decode(bytes(luggage), Build)
         domain = await self._enter(spec, attachments, plan=plan, backlog=backlog, stage=Stage.INCOMING)
         try:
@@ -337,15 +337,15 @@ class XenDriver:
             raise
 
     async def receive(self, uuid: str, stream: socket.socket) -> None:
-        """As Driver.receive."""
+        """See Driver.receive."""
         await self._passage.receive(uuid, stream)
 
     async def stands(self, uuid: str) -> bool:
-        """As Driver.stands."""
+        """See Driver.stands."""
         return await self._passage.stands(uuid)
 
     async def finish(self, uuid: str, *, paused: bool = False, started: float = 0.0) -> None:
-        """As Driver.finish."""
+        """See Driver.finish."""
         await self._passage.finish(uuid, paused=paused, started=started)
 
     # ---- inside

@@ -19,11 +19,11 @@ def check_local(spec: DomainSpec, attachments: Attachments) -> None:
     """Raises Refused where a file or device that a disk is on is not there."""
     for disk in attachments.disks:
         if isinstance(disk.source, LocalDisk) and not Path(disk.source.path).exists():
-            raise Refused(f"{spec.name}: disk {disk.spec.vdev}: {disk.source.path} is not there")
+            raise Refused(f"{spec.name}: disk {disk.spec.vdev}: {disk.source.path} does not exist")
 
 
 async def attach_disk(roster: Registry, domain: Domain, disk: AttachedDisk) -> None:
-    """As Driver.attach_disk."""
+    """See Driver.attach_disk."""
     async with domain.lock:
         record = domain.record
         if any(each.spec.vdev == disk.spec.vdev for each in record.attachments.disks):
@@ -40,7 +40,7 @@ async def attach_disk(roster: Registry, domain: Domain, disk: AttachedDisk) -> N
 
 
 async def detach_disk(roster: Registry, domain: Domain, vdev: str) -> None:
-    """As Driver.detach_disk."""
+    """See Driver.detach_disk."""
     async with domain.lock:
         record = domain.record
         gone = [disk for disk in record.attachments.disks if disk.spec.vdev == vdev]
@@ -56,7 +56,7 @@ async def detach_disk(roster: Registry, domain: Domain, vdev: str) -> None:
 
 
 async def resize_disk(roster: Registry, domain: Domain, vdev: str) -> None:
-    """As Driver.resize_disk: blkback sees at the next request that its device has grown, and tells the guest
+    """See Driver.resize_disk: blkback sees at the next request that its device has grown, and tells the guest
     (Linux, drivers/block/xen-blkback/blkback.c, xen_vbd_resize)."""
     record = domain.record
     found = next((disk for disk in record.attachments.disks if disk.spec.vdev == vdev), None)
@@ -72,7 +72,7 @@ async def resize_disk(roster: Registry, domain: Domain, vdev: str) -> None:
 
 
 async def attach_vif(roster: Registry, domain: Domain, vif: AttachedVif) -> None:
-    """As Driver.attach_vif."""
+    """See Driver.attach_vif."""
     async with domain.lock:
         record = domain.record
         if any(each.spec.mac == vif.spec.mac for each in record.attachments.vifs):
@@ -86,7 +86,7 @@ async def attach_vif(roster: Registry, domain: Domain, vif: AttachedVif) -> None
 
 
 async def detach_vif(roster: Registry, domain: Domain, mac: str) -> None:
-    """As Driver.detach_vif."""
+    """See Driver.detach_vif."""
     async with domain.lock:
         record = domain.record
         kept = tuple(vif for vif in record.attachments.vifs if vif.spec.mac != mac)

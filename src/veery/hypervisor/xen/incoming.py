@@ -79,7 +79,7 @@ class Incoming:
         peer: str,
         tls: Path | None,
     ) -> None:
-        """As Driver.receive. `disks` gives the path here of each disk by its virtual device, `scripts` our hotplug
+        """See Driver.receive. `disks` gives the path here of each disk by its virtual device, `scripts` our hotplug
         scripts (handshake.furnished); `tls` is the folder of the certificates, None: in the clear."""
         assert self._door is not None
         order = {"tls": str(tls or ""), "peer": peer, "disks": dict(disks), "scripts": dict(scripts)}
@@ -97,7 +97,7 @@ class Incoming:
         return (process is not None and process.alive()) or await self._row() is not None
 
     async def finish(self, *, paused: bool) -> Row | None:
-        """As Driver.finish. The waiting xl is given its go; whatever it did not do, or where there is none any more,
+        """See Driver.finish. The waiting xl is given its go; whatever it did not do, or where there is none any more,
         is done here: the domain's processors, its name. What Xen then has, None where that is to be looked at again.
         Idempotent. Raises Failed where it is not loaded, or xl does not do it: it is to be tried again."""
         if not self._folder.exists():

@@ -43,7 +43,7 @@ class MigrationStream:
     async def send(
         self, uuid: str, stream: socket.socket, settings: MoveSettings, report: Report, *, peer: str, means: CopyOptions
     ) -> CopyResult:
-        """As Driver.send."""
+        """See Driver.send."""
         domain = self._roster.free(uuid)
         tls = self._certificates() if settings.tls else None
         row = await self._roster.row(uuid)
@@ -67,14 +67,14 @@ class MigrationStream:
             self._roster.changed()  # the domain stands, or runs on
 
     async def tune(self, uuid: str, tuning: Tuning) -> None:
-        """As Driver.tune."""
+        """See Driver.tune."""
         outgoing = self._out.get(uuid)
         if outgoing is None:
             raise Refused(f"no copy of {self._roster.domain(uuid).record.spec.name} is under way")
         await outgoing.tune(tuning)
 
     async def resume(self, uuid: str) -> None:
-        """As Driver.resume."""
+        """See Driver.resume."""
         domain = self._roster.domain(uuid)
         if domain.record.stage is not Stage.SENDING:
             return
@@ -86,7 +86,7 @@ class MigrationStream:
     # ---- the target
 
     async def prepare(self, domain: Domain, devices: Mapping[str, Path], *, tls: bool, peer: str) -> DomainReading:
-        """As Driver.prepare, for a domain that is written down as INCOMING; `devices` are its LUNs here by virtual
+        """See Driver.prepare, for a domain that is written down as INCOMING; `devices` are its LUNs here by virtual
         device. What is written down is the caller's to remove when this fails."""
         record = domain.record
         paths = {
@@ -104,7 +104,7 @@ class MigrationStream:
         return domain.reading()
 
     async def receive(self, uuid: str, stream: socket.socket) -> None:
-        """As Driver.receive."""
+        """See Driver.receive."""
         domain, incoming = self._roster.domain(uuid), self._in.get(uuid)
         if incoming is None or uuid not in self._expected:
             raise Refused(f"{domain.record.spec.name} is not on its way here")
@@ -112,12 +112,12 @@ class MigrationStream:
         await incoming.receive(stream, disks=paths, scripts=self._roster.scripts, peer=peer, tls=tls)
 
     async def stands(self, uuid: str) -> bool:
-        """As Driver.stands."""
+        """See Driver.stands."""
         incoming = self._in.get(uuid)
         return incoming is not None and await incoming.stands()
 
     async def finish(self, uuid: str, *, paused: bool, started: float) -> None:
-        """As Driver.finish."""
+        """See Driver.finish."""
         domain = self._roster.domain(uuid)
         if domain.record.stage is not Stage.INCOMING:
             return

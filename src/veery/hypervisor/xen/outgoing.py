@@ -93,7 +93,7 @@ class Outgoing:
         peer: str,
         tls: Path | None,
     ) -> CopyResult:
-        """As Driver.send, for the domain in `row`; `tls` is the folder of the certificates, None: in the clear."""
+        """See Driver.send, for the domain in `row`; `tls` is the folder of the certificates, None: in the clear."""
         try:
             return await self._copy(row, stream, settings, report, peer=peer, tls=tls)
         except BaseException as error:
@@ -105,7 +105,7 @@ class Outgoing:
             raise
 
     async def tune(self, tuning: Tuning) -> None:
-        """As Driver.tune: only the bandwidth can be changed, xl itself decides when it switches over."""
+        """See Driver.tune: only the bandwidth can be changed, xl itself decides when it switches over."""
         if self._door is None:
             raise Refused("no copy of it is under way")
         if tuning.bandwidth is not None:
@@ -114,7 +114,7 @@ class Outgoing:
             raise Failed("xl decides itself when it switches over")
 
     async def resume(self) -> None:
-        """As Driver.resume. Idempotent; also where nothing was begun. Raises Failed, OutcomeUnknown."""
+        """See Driver.resume. Idempotent; also where nothing was begun. Raises Failed, OutcomeUnknown."""
         if not self.begun:
             return
         process = session.noted(self._folder / "xl")

@@ -82,7 +82,7 @@ class Domain:
         return row.state
 
     def reading(self) -> DomainReading:
-        """As Driver.list gives it."""
+        """See Driver.list gives it."""
         record, row = self.record, self.row
         return DomainReading(
             name=record.spec.name,
@@ -153,7 +153,7 @@ class Registry:
         return any(self._homes.glob("*/record.json"))
 
     def unread(self) -> tuple[str, ...]:
-        """As Driver.unread: until their folders are removed."""
+        """See Driver.unread: until their folders are removed."""
         self._unread = [path for path in self._unread if path.exists()]
         return tuple(str(path) for path in self._unread)
 
@@ -376,7 +376,7 @@ class Registry:
                 log.warning("iqn=%s not let go: %s", lun.iqn, error.message)
 
     async def destroy(self, uuid: str) -> None:
-        """As Driver.destroy: Xen's list is read until it is off it."""
+        """See Driver.destroy: Xen's list is read until it is off it."""
         domain = self._domains.get(uuid)
         if domain is None:
             return

@@ -169,11 +169,11 @@ class Encrypted(Stream):
 
     @property
     def unsent(self) -> bool:  # type: ignore[override]
-        """As Stream.unsent."""
+        """See Stream.unsent."""
         return bool(self._cipher)
 
     def receive(self) -> bytes | None:
-        """As Stream.receive."""
+        """See Stream.receive."""
         self.early = False
         data = super().receive()
         if data == b"":
@@ -190,7 +190,7 @@ class Encrypted(Stream):
         return b"".join(pieces)
 
     def send(self, data: memoryview) -> int:
-        """As Stream.send: nothing is taken while something waits."""
+        """See Stream.send: nothing is taken while something waits."""
         taken = 0
         if not self._cipher:
             while taken < min(len(data), CHUNK):
@@ -201,7 +201,7 @@ class Encrypted(Stream):
         return taken
 
     def say(self, data: bytes) -> None:
-        """As Stream.say."""
+        """See Stream.say."""
         self._tls.write(data)
         super().say(self._cipher + self._out.read())
 
