@@ -1,7 +1,7 @@
-"""A hypervisor made of memory alone: for tests, simulations and trying things out.
+"""A hypervisor that exists only in memory: for tests, simulations and trying things out.
 
-It keeps every promise of base.Driver and lets its user do what a guest or bad luck would: `end`, `crash_process`,
-`print`, `fail`, `hang`. Moves go over real sockets. Drivers that share a `World` (fakeworld.py) are watched by it."""
+It keeps every promise of base.Driver. Its user can do what a guest or a failure would do: `end`, `crash_process`,
+`print`, `fail`, `hang`. Moves go over real sockets. A `World` (fakeworld.py) watches the drivers that share it."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ from veery.model.volume import AttachedDisk, AttachedVif, Attachments, CarriedDi
 
 
 class FakeDriver(FakeHost):
-    """See base.Driver, of node `node` in `world`, with `memory` MiB."""
+    """The fake driver of node `node` in `world`, with `memory` MiB, as base.Driver says."""
 
     name = "fake"
     holds = True
 
     def __init__(self, node: str, world: World, clock: Clock, *, memory: int = 65536, cpus: int = 8) -> None:
-        """Joins `world` at once."""
+        """Join `world` at once."""
         super().__init__(node, world, clock, memory=memory, cpus=cpus)
         self._lines: list[str] = []
         self._copies: dict[str, FakeCopy] = {}
@@ -148,7 +148,7 @@ class FakeDriver(FakeHost):
         """See Driver.set_memory; this guest obeys."""
         domain = self._domain(uuid)
         if not 1 <= mebibytes <= domain.most:
-            raise Refused(f"{mebibytes} MiB: {domain.spec.name} may have 1 to {domain.most} MiB")
+            raise Refused(f"{mebibytes} MiB is out of range: {domain.spec.name} may have 1 to {domain.most} MiB")
         domain.memory = mebibytes
         domain.spec = replace(domain.spec, memory=mebibytes, maxmem=domain.most)
 
@@ -305,8 +305,8 @@ class FakeDriver(FakeHost):
         peer: str,
         means: CopyOptions = ALONE,
     ) -> CopyResult:
-        """See Driver.send. A pass takes as long as its bytes do at the bandwidth; what `writes` said is dirtied in it
-        is the next pass; once that fits the downtime, or the domain was stopped, it is the last."""
+        """See Driver.send. A pass takes as long as its bytes need at the bandwidth. The bytes that `writes` dirties in
+        it are the next pass. Once these fit the downtime, or the domain was stopped, that pass is the last."""
         domain = self._domain(uuid)
         if not domain.mirrors:
             self._free(uuid)

@@ -81,7 +81,7 @@ async def inspect(
 
 
 def refusal(node: str, domain: str, found: Sequence[Blocker]) -> Refused:
-    """All of `found` as one error of one line, each hint once."""
+    """Return all of `found` as one error of one line, each hint once."""
     hints = dict.fromkeys(each.hint for each in found if each.hint)
     return Refused(
         f"{node} cannot take {domain}: {'; '.join(each.reason for each in found)}",
@@ -90,7 +90,7 @@ def refusal(node: str, domain: str, found: Sequence[Blocker]) -> Refused:
 
 
 async def reply(context: MoveContext, question: Question) -> Reply:
-    """The target's answer to a question of another node."""
+    """Return the target's answer to a question of another node."""
     luggage = msgspec.Raw(question.luggage.encode())
     spec = disks.staying(question.spec, question.disks)
     found, way_back = await asyncio.gather(
@@ -104,7 +104,8 @@ async def reply(context: MoveContext, question: Question) -> Reply:
 
 
 async def port(context: MoveContext, node: Node) -> tuple[Blocker, ...]:
-    """Whether `node` takes a connection of ours on its relocation port, by address and by certificate."""
+    """Return why `node` does not accept a connection of this node on its relocation port, by address and by
+    certificate."""
     try:
         channel = await wire.open_control(
             node.relocation_address or node.address,

@@ -42,7 +42,7 @@ class ConntrackTransfer:
         await asyncio.wait({self._reading}, timeout=TIMEOUT_S)
         if self._reading.done():
             return self._reading.result()
-        log.warning("move=%s tracked connections stay behind: not read in time", self._move)
+        log.warning("move=%s tracked connections were not moved: not read in time", self._move)
         return ()
 
     async def stop(self) -> None:
@@ -54,7 +54,7 @@ class ConntrackTransfer:
         try:
             return await self._attacher.flows(self._spec)
         except VeeryError as error:
-            log.warning("move=%s tracked connections stay behind: %s", self._move, error.message)
+            log.warning("move=%s tracked connections were not moved: %s", self._move, error.message)
             return ()
 
 

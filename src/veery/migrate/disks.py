@@ -75,7 +75,7 @@ def matched(going: Sequence[CarriedDisk], made: Sequence[CarriedDisk]) -> tuple[
     """Return the source's disks, each with the file that the target has made for it. Raises Failed where it has not."""
     targets = {disk.vdev: disk.target for disk in made}
     if set(targets) != {disk.vdev for disk in going}:
-        raise Failed("the target does not take all of its disks", hint="compare `veery version` on both nodes")
+        raise Failed("the target cannot take all disks of the domain", hint="compare `veery version` on both nodes")
     return tuple(replace(disk, target=targets[disk.vdev]) for disk in going)
 
 

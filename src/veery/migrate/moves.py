@@ -290,7 +290,7 @@ class Moves:
             for path in paths[:-REPORTS_KEPT]:
                 path.unlink(missing_ok=True)
         except OSError as error:
-            log.error("move=%s report not kept: %s", report.id, error)
+            log.error("move=%s its report could not be written: %s", report.id, error)
 
 
 def copies_at_once(wanted: int) -> int:

@@ -123,7 +123,7 @@ async def _again(
     answer = await channel.expect((wire.Mending, wire.Told), ANSWER_DEADLINE_S)
     if isinstance(answer, wire.Told):
         if answer.standing == Standing.LOST.value:
-            raise Lost(f"{line.domain}: its devices' state was lost on the way to {line.target}")
+            raise Lost(f"{line.domain}: the state of its devices was lost on the way to {line.target}")
         return True
     near, far = socket.socketpair()
     way.callback(near.close)

@@ -17,7 +17,7 @@ async def within(task: asyncio.Task[T], deadline: float, peer: str) -> T:
         async with asyncio.timeout(deadline):
             return await task
     except TimeoutError as error:
-        raise Failed(f"{peer} did not load what it was sent within {deadline:g} s") from error
+        raise Failed(f"{peer} did not load the copy within {deadline:g} s") from error
 
 
 async def said_by_target(listening: asyncio.Task[Any], error: VeeryError) -> VeeryError:

@@ -118,7 +118,7 @@ class Offer(msgspec.Struct, frozen=True, tag="offer", kw_only=True):
             raise Refused(f"{check.short(self.domain)} is offered as {check.short(self.spec.name)}")
         check.check_spec(self.spec, settled=True)
         check.check_luggage(bytes(self.luggage))
-        _match("the run's id", _WORD, self.boot)
+        _match("the instance's id", _WORD, self.boot)
         _match("the driver's name", _WORD, self.driver)
         _revision("the owner's revision", self.owner_revision)
         _revision("the level", self.level)
@@ -279,7 +279,7 @@ def _check_flow(flow: Flow) -> None:
         try:
             ipaddress.ip_address(address)
         except ValueError as error:
-            raise Unreadable(f"{check.short(address)} is no address of a connection") from error
+            raise Unreadable(f"{check.short(address)} is not a valid address of a connection") from error
     small = (flow.protocol, *flow.scales, *flow.flags, flow.state)
     bounds = ((small, 0xFF), ((flow.source_port, flow.target_port, flow.zone), 0xFFFF))
     for numbers, most in (*bounds, ((flow.status, flow.timeout, flow.mark), 0xFFFFFFFF)):

@@ -149,7 +149,7 @@ def test_doctor_tells_why_nothing_starts() -> None:
 
 def test_a_machine_type_without_a_version_is_refused() -> None:
     for name in ("q35", "pc"):
-        with pytest.raises(Refused, match="another machine type with each QEMU"):
+        with pytest.raises(Refused, match="means another type in each QEMU"):
             machine.pinned(Qemu(machine=name))
     assert machine.pinned(Qemu(machine="pc-q35-9.2")) == "pc-q35-9.2"
     assert machine.pinned(Qemu()) == ""

@@ -97,7 +97,7 @@ def test_interfaces_are_named_as_xen_names_them() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"type": DomainType.HVM}, "hvm is not run on Xen here, because"),
+        ({"type": DomainType.HVM}, "veery runs no hvm domains on Xen, because"),
         ({"kernel": "/missing/vmlinuz"}, "kernel /missing/vmlinuz does not exist"),
         ({"uuid": ""}, "no UUID"),
     ],

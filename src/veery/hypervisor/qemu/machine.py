@@ -103,7 +103,7 @@ def pinned(settings: Qemu) -> str:
     alias."""
     if settings.machine in ALIASES:
         raise Refused(
-            f'machine = "{settings.machine}" under [qemu] is another machine type with each QEMU: no domain could move',
+            f'machine = "{settings.machine}" under [qemu] means another type in each QEMU: no domain could move',
             hint=f"name one with its version: {settings.binary} -machine help lists them",
         )
     return settings.machine

@@ -177,7 +177,7 @@ class Mirrors:
             await sweep(self.domain, self._clock)
             self.domain.mirrors = None
         except VeeryError as error:
-            log.error("domain=%s mirrors not ended: %s", self.domain.record.spec.name, error.message)
+            log.error("domain=%s its mirrors could not be ended: %s", self.domain.record.spec.name, error.message)
 
     async def give_up(self) -> None:
         """Do what `drop` does, and mark the domain, which has run all the time, as a normal one again. Never raises."""

@@ -61,7 +61,7 @@ def obstacle(owner: Owner | None = None) -> str:
         libc = ctypes.CDLL(None, use_errno=True)
         handle = libc.syscall(SYS_USERFAULTFD, os.O_CLOEXEC)
         if handle < 0:
-            return f"the kernel gives no userfaultfd: {os.strerror(ctypes.get_errno())}"
+            return f"the kernel does not allow userfaultfd: {os.strerror(ctypes.get_errno())}"
         os.close(handle)
     return ""
 
@@ -198,7 +198,7 @@ async def reconnect(domain: Domain, stream: socket.socket, clock: Clock) -> None
             await transfer.change(POLL_INTERVAL_S)
         with contextlib.suppress(VeeryError):
             await _pause(transfer, clock)
-    raise Failed(f"{domain.record.spec.name}: the new stream did not continue", hint="veery tries again by itself")
+    raise Failed(f"{domain.record.spec.name}: the new stream did not continue", hint="the source retries automatically")
 
 
 # ---- a move's target

@@ -180,7 +180,7 @@ class Registry:
             await lending.settle(domain)
             await disklimits.limit(domain, *spec.disks)
             yield domain
-            self.dmesg.note(f"{spec.name} ({domid}) {'comes in' if stage is Stage.INCOMING else 'started'}")
+            self.dmesg.note(f"{spec.name} ({domid}) {'is arriving' if stage is Stage.INCOMING else 'started'}")
             self.note_warnings(domain)
         except BaseException:
             if domain is not None:
@@ -201,7 +201,7 @@ class Registry:
 
     def _unlimited(self, why: str) -> None:
         log.warning("limits of domains: %s", why)
-        self.dmesg.note(f"limits are not all in force: {why}")
+        self.dmesg.note(f"some limits are not in force: {why}")
 
     def _owner(self, domid: int) -> Owner | None:
         """Return the user that runs the QEMU of a new domain. Raises Refused where no user is left."""

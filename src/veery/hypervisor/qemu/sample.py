@@ -35,7 +35,7 @@ def sample(pid: int, size: int, *, seed: int = 0, windows: Sequence[float] = WIN
     try:
         return _sample(handle, start, size, Random(seed or None), windows)
     except OSError as error:
-        raise Failed(f"process {pid} went away") from error
+        raise Failed(f"process {pid} has ended") from error
     finally:
         os.close(handle)
 

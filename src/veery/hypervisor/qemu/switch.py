@@ -269,7 +269,7 @@ async def _within(message: str) -> AsyncIterator[None]:
         async with asyncio.timeout(END_DEADLINE_S):
             yield
     except TimeoutError as error:
-        raise Failed(message, hint="veery tries again by itself") from error
+        raise Failed(message, hint="the move of the disk is retried automatically") from error
 
 
 async def _job_row(domain: Domain, vdev: str) -> dict[str, Any] | None:

@@ -1,7 +1,7 @@
-"""The xen driver: domains under Xen, by xl. They outlive us and are found again by their UUIDs.
+"""The xen driver: domains under Xen, run by xl. They outlive veeryd and are found again by their UUIDs.
 
-Not on Xen: post-copy, because xl has none; a move with local disks and a disk's move to another LUN, because blkback
-has no mirror; hvm domains, because their device model's state goes another way than ours."""
+Not on Xen: post-copy, because xl has none; a move with local disks and a disk's switch to another LUN, because blkback
+has no mirror; hvm domains, because their device model's state does not travel in veery's stream."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ log = logging.getLogger(__name__)
 
 
 class XenDriver:
-    """See base.Driver. `run` holds RUN/xen; it must not survive a boot of the machine, or need not."""
+    """The driver of Xen, as base.Driver says. `run` holds RUN/xen, which need not survive a boot of the machine."""
 
     name = "xen"
-    holds = False  # xl switches over when it thinks fit: slowed down, the domain would stand for that long
+    holds = False  # xl decides when to switch over: a slowed copy would pause the domain for longer
 
     def __init__(self, run: Path, tls: Path | None, settings: Xen, initiator: Initiator, clock: Clock) -> None:
-        """`tls` is the folder of the node's certificates (None: no move with TLS); `initiator` has LUNs as devices of
+        """`tls` is the folder of the node's certificates (None: no move with TLS); `initiator` makes LUNs devices of
         this node."""
         self._xl, self._clock = Xl(settings.xl), clock
         self._roster = Registry(run, self._xl, Xenstore(settings.xenstore), initiator, clock)
@@ -56,8 +56,9 @@ class XenDriver:
     # ---- this machine
 
     async def open(self) -> None:
-        """See Driver.open. A Xen that is missing or too old is told of when a domain is to start; but where domains of
-        ours may run, Xen must answer: taken for gone, they would be started elsewhere. Raises as Xl.info does."""
+        """See Driver.open. A Xen that is missing or too old is reported when a domain is to start. But where domains of
+        veery may run, Xen must answer: if they counted as gone, they would be started elsewhere. Raises as Xl.info
+        does."""
         try:
             info = await self._xl.info()
             machine.check(info)
@@ -87,7 +88,7 @@ class XenDriver:
         return machine.reading(info, next((row for row in rows if row.domid == 0), None))
 
     async def log(self) -> str:
-        """See Driver.log: the hypervisor's own, then what the driver did."""
+        """See Driver.log. Returns the hypervisor's own log, then what the driver did."""
         return await self._xl.dmesg() + self._roster.dmesg.text()
 
     # ---- domains
@@ -103,18 +104,18 @@ class XenDriver:
         return self._roster.unread()
 
     async def spec(self, uuid: str) -> tuple[DomainSpec, Attachments]:
-        """See Driver.spec; interfaces are named as Xen names them."""
+        """See Driver.spec. Interfaces are named as Xen names them."""
         record = self._roster.present(uuid).record
         return record.spec, record.attachments
 
     async def pack(self, uuid: str) -> tuple[DomainSpec, msgspec.Raw]:
-        """See Driver.pack; the luggage is the Build."""
+        """See Driver.pack. The luggage is the Build."""
         record, info = self._roster.domain(uuid).record, await self._ready()
         plan = replace(record.build, xen=f"{info.major}.{info.minor}", dirty_log=info.logs_dirty_pv())
         return record.spec, msgspec.Raw(codec.encode(plan))
 
     async def take_domid(self) -> int:
-        """See Driver.take_domid: 0, it is Xen that numbers domains."""
+        """See Driver.take_domid. Returns 0, because Xen itself numbers domains."""
         return 0
 
     async def start(self, spec: DomainSpec, attachments: Attachments, *, paused: bool = False) -> DomainReading:
@@ -128,12 +129,12 @@ class XenDriver:
             raise
 
     async def destroy(self, uuid: str) -> None:
-        """See Driver.destroy: Xen's own list is read until the domain is off it."""
+        """See Driver.destroy. Reads Xen's own list until the domain is no longer on it."""
         await self._passage.end(uuid)
         await self._roster.destroy(uuid)
 
     async def shutdown(self, uuid: str) -> None:
-        """See Driver.shutdown: the guest's kernel reads it from xenstore, control/shutdown."""
+        """See Driver.shutdown. The guest's kernel reads the order from xenstore, control/shutdown."""
         await self._xl.shutdown(self._roster.domain(uuid).record.domid)
 
     async def reboot(self, uuid: str) -> None:
@@ -141,7 +142,7 @@ class XenDriver:
         await self._xl.reboot(self._roster.domain(uuid).record.domid)
 
     async def pause(self, uuid: str) -> None:
-        """See Driver.pause. Xen counts pauses: one that is paused is not paused again."""
+        """See Driver.pause. Xen counts pauses, so a paused domain is not paused again."""
         domain = self._roster.free(uuid)
         await self._hold(domain, held=True)
         domain.update(held=True)
@@ -153,7 +154,7 @@ class XenDriver:
         domain.update(held=False)
 
     async def _hold(self, domain: Domain, *, held: bool) -> None:
-        """Whether xl did as it was told, its exit status does not say: Xen's list does."""
+        """Pause or unpause the domain. xl's exit status is unreliable here, so check Xen's list."""
         domid, uuid, name = domain.record.domid, domain.record.spec.uuid, domain.record.spec.name
         row = await self._roster.row(uuid)
         if row is not None and row.held is not held:
@@ -167,7 +168,7 @@ class XenDriver:
         domain = self._roster.domain(uuid)
         rows = await self._roster.look()
         if any(row.name == name for row in rows if row.domid != domain.record.domid):
-            raise Refused(f"{name} is the name of another domain here", hint="choose another; xl list shows those")
+            raise Refused(f"{name} is the name of another domain here", hint="choose another; xl list shows the names")
         await self._xl.rename(domain.record.domid, name)
         domain.update(spec=replace(domain.record.spec, name=name))
         domain.hub.name = name
@@ -179,7 +180,7 @@ class XenDriver:
         if not 1 <= mebibytes <= most:
             name = domain.record.spec.name
             hint = f"veery mem-max {name} {mebibytes}"
-            raise Refused(f"{mebibytes} MiB: {name} may have 1 to {most} MiB", hint=hint)
+            raise Refused(f"{mebibytes} MiB is out of range: {name} may have 1 to {most} MiB", hint=hint)
         await self._xl.set_memory(domain.record.domid, mebibytes)
         domain.update(spec=replace(domain.record.spec, memory=mebibytes, maxmem=most))
 
@@ -276,7 +277,7 @@ class XenDriver:
         return machine.obstacles(spec, codec.decode(bytes(luggage), Build), await self._xl.info())
 
     async def sample(self, uuid: str, *, quick: bool = False) -> MemoryReading:
-        """See Driver.sample. Xen shows nobody a domain's pages: all of them count as used, none as written to."""
+        """See Driver.sample. Xen does not show a domain's pages: all of them count as used, none as written to."""
         row = await self._roster.row(uuid)
         size = (row.memory if row else self._roster.domain(uuid).record.build.memory) * MIB
         return MemoryReading(total=size, used=size)
@@ -289,7 +290,8 @@ class XenDriver:
         phys_bits: int = 0,
         machines: Sequence[tuple[str, ...]] = (),
     ) -> tuple[str, tuple[str, ...]]:
-        """See Driver.give. Not on Xen, because xl is not told which features a PV domain gets: it has its node's."""
+        """See Driver.give. Not on Xen, because xl cannot select the features of a PV domain: it gets those of its
+        node."""
         return "host", ()
 
     # ---- moves
@@ -351,7 +353,7 @@ class XenDriver:
     # ---- inside
 
     async def _ready(self) -> Info:
-        """What Xen says of itself now. Raises why it cannot be used."""
+        """Return the current Info of Xen. Raises Refused with the reason why it cannot be used."""
         if self._missing is not None:
             raise Refused(self._missing.message, hint=self._missing.hint)
         return await self._xl.info()
@@ -365,7 +367,8 @@ class XenDriver:
         backlog: bytes = b"",
         stage: Stage = Stage.STARTING,
     ) -> Domain:
-        """A domain that is about to be: everything checked, its disks there, written down. Raises Refused."""
+        """Return a new domain that is about to start: checked, its disks logged in, its record written. Raises
+        Refused."""
         info = await self._ready()
         config.check(spec)
         hotplug.check_local(spec, attachments)
@@ -374,7 +377,7 @@ class XenDriver:
         plan = plan or machine.build(spec, info, self._clock.epoch())
         devices = await self._roster.login(attachments)
         try:
-            self._roster.refuse_taken(spec, ())  # another may have come while the disks were seen to
+            self._roster.refuse_taken(spec, ())  # another may have started during the login
             record = Record(domid=0, spec=spec, attachments=attachments, build=plan, stage=stage)
             return self._roster.enter(record, backlog, devices)
         except BaseException:
@@ -382,7 +385,7 @@ class XenDriver:
             raise
 
     async def _up(self, domain: Domain, *, held: bool) -> DomainReading:
-        """It was made: number it, and let it be seen."""
+        """Record the domid of a domain that Xen has made, and connect its console."""
         await self._roster.number(domain)
         await self._roster.listening(domain)
         domain.update(stage=Stage.RUNNING, held=held)
@@ -398,6 +401,6 @@ class XenDriver:
         try:
             await self._roster.end(domain)
         except VeeryError as error:
-            log.error("domain=%s half started, and not ended: %s", domain.record.spec.name, error.message)
+            log.error("domain=%s started only half, and could not be ended: %s", domain.record.spec.name, error.message)
             return
         await self._roster.forget(domain)
