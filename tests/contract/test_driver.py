@@ -174,7 +174,7 @@ async def rig(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[R
         made = FakeRig(tmp_path)
     elif request.param == "xen":
         if request.function.__name__ in HELD:
-            pytest.skip("xl decides itself when it switches over")
+            pytest.skip("xl itself decides when it switches over")
         if xen_parts.REAL and request.function.__name__ in MOVES:
             pytest.skip("one Xen host cannot have a domain twice")
         if request.module.__name__ != "test_driver":

@@ -150,4 +150,4 @@ class Standing:
         await lab.veery(self.node, *hint[1].split())
 
     def _stops(self, log: Path) -> int:
-        return log.read_bytes().count(b"domain=%s stands: disk-xvdb" % self.disk.domain.encode())
+        return log.read_bytes().count(b"domain=%s is stopped: disk-xvdb" % self.disk.domain.encode())

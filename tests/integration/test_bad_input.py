@@ -46,8 +46,8 @@ def shop(lab: Lab, near: Node, workshop: Workshop) -> Iterator[Workshop]:
 # ---- words and files
 
 FILES: dict[str, tuple[dict[str, object], str]] = {
-    "a kernel that is not there": ({"kernel": "/nowhere/vmlinuz"}, "kernel /nowhere/vmlinuz is not there"),
-    "a ramdisk that is not there": ({"ramdisk": "/nowhere/initramfs"}, "ramdisk /nowhere/initramfs is not there"),
+    "a kernel that is not there": ({"kernel": "/nowhere/vmlinuz"}, "kernel /nowhere/vmlinuz does not exist"),
+    "a ramdisk that is not there": ({"ramdisk": "/nowhere/initramfs"}, "ramdisk /nowhere/initramfs does not exist"),
     "more memory than there is": ({"memory": 999999}, "not enough memory"),
     "memory that is no number": ({"memory": "lots"}, "memory must be a number"),
     "more processors than QEMU has": ({"vcpus": 300}, "at most 255 processors"),

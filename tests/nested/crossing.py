@@ -120,7 +120,7 @@ async def held(lab: Lab, before: int) -> None:
 async def alone(lab: Lab, node: str, *, up: Sequence[str] = NODES) -> None:
     """Return once, of the nodes that are `up`, `node` has a session with the LUN and the others have none.
 
-    A target whose source has lost power learns that from the silence (wire.SILENT)."""
+    A target whose source has lost power learns that from the silence (wire.SILENT_S)."""
     ends = time.monotonic() + 150
     while True:
         found = {}

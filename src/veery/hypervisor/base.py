@@ -1,11 +1,11 @@
-"""What a hypervisor driver promises. `qemu.driver.QemuDriver`, `xen.driver.XenDriver` and `fake.FakeDriver` pass one
+"""The contract of a hypervisor driver. `qemu.driver.QemuDriver`, `xen.driver.XenDriver` and `fake.FakeDriver` pass one
 contract suite (tests/contract/test_driver.py).
 
-A driver runs domains and asks nobody whether it may: the owner gate is above it, in veery.node and
-veery.migrate. Domains are named by their UUID. Everything a domain needs from outside (disks, taps) comes in
-as Attachments. A domain outlives the driver: `adopt` finds it again. Methods raise Refused when the domain is not there
-("no domain ... here"), Failed with the hypervisor's own words, OutcomeUnknown when it did not answer in time.
-"""
+A driver runs domains and does not check whether this node may run them: the owner gate is above it, in veery.node and
+veery.migrate. Domains are named by their UUID. The caller passes everything from outside that a domain needs (disks,
+taps) as Attachments. A domain outlives the driver: `adopt` finds it again. Methods raise Refused when this node does
+not have the domain ("no domain ... here"), Failed with the hypervisor's own words, OutcomeUnknown when the hypervisor
+did not answer in time."""
 
 from __future__ import annotations
 
@@ -31,90 +31,91 @@ from veery.model.volume import AttachedDisk, AttachedVif, Attachments, CarriedDi
 
 Report = Callable[[MoveProgress], None]
 ALONE = CopyOptions()
-"""A copy that nobody steers."""
+"""The options of a copy that nothing steers."""
 
 
 class Console(Protocol):
-    """One reader and writer of a domain's console; many may be open on one domain."""
+    """One reader and writer of a domain's console. A domain can have many of them open."""
 
     async def read(self) -> bytes:
-        """The next bytes: first the backlog since boot, then what comes; b"" once the domain is gone."""
+        """Return the next bytes: first the backlog since boot, then new output; b"" once the domain is gone."""
         ...
 
     async def write(self, data: bytes) -> None:
-        """Type `data`."""
+        """Type `data` into the console."""
         ...
 
     async def close(self) -> None:
-        """Leave; the domain does not notice."""
+        """Close this console; the domain does not notice."""
         ...
 
 
 class Driver(Protocol):
-    """The hypervisor of one node. `holds`: a copy that could switch over can be kept from it until its turn comes."""
+    """The hypervisor of one node. `holds`: the driver can keep a copy that is ready from switching over until its turn
+    comes."""
 
     name: str
     holds: bool
 
     # ---- this machine
     async def open(self) -> None:
-        """Make ready; find and take over the domains that already run here (after a restart of ours)."""
+        """Prepare the driver, and find and adopt the domains that already run here (after a restart of veeryd)."""
         ...
 
     async def close(self) -> None:
-        """Let go of every domain without touching it."""
+        """Release every domain without touching it."""
         ...
 
     async def host(self) -> HostReading:
-        """The machine: memory, processors, versions."""
+        """Return what the machine has: memory, processors, versions."""
         ...
 
     async def log(self) -> str:
-        """What `veery dmesg` prints."""
+        """Return the text that `veery dmesg` prints."""
         ...
 
     # ---- domains
     async def list(self) -> tuple[DomainReading, ...]:
-        """Every domain here, by domid. A domain whose hypervisor process does not answer is still listed, and so is
-        one that is just starting: it can be looked at (`spec`, `console`), and takes no orders yet."""
+        """Return every domain of this node, sorted by domid. The list includes a domain whose hypervisor process does
+        not answer, and one that is just starting: `spec` and `console` work for it, other orders do not yet."""
         ...
 
     def unread(self) -> tuple[str, ...]:
-        """What runs here and is not in `list`, because its record on this node cannot be read: one short text each.
-        While there is any, nobody may conclude that a domain which is not listed has ended."""
+        """Return one short text for each domain that runs here but is missing from `list`, because its record on this
+        node cannot be read. While there is any, no caller may conclude that a domain which is not listed has ended."""
         ...
 
     async def spec(self, uuid: str) -> tuple[DomainSpec, Attachments]:
-        """What domain `uuid` was started with, including what was attached and detached since."""
+        """Return what domain `uuid` was started with, including later attaches and detaches."""
         ...
 
     async def pack(self, uuid: str) -> tuple[DomainSpec, msgspec.Raw]:
-        """What must go along with the domain's memory, on a move or in a save file: its spec as it is now, and
-        the driver's luggage (JSON, opaque to all others) from which `prepare` and `restore` build exactly the
-        same devices and go on counting its uptime."""
+        """Return what a move or a save file must carry besides the domain's memory: its current spec, and the driver's
+        luggage. The luggage is JSON and opaque to all others. From it `prepare` and `restore` build exactly the same
+        devices and continue the domain's uptime."""
         ...
 
     async def take_domid(self) -> int:
-        """The id that the next domain will have, not given twice on this node until it reboots: the node names
-        taps after it and hands it to `start`, `restore` or `prepare` as `attachments.domid`."""
+        """Return the id of the next domain. No id is given twice on this node until it reboots. The node names taps
+        after the id and passes it to `start`, `restore` or `prepare` as `attachments.domid`."""
         ...
 
     async def start(self, spec: DomainSpec, attachments: Attachments, *, paused: bool = False) -> DomainReading:
-        """Start a domain. On failure nothing of it is left. Raises Refused for what it can see before
-        (missing kernel, no memory), Failed with the hypervisor's words."""
+        """Start a domain. On failure nothing of it is left. Raises Refused for problems that the driver sees beforehand
+        (missing kernel, not enough memory), Failed with the hypervisor's words."""
         ...
 
     async def destroy(self, uuid: str) -> None:
-        """End the domain at once. Returns only when it is proven that it can no longer write: its process
-        is gone. Succeeds if there is none."""
+        """End the domain at once. Returns only when it is proven that the domain can no longer write: its process is
+        gone. Succeeds if there is no such domain."""
         ...
 
     async def shutdown(self, uuid: str) -> None:
-        """Ask the guest to power off; returns when asked."""
+        """Ask the guest to power off; returns once it was asked."""
         ...
 
     async def reboot(self, uuid: str) -> None:
-        """Restart the guest; returns when asked."""
+        """Restart the guest; returns once it was asked."""
         ...
 
     async def pause(self, uuid: str) -> None:
@@ -122,7 +123,7 @@ class Driver(Protocol):
         ...
 
     async def unpause(self, uuid: str) -> None:
-        """Let them go on."""
+        """Start the domain's processors again."""
         ...
 
     async def rename(self, uuid: str, name: str) -> None:
@@ -134,12 +135,12 @@ class Driver(Protocol):
         ...
 
     async def vcpus(self, uuid: str) -> tuple[VcpuReading, ...]:
-        """Its virtual processors."""
+        """Return the state of the domain's virtual processors."""
         ...
 
     async def save(self, uuid: str, path: Path, *, offset: int = 0) -> None:
-        """Write the domain's memory and devices to `path` and leave it paused (or resume it on failure,
-        removing the file). The first `offset` bytes of the file (a multiple of 4096) are the caller's and stay."""
+        """Write the domain's memory and devices to `path` and leave the domain paused. On failure, resume it and remove
+        the file. The first `offset` bytes of the file (a multiple of 4096) belong to the caller and stay."""
         ...
 
     async def restore(
@@ -153,8 +154,8 @@ class Driver(Protocol):
         offset: int = 0,
         paused: bool = False,
     ) -> DomainReading:
-        """Start the domain that `save` wrote; `spec` and `luggage` as `pack` gave them before, `backlog` is the
-        console's past. On failure nothing of it is left, `path` stays."""
+        """Start the domain that `save` wrote. `spec` and `luggage` are what `pack` returned then; `backlog` is the
+        console's earlier output. On failure nothing of the domain is left, `path` stays."""
         ...
 
     async def attach_disk(self, uuid: str, disk: AttachedDisk) -> None:
@@ -162,7 +163,7 @@ class Driver(Protocol):
         ...
 
     async def detach_disk(self, uuid: str, vdev: str) -> None:
-        """Hot-unplug a disk; returns once the guest let go, raises Failed if it does not."""
+        """Hot-unplug a disk. Returns once the guest released it, raises Failed if it does not."""
         ...
 
     async def resize_disk(self, uuid: str, vdev: str, size: int) -> None:
@@ -178,31 +179,31 @@ class Driver(Protocol):
         ...
 
     async def console(self, uuid: str) -> Console:
-        """Open its console."""
+        """Open the domain's console."""
         ...
 
     async def backlog(self, uuid: str) -> bytes:
-        """The console's last bytes (at most 256 KiB), to go along on a move or into a save file."""
+        """Return the console's last bytes (at most 256 KiB), which a move or a save file carries along."""
         ...
 
     def events(self) -> AsyncIterator[DomainEvent]:
-        """Domains that stopped by themselves, in order, for ever; half domains that are gone too: whose they are, the
-        owner key says. One reader."""
+        """Yield domains that stopped by themselves, in order and without end. Half domains that are gone are among
+        them: the owner key says which node they belong to. Only one caller may read."""
         ...
 
     # ---- before a move
     async def abilities(self) -> Abilities:
-        """What this node's hypervisor can build."""
+        """Return what this node's hypervisor can build."""
         ...
 
     async def obstacles(self, spec: DomainSpec, luggage: msgspec.Raw) -> tuple[Blocker, ...]:
-        """Why a domain, packed like this elsewhere, cannot be built here: every reason, want of memory too.
-        Disks and bridges are the caller's. Raises Failed for luggage that it cannot read."""
+        """Return every reason, lack of memory too, why a domain packed like this elsewhere cannot be built here. The
+        caller checks disks and bridges. Raises Failed for luggage that the driver cannot read."""
         ...
 
     async def sample(self, uuid: str, *, quick: bool = False) -> MemoryReading:
-        """Look at the domain's memory for about a second, or with `quick` once; the guest does not notice. Raises
-        Refused while memory of it is still to come."""
+        """Sample the domain's memory for about a second, or with `quick` once; the guest does not notice. Raises
+        Refused while some of its memory has not arrived yet."""
         ...
 
     def give(
@@ -213,10 +214,10 @@ class Driver(Protocol):
         phys_bits: int = 0,
         machines: Sequence[tuple[str, ...]] = (),
     ) -> tuple[str, tuple[str, ...]]:
-        """From now on new domains get a processor with these `features`, as far as they are of use to guests, by one of
-        these `models` where the hypervisor knows any, with at most `phys_bits` bits of physical addresses (0: not
-        known), and a machine type that is among each node's `machines`. Returns the hypervisor's own words for the
-        processor, and the features that it has. Domains that run keep theirs."""
+        """Give new domains a processor with these `features` from now on, as far as guests can use them. The processor
+        is one of these `models` where the hypervisor knows any, with at most `phys_bits` bits of physical addresses (0:
+        not known). The machine type is one that each node's `machines` has. Returns the hypervisor's own words for the
+        processor, and its features. Running domains keep theirs."""
         ...
 
     # ---- one move: the source's side
@@ -230,23 +231,25 @@ class Driver(Protocol):
         peer: str,
         means: CopyOptions = ALONE,
     ) -> CopyResult:
-        """Copy the domain into `stream`, a connected TCP socket; with settings.tls the hypervisor itself encrypts
-        it and authenticates both ends by the nodes' certificates, `peer` being the target's node name. The
-        caller closes `stream` afterwards, whatever happens.
+        """Copy the domain into `stream`, a connected TCP socket. With settings.tls the hypervisor itself encrypts the
+        stream and authenticates both ends by the nodes' certificates; `peer` is the target's node name. The caller
+        closes `stream` afterwards in every case.
 
-        Returns when the target has loaded everything and the domain is paused here. Raises Failed with the
-        reason, the domain running on and the stream shut down, when the copy did not succeed, no byte moved for
-        settings.stall seconds, or the switch-over took longer than means.guard. Cancelling the task cancels the
-        copy; the domain runs on when the cancellation is through. `report` hears of it several times a second."""
+        Returns when the target has loaded everything and the domain is paused here. Raises Failed with the reason when
+        the copy did not succeed, no byte moved for settings.stall seconds, or the switch-over took longer than
+        means.guard; the domain then runs on and the stream is shut down. Cancelling the task cancels the copy; once the
+        cancellation is done the domain runs on. `report` is called several times a second."""
         ...
 
     async def tune(self, uuid: str, tuning: Tuning) -> None:
-        """Change a `send` that is under way. Raises Refused where none is, Failed for what its means do not allow.
-        Once stopped, a domain stays so until the copy has ended; when it fails the domain runs on."""
+        """Change a `send` that is under way. Raises Refused where there is none, Failed for a change that its means do
+        not allow. A domain that this stopped stays paused until the copy has ended; when the copy fails the domain runs
+        on."""
         ...
 
     async def resume(self, uuid: str) -> None:
-        """Undo a finished or broken `send`: the domain runs on here. Idempotent. Only while the owner is us."""
+        """Undo a finished or broken `send`: the domain runs on here. Idempotent. Call it only while this node is the
+        owner."""
         ...
 
     # ---- one move: the target's side
@@ -261,108 +264,110 @@ class Driver(Protocol):
         peer: str,
         post_copy: bool = False,
     ) -> DomainReading:
-        """Start the empty half domain (state INCOMING) that waits for a stream. `spec` and `luggage` are the
-        source's, from `pack`; `backlog` is the console's past; with `tls` only a stream from node `peer` is
-        taken; `post_copy` as in CopyOptions. On failure nothing of it is left."""
+        """Start the empty half domain (state INCOMING) that waits for a stream. `spec` and `luggage` are the source's,
+        from `pack`; `backlog` is the console's earlier output. With `tls` only a stream from node `peer` is accepted;
+        `post_copy` as in CopyOptions. On failure nothing of the half domain is left."""
         ...
 
     async def receive(self, uuid: str, stream: socket.socket) -> None:
-        """Load `stream` (an accepted TCP socket) into the half domain; returns when everything is loaded, or in
-        post-copy all but the rest of the memory, and it stands paused. Raises Failed when the stream broke, which is
-        then shut down, so that the sender notices at once; the half domain is only good for `destroy`. The caller
-        closes `stream`."""
+        """Load `stream` (an accepted TCP socket) into the half domain. Returns when everything is loaded, or in
+        post-copy everything but the rest of the memory; the domain is then paused. Raises Failed when the stream broke.
+        The stream is then shut down, so that the sender notices at once, and the half domain is only good for
+        `destroy`. The caller closes `stream`."""
         ...
 
     async def stands(self, uuid: str) -> bool:
-        """Whether the loaded half domain is still here, as far as can be seen in a millisecond: it is asked again and
-        again until COMMIT."""
+        """Return whether the loaded half domain still exists, as far as a check of about a millisecond shows. The
+        target calls this again and again until COMMIT."""
         ...
 
     async def finish(self, uuid: str, *, paused: bool = False, started: float = 0.0) -> None:
-        """Let the loaded domain run (or make it a plain paused one), and announce its MACs. One whose guest ended
-        by itself at the source is not let run: `events` reports its end. `started`: when the guest booted last, where
-        that was after `pack` (0: not told). Idempotent. Only after COMMIT."""
+        """Let the loaded domain run (or make it a plain paused one), and announce its MACs. A domain whose guest ended
+        by itself at the source does not run: `events` reports its end. `started` is the time of the guest's last boot,
+        where that was after `pack` (0: the source did not say). Idempotent. Call it only after COMMIT."""
         ...
 
 
 class Lost(Failed):
-    """What was left of a domain's memory cannot be sent any more: the run that has gone on without it has no future."""
+    """The rest of a domain's memory can no longer be sent. The instance that runs without it cannot continue."""
 
 
 class Rest(StrEnum):
-    """How the sending of what a domain left behind has ended, for now."""
+    """How sending the rest of a domain's memory has ended, for now."""
 
     SENT = "sent"  # the target has everything
-    BROKEN = "broken"  # the stream broke, or stood still and was broken off: another is wanted
-    UNSURE = "unsure"  # all went out, and the target has not said that it came
+    BROKEN = "broken"  # the stream broke, or stalled and was shut down: a new stream is needed
+    UNSURE = "unsure"  # everything was sent, but the target has not confirmed it
 
 
 @runtime_checkable
 class PostCopier(Protocol):
-    """What a driver has besides if a domain can go on at its target before all of its memory is there.
+    """Methods that a driver has besides if a domain can run at its target before all of its memory has arrived.
 
-    The source: `send` with means.post_copy; a `tune` with post_copy lets it return early, its result `poised`; until
-    `release` it is undone as any other. Then `drain`, and after a break `reconnect` and `drain` again. The target:
-    `prepare` with post_copy, `receive`, `finish`; then `whole`, and after a break `rejoin`."""
+    On the source: `send` with means.post_copy. A `tune` with post_copy lets it return early with a result that is
+    `poised`; until `release` the copy is undone like any other. Then `drain`, and after a break `reconnect` and `drain`
+    again. On the target: `prepare` with post_copy, `receive`, `finish`; then `whole`, and after a break `rejoin`."""
 
     async def release(self, uuid: str) -> None:
-        """Let a poised copy go over: from here on the domain can go on at the target alone. Only after COMMIT.
-        Idempotent."""
+        """Let a poised copy switch over: from here on the domain can run at the target alone. Call it only after
+        COMMIT. Idempotent."""
         ...
 
     async def drain(self, uuid: str, report: Report, *, stall: float) -> Rest:
-        """Send what is left, until it is there or the stream does not get on: nothing moved for `stall` seconds.
-        Raises Lost when it cannot be sent any more; Refused when there is no such domain."""
+        """Send the rest of the memory until all of it has arrived, or the stream makes no progress: no byte moved for
+        `stall` seconds. Raises Lost when the rest can no longer be sent; Refused when there is no such domain."""
         ...
 
     async def reconnect(self, uuid: str, stream: socket.socket) -> None:
-        """Go on over `stream`, a connected socket whose other end leads to what the target's `rejoin` gave. Raises
-        Failed; then it may be tried again. The caller closes `stream` afterwards."""
+        """Continue over `stream`, a connected socket whose other end leads to the socket that the target's `rejoin`
+        returned. Raises Failed; the caller may then try again. The caller closes `stream` afterwards."""
         ...
 
     async def rejoin(self, uuid: str) -> socket.socket:
-        """Give a broken stream up and wait for another; a connected socket into which its bytes are to go. Raises
-        Failed, Lost when the domain never began to run, Refused when it is not arriving here."""
+        """Drop a broken stream and wait for another one. Returns a connected socket; the caller writes the new stream's
+        bytes into it. Raises Failed, Lost when the domain never began to run, Refused when it is not arriving here."""
         ...
 
     async def whole(self, uuid: str) -> bool:
-        """Whether all of the domain's memory is here. Raises Refused when there is no such domain."""
+        """Return whether all of the domain's memory is here. Raises Refused when there is no such domain."""
         ...
 
     async def lose(self, uuid: str) -> None:
-        """The rest of its memory never comes: end the domain as if its process had died (the event DIED)."""
+        """End the domain as if its process had died (the event DIED), because the rest of its memory will never
+        come."""
         ...
 
 
 @runtime_checkable
 class DiskMover(Protocol):
-    """What a driver has besides if it can take a domain's local disks along on a move; one that cannot lacks it.
+    """Methods that a driver has besides if it can move a domain's local disks along; a driver that cannot lacks them.
 
-    The target, after `prepare`: export_disks. The source: mirror_disks, then `send`, which ends the mirrors while the
-    domain stands still for the last time, so that both copies are the same when it is loaded. `resume` undoes all of
-    it. The target's `receive` takes the export back once everything is loaded."""
+    On the target, after `prepare`: export_disks. On the source: mirror_disks, then `send`. `send` ends the mirrors
+    while the domain is paused for the switch-over, so that both copies are the same when it is loaded. `resume` undoes
+    all of this. The target's `receive` withdraws the export once everything is loaded."""
 
     async def local_disks(self, uuid: str) -> tuple[CarriedDisk, ...]:
-        """The files and block devices of this node that the domain writes, with their sizes as they are now."""
+        """Return the files and block devices of this node that the domain writes, with their current sizes."""
         ...
 
     async def export_disks(self, uuid: str, vdevs: Sequence[str], *, tls: bool, peer: str) -> Path:
-        """Let these disks of a half domain be written through the unix socket that is returned; with `tls` only by
-        node `peer`. Only after `prepare`."""
+        """Return a unix socket through which these disks of a half domain can be written; with `tls` only by node
+        `peer`. Call it only after `prepare`."""
         ...
 
     async def mirror_disks(
         self, uuid: str, vdevs: Sequence[str], through: str, settings: MoveSettings, report: Report, *, peer: str
     ) -> None:
-        """Copy the disks through the abstract unix socket `through`, behind which the target's export is. Returns
-        when the copies are whole; from then on each write of the domain goes to both, until `send` or `resume`.
+        """Copy the disks through the abstract unix socket `through`, which leads to the target's export. Returns when
+        the copies are complete; from then on each write of the domain goes to both nodes, until `send` or `resume`.
 
-        Raises Failed with the reason, the domain running on and no mirror left. Cancelling the task does the same."""
+        Raises Failed with the reason; the domain then runs on and no mirror is left. Cancelling the task does the
+        same."""
         ...
 
 
 class Trigger(StrEnum):
-    """What a domain can be given from outside."""
+    """A signal that veery can give a domain from outside."""
 
     NMI = "nmi"  # a non-maskable interrupt, on every processor
     POWER = "power"  # its power button is pressed
@@ -370,68 +375,75 @@ class Trigger(StrEnum):
 
 @runtime_checkable
 class Signaller(Protocol):
-    """What a driver has besides if it reaches a guest that answers nothing else; one that cannot lacks it."""
+    """Methods that a driver has besides if it can reach a guest that answers nothing else; a driver that cannot lacks
+    them."""
 
     async def trigger(self, uuid: str, what: Trigger) -> None:
-        """Give it `what`; returns when given."""
+        """Send the domain the signal `what`; returns once it was sent."""
         ...
 
     async def sysrq(self, uuid: str, letter: str) -> None:
-        """Send a magic SysRq letter to its kernel; returns when sent. Whether the kernel takes it is not known."""
+        """Send a magic SysRq letter to the domain's kernel; returns once it was sent. Whether the kernel accepts it is
+        not known."""
         ...
 
     async def dump_core(self, uuid: str, path: Path) -> None:
-        """Write its memory to `path`, an ELF core; it stands still meanwhile. Raises Failed, OutcomeUnknown."""
+        """Write the domain's memory to `path`, an ELF core; the domain is paused meanwhile. Raises Failed,
+        OutcomeUnknown."""
         ...
 
 
 @runtime_checkable
 class Adjuster(Protocol):
-    """What a driver has besides if a running domain can get other bounds and shares; one that cannot lacks it."""
+    """Methods that a driver has besides if it can change the limits and shares of a running domain; a driver that
+    cannot lacks them."""
 
     async def adjust(self, uuid: str, spec: DomainSpec) -> None:
         """Give the domain the largest memory, the online processors, the affinities and the share of `spec`, which
-        differs from its own in these alone. They go along with it on a move. Raises Failed with the hypervisor's
-        words; the domain's spec is as it was then."""
+        differs from its own in these alone. A move carries them along. Raises Failed with the hypervisor's words; the
+        domain's spec is then as it was before."""
         ...
 
 
 @runtime_checkable
 class MediumChanger(Protocol):
-    """What a driver has besides if the medium in a CD-ROM drive can be changed; one that cannot lacks it."""
+    """Methods that a driver has besides if it can change the medium in a CD-ROM drive; a driver that cannot lacks
+    them."""
 
     async def change_medium(self, uuid: str, disk: AttachedDisk) -> None:
-        """Have the drive `disk.spec.vdev` hold what `disk` names: nothing where its source is None. The guest is not
-        asked. Raises Refused where the domain has no such drive; Failed, the drive then as it was or empty."""
+        """Put what `disk` names into the drive `disk.spec.vdev`: nothing where its source is None. The guest is not
+        asked. Raises Refused where the domain has no such drive; Failed, with the drive then as it was or empty."""
         ...
 
 
 @runtime_checkable
 class DiskSwitcher(Protocol):
-    """What a driver has besides if a running domain's disk can go over from one LUN to another; one that cannot lacks
-    it. `copy_disk`, then `switch_disk`; `settle_disk` ends what either of them, or an earlier life of ours, left."""
+    """Methods that a driver has besides if it can switch a running domain's disk from one LUN to another; a driver that
+    cannot lacks them. Call `copy_disk`, then `switch_disk`. `settle_disk` ends what either of them left, in this run of
+    veeryd or an earlier one."""
 
     async def copy_disk(
         self, uuid: str, vdev: str, lun: IscsiLun, rate: int, report: Callable[[int, int], None]
     ) -> None:
-        """Copy the disk to `lun`, at most at `rate` bytes/s (0: unlimited), while the domain runs; `report` hears of
-        bytes done and bytes in all. Returns when the copy is whole: from then on each write of the domain goes to both.
+        """Copy the disk to `lun`, at most at `rate` bytes/s (0: unlimited), while the domain runs. `report` is called
+        with the bytes done and the bytes in all. Returns when the copy is complete: from then on each write of the
+        domain goes to both LUNs.
 
-        Raises Refused, or Failed with the reason; the domain runs on with the disk that it had. What there is of the
-        copy stands then, and when it is cancelled, for `settle_disk`."""
+        Raises Refused, or Failed with the reason; the domain runs on with the disk that it had. After a failure or a
+        cancellation the partial copy stays until `settle_disk`."""
         ...
 
     async def switch_disk(self, uuid: str, vdev: str, lun: IscsiLun, commit: Callable[[], Awaitable[None]]) -> float:
-        """Stop the domain, make sure that both are the same, await `commit`, let the domain go on with `lun` alone; the
-        milliseconds for which it stood. Where `commit` raises, it goes on with the disk that it had, and that is
-        raised.
+        """Pause the domain, make sure that both LUNs are the same, await `commit`, then let the domain run with `lun`
+        alone. Returns for how many milliseconds the domain was paused. Where `commit` raises, the domain runs on with
+        the disk that it had, and the error is raised.
 
-        Raises Failed after `commit` when the disk could not be switched yet: the domain stands still, and
-        `settle_disk` is to be asked until it succeeds."""
+        Raises Failed after `commit` when the disk could not be switched yet: the domain is paused, and the caller must
+        call `settle_disk` until it succeeds."""
         ...
 
     async def settle_disk(self, uuid: str, vdev: str, lun: IscsiLun | None) -> None:
-        """The disk is `lun` for good, or with None the one that the domain had: see to it, and let the domain run as it
-        did. Idempotent. To be asked only while the targets answer: a copy whose target hangs cannot be ended without
-        holding up the domain. Raises Refused when the domain is not here, Failed, OutcomeUnknown: ask again."""
+        """Make `lun` the disk's permanent LUN, or with None the one that the domain had, and let the domain run as it
+        did. Idempotent. Call it only while the targets answer: ending a copy whose target hangs would block the domain.
+        Raises Refused when the domain is not here; Failed or OutcomeUnknown: call it again."""
         ...

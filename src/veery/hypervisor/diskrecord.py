@@ -1,4 +1,4 @@
-"""An attached disk as a driver's record can tell it in JSON."""
+"""An attached disk in the form that a driver's record stores as JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from veery.model.volume import AttachedDisk, IscsiLun, LocalDisk
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WrittenDisk:
-    """An AttachedDisk, with the kind of its source told apart."""
+    """An AttachedDisk with one field for each kind of source."""
 
     spec: DiskSpec
     lun: IscsiLun | None = None
@@ -19,7 +19,7 @@ class WrittenDisk:
 
 
 def disks_written(disks: Iterable[AttachedDisk]) -> tuple[WrittenDisk, ...]:
-    """`disks` as they are written."""
+    """Return `disks` in their written form."""
     return tuple(
         WrittenDisk(
             spec=disk.spec,
@@ -31,5 +31,5 @@ def disks_written(disks: Iterable[AttachedDisk]) -> tuple[WrittenDisk, ...]:
 
 
 def disks_read(written: Iterable[WrittenDisk]) -> tuple[AttachedDisk, ...]:
-    """`written` as they were."""
+    """Return the disks of `written`."""
     return tuple(AttachedDisk(spec=disk.spec, source=disk.lun or disk.local) for disk in written)

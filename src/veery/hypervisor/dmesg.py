@@ -1,4 +1,4 @@
-"""What a driver itself has to tell, beside its hypervisor: the lines that `veery dmesg` ends with."""
+"""The driver's own log lines, which follow the hypervisor's in `veery dmesg`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from veery.host.clock import Clock
 
-MAX = 256 << 10  # bytes; older lines go into FILE.1, and that is replaced
+MAX = 256 << 10  # bytes; older lines go into FILE.1, which is replaced
 
 
 class Dmesg:
@@ -26,7 +26,7 @@ class Dmesg:
             file.write(f"{time.strftime('%F %T', time.localtime(self._clock.epoch()))} {line}\n")
 
     def text(self) -> str:
-        """All lines."""
+        """Return all lines."""
         try:
             return self._file.read_text(errors="replace")
         except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""A hypervisor made of memory alone: for tests, simulations and trying things out.
+"""A hypervisor that exists only in memory: for tests, simulations and trying things out.
 
-It keeps every promise of base.Driver and lets its user do what a guest or bad luck would: `end`, `crash_process`,
-`print`, `fail`, `hang`. Moves go over real sockets. Drivers that share a `World` (fakeworld.py) are watched by it."""
+It keeps every promise of base.Driver. Its user can do what a guest or a failure would do: `end`, `crash_process`,
+`print`, `fail`, `hang`. Moves go over real sockets. A `World` (fakeworld.py) watches the drivers that share it."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ from veery.model.volume import AttachedDisk, AttachedVif, Attachments, CarriedDi
 
 
 class FakeDriver(FakeHost):
-    """As base.Driver, of node `node` in `world`, with `memory` MiB."""
+    """The fake driver of node `node` in `world`, with `memory` MiB, as base.Driver says."""
 
     name = "fake"
     holds = True
 
     def __init__(self, node: str, world: World, clock: Clock, *, memory: int = 65536, cpus: int = 8) -> None:
-        """Joins `world` at once."""
+        """Join `world` at once."""
         super().__init__(node, world, clock, memory=memory, cpus=cpus)
         self._lines: list[str] = []
         self._copies: dict[str, FakeCopy] = {}
@@ -62,38 +62,38 @@ class FakeDriver(FakeHost):
     # ---- this machine
 
     async def open(self) -> None:
-        """As Driver.open: the domains are where they were."""
+        """See Driver.open: the domains are where they were."""
         await self._step("open")
 
     async def close(self) -> None:
-        """As Driver.close."""
+        """See Driver.close."""
 
     async def log(self) -> str:
-        """As Driver.log."""
+        """See Driver.log."""
         return "".join(f"{line}\n" for line in self._lines)
 
     # ---- domains
 
     async def list(self) -> tuple[DomainReading, ...]:
-        """As Driver.list."""
+        """See Driver.list."""
         return tuple(self._reading(domain) for domain in sorted(self._domains.values(), key=lambda one: one.domid))
 
     def unread(self) -> tuple[str, ...]:
-        """As Driver.unread."""
+        """See Driver.unread."""
         return self.unread_records
 
     async def spec(self, uuid: str) -> tuple[DomainSpec, Attachments]:
-        """As Driver.spec."""
+        """See Driver.spec."""
         domain = self._domain(uuid)
         return domain.spec, domain.attachments
 
     async def pack(self, uuid: str) -> tuple[DomainSpec, msgspec.Raw]:
-        """As Driver.pack; the luggage is when it was started."""
+        """See Driver.pack; the luggage is when it was started."""
         domain = self._domain(uuid)
         return domain.spec, msgspec.Raw(codec.encode({"started": domain.started}))
 
     async def start(self, spec: DomainSpec, attachments: Attachments, *, paused: bool = False) -> DomainReading:
-        """As Driver.start."""
+        """See Driver.start."""
         await self._check(spec)
         await self._step("start")
         domain = await self._make(spec, attachments, self._clock.epoch())
@@ -104,56 +104,56 @@ class FakeDriver(FakeHost):
         return self._reading(domain)
 
     async def destroy(self, uuid: str) -> None:
-        """As Driver.destroy."""
+        """See Driver.destroy."""
         await self._step("destroy")
         domain = self._domains.get(uuid)
         if domain is not None:
             self._drop(domain)
 
     async def shutdown(self, uuid: str) -> None:
-        """As Driver.shutdown; this guest obeys, unless it is deaf still."""
+        """See Driver.shutdown; this guest obeys, unless it is deaf still."""
         domain = self._domain(uuid)
         await self._step("shutdown")
         if self._clock.now() >= domain.deaf_until:
             self.end(uuid, DomainEnd.POWEROFF)
 
     async def reboot(self, uuid: str) -> None:
-        """As Driver.reboot; this guest obeys."""
+        """See Driver.reboot; this guest obeys."""
         self._domain(uuid)
         await self._step("reboot")
         self.end(uuid, DomainEnd.REBOOT)
 
     async def pause(self, uuid: str) -> None:
-        """As Driver.pause."""
+        """See Driver.pause."""
         domain = self._free(uuid)
         await self._step("pause")
         self._stop(domain)
         domain.held = True
 
     async def unpause(self, uuid: str) -> None:
-        """As Driver.unpause."""
+        """See Driver.unpause."""
         domain = self._free(uuid)
         await self._step("unpause")
         domain.held = False
         self._go(domain)
 
     async def rename(self, uuid: str, name: str) -> None:
-        """As Driver.rename."""
+        """See Driver.rename."""
         domain = self._domain(uuid)
         if any(other.spec.name == name for other in self._domains.values() if other is not domain):
             raise Refused(f"{name} is the name of another domain here")
         domain.spec = replace(domain.spec, name=name)
 
     async def set_memory(self, uuid: str, mebibytes: int) -> None:
-        """As Driver.set_memory; this guest obeys."""
+        """See Driver.set_memory; this guest obeys."""
         domain = self._domain(uuid)
         if not 1 <= mebibytes <= domain.most:
-            raise Refused(f"{mebibytes} MiB: {domain.spec.name} may have 1 to {domain.most} MiB")
+            raise Refused(f"{mebibytes} MiB is out of range: {domain.spec.name} may have 1 to {domain.most} MiB")
         domain.memory = mebibytes
         domain.spec = replace(domain.spec, memory=mebibytes, maxmem=domain.most)
 
     async def vcpus(self, uuid: str) -> tuple[VcpuReading, ...]:
-        """As Driver.vcpus."""
+        """See Driver.vcpus."""
         domain = self._domain(uuid)
         return tuple(
             VcpuReading(number=number, cpu=-1, seconds=domain.seconds(self._clock.now()))
@@ -161,7 +161,7 @@ class FakeDriver(FakeHost):
         )
 
     async def save(self, uuid: str, path: Path, *, offset: int = 0) -> None:
-        """As Driver.save."""
+        """See Driver.save."""
         domain = self._free(uuid)
         self._stop(domain)
         try:
@@ -188,7 +188,7 @@ class FakeDriver(FakeHost):
         offset: int = 0,
         paused: bool = False,
     ) -> DomainReading:
-        """As Driver.restore."""
+        """See Driver.restore."""
         await self._check(spec)
         await self._step("restore")
         try:
@@ -203,7 +203,7 @@ class FakeDriver(FakeHost):
         return self._reading(domain)
 
     async def attach_disk(self, uuid: str, disk: AttachedDisk) -> None:
-        """As Driver.attach_disk."""
+        """See Driver.attach_disk."""
         domain = self._free(uuid)
         if any(each.vdev == disk.spec.vdev for each in domain.spec.disks):
             raise Refused(f"{domain.spec.name} has {disk.spec.vdev} already")
@@ -211,7 +211,7 @@ class FakeDriver(FakeHost):
         fit_devices(domain, (*domain.attachments.disks, disk), domain.attachments.vifs)
 
     async def detach_disk(self, uuid: str, vdev: str) -> None:
-        """As Driver.detach_disk; this guest lets go."""
+        """See Driver.detach_disk; this guest lets go."""
         domain = self._free(uuid)
         kept = tuple(each for each in domain.attachments.disks if each.spec.vdev != vdev)
         if len(kept) == len(domain.attachments.disks):
@@ -220,14 +220,14 @@ class FakeDriver(FakeHost):
         fit_devices(domain, kept, domain.attachments.vifs)
 
     async def resize_disk(self, uuid: str, vdev: str, size: int) -> None:
-        """As Driver.resize_disk."""
+        """See Driver.resize_disk."""
         domain = self._domain(uuid)
         if not any(each.vdev == vdev for each in domain.spec.disks):
             raise Refused(f"{domain.spec.name} has no disk {vdev}")
         await self._step("resize_disk")
 
     async def attach_vif(self, uuid: str, vif: AttachedVif) -> None:
-        """As Driver.attach_vif."""
+        """See Driver.attach_vif."""
         domain = self._free(uuid)
         if any(each.mac == vif.spec.mac for each in domain.spec.vifs):
             raise Refused(f"{domain.spec.name} has {vif.spec.mac} already")
@@ -235,7 +235,7 @@ class FakeDriver(FakeHost):
         fit_devices(domain, domain.attachments.disks, (*domain.attachments.vifs, vif))
 
     async def detach_vif(self, uuid: str, mac: str) -> None:
-        """As Driver.detach_vif; this guest lets go."""
+        """See Driver.detach_vif; this guest lets go."""
         domain = self._free(uuid)
         kept = tuple(each for each in domain.attachments.vifs if each.spec.mac != mac)
         if len(kept) == len(domain.attachments.vifs):
@@ -244,26 +244,26 @@ class FakeDriver(FakeHost):
         fit_devices(domain, domain.attachments.disks, kept)
 
     async def console(self, uuid: str) -> FakeConsole:
-        """As Driver.console."""
+        """See Driver.console."""
         return FakeConsole(self._domain(uuid))
 
     async def backlog(self, uuid: str) -> bytes:
-        """As Driver.backlog."""
+        """See Driver.backlog."""
         return bytes(self._domain(uuid).console[-KEEP:])
 
     async def events(self) -> AsyncIterator[DomainEvent]:
-        """As Driver.events."""
+        """See Driver.events."""
         while True:
             yield await self._events.get()
 
     # ---- before a move
 
     async def abilities(self) -> Abilities:
-        """As Driver.abilities."""
+        """See Driver.abilities."""
         return self.able
 
     async def obstacles(self, spec: DomainSpec, luggage: msgspec.Raw) -> tuple[Blocker, ...]:
-        """As Driver.obstacles."""
+        """See Driver.obstacles."""
         started_of(luggage)
         await self._step("obstacles")
         found = no_room(max(spec.memory, spec.maxmem), (await self.host()).memory_free)
@@ -272,7 +272,7 @@ class FakeDriver(FakeHost):
         return found
 
     async def sample(self, uuid: str, *, quick: bool = False) -> MemoryReading:
-        """As Driver.sample: all its memory is in use, and none of it changes."""
+        """See Driver.sample: all its memory is in use, and none of it changes."""
         domain = self._domain(uuid)
         if domain.stage in {"incoming", "arriving"}:
             raise Refused(f"{domain.spec.name} is still arriving")
@@ -288,7 +288,7 @@ class FakeDriver(FakeHost):
         phys_bits: int = 0,
         machines: Sequence[tuple[str, ...]] = (),
     ) -> tuple[str, tuple[str, ...]]:
-        """As Driver.give."""
+        """See Driver.give."""
         self.given, self.models = tuple(sorted(features)), tuple(sorted(models))
         self.phys_bits, self.machines = phys_bits, tuple(machines)
         return f"fake,{','.join(self.given)}", self.given
@@ -305,8 +305,8 @@ class FakeDriver(FakeHost):
         peer: str,
         means: CopyOptions = ALONE,
     ) -> CopyResult:
-        """As Driver.send. A pass takes as long as its bytes do at the bandwidth; what `writes` said is dirtied in it
-        is the next pass; once that fits the downtime, or the domain was stopped, it is the last."""
+        """See Driver.send. A pass takes as long as its bytes need at the bandwidth. The bytes that `writes` dirties in
+        it are the next pass. Once these fit the downtime, or the domain was stopped, that pass is the last."""
         domain = self._domain(uuid)
         if not domain.mirrors:
             self._free(uuid)
@@ -347,7 +347,7 @@ class FakeDriver(FakeHost):
         return CopyResult(downtime_ms=last / copy.rate * 1000, bytes=copy.sent + last, rounds=copy.rounds)
 
     async def tune(self, uuid: str, tuning: Tuning) -> None:
-        """As Driver.tune."""
+        """See Driver.tune."""
         domain = self._domain(uuid)
         copy = self._copies.get(uuid)
         if copy is None:
@@ -358,7 +358,7 @@ class FakeDriver(FakeHost):
             self._stop(domain)
 
     async def resume(self, uuid: str) -> None:
-        """As Driver.resume."""
+        """See Driver.resume."""
         domain = self._domain(uuid)
         await self._step("resume")
         domain.end_disks()
@@ -379,7 +379,7 @@ class FakeDriver(FakeHost):
         peer: str,
         post_copy: bool = False,
     ) -> DomainReading:
-        """As Driver.prepare."""
+        """See Driver.prepare."""
         await self._check(spec)
         await self._step("prepare")
         domain = await self._make(spec, attachments, started_of(luggage))
@@ -388,7 +388,7 @@ class FakeDriver(FakeHost):
         return self._reading(domain)
 
     async def receive(self, uuid: str, stream: socket.socket) -> None:
-        """As Driver.receive."""
+        """See Driver.receive."""
         domain = self._domain(uuid)
         try:
             await self._step("receive")
@@ -403,11 +403,11 @@ class FakeDriver(FakeHost):
             raise
 
     async def stands(self, uuid: str) -> bool:
-        """As Driver.stands."""
+        """See Driver.stands."""
         return uuid in self._domains
 
     async def finish(self, uuid: str, *, paused: bool = False, started: float = 0.0) -> None:
-        """As Driver.finish."""
+        """See Driver.finish."""
         domain = self._domain(uuid)
         await self._step("finish")
         if domain.stage != "incoming":
@@ -422,13 +422,13 @@ class FakeDriver(FakeHost):
     # ---- post-copy
 
     async def release(self, uuid: str) -> None:
-        """As PostCopier.release."""
+        """See PostCopier.release."""
         domain = self._domain(uuid)
         await self._step("release")
         await fakepostcopy.release(domain)
 
     async def drain(self, uuid: str, report: Report, *, stall: float) -> Rest:
-        """As PostCopier.drain."""
+        """See PostCopier.drain."""
 
         async def step() -> None:
             await self._step("drain")
@@ -436,24 +436,24 @@ class FakeDriver(FakeHost):
         return await fakepostcopy.drain(self._domain(uuid), report, stall, self._clock, step)
 
     async def reconnect(self, uuid: str, stream: socket.socket) -> None:
-        """As PostCopier.reconnect."""
+        """See PostCopier.reconnect."""
         await self._step("reconnect")
         fakepostcopy.reconnect(self._domain(uuid), stream)
 
     async def rejoin(self, uuid: str) -> socket.socket:
-        """As PostCopier.rejoin."""
+        """See PostCopier.rejoin."""
         await self._step("rejoin")
         return await fakepostcopy.rejoin(self._domain(uuid))
 
     async def whole(self, uuid: str) -> bool:
-        """As PostCopier.whole."""
+        """See PostCopier.whole."""
         domain = self._domain(uuid)
         if domain.stage == "arriving" and domain.whole:
             domain.stage = "running"
         return domain.stage not in {"incoming", "arriving"}
 
     async def lose(self, uuid: str) -> None:
-        """As PostCopier.lose."""
+        """See PostCopier.lose."""
         domain = self._domain(uuid)
         domain.stage = "running"
         self.crash_process(uuid)
@@ -461,11 +461,11 @@ class FakeDriver(FakeHost):
     # ---- disks that go along
 
     async def local_disks(self, uuid: str) -> tuple[CarriedDisk, ...]:
-        """As DiskMover.local_disks."""
+        """See DiskMover.local_disks."""
         return fakedisks.look(self._domain(uuid).attachments)
 
     async def export_disks(self, uuid: str, vdevs: Sequence[str], *, tls: bool, peer: str) -> Path:
-        """As DiskMover.export_disks."""
+        """See DiskMover.export_disks."""
         domain = self._domain(uuid)
         await self._step("export_disks")
         paths = fakedisks.paths_of(domain.attachments)
@@ -476,7 +476,7 @@ class FakeDriver(FakeHost):
     async def mirror_disks(
         self, uuid: str, vdevs: Sequence[str], through: str, settings: MoveSettings, report: Report, *, peer: str
     ) -> None:
-        """As DiskMover.mirror_disks."""
+        """See DiskMover.mirror_disks."""
         domain = self._free(uuid)
         paths = fakedisks.paths_of(domain.attachments)
         total = left = sum(paths[vdev].stat().st_size for vdev in vdevs)

@@ -13,7 +13,7 @@ from veery.hypervisor.fakeworld import (
     DEVICES,
     END,
     ENDS,
-    LEAST,
+    SLICE_LEAST_S,
     SLICES,
     FakeCopy,
     FakeDomain,
@@ -38,15 +38,15 @@ async def passes(
     clock: Clock,
     step: Callable[[], Awaitable[None]],
 ) -> int:
-    """Pass after pass while the domain runs; the bytes of the last one, for which it is to stand still. `step` may hold
-    it up."""
+    """Send pass after pass while the domain runs; return the bytes of the last pass, for which it must be paused.
+    `step` may delay it."""
     total = remaining = domain.memory * MIB
     while True:
         copy.rounds += 1
         begun, left = clock.now(), remaining
         for _ in range(SLICES):
             piece = remaining // SLICES
-            await clock.sleep(max(piece / copy.rate, LEAST))
+            await clock.sleep(max(piece / copy.rate, SLICE_LEAST_S))
             await write(stream, b".", stall)
             copy.sent, left = copy.sent + piece, left - piece
             report(progress(copy, left, total))
@@ -54,7 +54,7 @@ async def passes(
             if copy.leaving:
                 return left
         while copy.means.hold and not copy.downtime and domain.running:
-            report(progress(copy, 0, total))  # it looks for no freshly written pages
+            report(progress(copy, 0, total))  # it does not scan for freshly written pages
             await clock.sleep(0.01)
             await step()
         seconds = clock.now() - begun
@@ -66,7 +66,7 @@ async def passes(
 
 
 def tune(domain: FakeDomain, copy: FakeCopy, tuning: Tuning) -> None:
-    """As Driver.tune, but for stopping the domain. Raises Failed."""
+    """See Driver.tune. This does not stop the domain. Raises Failed."""
     copy.bandwidth = copy.bandwidth if tuning.bandwidth is None else tuning.bandwidth
     copy.downtime = copy.downtime if tuning.downtime is None else tuning.downtime
     if tuning.throttle is not None:
@@ -78,7 +78,7 @@ def tune(domain: FakeDomain, copy: FakeCopy, tuning: Tuning) -> None:
 
 
 async def send_end(domain: FakeDomain, stream: socket.socket, stall: float) -> None:
-    """Let it go along that the guest has ended, where it has. Raises OSError."""
+    """Send along that the guest has ended, where it has. Raises OSError."""
     ended = domain.ended or domain.unseen
     if ended is not None:
         state = DomainEnd.POWEROFF if ended is DomainEnd.REBOOT else ended
@@ -86,12 +86,12 @@ async def send_end(domain: FakeDomain, stream: socket.socket, stall: float) -> N
 
 
 async def load(domain: FakeDomain, stream: socket.socket) -> None:
-    """The other end: everything, or in post-copy all but the rest. Raises Failed, OSError."""
+    """Read the other end: everything, or in post-copy all but the rest. Raises Failed, OSError."""
     head = b""
     while not head.endswith(b"\n"):
         head += await read(stream, 60)
     if codec.decode(head, Header).uuid != domain.spec.uuid:
-        raise Failed(f"{domain.spec.name}: another domain came in")
+        raise Failed(f"{domain.spec.name}: the stream is of another domain")
     while (data := await read(stream, 60)) not in (END, DEVICES):
         domain.unseen = ENDS.get(data, domain.unseen)
     domain.loaded, domain.whole = True, data == END

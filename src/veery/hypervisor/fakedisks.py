@@ -1,4 +1,4 @@
-"""How fake drivers carry local disks: whole files over the sockets that QEMU's NBD would use.
+"""Local disks of fake drivers on a move: whole files over the sockets that QEMU's NBD would use.
 
 A connection carries one disk, as often as it is pushed: a line of JSON, the file's bytes, and "!" as the answer."""
 
@@ -16,18 +16,18 @@ from veery.errors import Failed
 from veery.model import codec
 from veery.model.volume import Attachments, CarriedDisk, LocalDisk
 
-DEADLINE = 20.0
+PUSH_DEADLINE_S = 20.0
 
 
 class Push(msgspec.Struct):
-    """What comes before a file's bytes."""
+    """The line before a file's bytes."""
 
     vdev: str
     size: int
 
 
 def paths_of(attachments: Attachments) -> dict[str, Path]:
-    """The files of a domain's disks by vdev, as far as it may write them."""
+    """Return the files of a domain's disks by vdev, as far as it may write them."""
     return {
         disk.spec.vdev: Path(disk.source.path)
         for disk in attachments.disks
@@ -36,7 +36,7 @@ def paths_of(attachments: Attachments) -> dict[str, Path]:
 
 
 def look(attachments: Attachments) -> tuple[CarriedDisk, ...]:
-    """As DiskMover.local_disks."""
+    """See DiskMover.local_disks."""
     found = []
     for disk in attachments.disks:
         if isinstance(disk.source, LocalDisk) and disk.spec.readwrite:
@@ -57,7 +57,7 @@ def look(attachments: Attachments) -> tuple[CarriedDisk, ...]:
 
 @dataclass(slots=True)
 class Export:
-    """A half domain's disks, to be written through the socket `path`."""
+    """A half domain's disks, which the source writes through the socket `path`."""
 
     files: dict[str, Path]
     folder: tempfile.TemporaryDirectory[str] = field(default_factory=lambda: tempfile.TemporaryDirectory("-veery-fake"))
@@ -69,11 +69,11 @@ class Export:
         return Path(self.folder.name) / "disks"
 
     async def open(self) -> None:
-        """Serve."""
+        """Begin to serve."""
         self.server = await asyncio.start_unix_server(self._take, self.path)
 
     def close(self) -> None:
-        """Serve no more."""
+        """Stop serving."""
         if self.server is not None:
             self.server.close()
         self.folder.cleanup()
@@ -90,7 +90,7 @@ class Export:
 
 @dataclass(slots=True)
 class Mirror:
-    """One disk on its way, as seen by its source."""
+    """One disk that is being carried, as its source sees it."""
 
     vdev: str
     path: Path
@@ -107,9 +107,9 @@ class Mirror:
         return cls(vdev, path, reader, writer)
 
     async def push(self) -> int:
-        """Make the other side the same as ours; the bytes sent. Raises Failed."""
+        """Make the other side's copy equal to this one; return the bytes sent. Raises Failed."""
         try:
-            async with asyncio.timeout(DEADLINE):
+            async with asyncio.timeout(PUSH_DEADLINE_S):
                 data = self.path.read_bytes()
                 self.writer.write(codec.encode(Push(self.vdev, len(data))) + b"\n" + data)
                 await self.writer.drain()
@@ -119,5 +119,5 @@ class Mirror:
             raise Failed(f"the copy of {self.vdev} broke") from error
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self.writer.close()

@@ -1,4 +1,4 @@
-"""The machine of a fake driver: its memory, its domains, and what their guests or bad luck do to them."""
+"""The machine of a fake driver: its memory, its domains, and the actions of their guests or of failures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class FakeHost(Mishaps):
     """The domains of node `node` in `world`, which has `memory` MiB."""
 
     def __init__(self, node: str, world: World, clock: Clock, *, memory: int = 65536, cpus: int = 8) -> None:
-        """Joins `world` at once."""
+        """Join `world` at once."""
         super().__init__()
         self.node, self.world, self._clock, self._memory, self._cpus = node, world, clock, memory, cpus
         self._domains: dict[str, FakeDomain] = {}
@@ -25,10 +25,11 @@ class FakeHost(Mishaps):
         self._events: asyncio.Queue[DomainEvent] = asyncio.Queue()
         world.drivers[node] = self
 
-    # ---- what a guest, or bad luck, would do
+    # ---- actions of a guest, or of a failure
 
     def end(self, uuid: str, end: DomainEnd, *, seen: bool = True) -> None:
-        """The guest powers off, reboots or crashes by itself; unless `seen`, the driver was away when it did."""
+        """Let the guest power off, reboot or crash by itself. Unless `seen`, the driver was not running at that
+        time."""
         domain = self._domain(uuid)
         if end is DomainEnd.REBOOT and domain.spec.on_reboot in {OnEvent.RESTART, OnEvent.SOFT_RESET}:
             domain.started = self._clock.epoch()
@@ -39,52 +40,52 @@ class FakeHost(Mishaps):
             self._see_end(domain)
 
     def _see_end(self, domain: FakeDomain) -> bool:
-        """Whether the guest has ended; reported once."""
+        """Return whether the guest has ended; report it once."""
         if domain.unseen is not None and domain.ended is None:
             domain.ended = domain.unseen
             self._events.put_nowait(DomainEvent(domain.spec.uuid, domain.ended))
         return domain.ended is not None
 
     def crash_process(self, uuid: str) -> None:
-        """The domain's process is gone, and nobody asked for it."""
+        """Remove the domain's process without an order."""
         domain = self._domain(uuid)
         self._drop(domain)
         self._events.put_nowait(DomainEvent(uuid, DomainEnd.DIED))
 
     def print(self, uuid: str, data: bytes) -> None:
-        """The guest prints `data`."""
+        """Let the guest print `data`."""
         domain = self._domain(uuid)
         domain.console += data
         domain.printed.set()
 
     def runs(self, uuid: str) -> bool:
-        """Whether the processors of domain `uuid` run here."""
+        """Return whether the processors of domain `uuid` run here."""
         domain = self._domains.get(uuid)
         return domain is not None and domain.running
 
     def writes(self, uuid: str, rate: float) -> None:
-        """The guest writes `rate` bytes of its memory a second, never the same ones twice in a pass."""
+        """Let the guest write `rate` bytes of its memory a second, never the same ones twice in a pass."""
         self._domain(uuid).writes = rate
 
     def deafen(self, uuid: str, seconds: float) -> None:
-        """The guest does not hear its power button for `seconds`."""
+        """Let the guest ignore its power button for `seconds`."""
         self._domain(uuid).deaf_until = self._clock.now() + seconds
 
     def disk_fails(self, uuid: str, reason: str, *, times: int = 1) -> None:
-        """The domain stands because of its disk, until it is let go for the `times`th time."""
+        """Stop the domain because of its disk, until it is resumed for the `times`th time."""
         domain = self._domain(uuid)
         self._stop(domain)
         domain.fault, domain.faults = reason, times
 
-    # ---- as base.Driver has them
+    # ---- methods of base.Driver
 
     async def host(self) -> HostReading:
-        """As Driver.host."""
+        """See Driver.host."""
         used = sum(max(domain.memory, domain.most) for domain in self._domains.values())
         return host_reading(self.node, self._cpus, self._memory, self._memory - used)
 
     async def take_domid(self) -> int:
-        """As Driver.take_domid."""
+        """See Driver.take_domid."""
         self._next += 1
         return self._next - 1
 
@@ -106,7 +107,7 @@ class FakeHost(Mishaps):
         if any(other.spec.name == spec.name for other in self._domains.values()):
             raise Refused(f"{spec.name} is the name of another domain here")
         if spec.kernel and not Path(spec.kernel).is_file():
-            raise Refused(f"{spec.name}: kernel {spec.kernel} is not there")
+            raise Refused(f"{spec.name}: kernel {spec.kernel} does not exist")
         if max(spec.memory, spec.maxmem) > (free := (await self.host()).memory_free):
             raise Refused(f"{spec.name}: not enough memory: {free} MiB are free")
 

@@ -1,4 +1,4 @@
-"""What goes wrong with a fake driver when its user says so: calls that fail, and calls that hang."""
+"""Failures of a fake driver that its user orders: calls that fail, and calls that hang."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ Step = str
 
 
 class Mishaps:
-    """A driver's steps, each of which may be told to fail or to hang."""
+    """The steps of a driver, each of which can be made to fail or to hang."""
 
     def __init__(self) -> None:
         self._failures: dict[Step, list[VeeryError]] = {}
         self._hangs: dict[Step, asyncio.Event] = {}
 
     def fail(self, step: Step, error: VeeryError) -> None:
-        """The next call of `step` raises `error`, before it has changed anything; may be called several times."""
+        """Make the next call of `step` raise `error` before it changes anything; may be called several times."""
         self._failures.setdefault(step, []).append(error)
 
     def hang(self, step: Step) -> Callable[[], None]:
-        """Calls of `step` wait until the function returned here is called."""
+        """Make calls of `step` wait until the function returned here is called."""
         gate = self._hangs[step] = asyncio.Event()
 
         def release() -> None:

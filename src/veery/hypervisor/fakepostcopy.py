@@ -1,4 +1,4 @@
-"""Post-copy between fake drivers: what a domain left behind follows it, over a stream that can break and be
+"""Post-copy between fake drivers: the rest of a domain's memory follows it, over a stream that can break and be
 replaced."""
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from veery.errors import Failed, Refused
 from veery.host import tasks
 from veery.host.clock import Clock
 from veery.hypervisor.base import Lost, Report, Rest
-from veery.hypervisor.fakeworld import DEVICES, END, LEAST, SLICES, Behind, FakeDomain, read, unless, write
+from veery.hypervisor.fakeworld import DEVICES, END, SLICE_LEAST_S, SLICES, Behind, FakeDomain, read, unless, write
 from veery.model.move import MoveProgress, Phase
 
 
 async def release(domain: FakeDomain) -> None:
-    """As PostCopier.release."""
+    """See PostCopier.release."""
     behind = _behind(domain)
     if behind.released:
         return
@@ -30,13 +30,13 @@ async def release(domain: FakeDomain) -> None:
 async def drain(
     domain: FakeDomain, report: Report, stall: float, clock: Clock, step: Callable[[], Awaitable[None]]
 ) -> Rest:
-    """As PostCopier.drain; `step` may hold it up."""
+    """See PostCopier.drain. `step` may delay it."""
     behind = _behind(domain)
     stream = behind.stream
     piece = max(behind.total // SLICES, 1)
     try:
         while stream is not None and behind.left > 0:
-            await clock.sleep(max(min(piece, behind.left) / behind.rate, LEAST))
+            await clock.sleep(max(min(piece, behind.left) / behind.rate, SLICE_LEAST_S))
             await step()
             await unless(domain.gone, write(stream, b".", stall))
             behind.left = max(0, behind.left - piece)
@@ -60,24 +60,24 @@ async def _ack(stream: socket.socket, stall: float) -> None:
 
 
 def reconnect(domain: FakeDomain, stream: socket.socket) -> None:
-    """As PostCopier.reconnect."""
+    """See PostCopier.reconnect."""
     behind = _behind(domain)
     behind.close()
     behind.stream = stream.dup()
 
 
 def arrive(domain: FakeDomain, stream: socket.socket) -> None:
-    """The target has the devices; what follows on `stream`, which is ours, is taken in by a task of the domain's."""
+    """Receive the rest from `stream`, which this function owns, in a task of the domain: the target has the devices."""
     domain.coming = asyncio.create_task(_take_in(domain, stream), name=f"{domain.spec.name} arrives")
 
 
 async def rejoin(domain: FakeDomain) -> socket.socket:
-    """As PostCopier.rejoin."""
+    """See PostCopier.rejoin."""
     if domain.stage not in {"arriving", "incoming"}:
-        raise Refused(f"{domain.spec.name} does not arrive here")
+        raise Refused(f"{domain.spec.name} is not arriving here")
     if not domain.loaded:
         if domain.broken:
-            raise Lost(f"{domain.spec.name}: its devices' state was lost on the way")
+            raise Lost(f"{domain.spec.name}: the state of its devices was lost on the way")
         raise Failed(f"{domain.spec.name} is not loaded yet")
     if domain.coming is not None:
         await tasks.stop(domain.coming)
@@ -97,5 +97,5 @@ async def _take_in(domain: FakeDomain, stream: socket.socket) -> None:
 
 def _behind(domain: FakeDomain) -> Behind:
     if domain.behind is None:
-        raise Lost(f"{domain.spec.name} has left nothing behind")
+        raise Lost(f"{domain.spec.name} has no memory left to send")
     return domain.behind

@@ -1,4 +1,4 @@
-"""What fake drivers are made of: the world they share, their domains, consoles and streams."""
+"""The parts of fake drivers: the world they share, their domains, consoles and streams."""
 
 from __future__ import annotations
 
@@ -23,37 +23,37 @@ RATE = 1 << 30
 """Bytes/s of a copy without a limit."""
 SLICES = 4
 """Readings in one pass."""
-LEAST = 0.002
-"""Seconds that a slice takes at least."""
+SLICE_LEAST_S = 0.002
+"""A slice takes at least this time."""
 END = b"e"
 ENDS = {b"p": DomainEnd.POWEROFF, b"c": DomainEnd.CRASH, b"w": DomainEnd.WATCHDOG}
-"""The run state of a guest that has ended, as it goes along in the stream: a reboot looks like a power-off."""
+"""The run state, as the stream carries it, of a guest that has ended: a reboot looks like a power-off."""
 DEVICES = b"d"
-"""All but the rest of the memory has come: the domain can run."""
+"""Everything but the rest of the memory has arrived: the domain can run."""
 
 
 class Runner(Protocol):
     """A driver, as the world sees it."""
 
     def runs(self, uuid: str) -> bool:
-        """Whether the processors of domain `uuid` run there."""
+        """Return whether the processors of domain `uuid` run there."""
         ...
 
 
 @dataclass(slots=True)
 class World:
-    """What several fake drivers have in common. `twice` lists every (time, uuid, nodes) at which a domain ran in
-    more than one place: it must stay empty."""
+    """The state that several fake drivers share. `twice` lists every (time, uuid, nodes) at which a domain ran in more
+    than one place: it must stay empty."""
 
     drivers: dict[str, Runner] = field(default_factory=dict)
     twice: list[tuple[float, str, tuple[str, ...]]] = field(default_factory=list)
 
     def running(self, uuid: str) -> tuple[str, ...]:
-        """The nodes on which the processors of domain `uuid` run now."""
+        """Return the nodes on which the processors of domain `uuid` run now."""
         return tuple(name for name, driver in self.drivers.items() if driver.runs(uuid))
 
     def look(self, uuid: str, now: float) -> None:
-        """Note it if domain `uuid` runs twice."""
+        """Record it if domain `uuid` runs twice."""
         nodes = self.running(uuid)
         if len(nodes) > 1:
             self.twice.append((now, uuid, nodes))
@@ -80,10 +80,11 @@ class Behind:
 
 @dataclass(slots=True)
 class FakeDomain:
-    """One fake domain. `stage` as the qemu driver's: running, incoming, arriving, sending. `behind`: what it left here
-    when it went on elsewhere by post-copy; `coming`: what takes that in there, `whole` once all is in; `broken`: what
-    came in before it could run broke off. `unseen`: how its guest ended, as its driver is still to find out.
-    `faults`: how often it must be let go before its disk, which has the `fault`, takes its write."""
+    """One fake domain. `stage` as in the qemu driver: running, incoming, arriving, sending. `behind`: the rest that
+    stays here when the domain runs elsewhere by post-copy; `coming`: the task that receives the rest there, `whole`
+    once it has all of it; `broken`: the stream broke before the domain could run. `unseen`: how its guest ended, which
+    its driver has not noticed yet. `faults`: how often it must be resumed before its disk, which has the `fault`,
+    accepts its write."""
 
     spec: DomainSpec
     attachments: Attachments
@@ -114,11 +115,11 @@ class FakeDomain:
     broken: bool = False
 
     def seconds(self, now: float) -> float:
-        """The processor time it used."""
+        """Return the processor time that it has used."""
         return self.ran + (now - self.since if self.running else 0.0)
 
     def end_disks(self) -> None:
-        """No disk of it is carried any more."""
+        """Stop carrying its disks."""
         for mirror in self.mirrors:
             mirror.close()
         self.mirrors = []
@@ -127,7 +128,7 @@ class FakeDomain:
         self.export = None
 
     def end_rest(self) -> None:
-        """Nothing follows it any more, neither from here nor to here."""
+        """Stop the rest of its memory, both from here and to here."""
         if self.behind is not None:
             self.behind.close()
         if self.coming is not None:
@@ -136,27 +137,27 @@ class FakeDomain:
 
 
 class Header(msgspec.Struct):
-    """What a fake stream begins with; `size` in bytes."""
+    """The beginning of a fake stream; `size` in bytes."""
 
     uuid: str
     size: int
 
 
 class Saved(msgspec.Struct):
-    """What a fake save file holds."""
+    """The contents of a fake save file."""
 
     spec: DomainSpec
 
 
 class FakeConsole:
-    """As base.Console. What is typed is echoed, as a terminal does."""
+    """See base.Console. What is typed is echoed, as a terminal does."""
 
     def __init__(self, domain: FakeDomain) -> None:
         """Begin at the backlog of `domain`."""
         self._domain, self._place, self._closed = domain, max(0, len(domain.console) - KEEP), False
 
     async def read(self) -> bytes:
-        """As base.Console.read."""
+        """See base.Console.read."""
         while not self._closed:
             data = bytes(self._domain.console[self._place :])
             if data:
@@ -169,20 +170,20 @@ class FakeConsole:
         return b""
 
     async def write(self, data: bytes) -> None:
-        """As base.Console.write."""
+        """See base.Console.write."""
         if self._domain.gone.is_set() or not self._domain.running:
-            raise Failed(f"the console of {self._domain.spec.name} takes no input")
+            raise Failed(f"the console of {self._domain.spec.name} accepts no input")
         self._domain.console += data
         self._domain.printed.set()
 
     async def close(self) -> None:
-        """As base.Console.close."""
+        """See base.Console.close."""
         self._closed = True
         self._domain.printed.set()
 
 
 def state_of(domain: FakeDomain) -> DomainState:
-    """What a list shows."""
+    """Return the state that a list shows."""
     if domain.stage == "incoming":
         return DomainState.INCOMING
     if domain.ended is not None:
@@ -191,7 +192,7 @@ def state_of(domain: FakeDomain) -> DomainState:
 
 
 def reading_of(domain: FakeDomain, seconds: float) -> DomainReading:
-    """What a list tells of a domain that used so much processor time."""
+    """Return the reading of a domain that has used `seconds` of processor time."""
     return DomainReading(
         name=domain.spec.name,
         uuid=domain.spec.uuid,
@@ -206,7 +207,7 @@ def reading_of(domain: FakeDomain, seconds: float) -> DomainReading:
 
 
 def host_reading(node: str, cpus: int, memory: int, free: int) -> HostReading:
-    """A machine of `memory` MiB, of which so many are `free`."""
+    """Return the reading of a machine with `memory` MiB, of which `free` are free."""
     return HostReading(
         host=node,
         release="0",
@@ -224,19 +225,19 @@ def host_reading(node: str, cpus: int, memory: int, free: int) -> HostReading:
 
 
 def fit_devices(domain: FakeDomain, disks: tuple[AttachedDisk, ...], vifs: tuple[AttachedVif, ...]) -> None:
-    """From now on the domain has these."""
+    """Give the domain these devices from now on."""
     domain.attachments = replace(domain.attachments, disks=disks, vifs=vifs)
     domain.spec = replace(domain.spec, disks=tuple(each.spec for each in disks), vifs=tuple(each.spec for each in vifs))
 
 
 def started_of(luggage: msgspec.Raw) -> float:
-    """When the domain that `luggage` belongs to was started."""
+    """Return when the domain of `luggage` was started."""
     return codec.decode(bytes(luggage), dict[str, float])["started"]
 
 
 @dataclass(slots=True)
 class FakeCopy:
-    """A copy under way: what may be tuned, and how far it is."""
+    """A copy under way: its settings that can be tuned, and its progress."""
 
     bandwidth: int
     downtime: int
@@ -249,12 +250,12 @@ class FakeCopy:
 
     @property
     def rate(self) -> int:
-        """Bytes/s."""
+        """Its speed in bytes/s."""
         return self.bandwidth or RATE
 
 
 def progress(copy: FakeCopy, left: int, total: int) -> MoveProgress:
-    """The reading of `copy` with `left` bytes of this pass to go."""
+    """Return the reading of `copy` with `left` bytes of this pass to go."""
     return MoveProgress(
         phase=Phase.COPY,
         transferred=copy.sent,
@@ -268,7 +269,7 @@ def progress(copy: FakeCopy, left: int, total: int) -> MoveProgress:
 
 
 async def unless(gone: asyncio.Event, work: Coroutine[None, None, None]) -> None:
-    """Await `work`; raises ConnectionError as soon as `gone` is set."""
+    """Await `work`; raise ConnectionError as soon as `gone` is set."""
     working, ending = asyncio.ensure_future(work), asyncio.ensure_future(gone.wait())
     try:
         await asyncio.wait({working, ending}, return_when=asyncio.FIRST_COMPLETED)
@@ -290,13 +291,13 @@ async def _timely(work: Awaitable[bytes | None], stall: float) -> bytes:
 
 
 async def write(stream: socket.socket, data: bytes, stall: float) -> None:
-    """All of `data`. Raises ConnectionError when it does not go out within `stall` seconds."""
+    """Send all of `data`. Raises ConnectionError when that takes longer than `stall` seconds."""
     stream.setblocking(False)
     await _timely(asyncio.get_running_loop().sock_sendall(stream, data), stall)
 
 
 async def read(stream: socket.socket, stall: float) -> bytes:
-    """One byte. Raises ConnectionError at the end of the stream."""
+    """Return one byte. Raises ConnectionError at the end of the stream."""
     stream.setblocking(False)
     data = await _timely(asyncio.get_running_loop().sock_recv(stream, 1), stall)
     if not data:

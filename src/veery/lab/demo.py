@@ -292,7 +292,9 @@ class Demo:
             ends = time.monotonic() + _SENSED_TIMEOUT_S
             while not moved and time.monotonic() < ends:
                 await asyncio.sleep(1.0)
-                shown = [(await self.lab.veery(node, "list", deadline=_COMMAND_TIMEOUT_S)).out for node in (source, target)]
+                shown = [
+                    (await self.lab.veery(node, "list", deadline=_COMMAND_TIMEOUT_S)).out for node in (source, target)
+                ]
                 moved = [_row(each) is not None for each in shown] == [False, True]
         await asyncio.sleep(_SETTLE_S)
         await self._veery(source, "why", source)

@@ -1,1 +1,1 @@
-"""One move of one domain from this node to another, or into this node."""
+"""One move of one domain, out of this node or into it."""

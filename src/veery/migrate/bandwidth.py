@@ -1,7 +1,7 @@
-"""How much gets through to another node: what the last copy showed, or a probe of a tenth of a second.
+"""The throughput to another node: what the last copy showed, or a probe of a tenth of a second.
 
-Of a probe's random bytes, which go over the relocation port with TLS, the receiver counts, from the first on, so that
-what waits in the sender's buffers does not flatter the link."""
+A probe sends random bytes over the relocation port with TLS. The receiver counts them, from the first on, so that bytes
+waiting in the sender's buffers do not make the link look faster."""
 
 from __future__ import annotations
 
@@ -20,33 +20,34 @@ from veery.model.node import Node
 
 log = logging.getLogger(__name__)
 
-SECONDS = 0.1
-LIMIT = 3.0  # seconds after which a receiver or a sender leaves, whatever came
+PROBE_S = 0.1
+LIMIT_S = 3.0  # after this time a receiver or a sender gives up
 PIECE = 1 << 18
-CONNECT_DEADLINE = 5.0
+CONNECT_DEADLINE_S = 5.0
 SLOW = 125 << 20
-"""Bytes/s of a path for which packing is worth its time: those of 1 Gbit/s, which a processor outruns."""
+"""Bytes/s of a path below which packing is worth its time: that of 1 Gbit/s, which a processor exceeds."""
 MOSTLY = 0.5
-"""Share of a copy's time for which it had bytes under way that the receiver had room for: then the path is slow."""
+"""The path is slow if for this share of the copy's time bytes were under way for which the receiver had room."""
 ENOUGH = 4 << 20
-"""Bytes from which on a copy tells something."""
+"""Bytes that a copy must have sent to say anything about the path."""
 
 
 class Paths:
     """What the last copy to each node showed of the path: a slow one is worth packing for."""
 
     def __init__(self) -> None:
-        """Nothing is known yet."""
+        """Begin without any knowledge."""
         self._seen: dict[str, float] = {}
 
     def slow(self, target: str) -> float:
-        """Bytes/s of the path to `target` where that was what the last copy waited for, and slow; else 0."""
+        """Return the bytes/s of the path to `target` where the last copy waited for the path, and the path is slow;
+        else 0."""
         rate = self._seen.get(target, 0.0)
         return rate if rate < SLOW else 0.0
 
     def learn(self, target: str, stream: socket.socket, seconds: float, *, packed: bool) -> None:
-        """Look at the connection of a copy that has ended after `seconds`. A packed one that did not wait for the path
-        says nothing: it waited for the packer."""
+        """Learn from the connection of a copy that has ended after `seconds`. A packed copy that did not wait for the
+        path says nothing: it waited for the packer."""
         with contextlib.suppress(OSError, struct.error):
             told = stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192)
             # linux/tcp.h: tcpi_bytes_acked; busy_time and rwnd_limited in us: with data under way, and of that
@@ -64,12 +65,12 @@ class Paths:
 
 
 async def probe(node: Node, tls: ssl.SSLContext) -> float:
-    """Bytes/s to `node`. Raises Refused, Failed."""
+    """Return the bytes/s to `node`. Raises Refused, Failed."""
     address, port = node.relocation_address or node.address, node.relocation_port
-    channel = await wire.open_control(address, port, node.name, tls, CONNECT_DEADLINE)
-    counting = asyncio.create_task(channel.expect(wire.Poured, LIMIT), name=f"probe {node.name}")
+    channel = await wire.open_control(address, port, node.name, tls, CONNECT_DEADLINE_S)
+    counting = asyncio.create_task(channel.expect(wire.Poured, LIMIT_S), name=f"probe {node.name}")
     try:
-        await channel.send(wire.Pour(seconds=SECONDS))
+        await channel.send(wire.Pour(seconds=PROBE_S))
         piece = secrets.token_bytes(PIECE)
         pouring = asyncio.create_task(_pour(channel, piece), name=f"pour to {node.name}")
         try:
@@ -85,16 +86,16 @@ async def probe(node: Node, tls: ssl.SSLContext) -> float:
 
 
 async def _pour(channel: wire.Channel, piece: bytes) -> None:
-    with contextlib.suppress(Failed):  # the answer says what came of it
+    with contextlib.suppress(Failed):  # the receiver's answer has the result
         while True:
             await channel.pour(piece)
             await asyncio.sleep(0)
 
 
 async def count(channel: wire.Channel, wanted: wire.Pour) -> None:
-    """The receiver's side: read for so long, and say how much came. Raises Failed."""
+    """Do the receiver's side: read for `wanted.seconds`, at most 1 s, and answer how much came. Raises Failed."""
     seconds = min(max(wanted.seconds, 0.0), 1.0)
-    await channel.catch(LIMIT)
+    await channel.catch(LIMIT_S)
     begun, total = time.monotonic(), 0
     while (passed := time.monotonic() - begun) < seconds:
         try:
@@ -102,6 +103,6 @@ async def count(channel: wire.Channel, wanted: wire.Pour) -> None:
         except Failed:
             break
     await channel.send(wire.Poured(bytes=total, seconds=time.monotonic() - begun))
-    for _ in range(10000):  # what was under way: the other side hangs up when it has read our answer
-        if not await channel.catch(LIMIT):
+    for _ in range(10000):  # bytes still under way: the other side closes once it has read the answer
+        if not await channel.catch(LIMIT_S):
             return

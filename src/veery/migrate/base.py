@@ -1,4 +1,4 @@
-"""What a move needs of the node it happens on."""
+"""The parts of a node that a move needs."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class Attacher(Protocol):
     """Prepares on this node what a domain needs from outside its hypervisor."""
 
     async def blockers(self, spec: DomainSpec) -> tuple[Blocker, ...]:
-        """Why this node cannot run `spec`: every reason at once; changes nothing."""
+        """Return every reason why this node cannot run `spec`; changes nothing."""
         ...
 
     async def attach(self, spec: DomainSpec) -> Attachments:
-        """Disks resolved, taps made. On failure nothing is left."""
+        """Resolve the disks and make the taps. On failure nothing is left."""
         ...
 
     async def detach(self, attachments: Attachments) -> None:
-        """Take what `attach` made away again. Idempotent."""
+        """Remove what `attach` made. Idempotent."""
         ...
 
     async def announce(self, attachments: Attachments) -> None:
@@ -39,19 +39,19 @@ class Attacher(Protocol):
         ...
 
     async def flows(self, spec: DomainSpec) -> tuple[Flow, ...]:
-        """The domain's connections as this node's firewall knows them, within a second; none, and at once, where it
-        tracks nothing. Raises Failed."""
+        """Return the domain's connections as this node's firewall knows them, within a second. Returns nothing, at
+        once, where the firewall tracks no connections. Raises Failed."""
         ...
 
     async def admit(self, flows: Sequence[Flow]) -> int:
-        """Have this node's firewall know `flows`, within a second; how many it knows now. Raises Failed."""
+        """Add `flows` to this node's firewall, within a second; return how many of them it knows now. Raises Failed."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class MoveContext:
-    """Where moves happen: this node's parts, built once by the daemon. `disk_folder` is for the files of disks that
-    come in with their domain ("": the path that they had)."""
+    """The parts of this node that moves use, built once by the daemon. `disk_folder` is for the files of disks that
+    move in with their domain ("": the path that they had)."""
 
     node: str
     store: Store

@@ -1,7 +1,7 @@
-"""What stands in the way of a move, observed on each of its two nodes; nothing is changed.
+"""The obstacles to a move, observed on each of its two nodes; nothing is changed.
 
-`inspect` is the one list of reasons that a node may have: the receiver goes through it for every offer, and
-`veery migrate --plan` asks for it through the API, so that all of it is told even where the relocation port is shut."""
+`inspect` is the one list of reasons that a node may have: the receiver goes through it for every offer, and `veery
+migrate --plan` asks for it through the API, so that the list is complete even where the relocation port is closed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from veery.model.plan import Blocker, Obstacle, Plan, Question, Reply
 from veery.model.volume import CarriedDisk
 from veery.storage import local
 
-CONNECT_DEADLINE = 5.0
+CONNECT_DEADLINE_S = 5.0
 PROBES = 3
 Ask = Callable[[str, Question], Awaitable[Reply]]
 Earlier = Callable[[], Sequence[MoveReport]]
@@ -45,10 +45,10 @@ async def inspect(
     returning: bool = False,
     post_copy: bool = False,
 ) -> tuple[Blocker, ...]:
-    """Why this node cannot take a domain in that was packed like this by a `driver` elsewhere: every reason.
+    """Return every reason why this node cannot take in a domain that a `driver` elsewhere packed like this.
 
-    With `returning` the domain is one that runs here now: its name and its memory will be free again. `post_copy`: the
-    rest of its memory would follow it."""
+    With `returning` the domain runs here now: its name and its memory will be free again. `post_copy`: the rest of its
+    memory would follow it."""
     found: list[Blocker] = []
     if trouble := levels.behind(LEVEL, await levels.read(context.store)):
         hint = f"upgrade veery on {context.node}: veery version -a"
@@ -81,7 +81,7 @@ async def inspect(
 
 
 def refusal(node: str, domain: str, found: Sequence[Blocker]) -> Refused:
-    """All of `found` as one error of one line, each hint once."""
+    """Return all of `found` as one error of one line, each hint once."""
     hints = dict.fromkeys(each.hint for each in found if each.hint)
     return Refused(
         f"{node} cannot take {domain}: {'; '.join(each.reason for each in found)}",
@@ -90,7 +90,7 @@ def refusal(node: str, domain: str, found: Sequence[Blocker]) -> Refused:
 
 
 async def reply(context: MoveContext, question: Question) -> Reply:
-    """The target's answer to a question of another node."""
+    """Return the target's answer to a question of another node."""
     luggage = msgspec.Raw(question.luggage.encode())
     spec = disks.staying(question.spec, question.disks)
     found, way_back = await asyncio.gather(
@@ -104,14 +104,15 @@ async def reply(context: MoveContext, question: Question) -> Reply:
 
 
 async def port(context: MoveContext, node: Node) -> tuple[Blocker, ...]:
-    """Whether `node` takes a connection of ours on its relocation port, by address and by certificate."""
+    """Return why `node` does not accept a connection of this node on its relocation port, by address and by
+    certificate."""
     try:
         channel = await wire.open_control(
             node.relocation_address or node.address,
             node.relocation_port,
             node.name,
             current(context.client_tls),
-            CONNECT_DEADLINE,
+            CONNECT_DEADLINE_S,
         )
     except VeeryError as error:
         hint = error.hint
@@ -123,11 +124,11 @@ async def port(context: MoveContext, node: Node) -> tuple[Blocker, ...]:
 
 
 async def here(context: MoveContext, reading: DomainReading, target: Node) -> tuple[Blocker, ...]:
-    """Why the domain cannot leave this node: its state, its owner, a move of it that was begun elsewhere."""
+    """Return why the domain cannot leave this node: its state, its owner, a move of it that began elsewhere."""
     found: list[Blocker] = []
     name = reading.name
     if reading.state not in LIVING:
-        hint = f"only a living domain can move: veery destroy {name}, then create it on {target.name}"
+        hint = f"only a live domain can move: veery destroy {name}, then create it on {target.name}"
         found.append(Blocker(kind=Obstacle.DOMAIN, reason=f"{name} is {reading.state.value}", hint=hint))
     found += stopped(reading, context.driver.name)
     owner, promise = await asyncio.gather(owners.read(context.store, name), owners.reservation(context.store, name))
@@ -143,7 +144,7 @@ async def here(context: MoveContext, reading: DomainReading, target: Node) -> tu
 
 
 def stopped(reading: DomainReading, driver: str) -> tuple[Blocker, ...]:
-    """Why a paused domain cannot move: under Xen the guest itself takes part in its suspension."""
+    """Return why a paused domain cannot move: under Xen the guest itself takes part in its suspension."""
     if driver != XEN or reading.state is not DomainState.PAUSED:
         return ()
     reason = f"{reading.name} is paused: under Xen a domain takes part in its own move"
@@ -151,16 +152,17 @@ def stopped(reading: DomainReading, driver: str) -> tuple[Blocker, ...]:
 
 
 class Scout:
-    """The source's eyes before a move."""
+    """Observes both nodes for the source, before a move."""
 
     def __init__(self, context: MoveContext, node: Node, earlier: Earlier, paths: bandwidth.Paths, ask: Ask) -> None:
-        """`node` is our own record; `earlier` gives the reports of our moves, the newest last, and `paths` what they
-        showed of the ways; `ask` puts a question to another node's API."""
+        """`node` is this node's record. `earlier` returns the reports of its moves, the newest last, and `paths` what
+        they showed of the paths. `ask` puts a question to another node's API."""
         self._context, self._node, self._earlier, self._paths, self._ask = context, node, earlier, paths, ask
 
     async def plan(self, reading: DomainReading, target: Node, settings: MoveSettings) -> Plan:
-        """What a move of the domain to `target` would meet, and come to. Takes about two seconds, most of them looking
-        at the domain's memory; changes nothing. Raises Failed where the store or the domain's hypervisor is silent."""
+        """Return the obstacles, time and gap of a move of the domain to `target`. Takes about two seconds, most of them
+        to sample the domain's memory; changes nothing. Raises Failed where the store or the domain's hypervisor does
+        not answer."""
         context = self._context
         spec, luggage = await context.driver.pack(reading.uuid)
         going, cannot = await self._going(reading, target, settings)
@@ -184,7 +186,7 @@ class Scout:
         )
         probed = 0.0
         if not way:
-            for _ in range(PROBES):  # the best of them: a busy processor makes a probe slow, and no probe too quick
+            for _ in range(PROBES):  # the best counts: a busy processor makes a probe slow, nothing makes it too fast
                 with contextlib.suppress(VeeryError):
                     probed = max(probed, await bandwidth.probe(target, current(context.client_tls)))
         return plan.make(
@@ -208,8 +210,8 @@ class Scout:
         )
 
     async def way_back(self, reading: DomainReading, target: Node) -> str:
-        """What would keep the domain from coming back from `target`, in one line; "" where nothing does, or where the
-        target does not say (the move itself will tell). Some 20 ms."""
+        """Return, in one line, what would keep the domain from coming back from `target`; "" where nothing does, or
+        where the target does not say (the move itself finds out). Takes some 20 ms."""
         context = self._context
         spec, luggage = await context.driver.pack(reading.uuid)
         question = Question(
@@ -229,7 +231,7 @@ class Scout:
     async def _going(
         self, reading: DomainReading, target: Node, settings: MoveSettings
     ) -> tuple[tuple[CarriedDisk, ...], tuple[Blocker, ...]]:
-        """The disks that would go along, or why they would not."""
+        """Return the disks that would go along, or why they cannot."""
         driver, node = self._context.driver, self._context.node
         try:
             going = await disks.carried(
@@ -240,11 +242,11 @@ class Scout:
         return going, ()
 
     async def reply(self, question: Question) -> Reply:
-        """Our own answer, when we are the target."""
+        """Return this node's answer as the target."""
         return await reply(self._context, question)
 
     async def _answer(self, target: Node, question: Question) -> tuple[Reply | None, tuple[Blocker, ...]]:
-        """The target's reply, or why there is none."""
+        """Return the target's reply, or why there is none."""
         try:
             told = await self._ask(target.name, question)
             trouble = levels.behind(told.level, await levels.read(self._context.store))

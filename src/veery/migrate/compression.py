@@ -1,8 +1,9 @@
-"""A copy's way over a path that is slower than the hypervisor: packed here, unpacked at the target (zstd, RFC 8878).
+"""Compression of a copy for a path that is slower than the hypervisor: packed here, unpacked at the target (zstd, RFC
+8878).
 
-QEMU packs whole pages only over multifd, whose connections it makes itself, and what it has encrypted nobody can pack
-any more. So for such a copy the two daemons stand between the hypervisors and the stream: they pack, and they
-encrypt (TLS with both nodes' certificates). The hypervisor sees a plain TCP connection on the loopback."""
+QEMU compresses whole pages only over multifd, whose connections it makes itself, and a stream that it has encrypted can
+no longer be compressed. So for such a copy the two daemons are between the hypervisors and the stream: they compress,
+and they encrypt (TLS with both nodes' certificates). The hypervisor sees a plain TCP connection on the loopback."""
 
 from __future__ import annotations
 
@@ -28,19 +29,19 @@ from veery.model.move import Compress, MoveSettings
 log = logging.getLogger(__name__)
 
 PIECE = 256 << 10
-"""Bytes that are packed at once, and flushed: the last pages must not wait in the packer while the domain stands."""
+"""Bytes that are packed at once, and flushed: the last pages must not wait in the packer while the domain is paused."""
 SHALLOW = 128 << 10
 """Bytes that may wait to be sent: what waits when the domain stops is part of its downtime."""
 LEVEL = 1
 SLICE = 256
-"""Bytes that are unpacked at once: their blocks stand for 8 MiB at most."""
+"""Bytes that are unpacked at once: their blocks expand to 8 MiB at most."""
 PART_MAX = PIECE + (SLICE // 4 + 1) * (128 << 10)
 WINDOW_MAX = 8 << 20
-"""Bytes that a packed stream may refer back to; LEVEL uses far fewer."""
+"""How far back, in bytes, a packed stream may refer; LEVEL uses far fewer."""
 WORTH = 0.7
-"""What the sample must pack to, at most: below this a processor's work saves more than it costs."""
-PAIR_DEADLINE = 5.0
-HANDSHAKE_DEADLINE = 10.0
+"""The share to which the sample must pack, at most: below this a processor's work saves more than it costs."""
+PAIR_DEADLINE_S = 5.0
+HANDSHAKE_DEADLINE_S = 10.0
 
 Way = Callable[[socket.socket], Coroutine[None, None, None]]
 Admits = Callable[[Shown | None], Awaitable[bool]]
@@ -48,8 +49,8 @@ Admits = Callable[[Shown | None], Awaitable[bool]]
 
 @dataclass(slots=True, eq=False)
 class Compression:
-    """One packed copy. `rate`: bytes/s that may be sent (0: any), which may change at any time; `plain` bytes came from
-    the hypervisor, `packed` went over the path, encrypted by `cipher` ("": not at all)."""
+    """One packed copy. `rate`: bytes/s that may be sent (0: unlimited), which may change at any time. `plain` bytes
+    came from the hypervisor, `packed` went over the path, encrypted by `cipher` ("": not encrypted)."""
 
     rate: int
     clock: Clock
@@ -59,7 +60,7 @@ class Compression:
     _due: float = 0.0
 
     async def pace(self, count: int) -> None:
-        """Return when so many bytes more may go."""
+        """Return when `count` more bytes may be sent."""
         self.packed += count
         now = self.clock.now()
         if self.rate <= 0:
@@ -71,15 +72,16 @@ class Compression:
 
 
 def considered(settings: MoveSettings, path: float) -> bool:
-    """Whether a copy is packed if its memory packs well. `path`: bytes/s of a path that is known to be slow, else 0."""
+    """Return whether a copy is packed if its memory packs well. `path`: bytes/s of a path that is known to be slow,
+    else 0."""
     if settings.compress is not Compress.AUTO:
         return settings.compress is Compress.YES and not find(settings.policy).post_copy
     return settings.live and not find(settings.policy).post_copy and bool(path or 0 < settings.bandwidth < SLOW)
 
 
 async def chosen(context: MoveContext, uuid: str, settings: MoveSettings, path: float) -> Compression | None:
-    """What packs the copy, where the user wants it or it is worth its time; `path` as of `considered`. Looks at a
-    sample of the domain's memory (some 50 ms) only where the path is slow."""
+    """Return what packs the copy, where the user wants it or it is worth its time; else None. `path` as in
+    `considered`. Samples the domain's memory (some 50 ms) only where the path is slow."""
     if not considered(settings, path):
         return None
     if settings.compress is Compress.AUTO:
@@ -87,7 +89,9 @@ async def chosen(context: MoveContext, uuid: str, settings: MoveSettings, path: 
             if (await context.driver.sample(uuid, quick=True)).packed > WORTH:
                 return None
         except VeeryError as error:
-            log.warning("uuid=%s its memory was not looked at, so it is not packed: %s", uuid, error.message)
+            log.warning(
+                "uuid=%s its memory could not be sampled, so the copy is not compressed: %s", uuid, error.message
+            )
             return None
     return Compression(settings.bandwidth, context.clock)
 
@@ -96,16 +100,16 @@ async def chosen(context: MoveContext, uuid: str, settings: MoveSettings, path: 
 async def packing(
     stream: socket.socket, squeeze: Compression, *, peer: str, tls: ssl.SSLContext | None
 ) -> AsyncIterator[socket.socket]:
-    """What the source's hypervisor is to write its copy into, while this lasts; it is closed afterwards, like `stream`.
-    With `tls` the target must be node `peer`. Raises Refused."""
+    """Yield the socket into which the source's hypervisor writes its copy; it is closed afterwards, like `stream`. With
+    `tls` the target must be node `peer`. Raises Refused."""
     stream.setblocking(False)
     try:
-        async with asyncio.timeout(HANDSHAKE_DEADLINE):
+        async with asyncio.timeout(HANDSHAKE_DEADLINE_S):
             reader, writer = await asyncio.open_connection(
                 sock=stream, ssl=tls, server_hostname=peer if tls else None, limit=PIECE
             )
     except (ssl.SSLError, OSError, TimeoutError) as error:
-        raise Refused(f"{peer} does not take a packed stream: {error or 'timeout'}") from error
+        raise Refused(f"{peer} does not accept a compressed stream: {error or 'timeout'}") from error
     if tls is not None:
         squeeze.cipher = writer.get_extra_info("cipher", ("",))[0]
     packer = zstandard.ZstdCompressor(level=LEVEL).compressobj()
@@ -127,24 +131,24 @@ async def packing(
 
 
 class Unpacker:
-    """Unpacks what is fed, in parts of bounded size: 32 KB of a hostile stream can stand for a GiB.
+    """Unpacks a stream in parts of bounded size: 32 KB of a hostile stream can expand to a GiB.
 
-    A zstd block takes 4 bytes at least and stands for 128 KiB at most (RFC 8878, section 3.1.1.2). So a slice of SLICE
+    A zstd block takes 4 bytes at least and expands to 128 KiB at most (RFC 8878, section 3.1.1.2). So a slice of SLICE
     bytes completes a bounded number of blocks, and no part is larger than PART_MAX."""
 
     def __init__(self) -> None:
-        """Nothing is fed yet."""
+        """Begin without data."""
         self._object = zstandard.ZstdDecompressor(max_window_size=WINDOW_MAX).decompressobj()
         self._fed = memoryview(b"")
 
     def feed(self, data: bytes) -> None:
-        """Take `data`; what was fed before must have been unpacked."""
+        """Take `data`; all of the earlier data must have been unpacked."""
         assert not self._fed
         self._fed = memoryview(data)
 
     def unpack(self) -> bytes:
-        """The next part, b"" once more must be fed. Raises Failed where the stream is damaged, wants more memory than a
-        source of ours, or goes on behind its end."""
+        """Return the next part, b"" when more must be fed. Raises Failed where the stream is damaged, needs more memory
+        than a veery source uses, or continues after its end."""
         parts: list[bytes] = []
         size = 0
         try:
@@ -154,7 +158,7 @@ class Unpacker:
                 self._fed = self._fed[SLICE:]
         except zstandard.ZstdError as error:
             raise Failed(
-                f"the packed stream cannot be unpacked: {error}", hint="veery migrate --compress no"
+                f"the compressed stream cannot be unpacked: {error}", hint="veery migrate --compress no"
             ) from error
         return b"".join(parts)
 
@@ -163,25 +167,25 @@ class Unpacker:
 async def unpacking(
     stream: socket.socket, *, peer: str, tls: ssl.SSLContext | None, admits: Admits
 ) -> AsyncIterator[socket.socket]:
-    """What the target's hypervisor is to read the copy from, while this lasts. With `tls` only node `peer` may send, by
-    a certificate that `admits` lets in. Raises Failed, Refused."""
+    """Yield the socket from which the target's hypervisor reads the copy. With `tls` only node `peer` may send, with a
+    certificate that `admits` accepts. Raises Failed, Refused."""
     loop = asyncio.get_running_loop()
     stream.setblocking(False)
     reader = asyncio.StreamReader(limit=PIECE, loop=loop)
     protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
     try:
-        timeout = HANDSHAKE_DEADLINE if tls else None
+        timeout = HANDSHAKE_DEADLINE_S if tls else None
         transport, _ = await loop.connect_accepted_socket(
             lambda: protocol, stream, ssl=tls, ssl_handshake_timeout=timeout
         )
     except (ssl.SSLError, OSError) as error:
-        raise Failed(f"the packed stream of {peer} did not begin: {error}") from error
+        raise Failed(f"the compressed stream of {peer} did not begin: {error}") from error
     writer = asyncio.StreamWriter(transport, protocol, reader, loop)
     if tls is not None:
         theirs = shown(transport.get_extra_info("ssl_object"))
         if theirs is None or theirs.name != peer or not await admits(theirs):
             transport.abort()
-            raise Refused(f"a packed stream that does not come from {peer}")
+            raise Refused(f"a compressed stream does not come from {peer}")
     unpacker = Unpacker()
 
     async def there(mine: socket.socket) -> None:
@@ -200,7 +204,7 @@ async def unpacking(
 
 
 def _plainly_back(reader: asyncio.StreamReader) -> Way:
-    """What the target says to the source is little, and goes as it is."""
+    """Return the way back, uncompressed: the target sends little to the source."""
 
     async def back(mine: socket.socket) -> None:
         while piece := await reader.read(PIECE):
@@ -211,8 +215,8 @@ def _plainly_back(reader: asyncio.StreamReader) -> Way:
 
 @contextlib.asynccontextmanager
 async def _between(writer: asyncio.StreamWriter, there: Way, back: Way) -> AsyncIterator[socket.socket]:
-    """Run both ways between our end of a connection and the path; the hypervisor's end. When either way ends, both
-    ends are broken, so that whoever is still there notices at once."""
+    """Run both ways between this node's socket and the path; yield the hypervisor's end. When either way ends, both
+    ends are broken, so that the other side notices at once."""
     writer.transport.set_write_buffer_limits(high=SHALLOW)
     with contextlib.ExitStack() as closing:
         near, mine = await _pair()
@@ -228,7 +232,7 @@ async def _between(writer: asyncio.StreamWriter, there: Way, back: Way) -> Async
                 await tasks.stop(*ways)
                 for each in ways:
                     if not each.cancelled() and (error := each.exception()) is not None:
-                        log.warning("packed stream: %s: %s", type(error).__name__, error)
+                        log.warning("compressed stream: %s: %s", type(error).__name__, error)
 
         running = asyncio.create_task(run(), name="packed stream")
         try:
@@ -239,7 +243,7 @@ async def _between(writer: asyncio.StreamWriter, there: Way, back: Way) -> Async
 
 
 def _break(writer: asyncio.StreamWriter, mine: socket.socket) -> None:
-    """Break both ends off; whatever mattered has been answered by the hypervisor at the other end. Idempotent."""
+    """Break both ends; the hypervisor at the other end has already answered everything that matters. Idempotent."""
     with contextlib.suppress(OSError):
         mine.shutdown(socket.SHUT_RDWR)
     if not writer.transport.is_closing():
@@ -247,7 +251,7 @@ def _break(writer: asyncio.StreamWriter, mine: socket.socket) -> None:
 
 
 async def _pair() -> tuple[socket.socket, socket.socket]:
-    """Two ends of a TCP connection on the loopback: hypervisors are handed TCP. The first is blocking."""
+    """Return two ends of a TCP connection on the loopback, because hypervisors are given TCP. The first is blocking."""
     loop = asyncio.get_running_loop()
     with socket.socket() as listener:
         listener.setblocking(False)
@@ -257,13 +261,13 @@ async def _pair() -> tuple[socket.socket, socket.socket]:
         try:
             near.setblocking(False)
             near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SHALLOW)
-            async with asyncio.timeout(PAIR_DEADLINE):
+            async with asyncio.timeout(PAIR_DEADLINE_S):
                 await loop.sock_connect(near, listener.getsockname())
                 while True:
                     mine, caller = await loop.sock_accept(listener)
                     if caller == near.getsockname():
                         break
-                    mine.close()  # somebody else was quicker
+                    mine.close()  # another local process connected first
         except BaseException:
             near.close()
             raise

@@ -1,7 +1,7 @@
-"""What the nodes' firewalls know of the domain's connections goes along with it.
+"""Transfer of the nodes' firewall state: the domain's tracked connections move along with it.
 
-The source reads it once the domain stands, beside the question to the store; Finish carries it; the target enters it
-before it lets the domain run. It is a help to the domain's peers and no condition of a move: what fails is logged."""
+The source reads them once the domain is paused, while it asks the store; Finish carries them; the target adds them
+before it lets the domain run. This helps the domain's peers and is no condition of a move: a failure is only logged."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from veery.model.flow import Flow
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 0.05  # seconds of the gap that either side gives it at most
-REST = 1.0  # seconds that the target gives it when the domain runs already
+TIMEOUT_S = 0.05  # part of the gap that either side spends on it at most
+LATE_TIMEOUT_S = 1.0  # time that the target spends on it once the domain runs
 
 
 class ConntrackTransfer:
-    """The source's part, of one move."""
+    """The source's part, for one move."""
 
     def __init__(self, attacher: Attacher, move: str, spec: DomainSpec) -> None:
         """`spec` is the domain's; nothing is read yet."""
@@ -31,22 +31,22 @@ class ConntrackTransfer:
         self._reading: asyncio.Task[tuple[Flow, ...]] | None = None
 
     def begin(self) -> None:
-        """Begin to read, unless that was begun before."""
+        """Begin to read, unless that has begun already."""
         if self._reading is None:
             self._reading = asyncio.create_task(self._read(), name=f"{self._move} reads connections")
 
     async def read(self) -> tuple[Flow, ...]:
-        """What was read; nothing where it takes longer than PATIENCE from now."""
+        """Return the connections; none where reading takes longer than TIMEOUT_S from now."""
         self.begin()
         assert self._reading is not None
-        await asyncio.wait({self._reading}, timeout=PATIENCE)
+        await asyncio.wait({self._reading}, timeout=TIMEOUT_S)
         if self._reading.done():
             return self._reading.result()
-        log.warning("move=%s tracked connections stay behind: not read in time", self._move)
+        log.warning("move=%s tracked connections were not moved: not read in time", self._move)
         return ()
 
     async def stop(self) -> None:
-        """Whether read or not, it is over."""
+        """End the reading, finished or not."""
         if self._reading is not None:
             await tasks.stop(self._reading)
 
@@ -54,18 +54,18 @@ class ConntrackTransfer:
         try:
             return await self._attacher.flows(self._spec)
         except VeeryError as error:
-            log.warning("move=%s tracked connections stay behind: %s", self._move, error.message)
+            log.warning("move=%s tracked connections were not moved: %s", self._move, error.message)
             return ()
 
 
 @contextlib.asynccontextmanager
 async def admitting(attacher: Attacher, move: str, flows: tuple[Flow, ...]) -> AsyncIterator[asyncio.Task[None]]:
-    """The target's part: enter `flows` beside what is done inside, which waits for the task at most PATIENCE before it
+    """Do the target's part: add `flows` while the body runs. The body waits for the task at most TIMEOUT_S before it
     lets the domain run. The task never raises."""
     task = asyncio.create_task(_admit(attacher, move, flows), name=f"{move} admits connections")
     try:
         yield task
-        await asyncio.wait({task}, timeout=REST)
+        await asyncio.wait({task}, timeout=LATE_TIMEOUT_S)
     finally:
         await tasks.stop(task)
 

@@ -1,8 +1,8 @@
-"""What to do about a copy, given how it went so far: pure functions, no clock but an argument.
+"""Decisions about a copy from its course so far: pure functions; time is an argument.
 
-A copy goes in rounds. The first sends all of the memory, each later one what was written during the one before; the
-most that was ever missing in a round is what it found written: its `need`. Need over speed is how long the domain
-would have to stand still if it were stopped for that round. A copy gets on when its needs shrink."""
+A copy goes in rounds. The first sends all of the memory, each later one what was written during the one before. The
+most that was ever missing in a round is what the round found written: its `need`. Need over speed is how long the
+domain would be paused if it were stopped for that round. A copy makes progress when its needs shrink."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from veery.migrate.policy import Policy
 from veery.model.move import Sample
 from veery.model.units import format_size
 
-KEPT = 16  # rounds that are remembered
+KEPT = 16  # rounds remembered
 SHRINKING = 0.7  # a need below this share of the one before counts as progress
-AS_MUCH = 0.9  # and one above this share none at all
-LONG = 0.5  # seconds of a round in which its own beginning and end do not count
-SPARE = 1.1  # limits and bounds are set with a tenth to spare
-SETTLING = 1  # rounds more after a throttle, which takes hold only after some
-AHEAD = 0.35  # of a slowed domain's writing, the share of the link's speed that is aimed at: pages are written twice
-SWITCH = 0.5  # seconds kept free at the end of a bound, for the switch-over itself
-LOOKS_APART_S = 4.0  # QEMU's extra looks follow another look by 5 s or more; our readings may be late by a second
-SENT = 0.95  # a round that sent this share of its need is worked off
-NEAR = 0.05  # and so is one that has no more than this share of its need left
+AS_MUCH = 0.9  # a need above this share is no progress at all
+LONG = 0.5  # seconds; in a round this long its beginning and end do not count
+SPARE = 1.1  # limits and bounds get a tenth to spare
+SETTLING = 1  # additional rounds after a throttle, which takes effect late
+AHEAD = 0.35  # target share of the link's speed for a slowed domain's writes: pages are written twice
+SWITCH = 0.5  # seconds reserved at the end of a bound for the switch-over itself
+LOOKS_APART_S = 4.0  # QEMU's extra scans follow another scan by 5 s or more; readings may be a second late
+SENT = 0.95  # a round that sent this share of its need is complete
+NEAR = 0.05  # and so is one with no more than this share of its need left
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
-    """One pass over what is missing. `need` in bytes, `rate` and `dirty_rate` (the highest seen) in bytes/s, `began`
-    in seconds after the copy did. `sent` is what the copy had transferred when the round began, `left` what was missing
-    at the last reading, `looks` the hypervisor's count then, and `looked` the second at which that last grew."""
+    """One pass over what is missing. `need` in bytes, `rate` and `dirty_rate` (the highest seen) in bytes/s, `began` in
+    seconds after the copy began. `sent` is what the copy had transferred when the round began, `left` what was missing
+    at the last reading. `looks` is the hypervisor's count of scans then, and `looked` the second at which that count
+    last grew."""
 
     number: int
     began: float
@@ -45,9 +46,9 @@ class Round:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Course:
-    """Where the copy stands on its policy's ladder: the limit on the downtime (ms), the throttle (percent), whether
-    the domain was stopped, or leaves with the rest to follow (`post_copy`); `since`: seconds after the copy began at
-    which that was last changed."""
+    """The copy's position on its policy's ladder: the limit on the downtime (ms), the throttle (percent), and whether
+    the domain was stopped or leaves with the rest to follow (`post_copy`). `since`: when this last changed, in seconds
+    after the copy began."""
 
     downtime: int
     throttle: int = 0
@@ -58,12 +59,12 @@ class Course:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stay:
-    """Nothing is to be changed."""
+    """Change nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """Go on as `course` says, because of `why`."""
+    """Continue as `course` says, because of `why`."""
 
     course: Course
     why: str
@@ -81,7 +82,7 @@ Action = Stay | Change | GiveUp
 
 
 def fold(rounds: Sequence[Round], sample: Sample) -> tuple[Round, ...]:
-    """The rounds, with one more reading of the copy."""
+    """Return the rounds with one more reading of the copy."""
     if not rounds:
         return (_begin(sample, sample.at),)
     last = rounds[-1]
@@ -116,7 +117,7 @@ def _begin(sample: Sample, began: float) -> Round:
 
 
 def _worked_off(last: Round, sample: Sample) -> bool:
-    """Whether the hypervisor looked for written pages because it was through with `last`, and not by its clock."""
+    """Return whether the hypervisor scanned for written pages because `last` was complete, and not by its clock."""
     if last.number <= 1 or sample.at - last.looked < LOOKS_APART_S:
         return True
     sent = sample.transferred - last.sent
@@ -124,38 +125,39 @@ def _worked_off(last: Round, sample: Sample) -> bool:
 
 
 def _late(last: Round, sample: Sample) -> float:
-    """Seconds since `last` was worked off, where extra looks put off the look that ends it."""
+    """Return the seconds since `last` was complete, where extra scans delayed the one that ends it."""
     extra = sample.transferred - last.sent - last.need
     return extra / last.rate if last.looks > last.number and extra > 0 and last.rate > 0 else 0.0
 
 
 def speed(rounds: Sequence[Round]) -> float:
-    """How fast the copy went of late, bytes/s; 0.0: not known yet."""
+    """Return the recent speed of the copy, bytes/s; 0.0: not known yet."""
     return max((each.rate for each in rounds[-3:]), default=0.0)
 
 
 def pace(rounds: Sequence[Round]) -> float:
-    """How fast these rounds were worked off, one after the other, bytes/s of memory; 0.0: they do not tell, being
-    fewer than two, or short ones that mostly wait. The speed that the hypervisor tells is of its last tenth of
-    a second, and may be twice that."""
+    """Return how fast these rounds were completed one after the other, bytes/s of memory. 0.0: they do not show it,
+    because they are fewer than two, or short ones that mostly wait. The hypervisor's own figure covers its last tenth
+    of a second, and may be twice that."""
     spent = rounds[-1].began - rounds[0].began if rounds else 0.0
     return sum(each.need for each in rounds[:-1]) / spent if spent > LONG * (len(rounds) - 1) else 0.0
 
 
 def milliseconds(size: float, rate: float) -> float:
-    """How long `size` bytes take at `rate`; for ever at none."""
+    """Return how long `size` bytes take at `rate`; infinite at 0."""
     return size / rate * 1000 if rate > 0 else float("inf")
 
 
 def bound(policy: Policy, asked: float, total: int, rate: float) -> float:
-    """Seconds within which the copy is to end: what the user `asked` for, else the policy's; 0.0: none."""
+    """Return the seconds within which the copy must end: the user's figure `asked`, else the policy's; 0.0: no
+    bound."""
     if asked or not policy.bound:
         return asked
     return max(policy.bound, policy.passes * total / rate if rate > 0 else 0.0)
 
 
 def ready(rounds: Sequence[Round], sample: Sample, course: Course) -> bool:
-    """Whether a copy that is held could switch over now, within its limit."""
+    """Return whether a held copy could switch over now, within its limit."""
     if not rounds or rounds[-1].number < 2:
         return False
     return milliseconds(max(sample.remaining, 0), speed(rounds)) <= course.downtime
@@ -164,12 +166,15 @@ def ready(rounds: Sequence[Round], sample: Sample, course: Course) -> bool:
 def decide(
     policy: Policy, course: Course, rounds: Sequence[Round], sample: Sample, *, first: int, end: float, now: float
 ) -> Action:
-    """The next step of a copy that began `now` seconds ago, `first` the user's limit in ms, `end` its bound."""
+    """Return the next step of a copy that began `now` seconds ago; `first` is the user's limit in ms, `end` the copy's
+    bound."""
     if course.stopped:
         return Stay()
     rate = speed(rounds)
     if policy.post_copy and _leaves(course, rounds, sample, rate):
-        why = f"sent once, {format_size(max(sample.remaining, 0))} were written meanwhile: it leaves, the rest follows"
+        why = (
+            f"sent once, {format_size(max(sample.remaining, 0))} were written meanwhile: it switches, the rest follows"
+        )
         return Change(course=replace(course, stopped=True, post_copy=True, since=now), why=why)
     if end:
         if policy.stop and now + _seconds_for(left := _left(rounds, sample), rate, end) + SWITCH >= end:
@@ -193,8 +198,9 @@ def decide(
 
 
 def _patience(policy: Policy, course: Course, tries: Sequence[Round], rate: float, *, first: int) -> int:
-    """Rounds without progress before the next step. One is enough for a domain that writes as fast as can be sent,
-    and more than the highest limit lets through: no further round will find less. A throttle takes one to take hold."""
+    """Return the rounds without progress before the next step. One is enough when the domain writes as fast as memory
+    is sent, and more than the highest limit allows: no further round would find less. A throttle takes one more to have
+    an effect."""
     if course.throttle or not policy.throttle:
         return policy.patience + (SETTLING if course.throttle else 0)
     if len(tries) < 2:
@@ -206,8 +212,8 @@ def _patience(policy: Policy, course: Course, tries: Sequence[Round], rate: floa
 
 
 def _leaves(course: Course, rounds: Sequence[Round], sample: Sample, rate: float) -> bool:
-    """Whether post-copy is called for: all was sent once, and what is left does not fit the limit. What fits goes over
-    without it, and with a way back."""
+    """Return whether post-copy is needed: everything was sent once, and the rest does not fit the limit. A rest that
+    fits switches over without it, and can still be undone."""
     if not rounds or rounds[-1].number < 2:
         return False
     fits = milliseconds(max(sample.remaining, 0), rate) <= course.downtime
@@ -215,18 +221,18 @@ def _leaves(course: Course, rounds: Sequence[Round], sample: Sample, rate: float
 
 
 def _left(rounds: Sequence[Round], sample: Sample) -> int:
-    """What is to be sent if the domain is stopped now: what is known to be missing, or as much as a round found of
-    late, for what was written during this round is not counted yet."""
+    """Return the bytes to be sent if the domain is stopped now: what is known to be missing, or as much as a recent
+    round found, because what was written during this round is not counted yet."""
     return max([sample.remaining, *(each.need for each in rounds[-2:] if each.number >= 2)])
 
 
 def _seconds_for(size: int, rate: float, end: float) -> float:
-    """How long what is left takes once the domain stands; half the bound as long as the speed is not known."""
+    """Return how long the rest takes once the domain is paused; half the bound while the speed is not known."""
     return size / rate * SPARE if rate > 0 else end / 2
 
 
 def _climb(policy: Policy, course: Course, judged: Sequence[Round], rate: float, *, first: int, now: float) -> Action:
-    """The copy does not get on: the smallest step that should help, by the least that was missing of late."""
+    """Return the smallest step that should help a copy without progress, by the least that was missing recently."""
     needed = milliseconds(min(each.need for each in judged), rate) * SPARE
     dirty = max(each.dirty_rate for each in judged)
     higher = [limit for limit in policy.limits(first) if limit > course.downtime]
@@ -250,10 +256,10 @@ def _climb(policy: Policy, course: Course, judged: Sequence[Round], rate: float,
         return Change(course=replace(course, stopped=True, since=now), why=why)
     slowed = f", slowed by {course.throttle} %" if course.throttle else ""
     return GiveUp(
-        why=f"it does not get on: {_outrun(dirty, rate)}{slowed}; {stands}",
+        why=f"no progress: {_outrun(dirty, rate)}{slowed}; {stands}",
         hint="move it when it is quieter, give it more bandwidth, a longer --downtime, or --policy must-finish",
     )
 
 
 def _outrun(dirty: float, rate: float) -> str:
-    return f"it writes {format_size(dirty)}/s, the copy makes {format_size(rate)}/s"
+    return f"it writes {format_size(dirty)}/s, the copy sends {format_size(rate)}/s"

@@ -1,8 +1,8 @@
-"""The local disks of a domain that moves: what has to go along, and what becomes of the files on both nodes.
+"""The local disks of a domain that moves: which must go along, and what happens to the files on both nodes.
 
-Which node has the bytes is told by the domain's record: COMMIT writes `home` in the very transaction that changes the
-owner. So whoever comes back, however late, knows which files are the disks and which are stale, and removes only
-what the journal says that this move made."""
+The domain's record says which node has the bytes: COMMIT writes `home` in the same transaction that changes the owner.
+So a daemon that comes back, however late, knows which files are the disks and which are stale, and removes only files
+that the journal names as made by this move."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ log = logging.getLogger(__name__)
 async def carried(
     driver: Driver, uuid: str, settings: MoveSettings, *, node: str, name: str, target: str
 ) -> tuple[CarriedDisk, ...]:
-    """The disks that must go along with domain `name`: files and devices that only this node has, and that it writes.
+    """Return the disks that must go along with domain `name`: files and devices that only this node has, and that the
+    domain writes.
 
-    Raises Refused where there are some and settings.with_disks does not say that they may, or the driver cannot."""
+    Raises Refused where there are some and settings.with_disks does not allow it, or the driver cannot."""
     if not isinstance(driver, DiskMover):
         if settings.with_disks:
             raise Refused(f"the driver {driver.name} cannot take disks along", hint="import them as volumes")
@@ -48,13 +49,13 @@ async def carried(
 
 
 def staying(spec: DomainSpec, disks: Sequence[CarriedDisk]) -> DomainSpec:
-    """`spec` without the disks that go along."""
+    """Return `spec` without the disks that go along."""
     names = {disk.vdev for disk in disks}
     return replace(spec, disks=tuple(disk for disk in spec.disks if disk.vdev not in names))
 
 
 def blockers(driver: Driver, disks: Sequence[CarriedDisk]) -> tuple[Blocker, ...]:
-    """Why these disks, each with its file chosen, cannot come to this node: every reason; changes nothing."""
+    """Return every reason why these disks, each with its file chosen, cannot come to this node; changes nothing."""
     if disks and not isinstance(driver, DiskMover):
         reason = f"its driver {driver.name} cannot take disks along"
         return (Blocker(kind=Obstacle.STORAGE, reason=reason, hint="import them as volumes"),)
@@ -62,7 +63,7 @@ def blockers(driver: Driver, disks: Sequence[CarriedDisk]) -> tuple[Blocker, ...
 
 
 def arrived(spec: DomainSpec, disks: Sequence[CarriedDisk]) -> DomainSpec:
-    """`spec` with the disks that go along where the target has them."""
+    """Return `spec` with the disks that go along at their paths on the target."""
     paths = {disk.vdev: disk.target for disk in disks}
     return replace(
         spec,
@@ -71,15 +72,15 @@ def arrived(spec: DomainSpec, disks: Sequence[CarriedDisk]) -> DomainSpec:
 
 
 def matched(going: Sequence[CarriedDisk], made: Sequence[CarriedDisk]) -> tuple[CarriedDisk, ...]:
-    """Our disks, each with the file that the target has made for it. Raises Failed where it has not."""
+    """Return the source's disks, each with the file that the target has made for it. Raises Failed where it has not."""
     targets = {disk.vdev: disk.target for disk in made}
     if set(targets) != {disk.vdev for disk in going}:
-        raise Failed("the target does not take all of its disks", hint="compare `veery version` on both nodes")
+        raise Failed("the target cannot take all disks of the domain", hint="compare `veery version` on both nodes")
     return tuple(replace(disk, target=targets[disk.vdev]) for disk in going)
 
 
 async def record(store: Store, line: Line) -> DomainRecord | None:
-    """The domain's record as COMMIT shall write it; None when no disk goes along. Raises StoreUnavailable."""
+    """Return the domain's record for COMMIT to write; None when no disk goes along. Raises StoreUnavailable."""
     if not line.disks:
         return None
     now = await DOMAINS.get(store, line.domain)
@@ -89,8 +90,9 @@ async def record(store: Store, line: Line) -> DomainRecord | None:
 
 
 async def settle(store: Store, line: Line, node: str) -> tuple[str, ...]:
-    """The move has ended and the domain is not ours (any more): the target's files go, the source's are put aside, or
-    removed as was asked. Where the source's are now. Idempotent. Raises Failed, StoreUnavailable."""
+    """Clear up after a move that has ended, when the domain does not belong to this node (any more): the target removes
+    its files; the source puts its files aside, or removes them as requested. Returns where the source's files are now.
+    Idempotent. Raises Failed, StoreUnavailable."""
     if not line.disks:
         return ()
     now = await DOMAINS.get(store, line.domain)
@@ -101,14 +103,14 @@ async def settle(store: Store, line: Line, node: str) -> tuple[str, ...]:
             local.unmake(disk)
         return ()
     if home in ("", node):
-        return ()  # it was never handed over: these are the disks
+        return ()  # no hand-over happened: these files are the disks
     for disk in line.disks:
         local.put_aside(disk, line.target, remove=line.remove_source)
     return kept(line)
 
 
 def kept(line: Line) -> tuple[str, ...]:
-    """Where the source's copies of the disks are, once the move is over."""
+    """Return where the source's copies of the disks are, once the move is over."""
     if line.remove_source:
         return tuple(disk.path for disk in line.disks if disk.block)
     return tuple(disk.path if disk.block else str(local.aside(disk, line.target)) for disk in line.disks)

@@ -1,8 +1,8 @@
-"""What this node has begun and not ended: one small file a move, so that whoever comes back can settle it.
+"""The journal of this node's unfinished moves: one small file a move, so that the next run of veeryd can settle it.
 
-Each phase adds a line to it, which takes microseconds where a file that replaces another takes milliseconds of
-the gap; the last whole line counts. It is not synced: it is for a daemon that died. When the machine died, its
-domains died with it and the owner key alone decides."""
+Each phase appends a line, which takes microseconds; replacing the file would take milliseconds of the gap. The last
+whole line counts. The file is not synced: it is for a daemon that died. When the machine died, its domains died with it
+and the owner key alone decides."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from veery.model.volume import CarriedDisk
 
 
 class Side(StrEnum):
-    """Which end of the move this node is."""
+    """The end of the move that this node is."""
 
     SOURCE = "source"
     TARGET = "target"
@@ -31,9 +31,10 @@ class Side(StrEnum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
     """One move as this node remembers it. `owner_revision` is the fencing token under which it began,
-    `reservation_revision` that of the target's promise (0: none yet); `paused`: the user had paused it. `disks` go
-    along: at the source with the inode of its file, at the target with that of the one it made (0: not yet made).
-    `post_copy`: after COMMIT the rest of its memory follows it; until it has, neither copy can do without the other."""
+    `reservation_revision` that of the target's promise (0: none yet). `paused`: the user had paused the domain. `disks`
+    go along: at the source with the inode of its file, at the target with that of the file it made (0: not yet made).
+    `post_copy`: after COMMIT the rest of the memory follows; until it has arrived, neither copy can run without the
+    other."""
 
     move: str
     side: Side
@@ -51,13 +52,13 @@ class Line:
     phase: Phase = Phase.BEGIN
 
     def at(self, phase: Phase) -> Line:
-        """The same line, in `phase`."""
+        """Return the same line in `phase`."""
         return replace(self, phase=phase)
 
 
 @dataclass(frozen=True, slots=True)
 class Illegible:
-    """A move whose file could not be read: its name tells the move and the side, and nothing else is known."""
+    """A move whose file could not be read: only the move and the side are known, from the file's name."""
 
     move: str
     side: Side
@@ -67,13 +68,13 @@ class Journal:
     """The folder of open moves."""
 
     def __init__(self, folder: Path) -> None:
-        """`folder` is made when first written to."""
+        """`folder` is made at the first write."""
         self._folder = folder
         self.illegible: tuple[Illegible, ...] = ()
 
     def write(self, line: Line) -> Line:
-        """Remember `line`, in place of an earlier one of the same move. Raises Failed on a full disk, Refused
-        where the move's id could not be a file's name."""
+        """Remember `line`, in place of an earlier one of the same move. Raises Failed on a full disk, Refused where the
+        move's id is not valid as a file name."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             _add(self._path(line), encode(line))
@@ -82,12 +83,12 @@ class Journal:
         return line
 
     def strike(self, line: Line) -> None:
-        """Forget it: the move is over on this side."""
+        """Forget the move: it is over on this side."""
         self._path(line).unlink(missing_ok=True)
 
     def open(self) -> tuple[Line, ...]:
-        """Every move begun and not ended. A file that cannot be read is put aside and noted in `illegible`. Raises
-        Failed or OSError where we are short of descriptors or memory: that says nothing of a file."""
+        """Return every move begun and not ended. A file that cannot be read is put aside and noted in `illegible`.
+        Raises Failed or OSError when this process lacks descriptors or memory: that says nothing about a file."""
         found = []
         for path in sorted(self._folder.glob("*.json")):
             try:
@@ -96,7 +97,7 @@ class Journal:
                 continue
             except (Failed, OSError) as error:
                 if is_shortage(error):
-                    raise Failed(f"{path} cannot be read for now: {error}", hint="veery doctor") from error
+                    raise Failed(f"{path} cannot be read at the moment: {error}", hint="veery doctor") from error
                 kept.put_aside(path, str(error))
                 self._note(path)
                 continue
@@ -105,7 +106,7 @@ class Journal:
         return tuple(found)
 
     def _note(self, path: Path) -> None:
-        """Remember which move and side `path` was of, as far as its name tells."""
+        """Remember the move and side of `path`, as far as its name shows them."""
         move, _, side = path.name.removesuffix(".json").partition(".")
         sides = [Side(side)] if side in tuple(Side) else list(Side)
         self.illegible += tuple(Illegible(move, each) for each in sides)
@@ -116,7 +117,7 @@ class Journal:
 
 
 def _add(path: Path, record: bytes) -> None:
-    """Raises OSError. What is written begins a line of its own: the one before may have been cut short."""
+    """Append `record`. Raises OSError. It begins on a new line: the line before may have been cut short."""
     data = b"\n" + record + b"\n"
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     size = os.fstat(handle).st_size
@@ -125,7 +126,7 @@ def _add(path: Path, record: bytes) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     except OSError:
         os.ftruncate(handle, size)
-        if not size:  # nothing was remembered: then nothing is to be settled
+        if not size:  # nothing was remembered, so nothing needs settling
             path.unlink(missing_ok=True)
         raise
     finally:
@@ -133,7 +134,7 @@ def _add(path: Path, record: bytes) -> None:
 
 
 def _last(path: Path) -> Line | None:
-    """The last whole line of a file; None of an empty one. Raises Failed where no line can be understood."""
+    """Return the last whole line of a file; None of an empty one. Raises Failed where no line can be decoded."""
     unfit: Failed | None = None
     for data in reversed(path.read_bytes().split(b"\n")):
         try:

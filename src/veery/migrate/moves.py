@@ -29,18 +29,18 @@ from veery.model.node import Node
 
 log = logging.getLogger(__name__)
 
-KEPT = 100  # reports of ended moves
-BEAT = 15.0  # seconds after which a listener hears again where a move stands, though nothing happened
+REPORTS_KEPT = 100  # reports of ended moves
+BEAT_INTERVAL_S = 15.0  # a listener hears the move's progress again after this time, even without news
 DEFAULT_LIMITS = MoveLimits()
-CAUTION_DEADLINE = 2.0
+CAUTION_DEADLINE_S = 2.0
 WITHDRAW_DEADLINE_S = 5.0
-"""A domain that is to be destroyed waits so long for its move to end; its QEMU may not answer."""
+"""How long destroying a domain waits for its move to end; the domain's QEMU may not answer."""
 Caution = Callable[[], Awaitable[str]]
 
 
 @dataclass(slots=True, eq=False)
 class Running:
-    """A move under way: its sender, its task, its last progress, and who listens to it."""
+    """A move under way: its sender, its task, its last progress and its listeners."""
 
     move: str
     domain: str
@@ -55,7 +55,7 @@ class Running:
     listeners: list[asyncio.Queue[MoveProgress | None]] = field(default_factory=list)
 
     def publish(self, progress: MoveProgress) -> None:
-        """Tell every listener; a slow one misses readings, never the end."""
+        """Send `progress` to every listener. A slow listener misses readings, never the end."""
         self.last = progress
         for queue in self.listeners:
             if queue.full():
@@ -69,8 +69,8 @@ class Moves:
     def __init__(
         self, context: MoveContext, settler: Settler, folder: Path, limits: MoveLimits = DEFAULT_LIMITS
     ) -> None:
-        """Reports of ended moves are kept in `folder`; more moves than `limits` allow wait. `paths` is what copies
-        showed of the ways to other nodes."""
+        """Keep reports of ended moves in `folder`; moves beyond `limits` wait. `paths` is what earlier copies showed of
+        the paths to other nodes."""
         self._context, self._settler, self._folder = context, settler, folder
         self._places, self._turns = (
             Places(limits.out, limits.link),
@@ -81,14 +81,14 @@ class Moves:
         self._tasks: asyncio.TaskGroup | None = None
 
     async def run(self) -> None:
-        """Own the tasks of all moves; for ever. Cancelled: every move is undone or brought to its end."""
+        """Own the tasks of all moves, without end. When cancelled, undo every move or bring it to its end."""
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             await asyncio.Event().wait()
 
     def busy(self, domain: str, *, arriving: bool = False) -> str:
-        """Which move holds `domain`, in words; "" when none does. With `arriving` one whose domain runs here already,
-        the rest of its memory to follow, does not."""
+        """Return a text that says which move holds `domain`; "" when none does. With `arriving`, a move whose domain
+        already runs here while the rest of its memory follows does not count."""
         if running := self._of(domain):
             return f"{domain} is being moved ({running.sender.phase.value}, move {running.move})"
         line = self._settler.busy(domain)
@@ -97,17 +97,17 @@ class Moves:
         return f"move {line.move} of {domain} is being settled" if line else ""
 
     def idle(self) -> bool:
-        """Whether no move is under way here, neither out nor in."""
+        """Return whether no move is under way here, neither out nor in."""
         try:
             return not self._running and not self._context.journal.open()
-        except (Failed, OSError):  # it cannot be read for now
+        except (Failed, OSError):  # the journal cannot be read for now
             return False
 
     def advice(self, domain: str) -> str:
-        """What can be done about the move that holds `domain`."""
+        """Return what a user can do about the move that holds `domain`."""
         running = self._of(domain)
         if running is None:
-            return f"it is settled by itself (veery doctor tells what it waits for); or: veery destroy {domain}"
+            return f"the move settles by itself (veery doctor shows what it waits for); or: veery destroy {domain}"
         if running.sender.phase in CANCELLABLE:
             return f"wait for its end (veery moves), or stop it: veery move cancel {running.move}"
         return "wait for its end: veery moves"
@@ -116,8 +116,8 @@ class Moves:
         return next((each for each in self._running.values() if each.domain == domain), None)
 
     async def withdraw(self, domain: str) -> None:
-        """Cancel the move of `domain` where it can still be undone, and wait for its end, at most
-        WITHDRAW_DEADLINE_S. For one who is about to destroy the domain, whatever becomes of the move."""
+        """Cancel the move of `domain` where it can still be undone, and wait for its end, at most WITHDRAW_DEADLINE_S.
+        The caller is about to destroy the domain, whatever the move's outcome."""
         running = self._of(domain)
         if running is None or running.task is None:
             return
@@ -127,7 +127,7 @@ class Moves:
         await asyncio.wait({running.task}, timeout=WITHDRAW_DEADLINE_S)
 
     def remains(self, domain: str) -> str:
-        """The node that needs this node's copy of `domain` for the rest of its memory (post-copy), or ""."""
+        """Return the node that needs this node's copy of `domain` for the rest of its memory (post-copy), or ""."""
         line = self._settler.busy(domain) or next(
             (line for line in self._context.journal.open() if line.domain == domain), None
         )
@@ -141,9 +141,10 @@ class Moves:
         caution: Caution | None = None,
         arrived: Callable[[], Awaitable[None]] | None = None,
     ) -> str:
-        """Begin to move a domain of this node, or put it into the queue; the move's id. `caution` finds what is to be
-        told before it goes. `arrived` is called once the domain runs on the target, and not when the move fails; it
-        raises nothing but VeeryError. Raises Refused when it is already moving, or its policy is unknown."""
+        """Begin to move a domain of this node, or queue the move; return the move's id. `caution` finds the warning
+        that is published before the copy. `arrived` is called once the domain runs on the target, not when the move
+        fails; it raises nothing but VeeryError. Raises Refused when the domain is already moving, or its policy is
+        unknown."""
         policy.check(settings)
         busy = self.busy(reading.name)
         if busy:
@@ -161,7 +162,7 @@ class Moves:
         return move
 
     async def follow(self, move: str) -> AsyncIterator[MoveProgress]:
-        """Each progress of a move until its end; then ask `outcome`."""
+        """Yield each progress of a move until its end; then ask `outcome`."""
         running = self._running.get(move)
         if running is None:
             return
@@ -172,9 +173,9 @@ class Moves:
                 yield running.last
             while True:
                 try:
-                    async with asyncio.timeout(BEAT):
+                    async with asyncio.timeout(BEAT_INTERVAL_S):
                         progress = await queue.get()
-                except TimeoutError:  # the listener's own deadline is for a daemon that is gone
+                except TimeoutError:  # without this, the listener would take the daemon for gone
                     progress = replace(running.last or MoveProgress(phase=Phase.BEGIN), note="")
                 if progress is None:
                     return
@@ -183,14 +184,14 @@ class Moves:
             running.listeners.remove(queue)
 
     async def outcome(self, move: str) -> MoveReport:
-        """The report of a move, once it has ended. Raises Refused for an unknown one."""
+        """Return the report of a move once it has ended. Raises Refused for an unknown one."""
         running = self._running.get(move)
         if running is not None and running.task is not None:
             await asyncio.wait({running.task})
         return self.report(move)
 
     async def cancel(self, move: str) -> MoveReport:
-        """Stop a move; returns when the domain runs on here. Raises Refused past the point of no return."""
+        """Stop a move; returns when the domain runs on here. Raises Refused after COMMIT."""
         running = self._running.get(move)
         if running is None:
             raise Refused(f"no move {move} is under way", hint="veery moves lists them")
@@ -210,7 +211,7 @@ class Moves:
         await running.sender.change(tuning)
 
     def report(self, move: str) -> MoveReport:
-        """How a move stands or ended. Raises Refused for an unknown one."""
+        """Return the report of a move, under way or ended. Raises Refused for an unknown one."""
         if running := self._running.get(move):
             return _standing(running)
         path = self._folder / f"{move}.json"
@@ -222,7 +223,7 @@ class Moves:
         return report
 
     def list(self) -> tuple[MoveReport, ...]:
-        """Moves queued, under way and ended, the newest last; without their samples and story."""
+        """Return the moves queued, under way and ended, the newest last; without their samples and story."""
         ended = [kept.take(path, MoveReport) for path in self._folder.glob("*.json")]
         reports = [one for one in ended if one is not None] + [_standing(running) for running in self._running.values()]
         return tuple(
@@ -241,7 +242,7 @@ class Moves:
             report = sender.report(MoveState.UNKNOWN, reason=error.message, hint=error.hint)
         except VeeryError as error:
             report = sender.report(MoveState.FAILED, reason=error.message, hint=error.hint)
-        except Exception as error:  # a bug of ours must not take the other moves along
+        except Exception as error:  # a bug in one move must not end the others
             log.exception("move=%s failed unexpectedly", running.move)
             report = sender.report(MoveState.FAILED, reason=f"{type(error).__name__}: {error}")
         finally:
@@ -274,7 +275,7 @@ class Moves:
         try:
             running.queued = False
             telling = asyncio.create_task(_tell_caution(running), name=f"{running.move} tells")
-            running.sender.telling = telling  # it copies nothing before that is told
+            running.sender.telling = telling  # the copy begins only after the warning is published
             try:
                 return await running.sender.run()
             finally:
@@ -286,28 +287,30 @@ class Moves:
         try:
             write_atomic(self._folder / f"{report.id}.json", encode(report))
             paths = sorted(self._folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
-            for path in paths[:-KEPT]:
+            for path in paths[:-REPORTS_KEPT]:
                 path.unlink(missing_ok=True)
         except OSError as error:
-            log.error("move=%s report not kept: %s", report.id, error)
+            log.error("move=%s its report could not be written: %s", report.id, error)
 
 
 def copies_at_once(wanted: int) -> int:
-    """How many copies go at a time out of this node: `wanted`, or where that is 0 what its processors carry. A copy
-    through TLS takes one; two fill most paths, and more make each switch-over wait for the others' pages."""
+    """Return how many copies run at a time out of this node: `wanted`, or where that is 0 what its processors carry. A
+    copy through TLS takes one processor. Two copies fill most paths; more make each switch-over wait for the others'
+    pages."""
     return wanted or max(1, min(2, (os.cpu_count() or 1) // 4))
 
 
 async def _tell_caution(running: Running) -> None:
-    """Before it goes, so that it can still be cancelled. Nothing that is wrong with the question keeps it."""
+    """Publish the warning before the copy, so that the move can still be cancelled. A failure to find the warning does
+    not stop the move."""
     if running.caution is None:
         return
     try:
-        async with asyncio.timeout(CAUTION_DEADLINE):
+        async with asyncio.timeout(CAUTION_DEADLINE_S):
             running.told = await running.caution()
     except (VeeryError, TimeoutError) as error:
         log.warning(
-            "move=%s domain=%s way back not looked at: %s",
+            "move=%s domain=%s way back not checked: %s",
             running.move,
             running.domain,
             str(error) or "no answer in time",
@@ -321,7 +324,7 @@ def _standing(running: Running) -> MoveReport:
 
 
 def ended_badly(report: MoveReport) -> VeeryError | None:
-    """The error that an ended move stands for; None when the domain has arrived."""
+    """Return the error of a move that ended without success; None when the domain has arrived."""
     if report.state is MoveState.DONE:
         return None
     runs = f"; {report.domain} runs on {report.runs_on}" if report.runs_on else ""

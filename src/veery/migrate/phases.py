@@ -1,4 +1,4 @@
-"""The seven phases: which may follow which, and the one step that enters them.
+"""The seven phases of a move: which may follow which, and the one step that enters them.
 
 The sender's steps are journalled, timed, logged and published here and nowhere else."""
 
@@ -27,18 +27,18 @@ FOLLOWS: dict[Phase | None, Phase] = {
 }
 
 CANCELLABLE = frozenset({Phase.BEGIN, Phase.PREPARE, Phase.COPY, Phase.LOADED})
-"""Phases in which the domain can still stay where it is at a user's wish."""
+"""The phases in which a user can still cancel the move, so that the domain stays where it is."""
 
 
 class Hold:
-    """A test's hand on the brake: while the file FOLDER/PHASE exists, whoever enters PHASE waits (at most 120 s)."""
+    """A brake for tests: while the file FOLDER/PHASE exists, a move that enters PHASE waits (at most 120 s)."""
 
     def __init__(self, folder: Path) -> None:
-        """`folder` need not exist; it is looked at, never made."""
+        """Watch `folder`. It need not exist; it is only read, never made."""
         self._folder = folder
 
     async def at(self, phase: Phase) -> None:
-        """Return once nothing holds `phase`."""
+        """Return once no file holds `phase`."""
         path = self._folder / phase.value
         if not path.exists():
             return
@@ -49,12 +49,12 @@ class Hold:
 
 
 class Steps:
-    """Where one move stands on this side: the current phase and the milliseconds spent in each."""
+    """The progress of one move on this side: the current phase and the milliseconds spent in each."""
 
     def __init__(
         self, line: Line, journal: Journal, clock: Clock, hold: Hold, publish: Callable[[Phase], None]
     ) -> None:
-        """`line` is the journal's line of this move; `publish` hears of each phase entered."""
+        """`line` is the journal's line of this move; `publish` is called with each phase that is entered."""
         self.line = line
         self.phase: Phase | None = None
         self.times: dict[str, float] = {}
@@ -62,7 +62,7 @@ class Steps:
         self._since = self.began = clock.now()
 
     async def enter(self, phase: Phase) -> None:
-        """Go on to `phase`: check, journal, log, time, publish. Raises Failed when it does not follow."""
+        """Enter `phase`: check, journal, log, time, publish. Raises Failed when it may not follow the current phase."""
         if FOLLOWS.get(self.phase) is not phase:
             raise Failed(f"move {self.line.move}: {phase.value} does not follow {self.phase}")
         self._account()
@@ -73,13 +73,14 @@ class Steps:
         await self._hold.at(phase)
 
     def close(self) -> None:
-        """The move is over and nothing is left of it: account the last phase, strike the journal's line."""
+        """Record the last phase's time and strike the journal's line. Call it when the move is over and nothing of it
+        is left."""
         self._account()
         self.phase = None
         self._journal.strike(self.line)
 
     def elapsed_ms(self) -> float:
-        """Milliseconds since BEGIN."""
+        """Return the milliseconds since BEGIN."""
         return (self._clock.now() - self.began) * 1000
 
     def _account(self) -> None:

@@ -1,9 +1,9 @@
-"""A move foretold: pure functions from what was observed to blockers, expected time and expected gap.
+"""A prediction of a move: pure functions from observations to blockers, expected time and expected gap.
 
-The copy is played through in rounds, as QEMU does it (migration/ram.c, migration_iteration_run): the first sends
-all that is not zero, each later one what was written meanwhile; when what is left could be sent within the limit on
-the downtime, the domain is stopped for it. What its policy would do about a domain that outruns the link is asked of
-veery.migrate.converge itself, which steers real copies too."""
+The copy is simulated in rounds, as QEMU does it (migration/ram.c, migration_iteration_run). The first round sends all
+that is not zero, each later one what was written meanwhile. When the rest could be sent within the limit on the
+downtime, the domain is stopped for it. For a domain that writes faster than the link, the plan asks
+veery.migrate.converge, which steers real copies too."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from veery.model.move import Compress, MoveReport, MoveSettings, MoveState, Phas
 from veery.model.plan import Abilities, Blocker, Forecast, Link, MemoryReading, Overhead, Plan, Reply
 from veery.model.units import KIB, MIB
 
-RECENT = 5  # earlier moves that are asked
-WHOLE = 20  # and for the least that a domain stands still: of five, all may have been busy ones
+RECENT = 5  # earlier moves that count
+WHOLE = 20  # earlier moves that count for the shortest pause: five may all have been busy ones
 ROUNDS_MAX = 400
-STAND = 12.0  # ms for which QEMU stops a domain at least: its processors stop, its devices' state goes over
-OUTSIDE = 40.0  # ms more that a client misses it: until it is awake, and its frames go to the new place;
-WAKING = 1.0  # and so many times more what the last steps take: on a busy machine both are slow
+STAND = 12.0  # ms for which QEMU pauses a domain at least: it stops the processors and sends the devices' state
+OUTSIDE = 40.0  # additional ms that a client sees: until the guest is awake and its frames take the new path
+WAKING = 1.0  # and this many times the duration of the last steps: on a busy machine both are slow
 IDLE = 256 * KIB  # bytes that even an idle domain writes in a round
-ENGINE = 100.0 * MIB  # bytes/s that QEMU copies where nothing is known
-PACKER = 150.0 * MIB  # bytes/s of memory that two daemons pack and unpack
-NARROW = 60.0 * MIB  # bytes/s of a link up to which QEMU fills it
-LARGE = 1 << 30  # bytes of a copy in which its beginning and its end do not count
-TSC_SHARE = 4000  # frequencies that differ by less than such a part (250 ppm) count as one, for KVM too
-SCAN = 2000.0 * MIB  # bytes/s at which it looks through zero pages
+ENGINE = 100.0 * MIB  # bytes/s that QEMU copies, assumed where nothing is known
+PACKER = 150.0 * MIB  # bytes/s of memory that two daemons compress and decompress
+NARROW = 60.0 * MIB  # bytes/s; QEMU fills a link up to this speed
+LARGE = 1 << 30  # bytes; in a copy this large its beginning and end do not count
+TSC_SHARE = 4000  # frequencies that differ by less than one part in this (250 ppm) count as equal, for KVM too
+SCAN = 2000.0 * MIB  # bytes/s at which QEMU scans zero pages
 USUAL = Overhead(before=60.0, copy=60.0, stand=STAND, away=20.0, after=15.0)
-"""Where no earlier move tells: seen on a lab of one machine."""
+"""The overhead assumed where no earlier move shows it: measured in a lab of one machine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observations:
-    """All that is known before a move. `here`: what holds the domain on its source; `way`: what is wrong with the
-    way to the target's relocation port; `reply`: the target's answer (None: it gave none, and `silence` says why);
-    `home`: what would keep it from being taken in by its source again; `abilities`: the source's; `earlier`: reports of
-    this node's moves, the newest last; `probed`: bytes/s through the relocation port, 0: not probed; `path`: bytes/s of
-    a path that the last copy found slow, else 0; `disk_bytes` go along first."""
+    """All that is known before a move. `here`: obstacles on the source. `way`: problems of the path to the target's
+    relocation port. `reply`: the target's answer (None: there is none, and `silence` says why). `home`: reasons why the
+    source could not take the domain back. `abilities`: the source's. `earlier`: reports of this node's moves, the
+    newest last. `probed`: bytes/s through the relocation port, 0: not probed. `path`: bytes/s of a path that the last
+    copy found slow, else 0. `disk_bytes` are copied first."""
 
     domain: str
     source: str
@@ -63,7 +63,7 @@ class Observations:
 
 
 def make(seen: Observations) -> Plan:
-    """The plan: what stands in the way, each once, and what the move would come to."""
+    """Return the plan: each obstacle once, and the expected time and gap."""
     there = seen.reply.blockers if seen.reply else ()
     blockers = tuple(dict.fromkeys((*seen.here, *seen.silence, *seen.way, *there)))
     back = tuple(dict.fromkeys((*seen.home, *(seen.reply.way_back if seen.reply else ()))))
@@ -91,7 +91,7 @@ def make(seen: Observations) -> Plan:
 
 
 def _clock(seen: Observations) -> tuple[str, ...]:
-    """What becomes of a guest that counts time by the TSC. QEMU moves its frequency, and goes on with a warning where
+    """Warn of a guest that counts time by the TSC. QEMU migrates its frequency, and continues with only a warning where
     the target's processor cannot scale it (target/i386/kvm/kvm.c, kvm_arch_set_tsc_khz)."""
     assert seen.abilities is not None and seen.reply is not None
     here, there = seen.abilities.tsc_khz, seen.reply.abilities.tsc_khz
@@ -104,7 +104,7 @@ def _clock(seen: Observations) -> tuple[str, ...]:
 
 
 def _defects(seen: Observations) -> tuple[str, ...]:
-    """Known defects of the two QEMUs that this move may meet."""
+    """Return known defects of the two QEMUs that this move may meet."""
     assert seen.abilities is not None and seen.reply is not None
     here, there = seen.abilities, seen.reply.abilities
     if here.driver != "qemu" or there.driver != "qemu":
@@ -119,12 +119,11 @@ def _defects(seen: Observations) -> tuple[str, ...]:
 def learn(
     reports: Sequence[MoveReport], target: str, settings: MoveSettings, probed: float = 0.0
 ) -> tuple[Link, Overhead]:
-    """The way to `target` as earlier moves and a probe of it show it, and what a move takes besides the copy.
+    """Return the path to `target` as earlier moves and a probe show it, and the overhead of a move besides the copy.
 
-    On a wide link both a probe and QEMU are bound by the processors as they are just now, and QEMU gets about a third
-    of the probe's speed; a link narrower than `NARROW` bounds both alike. Where moves of large domains to that target
-    were quicker than that, they tell. Without a probe earlier moves tell; those that were much slower than the quickest
-    had a cap, and are passed over."""
+    On a wide link the processors limit both a probe and QEMU, and QEMU gets about a third of the probe's speed. A link
+    narrower than `NARROW` limits both alike. Earlier moves of large domains to that target count where they were faster
+    than that. Without a probe earlier moves decide; those much slower than the fastest had a limit, and are ignored."""
     done = [each for each in reports if each.state is MoveState.DONE and Phase.CONFIRM in each.phases]
     alike = [each for each in done if each.target == target][-RECENT:] or done[-RECENT:]
     overhead = _overhead(alike)
@@ -143,12 +142,12 @@ def learn(
     else:
         rate, words = ENGINE, "no probe and no earlier move"
     if settings.bandwidth and settings.bandwidth < rate:
-        rate, words = float(settings.bandwidth), "the bandwidth asked for"
+        rate, words = float(settings.bandwidth), "the bandwidth limit of this move"
     return Link(rate=rate, scan=SCAN, probed=probed, source=words), overhead
 
 
 def packed(link: Link, share: float, wanted: Compress) -> Link:
-    """`link` for a copy whose memory packs to `share` of its size, where that is done."""
+    """Return `link` for a copy whose memory compresses to `share` of its size, where that is done."""
     if wanted is not Compress.YES and share > WORTH:
         return link
     return replace(link, rate=max(min(link.rate / max(share, 0.01), PACKER), 1.0), source=f"{link.source}, packed")
@@ -171,22 +170,22 @@ def _overhead(reports: Sequence[MoveReport]) -> Overhead:
 
 
 def _speed(report: MoveReport, fixed: float) -> float:
-    """Bytes/s of an earlier copy, 0.0 where it was too short to tell."""
+    """Return the bytes/s of an earlier copy, 0.0 where it was too short to show it."""
     spent = report.phases.get(Phase.COPY, 0.0) - fixed
     measured = report.bytes / spent * 1000 if spent > fixed and report.bytes > 8 * MIB else 0.0
     return max([measured, *(sample.rate for sample in report.samples[:1] if measured)])
 
 
 def _pace(reports: Sequence[MoveReport]) -> float:
-    """Bytes/s at which large domains were copied, all of COPY counted; 0.0: there were none."""
+    """Return the bytes/s at which large domains were copied, over all of COPY; 0.0: there were none."""
     large = [each for each in reports if each.bytes >= LARGE and not each.packed and each.phases.get(Phase.COPY)]
     speeds = [each.bytes / each.phases[Phase.COPY] * 1000 for each in large]
     return statistics.median(each for each in speeds if each >= max(speeds) / 2) if speeds else 0.0
 
 
 def written(memory: MemoryReading, seconds: float) -> float:
-    """Bytes that differ after `seconds`: between the looks that were taken as a line, after the last one as between
-    the last two; never more than is in use."""
+    """Return the bytes that differ after `seconds`: interpolated between the samples, after the last one extrapolated
+    from the last two; never more than is in use."""
     points = [(0.0, 0.0), *memory.dirtied]
     most = float(max(memory.used, points[-1][1]))
     for (before, low), (after, high) in itertools.pairwise(points):
@@ -201,7 +200,7 @@ def written(memory: MemoryReading, seconds: float) -> float:
 
 @dataclass(slots=True)
 class _Copy:
-    """A copy as it is played through. `sent` in bytes, `now` in seconds since it began."""
+    """The state of a simulated copy. `sent` in bytes, `now` in seconds since it began."""
 
     now: float = 0.0
     sent: float = 0.0
@@ -209,7 +208,7 @@ class _Copy:
 
 
 def foretell(memory: MemoryReading, link: Link, overhead: Overhead, settings: MoveSettings) -> Forecast:
-    """What the move comes to. More bandwidth never makes it longer, more writing never shorter."""
+    """Return the forecast of the move. More bandwidth never makes it longer, more writing never shorter."""
     policy, rate = find(settings.policy), max(link.rate, 1.0)
     course = Course(downtime=settings.downtime)
     end = bound(policy, settings.timeout, memory.used, rate)
@@ -233,7 +232,7 @@ def foretell(memory: MemoryReading, link: Link, overhead: Overhead, settings: Mo
         rounds = fold(rounds, sample)
         action = decide(policy, course, rounds, sample, first=settings.downtime, end=end, now=copy.now)
         if isinstance(action, GiveUp) or copy.number > ROUNDS_MAX:
-            gave_up = action.why if isinstance(action, GiveUp) else "it never comes to an end"
+            gave_up = action.why if isinstance(action, GiveUp) else "the copy would never end"
             break
         if isinstance(action, Change):
             course = action.course

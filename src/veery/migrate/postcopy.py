@@ -1,10 +1,10 @@
-"""After COMMIT in post-copy: the domain runs at its target, and the rest of its memory follows from its source.
+"""Post-copy after COMMIT: the domain runs at its target, and the rest of its memory follows from its source.
 
-The source sees the rest off (`see_off`), the target waits for it (`see_in`); both go on until it is through, however
-often the stream breaks, and both begin anew from the journal after a restart. A broken stream is replaced by the
-source: a fresh control connection to the target's relocation port, Mend, and then the hypervisors' bytes over it.
-Where no more can come the target says so of itself: it asks the source, and only "gone" ends the run; a source that
-does not answer is waited for, since its memory may still be there."""
+The source sends the rest (`see_off`), the target waits for it (`see_in`). Both continue until it has arrived, however
+often the stream breaks, and both start again from the journal after a restart. The source replaces a broken stream: a
+new control connection to the target's relocation port, Mend, and then the hypervisors' bytes over it. Whether the rest
+can still come the target finds out by itself: it asks the source, and only "gone" ends the instance. The target waits
+for a source that does not answer, because its memory may still exist."""
 
 from __future__ import annotations
 
@@ -31,29 +31,30 @@ from veery.model.plan import Blocker, Obstacle
 
 log = logging.getLogger(__name__)
 
-STALL = 5.0
-"""Seconds without a byte after which a stream is replaced; the domain may stand still all that time."""
-CONNECT_DEADLINE, ANSWER_DEADLINE = 5.0, 30.0
-RETRY = 1.0
-LOOK_EVERY = 0.1
-ASK_EVERY = 2.0
-GRACE = 2.0
-"""Seconds from "gone" until it is believed: the source goes when it has heard that all has come."""
+STALL_S = 5.0
+"""A stream is replaced after this time without a byte; the domain may be paused all that time."""
+CONNECT_DEADLINE_S, ANSWER_DEADLINE_S = 5.0, 30.0
+RETRY_INTERVAL_S = 1.0
+LOOK_INTERVAL_S = 0.1
+ASK_INTERVAL_S = 2.0
+GRACE_S = 2.0
+"""How long "gone" must hold until it is believed: the source's copy also goes once the source hears that everything
+arrived."""
 
 Publish = Callable[[MoveProgress], None]
 
 
 class Standing(StrEnum):
-    """How one side's copy of a domain stands after COMMIT."""
+    """The state of one side's copy of a domain after COMMIT."""
 
     HERE = "here"  # all of it is here
-    PARTLY = "partly"  # the source: it holds the rest; the target: it waits for the rest
+    PARTLY = "partly"  # source: it holds the rest; target: it waits for the rest
     GONE = "gone"  # there is no such copy
-    LOST = "lost"  # the target: what must come before it can run was lost on the way
+    LOST = "lost"  # target: state that it needs to run was lost on the way
 
 
 async def obstacles(context: MoveContext) -> tuple[Blocker, ...]:
-    """Why nothing can come in here by post-copy."""
+    """Return why no domain can move in here by post-copy."""
     hint = "another policy: veery migrate --policy must-finish"
     if not isinstance(context.driver, PostCopier):
         reason = f"its driver {context.driver.name} has no post-copy"
@@ -67,8 +68,8 @@ async def obstacles(context: MoveContext) -> tuple[Blocker, ...]:
 
 
 async def see_off(context: MoveContext, line: Line, publish: Publish, target: Node | None = None) -> None:
-    """Send the rest; returns when the target has it, or has no use for it any more. Raises Lost when it cannot be
-    sent. `target`: its record, where it is at hand."""
+    """Send the rest; returns when the target has it, or does not need it any more. Raises Lost when it cannot be sent.
+    `target`: its record, if the caller has it."""
     driver = _driver(context)
     said = ""
 
@@ -91,38 +92,38 @@ async def see_off(context: MoveContext, line: Line, publish: Publish, target: No
                 elif await _again(context, line, rest, way, target):
                     return
                 elif rest is Rest.BROKEN:
-                    say("a new stream carries the rest")
-                rest = await driver.drain(line.uuid, report, stall=STALL)
+                    say("a new stream carries the rest of the memory")
+                rest = await driver.drain(line.uuid, report, stall=STALL_S)
                 if rest is Rest.SENT:
                     return
                 if rest is Rest.BROKEN:
-                    say(f"the stream broke: {line.domain} runs on {line.target} with what it has; a new one is made")
+                    say(f"the stream broke: {line.domain} runs on {line.target} without the rest; opening a new stream")
             except Lost:
                 raise
             except Refused as error:
                 if not await _holds(context, line):
                     raise Lost(f"{line.domain}: its QEMU ended before all of its memory was sent") from error
-                say(f"not mended yet: {error.message}")
-                await context.clock.sleep(RETRY)
+                say(f"the stream is not replaced yet: {error.message}")
+                await context.clock.sleep(RETRY_INTERVAL_S)
             except (VeeryError, OSError) as error:
-                say(f"not mended yet: {error}")
-                await context.clock.sleep(RETRY)
+                say(f"the stream is not replaced yet: {error}")
+                await context.clock.sleep(RETRY_INTERVAL_S)
 
 
 async def _again(
     context: MoveContext, line: Line, rest: Rest, way: contextlib.AsyncExitStack, target: Node | None
 ) -> bool:
-    """Speak to the target. True: it needs nothing more. Else, where the stream had broken, the next one stands; it is
-    carried until `way` is closed. Raises Lost, Failed, Refused."""
+    """Ask the target. Returns True when it needs nothing more. Else, where the stream had broken, a new one is open; it
+    is carried until `way` is closed. Raises Lost, Failed, Refused."""
     channel = await _call(context, line.target, target)
     way.push_async_callback(channel.close)
     if rest is Rest.UNSURE:
         return await _ask(channel, line) is not Standing.PARTLY
     await channel.send(wire.Mend(line.move, line.uuid))
-    answer = await channel.expect((wire.Mending, wire.Told), ANSWER_DEADLINE)
+    answer = await channel.expect((wire.Mending, wire.Told), ANSWER_DEADLINE_S)
     if isinstance(answer, wire.Told):
         if answer.standing == Standing.LOST.value:
-            raise Lost(f"{line.domain}: its devices' state was lost on the way to {line.target}")
+            raise Lost(f"{line.domain}: the state of its devices was lost on the way to {line.target}")
         return True
     near, far = socket.socketpair()
     way.callback(near.close)
@@ -139,8 +140,8 @@ async def _again(
 
 
 async def see_in(context: MoveContext, line: Line) -> None:
-    """Let the domain run, whose owner we are, and wait until all of its memory is here. When the source has nothing
-    more to give, its run is ended, and its on_crash answered."""
+    """Let the domain run, which this node owns, and wait until all of its memory is here. When the source has nothing
+    more to send, end the instance, so that its on_crash applies."""
     driver = _driver(context)
     asked, gone_since, said = context.clock.now(), 0.0, ""
     while True:
@@ -150,21 +151,21 @@ async def see_in(context: MoveContext, line: Line) -> None:
                 log.info("move=%s domain=%s all of its memory is here", line.move, line.domain)
                 return
         except Refused:
-            return  # it has ended, or was destroyed
+            return  # the domain has ended, or was destroyed
         except VeeryError as error:
             if error.message != said:
                 log.warning("move=%s domain=%s %s", line.move, line.domain, error.message)
             said = error.message
         now = context.clock.now()
-        if gone_since and now - gone_since > GRACE:
-            log.error("move=%s domain=%s %s has nothing more of its memory: ended", line.move, line.domain, line.source)
+        if gone_since and now - gone_since > GRACE_S:
+            log.error("move=%s domain=%s ended: %s no longer has its memory", line.move, line.domain, line.source)
             await driver.lose(line.uuid)
             return
-        if not gone_since and now - asked > ASK_EVERY:
+        if not gone_since and now - asked > ASK_INTERVAL_S:
             with contextlib.suppress(VeeryError):
                 gone_since = now if await _source_is_gone(context, line) else 0.0
             asked = context.clock.now()
-        await context.clock.sleep(LOOK_EVERY)
+        await context.clock.sleep(LOOK_INTERVAL_S)
 
 
 async def _source_is_gone(context: MoveContext, line: Line) -> bool:
@@ -179,9 +180,9 @@ async def take(context: MoveContext, channel: wire.Channel, message: wire.Mend |
     """Answer the other side of a move."""
     line = next((each for each in context.journal.open() if each.move == message.move), None)
     if line is not None and channel.peer not in {line.source, line.target}:
-        raise Refused(f"{channel.peer} asks about a move of others")
+        raise Refused(f"{channel.peer} asks about a move between other nodes")
     if line is None and isinstance(message, wire.Mend):
-        message = wire.Ask(message.move, message.uuid)  # it is through, or never was
+        message = wire.Ask(message.move, message.uuid)  # that move has ended, or never existed
     standing = await _standing(context, line, message.uuid)
     if isinstance(message, wire.Ask) or standing is not Standing.PARTLY:
         await channel.send(wire.Told(standing.value))
@@ -227,22 +228,23 @@ async def _holds(context: MoveContext, line: Line) -> bool:
 
 
 async def _call(context: MoveContext, name: str, node: Node | None) -> wire.Channel:
-    """A control connection to node `name`, whose record is `node` or stands in the store. Raises Refused, Failed."""
+    """Open a control connection to node `name`; its record is `node`, else the one in the store. Raises Refused,
+    Failed."""
     found = node or await NODES.get(context.store, name)
     if found is None:
-        raise Failed(f"{name} is no node of the cluster any more")
+        raise Failed(f"{name} is no longer a node of the cluster")
     return await wire.open_control(
         found.relocation_address or found.address,
         found.relocation_port,
         name,
         current(context.client_tls),
-        CONNECT_DEADLINE,
+        CONNECT_DEADLINE_S,
     )
 
 
 async def _ask(channel: wire.Channel, line: Line) -> Standing:
     await channel.send(wire.Ask(line.move, line.uuid))
-    return Standing((await channel.expect(wire.Told, ANSWER_DEADLINE)).standing)
+    return Standing((await channel.expect(wire.Told, ANSWER_DEADLINE_S)).standing)
 
 
 def _shut(stream: socket.socket) -> None:

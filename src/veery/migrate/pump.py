@@ -1,7 +1,8 @@
-"""The disks' way between two hypervisors: a unix socket here, the relocation port's streams, a unix socket there.
+"""The path of local disks between two hypervisors: a unix socket here, the relocation port's streams, a unix socket
+there.
 
-The bytes are the hypervisors' own, encrypted by them where the move is; we only carry them. So one port stays
-enough, and the gate is the same: a stream is let in by the token that the target gave for this move."""
+The bytes are the hypervisors' own, encrypted by them where the move is; this module only carries them. So one port is
+enough, with the same gate: a stream is let in by the token that the target gave for this move."""
 
 from __future__ import annotations
 
@@ -21,16 +22,17 @@ from veery.host import tasks
 log = logging.getLogger(__name__)
 
 PIECE = 512 << 10
-CONNECT_DEADLINE = 5.0
+CONNECT_DEADLINE_S = 5.0
 
 Connect = Callable[[], Awaitable[socket.socket]]
 
 
 class Pump:
-    """Carries connections; `open` counts those that are. Each is a task of ours and ends with `close`."""
+    """Carries connections. Each is a task of this pump and ends with `close`."""
 
     def __init__(self, connect: Connect, stall: float) -> None:
-        """`connect` makes the far side of each; a peer that acknowledges nothing for `stall` seconds is lost."""
+        """`connect` makes the far side of each connection; a peer that acknowledges nothing for `stall` seconds is
+        lost."""
         self._connect, self._stall = connect, stall
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -46,7 +48,7 @@ class Pump:
         task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
-        """Break all of them off."""
+        """Break all connections."""
         await tasks.stop(*self._tasks)
 
     async def _carry(self, near: socket.socket) -> None:
@@ -68,7 +70,7 @@ class Pump:
 
 
 async def _pour(source: socket.socket, sink: socket.socket) -> None:
-    """All that comes from `source`, until either side ends."""
+    """Copy everything from `source` to `sink`, until either side ends."""
     loop = asyncio.get_running_loop()
     buffer = memoryview(bytearray(PIECE))
     with contextlib.suppress(OSError):
@@ -77,7 +79,7 @@ async def _pour(source: socket.socket, sink: socket.socket) -> None:
 
 
 def _guard(stream: socket.socket, stall: float) -> None:
-    """See to it that a TCP peer that has gone without a word is noticed (tcp(7))."""
+    """Have the kernel detect a TCP peer that vanished without closing the connection (tcp(7))."""
     if stream.family == socket.AF_UNIX:
         return
     stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -88,8 +90,8 @@ def _guard(stream: socket.socket, stall: float) -> None:
 
 @contextlib.asynccontextmanager
 async def outlet(connect: Connect, pid: int, stall: float) -> AsyncIterator[str]:
-    """An abstract unix socket (unix(7)) whose connections are carried to what `connect` gives; its name. Only
-    process `pid` may use it (0: any of our user's)."""
+    """Yield the name of an abstract unix socket (unix(7)) whose connections are carried to what `connect` returns. Only
+    process `pid` may use it (0: any process of veeryd's user)."""
     name = f"veery-disks-{secrets.token_hex(8)}"
     loop = asyncio.get_running_loop()
     pump = Pump(connect, stall)
@@ -114,12 +116,12 @@ async def outlet(connect: Connect, pid: int, stall: float) -> AsyncIterator[str]
 
 
 def inlet(path: Path, stall: float) -> Pump:
-    """What carries the streams that come in to the unix socket at `path`."""
+    """Return the pump that carries arriving streams to the unix socket at `path`."""
 
     async def connect() -> socket.socket:
         far = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            async with asyncio.timeout(CONNECT_DEADLINE):
+            async with asyncio.timeout(CONNECT_DEADLINE_S):
                 await asyncio.get_running_loop().sock_connect(far, str(path))
         except BaseException:
             far.close()

@@ -33,33 +33,33 @@ from veery.storage import local
 
 log = logging.getLogger(__name__)
 
-OFFER_DEADLINE = 15.0
-WAIT_EVERY = 1.0
+OFFER_DEADLINE_S = 15.0
+WAIT_INTERVAL_S = 1.0
 DEFAULT_LIMITS = MoveLimits()
-STREAM_DEADLINE = 20.0
-HEAD_START = 0.01  # seconds for the watch to tell who the owner is, before the store is asked
-LOOK = 0.02  # seconds between two looks whether what we have loaded still stands
-FINISH_DEADLINE = 180.0  # from Loaded to Finish: the source may be asking a slow store
+STREAM_DEADLINE_S = 20.0
+HEAD_START_S = 0.01  # the watch has so long to report the owner before the store is asked
+LOOK_INTERVAL_S = 0.02  # between two checks that the loaded half domain still exists
+FINISH_DEADLINE_S = 180.0  # from Loaded to Finish: the source may be asking a slow store
 
 
 class Receiver:
-    """Takes domains in. One call of `take` is one control connection."""
+    """Takes domains in. One call of `take` serves one control connection."""
 
     def __init__(self, context: MoveContext, settler: Settler, limits: MoveLimits = DEFAULT_LIMITS) -> None:
-        """`server` is set by the daemon once both are built. At most `limits.into` domains come in at once."""
+        """Take in at most `limits.into` domains at once. The daemon sets `server` once both are built."""
         self._places = asyncio.Semaphore(limits.into)
         self._context, self._settler = context, settler
         self.server: RelocationServer | None = None
         self._arriving: dict[str, wire.Offer] = {}
 
     def arriving(self, domain: str) -> wire.Offer | None:
-        """The offer under which `domain` is on its way here, if it is."""
+        """Return the offer under which `domain` is arriving here, or None."""
         return self._arriving.get(domain)
 
     async def take(self, channel: wire.Channel) -> None:
         """Serve one control connection to its end."""
         try:
-            message = await channel.receive(OFFER_DEADLINE)
+            message = await channel.receive(OFFER_DEADLINE_S)
         except wire.Unfit as error:
             log.warning("refused: %s", error.message)
             await channel.send(wire.Problem("refused", error.message, error.hint))
@@ -78,14 +78,14 @@ class Receiver:
         elif isinstance(message, wire.Mend | wire.Ask):
             await postcopy.take(self._context, channel, message)
         else:
-            await channel.send(wire.Problem("refused", "begin with an offer"))
+            await channel.send(wire.Problem("refused", "the first message must be an offer"))
 
     async def _announce(self, offer: wire.Offer) -> None:
-        """Tell the network where the domain is now, in several rounds; it runs already."""
+        """Tell the network, in several rounds, where the domain is now; it runs already."""
         try:
             _, attachments = await self._context.driver.spec(offer.spec.uuid)
             await self._context.attacher.announce(attachments)
-        except VeeryError as error:  # it may have moved on, or ended
+        except VeeryError as error:  # the domain may have moved on or ended
             log.warning("move=%s domain=%s not announced: %s", offer.move, offer.domain, error.message)
 
     async def _take_in(self, channel: wire.Channel, offer: wire.Offer) -> None:
@@ -106,10 +106,10 @@ class Receiver:
 
     @contextlib.asynccontextmanager
     async def _room(self, channel: wire.Channel, offer: wire.Offer) -> AsyncIterator[None]:
-        """A place among those that come in. Raises Failed when the source has left while it waited."""
+        """Hold one of the places for arriving domains. Raises Failed when the source left while it waited."""
         while True:
             try:
-                async with asyncio.timeout(WAIT_EVERY if self._places.locked() else None):
+                async with asyncio.timeout(WAIT_INTERVAL_S if self._places.locked() else None):
                     await self._places.acquire()
                 break
             except TimeoutError:
@@ -121,7 +121,7 @@ class Receiver:
             self._places.release()
 
     async def _reserved(self, channel: wire.Channel, offer: wire.Offer) -> None:
-        """Promise, prepare, load, and go as the owner key says."""
+        """Promise, prepare, load, then do what the owner key says."""
         context = self._context
         line = Line(
             move=offer.move,
@@ -158,7 +158,7 @@ class Receiver:
                 word = await self._load(channel, offer, line)
                 async with conntrack.admitting(context.attacher, offer.move, word.flows) as entered:
                     await self._make_sure(line, given)
-                    await asyncio.wait({entered}, timeout=conntrack.PATIENCE)
+                    await asyncio.wait({entered}, timeout=conntrack.TIMEOUT_S)
                     await context.driver.finish(offer.spec.uuid, paused=offer.paused, started=word.started)
         except (VeeryError, OSError, TimeoutError) as error:
             await self._give_up(line, attachments)
@@ -168,16 +168,18 @@ class Receiver:
         except asyncio.CancelledError:
             self._settler.later(line)
             raise
-        # In post-copy the journal keeps it until all of its memory is here.
+        # In post-copy the journal keeps the line until all of the domain's memory is here.
         (self._settler.later if line.post_copy else context.journal.strike)(line)
         log.info("move=%s domain=%s runs here", line.move, line.domain)
         await channel.send(wire.Running())
 
     async def _promised(self, offer: wire.Offer, line: Line) -> tuple[Line, Reservation]:
-        """The promise, and `line` with it. It comes before any file, tap or process: the store says whether the source
-        owns the domain at all. Raises what the store answers, and then nothing is left of the move here."""
+        """Return the promise, and `line` with it. It comes before any file, tap or process: the store says whether the
+        source owns the domain at all. Raises the store's error; nothing is then left of the move here."""
         try:
-            reservation = await tasks.to_the_end(self._reserve(offer))  # a promise that nobody knows of would stand
+            reservation = await tasks.to_the_end(
+                self._reserve(offer)
+            )  # cut short, it could leave a promise that no journal names
             return self._context.journal.write(replace(line, reservation_revision=reservation.revision)), reservation
         except Refused:
             self._context.journal.strike(line)
@@ -202,8 +204,8 @@ class Receiver:
 
     @contextlib.asynccontextmanager
     async def _watching(self, reservation: Reservation, boot: str) -> AsyncIterator[asyncio.Task[Owner]]:
-        """Watch the owner key from the reservation on; the task ends when we are seen to own the domain. So the
-        news of COMMIT is here as soon as the source's own word, and need not be asked for in the gap."""
+        """Watch the owner key from the reservation on; the task ends when the key names this node. So the news of
+        COMMIT arrives as soon as the source's Finish, and the gap needs no extra question to the store."""
         watching = asyncio.create_task(
             owners.given(self._context.store, reservation, boot), name=f"{reservation.move} watches the owner"
         )
@@ -213,17 +215,18 @@ class Receiver:
             await tasks.stop(watching)
 
     async def _make_sure(self, line: Line, given: asyncio.Task[Owner]) -> None:
-        """The source has just said that we own the domain: see it in the store, which the watch has usually told by
-        now. Raises Failed where it is not so, StoreUnavailable."""
-        await asyncio.wait({given}, timeout=HEAD_START)
+        """Check in the store that this node owns the domain: the source has just said so, and the watch has usually
+        reported it by now. Raises Failed where it is not so, StoreUnavailable."""
+        await asyncio.wait({given}, timeout=HEAD_START_S)
         if given.done() and given.exception() is None:
             return
         owner = await owners.read(self._context.store, line.domain)
         if owner is None or owner.node != self._context.node or owner.revision <= line.owner_revision:
-            raise Failed(f"{line.domain} was called ours, but the store says otherwise")
+            raise Failed(f"the source handed {line.domain} over, but the store names another owner")
 
     async def _load(self, channel: wire.Channel, offer: wire.Offer, line: Line) -> wire.Finish:
-        """Ready, stream, Loaded, Finish; returns when the source has said that we own the domain: its last word."""
+        """Send Ready, load the stream, send Loaded, wait for Finish. Returns the source's last message, which says that
+        this node owns the domain."""
         context = self._context
         assert self.server is not None
         async with contextlib.AsyncExitStack() as stack:
@@ -250,21 +253,21 @@ class Receiver:
                 elif isinstance(listening.result(), wire.Poised):  # raises where the source is gone
                     listening = asyncio.create_task(channel.expect(wire.Finish, None), name=f"{offer.move} listens")
                 else:
-                    raise Failed(f"{offer.source} said it was finished before everything was loaded")
-                await channel.send(wire.Loaded())  # before the journal: the domain stands still from here on
+                    raise Failed(f"{offer.source} sent Finish before everything was loaded")
+                await channel.send(wire.Loaded())  # before the journal: the domain is paused from here on
                 context.journal.write(line.at(Phase.LOADED))
-                async with asyncio.timeout(FINISH_DEADLINE):
+                async with asyncio.timeout(FINISH_DEADLINE_S):
                     finish = await self._told_or_lost(listening, offer)
-                await loading  # in post-copy only now: what must be there before it can run
+                await loading  # in post-copy the devices, which it needs to run, are only complete now
                 return finish
             finally:
                 await tasks.stop(listening, loading)
 
     async def _told_or_lost(self, listening: asyncio.Task[Any], offer: wire.Offer) -> wire.Finish:
-        """Return when the source has said that we own the domain. Raises Failed when our half of it ends before that:
-        then there must be no COMMIT, since the source's is whole."""
+        """Return when the source has said that this node owns the domain. Raises Failed when the half domain here ends
+        before that: there must be no COMMIT then, since the source's copy is complete."""
         while not listening.done():
-            await asyncio.wait({listening}, timeout=LOOK)
+            await asyncio.wait({listening}, timeout=LOOK_INTERVAL_S)
             if not await self._context.driver.stands(offer.spec.uuid):
                 raise Failed(f"{offer.domain} ended on {self._context.node} before it was handed over")
         finish: wire.Finish = listening.result()
@@ -272,7 +275,7 @@ class Receiver:
 
     async def _receive(self, offer: wire.Offer, arrival: asyncio.Future[socket.socket], disk_pump: Pump | None) -> None:
         while not arrival.done():  # the disks come first, and may take long
-            await asyncio.wait({arrival}, timeout=STREAM_DEADLINE)
+            await asyncio.wait({arrival}, timeout=STREAM_DEADLINE_S)
             if not arrival.done() and not (disk_pump and disk_pump.open):
                 raise Failed(f"{offer.source} opened no stream")
         stream = arrival.result()
@@ -290,12 +293,12 @@ class Receiver:
     # ---- disks that come along
 
     def _choose(self, offer: wire.Offer) -> tuple[CarriedDisk, ...]:
-        """The disks of the offer, each with its file here; not made yet."""
+        """Return the disks of the offer, each with its file here; the files are not made yet."""
         chosen = local.choose(offer.disks, offer.disk_dir or self._context.disk_folder, offer.domain)
         return tuple(replace(disk, inode=0) for disk in chosen)
 
     async def _make_disks(self, line: Line) -> Line:
-        """Make their files; the journal knows each before there is anything in it."""
+        """Make the disks' files; the journal names each file before it holds any data."""
         for number, disk in enumerate(line.disks):
             taken = (*line.disks[:number], local.take(disk), *line.disks[number + 1 :])
             line = self._context.journal.write(replace(line, disks=taken))
@@ -305,12 +308,13 @@ class Receiver:
 
     @contextlib.asynccontextmanager
     async def _disks_come_in(self, offer: wire.Offer, files: Sequence[CarriedDisk]) -> AsyncIterator[tuple[str, Pump]]:
-        """Let the source write the half domain's disks: the token that its streams must show, and what carries them."""
+        """Let the source write the half domain's disks. Yields the token that its streams must show, and the pump that
+        carries them."""
         driver = self._context.driver
         assert self.server is not None and isinstance(driver, DiskMover)
         names = [disk.vdev for disk in offer.disks]
         pump = inlet(
-            await driver.export_disks(offer.spec.uuid, names, tls=offer.tls, peer=offer.source), STREAM_DEADLINE
+            await driver.export_disks(offer.spec.uuid, names, tls=offer.tls, peer=offer.source), STREAM_DEADLINE_S
         )
         try:
             with self.server.admit(pump.carry) as token:
@@ -323,7 +327,7 @@ class Receiver:
             await pump.close()
 
     async def _give_up(self, line: Line, attachments: Attachments | None) -> None:
-        """Something failed: make sure who owns the domain, then obey. Usually that means to drop our copy."""
+        """After a failure, find out who owns the domain, then obey. Usually this destroys the copy here."""
         try:
             owner = await self._settler.ask(line, deadline=5)
             if owner is not None and owner.node == self._context.node and owner.boot == line.boot:
@@ -331,7 +335,9 @@ class Receiver:
                     self._settler.later(line)
                     return
                 await self._context.driver.finish(line.uuid, paused=line.paused)
-                log.warning("move=%s domain=%s is ours by the store, and runs here", line.move, line.domain)
+                log.warning(
+                    "move=%s domain=%s belongs to this node in the store, and runs here", line.move, line.domain
+                )
             else:
                 await self._context.driver.destroy(line.uuid)
                 if attachments is not None:

@@ -1,8 +1,8 @@
-"""The relocation server: the listener that takes moves in, as xend's did, on port 8002 by default.
+"""The relocation server: the listener that accepts moves, as xend's did, on port 8002 by default.
 
-It admits by address (`relocation.hosts_allow`), then by certificate (`cluster/admission.py`), and hands control
-connections to the receiver and streams to whoever waits for their token. Nothing a stranger sends gets further than
-64 bytes, and strangers cannot take the connections that are kept for members."""
+It admits by address (`relocation.hosts_allow`), then by certificate (`cluster/admission.py`). It passes control
+connections to the receiver, and streams to the task that waits for their token. It reads at most 64 bytes of a
+stranger, and strangers cannot use up the connections reserved for members."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ from veery.migrate.wire import (
 
 log = logging.getLogger(__name__)
 
-GREETING_DEADLINE = 5.0
-HANDSHAKE_DEADLINE = 10
+GREETING_DEADLINE_S = 5.0
+HANDSHAKE_DEADLINE_S = 10
 TOTAL, STRANGERS, EACH = 512, 64, 8
-"""Connections: in all, of strangers' addresses that have not yet proved to be a node, of any one of those."""
+"""Connections: in all; of addresses that have not yet proved to be a node; of any single such address."""
 
 
 def allowed(hosts_allow: str, address: str, name: str) -> bool:
-    """Whether a caller may speak: "" lets all in; else one of the patterns, separated by spaces, must match
+    """Return whether a caller may connect. "" lets all in. Else one of the patterns, separated by spaces, must match
     the address or name from its beginning, as xend's relocation-hosts-allow did (re.match). A `$` at the end of a
-    pattern asks for the whole. Raises Refused for a bad pattern."""
+    pattern requires the whole address. Raises Refused for a bad pattern."""
     patterns = hosts_allow.split()
     try:
         return not patterns or any(re.match(pattern, text) for pattern in patterns for text in (address, name) if text)
     except re.error as error:
-        raise Refused(f"relocation.hosts_allow is no regular expression: {error}") from error
+        raise Refused(f"relocation.hosts_allow is not a valid regular expression: {error}") from error
 
 
 class _Held(asyncio.StreamReaderProtocol):
@@ -78,8 +78,8 @@ class RelocationServer:
         admission: Admission,
         member: Callable[[str], bool],
     ) -> None:
-        """`tls` must ask for a certificate of the cluster's CA; `admission` tells which of them are let in, `member`
-        whether an address is a node's. A bad hosts_allow raises Refused at once."""
+        """`tls` must ask for a certificate of the cluster's CA. `admission` says which certificates are let in,
+        `member` whether an address is a node's. Raises Refused at once for a bad hosts_allow."""
         allowed(settings.hosts_allow, "", "")
         for pattern in settings.hosts_allow.split():
             allowed(pattern, "x", "x")
@@ -91,7 +91,7 @@ class RelocationServer:
         self._listener: socket.socket | None = None
 
     def bind(self) -> None:
-        """Take the port. Raises Refused when it is in use."""
+        """Bind the port. Raises Refused when it is in use."""
         family = socket.AF_INET6 if ":" in self.address else socket.AF_INET
         listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -104,7 +104,7 @@ class RelocationServer:
         self._listener = listener
 
     async def run(self) -> None:
-        """Serve for ever; each connection is a task of ours and ends with us."""
+        """Serve without end; each connection is a task of this server and ends with it."""
         if self._listener is None:
             self.bind()
         assert self._listener is not None
@@ -120,7 +120,8 @@ class RelocationServer:
 
     @contextlib.contextmanager
     def expect(self) -> Iterator[tuple[str, asyncio.Future[socket.socket]]]:
-        """A fresh token, and the stream that will come with it; forgotten at the end of the `with`."""
+        """Yield a new token, and a future of the stream that will show it; both are dropped at the end of the
+        `with`."""
         token = secrets.token_hex(16)
         future: asyncio.Future[socket.socket] = asyncio.get_running_loop().create_future()
         self._expected[token] = future
@@ -134,8 +135,8 @@ class RelocationServer:
 
     @contextlib.contextmanager
     def admit(self, taken: Callable[[socket.socket], None]) -> Iterator[str]:
-        """A fresh token; until the end of the `with` each stream that comes with it is handed to `taken`, which
-        owns it."""
+        """Yield a new token; until the end of the `with` each stream that shows it is passed to `taken`, which owns
+        it."""
         token = secrets.token_hex(16)
         self._open[token] = taken
         try:
@@ -163,7 +164,7 @@ class RelocationServer:
         loop = asyncio.get_running_loop()
         kept = False
         try:
-            async with asyncio.timeout(GREETING_DEADLINE):
+            async with asyncio.timeout(GREETING_DEADLINE_S):
                 if not allowed(self._hosts_allow, address, await _name_of(address, self._hosts_allow)):
                     said = f"{address} is not in relocation.hosts_allow of {self.node}"
                     await loop.sock_sendall(connection, f"NO {said}\n".encode())
@@ -172,16 +173,16 @@ class RelocationServer:
                 while len(data) < GREETING_BYTES:
                     piece = await loop.sock_recv(connection, GREETING_BYTES - len(data))
                     if not piece:
-                        raise Refused("closed before it said what it wants")
+                        raise Refused("closed the connection before its greeting")
                     data += piece
                 token = parse_greeting(data)
                 if token and not self._awaited(token):
                     await loop.sock_sendall(connection, b"NO such move\n")
-                    raise Refused("a stream that nobody waits for")
+                    raise Refused("no move waits for this stream")
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 await loop.sock_sendall(connection, b"OK\n")
             if token and not self._awaited(token):
-                raise Refused("a stream that nobody waits for any more")
+                raise Refused("no move waits for this stream any more")
             if token in self._open:
                 kept = True
                 self._open[token](connection)
@@ -204,7 +205,7 @@ class RelocationServer:
         reader = asyncio.StreamReader(limit=FRAME_MAX, loop=loop)
         protocol = _Held(reader, loop=loop)
         try:
-            await doortls.accept(connection, protocol, current(self.tls), HANDSHAKE_DEADLINE)
+            await doortls.accept(connection, protocol, current(self.tls), HANDSHAKE_DEADLINE_S)
         except BaseException:
             connection.close()
             raise
@@ -221,13 +222,14 @@ class RelocationServer:
             await channel.close()
 
     async def _admitted(self, transport: asyncio.WriteTransport, address: str) -> Shown:
-        """Whose certificate it is. Raises Refused, and breaks the connection off, where it is no node's (any more)."""
+        """Return the certificate's node. Raises Refused, and breaks the connection, where the certificate is not one of
+        a node (any more)."""
         try:
             peer = shown(transport.get_extra_info("ssl_object"))
             if peer is None:
-                raise Refused(f"{address} shows no certificate of this cluster")
+                raise Refused(f"{address} has no certificate of this cluster")
             if not await self.admission.lets_in(peer):
-                raise Refused(f"{address} shows a certificate of {peer.name} that is no node's any more")
+                raise Refused(f"{address} has a certificate of {peer.name} that is no longer valid for a node")
         except BaseException:
             transport.abort()
             raise
@@ -235,7 +237,7 @@ class RelocationServer:
 
 
 async def _name_of(address: str, hosts_allow: str) -> str:
-    """The caller's host name, asked only where a pattern could want it; "" when it has none."""
+    """Return the caller's host name, looked up only where a pattern could match one; "" when it has none."""
     if not re.search(r"[A-Za-z]{2}", hosts_allow):
         return ""
     try:

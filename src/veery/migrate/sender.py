@@ -1,7 +1,7 @@
-"""The source's side of a move: one coroutine that reads as the table of phases does.
+"""The source's side of a move: one coroutine with the same steps as the table of phases.
 
-Before COMMIT everything is undone from one stack; COMMIT empties it. A COMMIT whose answer was lost is settled
-by asking the store until it answers; meanwhile both copies stand paused."""
+Before COMMIT everything is undone from one stack; COMMIT empties it. When the answer to COMMIT was lost, the settler
+asks the store until it answers; meanwhile both copies are paused."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-CONNECT_DEADLINE = 5.0
-PREPARE_DEADLINE = 60.0
-LOADED_DEADLINE = 60.0
-FINISH_DEADLINE = 15.0
-FRESH = 0.1  # seconds for which the store's last answer counts as a sign that it answers
+CONNECT_DEADLINE_S = 5.0
+PREPARE_DEADLINE_S = 60.0
+LOADED_DEADLINE_S = 60.0
+FINISH_DEADLINE_S = 15.0
+ANSWER_FRESH_S = 0.1  # for so long the store's last answer is proof enough that it answers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What to move where: `reading` as the domain stands here, `target` the node's record."""
+    """What to move where: `reading` is the domain's current state here, `target` the target node's record."""
 
     move: str
     reading: DomainReading
@@ -72,8 +72,8 @@ class Sender:
         turns: CopyScheduler,
         paths: Paths,
     ) -> None:
-        """`publish` hears of every phase and every reading of the copy; `turns` says when to switch over, `paths` what
-        is known of the way."""
+        """`publish` is called with every phase and every reading of the copy. `turns` says when to switch over. `paths`
+        holds what is known of the path to the target."""
         self._context, self._settler, self._order, self._publish = context, settler, order, publish
         self._turns, self._paths = turns, paths
         self._squeeze: compression.Compression | None = None
@@ -90,24 +90,24 @@ class Sender:
         self._tracking: conntrack.ConntrackTransfer | None = None
         self._stands_since = 0.0
         self._post_copy = find(order.settings.policy).post_copy and not _stands(order)
-        self._ended = False  # the domain itself, before it could move
-        self._disks = 0  # how many it has
-        self._booted = 0.0  # when its guest did, in seconds of the epoch
+        self._ended = False  # the guest ended by itself before it could move
+        self._disks = 0  # how many disks the domain has
+        self._booted = 0.0  # when the guest booted, in seconds since the epoch
 
     @property
     def target(self) -> str:
-        """The node that it goes to."""
+        """The name of the target node."""
         return self._order.target.name
 
     @property
     def phase(self) -> Phase:
-        """Where the move stands."""
+        """The current phase."""
         return (self._steps and self._steps.phase) or Phase.BEGIN
 
     async def run(self) -> MoveReport:
-        """Move the domain; its report. Raises Refused (nothing changed), Failed (undone: the domain runs on
-        here) or OutcomeUnknown (the store decides; the settler is at it). Cancelling the task before COMMIT
-        undoes the move."""
+        """Move the domain and return its report. Raises Refused (nothing changed), Failed (undone: the domain runs on
+        here) or OutcomeUnknown (the store decides; the settler asks it). Cancelling the task before COMMIT undoes the
+        move."""
         if self._order.settings.turns and not _stands(self._order):
             self._turn = self._turns.join(self._order.move)
         try:
@@ -121,7 +121,7 @@ class Sender:
             self._ended = True
             raise Failed(
                 f"{self._order.reading.name} {how} on {self._context.node} while it was moved",
-                hint="its file's on_poweroff, on_reboot and on_crash say whether it starts again: veery list --cluster",
+                hint="on_poweroff, on_reboot, on_crash in its file say whether it starts again: veery list --cluster",
             ) from error
         finally:
             self._leave_row()
@@ -135,13 +135,15 @@ class Sender:
             self._turn.close()
 
     async def change(self, tuning: Tuning) -> None:
-        """What the user wants changed of the copy under way. Raises Refused where there is none."""
+        """Apply the user's changes to the copy under way. Raises Refused where there is none."""
         if self._pilot is None or self.phase is not Phase.COPY:
             raise Refused(
                 f"move {self._order.move} copies nothing now",
-                hint=f"veery move show {self._order.move} tells where it is",
+                hint=f"veery move show {self._order.move} shows its phase",
             )
-        if self._squeeze is not None and tuning.bandwidth is not None:  # what goes over the path counts
+        if (
+            self._squeeze is not None and tuning.bandwidth is not None
+        ):  # the limit is for the compressed bytes on the path
             self._squeeze.rate = tuning.bandwidth
             tuning = replace(tuning, bandwidth=None)
         await self._pilot.change(tuning)
@@ -152,7 +154,7 @@ class Sender:
         spec, luggage = await context.driver.pack(order.reading.uuid)
         self._disks = len(spec.disks)
         self._tracking = conntrack.ConntrackTransfer(context.attacher, order.move, spec)
-        paused = order.reading.held  # one that its disk has stopped goes on at the target, where it tries again
+        paused = order.reading.held  # a domain that a disk error stopped runs at the target, where it tries again
         going = await disks.carried(
             context.driver,
             order.reading.uuid,
@@ -171,10 +173,10 @@ class Sender:
                 order.target.relocation_port,
                 order.target.name,
                 current(context.client_tls),
-                CONNECT_DEADLINE,
+                CONNECT_DEADLINE_S,
             )
             connection.push_async_callback(channel.close)
-            undo.callback(channel.part, f"{context.node} gave {spec.name}'s move up")
+            undo.callback(channel.part, f"{context.node} gave up the move of {spec.name}")
 
             await steps.enter(Phase.PREPARE)
             await channel.send(await self._offer(owner, spec, luggage, paused, going))
@@ -204,7 +206,7 @@ class Sender:
     # ---- steps
 
     def _begin(self, owner: Owner, name: str, paused: bool) -> Steps:
-        """Where the move stands, and what the journal will hold of it; nothing is written yet."""
+        """Return the steps of the move with the journal's line of it; nothing is written yet."""
         context, order = self._context, self._order
         line = Line(
             move=order.move,
@@ -224,7 +226,7 @@ class Sender:
     async def _offer(
         self, owner: Owner, spec: DomainSpec, luggage: msgspec.Raw, paused: bool, going: tuple[CarriedDisk, ...]
     ) -> wire.Offer:
-        """What the target is asked to take in."""
+        """Return the offer: what the source asks the target to take in."""
         context, order = self._context, self._order
         path = self._paths.slow(self.target)
         self._squeeze = await compression.chosen(context, order.reading.uuid, order.settings, path)
@@ -253,24 +255,27 @@ class Sender:
         if owner is None or owner.node != self._context.node:
             raise Refused(
                 f"{name} belongs to {owner.node if owner else 'no node'}, not to {self._context.node}",
-                hint=f"veery list --cluster tells where {name} runs: the move is to be asked for there",
+                hint=f"veery list --cluster shows where {name} runs: start the move there",
             )
         return owner
 
     def _way_for_disks(self, ready: wire.Ready) -> contextlib.AbstractAsyncContextManager[str]:
-        """The socket behind which the target's disks are."""
+        """Return the socket that leads to the target's disks."""
         target, settings = self._order.target, self._order.settings
 
         async def connect() -> socket.socket:
             return await wire.open_stream(
-                target.relocation_address or target.address, target.relocation_port, ready.disk_token, CONNECT_DEADLINE
+                target.relocation_address or target.address,
+                target.relocation_port,
+                ready.disk_token,
+                CONNECT_DEADLINE_S,
             )
 
         return pump.outlet(connect, self._order.reading.pid, settings.stall)
 
     async def _send_disks(self, channel: wire.Channel, line: Line, through: str) -> None:
-        """Copy the local disks while listening to the target, which may give up; from then on each write goes to
-        both nodes."""
+        """Copy the local disks while listening to the target, which may give up. From then on each write goes to both
+        nodes."""
         driver, order = self._context.driver, self._order
         assert isinstance(driver, DiskMover)
         self._disk_bytes = sum(disk.size for disk in line.disks)
@@ -287,7 +292,7 @@ class Sender:
                 await asyncio.wait({listening, copying}, return_when=asyncio.FIRST_COMPLETED)
                 if not copying.done():
                     listening.result()
-                    raise Failed(f"{order.target.name} spoke out of turn while disks were copied")
+                    raise Failed(f"{order.target.name} sent an unexpected message while disks were copied")
                 await copying
         except TimeoutError as error:
             raise Failed(
@@ -299,38 +304,41 @@ class Sender:
             await tasks.stop(copying, listening)
 
     def _patience(self, least: float) -> float:
-        """Seconds to wait for the target in a step that takes `least` with a small domain."""
+        """Return the seconds to wait for the target in a step that takes `least` with a small domain."""
         return patience(least, self._order.reading.memory, self._disks)
 
     async def _ready(self, channel: wire.Channel) -> wire.Ready:
-        """The target's promise; while too many domains come in there, it says again and again that we wait."""
+        """Return the target's promise. While too many domains arrive there, the target sends Wait again and again."""
         while True:
-            message = await channel.expect((wire.Ready, wire.Wait), self._patience(PREPARE_DEADLINE))
+            message = await channel.expect((wire.Ready, wire.Wait), self._patience(PREPARE_DEADLINE_S))
             if isinstance(message, wire.Ready):
                 return message
             if self._turn is not None:
                 self._turn.aside()
-            note = f"{channel.peer} takes in others first"
+            note = f"{channel.peer} takes in other domains first"
             self._publish(MoveProgress(phase=Phase.PREPARE, note=note))
 
     async def _check_versions(self, ready: wire.Ready) -> None:
-        """Do without packing where the target does not know it. Raises as versions.require, StoreUnavailable."""
+        """Send the copy uncompressed where the target cannot unpack it. Raises as versions.require,
+        StoreUnavailable."""
         level = await levels.read(self._context.store)
         versions.require(self.target, ready, level, post_copy=self._post_copy)
         if self._squeeze is not None and not versions.knows_streams(ready):
-            log.warning("move=%s %s does not know packed streams: not packed", self._order.move, self.target)
+            log.warning(
+                "move=%s %s cannot unpack a compressed stream: sent uncompressed", self._order.move, self.target
+            )
             self._squeeze = None
 
     async def _may_copy(self) -> None:
-        """Return when there is a place for one more copy, and what is to be told before it has been."""
+        """Wait until the pre-move warning is published and there is a free place for one more copy."""
         if self.telling is not None:
             await asyncio.wait({self.telling})
         if self._turn is not None:
             await self._turn.copy()
 
     def _take_pilot(self) -> CopySteering:
-        """Who steers the copy. A move that is alone, or cannot be held, takes its turn at once and lets the hypervisor
-        switch over."""
+        """Return the object that steers the copy. A move that is alone, or cannot be held, takes its turn at once and
+        lets the hypervisor switch over."""
         context, order, turn = self._context, self._order, self._turn
         held = turn is not None and not turn.alone and context.driver.holds
         if turn is not None and not held:
@@ -349,12 +357,13 @@ class Sender:
         return self._pilot
 
     def _copying(self) -> MoveSettings:
-        """What the hypervisor is to keep to: not the nodes' own part, where they pack."""
+        """Return the settings for the hypervisor. Where the nodes compress the stream, they also do bandwidth and
+        TLS."""
         settings = self._order.settings
         return replace(settings, bandwidth=0, tls=False) if self._squeeze is not None else settings
 
     def _way(self, stream: socket.socket) -> contextlib.AbstractAsyncContextManager[socket.socket]:
-        """What the hypervisor is to write the copy into."""
+        """Return the socket into which the hypervisor writes the copy."""
         if self._squeeze is None:
             return contextlib.nullcontext(stream)
         tls = current(self._context.client_tls) if self._order.settings.tls else None
@@ -364,13 +373,13 @@ class Sender:
         """Copy the memory while listening to the target, which may give up first."""
         order, target = self._order, self._order.target
         stream: socket.socket = await wire.open_stream(
-            target.relocation_address or target.address, target.relocation_port, ready.token, CONNECT_DEADLINE
+            target.relocation_address or target.address, target.relocation_port, ready.token, CONNECT_DEADLINE_S
         )
         begun = self._context.clock.now()
         way = contextlib.AsyncExitStack()
         near = await way.enter_async_context(self._way(stream))
         pilot = self._take_pilot()
-        settings = replace(self._copying(), timeout=0.0, downtime=pilot.limit)  # the bound is the pilot's
+        settings = replace(self._copying(), timeout=0.0, downtime=pilot.limit)  # the pilot keeps the time limit
         listening = asyncio.create_task(channel.expect(wire.Loaded, None), name=f"{order.move} listens")
         means = replace(pilot.means, peer_version=ready.hypervisor)
         sending = asyncio.create_task(
@@ -390,7 +399,7 @@ class Sender:
             if result.poised:
                 await self._poise(result, channel)
             return result, asyncio.create_task(
-                target_wait.within(listening, self._patience(LOADED_DEADLINE), target.name)
+                target_wait.within(listening, self._patience(LOADED_DEADLINE_S), target.name)
             )
         except VeeryError as error:
             raise error if steering.done() else await target_wait.said_by_target(listening, error) from error
@@ -404,7 +413,8 @@ class Sender:
                 await tasks.stop(listening)
 
     async def _poise(self, result: CopyResult, channel: wire.Channel) -> None:
-        """The domain stands, the rest is to follow it: from COMMIT on neither copy can do without the other."""
+        """Prepare post-copy: the domain is paused and the rest is to follow. From COMMIT on neither copy can run
+        without the other."""
         assert self._steps is not None
         self._stands_since = self._context.clock.now() - result.downtime_ms / 1000
         self._steps.line = replace(self._steps.line, post_copy=True)
@@ -412,7 +422,7 @@ class Sender:
         await channel.send(wire.Poised())
 
     async def _settled(self, loaded: asyncio.Task[wire.Loaded]) -> None:
-        """The target has everything, and the store was seen to answer."""
+        """Wait until the target has everything and the store has answered."""
         try:
             await loaded
             self._booted = (await vitals.require(self._context.driver, self._order.reading.uuid)).started
@@ -421,14 +431,15 @@ class Sender:
             await tasks.stop(loaded)
 
     async def _ask_store(self) -> None:
-        """Make sure, before anything is asked that cannot be taken back, that the store answers at all."""
+        """Make sure that the store answers at all, before a step that cannot be undone."""
         now = self._context.clock.now()
-        if now - self._store_answered > FRESH:
+        if now - self._store_answered > ANSWER_FRESH_S:
             await self._own()
             self._store_answered = self._context.clock.now()
 
     def _ask_soon(self) -> asyncio.Task[None]:
-        """The domain stands: begin to ask the store and to read its connections, if that was not begun before."""
+        """Begin to ask the store and to read the domain's connections, if that has not begun yet: the domain is
+        paused."""
         if self._tracking is not None:
             self._tracking.begin()
         if self._asking is None:
@@ -444,7 +455,8 @@ class Sender:
     async def _hand_over(
         self, owner: Owner, channel: wire.Channel, steps: Steps, undo: contextlib.AsyncExitStack
     ) -> MoveReport | None:
-        """COMMIT and what follows it; never cut short. None: the domain runs there, and the rest of it follows."""
+        """Do COMMIT and what follows it; never cut short. Returns None when the domain runs there and the rest of its
+        memory follows."""
         await self._commit(owner, channel, steps.line, undo)
         undo.pop_all()
         return await self._after_commit(channel, steps)
@@ -461,8 +473,8 @@ class Sender:
             )
             return await owners.commit(context.store, owner, promise, self._record)
         except StoreUnavailable:
-            raise  # surely not taken: undo
-        except owners.OwnedElsewhere as error:  # the target has given up, and says why
+            raise  # COMMIT certainly did not happen: undo
+        except owners.OwnedElsewhere as error:  # the target has given up and says why
             listening = asyncio.create_task(channel.expect(wire.Running, 1.0), name=f"{line.move} listens")
             try:
                 raise await target_wait.said_by_target(listening, error) from error
@@ -476,7 +488,7 @@ class Sender:
                 undo.pop_all()
                 self._settler.later(line)
                 raise OutcomeUnknown(
-                    f"the store did not say whether {line.domain} moved; it stands paused until it does",
+                    f"the store did not say whether {line.domain} moved; it stays paused until the store answers",
                     hint="bring etcd back (veery node list); the move settles by itself",
                 ) from None
             if settled is not None and settled.node == line.target:
@@ -484,7 +496,8 @@ class Sender:
             raise Failed(f"{line.domain} was not handed over: the store did not take the COMMIT") from None
 
     async def _after_commit(self, channel: wire.Channel, steps: Steps) -> MoveReport | None:
-        """The domain belongs to the target. Nothing is undone any more; what fails here is settled later."""
+        """Finish the move: the domain belongs to the target. Nothing is undone any more; what fails here is settled
+        later."""
         line = steps.line
         reason = ""
         try:
@@ -493,9 +506,9 @@ class Sender:
                 assert isinstance(self._context.driver, PostCopier)
                 await self._context.driver.release(line.uuid)
             await channel.send(wire.Finish(await self._tracking.read() if self._tracking else (), self._booted))
-            await channel.expect(wire.Running, self._patience(FINISH_DEADLINE))
+            await channel.expect(wire.Running, self._patience(FINISH_DEADLINE_S))
         except VeeryError as error:
-            reason = f"{line.target} owns it and has not yet said that it runs: {error.message}"
+            reason = f"{line.target} owns it but has not confirmed yet that it runs: {error.message}"
             log.error("move=%s domain=%s %s", line.move, line.domain, reason)
             self._settler.later(line)
             return self.report(MoveState.DONE, reason=reason, hint=f"veery --node {line.target} list")
@@ -508,15 +521,15 @@ class Sender:
         return None
 
     async def _follow(self, steps: Steps, cancelled: asyncio.CancelledError | None) -> MoveReport:
-        """Post-copy: the rest follows, however long that takes. When we are to end meanwhile, or were `cancelled`, the
-        journal keeps it."""
+        """Post-copy: send the rest of the memory, however long that takes. When veeryd stops meanwhile, or the move was
+        `cancelled`, the journal keeps the rest."""
         try:
             if cancelled is not None:
                 raise cancelled
             await steps.enter(Phase.CONFIRM)
             await postcopy.see_off(self._context, steps.line, self._publish, self._order.target)
         except Lost as error:
-            reason = f"the run was lost in post-copy: {error.message}; {self.target} does what its on_crash says"
+            reason = f"this instance was lost in post-copy: {error.message}; {self.target} does what its on_crash says"
             log.error("move=%s domain=%s %s", steps.line.move, steps.line.domain, reason)
             with contextlib.suppress(Refused):  # its QEMU is gone
                 await self._settler.leave(steps.line)
@@ -526,11 +539,11 @@ class Sender:
             self._settler.later(steps.line)
             return self.report(MoveState.DONE, reason=f"the rest of its memory is still on its way: {error.message}")
         except asyncio.CancelledError:
-            return self.report(MoveState.DONE, reason="veeryd ended while the rest of its memory was on its way")
+            return self.report(MoveState.DONE, reason="veeryd stopped while the rest of its memory was on its way")
         return await self._confirm(steps)
 
     async def _confirm(self, steps: Steps) -> MoveReport:
-        """Our copy goes."""
+        """Remove the source's copy."""
         line = steps.line
         try:
             if steps.phase is not Phase.CONFIRM:
@@ -545,10 +558,10 @@ class Sender:
         steps.close()
         return replace(report, phases=dict(steps.times), total_ms=round(steps.elapsed_ms(), 1))
 
-    # ---- telling
+    # ---- reports
 
     def report(self, state: MoveState, *, reason: str = "", hint: str = "") -> MoveReport:
-        """The move as it stands."""
+        """Return the report of the move as it is now."""
         order, steps, copy = self._order, self._steps, self._copy
         moved = state in {MoveState.DONE, MoveState.LOST}
         return MoveReport(
@@ -584,7 +597,8 @@ class Sender:
         self._publish(MoveProgress(phase=phase))
 
     def _disk_progress(self, progress: MoveProgress) -> None:
-        """Its memory is still all to do: so the bar that shows both goes one way."""
+        """Publish the progress of the disks. All of the memory counts as remaining, so the bar that shows both never
+        goes back."""
         memory = self._order.reading.memory * MIB
         self._disk_bytes = progress.disk_total
         self._publish(replace(progress, total=memory, remaining=memory))
@@ -592,11 +606,11 @@ class Sender:
     def _progress(self, progress: MoveProgress) -> None:
         if self._disk_bytes:
             progress = replace(progress, step="memory", disk_total=self._disk_bytes)
-        if progress.stopped:  # from here on every millisecond is one of the gap's
+        if progress.stopped:  # from here on every millisecond adds to the gap
             self._ask_soon()
         self._publish(progress)
 
 
 def _stands(order: Order) -> bool:
-    """Whether the domain stands still throughout: its gap is none, or all of the copy, whoever else moves."""
+    """Return whether the domain is paused for the whole copy; such a move needs no switch-over turn."""
     return order.reading.state is DomainState.PAUSED or not order.settings.live

@@ -1,8 +1,8 @@
-"""How an unfinished move ends: read the owner, obey it. The same code after a crash, after a lost answer, and
+"""Settling of unfinished moves: read the owner, obey it. The same code runs after a crash, after a lost answer, and
 after an undo that could not reach the store.
 
-`drop` in veery.cluster.owner makes the answer final: once it has removed the reservation, no COMMIT of that move
-can succeed any more, not even one that is still on its way."""
+`drop` in veery.cluster.owner makes the answer final: once it has removed the reservation, no COMMIT of that move can
+succeed any more, not even one that is still on its way."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ from veery.model.domain import DomainState
 log = logging.getLogger(__name__)
 
 STUCK_AFTER_S = 30.0
-"""A move that is not settled after so long is reported: something stands in its way that does not go by itself."""
-RETRY = 0.5  # seconds between two tries while the store or the peer does not answer
+"""A move that is not settled after this time is reported: its obstacle does not go away by itself."""
+RETRY_INTERVAL_S = 0.5  # between two tries while the store or the peer does not answer
 
 
 class Settler:
     """Ends moves that did not end by themselves. `run` is its task; `later` may be called at any time."""
 
     def __init__(self, context: MoveContext) -> None:
-        """Nothing is done before `run`."""
+        """Nothing happens before `run`."""
         self._context = context
         self._waiting: asyncio.Queue[Line] = asyncio.Queue()
         self._open: dict[str, Line] = {}
-        self._guessed: set[str] = set()  # lines that stand for a journal file that could not be read
+        self._guessed: set[str] = set()  # lines made for a journal file that could not be read
         self._since: dict[str, float] = {}
         self._why: dict[str, str] = {}
 
     def busy(self, domain: str) -> Line | None:
-        """The move of `domain` that is still being settled, if there is one."""
+        """Return the move of `domain` that is still being settled, or None."""
         return next((line for line in self._open.values() if line.domain == domain), None)
 
     def troubles(self, after: float = STUCK_AFTER_S) -> tuple[str, ...]:
-        """The moves that have not been settled for more than `after` seconds, each with what it waits for. A post-copy
-        whose memory still comes is none."""
+        """Return the moves that have not been settled for more than `after` seconds, each with what it waits for. A
+        post-copy whose memory is still arriving is not listed."""
         return tuple(self.unsettled(after).values())
 
     def unsettled(self, after: float = STUCK_AFTER_S) -> dict[str, str]:
-        """As `troubles`, by domain."""
+        """Return what `troubles` does, by domain."""
         now, found = self._context.clock.now(), {}
         for key, line in self._open.items():
             if now - self._since[key] > after and (why := self._why.get(key)):
@@ -64,22 +64,22 @@ class Settler:
         self._waiting.put_nowait(line)
 
     async def run(self) -> None:
-        """Settle what an earlier life of ours left in the journal, then whatever is asked for."""
+        """Settle what an earlier run of veeryd left in the journal, then every line that `later` adds."""
         async with asyncio.TaskGroup() as tasks:
             while True:
                 line = await self._waiting.get()
                 tasks.create_task(self._settle(line), name=f"settle {line.move}")
 
     def recall(self) -> None:
-        """Take up what the journal holds. Call once, before `run`, after the driver has found its domains."""
+        """Queue the moves in the journal. Call once, before `run`, after the driver has found its domains."""
         for line in self._context.journal.open():
             log.info("move=%s domain=%s side=%s found open in %s", line.move, line.domain, line.side, line.phase)
             self.later(line)
 
     async def recall_illegible(self) -> None:
-        """Call once, after `recall`. A journal file that could not be read may stand for a move in doubt, and its
-        domain is not known. So every domain here that such a move can have left half moved is settled by its owner
-        key. Until then it takes no orders."""
+        """Queue the domains of moves whose journal file could not be read. Call once, after `recall`. Such a move may
+        be in doubt, and its domain is not known. So every domain here that it can have left half moved is settled by
+        its owner key, and takes no orders until then."""
         lost = self._context.journal.illegible
         if not lost:
             return
@@ -102,21 +102,21 @@ class Settler:
             self.later(line)
 
     async def ask(self, line: Line, *, deadline: float) -> Owner | None:
-        """Who owns the domain, for certain and for good. Raises OutcomeUnknown after `deadline` seconds."""
+        """Return who owns the domain, certain and final. Raises OutcomeUnknown after `deadline` seconds."""
         try:
             async with asyncio.timeout(deadline):
                 while True:
                     try:
                         return await self._drop(line)
                     except (StoreUnavailable, OutcomeUnknown, Unreadable) as error:
-                        self._waits(line, f"the store does not tell who owns {line.domain}: {error.message}")
-                        await self._context.clock.sleep(RETRY)
+                        self._waits(line, f"the store does not say who owns {line.domain}: {error.message}")
+                        await self._context.clock.sleep(RETRY_INTERVAL_S)
         except TimeoutError as error:
             raise OutcomeUnknown(f"the store does not say who owns {line.domain}") from error
 
     async def run_on(self, line: Line) -> None:
-        """The first act of an undo at the source: the domain runs on. Where the driver cannot let it, that is left for
-        later, until it can; and its error is raised. Raises Refused where there is no such domain any more."""
+        """First step of an undo at the source: let the domain run on. If the driver cannot, the settler tries later
+        until it can, and the driver's error is raised. Raises Refused where the domain no longer exists."""
         try:
             await self._context.driver.resume(line.uuid)
         except (Failed, OutcomeUnknown):
@@ -124,8 +124,8 @@ class Settler:
             raise
 
     async def undone(self, line: Line) -> None:
-        """The last act of an undo at the source: no COMMIT was sent, the domain runs on; forget the promise.
-        Where the store does not answer, or the domain does not run on yet, that is left for later."""
+        """Last step of an undo at the source: no COMMIT was sent and the domain runs on, so drop the promise. Where the
+        store does not answer, or the domain does not run on yet, the settler does it later."""
         if _key(line) in self._open:
             return
         try:
@@ -137,9 +137,10 @@ class Settler:
         self._context.journal.strike(line)
 
     async def leave(self, line: Line) -> None:
-        """The source's CONFIRM: its paused copy goes, its local disks are put aside. Raises Failed.
+        """Do the source's CONFIRM: remove its paused copy, put its local disks aside. Raises Failed.
 
-        Its taps go at the same time: it will not use them again, and the kernel takes some 20 ms for one."""
+        The domain's taps go at the same time: the copy will not use them again, and the kernel takes some 20 ms to
+        remove one."""
         driver, attacher = self._context.driver, self._context.attacher
         _, attachments = await driver.spec(line.uuid)
         for error in await asyncio.gather(
@@ -150,8 +151,8 @@ class Settler:
         await self.clear_disks(line)
 
     async def clear_disks(self, line: Line) -> None:
-        """The domain is not ours (any more): see to the files of the disks that went along. Raises Failed,
-        StoreUnavailable."""
+        """Clear up the files of the disks that went along: the domain does not belong to this node (any more). Raises
+        Failed, StoreUnavailable."""
         await disks.settle(self._context.store, line, self._context.node)
 
     # ---- inside
@@ -175,14 +176,14 @@ class Settler:
                 except Exception as error:
                     log.exception("move=%s domain=%s not settled yet", line.move, line.domain)
                     self._waits(line, f"{type(error).__name__}: {error}")
-                await self._context.clock.sleep(RETRY)
+                await self._context.clock.sleep(RETRY_INTERVAL_S)
         finally:
             for table in (self._open, self._since, self._why):
                 table.pop(key, None)
             self._guessed.discard(key)
 
     def _waits(self, line: Line, why: str) -> None:
-        """Remember, and log when it is new, what the settling of `line` waits for."""
+        """Remember what settling `line` waits for, and log it when it is new."""
         key = _key(line)
         if self._why.get(key) == why:
             return
@@ -191,9 +192,9 @@ class Settler:
         log.warning("move=%s domain=%s not settled yet: %s", line.move, line.domain, why)
 
     async def _settle_guessed(self, line: Line) -> None:
-        """Of a domain that may have been half moved by a move whose journal file could not be read. The move's promise
-        is taken away first: then no COMMIT of it can succeed, and the owner key says the last word. A copy whose owner
-        is another node is left as it is: the caretaker destroys it."""
+        """Settle a domain that may have been half moved by a move whose journal file could not be read. Drop the move's
+        promise first: then no COMMIT of it can succeed, and the owner key decides. A copy whose owner is another node
+        is left as it is: the caretaker destroys it."""
         store, driver = self._context.store, self._context.driver
         promise = await owners.reservation(store, line.domain)
         if promise is not None and promise.move in line.move.split(","):
@@ -201,12 +202,12 @@ class Settler:
         owner = await owners.read(store, line.domain)
         if owner is None or owner.node != self._context.node:
             return
-        with contextlib.suppress(Refused):  # it has ended meanwhile
+        with contextlib.suppress(Refused):  # the domain has ended meanwhile
             if line.side is Side.SOURCE:
                 await driver.resume(line.uuid)
             else:
                 await driver.finish(line.uuid)
-        log.warning("domain=%s belongs to this node and goes on; journal of %s unreadable", line.domain, line.move)
+        log.warning("domain=%s belongs to this node and runs on; journal of %s unreadable", line.domain, line.move)
 
     async def _settle_once(self, line: Line) -> None:
         owner = await self.ask(line, deadline=3600)
@@ -217,7 +218,7 @@ class Settler:
             else:
                 await self._see_off(line)
                 await self.leave(line)
-        except Refused:  # there is no such domain here any more: then there is nothing to settle
+        except Refused:  # this node no longer has the domain: nothing is left to settle
             log.info("move=%s domain=%s is not here", line.move, line.domain)
             if not here:
                 await self.clear_disks(line)
@@ -227,16 +228,18 @@ class Settler:
         )
 
     async def _see_off(self, line: Line) -> None:
-        """Our copy may be half of the domain still: in post-copy the rest goes after it first."""
+        """Send the rest of the memory first, in post-copy: the source's copy may still hold a part of the domain."""
         if not line.post_copy or line.side is not Side.SOURCE:
             return
         try:
             await postcopy.see_off(self._context, line, lambda progress: None)
         except Lost as error:
-            log.error("move=%s domain=%s the run was lost in post-copy: %s", line.move, line.domain, error.message)
+            log.error(
+                "move=%s domain=%s this instance was lost in post-copy: %s", line.move, line.domain, error.message
+            )
 
     async def _keep(self, line: Line) -> None:
-        """The owner is us: the domain runs here."""
+        """Let the domain run here: this node is the owner."""
         if line.side is Side.SOURCE:
             await self._context.driver.resume(line.uuid)
         elif line.post_copy:

@@ -1,4 +1,4 @@
-"""Steers one copy: hears each reading, asks the policy, and tells the driver. Holds the copy until its turn."""
+"""Steering of one copy: take each reading, ask the policy, tell the driver. Holds the copy until its turn."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from veery.hypervisor.base import Driver
 from veery.migrate import converge
 from veery.migrate.converge import Change, Course, GiveUp, Round
 from veery.migrate.policy import find, taken_back_after
-from veery.migrate.scheduler import LINGER, SOON, Turn
+from veery.migrate.scheduler import LINGER_S, SOON_S, Turn
 from veery.model.move import CopyOptions, MoveProgress, MoveSettings, Phase, Remark, Sample, Tuning
 from veery.model.units import format_size
 
 log = logging.getLogger(__name__)
 
-TICK = 0.1
+TICK_S = 0.1
 SAMPLES = 240
-"""Readings that a report keeps; when there are more, every second of the older ones goes."""
+"""Readings that a report keeps; when there are more, every second one of the older half is dropped."""
 STORY = 100
 CRAWL = 64 << 10
 """Bytes/s of a copy that waits for its turn: it keeps its place and leaves the machine to the others."""
 EXCESS = 2.0
-"""Times its bound after which even a copy that must finish is given up: then it is not the domain's fault."""
+"""Times its bound after which even a copy that must finish is given up: the domain is not the cause then."""
 
 
 class CopySteering:
@@ -47,8 +47,8 @@ class CopySteering:
         post_copy: bool = False,
         memory: int = 0,
     ) -> None:
-        """`turn` is the move's place in the row, None where it stands in none; with `held` it has to wait there until
-        it may switch over; `post_copy`: both ends are ready for it; `memory` is the domain's, in MiB. Raises Refused
+        """`turn` is the move's place in the queue, None where it has none. With `held` the copy must wait there until
+        it may switch over. `post_copy`: both ends are ready for it. `memory` is the domain's, in MiB. Raises Refused
         for an unknown policy."""
         self._driver, self._uuid, self._settings, self._clock = driver, uuid, settings, clock
         self._publish, self._place = publish, turn
@@ -70,21 +70,21 @@ class CopySteering:
         self._released: float | None = None
         self._last: MoveProgress | None = None
         self._round = 0
-        self._quiet = held  # held before its turn: freshly written pages are not looked for
+        self._quiet = held  # held before its turn: QEMU does not scan for freshly written pages
         self._passed: float | None = None  # when all of the memory had been sent once
         if turn is not None and held:
             turn.granted = self._news.set
 
     @property
     def limit(self) -> int:
-        """The limit on the downtime (ms) to begin with. With none QEMU looks for no freshly written pages. It would
-        else do so without pause once nothing is left to send, under the lock that its monitor and its guest need
-        (migration_iteration_run): a held copy does it in its turn."""
+        """The limit on the downtime (ms) to begin with. At 0 QEMU does not scan for freshly written pages. Otherwise it
+        would scan without pause once nothing is left to send, under the lock that its monitor and its guest need
+        (migration_iteration_run): a held copy does so in its turn."""
         return 0 if self._turn is not None else self._settings.downtime
 
     @property
     def means(self) -> CopyOptions:
-        """What the copy may use."""
+        """The options that the copy may use."""
         live = self._settings.live
         return CopyOptions(
             hold=self._turn is not None,
@@ -95,7 +95,7 @@ class CopySteering:
         )
 
     def hear(self, progress: MoveProgress) -> None:
-        """A reading of the copy, from the driver."""
+        """Take a reading of the copy from the driver."""
         sample = Sample(
             at=round(self._now(), 3),
             rounds=progress.rounds,
@@ -119,7 +119,7 @@ class CopySteering:
         self._news.set()
 
     async def change(self, tuning: Tuning) -> None:
-        """What the user wants changed: bandwidth, downtime. Raises Refused where there is no copy to change."""
+        """Apply the user's changes: bandwidth, downtime. Raises Refused where there is no copy to change."""
         if not self._quiet:
             await self._driver.tune(self._uuid, tuning)
         elif not self._crawling and tuning.bandwidth is not None:
@@ -135,13 +135,13 @@ class CopySteering:
         self._course = replace(self._course, since=self._now())
         self._rounds = self._rounds[-1:] if self._rounds else ()
         self._rounds = tuple(replace(each, rate=0.0) for each in self._rounds)
-        self._say(", ".join(said) + ": asked for")
+        self._say(", ".join(said) + ": set by the user")
 
     async def run(self) -> NoReturn:
-        """Steer. Raises Failed when the policy gives the copy up."""
+        """Steer the copy. Raises Failed when the policy gives it up."""
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(TICK):
+                async with asyncio.timeout(TICK_S):
                     await self._news.wait()
             self._news.clear()
             if self._place is not None:
@@ -184,13 +184,14 @@ class CopySteering:
         await self._tune(tuning)
 
     def _mind_the_others(self, place: Turn) -> None:
-        """Those that wait to copy should know how soon they can, and not wait for one that does not get on."""
+        """Tell the scheduler when this copy will end soon, or takes too long, so that the other moves can plan for
+        it."""
         sample = self._sample
-        if sample.rate > 0 and sample.remaining / sample.rate < SOON:
+        if sample.rate > 0 and sample.remaining / sample.rate < SOON_S:
             place.near()
         if self._passed is None and (sample.rounds > 1 or self._crawling):
             self._passed = self._now()
-        if self._passed is not None and self._now() - self._passed > LINGER:
+        if self._passed is not None and self._now() - self._passed > LINGER_S:
             place.linger()
 
     async def _mind_the_turn(self, turn: Turn) -> None:
@@ -202,7 +203,7 @@ class CopySteering:
             turn.ready()
             if not turn.mine:
                 await self._crawl(True)
-                self._say("all is sent once; waits for its turn to switch over")
+                self._say("all memory was sent once; waits for its turn to switch over")
         if not turn.mine:
             return
         if self._released is None:
@@ -219,7 +220,7 @@ class CopySteering:
         await self._tune(Tuning(bandwidth=bandwidth, downtime=downtime))
 
     async def _tune(self, tuning: Tuning) -> None:
-        """A copy that has just ended cannot be changed any more, and need not be."""
+        """Change the copy. A copy that has just ended cannot be changed any more, and need not be."""
         try:
             await self._driver.tune(self._uuid, tuning)
         except Refused:

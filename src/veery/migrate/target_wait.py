@@ -12,16 +12,16 @@ T = TypeVar("T")
 
 
 async def within(task: asyncio.Task[T], deadline: float, peer: str) -> T:
-    """What `task` hears of `peer`. Raises Failed after `deadline` seconds."""
+    """Return what `task` receives from `peer`. Raises Failed after `deadline` seconds."""
     try:
         async with asyncio.timeout(deadline):
             return await task
     except TimeoutError as error:
-        raise Failed(f"{peer} did not load what it was sent within {deadline:g} s") from error
+        raise Failed(f"{peer} did not load the copy within {deadline:g} s") from error
 
 
 async def said_by_target(listening: asyncio.Task[Any], error: VeeryError) -> VeeryError:
-    """The target's own reason, when it gives one shortly; else what we saw ourselves."""
+    """Return the target's own error, if it sends one shortly; else the source's."""
     with contextlib.suppress(TimeoutError, asyncio.CancelledError):
         async with asyncio.timeout(1.0):
             await asyncio.wait({listening})

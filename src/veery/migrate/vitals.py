@@ -1,12 +1,12 @@
-"""Whether the guest still lives while its domain is being moved.
+"""Checks that the guest still lives while its domain is being moved.
 
-A guest may power off, panic or reboot by itself in any phase. Up to COMMIT the source notices it and undoes the move;
-then the caretaker of the source's node answers on_poweroff, on_reboot or on_crash, as it does without a move. The
-target cannot do it as well. QEMU's run state in the stream does not tell a power-off from a reboot that ends the
-domain. A guest that powers off just when QEMU stops it for the switch-over arrives as one that runs. And a copy of a
-guest that has ended is work for nothing.
+A guest may power off, panic or reboot by itself in any phase. Up to COMMIT the source notices this and undoes the move;
+then the caretaker of the source's node applies on_poweroff, on_reboot or on_crash, as it does without a move. The
+target cannot do this as well: QEMU's run state in the stream does not distinguish a power-off from a reboot that ends
+the domain. A guest that powers off just when QEMU stops it for the switch-over arrives as a running one. And a copy of
+a guest that has ended is wasted work.
 
-An end that the source did not see arrives with the run state all the same, and `Driver.finish` reports it there."""
+An end that the source did not see still arrives with the run state, and `Driver.finish` reports it there."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ ENDED = {DomainState.SHUTDOWN: "shut down", DomainState.CRASHED: "crashed"}
 
 
 async def end_of(driver: Driver, uuid: str) -> str:
-    """How the domain ended by itself, as a verb in the past; "" while it lives."""
+    """Return how the domain ended by itself, as a verb in the past; "" while it lives."""
     return _end(await _look(driver, uuid))
 
 
 async def require(driver: Driver, uuid: str) -> DomainReading:
-    """The domain as it stands. Raise Failed where it has ended by itself."""
+    """Return the domain's current reading. Raise Failed where it has ended by itself."""
     reading = await _look(driver, uuid)
     if reading is None or _end(reading):
         raise Failed(f"it {_end(reading)} by itself")
@@ -48,7 +48,7 @@ def _end(reading: DomainReading | None) -> str:
 
 
 async def while_alive(driver: Driver, clock: Clock, uuid: str, work: Coroutine[Any, Any, T]) -> T:
-    """Await `work`. Raises Failed as soon as the domain has ended by itself; `work` is cancelled then."""
+    """Await `work`. Raises Failed as soon as the domain has ended by itself; `work` is then cancelled."""
     working = asyncio.create_task(work)
     watching = asyncio.create_task(_watch(driver, clock, uuid), name=f"watch {uuid}")
     try:

@@ -1,10 +1,10 @@
-"""What the two ends of a move say to each other on the relocation port.
+"""The messages between the two ends of a move on the relocation port.
 
-A connection begins with 64 plain bytes that say what it is for, `VEERY/1 CONTROL` or
-`VEERY/1 STREAM TOKEN`, padded with spaces and ended by a newline; the server answers with one plain line,
-`OK` or `NO reason`. After a CONTROL greeting both ends speak TLS with the cluster's certificates and
-exchange frames: four bytes of length (network order) and one JSON message. After a STREAM greeting the socket is
-handed to the hypervisor, which does its own TLS. Messages of one move, in order:
+A connection begins with 64 plain bytes that say what it is for, `VEERY/1 CONTROL` or `VEERY/1 STREAM TOKEN`, padded
+with spaces and ended by a newline. The server answers with one plain line, `OK` or `NO reason`. After a CONTROL
+greeting both ends speak TLS with the cluster's certificates and exchange frames: four bytes of length (network order)
+and one JSON message. After a STREAM greeting the socket is passed to the hypervisor, which does its own TLS. Messages
+of one move, in order:
 
     source                         target
     Offer       ->
@@ -14,11 +14,10 @@ handed to the hypervisor, which does its own TLS. Messages of one move, in order
     Finish      ->                              (after COMMIT)
                                 <- Running | Problem
 
-A source that gives up before COMMIT says Problem too, and the target hangs up when it has tidied up.
-In post-copy Poised goes before Loaded, as the stream does not end. Later, over connections of their own, either side
-may Ask how the rest stands, and a source whose stream broke says Mend; after Mending the connection carries the
-hypervisors' bytes, so that a mended stream is encrypted by it.
-"""
+A source that gives up before COMMIT also sends Problem; the target closes the connection when it has cleaned up. In
+post-copy Poised comes before Loaded, because the stream does not end. Later, over separate connections, either side may
+Ask for the state of the rest, and a source whose stream broke sends Mend. After Mending the connection carries the
+hypervisors' bytes, so that it also encrypts a mended stream."""
 
 from __future__ import annotations
 
@@ -48,14 +47,14 @@ T = TypeVar("T")
 GREETING_BYTES = 64
 FRAME_MAX = 8 << 20
 PIECE = 256 << 10
-PARTING = 2.0  # seconds for the other end to tidy up after we gave up; a dead one makes us wait that long
-SILENT = 30  # seconds after which a machine whose kernel answers nothing is taken for gone
-_PROBE = 5  # seconds between two of the questions that the kernel asks it
+PARTING_S = 2.0  # time for the other end to clean up after this end gave up; a dead peer costs all of it
+SILENT_S = 30  # a machine whose kernel answers nothing for so long is taken for gone
+_PROBE_INTERVAL_S = 5  # between two keep-alive probes of the kernel
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h
-FASTEST = 1_250_000_000  # bytes/s of the fastest path that a stream's buffers are made for
+FASTEST = 1_250_000_000  # bytes/s of the fastest path for which a stream's buffers are sized
 SHALLOWEST, DEEPEST = 512 << 10, 2 << 20
-FLOWS_MAX = 1 << 16  # connections that a domain takes along
-LATEST_S = 1 << 40  # a second of the epoch that is no time of a boot
+FLOWS_MAX = 1 << 16  # connections that move along with a domain
+LATEST_S = 1 << 40  # seconds since the epoch; no guest booted this late
 POUR_MAX = 3600  # seconds; the receiver counts for one at most
 SAID_MAX = 2000  # characters of an error's message, and of its hint
 _TOKEN = re.compile(r"[0-9a-f]{32}")
@@ -66,11 +65,11 @@ _GREETING = re.compile(rb"VEERY/1 (CONTROL|STREAM ([0-9a-f]{32})) *\n")
 
 
 class Unreadable(Refused):
-    """These bytes are none of the messages, or hold what none may hold."""
+    """The error for bytes that are not a valid message."""
 
 
 class Unfit(Failed):
-    """The other end sent a message that cannot be taken."""
+    """The error for a message of the other end that cannot be accepted."""
 
 
 def _match(what: str, pattern: re.Pattern[str], text: str) -> None:
@@ -83,16 +82,16 @@ def _revision(what: str, number: int) -> None:
 
 
 def _plain(text: str, longest: int = SAID_MAX) -> str:
-    """`text` of another node as one line that a log or a terminal can show."""
+    """Return `text` of another node as one line that a log or a terminal can show."""
     return _CONTROL.sub(" ", text[:longest])
 
 
 class Offer(msgspec.Struct, frozen=True, tag="offer", kw_only=True):
-    """The source asks the target to take a domain in. `backlog` is the console's past; `luggage` what the
-    driver must know to build exactly the same devices; `paused`: it shall not run when it arrives. `disks` go along,
-    to `disk_dir` ("": the target chooses). `post_copy`: the rest of its memory may follow it;
-    `packed`: the nodes pack and encrypt its stream, not the hypervisors. `level`: what the source's version can do (0:
-    it does not tell)."""
+    """The source asks the target to take a domain in. `backlog` is the console's earlier output. `luggage` is what the
+    driver needs to build exactly the same devices. `paused`: the domain must not run when it arrives. `disks` go along,
+    to `disk_dir` ("": the target chooses). `post_copy`: the rest of its memory may follow it. `packed`: the nodes
+    compress and encrypt its stream, not the hypervisors. `level`: what the source's version can do (0: it does not
+    say)."""
 
     move: str
     source: str
@@ -112,14 +111,14 @@ class Offer(msgspec.Struct, frozen=True, tag="offer", kw_only=True):
     level: int = 0
 
     def __post_init__(self) -> None:
-        """Nothing of it reaches a path, an option or a log line unchecked. Raises Refused."""
+        """Check everything that may reach a path, an option or a log line. Raises Refused."""
         check.check_move(self.move)
         check_node(self.source, "node")
         if self.domain != self.spec.name:
             raise Refused(f"{check.short(self.domain)} is offered as {check.short(self.spec.name)}")
         check.check_spec(self.spec, settled=True)
         check.check_luggage(bytes(self.luggage))
-        _match("the run's id", _WORD, self.boot)
+        _match("the instance's id", _WORD, self.boot)
         _match("the driver's name", _WORD, self.driver)
         _revision("the owner's revision", self.owner_revision)
         _revision("the level", self.level)
@@ -129,10 +128,9 @@ class Offer(msgspec.Struct, frozen=True, tag="offer", kw_only=True):
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready", kw_only=True):
-    """The half domain waits for a stream that shows `token`; `reservation` is its promise's revision. `disks` are
-    those of the offer with their files at the target, to be written through streams that show `disk_token`.
-    `hypervisor` is the version of the target's ("": a node of an older version), `level` what its veery can do (0: it
-    does not tell)."""
+    """The half domain waits for a stream that shows `token`; `reservation` is its promise's revision. `disks` are those
+    of the offer with their files at the target; streams that show `disk_token` write them. `hypervisor` is the version
+    of the target's hypervisor ("": a node of an older version), `level` what its veery can do (0: it does not say)."""
 
     token: str
     reservation: int
@@ -142,7 +140,7 @@ class Ready(msgspec.Struct, frozen=True, tag="ready", kw_only=True):
     level: int = 0
 
     def __post_init__(self) -> None:
-        """Raises Refused."""
+        """Check the fields. Raises Refused."""
         for token in (self.token, *((self.disk_token,) if self.disk_token else ())):
             _match("a token", _TOKEN, token)
         if self.hypervisor:
@@ -153,23 +151,23 @@ class Ready(msgspec.Struct, frozen=True, tag="ready", kw_only=True):
 
 
 class Wait(msgspec.Struct, frozen=True, tag="wait"):
-    """Too many domains are coming in; said again every few seconds until there is room."""
+    """Too many domains are arriving; the target repeats this every few seconds until there is room."""
 
 
 class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
-    """Everything is loaded; the domain stands paused at the target."""
+    """Everything is loaded; the domain is paused at the target."""
 
 
 class Finish(msgspec.Struct, frozen=True, tag="finish"):
-    """The owner is the target now: let the domain run. `flows` are its connections as the source's firewall knew them;
-    a node of an older version does without. `started`: when its guest booted last, in seconds of the epoch, which may
-    be after the offer (0: a node of an older version, which does not tell)."""
+    """The target is now the owner: let the domain run. `flows` are its connections as the source's firewall knew them;
+    a node of an older version sends none. `started`: the time of its guest's last boot, in seconds since the epoch,
+    which may be after the offer (0: a node of an older version, which does not say)."""
 
     flows: tuple[Flow, ...] = ()
     started: float = 0.0
 
     def __post_init__(self) -> None:
-        """Raises Refused."""
+        """Check the fields. Raises Refused."""
         check.check_number("the time of its boot", self.started, 0, LATEST_S)
         check.check_number("the number of connections", len(self.flows), 0, FLOWS_MAX)
         for flow in self.flows:
@@ -177,11 +175,12 @@ class Finish(msgspec.Struct, frozen=True, tag="finish"):
 
 
 class Running(msgspec.Struct, frozen=True, tag="running"):
-    """It runs (or stands paused, where the user had paused it)."""
+    """The domain runs (or is paused, where the user had paused it)."""
 
 
 class Poised(msgspec.Struct, frozen=True, tag="poised"):
-    """Post-copy: the domain stands, and all is sent that goes before it; say Loaded if you are ready for it."""
+    """Post-copy: the domain is paused, and everything that goes before it was sent. The target answers Loaded when it
+    is ready for it."""
 
 
 class Mend(msgspec.Struct, frozen=True, tag="mend"):
@@ -191,79 +190,79 @@ class Mend(msgspec.Struct, frozen=True, tag="mend"):
     uuid: str
 
     def __post_init__(self) -> None:
-        """Raises Refused."""
+        """Check the fields. Raises Refused."""
         check.check_move(self.move)
         check.check_uuid(self.uuid)
 
 
 class Mending(msgspec.Struct, frozen=True, tag="mending"):
-    """What follows on this connection, both ways, is the hypervisors'."""
+    """The next bytes on this connection, both ways, are the hypervisors'."""
 
 
 class Ask(msgspec.Struct, frozen=True, tag="ask"):
-    """How does the domain of this move stand with you?"""
+    """A question: what is the state of this move's domain at the other side?"""
 
     move: str
     uuid: str
 
     def __post_init__(self) -> None:
-        """Raises Refused."""
+        """Check the fields. Raises Refused."""
         check.check_move(self.move)
         check.check_uuid(self.uuid)
 
 
 class Told(msgspec.Struct, frozen=True, tag="told"):
-    """As one of Standing."""
+    """The answer to Ask: one of Standing."""
 
     standing: str
 
     def __post_init__(self) -> None:
-        """Raises Refused."""
+        """Check the field. Raises Refused."""
         _match("a standing", _WORD, self.standing)
 
 
 class Problem(msgspec.Struct, frozen=True, tag="problem"):
-    """An error, as veery.errors has them."""
+    """An error, in the kinds of veery.errors."""
 
     kind: str
     message: str
     hint: str = ""
 
     def __post_init__(self) -> None:
-        """Its texts are shown to users: each becomes one line of bounded length."""
+        """Turn each text into one line of bounded length, because users see them."""
         for name in ("kind", "message", "hint"):
             msgspec.structs.force_setattr(self, name, _plain(getattr(self, name)))
 
     @classmethod
     def of(cls, error: VeeryError) -> Problem:
-        """The message that carries `error`."""
+        """Return the message that carries `error`."""
         return cls(error.kind, error.message, error.hint)
 
 
 class Pour(msgspec.Struct, frozen=True, tag="pour"):
-    """No move: bytes of no meaning follow, to be counted for so many seconds."""
+    """A bandwidth probe instead of a move: meaningless bytes follow, which the receiver counts for `seconds`."""
 
     seconds: float
 
     def __post_init__(self) -> None:
-        """Raises Refused."""
+        """Check the field. Raises Refused."""
         check.check_number("the seconds", self.seconds, 0, POUR_MAX)
 
 
 class Poured(msgspec.Struct, frozen=True, tag="poured"):
-    """So many came in so many seconds."""
+    """The answer to Pour: `bytes` arrived in `seconds`."""
 
     bytes: int
     seconds: float
 
     def __post_init__(self) -> None:
-        """Raises Refused."""
+        """Check the fields. Raises Refused."""
         check.check_number("the number of bytes", self.bytes, 0, check.LARGEST_NUMBER)
         check.check_number("the seconds", self.seconds, 0, POUR_MAX)
 
 
 class _Spec(msgspec.Struct):
-    """An Offer's spec as it came."""
+    """An Offer's spec as it arrived."""
 
     spec: msgspec.Raw
 
@@ -275,12 +274,12 @@ _decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 
 
 def _check_flow(flow: Flow) -> None:
-    """Raise Refused unless the kernel could have told of this connection."""
+    """Raise Refused unless the kernel could have reported this connection."""
     for address in (flow.source, flow.target):
         try:
             ipaddress.ip_address(address)
         except ValueError as error:
-            raise Unreadable(f"{check.short(address)} is no address of a connection") from error
+            raise Unreadable(f"{check.short(address)} is not a valid address of a connection") from error
     small = (flow.protocol, *flow.scales, *flow.flags, flow.state)
     bounds = ((small, 0xFF), ((flow.source_port, flow.target_port, flow.zone), 0xFFFF))
     for numbers, most in (*bounds, ((flow.status, flow.timeout, flow.mark), 0xFFFFFFFF)):
@@ -289,10 +288,10 @@ def _check_flow(flow: Flow) -> None:
 
 
 def decode(data: bytes) -> Message:
-    """The message in a frame. Raises Refused where it is none, or holds what none may hold."""
+    """Return the message in a frame. Raises Refused where the frame is not a valid message."""
     try:
         message = _decoder.decode(data)
-        if isinstance(message, Offer):  # fields of a newer version go with the domain, and into its record
+        if isinstance(message, Offer):  # keep a newer version's fields: they go into the domain's record
             spec = codec.decode(bytes(msgspec.json.decode(data, type=_Spec).spec), DomainSpec)
             msgspec.structs.force_setattr(message, "spec", spec)
         return message
@@ -307,13 +306,13 @@ def decode(data: bytes) -> Message:
 
 
 def greeting(token: str = "") -> bytes:
-    """The first 64 bytes of a connection: a stream's with `token`, a control connection's without."""
+    """Return the first 64 bytes of a connection: a stream's with `token`, a control connection's without."""
     words = f"VEERY/1 STREAM {token}" if token else "VEERY/1 CONTROL"
     return words.encode().ljust(GREETING_BYTES - 1) + b"\n"
 
 
 def parse_greeting(data: bytes) -> str:
-    """The token in a greeting, "" for a control connection. Raises Refused for anything else."""
+    """Return the token in a greeting, "" for a control connection. Raises Refused for anything else."""
     match = _GREETING.fullmatch(data)
     if not match:
         raise Refused("not a veery relocation greeting")
@@ -337,11 +336,11 @@ class Channel:
             async with asyncio.timeout(10):
                 await self._writer.drain()
         except (OSError, TimeoutError) as error:
-            raise Failed(f"{self.peer} does not listen: {error or 'timeout'}") from error
+            raise Failed(f"{self.peer} takes no message: {error or 'timeout'}") from error
 
     async def receive(self, deadline: float | None) -> Message:
-        """The next message within `deadline` seconds (None: the caller has its own end for the wait).
-        Raises Failed when the other end is gone or silent, Unfit when it speaks nonsense."""
+        """Return the next message within `deadline` seconds (None: the caller ends the wait itself). Raises Failed when
+        the other end is gone or silent, Unfit when its message is not valid."""
         try:
             async with asyncio.timeout(deadline):
                 (length,) = struct.unpack("!I", await self._reader.readexactly(4))
@@ -349,43 +348,44 @@ class Channel:
                     raise Failed(f"{self.peer} sent a message of {length} bytes")
                 return decode(await self._reader.readexactly(length))
         except TimeoutError as error:
-            raise Failed(f"{self.peer} said nothing for {deadline:g} s") from error
+            raise Failed(f"{self.peer} sent no message for {deadline:g} s") from error
         except (asyncio.IncompleteReadError, OSError) as error:
             raise Failed(f"{self.peer} closed the connection", hint=f"look at veeryd's log on {self.peer}") from error
         except Refused as error:
             raise Unfit(f"{self.peer}: {error.message}", hint=error.hint) from error
 
     async def expect(self, kind: type[T] | tuple[type[T], ...], deadline: float | None) -> T:
-        """The next message, of `kind` or of one of them. A Problem is raised as the error that it carries."""
+        """Return the next message, which must be of `kind` or one of them. A Problem is raised as the error that it
+        carries."""
         message = await self.receive(deadline)
         if isinstance(message, Problem):
             raise from_kind(message.kind, message.message, message.hint)
         if not isinstance(message, kind):
             due = kind[0] if isinstance(kind, tuple) else kind
-            raise Failed(f"{self.peer} said {type(message).__name__} where {due.__name__} was due")
+            raise Failed(f"{self.peer} sent {type(message).__name__} where {due.__name__} was due")
         return message
 
     async def pour(self, data: bytes) -> None:
-        """Write bytes that are no message. Raises Failed when the other end is gone."""
+        """Write raw bytes that are not a message. Raises Failed when the other end is gone."""
         try:
             self._writer.write(data)
             await self._writer.drain()
         except OSError as error:
-            raise Failed(f"{self.peer} hung up") from error
+            raise Failed(f"{self.peer} closed the connection") from error
 
     async def catch(self, deadline: float) -> int:
-        """Read bytes that are no message, and forget them; how many, 0 at the end. Raises Failed after `deadline`."""
+        """Read and drop raw bytes; return how many, 0 at the end. Raises Failed after `deadline`."""
         try:
             async with asyncio.timeout(deadline):
                 return len(await self._reader.read(1 << 20))
         except TimeoutError as error:
             raise Failed(f"{self.peer} sent nothing for {deadline:g} s") from error
         except OSError as error:
-            raise Failed(f"{self.peer} hung up") from error
+            raise Failed(f"{self.peer} closed the connection") from error
 
     async def carry(self, stream: socket.socket) -> None:
-        """Carry bytes that are no message between the other end and `stream` (not blocking), both ways, until either
-        has no more. Never raises for what breaks."""
+        """Carry raw bytes between the other end and `stream` (not blocking), both ways, until either side ends. Raises
+        nothing when a side breaks."""
         loop = asyncio.get_running_loop()
 
         async def there() -> None:
@@ -406,19 +406,19 @@ class Channel:
             await tasks.stop(*both)
 
     def drop(self) -> None:
-        """Close it at once, whatever is still to be sent."""
+        """Close the connection at once, whatever is still unsent."""
         self._writer.transport.abort()
 
     def part(self, why: str) -> None:
-        """Tell the other end that we give up; `close` then gives it a moment to tidy up and hang up first."""
+        """Tell the other end that this end gives up; `close` then gives it a moment to clean up and close first."""
         data = msgspec.json.encode(Problem("failed", why))
         self._writer.write(struct.pack("!I", len(data)) + data)
         self._parting = True
 
     async def close(self) -> None:
-        """Close it; never raises."""
+        """Close the connection; never raises."""
         with contextlib.suppress(OSError, TimeoutError):
-            async with asyncio.timeout(PARTING):
+            async with asyncio.timeout(PARTING_S):
                 while self._parting and await self._reader.read(PIECE):
                     pass
         self._writer.close()
@@ -430,7 +430,7 @@ class Channel:
 
 
 async def _greet(address: str, port: int, token: str, deadline: float) -> socket.socket:
-    """A connected TCP socket on which the server has said OK."""
+    """Return a connected TCP socket on which the server has answered OK."""
     loop = asyncio.get_running_loop()
     where = endpoint.join(address, port)
     try:
@@ -466,7 +466,7 @@ async def _greet(address: str, port: int, token: str, deadline: float) -> socket
 
 
 async def open_control(address: str, port: int, peer: str, tls: ssl.SSLContext, deadline: float) -> Channel:
-    """A control connection to node `peer`, whose certificate must name it. Raises Refused, Failed."""
+    """Open a control connection to node `peer`, whose certificate must name it. Raises Refused, Failed."""
     connection = await _greet(address, port, "", deadline)
     end_when_silent(connection)
     try:
@@ -476,7 +476,7 @@ async def open_control(address: str, port: int, peer: str, tls: ssl.SSLContext, 
             )
     except TimeoutError as error:
         connection.close()
-        raise Failed(f"{peer} does not finish the TLS hand-shake") from error
+        raise Failed(f"{peer} did not finish the TLS handshake within {deadline:g} s") from error
     except (ssl.SSLError, OSError) as error:
         connection.close()
         raise Refused(
@@ -486,20 +486,20 @@ async def open_control(address: str, port: int, peer: str, tls: ssl.SSLContext, 
 
 
 def end_when_silent(connection: socket.socket) -> None:
-    """Let a control connection break SILENT seconds after the machine at its other end, or the cable, has (tcp(7)):
-    whoever waits for a word that may take minutes learns of a power cut in no other way."""
+    """Make a control connection break SILENT_S seconds after the machine at its other end, or the cable, failed
+    (tcp(7)). A message may take minutes, and its reader learns of a power cut in no other way."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in (
-        (socket.TCP_KEEPIDLE, _PROBE),
-        (socket.TCP_KEEPINTVL, _PROBE),
-        (socket.TCP_KEEPCNT, SILENT // _PROBE - 1),
-        (socket.TCP_USER_TIMEOUT, SILENT * 1000),
+        (socket.TCP_KEEPIDLE, _PROBE_INTERVAL_S),
+        (socket.TCP_KEEPINTVL, _PROBE_INTERVAL_S),
+        (socket.TCP_KEEPCNT, SILENT_S // _PROBE_INTERVAL_S - 1),
+        (socket.TCP_USER_TIMEOUT, SILENT_S * 1000),
     ):
         connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 async def open_stream(address: str, port: int, token: str, deadline: float) -> socket.socket:
-    """A connected, blocking TCP socket on which the target's hypervisor will read. Raises Refused, Failed."""
+    """Return a connected, blocking TCP socket from which the target's hypervisor will read. Raises Refused, Failed."""
     connection = await _greet(address, port, token, deadline)
     connection.setblocking(True)
     keep_shallow(connection, SO_SNDBUFFORCE)
@@ -507,11 +507,11 @@ async def open_stream(address: str, port: int, token: str, deadline: float) -> s
 
 
 def keep_shallow(stream: socket.socket, option: int) -> None:
-    """Let a stream's buffer at this end (SO_SNDBUFFORCE or SO_RCVBUFFORCE) hold no more than its path needs.
+    """Limit a stream's buffer at this end (SO_SNDBUFFORCE or SO_RCVBUFFORCE) to what its path needs.
 
-    What the buffers hold when the domain stops is part of its downtime, since the target still has to load it;
-    left alone they grow to many megabytes. A path so long that it needs as much keeps the kernel's own tuning."""
-    with contextlib.suppress(OSError, struct.error):  # not allowed, or an older kernel: the move is only slower
+    What the buffers hold when the domain stops adds to its downtime, because the target still has to load it. Without a
+    limit they grow to many megabytes. A path so long that it needs as much keeps the kernel's own tuning."""
+    with contextlib.suppress(OSError, struct.error):  # not permitted, or an older kernel: the move is only slower
         told = stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192)
         (round_trip,) = struct.unpack_from("=I", told, 148)  # tcpi_min_rtt in us, linux/tcp.h
         wanted = FASTEST * round_trip // 1_000_000

@@ -390,7 +390,9 @@ class Doctor:
         return self._say("moves", "; ".join(self._unsettled()), "all are settled", advice=advice)
 
     def _trusted(self) -> Finding:
-        return self._say("trust in the store", self._trust.reason, "it is the store that this node knows", advice=ADOPT_HINT)
+        return self._say(
+            "trust in the store", self._trust.reason, "it is the store that this node knows", advice=ADOPT_HINT
+        )
 
     def _guarded(self, guard: Guard) -> Finding:
         trouble = "" if guard.ruling.stance is Stance.RUN else f"{guard.ruling.stance}: {guard.ruling.reason}"

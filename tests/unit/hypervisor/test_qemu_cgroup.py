@@ -42,7 +42,7 @@ def test_a_process_is_put_into_a_group_of_its_own(tmp_path: Path) -> None:
 
 
 def test_what_the_host_does_not_give_is_told(tmp_path: Path) -> None:
-    assert "no cgroup of version 2" in Groups(tmp_path / "none").open()
+    assert "not a version 2 cgroup" in Groups(tmp_path / "none").open()
     assert "no controller io, memory" in delegated(tmp_path / "poor", "cpu").open()
     assert "processes of its own" in delegated(tmp_path / "busy", procs="1\n").open()
     groups = delegated(tmp_path / "veery")

@@ -126,7 +126,7 @@ def test_a_domain_of_layout_1_knows_its_vendor_only_where_it_was_written_down() 
 def test_a_layout_that_is_not_known_is_told() -> None:
     found = obstacles(host("amd-zen1"), SPEC, Build(layout=99, accel="kvm", memory=512, ports=8))
     assert [each.kind for each in found] == [Obstacle.VERSION]
-    assert found[0].reason == "web is built by layout 99, it knows 1, 2 and 3"
+    assert found[0].reason == "web is built by layout 99, the node knows 1, 2 and 3"
 
 
 def test_each_model_is_named_once_and_with_its_version() -> None:

@@ -97,9 +97,9 @@ def test_interfaces_are_named_as_xen_names_them() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"type": DomainType.HVM}, "hvm is not run on Xen here, because"),
-        ({"kernel": "/missing/vmlinuz"}, "kernel /missing/vmlinuz is not there"),
-        ({"uuid": ""}, "not a UUID"),
+        ({"type": DomainType.HVM}, "veery runs no hvm domains on Xen, because"),
+        ({"kernel": "/missing/vmlinuz"}, "kernel /missing/vmlinuz does not exist"),
+        ({"uuid": ""}, "no UUID"),
     ],
 )
 def test_what_cannot_be_here(changes: dict[str, object], said: str, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ async def test_it_is_closed_while_the_relay_is_waited_for(tmp_path: Path) -> Non
     answering = asyncio.create_task(door.answer())
     await asyncio.sleep(0.05)
     door.close()
-    with pytest.raises(Failed, match="closed meanwhile"):
+    with pytest.raises(Failed, match="closed before the relay connected"):
         await asyncio.wait_for(answering, PATIENCE_S)
     assert set(_waited_for()) == before
     assert not door.path.exists()

@@ -82,7 +82,7 @@ SENDER = (
     Mutant(
         "the target is not told that the source gives up",
         "migrate/sender.py",
-        'undo.callback(channel.part, f"{context.node} gave {spec.name}\'s move up")',
+        'undo.callback(channel.part, f"{context.node} gave up the move of {spec.name}")',
         "pass",
         by=f"{MOVING}nothing_is_left_there_when_a_cancelled_move_is_told",
     ),
@@ -172,7 +172,7 @@ RECEIVER = (
     Mutant(
         "the source's word is enough",
         "migrate/receiver.py",
-        'raise Failed(f"{line.domain} was called ours, but the store says otherwise")',
+        'raise Failed(f"the source handed {line.domain} over, but the store names another owner")',
         "return",
         by=f"{GATES}a_finish_without_a_commit_lets_nothing_run",
     ),
@@ -214,7 +214,7 @@ RECEIVER = (
     Mutant(
         "Finish is taken before everything is loaded",
         "migrate/receiver.py",
-        'raise Failed(f"{offer.source} said it was finished before everything was loaded")',
+        'raise Failed(f"{offer.source} sent Finish before everything was loaded")',
         "pass",
         by=f"{GATES}a_finish_before_everything_is_loaded_is_an_error",
     ),

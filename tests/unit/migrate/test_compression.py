@@ -160,7 +160,7 @@ async def test_a_node_that_was_put_out_sends_no_packed_stream(certificates: Path
 async def test_a_target_that_hangs_up_is_told() -> None:
     one, two = await path()
     two.close()
-    with pytest.raises(Refused, match="b does not take a packed stream"):
+    with pytest.raises(Refused, match="b does not accept a compressed stream"):
         async with packing(one, Compression(0, RealClock()), peer="b", tls=ssl.create_default_context()):
             pass
 

@@ -118,7 +118,7 @@ def test_a_moment_of_speed_does_not_count() -> None:
     action = converge.decide(MUST_FINISH, Course(downtime=50), rounds, reading, first=50, end=30.0, now=10.7)
     assert isinstance(action, Change)
     assert action.course.throttle == 80
-    assert "the copy makes 31" in action.why
+    assert "the copy sends 31" in action.why
 
 
 def test_balanced_takes_the_smallest_limit_that_is_enough() -> None:
@@ -173,7 +173,7 @@ def test_policies_by_name() -> None:
     assert "post-copy" in caught.value.hint
     assert [policy.name for policy in POLICIES if policy.risk] == ["post-copy"]
     assert not find(MoveSettings().policy).risk  # the command line asks for no warning of the default's
-    with pytest.raises(Refused, match="takes no disks along"):
+    with pytest.raises(Refused, match="cannot take disks along"):
         check(MoveSettings(policy="post-copy", with_disks=True))
     check(MoveSettings(policy="balanced", with_disks=True))
 

@@ -105,7 +105,7 @@ async def test_a_finish_without_a_commit_lets_nothing_run(tmp_path: Path, certif
             await pair.a.store.commit([], [NODES.put("a", pair.a.node)])
             await asyncio.sleep(0.1)
         await channel.send(wire.Finish())
-        with pytest.raises(Failed, match="the store says otherwise"):
+        with pytest.raises(Failed, match="the store names another owner"):
             await channel.expect(wire.Running, END_S)
         await channel.close()
         await pair.a.driver.resume(UUID)
@@ -119,7 +119,7 @@ async def test_an_owner_key_from_before_the_move_lets_nothing_run(tmp_path: Path
         channel = await connect(pair.a, pair.b)
         await loaded(pair, channel, boot="another")
         await channel.send(wire.Finish())
-        with pytest.raises(Failed, match="the store says otherwise"):
+        with pytest.raises(Failed, match="the store names another owner"):
             await channel.expect(wire.Running, END_S)
         await channel.close()
         assert pair.world.running(UUID) == ()
@@ -156,7 +156,7 @@ async def test_a_finish_before_everything_is_loaded_is_an_error(tmp_path: Path, 
         await channel.send(await offer(pair))
         await channel.expect(wire.Ready, END_S)
         await channel.send(wire.Finish())
-        with pytest.raises(Failed, match="finished before everything was loaded"):
+        with pytest.raises(Failed, match="sent Finish before everything was loaded"):
             await channel.expect(wire.Loaded, END_S)
         await channel.close()
         await pair.check("a")
@@ -289,7 +289,7 @@ async def test_a_message_out_of_turn_is_an_error() -> None:
     channel = wire.Channel(reader, _nowhere(reader), "b")
     data = msgspec.json.encode(wire.Running())
     reader.feed_data(struct.pack("!I", len(data)) + data)
-    with pytest.raises(Failed, match="said Running where Ready was due"):
+    with pytest.raises(Failed, match="sent Running where Ready was due"):
         await channel.expect(wire.Ready, 1.0)
 
 

@@ -141,7 +141,7 @@ async def test_a_broken_stream_is_replaced_until_it_holds(tmp_path: Path, certif
         await pair.check("b")
         await listening
         assert any("the stream broke" in note for note in notes)
-        assert any("not mended yet: not yet" in note for note in notes)
+        assert any("the stream is not replaced yet: not yet" in note for note in notes)
         assert any("a new stream carries the rest" in note for note in notes)
 
 

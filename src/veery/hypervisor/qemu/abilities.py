@@ -1,6 +1,7 @@
 """What this node's QEMU can build: machine types and processor features, asked of a QEMU without a machine.
 
-Two nodes may hand a domain to and fro as long as both know its machine type and can give its processor's features."""
+Two nodes can move a domain to and fro as long as both know its machine type and can provide its processor's
+features."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ from veery.model.plan import LEVELS, Abilities, Blocker, Obstacle
 
 log = logging.getLogger(__name__)
 
-DEADLINE = 10.0
+ANSWER_DEADLINE_S = 10.0
 BASE = "qemu64"
 MODELS: Mapping[str, tuple[str, ...]] = {
     "GenuineIntel": (
@@ -41,8 +42,8 @@ MODELS: Mapping[str, tuple[str, ...]] = {
     ),
 }
 """QEMU's processor models by vendor, the oldest first (target/i386/cpu.c): the versions with the bits by which a guest
-protects itself from its processor's faults, and without those that microcode takes away (TSX). A guest goes by family
-and model in its choice of protections; under qemu64, an old AMD, it leaves most of them out."""
+protects itself from its processor's faults, and without those that microcode removes (TSX). A guest chooses its
+protections by family and model; under qemu64, an old AMD, it leaves most of them out."""
 HYPERCALLS = frozenset({"kvm-pv-ipi", "kvm-pv-sched-yield", "kvm-pv-tlb-flush", "kvm-pv-unhalt"})
 WORTH = frozenset().union(
     *LEVELS[1:],
@@ -53,25 +54,25 @@ WORTH = frozenset().union(
     {"avx512-vnni", "umip", "vaes", "vpclmulqdq", "xsaves"},
     HYPERCALLS,
 )
-"""Features worth giving to guests where every node has them: speed, random numbers, and what mitigations ask for."""
+"""Features worth giving to guests where every node has them: speed, random numbers, and what mitigations need."""
 WORTH_BY_VENDOR: Mapping[str, frozenset[str]] = {
     "GenuineIntel": frozenset(
         {"arch-capabilities", "fb-clear", "fbsdp-no", "gds-no", "ibrs-all", "mds-no", "psdp-no", "pschange-mc-no"}
     )
     | {"rdctl-no", "rfds-clear", "rfds-no", "sbdr-ssdp-no", "skip-l1dfl-vmentry", "taa-no"},
 }
-"""What tells a guest from which faults its processor is free. Not on AMD: KVM emulates arch-capabilities there, and
-from QEMU 10.1 on it leaves them out."""
+"""Features that tell a guest from which faults its processor is free. Not on AMD: KVM emulates arch-capabilities there,
+and from QEMU 10.1 on QEMU leaves them out."""
 
 
 _VERSIONED = frozenset().union(*MODELS.values())
 
 
 async def ask(hypervisor: Hypervisor, owner: Owner | None = None) -> Abilities:
-    """Machine types and features; `owner` runs the domains (None: root). Where QEMU does not tell, they are left empty:
-    nothing is refused for them.
+    """Return machine types and features; `owner` runs the domains (None: root). Where QEMU does not say, they stay
+    empty, and nothing is refused for them.
 
-    QMP: query-machines; query-cpu-model-expansion of `max`: all that the accelerator can give on this processor;
+    QMP: query-machines; query-cpu-model-expansion of `max`: all that the accelerator can provide on this processor;
     query-cpu-definitions: the models, and what the accelerator lacks for each."""
     commands: list[dict[str, Any]] = [
         {"execute": "qmp_capabilities"},
@@ -84,10 +85,12 @@ async def ask(hypervisor: Hypervisor, owner: Owner | None = None) -> Abilities:
     words += ["-machine", "none", "-accel", hypervisor.accel]
     told = Told()
     try:
-        said = await run(words, deadline=DEADLINE, stdin="".join(f"{json.dumps(one)}\n" for one in commands).encode())
+        said = await run(
+            words, deadline=ANSWER_DEADLINE_S, stdin="".join(f"{json.dumps(one)}\n" for one in commands).encode()
+        )
         told = read(said.out)
     except (VeeryError, ValueError, KeyError) as error:
-        log.warning("QEMU does not tell what it can build: %s", error)
+        log.warning("QEMU did not say what it can build: %s", error)
     counter = await asyncio.to_thread(tsc.ask) if hypervisor.accel == "kvm" else tsc.Tsc()
     return Abilities(
         driver="qemu",
@@ -106,7 +109,7 @@ async def ask(hypervisor: Hypervisor, owner: Owner | None = None) -> Abilities:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Told:
-    """What a QEMU without a machine tells; empty: it did not."""
+    """The answers of a QEMU without a machine; empty: it did not answer."""
 
     machines: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
@@ -115,7 +118,7 @@ class Told:
 
 
 def read(text: str) -> Told:
-    """QEMU's answers, one a line. Raises ValueError, KeyError for what is none."""
+    """Parse QEMU's answers, one a line. Raises ValueError, KeyError for anything else."""
     told = Told()
     for line in text.splitlines():
         answer = json.loads(line).get("return")
@@ -124,8 +127,8 @@ def read(text: str) -> Told:
             told = replace(told, models=tuple(sorted(models & _VERSIONED)))
         elif isinstance(answer, list):
             old = sorted(one["name"] for one in answer if one.get("deprecated") and one["name"] == build.MACHINE)
-            if old:  # domains run on it for years; they may still move to it
-                log.warning("QEMU calls the machine type %s deprecated: it will go in a later version", old[0])
+            if old:  # domains may run on it for years, and can still move to it
+                log.warning("QEMU calls the machine type %s deprecated: a later version will remove it", old[0])
             told = replace(told, machines=tuple(sorted(one["name"] for one in answer)))
         elif answer and "model" in answer:
             props = answer["model"]["props"]
@@ -140,20 +143,22 @@ def _words(layouts: Iterable[int]) -> str:
 
 
 def plain(name: str) -> str:
-    """A feature's name with dashes only: QEMU writes sse4.1, sse4_1 and sse4-1 for the same."""
+    """Return a feature's name with dashes only: QEMU writes sse4.1, sse4_1 and sse4-1 for the same."""
     return re.sub(r"[._]", "-", name)
 
 
 def processor(
     features: Iterable[str], accelerator: str, models: Iterable[str] = (), vendor: str = ""
 ) -> tuple[str, tuple[str, ...]]:
-    """QEMU's -cpu for a processor of `vendor` with `features`, by the newest of `models`; and those that it has.
+    """Return QEMU's -cpu for a processor of `vendor` with `features`, by the newest of `models`; and the features that
+    it has.
 
-    Under TCG it is always the same: what TCG emulates does not depend on the machine, and more would be slower."""
+    Under TCG it is always the same: what TCG emulates does not depend on the machine, and more features would be
+    slower."""
     if accelerator != "kvm":
         return build.CPU, tuple(sorted(LEVELS[0] | LEVELS[1]))
     known, wanted = set(models), WORTH | WORTH_BY_VENDOR.get(vendor, frozenset())
-    if not vendor:  # a guest patches its hypercalls for the vendor that it sees at its start
+    if not vendor:  # a guest patches its hypercalls for the vendor that it sees at boot
         wanted -= HYPERCALLS
     base = next((name for name in reversed(MODELS.get(vendor, ())) if name in known), BASE)
     given = sorted(wanted & set(features))
@@ -161,17 +166,18 @@ def processor(
 
 
 def needs(cpu: str) -> frozenset[str]:
-    """The features that a -cpu adds to its model."""
+    """Return the features that a -cpu adds to its model."""
     return frozenset(plain(word[1:]) for word in cpu.split(",") if word.startswith("+"))
 
 
 def _unlike(able: Abilities, spec: DomainSpec, plan: Build) -> tuple[Blocker, ...]:
-    """Why a processor under KVM cannot stand for the one that the guest has seen, as far as vendor and model tell."""
+    """Return why a processor under KVM cannot replace the one that the guest has seen, as far as vendor and model
+    show."""
     if plan.accel != "kvm" or able.accelerator != "kvm":
         return ()
     if plan.vendor and able.vendor and plan.vendor != able.vendor:
         reason = f"{spec.name} runs on a processor of {plan.vendor}, it has one of {able.vendor}"
-        hint = f"move it between processors of one vendor; to change, end {spec.name} and start it there"
+        hint = f"move it between processors of one vendor; to change that, end {spec.name} and start it there"
         return (Blocker(kind=Obstacle.CPU, reason=reason, hint=hint),)
     bits = plan.phys_bits or (build.bits_for(plan.memory) if build.bits_for(plan.memory) > build.PHYS_BITS else 0)
     if able.phys_bits and bits > able.phys_bits:
@@ -181,13 +187,13 @@ def _unlike(able: Abilities, spec: DomainSpec, plan: Build) -> tuple[Blocker, ..
     model = plan.cpu.split(",")[0]
     if able.models and model in _VERSIONED and model not in able.models:
         reason = f"its processor or QEMU {able.version} cannot give the processor model {model}"
-        hint = f"start {spec.name} anew: it then gets the cluster's baseline (veery cluster cpu)"
+        hint = f"stop and start {spec.name}: it then gets the cluster's baseline (veery cluster cpu)"
         return (Blocker(kind=Obstacle.CPU, reason=reason, hint=hint),)
     return ()
 
 
 def obstacles(able: Abilities, spec: DomainSpec, plan: Build) -> tuple[Blocker, ...]:
-    """Why a node that is `able` so far cannot build the domain `spec` as `plan` says; every reason."""
+    """Return every reason why a node with the abilities `able` cannot build the domain `spec` as `plan` says."""
     found: list[Blocker] = []
     version = tuple(int(part) for part in re.findall(r"\d+", able.version)[:2])
     if plan.accel != able.accelerator:
@@ -195,7 +201,7 @@ def obstacles(able: Abilities, spec: DomainSpec, plan: Build) -> tuple[Blocker, 
             Blocker(
                 kind=Obstacle.DRIVER,
                 reason=f"{spec.name} runs under {plan.accel}, it has {able.accelerator}",
-                hint="move it to a node with the same accelerator, or set qemu.accel alike and start it anew",
+                hint="move it to a node with the same accelerator, or set qemu.accel alike, then stop and start it",
             )
         )
     if plan.accel == "tcg" and version < OLDEST:
@@ -210,8 +216,8 @@ def obstacles(able: Abilities, spec: DomainSpec, plan: Build) -> tuple[Blocker, 
         found.append(
             Blocker(
                 kind=Obstacle.VERSION,
-                reason=f"{spec.name} is built by layout {plan.layout}, it knows {_words(build.LAYOUTS)}",
-                hint="bring veery to the same version on both nodes",
+                reason=f"{spec.name} is built by layout {plan.layout}, the node knows {_words(build.LAYOUTS)}",
+                hint="install the same version of veery on both nodes",
             )
         )
     if able.machines and plan.machine not in able.machines:
@@ -219,7 +225,7 @@ def obstacles(able: Abilities, spec: DomainSpec, plan: Build) -> tuple[Blocker, 
             Blocker(
                 kind=Obstacle.VERSION,
                 reason=f"its QEMU {able.version} does not know the machine type {plan.machine}",
-                hint="bring QEMU to the same version on both nodes, or start the domain anew with qemu.machine set",
+                hint="install the same version of QEMU on both nodes, or start it again with qemu.machine set",
             )
         )
     found += _unlike(able, spec, plan)
@@ -229,7 +235,7 @@ def obstacles(able: Abilities, spec: DomainSpec, plan: Build) -> tuple[Blocker, 
             Blocker(
                 kind=Obstacle.CPU,
                 reason=f"it cannot give the processor features {', '.join(missing)}",
-                hint=f"start {spec.name} anew: it then gets the cluster's baseline (veery cluster cpu)",
+                hint=f"stop and start {spec.name}: it then gets the cluster's baseline (veery cluster cpu)",
             )
         )
     for what, path in (("kernel", spec.kernel), ("ramdisk", spec.ramdisk)):

@@ -1,7 +1,7 @@
-"""A domain as QEMU's command line. Pure: no file is read and nothing is started here.
+"""QEMU's command line for a domain. Pure: no file is read and nothing is started here.
 
-Two QEMUs may meet in one migration only when their lines build the same machine, so all that may differ between
-nodes or versions of veery comes out of the Build, which travels with the domain."""
+Two QEMUs may meet in one migration only when their command lines build the same machine. So all that may differ between
+nodes or versions of veery comes from the Build, which travels with the domain."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from veery.model.domain import DomainSpec, OnEvent
 from veery.model.volume import AttachedDisk, AttachedVif, Attachments
 
 TB_SIZE = 32
-"""MiB of translated code that TCG keeps; its own default, up to 1 GiB, costs memory for nothing in a small guest."""
+"""MiB of translated code that TCG keeps. Its own default, up to 1 GiB, wastes memory for a small guest."""
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 MEMORY = "pc.ram"
-"""The name of guest memory in a migration stream; QEMU's own for a PC's (MachineClass, default_ram_id)."""
+"""The name of guest memory in a migration stream; QEMU's own for a PC's memory (MachineClass, default_ram_id)."""
 AGENT = "org.qemu.guest_agent.0"
 KERNEL, RAMDISK = "kernel", "ramdisk"
 RESTARTS = frozenset({OnEvent.RESTART, OnEvent.SOFT_RESET})
@@ -29,7 +29,7 @@ RESTARTS = frozenset({OnEvent.RESTART, OnEvent.SOFT_RESET})
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Handed:
     """What a QEMU that does not run as root cannot open by itself, by descriptor: `disks` by their names in the domain
-    file, `taps` by the ids of their netdevs. Empty: QEMU runs as root and opens all of it."""
+    file, `taps` by the ids of their netdevs. Empty: QEMU runs as root and opens everything itself."""
 
     disks: Mapping[str, int] = field(default_factory=dict)
     taps: Mapping[str, int] = field(default_factory=dict)
@@ -38,20 +38,20 @@ class Handed:
     boot: bool = False  # kernel and ramdisk are copies in its working directory, KERNEL and RAMDISK
 
     def sets(self) -> tuple[int, ...]:
-        """Those that QEMU finds as /dev/fdset/N, N being the descriptor's own number."""
+        """Return the descriptors that QEMU finds as /dev/fdset/N, N being the descriptor's own number."""
         others = (one for one in (self.console_log, self.kvm) if one is not None)
         return (*others, *self.disks.values())
 
     def all(self) -> tuple[int, ...]:
-        """Every one."""
+        """Return every descriptor."""
         return (*self.sets(), *self.taps.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wiring:
     """What the new process finds open: the listening sockets of its two monitors, its console and the guest's agent
-    (from layout 2 on), by number; `secrets` maps a secret's id to a descriptor that holds it; `console_log` takes what
-    the guest prints; `vhosts` are descriptors of /dev/vhost-net by the ids of netdevs; `choice` is the node's."""
+    (from layout 2 on), by number. `secrets` maps a secret's id to a descriptor that holds it; `console_log` receives
+    what the guest prints; `vhosts` are descriptors of /dev/vhost-net by the ids of netdevs; `choice` is the node's."""
 
     monitors: tuple[int, ...]
     console: int
@@ -64,14 +64,14 @@ class Wiring:
 
 
 Command = Callable[[Wiring], list[str]]
-"""A command line that waits only for its descriptors to be known."""
+"""A command line that only needs its descriptors."""
 
 
 def build_argv(
     binary: str, spec: DomainSpec, attachments: Attachments, build: Build, wiring: Wiring, *, incoming: bool
 ) -> list[str]:
-    """The command line. The machine is always stopped at first (-S): the driver lets it go once it has written
-    down that it exists. No password stands in it."""
+    """Return the command line. The machine is always stopped at first (-S): the driver starts it once it has recorded
+    that it exists. The line contains no password."""
     return [
         binary,
         *("-name", f"guest={_commas(spec.name)},debug-threads=on"),
@@ -98,12 +98,13 @@ def build_argv(
 
 
 def fdset(number: int) -> str:
-    """The name by which QEMU opens what was handed over to it (qemu(1), -add-fd)."""
+    """Return the name by which QEMU opens a descriptor that it was given (qemu(1), -add-fd)."""
     return f"/dev/fdset/{number}"
 
 
 def _fdsets(wiring: Wiring) -> list[str]:
-    """The console log's path stands with each, so that a process can be told by its command line (Home.process)."""
+    """Return the -add-fd options. Each has the console log's path, so that a process can be recognised by its command
+    line (Home.process)."""
     words: list[str] = []
     for number in wiring.handed.sets():
         words += ["-add-fd", f"fd={number},set={number},opaque={_commas(wiring.console_log)}"]
@@ -117,16 +118,16 @@ def _accelerator(build: Build, wiring: Wiring) -> str:
 
 
 def _machine(build: Build) -> str:
-    """Guest memory stays out of core dumps, and is not shared with other guests' (KSM's side channels); both concern
-    this host alone, so a domain that was started without them moves here all the same."""
+    """Return the -machine option. Guest memory stays out of core dumps, and is not merged with other guests' (KSM's
+    side channels). Both concern this host alone, so a domain that was started without them can still move here."""
     board = f"{build.machine},usb=off,vmport=off,smbus=off,sata={'on' if build.sata else 'off'}"
     board = f"{board},dump-guest-core=off,mem-merge=off"
     return board if build.layout == 1 else f"{board},hpet=off,memory-backend={MEMORY}"
 
 
 def _memory(build: Build, choice: Choice) -> list[str]:
-    """Guest memory as an object of its own, by the name that it has without one: another kind of it (huge pages) may
-    then take its place on either end of a move."""
+    """Return guest memory as an object of its own, with the name that it has without one: another kind of it (huge
+    pages) may then take its place on either end of a move."""
     if build.layout == 1:
         return []
     kind = choice.memory()
@@ -143,7 +144,8 @@ def _memory(build: Build, choice: Choice) -> list[str]:
 
 
 def _clocks(build: Build) -> list[str]:
-    """Ticks that a guest missed come later, one after the other, as guests that count ticks need it."""
+    """Return the clock options. Ticks that a guest missed come later, one after the other, as guests that count ticks
+    need it."""
     if build.layout == 1:
         return []
     pit = ["-global", "kvm-pit.lost_tick_policy=delay"] if build.accel == "kvm" else []
@@ -151,13 +153,14 @@ def _clocks(build: Build) -> list[str]:
 
 
 def _commas(text: str | Path) -> str:
-    """QEMU's key=value lists double a comma that is meant."""
+    """Double each comma, as QEMU's key=value lists require it."""
     return str(text).replace(",", ",,")
 
 
 def _ends(spec: DomainSpec) -> list[str]:
-    """A domain that ends stays there, stopped, until the layer above has read why and done what on_* says. Only
-    a reboot that shall be a plain restart is left to the machine itself, which resets in milliseconds."""
+    """Return the -action options. A domain that ends stays there, stopped, until the layer above has read why and done
+    what on_* says. Only a reboot that is to be a plain restart is left to the machine itself, which resets in
+    milliseconds."""
     reboot = "reset" if spec.on_reboot in RESTARTS else "shutdown"
     return ["-action", f"reboot={reboot},shutdown=pause,panic=pause,watchdog=pause"]
 
@@ -182,7 +185,7 @@ def _monitors(wiring: Wiring) -> list[str]:
 
 
 def _agent(build: Build, wiring: Wiring) -> list[str]:
-    """The port through which an agent in the guest may be talked to. Nobody need listen on either end."""
+    """Return the port for an agent in the guest. It works without a listener on either end."""
     if build.layout == 1:
         return []
     chardev = f"socket,id=agent,fd={wiring.agent},server=on,wait=off"
@@ -243,12 +246,13 @@ def _vifs(attachments: Attachments, build: Build, wiring: Wiring) -> list[str]:
 
 
 def threads(build: Build, disk: AttachedDisk, choice: Choice) -> bool:
-    """Whether a disk of a domain that is built so has a thread of its own here."""
+    """Return whether a disk of a domain with this build has a thread of its own here."""
     return choice.iothreads and build.layout > 2 and not disk.spec.cdrom
 
 
 def carries(build: Build, vif: AttachedVif, choice: Choice) -> bool:
-    """Whether the kernel carries the packets of an interface here. In layout 1 the guest would see it."""
+    """Return whether the kernel carries the packets of an interface here. In layout 1 the guest would see the
+    difference."""
     return choice.vhost and build.layout > 1 and devices.is_virtio(vif)
 
 

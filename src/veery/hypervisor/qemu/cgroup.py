@@ -1,5 +1,5 @@
-"""Limits of each domain's QEMU, by a cgroup of its own under one that the host leaves to us (Linux,
-Documentation/admin-guide/cgroup-v2.rst). A domain runs without limits rather than not at all."""
+"""Limits of each domain's QEMU, by a cgroup of its own under one that the host delegates to veeryd (Linux,
+Documentation/admin-guide/cgroup-v2.rst). Where that fails, a domain runs without limits rather than not at all."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from veery.model.units import MIB
 
 CONTROLLERS = ("cpu", "io", "memory")
 SLACK = 512
-"""MiB beyond what is promised for a domain and its QEMU before the kernel ends it: a leak shall end, and no estimate of
-ours shall end a domain."""
+"""MiB beyond what is promised for a domain and its QEMU before the kernel ends it: that ends a leak, but a wrong
+estimate of the overhead must not end a domain."""
 WEIGHT, WEIGHT_MAX = 100, 10_000
 
 
 def limits(memory: int, overhead: int, vcpus: int) -> Mapping[str, str]:
-    """What to write into which file, for a domain with `memory` and `overhead` MiB. Processor time under contention
-    goes by the number of processors, disk time is the same for all."""
+    """Return what to write into which file, for a domain with `memory` and `overhead` MiB. Processor time under
+    contention is shared by the number of processors; disk time is the same for all."""
     return {
         "memory.max": str((memory + overhead + SLACK) * MIB),
         "cpu.weight": str(min(WEIGHT * max(vcpus, 1), WEIGHT_MAX)),
@@ -30,18 +30,19 @@ class Groups:
     """The cgroups below `root`."""
 
     def __init__(self, root: Path) -> None:
-        """Nothing is done before `open`."""
+        """Nothing happens before `open`."""
         self._root = root
 
     def open(self) -> str:
-        """Have the controllers for groups below, and remove those that are empty. What is missing, "" if nothing."""
+        """Enable the controllers for the groups below, and remove the empty groups. Returns what is missing, "" if
+        nothing."""
         available = self._root / "cgroup.controllers"
         try:
             given = available.read_text().split()
             if (self._root / "cgroup.procs").read_text().strip():
                 return f"{self._root} has processes of its own"
         except OSError:
-            return f"{self._root} is no cgroup of version 2"
+            return f"{self._root} is not a version 2 cgroup"
         for child in self._root.iterdir():
             if child.is_dir():
                 self._remove(child)
@@ -55,7 +56,7 @@ class Groups:
         return f"{self._root} has no controller {', '.join(missing)}" if missing else ""
 
     def admit(self, name: str, pid: int, wanted: Mapping[str, str]) -> str:
-        """Put process `pid` into a new group with these limits. What could not be done, "" if nothing."""
+        """Put process `pid` into a new group with these limits. Returns what failed, "" if nothing."""
         group, failed = self._root / name, []
         try:
             group.mkdir(exist_ok=True)
@@ -73,5 +74,5 @@ class Groups:
         self._remove(self._root / name)
 
     def _remove(self, group: Path) -> None:
-        with contextlib.suppress(OSError):  # it was never made, or something lives in it
+        with contextlib.suppress(OSError):  # it was never made, or still has processes
             group.rmdir()

@@ -1,5 +1,5 @@
-"""What a node gives to the domains on it that their guests do not see: threads for disks, the kernel's virtio-net, how
-disks are read and written. Two nodes may choose differently: a move between them stays the same."""
+"""What a node gives to its domains that their guests do not see: threads for disks, the kernel's virtio-net, how disks
+are read and written. Two nodes may choose differently, and domains still move between them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from veery.model.volume import LocalDisk
 
 VHOST = Path("/dev/vhost-net")
 SYS = Path("/sys")
-PREALLOC_THREADS = 4  # that clear huge pages before a domain starts
+PREALLOC_THREADS = 4  # threads that clear huge pages before a domain starts
 URING_SWITCH = Path("/proc/sys/kernel/io_uring_disabled")
 SYS_IO_URING_SETUP = 425  # x86-64
 PARAMS_BYTES = 120  # struct io_uring_params
@@ -23,10 +23,11 @@ PARAMS_BYTES = 120  # struct io_uring_params
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """`iothreads`: each disk of a domain from layout 3 on has a thread of its own; `vhost`: the kernel carries the
-    packets of virtio interfaces from layout 2 on; `uring`: files are read and written by io_uring. `huge`: KiB of the
-    pages of which the memory of domains is made (0: ordinary ones); `numa`: the NUMA node of the host that it is taken
-    from while it has any (-1: no matter which). The defaults are what domains always had."""
+    """A node's settings for its domains. `iothreads`: each disk of a domain from layout 3 on has a thread of its own.
+    `vhost`: the kernel carries the packets of virtio interfaces from layout 2 on. `uring`: files are read and written
+    by io_uring. `huge`: KiB of the pages that make up the memory of domains (0: ordinary pages). `numa`: the NUMA node
+    of the host that provides the memory while it has any (-1: any node). The defaults are the behaviour of older
+    versions."""
 
     iothreads: bool = False
     vhost: bool = False
@@ -35,7 +36,7 @@ class Choice:
     numa: int = -1
 
     def memory(self) -> dict[str, Any]:
-        """The kind of QEMU object that guest memory is, and its options besides name and size."""
+        """Return the kind of QEMU object for guest memory, and its options besides name and size."""
         place: dict[str, Any] = {"host-nodes": [self.numa], "policy": "preferred"} if self.numa >= 0 else {}
         if not self.huge:
             return {"qom-type": "memory-backend-ram"} | place
@@ -44,16 +45,16 @@ class Choice:
         return {"qom-type": "memory-backend-memfd"} | pages | taken | place
 
     def obstacle(self, memory: int, layout: int) -> tuple[str, str]:
-        """Why `memory` MiB cannot be had as this node makes it, and what to do; ("", "") where it can."""
+        """Return why this node cannot provide `memory` MiB in its way, and what to do; ("", "") where it can."""
         if self.huge and layout < 2:
-            hint = "start the domain anew, or move it to a node without hugepages under [qemu]"
-            return "it gives huge pages only, and a domain of layout 1 cannot have them", hint
+            hint = "stop and start the domain, or move it to a node without hugepages under [qemu]"
+            return "it has huge pages only, and a domain of layout 1 cannot use them", hint
         if self.huge and memory % max(1, self.huge >> 10):
-            return f"{memory} MiB are no whole number of its {self.huge >> 10} MiB pages", "change memory= and maxmem="
+            return f"{memory} MiB is not a multiple of its {self.huge >> 10} MiB pages", "change memory= and maxmem="
         return "", ""
 
     def free_pages(self, root: Path = SYS) -> int:
-        """MiB of huge pages that nobody has. Raises Failed."""
+        """Return the MiB of free huge pages. Raises Failed."""
         path = pool(root, self.huge) / "free_hugepages"
         try:
             return int(path.read_text()) * self.huge >> 10
@@ -61,7 +62,7 @@ class Choice:
             raise Failed(f"{path}: {error}") from error
 
     def processors(self, root: Path = SYS) -> set[int]:
-        """The processors of the NUMA node; empty: any."""
+        """Return the processors of the NUMA node; empty: any."""
         if self.numa < 0:
             return set()
         listed = (root / f"devices/system/node/node{self.numa}/cpulist").read_text().strip()
@@ -69,18 +70,19 @@ class Choice:
         return {number for first, last in spans for number in range(int(first), int(last) + 1)}
 
     def aio(self, source: LocalDisk, *, direct: bool) -> str:
-        """How QEMU reads and writes a local disk, "" where that is left to it (a pool of threads). The same as
+        """Return how QEMU reads and writes a local disk, "" where QEMU decides (a pool of threads). The same as
         Proxmox's defaults for disks past the host's cache: io_uring for files, Linux's native aio for block devices,
-        which LVM makes mostly: there io_uring has hung. Through the cache both would block."""
+        which are mostly LVM's: io_uring has hung there. Through the cache both would block."""
         if not direct or not self.uring:
             return ""
         return "native" if source.block else "io_uring"
 
 
 def choose(settings: Qemu, accel: str, *, vhost: Path = VHOST, apart: bool = False, root: Path = SYS) -> Choice:
-    """This node's choice: what is set, "auto" meaning that it is so under KVM. An emulated processor gains nothing.
+    """Return this node's choice from its settings; "auto" means "on under KVM", because an emulated processor gains
+    nothing.
 
-    `apart`: QEMU does not run as root; `root` is /sys. Raises Refused for what the host has not."""
+    `apart`: QEMU does not run as root; `root` is /sys. Raises Refused for what the host lacks."""
     huge = {"": 0, "2M": 2 << 10, "1G": 1 << 20}[settings.hugepages]
     if huge and not pool(root, huge).is_dir():
         raise Refused(
@@ -103,12 +105,12 @@ def choose(settings: Qemu, accel: str, *, vhost: Path = VHOST, apart: bool = Fal
 
 
 def pool(root: Path, huge: int) -> Path:
-    """Where the kernel tells of its huge pages of `huge` KiB."""
+    """Return the folder in which the kernel describes its huge pages of `huge` KiB."""
     return root / f"kernel/mm/hugepages/hugepages-{huge}kB"
 
 
 def has_uring(switch: Path = URING_SWITCH, *, apart: bool = False) -> bool:
-    """Whether the kernel gives io_uring to a QEMU of root's, or to one that is not (`apart`)."""
+    """Return whether the kernel allows io_uring to a QEMU that runs as root, or to one that does not (`apart`)."""
     try:
         level = int(switch.read_text())
     except (OSError, ValueError):  # kernels before 6.6 have no switch

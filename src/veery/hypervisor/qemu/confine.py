@@ -1,7 +1,7 @@
-"""AppArmor: a QEMU starts under our profile where the host has it loaded (packaging/apparmor/veery-qemu).
+"""AppArmor: QEMU starts under veery's profile where the host has it loaded (packaging/apparmor/veery-qemu).
 
-The profile is entered at exec (Linux, Documentation/admin-guide/LSM/apparmor.rst; /proc/PID/attr/apparmor/exec), by the
-process that becomes QEMU. Where that fails QEMU does not start."""
+The process that becomes QEMU enters the profile at exec (Linux, Documentation/admin-guide/LSM/apparmor.rst;
+/proc/PID/attr/apparmor/exec). Where that fails QEMU does not start."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _ENTER = 'echo "exec $0" >"$1" && shift && exec "$@"'
 
 
 def confined(words: Sequence[str], *, loaded: Path = LOADED, attribute: Path = ATTRIBUTE) -> list[str]:
-    """The command line that runs `words` under the profile; `words` themselves where it is not loaded."""
+    """Return the command line that runs `words` under the profile; `words` themselves where it is not loaded."""
     if not is_loaded(loaded):
         return list(words)
     return ["sh", "-c", _ENTER, PROFILE, str(attribute), *words]
 
 
 def is_loaded(loaded: Path = LOADED) -> bool:
-    """Whether the kernel has the profile: one a line, "NAME (MODE)"."""
+    """Return whether the kernel has the profile; it lists one a line, "NAME (MODE)"."""
     try:
         lines = loaded.read_text().splitlines()
     except OSError:  # no AppArmor here

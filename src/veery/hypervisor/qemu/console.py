@@ -1,9 +1,9 @@
 """A domain's console: any number of readers and writers on QEMU's single serial port.
 
-QEMU appends all that the guest prints to a log file, whether anybody listens or not; readers read that file, each
-at its own place, and inotify(7) wakes them. So nothing is lost or shown twice, whoever comes, goes or is slow,
-and a restart of ours leaves no mark. The port's socket serves for typing alone, and is held only while somebody
-has typed: a guest must never wait for us to take what it prints."""
+QEMU appends all that the guest prints to a log file, with or without readers. Readers read that file, each at its own
+place, and inotify(7) wakes them. So nothing is lost or shown twice, whichever reader comes, goes or is slow, and a
+restart of veeryd has no effect. The port's socket serves only for typing, and is held only for a while after input: a
+guest must never wait for veeryd to read its output."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from pathlib import Path
 from veery.errors import Failed
 
 KEEP = 256 << 10
-"""Bytes of the past that a console shows and a move takes along."""
+"""Bytes of earlier output that a console shows and a move takes along."""
 TRIM = 1 << 20
-"""The log gives disk space back when it holds more than this."""
-TYPE_DEADLINE = 5.0
-LINGER = 2.0
+"""The log frees disk space when it holds more than this."""
+TYPE_DEADLINE_S = 5.0
+LINGER_S = 2.0
 _IN_MODIFY = 0x2
 _PUNCH_HOLE = 0x3  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, fallocate(2)
 
@@ -44,7 +44,7 @@ class ConsoleHub:
         self.ended = False
 
     def open(self) -> QemuConsole:
-        """One more console, from the backlog on."""
+        """Open one more console, from the backlog on."""
         console = QemuConsole(self)
         if self._watch is None:
             self._watch = _Watch(self.log, self._wake)
@@ -52,7 +52,7 @@ class ConsoleHub:
         return console
 
     def backlog(self) -> bytes:
-        """The last KEEP bytes."""
+        """Return the last KEEP bytes."""
         try:
             with self.log.open("rb") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - KEEP))
@@ -61,7 +61,7 @@ class ConsoleHub:
             return b""
 
     def trim(self) -> None:
-        """Give back the space of what is past showing. The file keeps its length, with a hole at its beginning, so
+        """Free the space of output that is no longer shown. The file keeps its length, with a hole at its beginning, so
         that neither QEMU, which appends, nor a reader loses its place."""
         with contextlib.suppress(FileNotFoundError), self.log.open("rb+") as file:
             past = (os.fstat(file.fileno()).st_size - KEEP) & ~4095
@@ -69,18 +69,18 @@ class ConsoleHub:
                 return
             if ctypes.CDLL(None).fallocate(
                 file.fileno(), _PUNCH_HOLE, ctypes.c_long(0), ctypes.c_long(past)
-            ):  # a filesystem without holes: lose the past rather than fill the disk
+            ):  # a filesystem without holes: drop old output rather than fill the disk
                 file.truncate(0)
                 past = 0
             self._trimmed = past
 
     def end(self) -> None:
-        """The domain is gone: readers get what is left, then b""."""
+        """Mark the domain as gone: readers get what is left, then b""."""
         self.ended = True
         self._wake()
 
     async def close(self) -> None:
-        """Let go of the port and wake all readers for good."""
+        """Close the port and wake all readers for good."""
         self.end()
         for console in tuple(self._open):
             await console.close()
@@ -89,7 +89,7 @@ class ConsoleHub:
     async def type(self, data: bytes) -> None:
         """Type `data`. Raises Failed when QEMU does not take it."""
         try:
-            async with self._lock, asyncio.timeout(TYPE_DEADLINE):
+            async with self._lock, asyncio.timeout(TYPE_DEADLINE_S):
                 if self._writer is None or self._writer.is_closing():
                     await self._hang_up()
                     reader, self._writer = await asyncio.open_unix_connection(str(self._port))
@@ -98,11 +98,11 @@ class ConsoleHub:
                 await self._writer.drain()
         except (OSError, TimeoutError) as error:
             raise Failed(
-                f"the console of {self.name} takes no input", hint="is the domain running? veery list"
+                f"the console of {self.name} accepts no input", hint="is the domain running? veery list"
             ) from error
 
     async def leave(self, console: QemuConsole) -> None:
-        """One console less."""
+        """Remove one console."""
         self._open.discard(console)
         if not self._open:
             if self._watch is not None:
@@ -129,7 +129,7 @@ class ConsoleHub:
 
 
 class QemuConsole:
-    """One reader and writer, as base.Console."""
+    """One reader and writer of a console, as base.Console says."""
 
     def __init__(self, hub: ConsoleHub) -> None:
         """Begin at the backlog of `hub`."""
@@ -140,7 +140,7 @@ class QemuConsole:
         self.changed = asyncio.Event()
 
     async def read(self) -> bytes:
-        """As base.Console.read."""
+        """See base.Console.read."""
         while not self._closed:
             self.changed.clear()
             size = os.fstat(self._file.fileno()).st_size
@@ -157,11 +157,11 @@ class QemuConsole:
         return b""
 
     async def write(self, data: bytes) -> None:
-        """As base.Console.write."""
+        """See base.Console.write."""
         await self._hub.type(data)
 
     async def close(self) -> None:
-        """As base.Console.close."""
+        """See base.Console.close."""
         if self._closed:
             return
         self._closed = True
@@ -171,17 +171,17 @@ class QemuConsole:
 
 
 async def _discard(reader: asyncio.StreamReader) -> None:
-    """Take what the guest prints, which is in the log already, so that it need not wait for us."""
+    """Read and drop what the guest prints, which is already in the log, so that the guest need not wait."""
     with contextlib.suppress(OSError):
         while await reader.read(1 << 16):
             pass
 
 
 async def _taken(writer: asyncio.StreamWriter) -> None:
-    """Wait for QEMU to have read what was typed: it drops the rest when we hang up. A serial port takes sixteen
-    bytes at a time, and a paused guest none, so the wait has an end."""
+    """Wait until QEMU has read what was typed, because it drops the rest when the connection closes. A serial port
+    takes sixteen bytes at a time, and a paused guest takes none, so the wait has an end."""
     handle = writer.get_extra_info("socket").fileno()
-    end = asyncio.get_running_loop().time() + LINGER
+    end = asyncio.get_running_loop().time() + LINGER_S
     with contextlib.suppress(OSError):
         while asyncio.get_running_loop().time() < end:
             (left,) = struct.unpack("i", fcntl.ioctl(handle, termios.TIOCOUTQ, bytes(4)))

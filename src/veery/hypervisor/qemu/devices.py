@@ -28,18 +28,18 @@ _NICS = {"e1000": "e1000", "e1000e": "e1000e", "rtl8139": "rtl8139"}
 
 
 def secret_id(disk: AttachedDisk) -> str:
-    """The id of the object that holds the disk's CHAP password."""
+    """Return the id of the object that holds the disk's CHAP password."""
     return f"secret-{disk_id(disk.spec)}"
 
 
 def secret(disk: AttachedDisk) -> str:
-    """The disk's CHAP password, "" where it has none."""
+    """Return the disk's CHAP password, "" where it has none."""
     return disk.source.password if isinstance(disk.source, IscsiLun) else ""
 
 
 def blockdev(disk: AttachedDisk, handed: str = "", choice: Choice = PLAIN) -> Options | None:
-    """The block node that a disk's device reads and writes; None for an empty drive. `handed` is the name of a file or
-    block device that is opened here and handed over; `choice` is the node's.
+    """Return the block node that a disk's device reads and writes; None for an empty drive. `handed` is the name of a
+    file or block device that veeryd has opened and passed to QEMU; `choice` is the node's.
 
     Raises Refused for a format that QEMU does not know."""
     source, spec = disk.source, disk.spec
@@ -69,14 +69,14 @@ def blockdev(disk: AttachedDisk, handed: str = "", choice: Choice = PLAIN) -> Op
 
 
 def past_cache(source: LocalDisk, spec: DiskSpec) -> bool:
-    """Whether the disk is opened past the host's cache."""
+    """Return whether the disk is opened with O_DIRECT, past the host's cache."""
     return source.block or source.direct or spec.direct_io_safe
 
 
 def _protocol(source: LocalDisk, spec: DiskSpec, handed: str, choice: Choice) -> Options:
-    """Opened past the host's cache where that goes: the other node of a move would not see what is in it, and all of
-    it is written out while the domain stands. A block device always; a file where its filesystem can, or the domain
-    file says so (direct-io-safe)."""
+    """Return the node of the file itself. It bypasses the host's cache where possible: the other node of a move would
+    not see cached data, and all of it would be written out while the domain is paused. A block device always bypasses
+    it; a file does where its filesystem can, or the domain file says so (direct-io-safe)."""
     aio = choice.aio(source, direct=past_cache(source, spec)) if not spec.cdrom else ""
     return {
         "driver": "host_device" if source.block else "file",
@@ -88,12 +88,13 @@ def _protocol(source: LocalDisk, spec: DiskSpec, handed: str, choice: Choice) ->
 
 
 def io_thread(disk: AttachedDisk) -> str:
-    """The id of the thread that a disk may have."""
+    """Return the id of the thread that a disk may have."""
     return f"io-{disk_id(disk.spec)}"
 
 
 def disk_device(disk: AttachedDisk, slot: int, *, bootindex: int | None = None, threaded: bool = False) -> Options:
-    """The guest's side of a disk; its serial number is its name in the domain file. `threaded`: it has its thread."""
+    """Return the guest's side of a disk; its serial number is its name in the domain file. `threaded`: it has its own
+    thread."""
     name = disk_id(disk.spec)
     options: Options
     if disk.spec.cdrom:
@@ -110,19 +111,19 @@ def disk_device(disk: AttachedDisk, slot: int, *, bootindex: int | None = None, 
 
 
 def tap_id(vif: AttachedVif) -> str:
-    """The id of the host's side of an interface."""
+    """Return the id of the host's side of an interface."""
     return f"{vif_id(vif.spec)}-tap"
 
 
 def is_virtio(vif: AttachedVif) -> bool:
-    """Whether the guest sees a virtio interface, not one that QEMU emulates."""
+    """Return whether the guest sees a virtio interface, not one that QEMU emulates."""
     return vif.spec.model not in _NICS
 
 
 def netdev(vif: AttachedVif, handed: str = "", vhost: str = "") -> Options:
-    """The host's side of an interface: the tap that the node made. `handed` names the descriptor of a tap that is
-    opened here and handed over (getfd's name, or a number), `vhost` that of /dev/vhost-net ("": QEMU itself carries
-    the packets)."""
+    """Return the host's side of an interface: the tap that the node made. `handed` names the descriptor of a tap that
+    veeryd has opened and passed to QEMU (getfd's name, or a number), `vhost` that of /dev/vhost-net ("": QEMU itself
+    carries the packets)."""
     carried: Options = {"vhost": True, "vhostfd": vhost} if vhost else {"vhost": False}
     if handed:
         return {"type": "tap", "id": tap_id(vif), "fd": handed} | carried
@@ -142,14 +143,14 @@ LAYOUT_2_NIC: Options = {
     "queue_reset": False,
     "rx_queue_size": 1024,
 }
-"""QEMU takes the first three from the kernel of its node, and the fourth from its vhost-net where that is on: so a
-domain might not load on a node with an older kernel."""
+"""Off in layout 2. QEMU takes the first three from the kernel of its node, and the fourth from its vhost-net where that
+is on: with them a domain might not load on a node with an older kernel."""
 
 
 def vif_device(vif: AttachedVif, slot: int, layout: int) -> Options:
-    """The guest's side of an interface: virtio, unless the file names a model that QEMU emulates.
+    """Return the guest's side of an interface: virtio, unless the file names a model that QEMU emulates.
 
-    No boot ROM: nothing here boots from the net, and a ROM's size must be the same on both ends of a move."""
+    No boot ROM: no domain boots from the network, and a ROM's size must be the same on both ends of a move."""
     name = vif_id(vif.spec)
     options: Options = {
         "driver": _NICS.get(vif.spec.model, "virtio-net-pci"),
@@ -171,14 +172,15 @@ def vif_device(vif: AttachedVif, slot: int, layout: int) -> Options:
 
 
 def guest_names(disks: Sequence[DiskSpec]) -> dict[str, str]:
-    """How the guest names the disks: {"xvda": "vda", ...}. Linux letters virtio disks in the order in which it
+    """Return the guest's names of the disks: {"xvda": "vda", ...}. Linux letters virtio disks in the order in which it
     finds them, whatever the domain file calls them."""
     hard = [disk for disk in disks if not disk.cdrom]
     return {disk.vdev: f"vd{_letters(number)}" for number, disk in enumerate(hard)}
 
 
 def _letters(number: int) -> str:
-    """0 is "a", 25 "z", 26 "aa", as sd and virtio-blk count (drivers/block/virtio_blk.c, virtblk_name_format)."""
+    """Return the letters of a number: 0 is "a", 25 "z", 26 "aa", as sd and virtio-blk count
+    (drivers/block/virtio_blk.c, virtblk_name_format)."""
     text = ""
     number += 1
     while number:
@@ -192,10 +194,10 @@ _CONSOLE = re.compile(r"(?<!\S)console=(?:hvc0|xvc0)(?=[,\s]|$)")
 
 
 def command_line(cmdline: str, disks: Sequence[DiskSpec]) -> str:
-    """A Xen guest's kernel command line as a QEMU guest needs it.
+    """Return a Xen guest's kernel command line as a QEMU guest needs it.
 
-    Disks get the names that the guest will give them (`root=/dev/xvda1` becomes `root=/dev/vda1`), the Xen console
-    becomes the serial port, and where no console is named the serial port is."""
+    Disks get the names that the guest will give them (`root=/dev/xvda1` becomes `root=/dev/vda1`). The Xen console
+    becomes the serial port, which is added where no console is named."""
     names = guest_names(disks)
 
     def disk(match: re.Match[str]) -> str:

@@ -1,7 +1,7 @@
-"""One domain that runs here: its process, its monitor, and what we know of it.
+"""One domain that runs here: its process, its monitor, and its known state.
 
-What `reading` tells is kept up to date by QMP's events and by /proc, so that a list needs no question to QEMU and
-answers at once even when one QEMU is stopped or stuck."""
+QMP's events and /proc keep the state of `reading` up to date. So a list needs no question to QEMU, and answers at once
+even when one QEMU is stopped or stuck."""
 
 from __future__ import annotations
 
@@ -33,17 +33,18 @@ TICK = os.sysconf("SC_CLK_TCK")
 REASON_MAX = 200
 BUSY = 0.1
 """Share of one processor above which a domain counts as running, below as blocked (idle)."""
-RECONNECT = 0.5
-STEADY_S = 0.02
-"""Between two looks at a domain that was let go: KVM may fail on its first instruction, after QEMU said yes."""
+RECONNECT_INTERVAL_S = 0.5
+STEADY_INTERVAL_S = 0.02
+"""Between two checks of a domain that was just started: KVM may fail on its first instruction, after QEMU reported
+success."""
 
 KILL_DEADLINE_S = 10.0
 STOP_DEADLINE_S = 20.0
 CONT_DEADLINE_S = 20.0
-"""A target opens its disks for writing when it is told to go on."""
+"""A target opens its disks for writing when the domain is started."""
 
 TURNS = frozenset({"STOP", "RESUME", "SUSPEND", "WAKEUP"})
-"""QMP's events after which the run state is another one."""
+"""QMP's events that change the run state."""
 FAULT_UNKNOWN, DISK_UNKNOWN = "a disk's error", "a disk"
 IO_STATUS = {"nospace": "No space left on device", "failed": "Input/output error"}
 """QAPI's BlockDeviceIoStatus of a disk that has stopped its domain, in the words of the event that QEMU sends then."""
@@ -59,7 +60,7 @@ ENDS: dict[str, DomainEnd] = {  # QAPI's RunState, as seen on (re)connect
 
 
 def end_of(event: str, data: Mapping[str, Any]) -> DomainEnd | None:
-    """Why the domain stopped by itself, None where the event does not say that it did."""
+    """Return why the domain stopped by itself, None where the event does not say that it did."""
     if event == "SHUTDOWN":
         if data.get("reason") == "guest-panic":
             return DomainEnd.CRASH
@@ -72,23 +73,24 @@ def end_of(event: str, data: Mapping[str, Any]) -> DomainEnd | None:
 
 
 def device_of(path: str) -> str:
-    """The id of the device to which a path in QEMU's tree of objects belongs; "" where it is none of ours."""
+    """Return the id of the device to which a path in QEMU's object tree belongs; "" where it is not a device that veery
+    made."""
     parts = path.split("/")
     return parts[3] if parts[:3] == ["", "machine", "peripheral"] and len(parts) > 3 else ""
 
 
 def _disk_of(data: Mapping[str, Any]) -> str:
-    """The disk that a BLOCK_IO_ERROR is about. While a disk is copied, the node is one that QEMU has put before it,
-    with a name of QEMU's own (#block161); the path of the device comes with QEMU 9.2."""
+    """Return the disk that a BLOCK_IO_ERROR names. While a disk is copied, the node is one that QEMU has put before the
+    disk, with a name of QEMU's own (#block161). QEMU 9.2 and later send the path of the device."""
     node = str(data.get("device") or data.get("node-name") or "#")
     return device_of(str(data.get("qom-path", ""))) or (node if not node.startswith("#") else DISK_UNKNOWN)
 
 
 class Domain:
-    """One domain; `record` is what is written down of it."""
+    """One domain. `record` is its state on disk."""
 
     def __init__(self, home: Home, record: Record, process: Process, clock: Clock, ended: Ended) -> None:
-        """`ended` is called when it stopped by itself, and when its process is gone (DIED)."""
+        """`ended` is called when the domain stopped by itself, and when its process is gone (DIED)."""
         self.home, self.record, self.process = home, record, process
         self._clock, self._ended = clock, ended
         self.monitor = Monitor(record.spec.name, home.monitors[0], self._event)
@@ -99,16 +101,18 @@ class Domain:
         self.listeners: set[Callable[[str, Mapping[str, Any]], None]] = set()  # each hears every event first
         self.mirrors: Mirrors | None = None  # its disks are being copied away
         self.copying: Transfer | None = None  # it is being copied away
-        self.lifeline: Transfer | None = None  # while it arrives: a connection made before QEMU may hang on a page
-        self.warned: set[str] = set()  # what its QEMU warned of, and the log has
+        self.lifeline: Transfer | None = (
+            None  # while it arrives: a connection made before QEMU can hang on a missing page
+        )
+        self.warned: set[str] = set()  # warnings of its QEMU that are already in the log
         self.dying = False
         self.gone = asyncio.Event()
         self._runstate = "prelaunch"
-        self._ordered = False  # we have told it to stop
-        self._looking: asyncio.Task[None] | None = None  # it stopped, and we ask why
-        self._turns = 0  # how many events of TURNS were heard
-        self._reason = ""  # why it stands, where its disk is the cause
-        self._faulty = False  # QEMU has told of a disk's error, and stops it next
+        self._ordered = False  # veeryd has told it to stop
+        self._looking: asyncio.Task[None] | None = None  # asks why it stopped
+        self._turns = 0  # count of events in TURNS
+        self._reason = ""  # why it is stopped, where its disk is the cause
+        self._faulty = False  # QEMU has reported a disk's error, and stops the guest next
         self._memory = record.build.memory
         self._threads: tuple[int, ...] = ()
         self._sample = (clock.now(), 0.0)
@@ -119,7 +123,7 @@ class Domain:
     # ---- life
 
     async def connect(self, *, deadline: float) -> None:
-        """Meet a new QEMU, and watch it from then on. Raises Failed with its own words when it has ended."""
+        """Connect to a new QEMU, and watch it from then on. Raises Failed with QEMU's own words when it has ended."""
         try:
             await self._meet(deadline)
         except Failed as error:
@@ -131,7 +135,7 @@ class Domain:
         self.adopt()
 
     def adopt(self) -> None:
-        """Watch a domain that runs already; meets its QEMU as soon as it answers."""
+        """Watch a domain that runs already; connects to its QEMU as soon as it answers."""
         self._task = asyncio.create_task(self._watch(), name=f"watch {self.record.spec.name}")
 
     async def met(self) -> None:
@@ -154,7 +158,7 @@ class Domain:
         await self.console.close()
 
     async def kill(self) -> None:
-        """End the process; returns when it is gone. Raises Failed when the kernel does not let it go."""
+        """End the process; returns when it is gone. Raises Failed when the kernel does not end it."""
         self.dying = True
         await self.process.stop(grace=0, deadline=self.patience(KILL_DEADLINE_S))
 
@@ -172,15 +176,15 @@ class Domain:
         self._met.set()
 
     async def _find_fault(self, words: str = "") -> None:
-        """Ask which disk has stopped it; `words` are those of QEMU's event, "" where nobody heard it. Raises Failed,
-        OutcomeUnknown."""
+        """Ask which disk has stopped the domain. `words` are those of QEMU's event, "" where no event was seen. Raises
+        Failed, OutcomeUnknown."""
         for row in await self.monitor.execute("query-block"):
             if word := IO_STATUS.get(row.get("io-status", "")):
                 name = device_of(row.get("qdev", "")) or row.get("inserted", {}).get("node-name") or DISK_UNKNOWN
                 self._reason = f"{name}: {words or word}"[:REASON_MAX]
 
     async def _watch(self) -> None:
-        """Hold the monitor's connection until the process is gone."""
+        """Keep the monitor's connection until the process is gone."""
         gone = asyncio.create_task(self.process.gone(), name="gone")
         try:
             while not gone.done():
@@ -190,7 +194,7 @@ class Domain:
                 (result,) = await asyncio.gather(held, return_exceptions=True)
                 if isinstance(result, Exception):
                     log.error("domain=%s monitor: %r", self.record.spec.name, result)
-                    await asyncio.sleep(RECONNECT)
+                    await asyncio.sleep(RECONNECT_INTERVAL_S)
         finally:
             gone.cancel()
         self.console.end()
@@ -200,24 +204,24 @@ class Domain:
         self._ended(self, DomainEnd.DIED)
 
     async def _hold(self) -> None:
-        """Return when the connection is lost; make it again first if it is."""
+        """Return when the connection is lost; open it first if there is none."""
         if not self.monitor.connected:
             try:
                 await self._meet(deadline=2.0)
             except VeeryError:
-                await asyncio.sleep(RECONNECT)
+                await asyncio.sleep(RECONNECT_INTERVAL_S)
                 return
         await self.monitor.lost()
 
-    # ---- what is known
+    # ---- state
 
     def update(self, **changes: Any) -> None:
-        """Write down `changes` of the record."""
+        """Write `changes` to the record."""
         self.record = replace(self.record, **changes)
         self.home.write(self.record)
 
     def reading(self) -> DomainReading:
-        """As Driver.list gives it."""
+        """Return the domain's reading for Driver.list."""
         used = self._cpu_seconds()
         now, (then, before) = self._clock.now(), self._sample
         if now - then >= 0.1:
@@ -251,7 +255,7 @@ class Domain:
         return _times(Path(f"/proc/{self.process.pid}/stat"))[0]
 
     async def vcpus(self) -> tuple[VcpuReading, ...]:
-        """Its processors: TCG and KVM give each a thread of its own."""
+        """Return its processors: TCG and KVM give each a thread of its own."""
         readings = []
         for number, thread in enumerate(self._threads):
             seconds, cpu = _times(Path(f"/proc/{self.process.pid}/task/{thread}/stat"))
@@ -259,10 +263,10 @@ class Domain:
         return tuple(readings)
 
     async def status(self, *, deadline: float = 5.0) -> str:
-        """QEMU's own word for the domain's state (QAPI RunState)."""
+        """Return QEMU's own word for the domain's state (QAPI RunState)."""
         turns = self._turns
         said = str((await self.monitor.execute("query-status", deadline=deadline))["status"])
-        if turns == self._turns:  # otherwise an event has told of a newer state
+        if turns == self._turns:  # otherwise an event has reported a newer state
             self._runstate = said
         if said == "internal-error" and self.record.ended is None and self.record.stage is not Stage.INCOMING:
             log.error("domain=%s the hypervisor cannot run it (internal-error)", self.record.spec.name)
@@ -270,24 +274,25 @@ class Domain:
         return said
 
     async def steady(self) -> None:
-        """Return when it was seen running twice, `STEADY_S` apart, or has ended as a guest may. Raises Failed where it
-        stopped with an error of the hypervisor's, OutcomeUnknown."""
-        for pause in (STEADY_S, 0.0):
+        """Return when the domain was seen running twice, `STEADY_INTERVAL_S` apart, or has ended as a guest may. Raises
+        Failed where it stopped with an error of the hypervisor, OutcomeUnknown."""
+        for pause in (STEADY_INTERVAL_S, 0.0):
             if await self.status() == "internal-error":
                 raise Failed(
-                    f"{self.record.spec.name} was let go, and the hypervisor cannot run it (internal-error)",
-                    hint="on_crash is answered; veery dmesg on that node shows what QEMU said",
+                    f"{self.record.spec.name} was started, but the hypervisor cannot run it (internal-error)",
+                    hint="on_crash applies; veery dmesg on that node shows the messages of QEMU",
                 )
             await asyncio.sleep(pause)
 
     async def _why(self) -> None:
-        """It stopped and we did not order it: an error of KVM's has no event of its own, only this state."""
+        """Ask why the domain stopped without an order of veeryd: an error of KVM has no event of its own, only this
+        state."""
         try:
             if await self.status() == "io-error":
                 await self._find_fault(self._reason.partition(": ")[2])
-                log.error("domain=%s stands: %s", self.record.spec.name, self._reason or FAULT_UNKNOWN)
+                log.error("domain=%s is stopped: %s", self.record.spec.name, self._reason or FAULT_UNKNOWN)
         except VeeryError as error:
-            log.warning("domain=%s stopped, and does not say why: %s", self.record.spec.name, error)
+            log.warning("domain=%s stopped for an unknown reason: %s", self.record.spec.name, error)
 
     # ---- events
 
@@ -319,14 +324,14 @@ class Domain:
             case "DEVICE_UNPLUG_GUEST_ERROR" if data.get("device") in self.unplugged:
                 waiting = self.unplugged[str(data["device"])]
                 if not waiting.done():
-                    waiting.set_exception(Failed(f"{self.record.spec.name} refuses to let go of its device"))
+                    waiting.set_exception(Failed(f"{self.record.spec.name} refused to release its device"))
             case _:
                 end = end_of(name, data)
                 if end is not None:
                     self.stopped(end)
 
     def stopped(self, end: DomainEnd) -> None:
-        """Note, and report once, that the guest ended by itself."""
+        """Record, and report once, that the guest ended by itself."""
         if self.record.ended is None:
             self.update(ended=end)
             self._ended(self, end)
@@ -334,11 +339,11 @@ class Domain:
     # ---- orders
 
     async def cont(self) -> None:
-        """Let the processors go on. Raises Failed, OutcomeUnknown."""
+        """Start the processors. Raises Failed, OutcomeUnknown."""
         await self.monitor.execute("cont", deadline=self.patience(CONT_DEADLINE_S))
 
     async def stop(self) -> None:
-        """Stop the processors, all writes done. Raises Failed, OutcomeUnknown."""
+        """Stop the processors, with all writes done. Raises Failed, OutcomeUnknown."""
         self._ordered = True
         try:
             await self.monitor.execute("stop", deadline=self.patience(STOP_DEADLINE_S))
@@ -346,7 +351,7 @@ class Domain:
             self._ordered = False
 
     def patience(self, least: float) -> float:
-        """Seconds to wait for a step of this domain that takes `least` in a small one."""
+        """Return the seconds to wait for a step of this domain that takes `least` in a small one."""
         return patience(least, self.record.build.memory, len(self.record.attachments.disks))
 
     async def announce(self) -> None:
@@ -354,11 +359,12 @@ class Domain:
         try:
             await self.monitor.execute("announce-self", {"initial": 20, "max": 200, "rounds": 5, "step": 50})
         except (Failed, OutcomeUnknown) as error:
-            log.warning("domain=%s was not announced: %s", self.record.spec.name, error)
+            log.warning("domain=%s could not be announced on the network: %s", self.record.spec.name, error)
 
 
 def _times(path: Path) -> tuple[float, int]:
-    """Processor seconds and last processor out of a stat file (proc(5), fields 14, 15 and 39); (0, -1) if gone."""
+    """Return processor seconds and last processor from a stat file (proc(5), fields 14, 15 and 39); (0, -1) if it is
+    gone."""
     try:
         fields = path.read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):

@@ -1,4 +1,4 @@
-"""The qemu driver: domains as QEMU processes of their own, which outlive us and are found again."""
+"""The qemu driver: each domain is a QEMU process of its own, which outlives veeryd and is found again."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ log = logging.getLogger(__name__)
 
 
 class QemuDriver:
-    """As base.Driver. `run` holds RUN/domains; it must not survive a boot of the machine, or need not."""
+    """The driver of QEMU, as base.Driver says. `run` holds RUN/domains, which need not survive a boot of the
+    machine."""
 
     name = "qemu"
     holds = True
@@ -54,12 +55,12 @@ class QemuDriver:
     # ---- this machine
 
     async def open(self) -> None:
-        """As Driver.open. A QEMU that is missing or too old is told of when a domain is to start."""
+        """See Driver.open. A QEMU that is missing or too old is reported when a domain is to start."""
         await self._look()
         await self._roster.open()
 
     async def _look(self) -> None:
-        """Find QEMU and its accelerator, unless they were found before: what was missing may be there by now."""
+        """Find QEMU and its accelerator, unless found before: what was missing may be installed by now."""
         async with self._looking:
             if self._qemu is not None and self._missing is None:
                 return
@@ -71,7 +72,7 @@ class QemuDriver:
                 self._able = await ask(qemu, self._roster.owners.choose(0, ()) if self._roster.owners else None)
                 if self._roster.choice.huge:
                     self._able = replace(
-                        self._able, post_copy="its domains have huge pages, which post-copy cannot fill"
+                        self._able, post_copy="its domains use huge pages, which post-copy cannot fill"
                     )
                 self._qemu, self._missing = qemu, None
                 self._roster.dmesg.note(f"QEMU {qemu.version}, accelerator {qemu.accel} ({qemu.reason})")
@@ -81,46 +82,46 @@ class QemuDriver:
                 self._missing = error
 
     async def close(self) -> None:
-        """As Driver.close."""
+        """See Driver.close."""
         await self._roster.close()
 
     async def host(self) -> HostReading:
-        """As Driver.host."""
+        """See Driver.host."""
         host = await machine.reading(self._qemu)
-        if self._missing is not None:  # where nothing can start there is no room
+        if self._missing is not None:  # without QEMU no domain can start, so no memory is free
             return replace(host, accelerator="", memory_free=0, facts={"accelerator_reason": self._missing.message})
         return replace(host, memory_free=self._roster.left(host.memory_total, host.memory_free))
 
     async def log(self) -> str:
-        """As Driver.log: what the driver did, and what each QEMU complained of."""
+        """See Driver.log. Returns what the driver did, and the errors and warnings of each QEMU."""
         return self._roster.dmesg.text()
 
     # ---- domains
 
     async def list(self) -> tuple[DomainReading, ...]:
-        """As Driver.list. Asks no QEMU."""
+        """See Driver.list. Asks no QEMU."""
         return tuple(domain.reading() for domain in self._roster.domains())
 
     def unread(self) -> tuple[str, ...]:
-        """As Driver.unread."""
+        """See Driver.unread."""
         return self._roster.unread()
 
     async def spec(self, uuid: str) -> tuple[DomainSpec, Attachments]:
-        """As Driver.spec."""
+        """See Driver.spec."""
         record = self._roster.present(uuid).record
         return record.spec, record.attachments
 
     async def pack(self, uuid: str) -> tuple[DomainSpec, msgspec.Raw]:
-        """As Driver.pack; the luggage is the Build."""
+        """See Driver.pack. The luggage is the Build."""
         record = self._roster.domain(uuid).record
         return record.spec, msgspec.Raw(codec.encode(record.build.seen_on(self._able.vendor)))
 
     async def take_domid(self) -> int:
-        """As Driver.take_domid."""
+        """See Driver.take_domid."""
         return self._roster.take_domid()
 
     async def start(self, spec: DomainSpec, attachments: Attachments, *, paused: bool = False) -> DomainReading:
-        """As Driver.start."""
+        """See Driver.start."""
         await self._look()
         qemu = self._ready()
         plan = build.lay_out(
@@ -143,57 +144,57 @@ class QemuDriver:
         return domain.reading()
 
     async def destroy(self, uuid: str) -> None:
-        """As Driver.destroy. SIGKILL, and the process seen off by its pidfd."""
+        """See Driver.destroy. Sends SIGKILL and awaits the end of the process on its pidfd."""
         await self._roster.destroy(uuid)
 
     async def shutdown(self, uuid: str) -> None:
-        """As Driver.shutdown: the power button (ACPI)."""
+        """See Driver.shutdown. Presses the power button (ACPI)."""
         await self._roster.domain(uuid).monitor.execute("system_powerdown")
 
     async def reboot(self, uuid: str) -> None:
-        """As Driver.reboot: Ctrl-Alt-Del.
+        """See Driver.reboot. Presses Ctrl-Alt-Del.
 
-        It is what a Xen guest's own kernel does when xl asks it to reboot (Linux, drivers/xen/manage.c, do_reboot):
-        init restarts the machine in order, and where there is no init the kernel does."""
+        A Xen guest's own kernel does the same when xl asks it to reboot (Linux, drivers/xen/manage.c, do_reboot): init
+        restarts the machine in order, and without an init the kernel does."""
         keys = [{"type": "qcode", "data": key} for key in ("ctrl", "alt", "delete")]
         await self._roster.domain(uuid).monitor.execute("send-key", {"keys": keys})
 
     async def pause(self, uuid: str) -> None:
-        """As Driver.pause."""
+        """See Driver.pause."""
         domain = self._roster.free(uuid)
         await domain.stop()
         domain.update(held=True)
 
     async def unpause(self, uuid: str) -> None:
-        """As Driver.unpause."""
+        """See Driver.unpause."""
         domain = self._roster.free(uuid)
         await domain.cont()
         domain.update(held=False)
 
     async def rename(self, uuid: str, name: str) -> None:
-        """As Driver.rename. QEMU itself goes on under the old one."""
+        """See Driver.rename. QEMU itself keeps the old name."""
         domain = self._roster.domain(uuid)
         self._roster.refuse_taken(uuid, name)
         domain.update(spec=replace(domain.record.spec, name=name))
         domain.renamed(name)
 
     async def set_memory(self, uuid: str, mebibytes: int) -> None:
-        """As Driver.set_memory."""
+        """See Driver.set_memory."""
         domain = self._roster.domain(uuid)
         most = domain.record.build.memory
         if not 1 <= mebibytes <= most:
             name = domain.record.spec.name
             hint = f"write maxmem = {mebibytes} into its file; then veery shutdown -w {name}, and create it again"
-            raise Refused(f"{mebibytes} MiB: {name} may have 1 to {most} MiB", hint=hint)
+            raise Refused(f"{mebibytes} MiB is out of range: {name} may have 1 to {most} MiB", hint=hint)
         await domain.monitor.execute("balloon", {"value": mebibytes * MIB})
         domain.update(spec=replace(domain.record.spec, memory=mebibytes, maxmem=most))
 
     async def vcpus(self, uuid: str) -> tuple[VcpuReading, ...]:
-        """As Driver.vcpus."""
+        """See Driver.vcpus."""
         return await self._roster.domain(uuid).vcpus()
 
     async def save(self, uuid: str, path: Path, *, offset: int = 0) -> None:
-        """As Driver.save."""
+        """See Driver.save."""
         await migration.save(self._roster.free(uuid), path, offset, self._clock)
 
     async def restore(
@@ -207,7 +208,7 @@ class QemuDriver:
         offset: int = 0,
         paused: bool = False,
     ) -> DomainReading:
-        """As Driver.restore."""
+        """See Driver.restore."""
         await self._look()
         plan = self._unpack(spec, luggage)
         if not path.is_file():
@@ -224,19 +225,19 @@ class QemuDriver:
         return domain.reading()
 
     async def attach_disk(self, uuid: str, disk: AttachedDisk) -> None:
-        """As Driver.attach_disk."""
+        """See Driver.attach_disk."""
         await hotplug.attach_disk(self._roster.free(uuid), disk, self._roster.choice)
 
     async def detach_disk(self, uuid: str, vdev: str) -> None:
-        """As Driver.detach_disk."""
+        """See Driver.detach_disk."""
         await hotplug.detach_disk(self._roster.free(uuid), vdev)
 
     async def trigger(self, uuid: str, what: Trigger) -> None:
-        """As Signaller.trigger."""
+        """See Signaller.trigger."""
         await signals.trigger(self._roster.domain(uuid), what)
 
     async def sysrq(self, uuid: str, letter: str) -> None:
-        """As Signaller.sysrq."""
+        """See Signaller.sysrq."""
         console = await self.console(uuid)
         try:
             await signals.break_console(self._roster.domain(uuid))
@@ -245,46 +246,46 @@ class QemuDriver:
             await console.close()
 
     async def dump_core(self, uuid: str, path: Path) -> None:
-        """As Signaller.dump_core."""
+        """See Signaller.dump_core."""
         await signals.dump_core(self._roster.free(uuid), path)
 
     async def change_medium(self, uuid: str, disk: AttachedDisk) -> None:
-        """As MediumChanger.change_medium."""
+        """See MediumChanger.change_medium."""
         await media.change_medium(self._roster.free(uuid), disk)
 
     async def resize_disk(self, uuid: str, vdev: str, size: int) -> None:
-        """As Driver.resize_disk."""
+        """See Driver.resize_disk."""
         await hotplug.resize_disk(self._roster.domain(uuid), vdev, size)
 
     async def attach_vif(self, uuid: str, vif: AttachedVif) -> None:
-        """As Driver.attach_vif."""
+        """See Driver.attach_vif."""
         await hotplug.attach_vif(self._roster.free(uuid), vif, self._roster.choice)
 
     async def detach_vif(self, uuid: str, mac: str) -> None:
-        """As Driver.detach_vif."""
+        """See Driver.detach_vif."""
         await hotplug.detach_vif(self._roster.free(uuid), mac)
 
     async def console(self, uuid: str) -> QemuConsole:
-        """As Driver.console."""
+        """See Driver.console."""
         return self._roster.present(uuid).console.open()
 
     async def backlog(self, uuid: str) -> bytes:
-        """As Driver.backlog."""
+        """See Driver.backlog."""
         return self._roster.domain(uuid).console.backlog()
 
     async def events(self) -> AsyncIterator[DomainEvent]:
-        """As Driver.events."""
+        """See Driver.events."""
         while True:
             yield await self._roster.events.get()
 
     # ---- before a move
 
     async def abilities(self) -> Abilities:
-        """As Driver.abilities."""
+        """See Driver.abilities."""
         return self._able
 
     async def obstacles(self, spec: DomainSpec, luggage: msgspec.Raw) -> tuple[Blocker, ...]:
-        """As Driver.obstacles."""
+        """See Driver.obstacles."""
         if self._missing is not None:
             return (Blocker(kind=Obstacle.VERSION, reason=self._missing.message, hint=self._missing.hint),)
         plan = codec.decode(bytes(luggage), Build)
@@ -294,10 +295,10 @@ class QemuDriver:
         return obstacles(self._able, spec, plan) + kind + room
 
     async def sample(self, uuid: str, *, quick: bool = False) -> MemoryReading:
-        """As Driver.sample. To read a page that is still to come would wait for it, in the kernel."""
+        """See Driver.sample. Reading a page that has not arrived yet would block in the kernel until it comes."""
         domain = self._roster.domain(uuid)
         if domain.record.stage in {Stage.INCOMING, Stage.ARRIVING}:
-            raise Refused(f"{domain.record.spec.name} is still arriving", hint="veery moves tells how its move stands")
+            raise Refused(f"{domain.record.spec.name} is still arriving", hint="veery moves shows its move")
         size, windows = domain.record.build.memory * MIB, () if quick else WINDOWS
         return await asyncio.to_thread(sample, domain.process.pid, size, windows=windows)
 
@@ -309,7 +310,7 @@ class QemuDriver:
         phys_bits: int = 0,
         machines: Sequence[tuple[str, ...]] = (),
     ) -> tuple[str, tuple[str, ...]]:
-        """As Driver.give."""
+        """See Driver.give."""
         self._phys_bits = phys_bits
         self._machine = build.machine_type(machines)
         self._cpu, given = processor(features, self._able.accelerator, models, self._able.vendor)
@@ -327,7 +328,7 @@ class QemuDriver:
         peer: str,
         means: CopyOptions = ALONE,
     ) -> CopyResult:
-        """As Driver.send."""
+        """See Driver.send."""
         mirrors = self._roster.domain(uuid).mirrors
         domain = mirrors.domain if mirrors else self._roster.free(uuid)
         tls = self._certificates() if settings.tls else None
@@ -335,11 +336,11 @@ class QemuDriver:
         return await (mirror.send(mirrors, sending) if mirrors else sending)
 
     async def tune(self, uuid: str, tuning: Tuning) -> None:
-        """As Driver.tune."""
+        """See Driver.tune."""
         await migration.tune(self._roster.domain(uuid), tuning)
 
     async def resume(self, uuid: str) -> None:
-        """As Driver.resume."""
+        """See Driver.resume."""
         domain = self._roster.domain(uuid)
         await mirror.end(domain, self._clock)
         await migration.resume(domain, self._clock)
@@ -356,7 +357,7 @@ class QemuDriver:
         peer: str,
         post_copy: bool = False,
     ) -> DomainReading:
-        """As Driver.prepare."""
+        """See Driver.prepare."""
         await self._look()
         plan = self._unpack(spec, luggage)
         certificates = self._certificates() if tls else None
@@ -368,17 +369,17 @@ class QemuDriver:
         return domain.reading()
 
     async def receive(self, uuid: str, stream: socket.socket) -> None:
-        """As Driver.receive."""
+        """See Driver.receive."""
         domain = self._roster.domain(uuid)
         await migration.receive(domain, stream, self._clock)
         await mirror.unexport(domain)
 
     async def stands(self, uuid: str) -> bool:
-        """As Driver.stands."""
+        """See Driver.stands."""
         return any(domain.record.spec.uuid == uuid for domain in self._roster.domains())
 
     async def finish(self, uuid: str, *, paused: bool = False, started: float = 0.0) -> None:
-        """As Driver.finish."""
+        """See Driver.finish."""
         domain = self._roster.domain(uuid)
         await mirror.unexport(domain)
         await migration.finish(domain, paused=paused, started=started)
@@ -387,62 +388,62 @@ class QemuDriver:
     # ---- post-copy
 
     async def release(self, uuid: str) -> None:
-        """As PostCopier.release."""
+        """See PostCopier.release."""
         await postcopy.release(self._roster.domain(uuid))
 
     async def drain(self, uuid: str, report: Report, *, stall: float) -> Rest:
-        """As PostCopier.drain."""
+        """See PostCopier.drain."""
         return await postcopy.drain(self._roster.domain(uuid), report, stall=stall, clock=self._clock)
 
     async def reconnect(self, uuid: str, stream: socket.socket) -> None:
-        """As PostCopier.reconnect."""
+        """See PostCopier.reconnect."""
         await postcopy.reconnect(self._roster.domain(uuid), stream, self._clock)
 
     async def rejoin(self, uuid: str) -> socket.socket:
-        """As PostCopier.rejoin."""
+        """See PostCopier.rejoin."""
         return await postcopy.rejoin(self._roster.domain(uuid), self._clock)
 
     async def whole(self, uuid: str) -> bool:
-        """As PostCopier.whole."""
+        """See PostCopier.whole."""
         return await postcopy.whole(self._roster.domain(uuid), self._clock)
 
     async def lose(self, uuid: str) -> None:
-        """As PostCopier.lose."""
+        """See PostCopier.lose."""
         await postcopy.lose(self._roster.domain(uuid))
 
     # ---- disks that go along
 
     async def local_disks(self, uuid: str) -> tuple[CarriedDisk, ...]:
-        """As DiskMover.local_disks."""
+        """See DiskMover.local_disks."""
         return await mirror.local_disks(self._roster.domain(uuid))
 
     async def export_disks(self, uuid: str, vdevs: Sequence[str], *, tls: bool, peer: str) -> Path:
-        """As DiskMover.export_disks."""
+        """See DiskMover.export_disks."""
         certificates = self._certificates() if tls else None
         return await mirror.export(self._roster.domain(uuid), vdevs, tls=certificates, peer=peer)
 
     async def mirror_disks(
         self, uuid: str, vdevs: Sequence[str], through: str, settings: MoveSettings, report: Report, *, peer: str
     ) -> None:
-        """As DiskMover.mirror_disks."""
+        """See DiskMover.mirror_disks."""
         mirrors = mirror.Mirrors(self._roster.free(uuid), vdevs, self._clock)
         tls = self._certificates() if settings.tls else None
         await mirrors.copy(through, settings, report, tls=tls, peer=peer)
 
-    # ---- disks that go over to another LUN
+    # ---- disks that switch to another LUN
 
     async def copy_disk(
         self, uuid: str, vdev: str, lun: IscsiLun, rate: int, report: Callable[[int, int], None]
     ) -> None:
-        """As DiskSwitcher.copy_disk."""
+        """See DiskSwitcher.copy_disk."""
         await switch.copy(self._roster.free(uuid), vdev, lun, rate, report)
 
     async def switch_disk(self, uuid: str, vdev: str, lun: IscsiLun, commit: Callable[[], Awaitable[None]]) -> float:
-        """As DiskSwitcher.switch_disk."""
+        """See DiskSwitcher.switch_disk."""
         return await switch.over(self._roster.domain(uuid), vdev, lun, commit, self._clock)
 
     async def settle_disk(self, uuid: str, vdev: str, lun: IscsiLun | None) -> None:
-        """As DiskSwitcher.settle_disk."""
+        """See DiskSwitcher.settle_disk."""
         await switch.settle(self._roster.domain(uuid), vdev, lun)
 
     # ---- checks
@@ -455,12 +456,12 @@ class QemuDriver:
     def _certificates(self) -> Path:
         if self._tls is None:
             raise Refused(
-                "this node has no certificates for a move with TLS", hint="veery join --help tells how it gets them"
+                "this node has no certificates for a move with TLS", hint="veery join --help shows how to get them"
             )
         return self._tls
 
     def _unpack(self, spec: DomainSpec, luggage: msgspec.Raw) -> Build:
-        """The build that came with a domain. Raises Refused where this node cannot build it."""
+        """Return the build that came with a domain. Raises Refused where this node cannot build it."""
         self._ready()
         plan = codec.decode(bytes(luggage), Build)
         for blocker in obstacles(self._able, spec, plan):

@@ -1,9 +1,9 @@
-"""What only root may open, opened here for a QEMU that does not run as root, and handed over by descriptor.
+"""Files that only root may open, opened here for a QEMU that does not run as root, and passed by descriptor.
 
-A disk's descriptor is put into an fdset (qemu(1), -add-fd; QMP's add-fd). QEMU opens /dev/fdset/N, gets a copy of the
-descriptor, and keeps that; then the set is taken away. It must be: QEMU's locks (OFD, fcntl(2)) belong to what all
-copies have in common, and end only with the last of them. The access mode must be the very one that QEMU asks for
-(therefore no node has auto-read-only), and from QEMU 9.1 on so must O_DIRECT."""
+A disk's descriptor goes into an fdset (qemu(1), -add-fd; QMP's add-fd). QEMU opens /dev/fdset/N and keeps a copy of the
+descriptor; then the set is removed. This is necessary: QEMU's locks (OFD, fcntl(2)) belong to what all copies share,
+and end only with the last copy. The access mode must be exactly the one that QEMU asks for (so no node has
+auto-read-only), and from QEMU 9.1 on O_DIRECT must match too."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x1000, 0x4000  # linux/if_tun.h; as 
 
 
 def opened(stack: ExitStack, attachments: Attachments, console_log: Path, *, kvm: bool) -> Handed:
-    """Open all that a new QEMU needs; `stack` closes our copies. Raises Failed, Refused."""
+    """Open all that a new QEMU needs; `stack` closes veeryd's copies. Raises Failed, Refused."""
     return Handed(
         disks={
             disk.spec.vdev: stack.enter_context(disk_opened(disk))
@@ -45,7 +45,8 @@ def opened(stack: ExitStack, attachments: Attachments, console_log: Path, *, kvm
 
 @contextmanager
 def disk_opened(disk: AttachedDisk) -> Iterator[int]:
-    """A descriptor of a local disk, open as QEMU opens it. Raises Failed, and Refused for what is no disk."""
+    """Yield a descriptor of a local disk, opened as QEMU would open it. Raises Failed, and Refused for a path that is
+    not a disk."""
     assert isinstance(disk.source, LocalDisk)
     path = Path(disk.source.path)
     with contextlib.suppress(OSError):
@@ -60,7 +61,7 @@ def disk_opened(disk: AttachedDisk) -> Iterator[int]:
 
 @contextmanager
 def tap_opened(vif: AttachedVif) -> Iterator[int]:
-    """A descriptor of the tap that an interface has. Raises Failed."""
+    """Yield a descriptor of an interface's tap. Raises Failed."""
     with _opened(TUN, os.O_RDWR | os.O_NONBLOCK) as handle:
         request = struct.pack("16sH22x", vif.device.encode(), IFF_TAP | IFF_NO_PI | IFF_VNET_HDR)
         try:
@@ -73,14 +74,15 @@ def tap_opened(vif: AttachedVif) -> Iterator[int]:
 
 @contextmanager
 def vhost_opened(path: Path = VHOST) -> Iterator[int]:
-    """A descriptor of the kernel's virtio-net. Raises Failed."""
+    """Yield a descriptor of the kernel's virtio-net. Raises Failed."""
     with _opened(path, os.O_RDWR) as handle:
         yield handle
 
 
 @contextmanager
 def file_opened(path: Path, flags: int) -> Iterator[int]:
-    """A descriptor of a file that QEMU is to read or write; one that is made is root's alone. Raises Failed."""
+    """Yield a descriptor of a file for QEMU to read or write; only root may open a file that is made here. Raises
+    Failed."""
     with _opened(path, flags) as handle:
         yield handle
 

@@ -1,7 +1,7 @@
-"""Devices that come and go while the domain runs.
+"""Devices that are plugged and unplugged while the domain runs.
 
-An unplug is a request to the guest, which may answer late or never. So the back end is taken away, and the record
-changed, when DEVICE_DELETED comes, whoever still waits for it then."""
+An unplug is a request to the guest, which may answer late or never. So the back end is removed, and the record changed,
+when DEVICE_DELETED arrives, whether a caller still waits for it or not."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from veery.model.volume import AttachedDisk, AttachedVif
 log = logging.getLogger(__name__)
 
 FRONT = "front-"
-"""What the block node of a disk begins with that went over to another LUN; then follow the disk's name and a number."""
-UNPLUG_DEADLINE = 15.0
-OPEN_DEADLINE = 20.0
-"""A LUN is logged into while QEMU answers nothing else."""
+"""The prefix of the block node of a disk that was switched to another LUN; the disk's name and a number follow."""
+UNPLUG_DEADLINE_S = 15.0
+OPEN_DEADLINE_S = 20.0
+"""QEMU answers nothing else while it logs into a LUN."""
 
 
 async def attach_disk(domain: Domain, disk: AttachedDisk, choice: Choice = devices.PLAIN) -> None:
-    """As Driver.attach_disk; `choice` is the node's."""
+    """See Driver.attach_disk. `choice` is the node's."""
     name = disk_id(disk.spec)
     if disk.spec.cdrom or disk.source is None:
         raise Refused("a CD-ROM drive cannot be attached to a running domain", hint="create the domain with it")
@@ -41,7 +41,7 @@ async def attach_disk(domain: Domain, disk: AttachedDisk, choice: Choice = devic
             options = {"qom-type": "secret", "id": secret, "data": devices.secret(disk)}
             await domain.monitor.execute("object-add", options)
             undo.push_async_callback(try_to, domain, "object-del", {"id": secret})
-        await domain.monitor.execute("blockdev-add", node, deadline=OPEN_DEADLINE)
+        await domain.monitor.execute("blockdev-add", node, deadline=OPEN_DEADLINE_S)
         undo.push_async_callback(try_to, domain, "blockdev-del", {"node-name": name})
         threaded = threads(domain.record.build, disk, choice)
         if threaded:
@@ -64,7 +64,7 @@ async def attach_disk(domain: Domain, disk: AttachedDisk, choice: Choice = devic
 
 
 async def attach_vif(domain: Domain, vif: AttachedVif, choice: Choice = devices.PLAIN) -> None:
-    """As Driver.attach_vif; `choice` is the node's."""
+    """See Driver.attach_vif. `choice` is the node's."""
     name = vif_id(vif.spec)
     async with domain.lock, contextlib.AsyncExitStack() as undo:
         port = _place(domain, name, vif.spec.mac)
@@ -81,15 +81,15 @@ async def attach_vif(domain: Domain, vif: AttachedVif, choice: Choice = devices.
 
 
 async def detach_disk(domain: Domain, vdev: str) -> None:
-    """As Driver.detach_disk."""
+    """See Driver.detach_disk."""
     disk = _disk(domain, vdev)
     if disk.spec.cdrom:
-        raise Refused(f"{vdev} is a CD-ROM drive of the machine itself: it cannot be unplugged")
+        raise Refused(f"{vdev} is a built-in CD-ROM drive, which cannot be unplugged")
     await _unplug(domain, disk_id(disk.spec), vdev)
 
 
 async def detach_vif(domain: Domain, mac: str) -> None:
-    """As Driver.detach_vif."""
+    """See Driver.detach_vif."""
     for vif in domain.record.attachments.vifs:
         if vif.spec.mac.lower() == mac.lower():
             await _unplug(domain, vif_id(vif.spec), mac)
@@ -98,14 +98,14 @@ async def detach_vif(domain: Domain, mac: str) -> None:
 
 
 async def resize_disk(domain: Domain, vdev: str, size: int) -> None:
-    """As Driver.resize_disk. A LUN or a block device has grown already and is only looked at again."""
+    """See Driver.resize_disk. A LUN or a block device has grown already, so QEMU only reads its size again."""
     await domain.monitor.execute(
-        "block_resize", {"node-name": await front(domain, vdev), "size": size}, deadline=OPEN_DEADLINE
+        "block_resize", {"node-name": await front(domain, vdev), "size": size}, deadline=OPEN_DEADLINE_S
     )
 
 
 async def front(domain: Domain, vdev: str) -> str:
-    """The block node that the disk's device has: another than at first once its disk went over to another LUN."""
+    """Return the block node of the disk's device; it changes when the disk is switched to another LUN."""
     name = disk_id(_disk(domain, vdev).spec)
     for row in await domain.monitor.execute("query-block"):
         if str(row.get("qdev", "")).split("/")[:4] == ["", "machine", "peripheral", name] and "inserted" in row:
@@ -114,7 +114,7 @@ async def front(domain: Domain, vdev: str) -> str:
 
 
 def watch_unplugs(domain: Domain) -> None:
-    """From now on, take away what an unplugged device leaves behind."""
+    """From now on, remove what an unplugged device leaves behind."""
     tasks: set[asyncio.Task[None]] = set()
 
     def unplugged(device: str) -> None:
@@ -127,7 +127,7 @@ def watch_unplugs(domain: Domain) -> None:
 
 
 async def settle_unplugs(domain: Domain) -> None:
-    """Forget what was unplugged while nobody listened (a restart of ours). Raises VeeryError."""
+    """Forget devices that were unplugged while veeryd was down. Raises VeeryError."""
     found = await domain.monitor.execute("qom-list", {"path": "/machine/peripheral"})
     present = {item["name"] for item in found}
     for device in domain.record.build.slots:
@@ -140,21 +140,21 @@ async def _unplug(domain: Domain, device: str, name: str) -> None:
         waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         domain.unplugged[device] = waiting
         try:
-            with contextlib.suppress(CommandError):  # "already in the process of unplug": wait on
+            with contextlib.suppress(CommandError):  # "already in the process of unplug": keep waiting
                 await domain.monitor.execute("device_del", {"id": device})
-            async with asyncio.timeout(UNPLUG_DEADLINE):
+            async with asyncio.timeout(UNPLUG_DEADLINE_S):
                 await waiting
         except TimeoutError as error:
             raise Failed(
-                f"{domain.record.spec.name} does not let go of {name}",
-                hint="its guest must support hot-unplug and be up; it is detached as soon as the guest does",
+                f"{domain.record.spec.name} did not release {name}",
+                hint="its guest must be up and support hot-unplug; the device is detached once the guest releases it",
             ) from error
         finally:
             del domain.unplugged[device]
 
 
 async def _forget(domain: Domain, device: str) -> None:
-    """Remove the back end and the record of a device that is no more."""
+    """Remove the back end and the record of a device that no longer exists."""
     record = domain.record
     waiting = domain.unplugged.get(device)
     for disk in record.attachments.disks:
@@ -184,7 +184,7 @@ async def _forget(domain: Domain, device: str) -> None:
 
 
 async def try_to(domain: Domain, command: str, arguments: dict[str, Any]) -> None:
-    """Give an order whose failure is only logged."""
+    """Run a command whose failure is only logged."""
     try:
         await domain.monitor.execute(command, arguments)
     except VeeryError as error:

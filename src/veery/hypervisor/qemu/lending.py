@@ -1,5 +1,5 @@
 """What a running QEMU that is not root is given for one order: a file, a disk, a tap, certificates. A QEMU that runs as
-root (`Home.apart` is false) opens all of it by itself, also one that an older version of ours started."""
+root (`Home.apart` is false) opens all of this by itself, also one that an older version of veery started."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ from veery.hypervisor.qemu.process import Home
 from veery.model.volume import AttachedDisk, AttachedVif, LocalDisk
 
 TAP, NETWORK = "tap", "vhost"
-"""getfd's names of a tap and of the kernel's virtio-net that are on their way."""
+"""getfd's names of a tap and of the kernel's virtio-net while they are passed."""
 
 
 @contextlib.asynccontextmanager
 async def disk(
     domain: Domain, attached: AttachedDisk, choice: Choice = devices.PLAIN
 ) -> AsyncIterator[devices.Options | None]:
-    """The block node of a disk, as devices.blockdev, for one blockdev-add within the body. Raises Failed, Refused."""
+    """Yield the block node of a disk, as devices.blockdev returns it, for one blockdev-add within the body. Raises
+    Failed, Refused."""
     node = devices.blockdev(attached, choice=choice)
     if node is None or not domain.home.apart or not isinstance(attached.source, LocalDisk):
         yield node
@@ -41,7 +42,7 @@ async def disk(
 
 @contextlib.asynccontextmanager
 async def file(domain: Domain, monitor: Monitor, path: Path, flags: int) -> AsyncIterator[str]:
-    """The name by which QEMU opens `path` with `flags` (os.open) within the body. Raises Failed."""
+    """Yield the name by which QEMU opens `path` with `flags` (os.open) within the body. Raises Failed."""
     if not domain.home.apart:
         yield str(path)
         return
@@ -51,7 +52,7 @@ async def file(domain: Domain, monitor: Monitor, path: Path, flags: int) -> Asyn
 
 
 async def tap(domain: Domain, vif: AttachedVif, choice: Choice = devices.PLAIN) -> devices.Options:
-    """The options of one netdev_add, as devices.netdev. Raises Failed."""
+    """Return the options of one netdev_add, as devices.netdev does. Raises Failed."""
     vhost = ""
     if carries(domain.record.build, vif, choice):
         with handover.vhost_opened() as handle:
@@ -66,9 +67,9 @@ async def tap(domain: Domain, vif: AttachedVif, choice: Choice = devices.PLAIN) 
 
 @contextlib.contextmanager
 def certificates(home: Home, tls: Path, endpoint: str) -> Iterator[Path]:
-    """The folder that QEMU is told of for an object-add of its certificates: it reads them once, then and there.
+    """Yield the folder of certificates for one object-add: QEMU reads them once, at that moment.
 
-    One that is not root gets copies, in a folder that is its own to read and root's to write."""
+    A QEMU that is not root gets copies, in a folder that it can read and only root can write."""
     if not home.apart:
         yield tls
         return
@@ -90,22 +91,22 @@ def certificates(home: Home, tls: Path, endpoint: str) -> Iterator[Path]:
 
 
 async def take_back(domain: Domain, name: str) -> None:
-    """Let a QEMU that is not root forget certificates: whoever breaks out of it would have the node's key. Never
-    raises."""
+    """Make a QEMU that is not root forget certificates: an attacker who breaks out of it would otherwise have the
+    node's key. Never raises."""
     if domain.home.apart:
-        with contextlib.suppress(VeeryError):  # there are none, or it has ended
+        with contextlib.suppress(VeeryError):  # it has no certificates, or has ended
             await domain.monitor.execute("object-del", {"id": name})
 
 
 def refuse_another(connection: socket.socket, pid: int) -> None:
-    """Raises Failed unless process `pid` is what listens at the other end: the way there may be a link that it made."""
+    """Raise Failed unless process `pid` listens at the other end: QEMU may have put a link in the socket's place."""
     told = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     if struct.unpack("3i", told)[0] != pid:
         raise Failed(f"process {pid} does not listen where its socket should be")
 
 
 async def settle(domain: Domain) -> None:
-    """Take away what a new QEMU has found and opened: the sets on its command line, the copies of kernel and ramdisk.
+    """Remove what a new QEMU has found and opened: the sets on its command line, the copies of kernel and ramdisk.
     Raises Failed, OutcomeUnknown."""
     if domain.home.apart:
         domain.home.drop_boot_files()

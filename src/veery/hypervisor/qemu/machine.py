@@ -20,15 +20,15 @@ from veery.model.domain import HostReading
 log = logging.getLogger(__name__)
 
 OLDEST = (9, 0)
-"""Before 9.0 a move under TCG corrupts the domain's memory (QEMU commit 03bfc2188f mended that)."""
-PROBE_DEADLINE = 10.0
-HOPELESS_DEADLINE = 2.0
-"""Seconds for the probe where the processor says that it has no virtualization: it may work all the same."""
+"""Before 9.0 a move under TCG corrupts the domain's memory (fixed by QEMU commit 03bfc2188f)."""
+PROBE_DEADLINE_S = 10.0
+HOPELESS_DEADLINE_S = 2.0
+"""For the probe where the processor reports no virtualization: KVM may work all the same."""
 OVERHEAD = 64
-"""MiB that a QEMU takes beside its domain's memory, and one part in `OVERHEAD_SHARE` of that memory: page tables."""
+"""MiB that a QEMU needs besides its domain's memory, plus one part in `OVERHEAD_SHARE` of that memory: page tables."""
 OVERHEAD_SHARE = 200
 RESERVE = 256
-"""MiB that are kept for the machine itself, or one part in `RESERVE_SHARE` of its memory."""
+"""MiB reserved for the machine itself, or one part in `RESERVE_SHARE` of its memory."""
 RESERVE_SHARE = 50
 ALIASES = frozenset({"q35", "pc"})
 _KVM = Path("/dev/kvm")
@@ -37,8 +37,8 @@ CPUINFO = Path("/proc/cpuinfo")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hypervisor:
-    """QEMU on this node: `version` as it prints it, `accel` "kvm" or "tcg" and the reason for it; `boot` is the
-    kernel's id of this boot, for which the reading is good."""
+    """QEMU on this node: `version` as it prints it, `accel` "kvm" or "tcg" and the reason for it. `boot` is the
+    kernel's id of the boot for which this is valid."""
 
     binary: str
     version: str
@@ -47,7 +47,7 @@ class Hypervisor:
     boot: str = ""
 
     def check(self) -> None:
-        """Raises Refused for a QEMU that is too old."""
+        """Raise Refused for a QEMU that is too old."""
         if tuple(int(part) for part in re.findall(r"\d+", self.version)[:2]) < OLDEST:
             raise Refused(
                 f"QEMU {self.version} is too old: 9.0 or newer is needed",
@@ -56,19 +56,19 @@ class Hypervisor:
 
 
 def boot_id() -> str:
-    """The kernel's name for this boot."""
+    """Return the kernel's id of this boot."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 async def find(settings: Qemu, cache: Path, *, cpuinfo: Path = CPUINFO, kvm: Path = _KVM) -> Hypervisor:
-    """QEMU's version and the accelerator to use; kept in `cache` until the machine boots or QEMU changes.
+    """Return QEMU's version and the accelerator to use; kept in `cache` until the machine boots or QEMU changes.
 
-    A processor without virtualization gets TCG. On one that has it a failed probe is no answer: it is not kept, and
-    nothing starts until a later one works. Raises Refused when QEMU is not installed, or KVM does not run a guest."""
+    A processor without virtualization gets TCG. On one that has it a failed probe is not kept, and nothing starts until
+    a later probe works. Raises Refused when QEMU is not installed, or KVM does not run a guest."""
     said = (await run([settings.binary, "--version"], deadline=10)).out
     match = re.search(r"version (\S+)", said)
     if match is None:
-        raise Failed(f"{settings.binary} does not tell its version: {said[:60]!r}")
+        raise Failed(f"{settings.binary} did not print its version: {said[:60]!r}")
     version, boot = match.group(1), boot_id()
     if settings.accel == "tcg":
         return Hypervisor(binary=settings.binary, version=version, accel="tcg", reason="as set", boot=boot)
@@ -79,10 +79,10 @@ async def find(settings: Qemu, cache: Path, *, cpuinfo: Path = CPUINFO, kvm: Pat
         or (known.binary, known.version, known.boot) != (settings.binary, version, boot)
         or (able and known.accel != "kvm")
     ):
-        works, reason = await _kvm_works(settings.binary, kvm, PROBE_DEADLINE if able else HOPELESS_DEADLINE)
+        works, reason = await _kvm_works(settings.binary, kvm, PROBE_DEADLINE_S if able else HOPELESS_DEADLINE_S)
         if able and not works:
             raise Refused(
-                f"this machine has hardware virtualization, and KVM does not run a guest: {reason}",
+                f"this machine has hardware virtualization, but KVM does not run a guest: {reason}",
                 hint='modprobe kvm_intel or kvm_amd, see dmesg; or set accel = "tcg" under [qemu], which is slow',
             )
         accel = "kvm" if works else "tcg"
@@ -92,29 +92,32 @@ async def find(settings: Qemu, cache: Path, *, cpuinfo: Path = CPUINFO, kvm: Pat
         log.info("accelerator=%s: %s", accel, reason)
     if settings.accel == "kvm" and known.accel != "kvm":
         raise Refused(
-            f"KVM was asked for and does not work: {known.reason}", hint='set accel = "auto" or "tcg" under [qemu]'
+            f"the settings require KVM, but it does not work: {known.reason}",
+            hint='set accel = "auto" or "tcg" under [qemu]',
         )
     return known
 
 
 def pinned(settings: Qemu) -> str:
-    """The machine type of new domains that the settings name, "" where none. Raises Refused for an alias."""
+    """Return the machine type that the settings name for new domains, "" where they name none. Raises Refused for an
+    alias."""
     if settings.machine in ALIASES:
         raise Refused(
-            f'machine = "{settings.machine}" under [qemu] is another machine type with each QEMU: no domain could move',
+            f'machine = "{settings.machine}" under [qemu] means another type in each QEMU: no domain could move',
             hint=f"name one with its version: {settings.binary} -machine help lists them",
         )
     return settings.machine
 
 
 def virtualizes(cpuinfo: str) -> bool:
-    """Whether the processor says that it has hardware virtualization (Intel's vmx, AMD's svm)."""
+    """Return whether the processor reports hardware virtualization (Intel's vmx, AMD's svm)."""
     flags = next((line.partition(":")[2] for line in cpuinfo.splitlines() if line.startswith("flags")), "")
     return not {"vmx", "svm"}.isdisjoint(flags.split())
 
 
 def address_bits(cpuinfo: str) -> int:
-    """How many bits the processor's physical addresses have, as the kernel uses them; 0: it does not tell."""
+    """Return how many bits the processor's physical addresses have, as the kernel uses them; 0: the kernel does not
+    say."""
     match = re.search(r"^address sizes\s*:\s*(\d+) bits physical", cpuinfo, re.MULTILINE)
     return int(match.group(1)) if match else 0
 
@@ -127,7 +130,7 @@ def _cached(cache: Path) -> Hypervisor | None:
 
 
 async def _kvm_works(binary: str, kvm: Path, deadline: float) -> tuple[bool, str]:
-    """Whether KVM runs a guest, and what was seen."""
+    """Return whether KVM runs a guest, and the reason."""
     try:
         os.close(os.open(kvm, os.O_RDWR))
     except OSError as error:
@@ -140,7 +143,7 @@ async def _kvm_works(binary: str, kvm: Path, deadline: float) -> tuple[bool, str
         try:
             result = await run(words, deadline=deadline, check=False)
         except OutcomeUnknown:
-            return False, f"{kvm} opens, but a guest does not get through its first instructions"
+            return False, f"{kvm} opens, but a guest hangs in its first instructions"
     if result.code == PROBE_EXIT:
         return True, "KVM ran a guest"
     return False, f"KVM: {(result.err.strip() or f'exit {result.code}').splitlines()[-1]}"
@@ -167,21 +170,22 @@ PROBE = bytes.fromhex(
 
 
 def overhead(memory: int) -> int:
-    """MiB that QEMU and the kernel take beside a domain's `memory` (MiB)."""
+    """Return the MiB that QEMU and the kernel need besides a domain's `memory` (MiB)."""
     return OVERHEAD + memory // OVERHEAD_SHARE
 
 
 def left(total: int, available: int, promised: Iterable[int]) -> int:
-    """MiB that may still be promised to a domain and its overhead, of `total` and `available` as the kernel tells them.
+    """Return the MiB that may still be promised to a domain and its overhead, of `total` and `available` as the kernel
+    reports them.
 
-    What a guest has not touched yet counts as available to the kernel: so the memory of each domain here or on its
+    The kernel counts memory that a guest has not touched yet as available. So the memory of each domain here or on its
     way counts in full."""
     given = sum(memory + overhead(memory) for memory in promised)
     return max(0, min(total - max(RESERVE, total // RESERVE_SHARE) - given, available))
 
 
 async def reading(hypervisor: Hypervisor | None) -> HostReading:
-    """This machine, now."""
+    """Return this machine's current reading."""
     memory = _table(Path("/proc/meminfo").read_text())
     processors = _table(Path("/proc/cpuinfo").read_text())
     system = os.uname()
@@ -205,7 +209,7 @@ async def reading(hypervisor: Hypervisor | None) -> HostReading:
 
 
 def _table(text: str) -> dict[str, str]:
-    """ "Key : value" lines; the first of a key counts."""
+    """Return the "Key : value" lines as a table; the first line of a key counts."""
     table: dict[str, str] = {}
     for line in text.splitlines():
         key, colon, value = line.partition(":")

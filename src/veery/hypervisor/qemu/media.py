@@ -1,4 +1,4 @@
-"""What lies in a CD-ROM drive, changed while the domain runs (QAPI's blockdev-open-tray and its kin)."""
+"""The medium in a CD-ROM drive, changed while the domain runs (QAPI's blockdev-open-tray and its kin)."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ TRAY_TRIES = 10
 
 
 async def change_medium(domain: Domain, disk: AttachedDisk) -> None:
-    """As MediumChanger.change_medium."""
-    async with domain.lock, lending.disk(domain, disk) as node:  # refuses an unknown format before anything is done
+    """See MediumChanger.change_medium."""
+    async with domain.lock, lending.disk(domain, disk) as node:  # refuses an unknown format before any change
         old = _drive(domain, disk.spec.vdev)
         device = {"id": disk_id(old.spec)}
         await _empty(domain, old, device)
@@ -30,7 +30,7 @@ async def change_medium(domain: Domain, disk: AttachedDisk) -> None:
 
 
 async def _empty(domain: Domain, old: AttachedDisk, device: dict[str, Any]) -> None:
-    """Take out what lies in the drive."""
+    """Remove the medium from the drive."""
     if old.source is None:
         return
     inserted = await hotplug.front(domain, old.spec.vdev)
@@ -60,7 +60,7 @@ async def _fill(domain: Domain, disk: AttachedDisk, node: devices.Options, devic
         if devices.secret(disk):
             options = {"qom-type": "secret", "id": devices.secret_id(disk), "data": devices.secret(disk)}
             await domain.monitor.execute("object-add", options)
-        await domain.monitor.execute("blockdev-add", node, deadline=hotplug.OPEN_DEADLINE)
+        await domain.monitor.execute("blockdev-add", node, deadline=hotplug.OPEN_DEADLINE_S)
         await _with_open_tray(domain, "blockdev-insert-medium", {**device, "node-name": name})
     except VeeryError as error:
         await hotplug.try_to(domain, "blockdev-del", {"node-name": name})

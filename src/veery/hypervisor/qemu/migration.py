@@ -1,8 +1,8 @@
 """Memory to and from a stream or a file: the two sides of a move, save and restore.
 
-The stream is a TCP socket made elsewhere; QEMU is given a copy of it (getfd, SCM_RIGHTS). The source runs with
-return-path, so that its `completed` means that the target has loaded everything. Until somebody calls `finish` or
-`resume` both copies stand still, and neither can be let go by mistake: Stage says what each is for."""
+The stream is a TCP socket made elsewhere; QEMU gets a copy of it (getfd, SCM_RIGHTS). The source runs with return-path,
+so that its `completed` means that the target has loaded everything. Both copies stay paused until `finish` or `resume`
+is called. Neither can be started by mistake: Stage says what each is for."""
 
 from __future__ import annotations
 
@@ -27,35 +27,35 @@ from veery.hypervisor.qemu import lending, postcopy
 from veery.hypervisor.qemu.domain import CONT_DEADLINE_S, ENDS, Domain
 from veery.hypervisor.qemu.monitor import CommandError, Monitor
 from veery.hypervisor.qemu.process import Stage
-from veery.hypervisor.qemu.transfer import POLL_HELD, Info, Transfer, orders, reading, shut
+from veery.hypervisor.qemu.transfer import POLL_HELD_INTERVAL_S, Info, Transfer, orders, reading, shut
 from veery.model.move import CopyOptions, CopyResult, MoveSettings, Tuning
 from veery.model.volume import Attachments, LocalDisk
 
 log = logging.getLogger(__name__)
 
 UNLIMITED = 1 << 40
-"""Bytes/s for "no limit"; QEMU multiplies it with milliseconds, so it must not be the largest number there is."""
-STALL = 60.0
+"""Bytes/s for "no limit". QEMU multiplies it with milliseconds, so it must not be the largest possible number."""
+STALL_S = 60.0
 """Seconds without a byte before a receiver, a save or a restore gives up; a sender has its own setting."""
-RUN_ON_DEADLINE = 10.0
+RUN_ON_DEADLINE_S = 10.0
 LIVE = frozenset({"running", "suspended"})
-"""QEMU's run states (QAPI, RunState) of a guest that nobody has stopped."""
+"""QEMU's run states (QAPI, RunState) of a guest that was not stopped from outside."""
 NO_THROTTLE = 1
-"""Percent: the least that QEMU takes; a hundredth is not felt."""
+"""Percent: the least that QEMU accepts; a hundredth has no noticeable effect."""
 AUTHZ_OBJECT, STREAM = "move-peer", "move"
 CLIENT, SERVER = "move-client", "move-server"
-"""The objects that hold certificates, as `credentials` names them."""
+"""The ids of the objects that hold certificates, as `credentials` names them."""
 PRIORITY = "NORMAL:-VERS-ALL:+VERS-TLS1.3:-CIPHER-ALL:+AES-128-GCM:+AES-256-GCM:+CHACHA20-POLY1305"
-"""GnuTLS's priority string: TLS 1.3 alone, as everywhere else here; the cheapest of its ciphers first."""
+"""GnuTLS's priority string: only TLS 1.3, as in the rest of veery; the cheapest of its ciphers first."""
 NO_REKEY = "NORMAL:-VERS-ALL:+VERS-TLS1.3:-CIPHER-ALL:+CHACHA20-POLY1305"
-"""The same with the one cipher that GnuTLS never rekeys by itself. With AES-GCM it does so after 2^24 records, some
-32 GiB, and a QEMU before 10.1 that sends and reads one session in two threads may then fail or crash (QEMU issue 1937).
-The two ends agree on a cipher that both name, so an older QEMU at either end is enough."""
+"""The same with the one cipher that GnuTLS never rekeys by itself. With AES-GCM it rekeys after 2^24 records, some 32
+GiB. A QEMU before 10.1, which sends and reads one session in two threads, may then fail or crash (QEMU issue 1937). The
+two ends agree on a cipher that both name, so an older QEMU at either end decides."""
 SAFE_REKEY = (10, 1)
-SYNC_EVERY_S = 1.0
+SYNC_INTERVAL_S = 1.0
 LATE_ACTIVATE = (10, 0)
-"""QEMU from which a target opens its disks for writing only when it is let go; in 9.x a domain that stays paused and
-moves again ends on an assertion."""
+"""From this QEMU version on a target opens its disks for writing only when it starts the domain. In 9.x a domain that
+stays paused and moves again ends on an assertion."""
 
 
 # ---- a move's source
@@ -72,14 +72,16 @@ async def send(
     means: CopyOptions,
     clock: Clock,
 ) -> CopyResult:
-    """As Driver.send; `tls` is the folder of the node's certificates, None for a plain stream."""
+    """See Driver.send. `tls` is the folder of the node's certificates, None for a plain stream."""
 
     def pulse(info: Info) -> object:
         report(reading(info))
         return info.get("ram", {}).get("transferred")
 
     domain.update(stage=Stage.SENDING)
-    syncing = asyncio.create_task(keep_synced(local_disks(domain.record.attachments), SYNC_EVERY_S), name="sync disks")
+    syncing = asyncio.create_task(
+        keep_synced(local_disks(domain.record.attachments), SYNC_INTERVAL_S), name="sync disks"
+    )
     async with contextlib.AsyncExitStack() as ending, contextlib.AsyncExitStack() as undo:
         ending.push_async_callback(tasks.stop, syncing)
         undo.callback(shut, stream)
@@ -115,7 +117,7 @@ async def send(
 async def _set_up_source(
     transfer: Transfer, settings: MoveSettings, *, tls: Path | None, peer: str, means: CopyOptions
 ) -> str:
-    """Tell a source's QEMU how to copy; the cipher that it will use, "" for a plain stream."""
+    """Tell a source's QEMU how to copy. Returns the cipher that it will use, "" for a plain stream."""
     chosen = await _encrypt(transfer, tls, means.peer_version) if tls is not None else ""
     throttle = _throttle(NO_THROTTLE) if means.throttle else {}
     await transfer.set_up(
@@ -129,12 +131,12 @@ async def _set_up_source(
     )
     await postcopy.allow(transfer, means, settings.bandwidth)
     if means.hold:
-        transfer.poll = POLL_HELD
+        transfer.poll = POLL_HELD_INTERVAL_S
     return chosen
 
 
 async def _encrypt(transfer: Transfer, tls: Path, theirs: str) -> str:
-    """Give a source's QEMU its certificates: the cipher that it will use with a QEMU of version `theirs`."""
+    """Give a source's QEMU its certificates. Returns the cipher that it will use with a QEMU of version `theirs`."""
     version = await qemu_version(transfer.monitor)
     chosen = cipher(version, theirs)
     log.info("domain=%s tls: cipher=%s", transfer.domain.record.spec.name, chosen or "not known")
@@ -144,9 +146,9 @@ async def _encrypt(transfer: Transfer, tls: Path, theirs: str) -> str:
 
 
 def local_disks(attachments: Attachments) -> list[str]:
-    """The files and devices of this node that the domain writes. QEMU flushes its disks while the domain stands for the
-    switch-over. What was written out before does not count then: a file's part of the page cache, and a drive's own
-    cache. QEMU's flush comes before COMMIT, so a sync that is late finds nothing left to write.
+    """Return the files and devices of this node that the domain writes. QEMU flushes its disks while the domain is
+    paused for the switch-over. What was written out before takes no time then: a file's part of the page cache, and a
+    drive's own cache. QEMU's flush comes before COMMIT, so a sync that is late finds nothing left to write.
 
     LUNs are not among them: their targets acknowledge a write once it is on the disk (docs/storage.md)."""
     return [
@@ -157,7 +159,7 @@ def local_disks(attachments: Attachments) -> list[str]:
 
 
 async def tune(domain: Domain, tuning: Tuning) -> None:
-    """As Driver.tune."""
+    """See Driver.tune."""
     transfer = domain.copying
     if transfer is None:
         raise Refused(f"{domain.record.spec.name} is not being copied")
@@ -182,14 +184,14 @@ def _let_go(domain: Domain) -> None:
 
 
 def _throttle(percent: int) -> dict[str, int]:
-    """Parameters by which auto-converge goes to `percent` in one step, at the next two rounds in which as much was
-    written as was sent (ram.c, mig_throttle_guest_down). QEMU wants at least 1."""
+    """Return the parameters that make auto-converge throttle by `percent` in one step, at the next two rounds in which
+    as much was written as was sent (ram.c, mig_throttle_guest_down). QEMU wants at least 1."""
     value = min(max(percent, NO_THROTTLE), 99)
     return {"cpu_throttle_initial": value, "cpu_throttle_increment": value, "max_cpu_throttle": value}
 
 
 async def resume(domain: Domain, clock: Clock) -> None:
-    """As Driver.resume."""
+    """See Driver.resume."""
     if domain.record.stage not in {Stage.SENDING, Stage.SAVING}:
         return
     async with contextlib.AsyncExitStack() as stack:
@@ -201,9 +203,9 @@ async def resume(domain: Domain, clock: Clock) -> None:
 
 
 async def _run_on(domain: Domain, clock: Clock) -> None:
-    """The domain runs on here, unless a user had paused it or it ended by itself.
+    """Let the domain run on here, unless a user had paused it or it ended by itself.
 
-    Raises Failed or OutcomeUnknown where QEMU does not; it is then still marked as held by a move."""
+    Raises Failed or OutcomeUnknown where QEMU does not; the domain is then still marked as held by a move."""
     status = await domain.status()
     away = status == "postmigrate"
     if (end := ENDS.get(status)) is not None:
@@ -211,37 +213,37 @@ async def _run_on(domain: Domain, clock: Clock) -> None:
     if not domain.record.held and domain.record.ended is None:
         await _go_on(domain, clock)
     domain.update(stage=Stage.RUNNING)
-    if away:  # the target may have told the bridges that it is there
+    if away:  # the target may have announced the domain on its own bridges
         await domain.announce()
 
 
 async def _go_on(domain: Domain, clock: Clock) -> None:
-    """Let the processors run. Raises Failed, OutcomeUnknown. A guest that sleeps, or that meets its disk's error
-    again, is as it would be without a move."""
-    deadline, told = clock.now() + RUN_ON_DEADLINE, False
+    """Start the processors. Raises Failed, OutcomeUnknown. A guest that sleeps, or that meets its disk's error again,
+    is as it would be without a move."""
+    deadline, told = clock.now() + RUN_ON_DEADLINE_S, False
     while (status := await domain.status()) not in LIVE and not (told and status == "io-error"):
         try:
             await domain.cont()
             told = True
-        except CommandError:  # "Migration is not finalized yet": it is about to be, or to let it run itself
+        except CommandError:  # "Migration is not finalized yet": QEMU will finish it, or start the guest itself
             if clock.now() > deadline:
                 raise
         await asyncio.sleep(0.02)
 
 
 async def _run_on_if_it_can(domain: Domain, clock: Clock) -> None:
-    """The same as the last step of a failed copy, whose own error is the one to tell."""
+    """Do `_run_on` as the last step of a failed copy, whose own error is the one to report."""
     try:
         await _run_on(domain, clock)
     except VeeryError as error:
-        log.error("domain=%s does not run on after a failed copy: %s", domain.record.spec.name, error)
+        log.error("domain=%s could not be resumed after a failed copy: %s", domain.record.spec.name, error)
 
 
 # ---- a move's target
 
 
 async def await_stream(domain: Domain, *, tls: Path | None, peer: str, post_copy: bool) -> None:
-    """Make an empty half domain ready for `receive`; with `tls`, only a stream from node `peer` is taken."""
+    """Prepare an empty half domain for `receive`; with `tls`, only a stream from node `peer` is accepted."""
     means = CopyOptions(post_copy=post_copy)
     version = await qemu_version(domain.monitor)
     late = version >= LATE_ACTIVATE
@@ -259,11 +261,11 @@ async def await_stream(domain: Domain, *, tls: Path | None, peer: str, post_copy
 
 
 async def receive(domain: Domain, stream: socket.socket, clock: Clock) -> None:
-    """As Driver.receive."""
+    """See Driver.receive."""
 
     def pulse(info: Info) -> object:
         words = domain.home.words()
-        if info.get("status") == "setup" and words:  # a TLS handshake that failed: only its log knows
+        if info.get("status") == "setup" and words:  # a failed TLS handshake: only QEMU's log says so
             raise Failed(f"{domain.record.spec.name}: {words}", hint="do both nodes belong to one cluster?")
         return _received(stream)
 
@@ -275,7 +277,7 @@ async def receive(domain: Domain, stream: socket.socket, clock: Clock) -> None:
             await transfer.open()
             await transfer.monitor.pass_fd(STREAM, stream.fileno())
             await _migrate_incoming(transfer, _channel_socket())
-            await transfer.follow(stall=STALL, pulse=pulse, enough=functools.partial(postcopy.loaded, transfer))
+            await transfer.follow(stall=STALL_S, pulse=pulse, enough=functools.partial(postcopy.loaded, transfer))
             if transfer.status != "completed":
                 stack.pop_all()
                 domain.lifeline = transfer
@@ -283,12 +285,12 @@ async def receive(domain: Domain, stream: socket.socket, clock: Clock) -> None:
 
 
 async def finish(domain: Domain, *, paused: bool, started: float = 0.0) -> None:
-    """As Driver.finish."""
+    """See Driver.finish."""
     if domain.record.stage is not Stage.INCOMING:
         return
     status, arriving = await asyncio.gather(domain.status(), postcopy.arriving(domain))
     if status == "inmigrate":
-        raise Failed(f"{domain.record.spec.name} is not loaded yet", hint="receive() was not through")
+        raise Failed(f"{domain.record.spec.name} is not loaded yet", hint="the target was still receiving it")
     if arriving:
         await postcopy.take_plain_streams(domain.monitor)
     end = ENDS.get(status)
@@ -297,9 +299,11 @@ async def finish(domain: Domain, *, paused: bool, started: float = 0.0) -> None:
     elif paused and await qemu_version(domain.monitor) >= LATE_ACTIVATE:
         await domain.monitor.execute("blockdev-set-active", {"active": True}, deadline=domain.patience(CONT_DEADLINE_S))
     build = domain.record.build
-    build = replace(build, started=max(build.started, started))  # or the guest has rebooted here, since it was let go
+    build = replace(
+        build, started=max(build.started, started)
+    )  # unless the guest has rebooted here since it was started
     domain.update(stage=Stage.ARRIVING if arriving else Stage.RUNNING, held=paused, build=build)
-    if end is not None:  # it ended at the source, which did not see it
+    if end is not None:  # the guest ended at the source, which did not see it
         domain.stopped(end)
     await domain.announce()
     await lending.take_back(domain, SERVER)
@@ -311,7 +315,7 @@ async def finish(domain: Domain, *, paused: bool, started: float = 0.0) -> None:
 
 
 async def save(domain: Domain, path: Path, offset: int, clock: Clock) -> None:
-    """As Driver.save."""
+    """See Driver.save."""
     domain.update(stage=Stage.SAVING)
     async with contextlib.AsyncExitStack() as undo:
         undo.push_async_callback(lambda: tasks.to_the_end(_run_on_if_it_can(domain, clock)))
@@ -324,7 +328,7 @@ async def save(domain: Domain, path: Path, offset: int, clock: Clock) -> None:
         undo.push_async_callback(lambda: tasks.to_the_end(transfer.cancel(None)))
         async with lending.file(domain, transfer.monitor, path, os.O_WRONLY | os.O_CREAT) as name:
             await transfer.monitor.execute("migrate", {"channels": [_channel_file(name, offset)]})
-            await transfer.follow(stall=STALL, pulse=lambda info: info.get("ram", {}).get("transferred"))
+            await transfer.follow(stall=STALL_S, pulse=lambda info: info.get("ram", {}).get("transferred"))
         try:
             await asyncio.to_thread(_sync, path)
         except OSError as error:
@@ -343,7 +347,7 @@ async def load(domain: Domain, path: Path, offset: int, clock: Clock) -> None:
         await transfer.set_up(return_path=False)
         async with lending.file(domain, transfer.monitor, path, os.O_RDONLY) as name:
             await _migrate_incoming(transfer, _channel_file(name, offset))
-            await transfer.follow(stall=STALL, pulse=lambda info: _read_bytes(domain.process.pid))
+            await transfer.follow(stall=STALL_S, pulse=lambda info: _read_bytes(domain.process.pid))
 
 
 def _sync(path: Path) -> None:
@@ -354,11 +358,11 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-# ---- what QEMU is told and tells
+# ---- orders to QEMU and its answers
 
 
 async def _put_object(monitor: Monitor, options: dict[str, Any]) -> None:
-    """Make an object; anew where an earlier attempt has left one, since certificates are renewed."""
+    """Make an object; replace one that an earlier attempt left, because certificates are renewed."""
     try:
         await monitor.execute("object-add", options)
     except CommandError:
@@ -368,19 +372,20 @@ async def _put_object(monitor: Monitor, options: dict[str, Any]) -> None:
 
 
 async def qemu_version(monitor: Monitor) -> tuple[int, int]:
-    """The version of the QEMU that runs, which may be older than the one installed. Raises Failed, OutcomeUnknown."""
+    """Return the version of the running QEMU, which may be older than the installed one. Raises Failed,
+    OutcomeUnknown."""
     told = (await monitor.execute("query-version"))["qemu"]
     return int(told["major"]), int(told["minor"])
 
 
 def priority(version: tuple[int, int]) -> str:
-    """GnuTLS's priority string for a QEMU of `version`."""
+    """Return GnuTLS's priority string for a QEMU of `version`."""
     return PRIORITY if version >= SAFE_REKEY else NO_REKEY
 
 
 def cipher(mine: tuple[int, int], theirs: str) -> str:
-    """What the streams of two QEMUs are encrypted by: both name the same ciphers in the same order, an older one only
-    the last. "" where `theirs`, the target's version in words, is not told and may be either."""
+    """Return the cipher of the stream between two QEMUs: both name the same ciphers in the same order, an older one
+    only the last. "" where `theirs`, the target's version in words, is unknown and may be either."""
     peer = tuple(int(part) for part in re.findall(r"\d+", theirs)[:2])
     if mine < SAFE_REKEY or (peer and peer < SAFE_REKEY):
         return "ChaCha20-Poly1305"
@@ -388,10 +393,10 @@ def cipher(mine: tuple[int, int], theirs: str) -> str:
 
 
 def credentials(tls: Path, endpoint: str, version: tuple[int, int]) -> dict[str, Any]:
-    """The object that holds the certificates in `tls`; `endpoint` is "client" (the source) or "server", `version`
-    that of its QEMU."""
+    """Return the object that holds the certificates in `tls`; `endpoint` is "client" (the source) or "server",
+    `version` that of its QEMU."""
     return {
-        "id": f"move-{endpoint}",  # a domain that came here keeps its "server", and may go on as a "client"
+        "id": f"move-{endpoint}",  # a domain that moved in keeps its "server", and may move on as a "client"
         "qom-type": "tls-creds-x509",
         "dir": str(tls),
         "endpoint": endpoint,
@@ -415,7 +420,7 @@ async def _migrate_incoming(transfer: Transfer, channel: dict[str, Any]) -> None
     except CommandError as error:
         if "exit-on-error" not in error.message:
             raise
-        del arguments["exit-on-error"]  # QEMU 9.0 knows it not, and exits when the stream breaks
+        del arguments["exit-on-error"]  # QEMU 9.0 lacks the option, and exits when the stream breaks
         await transfer.monitor.execute("migrate-incoming", arguments)
 
 
@@ -432,7 +437,8 @@ def _result(info: Info, stood: float) -> CopyResult:
 
 
 def _received(stream: socket.socket) -> int:
-    """Bytes that came in on a TCP socket, whoever read them (struct tcp_info, linux/tcp.h, tcpi_bytes_received)."""
+    """Return the bytes received on a TCP socket, whichever process read them (struct tcp_info, linux/tcp.h,
+    tcpi_bytes_received)."""
     try:
         data = stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192)
         return int(struct.unpack_from("=Q", data, 128)[0])
@@ -441,7 +447,7 @@ def _received(stream: socket.socket) -> int:
 
 
 def _read_bytes(pid: int) -> int:
-    """Bytes that a process has read, from anywhere (proc(5), /proc/PID/io, rchar)."""
+    """Return the bytes that a process has read from anywhere (proc(5), /proc/PID/io, rchar)."""
     try:
         return int(Path(f"/proc/{pid}/io").read_text().split()[1])
     except (OSError, ValueError):

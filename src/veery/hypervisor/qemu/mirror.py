@@ -1,9 +1,9 @@
 """Local disks that go along on a move: the target's QEMU serves its empty files by NBD, the source's mirrors into them.
 
-QEMU's own way for storage that is not shared (docs/interop/live-block-operations.rst; QAPI's block-core.json and
-block-export.json). A mirror in copy mode write-blocking holds each write of the guest until the target has it too, so
-it converges whatever the guest does. The memory copy then pauses before its switch-over (pause-before-switchover): the
-processors stand, the mirrors are ended there, and both disks are the same when the target is loaded."""
+This is QEMU's own way for storage that is not shared (docs/interop/live-block-operations.rst; QAPI's block-core.json
+and block-export.json). A mirror in copy mode write-blocking holds each write of the guest until the target has it too,
+so it converges whatever the guest does. The memory copy then pauses before its switch-over (pause-before-switchover):
+the processors are stopped, the mirrors are ended there, and both disks are the same when the target is loaded."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ from veery.model.volume import CarriedDisk, LocalDisk
 log = logging.getLogger(__name__)
 
 PREFIX = "mirror-"
-"""What the names of our jobs and of their targets begin with."""
+"""The prefix of the names of mirror jobs and of their targets."""
 TLS_OBJECT, AUTHZ_OBJECT, LISTENER = "disk-tls", "disk-peer", "disk-listener"
-OPEN_DEADLINE = 20.0
-END_DEADLINE = 30.0
-POLL = 0.2
+OPEN_DEADLINE_S = 20.0
+END_DEADLINE_S = 30.0
+POLL_INTERVAL_S = 0.2
 BURST = 16 << 20
 """Bytes that a job with a speed limit has under way before it rests (block/mirror.c: 16 requests of 1 MiB)."""
 
 
-# ---- what there is to carry
+# ---- the disks
 
 
 async def local_disks(domain: Domain) -> tuple[CarriedDisk, ...]:
-    """As DiskMover.local_disks. Raises Failed, OutcomeUnknown."""
+    """See DiskMover.local_disks. Raises Failed, OutcomeUnknown."""
     mine = [
         (disk.spec.vdev, disk_id(disk.spec), disk.source)
         for disk in domain.record.attachments.disks
@@ -73,21 +73,21 @@ async def local_disks(domain: Domain) -> tuple[CarriedDisk, ...]:
 
 
 def socket_of(domain: Domain) -> Path:
-    """Where a half domain's disks are served."""
+    """Return the path of the socket that serves a half domain's disks."""
     return domain.home.path / "nbd"
 
 
 async def export(domain: Domain, vdevs: Sequence[str], *, tls: Path | None, peer: str) -> Path:
-    """As DiskMover.export_disks; `tls` is the folder of the node's certificates, None for a plain stream."""
+    """See DiskMover.export_disks. `tls` is the folder of the node's certificates, None for a plain stream."""
     if domain.record.stage is not Stage.INCOMING:
-        raise Refused(f"{domain.record.spec.name} is no half domain: its disks are its own")
+        raise Refused(f"{domain.record.spec.name} is not an arriving domain: its disks cannot be exported")
     path = socket_of(domain)
     server: dict[str, Any] = {"addr": {"type": "unix", "data": {"path": str(path)}}}
     if tls is not None:
         await _certify(domain, tls, "server")
         await _object(domain, AUTHZ_OBJECT, **{"qom-type": "authz-simple", "identity": f"CN={peer}"})
         server |= {"tls-creds": TLS_OBJECT, "tls-authz": AUTHZ_OBJECT}
-    if domain.home.apart:  # it cannot make the socket itself
+    if domain.home.apart:  # QEMU cannot make the socket itself
         with listening(path) as listener:
             await domain.monitor.pass_fd(LISTENER, listener.fileno())
         server["addr"] = {"type": "fd", "data": {"str": LISTENER}}
@@ -99,13 +99,13 @@ async def export(domain: Domain, vdevs: Sequence[str], *, tls: Path | None, peer
 
 
 async def unexport(domain: Domain) -> None:
-    """Serve the disks no more. It must be done before the processors go: until then the device does not claim its
-    disk, and then it does not share it. Idempotent. Raises Failed, OutcomeUnknown."""
+    """Stop serving the disks. Do this before the processors start: until then the device does not claim its disk, and
+    afterwards it does not share it. Idempotent. Raises Failed, OutcomeUnknown."""
     path = socket_of(domain)
     if not path.exists():
         return
     with contextlib.suppress(CommandError):  # "NBD server not running"
-        await domain.monitor.execute("nbd-server-stop", deadline=OPEN_DEADLINE)
+        await domain.monitor.execute("nbd-server-stop", deadline=OPEN_DEADLINE_S)
     path.unlink(missing_ok=True)
     for name in (TLS_OBJECT, AUTHZ_OBJECT):
         with contextlib.suppress(CommandError):
@@ -116,19 +116,19 @@ async def unexport(domain: Domain) -> None:
 
 
 class Mirrors:
-    """The open mirrors of one domain. What ends them: `switch_over` in order, `drop` at any time."""
+    """The open mirrors of one domain. `switch_over` ends them in order, `drop` at any time."""
 
     def __init__(self, domain: Domain, vdevs: Sequence[str], clock: Clock) -> None:
-        """Nothing is done before `copy`."""
+        """Prepare the mirrors of `vdevs`; nothing happens before `copy`."""
         self.domain, self._clock = domain, clock
         self.jobs = {f"{PREFIX}{vdev}": vdev for vdev in vdevs}
         self._news = asyncio.Event()
-        self._ended: dict[str, str] = {}  # job: what went wrong, "" when nothing did
+        self._ended: dict[str, str] = {}  # job: its error, "" for none
         self._migration = ""
         self.switched = False
 
     async def copy(self, through: str, settings: MoveSettings, report: Report, *, tls: Path | None, peer: str) -> None:
-        """Start them all and wait until each is whole. Raises Failed; nothing is left then."""
+        """Start all mirrors and wait until each is complete. Raises Failed; nothing is then left of them."""
         domain = self.domain
         domain.update(stage=Stage.SENDING)
         domain.listeners.add(self._hear)
@@ -146,7 +146,8 @@ class Mirrors:
             raise
 
     async def switch_over(self) -> None:
-        """Wait for the memory copy's pause, end the mirrors, let the copy go on. Raises Failed when a mirror breaks."""
+        """Wait for the memory copy's pause, end the mirrors, let the copy continue. Raises Failed when a mirror
+        breaks."""
         execute = self.domain.monitor.execute
         while self._migration != "pre-switchover":
             self._check()
@@ -155,10 +156,10 @@ class Mirrors:
                     self._migration = str((await execute("query-migrate", deadline=2)).get("status", ""))
         begun = self._clock.now()
         for job in self.jobs:
-            await execute("block-job-cancel", {"device": job})  # of one that is whole: it ends there, in order
-        async with _within(f"{self.domain.record.spec.name}: its disks were not written out"):
+            await execute("block-job-cancel", {"device": job})  # a complete mirror ends in order here
+        async with _within(f"{self.domain.record.spec.name}: its disks were not flushed"):
             while len(self._ended) < len(self.jobs):
-                await self._change(POLL)
+                await self._change(POLL_INTERVAL_S)
                 self._check()
         for job in self.jobs:
             await execute("blockdev-del", {"node-name": job})
@@ -168,18 +169,18 @@ class Mirrors:
         await execute("migrate-continue", {"state": "pre-switchover"})
 
     async def drop(self) -> None:
-        """End what is left of them at once; the domain's own disks are as they were. Never raises; where QEMU does
-        not obey, the domain goes on having mirrors, and `end` tries again."""
+        """End the remaining mirrors at once; the domain's own disks are as they were. Never raises. Where QEMU does not
+        obey, the domain still has mirrors, and `end` tries again."""
         self.domain.listeners.discard(self._hear)
         self.domain.mirrors = self
         try:
             await sweep(self.domain, self._clock)
             self.domain.mirrors = None
         except VeeryError as error:
-            log.error("domain=%s mirrors not ended: %s", self.domain.record.spec.name, error.message)
+            log.error("domain=%s its mirrors could not be ended: %s", self.domain.record.spec.name, error.message)
 
     async def give_up(self) -> None:
-        """As `drop`, and the domain, which has run all the time, is its own again. Never raises."""
+        """Do what `drop` does, and mark the domain, which has run all the time, as a normal one again. Never raises."""
         await self.drop()
         if not self.domain.gone.is_set() and self.domain.mirrors is None:
             self.domain.update(stage=Stage.RUNNING)
@@ -192,10 +193,10 @@ class Mirrors:
             "node-name": job,
             "server": {"type": "unix", "path": through, "abstract": True},
             "export": vdev,
-            "discard": "unmap",  # so that what is zero here takes no room there
+            "discard": "unmap",  # so that zeros here take no space there
             **extra,
         }
-        await self.domain.monitor.execute("blockdev-add", node, deadline=OPEN_DEADLINE)
+        await self.domain.monitor.execute("blockdev-add", node, deadline=OPEN_DEADLINE_S)
         mirror = {
             "job-id": job,
             "device": f"disk-{vdev}",
@@ -204,7 +205,7 @@ class Mirrors:
             "copy-mode": "write-blocking",
             "speed": speed,
         }
-        await self.domain.monitor.execute("blockdev-mirror", mirror, deadline=OPEN_DEADLINE)
+        await self.domain.monitor.execute("blockdev-mirror", mirror, deadline=OPEN_DEADLINE_S)
 
     async def _whole(self, settings: MoveSettings, report: Report) -> None:
         name, now = self.domain.record.spec.name, self._clock.now()
@@ -229,18 +230,18 @@ class Mirrors:
                     return
             if now - moved > settings.stall + pause:
                 raise Failed(
-                    f"{name}: nothing of its disks was copied for {settings.stall:g} s",
+                    f"{name}: no part of its disks was copied for {settings.stall:g} s",
                     hint="is the path to the target up?",
                 )
-            await self._change(POLL)
+            await self._change(POLL_INTERVAL_S)
 
     def _check(self) -> None:
-        """Raises Failed for a mirror that broke."""
+        """Raise Failed for a mirror that broke."""
         for job, error in self._ended.items():
             if error:
                 raise Failed(
                     f"{self.domain.record.spec.name}: the copy of its {self.jobs[job]} broke: {error}",
-                    hint="does the target still have room for it? --disk-dir names another folder there",
+                    hint="does the target still have space for it? --disk-dir names another folder there",
                 )
 
     def _hear(self, name: str, data: Mapping[str, Any]) -> None:
@@ -256,7 +257,7 @@ class Mirrors:
         self._news.set()
 
     async def _change(self, seconds: float) -> bool:
-        """Whether something was heard within `seconds`."""
+        """Return whether an event arrived within `seconds`."""
         try:
             async with asyncio.timeout(seconds):
                 await self._news.wait()
@@ -267,9 +268,9 @@ class Mirrors:
 
 
 async def send(mirrors: Mirrors, sending: Coroutine[Any, Any, CopyResult]) -> CopyResult:
-    """Do `sending`, the memory copy of a domain whose disks are mirrored, and end the mirrors in its pause.
+    """Run `sending`, the memory copy of a domain whose disks are mirrored, and end the mirrors in its pause.
 
-    Whatever happens, no mirror is left. Raises Failed when a mirror breaks: the copy is then undone."""
+    No mirror is left in any case. Raises Failed when a mirror breaks: the copy is then undone."""
     domain = mirrors.domain
     try:
         await _pausing(domain, on=True)
@@ -287,7 +288,7 @@ async def send(mirrors: Mirrors, sending: Coroutine[Any, Any, CopyResult]) -> Co
             await switching
         result = await copying
         if not mirrors.switched:
-            raise Failed(f"{domain.record.spec.name}: its memory was copied before its disks were whole")
+            raise Failed(f"{domain.record.spec.name}: its memory was copied before its disks were complete")
         return result
     finally:
         for task in (copying, switching):
@@ -297,8 +298,8 @@ async def send(mirrors: Mirrors, sending: Coroutine[Any, Any, CopyResult]) -> Co
 
 
 async def end(domain: Domain, clock: Clock) -> None:
-    """End what mirrors a domain held by a move has, also those of an earlier life of ours. Raises Failed,
-    OutcomeUnknown: ask again."""
+    """End the mirrors of a domain held by a move, also those of an earlier run of veeryd. Raises Failed,
+    OutcomeUnknown: call it again."""
     if domain.mirrors is None and domain.record.stage is not Stage.SENDING:
         return
     async with _within(f"{domain.record.spec.name}: QEMU does not answer"):
@@ -308,8 +309,8 @@ async def end(domain: Domain, clock: Clock) -> None:
 
 
 async def sweep(domain: Domain, clock: Clock) -> None:
-    """End every mirror that a move has left, whoever started it. Idempotent. Raises Failed, OutcomeUnknown."""
-    execute, until = domain.monitor.execute, clock.now() + END_DEADLINE
+    """End every mirror that a move has left. Idempotent. Raises Failed, OutcomeUnknown."""
+    execute, until = domain.monitor.execute, clock.now() + END_DEADLINE_S
     while jobs := [row["device"] for row in await execute("query-block-jobs") if row["device"].startswith(PREFIX)]:
         if clock.now() > until:
             raise Failed(f"{domain.record.spec.name}: {', '.join(jobs)} does not end")
@@ -327,13 +328,14 @@ async def sweep(domain: Domain, clock: Clock) -> None:
 
 
 async def forget_pause(domain: Domain) -> None:
-    """Memory copies to come do not pause. Nothing happens while one is under way. Raises Failed, OutcomeUnknown."""
+    """Let later memory copies run without the pause. Nothing happens while a copy is under way. Raises Failed,
+    OutcomeUnknown."""
     with contextlib.suppress(CommandError):
         await _pausing(domain, on=False)
 
 
 async def _pausing(domain: Domain, *, on: bool) -> None:
-    """Whether a memory copy stops before its switch-over and waits for migrate-continue."""
+    """Set whether a memory copy pauses before its switch-over and waits for migrate-continue."""
     wanted = [{"capability": "pause-before-switchover", "state": on}]
     await domain.monitor.execute("migrate-set-capabilities", {"capabilities": wanted})
 
@@ -353,10 +355,10 @@ async def _certify(domain: Domain, tls: Path, endpoint: str) -> None:
 @contextlib.asynccontextmanager
 async def _within(message: str) -> AsyncIterator[None]:
     try:
-        async with asyncio.timeout(END_DEADLINE):
+        async with asyncio.timeout(END_DEADLINE_S):
             yield
     except TimeoutError as error:
-        raise Failed(f"{message} within {END_DEADLINE:g} s") from error
+        raise Failed(f"{message} within {END_DEADLINE_S:g} s") from error
 
 
 async def _joined(*joined: asyncio.Task[Any]) -> None:

@@ -1,18 +1,18 @@
 """One domain's QEMU process and its folder.
 
     RUN/domains/DOMID/
-        record.json     all that is known of the domain (secrets too: mode 0600)
+        record.json     the domain's record (with its secrets: mode 0600)
         pid             pid and start time
-        qmp0 qmp1       the monitors' sockets; one client at a time each: qmp1 serves moves and emergencies
+        qmp0 qmp1       the monitors' sockets; each serves one client at a time: qmp1 is for moves and emergencies
         port            the console's socket
         agent           the socket of the guest's agent (from layout 2 on)
         console.log     what the guest printed
-        qemu.log        QEMU's own complaints
-    own/            its working directory, where QEMU does not run as root. It can write to own/tmp alone, and reaches
+        qemu.log        QEMU's own errors and warnings
+    own/            its working directory, where QEMU does not run as root. QEMU can write only to own/tmp, and reaches
                     nothing else here: the folders above are closed to it
 
-The folder's name is the domid, short on purpose: a socket's path may have 107 bytes. The sockets are made and
-listened on here and inherited by QEMU, so that the first connect needs no waiting for a file to appear."""
+The folder's name is the domid, which is short: a socket's path may have 107 bytes. veeryd makes the sockets and listens
+on them, and QEMU inherits them. So the first connect need not wait for a file to appear."""
 
 from __future__ import annotations
 
@@ -41,26 +41,26 @@ from veery.model.domain import DomainEnd, DomainSpec
 from veery.model.volume import AttachedVif, Attachments
 
 WARNINGS_MAX = 8
-WARNINGS_READ = 64 << 10  # bytes of a log that are looked through
-OOM_SCORE = 300  # proc(5), oom_score_adj: of -1000 to 1000, who is ended first when memory runs out
+WARNINGS_READ = 64 << 10  # bytes of a log that are searched
+OOM_SCORE = 300  # proc(5), oom_score_adj, -1000 to 1000: a high score ends first when memory runs out
 SOCKET_PATH_MAX = 107  # sun_path less its final zero, unix(7)
 
 
 class Stage(StrEnum):
     """What a domain's process is for, now."""
 
-    STARTING = "starting"  # no answer was given yet: a restart of ours throws it away
-    RUNNING = "running"  # it is the domain
-    INCOMING = "incoming"  # half a domain: only `finish` lets it run
-    ARRIVING = "arriving"  # it is the domain, and the rest of its memory still comes in (post-copy)
+    STARTING = "starting"  # its start was not reported yet: a restart of veeryd removes it
+    RUNNING = "running"  # the domain itself
+    INCOMING = "incoming"  # a half domain: only `finish` lets it run
+    ARRIVING = "arriving"  # the domain itself, while the rest of its memory still arrives (post-copy)
     SENDING = "sending"  # being copied away, or copied: only `resume` lets it run
-    SWITCHING = "having a disk moved"  # it runs, and a disk is copied to another LUN: settled by who ordered it
-    SAVING = "saving"  # being written to a file: a restart of ours lets it run on
+    SWITCHING = "having a disk moved"  # it runs while a disk is copied to another LUN: the caller settles it
+    SAVING = "saving"  # being written to a file: a restart of veeryd lets it run on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One domain as written down. `held`: paused by a user. `ended`: it stopped by itself, for that reason."""
+    """One domain as written to disk. `held`: paused by a user. `ended`: why it stopped by itself."""
 
     domid: int
     spec: DomainSpec
@@ -100,18 +100,18 @@ class Home:
 
     @property
     def apart(self) -> bool:
-        """Whether its QEMU runs as a user of its own."""
+        """True if its QEMU runs as a user of its own."""
         return self.own.is_dir()
 
     def uid(self) -> int:
-        """Whom its QEMU runs as."""
+        """Return the user that runs its QEMU."""
         try:
             return self.tmp.stat().st_uid
         except FileNotFoundError:
             return 0
 
     def make(self, record: Record, backlog: bytes = b"", owner: Owner | None = None) -> None:
-        """Make the folder; `backlog` is the console's past; `owner` will run QEMU (None: root)."""
+        """Make the folder. `backlog` is the console's earlier output; `owner` will run QEMU (None: root)."""
         if len(os.fsencode(self.monitors[0])) > SOCKET_PATH_MAX:
             raise Refused(f"{self.path}: too long for a socket's path", hint="give veeryd a shorter `run` folder")
         shutil.rmtree(self.path, ignore_errors=True)
@@ -129,8 +129,8 @@ class Home:
         os.chown(self.tmp, owner.uid, owner.gid)
 
     def copy_boot_files(self, spec: DomainSpec, owner: Owner) -> None:
-        """Copy kernel and ramdisk to where QEMU reads them, who need not be able to read the originals. It reads them
-        once, at its start. Raises Failed."""
+        """Copy kernel and ramdisk to where QEMU reads them, because it may not be able to read the originals. It reads
+        them once, at its start. Raises Failed."""
         for name, path in ((KERNEL, spec.kernel), (RAMDISK, spec.ramdisk)):
             copy = self.own / name
             try:
@@ -149,7 +149,7 @@ class Home:
             (self.own / name).unlink(missing_ok=True)
 
     def write(self, record: Record) -> None:
-        """Replace what is written down; nothing happens once the folder is gone."""
+        """Replace the record; nothing happens once the folder is gone."""
         if not self.path.is_dir():
             return
         written = _Written(
@@ -165,7 +165,7 @@ class Home:
         write_atomic(self._record, codec.encode(written))
 
     def read(self) -> Record | None:
-        """What was written down, None if nothing was. Raises Failed where it cannot be understood."""
+        """Return the record, None if there is none. Raises Failed where it cannot be decoded."""
         try:
             written = codec.decode(self._record.read_bytes(), _Written)
         except FileNotFoundError:
@@ -185,8 +185,8 @@ class Home:
     def spawn(
         self, argv: Command, attachments: Attachments, build: Build, *, choice: Choice, owner: Owner | None = None
     ) -> Process:
-        """Start QEMU; `argv` makes its command line once the descriptors are known; `choice` is the node's. It runs as
-        `owner` (None: root), who gets by descriptor what only root may open.
+        """Start QEMU. `argv` makes its command line once the descriptors are known; `choice` is the node's. QEMU runs
+        as `owner` (None: root), who gets by descriptor what only root may open.
 
         Raises Failed where something cannot be opened."""
         with contextlib.ExitStack() as ours:
@@ -222,15 +222,15 @@ class Home:
                 confined(argv(wiring)), log_file=self.qemu_log, pass_fds=passed, cwd=cwd, owner=owner
             )
         process.save(self._pid)
-        with contextlib.suppress(OSError):  # the threads that it makes from now on have them too
+        with contextlib.suppress(OSError):  # its later threads inherit the processors
             if processors := choice.processors():
                 os.sched_setaffinity(process.pid, processors)
-        with contextlib.suppress(OSError):  # veeryd, etcd and tgtd are to outlive any one domain
+        with contextlib.suppress(OSError):  # veeryd, etcd and tgtd must outlive any one domain
             Path(f"/proc/{process.pid}/oom_score_adj").write_text(str(OOM_SCORE))
         return process
 
     def process(self) -> Process | None:
-        """The QEMU of this folder, if it runs; also one whose pid we had no time to write down, or cannot read."""
+        """Return the QEMU of this folder, if it runs; also one whose pid was not written in time, or cannot be read."""
         if Process.written(self._pid):
             return Process.load(self._pid)
         mark = os.fsencode(self.console_log)
@@ -242,13 +242,13 @@ class Home:
         return None
 
     def words(self) -> str:
-        """What QEMU complained of last, "" when it did not: at most two lines, without its name and options."""
+        """Return QEMU's last errors, "" if there are none: at most two lines, without its name and options."""
         try:
             lines = self.qemu_log.read_text(errors="replace").splitlines()
         except FileNotFoundError:
             return ""
         said, other = [], ""
-        for line in lines:  # advice without the program's name may follow an error: it is left out
+        for line in lines:  # advice without the program's name may follow an error: skip it
             match = re.match(r"(?:\S+Z )?qemu-system-\w+: (?:-\S+ \{.*?\}: |-\S+ \S+: )?(.*)", line)
             if match is None:
                 other = line
@@ -257,7 +257,8 @@ class Home:
         return "; ".join(said[-2:]) or other
 
     def warnings(self) -> tuple[str, ...]:
-        """What QEMU warned of, each once, `WARNINGS_MAX` at most: a feature left out, a clock that it cannot scale."""
+        """Return QEMU's warnings, each once, `WARNINGS_MAX` at most: a feature left out, a clock that it cannot
+        scale."""
         try:
             with self.qemu_log.open("rb") as log:
                 text = log.read(WARNINGS_READ).decode(errors="replace")
@@ -272,14 +273,15 @@ class Home:
 
 
 def _expected(warning: str) -> bool:
-    """Whether QEMU warns only that the guest's addresses are narrower than the processor's, as we have told it."""
+    """Return whether QEMU only warns that the guest's addresses are narrower than the processor's, which veery asked
+    for."""
     match = re.search(r"Host physical bits \((\d+)\) does not match phys-bits property \((\d+)\)", warning)
     return match is not None and int(match.group(1)) > int(match.group(2))
 
 
 @contextlib.contextmanager
 def listening(path: Path) -> Iterator[socket.socket]:
-    """A unix socket that QEMU is to listen on."""
+    """Yield a unix socket for QEMU to listen on."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen(4)
@@ -288,7 +290,7 @@ def listening(path: Path) -> Iterator[socket.socket]:
 
 @contextlib.contextmanager
 def _in_memory(text: str) -> Iterator[int]:
-    """A descriptor of a file that exists in memory alone (memfd_create(2)), holding `text`."""
+    """Yield a descriptor of a file that exists only in memory (memfd_create(2)), holding `text`."""
     handle = os.memfd_create("secret")
     try:
         os.write(handle, text.encode())

@@ -1,4 +1,4 @@
-"""The domains of this node: launched, found again after a restart of ours, seen off."""
+"""The domains of this node: started, found again after a restart of veeryd, and ended."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from veery.model.volume import Attachments, LocalDisk
 
 log = logging.getLogger(__name__)
 
-START_DEADLINE = 30.0
-"""QEMU logs into its LUNs, and takes the memory that it takes at once, before it answers."""
-TRIM_EVERY = 5.0
+START_DEADLINE_S = 30.0
+"""Before QEMU answers, it logs into its LUNs and allocates the memory that is allocated at once."""
+TRIM_INTERVAL_S = 5.0
 
 
 class Registry:
-    """Every domain here by its UUID; `events` is the driver's news."""
+    """Every domain here by its UUID; `events` is the queue behind the driver's events."""
 
     def __init__(self, run: Path, clock: Clock, groups: Groups | None = None) -> None:
         """`run` holds domains/ and qemu.log. `groups` has the cgroups of domains; None: they have no limits."""
@@ -44,17 +44,17 @@ class Registry:
         self._domains: dict[str, Domain] = {}
         self._starting: dict[str, str] = {}
         self._unread: list[Home] = []
-        self._promised: dict[str, int] = {}  # MiB, of those that start or come in
+        self._promised: dict[str, int] = {}  # MiB, for domains that start or move in
         self._tasks: set[asyncio.Task[None]] = set()
-        self.choice = Choice()  # what new domains get here
-        self.owners: Owners | None = None  # whom new domains' QEMUs run as; None: root
+        self.choice = Choice()  # settings of new domains here
+        self.owners: Owners | None = None  # users that run new domains' QEMUs; None: root
         self.events: asyncio.Queue[DomainEvent] = asyncio.Queue()
 
     async def open(self) -> None:
         """Find the domains that run already."""
         stamp = self._homes / "boot"
         if self._homes.exists() and _of_another_boot(stamp):
-            shutil.rmtree(self._homes)  # pids of another boot mean nothing
+            shutil.rmtree(self._homes)  # pids of an earlier boot are meaningless
         write_atomic(stamp, machine.boot_id())
         for domid in self._domids():
             await self._adopt(Home(self._homes / str(domid)))
@@ -63,7 +63,7 @@ class Registry:
         self._task(self._trim(), "trim console logs")
 
     async def close(self) -> None:
-        """Let go of every domain without touching it."""
+        """Release every domain without touching it."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -75,30 +75,30 @@ class Registry:
         return sorted(int(path.name) for path in self._homes.glob("[0-9]*") if path.name.isdecimal())
 
     def unread(self) -> tuple[str, ...]:
-        """As Driver.unread."""
+        """See Driver.unread."""
         self._unread = [home for home in self._unread if home.process() is not None]
         return tuple(f"process {process.pid}, {home.path}" for home in self._unread if (process := home.process()))
 
     def domains(self) -> list[Domain]:
-        """All, by domid."""
+        """Return all domains, sorted by domid."""
         return sorted(self._domains.values(), key=lambda domain: domain.record.domid)
 
     def present(self, uuid: str) -> Domain:
-        """The domain, to be looked at: it may be just starting. Raises Refused when it is not here."""
+        """Return the domain, for reading only: it may be just starting. Raises Refused when it is not here."""
         domain = self._domains.get(uuid)
         if domain is None:
-            raise Refused(f"no domain {uuid} here", hint="veery list shows those there are")
+            raise Refused(f"no domain {uuid} here", hint="veery list shows the domains here")
         return domain
 
     def domain(self, uuid: str) -> Domain:
-        """The domain, up and ready for orders. Raises Refused when it is not here, or not yet."""
+        """Return the domain, up and ready for orders. Raises Refused when it is not here, or not yet."""
         domain = self.present(uuid)
         if uuid in self._starting:
             raise Refused(f"{domain.record.spec.name} is just starting", hint="try again when it has started")
         return domain
 
     def free(self, uuid: str) -> Domain:
-        """A domain that no move and no save holds. Raises Refused."""
+        """Return a domain that no move and no save holds. Raises Refused."""
         domain = self.domain(uuid)
         if domain.record.stage is not Stage.RUNNING:
             raise Refused(
@@ -108,13 +108,13 @@ class Registry:
         return domain
 
     def refuse_taken(self, uuid: str, name: str) -> None:
-        """Raises Refused where another domain has `name`."""
+        """Raise Refused where another domain has `name`."""
         names = {one.record.spec.uuid: one.record.spec.name for one in self._domains.values()} | self._starting
         if any(taken == name for other, taken in names.items() if other != uuid):
-            raise Refused(f"{name} is the name of another domain here", hint="veery list shows those there are")
+            raise Refused(f"{name} is the name of another domain here", hint="veery list shows the domains here")
 
     def take_domid(self) -> int:
-        """As Driver.take_domid."""
+        """See Driver.take_domid."""
         counter = self._homes / "next"
         try:
             domid = int(counter.read_bytes()) if counter.exists() else 1
@@ -125,25 +125,26 @@ class Registry:
         return domid
 
     def left(self, total: int, available: int) -> int:
-        """MiB that may still be promised, of what the machine has (see machine.left)."""
+        """Return the MiB that may still be promised of the machine's memory (see machine.left)."""
         here = {uuid: domain.record.build.memory for uuid, domain in self._domains.items()}
-        if self.choice.huge:  # what a domain takes besides its memory does not come out of these pages
+        if self.choice.huge:  # a domain's overhead does not use these pages
             pages = max(0, self.choice.free_pages() - sum(self._promised.values()))
             available = pages + machine.overhead(pages)
         return machine.left(total, available, (self._promised | here).values())
 
     def promise(self, spec: DomainSpec, memory: int, total: int, available: int) -> None:
-        """Keep `memory` MiB for a domain. It waits for nothing, so two cannot take the same. Raises Refused."""
+        """Reserve `memory` MiB for a domain. This awaits nothing, so two domains cannot get the same memory. Raises
+        Refused."""
         free, wanted = self.left(total, available), memory + machine.overhead(memory)
         if wanted > free:
             raise Refused(
-                f"{spec.name}: not enough memory: {memory} MiB and {wanted - memory} for QEMU are wanted, "
+                f"{spec.name}: not enough memory: {memory} MiB and {wanted - memory} for QEMU are needed, "
                 f"{free} are free",
                 hint="give it less memory=, or end another domain",
             )
         self._promised[spec.uuid] = memory
 
-    # ---- coming and going
+    # ---- start and end
 
     @contextlib.asynccontextmanager
     async def launching(
@@ -156,9 +157,9 @@ class Registry:
         command: Command,
         backlog: bytes = b"",
     ) -> AsyncIterator[Domain]:
-        """A new QEMU, connected and on the list; when the body fails, nothing is left of it."""
+        """Start a new QEMU, connect to it and list it. When the body fails, nothing is left of it."""
         if spec.uuid in self._domains or spec.uuid in self._starting:
-            raise Refused(f"{spec.name} is here already", hint="veery list shows those there are")
+            raise Refused(f"{spec.name} is here already", hint="veery list shows the domains here")
         self.refuse_taken(spec.uuid, spec.name)
         _check(spec, attachments)
         host = await machine.reading(None)
@@ -175,11 +176,11 @@ class Registry:
             process = home.spawn(command, attachments, build, choice=self.choice, owner=owner)
             domain = self._new(home, record, process)
             self._limit(domain)
-            await domain.connect(deadline=domain.patience(START_DEADLINE))
+            await domain.connect(deadline=domain.patience(START_DEADLINE_S))
             await lending.settle(domain)
             await disklimits.limit(domain, *spec.disks)
             yield domain
-            self.dmesg.note(f"{spec.name} ({domid}) {'comes in' if stage is Stage.INCOMING else 'started'}")
+            self.dmesg.note(f"{spec.name} ({domid}) {'is arriving' if stage is Stage.INCOMING else 'started'}")
             self.note_warnings(domain)
         except BaseException:
             if domain is not None:
@@ -190,7 +191,7 @@ class Registry:
             del self._starting[spec.uuid], self._promised[spec.uuid]
 
     def _limit(self, domain: Domain) -> None:
-        """Bound what a new QEMU may use of the machine, as far as the host lets us."""
+        """Limit a new QEMU's share of the machine, as far as the host permits."""
         if self._groups is None:
             return
         memory, vcpus = domain.record.build.memory, domain.record.spec.maxvcpus or domain.record.spec.vcpus
@@ -200,16 +201,16 @@ class Registry:
 
     def _unlimited(self, why: str) -> None:
         log.warning("limits of domains: %s", why)
-        self.dmesg.note(f"limits are not all in force: {why}")
+        self.dmesg.note(f"some limits are not in force: {why}")
 
     def _owner(self, domid: int) -> Owner | None:
-        """Whom the QEMU of a new domain runs as. Raises Refused where no user is left."""
+        """Return the user that runs the QEMU of a new domain. Raises Refused where no user is left."""
         if self.owners is None:
             return None
         return self.owners.choose(domid, {Home(self._homes / str(each)).uid() for each in self._domids()})
 
     async def destroy(self, uuid: str) -> None:
-        """As Driver.destroy: SIGKILL, and the process seen off by its pidfd."""
+        """See Driver.destroy. Sends SIGKILL and awaits the end of the process on its pidfd."""
         domain = self._domains.get(uuid)
         if domain is not None:
             await self._see_off(domain)
@@ -220,7 +221,7 @@ class Registry:
         await self._forget(domain)
 
     async def _forget(self, domain: Domain) -> None:
-        """The process is gone: take the domain off the list and remove its folder."""
+        """Remove a domain whose process is gone from the list, and its folder."""
         if self._domains.get(domain.record.spec.uuid) is domain:
             del self._domains[domain.record.spec.uuid]
         await domain.let_go()
@@ -233,7 +234,7 @@ class Registry:
         domain.home.remove()
 
     def note_warnings(self, domain: Domain) -> None:
-        """Keep in the log what its QEMU warned of, each warning once."""
+        """Add the warnings of the domain's QEMU to the log, each once."""
         for warning in domain.home.warnings():
             if warning not in domain.warned:
                 domain.warned.add(warning)
@@ -249,27 +250,27 @@ class Registry:
         try:
             record = home.read()
         except Failed as error:
-            log.error("%s cannot be read: %s; its QEMU is left alone", home.path / "record.json", error)
+            log.error("%s cannot be read: %s; its QEMU is left running", home.path / "record.json", error)
             self._unread.append(home)
             return
         process = home.process()
         if record is None or process is None or record.stage is Stage.STARTING:
-            if process is not None:  # nobody was told that it started
+            if process is not None:  # its start was never reported
                 await process.stop(grace=0)
             if record is not None and record.stage in {Stage.RUNNING, Stage.ARRIVING, Stage.SWITCHING}:
-                log.error("domain=%s ended while we were away: %s", record.spec.name, home.words() or "no message")
+                log.error("domain=%s ended while veeryd was down: %s", record.spec.name, home.words() or "no message")
                 self.events.put_nowait(DomainEvent(record.spec.uuid, DomainEnd.DIED))
             home.remove()
             return
         domain = self._new(home, record, process)
         domain.adopt()
         log.info("domain=%s found running, pid %d", record.spec.name, process.pid)
-        if record.ended is not None:  # whoever was told of it may have died with us
+        if record.ended is not None:  # the earlier veeryd may have died before it handled this
             self.events.put_nowait(DomainEvent(record.spec.uuid, record.ended))
         self._task(self._settle(domain), f"settle {record.spec.name}")
 
     async def _settle(self, domain: Domain) -> None:
-        """Mend what a restart of ours cut short."""
+        """Complete what a restart of veeryd interrupted."""
         try:
             await domain.met()
             async with domain.lock:
@@ -288,13 +289,13 @@ class Registry:
             log.error("domain=%s QEMU ended: %s", record.spec.name, domain.home.words() or "no message")
             self._task(self._forget(domain), f"forget {record.spec.name}")
         self.dmesg.note(f"{record.spec.name} ({record.domid}) ended: {end}")
-        self.events.put_nowait(DomainEvent(record.spec.uuid, end))  # of a half domain too: it may be ours by now
+        self.events.put_nowait(DomainEvent(record.spec.uuid, end))  # of a half domain too: this node may own it by now
 
     # ---- the log, and tasks
 
     async def _trim(self) -> None:
         while True:
-            await asyncio.sleep(TRIM_EVERY)
+            await asyncio.sleep(TRIM_INTERVAL_S)
             for domain in self._domains.values():
                 try:
                     domain.console.trim()
@@ -309,29 +310,29 @@ class Registry:
 
 
 def _group(record: Record) -> str:
-    """The name of a domain's cgroup; a domain may be on two nodes that share a machine."""
+    """Return the name of a domain's cgroup; a domain may be on two nodes that share a machine."""
     return f"{record.spec.uuid}-{record.domid}"
 
 
 def _of_another_boot(stamp: Path) -> bool:
-    """Whether the folders beside `stamp` are of another boot. A stamp that cannot be read tells nothing: then each
-    folder's own pid and start time do."""
+    """Return whether the folders beside `stamp` are of another boot. A stamp that cannot be read says nothing: then
+    each folder's own pid and start time decide."""
     if not stamp.exists():
         return True
     words = stamp.read_bytes().decode(errors="replace").strip()
     if len(words) != len(machine.boot_id()) or not words.isprintable():
-        log.error("%s cannot be read: the domains here are taken for those of this boot", stamp)
+        log.error("%s cannot be read: assuming that the domains here are of this boot", stamp)
         return False
     return words != machine.boot_id()
 
 
 def _check(spec: DomainSpec, attachments: Attachments) -> None:
-    """Raises Refused for what can be seen before anything is started."""
+    """Raise Refused for problems that are visible before anything is started."""
     if not spec.uuid:
-        raise Refused(f"{spec.name} has no UUID", hint="the domain's record gives it one")
+        raise Refused(f"{spec.name} has no UUID", hint="its record in the store must give it one")
     for what, path in (("kernel", spec.kernel), ("ramdisk", spec.ramdisk)):
         if path and not Path(path).is_file():
-            raise Refused(f"{spec.name}: {what} {path} is not there", hint="each node needs its own copy of it")
+            raise Refused(f"{spec.name}: {what} {path} does not exist", hint="each node needs its own copy of it")
     for disk in attachments.disks:
         if isinstance(disk.source, LocalDisk) and not Path(disk.source.path).exists():
-            raise Refused(f"{spec.name}: disk {disk.spec.vdev}: {disk.source.path} is not there")
+            raise Refused(f"{spec.name}: disk {disk.spec.vdev}: {disk.source.path} does not exist")

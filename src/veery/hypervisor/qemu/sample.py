@@ -1,8 +1,8 @@
-"""A running domain's memory, looked at from outside: how much of it is not zero, how fast it changes, how well it
-compresses. Pages are read at random out of QEMU's own (proc(5), /proc/PID/mem), which the guest does not notice.
+"""A running domain's memory, sampled from outside: how much of it is not zero, how fast it changes, how well it
+compresses. Pages are read at random from QEMU's memory (proc(5), /proc/PID/mem); the guest does not notice.
 
-QEMU's calc-dirty-rate (page-sampling) does the same for one window and so cannot tell a slow writer over much memory
-from a quick one over little; its other mode reads the dirty bitmap, which stays empty under TCG."""
+QEMU's calc-dirty-rate (page-sampling) does the same for one window, and so cannot distinguish a slow writer over much
+memory from a quick one over little. Its other mode reads the dirty bitmap, which stays empty under TCG."""
 
 from __future__ import annotations
 
@@ -18,30 +18,31 @@ from veery.model.plan import MemoryReading
 
 PAGE = 4096
 PAGES = 2048
-PACKED = 96  # pages of the sample that are compressed
+PACKED = 96  # pages of the sample to compress
 WINDOWS = (0.05, 0.2, 0.8)
-"""Seconds after the first look at which the same pages are looked at again."""
+"""Seconds after the first reading at which the same pages are read again."""
 _ZERO = bytes(PAGE)
 
 
 def sample(pid: int, size: int, *, seed: int = 0, windows: Sequence[float] = WINDOWS) -> MemoryReading:
-    """Read the guest's memory of `size` bytes in process `pid`. Blocks for the last of `windows`; call it in a
-    thread. Raises Failed when the process has gone."""
+    """Read the guest's memory of `size` bytes in process `pid`. Blocks for the last of `windows`; call it in a thread.
+    Raises Failed when the process has gone."""
     try:
         start = _place(pid, size)
         handle = os.open(f"/proc/{pid}/mem", os.O_RDONLY)
     except OSError as error:
-        raise Failed(f"process {pid} cannot be looked into: {error.strerror}") from error
+        raise Failed(f"the memory of process {pid} cannot be read: {error.strerror}") from error
     try:
         return _sample(handle, start, size, Random(seed or None), windows)
     except OSError as error:
-        raise Failed(f"process {pid} went away") from error
+        raise Failed(f"process {pid} has ended") from error
     finally:
         os.close(handle)
 
 
 def _place(pid: int, size: int) -> int:
-    """Where guest memory begins in the process: its largest writable mapping. Raises Failed where that is too small."""
+    """Return where guest memory begins in the process: its largest writable mapping. Raises Failed where that is too
+    small."""
     best = (0, 0)
     for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
         span, flags = line.split()[:2]
@@ -56,7 +57,7 @@ def _place(pid: int, size: int) -> int:
 def _sample(handle: int, start: int, size: int, random: Random, windows: Sequence[float]) -> MemoryReading:
     count = size // PAGE
     pages = sorted(random.sample(range(count), min(PAGES, count)))
-    share = size / len(pages)  # bytes that one page of the sample stands for
+    share = size / len(pages)  # bytes that one page of the sample represents
     begun = time.monotonic()
     first: list[int] = []
     kept: list[bytes] = []

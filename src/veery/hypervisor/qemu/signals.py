@@ -14,14 +14,14 @@ from veery.hypervisor.qemu.domain import Domain
 LOOK_INTERVAL_S = 0.2
 LEAST_DUMP_S = 120.0
 DUMP_RATE_MIB_S = 20
-"""A slow disk. The deadline of a dump grows with the domain's memory."""
+"""That of a slow disk. The deadline of a dump grows with the domain's memory."""
 DUMP = "dump"
 """getfd's name of the file of a dump."""
 _COMMANDS = {Trigger.NMI: "inject-nmi", Trigger.POWER: "system_powerdown"}
 
 
 async def trigger(domain: Domain, what: Trigger) -> None:
-    """As Signaller.trigger."""
+    """See Signaller.trigger."""
     await domain.monitor.execute(_COMMANDS[what])
 
 
@@ -31,7 +31,7 @@ async def break_console(domain: Domain) -> None:
 
 
 async def dump_core(domain: Domain, path: Path) -> None:
-    """As Signaller.dump_core."""
+    """See Signaller.dump_core."""
     async with domain.lock:
         protocol = f"file:{path}"
         if domain.home.apart:
@@ -54,5 +54,5 @@ async def dump_core(domain: Domain, path: Path) -> None:
             ) from error
         if seen["status"] != "completed":
             raise Failed(
-                f"{domain.record.spec.name}: {path} was not written", hint="is there room, and is it writable?"
+                f"{domain.record.spec.name}: {path} was not written", hint="is there enough space, and is it writable?"
             )

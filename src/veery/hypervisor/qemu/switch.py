@@ -1,15 +1,15 @@
-"""A running domain's disk goes over from one LUN to another: a mirror, a short stop, a pivot.
+"""Switching a running domain's disk from one LUN to another: a mirror, a short pause, a pivot.
 
 QAPI's block-core.json; docs/interop/live-block-operations.rst. The mirror begins in the background, where the guest's
-writes wait for the old LUN only: a target that hangs meanwhile holds up the copy and not the guest. When little is
-left, or the guest writes so much that it does not become little, the copy mode becomes write-blocking
-(block-job-change): each write is answered when both LUNs have it, so the copy ends whatever the guest does. For the
-switch-over the processors stand still: nothing is in flight then and both LUNs are the same, so it does not matter
-which of them the record names when QEMU dies there.
+writes wait only for the old LUN: a target that hangs meanwhile blocks the copy and not the guest. When little is left,
+or the guest writes so much that the rest does not shrink, the copy mode becomes write-blocking (block-job-change). Then
+each write is acknowledged when both LUNs have it, so the copy ends whatever the guest does. For the switch-over the
+processors are stopped: nothing is under way then and both LUNs are the same. So it does not matter which of them the
+record names if QEMU dies there.
 
-While it is only a copy, the new LUN is opened with a timeout, after which block/iscsi.c connects anew; the disk itself
-has none, since a guest had rather wait for its target. So the mirror goes into a raw node, the disk's `front` from then
-on, whose child is opened anew without one at last (blockdev-reopen)."""
+While it is only a copy, the new LUN is opened with a timeout, after which block/iscsi.c connects again. The disk itself
+has no timeout, because a guest should wait for its target. So the mirror writes into a raw node, which is the disk's
+`front` from then on. At the end that node's child is opened again without a timeout (blockdev-reopen)."""
 
 from __future__ import annotations
 
@@ -33,35 +33,35 @@ from veery.model.volume import AttachedDisk, IscsiLun
 
 log = logging.getLogger(__name__)
 
-TIMEOUT = 5  # seconds for a request to the new LUN
-LITTLE = 32 << 20  # bytes left at which the guest's writes begin to wait for both LUNs
-LONG = 20.0  # seconds without coming nearer to the end after which they do anyway
-OPEN_DEADLINE = 20.0  # a LUN is logged into while QEMU answers nothing else
-END_DEADLINE = 20.0
-STALL = 30.0  # seconds without a byte after which a copy without a limit is given up
+TIMEOUT_S = 5  # for a request to the new LUN
+LITTLE = 32 << 20  # bytes left; below it the guest's writes begin to wait for both LUNs
+NO_PROGRESS_S = 20.0  # they also begin to wait when the rest has not shrunk for so long
+OPEN_DEADLINE_S = 20.0  # QEMU answers nothing else while it logs into a LUN
+END_DEADLINE_S = 20.0
+STALL_S = 30.0  # a copy without a limit is given up after so long without a byte
 BURST = 16 << 20  # bytes under way before a job with a speed limit rests (block/mirror.c)
-POLL = 0.2
+POLL_INTERVAL_S = 0.2
 
 Copied = Callable[[int, int], None]
 
 
 async def copy(domain: Domain, vdev: str, lun: IscsiLun, rate: int, report: Copied) -> None:
-    """As DiskSwitcher.copy_disk."""
+    """See DiskSwitcher.copy_disk."""
     disk = _disk(domain, vdev)
     if not isinstance(disk.source, IscsiLun):
-        raise Refused(f"{vdev} of {domain.record.spec.name} is no volume")
+        raise Refused(f"{vdev} of {domain.record.spec.name} is not a volume")
     domain.update(stage=Stage.SWITCHING)
     await _mirror(domain, disk, lun, sync="full", rate=rate, mode="background")
     await _whole(domain, vdev, rate, report)
 
 
 async def over(domain: Domain, vdev: str, lun: IscsiLun, commit: Callable[[], Awaitable[None]], clock: Clock) -> float:
-    """As DiskSwitcher.switch_disk; never cut short."""
+    """See DiskSwitcher.switch_disk. It is never cut short."""
     return await tasks.to_the_end(_over(domain, vdev, lun, commit, clock))
 
 
 async def settle(domain: Domain, vdev: str, lun: IscsiLun | None) -> None:
-    """As DiskSwitcher.settle_disk."""
+    """See DiskSwitcher.settle_disk."""
     if domain.record.stage is not Stage.SWITCHING:
         return
     async with _within(f"{domain.record.spec.name}: QEMU does not answer"):
@@ -95,11 +95,11 @@ async def _mirror(
     new = f"{FRONT}{vdev}-{_number(now) + 1}"
     opened = devices.blockdev(replace(disk, source=lun))
     assert opened is not None
-    await execute("blockdev-add", {**opened, "node-name": _trial(vdev), "timeout": TIMEOUT}, deadline=OPEN_DEADLINE)
+    await execute("blockdev-add", {**opened, "node-name": _trial(vdev), "timeout": TIMEOUT_S}, deadline=OPEN_DEADLINE_S)
     discard = "ignore" if disk.spec.discard is False else "unmap"
     await execute("blockdev-add", {"driver": "raw", "node-name": new, "file": _trial(vdev), "discard": discard})
     mirror = {"device": now, "target": new, "sync": sync, "copy-mode": mode, "speed": rate}
-    await execute("blockdev-mirror", {"job-id": _job(vdev), "auto-dismiss": False, **mirror}, deadline=OPEN_DEADLINE)
+    await execute("blockdev-mirror", {"job-id": _job(vdev), "auto-dismiss": False, **mirror}, deadline=OPEN_DEADLINE_S)
 
 
 async def _whole(domain: Domain, vdev: str, rate: int, report: Copied) -> None:
@@ -109,7 +109,7 @@ async def _whole(domain: Domain, vdev: str, rate: int, report: Copied) -> None:
     before, least, blocking = -1, 1 << 62, False
     while True:
         job = None
-        with contextlib.suppress(OutcomeUnknown):  # it logs in again, or is busy
+        with contextlib.suppress(OutcomeUnknown):  # QEMU logs in again, or is busy
             job = await _standing(domain, vdev)
         now = loop.time()
         if job is not None:
@@ -119,20 +119,24 @@ async def _whole(domain: Domain, vdev: str, rate: int, report: Copied) -> None:
             if left < least:
                 nearer, least = now, left
             report(job["offset"], job["len"])
-            hopeless = now - nearer > LONG and now - moved < LONG / 4  # bytes flow, and it comes no nearer
+            hopeless = (
+                now - nearer > NO_PROGRESS_S and now - moved < NO_PROGRESS_S / 4
+            )  # bytes flow, but the rest does not shrink
             if not blocking and now > begun and (job["ready"] or left < LITTLE or hopeless):
                 change = {"id": _job(vdev), "type": "mirror", "copy-mode": "write-blocking"}
                 await domain.monitor.execute("block-job-change", change)
                 blocking = True
             elif job["ready"] and job.get("actively-synced", True):
                 return
-        if now - moved > STALL + (BURST / rate if rate else 0.0):
-            raise Failed(f"{name}: nothing of {vdev} was copied for {STALL:g} s", hint="is the path to the target up?")
-        await asyncio.sleep(POLL)
+        if now - moved > STALL_S + (BURST / rate if rate else 0.0):
+            raise Failed(
+                f"{name}: no part of {vdev} was copied for {STALL_S:g} s", hint="is the path to the target up?"
+            )
+        await asyncio.sleep(POLL_INTERVAL_S)
 
 
 async def _standing(domain: Domain, vdev: str) -> dict[str, Any]:
-    """The mirror. Raises Failed when it broke."""
+    """Return the mirror's job. Raises Failed when it broke."""
     for row in await domain.monitor.execute("query-block-jobs", deadline=2.0):
         if row["device"] == _job(vdev) and row["status"] != "concluded":
             found: dict[str, Any] = row
@@ -156,10 +160,10 @@ async def _over(domain: Domain, vdev: str, lun: IscsiLun, commit: Callable[[], A
 
     domain.listeners.add(heard)
     try:
-        await domain.stop()  # all writes done, here and there
+        await domain.stop()  # both LUNs have all writes
         job = await _standing(domain, vdev)
         if not job["ready"] or not job.get("actively-synced", True):
-            raise Failed(f"{domain.record.spec.name}: its {vdev} fell out of step", hint="try again")
+            raise Failed(f"{domain.record.spec.name}: the copy of its {vdev} fell behind", hint="try again")
         await commit()
     except BaseException:
         domain.listeners.discard(heard)
@@ -169,19 +173,21 @@ async def _over(domain: Domain, vdev: str, lun: IscsiLun, commit: Callable[[], A
         await settle(domain, vdev, lun)
     finally:
         domain.listeners.discard(heard)
-    log.info("domain=%s disk=%s went over to %s, stood %.0f ms", domain.record.spec.name, vdev, lun.portal, stood[0])
+    log.info(
+        "domain=%s disk=%s switched to %s, paused for %.0f ms", domain.record.spec.name, vdev, lun.portal, stood[0]
+    )
     return stood[0]
 
 
 async def _turn(domain: Domain, disk: AttachedDisk, lun: IscsiLun) -> None:
-    """The device has `lun`: from whatever step of it. Until it has, the domain stands still. Raises Failed,
+    """Give the device `lun`, from any step of the switch. Until it has it, the domain stays paused. Raises Failed,
     OutcomeUnknown."""
     if disk.source == lun:
         return
     vdev = disk.spec.vdev
     job = await _job_row(domain, vdev)
     if (job is None and not await _turned(domain, vdev)) or (job is not None and job.get("error")):
-        await _forget(domain, vdev)  # it broke; nothing was written since both were the same
+        await _forget(domain, vdev)  # the mirror broke; nothing was written since both LUNs were the same
         await _mirror(domain, disk, lun, sync="none")
     await _complete(domain, vdev)
     record = domain.record
@@ -190,48 +196,48 @@ async def _turn(domain: Domain, disk: AttachedDisk, lun: IscsiLun) -> None:
 
 
 async def _tidy(domain: Domain, disk: AttachedDisk) -> None:
-    """The old LUN is closed, and the new one opened without a timeout: from whatever step of it. Raises Failed,
+    """Close the old LUN, and open the new one without a timeout, from any step of this. Raises Failed,
     OutcomeUnknown."""
     execute, vdev = domain.monitor.execute, disk.spec.vdev
     now, name = await front(domain, vdev), disk_id(disk.spec)
     nodes = await _nodes(domain)
     for node in nodes:
         if node.startswith(f"{FRONT}{vdev}-") and node != now:
-            await execute("blockdev-del", {"node-name": node}, deadline=OPEN_DEADLINE)
+            await execute("blockdev-del", {"node-name": node}, deadline=OPEN_DEADLINE_S)
     if _trial(vdev) not in nodes:
         return
     if name in nodes:
-        with contextlib.suppress(CommandError):  # it is the new one already, and in use
-            await execute("blockdev-del", {"node-name": name}, deadline=OPEN_DEADLINE)
+        with contextlib.suppress(CommandError):  # this node is the new LUN already, and in use
+            await execute("blockdev-del", {"node-name": name}, deadline=OPEN_DEADLINE_S)
     if name not in await _nodes(domain):
         opened = devices.blockdev(disk)
         assert opened is not None
-        await execute("blockdev-add", opened, deadline=OPEN_DEADLINE)
+        await execute("blockdev-add", opened, deadline=OPEN_DEADLINE_S)
     discard = "ignore" if disk.spec.discard is False else "unmap"
     options = {"driver": "raw", "node-name": now, "file": name, "discard": discard}
-    await execute("blockdev-reopen", {"options": [options]}, deadline=OPEN_DEADLINE)
-    await execute("blockdev-del", {"node-name": _trial(vdev)}, deadline=OPEN_DEADLINE)
+    await execute("blockdev-reopen", {"options": [options]}, deadline=OPEN_DEADLINE_S)
+    await execute("blockdev-del", {"node-name": _trial(vdev)}, deadline=OPEN_DEADLINE_S)
 
 
 async def _turned(domain: Domain, vdev: str) -> bool:
-    """Whether the device has the mirror's target: of two fronts that one has the higher number."""
+    """Return whether the device has the mirror's target: of two fronts that one has the higher number."""
     now, nodes = await front(domain, vdev), await _nodes(domain)
     fronts = [node for node in nodes if node.startswith(f"{FRONT}{vdev}-")]
     return _trial(vdev) in nodes and now in fronts and _number(now) == max(map(_number, fronts))
 
 
 async def _complete(domain: Domain, vdev: str) -> None:
-    """Let the mirror turn the device to its target. Raises Failed."""
+    """Let the mirror switch the device to its target. Raises Failed."""
     execute, asked = domain.monitor.execute, False
-    async with _within(f"{domain.record.spec.name}: its {vdev} does not turn"):
+    async with _within(f"{domain.record.spec.name}: its {vdev} did not switch in time"):
         while (job := await _job_row(domain, vdev)) is not None:
             if job["status"] == "ready" and not asked:
-                await execute("block-job-complete", {"device": _job(vdev)}, deadline=OPEN_DEADLINE)
+                await execute("block-job-complete", {"device": _job(vdev)}, deadline=OPEN_DEADLINE_S)
                 asked = True
             elif job["status"] == "concluded":
                 await execute("job-dismiss", {"id": _job(vdev)})
                 if job.get("error"):
-                    raise Failed(f"{domain.record.spec.name}: its {vdev} did not turn: {job['error']}")
+                    raise Failed(f"{domain.record.spec.name}: its {vdev} did not switch: {job['error']}")
                 return
             await asyncio.sleep(0.005)
 
@@ -239,7 +245,7 @@ async def _complete(domain: Domain, vdev: str) -> None:
 async def _forget(domain: Domain, vdev: str) -> None:
     """End the mirror; the domain keeps the disk that it had. Raises Failed, OutcomeUnknown."""
     execute = domain.monitor.execute
-    async with _within(f"{domain.record.spec.name}: the copy of its {vdev} does not end before its target answers"):
+    async with _within(f"{domain.record.spec.name}: the copy of its {vdev} cannot end until its target answers"):
         while (job := await _job_row(domain, vdev)) is not None:
             with contextlib.suppress(CommandError):  # it has just ended
                 if job["status"] == "concluded":
@@ -251,7 +257,7 @@ async def _forget(domain: Domain, vdev: str) -> None:
     nodes = await _nodes(domain)
     for node in (*(node for node in nodes if node.startswith(f"{FRONT}{vdev}-") and node != now), _trial(vdev)):
         if node in nodes:
-            await execute("blockdev-del", {"node-name": node}, deadline=OPEN_DEADLINE)
+            await execute("blockdev-del", {"node-name": node}, deadline=OPEN_DEADLINE_S)
 
 
 # ---- smaller parts
@@ -260,10 +266,10 @@ async def _forget(domain: Domain, vdev: str) -> None:
 @contextlib.asynccontextmanager
 async def _within(message: str) -> AsyncIterator[None]:
     try:
-        async with asyncio.timeout(END_DEADLINE):
+        async with asyncio.timeout(END_DEADLINE_S):
             yield
     except TimeoutError as error:
-        raise Failed(message, hint="it is tried again by itself") from error
+        raise Failed(message, hint="the move of the disk is retried automatically") from error
 
 
 async def _job_row(domain: Domain, vdev: str) -> dict[str, Any] | None:
@@ -284,7 +290,7 @@ def _disk(domain: Domain, vdev: str) -> AttachedDisk:
 
 
 def _number(node: str) -> int:
-    """How often the disk went over before it had this node."""
+    """Return how often the disk was switched before it had this node."""
     return int(node.rpartition("-")[2]) if node.startswith(FRONT) else 0
 
 
@@ -293,5 +299,5 @@ def _job(vdev: str) -> str:
 
 
 def _trial(vdev: str) -> str:
-    """The new LUN, opened with a timeout."""
+    """Return the node name of the new LUN, opened with a timeout."""
     return f"trial-{vdev}"

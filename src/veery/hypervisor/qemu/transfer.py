@@ -1,7 +1,7 @@
-"""One migration of one QEMU, whichever way it goes: set up, followed to its end, cancelled.
+"""One migration of one QEMU, in either direction: set up, followed to its end, cancelled.
 
-It is driven through the domain's second monitor, which belongs to it, so that no other command stands in its way.
-QEMU's side of it: docs/devel/migration, QAPI's migration.json; what it does when things break was tried."""
+It uses the domain's second monitor, which it has for itself, so that no other command delays it. QEMU's side:
+docs/devel/migration, QAPI's migration.json; its behaviour when things break was tested."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from veery.model.move import CopyOptions, MoveProgress, Phase
 
 log = logging.getLogger(__name__)
 
-POLL = 0.1
-POLL_HELD = 0.02
-"""Seconds between two readings of a copy that waits for our word: what it reads decides when the domain stops."""
-QUERY_DEADLINE = 2.0
-CANCEL_DEADLINE = 5.0
+POLL_INTERVAL_S = 0.1
+POLL_HELD_INTERVAL_S = 0.02
+"""Between two readings of a copy that waits for an order: these readings decide when the domain stops."""
+QUERY_DEADLINE_S = 2.0
+CANCEL_DEADLINE_S = 5.0
 GENTLER = "try when it is quieter, with more bandwidth, or --policy balanced"
 PLAIN = CopyOptions()
 OVER = frozenset({"completed", "failed", "cancelled"})
@@ -37,17 +37,17 @@ async def _never() -> bool:
 
 
 class Transfer:
-    """One migration of one QEMU, seen through a monitor of its own: `open` it, `close` it."""
+    """One migration of one QEMU, through a monitor of its own: `open` it, `close` it."""
 
     def __init__(self, domain: Domain, clock: Clock) -> None:
-        """For `domain`, which side it is on does not matter."""
+        """`domain` may be on either side."""
         self.domain, self._clock = domain, clock
         self._news = asyncio.Event()
         self.status = ""
         self.device_since = 0.0  # when the domain was seen stopped for the switch-over
-        self.stopped_at = 0.0  # when we stopped the domain ourselves
-        self.leaving = False  # the domain goes on at the target before all is sent
-        self.poll = POLL
+        self.stopped_at = 0.0  # when veeryd stopped the domain
+        self.leaving = False  # post-copy: the domain runs at the target before everything was sent
+        self.poll = POLL_INTERVAL_S
         self.monitor = Monitor(domain.record.spec.name, domain.home.monitors[1], self._event)
 
     async def open(self) -> None:
@@ -55,7 +55,7 @@ class Transfer:
         await self.monitor.connect()
 
     async def close(self) -> None:
-        """Hang up; the migration does not notice."""
+        """Disconnect; the migration does not notice."""
         await self.monitor.close()
 
     def _event(self, name: str, data: Mapping[str, Any]) -> None:
@@ -66,15 +66,15 @@ class Transfer:
             self._news.set()
 
     async def set_up(self, *, return_path: bool, means: CopyOptions = PLAIN, **parameters: Any) -> None:
-        """Capabilities and `parameters` (underscores for dashes). A file cannot answer: no return path there.
+        """Set capabilities and `parameters` (underscores for dashes). A file cannot answer: it has no return path.
 
-        switchover-ack holds a copy: the source waits for a word of the target, which gives it only where it has the
-        capability too (ours has not), or until the domain stands still (migration.c, migration_can_switchover)."""
+        switchover-ack holds a copy. The source waits for a message that the target sends only if it has the capability
+        too (a veery target has not), or until the domain is paused (migration.c, migration_can_switchover)."""
         await self.monitor.execute_all(*orders(return_path=return_path, means=means, **parameters))
 
     async def query(self) -> Info:
-        """query-migrate. Raises OutcomeUnknown when QEMU is silent."""
-        info: Info = await self.monitor.execute("query-migrate", deadline=QUERY_DEADLINE)
+        """Return the answer to query-migrate. Raises OutcomeUnknown when QEMU does not answer."""
+        info: Info = await self.monitor.execute("query-migrate", deadline=QUERY_DEADLINE_S)
         self.status = str(info.get("status", ""))
         return info
 
@@ -100,9 +100,9 @@ class Transfer:
     ) -> Info:
         """Wait for the end. `pulse` makes of a reading a value that changes as long as bytes move.
 
-        Returns the last reading, its status "completed", or that at which `enough` said so. Raises Failed when it
-        failed, was cancelled, stood still for `stall` seconds, took longer than `timeout` (0: none), stood stopped
-        for more than `guard` ms (0: any time), or QEMU ended."""
+        Returns the last reading, with status "completed", or the one at which `enough` returned true. Raises Failed
+        when the migration failed, was cancelled, stalled for `stall` seconds, took longer than `timeout` (0: no limit),
+        kept the domain paused for more than `guard` ms (0: no limit), or QEMU ended."""
         name = self.domain.record.spec.name
         begun = moved = self._clock.now()
         last: object = None
@@ -116,7 +116,7 @@ class Transfer:
                     return info
                 if self.status in OVER:
                     reason = info.get("error-desc") or f"the copy was {self.status}"
-                    if "load of migration failed" in reason:  # why, stands in its log alone
+                    if "load of migration failed" in reason:  # only QEMU's log has the reason
                         reason = self.domain.home.words() or reason
                     raise Failed(f"{name}: {reason}")
                 value = pulse(info)
@@ -141,44 +141,44 @@ class Transfer:
             await self.change(pause)
 
     def _stands_since(self) -> float:
-        """Since when the domain stands for its switch-over, 0.0: it does not. Where we stopped it, since then: what
-        remains may be stuck on its way; where its disks are mirrored, since these have ended."""
+        """Return since when the domain is paused for its switch-over, 0.0: it is not. Where veeryd stopped it, since
+        then, because the rest may be stuck on its way; where its disks are mirrored, since the mirrors ended."""
         if self.stopped_at and self.domain.mirrors is None:
             return self.stopped_at
         return self.device_since
 
     async def stop(self) -> None:
-        """Stop the domain: what remains is now all there is to send. Raises Failed, OutcomeUnknown."""
+        """Stop the domain, so that no more memory is written. Raises Failed, OutcomeUnknown."""
         if not self.stopped_at:
             begun = self._clock.now()
             await self.domain.stop()
             self.stopped_at = begun
 
     async def leave(self) -> None:
-        """Stop the domain, so that it goes on at the target before all is sent. Raises Failed, OutcomeUnknown.
+        """Stop the domain, so that it runs at the target before everything was sent. Raises Failed, OutcomeUnknown.
 
-        It is stopped by us and not by QEMU: whatever becomes of the copy, QEMU then never starts it here by itself
+        veeryd stops it and not QEMU: then QEMU never starts it here by itself, whatever happens to the copy
         (migration.c, migration_iteration_finish, vm_old_state)."""
         self.leaving = True
         await self.stop()
-        with contextlib.suppress(CommandError):  # it was all but through, and needs no post-copy any more
+        with contextlib.suppress(CommandError):  # the copy has almost ended and needs no post-copy any more
             await self.monitor.execute("migrate-start-postcopy")
 
     async def cancel(self, stream: socket.socket | None) -> None:
-        """Stop a copy that is under way, and see to it that the domain runs on, as far as it did before.
+        """Stop a copy that is under way, so that the domain runs on as it did before.
 
-        A QEMU that waits for the network is freed by shutting `stream` down. Never raises."""
+        Shutting `stream` down frees a QEMU that waits for the network. Never raises."""
         try:
             with contextlib.suppress(Failed):
                 await self.query()
             if self.status and self.status not in OVER:
-                await self.monitor.execute("migrate_cancel", deadline=self.domain.patience(QUERY_DEADLINE))
-            # QEMU holds its lock for the bitmap of a large memory, and answers nothing meanwhile.
-            if not await self._over(self.domain.patience(CANCEL_DEADLINE)) and stream is not None:
+                await self.monitor.execute("migrate_cancel", deadline=self.domain.patience(QUERY_DEADLINE_S))
+            # QEMU holds its lock for the bitmap of a large memory and does not answer meanwhile.
+            if not await self._over(self.domain.patience(CANCEL_DEADLINE_S)) and stream is not None:
                 shut(stream)
-                await self._over(CANCEL_DEADLINE)
+                await self._over(CANCEL_DEADLINE_S)
         except VeeryError as error:
-            log.warning("domain=%s copy not cancelled in order: %s", self.domain.record.spec.name, error)
+            log.warning("domain=%s copy could not be cancelled cleanly: %s", self.domain.record.spec.name, error)
             if stream is not None:
                 shut(stream)
 
@@ -188,14 +188,15 @@ class Transfer:
             await self.query()
             if not self.status or self.status in OVER:
                 return True
-            await self.change(POLL)
+            await self.change(POLL_INTERVAL_S)
         return False
 
 
 def orders(
     *, return_path: bool, means: CopyOptions = PLAIN, late_activate: bool = False, **parameters: Any
 ) -> tuple[Command, ...]:
-    """The commands of `Transfer.set_up`; with `late_activate` a target opens its disks when it is let go."""
+    """Return the commands of `Transfer.set_up`; with `late_activate` a target opens its disks when it starts the
+    domain."""
     wanted = {
         "events": True,
         "return-path": return_path,
@@ -211,7 +212,7 @@ def orders(
 
 
 def reading(info: Info) -> MoveProgress:
-    """What query-migrate told, as a progress of COPY."""
+    """Return the answer to query-migrate as a progress of COPY."""
     ram = info.get("ram", {})
     return MoveProgress(
         phase=Phase.COPY,
@@ -227,6 +228,6 @@ def reading(info: Info) -> MoveProgress:
 
 
 def shut(stream: socket.socket) -> None:
-    """Break a connection, whoever else holds it."""
+    """Shut a connection down, whichever other process has it open."""
     with contextlib.suppress(OSError):
         stream.shutdown(socket.SHUT_RDWR)

@@ -1,7 +1,7 @@
 """The time stamp counter that KVM gives to guests on this processor (Linux, Documentation/virt/kvm/api.rst).
 
-Its frequency is the processor's. A domain that comes from elsewhere keeps the frequency that it started with where the
-processor can scale it; where not, QEMU warns and the guest's counter runs at another speed."""
+Its frequency is the processor's. A domain that moves in keeps the frequency that it started with where the processor
+can scale the counter. Where it cannot, QEMU warns and the guest's counter runs at another speed."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ CAP_TSC_CONTROL, CAP_GET_TSC_KHZ = 60, 61
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tsc:
-    """`khz` 0: not known; `scales`: guests can have another frequency."""
+    """The counter of this node. `khz` 0: not known; `scales`: guests can have another frequency."""
 
     khz: int = 0
     scales: bool = False
 
 
 def ask(kvm: Path = KVM) -> Tsc:
-    """Of an empty machine with one processor, which is gone when this returns. Some milliseconds."""
+    """Ask KVM about an empty machine with one processor, which is gone when this returns. Takes some milliseconds."""
     with contextlib.ExitStack() as stack:
         try:
             system = os.open(kvm, os.O_RDWR | os.O_CLOEXEC)

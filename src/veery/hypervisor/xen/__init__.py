@@ -1,1 +1,1 @@
-"""Domains under Xen, run by `xl`: `driver` is what the daemon builds; one module per outside program."""
+"""Domains under Xen, run by `xl`: the daemon builds `driver`; there is one module for each outside program."""

@@ -1,5 +1,5 @@
-"""The orders of xl that give a running domain the memory, processors and share that its spec names. Pure but for
-`reapply`, which gives them to a domain that has arrived by a move: xl carries no affinity along."""
+"""The orders of xl that give a running domain the memory, processors and share of its spec. Pure except `reapply`,
+which gives them to a domain that has moved in, because xl does not migrate affinities."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Order = tuple[str, ...]
 
 
 def orders(before: DomainSpec | None, after: DomainSpec, domid: int, scheduler: str) -> tuple[Order, ...]:
-    """The verb and words of each order that makes `before` into `after`, on a host with this `scheduler` (xl info's
-    xen_scheduler). Without `before` all that `after` names."""
+    """Return the verb and words of each order that changes `before` to `after`, on a host with this `scheduler` (xl
+    info's xen_scheduler). Without `before`, the orders for all that `after` names."""
     found: list[Order] = []
     if (before is None and after.maxmem) or (before and most_memory(before) != most_memory(after)):
         found.append(("mem-max", str(domid), f"{most_memory(after)}m"))
@@ -65,7 +65,7 @@ def _affinities(spec: DomainSpec) -> Iterator[tuple[str, str]]:
 
 
 def lasting(spec: DomainSpec) -> bool:
-    """Whether there is anything to give to a domain that arrives."""
+    """Return whether a domain that moves in needs any of these orders."""
     return bool(orders(None, spec, 0, ""))
 
 
@@ -77,7 +77,7 @@ async def adjust(xl: Xl, domain: Domain, spec: DomainSpec) -> None:
 
 
 async def reapply(xl: Xl, domain: Domain) -> None:
-    """Give it all that its spec names. What this node cannot give is logged: the domain runs without it."""
+    """Give the domain all that its spec names. What this node cannot provide is logged: the domain runs without it."""
     spec = domain.record.spec
     try:
         scheduler = (await xl.info()).rows.get("xen_scheduler", "")
@@ -89,5 +89,7 @@ async def reapply(xl: Xl, domain: Domain) -> None:
             try:
                 await xl.order(verb, *words)
             except VeeryError as error:
-                log.warning("domain=%s not given here: %s: %s", spec.name, " ".join((verb, *words)), error.message)
+                log.warning(
+                    "domain=%s a setting was not applied: %s: %s", spec.name, " ".join((verb, *words)), error.message
+                )
         domain.update(arrived=False)

@@ -1,4 +1,4 @@
-"""The domain file that xl is given: the domain's own, with volumes as the devices that this node has them under."""
+"""The domain file for xl: the domain's own, with volumes replaced by their devices on this node."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from veery.model.domain import DiskFormat, DiskSpec, DomainSpec, DomainType, OnE
 from veery.model.volume import AttachedDisk, AttachedVif, Attachments, IscsiLun, LocalDisk
 
 Devices = Mapping[str, Path]
-"""Where the kernel has each LUN that a disk is on, by the disk's vdev."""
+"""The kernel's device of each LUN under a disk, by the disk's vdev."""
 
 
 def check(spec: DomainSpec) -> None:
-    """Raises Refused for what a domain cannot be here, before anything is begun."""
+    """Raise Refused for a domain that cannot run here, before anything is begun."""
     if not spec.uuid:
-        raise Refused(f"{spec.name} has no UUID", hint="the domain's record gives it one")
+        raise Refused(f"{spec.name} has no UUID", hint="its record in the store must give it one")
     if spec.type is DomainType.HVM:
         raise Refused(
-            f"{spec.name}: hvm is not run on Xen here, because its device model does not move with our stream",
+            f"{spec.name}: veery runs no hvm domains on Xen, because a move cannot carry their device model",
             hint='write type = "pvh", or "pv"',
         )
     for what, path in (("kernel", spec.kernel), ("ramdisk", spec.ramdisk)):
         if path and not Path(path).is_file():
-            raise Refused(f"{spec.name}: {what} {path} is not there", hint="each node needs its own copy of it")
+            raise Refused(f"{spec.name}: {what} {path} does not exist", hint="each node needs its own copy of it")
     for vif in spec.vifs:
         if not vif.mac:
-            raise Refused(f"{spec.name}: an interface without a MAC", hint="the domain's record gives it one")
+            raise Refused(f"{spec.name}: an interface has no MAC", hint="its record in the store must give it one")
 
 
 def text(
     spec: DomainSpec, attachments: Attachments, devices: Devices, scripts: Mapping[str, str], *, cpus: int = 0
 ) -> str:
-    """The file for a host with `cpus` processors (0: not known). `scripts` are our hotplug scripts (scripts.install)
-    for what has none of its own. on_* say preserve, as the node acts on an end (xl's own watcher is not run:
-    `create -e`); but for a soft reset, which libxl does not know how to leave."""
+    """Return the file for a host with `cpus` processors (0: not known). `scripts` are veery's hotplug scripts
+    (scripts.install) for devices without one of their own. on_* say preserve, because the node acts on an end (xl's own
+    watcher is not run: `create -e`). libxl cannot preserve a domain after a soft reset."""
     keep = OnEvent.PRESERVE
     plain = replace(
         fitting(spec, cpus) if cpus else spec,
@@ -56,23 +56,23 @@ def text(
 
 
 def disk(attached: AttachedDisk, devices: Devices, scripts: Mapping[str, str]) -> str:
-    """The same of one disk, for `xl block-attach`."""
+    """Return one disk in the same form, for `xl block-attach`."""
     return disk_config.render_disk(_disk(attached, devices, scripts))
 
 
 def vif(attached: AttachedVif, scripts: Mapping[str, str]) -> tuple[str, ...]:
-    """An interface's words for `xl network-attach`."""
+    """Return an interface's words for `xl network-attach`."""
     spec = replace(attached.spec, script=attached.spec.script or scripts.get("nic", ""))
     return tuple(vif_config.render_vif(spec).split(","))
 
 
 def _disk(attached: AttachedDisk, devices: Devices, scripts: Mapping[str, str]) -> DiskSpec:
-    source, spec = attached.source, replace(attached.spec, limits=None)  # xl has none: support.py warns
+    source, spec = attached.source, replace(attached.spec, limits=None)  # xl has no limits: support.py warns
     if isinstance(source, IscsiLun):
         target, script = str(devices[spec.vdev]), spec.script or scripts.get("disk", "")
         return replace(spec, volume="", format=DiskFormat.RAW, backendtype="phy", target=target, script=script)
     if isinstance(source, LocalDisk):
-        # blkback serves devices, and files through a loop device that the script makes; QEMU in dom0 is only wanted
+        # blkback serves devices, and files through a loop device that the script makes; QEMU in dom0 is only needed
         # for formats
         raw = source.format is DiskFormat.RAW
         backend = spec.backendtype or ("phy" if raw else "")

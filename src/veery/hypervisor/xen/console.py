@@ -1,8 +1,8 @@
-"""A domain's console: xenconsoled's terminal, read by us all the time and kept in a log, from which everybody reads.
+"""A domain's console: veeryd reads xenconsoled's terminal all the time and writes a log, from which all consoles read.
 
-xenconsoled(8) gives what the guest prints to whoever reads the terminal first; so there is one reader, the node, and
-`xl console` beside it would get a part only. What the guest prints while we are away waits in xenconsoled, up to a
-MiB (libxl, LIBXL_XENCONSOLE_LIMIT)."""
+xenconsoled(8) gives what the guest prints to the first reader of the terminal. So the node is the only reader, and `xl
+console` besides it would get only a part. What the guest prints while veeryd is down waits in xenconsoled, up to a MiB
+(libxl, LIBXL_XENCONSOLE_LIMIT)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pathlib import Path
 from veery.errors import Failed
 from veery.hypervisor.qemu.console import ConsoleHub
 
-TYPE_DEADLINE = 20.0
+TYPE_DEADLINE_S = 20.0
 _CHUNK = 1 << 16
 
 
 class XenHub(ConsoleHub):
-    """As ConsoleHub, the log being written by us."""
+    """A ConsoleHub whose log veeryd writes."""
 
     def __init__(self, name: str, log: Path) -> None:
         """Nothing is read before `attach`."""
@@ -31,7 +31,7 @@ class XenHub(ConsoleHub):
 
     @property
     def attached(self) -> bool:
-        """Whether a terminal is read."""
+        """True if a terminal is being read."""
         return self._terminal >= 0
 
     def attach(self, terminal: Path) -> None:
@@ -42,31 +42,31 @@ class XenHub(ConsoleHub):
         except OSError as error:
             raise Failed(f"the console of {self.name}: {terminal}: {error.strerror}") from error
         with contextlib.suppress(termios.error):
-            tty.setraw(handle, termios.TCSANOW)  # not TCSAFLUSH: what waits there is to be read
+            tty.setraw(handle, termios.TCSANOW)  # not TCSAFLUSH, which would drop what waits there
         self._terminal = handle
         asyncio.get_running_loop().add_reader(handle, self._ready)
 
     def detach(self) -> None:
-        """Read no more."""
+        """Stop reading."""
         if self._terminal >= 0:
             asyncio.get_running_loop().remove_reader(self._terminal)
             os.close(self._terminal)
             self._terminal = -1
 
     def drain(self) -> None:
-        """Take what is there now."""
+        """Read everything that is available now."""
         while self._terminal >= 0 and self._ready():
             pass
 
     async def type(self, data: bytes) -> None:
-        """As ConsoleHub.type."""
-        ends = asyncio.get_running_loop().time() + TYPE_DEADLINE
+        """See ConsoleHub.type."""
+        ends = asyncio.get_running_loop().time() + TYPE_DEADLINE_S
         left = memoryview(data)
         while left:
             if self.ended or asyncio.get_running_loop().time() > ends:
-                raise Failed(f"the console of {self.name} takes no input", hint="is the domain running? veery list")
+                raise Failed(f"the console of {self.name} accepts no input", hint="is the domain running? veery list")
             try:
-                # none yet: a domain that was just found again, or has just restarted
+                # no terminal yet: the domain was just found again, or has just restarted
                 sent = os.write(self._terminal, left) if self._terminal >= 0 else 0
             except BlockingIOError:
                 sent = 0
@@ -77,13 +77,13 @@ class XenHub(ConsoleHub):
                 await asyncio.sleep(0.02)
 
     async def close(self) -> None:
-        """As ConsoleHub.close."""
+        """See ConsoleHub.close."""
         self.drain()
         self.detach()
         await super().close()
 
     def _ready(self) -> bool:
-        """Take what the terminal has; whether there was anything."""
+        """Read what the terminal has; return whether there was anything."""
         try:
             data = os.read(self._terminal, _CHUNK)
         except BlockingIOError:

@@ -1,7 +1,7 @@
-"""The xen driver: domains under Xen, by xl. They outlive us and are found again by their UUIDs.
+"""The xen driver: domains under Xen, run by xl. They outlive veeryd and are found again by their UUIDs.
 
-Not on Xen: post-copy, because xl has none; a move with local disks and a disk's move to another LUN, because blkback
-has no mirror; hvm domains, because their device model's state goes another way than ours."""
+Not on Xen: post-copy, because xl has none; a move with local disks and a disk's switch to another LUN, because blkback
+has no mirror; hvm domains, because their device model's state does not travel in veery's stream."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ log = logging.getLogger(__name__)
 
 
 class XenDriver:
-    """As base.Driver. `run` holds RUN/xen; it must not survive a boot of the machine, or need not."""
+    """The driver of Xen, as base.Driver says. `run` holds RUN/xen, which need not survive a boot of the machine."""
 
     name = "xen"
-    holds = False  # xl switches over when it thinks fit: slowed down, the domain would stand for that long
+    holds = False  # xl decides when to switch over: a slowed copy would pause the domain for longer
 
     def __init__(self, run: Path, tls: Path | None, settings: Xen, initiator: Initiator, clock: Clock) -> None:
-        """`tls` is the folder of the node's certificates (None: no move with TLS); `initiator` has LUNs as devices of
+        """`tls` is the folder of the node's certificates (None: no move with TLS); `initiator` makes LUNs devices of
         this node."""
         self._xl, self._clock = Xl(settings.xl), clock
         self._roster = Registry(run, self._xl, Xenstore(settings.xenstore), initiator, clock)
@@ -56,8 +56,9 @@ class XenDriver:
     # ---- this machine
 
     async def open(self) -> None:
-        """As Driver.open. A Xen that is missing or too old is told of when a domain is to start; but where domains of
-        ours may run, Xen must answer: taken for gone, they would be started elsewhere. Raises as Xl.info does."""
+        """See Driver.open. A Xen that is missing or too old is reported when a domain is to start. But where domains of
+        veery may run, Xen must answer: if they counted as gone, they would be started elsewhere. Raises as Xl.info
+        does."""
         try:
             info = await self._xl.info()
             machine.check(info)
@@ -76,49 +77,49 @@ class XenDriver:
                 self._roster.task(adjusting.reapply(self._xl, domain), f"settings of {domain.record.spec.name}")
 
     async def close(self) -> None:
-        """As Driver.close."""
+        """See Driver.close."""
         await self._roster.close()
 
     async def host(self) -> HostReading:
-        """As Driver.host."""
+        """See Driver.host."""
         if self._missing is not None:
             return machine.reading(None, None)
         info, rows = await self._roster.info(), await self._roster.see()
         return machine.reading(info, next((row for row in rows if row.domid == 0), None))
 
     async def log(self) -> str:
-        """As Driver.log: the hypervisor's own, then what the driver did."""
+        """See Driver.log. Returns the hypervisor's own log, then what the driver did."""
         return await self._xl.dmesg() + self._roster.dmesg.text()
 
     # ---- domains
 
     async def list(self) -> tuple[DomainReading, ...]:
-        """As Driver.list."""
+        """See Driver.list."""
         if self._missing is None:
             await self._roster.see()
         return tuple(domain.reading() for domain in self._roster.domains())
 
     def unread(self) -> tuple[str, ...]:
-        """As Driver.unread."""
+        """See Driver.unread."""
         return self._roster.unread()
 
     async def spec(self, uuid: str) -> tuple[DomainSpec, Attachments]:
-        """As Driver.spec; interfaces are named as Xen names them."""
+        """See Driver.spec. Interfaces are named as Xen names them."""
         record = self._roster.present(uuid).record
         return record.spec, record.attachments
 
     async def pack(self, uuid: str) -> tuple[DomainSpec, msgspec.Raw]:
-        """As Driver.pack; the luggage is the Build."""
+        """See Driver.pack. The luggage is the Build."""
         record, info = self._roster.domain(uuid).record, await self._ready()
         plan = replace(record.build, xen=f"{info.major}.{info.minor}", dirty_log=info.logs_dirty_pv())
         return record.spec, msgspec.Raw(codec.encode(plan))
 
     async def take_domid(self) -> int:
-        """As Driver.take_domid: 0, it is Xen that numbers domains."""
+        """See Driver.take_domid. Returns 0, because Xen itself numbers domains."""
         return 0
 
     async def start(self, spec: DomainSpec, attachments: Attachments, *, paused: bool = False) -> DomainReading:
-        """As Driver.start."""
+        """See Driver.start."""
         domain = await self._enter(spec, attachments)
         try:
             await self._xl.create(domain.home.config, paused=paused)
@@ -128,32 +129,32 @@ class XenDriver:
             raise
 
     async def destroy(self, uuid: str) -> None:
-        """As Driver.destroy: Xen's own list is read until the domain is off it."""
+        """See Driver.destroy. Reads Xen's own list until the domain is no longer on it."""
         await self._passage.end(uuid)
         await self._roster.destroy(uuid)
 
     async def shutdown(self, uuid: str) -> None:
-        """As Driver.shutdown: the guest's kernel reads it from xenstore, control/shutdown."""
+        """See Driver.shutdown. The guest's kernel reads the order from xenstore, control/shutdown."""
         await self._xl.shutdown(self._roster.domain(uuid).record.domid)
 
     async def reboot(self, uuid: str) -> None:
-        """As Driver.reboot."""
+        """See Driver.reboot."""
         await self._xl.reboot(self._roster.domain(uuid).record.domid)
 
     async def pause(self, uuid: str) -> None:
-        """As Driver.pause. Xen counts pauses: one that is paused is not paused again."""
+        """See Driver.pause. Xen counts pauses, so a paused domain is not paused again."""
         domain = self._roster.free(uuid)
         await self._hold(domain, held=True)
         domain.update(held=True)
 
     async def unpause(self, uuid: str) -> None:
-        """As Driver.unpause."""
+        """See Driver.unpause."""
         domain = self._roster.free(uuid)
         await self._hold(domain, held=False)
         domain.update(held=False)
 
     async def _hold(self, domain: Domain, *, held: bool) -> None:
-        """Whether xl did as it was told, its exit status does not say: Xen's list does."""
+        """Pause or unpause the domain. xl's exit status is unreliable here, so check Xen's list."""
         domid, uuid, name = domain.record.domid, domain.record.spec.uuid, domain.record.spec.name
         row = await self._roster.row(uuid)
         if row is not None and row.held is not held:
@@ -163,39 +164,39 @@ class XenDriver:
             raise Failed(f"{name} is {'still running' if held else 'still paused'}", hint="xl list; veery dmesg")
 
     async def rename(self, uuid: str, name: str) -> None:
-        """As Driver.rename."""
+        """See Driver.rename."""
         domain = self._roster.domain(uuid)
         rows = await self._roster.look()
         if any(row.name == name for row in rows if row.domid != domain.record.domid):
-            raise Refused(f"{name} is the name of another domain here", hint="choose another; xl list shows those")
+            raise Refused(f"{name} is the name of another domain here", hint="choose another; xl list shows the names")
         await self._xl.rename(domain.record.domid, name)
         domain.update(spec=replace(domain.record.spec, name=name))
         domain.hub.name = name
 
     async def set_memory(self, uuid: str, mebibytes: int) -> None:
-        """As Driver.set_memory."""
+        """See Driver.set_memory."""
         domain = self._roster.domain(uuid)
         most = domain.record.build.memory
         if not 1 <= mebibytes <= most:
             name = domain.record.spec.name
             hint = f"veery mem-max {name} {mebibytes}"
-            raise Refused(f"{mebibytes} MiB: {name} may have 1 to {most} MiB", hint=hint)
+            raise Refused(f"{mebibytes} MiB is out of range: {name} may have 1 to {most} MiB", hint=hint)
         await self._xl.set_memory(domain.record.domid, mebibytes)
         domain.update(spec=replace(domain.record.spec, memory=mebibytes, maxmem=most))
 
     async def adjust(self, uuid: str, spec: DomainSpec) -> None:
-        """As Adjuster.adjust."""
+        """See Adjuster.adjust."""
         domain = self._roster.free(uuid)
         async with domain.lock:
             await adjusting.adjust(self._xl, domain, spec)
             domain.update(spec=spec, build=replace(domain.record.build, memory=most_memory(spec)))
 
     async def vcpus(self, uuid: str) -> tuple[VcpuReading, ...]:
-        """As Driver.vcpus."""
+        """See Driver.vcpus."""
         return await self._xl.vcpus(self._roster.domain(uuid).record.domid)
 
     async def save(self, uuid: str, path: Path, *, offset: int = 0) -> None:
-        """As Driver.save."""
+        """See Driver.save."""
         domain = self._roster.free(uuid)
         held = domain.record.held
         domain.update(stage=Stage.SAVING)
@@ -216,7 +217,7 @@ class XenDriver:
         offset: int = 0,
         paused: bool = False,
     ) -> DomainReading:
-        """As Driver.restore."""
+        """See Driver.restore."""
         plan = codec.decode(bytes(luggage), Build)
         if not path.is_file():
             raise Refused(f"{path}: no such file")
@@ -229,54 +230,54 @@ class XenDriver:
             raise
 
     async def attach_disk(self, uuid: str, disk: AttachedDisk) -> None:
-        """As Driver.attach_disk."""
+        """See Driver.attach_disk."""
         await hotplug.attach_disk(self._roster, self._roster.free(uuid), disk)
 
     async def detach_disk(self, uuid: str, vdev: str) -> None:
-        """As Driver.detach_disk."""
+        """See Driver.detach_disk."""
         await hotplug.detach_disk(self._roster, self._roster.free(uuid), vdev)
 
     async def resize_disk(self, uuid: str, vdev: str, size: int) -> None:
-        """As Driver.resize_disk."""
+        """See Driver.resize_disk."""
         await hotplug.resize_disk(self._roster, self._roster.domain(uuid), vdev)
 
     async def attach_vif(self, uuid: str, vif: AttachedVif) -> None:
-        """As Driver.attach_vif."""
+        """See Driver.attach_vif."""
         await hotplug.attach_vif(self._roster, self._roster.free(uuid), vif)
 
     async def detach_vif(self, uuid: str, mac: str) -> None:
-        """As Driver.detach_vif."""
+        """See Driver.detach_vif."""
         await hotplug.detach_vif(self._roster, self._roster.free(uuid), mac)
 
     async def console(self, uuid: str) -> QemuConsole:
-        """As Driver.console."""
+        """See Driver.console."""
         return self._roster.present(uuid).hub.open()
 
     async def backlog(self, uuid: str) -> bytes:
-        """As Driver.backlog."""
+        """See Driver.backlog."""
         hub = self._roster.present(uuid).hub
         hub.drain()
         return hub.backlog()
 
     async def events(self) -> AsyncIterator[DomainEvent]:
-        """As Driver.events."""
+        """See Driver.events."""
         while True:
             yield await self._roster.events.get()
 
     # ---- before a move
 
     async def abilities(self) -> Abilities:
-        """As Driver.abilities."""
+        """See Driver.abilities."""
         return self._able
 
     async def obstacles(self, spec: DomainSpec, luggage: msgspec.Raw) -> tuple[Blocker, ...]:
-        """As Driver.obstacles."""
+        """See Driver.obstacles."""
         if self._missing is not None:
             return (Blocker(kind=Obstacle.VERSION, reason=self._missing.message, hint=self._missing.hint),)
         return machine.obstacles(spec, codec.decode(bytes(luggage), Build), await self._xl.info())
 
     async def sample(self, uuid: str, *, quick: bool = False) -> MemoryReading:
-        """As Driver.sample. Xen shows nobody a domain's pages: all of them count as used, none as written to."""
+        """See Driver.sample. Xen does not show a domain's pages: all of them count as used, none as written to."""
         row = await self._roster.row(uuid)
         size = (row.memory if row else self._roster.domain(uuid).record.build.memory) * MIB
         return MemoryReading(total=size, used=size)
@@ -289,7 +290,8 @@ class XenDriver:
         phys_bits: int = 0,
         machines: Sequence[tuple[str, ...]] = (),
     ) -> tuple[str, tuple[str, ...]]:
-        """As Driver.give. Not on Xen, because xl is not told which features a PV domain gets: it has its node's."""
+        """See Driver.give. Not on Xen, because xl cannot select the features of a PV domain: it gets those of its
+        node."""
         return "host", ()
 
     # ---- moves
@@ -304,15 +306,15 @@ class XenDriver:
         peer: str,
         means: CopyOptions = ALONE,
     ) -> CopyResult:
-        """As Driver.send."""
+        """See Driver.send."""
         return await self._passage.send(uuid, stream, settings, report, peer=peer, means=means)
 
     async def tune(self, uuid: str, tuning: Tuning) -> None:
-        """As Driver.tune."""
+        """See Driver.tune."""
         await self._passage.tune(uuid, tuning)
 
     async def resume(self, uuid: str) -> None:
-        """As Driver.resume."""
+        """See Driver.resume."""
         await self._passage.resume(uuid)
 
     async def prepare(
@@ -326,7 +328,7 @@ class XenDriver:
         peer: str,
         post_copy: bool = False,
     ) -> DomainReading:
-        """As Driver.prepare."""
+        """See Driver.prepare."""
         plan = codec.decode(bytes(luggage), Build)
         domain = await self._enter(spec, attachments, plan=plan, backlog=backlog, stage=Stage.INCOMING)
         try:
@@ -337,21 +339,21 @@ class XenDriver:
             raise
 
     async def receive(self, uuid: str, stream: socket.socket) -> None:
-        """As Driver.receive."""
+        """See Driver.receive."""
         await self._passage.receive(uuid, stream)
 
     async def stands(self, uuid: str) -> bool:
-        """As Driver.stands."""
+        """See Driver.stands."""
         return await self._passage.stands(uuid)
 
     async def finish(self, uuid: str, *, paused: bool = False, started: float = 0.0) -> None:
-        """As Driver.finish."""
+        """See Driver.finish."""
         await self._passage.finish(uuid, paused=paused, started=started)
 
     # ---- inside
 
     async def _ready(self) -> Info:
-        """What Xen says of itself now. Raises why it cannot be used."""
+        """Return the current Info of Xen. Raises Refused with the reason why it cannot be used."""
         if self._missing is not None:
             raise Refused(self._missing.message, hint=self._missing.hint)
         return await self._xl.info()
@@ -365,7 +367,8 @@ class XenDriver:
         backlog: bytes = b"",
         stage: Stage = Stage.STARTING,
     ) -> Domain:
-        """A domain that is about to be: everything checked, its disks there, written down. Raises Refused."""
+        """Return a new domain that is about to start: checked, its disks logged in, its record written. Raises
+        Refused."""
         info = await self._ready()
         config.check(spec)
         hotplug.check_local(spec, attachments)
@@ -374,7 +377,7 @@ class XenDriver:
         plan = plan or machine.build(spec, info, self._clock.epoch())
         devices = await self._roster.login(attachments)
         try:
-            self._roster.refuse_taken(spec, ())  # another may have come while the disks were seen to
+            self._roster.refuse_taken(spec, ())  # another may have started during the login
             record = Record(domid=0, spec=spec, attachments=attachments, build=plan, stage=stage)
             return self._roster.enter(record, backlog, devices)
         except BaseException:
@@ -382,7 +385,7 @@ class XenDriver:
             raise
 
     async def _up(self, domain: Domain, *, held: bool) -> DomainReading:
-        """It was made: number it, and let it be seen."""
+        """Record the domid of a domain that Xen has made, and connect its console."""
         await self._roster.number(domain)
         await self._roster.listening(domain)
         domain.update(stage=Stage.RUNNING, held=held)
@@ -398,6 +401,6 @@ class XenDriver:
         try:
             await self._roster.end(domain)
         except VeeryError as error:
-            log.error("domain=%s half started, and not ended: %s", domain.record.spec.name, error.message)
+            log.error("domain=%s started only half, and could not be ended: %s", domain.record.spec.name, error.message)
             return
         await self._roster.forget(domain)

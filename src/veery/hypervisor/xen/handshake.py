@@ -1,13 +1,13 @@
-"""What `xl migrate` and `xl migrate-receive` say to each other beside the domain's memory, as bytes; pure.
+"""The messages between `xl migrate` and `xl migrate-receive` besides the domain's memory, as bytes; pure.
 
-    receiver -> sender   BANNER                 it is there
+    receiver -> sender   BANNER                 the receiver has started
     sender -> receiver   header, then the memory
     receiver -> sender   READY                  everything is loaded, the domain is paused
     sender -> receiver   GO                     from here on xl itself calls the state undefined
-    receiver -> sender   REPORT, one byte       0: the domain runs; else, once it is written, the receiver destroys it
+    receiver -> sender   REPORT, one byte       0: the domain runs; else the receiver destroys it after writing this
 
-Source: tools/xl/xl.h, xl_migrate.c, xl_saverestore.c of Xen 4.17; the same up to 4.20. Only the standard library: the
-relay must start fast."""
+Source: tools/xl/xl.h, xl_migrate.c, xl_saverestore.c of Xen 4.17; the same up to 4.20. Only the standard library,
+because the relay must start fast."""
 
 from __future__ import annotations
 
@@ -33,32 +33,32 @@ Config = dict[str, Any]
 
 
 class Garbled(Exception):
-    """The other side did not say what xl says."""
+    """The other side did not send what xl sends."""
 
 
 class Word(StrEnum):
-    """What a receiver has said. Its REPORT is never read: see relay.Receiver."""
+    """A message of the receiver. Its REPORT is never read: see relay.Receiver."""
 
     BANNER = "banner"
     READY = "ready"  # the domain is loaded and paused
 
 
 class Words:
-    """Reads a receiver's side of the talk, however it is cut into pieces."""
+    """Reads the receiver's messages, however they are split."""
 
     def __init__(self) -> None:
-        """At its beginning."""
+        """Begin before the first message."""
         self._data = b""
         self._due = [(Word.BANNER, BANNER), (Word.READY, READY)]
 
     def feed(self, data: bytes) -> list[Word]:
-        """The words that `data` completes. Raises Garbled."""
+        """Return the messages that `data` completes. Raises Garbled."""
         self._data += data
         found = []
         while self._data:
             word, text = self._due[0] if self._due else (Word.READY, b"")
             if not text or not (self._data.startswith(text) or text.startswith(self._data)):
-                raise Garbled(f"xl migrate-receive said {self._data[:60]!r}")
+                raise Garbled(f"xl migrate-receive sent {self._data[:60]!r}")
             if len(self._data) < len(text):
                 break
             found.append(word)
@@ -68,31 +68,31 @@ class Words:
 
 
 class Header:
-    """Lets a sender's stream through and changes the domain's configuration at its head."""
+    """Passes a sender's stream on, with changes to the domain's configuration at its head."""
 
     def __init__(self, change: Callable[[Config], Config]) -> None:
-        """`change` makes of the configuration (libxl's JSON) the one that the receiver is to have."""
+        """`change` returns the configuration (libxl's JSON) for the receiver."""
         self._change = change
         self._data = b""
         self._through = False
 
     @property
     def passed(self) -> bool:
-        """Whether the head is behind us: what comes now needs not be fed."""
+        """True if the head has passed: later bytes need not be fed."""
         return self._through
 
     def feed(self, data: bytes) -> bytes:
-        """What may go on to the receiver. Raises Garbled for what is no stream of xl's."""
+        """Return what may go on to the receiver. Raises Garbled for a stream that is not xl's."""
         if self._through:
             return data
         self._data += data
         if not self._data.startswith(MAGIC[: len(self._data)]):
-            raise Garbled("this is no stream of xl's")
+            raise Garbled("this is not a stream of xl")
         if len(self._data) < _HEADER.size:
             return b""
         magic, order, mandatory, optional, length = _HEADER.unpack_from(self._data)
         if order != _BYTE_ORDER:
-            raise Garbled("the stream is of a machine of another byte order")
+            raise Garbled("the stream comes from a machine with another byte order")
         if not mandatory & _JSON or not _LENGTH.size < length <= _CONFIG_MAX:
             raise Garbled("the stream has no configuration as JSON")
         if len(self._data) < _HEADER.size + length:
@@ -111,8 +111,8 @@ class Header:
 
 
 def furnished(config: Config, disks: Mapping[str, str], scripts: Mapping[str, str]) -> Config:
-    """`config` with the paths that the disks have here (by virtual device, "xvda"), and with the hotplug scripts of
-    this node: `scripts` by kind, "disk" for block devices and "nic" for interfaces that have Xen's plain one."""
+    """Return `config` with the disks' paths on this node (by virtual device, "xvda") and its hotplug scripts. `scripts`
+    is by kind: "disk" for block devices, and "nic" for interfaces that have Xen's plain script."""
     made = dict(config)
     made["disks"] = [_disk(dict(each), disks, scripts) for each in config.get("disks", [])]
     made["nics"] = [_nic(dict(each), scripts) for each in config.get("nics", [])]

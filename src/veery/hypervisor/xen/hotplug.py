@@ -1,4 +1,4 @@
-"""Disks and interfaces that come and go while a domain runs, and their places in its domain file."""
+"""Disks and interfaces that are added and removed while a domain runs, and their entries in its domain file."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from veery.hypervisor.xen.registry import Domain, Registry, numbered
 from veery.model.domain import DomainSpec
 from veery.model.volume import AttachedDisk, AttachedVif, Attachments, LocalDisk
 
-_LOSETUP = 10.0  # seconds
+_LOSETUP_DEADLINE_S = 10.0
 
 
 def check_local(spec: DomainSpec, attachments: Attachments) -> None:
-    """Raises Refused where a file or device that a disk is on is not there."""
+    """Raise Refused where a file or device of a disk does not exist."""
     for disk in attachments.disks:
         if isinstance(disk.source, LocalDisk) and not Path(disk.source.path).exists():
-            raise Refused(f"{spec.name}: disk {disk.spec.vdev}: {disk.source.path} is not there")
+            raise Refused(f"{spec.name}: disk {disk.spec.vdev}: {disk.source.path} does not exist")
 
 
 async def attach_disk(roster: Registry, domain: Domain, disk: AttachedDisk) -> None:
-    """As Driver.attach_disk."""
+    """See Driver.attach_disk."""
     async with domain.lock:
         record = domain.record
         if any(each.spec.vdev == disk.spec.vdev for each in record.attachments.disks):
@@ -40,7 +40,7 @@ async def attach_disk(roster: Registry, domain: Domain, disk: AttachedDisk) -> N
 
 
 async def detach_disk(roster: Registry, domain: Domain, vdev: str) -> None:
-    """As Driver.detach_disk."""
+    """See Driver.detach_disk."""
     async with domain.lock:
         record = domain.record
         gone = [disk for disk in record.attachments.disks if disk.spec.vdev == vdev]
@@ -49,15 +49,15 @@ async def detach_disk(roster: Registry, domain: Domain, vdev: str) -> None:
         try:
             await roster.xl.block_detach(record.domid, vdev)
         except Failed as error:
-            raise Failed(f"{record.spec.name} does not let go of {vdev}: {error.message}", hint=error.hint) from error
+            raise Failed(f"{record.spec.name} did not release {vdev}: {error.message}", hint=error.hint) from error
         kept = tuple(disk for disk in record.attachments.disks if disk.spec.vdev != vdev)
         _fit(domain, kept, record.attachments.vifs)
         await roster.logout(Attachments(disks=tuple(gone)))
 
 
 async def resize_disk(roster: Registry, domain: Domain, vdev: str) -> None:
-    """As Driver.resize_disk: blkback sees at the next request that its device has grown, and tells the guest
-    (Linux, drivers/block/xen-blkback/blkback.c, xen_vbd_resize)."""
+    """See Driver.resize_disk. At the next request blkback sees that its device has grown, and tells the guest (Linux,
+    drivers/block/xen-blkback/blkback.c, xen_vbd_resize)."""
     record = domain.record
     found = next((disk for disk in record.attachments.disks if disk.spec.vdev == vdev), None)
     if found is None:
@@ -66,18 +66,18 @@ async def resize_disk(roster: Registry, domain: Domain, vdev: str) -> None:
     if lun is not None:
         await roster.initiator.rescan(lun)
     elif isinstance(found.source, LocalDisk) and not found.source.block:
-        told = await run(["losetup", "-n", "-O", "NAME", "-j", found.source.path], deadline=_LOSETUP)
+        told = await run(["losetup", "-n", "-O", "NAME", "-j", found.source.path], deadline=_LOSETUP_DEADLINE_S)
         for loop in told.out.split():
-            await run(["losetup", "-c", loop], deadline=_LOSETUP)
+            await run(["losetup", "-c", loop], deadline=_LOSETUP_DEADLINE_S)
 
 
 async def attach_vif(roster: Registry, domain: Domain, vif: AttachedVif) -> None:
-    """As Driver.attach_vif."""
+    """See Driver.attach_vif."""
     async with domain.lock:
         record = domain.record
         if any(each.spec.mac == vif.spec.mac for each in record.attachments.vifs):
             raise Refused(f"{record.spec.name} has {vif.spec.mac} already", hint="give it another mac")
-        # numbered by us, so that its name is known, here and on a move's target
+        # veery numbers it, so that its name is known here and on a move's target
         places = {_place(index, each) for index, each in enumerate(record.attachments.vifs)}
         free = next(number for number in range(len(places) + 1) if number not in places)
         placed = AttachedVif(spec=replace(vif.spec, devid=free), device=vif.device)
@@ -86,7 +86,7 @@ async def attach_vif(roster: Registry, domain: Domain, vif: AttachedVif) -> None
 
 
 async def detach_vif(roster: Registry, domain: Domain, mac: str) -> None:
-    """As Driver.detach_vif."""
+    """See Driver.detach_vif."""
     async with domain.lock:
         record = domain.record
         kept = tuple(vif for vif in record.attachments.vifs if vif.spec.mac != mac)
@@ -101,7 +101,7 @@ def _place(index: int, vif: AttachedVif) -> int:
 
 
 def _fit(domain: Domain, disks_now: tuple[AttachedDisk, ...], vifs: tuple[AttachedVif, ...]) -> None:
-    """Write down what it has now."""
+    """Record the devices that the domain has now."""
     attachments = replace(domain.record.attachments, disks=disks_now, vifs=vifs)
     spec = replace(
         domain.record.spec,

@@ -1,11 +1,11 @@
-"""A domain on its way in: `xl migrate-receive` with our relay before it. See relay.py for who stops when.
+"""The target's side of one move: `xl migrate-receive` behind veery's relay. relay.py says which process stops when.
 
     FOLDER/xl      pid and start time of xl migrate-receive
-    FOLDER/loaded  made once everything is loaded and xl stands still
-    FOLDER/log     what they complained of
+    FOLDER/loaded  made once everything is loaded and xl is stopped
+    FOLDER/log     the errors of both
 
-The folder is there from `prepare` until the domain runs here or is no more: it says that this is half a domain. xl
-calls that NAME--incoming; its UUID is the domain's own."""
+The folder exists from `prepare` until the domain runs here or is gone: it marks a half domain. xl calls that
+NAME--incoming; its UUID is the domain's own."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from veery.hypervisor.xen.relay_link import RelayLink
 
 log = logging.getLogger(__name__)
 
-BEGIN = 30.0  # seconds for the relay and xl to be there
-LET_RUN = 30.0  # seconds for xl to let the domain run
+BEGIN_DEADLINE_S = 30.0  # for the relay and xl to start
+LET_RUN_DEADLINE_S = 30.0  # for xl to let the domain run
 _CHACHA = """\
 openssl_conf = all
 [all]
@@ -38,20 +38,22 @@ system_default = contexts
 [contexts]
 Ciphersuites = TLS_CHACHA20_POLY1305_SHA256
 """
-UNWIND = 15.0  # seconds for an xl whose stream broke to destroy its half of the domain
+UNWIND_DEADLINE_S = 15.0  # for an xl whose stream broke to destroy its half domain
 
 
 class Incoming:
-    """One domain's way in, under `folder`. Also of an earlier life of ours: then only `finish` and `end` are of use."""
+    """One domain's way in, under `folder`. It may be one of an earlier run of veeryd; then only `finish` and `end` are
+    of use."""
 
     def __init__(self, folder: Path, uuid: str, name: str, xl: Tool) -> None:
-        """Nothing is done yet. `name` is the one that the domain is to have."""
+        """`name` is the name that the domain must have. Nothing happens yet."""
         self._folder, self._uuid, self._name, self._xl = folder, uuid, name, xl
         self._door: RelayLink | None = None
         self._relay: Process | None = None
 
     async def prepare(self) -> None:
-        """Have relay and xl wait for a stream; there is no domain yet. On failure nothing is left. Raises Failed."""
+        """Start relay and xl, which wait for a stream; there is no domain yet. On failure nothing is left. Raises
+        Failed."""
         try:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder.mkdir(mode=0o700, parents=True)
@@ -59,13 +61,13 @@ class Incoming:
             door.open()
             argv = [*RELAY, "receive", str(door.path), str(self._folder / "xl"), self._xl.program]
             self._relay = Process.spawn(argv, log_file=self._folder / "log", env=self._ciphers())
-            async with asyncio.timeout(BEGIN):
+            async with asyncio.timeout(BEGIN_DEADLINE_S):
                 await door.answer()
                 await self._news("there")
         except TimeoutError:
             reason = self._said()
             await self.end()
-            raise Failed(f"xl migrate-receive does not answer: {reason}") from None
+            raise Failed(f"xl migrate-receive did not answer: {reason}") from None
         except BaseException:
             await self.end()
             raise
@@ -79,8 +81,8 @@ class Incoming:
         peer: str,
         tls: Path | None,
     ) -> None:
-        """As Driver.receive. `disks` gives the path here of each disk by its virtual device, `scripts` our hotplug
-        scripts (handshake.furnished); `tls` is the folder of the certificates, None: in the clear."""
+        """See Driver.receive. `disks` gives the path here of each disk by its virtual device, `scripts` veery's hotplug
+        scripts (handshake.furnished). `tls` is the folder of the certificates, None for a plain stream."""
         assert self._door is not None
         order = {"tls": str(tls or ""), "peer": peer, "disks": dict(disks), "scripts": dict(scripts)}
         try:
@@ -92,14 +94,14 @@ class Incoming:
             raise
 
     async def stands(self) -> bool:
-        """Whether the half of the domain is here. Where its xl waits that is seen from /proc, in microseconds."""
+        """Return whether the half domain is here. While its xl waits, /proc shows that in microseconds."""
         process = session.noted(self._folder / "xl")
         return (process is not None and process.alive()) or await self._row() is not None
 
     async def finish(self, *, paused: bool) -> Row | None:
-        """As Driver.finish. The waiting xl is given its go; whatever it did not do, or where there is none any more,
-        is done here: the domain's processors, its name. What Xen then has, None where that is to be looked at again.
-        Idempotent. Raises Failed where it is not loaded, or xl does not do it: it is to be tried again."""
+        """See Driver.finish. Let the waiting xl continue. Whatever xl did not do, or cannot do because it is gone, is
+        done here: the domain's processors, its name. Returns Xen's row, None where it must be read again. Idempotent.
+        Raises Failed where the domain is not loaded, or xl does not let it run: call it again."""
         if not self._folder.exists():
             return None
         if not (self._folder / "loaded").exists():
@@ -119,14 +121,14 @@ class Incoming:
         return row if done else None
 
     async def end(self) -> None:
-        """No xl works at this domain any more; what there is of it is the caller's to destroy. Idempotent."""
+        """End every xl that works at this domain; the caller then destroys what is left of it. Idempotent."""
         if not self._folder.exists():
             return
         process = session.noted(self._folder / "xl")
         if process is not None and process.alive() and not session.stopped(process):
-            self._hang_up()  # xl's stream ends: it destroys its half itself
+            self._hang_up()  # xl's stream ends: xl itself destroys its half domain
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(UNWIND):
+                async with asyncio.timeout(UNWIND_DEADLINE_S):
                     await process.gone()
         await self._kill()
         self._forget()
@@ -134,8 +136,9 @@ class Incoming:
     # ---- inside
 
     def _ciphers(self) -> dict[str, str] | None:
-        """Without instructions for AES, ChaCha20 takes a quarter of the time; what TLS 1.3 agrees on is the receiver's
-        choice, and ssl of Python 3.11 has no word for it (OpenSSL, config(5))."""
+        """Return the environment that selects ChaCha20 on a processor without AES instructions, where it takes a
+        quarter of the time. In TLS 1.3 the receiver chooses the cipher, and ssl of Python 3.11 cannot set it (OpenSSL,
+        config(5))."""
         if " aes" in Path("/proc/cpuinfo").read_text():
             return None
         path = self._folder / "openssl.cnf"
@@ -143,10 +146,10 @@ class Incoming:
         return {"OPENSSL_CONF": str(path)}
 
     async def _let_go(self) -> None:
-        """Give xl its go; return when it has done what it would, or does not."""
+        """Let xl continue; return when it has finished, or does not."""
         assert self._door is not None
         with contextlib.suppress(Failed, TimeoutError):
-            async with asyncio.timeout(LET_RUN):
+            async with asyncio.timeout(LET_RUN_DEADLINE_S):
                 await self._door.tell({"go": True})
                 await self._door.hear()
 
@@ -160,7 +163,7 @@ class Incoming:
         return next((row for row in await self._xl.rows() if row.uuid == self._uuid and not row.dying), None)
 
     async def _kill(self) -> None:
-        """End xl and the relay without their doing anything more: xl first."""
+        """End xl first, then the relay, without any further action of theirs."""
         process = session.noted(self._folder / "xl")
         if process is not None:
             await session.kill(process)
@@ -169,7 +172,7 @@ class Incoming:
             await self._relay.stop(grace=0)
 
     async def _news(self, wanted: str) -> dict[str, Any]:
-        """The news `wanted`. Raises Failed when the relay ends before it."""
+        """Return the relay's report `wanted`. Raises Failed when the relay ends before it."""
         assert self._door is not None
         while True:
             news = await self._door.hear()

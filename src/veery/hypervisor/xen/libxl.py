@@ -1,13 +1,13 @@
-"""What libxl can do and xl of 4.17 has no verb for: let a suspended domain run on where it stands; look no more for the
-pages that a running one writes to.
+"""Functions of libxl for which xl of 4.17 has no verb: let a suspended domain run on where it is; stop tracking the
+pages that a running one writes.
 
     python -m veery.hypervisor.xen.libxl resume DOMID
     python -m veery.hypervisor.xen.libxl calm DOMID
 
 A process of its own, so that nothing in these libraries can harm the daemon. It does what xl does at the end of a
 migration that failed: libxl_domain_resume(ctx, domid, 1, NULL) (tools/xl/xl_migrate.c, failed_resume), which refuses a
-domain that is not suspended (libxenctrl, xc_domain_resume_cooperative). An xl that was killed has besides left the
-domain in log-dirty mode, in which it is slow: that is ended."""
+domain that is not suspended (libxenctrl, xc_domain_resume_cooperative). An xl that was killed has also left the domain
+in log-dirty mode, which slows it: `calm` ends that."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OFF = 0  # domctl.h, XEN_DOMCTL_SHADOW_OP_OFF
 
 
 def resume(domid: int) -> int:
-    """libxl's result: 0, or below."""
+    """Return libxl's result: 0, or below for an error."""
     light = ctypes.CDLL(f"libxenlight.so.{_version()}")
     said = ctypes.CDLL("libxentoollog.so.1")
     logger = said.xtl_createlogger_stdiostream
@@ -40,7 +40,7 @@ def resume(domid: int) -> int:
 
 
 def calm(domid: int) -> None:
-    """End log-dirty mode; where it is not on, the hypervisor says no and nothing happens."""
+    """End log-dirty mode. Where it is not on, the hypervisor refuses and nothing happens."""
     control = ctypes.CDLL(f"libxenctrl.so.{_version()}")
     control.xc_interface_open.restype = ctypes.c_void_p
     control.xc_interface_open.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint]
@@ -57,7 +57,7 @@ def _version() -> str:
 
 
 def main(words: list[str]) -> int:
-    """0: it runs on."""
+    """Return 0 when the domain runs on."""
     verb, domid = words
     if verb == "calm":
         calm(int(domid))

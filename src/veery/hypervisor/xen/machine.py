@@ -1,4 +1,4 @@
-"""The node as the xen driver sees it: Xen's version and abilities, memory, processors; what stands in a move's way."""
+"""The node as the xen driver sees it: Xen's version and abilities, memory, processors; obstacles to a move."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from veery.model.plan import Abilities, Blocker, Obstacle, no_room
 OLDEST = (4, 14)
 """The oldest Xen whose xl prints what parse.py reads."""
 OVERHEAD = 16
-"""MiB that a domain takes beside its memory: page tables, grant frames (libxl__get_required_paging_memory and kin)."""
+"""MiB that a domain needs besides its memory: page tables, grant frames (libxl__get_required_paging_memory and kin)."""
 POST_COPY = "not on Xen, because xl has no post-copy"
 LOG_DIRTY_HINT = "XSA-495: Debian 12's 4.17.5 has it; or run the domain as pvh, which moves under every Xen"
 
 
 def check(info: Info) -> None:
-    """Raises Refused for a Xen that is too old."""
+    """Raise Refused for a Xen that is too old."""
     if (info.major, info.minor) < OLDEST:
         raise Refused(
             f"Xen {info.version} is too old: {OLDEST[0]}.{OLDEST[1]} or newer is needed",
@@ -29,14 +29,14 @@ def check(info: Info) -> None:
 
 
 def abilities(info: Info) -> Abilities:
-    """What can be built here. `machines` are the types of domain; features are not listed, as Xen is not told which to
-    give: each domain has its node's, and `obstacles` compares the processors themselves."""
+    """Return what can be built here. `machines` are the types of domain. Features are not listed, because veery cannot
+    select them in Xen: each domain has those of its node, and `obstacles` compares the processors themselves."""
     kinds = tuple(kind.value for kind in (DomainType.PV, DomainType.PVH) if _runs(info, kind))
     return Abilities(driver="xen", version=info.version, accelerator="xen", machines=kinds, post_copy=POST_COPY)
 
 
 def build(spec: DomainSpec, info: Info, started: float) -> Build:
-    """What a move's target must know of a domain that starts here."""
+    """Return what a move's target must know about a domain that starts here."""
     return Build(
         xen=f"{info.major}.{info.minor}",
         type=spec.type,
@@ -48,29 +48,29 @@ def build(spec: DomainSpec, info: Info, started: float) -> Build:
 
 
 def refuse_unfit(spec: DomainSpec, info: Info) -> None:
-    """Raises Refused for a domain that cannot start here: its type, or want of memory."""
+    """Raise Refused for a domain that cannot start here: its type, or lack of memory."""
     if not _runs(info, spec.type):
         raise Refused(f"{spec.name}: this Xen runs no {spec.type} domains", hint=_type_hint(spec.type))
     wanted = max(spec.memory, spec.maxmem) + OVERHEAD
     if wanted > info.memory_free:
         raise Refused(
-            f"{spec.name}: not enough memory: {wanted} MiB are wanted, {info.memory_free} are free",
+            f"{spec.name}: not enough memory: {wanted} MiB are needed, {info.memory_free} are free",
             hint="give it less memory=, or end another domain",
         )
 
 
 def obstacles(spec: DomainSpec, plan: Build, info: Info) -> tuple[Blocker, ...]:
-    """Why a domain, built like this elsewhere, cannot come here: every reason."""
+    """Return every reason why a domain, built like this elsewhere, cannot move here."""
     found: list[Blocker] = []
     if not _runs(info, plan.type):
         reason = f"its Xen runs no {plan.type} domains"
         found.append(Blocker(kind=Obstacle.DRIVER, reason=reason, hint=_type_hint(plan.type)))
     there = tuple(int(part) for part in plan.xen.split("."))
     if there > (info.major, info.minor):
-        reason = f"its Xen {info.major}.{info.minor} is older than {plan.xen}, where the domain is"
+        reason = f"its Xen {info.major}.{info.minor} is older than {plan.xen}, on which the domain runs"
         found.append(Blocker(kind=Obstacle.VERSION, reason=reason, hint="Xen moves domains to the same or a newer one"))
     if plan.type is DomainType.PV and not plan.dirty_log:
-        reason = f"the Xen that {spec.name} runs on cannot move PV domains live: it is built without shadow paging"
+        reason = f"the Xen of {spec.name}'s node cannot move PV domains live: it was built without shadow paging"
         found.append(Blocker(kind=Obstacle.VERSION, reason=reason, hint=LOG_DIRTY_HINT))
     if missing := lacking(plan.processor, info.processor):
         reason = f"its processor lacks features that {spec.name} was started with: {', '.join(missing)}"
@@ -84,7 +84,7 @@ def obstacles(spec: DomainSpec, plan: Build, info: Info) -> tuple[Blocker, ...]:
 
 
 def lacking(wanted: tuple[int, ...], have: tuple[int, ...]) -> tuple[str, ...]:
-    """The feature bits of `wanted` that `have` is without, as WORD.BIT of xl info's hw_caps (Xen's featureset words,
+    """Return the feature bits of `wanted` that `have` lacks, as WORD.BIT of xl info's hw_caps (Xen's featureset words,
     xen/include/public/arch-x86/cpufeatureset.h)."""
     return tuple(
         f"{word}.{bit}"
@@ -95,7 +95,7 @@ def lacking(wanted: tuple[int, ...], have: tuple[int, ...]) -> tuple[str, ...]:
 
 
 def reading(info: Info | None, zero: Row | None) -> HostReading:
-    """This machine, now; `facts` are all that `xl info` prints, in its order."""
+    """Return this machine's current reading; `facts` are all rows that `xl info` prints, in its order."""
     system = os.uname()
     rows = info.rows if info else {}
     return HostReading(
@@ -139,7 +139,7 @@ def _runs(info: Info, kind: DomainType) -> bool:
 def _type_hint(kind: DomainType) -> str:
     if kind is DomainType.PV:
         return 'write type = "pvh"'
-    return 'the processor has no VT-x or SVM, or the firmware has it off; write type = "pv"'
+    return 'the processor has no VT-x or SVM, or the firmware disables it; write type = "pv"'
 
 
 def _model() -> str:

@@ -1,7 +1,8 @@
-"""The two sides of a move, as base.Driver has them, on the domains of this node. See relay.py for who stops when.
+"""The two sides of a move, as base.Driver defines them, on the domains of this node. relay.py says which process stops
+when.
 
-Of what a move can be told, xl knows little: it always copies live, switches over when it thinks fit, and tells nothing
-of rounds or of the time that the domain stood. So a limit on the downtime, a throttle and a held switch-over have no
+xl has few settings for a move: it always copies live, decides itself when to switch over, and reports neither rounds
+nor the time for which the domain was paused. So a limit on the downtime, a throttle and a held switch-over have no
 effect here; the bandwidth has."""
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class MigrationStream:
-    """A domain's way from one node to another."""
+    """The moves of this node's domains, out and in."""
 
     def __init__(self, roster: Registry, xl: Xl, tls: Path | None, clock: Clock) -> None:
         """`tls` is the folder of the node's certificates, None: no move with TLS."""
@@ -43,13 +44,13 @@ class MigrationStream:
     async def send(
         self, uuid: str, stream: socket.socket, settings: MoveSettings, report: Report, *, peer: str, means: CopyOptions
     ) -> CopyResult:
-        """As Driver.send."""
+        """See Driver.send."""
         domain = self._roster.free(uuid)
         tls = self._certificates() if settings.tls else None
         row = await self._roster.row(uuid)
         name = domain.record.spec.name
         if row is None:
-            raise Refused(f"no domain {name} here", hint="veery list shows those there are")
+            raise Refused(f"no domain {name} here", hint="veery list shows the domains here")
         if "p" in row.letters:
             raise Refused(
                 f"{name} is paused: under Xen a domain takes part in its own move", hint=f"veery unpause {name}"
@@ -59,22 +60,22 @@ class MigrationStream:
         try:
             return await outgoing.send(row, stream, settings, report, peer=peer, tls=tls)
         except BaseException:
-            if not outgoing.begun:  # else it could not be let run on, and `resume` is to try again
+            if not outgoing.begun:  # otherwise it could not be resumed, and `resume` must try again
                 self._out.pop(uuid, None)
                 domain.leave(Stage.SENDING)
             raise
         finally:
-            self._roster.changed()  # the domain stands, or runs on
+            self._roster.changed()  # the domain is suspended, or runs on
 
     async def tune(self, uuid: str, tuning: Tuning) -> None:
-        """As Driver.tune."""
+        """See Driver.tune."""
         outgoing = self._out.get(uuid)
         if outgoing is None:
             raise Refused(f"no copy of {self._roster.domain(uuid).record.spec.name} is under way")
         await outgoing.tune(tuning)
 
     async def resume(self, uuid: str) -> None:
-        """As Driver.resume."""
+        """See Driver.resume."""
         domain = self._roster.domain(uuid)
         if domain.record.stage is not Stage.SENDING:
             return
@@ -86,8 +87,8 @@ class MigrationStream:
     # ---- the target
 
     async def prepare(self, domain: Domain, devices: Mapping[str, Path], *, tls: bool, peer: str) -> DomainReading:
-        """As Driver.prepare, for a domain that is written down as INCOMING; `devices` are its LUNs here by virtual
-        device. What is written down is the caller's to remove when this fails."""
+        """See Driver.prepare, for a domain whose record is INCOMING; `devices` are its LUNs here by virtual device.
+        When this fails, the caller removes the record."""
         record = domain.record
         paths = {
             disk.spec.vdev: disk.source.path for disk in record.attachments.disks if isinstance(disk.source, LocalDisk)
@@ -104,20 +105,20 @@ class MigrationStream:
         return domain.reading()
 
     async def receive(self, uuid: str, stream: socket.socket) -> None:
-        """As Driver.receive."""
+        """See Driver.receive."""
         domain, incoming = self._roster.domain(uuid), self._in.get(uuid)
         if incoming is None or uuid not in self._expected:
-            raise Refused(f"{domain.record.spec.name} is not on its way here")
+            raise Refused(f"{domain.record.spec.name} is not arriving here")
         paths, tls, peer = self._expected.pop(uuid)
         await incoming.receive(stream, disks=paths, scripts=self._roster.scripts, peer=peer, tls=tls)
 
     async def stands(self, uuid: str) -> bool:
-        """As Driver.stands."""
+        """See Driver.stands."""
         incoming = self._in.get(uuid)
         return incoming is not None and await incoming.stands()
 
     async def finish(self, uuid: str, *, paused: bool, started: float) -> None:
-        """As Driver.finish."""
+        """See Driver.finish."""
         domain = self._roster.domain(uuid)
         if domain.record.stage is not Stage.INCOMING:
             return
@@ -135,7 +136,7 @@ class MigrationStream:
     # ---- both
 
     async def end(self, uuid: str) -> None:
-        """No xl of a move touches the domain any more: it is about to be destroyed. Raises Failed."""
+        """End every xl that a move has at work on the domain, which is about to be destroyed. Raises Failed."""
         try:
             domain = self._roster.present(uuid)
         except Refused:

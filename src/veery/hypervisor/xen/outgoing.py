@@ -1,9 +1,10 @@
-"""A domain on its way out: `xl migrate` with our relay as its transport. See relay.py for who stops when.
+"""The source's side of one move: `xl migrate` with veery's relay as its transport. relay.py says which process stops
+when.
 
     FOLDER/xl      pid and start time of xl migrate
-    FOLDER/log     what it and the relay complained of
+    FOLDER/log     the errors of xl and the relay
 
-Whatever ends before xl stands still, the domain runs on by xl's own hand; where that hand was killed, by libxl.py."""
+If anything ends before xl is stopped, xl itself lets the domain run on; if xl was killed, libxl.py does."""
 
 from __future__ import annotations
 
@@ -31,18 +32,18 @@ from veery.model.move import CopyResult, MoveProgress, MoveSettings, Phase, Tuni
 log = logging.getLogger(__name__)
 
 RELAY = (sys.executable, "-m", "veery.hypervisor.xen.relay")
-BEGIN = 30.0  # seconds from xl's start to the relay's
-LOAD = 120.0  # seconds without a byte while the target's xl is what we wait for: hotplug scripts have 40 each
-RESUME = 60.0  # seconds for xl to let the domain run on
-SETTLE = 5.0  # seconds in which a guest may still follow the call to suspend of an xl that was killed
-LOOK = 0.25
-_TELLING = 2 << 20  # bytes from which on their pace tells something: before them xl makes ready
+BEGIN_DEADLINE_S = 30.0  # from xl's start to the relay's
+LOAD_STALL_S = 120.0  # without a byte while the target's xl works: each hotplug script may take 40 s
+RESUME_DEADLINE_S = 60.0  # for xl to let the domain run on
+SETTLE_S = 5.0  # a guest may still obey a killed xl's order to suspend for so long
+LOOK_INTERVAL_S = 0.25
+_TELLING = 2 << 20  # bytes; the speed means nothing before them, while xl prepares
 
 Report = Callable[[MoveProgress], None]
 
 
 class Tool(Protocol):
-    """What is asked of xl here, and in incoming.py."""
+    """The operations of xl that this module and incoming.py use."""
 
     @property
     def program(self) -> str:
@@ -50,37 +51,38 @@ class Tool(Protocol):
         ...
 
     async def rows(self) -> tuple[Row, ...]:
-        """Every domain, Domain-0 too."""
+        """Return every domain, Domain-0 too."""
         ...
 
     async def resume(self, domid: int) -> None:
-        """Let a suspended domain run on where it stands. Raises Failed."""
+        """Let a suspended domain run on where it is. Raises Failed."""
         ...
 
     async def calm(self, domid: int) -> None:
-        """Look no more for the pages that it writes to. Raises Failed."""
+        """Stop tracking the pages that the domain writes. Raises Failed."""
         ...
 
     async def rename(self, domid: int, name: str) -> None:
-        """Give it another name."""
+        """Give the domain another name."""
         ...
 
     async def unpause(self, domid: int) -> None:
-        """Let its processors go on."""
+        """Start the domain's processors again."""
         ...
 
 
 class Outgoing:
-    """One domain's way out, under `folder`; of an earlier life of ours too, but then only `resume` and `end` serve."""
+    """One domain's way out, under `folder`. It may be one of an earlier run of veeryd; then only `resume` and `end` are
+    of use."""
 
     def __init__(self, folder: Path, uuid: str, xl: Tool, clock: Clock) -> None:
-        """Nothing is done yet."""
+        """Nothing happens yet."""
         self._folder, self._uuid, self._xl, self._clock = folder, uuid, xl, clock
         self._door: RelayLink | None = None
 
     @property
     def begun(self) -> bool:
-        """Whether something of it is left that `resume` or `end` has to clear away."""
+        """True if something of the move is left that `resume` or `end` must clear away."""
         return self._folder.exists()
 
     async def send(
@@ -93,7 +95,8 @@ class Outgoing:
         peer: str,
         tls: Path | None,
     ) -> CopyResult:
-        """As Driver.send, for the domain in `row`; `tls` is the folder of the certificates, None: in the clear."""
+        """See Driver.send, for the domain in `row`. `tls` is the folder of the certificates, None for a plain
+        stream."""
         try:
             return await self._copy(row, stream, settings, report, peer=peer, tls=tls)
         except BaseException as error:
@@ -105,42 +108,43 @@ class Outgoing:
             raise
 
     async def tune(self, tuning: Tuning) -> None:
-        """As Driver.tune: only the bandwidth can be changed, xl itself decides when it switches over."""
+        """See Driver.tune. Only the bandwidth can be changed, because xl itself decides when it switches over."""
         if self._door is None:
-            raise Refused("no copy of it is under way")
+            raise Refused("no copy of this domain is under way")
         if tuning.bandwidth is not None:
             await self._door.tell({"rate": tuning.bandwidth})
         if tuning.stop or tuning.post_copy or tuning.throttle:
-            raise Failed("xl decides itself when it switches over")
+            raise Failed("xl itself decides when it switches over")
 
     async def resume(self) -> None:
-        """As Driver.resume. Idempotent; also where nothing was begun. Raises Failed, OutcomeUnknown."""
+        """See Driver.resume. Idempotent; also where nothing was begun. Raises Failed, OutcomeUnknown."""
         if not self.begun:
             return
         process = session.noted(self._folder / "xl")
-        self._hang_up()  # the relay ends, and with it xl's pipe: xl lets the domain run on
+        self._hang_up()  # ends the relay and with it xl's pipe: xl then lets the domain run on
         killed = process is None or not process.alive()
         if process is not None:
             process.send(signal.SIGCONT)
             try:
-                async with asyncio.timeout(RESUME):
+                async with asyncio.timeout(RESUME_DEADLINE_S):
                     await process.gone()
             except TimeoutError:
                 killed = True
             killed = killed or "resuming at sender" not in self._said()
             await session.kill(process)
-        await self._run_on(SETTLE if killed else 0.0)
+        await self._run_on(SETTLE_S if killed else 0.0)
         if killed:
             await self._calm()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     async def end(self) -> None:
-        """The domain is not ours any more: xl must not touch it again, and then it may be destroyed. Idempotent."""
+        """Keep xl from touching the domain again, so that it can be destroyed: it does not belong to this node any
+        more. Idempotent."""
         if not self.begun:
             return
         process = session.noted(self._folder / "xl")
         if process is not None:
-            await session.kill(process)  # before its pipe ends
+            await session.kill(process)  # before its pipe ends and it acts
         self._hang_up()
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -159,7 +163,7 @@ class Outgoing:
         process.save(self._folder / "xl")
         ended = asyncio.create_task(process.gone(), name=f"{row.name}: xl migrate")
         try:
-            await self._within(door.answer(), ended, BEGIN)
+            await self._within(door.answer(), ended, BEGIN_DEADLINE_S)
             order = {
                 "tls": str(tls or ""),
                 "peer": peer,
@@ -170,15 +174,16 @@ class Outgoing:
             sent = await self._follow(door, ended, settings.stall, _Meter(row.memory << 20, report, self._clock))
         finally:
             await tasks.stop(ended)
-        return CopyResult(downtime_ms=0.0, bytes=sent, rounds=0)  # xl tells neither
+        return CopyResult(downtime_ms=0.0, bytes=sent, rounds=0)  # xl reports neither
 
     async def _follow(self, door: RelayLink, ended: asyncio.Task[None], stall: float, meter: _Meter) -> int:
-        """Until xl stands still, the domain loaded at the target: the bytes that were sent. Raises Failed."""
-        limit = max(stall, BEGIN)  # until the relays have shaken hands
+        """Follow the copy until xl is stopped and the domain is loaded at the target. Returns the bytes that were sent.
+        Raises Failed."""
+        limit = max(stall, BEGIN_DEADLINE_S)  # until the relays are connected
         hearing = asyncio.ensure_future(door.hear())
         try:
             while True:
-                await asyncio.wait({hearing, ended}, timeout=LOOK, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({hearing, ended}, timeout=LOOK_INTERVAL_S, return_when=asyncio.FIRST_COMPLETED)
                 if meter.still > limit:
                     raise Failed(f"no byte moved for {limit:g} s", hint="is the path to the target up?")
                 if hearing.done():
@@ -186,7 +191,7 @@ class Outgoing:
                     if news is None or "end" in news:
                         raise Failed(f"the copy ended: {self._reason((news or {}).get('end', 'the relay is gone'))}")
                     meter.read(news["sent"])
-                    limit = stall if news.get("blocked") else LOAD
+                    limit = stall if news.get("blocked") else LOAD_STALL_S
                     if "ready" in news:
                         return meter.sent
                 elif ended.done():
@@ -205,23 +210,23 @@ class Outgoing:
             await tasks.stop(task)
 
     async def _run_on(self, settle: float) -> None:
-        """See that the domain runs: until it does, and for `settle` seconds more."""
+        """Wait until the domain runs, and for `settle` seconds more; resume it where it is suspended."""
         ends = self._clock.now() + settle
         while True:
             row = next((row for row in await self._xl.rows() if row.uuid == self._uuid and not row.dying), None)
             if row is None:
                 return
             if row.reason == Reason.SUSPEND:
-                log.warning("domain=%s stands suspended, its xl is gone: letting it run on", row.name)
+                log.warning("domain=%s is suspended and its xl is gone: resuming it", row.name)
                 await self._xl.resume(row.domid)
                 ends = min(ends, self._clock.now())
                 continue
             if self._clock.now() >= ends:
                 return
-            await self._clock.sleep(LOOK)
+            await self._clock.sleep(LOOK_INTERVAL_S)
 
     async def _calm(self) -> None:
-        """It runs; that it runs as fast as before is no condition of anything."""
+        """End log-dirty mode. A failure only makes the domain slower, so it is logged."""
         try:
             for row in await self._xl.rows():
                 if row.uuid == self._uuid and not row.dying:
@@ -240,13 +245,13 @@ class Outgoing:
         return ""
 
     def _reason(self, other: str) -> str:
-        """Why, in xl's words where it has said why."""
+        """Return the reason, in xl's words where xl gave one."""
         said = complaint(self._said())
         return other if said in ("no reason given", "") or "Saving to" in said else f"{other} ({said})"
 
 
 class _Meter:
-    """Makes readings of what the relay counts."""
+    """Makes readings of the relay's byte counts."""
 
     def __init__(self, total: int, report: Report, clock: Clock) -> None:
         self._total, self._report, self._clock = total, report, clock
@@ -258,7 +263,7 @@ class _Meter:
         return self._clock.now() - self._grew
 
     def read(self, sent: int) -> None:
-        """`sent` bytes by now."""
+        """Take the count: `sent` bytes by now."""
         now = self._clock.now()
         if sent > self.sent:
             self._grew = now

@@ -13,7 +13,7 @@ from veery.model.domain import DomainEnd, DomainState, VcpuReading
 
 
 class Reason(IntEnum):
-    """Why a domain stands shut down (xen/include/public/sched.h, SHUTDOWN_*)."""
+    """Why a domain is shut down (xen/include/public/sched.h, SHUTDOWN_*)."""
 
     POWEROFF = 0
     REBOOT = 1
@@ -35,7 +35,7 @@ ENDS: dict[int, DomainEnd] = {
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One domain as `xl list -v` shows it. `memory` in MiB; `letters` as printed; `reason` is None while it is not shut
-    down; `uuid` is what we know domains by: a name changes during a move (NAME--incoming, NAME--migratedaway)."""
+    down. `uuid` identifies the domain: its name changes during a move (NAME--incoming, NAME--migratedaway)."""
 
     name: str
     domid: int
@@ -48,22 +48,22 @@ class Row:
 
     @property
     def dying(self) -> bool:
-        """Whether it is being destroyed, or is destroyed and something still holds a page of it."""
+        """True if it is being destroyed, or is destroyed and another domain still holds a page of it."""
         return self.letters[5] == "d"
 
     @property
     def held(self) -> bool:
-        """Whether its processors are stopped by an order."""
+        """True if an order has stopped its processors."""
         return self.letters[2] == "p"
 
     @property
     def end(self) -> DomainEnd | None:
-        """Why it stopped by itself; None while it lives, and while it is merely suspended."""
+        """Why it stopped by itself; None while it lives, and while it is only suspended."""
         return None if self.reason is None or self.dying else ENDS.get(self.reason)
 
     @property
     def state(self) -> DomainState:
-        """What it does now, as far as Xen tells."""
+        """Its current state, as far as Xen reports it."""
         if self.dying:
             return DomainState.DYING
         if self.reason is not None:
@@ -82,7 +82,7 @@ _ROW = re.compile(
 
 
 def rows(text: str) -> tuple[Row, ...]:
-    """The domains of `xl list -v`, Domain-0 first. Raises Failed for a text that is none."""
+    """Return the domains of `xl list -v`, Domain-0 first. Raises Failed for another text."""
     header, *lines = text.splitlines() or [""]
     if not re.match(r"Name +ID +Mem +VCPUs\s+State\s+Time\(s\) +UUID", header):
         raise Failed(f"xl list -v printed {header[:60]!r}", hint="is this Xen newer than veery knows?")
@@ -111,7 +111,7 @@ _VCPU = re.compile(r"(?P<name>.*?) +(?P<domid>\d+) +(?P<number>\d+) +(?P<cpu>\d+
 
 
 def vcpus(text: str) -> tuple[VcpuReading, ...]:
-    """The rows of `xl vcpu-list DOMAIN`; a processor that is offline shows `-` for where it is."""
+    """Return the rows of `xl vcpu-list DOMAIN`; a processor that is offline shows `-` for its place."""
     found = []
     for line in text.splitlines()[1:]:
         match = _VCPU.fullmatch(line)
@@ -124,8 +124,8 @@ def vcpus(text: str) -> tuple[VcpuReading, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Info:
-    """`xl info`. Memory in MiB; `capabilities` are xen_caps' words, `virtual` virt_caps'; `processor` the feature words
-    of hw_caps; `rows` are all as printed, in order."""
+    """`xl info`. Memory in MiB; `capabilities` are the words of xen_caps, `virtual` those of virt_caps; `processor` the
+    feature words of hw_caps; `rows` are all rows as printed, in order."""
 
     version: str
     major: int
@@ -140,13 +140,13 @@ class Info:
     rows: dict[str, str]
 
     def logs_dirty_pv(self) -> bool:
-        """Whether a PV domain can move live from here: that needs shadow paging, which virt_caps tells of since Xen
-        4.13; builds after XSA-495 are without."""
+        """Return whether a PV domain can move live from here: that needs shadow paging, which virt_caps shows since Xen
+        4.13; builds after XSA-495 lack it."""
         return "shadow" in self.virtual
 
 
 def info(text: str) -> Info:
-    """What `xl info` says. Raises Failed where it lacks what it always has."""
+    """Return the values of `xl info`. Raises Failed where a row is missing that it always has."""
     table = {}
     for line in text.splitlines():
         key, colon, value = line.partition(":")
@@ -167,7 +167,9 @@ def info(text: str) -> Info:
             rows=table,
         )
     except (KeyError, ValueError) as error:
-        raise Failed(f"xl info is not understood: {error}", hint="is dom0's Xen tool stack up? xl info") from error
+        raise Failed(
+            f"the output of xl info is not understood: {error}", hint="is dom0's Xen tool stack up? xl info"
+        ) from error
 
 
 _NOISE = re.compile(r"^(Parsing config|Loading new save file|Saving to |\s*Savefile contains|xc: info|migration )")
@@ -177,7 +179,7 @@ _WHERE = re.compile(
 
 
 def complaint(text: str) -> str:
-    """The line of xl's and libxl's complaints that says most: the first error, without where in their source it is."""
+    """Return the most useful line of xl's and libxl's messages: the first error, without its place in their source."""
     lines = [line.strip() for line in text.splitlines() if line.strip() and not _NOISE.match(line)]
     errors = [line for line in lines if "error" in line.lower() or "fail" in line.lower()] or lines
     if not errors:

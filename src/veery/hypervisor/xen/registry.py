@@ -1,8 +1,8 @@
-"""The domains of this node: what is written down of each beside what Xen tells of it now.
+"""The domains of this node: the record of each, next to what Xen reports about it now.
 
-Xen is asked (`look`), and each answer is compared with the records: a domain that has shut down or is gone makes an
-event, one that restarted itself is begun again as xl's own watcher would. Domains that others made by plain xl are left
-alone: they are no domains of veery's."""
+Xen is asked (`look`), and each answer is compared with the records. A domain that has shut down or is gone makes an
+event; one that restarted itself is created again, as xl's own watcher would do. Domains made with plain xl are left
+alone, because they do not belong to veery."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ from veery.model.volume import AttachedVif, Attachments
 
 log = logging.getLogger(__name__)
 
-PERIOD = 5.0
-"""Seconds between two looks while xenstore says nothing."""
-FRESH = 5.0
-"""Seconds for which Xen's answers count, while we order nothing and xenstore says nothing: a brain asks twice a second,
-and in software emulation an xl takes a third of one."""
-STALE = 30.0
-"""Seconds for which `xl info` counts while no domain comes, goes or grows."""
-RETRY = 0.5
-GONE = 60.0
-"""Seconds for a destroyed domain to be off Xen's list."""
-TRIM_EVERY = 5.0
+LOOK_INTERVAL_S = 5.0
+"""Between two looks while xenstore reports nothing."""
+FRESH_S = 5.0
+"""How long Xen's answers count, while veeryd orders nothing and xenstore reports nothing. HA asks twice a second, and
+in software emulation one xl takes a third of one."""
+STALE_S = 30.0
+"""How long `xl info` counts while no domain comes, goes or grows."""
+RETRY_INTERVAL_S = 0.5
+GONE_DEADLINE_S = 60.0
+"""For a destroyed domain to be off Xen's list."""
+TRIM_INTERVAL_S = 5.0
 RESTARTS = frozenset({OnEvent.RESTART, OnEvent.COREDUMP_RESTART, OnEvent.SOFT_RESET})
 
 
 class Domain:
-    """One domain; `row` is what Xen told of it last, None while it has none."""
+    """One domain; `row` is Xen's last report of it, None while there is none."""
 
     def __init__(self, home: Home, record: Record) -> None:
-        """Nothing is read before it is seen."""
+        """Nothing is read before Xen has reported the domain."""
         self.home, self.record = home, record
         self.row: Row | None = None
         self.hub = XenHub(record.spec.name, home.console_log)
@@ -58,18 +58,18 @@ class Domain:
         self.dying = False
 
     def update(self, **changes: Any) -> None:
-        """Write down `changes` of the record."""
+        """Write `changes` to the record."""
         self.record = replace(self.record, **changes)
         self.home.write(self.record)
 
     def leave(self, stage: Stage) -> None:
-        """It is the domain again, if `stage` is still what it is for: a second caller may find that its guest has
-        restarted since, and that a new run begins."""
+        """Mark it as running, if `stage` is still its stage: a second caller may find that its guest has restarted
+        since, and that a new instance begins."""
         if self.record.stage is stage:
             self.update(stage=Stage.RUNNING)
 
     def state(self) -> DomainState:
-        """What it does now."""
+        """Return its current state."""
         record, row = self.record, self.row
         if self.dying:
             return DomainState.DYING
@@ -82,7 +82,7 @@ class Domain:
         return row.state
 
     def reading(self) -> DomainReading:
-        """As Driver.list gives it."""
+        """Return the domain's reading for Driver.list."""
         record, row = self.record, self.row
         return DomainReading(
             name=record.spec.name,
@@ -97,13 +97,13 @@ class Domain:
 
 
 class Registry:
-    """Every domain here by its UUID; `events` is the driver's news."""
+    """Every domain here by its UUID; `events` is the queue behind the driver's events."""
 
     def __init__(self, run: Path, xl: Xl, store: Xenstore, initiator: Initiator, clock: Clock) -> None:
-        """`run` holds xen/ and xen.log; it must not survive a boot of the machine, or need not."""
+        """`run` holds xen/ and xen.log; it need not survive a boot of the machine."""
         self.xl, self.initiator = xl, initiator
         self.scripts: Mapping[str, str] = {}
-        self.cpus = 0  # of this host, once Xen has told
+        self.cpus = 0  # of this host, once Xen has reported them
         self._homes = run / "xen"
         self.dmesg = Dmesg(run / "xen.log", clock)
         self._store, self._clock = store, clock
@@ -116,7 +116,7 @@ class Registry:
         self._rows: tuple[Row, ...] = ()
         self._seen: dict[str, Record] = {}
         self._seen_at = float("-inf")
-        self._changes = self._seen_changes = 0  # how many were told, and how many before the last look began
+        self._changes = self._seen_changes = 0  # count of changes, and the count when the last look began
         self._info: tuple[tuple[tuple[int, int], ...], float, Info] | None = None
         self.events: asyncio.Queue[DomainEvent] = asyncio.Queue()
 
@@ -129,7 +129,7 @@ class Registry:
             try:
                 record = home.read()
             except Failed as error:
-                log.error("%s: %s; it is left alone", home.path, error)
+                log.error("%s: %s; its domain is left running", home.path, error)
                 self._unread.append(home.path)
                 continue
             if record is not None:
@@ -141,7 +141,7 @@ class Registry:
         self.task(self._trim(), "trim console logs")
 
     async def close(self) -> None:
-        """Let go of every domain without touching it."""
+        """Release every domain without touching it."""
         await tasks.stop(*self._tasks)
         await tasks.stop(*(each for each in (self._looking, self._asked) if each is not None))
         for domain in self._domains.values():
@@ -149,38 +149,38 @@ class Registry:
         self._domains.clear()
 
     def remembers(self) -> bool:
-        """Whether domains are written down."""
+        """Return whether there are records of domains."""
         return any(self._homes.glob("*/record.json"))
 
     def unread(self) -> tuple[str, ...]:
-        """As Driver.unread: until their folders are removed."""
+        """See Driver.unread. They stay listed until their folders are removed."""
         self._unread = [path for path in self._unread if path.exists()]
         return tuple(str(path) for path in self._unread)
 
     # ---- finding
 
     def domains(self) -> list[Domain]:
-        """All, by domid."""
+        """Return all domains, sorted by domid."""
         return sorted(
             self._domains.values(), key=lambda domain: (domain.record.domid or 1 << 16, domain.record.spec.name)
         )
 
     def present(self, uuid: str) -> Domain:
-        """The domain, to be looked at: it may be just starting. Raises Refused when it is not here."""
+        """Return the domain, for reading only: it may be just starting. Raises Refused when it is not here."""
         domain = self._domains.get(uuid)
         if domain is None:
-            raise Refused(f"no domain {uuid} here", hint="veery list shows those there are")
+            raise Refused(f"no domain {uuid} here", hint="veery list shows the domains here")
         return domain
 
     def domain(self, uuid: str) -> Domain:
-        """The domain, up and ready for orders. Raises Refused when it is not here, or not yet."""
+        """Return the domain, up and ready for orders. Raises Refused when it is not here, or not yet."""
         domain = self.present(uuid)
         if domain.record.stage in {Stage.STARTING, Stage.REBOOTING}:
             raise Refused(f"{domain.record.spec.name} is just starting", hint="try again when it has started")
         return domain
 
     def free(self, uuid: str) -> Domain:
-        """A domain that no move and no save holds. Raises Refused."""
+        """Return a domain that no move and no save holds. Raises Refused."""
         domain = self.domain(uuid)
         if domain.record.stage is not Stage.RUNNING:
             raise Refused(
@@ -189,49 +189,54 @@ class Registry:
         return domain
 
     def refuse_taken(self, spec: DomainSpec, rows: tuple[Row, ...]) -> None:
-        """Raises Refused when a domain of this name, or this UUID, is here."""
+        """Raise Refused when a domain of this name, or this UUID, is here."""
         if spec.uuid in self._domains:
-            raise Refused(f"{spec.name} is here already", hint="veery list shows those there are")
+            raise Refused(f"{spec.name} is here already", hint="veery list shows the domains here")
         if any(row.uuid == spec.uuid and not row.dying for row in rows):
-            raise Refused(f"a run of {spec.name} is here that veery does not know", hint="xl list shows it; xl destroy")
+            raise Refused(f"an instance of {spec.name} runs here without veery", hint="xl list shows it; xl destroy")
         named = {domain.record.spec.name for domain in self._domains.values()} | {row.name for row in rows}
         if spec.name in named:
-            raise Refused(f"a domain {spec.name} is here already", hint="veery list, or xl list, shows those there are")
+            raise Refused(
+                f"a domain {spec.name} is here already", hint="veery list, or xl list, shows the domains here"
+            )
 
     # ---- looking
 
     async def look(self) -> tuple[Row, ...]:
-        """Xen's list, begun after this call; the records are brought up to it. Those who ask at once share one."""
+        """Return Xen's list as read after this call, and update the records from it. Callers that ask at the same time
+        share one list."""
         if self._asked is None:
             self._asked = asyncio.create_task(self._next_look(self._looking), name="xl list")
-            self._asked.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may wait any more
+            self._asked.add_done_callback(
+                lambda done: done.cancelled() or done.exception()
+            )  # it may have no waiters any more
         return await asyncio.shield(self._asked)
 
     def changed(self) -> None:
-        """What Xen tells is different by now: what was seen before, and a look under way, serve nobody."""
+        """Note that Xen's state has changed: earlier lists, and one that is being read now, are no longer valid."""
         self._changes += 1
         self._stirred.set()
 
     async def see(self) -> tuple[Row, ...]:
-        """As `look`, but what was seen a moment ago serves while nothing has changed since that we know of."""
+        """Return a recent list if nothing is known to have changed since; else do as `look`."""
         return self._rows if self._fresh() else await self.look()
 
     async def info(self) -> Info:
-        """`xl info`; what it said before serves while the domains and their memory are the same."""
+        """Return `xl info`; its last answer is valid while the domains and their memory are the same."""
         sizes = tuple((row.domid, row.memory) for row in await self.see())
         now = asyncio.get_running_loop().time()
-        if self._info is None or self._info[0] != sizes or now - self._info[1] > STALE:
+        if self._info is None or self._info[0] != sizes or now - self._info[1] > STALE_S:
             self._info = (sizes, now, await self.xl.info())
         return self._info[2]
 
     def _fresh(self) -> bool:
-        if self._changes != self._seen_changes or asyncio.get_running_loop().time() - self._seen_at > FRESH:
+        if self._changes != self._seen_changes or asyncio.get_running_loop().time() - self._seen_at > FRESH_S:
             return False
         now = {uuid: domain.record for uuid, domain in self._domains.items()}
         return now.keys() == self._seen.keys() and all(now[uuid] is self._seen[uuid] for uuid in now)
 
     async def row(self, uuid: str) -> Row | None:
-        """What Xen tells of a domain of ours now; None where it has none."""
+        """Return Xen's current report of a domain of veery; None where Xen does not have it."""
         await self.look()
         return self.present(uuid).row
 
@@ -257,7 +262,7 @@ class Registry:
             return
         if row is None or row.dying:
             if record.stage in {Stage.RUNNING, Stage.INCOMING, Stage.SAVING}:
-                log.error("domain=%s id=%d is gone, and nobody asked for it", name, record.domid)
+                log.error("domain=%s id=%d is gone without an order", name, record.domid)
                 self._lost(domain)
             return
         if not domain.hub.attached and row.reason is None:
@@ -275,7 +280,7 @@ class Registry:
         self.events.put_nowait(DomainEvent(record.spec.uuid, end))
 
     def _lost(self, domain: Domain) -> None:
-        """It is gone: say so, and forget it."""
+        """Report a domain that is gone, and forget it."""
         record = domain.record
         self._domains.pop(record.spec.uuid, None)
         domain.dying = True
@@ -284,7 +289,7 @@ class Registry:
         self.task(self.forget(domain), f"forget {record.spec.name}")
 
     async def _listen(self, domain: Domain) -> None:
-        """Read its console as soon as xenconsoled has one for it."""
+        """Read the domain's console as soon as xenconsoled has one for it."""
         try:
             terminal = await self._store.console(domain.record.domid)
             if terminal is not None and not domain.dying and not domain.hub.attached:
@@ -293,7 +298,7 @@ class Registry:
             log.debug("domain=%s console: %s", domain.record.spec.name, error.message)
 
     async def listening(self, domain: Domain, *, deadline: float = 10.0) -> None:
-        """Return once its console is read: what the guest prints first is not lost even so, xenconsoled keeps it."""
+        """Return once the console is read. Earlier output is not lost: xenconsoled keeps it."""
         ends = asyncio.get_running_loop().time() + deadline
         while not domain.hub.attached and not domain.dying and asyncio.get_running_loop().time() < ends:
             await self._listen(domain)
@@ -303,8 +308,8 @@ class Registry:
     async def _watch(self) -> None:
         while True:
             await self._store.watch(self.changed)
-            await asyncio.sleep(RETRY)
-            self.changed()  # whatever was missed meanwhile; without xenstore-watch it is the pace
+            await asyncio.sleep(RETRY_INTERVAL_S)
+            self.changed()  # changes may have been missed; without xenstore-watch this sets the pace
 
     async def _look_for_ever(self) -> None:
         said = ""
@@ -318,45 +323,48 @@ class Registry:
                     log.warning("xl list: %s", error.message)
                 said = error.message
             try:
-                async with asyncio.timeout(PERIOD):
+                async with asyncio.timeout(LOOK_INTERVAL_S):
                     await self._stirred.wait()
             except TimeoutError:
                 pass
 
-    # ---- coming and going
+    # ---- start and end
 
     def enter(self, record: Record, backlog: bytes = b"", devices: config.Devices | None = None) -> Domain:
-        """A new domain, written down. Raises Refused where its UUID is none."""
-        check_uuid(record.spec.uuid)  # it names a folder, which is made anew
+        """Add a new domain and write its record. Raises Refused where its UUID is not valid."""
+        check_uuid(record.spec.uuid)  # it names a folder, which is replaced
         home = Home(self._homes / record.spec.uuid)
         home.make(record, self._text(record, devices or {}), backlog)
         domain = self._domains[record.spec.uuid] = Domain(home, record)
         return domain
 
     def _text(self, record: Record, devices: config.Devices) -> str:
-        """What xl is given; where this host has none of the processors that a domain is pinned to, it runs on all."""
+        """Return the domain file for xl. Where this host has none of the processors that a domain is pinned to, the
+        domain runs on all."""
         spec = record.spec
         if self.cpus and fitting(spec, self.cpus) != spec:
-            log.warning("domain=%s is pinned to processors that are not here: it runs on all %d", spec.name, self.cpus)
-            self.dmesg.note(f"{spec.name} is pinned to processors that are not here: it runs on all")
+            log.warning(
+                "domain=%s is pinned to processors that this host lacks: it runs on all %d", spec.name, self.cpus
+            )
+            self.dmesg.note(f"{spec.name} is pinned to processors that this host lacks: it runs on all")
         return config.text(spec, record.attachments, devices, self.scripts, cpus=self.cpus)
 
     async def number(self, domain: Domain, row: Row | None = None) -> Row:
-        """The row that Xen has for a domain that was just made, `row` if that is known; its domid is written down.
-        Raises Failed."""
+        """Return Xen's row of a domain that was just made, `row` if the caller has it; record its domid. Raises
+        Failed."""
         spec = domain.record.spec
         if row is None:
             found = [row for row in await self.xl.rows() if row.uuid == spec.uuid and not row.dying]
             if not found:
-                hint = "veery dmesg; is its kernel one for Xen?"
-                raise Failed(f"{spec.name} ended as soon as it was made", hint=hint)
+                hint = "veery dmesg; was its kernel built for Xen?"
+                raise Failed(f"{spec.name} ended right after its start", hint=hint)
             row = max(found, key=lambda each: each.domid)
         domain.row = row
         domain.update(domid=row.domid, attachments=numbered(domain.record.attachments, row.domid))
         return row
 
     async def login(self, attachments: Attachments) -> dict[str, Path]:
-        """Every LUN of `attachments` as a device. On failure those that are not used otherwise are let go again."""
+        """Return every LUN of `attachments` as a device. On failure log out of those that no other domain uses."""
         found: dict[str, Path] = {}
         try:
             for vdev, lun in disks.luns(attachments).items():
@@ -367,16 +375,16 @@ class Registry:
         return found
 
     async def logout(self, attachments: Attachments) -> None:
-        """Let go of the LUNs that no domain here has any more."""
+        """Log out of the LUNs that no domain here has any more."""
         used = {lun for domain in self._domains.values() for lun in disks.luns(domain.record.attachments).values()}
         for lun in set(disks.luns(attachments).values()) - used:
             try:
                 await self.initiator.logout(lun)
             except VeeryError as error:
-                log.warning("iqn=%s not let go: %s", lun.iqn, error.message)
+                log.warning("iqn=%s logout failed: %s", lun.iqn, error.message)
 
     async def destroy(self, uuid: str) -> None:
-        """As Driver.destroy: Xen's list is read until it is off it."""
+        """See Driver.destroy. Reads Xen's list until the domain is no longer on it."""
         domain = self._domains.get(uuid)
         if domain is None:
             return
@@ -384,7 +392,7 @@ class Registry:
         try:
             if domain.record.stage is Stage.REBOOTING:
                 async with domain.lock:
-                    pass  # a new run that is being made is not on Xen's list yet
+                    pass  # a new instance that is being made is not on Xen's list yet
             await self.end(domain)
         except BaseException:
             domain.dying = was
@@ -393,10 +401,11 @@ class Registry:
         self.dmesg.note(f"{domain.record.spec.name} ({domain.record.domid}) destroyed")
 
     async def end(self, domain: Domain) -> None:
-        """Destroy every run of it that Xen has; return when none can write any more. Raises Failed, OutcomeUnknown."""
+        """Destroy every instance of the domain that Xen has; return when none can write any more. Raises Failed,
+        OutcomeUnknown."""
         uuid, name = domain.record.spec.uuid, domain.record.spec.name
         loop = asyncio.get_running_loop()
-        ends = loop.time() + GONE
+        ends = loop.time() + GONE_DEADLINE_S
         domain.hub.drain()
         while True:
             left = [row for row in await self.xl.rows() if mine(domain.record, row)]
@@ -408,8 +417,8 @@ class Registry:
                 except Failed:
                     if loop.time() > ends:
                         raise
-            if all(row.dying for row in left) and loop.time() > ends - GONE + 10.0:
-                # its processors are gone and xl has seen its devices off; what keeps its last pages is another domain's
+            if all(row.dying for row in left) and loop.time() > ends - GONE_DEADLINE_S + 10.0:
+                # its processors are gone and xl has removed its devices; another domain holds its last pages
                 log.warning("domain=%s uuid=%s stays on Xen's list as dying", name, uuid)
                 return
             if loop.time() > ends:
@@ -417,7 +426,7 @@ class Registry:
             await asyncio.sleep(0.05)
 
     async def forget(self, domain: Domain) -> None:
-        """It is gone: take it off the list, let its disks go, remove its folder."""
+        """Remove a domain that is gone from the list, log out of its disks, remove its folder."""
         if self._domains.get(domain.record.spec.uuid) is domain:
             del self._domains[domain.record.spec.uuid]
         domain.row = None
@@ -426,7 +435,7 @@ class Registry:
         domain.home.remove()
 
     async def begin_again(self, domain: Domain) -> None:
-        """Its guest restarted: end the old run and begin a new one of the same, as xl's own watcher does."""
+        """End the old instance of a guest that restarted and start a new one, as xl's own watcher does."""
         name = domain.record.spec.name
         async with domain.lock:
             try:
@@ -454,19 +463,19 @@ class Registry:
         await self._listen(domain)
 
     def _has(self, domain: Domain) -> bool:
-        """Whether it is one of ours still: nobody has destroyed it, and it was not found to be gone. A new run of one
-        that is not would be nobody's."""
+        """Return whether the domain still belongs to this registry: it was not destroyed, and not found to be gone.
+        Otherwise a new instance of it would have no owner."""
         return self._domains.get(domain.record.spec.uuid) is domain and not domain.dying
 
     async def _adopt(self) -> None:
-        """After a restart of ours: orders that were cut short are settled, the others go on."""
+        """After a restart of veeryd, settle orders that were cut short; the other domains run on."""
         for domain in self.domains():
             await strays(domain)
         rows = await self.xl.rows()
         for domain in self.domains():
             record = domain.record
             domain.row = _own(record, rows)
-            if record.stage is Stage.STARTING:  # nobody was told that it started
+            if record.stage is Stage.STARTING:  # its start was never reported
                 domain.dying = True
                 await self.end(domain)
                 await self.forget(domain)
@@ -478,14 +487,14 @@ class Registry:
                 domain.update(stage=Stage.RUNNING)
             else:
                 log.info("domain=%s found, id %d", record.spec.name, record.domid)
-            if record.ended is not None:  # whoever was told of it may have died with us
+            if record.ended is not None:  # the earlier veeryd may have died before it handled this
                 self.events.put_nowait(DomainEvent(record.spec.uuid, record.ended))
 
     # ---- the log, and tasks
 
     async def _trim(self) -> None:
         while True:
-            await asyncio.sleep(TRIM_EVERY)
+            await asyncio.sleep(TRIM_INTERVAL_S)
             for domain in self._domains.values():
                 try:
                     domain.hub.trim()
@@ -493,7 +502,7 @@ class Registry:
                     log.warning("domain=%s console log: %s", domain.record.spec.name, error)
 
     def task(self, work: Coroutine[None, None, None], name: str) -> None:
-        """Run `work` beside, until it ends or `close`."""
+        """Run `work` in the background until it ends or `close`."""
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -507,7 +516,8 @@ _DOING = {
 
 
 def mine(record: Record, row: Row) -> bool:
-    """Whether a row is a run of this domain; of one that restarts, also a run without a number written down yet."""
+    """Return whether a row is an instance of this domain; for one that restarts, also an instance whose number is not
+    recorded yet."""
     unnumbered = not record.domid or record.stage is Stage.REBOOTING
     return row.uuid == record.spec.uuid and (unnumbered or row.domid == record.domid)
 
@@ -517,7 +527,8 @@ def _own(record: Record, rows: tuple[Row, ...]) -> Row | None:
 
 
 def numbered(attachments: Attachments, domid: int) -> Attachments:
-    """The same, its interfaces named as Xen names them once the domain has a number: vifDOMID.N."""
+    """Return the same attachments, with the interfaces named as Xen names them once the domain has a number:
+    vifDOMID.N."""
     vifs = []
     for index, vif in enumerate(attachments.vifs):
         place = vif.spec.devid if vif.spec.devid >= 0 else index
@@ -526,14 +537,14 @@ def numbered(attachments: Attachments, domid: int) -> Attachments:
 
 
 async def strays(domain: Domain, *, deadline: float = 120.0) -> None:
-    """Wait for an xl that a former life of ours left at work on this domain."""
+    """Wait for an xl that an earlier run of veeryd left at work on this domain."""
     marks = (os.fsencode(domain.home.config), os.fsencode(f"\0save\0-p\0{domain.record.domid}\0"))
     ends = asyncio.get_running_loop().time() + deadline
     while asyncio.get_running_loop().time() < ends:
         if not any(_runs(entry, marks) for entry in Path("/proc").glob("[0-9]*/cmdline")):
             return
         await asyncio.sleep(0.1)
-    log.error("domain=%s: an xl of an earlier life is still at work", domain.record.spec.name)
+    log.error("domain=%s: an xl of an earlier veeryd is still at work", domain.record.spec.name)
 
 
 def _runs(entry: Path, marks: tuple[bytes, ...]) -> bool:

@@ -1,17 +1,20 @@
-"""What stands between xl and the stream of a move: a process a side, which carries the bytes and holds xl's last word.
+"""The relay between xl and the stream of a move: one process on each side, which carries the bytes and keeps xl's last
+message back.
 
     python -m veery.hypervisor.xen.relay send DOOR          the command that `xl migrate -s ''` runs
     python -m veery.hypervisor.xen.relay receive DOOR PID XL   starts `XL migrate-receive`, its pid into the file PID
 
-An xl that waits for the other's word acts by itself when its pipe ends: the sender resumes the domain, the receiver
-destroys it. So once the receiver has said READY each relay stops its xl (SIGSTOP), and only then tells of it. Up to
-there the end of any of us undoes the move by itself; from there on nothing happens by itself, whoever ends, and the
-node acts as the owner key says. The sender is never told READY: it is killed, or its pipe ends and it resumes. Nor is
-the receiver's REPORT taken from it: a receiver that was given its GO and fails would destroy the domain after that.
+An xl that waits for the other side's message acts by itself when its pipe ends: the sender resumes the domain, the
+receiver destroys it. So once the receiver has said READY each relay stops its xl (SIGSTOP), and only then reports it.
+Until then the end of any of these processes undoes the move by itself. From then on nothing happens by itself,
+whichever process ends, and the node does what the owner key says. The sender never gets READY: it is killed, or its
+pipe ends and it resumes the domain. The receiver's REPORT is not read either: a receiver that got its GO and fails to
+write would destroy the domain after that.
 
-DOOR is a unix socket of the node's: JSON lines, to us {"take": ...} with the stream's descriptor, {"rate": bytes/s},
-{"go": true}; from us {"there"}, {"sent"}, {"ready"}, {"tried"}, {"end"}. When it closes we end. Never splice(2) into a
-pipe that xl reads: it holds the pipe's lock while it waits (Linux 6.1, fs/splice.c, splice_file_to_pipe)."""
+DOOR is a unix socket of the node with JSON lines. The node sends {"take": ...} with the stream's descriptor, {"rate":
+bytes/s}, {"go": true}. The relay sends {"there"}, {"sent"}, {"ready"}, {"tried"}, {"end"}. When the socket closes the
+relay ends. Never splice(2) into a pipe that xl reads: it holds the pipe's lock while it waits (Linux 6.1, fs/splice.c,
+splice_file_to_pipe)."""
 
 from __future__ import annotations
 
@@ -34,37 +37,38 @@ from typing import Any
 
 from veery.hypervisor.xen.handshake import BANNER, GO, READY, REPORT, Garbled, Header, Word, Words, furnished
 
-CHUNK = 256 << 10  # bytes of a pipe, and of a turn: what waits in pipes when the domain stands is part of its gap
+CHUNK = 256 << 10  # bytes of a pipe, and of a turn: what waits in pipes when the domain is paused adds to its gap
 RECORD = 16 << 10  # bytes of a TLS record
-NEWS = 0.2  # seconds between two reports of what was sent
-HANDSHAKE = 60.0  # seconds for TLS: the domain runs meanwhile, and a busy host is slow to start a process
-STOP = 10.0  # seconds for a signal to show
-LOOK = 0.005  # seconds between two looks whether xl has reported
+NEWS_INTERVAL_S = 0.2  # between two reports of what was sent
+HANDSHAKE_DEADLINE_S = 60.0  # for TLS: the domain runs meanwhile, and a busy host is slow to start a process
+STOP_DEADLINE_S = 10.0  # for a signal to take effect
+LOOK_INTERVAL_S = 0.005  # between two checks whether xl has reported
 _F_SETPIPE_SZ = 1031  # fcntl(2)
 
 
 class End(Exception):
-    """Our work is over, for this reason."""
+    """The relay must end, for this reason."""
 
 
 class Control:
-    """The node's end of us."""
+    """The relay's connection to the node."""
 
     def __init__(self, door: str) -> None:
-        """Raises OSError when nobody is behind `door`."""
+        """Connect to `door`. Raises OSError when no process listens there."""
         self.link = socket.socket(socket.AF_UNIX)
         self.link.connect(door)
         self._data, self._handles = b"", list[int]()
 
     def tell(self, **news: Any) -> None:
-        """Say something. Raises End when nobody listens any more."""
+        """Send a report. Raises End when the node is gone."""
         try:
             self.link.sendall(json.dumps(news).encode() + b"\n")
         except OSError as error:
             raise End("the node is gone") from error
 
     def hear(self) -> Iterator[dict[str, Any]]:
-        """The orders that have come, after `link` was seen to be readable. Raises End at the connection's end."""
+        """Yield the orders that have arrived, after `link` was seen to be readable. Raises End at the connection's
+        end."""
         data, handles, _, _ = socket.recv_fds(self.link, 1 << 16, 4)
         self._handles += handles
         if not data:
@@ -74,7 +78,7 @@ class Control:
             yield json.loads(line)
 
     def take(self) -> socket.socket:
-        """The stream that came with the last order."""
+        """Return the stream that came with the last order."""
         return socket.socket(fileno=self._handles.pop(0))
 
     def order(self) -> dict[str, Any]:
@@ -85,18 +89,18 @@ class Control:
 
 
 class Stream:
-    """The connection to the other relay in the clear; never blocks, but for `say`."""
+    """The plain connection to the other relay. Only `say` blocks."""
 
-    unsent = False  # whether something waits here that `send` has taken
-    early = False  # whether something may have come that the socket does not show any more
+    unsent = False  # whether data that `send` has taken still waits here
+    early = False  # whether data may have arrived that the socket no longer shows
 
     def __init__(self, link: socket.socket) -> None:
-        """Takes `link` over."""
+        """Own `link` from now on."""
         self.link = link
         self.link.setblocking(False)
 
     def receive(self) -> bytes | None:
-        """What has come; None: nothing yet, b"": it has ended."""
+        """Return what has arrived; None: nothing yet, b"": the stream has ended."""
         try:
             return self.link.recv(CHUNK)
         except BlockingIOError:
@@ -105,7 +109,7 @@ class Stream:
             return b""
 
     def send(self, data: memoryview) -> int:
-        """How many bytes of `data` were taken. Raises End when the connection is broken."""
+        """Return how many bytes of `data` were taken. Raises End when the connection is broken."""
         try:
             return self.link.send(data)
         except BlockingIOError:
@@ -115,23 +119,23 @@ class Stream:
 
     def say(self, data: bytes) -> None:
         """Send all of `data`. Raises OSError."""
-        self.link.settimeout(HANDSHAKE)
+        self.link.settimeout(HANDSHAKE_DEADLINE_S)
         self.link.sendall(data)
 
     def close(self) -> None:
-        """Break it, whoever else holds it: the node does."""
+        """Break the connection, although the node has it open too."""
         with contextlib.suppress(OSError):
             self.link.shutdown(socket.SHUT_RDWR)
         self.link.close()
 
 
 class Encrypted(Stream):
-    """The same by TLS. What ssl does by itself are two system calls for each 16 KiB, dear in a PV dom0; here a call
+    """The same with TLS. Python's ssl makes two system calls for each 16 KiB, which is slow in a PV dom0; here a call
     carries as much as the socket takes."""
 
     def __init__(self, link: socket.socket, order: dict[str, Any], *, server: bool) -> None:
-        """`order` has "tls", the folder of the node's certificates, and "peer", whom we expect. Raises End when the
-        other is someone else."""
+        """`order` has "tls", the folder of the node's certificates, and "peer", the expected node. Raises End when the
+        other side is another node."""
         from veery.host.tls import client_context, peer_name, server_context
 
         super().__init__(link)
@@ -147,12 +151,12 @@ class Encrypted(Stream):
         except OSError as error:
             raise End(f"no encrypted stream: {error}") from error
         if peer_name(self._tls) != peer:
-            raise End(f"the stream is {peer_name(self._tls) or 'nobody'}'s, not {peer}'s")
-        self.early = True  # what came with the hand-shake's last word
+            raise End(f"the stream comes from {peer_name(self._tls) or 'an unknown node'}, not from {peer}")
+        self.early = True  # data that came with the last message of the handshake
         link.setblocking(False)
 
     def _shake_hands(self) -> None:
-        self.link.settimeout(HANDSHAKE)
+        self.link.settimeout(HANDSHAKE_DEADLINE_S)
         while True:
             try:
                 self._tls.do_handshake()
@@ -164,16 +168,16 @@ class Encrypted(Stream):
                 return
             data = self.link.recv(CHUNK)
             if not data:
-                raise OSError("the other side hung up")
+                raise OSError("the other side closed the connection")
             self._in.write(data)
 
     @property
     def unsent(self) -> bool:  # type: ignore[override]
-        """As Stream.unsent."""
+        """See Stream.unsent."""
         return bool(self._cipher)
 
     def receive(self) -> bytes | None:
-        """As Stream.receive."""
+        """See Stream.receive."""
         self.early = False
         data = super().receive()
         if data == b"":
@@ -185,12 +189,12 @@ class Encrypted(Stream):
                 pieces.append(piece)
         except ssl.SSLWantReadError:
             return b"".join(pieces) or None
-        except ssl.SSLError:  # its end, or what is no TLS
+        except ssl.SSLError:  # the end of the stream, or bytes that are not TLS
             pass
         return b"".join(pieces)
 
     def send(self, data: memoryview) -> int:
-        """As Stream.send: nothing is taken while something waits."""
+        """See Stream.send. Takes nothing while encrypted data still waits."""
         taken = 0
         if not self._cipher:
             while taken < min(len(data), CHUNK):
@@ -201,21 +205,21 @@ class Encrypted(Stream):
         return taken
 
     def say(self, data: bytes) -> None:
-        """As Stream.say."""
+        """See Stream.say."""
         self._tls.write(data)
         super().say(self._cipher + self._out.read())
 
 
 def stream_of(link: socket.socket, order: dict[str, Any], *, server: bool) -> Stream:
-    """As the order to take it wants it. Raises End."""
+    """Return the stream that the order asks for, encrypted or plain. Raises End."""
     return Encrypted(link, order, server=server) if order.get("tls") else Stream(link)
 
 
 class Child:
-    """An xl, by pidfd, so that no other process is ever meant."""
+    """An xl process, by pidfd, so that no signal ever reaches another process."""
 
     def __init__(self, pid: int, ticks: int = 0) -> None:
-        """`ticks`: its start time (proc(5), field 22), 0 for a child of ours. Raises End when it is gone."""
+        """`ticks`: its start time (proc(5), field 22), 0 for a child of the relay. Raises End when it is gone."""
         try:
             self.pid, self.handle = pid, os.pidfd_open(pid)
         except ProcessLookupError as error:
@@ -224,9 +228,9 @@ class Child:
             raise End("xl ended")
 
     def stop(self) -> None:
-        """Have it stand still, and return when it does. Raises End when it has ended."""
+        """Stop it by a signal, and return when it is stopped. Raises End when it has ended."""
         self._send(signal.SIGSTOP)
-        ends = time.monotonic() + STOP
+        ends = time.monotonic() + STOP_DEADLINE_S
         while (state := self._state()) != "T":
             if state in "XZ" or time.monotonic() > ends:
                 raise End("xl ended")
@@ -237,7 +241,7 @@ class Child:
         self._send(signal.SIGCONT)
 
     def lives(self) -> bool:
-        """Whether it has not ended."""
+        """Return whether it is still running."""
         return not _waiting([self.handle], [], 0)[0]
 
     def _send(self, number: signal.Signals) -> None:
@@ -262,7 +266,7 @@ class Child:
 
 
 def _waiting(reading: Sequence[Any], writing: Sequence[Any], seconds: float | None) -> tuple[set[int], set[int]]:
-    """The descriptors of those that can be read, and written (poll(2): descriptors may be high)."""
+    """Return the descriptors that can be read, and those that can be written (poll(2): descriptors may be high)."""
     look = select.poll()
     wanted: dict[int, int] = {}
     for each in reading:
@@ -283,7 +287,7 @@ def _number(thing: Any) -> int:
 
 
 def _read(handle: int) -> bytes | None:
-    """What a pipe has; None: nothing yet, b"": its end."""
+    """Return the contents of a pipe; None: nothing yet, b"": its end."""
     try:
         return os.read(handle, CHUNK)
     except BlockingIOError:
@@ -291,24 +295,24 @@ def _read(handle: int) -> bytes | None:
 
 
 def _held(pipe: int) -> int:
-    """How many bytes wait in a pipe (ioctl_pipe, FIONREAD)."""
+    """Return how many bytes wait in a pipe (ioctl_pipe, FIONREAD)."""
     (count,) = struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))
     return int(count)
 
 
 class Pace:
-    """At most `rate` bytes a second (0: as fast as it goes)."""
+    """A limit of `rate` bytes a second (0: none)."""
 
     def __init__(self, rate: int) -> None:
-        """From now on."""
+        """Begin now."""
         self._rate, self._free = rate, time.monotonic()
 
     def set(self, rate: int) -> None:
-        """From now on another rate."""
+        """Use another rate from now on."""
         self._rate, self._free = rate, time.monotonic()
 
     def sent(self, count: int) -> None:
-        """`count` bytes were taken."""
+        """Count `count` bytes as taken."""
         if self._rate:
             self._free = max(self._free, time.monotonic() - 0.05) + count / self._rate
 
@@ -319,7 +323,7 @@ class Pace:
 
 
 class Sender:
-    """The source's side: our input is what xl sends, our output what it hears."""
+    """The source's side: its input is what xl sends, its output what xl receives."""
 
     def __init__(self, control: Control) -> None:
         """Nothing is carried before `run`."""
@@ -329,7 +333,7 @@ class Sender:
         self._answer = b""
 
     def run(self) -> None:
-        """Carry the copy; return once the target has it and xl stands still. Raises End."""
+        """Carry the copy; return once the target has it and xl is stopped. Raises End."""
         order = self._control.order()["take"]
         xl = Child(*order["xl"])
         stream = stream_of(self._control.take(), order, server=False)
@@ -347,7 +351,7 @@ class Sender:
             stream.close()
             raise
         self._control.tell(ready=True, sent=self._sent)
-        with contextlib.suppress(End):  # nothing that the stream does matters any more
+        with contextlib.suppress(End):  # the stream no longer matters
             while True:
                 self._control.order()
 
@@ -357,7 +361,7 @@ class Sender:
         if not self._pending and not wait:
             reading.append(0)
         writing = [stream.link] if self._pending or stream.unsent else []
-        readable, writable = _waiting(reading, writing, wait or NEWS)
+        readable, writable = _waiting(reading, writing, wait or NEWS_INTERVAL_S)
         if self._control.link.fileno() in readable:
             for order in self._control.hear():
                 self._pace.set(order.get("rate", 0))
@@ -372,7 +376,7 @@ class Sender:
             self._pending, self._sent = self._pending[count:], self._sent + count
         if stream.link.fileno() in readable:
             self._listen(stream.receive())
-        if time.monotonic() - self._told > NEWS:
+        if time.monotonic() - self._told > NEWS_INTERVAL_S:
             self._told = time.monotonic()
             self._control.tell(sent=self._sent, blocked=len(self._pending) > 0 or stream.unsent)
 
@@ -381,14 +385,14 @@ class Sender:
             raise End("the target closed the stream")
         self._answer += data or b""
         if not READY.startswith(self._answer):
-            raise End("the target did not say what xl says")
+            raise End("the target did not send what xl sends")
 
 
 class Receiver:
-    """The target's side: xl is our child, and we hold its pipes."""
+    """The target's side: xl is a child of the relay, which holds its pipes."""
 
     def __init__(self, control: Control, pid_file: Path, program: str) -> None:
-        """Starts xl. Raises OSError when it cannot be."""
+        """Start xl. Raises OSError when it cannot be started."""
         self._control, self._loaded = control, pid_file.with_name("loaded")
         command = [program, "migrate-receive", "-e"]  # -e: no xl stays behind to wait for the domain's end
         self._process = subprocess.Popen(
@@ -406,7 +410,7 @@ class Receiver:
         self._pending = memoryview(b"")
 
     def run(self) -> None:
-        """Until xl has let the domain run, or has failed to; then wait for our end. Raises End."""
+        """Run until xl has let the domain run, or has failed to; then wait for the order to end. Raises End."""
         while Word.BANNER not in self._hear(None):
             pass
         self._control.tell(there=True)
@@ -426,19 +430,19 @@ class Receiver:
         full = self._narrow()
         os.set_blocking(self._in, True)
         os.write(self._in, GO)
-        self._xl.go_on()  # after GO is there for it to read: it would take the end of its pipe for a failure
+        self._xl.go_on()  # only once GO is in the pipe: xl would take the end of its pipe for a failure
         while _held(self._out) < full and self._xl.lives():
-            if _waiting([self._control.link], [], LOOK)[0]:
-                self._control.order()  # there is none now but its end
+            if _waiting([self._control.link], [], LOOK_INTERVAL_S)[0]:
+                self._control.order()  # only the end of the connection can come now
         self._control.tell(tried=True)
         with contextlib.suppress(End):
             while True:
                 self._control.order()
 
     def _narrow(self) -> int:
-        """Leave room in xl's pipe for its REPORT but not for the status behind it: there it waits, and whatever ends
-        first, xl or we, it destroys nothing (xl_migrate.c: a write that fails ends it). How much the pipe then holds
-        when xl has done what it was to do."""
+        """Leave space in xl's pipe for its REPORT but not for the status after it, so that xl waits there. Whichever
+        ends first, xl or the relay, then destroys nothing (xl_migrate.c: a write that fails ends it). Returns how much
+        the pipe holds when xl is done."""
         full = fcntl.fcntl(self._out, _F_SETPIPE_SZ, 1)  # one page, the least there is
         into = os.open(f"/proc/self/fd/{self._out}", os.O_WRONLY | os.O_NONBLOCK)
         try:
@@ -456,7 +460,7 @@ class Receiver:
                 reading.append(stream.link)
             readable, writable = _waiting(reading, [self._in] if self._pending else [], 0 if stream.early else None)
             if self._control.link.fileno() in readable:
-                self._control.order()  # there is none now but its end
+                self._control.order()  # only the end of the connection can come now
             if self._out in readable and Word.READY in self._hear(0):
                 return
             if not self._pending and (stream.early or stream.link.fileno() in readable):
@@ -476,7 +480,7 @@ class Receiver:
             raise End("xl migrate-receive ended") from error
 
     def _hear(self, seconds: float | None) -> list[Word]:
-        """What xl says. Raises End when it has ended, or the node is gone."""
+        """Return xl's messages. Raises End when xl has ended, or the node is gone."""
         readable, _ = _waiting([self._out, self._control.link], [], seconds)
         if self._out in readable:
             data = _read(self._out)
@@ -485,15 +489,15 @@ class Receiver:
             return self._words.feed(data or b"")
         if self._control.link.fileno() in readable:
             for _order in self._control.hear():
-                raise End("an order out of turn")
+                raise End("an unexpected order")
         return []
 
 
 def main(words: list[str]) -> int:
-    """Be one of the two."""
+    """Run as sender or receiver."""
     if words[0] == "send":
-        os.closerange(3, 4096)  # xl lets its own ends of our pipes slip through: then there would never be an end
-        os.setsid()  # what ends xl must not end us, and the other way round
+        os.closerange(3, 4096)  # xl leaks its own ends of these pipes: with them open no pipe would ever end
+        os.setsid()  # a signal to xl's session must not end the relay, nor the other way round
     control = Control(words[1])
     try:
         if words[0] == "send":

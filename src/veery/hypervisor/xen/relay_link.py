@@ -1,4 +1,4 @@
-"""The node's end of a relay: JSON lines over a unix socket, whose end ends the relay."""
+"""The node's end of its connection to a relay: JSON lines over a unix socket. Closing it ends the relay."""
 
 from __future__ import annotations
 
@@ -46,21 +46,21 @@ class RelayLink:
         credentials = link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         if struct.unpack("3i", credentials)[1] != os.geteuid():
             link.close()
-            raise Failed(f"{self.path}: another user's process has come in")
+            raise Failed(f"{self.path}: a process of another user connected")
         if self._listener is None:
             link.close()
-            raise Failed(f"{self.path}: closed meanwhile")
+            raise Failed(f"{self.path}: closed before the relay connected")
         self._link = link
         self._listener.close()
         self._listener = None
 
     async def tell(self, order: dict[str, Any], *handles: int) -> None:
-        """Give an order, and descriptors along with it. Raises Failed when the relay is gone."""
+        """Send an order, and descriptors along with it. Raises Failed when the relay is gone."""
         if self._link is None:
-            raise Failed("the relay is not there")
+            raise Failed("the relay is not connected")
         data = json.dumps(order).encode() + b"\n"
         try:
-            if handles:  # a fresh socket takes a line at once
+            if handles:  # a new socket takes a whole line at once
                 socket.send_fds(self._link, [data], list(handles))
             else:
                 await asyncio.get_running_loop().sock_sendall(self._link, data)
@@ -68,7 +68,7 @@ class RelayLink:
             raise Failed("the relay is gone") from error
 
     async def hear(self) -> dict[str, Any] | None:
-        """The relay's next news; None when it has ended."""
+        """Return the relay's next report; None when it has ended."""
         loop = asyncio.get_running_loop()
         while b"\n" not in self._data:
             if self._link is None:
@@ -86,7 +86,7 @@ class RelayLink:
         return news
 
     def close(self) -> None:
-        """Hang up. An `answer` or `hear` that waits ends."""
+        """Close the connection. An `answer` or `hear` that waits ends."""
         listener, link = self._listener, self._link
         self._listener = self._link = None
         if listener in self._waited_for:  # shutdown(2) ends no accept(2) of a unix socket
@@ -103,8 +103,8 @@ class RelayLink:
 
     @contextlib.contextmanager
     def _kept(self, link: socket.socket) -> Iterator[socket.socket]:
-        """Keep `link` open while the loop waits for it. The loop would go on to wait for a descriptor that was closed;
-        the next file that gets its number, a program's output, would never be read."""
+        """Keep `link` open while the loop waits for it. Otherwise the loop would keep waiting for a closed descriptor,
+        and the next file that gets its number, a program's output, would never be read."""
         self._waited_for.add(link)
         try:
             yield link

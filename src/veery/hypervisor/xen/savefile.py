@@ -1,4 +1,4 @@
-"""xl's save files, which may stand behind bytes of another's: then xl writes to a pipe, and we to the file."""
+"""xl's save files, which may follow a header of the caller: xl then writes to a pipe, and veeryd to the file."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ _CHUNK = 1 << 20
 
 
 async def save(xl: Xl, domid: int, path: Path, offset: int) -> None:
-    """Write domain `domid` to `path` behind its first `offset` bytes. Raises Failed, and then the file is gone."""
+    """Write domain `domid` to `path` after its first `offset` bytes. Raises Failed, and then the file is gone."""
     try:
         if not path.parent.is_dir():
-            raise Failed(f"{path.parent}: no such folder", hint="the domain goes on")
+            raise Failed(f"{path.parent}: no such folder", hint="the domain runs on")
         if offset:
             await _save_behind(xl, domid, path, offset)
         else:
             await xl.save(domid, path)
     except OSError as error:
         path.unlink(missing_ok=True)
-        raise Failed(f"{path}: {error.strerror}", hint="the domain goes on") from error
+        raise Failed(f"{path}: {error.strerror}", hint="the domain runs on") from error
     except BaseException:
         path.unlink(missing_ok=True)
         raise
 
 
 async def restore(xl: Xl, config: Path, path: Path, offset: int, *, paused: bool) -> None:
-    """Start what `save` wrote. What stands behind xl's stream in the file is not read."""
+    """Start what `save` wrote. What follows xl's stream in the file is not read."""
     if not offset:
         await xl.restore(config, path, paused=paused)
         return
@@ -66,12 +66,12 @@ async def _save_behind(xl: Xl, domid: int, path: Path, offset: int) -> None:
 
 
 def _door(handle: int) -> Path:
-    """One of our descriptors as a path that xl can open (proc(5), /proc/PID/fd)."""
+    """Return a path by which xl can open one of veeryd's descriptors (proc(5), /proc/PID/fd)."""
     return Path(f"/proc/{os.getpid()}/fd/{handle}")
 
 
 def _take(pipe: int, file: int) -> OSError | None:
-    """All that comes, to the file. Where that has no room the rest is passed over and the reason returned: xl, killed
+    """Write everything from the pipe to the file. When the disk is full, drop the rest and return the error: xl, killed
     by a broken pipe, would leave the domain suspended."""
     wrong: OSError | None = None
     while data := os.read(pipe, _CHUNK):
@@ -84,12 +84,12 @@ def _take(pipe: int, file: int) -> OSError | None:
 
 
 def _give(file: int, pipe: int) -> None:
-    """All that is left of `file`; the pipe is closed behind it."""
+    """Write the rest of `file` to the pipe, then close the pipe."""
     try:
         while data := os.read(file, _CHUNK):
             while data:
                 data = data[os.write(pipe, data) :]
     except BrokenPipeError:
-        pass  # xl has read all that is its own
+        pass  # xl has read all of its own part
     finally:
         os.close(pipe)

@@ -1,9 +1,9 @@
-"""Hotplug scripts of ours, beside Xen's own: a domain stands still while they run at the end of a move, and Debian's
-bash ones take 2.6 s for a disk and 2.2 s for an interface in software emulation.
+"""Hotplug scripts of veery, next to Xen's own. A domain is paused while they run at the end of a move, and Debian's
+bash scripts take 2.6 s for a disk and 2.2 s for an interface in software emulation.
 
-They do for a block device and a bridge what Xen's `block` and `vif-bridge` do (tools/hotplug/Linux of Xen 4.17), and
-hand everything else to those: files, which want a loop device; interfaces with a name, an address or a rate of their
-own. They do not look whether another domain has the disk: that is the owner key's business."""
+For a block device and a bridge they do what Xen's `block` and `vif-bridge` do (tools/hotplug/Linux of Xen 4.17). They
+leave everything else to those: files, which need a loop device; interfaces with a name, an address or a rate of their
+own. They do not check whether another domain uses the disk, because the owner key does that."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ exec xenstore-write "$XENBUS_PATH/hotplug-status" connected
 
 
 def install(folder: Path = FOLDER) -> dict[str, str]:
-    """Write them into the folder of Xen's scripts: {"disk": PATH, "nic": PATH}, {} where there is no such folder or it
-    is not ours to write: then Xen's own serve."""
+    """Write the scripts into the folder of Xen's scripts; return {"disk": PATH, "nic": PATH}. Return {} where there is
+    no such folder or it is not writable: then Xen's own scripts are used."""
     if not folder.is_dir():
         return {}
     try:
@@ -84,6 +84,6 @@ def install(folder: Path = FOLDER) -> dict[str, str]:
             if not path.exists() or path.read_text() != text:
                 write_atomic(path, text, mode=0o755)
     except OSError as error:
-        log.warning("hotplug scripts: %s: Xen's own serve, and moves take longer", error)
+        log.warning("hotplug scripts: %s: Xen's own are used, and moves take longer", error)
         return {}
     return {"disk": str(folder / BLOCK), "nic": str(folder / VIF)}

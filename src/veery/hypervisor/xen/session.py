@@ -1,5 +1,5 @@
-"""An xl of ours with all that it started: it leads a session of its own, in which are libxl's helpers and hotplug
-scripts. Found by /proc, so that those are found too whose xl was killed."""
+"""An xl that veeryd started, with all its children. It leads a session of its own, which holds libxl's helpers and
+hotplug scripts. The session is found by /proc, so that its processes are found even if their xl was killed."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 from veery.host.process import Process, start_ticks
 
 _OURS = ("xl", "libxl-save-help", "sh", "bash", "block", "vif-bridge", "veery-")
-"""What a process of such a session is called (comm, 15 letters): a pid may be another's by now."""
+"""The names of the processes of such a session (comm, 15 letters): another process may have the pid by now."""
 
 
 def members(leader: Process) -> tuple[Process, ...]:
-    """The living processes of the session that `leader` leads, or led; the leader last."""
+    """Return the living processes of the session that `leader` leads, or led; the leader last."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -28,17 +28,18 @@ def members(leader: Process) -> tuple[Process, ...]:
 
 
 async def kill(leader: Process) -> None:
-    """SIGKILL for all of it; returns when it is gone. Raises Failed when one of them does not end."""
+    """Send SIGKILL to the whole session; returns when it is gone. Raises Failed when one process does not end."""
     while found := members(leader):
-        for each in reversed(found):  # first the leader, which would start others
+        for each in reversed(found):  # the leader first, because it would start others
             each.send(signal.SIGKILL)
         for each in found:
             await each.stop(grace=0)
-    await leader.gone()  # our child is reaped
+    await leader.gone()  # reaps the child
 
 
 def noted(path: Path) -> Process | None:
-    """The process that a pid file names, also when it is gone: its session may not be. None without a file."""
+    """Return the process that a pid file names, even if it is gone, because its session may still exist. None without a
+    file."""
     try:
         pid, ticks = (int(word) for word in path.read_text().split())
     except (OSError, ValueError):
@@ -47,7 +48,7 @@ def noted(path: Path) -> Process | None:
 
 
 def stopped(process: Process) -> bool:
-    """Whether it stands still by a signal."""
+    """Return whether the process is stopped by a signal."""
     try:
         state = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:

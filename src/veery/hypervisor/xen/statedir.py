@@ -1,5 +1,5 @@
-"""What is written down of each domain here: RUN/xen/UUID/ has record.json (secrets too: mode 0600), the domain file
-that xl was given, and console.log, what the guest printed."""
+"""The record of each domain here: RUN/xen/UUID/ has record.json (with secrets: mode 0600), the domain file for xl, and
+console.log, what the guest printed."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from veery.model.volume import AttachedVif, Attachments
 class Stage(StrEnum):
     """What a domain is for, now."""
 
-    STARTING = "starting"  # nobody was told that it runs: a restart of ours ends it
-    RUNNING = "running"  # it is the domain
-    REBOOTING = "rebooting"  # its old run has ended and the new one begins: a restart of ours begins it again
-    INCOMING = "incoming"  # half a domain: only `finish` lets it run
+    STARTING = "starting"  # its start was not reported yet: a restart of veeryd ends it
+    RUNNING = "running"  # the domain itself
+    REBOOTING = "rebooting"  # its old instance ended and a new one starts: a restart of veeryd starts it again
+    INCOMING = "incoming"  # a half domain: only `finish` lets it run
     SENDING = "sending"  # being copied away, or copied: only `resume` lets it run
-    SAVING = "saving"  # being written to a file: a restart of ours lets it run on
+    SAVING = "saving"  # being written to a file: a restart of veeryd lets it run on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Build:
-    """The luggage: what a move's target must know beside the spec. `xen` is the hypervisor's version and `processor`
-    the feature words (hw_caps) where the domain was started or came from last; `dirty_log`: whether that hypervisor
-    can tell which pages of a PV domain are written to; `memory` in MiB, the most it can have; `started` the second of
-    the epoch at which the guest booted."""
+    """The luggage: what a move's target must know besides the spec. `xen` is the hypervisor's version and `processor`
+    the feature words (hw_caps) of the node where the domain was started or came from last. `dirty_log`: whether that
+    hypervisor can track the writes of a PV domain. `memory` in MiB, the most it can have. `started` is when the guest
+    booted, in seconds since the epoch."""
 
     xen: str
     type: DomainType
@@ -44,8 +44,8 @@ class Build:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One domain as written down. `domid` 0: Xen has not numbered it yet. `held`: paused by a user. `ended`: it stopped
-    by itself, for that reason. `arrived`: it came by a move, and xl has not been told yet what its spec names."""
+    """One domain as written to disk. `domid` 0: Xen has not numbered it yet. `held`: paused by a user. `ended`: why it
+    stopped by itself. `arrived`: it moved in, and xl does not have its settings yet."""
 
     domid: int
     spec: DomainSpec
@@ -83,11 +83,11 @@ class Home:
 
     @property
     def config(self) -> Path:
-        """The domain file that xl was given."""
+        """The domain file for xl."""
         return self.path / "domain.cfg"
 
     def make(self, record: Record, config: str, backlog: bytes = b"") -> None:
-        """Make the folder anew; `backlog` is the console's past."""
+        """Make the folder, replacing an old one; `backlog` is the console's earlier output."""
         shutil.rmtree(self.path, ignore_errors=True)
         self.path.mkdir(mode=0o700, parents=True)
         self.console_log.write_bytes(backlog)
@@ -95,7 +95,7 @@ class Home:
         self.write(record)
 
     def write(self, record: Record) -> None:
-        """Replace what is written down; nothing happens once the folder is gone."""
+        """Replace the record; nothing happens once the folder is gone."""
         if not self.path.is_dir():
             return
         written = _Written(
@@ -112,7 +112,7 @@ class Home:
         write_atomic(self.path / "record.json", codec.encode(written))
 
     def read(self) -> Record | None:
-        """What was written down, None if nothing was. Raises Failed where it cannot be understood."""
+        """Return the record, None if there is none. Raises Failed where it cannot be decoded."""
         try:
             written = codec.decode((self.path / "record.json").read_bytes(), _Written)
         except FileNotFoundError:

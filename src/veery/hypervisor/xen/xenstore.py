@@ -1,4 +1,4 @@
-"""xenstore-read(1) and xenstore-watch(1): where a domain's console is, and the word that some domain ended."""
+"""xenstore-read(1) and xenstore-watch(1): the terminal of a domain's console, and news that a domain ended."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from pathlib import Path
 
 from veery.host.run import run
 
-LOOK = 30.0  # seconds for a question
+QUERY_DEADLINE_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class Xenstore:
-    """One node's xenstore, asked by its own programs in `folder` ("": as PATH finds them)."""
+    """One node's xenstore, asked with its own programs in `folder` ("": as PATH finds them)."""
 
     folder: str = ""
 
     async def console(self, domid: int) -> Path | None:
-        """The terminal that xenconsoled has for a domain; None while it has none (docs/misc/xenstore-paths.pandoc,
-        /local/domain/$DOMID/console/tty)."""
+        """Return the terminal that xenconsoled has for a domain; None while it has none
+        (docs/misc/xenstore-paths.pandoc, /local/domain/$DOMID/console/tty)."""
         words = [self._program("xenstore-read"), f"/local/domain/{domid}/console/tty"]
-        result = await run(words, deadline=LOOK, check=False)
+        result = await run(words, deadline=QUERY_DEADLINE_S, check=False)
         said = result.out.strip()
         return Path(said) if result.code == 0 and said else None
 
     async def watch(self, changed: Callable[[], None]) -> None:
-        """Call `changed` whenever a domain has come up, shut down or gone: @introduceDomain, @releaseDomain
-        (docs/misc/xenstore.txt). Returns when the watch is lost, at once where the program is not there."""
+        """Call `changed` whenever a domain has started, shut down or gone: @introduceDomain, @releaseDomain
+        (docs/misc/xenstore.txt). Returns when the watch is lost, or at once where the program does not exist."""
         words = [self._program("xenstore-watch"), "@introduceDomain", "@releaseDomain"]
         try:
             process = await asyncio.create_subprocess_exec(
