@@ -202,7 +202,7 @@ def test_real_sensors_read_a_recorded_tree(tmp_path: Path) -> None:
         scene.store = store
         await scene.until(NodeVerdict.WELL)
         counter.write_text("2\n")
-        assert "2 uncorrected memory errors" in (await scene.until(NodeVerdict.EVACUATE)).reason
+        assert "uncorrected memory errors since boot: 2" in (await scene.until(NodeVerdict.EVACUATE)).reason
         await stop(task)
 
     asyncio.run(play())

@@ -48,6 +48,7 @@ class MigrationStream:
         domain = self._roster.free(uuid)
         tls = self._certificates() if settings.tls else None
         row = await self._roster.row(uuid)
+        domain = self._roster.free(uuid)  # that look may have found that the guest restarts
         name = domain.record.spec.name
         if row is None:
             raise Refused(f"no domain {name} here", hint="veery list shows the domains here")
