@@ -99,7 +99,7 @@ def test_interfaces_are_named_as_xen_names_them() -> None:
     [
         ({"type": DomainType.HVM}, "hvm is not run on Xen here, because"),
         ({"kernel": "/missing/vmlinuz"}, "kernel /missing/vmlinuz is not there"),
-        ({"uuid": ""}, "not a UUID"),
+        ({"uuid": ""}, "no UUID"),
     ],
 )
 def test_what_cannot_be_here(changes: dict[str, object], said: str, tmp_path: Path) -> None:
