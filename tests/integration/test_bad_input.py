@@ -499,7 +499,7 @@ async def test_orders_about_the_cluster_that_cannot_be(shop: Workshop, near: Nod
         "ha set idle restart --priority many": (2, "many"),
         "ha set idle restart --group a/b": (1, "a/b"),
         "ha show nothing": (1, "nothing"),
-        "group set g": (2, "say what"),
+        "group set g": (2, "give --apart"),
         "group set g --nodes moon": (1, "no node 'moon'"),
         "group set g --nodes stor": (1, "stor runs no domains"),
         "group set a/b --strict": (1, "a/b"),

@@ -132,7 +132,7 @@ async def test_rename(lark: Path, near: Node, far: Node) -> None:
             assert await shell.run("echo named") == "named"
     finally:
         await near.veery("rename", "skylark", NAME)
-    said = {"Domain-0": "the machine's own", "17": "reads like a domid", uuid: "reads like a UUID"}
+    said = {"Domain-0": "reserved for the machine itself", "17": "reads like a domid", uuid: "reads like a UUID"}
     for bad in ("Domain-0", "17", "a b", "a/b", "", uuid, "x" * 101):
         assert said.get(bad, "is not a valid domain name") in await near.refused("rename", NAME, bad)
     assert "already here" in await near.refused("rename", NAME, NAME)

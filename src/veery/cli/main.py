@@ -117,7 +117,7 @@ def _print_error(session: Session, error: Exception) -> int:
     if session.tool != "veery":
         from veery.cli import tools
 
-        return tools.told(session, error)
+        return tools.print_error(session, error)
     if isinstance(error, Usage):
         session.note(f"veery: {error.message}\n  hint: veery {error.verb + ' ' if error.verb else ''}--help")
         return 2

@@ -47,10 +47,10 @@ class QuietMeter:
     """Shows nothing."""
 
     def show(self, step: str, fraction: float | None, detail: str) -> None:
-        """As Meter.show."""
+        """Show nothing."""
 
     def say(self, text: str) -> None:
-        """As Meter.say."""
+        """Show nothing."""
 
     def __enter__(self) -> QuietMeter:
         return self
@@ -71,7 +71,7 @@ class PlainMeter(QuietMeter):
         return self
 
     def show(self, step: str, fraction: float | None, detail: str) -> None:
-        """As Meter.show."""
+        """Print a line, at most one per _LINE_INTERVAL_S unless the step is new."""
         now = time.monotonic()
         new = step != self._step or (detail and not self._detailed)
         if not new and now - self._at < _LINE_INTERVAL_S:
@@ -81,7 +81,7 @@ class PlainMeter(QuietMeter):
         print("  ".join(part for part in (self._title, step, percent, detail) if part), file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
-        """As Meter.say."""
+        """Print `text` as a line."""
         print(f"{self._title}  {text}", file=sys.stderr, flush=True)
 
 
@@ -108,7 +108,7 @@ class BarMeter(QuietMeter):
         self._progress.stop()
 
     def show(self, step: str, fraction: float | None, detail: str) -> None:
-        """As Meter.show."""
+        """Update the bar."""
         total = None if fraction is None else 1.0
         percent = "" if fraction is None else f"{100 * fraction:3.0f} %  "
         words = f"{self._title}  {step}"
@@ -118,7 +118,7 @@ class BarMeter(QuietMeter):
         self._progress.update(self._task, description=words, total=total, completed=done, detail=more, refresh=new)
 
     def say(self, text: str) -> None:
-        """As Meter.say: a line above the bar."""
+        """Print `text` as a line above the bar."""
         self._progress.console.print(f"{self._title}  {text}")
 
 

@@ -58,12 +58,12 @@ def _may_begin(session: Session) -> frozenset[Place]:
                 f"{row['name']} is {row['state']}", hint=f"veery why {row['name']}; then start the roll again"
             )
     bad = _bad(session)
-    for (node, what), told in bad.items():
+    for (node, what), text in bad.items():
         if what in VITAL:
             raise Refused(
-                f"{node}: {what}: {told}", hint="no other node may go down until this is repaired; veery doctor"
+                f"{node}: {what}: {text}", hint="no other node may go down until this is repaired; veery doctor"
             )
-        session.note(f"veery: {node}: {what}: {told} (already before the roll)")
+        session.note(f"veery: {node}: {what}: {text} (already before the roll)")
     return frozenset(bad)
 
 
@@ -174,7 +174,7 @@ def _found(session: Session, known: Collection[Place]) -> str:
         bad = _bad(session)
     except VeeryError as error:
         return error.message
-    return ", ".join(f"{node}: {what}: {told}" for (node, what), told in bad.items() if (node, what) not in known)
+    return ", ".join(f"{node}: {what}: {text}" for (node, what), text in bad.items() if (node, what) not in known)
 
 
 def _bad(session: Session) -> dict[Place, str]:

@@ -91,7 +91,7 @@ def _help(session: Session, words: list[str], *, status: int) -> int:
 
 
 # ---- errors
-def told(session: Session, error: Exception) -> int:
+def print_error(session: Session, error: Exception) -> int:
     """Print `error` as the tool would. Returns the exit status."""
     if isinstance(error, NoDomain):
         return _no_domain(session, error.word)

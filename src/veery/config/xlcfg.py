@@ -119,7 +119,7 @@ Strangers = Callable[[str], bool]
 """Returns whether a name that is not in lower case is allowed in a file, as the key of another program."""
 
 
-def _nobody(name: str) -> bool:
+def _no_strangers(name: str) -> bool:
     return False
 
 
@@ -277,7 +277,7 @@ class _Parser:
         token.at.refuse(f"{what} {where}", hint or "xl.cfg(5) describes the file: one NAME = VALUE a line")
 
 
-def parse(text: str, source: str, strangers: Strangers = _nobody) -> list[Setting]:
+def parse(text: str, source: str, strangers: Strangers = _no_strangers) -> list[Setting]:
     """Return every setting of `text`, in order. Raises Refused("SOURCE:LINE:COLUMN: what") with a hint."""
     return _Parser(text, source, strangers).settings()
 
@@ -296,7 +296,7 @@ def parse_override(text: str) -> Setting:
     return settings[0]
 
 
-def read(text: str, source: str, overrides: Sequence[str] = (), *, strangers: Strangers = _nobody) -> Config:
+def read(text: str, source: str, overrides: Sequence[str] = (), *, strangers: Strangers = _no_strangers) -> Config:
     """Return the settings of `text` and of the overrides. The last value of a name applies. Raises Refused."""
     settings: dict[str, Setting] = {}
     repeated = []

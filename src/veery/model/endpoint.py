@@ -21,7 +21,7 @@ def split(endpoint: str) -> tuple[str, int]:
     address, _, port = endpoint.rpartition(":")
     inner = address.removeprefix("[").removesuffix("]")
     if not address or bracketed(inner) != address:
-        raise ValueError(f"{endpoint!r} is no ADDRESS:PORT")
+        raise ValueError(f"{endpoint!r} is not ADDRESS:PORT")
     return inner, int(port)
 
 

@@ -228,7 +228,7 @@ async def test_qemu_refuses_with_the_way_out_and_keeps_the_memory(fake: Stage) -
         (Adjustment(vcpus=0), "1 to 2 processors", "veery vcpu-set web 1"),
         (Adjustment(vcpu=2, hard="0"), "no virtual processor 2", "veery vcpu-list web"),
         (Adjustment(hard="3-1"), "ends before it begins", "cpus"),
-        (Adjustment(hard="0'\nmemory=1"), "no processor", "cpus"),
+        (Adjustment(hard="0'\nmemory=1"), "is not a processor", "cpus"),
         (Adjustment(weight=0), "cpu_weight must be from 1", ""),
         (Adjustment(cap=201), "cap must be from 0 to 200", ""),
     ],
