@@ -49,11 +49,11 @@ class Paths:
         """Learn from the connection of a copy that has ended after `seconds`. A packed copy that did not wait for the
         path says nothing: it waited for the packer."""
         with contextlib.suppress(OSError, struct.error):
-            told = stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192)
+            info = stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192)
             # linux/tcp.h: tcpi_bytes_acked; busy_time and rwnd_limited in us: with data under way, and of that
             # with a receiver that had no room
-            (acked,) = struct.unpack_from("=Q", told, 120)
-            busy, kept = struct.unpack_from("=QQ", told, 168)
+            (acked,) = struct.unpack_from("=Q", info, 120)
+            busy, kept = struct.unpack_from("=QQ", info, 168)
             waited = (busy - kept) / 1e6
             log.info("path to %s: %d bytes in %.2f s, waited for it %.2f s", target, acked, seconds, waited)
             if acked < ENOUGH:

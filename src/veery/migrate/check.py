@@ -177,7 +177,7 @@ class Scout:
             disk_dir=settings.disk_dir,
             post_copy=find(settings.policy).post_copy,
         )
-        mine, home, way, (told, silence), memory = await asyncio.gather(
+        mine, home, way, (answer, silence), memory = await asyncio.gather(
             here(context, reading, target),
             inspect(context, spec, luggage, context.driver.name, returning=True),
             port(context, target),
@@ -198,7 +198,7 @@ class Scout:
                 here=(*mine, *cannot),
                 way=way,
                 silence=silence,
-                reply=told,
+                reply=answer,
                 home=home,
                 abilities=await context.driver.abilities(),
                 memory=memory,
@@ -222,10 +222,10 @@ class Scout:
             luggage=bytes(luggage).decode(),
             home=self._node,
         )
-        home, (told, _) = await asyncio.gather(
+        home, (answer, _) = await asyncio.gather(
             inspect(context, spec, luggage, context.driver.name, returning=True), self._answer(target, question)
         )
-        found = dict.fromkeys(each.reason for each in (*home, *(told.way_back if told else ())))
+        found = dict.fromkeys(each.reason for each in (*home, *(answer.way_back if answer else ())))
         return f"it could not come back to {context.node}: {'; '.join(found)}" if found else ""
 
     async def _going(
@@ -248,11 +248,11 @@ class Scout:
     async def _answer(self, target: Node, question: Question) -> tuple[Reply | None, tuple[Blocker, ...]]:
         """Return the target's reply, or why there is none."""
         try:
-            told = await self._ask(target.name, question)
-            trouble = levels.behind(told.level, await levels.read(self._context.store))
+            answer = await self._ask(target.name, question)
+            trouble = levels.behind(answer.level, await levels.read(self._context.store))
         except VeeryError as error:
             reason = f"{target.name} does not say whether it could take {question.domain}: {error.message}"
             return None, (Blocker(kind=Obstacle.NODE, reason=reason, hint=error.hint or "compare `veery version`"),)
-        if not trouble or any(each.kind is Obstacle.VERSION and each.reason == trouble for each in told.blockers):
-            return told, ()
-        return told, (Blocker(kind=Obstacle.VERSION, reason=trouble, hint=f"upgrade veery on {target.name}"),)
+        if not trouble or any(each.kind is Obstacle.VERSION and each.reason == trouble for each in answer.blockers):
+            return answer, ()
+        return answer, (Blocker(kind=Obstacle.VERSION, reason=trouble, hint=f"upgrade veery on {target.name}"),)

@@ -98,7 +98,7 @@ async def chosen(context: MoveContext, uuid: str, settings: MoveSettings, path: 
 
 @contextlib.asynccontextmanager
 async def packing(
-    stream: socket.socket, squeeze: Compression, *, peer: str, tls: ssl.SSLContext | None
+    stream: socket.socket, compression: Compression, *, peer: str, tls: ssl.SSLContext | None
 ) -> AsyncIterator[socket.socket]:
     """Yield the socket into which the source's hypervisor writes its copy; it is closed afterwards, like `stream`. With
     `tls` the target must be node `peer`. Raises Refused."""
@@ -111,7 +111,7 @@ async def packing(
     except (ssl.SSLError, OSError, TimeoutError) as error:
         raise Refused(f"{peer} does not accept a compressed stream: {error or 'timeout'}") from error
     if tls is not None:
-        squeeze.cipher = writer.get_extra_info("cipher", ("",))[0]
+        compression.cipher = writer.get_extra_info("cipher", ("",))[0]
     packer = zstandard.ZstdCompressor(level=LEVEL).compressobj()
 
     def pack(piece: bytes) -> bytes:
@@ -121,8 +121,8 @@ async def packing(
         loop = asyncio.get_running_loop()
         while piece := await loop.sock_recv(mine, PIECE):
             data = await asyncio.to_thread(pack, piece)
-            squeeze.plain += len(piece)
-            await squeeze.pace(len(data))
+            compression.plain += len(piece)
+            await compression.pace(len(data))
             writer.write(data)
             await writer.drain()
 

@@ -13,14 +13,14 @@ from veery.migrate.policy import Policy
 from veery.model.move import Sample
 from veery.model.units import format_size
 
-KEPT = 16  # rounds remembered
+ROUNDS_KEPT = 16  # the rounds that count
 SHRINKING = 0.7  # a need below this share of the one before counts as progress
 AS_MUCH = 0.9  # a need above this share is no progress at all
-LONG = 0.5  # seconds; in a round this long its beginning and end do not count
+LONG_ROUND_S = 0.5  # in a round this long its beginning and end do not count
 SPARE = 1.1  # limits and bounds get a tenth to spare
 SETTLING = 1  # additional rounds after a throttle, which takes effect late
 AHEAD = 0.35  # target share of the link's speed for a slowed domain's writes: pages are written twice
-SWITCH = 0.5  # seconds reserved at the end of a bound for the switch-over itself
+SWITCH_RESERVE_S = 0.5  # reserved at the end of a bound for the switch-over itself
 LOOKS_APART_S = 4.0  # QEMU's extra scans follow another scan by 5 s or more; readings may be a second late
 SENT = 0.95  # a round that sent this share of its need is complete
 NEAR = 0.05  # and so is one with no more than this share of its need left
@@ -88,7 +88,7 @@ def fold(rounds: Sequence[Round], sample: Sample) -> tuple[Round, ...]:
     last = rounds[-1]
     looked = sample.rounds > last.looks
     if looked and _worked_off(last, sample):
-        return (*rounds, _begin(sample, sample.at - _late(last, sample)))[-KEPT:]
+        return (*rounds, _begin(sample, sample.at - _late(last, sample)))[-ROUNDS_KEPT:]
     extra = looked or last.looks > last.number
     grown = replace(
         last,
@@ -140,7 +140,7 @@ def pace(rounds: Sequence[Round]) -> float:
     because they are fewer than two, or short ones that mostly wait. The hypervisor's own figure covers its last tenth
     of a second, and may be twice that."""
     spent = rounds[-1].began - rounds[0].began if rounds else 0.0
-    return sum(each.need for each in rounds[:-1]) / spent if spent > LONG * (len(rounds) - 1) else 0.0
+    return sum(each.need for each in rounds[:-1]) / spent if spent > LONG_ROUND_S * (len(rounds) - 1) else 0.0
 
 
 def milliseconds(size: float, rate: float) -> float:
@@ -177,7 +177,7 @@ def decide(
         )
         return Change(course=replace(course, stopped=True, post_copy=True, since=now), why=why)
     if end:
-        if policy.stop and now + _seconds_for(left := _left(rounds, sample), rate, end) + SWITCH >= end:
+        if policy.stop and now + _seconds_for(left := _left(rounds, sample), rate, end) + SWITCH_RESERVE_S >= end:
             why = f"stopped: up to {format_size(left)} are left and the bound of {end:g} s is near"
             return Change(course=replace(course, stopped=True, since=now), why=why)
         if now >= end and not policy.stop:

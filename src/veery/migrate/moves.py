@@ -213,7 +213,7 @@ class Moves:
     def report(self, move: str) -> MoveReport:
         """Return the report of a move, under way or ended. Raises Refused for an unknown one."""
         if running := self._running.get(move):
-            return _standing(running)
+            return _current(running)
         path = self._folder / f"{move}.json"
         if not move.isalnum() or not path.exists():
             raise Refused(f"no move {move} here", hint="veery moves lists them")
@@ -225,7 +225,7 @@ class Moves:
     def list(self) -> tuple[MoveReport, ...]:
         """Return the moves queued, under way and ended, the newest last; without their samples and story."""
         ended = [kept.take(path, MoveReport) for path in self._folder.glob("*.json")]
-        reports = [one for one in ended if one is not None] + [_standing(running) for running in self._running.values()]
+        reports = [one for one in ended if one is not None] + [_current(running) for running in self._running.values()]
         return tuple(
             replace(report, samples=(), story=()) for report in sorted(reports, key=lambda report: report.started)
         )
@@ -235,7 +235,7 @@ class Moves:
     async def _run(self, running: Running) -> MoveReport:
         sender = running.sender
         try:
-            report = await self._in_turn(running)
+            report = await self._move_in_turn(running)
         except asyncio.CancelledError:
             report = sender.report(MoveState.CANCELLED, reason="cancelled")
         except OutcomeUnknown as error:
@@ -265,7 +265,7 @@ class Moves:
             queue.put_nowait(None)
         return report
 
-    async def _in_turn(self, running: Running) -> MoveReport:
+    async def _move_in_turn(self, running: Running) -> MoveReport:
         """Wait in the queue, then move."""
         target = running.sender.target
         if not self._places.free(target):
@@ -274,7 +274,7 @@ class Moves:
         await self._places.take(target)
         try:
             running.queued = False
-            telling = asyncio.create_task(_tell_caution(running), name=f"{running.move} tells")
+            telling = asyncio.create_task(_publish_caution(running), name=f"{running.move} tells")
             running.sender.telling = telling  # the copy begins only after the warning is published
             try:
                 return await running.sender.run()
@@ -300,7 +300,7 @@ def copies_at_once(wanted: int) -> int:
     return wanted or max(1, min(2, (os.cpu_count() or 1) // 4))
 
 
-async def _tell_caution(running: Running) -> None:
+async def _publish_caution(running: Running) -> None:
     """Publish the warning before the copy, so that the move can still be cancelled. A failure to find the warning does
     not stop the move."""
     if running.caution is None:
@@ -319,7 +319,7 @@ async def _tell_caution(running: Running) -> None:
         running.publish(MoveProgress(phase=running.sender.phase, note=running.told))
 
 
-def _standing(running: Running) -> MoveReport:
+def _current(running: Running) -> MoveReport:
     return running.sender.report(MoveState.QUEUED if running.queued else MoveState.RUNNING)
 
 

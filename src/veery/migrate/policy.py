@@ -112,7 +112,7 @@ def check(settings: MoveSettings) -> None:
         )
 
 
-def context(policy: Policy) -> str:
+def ladder(policy: Policy) -> str:
     """Return the policy's ladder as docs/moves.md shows it, the first rung at the bottom; a test keeps the two
     alike."""
     steps = [f"limit {limit:>4} ms" for limit in policy.limits(50)]

@@ -1,10 +1,10 @@
 """Post-copy after COMMIT: the domain runs at its target, and the rest of its memory follows from its source.
 
-The source sends the rest (`see_off`), the target waits for it (`see_in`). Both continue until it has arrived, however
-often the stream breaks, and both start again from the journal after a restart. The source replaces a broken stream: a
-new control connection to the target's relocation port, Mend, and then the hypervisors' bytes over it. Whether the rest
-can still come the target finds out by itself: it asks the source, and only "gone" ends the instance. The target waits
-for a source that does not answer, because its memory may still exist."""
+The source sends the rest (`send_rest`), the target waits for it (`await_rest`). Both go on until it has arrived,
+however often the stream breaks, and both start again from the journal after a restart. The source replaces a broken
+stream: a new control connection to the target's relocation port, Mend, and then the hypervisors' bytes over it. Whether
+the rest can still come the target finds out by itself: it asks the source, and only "gone" ends the instance. The
+target waits for a source that does not answer, because its memory may still exist."""
 
 from __future__ import annotations
 
@@ -67,18 +67,18 @@ async def obstacles(context: MoveContext) -> tuple[Blocker, ...]:
 # ---- the source
 
 
-async def see_off(context: MoveContext, line: Line, publish: Publish, target: Node | None = None) -> None:
+async def send_rest(context: MoveContext, line: Line, publish: Publish, target: Node | None = None) -> None:
     """Send the rest; returns when the target has it, or does not need it any more. Raises Lost when it cannot be sent.
     `target`: its record, if the caller has it."""
     driver = _driver(context)
-    said = ""
+    last_note = ""
 
     def say(text: str) -> None:
-        nonlocal said
-        if text != said:
+        nonlocal last_note
+        if text != last_note:
             log.warning("move=%s domain=%s %s", line.move, line.domain, text)
             publish(MoveProgress(phase=Phase.CONFIRM, step="post-copy", note=text))
-        said = text
+        last_note = text
 
     def report(progress: MoveProgress) -> None:
         publish(replace(progress, phase=Phase.CONFIRM, step="post-copy", dirty_rate=0.0))
@@ -89,7 +89,7 @@ async def see_off(context: MoveContext, line: Line, publish: Publish, target: No
             try:
                 if rest is None:
                     await driver.release(line.uuid)
-                elif await _again(context, line, rest, way, target):
+                elif await _open_again(context, line, rest, way, target):
                     return
                 elif rest is Rest.BROKEN:
                     say("a new stream carries the rest of the memory")
@@ -110,7 +110,7 @@ async def see_off(context: MoveContext, line: Line, publish: Publish, target: No
                 await context.clock.sleep(RETRY_INTERVAL_S)
 
 
-async def _again(
+async def _open_again(
     context: MoveContext, line: Line, rest: Rest, way: contextlib.AsyncExitStack, target: Node | None
 ) -> bool:
     """Ask the target. Returns True when it needs nothing more. Else, where the stream had broken, a new one is open; it
@@ -131,7 +131,7 @@ async def _again(
     far.setblocking(False)
     carrying = asyncio.create_task(channel.carry(far), name=f"{line.move} is carried")
     way.push_async_callback(tasks.stop, carrying)
-    carrying.add_done_callback(lambda _: _shut(far))
+    carrying.add_done_callback(lambda _: _shut_down(far))
     await _driver(context).reconnect(line.uuid, near)
     return False
 
@@ -139,11 +139,11 @@ async def _again(
 # ---- the target
 
 
-async def see_in(context: MoveContext, line: Line) -> None:
+async def await_rest(context: MoveContext, line: Line) -> None:
     """Let the domain run, which this node owns, and wait until all of its memory is here. When the source has nothing
     more to send, end the instance, so that its on_crash applies."""
     driver = _driver(context)
-    asked, gone_since, said = context.clock.now(), 0.0, ""
+    asked, gone_since, last_note = context.clock.now(), 0.0, ""
     while True:
         try:
             await context.driver.finish(line.uuid, paused=line.paused)
@@ -153,9 +153,9 @@ async def see_in(context: MoveContext, line: Line) -> None:
         except Refused:
             return  # the domain has ended, or was destroyed
         except VeeryError as error:
-            if error.message != said:
+            if error.message != last_note:
                 log.warning("move=%s domain=%s %s", line.move, line.domain, error.message)
-            said = error.message
+            last_note = error.message
         now = context.clock.now()
         if gone_since and now - gone_since > GRACE_S:
             log.error("move=%s domain=%s ended: %s no longer has its memory", line.move, line.domain, line.source)
@@ -199,7 +199,7 @@ async def take(context: MoveContext, channel: wire.Channel, message: wire.Mend |
         log.info("move=%s domain=%s takes the rest from a new stream", message.move, line and line.domain)
         await channel.send(wire.Mending())
         await channel.carry(stream)
-        _shut(stream)
+        _shut_down(stream)
 
 
 async def _standing(context: MoveContext, line: Line | None, uuid: str) -> Standing:
@@ -247,6 +247,6 @@ async def _ask(channel: wire.Channel, line: Line) -> Standing:
     return Standing((await channel.expect(wire.Told, ANSWER_DEADLINE_S)).standing)
 
 
-def _shut(stream: socket.socket) -> None:
+def _shut_down(stream: socket.socket) -> None:
     with contextlib.suppress(OSError):
         stream.shutdown(socket.SHUT_RDWR)

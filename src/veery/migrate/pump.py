@@ -58,7 +58,7 @@ class Pump:
                 far = closing.enter_context(await self._connect())
                 for each in (near, far):
                     each.setblocking(False)
-                    _guard(each, self._stall)
+                    _detect_loss(each, self._stall)
                 there = asyncio.create_task(_pour(near, far))
                 back = asyncio.create_task(_pour(far, near))
                 try:
@@ -78,7 +78,7 @@ async def _pour(source: socket.socket, sink: socket.socket) -> None:
             await loop.sock_sendall(sink, buffer[:count])
 
 
-def _guard(stream: socket.socket, stall: float) -> None:
+def _detect_loss(stream: socket.socket, stall: float) -> None:
     """Have the kernel detect a TCP peer that vanished without closing the connection (tcp(7))."""
     if stream.family == socket.AF_UNIX:
         return
@@ -99,7 +99,7 @@ async def outlet(connect: Connect, pid: int, stall: float) -> AsyncIterator[str]
     async def accept(listener: socket.socket) -> None:
         while True:
             near, _ = await loop.sock_accept(listener)
-            if _welcome(near, pid):
+            if _permitted(near, pid):
                 pump.carry(near)
             else:
                 near.close()
@@ -131,7 +131,7 @@ def inlet(path: Path, stall: float) -> Pump:
     return Pump(connect, stall)
 
 
-def _welcome(near: socket.socket, pid: int) -> bool:
+def _permitted(near: socket.socket, pid: int) -> bool:
     credentials = near.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     caller, user, _ = struct.unpack("3i", credentials)
     return bool(caller == pid if pid else user == os.geteuid())

@@ -95,7 +95,7 @@ class Receiver:
             raise Refused(f"{offer.domain} is already on its way here")
         self._arriving[offer.domain] = offer
         try:
-            async with self._room(channel, offer):
+            async with self._place(channel, offer):
                 spec = disks.staying(offer.spec, offer.disks)
                 found = await inspect(self._context, spec, offer.luggage, offer.driver, post_copy=offer.post_copy)
                 if found := (*found, *disks.blockers(self._context.driver, self._choose(offer))):
@@ -105,7 +105,7 @@ class Receiver:
             del self._arriving[offer.domain]
 
     @contextlib.asynccontextmanager
-    async def _room(self, channel: wire.Channel, offer: wire.Offer) -> AsyncIterator[None]:
+    async def _place(self, channel: wire.Channel, offer: wire.Offer) -> AsyncIterator[None]:
         """Hold one of the places for arriving domains. Raises Failed when the source left while it waited."""
         while True:
             try:
@@ -157,7 +157,7 @@ class Receiver:
             async with self._watching(reservation, offer.boot) as given:
                 word = await self._load(channel, offer, line)
                 async with conntrack.admitting(context.attacher, offer.move, word.flows) as entered:
-                    await self._make_sure(line, given)
+                    await self._check_owner(line, given)
                     await asyncio.wait({entered}, timeout=conntrack.TIMEOUT_S)
                     await context.driver.finish(offer.spec.uuid, paused=offer.paused, started=word.started)
         except (VeeryError, OSError, TimeoutError) as error:
@@ -177,9 +177,8 @@ class Receiver:
         """Return the promise, and `line` with it. It comes before any file, tap or process: the store says whether the
         source owns the domain at all. Raises the store's error; nothing is then left of the move here."""
         try:
-            reservation = await tasks.to_the_end(
-                self._reserve(offer)
-            )  # cut short, it could leave a promise that no journal names
+            # cut short, it could leave a promise that no journal names
+            reservation = await tasks.to_the_end(self._reserve(offer))
             return self._context.journal.write(replace(line, reservation_revision=reservation.revision)), reservation
         except Refused:
             self._context.journal.strike(line)
@@ -214,7 +213,7 @@ class Receiver:
         finally:
             await tasks.stop(watching)
 
-    async def _make_sure(self, line: Line, given: asyncio.Task[Owner]) -> None:
+    async def _check_owner(self, line: Line, given: asyncio.Task[Owner]) -> None:
         """Check in the store that this node owns the domain: the source has just said so, and the watch has usually
         reported it by now. Raises Failed where it is not so, StoreUnavailable."""
         await asyncio.wait({given}, timeout=HEAD_START_S)
@@ -257,13 +256,13 @@ class Receiver:
                 await channel.send(wire.Loaded())  # before the journal: the domain is paused from here on
                 context.journal.write(line.at(Phase.LOADED))
                 async with asyncio.timeout(FINISH_DEADLINE_S):
-                    finish = await self._told_or_lost(listening, offer)
+                    finish = await self._await_finish(listening, offer)
                 await loading  # in post-copy the devices, which it needs to run, are only complete now
                 return finish
             finally:
                 await tasks.stop(listening, loading)
 
-    async def _told_or_lost(self, listening: asyncio.Task[Any], offer: wire.Offer) -> wire.Finish:
+    async def _await_finish(self, listening: asyncio.Task[Any], offer: wire.Offer) -> wire.Finish:
         """Return when the source has said that this node owns the domain. Raises Failed when the half domain here ends
         before that: there must be no COMMIT then, since the source's copy is complete."""
         while not listening.done():

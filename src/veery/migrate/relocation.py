@@ -166,9 +166,9 @@ class RelocationServer:
         try:
             async with asyncio.timeout(GREETING_DEADLINE_S):
                 if not allowed(self._hosts_allow, address, await _name_of(address, self._hosts_allow)):
-                    said = f"{address} is not in relocation.hosts_allow of {self.node}"
-                    await loop.sock_sendall(connection, f"NO {said}\n".encode())
-                    raise Refused(said)
+                    reason = f"{address} is not in relocation.hosts_allow of {self.node}"
+                    await loop.sock_sendall(connection, f"NO {reason}\n".encode())
+                    raise Refused(reason)
                 data = b""
                 while len(data) < GREETING_BYTES:
                     piece = await loop.sock_recv(connection, GREETING_BYTES - len(data))

@@ -76,20 +76,20 @@ class Sender:
         holds what is known of the path to the target."""
         self._context, self._settler, self._order, self._publish = context, settler, order, publish
         self._turns, self._paths = turns, paths
-        self._squeeze: compression.Compression | None = None
+        self._compression: compression.Compression | None = None
         self.telling: asyncio.Task[None] | None = None
         self._turn: Turn | None = None
-        self._pilot: CopySteering | None = None
+        self._steering: CopySteering | None = None
         self._started = context.clock.epoch()
         self._steps: Steps | None = None
         self._copy: CopyResult | None = None
         self._record: DomainRecord | None = None  # what COMMIT writes where disks go along
         self._disk_bytes = 0
         self._store_answered = float("-inf")
-        self._asking: asyncio.Task[None] | None = None
+        self._store_check: asyncio.Task[None] | None = None
         self._tracking: conntrack.ConntrackTransfer | None = None
-        self._stands_since = 0.0
-        self._post_copy = find(order.settings.policy).post_copy and not _stands(order)
+        self._paused_since = 0.0
+        self._post_copy = find(order.settings.policy).post_copy and not _is_paused(order)
         self._ended = False  # the guest ended by itself before it could move
         self._disks = 0  # how many disks the domain has
         self._booted = 0.0  # when the guest booted, in seconds since the epoch
@@ -108,7 +108,7 @@ class Sender:
         """Move the domain and return its report. Raises Refused (nothing changed), Failed (undone: the domain runs on
         here) or OutcomeUnknown (the store decides; the settler asks it). Cancelling the task before COMMIT undoes the
         move."""
-        if self._order.settings.turns and not _stands(self._order):
+        if self._order.settings.turns and not _is_paused(self._order):
             self._turn = self._turns.join(self._order.move)
         try:
             if self._turn is not None:
@@ -124,29 +124,28 @@ class Sender:
                 hint="on_poweroff, on_reboot, on_crash in its file say whether it starts again: veery list --cluster",
             ) from error
         finally:
-            self._leave_row()
+            self._leave_queue()
 
     async def _while_alive(self, work: Coroutine[Any, Any, T]) -> T:
         """Await `work`, which takes long; raise Failed as soon as the guest has ended by itself."""
         return await vitals.while_alive(self._context.driver, self._context.clock, self._order.reading.uuid, work)
 
-    def _leave_row(self) -> None:
+    def _leave_queue(self) -> None:
         if self._turn is not None:
             self._turn.close()
 
     async def change(self, tuning: Tuning) -> None:
         """Apply the user's changes to the copy under way. Raises Refused where there is none."""
-        if self._pilot is None or self.phase is not Phase.COPY:
+        if self._steering is None or self.phase is not Phase.COPY:
             raise Refused(
                 f"move {self._order.move} copies nothing now",
                 hint=f"veery move show {self._order.move} shows its phase",
             )
-        if (
-            self._squeeze is not None and tuning.bandwidth is not None
-        ):  # the limit is for the compressed bytes on the path
-            self._squeeze.rate = tuning.bandwidth
+        if self._compression is not None and tuning.bandwidth is not None:
+            # the limit is for the compressed bytes on the path
+            self._compression.rate = tuning.bandwidth
             tuning = replace(tuning, bandwidth=None)
-        await self._pilot.change(tuning)
+        await self._steering.change(tuning)
 
     async def _run(self) -> MoveReport:
         context, order = self._context, self._order
@@ -180,23 +179,23 @@ class Sender:
 
             await steps.enter(Phase.PREPARE)
             await channel.send(await self._offer(owner, spec, luggage, paused, going))
-            ready = await self._while_alive(self._ready(channel))
+            ready = await self._while_alive(self._await_ready(channel))
             await self._check_versions(ready)
             steps.line = replace(
                 steps.line, reservation_revision=ready.reservation, disks=disks.matched(going, ready.disks)
             )
 
-            await self._while_alive(self._may_copy())
+            await self._while_alive(self._await_copy_place())
             await steps.enter(Phase.COPY)
             undo.push_async_callback(self._settler.run_on, steps.line)
             if steps.line.disks:
                 self._record = await disks.record(context.store, steps.line)
-                through = await connection.enter_async_context(self._way_for_disks(ready))
+                through = await connection.enter_async_context(self._disk_path(ready))
                 await self._while_alive(self._send_disks(channel, steps.line, through))
             self._copy, loaded = await self._while_alive(self._send(channel, ready))
 
             await steps.enter(Phase.LOADED)
-            await self._settled(loaded)
+            await self._await_loaded(loaded)
 
             await steps.enter(Phase.COMMIT)
             await self._ask_store()
@@ -229,7 +228,7 @@ class Sender:
         """Return the offer: what the source asks the target to take in."""
         context, order = self._context, self._order
         path = self._paths.slow(self.target)
-        self._squeeze = await compression.chosen(context, order.reading.uuid, order.settings, path)
+        self._compression = await compression.chosen(context, order.reading.uuid, order.settings, path)
         return wire.Offer(
             move=order.move,
             source=context.node,
@@ -245,7 +244,7 @@ class Sender:
             disks=going,
             disk_dir=order.settings.disk_dir,
             post_copy=self._post_copy,
-            packed=self._squeeze is not None,
+            packed=self._compression is not None,
             level=LEVEL,
         )
 
@@ -259,7 +258,7 @@ class Sender:
             )
         return owner
 
-    def _way_for_disks(self, ready: wire.Ready) -> contextlib.AbstractAsyncContextManager[str]:
+    def _disk_path(self, ready: wire.Ready) -> contextlib.AbstractAsyncContextManager[str]:
         """Return the socket that leads to the target's disks."""
         target, settings = self._order.target, self._order.settings
 
@@ -303,14 +302,14 @@ class Sender:
         finally:
             await tasks.stop(copying, listening)
 
-    def _patience(self, least: float) -> float:
+    def _reply_timeout(self, least: float) -> float:
         """Return the seconds to wait for the target in a step that takes `least` with a small domain."""
         return patience(least, self._order.reading.memory, self._disks)
 
-    async def _ready(self, channel: wire.Channel) -> wire.Ready:
+    async def _await_ready(self, channel: wire.Channel) -> wire.Ready:
         """Return the target's promise. While too many domains arrive there, the target sends Wait again and again."""
         while True:
-            message = await channel.expect((wire.Ready, wire.Wait), self._patience(PREPARE_DEADLINE_S))
+            message = await channel.expect((wire.Ready, wire.Wait), self._reply_timeout(PREPARE_DEADLINE_S))
             if isinstance(message, wire.Ready):
                 return message
             if self._turn is not None:
@@ -323,27 +322,27 @@ class Sender:
         StoreUnavailable."""
         level = await levels.read(self._context.store)
         versions.require(self.target, ready, level, post_copy=self._post_copy)
-        if self._squeeze is not None and not versions.knows_streams(ready):
+        if self._compression is not None and not versions.knows_streams(ready):
             log.warning(
                 "move=%s %s cannot unpack a compressed stream: sent uncompressed", self._order.move, self.target
             )
-            self._squeeze = None
+            self._compression = None
 
-    async def _may_copy(self) -> None:
+    async def _await_copy_place(self) -> None:
         """Wait until the pre-move warning is published and there is a free place for one more copy."""
         if self.telling is not None:
             await asyncio.wait({self.telling})
         if self._turn is not None:
             await self._turn.copy()
 
-    def _take_pilot(self) -> CopySteering:
+    def _take_steering(self) -> CopySteering:
         """Return the object that steers the copy. A move that is alone, or cannot be held, takes its turn at once and
         lets the hypervisor switch over."""
         context, order, turn = self._context, self._order, self._turn
         held = turn is not None and not turn.alone and context.driver.holds
         if turn is not None and not held:
             turn.take()
-        self._pilot = CopySteering(
+        self._steering = CopySteering(
             context.driver,
             order.reading.uuid,
             self._copying(),
@@ -354,20 +353,20 @@ class Sender:
             post_copy=self._post_copy,
             memory=order.reading.memory,
         )
-        return self._pilot
+        return self._steering
 
     def _copying(self) -> MoveSettings:
         """Return the settings for the hypervisor. Where the nodes compress the stream, they also do bandwidth and
         TLS."""
         settings = self._order.settings
-        return replace(settings, bandwidth=0, tls=False) if self._squeeze is not None else settings
+        return replace(settings, bandwidth=0, tls=False) if self._compression is not None else settings
 
-    def _way(self, stream: socket.socket) -> contextlib.AbstractAsyncContextManager[socket.socket]:
+    def _copy_stream(self, stream: socket.socket) -> contextlib.AbstractAsyncContextManager[socket.socket]:
         """Return the socket into which the hypervisor writes the copy."""
-        if self._squeeze is None:
+        if self._compression is None:
             return contextlib.nullcontext(stream)
         tls = current(self._context.client_tls) if self._order.settings.tls else None
-        return compression.packing(stream, self._squeeze, peer=self.target, tls=tls)
+        return compression.packing(stream, self._compression, peer=self.target, tls=tls)
 
     async def _send(self, channel: wire.Channel, ready: wire.Ready) -> tuple[CopyResult, asyncio.Task[wire.Loaded]]:
         """Copy the memory while listening to the target, which may give up first."""
@@ -377,16 +376,19 @@ class Sender:
         )
         begun = self._context.clock.now()
         way = contextlib.AsyncExitStack()
-        near = await way.enter_async_context(self._way(stream))
-        pilot = self._take_pilot()
-        settings = replace(self._copying(), timeout=0.0, downtime=pilot.limit)  # the pilot keeps the time limit
+        near = await way.enter_async_context(self._copy_stream(stream))
+        copy_steering = self._take_steering()
+        # CopySteering keeps the time limit
+        settings = replace(self._copying(), timeout=0.0, downtime=copy_steering.limit)
         listening = asyncio.create_task(channel.expect(wire.Loaded, None), name=f"{order.move} listens")
-        means = replace(pilot.means, peer_version=ready.hypervisor)
+        means = replace(copy_steering.means, peer_version=ready.hypervisor)
         sending = asyncio.create_task(
-            self._context.driver.send(order.reading.uuid, near, settings, pilot.hear, peer=target.name, means=means),
+            self._context.driver.send(
+                order.reading.uuid, near, settings, copy_steering.hear, peer=target.name, means=means
+            ),
             name=f"{order.move} sends",
         )
-        steering = asyncio.create_task(pilot.run(), name=f"{order.move} steers")
+        steering = asyncio.create_task(copy_steering.run(), name=f"{order.move} steers")
         try:
             await asyncio.wait({listening, sending, steering}, return_when=asyncio.FIRST_COMPLETED)
             if not sending.done() and steering.done():
@@ -399,12 +401,14 @@ class Sender:
             if result.poised:
                 await self._poise(result, channel)
             return result, asyncio.create_task(
-                target_wait.within(listening, self._patience(LOADED_DEADLINE_S), target.name)
+                target_wait.within(listening, self._reply_timeout(LOADED_DEADLINE_S), target.name)
             )
         except VeeryError as error:
             raise error if steering.done() else await target_wait.said_by_target(listening, error) from error
         finally:
-            self._paths.learn(target.name, stream, self._context.clock.now() - begun, packed=self._squeeze is not None)
+            self._paths.learn(
+                target.name, stream, self._context.clock.now() - begun, packed=self._compression is not None
+            )
             await tasks.stop(steering)
             await tasks.stop(sending)
             await way.aclose()
@@ -416,12 +420,12 @@ class Sender:
         """Prepare post-copy: the domain is paused and the rest is to follow. From COMMIT on neither copy can run
         without the other."""
         assert self._steps is not None
-        self._stands_since = self._context.clock.now() - result.downtime_ms / 1000
+        self._paused_since = self._context.clock.now() - result.downtime_ms / 1000
         self._steps.line = replace(self._steps.line, post_copy=True)
         self._ask_soon()
         await channel.send(wire.Poised())
 
-    async def _settled(self, loaded: asyncio.Task[wire.Loaded]) -> None:
+    async def _await_loaded(self, loaded: asyncio.Task[wire.Loaded]) -> None:
         """Wait until the target has everything and the store has answered."""
         try:
             await loaded
@@ -442,13 +446,13 @@ class Sender:
         paused."""
         if self._tracking is not None:
             self._tracking.begin()
-        if self._asking is None:
-            self._asking = asyncio.create_task(self._ask_store(), name=f"{self._order.move} asks the store")
-        return self._asking
+        if self._store_check is None:
+            self._store_check = asyncio.create_task(self._ask_store(), name=f"{self._order.move} asks the store")
+        return self._store_check
 
     async def _stop_asking(self) -> None:
-        if self._asking is not None:
-            await tasks.stop(self._asking)
+        if self._store_check is not None:
+            await tasks.stop(self._store_check)
         if self._tracking is not None:
             await self._tracking.stop()
 
@@ -506,18 +510,18 @@ class Sender:
                 assert isinstance(self._context.driver, PostCopier)
                 await self._context.driver.release(line.uuid)
             await channel.send(wire.Finish(await self._tracking.read() if self._tracking else (), self._booted))
-            await channel.expect(wire.Running, self._patience(FINISH_DEADLINE_S))
+            await channel.expect(wire.Running, self._reply_timeout(FINISH_DEADLINE_S))
         except VeeryError as error:
             reason = f"{line.target} owns it but has not confirmed yet that it runs: {error.message}"
             log.error("move=%s domain=%s %s", line.move, line.domain, reason)
             self._settler.later(line)
             return self.report(MoveState.DONE, reason=reason, hint=f"veery --node {line.target} list")
-        self._leave_row()
+        self._leave_queue()
         if not line.post_copy:
             return await self._confirm(steps)
         if self._copy is not None:
-            stood = round((self._context.clock.now() - self._stands_since) * 1000, 1)
-            self._copy = replace(self._copy, downtime_ms=stood)
+            paused_ms = round((self._context.clock.now() - self._paused_since) * 1000, 1)
+            self._copy = replace(self._copy, downtime_ms=paused_ms)
         return None
 
     async def _follow(self, steps: Steps, cancelled: asyncio.CancelledError | None) -> MoveReport:
@@ -527,7 +531,7 @@ class Sender:
             if cancelled is not None:
                 raise cancelled
             await steps.enter(Phase.CONFIRM)
-            await postcopy.see_off(self._context, steps.line, self._publish, self._order.target)
+            await postcopy.send_rest(self._context, steps.line, self._publish, self._order.target)
         except Lost as error:
             reason = f"this instance was lost in post-copy: {error.message}; {self.target} does what its on_crash says"
             log.error("move=%s domain=%s %s", steps.line.move, steps.line.domain, reason)
@@ -581,16 +585,16 @@ class Sender:
             reason=reason,
             hint=hint,
             policy=order.settings.policy,
-            samples=tuple(self._pilot.samples) if self._pilot else (),
-            story=tuple(self._pilot.story) if self._pilot else (),
-            runs_on=order.target.name if moved else self._left_here(state),
+            samples=tuple(self._steering.samples) if self._steering else (),
+            story=tuple(self._steering.story) if self._steering else (),
+            runs_on=order.target.name if moved else self._runs_here(state),
             disk_bytes=self._disk_bytes,
-            packed=self._squeeze.packed if self._squeeze else 0,
-            cipher=self._squeeze.cipher if self._squeeze else copy.cipher if copy else "",
+            packed=self._compression.packed if self._compression else 0,
+            cipher=self._compression.cipher if self._compression else copy.cipher if copy else "",
             kept=disks.kept(steps.line) if state is MoveState.DONE and steps else (),
         )
 
-    def _left_here(self, state: MoveState) -> str:
+    def _runs_here(self, state: MoveState) -> str:
         return "" if state is MoveState.UNKNOWN or self._ended else self._context.node
 
     def _entered(self, phase: Phase) -> None:
@@ -611,6 +615,6 @@ class Sender:
         self._publish(progress)
 
 
-def _stands(order: Order) -> bool:
+def _is_paused(order: Order) -> bool:
     """Return whether the domain is paused for the whole copy; such a move needs no switch-over turn."""
     return order.reading.state is DomainState.PAUSED or not order.settings.live

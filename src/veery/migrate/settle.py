@@ -216,7 +216,7 @@ class Settler:
             if here:
                 await self._keep(line)
             else:
-                await self._see_off(line)
+                await self._send_rest(line)
                 await self.leave(line)
         except Refused:  # this node no longer has the domain: nothing is left to settle
             log.info("move=%s domain=%s is not here", line.move, line.domain)
@@ -227,12 +227,12 @@ class Settler:
             "move=%s domain=%s settled: %s", line.move, line.domain, f"owner is {owner.node}" if owner else "no owner"
         )
 
-    async def _see_off(self, line: Line) -> None:
+    async def _send_rest(self, line: Line) -> None:
         """Send the rest of the memory first, in post-copy: the source's copy may still hold a part of the domain."""
         if not line.post_copy or line.side is not Side.SOURCE:
             return
         try:
-            await postcopy.see_off(self._context, line, lambda progress: None)
+            await postcopy.send_rest(self._context, line, lambda progress: None)
         except Lost as error:
             log.error(
                 "move=%s domain=%s this instance was lost in post-copy: %s", line.move, line.domain, error.message
@@ -243,7 +243,7 @@ class Settler:
         if line.side is Side.SOURCE:
             await self._context.driver.resume(line.uuid)
         elif line.post_copy:
-            await postcopy.see_in(self._context, line)
+            await postcopy.await_rest(self._context, line)
         else:
             await self._context.driver.finish(line.uuid, paused=line.paused)
 

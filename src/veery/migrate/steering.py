@@ -124,18 +124,20 @@ class CopySteering:
             await self._driver.tune(self._uuid, tuning)
         elif not self._crawling and tuning.bandwidth is not None:
             await self._driver.tune(self._uuid, Tuning(bandwidth=tuning.bandwidth))
-        said = []
+        changes = []
         if tuning.bandwidth is not None:
             self._bandwidth = tuning.bandwidth
-            said.append(f"bandwidth {format_size(tuning.bandwidth)}/s" if tuning.bandwidth else "bandwidth unlimited")
+            changes.append(
+                f"bandwidth {format_size(tuning.bandwidth)}/s" if tuning.bandwidth else "bandwidth unlimited"
+            )
         if tuning.downtime is not None:
             self._first = tuning.downtime
             self._course = replace(self._course, downtime=tuning.downtime)
-            said.append(f"limit {tuning.downtime} ms")
+            changes.append(f"limit {tuning.downtime} ms")
         self._course = replace(self._course, since=self._now())
         self._rounds = self._rounds[-1:] if self._rounds else ()
         self._rounds = tuple(replace(each, rate=0.0) for each in self._rounds)
-        self._say(", ".join(said) + ": set by the user")
+        self._remark(", ".join(changes) + ": set by the user")
 
     async def run(self) -> NoReturn:
         """Steer the copy. Raises Failed when the policy gives it up."""
@@ -145,9 +147,9 @@ class CopySteering:
                     await self._news.wait()
             self._news.clear()
             if self._place is not None:
-                self._mind_the_others(self._place)
+                self._report_to_scheduler(self._place)
             if self._turn is not None:
-                await self._mind_the_turn(self._turn)
+                await self._await_turn(self._turn)
             await self._judge()
 
     # ---- inside
@@ -165,7 +167,7 @@ class CopySteering:
         action = converge.decide(self.policy, self._course, rounds, self._sample, first=self._first, end=end, now=now)
         match action:
             case GiveUp():
-                self._say(action.why)
+                self._remark(action.why)
                 raise Failed(action.why, hint=action.hint)
             case Change():
                 await self._set(action.course, action.why)
@@ -178,12 +180,12 @@ class CopySteering:
             stop=course.stopped,
             post_copy=course.post_copy,
         )
-        self._say(why)
+        self._remark(why)
         if course.stopped and self._quiet:
             await self._crawl(False)
         await self._tune(tuning)
 
-    def _mind_the_others(self, place: Turn) -> None:
+    def _report_to_scheduler(self, place: Turn) -> None:
         """Tell the scheduler when this copy will end soon, or takes too long, so that the other moves can plan for
         it."""
         sample = self._sample
@@ -194,7 +196,7 @@ class CopySteering:
         if self._passed is not None and self._now() - self._passed > LINGER_S:
             place.linger()
 
-    async def _mind_the_turn(self, turn: Turn) -> None:
+    async def _await_turn(self, turn: Turn) -> None:
         if self._course.stopped:
             return
         if turn.ready_since is None:
@@ -203,11 +205,11 @@ class CopySteering:
             turn.ready()
             if not turn.mine:
                 await self._crawl(True)
-                self._say("all memory was sent once; waits for its turn to switch over")
+                self._remark("all memory was sent once; waits for its turn to switch over")
         if not turn.mine:
             return
         if self._released is None:
-            self._say("its turn to switch over")
+            self._remark("its turn to switch over")
             await self._crawl(False)
             self._released = self._now()
             self._course = replace(self._course, since=self._released)
@@ -228,7 +230,7 @@ class CopySteering:
         except VeeryError as error:
             log.warning("uuid=%s copy not changed: %s", self._uuid, error.message)
 
-    def _say(self, text: str) -> None:
+    def _remark(self, text: str) -> None:
         if len(self.story) < STORY:
             self.story.append(Remark(at=round(self._now(), 3), text=text))
         log.info("uuid=%s at=%.2f %s", self._uuid, self._now(), text)

@@ -26,7 +26,7 @@ async def said_by_target(listening: asyncio.Task[Any], error: VeeryError) -> Vee
         async with asyncio.timeout(1.0):
             await asyncio.wait({listening})
     if listening.done() and not listening.cancelled():
-        told = listening.exception()
-        if isinstance(told, VeeryError) and told is not error:
-            return Failed(f"{error.message} ({told.message})", hint=told.hint or error.hint)
+        theirs = listening.exception()
+        if isinstance(theirs, VeeryError) and theirs is not error:
+            return Failed(f"{error.message} ({theirs.message})", hint=theirs.hint or error.hint)
     return error

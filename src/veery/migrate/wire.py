@@ -459,9 +459,9 @@ async def _greet(address: str, port: int, token: str, deadline: float) -> socket
         ) from error
     if answer.strip() != b"OK":
         connection.close()
-        said = answer.decode(errors="replace").removeprefix("NO ").strip() or f"{where} refused"
+        reason = answer.decode(errors="replace").removeprefix("NO ").strip() or f"{where} refused"
         hint = "set relocation.hosts_allow in veery.toml of that node and restart veeryd there"
-        raise Refused(said, hint=hint if "relocation.hosts_allow" in said else "")
+        raise Refused(reason, hint=hint if "relocation.hosts_allow" in reason else "")
     return connection
 
 
@@ -512,8 +512,8 @@ def keep_shallow(stream: socket.socket, option: int) -> None:
     What the buffers hold when the domain stops adds to its downtime, because the target still has to load it. Without a
     limit they grow to many megabytes. A path so long that it needs as much keeps the kernel's own tuning."""
     with contextlib.suppress(OSError, struct.error):  # not permitted, or an older kernel: the move is only slower
-        told = stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192)
-        (round_trip,) = struct.unpack_from("=I", told, 148)  # tcpi_min_rtt in us, linux/tcp.h
+        info = stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192)
+        (round_trip,) = struct.unpack_from("=I", info, 148)  # tcpi_min_rtt in us, linux/tcp.h
         wanted = FASTEST * round_trip // 1_000_000
         if wanted <= DEEPEST:
             stream.setsockopt(socket.SOL_SOCKET, option, max(SHALLOWEST, wanted))

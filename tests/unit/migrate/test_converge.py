@@ -24,8 +24,8 @@ from veery.migrate.policy import (
     POST_COPY,
     Policy,
     check,
-    context,
     find,
+    ladder,
     taken_back_after,
 )
 from veery.migrate.steering import CopySteering
@@ -234,7 +234,7 @@ def test_rounds_are_folded_in_order_and_bounded(steps: list[tuple[float, bool, f
     for seconds, fresh, left, written in steps:
         number, at = number + fresh, at + seconds
         rounds = converge.fold(rounds, sample(at, number, left, written))
-    assert 0 < len(rounds) <= converge.KEPT
+    assert 0 < len(rounds) <= converge.ROUNDS_KEPT
     assert [each.number for each in rounds] == sorted({each.number for each in rounds})
     assert rounds[-1].number <= rounds[-1].looks == number
     assert rounds[-1].left == int(steps[-1][2] * MIB)
@@ -328,7 +328,7 @@ def test_extra_looks_change_no_decision(total: float, share: float, speed: float
 def test_the_pictures_in_the_docs_are_those_of_the_data() -> None:
     text = (Path(__file__).parents[3] / "docs" / "moves.md").read_text()
     for policy in POLICIES:
-        assert context(policy) in text
+        assert ladder(policy) in text
 
 
 def test_a_large_domain_has_longer_before_its_switch_over_is_taken_back() -> None:

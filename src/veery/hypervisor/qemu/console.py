@@ -67,9 +67,8 @@ class ConsoleHub:
             past = (os.fstat(file.fileno()).st_size - KEEP) & ~4095
             if past - self._trimmed < TRIM - KEEP:
                 return
-            if ctypes.CDLL(None).fallocate(
-                file.fileno(), _PUNCH_HOLE, ctypes.c_long(0), ctypes.c_long(past)
-            ):  # a filesystem without holes: drop old output rather than fill the disk
+            if ctypes.CDLL(None).fallocate(file.fileno(), _PUNCH_HOLE, ctypes.c_long(0), ctypes.c_long(past)):
+                # a filesystem without holes: drop old output rather than fill the disk
                 file.truncate(0)
                 past = 0
             self._trimmed = past

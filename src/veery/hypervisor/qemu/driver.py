@@ -45,10 +45,10 @@ class QemuDriver:
     def __init__(self, run: Path, tls: Path | None, settings: Qemu, clock: Clock) -> None:
         """`tls` is the folder of the node's certificates (None: no move with TLS)."""
         self._run, self._tls, self._settings, self._clock = run, tls, settings, clock
-        self._roster = Registry(run, clock, Groups(Path(settings.cgroup)) if settings.cgroup else None)
+        self._registry = Registry(run, clock, Groups(Path(settings.cgroup)) if settings.cgroup else None)
         self._qemu: machine.Hypervisor | None = None
         self._missing: Refused | None = None
-        self._looking = asyncio.Lock()
+        self._finding = asyncio.Lock()
         self._able = Abilities(driver=self.name, version="", accelerator="")
         self._cpu, self._phys_bits, self._machine = build.CPU, 0, ""
 
@@ -56,26 +56,26 @@ class QemuDriver:
 
     async def open(self) -> None:
         """See Driver.open. A QEMU that is missing or too old is reported when a domain is to start."""
-        await self._look()
-        await self._roster.open()
+        await self._find_qemu()
+        await self._registry.open()
 
-    async def _look(self) -> None:
+    async def _find_qemu(self) -> None:
         """Find QEMU and its accelerator, unless found before: what was missing may be installed by now."""
-        async with self._looking:
+        async with self._finding:
             if self._qemu is not None and self._missing is None:
                 return
             try:
                 qemu = await machine.find(self._settings, self._run / "accel.json")
                 qemu.check()
-                self._roster.owners = owners(self._settings.user)
-                self._roster.choice = choose(self._settings, qemu.accel, apart=self._roster.owners is not None)
-                self._able = await ask(qemu, self._roster.owners.choose(0, ()) if self._roster.owners else None)
-                if self._roster.choice.huge:
+                self._registry.owners = owners(self._settings.user)
+                self._registry.choice = choose(self._settings, qemu.accel, apart=self._registry.owners is not None)
+                self._able = await ask(qemu, self._registry.owners.choose(0, ()) if self._registry.owners else None)
+                if self._registry.choice.huge:
                     self._able = replace(
                         self._able, post_copy="its domains use huge pages, which post-copy cannot fill"
                     )
                 self._qemu, self._missing = qemu, None
-                self._roster.dmesg.note(f"QEMU {qemu.version}, accelerator {qemu.accel} ({qemu.reason})")
+                self._registry.dmesg.note(f"QEMU {qemu.version}, accelerator {qemu.accel} ({qemu.reason})")
             except Refused as error:
                 if self._missing is None or self._missing.message != error.message:
                     log.error("qemu driver: %s", error)
@@ -83,46 +83,46 @@ class QemuDriver:
 
     async def close(self) -> None:
         """See Driver.close."""
-        await self._roster.close()
+        await self._registry.close()
 
     async def host(self) -> HostReading:
         """See Driver.host."""
         host = await machine.reading(self._qemu)
         if self._missing is not None:  # without QEMU no domain can start, so no memory is free
             return replace(host, accelerator="", memory_free=0, facts={"accelerator_reason": self._missing.message})
-        return replace(host, memory_free=self._roster.left(host.memory_total, host.memory_free))
+        return replace(host, memory_free=self._registry.left(host.memory_total, host.memory_free))
 
     async def log(self) -> str:
         """See Driver.log. Returns what the driver did, and the errors and warnings of each QEMU."""
-        return self._roster.dmesg.text()
+        return self._registry.dmesg.text()
 
     # ---- domains
 
     async def list(self) -> tuple[DomainReading, ...]:
         """See Driver.list. Asks no QEMU."""
-        return tuple(domain.reading() for domain in self._roster.domains())
+        return tuple(domain.reading() for domain in self._registry.domains())
 
     def unread(self) -> tuple[str, ...]:
         """See Driver.unread."""
-        return self._roster.unread()
+        return self._registry.unread()
 
     async def spec(self, uuid: str) -> tuple[DomainSpec, Attachments]:
         """See Driver.spec."""
-        record = self._roster.present(uuid).record
+        record = self._registry.present(uuid).record
         return record.spec, record.attachments
 
     async def pack(self, uuid: str) -> tuple[DomainSpec, msgspec.Raw]:
         """See Driver.pack. The luggage is the Build."""
-        record = self._roster.domain(uuid).record
+        record = self._registry.domain(uuid).record
         return record.spec, msgspec.Raw(codec.encode(record.build.seen_on(self._able.vendor)))
 
     async def take_domid(self) -> int:
         """See Driver.take_domid."""
-        return self._roster.take_domid()
+        return self._registry.take_domid()
 
     async def start(self, spec: DomainSpec, attachments: Attachments, *, paused: bool = False) -> DomainReading:
         """See Driver.start."""
-        await self._look()
+        await self._find_qemu()
         qemu = self._ready()
         plan = build.lay_out(
             spec,
@@ -135,7 +135,7 @@ class QemuDriver:
         )
         self._check_memory(spec, plan)
         command = self._command(spec, attachments, plan, incoming=False)
-        async with self._roster.launching(spec, attachments, plan, Stage.STARTING, command=command) as domain:
+        async with self._registry.launching(spec, attachments, plan, Stage.STARTING, command=command) as domain:
             if plan.memory > spec.memory:
                 await domain.monitor.execute("balloon", {"value": spec.memory * MIB})
             if not paused:
@@ -145,11 +145,11 @@ class QemuDriver:
 
     async def destroy(self, uuid: str) -> None:
         """See Driver.destroy. Sends SIGKILL and awaits the end of the process on its pidfd."""
-        await self._roster.destroy(uuid)
+        await self._registry.destroy(uuid)
 
     async def shutdown(self, uuid: str) -> None:
         """See Driver.shutdown. Presses the power button (ACPI)."""
-        await self._roster.domain(uuid).monitor.execute("system_powerdown")
+        await self._registry.domain(uuid).monitor.execute("system_powerdown")
 
     async def reboot(self, uuid: str) -> None:
         """See Driver.reboot. Presses Ctrl-Alt-Del.
@@ -157,30 +157,30 @@ class QemuDriver:
         A Xen guest's own kernel does the same when xl asks it to reboot (Linux, drivers/xen/manage.c, do_reboot): init
         restarts the machine in order, and without an init the kernel does."""
         keys = [{"type": "qcode", "data": key} for key in ("ctrl", "alt", "delete")]
-        await self._roster.domain(uuid).monitor.execute("send-key", {"keys": keys})
+        await self._registry.domain(uuid).monitor.execute("send-key", {"keys": keys})
 
     async def pause(self, uuid: str) -> None:
         """See Driver.pause."""
-        domain = self._roster.free(uuid)
+        domain = self._registry.free(uuid)
         await domain.stop()
         domain.update(held=True)
 
     async def unpause(self, uuid: str) -> None:
         """See Driver.unpause."""
-        domain = self._roster.free(uuid)
+        domain = self._registry.free(uuid)
         await domain.cont()
         domain.update(held=False)
 
     async def rename(self, uuid: str, name: str) -> None:
         """See Driver.rename. QEMU itself keeps the old name."""
-        domain = self._roster.domain(uuid)
-        self._roster.refuse_taken(uuid, name)
+        domain = self._registry.domain(uuid)
+        self._registry.refuse_taken(uuid, name)
         domain.update(spec=replace(domain.record.spec, name=name))
         domain.renamed(name)
 
     async def set_memory(self, uuid: str, mebibytes: int) -> None:
         """See Driver.set_memory."""
-        domain = self._roster.domain(uuid)
+        domain = self._registry.domain(uuid)
         most = domain.record.build.memory
         if not 1 <= mebibytes <= most:
             name = domain.record.spec.name
@@ -191,11 +191,11 @@ class QemuDriver:
 
     async def vcpus(self, uuid: str) -> tuple[VcpuReading, ...]:
         """See Driver.vcpus."""
-        return await self._roster.domain(uuid).vcpus()
+        return await self._registry.domain(uuid).vcpus()
 
     async def save(self, uuid: str, path: Path, *, offset: int = 0) -> None:
         """See Driver.save."""
-        await migration.save(self._roster.free(uuid), path, offset, self._clock)
+        await migration.save(self._registry.free(uuid), path, offset, self._clock)
 
     async def restore(
         self,
@@ -209,12 +209,12 @@ class QemuDriver:
         paused: bool = False,
     ) -> DomainReading:
         """See Driver.restore."""
-        await self._look()
+        await self._find_qemu()
         plan = self._unpack(spec, luggage)
         if not path.is_file():
             raise Refused(f"{path}: no such file")
         command = self._command(spec, attachments, plan, incoming=True)
-        async with self._roster.launching(
+        async with self._registry.launching(
             spec, attachments, plan, Stage.STARTING, command=command, backlog=backlog
         ) as domain:
             await migration.load(domain, path, offset, self._clock)
@@ -226,57 +226,57 @@ class QemuDriver:
 
     async def attach_disk(self, uuid: str, disk: AttachedDisk) -> None:
         """See Driver.attach_disk."""
-        await hotplug.attach_disk(self._roster.free(uuid), disk, self._roster.choice)
+        await hotplug.attach_disk(self._registry.free(uuid), disk, self._registry.choice)
 
     async def detach_disk(self, uuid: str, vdev: str) -> None:
         """See Driver.detach_disk."""
-        await hotplug.detach_disk(self._roster.free(uuid), vdev)
+        await hotplug.detach_disk(self._registry.free(uuid), vdev)
 
     async def trigger(self, uuid: str, what: Trigger) -> None:
         """See Signaller.trigger."""
-        await signals.trigger(self._roster.domain(uuid), what)
+        await signals.trigger(self._registry.domain(uuid), what)
 
     async def sysrq(self, uuid: str, letter: str) -> None:
         """See Signaller.sysrq."""
         console = await self.console(uuid)
         try:
-            await signals.break_console(self._roster.domain(uuid))
+            await signals.break_console(self._registry.domain(uuid))
             await console.write(letter.encode())
         finally:
             await console.close()
 
     async def dump_core(self, uuid: str, path: Path) -> None:
         """See Signaller.dump_core."""
-        await signals.dump_core(self._roster.free(uuid), path)
+        await signals.dump_core(self._registry.free(uuid), path)
 
     async def change_medium(self, uuid: str, disk: AttachedDisk) -> None:
         """See MediumChanger.change_medium."""
-        await media.change_medium(self._roster.free(uuid), disk)
+        await media.change_medium(self._registry.free(uuid), disk)
 
     async def resize_disk(self, uuid: str, vdev: str, size: int) -> None:
         """See Driver.resize_disk."""
-        await hotplug.resize_disk(self._roster.domain(uuid), vdev, size)
+        await hotplug.resize_disk(self._registry.domain(uuid), vdev, size)
 
     async def attach_vif(self, uuid: str, vif: AttachedVif) -> None:
         """See Driver.attach_vif."""
-        await hotplug.attach_vif(self._roster.free(uuid), vif, self._roster.choice)
+        await hotplug.attach_vif(self._registry.free(uuid), vif, self._registry.choice)
 
     async def detach_vif(self, uuid: str, mac: str) -> None:
         """See Driver.detach_vif."""
-        await hotplug.detach_vif(self._roster.free(uuid), mac)
+        await hotplug.detach_vif(self._registry.free(uuid), mac)
 
     async def console(self, uuid: str) -> QemuConsole:
         """See Driver.console."""
-        return self._roster.present(uuid).console.open()
+        return self._registry.present(uuid).console.open()
 
     async def backlog(self, uuid: str) -> bytes:
         """See Driver.backlog."""
-        return self._roster.domain(uuid).console.backlog()
+        return self._registry.domain(uuid).console.backlog()
 
     async def events(self) -> AsyncIterator[DomainEvent]:
         """See Driver.events."""
         while True:
-            yield await self._roster.events.get()
+            yield await self._registry.events.get()
 
     # ---- before a move
 
@@ -289,14 +289,14 @@ class QemuDriver:
         if self._missing is not None:
             return (Blocker(kind=Obstacle.VERSION, reason=self._missing.message, hint=self._missing.hint),)
         plan = codec.decode(bytes(luggage), Build)
-        reason, hint = self._roster.choice.obstacle(plan.memory, plan.layout)
+        reason, hint = self._registry.choice.obstacle(plan.memory, plan.layout)
         kind = (Blocker(kind=Obstacle.MEMORY, reason=reason, hint=hint),) if reason else ()
         room = no_room(plan.memory + machine.overhead(plan.memory), (await self.host()).memory_free)
         return obstacles(self._able, spec, plan) + kind + room
 
     async def sample(self, uuid: str, *, quick: bool = False) -> MemoryReading:
         """See Driver.sample. Reading a page that has not arrived yet would block in the kernel until it comes."""
-        domain = self._roster.domain(uuid)
+        domain = self._registry.domain(uuid)
         if domain.record.stage in {Stage.INCOMING, Stage.ARRIVING}:
             raise Refused(f"{domain.record.spec.name} is still arriving", hint="veery moves shows its move")
         size, windows = domain.record.build.memory * MIB, () if quick else WINDOWS
@@ -329,19 +329,19 @@ class QemuDriver:
         means: CopyOptions = ALONE,
     ) -> CopyResult:
         """See Driver.send."""
-        mirrors = self._roster.domain(uuid).mirrors
-        domain = mirrors.domain if mirrors else self._roster.free(uuid)
+        mirrors = self._registry.domain(uuid).mirrors
+        domain = mirrors.domain if mirrors else self._registry.free(uuid)
         tls = self._certificates() if settings.tls else None
         sending = migration.send(domain, stream, settings, report, tls=tls, peer=peer, means=means, clock=self._clock)
         return await (mirror.send(mirrors, sending) if mirrors else sending)
 
     async def tune(self, uuid: str, tuning: Tuning) -> None:
         """See Driver.tune."""
-        await migration.tune(self._roster.domain(uuid), tuning)
+        await migration.tune(self._registry.domain(uuid), tuning)
 
     async def resume(self, uuid: str) -> None:
         """See Driver.resume."""
-        domain = self._roster.domain(uuid)
+        domain = self._registry.domain(uuid)
         await mirror.end(domain, self._clock)
         await migration.resume(domain, self._clock)
         await mirror.forget_pause(domain)
@@ -358,11 +358,11 @@ class QemuDriver:
         post_copy: bool = False,
     ) -> DomainReading:
         """See Driver.prepare."""
-        await self._look()
+        await self._find_qemu()
         plan = self._unpack(spec, luggage)
         certificates = self._certificates() if tls else None
         command = self._command(spec, attachments, plan, incoming=True)
-        async with self._roster.launching(
+        async with self._registry.launching(
             spec, attachments, plan, Stage.INCOMING, command=command, backlog=backlog
         ) as domain:
             await migration.await_stream(domain, tls=certificates, peer=peer, post_copy=post_copy)
@@ -370,63 +370,63 @@ class QemuDriver:
 
     async def receive(self, uuid: str, stream: socket.socket) -> None:
         """See Driver.receive."""
-        domain = self._roster.domain(uuid)
+        domain = self._registry.domain(uuid)
         await migration.receive(domain, stream, self._clock)
         await mirror.unexport(domain)
 
     async def stands(self, uuid: str) -> bool:
         """See Driver.stands."""
-        return any(domain.record.spec.uuid == uuid for domain in self._roster.domains())
+        return any(domain.record.spec.uuid == uuid for domain in self._registry.domains())
 
     async def finish(self, uuid: str, *, paused: bool = False, started: float = 0.0) -> None:
         """See Driver.finish."""
-        domain = self._roster.domain(uuid)
+        domain = self._registry.domain(uuid)
         await mirror.unexport(domain)
         await migration.finish(domain, paused=paused, started=started)
-        self._roster.note_warnings(domain)
+        self._registry.note_warnings(domain)
 
     # ---- post-copy
 
     async def release(self, uuid: str) -> None:
         """See PostCopier.release."""
-        await postcopy.release(self._roster.domain(uuid))
+        await postcopy.release(self._registry.domain(uuid))
 
     async def drain(self, uuid: str, report: Report, *, stall: float) -> Rest:
         """See PostCopier.drain."""
-        return await postcopy.drain(self._roster.domain(uuid), report, stall=stall, clock=self._clock)
+        return await postcopy.drain(self._registry.domain(uuid), report, stall=stall, clock=self._clock)
 
     async def reconnect(self, uuid: str, stream: socket.socket) -> None:
         """See PostCopier.reconnect."""
-        await postcopy.reconnect(self._roster.domain(uuid), stream, self._clock)
+        await postcopy.reconnect(self._registry.domain(uuid), stream, self._clock)
 
     async def rejoin(self, uuid: str) -> socket.socket:
         """See PostCopier.rejoin."""
-        return await postcopy.rejoin(self._roster.domain(uuid), self._clock)
+        return await postcopy.rejoin(self._registry.domain(uuid), self._clock)
 
     async def whole(self, uuid: str) -> bool:
         """See PostCopier.whole."""
-        return await postcopy.whole(self._roster.domain(uuid), self._clock)
+        return await postcopy.whole(self._registry.domain(uuid), self._clock)
 
     async def lose(self, uuid: str) -> None:
         """See PostCopier.lose."""
-        await postcopy.lose(self._roster.domain(uuid))
+        await postcopy.lose(self._registry.domain(uuid))
 
     # ---- disks that go along
 
     async def local_disks(self, uuid: str) -> tuple[CarriedDisk, ...]:
         """See DiskMover.local_disks."""
-        return await mirror.local_disks(self._roster.domain(uuid))
+        return await mirror.local_disks(self._registry.domain(uuid))
 
     async def export_disks(self, uuid: str, vdevs: Sequence[str], *, tls: bool, peer: str) -> Path:
         """See DiskMover.export_disks."""
         certificates = self._certificates() if tls else None
-        return await mirror.export(self._roster.domain(uuid), vdevs, tls=certificates, peer=peer)
+        return await mirror.export(self._registry.domain(uuid), vdevs, tls=certificates, peer=peer)
 
     async def mirror_disks(
         self, uuid: str, vdevs: Sequence[str], through: str, settings: MoveSettings, report: Report, *, peer: str
     ) -> None:
         """See DiskMover.mirror_disks."""
-        mirrors = mirror.Mirrors(self._roster.free(uuid), vdevs, self._clock)
+        mirrors = mirror.Mirrors(self._registry.free(uuid), vdevs, self._clock)
         tls = self._certificates() if settings.tls else None
         await mirrors.copy(through, settings, report, tls=tls, peer=peer)
 
@@ -436,15 +436,15 @@ class QemuDriver:
         self, uuid: str, vdev: str, lun: IscsiLun, rate: int, report: Callable[[int, int], None]
     ) -> None:
         """See DiskSwitcher.copy_disk."""
-        await switch.copy(self._roster.free(uuid), vdev, lun, rate, report)
+        await switch.copy(self._registry.free(uuid), vdev, lun, rate, report)
 
     async def switch_disk(self, uuid: str, vdev: str, lun: IscsiLun, commit: Callable[[], Awaitable[None]]) -> float:
         """See DiskSwitcher.switch_disk."""
-        return await switch.over(self._roster.domain(uuid), vdev, lun, commit, self._clock)
+        return await switch.over(self._registry.domain(uuid), vdev, lun, commit, self._clock)
 
     async def settle_disk(self, uuid: str, vdev: str, lun: IscsiLun | None) -> None:
         """See DiskSwitcher.settle_disk."""
-        await switch.settle(self._roster.domain(uuid), vdev, lun)
+        await switch.settle(self._registry.domain(uuid), vdev, lun)
 
     # ---- checks
 
@@ -470,7 +470,7 @@ class QemuDriver:
         return plan
 
     def _check_memory(self, spec: DomainSpec, plan: Build) -> None:
-        reason, hint = self._roster.choice.obstacle(plan.memory, plan.layout)
+        reason, hint = self._registry.choice.obstacle(plan.memory, plan.layout)
         if reason:
             raise Refused(f"{spec.name} cannot be built here: {reason}", hint=hint)
 

@@ -100,8 +100,8 @@ async def take_back(domain: Domain, name: str) -> None:
 
 def refuse_another(connection: socket.socket, pid: int) -> None:
     """Raise Failed unless process `pid` listens at the other end: QEMU may have put a link in the socket's place."""
-    told = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    if struct.unpack("3i", told)[0] != pid:
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    if struct.unpack("3i", credentials)[0] != pid:
         raise Failed(f"process {pid} does not listen where its socket should be")
 
 

@@ -65,10 +65,10 @@ async def find(settings: Qemu, cache: Path, *, cpuinfo: Path = CPUINFO, kvm: Pat
 
     A processor without virtualization gets TCG. On one that has it a failed probe is not kept, and nothing starts until
     a later probe works. Raises Refused when QEMU is not installed, or KVM does not run a guest."""
-    said = (await run([settings.binary, "--version"], deadline=10)).out
-    match = re.search(r"version (\S+)", said)
+    printed = (await run([settings.binary, "--version"], deadline=10)).out
+    match = re.search(r"version (\S+)", printed)
     if match is None:
-        raise Failed(f"{settings.binary} did not print its version: {said[:60]!r}")
+        raise Failed(f"{settings.binary} did not print its version: {printed[:60]!r}")
     version, boot = match.group(1), boot_id()
     if settings.accel == "tcg":
         return Hypervisor(binary=settings.binary, version=version, accel="tcg", reason="as set", boot=boot)

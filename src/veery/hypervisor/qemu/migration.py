@@ -86,7 +86,7 @@ async def send(
         ending.push_async_callback(tasks.stop, syncing)
         undo.callback(shut, stream)
         undo.push_async_callback(lambda: tasks.to_the_end(lending.take_back(domain, CLIENT)))
-        undo.push_async_callback(lambda: tasks.to_the_end(_run_on_if_it_can(domain, clock)))
+        undo.push_async_callback(lambda: tasks.to_the_end(_try_to_run_on(domain, clock)))
         transfer = Transfer(domain, clock)
         undo.push_async_callback(transfer.close)
         await transfer.open()
@@ -106,12 +106,12 @@ async def send(
             guard=means.guard,
             enough=functools.partial(postcopy.poised, transfer, means),
         )
-        stood = (clock.now() - transfer.stopped_at) * 1000 if transfer.stopped_at else 0.0
+        paused_ms = (clock.now() - transfer.stopped_at) * 1000 if transfer.stopped_at else 0.0
         domain.copying = None
         await transfer.close()
         undo.pop_all()
     report(reading(info))
-    return replace(_result(info, stood), cipher=chosen)
+    return replace(_result(info, paused_ms), cipher=chosen)
 
 
 async def _set_up_source(
@@ -231,7 +231,7 @@ async def _go_on(domain: Domain, clock: Clock) -> None:
         await asyncio.sleep(0.02)
 
 
-async def _run_on_if_it_can(domain: Domain, clock: Clock) -> None:
+async def _try_to_run_on(domain: Domain, clock: Clock) -> None:
     """Do `_run_on` as the last step of a failed copy, whose own error is the one to report."""
     try:
         await _run_on(domain, clock)
@@ -299,9 +299,8 @@ async def finish(domain: Domain, *, paused: bool, started: float = 0.0) -> None:
     elif paused and await qemu_version(domain.monitor) >= LATE_ACTIVATE:
         await domain.monitor.execute("blockdev-set-active", {"active": True}, deadline=domain.patience(CONT_DEADLINE_S))
     build = domain.record.build
-    build = replace(
-        build, started=max(build.started, started)
-    )  # unless the guest has rebooted here since it was started
+    # the guest may have rebooted here since it was started
+    build = replace(build, started=max(build.started, started))
     domain.update(stage=Stage.ARRIVING if arriving else Stage.RUNNING, held=paused, build=build)
     if end is not None:  # the guest ended at the source, which did not see it
         domain.stopped(end)
@@ -318,7 +317,7 @@ async def save(domain: Domain, path: Path, offset: int, clock: Clock) -> None:
     """See Driver.save."""
     domain.update(stage=Stage.SAVING)
     async with contextlib.AsyncExitStack() as undo:
-        undo.push_async_callback(lambda: tasks.to_the_end(_run_on_if_it_can(domain, clock)))
+        undo.push_async_callback(lambda: tasks.to_the_end(_try_to_run_on(domain, clock)))
         undo.callback(path.unlink, missing_ok=True)
         transfer = Transfer(domain, clock)
         undo.push_async_callback(transfer.close)
@@ -424,10 +423,10 @@ async def _migrate_incoming(transfer: Transfer, channel: dict[str, Any]) -> None
         await transfer.monitor.execute("migrate-incoming", arguments)
 
 
-def _result(info: Info, stood: float) -> CopyResult:
+def _result(info: Info, paused_ms: float) -> CopyResult:
     progress = reading(info)
     return CopyResult(
-        downtime_ms=max(float(info.get("downtime", 0)), round(stood, 1)),
+        downtime_ms=max(float(info.get("downtime", 0)), round(paused_ms, 1)),
         bytes=progress.transferred,
         rounds=progress.rounds,
         dirty_rate=progress.dirty_rate,

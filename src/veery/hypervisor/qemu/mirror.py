@@ -139,7 +139,7 @@ class Mirrors:
                 extra = {"tls-creds": TLS_OBJECT, "tls-hostname": peer}
             for job, vdev in self.jobs.items():
                 await self._start(job, vdev, through, settings.bandwidth // len(self.jobs), extra)
-            await self._whole(settings, report)
+            await self._await_synced(settings, report)
             domain.mirrors = self
         except BaseException:
             await tasks.to_the_end(self.give_up())
@@ -207,7 +207,7 @@ class Mirrors:
         }
         await self.domain.monitor.execute("blockdev-mirror", mirror, deadline=OPEN_DEADLINE_S)
 
-    async def _whole(self, settings: MoveSettings, report: Report) -> None:
+    async def _await_synced(self, settings: MoveSettings, report: Report) -> None:
         name, now = self.domain.record.spec.name, self._clock.now()
         moved, before, rate = now, (now, 0), 0.0
         pause = BURST * len(self.jobs) / settings.bandwidth if settings.bandwidth else 0.0

@@ -103,8 +103,8 @@ class Monitor:
     async def execute_all(self, *commands: Command) -> None:
         """Run `commands` in order, all sent at once. Raises as `execute` does, for the first that failed; the later
         ones run all the same."""
-        told = await asyncio.gather(*(self.execute(*command) for command in commands), return_exceptions=True)
-        for each in told:
+        results = await asyncio.gather(*(self.execute(*command) for command in commands), return_exceptions=True)
+        for each in results:
             if isinstance(each, BaseException):
                 raise each
 

@@ -184,7 +184,7 @@ class Registry:
             self.note_warnings(domain)
         except BaseException:
             if domain is not None:
-                await tasks.to_the_end(self._see_off(domain))
+                await tasks.to_the_end(self._kill(domain))
             home.remove()
             raise
         finally:
@@ -213,10 +213,10 @@ class Registry:
         """See Driver.destroy. Sends SIGKILL and awaits the end of the process on its pidfd."""
         domain = self._domains.get(uuid)
         if domain is not None:
-            await self._see_off(domain)
+            await self._kill(domain)
             self.dmesg.note(f"{domain.record.spec.name} ({domain.record.domid}) destroyed")
 
-    async def _see_off(self, domain: Domain) -> None:
+    async def _kill(self, domain: Domain) -> None:
         await domain.kill()
         await self._forget(domain)
 

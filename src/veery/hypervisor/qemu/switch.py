@@ -52,7 +52,7 @@ async def copy(domain: Domain, vdev: str, lun: IscsiLun, rate: int, report: Copi
         raise Refused(f"{vdev} of {domain.record.spec.name} is not a volume")
     domain.update(stage=Stage.SWITCHING)
     await _mirror(domain, disk, lun, sync="full", rate=rate, mode="background")
-    await _whole(domain, vdev, rate, report)
+    await _await_synced(domain, vdev, rate, report)
 
 
 async def over(domain: Domain, vdev: str, lun: IscsiLun, commit: Callable[[], Awaitable[None]], clock: Clock) -> float:
@@ -72,7 +72,7 @@ async def settle(domain: Domain, vdev: str, lun: IscsiLun | None) -> None:
         await _forget(domain, vdev)
         await _go_on(domain)
     else:
-        await _turn(domain, _disk(domain, vdev), lun)
+        await _pivot(domain, _disk(domain, vdev), lun)
         await _go_on(domain)
         await _tidy(domain, _disk(domain, vdev))
     domain.update(stage=Stage.RUNNING)
@@ -102,7 +102,7 @@ async def _mirror(
     await execute("blockdev-mirror", {"job-id": _job(vdev), "auto-dismiss": False, **mirror}, deadline=OPEN_DEADLINE_S)
 
 
-async def _whole(domain: Domain, vdev: str, rate: int, report: Copied) -> None:
+async def _await_synced(domain: Domain, vdev: str, rate: int, report: Copied) -> None:
     """Return when the mirror is in step with the disk. Raises Failed."""
     loop, name = asyncio.get_running_loop(), domain.record.spec.name
     begun = moved = nearer = loop.time()
@@ -119,9 +119,8 @@ async def _whole(domain: Domain, vdev: str, rate: int, report: Copied) -> None:
             if left < least:
                 nearer, least = now, left
             report(job["offset"], job["len"])
-            hopeless = (
-                now - nearer > NO_PROGRESS_S and now - moved < NO_PROGRESS_S / 4
-            )  # bytes flow, but the rest does not shrink
+            # bytes flow, but the rest does not shrink
+            hopeless = now - nearer > NO_PROGRESS_S and now - moved < NO_PROGRESS_S / 4
             if not blocking and now > begun and (job["ready"] or left < LITTLE or hopeless):
                 change = {"id": _job(vdev), "type": "mirror", "copy-mode": "write-blocking"}
                 await domain.monitor.execute("block-job-change", change)
@@ -152,11 +151,11 @@ async def _standing(domain: Domain, vdev: str) -> dict[str, Any]:
 
 
 async def _over(domain: Domain, vdev: str, lun: IscsiLun, commit: Callable[[], Awaitable[None]], clock: Clock) -> float:
-    begun, stood = clock.now(), [0.0]
+    begun, paused_ms = clock.now(), [0.0]
 
     def heard(name: str, _: Mapping[str, Any]) -> None:
         if name == "RESUME":
-            stood[0] = (clock.now() - begun) * 1000
+            paused_ms[0] = (clock.now() - begun) * 1000
 
     domain.listeners.add(heard)
     try:
@@ -174,19 +173,19 @@ async def _over(domain: Domain, vdev: str, lun: IscsiLun, commit: Callable[[], A
     finally:
         domain.listeners.discard(heard)
     log.info(
-        "domain=%s disk=%s switched to %s, paused for %.0f ms", domain.record.spec.name, vdev, lun.portal, stood[0]
+        "domain=%s disk=%s switched to %s, paused for %.0f ms", domain.record.spec.name, vdev, lun.portal, paused_ms[0]
     )
-    return stood[0]
+    return paused_ms[0]
 
 
-async def _turn(domain: Domain, disk: AttachedDisk, lun: IscsiLun) -> None:
+async def _pivot(domain: Domain, disk: AttachedDisk, lun: IscsiLun) -> None:
     """Give the device `lun`, from any step of the switch. Until it has it, the domain stays paused. Raises Failed,
     OutcomeUnknown."""
     if disk.source == lun:
         return
     vdev = disk.spec.vdev
     job = await _job_row(domain, vdev)
-    if (job is None and not await _turned(domain, vdev)) or (job is not None and job.get("error")):
+    if (job is None and not await _pivoted(domain, vdev)) or (job is not None and job.get("error")):
         await _forget(domain, vdev)  # the mirror broke; nothing was written since both LUNs were the same
         await _mirror(domain, disk, lun, sync="none")
     await _complete(domain, vdev)
@@ -219,7 +218,7 @@ async def _tidy(domain: Domain, disk: AttachedDisk) -> None:
     await execute("blockdev-del", {"node-name": _trial(vdev)}, deadline=OPEN_DEADLINE_S)
 
 
-async def _turned(domain: Domain, vdev: str) -> bool:
+async def _pivoted(domain: Domain, vdev: str) -> bool:
     """Return whether the device has the mirror's target: of two fronts that one has the higher number."""
     now, nodes = await front(domain, vdev), await _nodes(domain)
     fronts = [node for node in nodes if node.startswith(f"{FRONT}{vdev}-")]

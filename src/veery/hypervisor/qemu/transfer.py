@@ -133,14 +133,14 @@ class Transfer:
                     f"{name}: the copy did not end within {timeout:g} s", hint="give it more bandwidth, or pause it"
                 )
             pause = self.poll
-            if guard and (stands_since := self._stands_since()):
-                left = stands_since + guard / 1000 - now
+            if guard and (paused_since := self._paused_since()):
+                left = paused_since + guard / 1000 - now
                 if left <= 0:
                     raise Failed(f"{name}: the switch-over took more than {guard:g} ms", hint=GENTLER)
                 pause = min(pause, left)
             await self.change(pause)
 
-    def _stands_since(self) -> float:
+    def _paused_since(self) -> float:
         """Return since when the domain is paused for its switch-over, 0.0: it is not. Where veeryd stopped it, since
         then, because the rest may be stuck on its way; where its disks are mirrored, since the mirrors ended."""
         if self.stopped_at and self.domain.mirrors is None:

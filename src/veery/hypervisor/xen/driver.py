@@ -48,8 +48,8 @@ class XenDriver:
         """`tls` is the folder of the node's certificates (None: no move with TLS); `initiator` makes LUNs devices of
         this node."""
         self._xl, self._clock = Xl(settings.xl), clock
-        self._roster = Registry(run, self._xl, Xenstore(settings.xenstore), initiator, clock)
-        self._passage = MigrationStream(self._roster, self._xl, tls, clock)
+        self._registry = Registry(run, self._xl, Xenstore(settings.xenstore), initiator, clock)
+        self._migrations = MigrationStream(self._registry, self._xl, tls, clock)
         self._missing: VeeryError | None = None
         self._able = Abilities(driver=self.name, version="", accelerator="xen", post_copy=machine.POST_COPY)
 
@@ -63,54 +63,54 @@ class XenDriver:
             info = await self._xl.info()
             machine.check(info)
         except VeeryError as error:
-            if self._roster.remembers():
+            if self._registry.remembers():
                 raise
             self._missing = error
             log.error("xen driver: %s", error)
             return
         self._able = machine.abilities(info)
-        self._roster.dmesg.note(f"Xen {info.version}")
-        self._roster.scripts, self._roster.cpus = scripts.install(), info.cpus
-        await self._roster.open()
-        for domain in self._roster.domains():
+        self._registry.dmesg.note(f"Xen {info.version}")
+        self._registry.scripts, self._registry.cpus = scripts.install(), info.cpus
+        await self._registry.open()
+        for domain in self._registry.domains():
             if domain.record.arrived:
-                self._roster.task(adjusting.reapply(self._xl, domain), f"settings of {domain.record.spec.name}")
+                self._registry.task(adjusting.reapply(self._xl, domain), f"settings of {domain.record.spec.name}")
 
     async def close(self) -> None:
         """See Driver.close."""
-        await self._roster.close()
+        await self._registry.close()
 
     async def host(self) -> HostReading:
         """See Driver.host."""
         if self._missing is not None:
             return machine.reading(None, None)
-        info, rows = await self._roster.info(), await self._roster.see()
+        info, rows = await self._registry.info(), await self._registry.see()
         return machine.reading(info, next((row for row in rows if row.domid == 0), None))
 
     async def log(self) -> str:
         """See Driver.log. Returns the hypervisor's own log, then what the driver did."""
-        return await self._xl.dmesg() + self._roster.dmesg.text()
+        return await self._xl.dmesg() + self._registry.dmesg.text()
 
     # ---- domains
 
     async def list(self) -> tuple[DomainReading, ...]:
         """See Driver.list."""
         if self._missing is None:
-            await self._roster.see()
-        return tuple(domain.reading() for domain in self._roster.domains())
+            await self._registry.see()
+        return tuple(domain.reading() for domain in self._registry.domains())
 
     def unread(self) -> tuple[str, ...]:
         """See Driver.unread."""
-        return self._roster.unread()
+        return self._registry.unread()
 
     async def spec(self, uuid: str) -> tuple[DomainSpec, Attachments]:
         """See Driver.spec. Interfaces are named as Xen names them."""
-        record = self._roster.present(uuid).record
+        record = self._registry.present(uuid).record
         return record.spec, record.attachments
 
     async def pack(self, uuid: str) -> tuple[DomainSpec, msgspec.Raw]:
         """See Driver.pack. The luggage is the Build."""
-        record, info = self._roster.domain(uuid).record, await self._ready()
+        record, info = self._registry.domain(uuid).record, await self._ready()
         plan = replace(record.build, xen=f"{info.major}.{info.minor}", dirty_log=info.logs_dirty_pv())
         return record.spec, msgspec.Raw(codec.encode(plan))
 
@@ -130,43 +130,43 @@ class XenDriver:
 
     async def destroy(self, uuid: str) -> None:
         """See Driver.destroy. Reads Xen's own list until the domain is no longer on it."""
-        await self._passage.end(uuid)
-        await self._roster.destroy(uuid)
+        await self._migrations.end(uuid)
+        await self._registry.destroy(uuid)
 
     async def shutdown(self, uuid: str) -> None:
         """See Driver.shutdown. The guest's kernel reads the order from xenstore, control/shutdown."""
-        await self._xl.shutdown(self._roster.domain(uuid).record.domid)
+        await self._xl.shutdown(self._registry.domain(uuid).record.domid)
 
     async def reboot(self, uuid: str) -> None:
         """See Driver.reboot."""
-        await self._xl.reboot(self._roster.domain(uuid).record.domid)
+        await self._xl.reboot(self._registry.domain(uuid).record.domid)
 
     async def pause(self, uuid: str) -> None:
         """See Driver.pause. Xen counts pauses, so a paused domain is not paused again."""
-        domain = self._roster.free(uuid)
+        domain = self._registry.free(uuid)
         await self._hold(domain, held=True)
         domain.update(held=True)
 
     async def unpause(self, uuid: str) -> None:
         """See Driver.unpause."""
-        domain = self._roster.free(uuid)
+        domain = self._registry.free(uuid)
         await self._hold(domain, held=False)
         domain.update(held=False)
 
     async def _hold(self, domain: Domain, *, held: bool) -> None:
         """Pause or unpause the domain. xl's exit status is unreliable here, so check Xen's list."""
         domid, uuid, name = domain.record.domid, domain.record.spec.uuid, domain.record.spec.name
-        row = await self._roster.row(uuid)
+        row = await self._registry.row(uuid)
         if row is not None and row.held is not held:
             await (self._xl.pause(domid) if held else self._xl.unpause(domid))
-            row = await self._roster.row(uuid)
+            row = await self._registry.row(uuid)
         if row is None or row.held is not held:
             raise Failed(f"{name} is {'still running' if held else 'still paused'}", hint="xl list; veery dmesg")
 
     async def rename(self, uuid: str, name: str) -> None:
         """See Driver.rename."""
-        domain = self._roster.domain(uuid)
-        rows = await self._roster.look()
+        domain = self._registry.domain(uuid)
+        rows = await self._registry.look()
         if any(row.name == name for row in rows if row.domid != domain.record.domid):
             raise Refused(f"{name} is the name of another domain here", hint="choose another; xl list shows the names")
         await self._xl.rename(domain.record.domid, name)
@@ -175,7 +175,7 @@ class XenDriver:
 
     async def set_memory(self, uuid: str, mebibytes: int) -> None:
         """See Driver.set_memory."""
-        domain = self._roster.domain(uuid)
+        domain = self._registry.domain(uuid)
         most = domain.record.build.memory
         if not 1 <= mebibytes <= most:
             name = domain.record.spec.name
@@ -186,18 +186,18 @@ class XenDriver:
 
     async def adjust(self, uuid: str, spec: DomainSpec) -> None:
         """See Adjuster.adjust."""
-        domain = self._roster.free(uuid)
+        domain = self._registry.free(uuid)
         async with domain.lock:
             await adjusting.adjust(self._xl, domain, spec)
             domain.update(spec=spec, build=replace(domain.record.build, memory=most_memory(spec)))
 
     async def vcpus(self, uuid: str) -> tuple[VcpuReading, ...]:
         """See Driver.vcpus."""
-        return await self._xl.vcpus(self._roster.domain(uuid).record.domid)
+        return await self._xl.vcpus(self._registry.domain(uuid).record.domid)
 
     async def save(self, uuid: str, path: Path, *, offset: int = 0) -> None:
         """See Driver.save."""
-        domain = self._roster.free(uuid)
+        domain = self._registry.free(uuid)
         held = domain.record.held
         domain.update(stage=Stage.SAVING)
         try:
@@ -231,38 +231,38 @@ class XenDriver:
 
     async def attach_disk(self, uuid: str, disk: AttachedDisk) -> None:
         """See Driver.attach_disk."""
-        await hotplug.attach_disk(self._roster, self._roster.free(uuid), disk)
+        await hotplug.attach_disk(self._registry, self._registry.free(uuid), disk)
 
     async def detach_disk(self, uuid: str, vdev: str) -> None:
         """See Driver.detach_disk."""
-        await hotplug.detach_disk(self._roster, self._roster.free(uuid), vdev)
+        await hotplug.detach_disk(self._registry, self._registry.free(uuid), vdev)
 
     async def resize_disk(self, uuid: str, vdev: str, size: int) -> None:
         """See Driver.resize_disk."""
-        await hotplug.resize_disk(self._roster, self._roster.domain(uuid), vdev)
+        await hotplug.resize_disk(self._registry, self._registry.domain(uuid), vdev)
 
     async def attach_vif(self, uuid: str, vif: AttachedVif) -> None:
         """See Driver.attach_vif."""
-        await hotplug.attach_vif(self._roster, self._roster.free(uuid), vif)
+        await hotplug.attach_vif(self._registry, self._registry.free(uuid), vif)
 
     async def detach_vif(self, uuid: str, mac: str) -> None:
         """See Driver.detach_vif."""
-        await hotplug.detach_vif(self._roster, self._roster.free(uuid), mac)
+        await hotplug.detach_vif(self._registry, self._registry.free(uuid), mac)
 
     async def console(self, uuid: str) -> QemuConsole:
         """See Driver.console."""
-        return self._roster.present(uuid).hub.open()
+        return self._registry.present(uuid).hub.open()
 
     async def backlog(self, uuid: str) -> bytes:
         """See Driver.backlog."""
-        hub = self._roster.present(uuid).hub
+        hub = self._registry.present(uuid).hub
         hub.drain()
         return hub.backlog()
 
     async def events(self) -> AsyncIterator[DomainEvent]:
         """See Driver.events."""
         while True:
-            yield await self._roster.events.get()
+            yield await self._registry.events.get()
 
     # ---- before a move
 
@@ -278,8 +278,8 @@ class XenDriver:
 
     async def sample(self, uuid: str, *, quick: bool = False) -> MemoryReading:
         """See Driver.sample. Xen does not show a domain's pages: all of them count as used, none as written to."""
-        row = await self._roster.row(uuid)
-        size = (row.memory if row else self._roster.domain(uuid).record.build.memory) * MIB
+        row = await self._registry.row(uuid)
+        size = (row.memory if row else self._registry.domain(uuid).record.build.memory) * MIB
         return MemoryReading(total=size, used=size)
 
     def give(
@@ -307,15 +307,15 @@ class XenDriver:
         means: CopyOptions = ALONE,
     ) -> CopyResult:
         """See Driver.send."""
-        return await self._passage.send(uuid, stream, settings, report, peer=peer, means=means)
+        return await self._migrations.send(uuid, stream, settings, report, peer=peer, means=means)
 
     async def tune(self, uuid: str, tuning: Tuning) -> None:
         """See Driver.tune."""
-        await self._passage.tune(uuid, tuning)
+        await self._migrations.tune(uuid, tuning)
 
     async def resume(self, uuid: str) -> None:
         """See Driver.resume."""
-        await self._passage.resume(uuid)
+        await self._migrations.resume(uuid)
 
     async def prepare(
         self,
@@ -332,23 +332,23 @@ class XenDriver:
         plan = codec.decode(bytes(luggage), Build)
         domain = await self._enter(spec, attachments, plan=plan, backlog=backlog, stage=Stage.INCOMING)
         try:
-            devices = await self._roster.login(attachments)
-            return await self._passage.prepare(domain, devices, tls=tls, peer=peer)
+            devices = await self._registry.login(attachments)
+            return await self._migrations.prepare(domain, devices, tls=tls, peer=peer)
         except BaseException:
             await self._undo(domain)
             raise
 
     async def receive(self, uuid: str, stream: socket.socket) -> None:
         """See Driver.receive."""
-        await self._passage.receive(uuid, stream)
+        await self._migrations.receive(uuid, stream)
 
     async def stands(self, uuid: str) -> bool:
         """See Driver.stands."""
-        return await self._passage.stands(uuid)
+        return await self._migrations.stands(uuid)
 
     async def finish(self, uuid: str, *, paused: bool = False, started: float = 0.0) -> None:
         """See Driver.finish."""
-        await self._passage.finish(uuid, paused=paused, started=started)
+        await self._migrations.finish(uuid, paused=paused, started=started)
 
     # ---- inside
 
@@ -372,24 +372,24 @@ class XenDriver:
         info = await self._ready()
         config.check(spec)
         hotplug.check_local(spec, attachments)
-        self._roster.refuse_taken(spec, await self._roster.look())
+        self._registry.refuse_taken(spec, await self._registry.look())
         machine.refuse_unfit(spec, info)
         plan = plan or machine.build(spec, info, self._clock.epoch())
-        devices = await self._roster.login(attachments)
+        devices = await self._registry.login(attachments)
         try:
-            self._roster.refuse_taken(spec, ())  # another may have started during the login
+            self._registry.refuse_taken(spec, ())  # another may have started during the login
             record = Record(domid=0, spec=spec, attachments=attachments, build=plan, stage=stage)
-            return self._roster.enter(record, backlog, devices)
+            return self._registry.enter(record, backlog, devices)
         except BaseException:
-            await self._roster.logout(attachments)
+            await self._registry.logout(attachments)
             raise
 
     async def _up(self, domain: Domain, *, held: bool) -> DomainReading:
         """Record the domid of a domain that Xen has made, and connect its console."""
-        await self._roster.number(domain)
-        await self._roster.listening(domain)
+        await self._registry.number(domain)
+        await self._registry.listening(domain)
         domain.update(stage=Stage.RUNNING, held=held)
-        self._roster.dmesg.note(f"{domain.record.spec.name} ({domain.record.domid}) started")
+        self._registry.dmesg.note(f"{domain.record.spec.name} ({domain.record.domid}) started")
         return domain.reading()
 
     async def _undo(self, domain: Domain) -> None:
@@ -399,8 +399,8 @@ class XenDriver:
 
     async def _end(self, domain: Domain) -> None:
         try:
-            await self._roster.end(domain)
+            await self._registry.end(domain)
         except VeeryError as error:
             log.error("domain=%s started only half, and could not be ended: %s", domain.record.spec.name, error.message)
             return
-        await self._roster.forget(domain)
+        await self._registry.forget(domain)

@@ -22,7 +22,7 @@ def check_local(spec: DomainSpec, attachments: Attachments) -> None:
             raise Refused(f"{spec.name}: disk {disk.spec.vdev}: {disk.source.path} does not exist")
 
 
-async def attach_disk(roster: Registry, domain: Domain, disk: AttachedDisk) -> None:
+async def attach_disk(registry: Registry, domain: Domain, disk: AttachedDisk) -> None:
     """See Driver.attach_disk."""
     async with domain.lock:
         record = domain.record
@@ -30,16 +30,16 @@ async def attach_disk(roster: Registry, domain: Domain, disk: AttachedDisk) -> N
             raise Refused(f"{record.spec.name} has {disk.spec.vdev} already", hint="give it another vdev")
         one = Attachments(disks=(disk,))
         check_local(record.spec, one)
-        devices = await roster.login(one)
+        devices = await registry.login(one)
         try:
-            await roster.xl.block_attach(record.domid, config.disk(disk, devices, roster.scripts))
+            await registry.xl.block_attach(record.domid, config.disk(disk, devices, registry.scripts))
         except BaseException:
-            await roster.logout(one)
+            await registry.logout(one)
             raise
         _fit(domain, (*record.attachments.disks, disk), record.attachments.vifs)
 
 
-async def detach_disk(roster: Registry, domain: Domain, vdev: str) -> None:
+async def detach_disk(registry: Registry, domain: Domain, vdev: str) -> None:
     """See Driver.detach_disk."""
     async with domain.lock:
         record = domain.record
@@ -47,15 +47,15 @@ async def detach_disk(roster: Registry, domain: Domain, vdev: str) -> None:
         if not gone:
             raise Refused(f"{record.spec.name} has no disk {vdev}", hint=f"veery block-list {record.spec.name}")
         try:
-            await roster.xl.block_detach(record.domid, vdev)
+            await registry.xl.block_detach(record.domid, vdev)
         except Failed as error:
             raise Failed(f"{record.spec.name} did not release {vdev}: {error.message}", hint=error.hint) from error
         kept = tuple(disk for disk in record.attachments.disks if disk.spec.vdev != vdev)
         _fit(domain, kept, record.attachments.vifs)
-        await roster.logout(Attachments(disks=tuple(gone)))
+        await registry.logout(Attachments(disks=tuple(gone)))
 
 
-async def resize_disk(roster: Registry, domain: Domain, vdev: str) -> None:
+async def resize_disk(registry: Registry, domain: Domain, vdev: str) -> None:
     """See Driver.resize_disk. At the next request blkback sees that its device has grown, and tells the guest (Linux,
     drivers/block/xen-blkback/blkback.c, xen_vbd_resize)."""
     record = domain.record
@@ -64,14 +64,14 @@ async def resize_disk(roster: Registry, domain: Domain, vdev: str) -> None:
         raise Refused(f"{record.spec.name} has no disk {vdev}", hint=f"veery block-list {record.spec.name}")
     lun = disks.of(found)
     if lun is not None:
-        await roster.initiator.rescan(lun)
+        await registry.initiator.rescan(lun)
     elif isinstance(found.source, LocalDisk) and not found.source.block:
-        told = await run(["losetup", "-n", "-O", "NAME", "-j", found.source.path], deadline=_LOSETUP_DEADLINE_S)
-        for loop in told.out.split():
+        result = await run(["losetup", "-n", "-O", "NAME", "-j", found.source.path], deadline=_LOSETUP_DEADLINE_S)
+        for loop in result.out.split():
             await run(["losetup", "-c", loop], deadline=_LOSETUP_DEADLINE_S)
 
 
-async def attach_vif(roster: Registry, domain: Domain, vif: AttachedVif) -> None:
+async def attach_vif(registry: Registry, domain: Domain, vif: AttachedVif) -> None:
     """See Driver.attach_vif."""
     async with domain.lock:
         record = domain.record
@@ -81,18 +81,18 @@ async def attach_vif(roster: Registry, domain: Domain, vif: AttachedVif) -> None
         places = {_place(index, each) for index, each in enumerate(record.attachments.vifs)}
         free = next(number for number in range(len(places) + 1) if number not in places)
         placed = AttachedVif(spec=replace(vif.spec, devid=free), device=vif.device)
-        await roster.xl.network_attach(record.domid, config.vif(placed, roster.scripts))
+        await registry.xl.network_attach(record.domid, config.vif(placed, registry.scripts))
         _fit(domain, record.attachments.disks, (*record.attachments.vifs, placed))
 
 
-async def detach_vif(roster: Registry, domain: Domain, mac: str) -> None:
+async def detach_vif(registry: Registry, domain: Domain, mac: str) -> None:
     """See Driver.detach_vif."""
     async with domain.lock:
         record = domain.record
         kept = tuple(vif for vif in record.attachments.vifs if vif.spec.mac != mac)
         if len(kept) == len(record.attachments.vifs):
             raise Refused(f"{record.spec.name} has no interface {mac}", hint=f"veery network-list {record.spec.name}")
-        await roster.xl.network_detach(record.domid, mac)
+        await registry.xl.network_detach(record.domid, mac)
         _fit(domain, record.attachments.disks, kept)
 
 

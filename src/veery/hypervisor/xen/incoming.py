@@ -48,7 +48,7 @@ class Incoming:
     def __init__(self, folder: Path, uuid: str, name: str, xl: Tool) -> None:
         """`name` is the name that the domain must have. Nothing happens yet."""
         self._folder, self._uuid, self._name, self._xl = folder, uuid, name, xl
-        self._door: RelayLink | None = None
+        self._link: RelayLink | None = None
         self._relay: Process | None = None
 
     async def prepare(self) -> None:
@@ -57,12 +57,12 @@ class Incoming:
         try:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder.mkdir(mode=0o700, parents=True)
-            door = self._door = RelayLink(self._folder / "door")
-            door.open()
-            argv = [*RELAY, "receive", str(door.path), str(self._folder / "xl"), self._xl.program]
+            link = self._link = RelayLink(self._folder / "door")
+            link.open()
+            argv = [*RELAY, "receive", str(link.path), str(self._folder / "xl"), self._xl.program]
             self._relay = Process.spawn(argv, log_file=self._folder / "log", env=self._ciphers())
             async with asyncio.timeout(BEGIN_DEADLINE_S):
-                await door.answer()
+                await link.answer()
                 await self._news("there")
         except TimeoutError:
             reason = self._said()
@@ -83,10 +83,10 @@ class Incoming:
     ) -> None:
         """See Driver.receive. `disks` gives the path here of each disk by its virtual device, `scripts` veery's hotplug
         scripts (handshake.furnished). `tls` is the folder of the certificates, None for a plain stream."""
-        assert self._door is not None
+        assert self._link is not None
         order = {"tls": str(tls or ""), "peer": peer, "disks": dict(disks), "scripts": dict(scripts)}
         try:
-            await self._door.tell({"take": order}, stream.fileno())
+            await self._link.tell({"take": order}, stream.fileno())
             await self._news("ready")
         except BaseException:
             with contextlib.suppress(OSError):
@@ -106,7 +106,7 @@ class Incoming:
             return None
         if not (self._folder / "loaded").exists():
             raise Failed(f"{self._name} is not loaded yet")
-        asked = not paused and self._door is not None
+        asked = not paused and self._link is not None
         if asked:
             await self._let_go()
         await self._kill()
@@ -147,11 +147,11 @@ class Incoming:
 
     async def _let_go(self) -> None:
         """Let xl continue; return when it has finished, or does not."""
-        assert self._door is not None
+        assert self._link is not None
         with contextlib.suppress(Failed, TimeoutError):
             async with asyncio.timeout(LET_RUN_DEADLINE_S):
-                await self._door.tell({"go": True})
-                await self._door.hear()
+                await self._link.tell({"go": True})
+                await self._link.hear()
 
     async def _by_hand(self, row: Row, paused: bool) -> None:
         if not paused and row.held:
@@ -173,9 +173,9 @@ class Incoming:
 
     async def _news(self, wanted: str) -> dict[str, Any]:
         """Return the relay's report `wanted`. Raises Failed when the relay ends before it."""
-        assert self._door is not None
+        assert self._link is not None
         while True:
-            news = await self._door.hear()
+            news = await self._link.hear()
             if news is None or "end" in news:
                 said = self._said()
                 raise Failed(f"{(news or {}).get('end', 'the relay is gone')}{f' ({said})' if said else ''}")
@@ -189,9 +189,9 @@ class Incoming:
         return ""
 
     def _hang_up(self) -> None:
-        if self._door is not None:
-            self._door.close()
-            self._door = None
+        if self._link is not None:
+            self._link.close()
+            self._link = None
 
     def _forget(self) -> None:
         self._hang_up()

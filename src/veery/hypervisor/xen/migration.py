@@ -32,9 +32,9 @@ log = logging.getLogger(__name__)
 class MigrationStream:
     """The moves of this node's domains, out and in."""
 
-    def __init__(self, roster: Registry, xl: Xl, tls: Path | None, clock: Clock) -> None:
+    def __init__(self, registry: Registry, xl: Xl, tls: Path | None, clock: Clock) -> None:
         """`tls` is the folder of the node's certificates, None: no move with TLS."""
-        self._roster, self._xl, self._tls, self._clock = roster, xl, tls, clock
+        self._registry, self._xl, self._tls, self._clock = registry, xl, tls, clock
         self._out: dict[str, Outgoing] = {}
         self._in: dict[str, Incoming] = {}
         self._expected: dict[str, tuple[dict[str, str], Path | None, str]] = {}
@@ -45,10 +45,10 @@ class MigrationStream:
         self, uuid: str, stream: socket.socket, settings: MoveSettings, report: Report, *, peer: str, means: CopyOptions
     ) -> CopyResult:
         """See Driver.send."""
-        domain = self._roster.free(uuid)
+        domain = self._registry.free(uuid)
         tls = self._certificates() if settings.tls else None
-        row = await self._roster.row(uuid)
-        domain = self._roster.free(uuid)  # that look may have found that the guest restarts
+        row = await self._registry.row(uuid)
+        domain = self._registry.free(uuid)  # that look may have found that the guest restarts
         name = domain.record.spec.name
         if row is None:
             raise Refused(f"no domain {name} here", hint="veery list shows the domains here")
@@ -66,22 +66,22 @@ class MigrationStream:
                 domain.leave(Stage.SENDING)
             raise
         finally:
-            self._roster.changed()  # the domain is suspended, or runs on
+            self._registry.changed()  # the domain is suspended, or runs on
 
     async def tune(self, uuid: str, tuning: Tuning) -> None:
         """See Driver.tune."""
         outgoing = self._out.get(uuid)
         if outgoing is None:
-            raise Refused(f"no copy of {self._roster.domain(uuid).record.spec.name} is under way")
+            raise Refused(f"no copy of {self._registry.domain(uuid).record.spec.name} is under way")
         await outgoing.tune(tuning)
 
     async def resume(self, uuid: str) -> None:
         """See Driver.resume."""
-        domain = self._roster.domain(uuid)
+        domain = self._registry.domain(uuid)
         if domain.record.stage is not Stage.SENDING:
             return
         await (self._out.get(uuid) or self._outgoing(domain)).resume()
-        self._roster.changed()
+        self._registry.changed()
         self._out.pop(uuid, None)
         domain.leave(Stage.SENDING)
 
@@ -107,11 +107,11 @@ class MigrationStream:
 
     async def receive(self, uuid: str, stream: socket.socket) -> None:
         """See Driver.receive."""
-        domain, incoming = self._roster.domain(uuid), self._in.get(uuid)
+        domain, incoming = self._registry.domain(uuid), self._in.get(uuid)
         if incoming is None or uuid not in self._expected:
             raise Refused(f"{domain.record.spec.name} is not arriving here")
         paths, tls, peer = self._expected.pop(uuid)
-        await incoming.receive(stream, disks=paths, scripts=self._roster.scripts, peer=peer, tls=tls)
+        await incoming.receive(stream, disks=paths, scripts=self._registry.scripts, peer=peer, tls=tls)
 
     async def stands(self, uuid: str) -> bool:
         """See Driver.stands."""
@@ -120,26 +120,26 @@ class MigrationStream:
 
     async def finish(self, uuid: str, *, paused: bool, started: float) -> None:
         """See Driver.finish."""
-        domain = self._roster.domain(uuid)
+        domain = self._registry.domain(uuid)
         if domain.record.stage is not Stage.INCOMING:
             return
         row = await (self._in.get(uuid) or self._incoming(domain)).finish(paused=paused)
         self._drop(uuid)
-        await self._roster.number(domain, row)
+        await self._registry.number(domain, row)
         build = replace(domain.record.build, started=max(domain.record.build.started, started))
         arrived = adjusting.lasting(domain.record.spec)
         domain.update(stage=Stage.RUNNING, held=paused, arrived=arrived, build=build)
         if domain.record.arrived:
-            self._roster.task(adjusting.reapply(self._xl, domain), f"settings of {domain.record.spec.name}")
-        self._roster.dmesg.note(f"{domain.record.spec.name} ({domain.record.domid}) has moved here")
-        self._roster.task(self._roster.listening(domain), f"console of {domain.record.spec.name}")
+            self._registry.task(adjusting.reapply(self._xl, domain), f"settings of {domain.record.spec.name}")
+        self._registry.dmesg.note(f"{domain.record.spec.name} ({domain.record.domid}) has moved here")
+        self._registry.task(self._registry.listening(domain), f"console of {domain.record.spec.name}")
 
     # ---- both
 
     async def end(self, uuid: str) -> None:
         """End every xl that a move has at work on the domain, which is about to be destroyed. Raises Failed."""
         try:
-            domain = self._roster.present(uuid)
+            domain = self._registry.present(uuid)
         except Refused:
             return
         await (self._out.get(uuid) or self._outgoing(domain)).end()

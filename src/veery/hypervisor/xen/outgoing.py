@@ -78,7 +78,7 @@ class Outgoing:
     def __init__(self, folder: Path, uuid: str, xl: Tool, clock: Clock) -> None:
         """Nothing happens yet."""
         self._folder, self._uuid, self._xl, self._clock = folder, uuid, xl, clock
-        self._door: RelayLink | None = None
+        self._link: RelayLink | None = None
 
     @property
     def begun(self) -> bool:
@@ -109,10 +109,10 @@ class Outgoing:
 
     async def tune(self, tuning: Tuning) -> None:
         """See Driver.tune. Only the bandwidth can be changed, because xl itself decides when it switches over."""
-        if self._door is None:
+        if self._link is None:
             raise Refused("no copy of this domain is under way")
         if tuning.bandwidth is not None:
-            await self._door.tell({"rate": tuning.bandwidth})
+            await self._link.tell({"rate": tuning.bandwidth})
         if tuning.stop or tuning.post_copy or tuning.throttle:
             raise Failed("xl itself decides when it switches over")
 
@@ -155,39 +155,39 @@ class Outgoing:
     ) -> CopyResult:
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(mode=0o700, parents=True)
-        door = self._door = RelayLink(self._folder / "door")
-        door.open()
-        rune = "exec " + shlex.join([*RELAY, "send", str(door.path)])
+        link = self._link = RelayLink(self._folder / "door")
+        link.open()
+        rune = "exec " + shlex.join([*RELAY, "send", str(link.path)])
         command = [self._xl.program, "migrate", "-s", "", str(row.domid), rune]
         process = Process.spawn(command, log_file=self._folder / "log")
         process.save(self._folder / "xl")
         ended = asyncio.create_task(process.gone(), name=f"{row.name}: xl migrate")
         try:
-            await self._within(door.answer(), ended, BEGIN_DEADLINE_S)
+            await self._within(link.answer(), ended, BEGIN_DEADLINE_S)
             order = {
                 "tls": str(tls or ""),
                 "peer": peer,
                 "rate": settings.bandwidth,
                 "xl": [process.pid, process.ticks],
             }
-            await door.tell({"take": order}, stream.fileno())
-            sent = await self._follow(door, ended, settings.stall, _Meter(row.memory << 20, report, self._clock))
+            await link.tell({"take": order}, stream.fileno())
+            sent = await self._follow(link, ended, settings.stall, _Meter(row.memory << 20, report, self._clock))
         finally:
             await tasks.stop(ended)
         return CopyResult(downtime_ms=0.0, bytes=sent, rounds=0)  # xl reports neither
 
-    async def _follow(self, door: RelayLink, ended: asyncio.Task[None], stall: float, meter: _Meter) -> int:
+    async def _follow(self, link: RelayLink, ended: asyncio.Task[None], stall: float, meter: _Meter) -> int:
         """Follow the copy until xl is stopped and the domain is loaded at the target. Returns the bytes that were sent.
         Raises Failed."""
         limit = max(stall, BEGIN_DEADLINE_S)  # until the relays are connected
-        hearing = asyncio.ensure_future(door.hear())
+        hearing = asyncio.ensure_future(link.hear())
         try:
             while True:
                 await asyncio.wait({hearing, ended}, timeout=LOOK_INTERVAL_S, return_when=asyncio.FIRST_COMPLETED)
                 if meter.still > limit:
                     raise Failed(f"no byte moved for {limit:g} s", hint="is the path to the target up?")
                 if hearing.done():
-                    news, hearing = hearing.result(), asyncio.ensure_future(door.hear())
+                    news, hearing = hearing.result(), asyncio.ensure_future(link.hear())
                     if news is None or "end" in news:
                         raise Failed(f"the copy ended: {self._reason((news or {}).get('end', 'the relay is gone'))}")
                     meter.read(news["sent"])
@@ -235,9 +235,9 @@ class Outgoing:
             log.warning("uuid=%s %s", self._uuid, error.message)
 
     def _hang_up(self) -> None:
-        if self._door is not None:
-            self._door.close()
-            self._door = None
+        if self._link is not None:
+            self._link.close()
+            self._link = None
 
     def _said(self) -> str:
         with contextlib.suppress(OSError):
@@ -272,7 +272,7 @@ class _Meter:
             self._rate = 0.7 * self._rate + 0.3 * rate if self._rate else rate
         self.sent, self._at = sent, now
         remaining = max(0, self._total - sent)
-        told = MoveProgress(
+        reading = MoveProgress(
             phase=Phase.COPY, transferred=sent, total=self._total, remaining=remaining, rate=self._rate, rounds=1
         )
-        self._report(told)
+        self._report(reading)

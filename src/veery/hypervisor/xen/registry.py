@@ -207,9 +207,8 @@ class Registry:
         share one list."""
         if self._asked is None:
             self._asked = asyncio.create_task(self._next_look(self._looking), name="xl list")
-            self._asked.add_done_callback(
-                lambda done: done.cancelled() or done.exception()
-            )  # it may have no waiters any more
+            # it may have no waiters any more
+            self._asked.add_done_callback(lambda done: done.cancelled() or done.exception())
         return await asyncio.shield(self._asked)
 
     def changed(self) -> None:
@@ -312,16 +311,16 @@ class Registry:
             self.changed()  # changes may have been missed; without xenstore-watch this sets the pace
 
     async def _look_for_ever(self) -> None:
-        said = ""
+        last_error = ""
         while True:
             self._stirred.clear()
             try:
                 await self.look()
-                said = ""
+                last_error = ""
             except VeeryError as error:
-                if error.message != said:
+                if error.message != last_error:
                     log.warning("xl list: %s", error.message)
-                said = error.message
+                last_error = error.message
             try:
                 async with asyncio.timeout(LOOK_INTERVAL_S):
                     await self._stirred.wait()

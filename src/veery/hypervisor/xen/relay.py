@@ -8,8 +8,8 @@ An xl that waits for the other side's message acts by itself when its pipe ends:
 receiver destroys it. So once the receiver has said READY each relay stops its xl (SIGSTOP), and only then reports it.
 Until then the end of any of these processes undoes the move by itself. From then on nothing happens by itself,
 whichever process ends, and the node does what the owner key says. The sender never gets READY: it is killed, or its
-pipe ends and it resumes the domain. The receiver's REPORT is not read either: a receiver that got its GO and fails to
-write would destroy the domain after that.
+pipe ends and it resumes the domain. The receiver's REPORT is not read either: a receiver that got its GO and fails
+would destroy the domain after that.
 
 DOOR is a unix socket of the node with JSON lines. The node sends {"take": ...} with the stream's descriptor, {"rate":
 bytes/s}, {"go": true}. The relay sends {"there"}, {"sent"}, {"ready"}, {"tried"}, {"end"}. When the socket closes the
