@@ -201,8 +201,8 @@ async def test_stale_files_start_nothing(nomad: Nomad, near: Node, far: Node) ->
 async def test_what_the_target_lacks_is_told_at_once(nomad: Nomad, near: Node, far: Node, lab: Lab) -> None:
     told = await near.result("migrate", "--with-disks", NAME, "test2")  # the same path: one filesystem in this lab
     assert told.code == 1
-    assert "root.img is there already; " in told.err
-    assert "data.qcow2 is there already" in told.err
+    assert "root.img exists already; " in told.err
+    assert "data.qcow2 exists already" in told.err
     assert "hint: name another folder of the target for its disks: --disk-dir" in told.err
     told = await near.result("migrate", "--with-disks", "--disk-dir", "/no/such", NAME, "test2")
     assert told.code == 1

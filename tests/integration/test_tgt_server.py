@@ -127,7 +127,7 @@ async def test_the_fence_waits_for_half_done_logins_and_ends_them(
     volume = await node.volumes.create("busybox", MIB)
     reader, writer = await asyncio.open_connection("127.0.0.1", node.server.port)
     try:
-        with pytest.raises(OutcomeUnknown, match=r"a login from 127\.0\.0\.1 is half done"):
+        with pytest.raises(OutcomeUnknown, match=r"a login from 127\.0\.0\.1 is unfinished"):
             await node.server.cut(TEST1.iqn, iqn=volume.iqn, user="test1", deadline=0.3)
         (target,) = await node.server.targets()
         assert target.acl == (TEST2.iqn,)  # shut all the same

@@ -71,7 +71,7 @@ class NodeAttacher:
         try:
             source = (await self.disk(disk)).source
             if isinstance(source, IscsiLun):
-                await login.check(source, deadline=portal.DEADLINE)
+                await login.check(source, deadline=portal.PORTAL_TIMEOUT_S)
         except VeeryError as error:
             hint = error.hint
             if disk.cdrom and not disk.volume:

@@ -1,5 +1,5 @@
-"""Where the bytes of volumes are on a storage node. `file.FileStore` and `lvm.LvmStore` keep the same promises
-(tests/unit/storage/test_stores.py)."""
+"""The contract of a store for the bytes of volumes on a storage node. `file.FileStore` and `lvm.LvmStore` pass the same
+tests (tests/unit/storage/test_stores.py)."""
 
 from __future__ import annotations
 
@@ -9,45 +9,45 @@ from typing import Protocol
 from veery.model.units import MIB
 
 
-def whole(size: int) -> int:
-    """`size` rounded up to whole MiB, the unit of every volume: tgtd then shows every growth (tgtoutput.shown_size)."""
+def whole_mib(size: int) -> int:
+    """Round `size` up to whole MiB, the unit of every volume: tgtd then shows every growth (tgtoutput.shown_size)."""
     return -(-size // MIB) * MIB
 
 
 class BytesStore(Protocol):
-    """Raw bytes by volume name. Sizes in bytes. Methods raise Refused where nothing can be done (no such folder
-    or volume group, no room), Failed with the system's own words."""
+    """Raw bytes by volume name; sizes in bytes. Methods raise Refused if an operation is impossible (no such folder or
+    volume group, no space), Failed with the system's own words."""
 
     def path(self, name: str) -> Path:
-        """Where volume `name` is, or would be."""
+        """Return the path of volume `name`, which need not exist."""
         ...
 
     async def size(self, name: str) -> int | None:
-        """How large it is; None if it is not there."""
+        """Return the volume's size; None if it does not exist."""
         ...
 
     async def free(self) -> int:
-        """Bytes left."""
+        """Return the free bytes."""
         ...
 
     async def create(self, name: str, size: int) -> int:
-        """Make it, all zeros; its real size (at least `size`). On failure nothing of it is left. Raises Refused
-        where it is there already or there is no room."""
+        """Make the volume, all zeros; return its real size (at least `size`). On failure nothing of it is left. Raises
+        Refused if it exists already or there is no space."""
         ...
 
     async def grow(self, name: str, size: int) -> int:
-        """Make it at least `size` large, what is added being zeros; its real size."""
+        """Grow the volume to at least `size` with zeros; return its real size."""
         ...
 
     async def clear(self, name: str) -> None:
-        """Make it all zeros."""
+        """Overwrite the whole volume with zeros."""
         ...
 
     async def set_aside(self, name: str, word: str) -> Path:
-        """Keep its bytes under its name and `.word`, where an older one of that name gives way; where they are then.
+        """Rename the volume to its name and `.word`, replacing an older one of that name; return the new path.
         Idempotent."""
         ...
 
     async def delete(self, name: str) -> None:
-        """Remove it. Not an error if it is not there."""
+        """Delete the volume. It is no error if it does not exist."""
         ...

@@ -1,4 +1,4 @@
-"""What of a volume's bytes is data, and what is a hole: copied and not copied."""
+"""The data and the holes of a volume's bytes: a copy transfers the data only."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
-PIECE = 64 << 10  # bytes: what is all zeros in this grain is not written
-NEAR = 1 << 20  # bytes: a smaller hole between two extents is read with them
+PIECE_BYTES = 64 << 10  # a piece of this size that is all zeros is not written
+HOLE_MIN_BYTES = 1 << 20  # a smaller hole between two extents is read with them
 
 Extent = tuple[int, int]
 """Offset and length in bytes."""
 
 
 def extents(path: Path, size: int) -> tuple[Extent, ...]:
-    """The data among the first `size` bytes of a file, in order (lseek(2), SEEK_DATA); all of a device. Raises
-    OSError."""
+    """Return the data extents in the first `size` bytes of a file, in order (lseek(2), SEEK_DATA); for a device all of
+    it. Raises OSError."""
     found: list[Extent] = []
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -26,15 +26,15 @@ def extents(path: Path, size: int) -> tuple[Extent, ...]:
                 begin = os.lseek(handle, at, os.SEEK_DATA)
                 end = min(os.lseek(handle, begin, os.SEEK_HOLE), size)
             except OSError as error:
-                if error.errno == errno.ENXIO:  # only a hole is left
+                if error.errno == errno.ENXIO:  # only a hole remains
                     break
-                if error.errno == errno.EINVAL:  # this filesystem or device does not tell
+                if error.errno == errno.EINVAL:  # this filesystem or device does not report holes
                     begin, end = at, size
                 else:
                     raise
             if begin >= size:
                 break
-            if found and begin - sum(found[-1]) < NEAR:
+            if found and begin - sum(found[-1]) < HOLE_MIN_BYTES:
                 begin = found.pop()[0]
             found.append((begin, end - begin))
             at = end
@@ -44,10 +44,10 @@ def extents(path: Path, size: int) -> tuple[Extent, ...]:
 
 
 def write_sparse(file: BinaryIO, offset: int, data: bytes) -> None:
-    """Write `data` at `offset` of an all-zero file, leaving holes where it is zero. Raises OSError."""
-    zeros, view = bytes(PIECE), memoryview(data)
-    for at in range(0, len(data), PIECE):
-        piece = view[at : at + PIECE]
+    """Write `data` at `offset` of an all-zero file, and leave holes where it is zero. Raises OSError."""
+    zeros, view = bytes(PIECE_BYTES), memoryview(data)
+    for at in range(0, len(data), PIECE_BYTES):
+        piece = view[at : at + PIECE_BYTES]
         if piece != zeros[: len(piece)]:
             done = 0
             while done < len(piece):
@@ -55,7 +55,7 @@ def write_sparse(file: BinaryIO, offset: int, data: bytes) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have all that was written to `path` on its disk. Raises OSError."""
+    """Flush all writes to `path` to its disk. Raises OSError."""
     handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
         os.fsync(handle)

@@ -13,37 +13,37 @@ from veery.storage import room
 
 
 class FileStore:
-    """As base.BytesStore. A file is as large as its volume and takes only the room of what was written."""
+    """A base.BytesStore. A file is as large as its volume, but uses only the space of written data."""
 
     def __init__(self, pool: Path, state: Path | None = None) -> None:
-        """`pool` is made when first needed; it must be an absolute path that tgtd can be given. `state` is the folder
-        of veery's own files, which must not run out of room."""
+        """`pool` is made when it is first needed; it must be an absolute path without commas and spaces, for tgtd.
+        `state` is the folder of veery's own files, whose filesystem must not become full."""
         self._pool, self._state = pool, state
 
     def path(self, name: str) -> Path:
-        """As BytesStore.path."""
+        """Implement BytesStore.path."""
         return self._pool / f"{name}.img"
 
     async def size(self, name: str) -> int | None:
-        """As BytesStore.size."""
+        """Implement BytesStore.size."""
         try:
             return self.path(name).stat().st_size
         except FileNotFoundError:
             return None
 
     async def free(self) -> int:
-        """As BytesStore.free: the filesystem's room, of which sparse files may have promised more than there is."""
+        """Implement BytesStore.free: the filesystem's free space; the sparse files together may be promised more."""
         return shutil.disk_usage(self._ready()).free
 
     async def create(self, name: str, size: int) -> int:
-        """As BytesStore.create. Sparse files may promise more than there is together, but none alone; nor together
-        where veery's own state is on the same filesystem."""
+        """Implement BytesStore.create. One sparse file may not be larger than the free space, all together may; not
+        even together if veery's own state is on the same filesystem."""
         pool, path = self._ready(), self.path(name)
         await self._room(size)
         try:
             handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
         except FileExistsError as error:
-            raise Refused(f"{path} is there already", hint="no volume's record names it: move it away") from error
+            raise Refused(f"{path} exists already", hint="no volume's record names it: move it away") from error
         except OSError as error:
             raise Failed(f"{path}: {error.strerror}") from error
         try:
@@ -58,7 +58,7 @@ class FileStore:
         return size
 
     async def grow(self, name: str, size: int) -> int:
-        """As BytesStore.grow."""
+        """Implement BytesStore.grow."""
         now = await self._there(name)
         if size > now:
             await self._room(size - now)
@@ -66,13 +66,13 @@ class FileStore:
         return max(size, now)
 
     async def clear(self, name: str) -> None:
-        """As BytesStore.clear: gives the room back."""
+        """Implement BytesStore.clear; this frees the space."""
         size = await self._there(name)
         await asyncio.to_thread(self._truncate, name, 0)
         self._truncate(name, size)
 
     async def set_aside(self, name: str, word: str) -> Path:
-        """As BytesStore.set_aside."""
+        """Implement BytesStore.set_aside."""
         path = self.path(name)
         aside = path.with_name(f"{path.name}.{word}")
         try:
@@ -85,7 +85,7 @@ class FileStore:
         return aside
 
     async def delete(self, name: str) -> None:
-        """As BytesStore.delete."""
+        """Implement BytesStore.delete."""
         try:
             await asyncio.to_thread(self.path(name).unlink)
         except FileNotFoundError:
@@ -96,7 +96,7 @@ class FileStore:
 
     def _ready(self) -> Path:
         text = str(self._pool)
-        if not self._pool.is_absolute() or "," in text or any(sign.isspace() for sign in text):
+        if not self._pool.is_absolute() or "," in text or any(char.isspace() for char in text):
             raise Refused(
                 f"volumes cannot be kept in {text!r}",
                 hint="set storage.pool to an absolute path without commas and spaces",
@@ -110,15 +110,15 @@ class FileStore:
     async def _there(self, name: str) -> int:
         size = await self.size(name)
         if size is None:
-            raise Failed(f"{self.path(name)} is gone", hint=f"bring it back, or: veery volume delete {name}")
+            raise Failed(f"{self.path(name)} is missing", hint=f"restore it, or: veery volume delete {name}")
         return size
 
     async def _room(self, size: int) -> None:
         free = await self.free()
         if size > free:
             raise Refused(
-                f"{format_size(size)} do not fit: {self._pool} has {format_size(free)} left",
-                hint="choose a smaller size, or make room there",
+                f"{format_size(size)} do not fit: {self._pool} has {format_size(free)} free",
+                hint="choose a smaller size, or free space there",
             )
         if self._state is None:
             return
@@ -128,8 +128,8 @@ class FileStore:
             raise Failed(f"{self._pool}: {error.strerror}") from error
         if usage.shared and size > usage.left:
             raise Refused(
-                f"{format_size(size)} do not fit: {self._pool} shares a filesystem with veery's state, where volumes "
-                f"may be promised {format_size(usage.left)} more in all",
+                f"{format_size(size)} do not fit: {self._pool} shares a filesystem with veery's state, so volumes "
+                f"may grow by {format_size(usage.left)} more in total",
                 hint="set storage.pool to a filesystem of its own, or choose a smaller size",
             )
 

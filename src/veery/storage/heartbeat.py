@@ -1,8 +1,8 @@
-"""Heartbeats on storage: each hypervisor writes one block a second to a LUN that every storage node serves for that,
-through an iSCSI session of its own. So a node that cannot be reached, and still beats, has not lost its disks.
+"""Heartbeats on storage: each hypervisor writes one block a second to a LUN on every storage node.
 
-The LUN is a sparse file of 512 MiB; a node's block is found by its address, which no other node has. What a block says
-is told from its number's having changed: no clock of another machine is believed."""
+Each hypervisor has its own iSCSI session for that. A node that cannot be reached but still writes heartbeats has not
+lost its disks. The LUN is a sparse file of 512 MiB; the node's unique address selects its block. A node is alive if the
+number in its block changes: clocks of other machines are not used."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from veery.model import endpoint
 from veery.model.volume import IscsiLun
 from veery.storage.login import Session
 
-BLOCK = 512
-SLOTS = 1 << 20
-TID = 30_000  # of the target: volumes count up from 1
+BLOCK_BYTES = 512
+SLOTS = 1 << 20  # blocks of the LUN
+TID = 30_000  # the target's number: volumes count up from 1
 _BEAT = struct.Struct("!8sQB63s")
 _MAGIC = b"veerybt1"
 
 
 @dataclass(frozen=True, slots=True)
 class HeartbeatBlock:
-    """What a block says: of which node, its number, and whether the node has ended its domains and starts none."""
+    """The content of a block: the node, its number, and whether the node has ended its domains and starts none."""
 
     node: str
     number: int
@@ -36,24 +36,24 @@ class HeartbeatBlock:
 
 
 def heartbeat_iqn(authority: str, node: str) -> str:
-    """The target name of storage node `node`'s heartbeats; no volume's has a second colon."""
+    """Return the target name for heartbeats on storage node `node`; a volume's name has no second colon."""
     return f"iqn.{authority}:heartbeat:{node}"
 
 
 def slot(address: str) -> int:
-    """The block of the node at `address`: its last 20 bits. Of two nodes that differ only before those (in networks
-    larger than a /12) each would see the other's name in its block, and neither is taken for alive."""
+    """Return the block number of the node at `address`: its last 20 bits. Two nodes can have equal bits in networks
+    larger than a /12; each then finds the other's name in its block, and neither counts as alive."""
     return int(ipaddress.ip_address(address)) % SLOTS
 
 
 def encode(beat: HeartbeatBlock) -> bytes:
-    """The block that says `beat`."""
+    """Return the block with the content `beat`."""
     data = _BEAT.pack(_MAGIC, beat.number, beat.stopped, beat.node.encode())
-    return (data + zlib.crc32(data).to_bytes(4, "big")).ljust(BLOCK, b"\0")
+    return (data + zlib.crc32(data).to_bytes(4, "big")).ljust(BLOCK_BYTES, b"\0")
 
 
 def decode(block: bytes) -> HeartbeatBlock | None:
-    """What `block` says; None for one that was never written, or not to its end."""
+    """Return the content of `block`; None if it was never or only partly written."""
     data, check = block[: _BEAT.size], block[_BEAT.size : _BEAT.size + 4]
     if len(check) < 4 or zlib.crc32(data).to_bytes(4, "big") != check:
         return None
@@ -64,34 +64,34 @@ def decode(block: bytes) -> HeartbeatBlock | None:
 
 
 class HeartbeatFile:
-    """The bytes of the LUN, on the storage node."""
+    """The LUN's file on the storage node."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @property
     def size(self) -> int:
-        """In bytes."""
-        return BLOCK * SLOTS
+        """Return the file's size in bytes."""
+        return BLOCK_BYTES * SLOTS
 
     def make(self) -> None:
-        """Have it there, all of it sparse. Raises Failed."""
+        """Make the sparse file if it is missing or has another size. Raises Failed."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab") as file:
                 if file.tell() != self.size:
                     file.truncate(self.size)
         except OSError as error:
-            raise Failed(f"{self.path}: {error.strerror}", hint="heartbeats are kept there") from error
+            raise Failed(f"{self.path}: {error.strerror}", hint="the nodes' heartbeats are in this file") from error
 
     def read(self, number: int) -> HeartbeatBlock | None:
-        """What stands in block `number`; None also where the file cannot be read."""
+        """Return the content of block `number`; None also if the file cannot be read."""
         try:
             handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return None
         try:
-            return decode(os.pread(handle, BLOCK, number * BLOCK))
+            return decode(os.pread(handle, BLOCK_BYTES, number * BLOCK_BYTES))
         except OSError:
             return None
         finally:
@@ -99,14 +99,14 @@ class HeartbeatFile:
 
 
 class HeartbeatSession:
-    """One session that writes beats. Open it by `begin`, end it by `close`."""
+    """One iSCSI session that writes heartbeats. `begin` opens it, `close` ends it."""
 
     def __init__(self, session: Session, writer: asyncio.StreamWriter) -> None:
         self._session, self._writer = session, writer
 
     @classmethod
     async def begin(cls, lun: IscsiLun, *, deadline: float) -> HeartbeatSession:
-        """Log in. Raises Refused with what stands in the way."""
+        """Log in. Raises Refused with the reason."""
         address, port = endpoint.split(lun.portal)
         writer = None
         try:
@@ -125,13 +125,13 @@ class HeartbeatSession:
             raise
 
     async def write(self, lba: int, beat: HeartbeatBlock, *, deadline: float) -> None:
-        """Write `beat`; returns when the target has it. Raises Failed: the session is of no more use then."""
+        """Write `beat`; return when the target has it. Raises Failed: the session is then unusable."""
         try:
             async with asyncio.timeout(deadline):
                 await self._session.write(lba, encode(beat))
         except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
-            raise Failed(f"a heartbeat was not written: {error or 'no answer in time'}") from error
+            raise Failed(f"cannot write a heartbeat: {error or 'no answer in time'}") from error
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._writer.close()

@@ -1,8 +1,8 @@
 """The busybox image: an ext4 root made without mounting anything, and the initramfs that boots it.
 
-Both are reproducible: the same busybox and kernel give the same bytes. mke2fs -d would not do for that (1.47 keeps
-the staged files' change times, and their order is that of readdir(3)), so mke2fs makes an empty filesystem
-and one run of debugfs fills it, in sorted order, at a fixed time."""
+Both are reproducible: the same busybox and kernel give the same bytes. mke2fs -d is not reproducible: 1.47 keeps the
+staged files' change times, and their order is that of readdir(3). So mke2fs makes an empty filesystem, and one run of
+debugfs fills it, in sorted order, at a fixed time."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from veery.storage.modules import WANTED, Module, ModuleTree, alias_file, dep_fi
 Report = Callable[[str, float], None]
 
 EPOCH = 1424361600  # every file's time: 2015-02-19, 16:00 UTC
-SMALLEST = 24 * MIB
-_UUID = "b5b0b0b0-0000-4000-8000-00000000000"  # and a digit: 1 the filesystem's, 2 its directory hash seed's
+SIZE_MIN_BYTES = 24 * MIB
+_UUID = "b5b0b0b0-0000-4000-8000-00000000000"  # with a last digit: 1 for the filesystem, 2 for its directory hash seed
 _FOLDERS = (
     *("bin", "sbin", "usr", "usr/bin", "usr/sbin", "dev", "proc", "sys", "lib", "lib/modules", "etc", "etc/rc.d"),
     *("etc/acpi", "etc/acpi/PWRF", "boot", "mnt", "media", "opt", "misc", "root", "home", "tmp", "run"),
@@ -39,8 +39,8 @@ _INITRAMFS_APPLETS = (
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One thing in a tree: a folder, a file (`data` or the file `source`), a symbolic link (`link`) or a character
-    device (`device`, major and minor). `path` has no leading slash; `mode` are the permission bits."""
+    """One entry of a file tree: a folder, a file (`data` or the file `source`), a symbolic link (`link`) or a character
+    device (`device`, major and minor). `path` has no leading slash; `mode` is the permission bits."""
 
     path: str
     mode: int = 0o755
@@ -51,7 +51,7 @@ class Entry:
 
     @property
     def type(self) -> int:
-        """The file type bits of stat(2)."""
+        """Return the file type bits of stat(2)."""
         if self.link:
             return stat.S_IFLNK
         if self.device:
@@ -59,7 +59,7 @@ class Entry:
         return stat.S_IFREG if self.data is not None or self.source else stat.S_IFDIR
 
     def content(self) -> bytes:
-        """A file's bytes, a link's target. Raises OSError."""
+        """Return a file's bytes or a link's target. Raises OSError."""
         if self.link:
             return self.link.encode()
         return self.source.read_bytes() if self.source else self.data or b""
@@ -69,10 +69,10 @@ class Entry:
 
 
 async def check(size: int, *, kernel: Path, modules: Path, busybox: Path = Path("/bin/busybox")) -> None:
-    """Raises Refused, as `build_into` would, for whatever can be seen before anything is written."""
-    if size < SMALLEST:
+    """Raise the Refused errors of `build_into` that can be found before anything is written."""
+    if size < SIZE_MIN_BYTES:
         raise Refused(
-            f"{format_size(size)} are too small for the busybox image", hint=f"it needs {format_size(SMALLEST)}"
+            f"{format_size(size)} are too small for the busybox image", hint=f"it needs {format_size(SIZE_MIN_BYTES)}"
         )
     matching(kernel, modules)
     await _applets(busybox)
@@ -89,9 +89,9 @@ async def build_into(
 ) -> None:
     """Write the busybox image, an ext4 of `size` bytes, into `path`, whose bytes are zeros (a file or a block device).
 
-    `kernel` is the guest's vmlinuz, `modules` its .../lib/modules/VERSION; `report` hears of each step and the
-    fraction done before it. Raises Refused where something is missing or `size` is too small, Failed with the
-    words of mke2fs or debugfs; `path` is then useless."""
+    `kernel` is the guest's vmlinuz, `modules` its .../lib/modules/VERSION. `report` is called with each step and the
+    fraction done before it. Raises Refused if something is missing or `size` is too small. Raises Failed with the
+    words of mke2fs or debugfs; `path` is then unusable."""
     await check(size, kernel=kernel, modules=modules, busybox=busybox)
     report("choosing the kernel's modules", 0.0)
     tree = matching(kernel, modules)
@@ -99,9 +99,9 @@ async def build_into(
     report("making an ext4 filesystem", 0.2)
     await _run_e2fs(
         "mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-L", "busybox", "-U", f"{_UUID}1",
-        # older kernels and e2fsprogs know neither of the two
+        # older kernels and e2fsprogs do not know these two
         "-O", "^metadata_csum_seed,^orphan_file",
-        # prezeroed: the guest's kernel need not zero inode tables in the background
+        # prezeroed: so the guest's kernel does not zero the inode tables in the background
         "-E", f"hash_seed={_UUID}2,root_owner=0:0,nodiscard,lazy_journal_init=1,assume_storage_prezeroed=1",
         str(path), f"{size // 1024}k",
     )  # fmt: skip
@@ -116,7 +116,7 @@ async def build_into(
 
 
 def _root(tree: ModuleTree, busybox: Path, applets: list[str]) -> Iterator[Entry]:
-    """All of the image."""
+    """Yield all entries of the image."""
     for name in _FOLDERS:
         yield Entry(name, 0o1777 if name == "tmp" else 0o700 if name == "root" else 0o755)
     yield Entry("bin/busybox", source=busybox)
@@ -141,7 +141,7 @@ def _root(tree: ModuleTree, busybox: Path, applets: list[str]) -> Iterator[Entry
 
 
 def _module_entries(tree: ModuleTree, order: tuple[Module, ...]) -> Iterator[Entry]:
-    """The modules where modprobe looks for them, and flat links for `insmod /lib/modules/NAME.ko`."""
+    """Yield the modules where modprobe looks for them, and flat links for `insmod /lib/modules/NAME.ko`."""
     base = f"lib/modules/{tree.version}"
     folders = {base} | {f"{base}/{parent}" for module in order for parent in module.path.parents[:-1]}
     for folder in folders:
@@ -154,8 +154,8 @@ def _module_entries(tree: ModuleTree, order: tuple[Module, ...]) -> Iterator[Ent
 
 
 async def _applets(busybox: Path) -> list[str]:
-    """Where this busybox's applets belong: "bin/sh", "usr/bin/wget", ... Raises Refused, also where it needs
-    libraries that the image has not."""
+    """Return the paths of this busybox's applets: "bin/sh", "usr/bin/wget", ... Raises Refused, also if busybox needs
+    libraries, which the image does not have."""
     try:
         head = busybox.read_bytes()
     except OSError as error:
@@ -166,10 +166,10 @@ async def _applets(busybox: Path) -> list[str]:
 
 
 def _debugfs_script(entries: list[Entry], folder: Path) -> Iterator[str]:
-    """The commands that make `entries`; what is not in a file yet is put into `folder`."""
+    """Yield the commands that make `entries`; content that is not in a file yet is written to `folder`."""
     for number, entry in enumerate(entries):
         parent, _, name = entry.path.rpartition("/")
-        yield f'cd "/{parent}"\n'  # mkdir and symlink take "/NAME" for a name in the current folder
+        yield f'cd "/{parent}"\n'  # mkdir and symlink treat "/NAME" as a name in the current folder
         if entry.type == stat.S_IFDIR:
             yield f'mkdir "{name}"\n'
         elif entry.link:
@@ -185,13 +185,13 @@ def _debugfs_script(entries: list[Entry], folder: Path) -> Iterator[str]:
 
 
 async def _run_e2fs(*argv: str, quiet: bool = False) -> None:
-    """Run one of e2fsprogs at the fixed time. With `quiet` any word on stderr but its greeting is an error
-    (debugfs ends with 0 whatever happens)."""
+    """Run a program of e2fsprogs at the fixed time. With `quiet` any output on stderr except the version line is an
+    error (debugfs always exits with 0)."""
     result = await run(argv, deadline=120, check=False, env={"E2FSPROGS_FAKE_TIME": str(EPOCH), "LC_ALL": "C"})
     words = [line for line in result.err.splitlines() if line.strip() and not line.startswith(f"{argv[0]} 1.")]
     if result.code or (quiet and words):
-        said = words or result.out.splitlines() or [f"exit {result.code}"]
-        raise Failed(f"{argv[0]}: {said[0]}", hint="is the disk full?")
+        message = words or result.out.splitlines() or [f"exit {result.code}"]
+        raise Failed(f"{argv[0]}: {message[0]}", hint="is the disk full?")
 
 
 # ---------------------------------------------------------------- the initramfs
@@ -208,9 +208,8 @@ async def build_initramfs(
 ) -> None:
     """Write the initramfs, the `ramdisk` of a domain file, to `output`: gzip over cpio (newc), about 1 MiB.
 
-    Its /init loads the modules `wanted` (the disk and network drivers of both hypervisors), mounts root= as ro or rw
-    says and starts init=; `init` takes its place.
-    Raises Refused as `build_into` does."""
+    Its /init loads the modules `wanted` (the disk and network drivers of both hypervisors), mounts root= by ro or rw,
+    and starts init=. `init` is the text of /init. Raises Refused as `build_into` does."""
     tree = matching(kernel, modules)
     known = {Path(name).name for name in await _applets(busybox)}
     missing = [name for name in _INITRAMFS_APPLETS if name not in known]
@@ -234,7 +233,7 @@ async def build_initramfs(
 
 
 def cpio(entries: list[Entry]) -> Iterator[bytes]:
-    """A cpio archive in the "newc" format (Documentation/driver-api/early-userspace/buffer-format.rst)."""
+    """Yield a cpio archive in the "newc" format (Documentation/driver-api/early-userspace/buffer-format.rst)."""
     for number, entry in enumerate(entries, 1):
         content = b"" if entry.type in {stat.S_IFDIR, stat.S_IFCHR} else entry.content()
         mode = entry.type | (0o777 if entry.link else entry.mode)

@@ -1,7 +1,7 @@
-"""A small iSCSI initiator of our own: one look at a LUN as its user would have it (log in, ask what it is, leave), and
-a session that writes single blocks (storage/heartbeat.py).
+"""A small iSCSI initiator: a check of a LUN (log in, inquire, close) and a session that writes single blocks.
 
-It is the target that answers whether it lets this node in, by name, address and password; a record can be wrong.
+The check asks the target itself whether it admits this node by name, address and password, since a record can be wrong.
+storage/heartbeat.py uses the session.
 iSCSI: RFC 7143 (11.12 login, 13.1 its keys, 12.1.3 CHAP with MD5); INQUIRY: SPC-4, 6.4; WRITE(10): SBC-3, 5.32.
 One connection, no digests, one command at a time."""
 
@@ -19,14 +19,14 @@ from veery.model.volume import IscsiLun
 LOGIN, LOGIN_RESPONSE, COMMAND, COMMAND_RESPONSE, DATA_IN = 0x03, 0x23, 0x01, 0x21, 0x25
 IMMEDIATE, FINAL = 0x40, 0x80
 GOOD, CHECK_CONDITION = 0x00, 0x02
-ATTENTIONS = 3  # in a row: a target tells of what happened before (power on, reset) once each
+ATTENTIONS_MAX = 3  # in a row: a target reports each former event (power on, reset) once
 SECURITY, OPERATIONAL, FULL = 0, 1, 3
-CLASSES = {0x0201: "wrong name or password", 0x0202: "not let in", 0x0203: "no such target", 0x0301: "no service there"}
-"""Status-Class and -Detail of a login that failed (RFC 7143, 11.13.5), in our words."""
+CLASSES = {0x0201: "wrong name or password", 0x0202: "not admitted", 0x0203: "no such target", 0x0301: "no service"}
+"""Texts for Status-Class and -Detail of a failed login (RFC 7143, 11.13.5)."""
 
 
 async def check(lun: IscsiLun, *, deadline: float) -> None:
-    """Return when `lun` can be used. Raises Refused with what stands in the way: portal, target, access or LUN."""
+    """Return if `lun` can be used. Raises Refused with the reason: portal, target, access or LUN."""
     address, port = endpoint.split(lun.portal)
     try:
         async with asyncio.timeout(deadline):
@@ -38,25 +38,25 @@ async def check(lun: IscsiLun, *, deadline: float) -> None:
             finally:
                 writer.close()
     except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
-        gone = isinstance(error, asyncio.IncompleteReadError)
+        closed = isinstance(error, asyncio.IncompleteReadError)
         raise Refused(
-            f"portal {lun.portal} {'hangs up' if gone else 'does not answer'}: {error or 'timeout'}",
-            hint="is tgtd running there, and the path up?",
+            f"portal {lun.portal} {'closes the connection' if closed else 'does not answer'}: {error or 'timeout'}",
+            hint="is tgtd running there, and is the network path up?",
         ) from error
 
 
 class Session:
-    """The few PDUs of one connection."""
+    """One iSCSI session with the few PDUs that the checks and heartbeats need."""
 
     def __init__(self, lun: IscsiLun, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._lun, self._reader, self._writer = lun, reader, writer
-        self._isid = b"\x80" + secrets.token_bytes(5)  # a random one: no session of QEMU's is replaced by ours
+        self._isid = b"\x80" + secrets.token_bytes(5)  # random, so that it replaces no session of QEMU
         self._expected = 0  # the next status number
 
     async def login(self) -> None:
-        """Through security and operational negotiation. Raises Refused."""
+        """Log in: security, then operational negotiation. Raises Refused."""
         lun = self._lun
-        told = await self._negotiate(
+        reply = await self._negotiate(
             SECURITY,
             SECURITY,
             {
@@ -66,18 +66,18 @@ class Session:
                 "AuthMethod": "CHAP" if lun.user else "None",
             },
         )
-        if told.get("AuthMethod") == "CHAP":
-            told = await self._negotiate(SECURITY, SECURITY, {"CHAP_A": "5"})
+        if reply.get("AuthMethod") == "CHAP":
+            reply = await self._negotiate(SECURITY, SECURITY, {"CHAP_A": "5"})
             try:
-                number, challenge = int(told["CHAP_I"]), bytes.fromhex(told["CHAP_C"].removeprefix("0x"))
+                number, challenge = int(reply["CHAP_I"]), bytes.fromhex(reply["CHAP_C"].removeprefix("0x"))
             except (KeyError, ValueError) as error:
-                raise Refused(f"portal {lun.portal} asks for no password that we know of") from error
+                raise Refused(f"portal {lun.portal} sent no usable CHAP challenge") from error
             proof = hashlib.md5(bytes([number]) + lun.password.encode() + challenge).hexdigest()
             await self._negotiate(SECURITY, OPERATIONAL, {"CHAP_N": lun.user, "CHAP_R": f"0x{proof}"}, go_on=True)
         await self._negotiate(OPERATIONAL, FULL, {"HeaderDigest": "None", "DataDigest": "None"}, go_on=True)
 
     async def inquire(self) -> None:
-        """INQUIRY: whether the LUN is there. Raises Refused."""
+        """Check with INQUIRY that the LUN exists. Raises Refused."""
         wanted = 36
         header = struct.pack(
             "!BBHI8sIIII16s",
@@ -97,17 +97,18 @@ class Session:
             answer, data = await self._pdu()
             code = answer[0] & 0x3F
             if code == DATA_IN and data:
-                if data[0] >> 5:  # peripheral qualifier: 0 means that something is behind it
+                if data[0] >> 5:  # peripheral qualifier: 0 means that a device is connected
                     raise Refused(f"{self._lun.iqn} has no LUN {self._lun.lun}", hint="veery target list shows it")
                 return
             if code == COMMAND_RESPONSE:
                 raise Refused(f"{self._lun.iqn}: LUN {self._lun.lun} answers with status {answer[3]:#x}")
 
     async def write(self, lba: int, block: bytes) -> None:
-        """WRITE(10) of one block of 512 bytes, sent along with its command (ImmediateData is Yes unless it is
-        negotiated away: RFC 7143, 13.11). Returns when the target has it. Raises Failed."""
+        """Write one block of 512 bytes with WRITE(10); return when the target has it. Raises Failed.
+
+        The data are sent with the command: ImmediateData is Yes unless negotiated otherwise (RFC 7143, 13.11)."""
         assert len(block) == 512
-        for _ in range(ATTENTIONS):
+        for _ in range(ATTENTIONS_MAX):
             header = struct.pack(
                 "!BBHI8sIIII16s",
                 COMMAND | IMMEDIATE,
@@ -134,7 +135,7 @@ class Session:
     async def _negotiate(
         self, stage: int, following: int, keys: dict[str, str], *, go_on: bool = False
     ) -> dict[str, str]:
-        """One login request; the keys of its answer. With `go_on` it asks for the stage `following`, and gets it."""
+        """Send one login request; return the keys of its answer. With `go_on` it requests the stage `following`."""
         text = "".join(f"{key}={value}\0" for key, value in keys.items()).encode()
         flags = stage << 2 | (0x80 | following if go_on else 0)
         header = struct.pack(
@@ -160,8 +161,8 @@ class Session:
         if status:
             words = CLASSES.get(status, f"status {status:#06x}")
             raise Refused(
-                f"{self._lun.iqn} does not let {self._lun.initiator} in: {words}",
-                hint="veery target list shows whom it lets in; the storage node's veeryd mends it within 10 s",
+                f"{self._lun.iqn} does not admit {self._lun.initiator}: {words}",
+                hint="veery target list shows the admitted nodes; the storage node's veeryd corrects it within 10 s",
             )
         pairs = (word.partition("=") for word in data.decode(errors="replace").split("\0") if word)
         return {key: value for key, _, value in pairs}

@@ -10,7 +10,7 @@ from veery.errors import Failed, Refused
 from veery.host.run import run
 from veery.model.units import MIB, format_size
 
-PREFIX = "veery."  # before the volume's name: keeps clear of names that lvm2 reserves, and shows whose it is
+PREFIX = "veery."  # before the volume's name: avoids names that lvm2 reserves, and shows the owner
 _ENV = {"LC_ALL": "C", "LVM_SUPPRESS_FD_WARNINGS": "1"}
 
 
@@ -31,40 +31,40 @@ class _Report(msgspec.Struct):
 
 
 def parse_report(text: str) -> list[dict[str, str]]:
-    """The rows of `vgs` or `lvs` with --reportformat json. Raises Failed."""
+    """Return the rows of `vgs` or `lvs` with --reportformat json. Raises Failed."""
     try:
         sections = msgspec.json.decode(text, type=_Report).report
     except msgspec.DecodeError as error:
-        raise Failed(f"lvm2's report is not understood: {error}") from error
+        raise Failed(f"cannot parse lvm2's report: {error}") from error
     return [msgspec.structs.asdict(row) for section in sections for row in (*section.vg, *section.lv)]
 
 
 class LvmStore:
-    """As base.BytesStore. `group` must be there; every logical volume of ours is named veery.NAME."""
+    """A base.BytesStore. The volume group `group` must exist; each logical volume is named veery.NAME."""
 
     def __init__(self, group: str) -> None:
         self._group = group
 
     def path(self, name: str) -> Path:
-        """As BytesStore.path."""
+        """Implement BytesStore.path."""
         return Path("/dev") / self._group / f"{PREFIX}{name}"
 
     async def size(self, name: str) -> int | None:
-        """As BytesStore.size."""
+        """Implement BytesStore.size."""
         rows = parse_report(await self._lvm("lvs", *_REPORT, "lv_name,lv_size", self._named()))
         return next((int(row["lv_size"]) for row in rows if row["lv_name"] == f"{PREFIX}{name}"), None)
 
     async def free(self) -> int:
-        """As BytesStore.free: the group's unused extents."""
+        """Implement BytesStore.free: the group's unused extents."""
         rows = parse_report(await self._lvm("vgs", *_REPORT, "vg_free", self._named()))
         return int(rows[0]["vg_free"])
 
     async def create(self, name: str, size: int) -> int:
-        """As BytesStore.create. Zeroes it all, for old extents hold old volumes' bytes: this takes its time."""
+        """Implement BytesStore.create. Zero the whole volume, since extents hold old volumes' bytes; this is slow."""
         if await self.size(name) is not None:
-            raise Refused(f"{self.path(name)} is there already", hint="no volume's record names it: rename it")
+            raise Refused(f"{self.path(name)} exists already", hint="no volume's record names it: rename it")
         await self._room(size)
-        # -Zn -Wn: lvcreate would wipe the first 4 KiB only; clear() does all of it
+        # -Zn -Wn: lvcreate would wipe only the first 4 KiB; clear() wipes everything
         await self._lvm(
             "lvcreate", "--yes", "-Zn", "-Wn", "--name", f"{PREFIX}{name}", "--size", f"{size}b", self._group
         )
@@ -76,7 +76,7 @@ class LvmStore:
         return await self._there(name)
 
     async def grow(self, name: str, size: int) -> int:
-        """As BytesStore.grow."""
+        """Implement BytesStore.grow."""
         now = await self._there(name)
         if size <= now:
             return now
@@ -87,11 +87,11 @@ class LvmStore:
         return real
 
     async def clear(self, name: str) -> None:
-        """As BytesStore.clear."""
+        """Implement BytesStore.clear."""
         await self._zero(name, 0, await self._there(name))
 
     async def set_aside(self, name: str, word: str) -> Path:
-        """As BytesStore.set_aside."""
+        """Implement BytesStore.set_aside."""
         aside = f"{name}.{word}"
         if await self.size(name) is not None:
             await self.delete(aside)
@@ -99,12 +99,12 @@ class LvmStore:
         return self.path(aside)
 
     async def delete(self, name: str) -> None:
-        """As BytesStore.delete."""
+        """Implement BytesStore.delete."""
         if await self.size(name) is not None:
             await self._lvm("lvremove", "--yes", str(self.path(name)))
 
     async def _zero(self, name: str, offset: int, length: int) -> None:
-        # BLKZEROOUT: the kernel does it, by WRITE SAME or UNMAP where the disk can. 20 MiB/s is a slow disk.
+        # BLKZEROOUT: the kernel uses WRITE SAME or UNMAP if the disk can. 20 MiB/s is a slow disk.
         await run(
             ["blkdiscard", "--zeroout", "--offset", str(offset), "--length", str(length), self.path(name)],
             deadline=60 + length / (20 * MIB),
@@ -113,14 +113,14 @@ class LvmStore:
     async def _there(self, name: str) -> int:
         size = await self.size(name)
         if size is None:
-            raise Failed(f"{self.path(name)} is gone", hint=f"bring it back, or: veery volume delete {name}")
+            raise Failed(f"{self.path(name)} is missing", hint=f"restore it, or: veery volume delete {name}")
         return size
 
     async def _room(self, size: int) -> None:
         free = await self.free()
         if size > free:
             raise Refused(
-                f"{format_size(size)} do not fit: group {self._group} has {format_size(free)} left",
+                f"{format_size(size)} do not fit: group {self._group} has {format_size(free)} free",
                 hint=f"choose a smaller size, or: vgextend {self._group} DEVICE",
             )
 
@@ -133,15 +133,15 @@ class LvmStore:
         result = await run(words, deadline=60, check=False, env=_ENV)
         if result.code == 0:
             return result.out
-        said = [line.strip() for line in result.err.splitlines() if line.strip()] or [f"exit {result.code}"]
-        if any("not found" in line and "olume group" in line for line in said):
-            raise Refused(f"there is no volume group {self._group}", hint=f"make it: vgcreate {self._group} DEVICE")
-        if any("device-mapper" in line for line in said):
+        lines = [line.strip() for line in result.err.splitlines() if line.strip()] or [f"exit {result.code}"]
+        if any("not found" in line and "olume group" in line for line in lines):
+            raise Refused(f"there is no volume group {self._group}", hint=f"create it: vgcreate {self._group} DEVICE")
+        if any("device-mapper" in line for line in lines):
             raise Refused(
-                "this kernel has no device-mapper, so no logical volumes",
+                "this kernel has no device-mapper, which logical volumes need",
                 hint="load dm-mod (modprobe dm-mod), or use --backing file",
             )
-        raise Failed(f"{words[0]}: {said[-1]}")
+        raise Failed(f"{words[0]}: {lines[-1]}")
 
 
 _REPORT = ("--reportformat", "json", "--units", "b", "--nosuffix", "-o")

@@ -1,7 +1,7 @@
-"""A guest kernel's modules: which are wanted, what they depend on, in which order they load.
+"""A guest kernel's modules: the wanted ones, their dependencies and their load order.
 
-Debian's kernel packages bring no modules.dep (depmod runs when they are installed, and ours are only unpacked),
-so dependencies are read from the modules' own .modinfo: "depends=a,b" and "alias=...", each ended by a NUL."""
+Debian's kernel packages contain no modules.dep: depmod runs at their installation, but veery only unpacks them. So the
+dependencies are read from the modules' own .modinfo: "depends=a,b" and "alias=...", each ended by a NUL."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from veery.errors import Refused
 
 VIRTIO = ("virtio_pci", "virtio_blk", "virtio_net", "virtio_balloon")
 XEN = ("xen-blkfront", "xen-netfront")
-BUTTON = ("button", "evdev")  # the ACPI power button, and how user space hears of it
-PANIC = ("pvpanic_mmio",)  # tells the hypervisor that the kernel has panicked (on_crash); the ISA device's too
+BUTTON = ("button", "evdev")  # the ACPI power button, and its events for user space
+PANIC = ("pvpanic_mmio",)  # reports a kernel panic to the hypervisor (on_crash); also serves the ISA device
 WANTED = (*VIRTIO, *XEN, *BUTTON, *PANIC)
 NEEDED = ("virtio_pci", "virtio_blk", "virtio_net")
 
-# Debian 13 packs its modules with xz (kernel option MODULE_COMPRESS_XZ). A guest gets them unpacked: its busybox and
-# its kernel need not know how.
+# Debian 13 compresses its modules with xz (kernel option MODULE_COMPRESS_XZ). A guest gets them unpacked, since its
+# busybox and its kernel may not support that.
 PLAIN, PACKED_SUFFIX = ".ko", ".xz"
 PACKED = PLAIN + PACKED_SUFFIX
-MODULE_MAX = 64 << 20  # bytes of one module, unpacked
-UNPACK_MEMORY = 128 << 20  # bytes
+MODULE_MAX_BYTES = 64 << 20  # of one module, unpacked
+UNPACK_MEMORY_BYTES = 128 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """One module. `path` is where a guest has it, and does not end in .xz. `depends` and `name` have "_" for "-", as
-    the kernel writes them."""
+    """One module. `path` is its path in a guest, without .xz. `depends` and `name` have "_" instead of "-", as in the
+    kernel."""
 
     name: str
     path: Path  # relative to .../lib/modules/VERSION
@@ -41,7 +41,7 @@ class Module:
 
 
 def canonical(name: str) -> str:
-    """`name` as the kernel writes it: "xen-netfront" is "xen_netfront"."""
+    """Return `name` as the kernel writes it: "xen-netfront" is "xen_netfront"."""
     return name.replace("-", "_")
 
 
@@ -53,7 +53,7 @@ class ModuleTree:
     """The folder .../lib/modules/VERSION."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises Refused where there is no such folder, or no modules in it."""
+        """`folder` is .../lib/modules/VERSION. Raises Refused if it does not exist or contains no modules."""
         self.folder, self.version = folder, folder.name
         found = sorted(path for suffix in (PLAIN, PACKED) for path in folder.rglob(f"*{suffix}"))
         self._files = {canonical(_plain(path).stem): path.relative_to(folder) for path in found}
@@ -64,7 +64,7 @@ class ModuleTree:
         self._builtin = {canonical(Path(line).stem) for line in lines}
 
     def read(self, name: str) -> Module:
-        """Module `name`. Raises KeyError."""
+        """Return module `name`. Raises KeyError."""
         path = self._files[canonical(name)]
         fields = re.findall(rb"(?<=\0)(depends|alias)=([^\0]*)(?=\0)", self._content(path))
         values = [(key.decode(), value.decode(errors="replace")) for key, value in fields]
@@ -73,25 +73,27 @@ class ModuleTree:
         return Module(canonical(name), _plain(path), tuple(depends), tuple(aliases))
 
     def content(self, module: Module) -> bytes:
-        """The module itself, unpacked. Raises Refused where its file is no xz file and is named as one."""
+        """Return the module's bytes, unpacked. Raises Refused if a file named .xz is no valid xz file."""
         return self._content(self._files[module.name])
 
     def _content(self, path: Path) -> bytes:
         data = (self.folder / path).read_bytes()
         if path.suffix != PACKED_SUFFIX:
             return data
-        unpacker = lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=UNPACK_MEMORY)
+        unpacker = lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=UNPACK_MEMORY_BYTES)
         try:
-            unpacked = unpacker.decompress(data, max_length=MODULE_MAX + 1)
+            unpacked = unpacker.decompress(data, max_length=MODULE_MAX_BYTES + 1)
         except lzma.LZMAError as error:
-            raise Refused(f"{self.folder / path} is not an xz file", hint="unpack the kernel's package anew") from error
-        if len(unpacked) > MODULE_MAX or not unpacker.eof:
-            raise Refused(f"{self.folder / path} is cut or too large", hint="unpack the kernel's package anew")
+            raise Refused(
+                f"{self.folder / path} is not an xz file", hint="unpack the kernel's package again"
+            ) from error
+        if len(unpacked) > MODULE_MAX_BYTES or not unpacker.eof:
+            raise Refused(f"{self.folder / path} is truncated or too large", hint="unpack the kernel's package again")
         return unpacked
 
     def load_order(self, names: Iterable[str] = WANTED) -> tuple[Module, ...]:
-        """The modules `names` and all they depend on, dependencies first; those built in or not there are left
-        out. Raises Refused where one of NEEDED is neither a module nor built in."""
+        """Return the modules `names` with their dependencies, dependencies first. Built-in and missing modules are left
+        out. Raises Refused if one of NEEDED is neither a module nor built in."""
         order: dict[str, Module] = {}
 
         def add(name: str) -> None:
@@ -111,7 +113,7 @@ class ModuleTree:
 
 
 def dep_file(order: Iterable[Module]) -> str:
-    """modules.dep, as modprobe reads it: each module with all that it needs, nearest first."""
+    """Return modules.dep for modprobe: each module with all its dependencies, the nearest first."""
     known = {module.name: module for module in order}
 
     def needs(name: str) -> list[str]:
@@ -127,13 +129,13 @@ def dep_file(order: Iterable[Module]) -> str:
 
 
 def alias_file(order: Iterable[Module]) -> str:
-    """modules.alias, as modprobe reads it."""
+    """Return modules.alias for modprobe."""
     return "".join(f"alias {alias} {module.name}\n" for module in order for alias in module.aliases)
 
 
 def kernel_version(kernel: Path) -> str:
-    """The version in a bzImage's header (Documentation/arch/x86/boot.rst: "HdrS" at 0x202, kernel_version at
-    0x20e). Raises Refused where it is not one."""
+    """Return the version in a bzImage's header (Documentation/arch/x86/boot.rst: "HdrS" at 0x202, kernel_version at
+    0x20e). Raises Refused if the file is no bzImage."""
     try:
         with kernel.open("rb") as file:
             head = file.read(0x8000)
@@ -146,7 +148,7 @@ def kernel_version(kernel: Path) -> str:
 
 
 def matching(kernel: Path, modules: Path) -> ModuleTree:
-    """The modules of `kernel`. Raises Refused where `modules` are another kernel's."""
+    """Return the modules of `kernel`. Raises Refused if `modules` are another kernel's."""
     version = kernel_version(kernel)
     tree = ModuleTree(modules)
     if tree.version != version:

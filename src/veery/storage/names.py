@@ -14,10 +14,10 @@ _AUTHORITY = re.compile(r"\d{4}-(?:0[1-9]|1[0-2])\.[a-z0-9-]+(?:\.[a-z0-9-]+)*")
 
 
 def check_volume_name(name: str) -> str:
-    """`name`, if it may be a volume's. Raises Refused.
+    """Return `name` if it is valid for a volume. Raises Refused.
 
-    What it may hold is what an IQN, tgtd and a logical volume's name all take: RFC 3722 leaves an iSCSI name
-    "a-z", "0-9", "-", "." and ":"; a ":" would end our own part of it."""
+    The allowed characters are those valid in an IQN, at tgtd and in a logical volume's name. RFC 3722 allows "a-z",
+    "0-9", "-", "." and ":" in an iSCSI name; ":" is the separator before the volume's name."""
     if not _VOLUME.fullmatch(name) or ".." in name:
         raise Refused(
             f"{name!r} cannot be a volume's name",
@@ -27,7 +27,7 @@ def check_volume_name(name: str) -> str:
 
 
 def check_authority(authority: str) -> str:
-    """`authority` ("YYYY-MM.REVERSED.DOMAIN", as RFC 7143 section 4.2.7.4 forms it), if it is one. Raises Refused."""
+    """Return `authority` if it is valid ("YYYY-MM.REVERSED.DOMAIN", RFC 7143 section 4.2.7.4). Raises Refused."""
     if not _AUTHORITY.fullmatch(authority) or len(authority) > 100:
         raise Refused(
             f"{authority!r} cannot be a naming authority",
@@ -37,12 +37,12 @@ def check_authority(authority: str) -> str:
 
 
 def volume_iqn(authority: str, name: str) -> str:
-    """The target name of volume `name`: "iqn.2026-11.lab.veery:busybox". Raises Refused."""
+    """Return the target name of volume `name`: "iqn.2026-11.lab.veery:busybox". Raises Refused."""
     return f"iqn.{check_authority(authority)}:{check_volume_name(name)}"
 
 
 def initiator_iqn(authority: str, node: str) -> str:
-    """The initiator name of node `node`: "iqn.2026-11.lab.veery:node:test1". Raises Refused."""
+    """Return the initiator name of node `node`: "iqn.2026-11.lab.veery:node:test1". Raises Refused."""
     iqn = f"iqn.{check_authority(authority)}:node:{node.lower()}"
     if not re.fullmatch(r"[a-z0-9.:-]+", iqn) or len(iqn) > IQN_BYTES:
         raise Refused(f"{node!r} cannot be part of an initiator name", hint="use a-z, 0-9, '-' and '.'")
@@ -50,11 +50,11 @@ def initiator_iqn(authority: str, node: str) -> str:
 
 
 def new_secret() -> str:
-    """A CHAP secret: 16 characters, 96 random bits, as RFC 7143 section 9.2.1 asks for; longer ones are refused
-    by some initiators (12 to 16 bytes)."""
+    """Return a CHAP secret: 16 characters with 96 random bits, as RFC 7143 section 9.2.1 requires. Some initiators
+    accept only 12 to 16 bytes."""
     return secrets.token_urlsafe(12)
 
 
 def new_initiator(authority: str, node: str) -> Initiator:
-    """Fresh credentials for node `node`. Raises Refused."""
+    """Return new credentials for node `node`. Raises Refused."""
     return Initiator(node=node, iqn=initiator_iqn(authority, node), user=node.lower(), password=new_secret())

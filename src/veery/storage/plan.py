@@ -1,8 +1,8 @@
-"""What to change at tgtd so that it is what the records say: pure, no clock, no await.
+"""The plan of changes that bring tgtd to the state in the records. Pure: no clock, no await.
 
-The order is the point. An ACL entry whose account is not bound lets anyone in who claims that name (tgt.py), so
-doors close first, accounts come before ACL entries, and ACL entries come last. Every prefix of the plan leaves
-tgtd in a state from which `decide` finds its way, so a crash in between costs nothing."""
+The order matters. An ACL entry without a bound account admits every initiator that claims its name (tgt.py). So the
+plan first removes access, then binds accounts, and adds ACL entries last. After any number of its steps `decide` can
+plan again from the reached state, so a crash in between does no harm."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LUN = 1  # of every volume; LUN 0 is tgt's controller
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """One target as it should be. `size` is that of the bytes as they are on disk now."""
+    """The wanted state of one target. `size` is the present size of the bytes on disk."""
 
     tid: int
     iqn: str
@@ -29,26 +29,26 @@ class Wanted:
 
     @property
     def scsi_id(self) -> str:
-        """The designator of INQUIRY page 0x83: the same for this volume wherever and whenever it is served."""
+        """Return the designator of INQUIRY page 0x83: the same for a volume on every node and at every time."""
         return f"veery-{hashlib.sha256(self.iqn.encode()).hexdigest()[:24]}"
 
     @property
     def serial(self) -> str:
-        """The serial number of INQUIRY page 0x80."""
+        """Return the serial number of INQUIRY page 0x80."""
         return hashlib.sha256(self.iqn.encode()).hexdigest()[:20]
 
 
 def wanted(volume: Volume, size: int, *, sync: bool, admitted: Sequence[Initiator]) -> Wanted:
-    """The target of `volume`, whose bytes are `size` large."""
+    """Return the wanted target of `volume`, whose bytes have `size`."""
     return Wanted(tid=volume.tid, iqn=volume.iqn, path=volume.path, size=size, sync=sync, admitted=tuple(admitted))
 
 
-# ---------------------------------------------------------------- steps; `tid` 0: no target's own
+# ---------------------------------------------------------------- steps; `tid` 0: the step belongs to no target
 
 
 @dataclass(frozen=True, slots=True)
 class Remove:
-    """Take a whole target away."""
+    """Remove a target with its LUNs."""
 
     tid: int
     target: Target
@@ -66,7 +66,7 @@ class Deny:
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """Close an initiator's sessions."""
+    """Close the sessions of an initiator."""
 
     tid: int
     initiator: str
@@ -84,7 +84,7 @@ class Forget:
 
 @dataclass(frozen=True, slots=True)
 class Enrol:
-    """Make an account; with `password` "", one whose password nobody knows."""
+    """Make an account; if `password` is "", with a random password that is not kept."""
 
     tid: int
     user: str
@@ -123,7 +123,7 @@ class Name:
 
 @dataclass(frozen=True, slots=True)
 class Reload:
-    """Have the LUN's new size seen."""
+    """Make tgtd read the LUN's new size."""
 
     tid: int
     target: Target
@@ -133,7 +133,7 @@ class Reload:
 
 @dataclass(frozen=True, slots=True)
 class Bind:
-    """Let an account authenticate at a target, in the place of `filler` when that is not ""."""
+    """Bind an account to a target, in the place of `filler` if that is not ""."""
 
     tid: int
     user: str
@@ -143,7 +143,7 @@ class Bind:
 
 @dataclass(frozen=True, slots=True)
 class Unbind:
-    """No longer so; `filler` takes its place (tgt.TargetServer.unbind_account)."""
+    """Unbind an account from a target; `filler` takes its place (tgt.TargetServer.unbind_account)."""
 
     tid: int
     user: str
@@ -164,7 +164,7 @@ Step = Remove | Deny | Close | Forget | Enrol | Make | Serve | Name | Reload | B
 
 
 def describe(step: Step) -> str:
-    """One line for the log: no passwords."""
+    """Return one line for the log, without passwords."""
     about = {
         field: value
         for field in ("iqn", "entry", "initiator", "user", "path")
@@ -175,8 +175,10 @@ def describe(step: Step) -> str:
 
 
 def mark(user: str, password: str) -> str:
-    """The name of an account that says which password account `user` has. It is bound to nothing, so it opens
-    nothing; it lives and dies with tgtd's memory, as the password does, which cannot be read back."""
+    """Return the name of the mark of account `user`: an unbound account whose name identifies the user's password.
+
+    The password cannot be read back from tgtd. The mark gives no access, and is lost with tgtd's memory like the
+    password."""
     digest = hashlib.sha256(user.encode() + b"\0" + password.encode()).hexdigest()
     return f"{user}#{digest[:20]}"
 
@@ -187,7 +189,7 @@ def decide(
     observed: Sequence[Target],
     accounts: Collection[str],
 ) -> tuple[Step, ...]:
-    """The steps from `observed` and its `accounts` to `targets`, with `initiators` (all of them) enrolled."""
+    """Return the steps from `observed` and its `accounts` to `targets`, with accounts for all `initiators`."""
     wanted_by_iqn = {one.iqn: one for one in targets}
     removed, kept = [], {}
     for target in observed:
@@ -200,19 +202,19 @@ def decide(
     marks = {user: mark(user, password) for user, password in passwords.items()}
     stale = {user for user in passwords if user in accounts and marks[user] not in accounts}
     known = {user for user in passwords if user in accounts} - stale
-    expected = set(passwords) | {marks[user] for user in known}  # a mark without its account says nothing
+    expected = set(passwords) | {marks[user] for user in known}  # a mark without its account has no meaning
     gone = {user for user in accounts if user not in expected and not is_filler(user)}
 
-    doors: list[Step] = []
+    removals: list[Step] = []
     bodies: list[Step] = []
     unbinds: list[Unbind] = []
     binds: list[Bind] = []
     allows: list[Allow] = []
     for one in targets:
         target = kept.get(one.iqn) or Target(tid=one.tid, iqn=one.iqn, state="")
-        shut = tuple(_doors(one, target, stale))
-        doors += shut
-        denied = {step.entry for step in shut if isinstance(step, Deny)}
+        closing = tuple(_removals(one, target, stale))
+        removals += closing
+        denied = {step.entry for step in closing if isinstance(step, Deny)}
         target = replace(target, acl=tuple(entry for entry in target.acl if entry not in denied))
         bodies += _body(one, target, new=one.iqn not in kept)
         taken, given = _bindings(one, target, stale)
@@ -226,8 +228,8 @@ def decide(
     fillers = {step.filler for step in unbinds} - set(accounts)
     return (
         *removed,
-        *doors,
-        *(Enrol(0, user, "", "fills a place") for user in sorted(fillers)),
+        *removals,
+        *(Enrol(0, user, "", "a filler for an unbound account") for user in sorted(fillers)),
         *unbinds,
         *(Forget(0, user, "its password changed") for user in sorted(stale)),
         *(Forget(0, user, "no record names it") for user in sorted(gone)),
@@ -239,32 +241,32 @@ def decide(
 
 
 def _bindings(one: Wanted, target: Target, stale: set[str]) -> tuple[list[Unbind], list[Bind]]:
-    """Which accounts leave and which enter a target."""
+    """Return the accounts to unbind from a target, and those to bind."""
     users = {initiator.user for initiator in one.admitted}
     fillers = [user for user in target.accounts if is_filler(user)]
     unbinds = []
     for user in target.accounts:
         if not is_filler(user) and (user not in users or user in stale):
-            place = filler(fillers)
-            fillers.append(place)
-            why = "its password changed" if user in stale else "of no admitted node"
-            unbinds.append(Unbind(one.tid, user, place, why))
+            substitute = filler(fillers)
+            fillers.append(substitute)
+            why = "its password changed" if user in stale else "it belongs to no admitted node"
+            unbinds.append(Unbind(one.tid, user, substitute, why))
     staying = set(target.accounts) - {step.user for step in unbinds}
     binds = []
     for user in sorted(users - staying):
-        binds.append(Bind(one.tid, user, fillers.pop(0) if fillers else "", "an admitted node's"))
+        binds.append(Bind(one.tid, user, fillers.pop(0) if fillers else "", "it belongs to an admitted node"))
     return unbinds, binds
 
 
 def _misfit(target: Target, one: Wanted | None) -> str:
-    """Why a target must go and perhaps be made anew; "" if it can stay."""
+    """Return why a target must be removed, and perhaps made again; "" if it can stay."""
     if one is None:
         return "no record names it"
     if target.tid != one.tid:
         return f"its id should be {one.tid}"
-    strangers = [lun.lun for lun in target.luns if lun.lun not in {0, LUN}]
-    if strangers:
-        return f"LUN {strangers[0]} is not ours"
+    foreign = [lun.lun for lun in target.luns if lun.lun not in {0, LUN}]
+    if foreign:
+        return f"LUN {foreign[0]} was not made by veery"
     lun = target.lun(LUN)
     return _lun_misfit(lun, one) if lun else ""
 
@@ -277,8 +279,8 @@ def _lun_misfit(lun: Lun, one: Wanted) -> str:
     return ""
 
 
-def _doors(one: Wanted, target: Target, stale: set[str]) -> Iterator[Deny | Close]:
-    """What to shut at a target that stays."""
+def _removals(one: Wanted, target: Target, stale: set[str]) -> Iterator[Deny | Close]:
+    """Yield the removals of access at a target that stays."""
     admitted = {initiator.iqn: initiator for initiator in one.admitted}
     for entry in target.acl:
         if entry not in admitted:
@@ -293,7 +295,7 @@ def _doors(one: Wanted, target: Target, stale: set[str]) -> Iterator[Deny | Clos
 
 
 def _body(one: Wanted, target: Target, *, new: bool) -> Iterator[Step]:
-    """The target itself and its LUN."""
+    """Yield the steps for the target itself and its LUN."""
     if new:
         yield Make(one.tid, one.iqn, "recorded")
     lun = target.lun(LUN)
@@ -306,7 +308,7 @@ def _body(one: Wanted, target: Target, *, new: bool) -> Iterator[Step]:
 
 
 def _enrol(passwords: dict[str, str], marks: dict[str, str], known: set[str]) -> Iterator[Enrol]:
-    """The accounts that are missing, each followed by its mark: an account without one is made anew."""
+    """Yield the missing accounts, each followed by its mark: an account without a mark is made again."""
     for user in sorted(set(passwords) - known):
         yield Enrol(0, user, passwords[user], "recorded")
-        yield Enrol(0, marks[user], passwords[user], "says which password it is")
+        yield Enrol(0, marks[user], passwords[user], "it identifies the password")

@@ -1,7 +1,7 @@
-"""Room for volumes, and the reserve of it that veery's own files need.
+"""Space for volumes, and the reserve that veery's own files need.
 
-etcd's log, the copies of the store and served.json are in the state folder. Where the pool is on the same filesystem,
-guests that fill their volumes would fill that too, so volumes may not promise more there than leaves the reserve."""
+etcd's log, the copies of the store and served.json are in the state folder. If the pool is on the same filesystem,
+guests that fill their volumes could fill it. So the promised sizes of the volumes must leave the reserve free there."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 
 from veery.model.units import GIB
 
-RESERVE, RESERVE_PART = 2 * GIB, 0.1  # what is left to the state folder: so much, on a small disk this part of it
+RESERVE_BYTES, RESERVE_FRACTION = 2 * GIB, 0.1  # for the state folder; on a small disk the fraction of it
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """A pool in bytes: its filesystem's room, and what its files were promised and have taken. `shared`: the state
-    folder is on the same filesystem."""
+    """The use of a pool in bytes: its filesystem's space, and the promised and used sizes of its files. `shared`: the
+    state folder is on the same filesystem."""
 
     total: int
     free: int
@@ -27,23 +27,23 @@ class Usage:
 
     @property
     def left(self) -> int:
-        """What may still be promised, where the filesystem is shared."""
-        reserve = min(RESERVE, int(RESERVE_PART * self.total))
+        """Return the bytes that may still be promised on a shared filesystem."""
+        reserve = min(RESERVE_BYTES, int(RESERVE_FRACTION * self.total))
         return max(self.free - (self.promised - self.taken) - reserve, 0)
 
 
 def shares(pool: Path, state: Path) -> bool:
-    """Whether `pool` is, or would be made, on the filesystem of `state`. Raises OSError."""
+    """Return whether `pool` is, or would be made, on the filesystem of `state`. Raises OSError."""
     return _existing(pool).stat().st_dev == state.stat().st_dev
 
 
 def _existing(folder: Path) -> Path:
-    """It, or the nearest folder above that is there."""
+    """Return `folder`, or its nearest existing parent."""
     return next(each for each in (folder, *folder.parents) if each.exists())
 
 
 def read(pool: Path, state: Path) -> Usage:
-    """How the files in `pool` stand; it need not be there yet. Raises OSError."""
+    """Return the use of `pool`, which need not exist yet. Raises OSError."""
     promised = taken = 0
     for path in pool.glob("*.img*"):
         stat = path.lstat()

@@ -1,8 +1,8 @@
-"""What this node's tgtd was last to serve, remembered beside it: a tgtd that dies while the store has no quorum comes
-back as it was, and a node that was cut off since is not let in by that.
+"""The last targets and accounts of this node's tgtd, kept in a file. If tgtd dies while the store has no quorum, veeryd
+restores them from it, without admitting a node that was cut off since.
 
-It is never more than tgtd itself would still have, had it lived: what is taken away there is taken away here first, and
-on the disk before anybody is told of it."""
+The file never grants more than the running tgtd would: every removal is first written here, and is on the disk before
+it is reported."""
 
 from __future__ import annotations
 
@@ -22,51 +22,52 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serving:
-    """Targets as they should be, and every initiator that has an account; passwords are among it."""
+    """The wanted targets, and every initiator with an account. It contains passwords."""
 
     targets: tuple[Wanted, ...]
     initiators: tuple[Initiator, ...]
 
 
 class Served:
-    """One a storage node; its owner sees to it that one change is made at a time."""
+    """The record of served targets; each storage node has one. Its owner makes one change at a time."""
 
     def __init__(self, file: Path) -> None:
-        """`file` keeps it over a restart of ours; a file that is not whole is taken for none."""
+        """`file` keeps the record over a restart of veeryd; an incomplete file counts as missing."""
         self._file = file
         self._known = self._read()
-        self._written = self._known is not None  # the file says what we know
-        self._stale = False  # it says what no longer holds
+        self._written = self._known is not None  # the file equals the known record
+        self._stale = False  # the file grants something that no longer holds
 
     @property
     def known(self) -> Serving | None:
-        """None where nothing is remembered: then nothing may be concluded."""
+        """Return the record; None if there is none, from which nothing may be concluded."""
         return self._known
 
     def initiators(self) -> tuple[Initiator, ...]:
-        """Those that had an account, with their passwords."""
+        """Return the initiators that had an account, with their passwords."""
         return self._known.initiators if self._known else ()
 
     def admits(self, iqn: str, initiator: str) -> bool:
-        """Whether target `iqn` is to let `initiator` in."""
+        """Return whether target `iqn` should admit `initiator`."""
         targets = self._known.targets if self._known else ()
         return any(one.iqn == iqn and any(each.iqn == initiator for each in one.admitted) for one in targets)
 
     def keep(self, serving: Serving) -> None:
-        """From now on it is `serving`. Raises nothing: what could not be written is tried again by the next call."""
+        """Record `serving`. Raises nothing: the next call repeats a failed write."""
         self._change(serving)
 
     def shut(self, initiator: str, iqn: str = "") -> None:
-        """`initiator` is let in no more at target `iqn` ("": at any). Returns when the disk says so too; raises Failed
-        where that cannot be had: then it is not proven that it stays outside."""
+        """Record that target `iqn` ("": every target) no longer admits `initiator`; return when that is on the disk.
+
+        Raises Failed if it cannot be written: then a restart of tgtd could admit the initiator again."""
         if self._known is not None:
             targets = tuple(_without(one, initiator) if iqn in ("", one.iqn) else one for one in self._known.targets)
             self._change(replace(self._known, targets=targets))
         if self._stale:
-            raise Failed(f"{self._file} cannot be written, nor removed", hint="see to the disk of this storage node")
+            raise Failed(f"{self._file} can be neither written nor removed", hint="check the disk of this storage node")
 
     def drop(self, iqn: str) -> None:
-        """Target `iqn` is served no more."""
+        """Record that target `iqn` is no longer served."""
         if self._known is not None:
             targets = tuple(one for one in self._known.targets if one.iqn != iqn)
             self._change(replace(self._known, targets=targets))
@@ -80,8 +81,8 @@ class Served:
             self._written, self._stale = True, False
         except OSError as error:
             if self._written:
-                log.warning("%s not written: %s", self._file, error.strerror)
-            self._written, self._stale = False, not self._removed()  # better nothing than what no longer holds
+                log.warning("cannot write %s: %s", self._file, error.strerror)
+            self._written, self._stale = False, not self._removed()  # better no file than an outdated one
 
     def _removed(self) -> bool:
         try:

@@ -1,8 +1,8 @@
-"""Whose sessions they are: pure.
+"""The owners of iSCSI sessions, judged by their addresses. Pure.
 
-tgt binds accounts and ACL entries to a target and not to each other (iscsid.c, login_start and text_scan_security): a
-node that is let in can log in with another node's initiator name and its own account, or the other way round. It shows
-in the address that the session comes from, and is judged by that."""
+tgt binds accounts and ACL entries to a target and not to each other (iscsid.c, login_start and text_scan_security). So
+an admitted node can log in with another node's initiator name and its own account, or the reverse. Only the address of
+the session shows that."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from veery.storage.tgtoutput import Target
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Home:
-    """The node that an initiator name belongs to, and the addresses in its record."""
+    """The owner of an initiator name: a node, and the addresses in its record."""
 
     node: str
     addresses: frozenset[str]
@@ -25,8 +25,8 @@ class Home:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stranger:
-    """A connection under the initiator name of node `claims` that comes from none of its addresses: from node `node`,
-    or ("") from an address that is no node's."""
+    """A connection with the initiator name of node `claims` that comes from none of its addresses: from node `node`, or
+    ("") from an address of no node."""
 
     tid: int
     sid: int
@@ -38,7 +38,7 @@ class Stranger:
 
 
 def homes(nodes: Iterable[Node]) -> dict[str, Home]:
-    """By initiator name."""
+    """Return the owner of each initiator name."""
     return {
         node.initiator: Home(
             node=node.name,
@@ -50,14 +50,14 @@ def homes(nodes: Iterable[Node]) -> dict[str, Home]:
 
 
 def plain(address: str) -> str:
-    """An address as it is compared: IPv6 in its short form, without zone."""
+    """Return an address in its comparable form: IPv6 in its short form, without zone."""
     with contextlib.suppress(ValueError):
         return str(ipaddress.ip_address(address.partition("%")[0]))
     return address
 
 
 def alone(known: Mapping[str, Home], initiator: str) -> frozenset[str]:
-    """The addresses of the node with that initiator name that no other node has."""
+    """Return the addresses that only the node with this initiator name has."""
     home = known.get(initiator)
     if home is None:
         return frozenset()
@@ -66,8 +66,8 @@ def alone(known: Mapping[str, Home], initiator: str) -> frozenset[str]:
 
 
 def strangers(targets: Sequence[Target], known: Mapping[str, Home]) -> tuple[Stranger, ...]:
-    """Every connection that does not come from where its name belongs. A name that is no node's is left out: the
-    reconciliation closes it (plan.py)."""
+    """Return every connection from a wrong address for its initiator name. Names of no node are left out: the
+    reconciliation closes their sessions (plan.py)."""
     owners = {address: home.node for home in known.values() for address in home.addresses}
     found = []
     for target in targets:

@@ -1,4 +1,4 @@
-"""TCP connections of another process of this network namespace: seen in /proc, closed through pidfd_getfd(2)."""
+"""TCP connections of another process in this network namespace: read from /proc, closed through pidfd_getfd(2)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _OPEN_STATES = {"01", "08"}  # ESTABLISHED; CLOSE_WAIT: the peer is gone, bytes 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """One TCP connection: the other end's address, and the inode of the socket at this end."""
+    """One TCP connection: the peer's address, and the inode of the local socket."""
 
     address: str
     inode: str
 
 
 def connections(port: int, root: Path = Path("/proc/self/net")) -> tuple[Peer, ...]:
-    """The TCP connections to local `port` (proc(5), /proc/net/tcp)."""
+    """Return the TCP connections to local `port` (proc(5), /proc/net/tcp)."""
     found = []
     for name, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
         try:
@@ -40,27 +40,27 @@ def connections(port: int, root: Path = Path("/proc/self/net")) -> tuple[Peer, .
 
 
 def by_address(peers: Collection[Peer]) -> Counter[str]:
-    """How many connections each address has."""
+    """Return the number of connections of each address."""
     return Counter(peer.address for peer in peers)
 
 
 def _address(family: int, digits: str) -> str:
-    """An address as /proc/net/tcp writes it: 32-bit words, each in the machine's (little-endian) order."""
+    """Parse an address of /proc/net/tcp: 32-bit words, each in the machine's (little-endian) order."""
     raw = bytes.fromhex(digits)
     text = socket.inet_ntop(family, b"".join(raw[at : at + 4][::-1] for at in range(0, len(raw), 4)))
     return text.removeprefix("::ffff:") if "." in text else text
 
 
 def server_pid(path: str) -> int:
-    """The process that listens on the unix socket `path` (unix(7), SO_PEERCRED). Raises OSError."""
+    """Return the id of the process that listens on the unix socket `path` (unix(7), SO_PEERCRED). Raises OSError."""
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(path)
         return int.from_bytes(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4], "little")
 
 
 def shut_down(pid: int, peers: Collection[Peer]) -> int:
-    """Shut process `pid`'s ends of `peers` down, both ways, as if their other ends had closed; the number done.
-    Needs the right to trace it (root). Raises OSError."""
+    """Shut down process `pid`'s sockets of `peers` in both directions, as if the peers had closed; return their number.
+    Needs the right to trace the process (root). Raises OSError."""
     inodes = {f"socket:[{peer.inode}]" for peer in peers}
     library = ctypes.CDLL(None, use_errno=True)
     done = 0

@@ -1,4 +1,4 @@
-"""Who may list tgtd's targets, and who may change their accounts, at a time (tgt.py)."""
+"""A lock between listing tgtd's targets and changing their accounts (tgt.py)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 
 
 class Table:
-    """The targets' tables of accounts: many may list them at a time (each waits for a tgtd that hangs, and none for
-    another), or one may change them, with a hole in between."""
+    """The lock of the targets' account tables: either several tasks list them at once, or one task changes them. A
+    change leaves a hole in a table for a moment. Tasks that list do not wait for each other if tgtd hangs."""
 
     def __init__(self) -> None:
         self._change = asyncio.Lock()

@@ -1,17 +1,17 @@
-"""tgtd, the iSCSI target, driven live through tgtadm; one private daemon a storage node.
+"""tgtd, the iSCSI target, driven live through tgtadm; each storage node has one private tgtd.
 
-Facts this module rests on, seen in tgt 1.0.85 and read in its sources (usr/ of fujita/tgt):
+This module relies on these facts, seen in tgt 1.0.85 and in its sources (usr/ of fujita/tgt):
 
-- TGT_IPC_SOCKET is a prefix: ".0" (the control port) is appended, and the whole must fit sun_path (mgmt.c,
+- TGT_IPC_SOCKET is a prefix: tgtd appends ".0" (the control port), and the result must fit sun_path (mgmt.c,
   ipc_init). Without it every network namespace shares one socket.
-- A portal that cannot be bound is dropped, and with no portal left tgtd listens on every address, port 3260
-  (iscsi_tcp.c, iscsi_tcp_init). A second --iscsi replaces the first. So the portals are read back.
-- An ACL entry on a target that has no account bound lets anyone in who claims that name (iscsid.c,
-  text_scan_security). So accounts are bound before the first ACL entry and leave after the last.
-- Target names may hold letters, digits, "." ":" "-" only (target.c, tgt_target_create).
-- Unbinding an account leaves a hole in the target's table (target.c, account_ctl); while it is there, tgtd
-  dies at the next "show" and refuses the accounts behind it. So another account fills it at once, and whoever else
-  asks for the targets waits for that.
+- tgtd drops a portal that it cannot bind. With no portal left it listens on every address, port 3260 (iscsi_tcp.c,
+  iscsi_tcp_init). A second --iscsi replaces the first. So veery reads the portals back.
+- An ACL entry on a target without a bound account admits every initiator that claims the name (iscsid.c,
+  text_scan_security). So accounts are bound before the first ACL entry and unbound after the last.
+- Target names may contain only letters, digits, "." ":" "-" (target.c, tgt_target_create).
+- Unbinding an account leaves a hole in the target's table (target.c, account_ctl). With a hole, tgtd crashes at the
+  next "show" and refuses the accounts behind it. So another account fills the hole at once, and other tasks that
+  read the targets wait for that.
 - LUN parameters are split at commas, so a path with a comma cannot be given.
 - Passwords cannot be read back.
 - tgtd ignores SIGTERM (tgtd.c, signal_catch); SIGKILL harms nothing. tgtadm --mode sys --op delete hangs when
@@ -39,20 +39,20 @@ from veery.storage.tgtoutput import Session, Target, filler, parse_connections, 
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 1.0  # seconds that a login may take while a fence waits for it
-SUN_PATH = 107  # bytes of a unix socket's path, without its final NUL (unix(7))
+LOGIN_TIMEOUT_S = 1.0  # for an unfinished login while a fence waits for it
+SUN_PATH_BYTES = 107  # of a unix socket's path, without its final NUL (unix(7))
 
 
 class TargetServer:
-    """One private tgtd: how to start it, and every call to it. Each call ends within `deadline` seconds.
+    """One private tgtd: its start command, and every call to it. Each call ends within `deadline` seconds.
 
-    Run it by `veery.host.process.Service("tgtd", server.command, run=..., env=server.env, started=...)`: it
-    then outlives our daemon and comes back when it dies. All calls raise Failed with tgtadm's own words, Failed
-    "tgtd does not answer" when there is none, OutcomeUnknown when the deadline passed.
+    Run it by `veery.host.process.Service("tgtd", server.command, run=..., env=server.env, started=...)`: it then
+    outlives veeryd, and is restarted when it dies. All calls raise Failed with tgtadm's own words, Failed "tgtd does
+    not answer" without a tgtd, OutcomeUnknown after the deadline.
     """
 
     def __init__(self, *, address: str, port: int, run: Path, deadline: float = 10.0) -> None:
-        """`address`:`port` is the portal, the only one; `run` a folder of ours for the control socket."""
+        """`address`:`port` is the only portal. `run` is veery's own folder for the control socket."""
         self.address, self.port, self._run, self._deadline = address, port, run, deadline
         self.portal = endpoint.join(address, port)
         self.env = {"TGT_IPC_SOCKET": str(run / "tgt")}
@@ -60,12 +60,13 @@ class TargetServer:
 
     # ---- the daemon
     def command(self) -> list[str]:
-        """The argv of tgtd. Raises Refused when it could not work: the control socket's path is too long, the
-        address is not this node's, the port is taken."""
+        """Return the argv of tgtd. Raises Refused if it cannot work: the control socket's path is too long, the address
+        is not this node's, or the port is in use."""
         path = f"{self.env['TGT_IPC_SOCKET']}.0"
-        if len(path.encode()) > SUN_PATH:
+        if len(path.encode()) > SUN_PATH_BYTES:
             raise Refused(
-                f"tgtd's socket {path} is longer than {SUN_PATH} bytes", hint="choose a shorter run folder (run = ...)"
+                f"tgtd's socket {path} is longer than {SUN_PATH_BYTES} bytes",
+                hint="choose a shorter run folder (run = ...)",
             )
         self._run.mkdir(parents=True, exist_ok=True)
         family = socket.AF_INET6 if ":" in self.address else socket.AF_INET
@@ -78,7 +79,7 @@ class TargetServer:
                 if error.errno == errno.EADDRINUSE:
                     raise Refused(
                         f"port {self.portal} is in use",
-                        hint="stop what listens there (ss -ltnp), or set storage.portal_port",
+                        hint="stop the program that listens there (ss -ltnp), or set storage.portal_port",
                     ) from error
                 raise Refused(
                     f"cannot listen on {self.portal}: {error.strerror}", hint="is the address on this node?"
@@ -86,10 +87,11 @@ class TargetServer:
         return ["tgtd", "-f", "--iscsi", f"portal={self.portal}"]
 
     async def ready(self, *, deadline: float = 10.0, besides: str = "") -> None:
-        """Return once tgtd answers and listens on our portal. One that was found running and listens on another turns
-        to ours: this node's address has changed. It keeps the other while somebody is logged in, but for target
-        `besides`. Raises Failed, having ended a fresh tgtd that listens elsewhere (it falls back to every address,
-        port 3260)."""
+        """Return once tgtd answers and listens on this server's portal.
+
+        A running tgtd with another portal gets this one: the node's address has changed. It keeps the old portal while
+        a target other than `besides` has sessions. Raises Failed; it first ends a new tgtd that listens elsewhere,
+        because that one has fallen back to every address, port 3260."""
         loop = asyncio.get_running_loop()
         end = loop.time() + deadline
         while True:
@@ -108,7 +110,7 @@ class TargetServer:
             await Process(pid, start_ticks(pid)).stop(grace=0)
         else:
             used = any(each.sessions for each in targets if each.iqn != besides)
-            portals = await self._turn(portals, keep=used)
+            portals = await self._change_portal(portals, keep=used)
         if self.portal not in portals or not targets:
             raise Failed(
                 f"tgtd listens on {', '.join(portals) or 'nothing'} instead of {self.portal}",
@@ -118,13 +120,13 @@ class TargetServer:
     async def _portals(self) -> list[str]:
         return re.findall(r"^Portal: (\S+),\d+$", (await self._call("portal", "show")), re.MULTILINE)
 
-    async def _turn(self, portals: Sequence[str], *, keep: bool) -> list[str]:
-        """Listen on our portal, and with `keep` on `portals` as before; what tgtd listens on then. Connections stay."""
+    async def _change_portal(self, portals: Sequence[str], *, keep: bool) -> list[str]:
+        """Listen on this server's portal, with `keep` also on `portals`; return the new portals. Connections stay."""
         if self.portal not in portals:
             await self._call("portal", "new", "--param", f"portal={self.portal}")
         for other in portals:
             if other != self.portal and keep:
-                log.warning("tgtd still listens on %s: somebody is logged in", other)
+                log.warning("tgtd still listens on %s: an initiator is logged in", other)
             elif other != self.portal:
                 await self._call("portal", "delete", "--param", f"portal={other}")
         return await self._portals()
@@ -138,42 +140,42 @@ class TargetServer:
                 raise
             raise Failed(
                 f"tgtd does not answer at {self.env['TGT_IPC_SOCKET']}.0 within {self._deadline:g} s",
-                hint="it hangs: look at its process on the storage node",
+                hint="it hangs: check its process on the storage node",
             ) from error
         if result.code:
-            said = (result.err.strip() or result.out.strip() or f"exit {result.code}").splitlines()[-1]
-            if "tgt daemon" in said:  # "failed to send request hdr to tgt daemon", "can't connect to tgt daemon"
+            message = (result.err.strip() or result.out.strip() or f"exit {result.code}").splitlines()[-1]
+            if "tgt daemon" in message:  # "failed to send request hdr to tgt daemon", "can't connect to tgt daemon"
                 raise Failed(
                     f"tgtd does not answer at {self.env['TGT_IPC_SOCKET']}.0",
-                    hint=f"it is started again by itself; if not, see {self._run}/tgtd.log",
+                    hint=f"veeryd restarts it; if not, see {self._run}/tgtd.log",
                 )
-            raise Failed(f"tgtd, {op} {mode}: {said.removeprefix('tgtadm: ')}")
+            raise Failed(f"tgtd, {op} {mode}: {message.removeprefix('tgtadm: ')}")
         return result.out
 
     # ---- reading
     async def targets(self) -> tuple[Target, ...]:
-        """Every target with its LUNs, accounts, ACL and sessions, by tid."""
+        """Return every target with its LUNs, accounts, ACL and sessions, by tid."""
         async with self._table.listed():
             shown = await self._call("target", "show")
         return parse_targets(shown)
 
     async def accounts(self) -> frozenset[str]:
-        """The names of all accounts, bound or not."""
+        """Return the names of all accounts, bound or not."""
         return frozenset(line.strip() for line in (await self._call("account", "show")).splitlines()[1:])
 
     async def connections(self, tid: int) -> tuple[Session, ...]:
-        """Every connection of target `tid` that is logged in or still has I/O in flight."""
+        """Return every connection of target `tid` that is logged in or still has I/O in flight."""
         return parse_connections(await self._call("conn", "show", "--tid", str(tid)))
 
     # ---- targets and LUNs
     async def new_target(self, tid: int, iqn: str) -> None:
-        """An empty target; without ACL entries it lets nobody in."""
+        """Make an empty target; without ACL entries it admits no initiator."""
         await self._call("target", "new", "--tid", str(tid), f"--targetname={iqn}")
 
     async def remove_target(self, target: Target, *, deadline: float = 10.0) -> None:
-        """Shut a target's doors, close its sessions, wait for their I/O, remove it. Not an error if it is gone.
+        """Remove a target: delete its ACL entries, close its sessions, wait for their I/O. No error if it is gone.
 
-        Never with tgtadm's --force: tgtd ends itself when a session still has I/O (target.c, iscsi_target_destroy)."""
+        Never with tgtadm's --force: tgtd then crashes if a session still has I/O (target.c, iscsi_target_destroy)."""
         loop = asyncio.get_running_loop()
         end = loop.time() + deadline
         for entry in target.acl:
@@ -184,32 +186,32 @@ class TargetServer:
             try:
                 await self._call("target", "delete", "--tid", str(target.tid))
                 return
-            except Failed as error:  # an unfinished login may have come in meanwhile
+            except Failed as error:  # an unfinished login may have completed meanwhile
                 if "still active" not in error.message or loop.time() >= end:
                     raise
             await asyncio.sleep(0.02)
 
     async def new_lun(self, tid: int, lun: int, path: str, *, sync: bool) -> None:
-        """Serve the file or block device `path`; with `sync` it is opened O_SYNC: a write is acknowledged
-        when it is on the disk."""
+        """Serve the file or block device `path`. With `sync` tgtd opens it O_SYNC, and acknowledges a write when it is
+        on the disk."""
         flags = ["--bsoflags=sync"] if sync else []
         where = ["--tid", str(tid), "--lun", str(lun), f"--backing-store={path}", "--bstype=rdwr"]
         await self._call("logicalunit", "new", *where, *flags)
 
     async def name_lun(self, tid: int, lun: int, *, scsi_id: str, serial: str) -> None:
-        """Set what INQUIRY pages 0x83 and 0x80 tell (at most 36 characters each, no commas)."""
+        """Set the content of INQUIRY pages 0x83 and 0x80 (at most 36 characters each, no commas)."""
         await self._update(tid, lun, f"scsi_id={scsi_id},scsi_sn={serial}")
 
     async def reload_lun(self, tid: int, lun: int, path: str) -> None:
-        """Have tgtd see that `path` has grown: it closes the file and opens it again, sessions staying open.
+        """Make tgtd read the new size of `path`: it closes the file and opens it again; sessions stay open.
 
-        Only while no I/O is in flight: a command that a worker thread holds during those microseconds fails
-        (one reload in four did so under load), and its guest sees an I/O error. Else `reload_closed`."""
+        Use it only while no I/O is in flight. A command in a worker thread during those microseconds fails (this
+        happened in one of four reloads under load), and its guest sees an I/O error. Otherwise use `reload_closed`."""
         await self._update(tid, lun, f"online=0,path={path},online=1")
 
     async def reload_closed(self, target: Target, lun: int, path: str, *, deadline: float = 10.0) -> None:
-        """As reload_lun, whatever is in flight: doors and sessions are closed first, so that all I/O has ended.
-        The initiators come back by themselves in about two seconds and send again what was not answered."""
+        """Reload a LUN that may have I/O in flight: first delete the ACL entries and close the sessions, so that all
+        I/O has ended. The initiators reconnect in about two seconds, and repeat the unanswered commands."""
         for entry in target.acl:
             await self.deny(target.tid, entry)
         try:
@@ -224,39 +226,39 @@ class TargetServer:
         where = ["--tid", str(tid), "--lun", str(lun)]
         await self._call("logicalunit", "update", *where, f"--params={parameters}")
 
-    # ---- who may come in
+    # ---- accounts and access
     async def new_account(self, user: str, password: str) -> None:
-        """A CHAP account, bound to nothing yet; with `password` "", one that nobody can use."""
+        """Make a CHAP account, not bound yet; if `password` is "", with a random password that is not kept."""
         password = password or secrets.token_urlsafe(12)
-        # tgtadm takes the password as an argument only: other users of this machine could see it in ps(1)
+        # tgtadm accepts the password only as an argument: other users of this machine could see it in ps(1)
         # for some milliseconds. A storage node has no other users.
         await self._call("account", "new", f"--user={user}", f"--password={password}")
 
     async def delete_account(self, user: str) -> None:
-        """Remove an account, which must be bound to no target: tgtd would unbind it and leave holes."""
+        """Delete an account, which must be bound to no target: tgtd would unbind it and leave holes."""
         await self._call("account", "delete", f"--user={user}")
 
     async def bind_account(self, tid: int, user: str, *, instead: str = "") -> None:
-        """Let `user` authenticate at target `tid`; it takes the place of the filler `instead`, if that is given."""
+        """Bind account `user` to target `tid`, in the place of the filler `instead`, if given."""
         async with self._table.changed():
             if instead:
                 await self._call("account", "unbind", "--tid", str(tid), f"--user={instead}")
             await self._call("account", "bind", "--tid", str(tid), f"--user={user}")
 
     async def unbind_account(self, tid: int, user: str, place: str) -> None:
-        """No longer let `user` authenticate at target `tid`; open sessions stay. The account `place` (`filler`)
-        fills the hole at once; `targets` waits for that."""
+        """Unbind account `user` from target `tid`; open sessions stay. The account `place` (`filler`) fills the hole at
+        once; `targets` waits for that."""
         async with self._table.changed():
             await self._call("account", "unbind", "--tid", str(tid), f"--user={user}")
             await self._call("account", "bind", "--tid", str(tid), f"--user={place}")
 
     async def allow(self, tid: int, initiator: str) -> None:
-        """An ACL entry by initiator name."""
+        """Add an ACL entry for an initiator name."""
         await self._call("target", "bind", "--tid", str(tid), f"--initiator-name={initiator}")
 
     async def deny(self, tid: int, entry: str) -> None:
         """Remove an ACL entry (an initiator name or an address); open sessions stay."""
-        kinds = ["--initiator-name", "--initiator-address"]  # the listing does not tell which one it is
+        kinds = ["--initiator-name", "--initiator-address"]  # the listing does not show which one it is
         if not entry.startswith(("iqn.", "eui.", "naa.")):
             kinds.reverse()
         for kind in kinds:
@@ -268,7 +270,7 @@ class TargetServer:
                     raise
 
     async def close_connection(self, tid: int, sid: int, cid: int) -> None:
-        """Close one connection. Not an error if it is gone."""
+        """Close one connection. It is no error if it is gone."""
         try:
             await self._call("conn", "delete", "--tid", str(tid), "--sid", str(sid), "--cid", str(cid))
         except Failed as error:
@@ -279,9 +281,9 @@ class TargetServer:
     async def close_sessions(
         self, tid: int, initiator: str, *, addresses: Collection[str] = (), deadline: float = 10.0
     ) -> int:
-        """Close every session of `initiator`, or from one of `addresses`, at target `tid`, and return how many there
-        were once none is left and none of their I/O is in flight: tgtd keeps a connection listed until its last command
-        has returned (conn.c, conn_close). Raises OutcomeUnknown when they are still there at the deadline."""
+        """Close every session of `initiator`, or from one of `addresses`, at target `tid`. Return their number once no
+        session and no I/O of theirs remains: tgtd lists a connection until its last command has returned (conn.c,
+        conn_close). Raises OutcomeUnknown if some remain at the deadline."""
         loop = asyncio.get_running_loop()
         end = loop.time() + deadline
         closed: set[tuple[int, int]] = set()
@@ -302,7 +304,7 @@ class TargetServer:
             if loop.time() >= end:
                 raise OutcomeUnknown(
                     f"{initiator} still has I/O in flight at target {tid}",
-                    hint="the disk beneath hangs; ask again, and start nothing on that volume before",
+                    hint="the disk below hangs; try again, and start nothing on that volume before",
                 )
             await asyncio.sleep(0.01)
 
@@ -315,16 +317,16 @@ class TargetServer:
         addresses: Collection[str] = (),
         deadline: float = 10.0,
     ) -> int:
-        """Prove that `initiator` can no longer write to target `iqn` ("": to any), nor whoever comes from `addresses`,
-        under whatever name; the number of sessions closed.
+        """Prove that `initiator`, and every connection from `addresses` under any name, can no longer write to target
+        `iqn` ("": to any). Return the number of closed sessions.
 
-        Its ACL entries go, then (`user`) its account's bindings, then every session with its I/O, then all is read
-        back, and no login of anyone is left half done. Raises OutcomeUnknown when the proof is not had within
-        `deadline` seconds: then nothing may be started elsewhere. Succeeds when there is no such target."""
+        First remove the initiator's ACL entries, then (`user`) the bindings of its account, then every session with its
+        I/O. Then read everything back, and check that no login of any initiator is unfinished. A missing target counts
+        as success. Raises OutcomeUnknown without proof within `deadline` seconds: then start nothing elsewhere."""
         loop = asyncio.get_running_loop()
         begun = loop.time()
         targets = await self._chosen(iqn)
-        for target in targets:  # all doors first: a session that is closed comes back through one that is open
+        for target in targets:  # at all targets first: a closed session could reconnect to an open target
             if initiator in target.acl:
                 await self.deny(target.tid, initiator)
         for target in targets:
@@ -334,29 +336,29 @@ class TargetServer:
             left = begun + deadline - loop.time()
             for target in targets:
                 closed += await self.close_sessions(target.tid, initiator, addresses=addresses, deadline=max(left, 0.1))
-            half = await self._half_logins()
+            unfinished = await self._unfinished_logins()
             targets = await self._chosen(iqn)
-            why = _way_in(targets, initiator, half, addresses)
+            why = _way_in(targets, initiator, unfinished, addresses)
             if not why:
                 log.info("cut %s from %s: %d sessions closed", initiator, iqn or f"{len(targets)} targets", closed)
                 return closed
             if left <= 0:
                 raise OutcomeUnknown(
-                    f"not proven that {initiator} is cut from {iqn or 'every target'}: {why}",
-                    hint="ask again, and start nothing on that volume before",
+                    f"no proof that {initiator} is cut from {iqn or 'every target'}: {why}",
+                    hint="try again, and start nothing on that volume before",
                 )
-            if half and loop.time() - begun > PATIENCE:
-                self._end_logins(half)
+            if unfinished and loop.time() - begun > LOGIN_TIMEOUT_S:
+                self._end_logins(unfinished)
             await asyncio.sleep(0.05)
 
     async def way_in(self, initiator: str, addresses: Collection[str] = ()) -> str:
-        """How `initiator` could still write to any target, or whoever comes from `addresses`, "" when it cannot: what
-        `cut` reads back, and nothing changed for it."""
+        """Return how `initiator`, or a connection from `addresses`, could still write to any target; "" if it cannot.
+        This is the check of `cut` without any change."""
         targets = await self.targets()
         for target in targets:
             if any(one.initiator == initiator for one in await self.connections(target.tid)):
                 return f"it has a session at {target.iqn}"
-        return _way_in(await self.targets(), initiator, await self._half_logins(), addresses)
+        return _way_in(await self.targets(), initiator, await self._unfinished_logins(), addresses)
 
     async def _lock_out(self, target: Target, user: str) -> None:
         if user not in target.accounts:
@@ -369,11 +371,11 @@ class TargetServer:
     async def _chosen(self, iqn: str) -> tuple[Target, ...]:
         return tuple(one for one in await self.targets() if iqn in ("", one.iqn))
 
-    async def _half_logins(self) -> frozenset[str]:
-        """Addresses with more TCP connections to the portal than tgtd has sessions from there.
+    async def _unfinished_logins(self) -> frozenset[str]:
+        """Return the addresses with more TCP connections to the portal than sessions at tgtd.
 
-        A login is checked against the ACL when it begins and not when it ends (iscsid.c, login_start and
-        login_finish): one that stood still in between would become a session after the cut."""
+        tgtd checks a login against the ACL when it begins and not when it ends (iscsid.c, login_start and
+        login_finish): a login that pauses in between would become a session after the cut."""
         peers = sockets.by_address(sockets.connections(self.port))
         for target in await self.targets():
             for session in target.sessions:
@@ -381,22 +383,22 @@ class TargetServer:
         return frozenset(+peers)
 
     def _end_logins(self, addresses: Collection[str]) -> None:
-        """Shut down what comes from `addresses`: whole sessions among them come back by themselves."""
+        """Shut down the connections from `addresses`: full sessions among them reconnect by themselves."""
         try:
             peers = [peer for peer in sockets.connections(self.port) if peer.address in addresses]
             sockets.shut_down(sockets.server_pid(f"{self.env['TGT_IPC_SOCKET']}.0"), peers)
         except OSError as error:
-            log.warning("unfinished logins from %s cannot be ended: %s", ", ".join(sorted(addresses)), error)
+            log.warning("cannot end unfinished logins from %s: %s", ", ".join(sorted(addresses)), error)
 
 
-def _way_in(targets: Sequence[Target], initiator: str, half: Collection[str], addresses: Collection[str]) -> str:
-    """How `initiator` could still write to one of `targets`, or whoever comes from `addresses`; "" when it cannot."""
+def _way_in(targets: Sequence[Target], initiator: str, unfinished: Collection[str], addresses: Collection[str]) -> str:
+    """Return how `initiator`, or a connection from `addresses`, could still write to one of `targets`; "" if not."""
     for target in targets:
         for session in target.sessions:
             if any(each.address in addresses for each in session.connections):
-                return f"a session at {target.iqn} comes from it under the name {session.initiator}"
+                return f"it has a session at {target.iqn} under the name {session.initiator}"
         if initiator in target.acl or any(one.initiator == initiator for one in target.sessions):
-            return f"{target.iqn} lets it in"
-    if targets and half:
-        return f"a login from {', '.join(sorted(half))} is half done"
+            return f"{target.iqn} admits it"
+    if targets and unfinished:
+        return f"a login from {', '.join(sorted(unfinished))} is unfinished"
     return ""

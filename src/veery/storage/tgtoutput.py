@@ -1,4 +1,4 @@
-"""What tgtadm prints of targets, their LUNs, sessions and accounts (tgt 1.0.85, usr/target.c)."""
+"""Parser of tgtadm's output: targets with their LUNs, sessions and accounts (tgt 1.0.85, usr/target.c)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from veery.errors import Failed
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
-    """One TCP connection of a session; `address` is "" once tgtd closed it and only waits for its last I/O."""
+    """One TCP connection of a session; `address` is "" once tgtd has closed it and waits for its last I/O."""
 
     cid: int
     address: str
@@ -20,7 +20,7 @@ class Connection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """One I_T nexus: initiator `initiator` is logged in. `sid` is the session's TSIH."""
+    """One I_T nexus: the session of the logged-in `initiator`. `sid` is the session's TSIH."""
 
     sid: int
     initiator: str
@@ -30,7 +30,7 @@ class Session:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lun:
-    """One logical unit. `size_mb` is tgt's own rounding (`shown_size`); `path` "" for the controller, LUN 0."""
+    """One logical unit. `size_mb` has tgt's own rounding (`shown_size`); `path` is "" for the controller, LUN 0."""
 
     lun: int
     kind: str
@@ -47,8 +47,8 @@ class Lun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """One target as `tgtadm --op show` tells it. `acl` holds initiator names and addresses; `accounts` the
-    CHAP users that may come in."""
+    """One target in the output of `tgtadm --op show`. `acl`: initiator names and addresses. `accounts`: the bound CHAP
+    users."""
 
     tid: int
     iqn: str
@@ -60,33 +60,33 @@ class Target:
     acl: tuple[str, ...] = ()
 
     def lun(self, number: int) -> Lun | None:
-        """Logical unit `number`, if it is there."""
+        """Return logical unit `number`, or None."""
         return next((lun for lun in self.luns if lun.lun == number), None)
 
 
 def shown_size(size: int) -> int:
-    """The "MB" that tgt prints for `size` bytes (target.c, print_disksize). Two sizes that are whole MiB
-    never show the same."""
+    """Return the "MB" that tgt prints for `size` bytes (target.c, print_disksize). Different sizes in whole MiB give
+    different values."""
     sectors = size // 512
     return (sectors - (sectors // 625 - 974)) // 1950
 
 
 def is_filler(user: str) -> bool:
-    """Whether an account is one that only fills a place: its name is "#" and a number."""
+    """Return whether an account is a filler: its name is "#" and a number."""
     return bool(re.fullmatch(r"#\d+", user))
 
 
 def filler(bound: Collection[str]) -> str:
-    """The name of a filler that is not among the accounts `bound` to a target."""
+    """Return the name of a filler that is not among the accounts `bound` to a target."""
     return next(name for number in itertools.count() if (name := f"#{number}") not in bound)
 
 
-# ---------------------------------------------------------------- what tgtadm prints
+# ---------------------------------------------------------------- parsing
 
 
 @dataclass(slots=True)
 class _Draft:
-    """A target while its lines are read."""
+    """A target while its lines are parsed."""
 
     tid: int
     iqn: str
@@ -98,7 +98,7 @@ class _Draft:
     acl: list[str] = field(default_factory=list)
 
     def take(self, section: str, text: str) -> None:
-        """One line of `section`, without its indentation."""
+        """Take one line of `section`, without its indentation."""
         if section == "Account":
             self.accounts.append(text)
             return
@@ -123,7 +123,7 @@ class _Draft:
             place[key] = value
 
     def target(self) -> Target:
-        """The finished value. Raises KeyError or ValueError where a line is missing or not a number."""
+        """Return the finished value. Raises KeyError or ValueError if a field is missing or not a number."""
         outgoing = [name.removesuffix(" (outgoing)") for name in self.accounts if name.endswith(" (outgoing)")]
         return Target(
             tid=self.tid,
@@ -171,7 +171,7 @@ _SECTION = re.compile(r" {4}(\S.*) information:")
 
 
 def parse_targets(text: str) -> tuple[Target, ...]:
-    """`tgtadm --mode target --op show` as values. Raises Failed with the first line that does not fit."""
+    """Parse the output of `tgtadm --mode target --op show`. Raises Failed with the first invalid line."""
     drafts: list[_Draft] = []
     section = ""
     for number, line in enumerate(text.splitlines(), 1):
@@ -185,7 +185,7 @@ def parse_targets(text: str) -> tuple[Target, ...]:
             elif line.strip():
                 raise ValueError(line)
         except (IndexError, ValueError) as error:
-            raise Failed(f"tgtadm: line {number} is not understood: {line.strip()!r}") from error
+            raise Failed(f"tgtadm: cannot parse line {number}: {line.strip()!r}") from error
     try:
         return tuple(draft.target() for draft in drafts)
     except (KeyError, ValueError) as error:
@@ -196,8 +196,8 @@ _CONNECTION = re.compile(r"Session: (\d+)\n {4}Connection: (\d+)\n {8}Initiator:
 
 
 def parse_connections(text: str) -> tuple[Session, ...]:
-    """`tgtadm --mode conn --op show --tid N`: every connection that tgtd still holds, one Session each.
-    Raises Failed where it is not understood."""
+    """Parse the output of `tgtadm --mode conn --op show --tid N`: every connection that tgtd still has, one Session
+    each. Raises Failed if it cannot be parsed."""
     found, at = [], 0
     while match := _CONNECTION.match(text, at):
         sid, cid, initiator, address = match.groups()
@@ -205,5 +205,5 @@ def parse_connections(text: str) -> tuple[Session, ...]:
         found.append(Session(sid=int(sid), initiator=initiator, connections=(connection,)))
         at = match.end()
     if text[at:].strip():
-        raise Failed(f"tgtadm: connections are not understood: {text[at:].strip().splitlines()[0]!r}")
+        raise Failed(f"tgtadm: cannot parse the connections: {text[at:].strip().splitlines()[0]!r}")
     return tuple(found)

@@ -1,8 +1,8 @@
-"""The volumes of one storage node: made, grown, filled, deleted, and served by tgtd as the records say.
+"""The volumes of one storage node: veery makes, grows, fills and deletes them, and tgtd serves them by the records.
 
-The record comes first and goes last, so that bytes without a record never lie about: a crash in between leaves
-a volume that is listed as not ready and can be deleted. `reconcile` brings tgtd to what the records say, after
-each of its starts and after each change; while they cannot be read, to what it served before (`Served`)."""
+A volume's record is written first and deleted last, so there are no bytes without a record. After a crash in between
+the volume is listed as not ready and can be deleted. `reconcile` brings tgtd to the state in the records, after each
+start of tgtd and after each change. While the records cannot be read, tgtd serves what it served before (`Served`)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from veery.host.clock import Clock
 from veery.model.units import format_size
 from veery.model.volume import Backing, Initiator, Volume
 from veery.storage import plan
-from veery.storage.base import BytesStore, whole
+from veery.storage.base import BytesStore, whole_mib
 from veery.storage.extents import sync, write_sparse
 from veery.storage.heartbeat import TID, HeartbeatFile, heartbeat_iqn
 from veery.storage.names import check_volume_name, volume_iqn
@@ -31,46 +31,46 @@ from veery.storage.tgtoutput import Target
 
 log = logging.getLogger(__name__)
 
-BUFFER = 4 << 20  # bytes gathered before they go to the disk
+BUFFER_BYTES = 4 << 20  # collected before a write to the disk
 
 
 class Records(Protocol):
-    """What the cluster remembers of storage. Methods raise what the store raises."""
+    """The cluster's records about storage. Methods raise the errors of the store."""
 
     async def volumes(self) -> Sequence[Volume]:
-        """Every volume, of every node."""
+        """Return all volumes of all nodes."""
         ...
 
     async def initiators(self) -> Sequence[Initiator]:
-        """The credentials of every node that may reach volumes; each has a user name of its own. One whose password is
-        not known now has the password ""."""
+        """Return the credentials of every node that may use volumes, each with its own user name. An unknown password
+        is ""."""
         ...
 
     async def denied(self) -> Collection[tuple[str, str]]:
-        """(volume name, initiator IQN) pairs that are fenced: never let in until they are taken off this list. The name
-        "" stands for the nodes' heartbeats."""
+        """Return the fenced pairs (volume name, initiator IQN), which are not admitted while they are on this list. The
+        name "" means the nodes' heartbeats."""
         ...
 
     async def users(self, name: str) -> Sequence[str]:
-        """Who uses volume `name`, for people: "busybox on test1"."""
+        """Return the users of volume `name` as texts: "busybox on test1"."""
         ...
 
     async def put(self, volume: Volume, *, new: bool = False) -> None:
-        """Write a record. With `new`, raises Refused when there is one of that name."""
+        """Write a record. With `new`, raises Refused if the name has a record."""
         ...
 
     async def remove(self, volume: Volume) -> None:
-        """Remove a record."""
+        """Delete a record."""
         ...
 
     async def take_tid(self, least: int) -> int:
-        """A target's number, at least `least`, that nobody else in the cluster has or gets."""
+        """Return a target number, at least `least`, that is unique in the cluster."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class _Recorded:
-    """One reading of the records; `here` by name."""
+    """One reading of the records; `here`: this node's volumes by name."""
 
     initiators: tuple[Initiator, ...]
     denied: frozenset[tuple[str, str]]
@@ -93,50 +93,52 @@ class Volumes:
         sync: bool = True,
         beats: HeartbeatFile | None = None,
     ) -> None:
-        """`stores` are the kinds of backing that this node has; `authority` is the naming part of IQNs
-        ("2026-11.lab.veery"); `served` is what tgtd is given while the records cannot be read; with `sync` a write is
-        acknowledged when it is on the disk (docs/storage.md); `beats` is served besides, for the nodes' heartbeats."""
+        """`stores`: this node's kinds of backing. `authority`: the naming authority in IQNs ("2026-11.lab.veery").
+        `served`: the state for tgtd while the records cannot be read. With `sync` a write is acknowledged when it is on
+        the disk (docs/storage.md). `beats`: the file of the nodes' heartbeats, served in addition."""
         self._node, self._server, self._stores, self._records = node, server, stores, records
         self._authority, self._clock, self._sync = authority, clock, sync
         self._beats, self._served = beats, served
-        self._lock = asyncio.Lock()  # one reader and writer of tgtd and of the id numbers at a time
-        self._closed = ""  # why no volume is made here and none moves here
-        self._busy: dict[str, str] = {}  # volume name: what is being done to it
-        self._coming: dict[str, tuple[Volume, str]] = {}  # volumes that move here, and the node whose domain fills them
+        self._lock = asyncio.Lock()  # one task at a time reads and changes tgtd and the target numbers
+        self._closed = ""  # why this node takes no volumes; "" if it does
+        self._busy: dict[str, str] = {}  # volume name: the operation in progress, as a participle
+        self._coming: dict[
+            str, tuple[Volume, str]
+        ] = {}  # the volumes that move here, each with the node whose domain fills it
 
     # ---- reading
     async def here(self) -> tuple[Volume, ...]:
-        """The volumes of this node, by name."""
+        """Return the volumes of this node, by name."""
         mine = (one for one in await self._records.volumes() if one.node == self._node)
         return tuple(sorted(mine, key=lambda one: one.name))
 
     async def get(self, name: str) -> Volume:
-        """One volume of this node. Raises Refused where there is none."""
+        """Return volume `name` of this node. Raises Refused if there is none."""
         found = next((one for one in await self.here() if one.name == name), None)
         if found is None:
             raise Refused(f"there is no volume {name} on {self._node}", hint="see: veery volume list")
         return found
 
     async def targets(self) -> tuple[Target, ...]:
-        """What tgtd serves now."""
+        """Return the present targets of tgtd."""
         return await self._server.targets()
 
-    # ---- making and unmaking
+    # ---- making and deleting
     async def close(self, why: str) -> None:
-        """From the return on no volume is made here and none moves here, because of `why`; "" lets them again."""
+        """Take no volumes from the return on, because of `why`; "" allows them again."""
         async with self._lock:
             self._closed = why
 
     def _open(self) -> None:
-        """Raises Refused where this node takes no volumes."""
+        """Raise Refused if this node takes no volumes."""
         if self._closed:
-            raise Refused(f"{self._node} takes no volumes: {self._closed}", hint="veery node list shows others")
+            raise Refused(f"{self._node} takes no volumes: {self._closed}", hint="veery node list shows other nodes")
 
     async def create(self, name: str, size: int, backing: Backing = Backing.FILE) -> Volume:
-        """A new volume of `size` bytes (rounded up to whole MiB), all zeros, served at once. Raises Refused."""
+        """Make a volume of `size` bytes (rounded up to whole MiB), all zeros, and serve it. Raises Refused."""
         check_volume_name(name)
         if size <= 0:
-            raise Refused(f"a volume of {size} bytes cannot be made", hint="give a size, for example 1G")
+            raise Refused(f"a volume cannot have {size} bytes", hint="give a size, for example 1G")
         store = self._store(backing)
         await self._answering()
         with self._doing(name, "made"):
@@ -147,13 +149,13 @@ class Volumes:
                     raise Refused(f"there is a volume {name} already", hint="choose another name")
                 volume = Volume(
                     name=name,
-                    size=whole(size),
+                    size=whole_mib(size),
                     node=self._node,
                     backing=backing,
                     path=str(store.path(name)),
                     iqn=volume_iqn(self._authority, name),
-                    # unique in the whole cluster: tgt makes the disk's NAA name out of it (spc.c, spc_lu_init),
-                    # and two disks of one name would be taken for two paths to one disk by multipathd
+                    # unique in the whole cluster: tgt makes the disk's NAA name from it (spc.c, spc_lu_init), and
+                    # multipathd would treat two disks of one name as two paths to one disk
                     tid=await self._records.take_tid(1 + max((one.tid for one in others), default=0)),
                     portal=self._server.portal,
                     ready=False,
@@ -171,21 +173,21 @@ class Volumes:
         return volume
 
     async def resize(self, name: str, size: int, *, quiet: bool = False) -> Volume:
-        """Grow a volume to `size` bytes (rounded up); the domain that uses it is then told by its driver. Raises
-        Refused, also for a smaller size.
+        """Grow a volume to `size` bytes (rounded up); the driver then informs the domain that uses it. Raises Refused,
+        also for a smaller size.
 
-        With `quiet` the caller promises that nothing is in flight (the domain is paused): its session stays
-        open. Without, open sessions are closed for the moment; their initiators come back in about two seconds,
-        and the guest sees a pause and no error."""
+        With `quiet` the caller guarantees that no I/O is in flight (the domain is paused): its session stays open.
+        Without `quiet` open sessions are closed; their initiators reconnect in about two seconds, and the guest sees a
+        pause but no error."""
         with self._doing(name, "resized"):
-            volume = self._whole(await self.get(name))
-            if whole(size) < volume.size:
+            volume = self._ready(await self.get(name))
+            if whole_mib(size) < volume.size:
                 raise Refused(
                     f"volume {name} has {format_size(volume.size)} and cannot shrink",
                     hint="make a smaller volume and copy the content",
                 )
             await self._answering()
-            real = await self._store(volume.backing).grow(name, whole(size))
+            real = await self._store(volume.backing).grow(name, whole_mib(size))
             volume = replace(volume, size=real)
             await self._records.put(volume)
             if quiet:
@@ -195,7 +197,7 @@ class Volumes:
         return volume
 
     async def delete(self, name: str) -> None:
-        """Remove a volume and its bytes. Raises Refused while a domain uses it."""
+        """Delete a volume and its bytes. Raises Refused while a domain uses it."""
         with self._doing(name, "deleted"):
             volume = await self.get(name)
             await self._unused(volume)
@@ -208,9 +210,10 @@ class Volumes:
 
     # ---- filling
     async def write(self, name: str, chunks: AsyncIterator[bytes], *, length: int | None = None) -> Volume:
-        """Replace a volume's content by `chunks` (`length` bytes, where known); the rest is zeros. Raises
-        Refused when it is in use or `length` is too much, Failed when the bytes turn out to be too many or the disk
-        is full: the volume is then not ready, and can be written again or deleted."""
+        """Replace a volume's content by `chunks` (`length` bytes, if known); the rest is zeros.
+
+        Raises Refused if the volume is in use or `length` is too large. Raises Failed if there are too many bytes or
+        the disk is full: the volume is then not ready, and can be written again or deleted."""
         volume = await self.get(name)
         if length is not None and length > volume.size:
             raise _too_large(volume, length, Refused)
@@ -221,16 +224,16 @@ class Volumes:
                     held += chunk
                     if offset + len(held) > volume.size:
                         raise _too_large(volume, offset + len(held), Failed)
-                    while len(held) >= BUFFER:
-                        await asyncio.to_thread(write_sparse, file, offset, bytes(held[:BUFFER]))
-                        offset += BUFFER
-                        del held[:BUFFER]
+                    while len(held) >= BUFFER_BYTES:
+                        await asyncio.to_thread(write_sparse, file, offset, bytes(held[:BUFFER_BYTES]))
+                        offset += BUFFER_BYTES
+                        del held[:BUFFER_BYTES]
                 await asyncio.to_thread(write_sparse, file, offset, bytes(held))
         return await self.get(name)
 
     @asynccontextmanager
     async def filling(self, name: str) -> AsyncIterator[Volume]:
-        """Within it the volume is served to nobody and its path is all zeros, for the caller to write. After it
+        """Stop serving the volume and zero its path, so that the caller can write it within this context. Afterwards
         the bytes are on the disk and the volume is served again; after an error it stays not ready."""
         with self._doing(name, "written"):
             volume = await self.get(name)
@@ -246,7 +249,7 @@ class Volumes:
                 await asyncio.to_thread(sync, Path(volume.path))
             except OSError as error:
                 raise Failed(
-                    f"volume {name} could not be written: {error.strerror}",
+                    f"cannot write volume {name}: {error.strerror}",
                     hint=f"it is not ready; write it again, or: veery volume delete {name}",
                 ) from error
             await self._records.put(replace(volume, ready=True))
@@ -255,18 +258,18 @@ class Volumes:
     # ---- moving to another storage node
     @contextmanager
     def leaving(self, name: str) -> Iterator[None]:
-        """Within it nothing else is done to a volume, and what is served of it stays, whatever its record says. Raises
+        """Allow no other operation on a volume within this context; its target stays, whatever its record says. Raises
         Refused."""
         with self._doing(name, "moved"):
             yield
 
     async def sound(self, name: str) -> Volume:
-        """A volume of this node that is ready. Raises Refused."""
-        return self._whole(await self.get(name))
+        """Return volume `name` of this node if it is ready. Raises Refused."""
+        return self._ready(await self.get(name))
 
     async def left(self, volume: Volume, target: str, *, remove: bool) -> str:
-        """The record of `volume`, once of this node, names `target`: serve it no more, keep its bytes under another
-        name or remove them; where they are ("": removed). Idempotent."""
+        """Stop serving `volume`, whose record now names `target`, and rename or delete its bytes. Return their new path
+        ("": deleted). Idempotent."""
         await self._withdraw(volume)
         store = self._store(volume.backing)
         if remove:
@@ -275,59 +278,59 @@ class Volumes:
         return str(await store.set_aside(volume.name, f"moved-to-{target}"))
 
     async def place(self, volume: Volume) -> Volume:
-        """Where a copy of another node's volume would be here; its tid is not given yet. Raises Refused."""
+        """Return the record for a copy of another node's volume here, without its own tid yet. Raises Refused."""
         backing = volume.backing if volume.backing in self._stores else Backing.FILE
         store = self._store(backing)
         self._open()
         await self._answering()
         if volume.name in self._busy or volume.name in self._coming or await store.size(volume.name) is not None:
-            raise Refused(f"{store.path(volume.name)} is there already", hint=f"move it away on {self._node}")
+            raise Refused(f"{store.path(volume.name)} exists already", hint=f"move it away on {self._node}")
         if volume.size > (free := await store.free()):
             raise Refused(
-                f"{format_size(volume.size)} do not fit on {self._node}: {format_size(free)} are left",
-                hint="make room there",
+                f"{format_size(volume.size)} do not fit on {self._node}: {format_size(free)} are free",
+                hint="free space there",
             )
         return replace(
             volume, node=self._node, backing=backing, path=str(store.path(volume.name)), portal=self._server.portal
         )
 
     def expect(self, volume: Volume, node: str) -> None:
-        """From now on `volume`, which another node has, is served here to the node `node` alone ("": to nobody)."""
+        """Serve `volume`, which another node has, from now on here to node `node` only ("": to no node)."""
         self._coming[volume.name] = volume, node
 
     async def take_in(self, volume: Volume, node: str) -> None:
-        """Make the bytes of a volume that moves here, all zeros, and serve them as `expect` says. Raises Refused."""
+        """Make the bytes of a volume that moves here, all zeros, and serve them as `expect` does. Raises Refused."""
         async with self._lock:
             self._open()
         real = await self._store(volume.backing).create(volume.name, volume.size)
         if real != volume.size:
             await self._store(volume.backing).delete(volume.name)
-            raise Refused(f"{self._node} would make it {real} bytes large, not {volume.size}", hint="resize it first")
+            raise Refused(f"on {self._node} it would have {real} bytes, not {volume.size}", hint="resize it first")
         self.expect(volume, node)
         await self._serve(volume)
 
     async def arrived(self, volume: Volume) -> None:
-        """Its record names this node: it is a volume like the others."""
+        """Serve `volume` normally, because its record now names this node."""
         self._coming.pop(volume.name, None)
         await self._serve(volume)
 
     async def give_up(self, volume: Volume) -> None:
-        """It does not come: what was made for it goes. Idempotent."""
+        """Delete the bytes made for a volume whose move was cancelled. Idempotent."""
         self._coming.pop(volume.name, None)
         await self._withdraw(volume)
         await self._store(volume.backing).delete(volume.name)
 
     # ---- serving
     async def reconcile(self) -> tuple[plan.Step, ...]:
-        """Bring tgtd to what the records say; the steps that it took. One target's trouble does not hold up
-        the others: raises the first error after all has been tried."""
+        """Bring tgtd to the state in the records; return the steps taken. An error at one target does not stop the
+        others: the first error is raised after all targets."""
         done, troubles = await self._reconcile()
         for trouble in troubles.values():
             raise trouble
         return done
 
     async def _serve(self, volume: Volume) -> None:
-        """Reconcile, and raise what went wrong with `volume`; other volumes' troubles are only logged."""
+        """Reconcile, and raise the error of `volume`; other volumes' errors are only logged."""
         _, troubles = await self._reconcile()
         if volume.tid in troubles:
             raise troubles[volume.tid]
@@ -341,8 +344,8 @@ class Volumes:
                 raise
             targets, missing = await self._wanted(recorded)
             self._served.keep(Serving(targets=tuple(targets), initiators=tuple(recorded.initiators)))
-            # A resize under way has its LUN reloaded itself, perhaps without closing its sessions; who deletes or fills
-            # a volume takes the target away himself, once he knows that nobody uses it.
+            # A resize in progress reloads its LUN itself, perhaps without closing its sessions. A deletion or filling
+            # removes the target itself, once it has checked that no domain uses the volume.
             busy = {volume_iqn(self._authority, name) for name in self._busy}
             steps = await self._steps(targets, recorded.initiators)
             done, broken = await self._take(
@@ -354,8 +357,8 @@ class Volumes:
         return done, broken
 
     async def _restore(self) -> None:
-        """The records cannot be read. A tgtd that still serves stays as it is; one that was killed meanwhile serves
-        again what it did, so that the loss of the store takes no disk away. Nothing is removed. Raises nothing."""
+        """Restore tgtd from `Served`, because the records cannot be read. A running tgtd stays as it is; one that was
+        killed serves the same as before, so the loss of the store costs no disk. Nothing is removed. Raises nothing."""
         if self._served.known is None:
             return
         try:
@@ -363,18 +366,18 @@ class Volumes:
             steps = await self._steps(targets, initiators)
             done, broken = await self._take(step for step in steps if not isinstance(step, plan.Reload | plan.Remove))
         except VeeryError as error:
-            log.error("tgtd: not brought back to what it served: %s", error.message)
+            log.error("tgtd: cannot restore what it served before: %s", error.message)
             return
         for tid, trouble in broken.items():
             log.error("target %d: %s", tid, trouble.message)
         if done:
-            log.warning("tgtd: serves again what it served, the records cannot be read now")
+            log.warning("tgtd: serves the same as before, because the records cannot be read now")
 
     async def _steps(self, targets: Sequence[plan.Wanted], initiators: Sequence[Initiator]) -> tuple[plan.Step, ...]:
         return plan.decide(targets, initiators, await self._server.targets(), await self._server.accounts())
 
     async def _take(self, steps: Iterable[plan.Step]) -> tuple[tuple[plan.Step, ...], dict[int, VeeryError]]:
-        """Take `steps`; those that were taken, and by tid what went wrong: its target is left then."""
+        """Take `steps`; return those taken, and the errors by tid. An error skips the other steps of its target."""
         begun = time.monotonic()
         done: list[plan.Step] = []
         broken: dict[int, VeeryError] = {}
@@ -395,8 +398,8 @@ class Volumes:
         return tuple(done), broken
 
     async def shuts_out(self, initiator: str) -> bool | None:
-        """Whether a target here keeps `initiator` out, and not merely has not been given its doors yet; None where
-        there is no target, or tgtd does not answer. Needs no records."""
+        """Return whether a target here excludes `initiator` on purpose, not only because its ACL is not yet restored.
+        None if there is no target, or tgtd does not answer. Needs no records."""
         try:
             targets = await self._server.targets()
         except VeeryError:
@@ -406,9 +409,9 @@ class Volumes:
         return any(initiator not in target.acl and not self._served.admits(target.iqn, initiator) for target in targets)
 
     async def cut(self, name: str, initiator: str) -> int:
-        """Prove that `initiator` can no longer write to volume `name`; the number of sessions closed. The pair
-        must be in `Records.denied` first, or the next reconcile lets it in again. Raises OutcomeUnknown, and Failed
-        where it could not be remembered for a time without records."""
+        """Prove that `initiator` can no longer write to volume `name`; return the number of closed sessions. The pair
+        must be in `Records.denied` first, or the next reconcile admits it again. Raises OutcomeUnknown. Raises Failed
+        if the removal could not be written to `Served`."""
         volume = await self.get(name)
         user = next((one.user for one in await self._records.initiators() if one.iqn == initiator), "")
         async with self._lock:
@@ -416,17 +419,16 @@ class Volumes:
             return await self._server.cut(initiator, iqn=volume.iqn, user=user)
 
     async def cut_all(self, initiator: str, addresses: Collection[str] = ()) -> int:
-        """As `cut`, for every target of this node, whatever it is of: a fenced node's volumes are not asked for, since
-        it may have a session at any. `addresses` are that node's alone: what comes from there under another name is
-        closed too. Raises as `cut`."""
+        """Do the same as `cut` for every target of this node: a fenced node may have a session at any. `addresses` are
+        that node's only: sessions from there under another name are closed too. Raises as `cut`."""
         user = next((one.user for one in await self._records.initiators() if one.iqn == initiator), "")
         async with self._lock:
             self._served.shut(initiator)
             return await self._server.cut(initiator, user=user, addresses=addresses)
 
     async def way_in(self, initiator: str, addresses: Collection[str] = ()) -> str:
-        """How `initiator`, or who comes from `addresses`, could still write to a volume here, "" when it cannot: read
-        back, nothing is changed."""
+        """Return how `initiator`, or a connection from `addresses`, could still write to a volume here; "" if not.
+        Nothing is changed."""
         async with self._lock:
             return await self._server.way_in(initiator, addresses)
 
@@ -437,15 +439,15 @@ class Volumes:
                 await self._server.close_connection(each.tid, each.sid, each.cid)
 
     async def _recorded(self) -> _Recorded:
-        """What the records say; who is denied last, so that it tells of every volume here. Raises what the store
-        raises."""
+        """Read the records. The denied pairs are read last, so that they are complete for every volume read. Raises the
+        errors of the store."""
         here = {volume.name: volume for volume in await self.here()}
         initiators = tuple(one for one in await self._records.initiators() if one.password)
         return _Recorded(initiators, frozenset(await self._records.denied()), here)
 
     async def _wanted(self, recorded: _Recorded) -> tuple[list[plan.Wanted], dict[int, VeeryError]]:
-        """The targets as they should be, and the volumes whose bytes are not there. Those stay in the plan: tgtd
-        may hold the open file, and their doors must be right all the same."""
+        """Return the wanted targets, and errors for the volumes whose bytes are missing. Those stay in the plan: tgtd
+        may have the file open, so their access must still be correct."""
         initiators, denied, here = recorded.initiators, recorded.denied, recorded.here
         found: list[plan.Wanted] = []
         missing: dict[int, VeeryError] = {}
@@ -460,8 +462,8 @@ class Volumes:
             if size is None:
                 size = volume.size
                 missing[volume.tid] = Failed(
-                    f"volume {volume.name}: {volume.path} is gone",
-                    hint=f"bring it back, or: veery volume delete {volume.name}",
+                    f"volume {volume.name}: {volume.path} is missing",
+                    hint=f"restore it, or: veery volume delete {volume.name}",
                 )
             admitted = [
                 one
@@ -474,7 +476,7 @@ class Volumes:
         return found, missing
 
     def _heartbeats(self, beats: HeartbeatFile, admitted: Sequence[Initiator]) -> plan.Wanted:
-        """The target of heartbeats. Raises Failed where its file cannot be made."""
+        """Return the wanted target of heartbeats. Raises Failed if its file cannot be made."""
         beats.make()
         return plan.Wanted(
             tid=TID,
@@ -515,9 +517,9 @@ class Volumes:
 
     # ---- smaller parts
     async def _set_apart(self, volume: Volume) -> None:
-        """Mark the volume as not ready, and only then make sure that nobody uses it: a domain that starts claims its
-        name first and reads the mark after that, so of the two at least one sees the other. Raises Refused, the mark
-        being as it was, where somebody does."""
+        """Mark the volume as not ready, and only then check that no domain uses it. A starting domain first claims its
+        name and then reads the mark, so at least one of the two sees the other. If a domain uses it, restore the mark
+        and raise Refused."""
         await self._records.put(replace(volume, ready=False))
         try:
             await self._unused(volume)
@@ -526,7 +528,7 @@ class Volumes:
             raise
 
     async def _insist(self, volume: Volume) -> None:
-        """Put the record back as it was, for as long as that takes within reason."""
+        """Restore the record, with several attempts."""
         for pause in (0.5, 1, 2, 4, 8, None):
             try:
                 await self._records.put(volume)
@@ -537,7 +539,7 @@ class Volumes:
                 await self._clock.sleep(pause)
 
     async def _withdraw(self, volume: Volume) -> None:
-        """Take the target away."""
+        """Remove the volume's target."""
         async with self._lock:
             self._served.drop(volume.iqn)
             for target in await self._server.targets():
@@ -547,7 +549,7 @@ class Volumes:
     async def _unused(self, volume: Volume) -> None:
         users = await self._records.users(volume.name)
         if users:
-            raise Refused(f"volume {volume.name} is used by {', '.join(users)}", hint="shut that down first")
+            raise Refused(f"volume {volume.name} is used by {', '.join(users)}", hint="shut the domain down first")
 
     async def _answering(self) -> None:
         try:
@@ -564,10 +566,10 @@ class Volumes:
                 hint="set storage.pool (files) or storage.group (LVM) in its settings",
             ) from None
 
-    def _whole(self, volume: Volume) -> Volume:
+    def _ready(self, volume: Volume) -> Volume:
         if not volume.ready:
             raise Refused(
-                f"volume {volume.name} is not ready: its making or filling was broken off",
+                f"volume {volume.name} is not ready: its creation or filling was interrupted",
                 hint=f"fill it (volume import, image build), or: veery volume delete {volume.name}",
             )
         return volume

@@ -199,11 +199,11 @@ async def test_every_blocker_is_told(tmp_path: Path, certificates: Path) -> None
         async def reason(settings: MoveSettings) -> MoveReport:
             return await made.pair.a.move(made.pair.b, settings)
 
-        assert "root.img is there already" in (await reason(MoveSettings(with_disks=True))).reason
+        assert "root.img exists already" in (await reason(MoveSettings(with_disks=True))).reason
         there = (await reason(replace(made.along, disk_dir="/no/such"))).reason
         assert "there is no folder /no/such" in there
         (made.there / "busybox-xvda.raw").touch()
-        assert "busybox-xvda.raw is there already" in (await reason(made.along)).reason
+        assert "busybox-xvda.raw exists already" in (await reason(made.along)).reason
         (made.there / "busybox-xvda.raw").unlink()
         await made.undone()
 
@@ -212,7 +212,9 @@ def test_where_a_disk_goes() -> None:
     disk = CarriedDisk(vdev="xvdb", path="/dev/vg/data", format=DiskFormat.RAW, block=True, size=1, allocated=1)
     (same,) = local.choose((disk,), "", "db")
     assert same.target == "/dev/vg/data"
-    assert [each.reason for each in local.blockers((same,))] == ["xvdb is the device /dev/vg/data, and comes as a file"]
+    assert [each.reason for each in local.blockers((same,))] == [
+        "xvdb is the device /dev/vg/data, but arrives as a file"
+    ]
     (chosen,) = local.choose((replace(disk, format=DiskFormat.QCOW2),), "/srv/disks/", "db")
     assert chosen.target == "/srv/disks/db-xvdb.qcow2"
     (odd,) = local.blockers((replace(disk, format=DiskFormat.VHD, target="/srv/x"),))

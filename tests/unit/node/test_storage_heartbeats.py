@@ -9,7 +9,7 @@ from veery.host.clock import RealClock
 from veery.model.node import Node, Role
 from veery.node.node_cache import NodeCache
 from veery.node.storage_heartbeats import HeartbeatWatcher
-from veery.storage.heartbeat import BLOCK, HeartbeatBlock, HeartbeatFile, encode, slot
+from veery.storage.heartbeat import BLOCK_BYTES, HeartbeatBlock, HeartbeatFile, encode, slot
 
 TEST1 = Node(name="test1", address="172.16.31.1", roles=(Role.HYPERVISOR,))
 FAR = Node(name="far", address="172.32.31.1", roles=(Role.HYPERVISOR,))  # the same last 20 bits
@@ -28,7 +28,7 @@ class HandClock(RealClock):
 
 def _write(file: HeartbeatFile, node: Node, number: int, *, stopped: bool = False) -> None:
     with file.path.open("r+b") as raw:
-        raw.seek(slot(node.address) * BLOCK)
+        raw.seek(slot(node.address) * BLOCK_BYTES)
         raw.write(encode(HeartbeatBlock(node.name, number, stopped)))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from veery.storage.heartbeat import BLOCK, SLOTS, HeartbeatBlock, HeartbeatFile, decode, encode, slot
+from veery.storage.heartbeat import BLOCK_BYTES, SLOTS, HeartbeatBlock, HeartbeatFile, decode, encode, slot
 
 NAMES = st.text("abcdefghijklmnopqrstuvwxyz0123456789.-", min_size=1, max_size=63)
 
@@ -15,11 +15,11 @@ NAMES = st.text("abcdefghijklmnopqrstuvwxyz0123456789.-", min_size=1, max_size=6
 @given(NAMES, st.integers(0, 2**64 - 1), st.booleans())
 def test_a_block_says_what_was_written(node: str, number: int, stopped: bool) -> None:
     block = encode(HeartbeatBlock(node, number, stopped))
-    assert len(block) == BLOCK
+    assert len(block) == BLOCK_BYTES
     assert decode(block) == HeartbeatBlock(node, number, stopped)
 
 
-@given(st.binary(max_size=BLOCK), st.integers(0, 79))
+@given(st.binary(max_size=BLOCK_BYTES), st.integers(0, 79))
 def test_what_is_torn_or_empty_says_nothing(noise: bytes, place: int) -> None:
     assert decode(noise) is None
     block = bytearray(encode(HeartbeatBlock("test1", 7)))
@@ -40,7 +40,7 @@ def test_the_file_is_sparse_and_made_once(tmp_path: Path) -> None:
     assert file.path.stat().st_size == file.size
     assert file.path.stat().st_blocks < 64
     with file.path.open("r+b") as raw:
-        raw.seek(5 * BLOCK)
+        raw.seek(5 * BLOCK_BYTES)
         raw.write(encode(HeartbeatBlock("test1", 1)))
     file.make()
     assert file.read(5) == HeartbeatBlock("test1", 1)

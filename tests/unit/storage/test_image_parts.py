@@ -12,7 +12,7 @@ from veery.errors import Refused
 from veery.host.run import run
 from veery.storage import guestfiles
 from veery.storage.image import Entry, cpio
-from veery.storage.modules import MODULE_MAX, ModuleTree, alias_file, dep_file
+from veery.storage.modules import MODULE_MAX_BYTES, ModuleTree, alias_file, dep_file
 
 
 def module(folder: Path, path: str, depends: str = "", *aliases: str) -> None:
@@ -73,7 +73,7 @@ def test_a_packed_module_that_is_damaged_is_refused(tree: Path) -> None:
     file = tree / "kernel/net/e1000.ko"
     whole = lzma.compress(file.read_bytes())
     file.unlink()
-    for damaged in (b"not xz", whole[:-20], lzma.compress(bytes(MODULE_MAX + 2), preset=0)):
+    for damaged in (b"not xz", whole[:-20], lzma.compress(bytes(MODULE_MAX_BYTES + 2), preset=0)):
         (tree / "kernel/net/e1000.ko.xz").write_bytes(damaged)
         with pytest.raises(Refused, match="e1000"):
             ModuleTree(tree).read("e1000")

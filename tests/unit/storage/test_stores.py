@@ -9,7 +9,7 @@ import pytest
 
 from veery.errors import Failed, Refused
 from veery.model.units import GIB, MIB
-from veery.storage.base import whole
+from veery.storage.base import whole_mib
 from veery.storage.file import FileStore
 from veery.storage.lvm import LvmStore, parse_report
 from veery.storage.room import Usage
@@ -43,12 +43,12 @@ async def test_files_refuse_what_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="do not fit"):
         await store.create("a", free + 1024 * MIB)
     (tmp_path / "b.img").write_bytes(b"precious")
-    with pytest.raises(Refused, match="is there already"):
+    with pytest.raises(Refused, match="exists already"):
         await store.create("b", MIB)
     with pytest.raises(Refused, match="do not fit"):
         await store.grow("b", free + 1024 * MIB)
     assert (tmp_path / "b.img").read_bytes() == b"precious"
-    with pytest.raises(Failed, match=r"c\.img is gone"):
+    with pytest.raises(Failed, match=r"c\.img is missing"):
         await store.grow("c", MIB)
     for pool in (tmp_path / "with space", tmp_path / "a,b", Path("relative"), tmp_path / "b.img"):
         with pytest.raises(Refused):
@@ -61,17 +61,17 @@ async def test_volumes_leave_room_for_veerys_own_files_on_the_same_filesystem(tm
     assert usage.left == 28 * GIB
     store = FileStore(tmp_path / "pool", tmp_path)
     free = await store.free()
-    half = whole(free * 6 // 10)
+    half = whole_mib(free * 6 // 10)
     await store.create("a", half)
     with pytest.raises(Refused, match="veery's state"):
         await store.create("b", half)
     with pytest.raises(Refused, match="veery's state"):
-        await store.grow("a", whole(free - MIB))
+        await store.grow("a", whole_mib(free - MIB))
     await FileStore(tmp_path / "pool").create("b", half)  # of its own: more may be promised than there is
 
 
 def test_sizes_are_whole_mebibytes() -> None:
-    assert [whole(size) for size in (1, MIB, MIB + 1)] == [MIB, MIB, 2 * MIB]
+    assert [whole_mib(size) for size in (1, MIB, MIB + 1)] == [MIB, MIB, 2 * MIB]
 
 
 def test_lvms_reports() -> None:
@@ -88,7 +88,7 @@ def test_lvms_reports() -> None:
 """
     assert parse_report(groups)[0]["vg_free"] == "62914560"
     assert parse_report('{"report": [{"lv": []}]}') == []
-    with pytest.raises(Failed, match="not understood"):
+    with pytest.raises(Failed, match="cannot parse lvm2"):
         parse_report("  Volume group not found")
 
 

@@ -150,7 +150,7 @@ def test_a_stranger_goes_and_its_number_is_free_for_ours() -> None:
     [
         ({"luns": (disk("/elsewhere"),)}, "its LUN is /elsewhere"),
         ({"luns": (disk("/pool/a.img", ""),)}, "should be synchronous"),
-        ({"luns": (disk("/pool/a.img"), replace(disk("/x"), lun=2))}, "LUN 2 is not ours"),
+        ({"luns": (disk("/pool/a.img"), replace(disk("/x"), lun=2))}, "LUN 2 was not made by veery"),
         ({"tid": 5}, "its id should be 1"),
     ],
 )

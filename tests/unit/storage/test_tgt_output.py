@@ -77,7 +77,7 @@ def test_connections_are_read() -> None:
     closing = "Session: 5\n    Connection: 2\n        Initiator: iqn.x:y\n        \n"
     assert parse_connections(closing)[0].connections == (Connection(cid=2, address=""),)
     assert parse_connections("") == ()
-    with pytest.raises(Failed, match="not understood"):
+    with pytest.raises(Failed, match="cannot parse the connections"):
         parse_connections(closing + "Session: x\n")
 
 
