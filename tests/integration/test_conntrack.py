@@ -126,15 +126,15 @@ def test_flows_come_back_as_they_were_entered(own_network: None) -> None:
     assert conntrack.insert((tcp, udp, six)) == 3  # known already: brought up to date
     found = {replace(flow, timeout=tcp.timeout) for flow in conntrack.entries({}, "10.200.0.1 fd00::1")}
     assert found == {tcp, udp, six}
-    with pytest.raises(Failed, match="no tracked connection"):
+    with pytest.raises(Failed, match="cannot enter tracked connections"):
         conntrack.insert((replace(tcp, state=99, source="10.9.9.9"),))
 
 
 def test_of_a_long_table_only_the_address_is_read(own_network: None) -> None:
-    flows = [established(number) for number in range(conntrack.SHORT + 100)]
+    flows = [established(number) for number in range(conntrack.SHORT_TABLE_ENTRIES + 100)]
     six = replace(established(1), source="fd00::1", target="fd00::2")
     assert conntrack.insert([*flows, six], deadline=30) == len(flows) + 1
-    assert conntrack.tracked() > conntrack.SHORT
+    assert conntrack.tracked() > conntrack.SHORT_TABLE_ENTRIES
     (found,) = conntrack.entries({}, flows[70].source, deadline=30)
     assert found.source_port == flows[70].source_port
     assert [flow.source for flow in conntrack.entries({}, "fd00::2", deadline=30)] == ["fd00::1"]

@@ -1,10 +1,13 @@
-"""Telling the network where a domain is now, after a move.
+"""Announce a domain's new place to the network after a move.
 
-QEMU and the guest announce themselves too; this is the node's own word, for every driver. Three things learn:
-this node's bridge (its forwarding entry is set), the switches (a RARP frame with the domain's MAC as source,
-the form QEMU's announce_self sends: net/announce.c), and, where the file names an `ip=`, the neighbours' ARP
-tables (a gratuitous ARP, RFC 5227 section 3: an ARP request for the sender's own address) or, for IPv6, their neighbour
-caches (an unsolicited neighbour advertisement to all nodes, RFC 4861 sections 4.4 and 7.2.6)."""
+QEMU and the guest make announcements too; those of this module come from the node and work with every driver. They
+update:
+
+- this node's bridge: its forwarding entry is set
+- the switches: a RARP frame with the domain's MAC as source, as in QEMU's announce_self (net/announce.c)
+- if the domain's file has an `ip=`, the neighbours' ARP tables: a gratuitous ARP (RFC 5227 section 3: an ARP request
+  for the sender's own address); for IPv6 their neighbour caches: an unsolicited neighbour advertisement to all nodes
+  (RFC 4861 sections 4.4 and 7.2.6)"""
 
 from __future__ import annotations
 
@@ -22,13 +25,13 @@ from veery.network.link import netlink
 
 ETH_P_ARP, ETH_P_RARP, ETH_P_IPV6 = 0x0806, 0x8035, 0x86DD
 BROADCAST = b"\xff" * 6
-PAUSES = (0.05, 0.15, 0.25, 0.35)  # seconds between rounds: QEMU's announce-initial 50 ms, announce-step 100 ms
+PAUSES_S = (0.05, 0.15, 0.25, 0.35)  # between rounds: QEMU's announce-initial 50 ms, announce-step 100 ms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Voice:
-    """One interface to announce: its MAC, its tap `device`, its `bridge`, and the file's `ip=` ("" or words, of
-    which the addresses are announced, with or without a prefix length)."""
+    """One interface to announce: its MAC, its tap `device`, its `bridge`, and the file's `ip=` ("" or words; the
+    addresses among them are announced, with or without a prefix length)."""
 
     mac: str
     device: str
@@ -36,14 +39,14 @@ class Voice:
     ip: str = ""
 
 
-async def announce(voices: Sequence[Voice], *, pauses: Sequence[float] = PAUSES) -> None:
-    """Announce `voices` at once and again after each of `pauses` (seconds). Raises Failed where a bridge or a
-    tap is gone: then nothing more is sent."""
+async def announce(voices: Sequence[Voice], *, pauses: Sequence[float] = PAUSES_S) -> None:
+    """Announce `voices` at once and again after each of `pauses` (seconds). Raises Failed if a bridge or a tap is gone:
+    then nothing more is sent."""
     async with netlink() as kernel:
         for voice in voices:
             port = await kernel.find(voice.device)
             if port is None:
-                raise Failed(f"cannot announce {voice.mac}: {voice.device} is gone")
+                raise Failed(f"cannot announce {voice.mac}: {voice.device} does not exist")
             if port.master:
                 await kernel.learn(port, voice.mac)
     _send(voices)
@@ -53,7 +56,7 @@ async def announce(voices: Sequence[Voice], *, pauses: Sequence[float] = PAUSES)
 
 
 def frames(voice: Voice) -> tuple[bytes, ...]:
-    """The Ethernet frames that announce `voice`."""
+    """Return the Ethernet frames that announce `voice`."""
     mac = bytes.fromhex(voice.mac.replace(":", ""))
     nowhere = b"\0" * 4
     found = [_frame(mac, ETH_P_RARP, 3, mac, nowhere)]  # 3: RFC 903, "request reverse"
@@ -68,7 +71,7 @@ def frames(voice: Voice) -> tuple[bytes, ...]:
 
 
 def _advertisement(mac: bytes, address: bytes) -> bytes:
-    """An unsolicited neighbour advertisement of `address` at `mac`, override flag set, to all nodes (ff02::1)."""
+    """Return an unsolicited neighbour advertisement of `address` at `mac`, override set, to all nodes (ff02::1)."""
     everybody = ipaddress.IPv6Address("ff02::1").packed
     override, own_link_layer = 0x20000000, b"\x02\x01"
     body = struct.pack("!BBHI", 136, 0, 0, override) + address + own_link_layer + mac
@@ -81,10 +84,10 @@ def _advertisement(mac: bytes, address: bytes) -> bytes:
 
 
 def _frame(mac: bytes, kind: int, operation: int, target: bytes, address: bytes) -> bytes:
-    """A broadcast from `mac` in ARP's form (RFC 826), with one `address` as the sender's and the target's."""
+    """Return a broadcast from `mac` in ARP format (RFC 826), with `address` as the sender's and the target's."""
     head = BROADCAST + mac + struct.pack("!H", kind)
     body = struct.pack("!HHBBH", 1, 0x0800, 6, 4, operation) + mac + address + target + address
-    return (head + body).ljust(60, b"\0")  # Ethernet's least length without its checksum
+    return (head + body).ljust(60, b"\0")  # Ethernet's minimum length without its checksum
 
 
 def _send(voices: Sequence[Voice]) -> None:

@@ -1,4 +1,4 @@
-"""Bridges of this node, as `veery network list` shows them."""
+"""The bridges of this node, for `veery network list`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Bridge:
 
 
 async def bridges() -> tuple[Bridge, ...]:
-    """Every bridge of this node, by name. Raises Failed with the kernel's words."""
+    """Return every bridge of this node, by name. Raises Failed with the kernel's words."""
     async with netlink() as kernel:
         links = await kernel.links()
         addresses = await kernel.addresses()
@@ -54,13 +54,13 @@ async def bridges() -> tuple[Bridge, ...]:
 
 
 async def require(name: str) -> None:
-    """Return if bridge `name` is here and up. Raises Refused, naming what is wrong and what is there."""
+    """Return if bridge `name` exists here and is up. Raises Refused with the fault and the existing bridges."""
     async with netlink() as kernel:
         await find(kernel, name)
 
 
 async def find(kernel: Netlink, name: str) -> Link:
-    """The link of bridge `name`. Raises Refused where it is missing, not a bridge, or down."""
+    """Return the link of bridge `name`. Raises Refused if it is missing, not a bridge, or down."""
     if not name:
         raise Refused("the interface names no bridge", hint="write vif = ['bridge=NAME'] in the domain's file")
     link = await kernel.find(name)
@@ -68,8 +68,9 @@ async def find(kernel: Netlink, name: str) -> Link:
         others = ", ".join(each.name for each in await kernel.links() if each.kind == "bridge") or "none"
         wrong = "there is no bridge" if link is None else "not a bridge:"
         raise Refused(
-            f"{wrong} {name} on this node", hint=f"bridges here: {others}; make it with: ip link add {name} type bridge"
+            f"{wrong} {name} on this node",
+            hint=f"bridges here: {others}; create it with: ip link add {name} type bridge",
         )
     if not link.up:
-        raise Refused(f"bridge {name} is down", hint=f"bring it up with: ip link set {name} up")
+        raise Refused(f"bridge {name} is down", hint=f"set it up with: ip link set {name} up")
     return link

@@ -1,13 +1,12 @@
-"""The connections of a domain that this node's firewall tracks: read here, entered elsewhere.
+"""The connections of a domain that this node's firewall tracks: read on the source, entered on the target.
 
-A firewall that lets established connections through (`ct state established accept`) knows them by entries in the
-kernel's table, which a domain's move leaves behind. We speak ctnetlink ourselves, since in the gap each millisecond
-counts: of a long table the kernel is asked for one address at a time, and entries go in many to a packet. Message
-layouts: linux/netfilter/nfnetlink_conntrack.h, linux/neighbour.h; what the kernel makes of them:
-net/netfilter/nf_conntrack_netlink.c.
+A firewall that accepts established connections (`ct state established accept`) knows them by entries in the kernel's
+table, which stay behind when a domain moves. This module uses ctnetlink directly, since every millisecond counts while
+the domain is paused: it reads a long table by address, and enters many entries with one packet. Message layouts:
+linux/netfilter/nfnetlink_conntrack.h, linux/neighbour.h; the kernel's side: net/netfilter/nf_conntrack_netlink.c.
 
-Looking changes nothing: where nothing is tracked no socket is opened, so that no module is loaded; and what is asked
-here registers no hook."""
+Reading changes nothing: if nothing is tracked, no socket is opened, so no module is loaded; and no request here
+registers a hook."""
 
 from __future__ import annotations
 
@@ -25,10 +24,10 @@ from pathlib import Path
 from veery.errors import Failed
 from veery.model.flow import Flow
 
-MOST = 4096  # flows of one domain
-SHORT = 1024  # entries of a table that is read as a whole
-CHUNK = 64  # flows in one packet to the kernel; its answers fit into a socket's buffer
-COUNT = Path("/proc/sys/net/netfilter/nf_conntrack_count")  # of the reader's network namespace
+FLOWS_MAX = 4096  # of one domain
+SHORT_TABLE_ENTRIES = 1024  # a table up to this length is read as a whole
+CHUNK_FLOWS = 64  # in one packet to the kernel; its answers fit into a socket's buffer
+COUNT_FILE = Path("/proc/sys/net/netfilter/nf_conntrack_count")  # of the reader's network namespace
 
 NETLINK_NETFILTER, NETLINK_CAP_ACK, SOL_NETLINK = 12, 10, 270
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP, NLM_F_CREATE = 0x1, 0x4, 0x300, 0x400
@@ -41,18 +40,20 @@ NESTED = 0x8000
 ORIG, REPLY, STATUS, PROTOINFO, TIMEOUT, MARK, ZONE, FILTER = 1, 2, 3, 4, 7, 8, 18, 25  # CTA_*
 SOURCE, TARGET = 1, 2  # CTA_FILTER_F_CTA_IP_SRC, CTA_FILTER_F_CTA_IP_DST of the kernel
 SEEN_REPLY, ASSURED, CONFIRMED, NAT = 2, 4, 8, 0x30  # IPS_*
-TCP_FLAGS_KEPT = 0x07  # window scale, SACK, closed first; the others speak of sequence numbers that are not told
-TCP_BE_LIBERAL = 0x08  # and so windows cannot be checked
+TCP_FLAGS_KEPT = (
+    0x07  # window scale, SACK, closed first; the others need sequence numbers, which ctnetlink does not give
+)
+TCP_BE_LIBERAL = 0x08  # do not check windows, which would need the sequence numbers
 
 Attributes = Mapping[int, bytes]
 
 
 def entries(macs: Mapping[str, str], words: str, *, deadline: float = 1.0) -> tuple[Flow, ...]:
-    """The flows of a domain, those that last longest first, at most MOST.
+    """Return the flows of a domain, those with the longest timeout first, at most FLOWS_MAX.
 
-    `macs` are its interfaces (MAC: bridge), `words` the addresses that its file names. To these come the addresses at
-    which this node's neighbour table has one of the MACs on its bridge. Blocks, at most `deadline` seconds: for a
-    thread. Raises Failed."""
+    `macs`: its interfaces (MAC: bridge). `words`: the addresses in its file. The addresses that this node's neighbour
+    table has for one of the MACs on its bridge are added. Blocks for at most `deadline` seconds: call it in a thread.
+    Raises Failed."""
     many = tracked()
     if not many:
         return ()
@@ -60,48 +61,48 @@ def entries(macs: Mapping[str, str], words: str, *, deadline: float = 1.0) -> tu
     addresses = {*named(words), *node_cache(macs, ends)}
     found: set[Flow] = set()
     try:
-        with closing(_Talk(NETLINK_NETFILTER, ends)) as kernel:
-            for question in questions(addresses, many):
-                flows = (parse(body) for body in kernel.dump(CT_GET, CT_NEW, question))
+        with closing(_Connection(NETLINK_NETFILTER, ends)) as kernel:
+            for request in requests(addresses, many):
+                flows = (parse(body) for body in kernel.dump(CT_GET, CT_NEW, request))
                 found.update(flow for flow in flows if flow and not addresses.isdisjoint((flow.source, flow.target)))
     except OSError as error:
-        raise Failed(f"tracked connections cannot be read: {error.strerror or 'timeout'}") from error
-    return tuple(sorted(found, key=lambda flow: -flow.timeout)[:MOST])
+        raise Failed(f"cannot read tracked connections: {error.strerror or 'timeout'}") from error
+    return tuple(sorted(found, key=lambda flow: -flow.timeout)[:FLOWS_MAX])
 
 
 def insert(flows: Sequence[Flow], *, deadline: float = 1.0) -> int:
-    """Enter `flows`, or bring those that are known up to date; how many of them are known now.
+    """Enter `flows`, or update those that exist; return how many of them exist now.
 
-    Where this kernel tracks no connections nothing is done: 0. Blocks, at most `deadline` seconds: for a thread.
-    Raises Failed when the kernel takes none of them, or time was up."""
-    if not flows or not COUNT.exists():
+    If this kernel tracks no connections, do nothing: 0. Blocks for at most `deadline` seconds: call it in a thread.
+    Raises Failed if the kernel accepts none of them, or the time is up."""
+    if not flows or not COUNT_FILE.exists():
         return 0
-    taken, said = 0, 0
+    taken, failure = 0, 0
     try:
-        with closing(_Talk(NETLINK_NETFILTER, time.monotonic() + deadline)) as kernel:
-            for begin in range(0, len(flows), CHUNK):
-                codes = kernel.order(CT_NEW, [compose(flow) for flow in flows[begin : begin + CHUNK]])
-                # EBUSY: it is known, and has come further than we know (ctnetlink_change_status)
+        with closing(_Connection(NETLINK_NETFILTER, time.monotonic() + deadline)) as kernel:
+            for begin in range(0, len(flows), CHUNK_FLOWS):
+                codes = kernel.order(CT_NEW, [compose(flow) for flow in flows[begin : begin + CHUNK_FLOWS]])
+                # EBUSY: the entry exists, in a later state than `flows` has (ctnetlink_change_status)
                 taken += sum(code in (0, errno.EBUSY) for code in codes)
-                said = next((code for code in codes if code), said)
+                failure = next((code for code in codes if code), failure)
     except OSError as error:
-        told = error.strerror or "timeout"
-        raise Failed(f"{taken} of {len(flows)} tracked connections entered, then: {told}") from error
+        reason = error.strerror or "timeout"
+        raise Failed(f"{taken} of {len(flows)} tracked connections entered, then: {reason}") from error
     if not taken:
-        raise Failed(f"no tracked connection could be entered: {os.strerror(said)}")
+        raise Failed(f"cannot enter tracked connections: {os.strerror(failure)}")
     return taken
 
 
 def tracked() -> int:
-    """How many connections this node tracks; 0 too where its kernel cannot. Takes some 30 us."""
+    """Return the number of connections that this node tracks; 0 also if its kernel cannot. Takes about 30 us."""
     try:
-        return int(COUNT.read_text())
+        return int(COUNT_FILE.read_text())
     except (OSError, ValueError):
         return 0
 
 
 def named(words: str) -> tuple[str, ...]:
-    """The addresses among `words` (of a file's `ip=`), without their prefix lengths."""
+    """Return the addresses among `words` (of a file's `ip=`), without their prefix lengths."""
     found = []
     for word in re.split(r"[\s,]+", words):
         try:
@@ -112,46 +113,47 @@ def named(words: str) -> tuple[str, ...]:
 
 
 def node_cache(macs: Mapping[str, str], ends: float) -> tuple[str, ...]:
-    """The addresses at which the kernel has seen these MACs, each on its bridge. Raises Failed."""
+    """Return the addresses of these MACs, each on its bridge, in the kernel's neighbour table. Raises Failed."""
     wanted = {}
     for mac, bridge in macs.items():
         try:
             wanted[socket.if_nametoindex(bridge), bytes.fromhex(mac.replace(":", ""))] = mac
-        except OSError:  # the bridge is gone
+        except OSError:  # the bridge does not exist
             continue
     found = []
     try:
-        with closing(_Talk(socket.NETLINK_ROUTE, ends)) as kernel:
+        with closing(_Connection(socket.NETLINK_ROUTE, ends)) as kernel:
             for body in kernel.dump(RTM_GETNEIGH, RTM_NEWNEIGH, struct.pack("=BxxxiHBB", 0, 0, 0, 0, 0)):
                 _, index, state, _, _ = struct.unpack_from("=BxxxiHBB", body)
                 rows = attributes(body[12:])
                 if (index, rows.get(NDA_LLADDR)) in wanted and NDA_DST in rows and not state & NUD_FAILED:
                     found.append(str(ip_address(rows[NDA_DST])))
     except OSError as error:
-        raise Failed(f"neighbours cannot be read: {error.strerror or 'timeout'}") from error
+        raise Failed(f"cannot read the neighbour table: {error.strerror or 'timeout'}") from error
     return tuple(found)
 
 
-# ---- ctnetlink's form
+# ---- ctnetlink's messages
 
 
-def questions(addresses: set[str], many: int) -> tuple[bytes, ...]:
-    """The bodies of the dumps that show the flows of `addresses` in a table of `many`.
+def requests(addresses: set[str], many: int) -> tuple[bytes, ...]:
+    """Return the bodies of the dump requests for the flows of `addresses` in a table of `many`.
 
-    Each dump walks all of the kernel's buckets (20 ms for 262144), and each entry costs us 50 us: so a short table
-    is read at once, and of a long one what the kernel filters (CTA_FILTER: Linux 5.8; an older one tells all). It
-    compares IPv6 addresses the wrong way round (ctnetlink_filter_match_tuple: `!ipv6_addr_cmp`), so only IPv4's."""
-    if many <= SHORT or not addresses:
+    Each dump walks all of the kernel's buckets (20 ms for 262144), and each entry costs veery 50 us. So a short table
+    is read as a whole; for a long one the kernel filters (CTA_FILTER: Linux 5.8; an older kernel sends all entries).
+    The kernel's test of IPv6 addresses is inverted (ctnetlink_filter_match_tuple: `!ipv6_addr_cmp`), so only IPv4 is
+    filtered."""
+    if many <= SHORT_TABLE_ENTRIES or not addresses:
         return (struct.pack("!BBH", socket.AF_UNSPEC, 0, 0),) if addresses else ()
-    found = [_question(name, side) for name in sorted(addresses) if ":" not in name for side in (SOURCE, TARGET)]
+    found = [_request(name, side) for name in sorted(addresses) if ":" not in name for side in (SOURCE, TARGET)]
     if any(":" in name for name in addresses):
         found.append(_family("::"))
     return tuple(found)
 
 
 def parse(body: bytes) -> Flow | None:
-    """A ctnetlink message (nfgenmsg and attributes) as a flow; None for what is not carried: other protocols, address
-    translation, zones of one direction, what is about to end."""
+    """Parse a ctnetlink message (nfgenmsg and attributes). None for entries that do not move with a domain: other
+    protocols, address translation, zones of one direction, entries that are about to end."""
     rows = attributes(body[4:])
     status = _number(rows.get(STATUS))
     way = attributes(rows.get(ORIG, b""))
@@ -177,8 +179,8 @@ def parse(body: bytes) -> Flow | None:
 
 
 def compose(flow: Flow) -> bytes:
-    """The body of the ctnetlink message that enters `flow`. Its windows are not checked any more (be liberal), since
-    ctnetlink tells no sequence numbers."""
+    """Return the body of the ctnetlink message that enters `flow`. It turns the check of windows off (be liberal),
+    since ctnetlink gives no sequence numbers."""
     near, far = (flow.source, flow.source_port), (flow.target, flow.target_port)
     parts = [
         _tuple(ORIG, flow.protocol, near, far),
@@ -200,7 +202,7 @@ def compose(flow: Flow) -> bytes:
 
 
 def attributes(data: bytes) -> Attributes:
-    """The netlink attributes in `data`: kind -> value."""
+    """Return the netlink attributes in `data`: kind -> value."""
     found, place = {}, 0
     while place + 4 <= len(data):
         length, kind = struct.unpack_from("=HH", data, place)
@@ -212,24 +214,24 @@ def attributes(data: bytes) -> Attributes:
 
 
 def attribute(kind: int, value: bytes) -> bytes:
-    """One netlink attribute, padded."""
+    """Return one netlink attribute, padded."""
     return struct.pack("=HH", len(value) + 4, kind) + value + b"\0" * (-len(value) % 4)
 
 
-def _question(address: str, side: int) -> bytes:
-    """Whose source, or target, is this IPv4 address?"""
+def _request(address: str, side: int) -> bytes:
+    """Return the dump request for entries with this IPv4 address as source or target (`side`)."""
     name = attribute(1 | NESTED, attribute(side, ip_address(address).packed))
-    sieve = attribute(FILTER | NESTED, attribute(1, struct.pack("=I", side)))
-    return _family(address) + attribute(ORIG | NESTED, name) + sieve
+    mask = attribute(FILTER | NESTED, attribute(1, struct.pack("=I", side)))
+    return _family(address) + attribute(ORIG | NESTED, name) + mask
 
 
 def _family(address: str) -> bytes:
-    """struct nfgenmsg."""
+    """Return struct nfgenmsg for the family of `address`."""
     return struct.pack("!BBH", socket.AF_INET6 if ":" in address else socket.AF_INET, 0, 0)
 
 
 def _tuple(kind: int, protocol: int, source: tuple[str, int], target: tuple[str, int]) -> bytes:
-    """One direction; `source` and `target` are addresses with ports."""
+    """Return the attribute of one direction; `source` and `target` are addresses with ports."""
     first = 3 if ":" in source[0] else 1
     names = attribute(first, ip_address(source[0]).packed) + attribute(first + 1, ip_address(target[0]).packed)
     ports = attribute(1, bytes([protocol]))
@@ -242,12 +244,12 @@ def _number(value: bytes | None) -> int:
 
 
 def _first(value: bytes | None) -> int:
-    """Of a pair of flags and mask the flags."""
+    """Return the flags of a pair of flags and mask."""
     return value[0] if value else 0
 
 
-class _Talk:
-    """One netlink socket of this thread's namespace; whatever is asked ends at `ends` (time.monotonic), with
+class _Connection:
+    """One netlink socket in this thread's network namespace. Every request ends at `ends` (time.monotonic) with
     TimeoutError."""
 
     def __init__(self, protocol: int, ends: float) -> None:
@@ -257,35 +259,35 @@ class _Talk:
         self._socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
 
     def close(self) -> None:
-        """End it."""
+        """Close the socket."""
         self._socket.close()
 
     def dump(self, kind: int, answer: int, body: bytes) -> Iterator[bytes]:
-        """Ask; the bodies of the answers of kind `answer`."""
+        """Send a dump request; yield the bodies of the answers of kind `answer`."""
         self._socket.send(_message(kind, NLM_F_REQUEST | NLM_F_DUMP, 1, body))
         while True:
-            for said, _, data in self._answers():
-                if said == NLMSG_DONE:
+            for received, _, data in self._answers():
+                if received == NLMSG_DONE:
                     return
-                if said == NLMSG_ERROR:
+                if received == NLMSG_ERROR:
                     code = -struct.unpack_from("=i", data)[0]
                     raise OSError(code, os.strerror(code))
-                if said == answer:
+                if received == answer:
                     yield data
 
     def order(self, kind: int, bodies: Sequence[bytes]) -> list[int]:
-        """Order many at once; for each the kernel's error number, 0: done."""
+        """Send many requests at once; return the kernel's error number for each, 0: done."""
         flags = NLM_F_REQUEST | NLM_F_CREATE | NLM_F_ACK
         self._socket.send(b"".join(_message(kind, flags, number, body) for number, body in enumerate(bodies)))
         codes: dict[int, int] = {}
         while len(codes) < len(bodies):
-            for said, number, data in self._answers():
-                if said == NLMSG_ERROR:
+            for received, number, data in self._answers():
+                if received == NLMSG_ERROR:
                     codes[number] = -struct.unpack_from("=i", data)[0]
         return list(codes.values())
 
     def _answers(self) -> Iterator[tuple[int, int, bytes]]:
-        """Of the next packet: kind, number, body."""
+        """Yield kind, number and body of each message in the next packet."""
         left = self._ends - time.monotonic()
         if left <= 0:
             raise TimeoutError

@@ -1,6 +1,6 @@
-"""The kernel's links through netlink, one short conversation at a time.
+"""The kernel's links through netlink, with a short connection for each task.
 
-A conversation opens in about 1 ms and belongs to the network namespace of the calling thread."""
+A connection opens in about 1 ms and belongs to the network namespace of the calling thread."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ IFF_UP = 1
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """One link. `kind` is "bridge", "tun", "veth", ... or "" (a real card); `master` the index of the bridge it
-    is a port of, or 0."""
+    """One link. `kind`: "bridge", "tun", "veth", ... or "" (a physical card). `master`: the index of the bridge whose
+    port it is, or 0."""
 
     index: int
     name: str
@@ -33,13 +33,13 @@ class Link:
 
 
 class Netlink:
-    """What we ask of rtnetlink(7). Methods raise Failed with the kernel's words."""
+    """The rtnetlink(7) requests that veery needs. Methods raise Failed with the kernel's words."""
 
     def __init__(self, route: Any) -> None:
         self._route = route
 
     async def find(self, name: str) -> Link | None:
-        """The link called `name`."""
+        """Return the link `name`, or None."""
         with _spoken(f"looking for {name}"):
             try:
                 return _link((await self._route.link("get", ifname=name))[0])
@@ -49,12 +49,12 @@ class Netlink:
                 raise
 
     async def links(self) -> tuple[Link, ...]:
-        """Every link, by index."""
+        """Return every link, by index."""
         with _spoken("listing links"):
             return tuple(sorted([_link(item) async for item in await self._route.get_links()], key=_index))
 
     async def addresses(self) -> dict[int, tuple[str, ...]]:
-        """Link index -> its addresses, each "ADDRESS/PREFIX"."""
+        """Return the addresses of each link index, each "ADDRESS/PREFIX"."""
         found: dict[int, tuple[str, ...]] = {}
         with _spoken("listing addresses"):
             async for item in await self._route.get_addr():
@@ -77,21 +77,21 @@ class Netlink:
                     raise
 
     async def learn(self, port: Link, mac: str) -> None:
-        """Have the bridge of `port` send frames for `mac` to it from now on (an entry that ages, as learnt)."""
+        """Make the bridge of `port` send frames for `mac` to it (an entry that ages, like a learnt one)."""
         with _spoken(f"pointing {mac} to {port.name}"):
             await self._route.fdb("replace", ifindex=port.index, lladdr=mac, state=2)  # NUD_REACHABLE: dynamic
 
 
 @asynccontextmanager
 async def netlink() -> AsyncIterator[Netlink]:
-    """One conversation with rtnetlink(7), in the network namespace of the calling thread."""
+    """Open a connection to rtnetlink(7), in the network namespace of the calling thread."""
     async with AsyncIPRoute() as route:
         yield Netlink(route)
 
 
 @contextmanager
 def _spoken(doing: str) -> Iterator[None]:
-    """The library's errors as ours."""
+    """Turn the library's errors into Failed."""
     try:
         yield
     except NetlinkError as error:

@@ -9,7 +9,7 @@ PREFIX = "00:16:3e"
 
 
 def generate(rng: Random, taken: Collection[str] = ()) -> str:
-    """A MAC that is not in `taken` (lower case), in the range that xend and libxl draw from: fourth byte below 0x80."""
+    """Return a MAC that is not in `taken` (lower case), in the range of xend and libxl: fourth byte below 0x80."""
     while True:
         mac = f"{PREFIX}:{rng.randrange(0x80):02x}:{rng.randrange(0x100):02x}:{rng.randrange(0x100):02x}"
         if mac not in taken:

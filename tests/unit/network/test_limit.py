@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from veery.config import vif
-from veery.network.limit import LEAST_BURST_BYTES, Limit, limit_of, orders
+from veery.network.limit import BURST_MIN_BYTES, Limit, limit_of, orders
 
 
 def limit(rate: str) -> Limit | None:
@@ -13,7 +13,7 @@ def limit(rate: str) -> Limit | None:
 
 
 def test_bits_bytes_and_intervals() -> None:
-    assert limit("1Mb/s") == Limit(125_000, LEAST_BURST_BYTES)
+    assert limit("1Mb/s") == Limit(125_000, BURST_MIN_BYTES)
     assert limit("10MB/s@50ms") == Limit(10_000_000, 500_000)
     assert limit("1GB/s@1s") == Limit(1_000_000_000, 1_000_000_000)
 
