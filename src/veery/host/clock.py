@@ -8,14 +8,14 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """The only door to time."""
+    """The interface through which veery reads time and sleeps."""
 
     def now(self) -> float:
-        """Seconds on a monotonic clock; only differences mean anything."""
+        """Return seconds of a monotonic clock; only differences have a meaning."""
         ...
 
     def epoch(self) -> float:
-        """Seconds since 1970, for people and for records."""
+        """Return seconds since 1970, for people and for records."""
         ...
 
     async def sleep(self, seconds: float) -> None:
@@ -27,13 +27,13 @@ class RealClock:
     """The machine's own clock."""
 
     def now(self) -> float:
-        """As Clock.now."""
+        """Implement Clock.now."""
         return time.monotonic()
 
     def epoch(self) -> float:
-        """As Clock.epoch."""
+        """Implement Clock.epoch."""
         return time.time()
 
     async def sleep(self, seconds: float) -> None:
-        """As Clock.sleep."""
+        """Implement Clock.sleep."""
         await asyncio.sleep(seconds)

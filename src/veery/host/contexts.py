@@ -1,7 +1,7 @@
-"""TLS contexts that follow the files they are made of: certificates, authorities and revoked certificates.
+"""TLS contexts that follow their files: certificates, authorities and revoked certificates.
 
-A running daemon renews its certificate and learns of revoked ones. A context does not change with its files, so a new
-one is made for the connections that come after. Those that stand keep theirs."""
+A running daemon renews its certificate and gets new lists of revoked ones. A context does not change with its files, so
+a new context is made for later connections. Open connections keep theirs."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ Made = tuple[ssl.SSLContext, ssl.SSLContext, str]
 
 
 class Contexts:
-    """The contexts of one folder, for both directions."""
+    """The TLS contexts of one folder, for both directions."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises Refused where the folder is unfit."""
+        """`folder` has the node's certificates. Raises Refused if they are unusable."""
         self._folder = folder
         self._mark: Mark = self._look()
         self._made: Made = self._make()
 
     def server(self) -> ssl.SSLContext:
-        """For the next connection that comes in."""
+        """Return the context for the next incoming connection."""
         return self._current()[0]
 
     def client(self) -> ssl.SSLContext:
-        """For the next connection that is made."""
+        """Return the context for the next outgoing connection."""
         return self._current()[1]
 
     @property
     def serial(self) -> str:
-        """The serial number (hex) of the certificate that new connections show."""
+        """Return the serial number (hex) of the certificate for new connections."""
         return self._current()[2]
 
     def _current(self) -> Made:
@@ -50,7 +50,7 @@ class Contexts:
             try:
                 self._made = self._make()
             except (Refused, OSError, ValueError) as error:
-                log.error("the certificates in use stay in use: %s", error)
+                log.error("cannot load the new certificates, the old ones stay in use: %s", error)
         return self._made
 
     def _make(self) -> Made:
@@ -58,7 +58,7 @@ class Contexts:
         return *contexts, crl.serial((self._folder / "server-cert.pem").read_text())[0]
 
     def _look(self) -> Mark:
-        """What changes when a file is replaced."""
+        """Return values that change when a file is replaced."""
         found = []
         for name in FILES:
             try:
@@ -70,9 +70,9 @@ class Contexts:
 
 
 Source = ssl.SSLContext | Callable[[], ssl.SSLContext]
-"""A context, or what gives the one for the next connection."""
+"""A context, or a function that returns the one for the next connection."""
 
 
 def current(source: Source) -> ssl.SSLContext:
-    """The context for a connection that begins now."""
+    """Return the context for a connection that begins now."""
     return source if isinstance(source, ssl.SSLContext) else source()

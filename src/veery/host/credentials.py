@@ -1,4 +1,4 @@
-"""Who is at the other end of a unix socket, as the kernel knew it when that end connected (unix(7))."""
+"""The credentials of a unix socket's peer, as the kernel recorded them at its connect (unix(7))."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ import struct
 from dataclasses import dataclass
 
 SO_PEERGROUPS = 59  # asm-generic/socket.h, Linux 4.13; Python 3.11 has no name for it
-GROUPS_BYTES_MAX = 1024  # what Python's getsockopt can take: 256 groups
+GROUPS_BYTES_MAX = 1024  # the limit of Python's getsockopt: 256 groups
 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """The other end's user and all its groups."""
+    """The peer's user and all its groups."""
 
     uid: int
     groups: frozenset[int]
 
 
 def credentials(connection: socket.socket) -> Credentials:
-    """Those of the process that connected, or made the listening socket. Raises OSError.
+    """Return the credentials of the process that connected, or made the listening socket. Raises OSError.
 
-    Of a process in more than 256 groups only the first one, its gid, is told."""
-    told = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    _, uid, gid = struct.unpack("3i", told)
+    For a process in more than 256 groups the result has only the first one, its gid."""
+    data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    _, uid, gid = struct.unpack("3i", data)
     try:
         data = connection.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, GROUPS_BYTES_MAX)
     except OSError:  # ERANGE: more than fit

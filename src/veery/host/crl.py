@@ -1,9 +1,9 @@
-"""Certificates that are worth nothing any more, as files: one for etcd, one for whoever knows X.509's ways.
+"""Lists of revoked certificates as files: one for etcd, and one for GnuTLS and OpenSSL.
 
-etcd reads its own at each new connection. It compares serial numbers and nothing else (pkg/transport/listener_tls.go,
-checkCRL): neither who signed the list nor how old it is. So each node signs its own, with its own key.
+etcd reads its list at each new connection. It compares serial numbers only (pkg/transport/listener_tls.go, checkCRL):
+it checks neither the list's signature nor its age. So each node signs its own list with its own key.
 
-GnuTLS (QEMU) and OpenSSL want one that the CA has signed and that is in force (RFC 5280, 5)."""
+GnuTLS (QEMU) and OpenSSL need a list that the CA has signed and that is in force (RFC 5280, 5)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from veery.host.files import write_atomic
 FILE = "revoked.pem"  # in the folder of certificates
 CA_FILE = "ca-crl.pem"  # the name that QEMU looks for beside ca-cert.pem (qemu docs/system/tls.rst)
 BEGIN = "-----BEGIN X509 CRL-----"
-DAYS = 3653  # a list is good for as long as the CA: it is signed anew when it changes, not when it is old
-BACKDATED = datetime.timedelta(hours=1)  # a node whose clock is behind must not take it for one of the future
+LIST_DAYS = 3653  # a list is valid as long as the CA: a new one is signed at each change, not by age
+BACKDATED = datetime.timedelta(hours=1)  # so that the list is valid for a node whose clock is behind
 
 
 def serial(cert: str) -> tuple[str, float]:
-    """The serial number (hex) of a PEM certificate, and when it ends (seconds of the epoch)."""
+    """Return the serial number (hex) of a PEM certificate, and its end (seconds of the epoch)."""
     from cryptography import x509
 
     found = x509.load_pem_x509_certificate(cert.encode())
@@ -29,7 +29,7 @@ def serial(cert: str) -> tuple[str, float]:
 
 
 def write(folder: Path, serials: Iterable[str], *, epoch: float) -> None:
-    """Write the list into `folder`, where the node's certificate and key are. Raises OSError."""
+    """Write etcd's list into `folder`, which has the node's certificate and key. Raises OSError."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -42,7 +42,7 @@ def write(folder: Path, serials: Iterable[str], *, epoch: float) -> None:
         x509.CertificateRevocationListBuilder()
         .issuer_name(own.subject)
         .last_update(now)
-        .next_update(now + datetime.timedelta(days=DAYS))
+        .next_update(now + datetime.timedelta(days=LIST_DAYS))
     )
     for each in sorted(serials):
         one = x509.RevokedCertificateBuilder().serial_number(int(each, 16)).revocation_date(now).build()
@@ -52,7 +52,7 @@ def write(folder: Path, serials: Iterable[str], *, epoch: float) -> None:
 
 
 def sign(ca_cert: str, ca_key: str, serials: Iterable[str], *, number: int, epoch: float) -> str:
-    """The CA's list (PEM) of `serials`; `number` grows from one list to the next."""
+    """Return the CA's list (PEM) of `serials`; `number` grows from one list to the next."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -65,7 +65,7 @@ def sign(ca_cert: str, ca_key: str, serials: Iterable[str], *, number: int, epoc
         x509.CertificateRevocationListBuilder()
         .issuer_name(issuer.subject)
         .last_update(now)
-        .next_update(now + datetime.timedelta(days=DAYS))
+        .next_update(now + datetime.timedelta(days=LIST_DAYS))
         .add_extension(x509.CRLNumber(number), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), critical=False)
     )
@@ -76,7 +76,7 @@ def sign(ca_cert: str, ca_key: str, serials: Iterable[str], *, number: int, epoc
 
 
 def listed(pem: str) -> frozenset[str]:
-    """The serial numbers (hex) in a list, or in several one after the other. Raises ValueError where there is none."""
+    """Return the serial numbers (hex) in one or more concatenated lists. Raises ValueError if there is no list."""
     from cryptography import x509
 
     lists = [BEGIN + part for part in pem.split(BEGIN)[1:]]
@@ -86,7 +86,7 @@ def listed(pem: str) -> frozenset[str]:
 
 
 def signed_by(pem: str, ca_cert: str) -> str:
-    """The list (PEM) among several that this CA has signed; "" where there is none. Raises ValueError."""
+    """Return the list (PEM) in `pem` that this CA has signed; "" if there is none. Raises ValueError."""
     from cryptography import x509
 
     public = x509.load_pem_x509_certificate(ca_cert.encode()).public_key()
@@ -98,6 +98,6 @@ def signed_by(pem: str, ca_cert: str) -> str:
 
 
 def ensure(folder: Path, *, epoch: float) -> None:
-    """Write an empty list where there is none: without the file etcd lets nobody in. Raises OSError."""
+    """Write an empty list if there is none: without the file etcd accepts no connection. Raises OSError."""
     if not (folder / FILE).exists():
         write(folder, (), epoch=epoch)

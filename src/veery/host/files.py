@@ -1,4 +1,4 @@
-"""Small files, written whole or not at all."""
+"""Atomic writes of small files, and flushing files to their disks."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ log = logging.getLogger(__name__)
 
 
 def write_atomic(path: Path, data: bytes | str, *, mode: int = 0o600, sync: bool = False) -> None:
-    """Replace `path` by `data` in one step (a temporary file beside it, then rename); makes its folder.
+    """Replace `path` by `data` in one step (a temporary file beside it, then rename); make its folder if needed.
 
-    With `sync` the bytes are on the disk before the rename, and the rename is when we return. Raises OSError (a full
-    disk leaves the old file)."""
+    With `sync` the bytes are on the disk before the rename, and the rename before the return. Raises OSError (on a full
+    disk the old file stays)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
@@ -38,14 +38,14 @@ def write_atomic(path: Path, data: bytes | str, *, mode: int = 0o600, sync: bool
 
 
 def clear_partial(path: Path) -> None:
-    """Remove what a killed `write_atomic` of `path` left beside it. Only while nobody writes `path`. Raises nothing."""
+    """Remove the temporary files of killed `write_atomic` calls for `path`, while no task writes it. Raises nothing."""
     for left in path.parent.glob(f".{path.name}.*"):
         with contextlib.suppress(OSError):
             left.unlink()
 
 
 def sync_folder(folder: Path) -> None:
-    """Return once the names in `folder` are on the disk as they are now. Raises OSError."""
+    """Flush the names in `folder` to the disk. Raises OSError."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(handle)
@@ -54,20 +54,20 @@ def sync_folder(folder: Path) -> None:
 
 
 async def keep_synced(paths: Sequence[str | Path], every: float) -> None:
-    """Write what others put into the files and devices at `paths` out to their disks, every so many seconds, until
-    cancelled. A device that hangs holds up nothing but this."""
+    """Flush the files and devices at `paths`, which others write, to their disks every `every` seconds, until
+    cancelled. A device that hangs blocks only this task."""
     while True:
         await asyncio.sleep(every)
         for path in paths:
             try:
                 await _apart(functools.partial(_sync_data, path))
-            except OSError as error:  # whoever writes it will say so too
+            except OSError as error:  # the writer reports it too
                 log.warning("%s: %s", path, error.strerror)
 
 
 async def _apart(work: Callable[[], None]) -> None:
-    """Do `work`, which may hang in the kernel, in a thread of its own: the loop's few threads stay free, and nobody
-    waits for it at the end. Raises OSError as `work` does."""
+    """Run `work`, which may hang in the kernel, in its own daemon thread: so the loop's few threads stay free, and the
+    process's end does not wait for it. Raises OSError as `work` does."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()
 

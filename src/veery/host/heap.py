@@ -1,8 +1,7 @@
-"""Hold the C library's heap small in a process that runs for years.
+"""Keep the C library's heap small in a process that runs for years.
 
-glibc keeps an arena of its own for each thread that allocates, up to eight a core, and lets the size from which it asks
-the kernel for a block of its own rise with the blocks that were freed (mallopt(3)). A daemon that decodes files in a
-few threads then keeps tens of MiB that nothing uses."""
+glibc makes an arena for each thread that allocates, up to eight a core. It also raises its mmap threshold with the
+blocks that are freed (mallopt(3)). A daemon that decodes files in a few threads then keeps tens of MiB unused."""
 
 from __future__ import annotations
 
@@ -15,11 +14,11 @@ _M_ARENA_MAX = -8
 
 ARENAS = 2
 BLOCK_BYTES = 128 * 1024
-"""A block of this size or more goes back to the kernel as soon as it is freed; so does as much free heap at its top."""
+"""A freed block of this size or more returns to the kernel at once, and so does that much free heap at the top."""
 
 
 def hold_small() -> bool:
-    """Bound this process's heap, before its first thread starts; whether the C library knows how (glibc does)."""
+    """Limit this process's heap, before its first thread starts; return whether the C library supports it (glibc)."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):

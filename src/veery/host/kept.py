@@ -1,8 +1,8 @@
-"""Files that veeryd wrote for its own next start, and what happens when one of them cannot be read.
+"""Files that veeryd keeps for its own next start, and the handling of unreadable ones.
 
-A file that is cut short, full of NUL bytes, or written by a newer version must not keep the daemon from starting: its
+A file that is truncated, full of NUL bytes, or written by a newer version must not prevent the daemon's start: its
 domains would run unwatched, and in the end the cluster would fence this node. So such a file is renamed to
-NAME.unreadable, logged as an error, and told by `veery doctor` until somebody removes it."""
+NAME.unreadable and logged as an error. `veery doctor` reports it until it is removed."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SUFFIX = ".unreadable"
-DEPTH = ("*", "*/*", "*/*/*")  # where such files can be, under the state folder and the run folder
+DEPTH = ("*", "*/*", "*/*/*")  # the places of such files, under the state folder and the run folder
 
 
 def read(path: Path, type: type[T]) -> T:
-    """The record in `path`. Raises FileNotFoundError; Failed, with the file's name, where it cannot be read."""
+    """Return the record in `path`. Raises FileNotFoundError; Failed, with the file's name, if it cannot be read."""
     try:
         return codec.decode(path.read_bytes(), type)
     except FileNotFoundError:
@@ -36,8 +36,8 @@ def read(path: Path, type: type[T]) -> T:
 
 
 def take(path: Path, type: type[T]) -> T | None:
-    """The record in `path`; None if there is none, or if it could not be read and was put aside. Raises Failed where we
-    are short of descriptors or memory: that says nothing of the file."""
+    """Return the record in `path`; None if there is none, or if it was unreadable and was put aside. Raises Failed on a
+    shortage of descriptors or memory, which says nothing about the file."""
     try:
         return read(path, type)
     except FileNotFoundError:
@@ -55,11 +55,11 @@ def put_aside(path: Path, why: str) -> None:
     try:
         path.rename(aside)
     except OSError as error:
-        log.error("%s cannot be read (%s), nor be put aside: %s", path, why, error.strerror)
+        log.error("%s cannot be read (%s), and cannot be renamed: %s", path, why, error.strerror)
         return
-    log.error("%s cannot be read (%s): put aside as %s", path, why, aside.name)
+    log.error("%s cannot be read (%s): renamed to %s", path, why, aside.name)
 
 
 def unreadable(folders: Iterable[Path]) -> tuple[Path, ...]:
-    """Every file under `folders` that was put aside."""
+    """Return every file under `folders` that was put aside."""
     return tuple(sorted({path for folder in folders for depth in DEPTH for path in folder.glob(depth + SUFFIX)}))

@@ -1,6 +1,6 @@
-"""Logging: lines to stderr (which systemd keeps in the journal), the last of them in memory for `veery dmesg`.
+"""Logging: lines to stderr (systemd keeps them in the journal), and the last lines in memory for `veery dmesg`.
 
-Decisions have one grammar, that of logfmt: a verb, then name=value, quoted where it must be:
+Decisions have one grammar, that of logfmt: a verb, then name=value, quoted if needed:
     owner.commit domain=busybox from=test1 to=test2 revision=118"""
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PRIORITY = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERRO
 
 
 def decision(verb: str, **facts: object) -> str:
-    """One line for one decision: `verb`, then each fact whose value is not None, in the order given."""
+    """Return one line for one decision: `verb`, then each fact whose value is not None, in the given order."""
     return " ".join([verb, *(f"{key}={_word(value)}" for key, value in facts.items() if value is not None)])
 
 
@@ -33,22 +33,22 @@ def _word(value: object) -> str:
 
 
 def quoted(text: str) -> str:
-    """`text` on one line, with nothing in it that a terminal obeys: control characters and the like as escapes."""
+    """Return `text` on one line, with control characters and the like as escapes, so that no terminal obeys them."""
     return "".join(each if each.isprintable() or each == "\t" else _escape(each) for each in text)
 
 
 def harmless(text: str) -> str:
-    """As `quoted`, line by line."""
+    """Return `text` with each line `quoted`."""
     return "\n".join(quoted(line) for line in text.split("\n"))
 
 
-def _escape(sign: str) -> str:
-    return sign.encode("unicode_escape").decode() if not "\ud800" <= sign <= "\udfff" else f"\\u{ord(sign):04x}"
+def _escape(char: str) -> str:
+    return char.encode("unicode_escape").decode() if not "\ud800" <= char <= "\udfff" else f"\\u{ord(char):04x}"
 
 
 class _Quoting(logging.Formatter):
-    """What others sent may be in any message: it makes neither a line of its own nor moves a terminal's cursor. The
-    lines of a traceback are indented, so that none of them looks like the beginning of a record."""
+    """A formatter that escapes messages, which may contain text from others: it must neither add lines nor control a
+    terminal. It indents the lines of a traceback, so that none of them looks like the start of a record."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
         record.message = quoted(record.message)
@@ -66,23 +66,23 @@ class _Quoting(logging.Formatter):
 
 
 class Tail(logging.Handler):
-    """Keeps the last `keep` lines."""
+    """A handler that keeps the last `keep` lines."""
 
     def __init__(self, keep: int) -> None:
         super().__init__()
         self._lines: collections.deque[str] = collections.deque(maxlen=keep)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """As logging.Handler."""
+        """Implement logging.Handler.emit."""
         self._lines.append(self.format(record))
 
     def text(self) -> str:
-        """The lines, oldest first, each ended by a newline."""
+        """Return the lines, oldest first, each ended by a newline."""
         return "".join(line + "\n" for line in self._lines)
 
 
 class _Line(_Quoting):
-    """UTC time, level, module, message."""
+    """The format with UTC time, level, module and message."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s.%(msecs)03dZ %(levelname)-7s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
@@ -90,7 +90,7 @@ class _Line(_Quoting):
 
 
 class _Journal(_Quoting):
-    """The journal adds time and service; sd-daemon(3)'s "<N>" carries the level."""
+    """The format for the journal, which adds time and service; sd-daemon(3)'s "<N>" is the level."""
 
     def __init__(self) -> None:
         super().__init__("%(name)s: %(message)s")
@@ -103,11 +103,11 @@ class _Journal(_Quoting):
 def setup(
     level: str, *, keep: int = 1000, stream: TextIO | None = None, environ: Mapping[str, str] = os.environ
 ) -> Tail:
-    """Send the process's log to `stream` (stderr) and into the Tail returned. Call once, where things are built.
+    """Send the process's log to `stream` (stderr) and into the returned Tail. Call it once, at the program's start.
 
     `level` is one of LEVELS. Raises Refused for another."""
     if level not in LEVELS:
-        raise Refused(f"log: no level {level!r}", hint=f"use one of {', '.join(LEVELS)}")
+        raise Refused(f"log: unknown level {level!r}", hint=f"use one of {', '.join(LEVELS)}")
     out = stream or sys.stderr
     lines = logging.StreamHandler(out)
     lines.setFormatter(_Journal() if _is_journal(out, environ) else _Line())
@@ -125,7 +125,7 @@ def setup(
 
 
 def _is_journal(out: TextIO, environ: Mapping[str, str]) -> bool:
-    """Whether `out` is the stream that systemd's JOURNAL_STREAM names (systemd.exec(5))."""
+    """Return whether `out` is the stream in systemd's JOURNAL_STREAM (systemd.exec(5))."""
     try:
         device, _, inode = environ.get("JOURNAL_STREAM", "").partition(":")
         status = os.fstat(out.fileno())

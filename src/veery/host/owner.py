@@ -1,4 +1,4 @@
-"""The system users that programs of ours run as instead of root."""
+"""The system users as which veery's programs run instead of root."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ADD_OPTIONS = ("--system", "--user-group", "--no-create-home", "--shell", "/usr/
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Whom a program runs as: a user and one group."""
+    """The user and group of a program."""
 
     uid: int
     gid: int
@@ -27,17 +27,17 @@ class Owner:
 
 @dataclass(frozen=True, slots=True)
 class Owners:
-    """The users among which one is chosen: `count` of them, from `first` on. `gid` is the group of all; None: each has
-    the group with its own number."""
+    """A range of users to choose from: `count` of them, from `first` on. `gid` is the group of all; None: each has the
+    group with its own number."""
 
     first: int
     count: int
     gid: int | None
 
     def choose(self, number: int, taken: Collection[int]) -> Owner:
-        """The one for the program with `number`. Where there is more than one, none that is `taken` (UIDs).
+        """Return the user for the program with `number`. If there are several, skip those in `taken` (UIDs).
 
-        Raises Refused where all are."""
+        Raises Refused if all are taken."""
         for step in range(self.count):
             uid = self.first + (number + step) % self.count
             if self.count == 1 or uid not in taken:
@@ -46,8 +46,8 @@ class Owners:
 
 
 def owners(text: str, account: str = ACCOUNT) -> Owners | None:
-    """Read a setting: "" (None: root), a user's name, its number, a range FIRST-LAST, or "auto": the user
-    `account` where there is one, else root. Raises Refused."""
+    """Read a setting: "" (None: root), a user's name, its number, a range FIRST-LAST, or "auto": the user `account` if
+    it exists, otherwise root. Raises Refused."""
     if not text or (text == AUTO and not has_account(account)):
         return None
     text = account if text == AUTO else text
@@ -60,7 +60,7 @@ def owners(text: str, account: str = ACCOUNT) -> Owners | None:
     last = int(match.group(2) or first)
     if not 0 < first <= last <= ID_MAX:
         raise Refused(
-            f'user = "{text}" under [qemu] is no user id and no range', hint='for example user = "200000-265535"'
+            f'user = "{text}" under [qemu] is neither a user id nor a range', hint='for example user = "200000-265535"'
         )
     if match.group(2):
         return Owners(first, last - first + 1, None)
@@ -71,7 +71,7 @@ def owners(text: str, account: str = ACCOUNT) -> Owners | None:
 
 
 def has_account(name: str = ACCOUNT) -> bool:
-    """Whether programs can be started as that user."""
+    """Return whether programs can be started as that user."""
     try:
         return os.geteuid() == 0 and pwd.getpwnam(name).pw_uid != 0
     except KeyError:

@@ -1,6 +1,5 @@
-"""Whether a path carries packets of the size that this machine's interface has: one echo request that may not be
-fragmented (RFC 792, RFC 4443). A path that drops large packets silently lets small ones through: logins succeed, and
-disks hang."""
+"""Check that a path carries packets of the interface's MTU, with an echo request that may not be fragmented (RFC 792,
+RFC 4443). A path that silently drops large packets still carries small ones: logins succeed, but disks hang."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ import socket
 import struct
 from dataclasses import dataclass
 
-TRY_S = 0.7
+REPLY_TIMEOUT_S = 0.7
 TRIES = 2
 _MTU_DISCOVER, _PROBE, _MTU = 10, 3, 14  # linux/in.h: IP_MTU_DISCOVER, IP_PMTUDISC_PROBE, IP_MTU
 _MTU_DISCOVER6, _PROBE6, _MTU6 = 23, 3, 24  # linux/in6.h
@@ -22,8 +21,8 @@ MTU_MAX = 65535  # of a loopback interface: an IPv4 packet is no larger
 
 @dataclass(frozen=True, slots=True)
 class PathReading:
-    """`mtu` of the interface towards an address, in bytes; `lost` is why no packet of that size was answered ("": one
-    was); `small`: whether a small one was."""
+    """One check of a path. `mtu`: of the interface towards the address, in bytes. `lost`: why no packet of that size
+    was answered ("": one was). `small`: whether a small packet was answered."""
 
     mtu: int
     lost: str = ""
@@ -31,7 +30,7 @@ class PathReading:
 
 
 async def read(address: str) -> PathReading:
-    """Try the path to `address`. Raises OSError where there is no route, or we are not root."""
+    """Check the path to `address`. Raises OSError without a route, or if the process is not root."""
     mtu = min(_mtu(address), MTU_MAX)
     if not (lost := await _echo(address, mtu)):
         return PathReading(mtu)
@@ -50,7 +49,7 @@ def _mtu(address: str) -> int:
 
 
 async def _echo(address: str, size: int) -> str:
-    """Why no echo of a packet of `size` bytes came; "" where one did."""
+    """Return why no reply to a packet of `size` bytes came; "" if one did."""
     six = ":" in address
     family, protocol = (socket.AF_INET6, _ICMP6) if six else (socket.AF_INET, socket.IPPROTO_ICMP)
     loop = asyncio.get_running_loop()
@@ -62,10 +61,10 @@ async def _echo(address: str, size: int) -> str:
             raw.setsockopt(socket.IPPROTO_IP, _MTU_DISCOVER, _PROBE)
         mark = secrets.token_bytes(16)
         packet = _request(mark, size - (40 if six else 20), six=six)
-        why = f"no answer within {TRIES * TRY_S:g} s"
+        why = f"no answer within {TRIES * REPLY_TIMEOUT_S:g} s"
         for _ in range(TRIES):
             try:
-                async with asyncio.timeout(TRY_S):
+                async with asyncio.timeout(REPLY_TIMEOUT_S):
                     await loop.sock_sendto(raw, packet, (address, 0))
                     while not _answers(await loop.sock_recv(raw, 1 << 16), mark, six=six):
                         pass
@@ -80,7 +79,7 @@ async def _echo(address: str, size: int) -> str:
 
 
 def _request(mark: bytes, length: int, *, six: bool) -> bytes:
-    """An echo request of `length` bytes with `mark` in it; of ICMPv6 the kernel computes the checksum."""
+    """Return an echo request of `length` bytes that contains `mark`; for ICMPv6 the kernel computes the checksum."""
     body = mark.ljust(max(length - _ICMP.size, len(mark)), b"\0")
     kind = 128 if six else 8
     head = _ICMP.pack(kind, 0, 0, 0, 1)
@@ -93,7 +92,7 @@ def _answers(packet: bytes, mark: bytes, *, six: bool) -> bool:
 
 
 def checksum(data: bytes) -> int:
-    """The Internet checksum (RFC 1071)."""
+    """Return the Internet checksum (RFC 1071)."""
     total: int = sum(struct.unpack(f"!{(len(data) + 1) // 2}H", data + b"\0" * (len(data) % 2)))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)

@@ -1,4 +1,4 @@
-"""Addresses and ports of this machine: is an address one of its own, and why a port cannot be taken."""
+"""Checks of this machine's addresses and ports."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from veery.model import endpoint
 
 
 def require_own(address: str) -> None:
-    """Raise Refused unless the IP `address` is one of this machine's. A text that is no IP address is not judged."""
+    """Raise Refused unless the IP `address` is one of this machine's. A text that is no IP address is not checked."""
     try:
         version = ipaddress.ip_address(address).version
     except ValueError:
@@ -25,7 +25,7 @@ def require_own(address: str) -> None:
 
 
 def is_own(address: str) -> bool:
-    """Whether the IP `address` is one of this machine's now."""
+    """Return whether the IP `address` is one of this machine's now."""
     try:
         require_own(address)
     except Refused:
@@ -34,13 +34,13 @@ def is_own(address: str) -> bool:
 
 
 def bind_refused(what: str, section: str, address: str, port: int, error: OSError) -> Refused:
-    """The error of a listener, `what`, that could not bind; `section` is its part of veery.toml."""
+    """Return the error of the listener `what` that could not bind; `section` is its part of veery.toml."""
     if error.errno == errno.EADDRNOTAVAIL:
         return Refused(
             f"{what} {endpoint.join(address, port)}: {address} is not an address of this machine",
-            hint=f"ip -brief address shows them; give it the address again, or set {section}.address in veery.toml",
+            hint=f"ip -brief address shows its addresses; add this one again, or set {section}.address in veery.toml",
         )
     return Refused(
         f"{what} {endpoint.join(address, port)}: {error.strerror}",
-        hint=f"see who has it: ss -tlnp sport = :{port}; or set {section}.port in veery.toml",
+        hint=f"see which program has it: ss -tlnp sport = :{port}; or set {section}.port in veery.toml",
     )

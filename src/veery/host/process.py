@@ -1,7 +1,7 @@
-"""Long-lived outside programs that outlive us: etcd, tgtd, QEMU.
+"""Long-running programs that outlive veeryd: etcd, tgtd, QEMU.
 
-A `Process` is named by pid and start time, so that a pid used again is not mistaken for it, and watched by a
-pidfd, so that its end is proven and not guessed. `Service` keeps one of them running."""
+A `Process` is identified by pid and start time, so that a reused pid is not taken for it. It is watched by a pidfd, so
+that its end is proven. `Service` keeps a program running."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from veery.host.owner import Owner
 
 log = logging.getLogger(__name__)
 
-LOG_MAX = 1 << 20  # bytes
-LOG_KEEP = 256 << 10  # bytes of it that stay to be read
-TRIM_EVERY_S = 5.0
-LOOK_AGAIN_S = 0.5  # before a process that could not be seen is looked for again
+LOG_MAX_BYTES = 1 << 20
+LOG_KEEP_BYTES = 256 << 10  # the part that stays readable
+TRIM_INTERVAL_S = 5.0
+LOOK_PAUSE_S = 0.5  # before the next check of a process that could not be checked
 _SHORT_HINT = "ls /proc/$(pidof -x veeryd)/fd | wc -l; see LimitNOFILE"
 
 
 def start_ticks(pid: int) -> int:
-    """When process `pid` began, in clock ticks since boot (proc(5), field 22); 0 if it is gone or a zombie. Raises
-    Failed where that cannot be seen for now."""
+    """Return the start time of process `pid`, in clock ticks since boot (proc(5), field 22); 0 if it is gone or a
+    zombie. Raises Failed if that cannot be read for now."""
     state, ticks = _stat(pid)
     return 0 if state in "ZX" else ticks
 
 
 def _stat(pid: int) -> tuple[str, int]:
-    """State and start time of `pid`, also of a zombie; ("X", 0) if it is gone. Raises Failed where /proc cannot be read
-    for now: nothing is known of the process then."""
+    """Return state and start time of `pid`, also of a zombie; ("X", 0) if it is gone. Raises Failed if /proc cannot be
+    read for now: the state of the process is then unknown."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -51,7 +51,7 @@ def _stat(pid: int) -> tuple[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """One running program: `pid`, and `ticks`, its start time."""
+    """One running program: its `pid`, and its start time `ticks`."""
 
     pid: int
     ticks: int
@@ -67,10 +67,10 @@ class Process:
         cwd: Path | None = None,
         owner: Owner | None = None,
     ) -> Process:
-        """Start `argv` in a session of its own, its output appended to `log_file`. It is not ended when we are. It runs
-        as `owner`, without further groups, where one is given; `cwd` and what is passed may be closed to that user.
+        """Start `argv` in its own session, with its output appended to `log_file`. It outlives this process. It runs as
+        `owner`, if given, without further groups; `cwd` and the passed descriptors may be inaccessible to that user.
 
-        Raises Refused when the program is not installed."""
+        Raises Refused if the program is not installed or cannot be started."""
         words = [str(word) for word in argv]
         log_file.parent.mkdir(parents=True, exist_ok=True)
         with open_log(log_file) as output:
@@ -90,19 +90,19 @@ class Process:
                 )
             except FileNotFoundError as error:
                 raise Refused(
-                    f"{words[0]} is not installed", hint=f"install the package that has {words[0]}"
+                    f"{words[0]} is not installed", hint=f"install the package that contains {words[0]}"
                 ) from error
             except PermissionError as error:
-                whom = f" by user {owner.uid}" if owner else ""
+                user = f" by user {owner.uid}" if owner else ""
                 raise Refused(
-                    f"{words[0]} cannot be started{whom}: {error.strerror}", hint=f"see ls -l $(command -v {words[0]})"
+                    f"{words[0]} cannot be started{user}: {error.strerror}", hint=f"see ls -l $(command -v {words[0]})"
                 ) from error
-        child.returncode = 0  # ours to reap below, not Popen's
+        child.returncode = 0  # `_gone` reaps it, not Popen
         return cls(child.pid, start_ticks(child.pid))
 
     @classmethod
     def load(cls, path: Path) -> Process | None:
-        """The process that `save` wrote to `path`, if it still runs."""
+        """Return the process that `save` wrote to `path`, if it still runs."""
         try:
             pid, ticks = (int(word) for word in path.read_text().split())
         except (FileNotFoundError, ValueError):
@@ -112,7 +112,7 @@ class Process:
 
     @staticmethod
     def written(path: Path) -> bool:
-        """Whether `path` holds what `save` writes, of a process that may have ended."""
+        """Return whether `path` has the format of `save`; its process may have ended."""
         with contextlib.suppress(OSError, ValueError):
             return len([int(word) for word in path.read_text().split()]) == 2
         return False
@@ -122,18 +122,18 @@ class Process:
         write_atomic(path, f"{self.pid} {self.ticks}\n")
 
     def alive(self) -> bool:
-        """Whether it still runs; a zombie does not."""
+        """Return whether the process still runs; a zombie does not."""
         return self.ticks != 0 and start_ticks(self.pid) == self.ticks
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal, to it and to no other; nothing happens if it is gone. Raises Failed where we are short of
+        """Send a signal to this process and to no other; do nothing if it is gone. Raises Failed on a shortage of
         descriptors or memory: nothing is sent then."""
         try:
             handle = os.pidfd_open(self.pid)
         except ProcessLookupError:
             return
         except OSError as error:
-            raise Failed(f"process {self.pid} cannot be reached: {error.strerror}", hint=_SHORT_HINT) from error
+            raise Failed(f"cannot signal process {self.pid}: {error.strerror}", hint=_SHORT_HINT) from error
         try:
             if self.alive():
                 signal.pidfd_send_signal(handle, number)
@@ -143,18 +143,18 @@ class Process:
             os.close(handle)
 
     async def gone(self) -> None:
-        """Return once it has ended (reaping it if it is our child). Where that cannot be seen for now, for want of
-        descriptors or memory, it is not taken for ended: we look again."""
-        said = False
+        """Return once the process has ended; reap it if it is a child. On a shortage of descriptors or memory it does
+        not count as ended: the check is repeated."""
+        logged = False
         while True:
             try:
                 await self._gone()
                 return
             except (Failed, OSError, MemoryError) as error:
-                if not said:
-                    log.error("the end of process %d cannot be waited for yet: %s", self.pid, error)
-                said = True
-            await asyncio.sleep(LOOK_AGAIN_S)
+                if not logged:
+                    log.error("cannot wait for the end of process %d yet: %s", self.pid, error)
+                logged = True
+            await asyncio.sleep(LOOK_PAUSE_S)
 
     async def _gone(self) -> None:
         try:
@@ -164,8 +164,8 @@ class Process:
         loop = asyncio.get_running_loop()
         ended = loop.create_future()
         try:
-            # A process whose first thread has ended shows as a zombie while others still run, and write: ask the
-            # pidfd, which tells of the last one's end.
+            # A process whose first thread has ended is shown as a zombie while other threads still run and write. The
+            # pidfd reports the end of the last thread.
             if _stat(self.pid)[1] == self.ticks:
                 loop.add_reader(handle, _mark, ended)
                 try:
@@ -178,8 +178,8 @@ class Process:
             os.waitpid(self.pid, os.WNOHANG)  # noqa: ASYNC222 (WNOHANG does not wait)
 
     async def stop(self, *, grace: float, deadline: float = 10.0) -> None:
-        """SIGTERM, then SIGKILL after `grace` seconds (0: at once). Raises Failed if it is still there
-        `deadline` seconds after that."""
+        """Send SIGTERM, then SIGKILL after `grace` seconds (0: at once). Raises Failed if it has not ended `deadline`
+        seconds after that."""
         if grace > 0:
             self.send(signal.SIGTERM)
             with contextlib.suppress(TimeoutError):
@@ -192,28 +192,28 @@ class Process:
                 await self.gone()
         except TimeoutError as error:
             raise Failed(
-                f"process {self.pid} does not end", hint="it hangs in the kernel: look at its /proc/PID/stack"
+                f"process {self.pid} does not end", hint=f"it hangs in the kernel: cat /proc/{self.pid}/stack"
             ) from error
 
 
 def open_log(path: Path) -> BinaryIO:
-    """`path`, to append to; only root reads it."""
+    """Open `path` for appending; only its owner, root, can read it."""
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    os.fchmod(handle, 0o600)  # one of an older version
+    os.fchmod(handle, 0o600)  # an older version made it with another mode
     return os.fdopen(handle, "ab")
 
 
 def trim_log(path: Path) -> None:
-    """Keep what a program of ours writes to `path` bounded: beyond LOG_MAX bytes the end of it goes to NAME.old and
-    the file is emptied. The program appends, so it goes on at the beginning. What it writes in between is lost.
-    Raises OSError."""
+    """Limit the log that a program writes to `path`: above LOG_MAX_BYTES its end is copied to NAME.old, and the file is
+    emptied. The program appends, so it continues at the beginning. Lines that it writes in between are lost. Raises
+    OSError."""
     try:
         with path.open("rb+") as file:
             size = os.fstat(file.fileno()).st_size
-            if size <= LOG_MAX:
+            if size <= LOG_MAX_BYTES:
                 return
-            file.seek(size - LOG_KEEP)
-            write_atomic(path.with_name(f"{path.name}.old"), file.read(LOG_KEEP))
+            file.seek(size - LOG_KEEP_BYTES)
+            write_atomic(path.with_name(f"{path.name}.old"), file.read(LOG_KEEP_BYTES))
             file.truncate(0)
     except FileNotFoundError:
         return
@@ -225,8 +225,8 @@ def _mark(ended: asyncio.Future[None]) -> None:
 
 
 class Service:
-    """Keeps one outside program running: adopts it after a restart of ours, starts it again when it ends. Keeps its
-    log bounded, for that is in memory (/run)."""
+    """A program that is kept running: adopted after a restart of veeryd, and started again when it ends. Its log is
+    limited, since it is in memory (/run)."""
 
     def __init__(
         self,
@@ -238,36 +238,35 @@ class Service:
         started: Callable[[], Awaitable[None]] | None = None,
         pause: float = 0.5,
     ) -> None:
-        """`command` gives the argv at each start; `run` holds NAME.pid and NAME.log; `started` is awaited
-        after each start or adoption; `pause` seconds pass before a restart (doubled while it keeps
-        failing, up to 10)."""
+        """`command` returns the argv at each start. `run` is the folder of NAME.pid and NAME.log. `started` is awaited
+        after each start or adoption. A restart waits `pause` seconds (doubled at each failure, up to 10)."""
         self.name, self._command, self._env, self._started = name, command, env, started
         self._pid_file, self._log_file, self._pause = run / f"{name}.pid", run / f"{name}.log", pause
         self.process: Process | None = None
         self._ends: deque[float] = deque(maxlen=100)
 
     def ends(self, within: float) -> int:
-        """How often the program ended, or did not start, in the last `within` seconds."""
+        """Return how often the program ended, or did not start, in the last `within` seconds."""
         now = asyncio.get_running_loop().time()
         return sum(1 for each in self._ends if now - each <= within)
 
     async def run(self) -> None:
-        """For ever: adopt or start, wait for its end, again. Cancel to stop watching; the program runs on."""
+        """Adopt or start the program, wait for its end, and repeat, until cancelled; the program then keeps running."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._trim(), name=f"trim {self._log_file.name}")
             await self._keep_running()
 
     async def _trim(self) -> None:
-        said = ""
+        logged = ""
         while True:
             try:
                 trim_log(self._log_file)
-                said = ""
+                logged = ""
             except OSError as error:
-                if str(error) != said:
-                    log.warning("%s is not trimmed: %s", self._log_file, error)
-                said = str(error)
-            await asyncio.sleep(TRIM_EVERY_S)
+                if str(error) != logged:
+                    log.warning("cannot trim %s: %s", self._log_file, error)
+                logged = str(error)
+            await asyncio.sleep(TRIM_INTERVAL_S)
 
     async def _keep_running(self) -> None:
         wait = self._pause
@@ -295,7 +294,7 @@ class Service:
             await asyncio.sleep(wait)
 
     async def stop(self) -> None:
-        """End the program (only when this node stops for good). Call after cancelling `run`."""
+        """End the program (only when this node stops permanently). Call it after cancelling `run`."""
         process = self.process or Process.load(self._pid_file)
         if process is not None:
             await process.stop(grace=5)

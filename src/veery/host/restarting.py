@@ -1,4 +1,4 @@
-"""The file by which a veeryd that starts again at once says so. A command that finds nobody at its socket waits then.
+"""The file that announces a restart of veeryd. A command that cannot reach veeryd's socket then waits.
 
 veeryd replaces itself by execve(2) when its roles or its address have changed; its process id stays the same."""
 
@@ -12,19 +12,19 @@ _NAME = "restarting"
 
 
 def announce(run: Path) -> None:
-    """Write into the run folder `run` that this process starts again. Raises OSError."""
+    """Write the file into the run folder `run`: this process is about to restart. Raises OSError."""
     file = run / _NAME
     file.write_text(f"{os.getpid()}\n")
-    file.chmod(0o644)  # whoever may use the API reads it
+    file.chmod(0o644)  # all users of the API read it
 
 
 def done(run: Path) -> None:
-    """Remove that file, if there is one."""
+    """Remove the file, if it exists."""
     (run / _NAME).unlink(missing_ok=True)
 
 
 def under_way(run: Path) -> bool:
-    """Whether the veeryd of `run` starts again: it said so, and its process is there."""
+    """Return whether the veeryd of `run` is restarting: the file exists, and so does its process."""
     with contextlib.suppress(OSError, ValueError):
         return Path(f"/proc/{int((run / _NAME).read_text()[:20])}").exists()
     return False

@@ -1,4 +1,4 @@
-"""Outside programs, each call with a deadline."""
+"""Calls of outside programs, each with a deadline."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from pathlib import Path
 
 from veery.errors import Failed, OutcomeUnknown, Refused
 
-NO_SUCH_PROGRAM = 127  # the exit status of a shell, nsenter(1), env(1) and the like that find no program to run
+NO_SUCH_PROGRAM = 127  # the exit status of a shell, nsenter(1), env(1) etc. if the program does not exist
 
 
 class NotInstalled(Refused):
-    """The program is not there. Asking again does not help: loops that wait for something else let this one pass."""
+    """Raised if the program is not installed. Repeating does not help, so waiting loops do not catch it."""
 
     def __init__(self, program: str) -> None:
-        super().__init__(f"{program} is not installed", hint=f"install the package that has {program}")
+        super().__init__(f"{program} is not installed", hint=f"install the package that contains {program}")
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a program left behind."""
+    """The exit status and the output of a program."""
 
     code: int
     out: str
@@ -38,11 +38,11 @@ async def run(
     stdin: bytes | None = None,
     env: Mapping[str, str] | None = None,
 ) -> Result:
-    """Run `argv` to its end, within `deadline` seconds; `env` is added to our own environment.
+    """Run `argv` to its end, within `deadline` seconds; `env` is added to this process's environment.
 
-    Raises NotInstalled where the program is not there (with `check` also where `argv` hands on to another program that
-    is not), Failed on another non-zero exit (with `check`), with the last line of its stderr, and OutcomeUnknown when
-    the deadline passed (the program is then killed)."""
+    Raises NotInstalled if the program does not exist (with `check` also if `argv` calls another program that does
+    not). With `check`, raises Failed on another non-zero exit, with the last line of its stderr. Raises OutcomeUnknown
+    after the deadline (the program is then killed)."""
     words = [str(word) for word in argv]
     try:
         process = await asyncio.create_subprocess_exec(
@@ -69,13 +69,13 @@ async def run(
             await process.wait()
     result = Result(process.returncode or 0, out.decode(errors="replace"), err.decode(errors="replace"))
     if check and result.code:
-        said = (result.err.strip() or result.out.strip() or "no message").splitlines()[-1]
+        message = (result.err.strip() or result.out.strip() or "no message").splitlines()[-1]
         if result.code == NO_SUCH_PROGRAM:
-            raise NotInstalled(_lacking(said, words))
-        raise Failed(f"{words[0]} failed with {result.code}: {said}")
+            raise NotInstalled(_lacking(message, words))
+        raise Failed(f"{words[0]} failed with {result.code}: {message}")
     return result
 
 
-def _lacking(said: str, words: Sequence[str]) -> str:
-    """The program that was not found: the longest word of `argv` that the message names, else the first word."""
-    return max((word for word in words if word in said), key=len, default=words[0])
+def _lacking(message: str, words: Sequence[str]) -> str:
+    """Return the program that was not found: the longest word of `argv` in the message, else the first word."""
+    return max((word for word in words if word in message), key=len, default=words[0])

@@ -1,4 +1,4 @@
-"""Errors that say nothing of the order, only that this process or machine is short of something for now."""
+"""Errors from a temporary shortage in this process or machine; they say nothing about the operation itself."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ SHORT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errn
 
 
 def is_shortage(error: BaseException) -> bool:
-    """Whether `error` (of a group: each in it) came of too few descriptors, processes or too little memory."""
+    """Return whether `error` (for a group: each of its errors) is a shortage of descriptors, processes or memory."""
     if isinstance(error, BaseExceptionGroup):
         return all(is_shortage(each) for each in error.exceptions)
     if error.__cause__ is not None and is_shortage(error.__cause__):

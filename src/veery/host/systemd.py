@@ -1,4 +1,4 @@
-"""systemd's side of a service: sd_notify(3) and sd_watchdog_enabled(3), without their library."""
+"""Notifications to systemd: sd_notify(3) and sd_watchdog_enabled(3), without their library."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Mapping, Sequence
 from veery.errors import VeeryError
 from veery.host.run import run
 
-ASK_S = 2.0
+QUERY_TIMEOUT_S = 2.0
 STATE = ("systemctl", "is-system-running")
 
 
 def notify(*lines: str, environ: Mapping[str, str] = os.environ) -> bool:
     """Send `lines` ("READY=1", "STATUS=...", "WATCHDOG=1", "STOPPING=1") to systemd.
 
-    False, and nothing done, where systemd did not start us or does not listen."""
+    Return False and do nothing if systemd did not start this process or does not listen."""
     path = environ.get("NOTIFY_SOCKET", "")
     if not path:
         return False
@@ -30,7 +30,7 @@ def notify(*lines: str, environ: Mapping[str, str] = os.environ) -> bool:
 
 
 def watchdog_interval(environ: Mapping[str, str] = os.environ) -> float:
-    """Seconds between two WATCHDOG=1, half of what systemd allows; 0 where it watches no dog of ours."""
+    """Return the seconds between two WATCHDOG=1, half of systemd's limit; 0 if its watchdog is off for this process."""
     try:
         if int(environ.get("WATCHDOG_PID", os.getpid())) != os.getpid():
             return 0.0
@@ -40,9 +40,9 @@ def watchdog_interval(environ: Mapping[str, str] = os.environ) -> float:
 
 
 async def going_down(*, argv: Sequence[str] = STATE) -> bool:
-    """Whether systemd is shutting the machine down: systemctl(1) says "stopping" then. False where nobody knows."""
+    """Return whether systemd is shutting the machine down: systemctl(1) prints "stopping". False if it is unknown."""
     try:
-        told = await run(argv, deadline=ASK_S, check=False)
+        result = await run(argv, deadline=QUERY_TIMEOUT_S, check=False)
     except (VeeryError, OSError):
         return False
-    return told.out.strip() == "stopping"
+    return result.out.strip() == "stopping"

@@ -1,4 +1,4 @@
-"""Tasks that are ended before their time, and work that is not."""
+"""Helpers to cancel tasks, and to protect work from cancellation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 async def stop(*tasks: asyncio.Task[Any]) -> None:
-    """Cancel `tasks` and return when they are through with it; what came of them is not asked for."""
+    """Cancel `tasks` and return when they have ended; their results are ignored."""
     if not tasks:
         return
     for task in tasks:
@@ -22,12 +22,12 @@ async def stop(*tasks: asyncio.Task[Any]) -> None:
     await asyncio.wait(tasks)
     for task in tasks:
         if not task.cancelled():
-            task.exception()  # or asyncio would complain that nobody asked
+            task.exception()  # otherwise asyncio warns that it was never retrieved
 
 
 async def to_the_end(work: Awaitable[T]) -> T:
-    """Await `work` to its end, however often we are cancelled meanwhile; the cancellation is raised afterwards.
-    Raises what `work` raises, a cancellation or not."""
+    """Await `work` to its end, however often the caller is cancelled meanwhile; raise the cancellation afterwards.
+    Raises what `work` raises, with or without a cancellation."""
     result, cancelled = await through(work)
     if cancelled is not None:
         raise cancelled
@@ -35,8 +35,8 @@ async def to_the_end(work: Awaitable[T]) -> T:
 
 
 async def through(work: Awaitable[T]) -> tuple[T, asyncio.CancelledError | None]:
-    """Await `work` to its end as `to_the_end` does, and return its result together with the cancellation that came
-    meanwhile: the caller decides which of the two counts. Raises what `work` raises."""
+    """Await `work` to its end as `to_the_end` does; return its result and the cancellation that came meanwhile, or
+    None. The caller decides which of the two counts. Raises what `work` raises."""
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
@@ -50,15 +50,15 @@ async def through(work: Awaitable[T]) -> tuple[T, asyncio.CancelledError | None]
 async def look_for_ever(
     look: Callable[[], Awaitable[object]], *, what: str, every_s: float, clock: Clock, log: logging.Logger
 ) -> None:
-    """Call `look` every `every_s` seconds. What it raises (VeeryError, OSError) is logged under the name `what` once,
-    until it raises something else or succeeds. Cancel to stop."""
-    said = ""
+    """Call `look` every `every_s` seconds, until cancelled. Its error (VeeryError, OSError) is logged once under the
+    name `what`, until another error or a success."""
+    logged = ""
     while True:
         try:
             await look()
-            said = ""
+            logged = ""
         except (VeeryError, OSError) as error:
-            if str(error) != said:
+            if str(error) != logged:
                 log.warning("%s: %s", what, error)
-            said = str(error)
+            logged = str(error)
         await clock.sleep(every_s)

@@ -1,10 +1,10 @@
-"""The cluster's own certificates: a CA, one certificate a node, and the ssl contexts that use them.
+"""The cluster's own certificates: a CA, a certificate for each node, and the ssl contexts that use them.
 
-The folder STATE/tls has the names that QEMU's tls-creds-x509 asks for (qemu docs/system/tls.rst): ca-cert.pem,
-server-cert.pem, server-key.pem, client-cert.pem, client-key.pem, dh-params.pem. A node is server and client with
-one certificate; etcd, QEMU and our own API all read the same files.
+The folder STATE/tls has the file names of QEMU's tls-creds-x509 (qemu docs/system/tls.rst): ca-cert.pem,
+server-cert.pem, server-key.pem, client-cert.pem, client-key.pem, dh-params.pem. A node is server and client with one
+certificate; etcd, QEMU and veery's API all read the same files.
 
-`cryptography` is imported only where a certificate is made: a running daemon does without its memory."""
+`cryptography` is imported only where a certificate is made, to save its memory in a running daemon."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ nuhtK8UiNjoNq8Uhl5sN6todv5pC1cRITgq80Gv6U93vPBsg7j/VnXwl5B0rZsYu
 N///////////AgEC
 -----END DH PARAMETERS-----
 """
-"""ffdhe3072 of RFC 7919, as PKCS #3. A QEMU that finds no such file makes parameters of its own each time it is to
-listen (crypto/tlscreds.c; seen in 10.0): 0.2 to 2 s of every move, to no end, as TLS 1.3 uses none."""
+"""ffdhe3072 of RFC 7919, as PKCS #3. Without this file QEMU makes its own parameters each time it listens
+(crypto/tlscreds.c; seen in 10.0): 0.2 to 2 s of every move, without use, since TLS 1.3 needs none."""
 
 PEM_BEGIN = "-----BEGIN CERTIFICATE-----"
 CA_DAYS = 3653
 NODE_DAYS = 1827
-BACKDATED = datetime.timedelta(hours=1)  # a node whose clock is behind must still find its certificate valid
+BACKDATED = datetime.timedelta(hours=1)  # so that the certificate is valid for a node whose clock is behind
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +57,8 @@ class KeyPair:
 
 
 def make_ca(cluster: str, *, epoch: float, mark: str = "") -> KeyPair:
-    """A new CA for `cluster`, good for ten years from `epoch` (EC P-256). `mark` tells it from an earlier one: two with
-    one name would be taken for each other."""
+    """Return a new CA for `cluster`, valid for ten years from `epoch` (EC P-256). `mark` makes its name differ from an
+    earlier CA's: programs could confuse two CAs of one name."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes
 
@@ -74,7 +74,7 @@ def make_ca(cluster: str, *, epoch: float, mark: str = "") -> KeyPair:
 
 
 def make_request(name: str) -> KeyPair:
-    """A new key, with the certificate request that node `name` sends (as `cert`)."""
+    """Return a new key, with the certificate request that node `name` sends (as `cert`)."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes
 
@@ -84,9 +84,9 @@ def make_request(name: str) -> KeyPair:
 
 
 def sign(ca: KeyPair, request: str, *, name: str, addresses: Sequence[str], epoch: float) -> str:
-    """The certificate (PEM) of node `name` at `addresses` for the key in `request` (PEM).
+    """Return the certificate (PEM) of node `name` at `addresses` for the key in `request` (PEM).
 
-    Nothing but the key is taken from the request. Raises Refused when it is not a sound request."""
+    Only the key is taken from the request. Raises Refused if the request is invalid."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -98,12 +98,12 @@ def sign(ca: KeyPair, request: str, *, name: str, addresses: Sequence[str], epoc
         raise Refused(f"the certificate request of {name} is unreadable") from error
     public = csr.public_key()
     if not csr.is_signature_valid or not isinstance(public, ec.EllipticCurvePublicKey):
-        raise Refused(f"the certificate request of {name} is not signed by an EC key of its own")
+        raise Refused(f"the certificate request of {name} is not signed by its own EC key")
     issuer = x509.load_pem_x509_certificate(ca.cert.encode())
     signer = serialization.load_pem_private_key(ca.key.encode(), None)
     if not isinstance(signer, ec.EllipticCurvePrivateKey):
         raise Refused("the cluster's CA key is not an EC key")
-    # 127.0.0.1: etcd's JSON gateway and the node's own daemon come in by loopback.
+    # 127.0.0.1: etcd's JSON gateway and the node's own daemon connect through loopback.
     places: list[x509.GeneralName] = [x509.DNSName(name), x509.DNSName("localhost")]
     places += [x509.IPAddress(ipaddress.ip_address(each)) for each in dict.fromkeys([*addresses, "127.0.0.1"])]
     builder = (
@@ -123,8 +123,8 @@ def sign(ca: KeyPair, request: str, *, name: str, addresses: Sequence[str], epoc
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a certificate says: its serial number (hex), when it begins and ends (epoch), the id of the CA that signed
-    it ("" where it tells none), the PEM of its public key, the IP addresses that it is good for."""
+    """The facts of a certificate: its serial number (hex), its begin and end (epoch), the id of the CA that signed it
+    ("" if it has none), the PEM of its public key, and its IP addresses."""
 
     serial: str
     begins: float
@@ -135,7 +135,7 @@ class Facts:
 
 
 def facts(cert: str) -> Facts:
-    """Read a PEM certificate. Raises ValueError where it is none."""
+    """Read a PEM certificate. Raises ValueError if it is invalid."""
     from cryptography import x509
     from cryptography.hazmat.primitives import serialization
 
@@ -157,12 +157,12 @@ def facts(cert: str) -> Facts:
 
 
 def split(bundle: str) -> list[str]:
-    """The certificates (PEM) that stand one after the other in a file."""
+    """Return the certificates (PEM) in a bundle."""
     return [PEM_BEGIN + part for part in bundle.split(PEM_BEGIN)[1:]]
 
 
 def authority_id(ca: str) -> str:
-    """The id of a CA (PEM): its subject key identifier, in hex. Raises ValueError where it is none."""
+    """Return the id of a CA (PEM): its subject key identifier, in hex. Raises ValueError if it is invalid."""
     from cryptography import x509
 
     found = x509.load_pem_x509_certificate(ca.encode())
@@ -170,27 +170,27 @@ def authority_id(ca: str) -> str:
 
 
 def request_for(name: str, key: str) -> str:
-    """The certificate request (PEM) of node `name` for a key that it has (PEM)."""
+    """Return the certificate request (PEM) of node `name` for its existing key (PEM)."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
     own = serialization.load_pem_private_key(key.encode(), None)
     if not isinstance(own, ec.EllipticCurvePrivateKey):
-        raise Refused(f"the key of {name} is not an EC key", hint="join the node anew")
+        raise Refused(f"the key of {name} is not an EC key", hint="join the node again")
     request = x509.CertificateSigningRequestBuilder().subject_name(_subject(name)).sign(own, hashes.SHA256())
     return _pem(request)
 
 
 def replace_certificate(folder: Path, cert: str) -> None:
-    """Put a new certificate for the key in `folder` in place of the old one. Each file is replaced whole, and fits the
-    key before and after: whoever reads them at any moment, also after a crash, finds a pair. Raises OSError."""
+    """Replace the certificate in `folder` by a new one for the same key. Each file is replaced atomically, and matches
+    the key before and after, so a reader always finds a pair, also after a crash. Raises OSError."""
     for side in ("server", "client"):
         write_atomic(folder / f"{side}-cert.pem", cert, mode=0o644, sync=True)
 
 
 def write_folder(folder: Path, *, ca: str, node: KeyPair) -> None:
-    """Write the node's PEM files into `folder`, keys readable by their owner alone."""
+    """Write the node's PEM files into `folder`, with keys readable only by their owner."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_atomic(folder / "dh-params.pem", DH_PARAMETERS, mode=0o644)
     write_atomic(folder / "ca-cert.pem", ca, mode=0o644, sync=True)
@@ -198,25 +198,27 @@ def write_folder(folder: Path, *, ca: str, node: KeyPair) -> None:
         write_atomic(folder / f"{side}-key.pem", node.key, mode=0o600, sync=True)
         write_atomic(folder / f"{side}-cert.pem", node.cert, mode=0o644, sync=True)
     crl.write(folder, (), epoch=time.time())
-    (folder / crl.CA_FILE).unlink(missing_ok=True)  # another CA's
+    (folder / crl.CA_FILE).unlink(missing_ok=True)  # it was another CA's list
 
 
 def server_context(folder: Path) -> ssl.SSLContext:
-    """For a listener: callers are asked for a certificate; one of another CA is turned away, none is let in
-    (`peer_name` is then ""). Raises Refused when the folder is unfit."""
+    """Return the context of a listener. It requests a certificate: a caller with another CA's is rejected, a caller
+    without one is accepted (`peer_name` is then ""). Raises Refused if the files are unusable."""
     context = _context(ssl.PROTOCOL_TLS_SERVER, folder, "server")
     context.verify_mode = ssl.CERT_OPTIONAL
     return context
 
 
 def client_context(folder: Path) -> ssl.SSLContext:
-    """For a caller: shows our certificate, and checks the other's CA and address. Raises Refused as above."""
+    """Return the context of a caller: it sends this node's certificate, and checks the server's CA and address.
+
+    Raises Refused if the files are unusable."""
     return _context(ssl.PROTOCOL_TLS_CLIENT, folder, "client")
 
 
 def pinned_context(ca: str) -> ssl.SSLContext:
-    """For a newcomer that holds the CA's certificate (PEM) and nothing else. The node that answers must have the name
-    or the address by which it was called. Raises Refused when `ca` is not a certificate."""
+    """Return the context of a joining node, which has only the CA's certificate (PEM). The server must have a
+    certificate for the name or address that was called. Raises Refused if `ca` is not a certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     try:
@@ -227,7 +229,7 @@ def pinned_context(ca: str) -> ssl.SSLContext:
 
 
 def unverified_context() -> ssl.SSLContext:
-    """For fetching the CA's certificate, which is then judged by its fingerprint."""
+    """Return a context without checks, to fetch the CA's certificate, which is then checked by its fingerprint."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -236,36 +238,36 @@ def unverified_context() -> ssl.SSLContext:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """The certificate that the other end of a connection showed: its common name and its serial number (hex)."""
+    """The certificate of a connection's peer: its common name and its serial number (hex)."""
 
     name: str
     serial: str
 
 
 def shown(connection: ssl.SSLObject | ssl.SSLSocket | None) -> Shown | None:
-    """The certificate of the cluster's CA that the other side showed; None when it showed none."""
-    told: dict[str, Any] = (connection.getpeercert() or {}) if connection is not None else {}
-    for part in told.get("subject", ()):
+    """Return the peer's certificate of the cluster's CA; None if it sent none."""
+    peer: dict[str, Any] = (connection.getpeercert() or {}) if connection is not None else {}
+    for part in peer.get("subject", ()):
         for key, value in part:
             if key == "commonName":
-                return Shown(str(value), f"{int(told['serialNumber'], 16):x}")
+                return Shown(str(value), f"{int(peer['serialNumber'], 16):x}")
     return None
 
 
 def peer_name(connection: ssl.SSLObject | ssl.SSLSocket | None) -> str:
-    """The node whose certificate the other side showed (its common name); "" when it showed none."""
+    """Return the node of the peer's certificate (its common name); "" if it sent none."""
     found = shown(connection)
     return found.name if found else ""
 
 
 def peer_addresses(connection: ssl.SSLObject | ssl.SSLSocket | None) -> tuple[str, ...]:
-    """The IP addresses in the certificate that the other side showed."""
-    told: dict[str, Any] = (connection.getpeercert() or {}) if connection is not None else {}
-    return tuple(str(value).strip() for kind, value in told.get("subjectAltName", ()) if kind == "IP Address")
+    """Return the IP addresses in the peer's certificate."""
+    peer: dict[str, Any] = (connection.getpeercert() or {}) if connection is not None else {}
+    return tuple(str(value).strip() for kind, value in peer.get("subjectAltName", ()) if kind == "IP Address")
 
 
 def fingerprint(cert: str) -> str:
-    """SHA-256 of a PEM certificate's DER form, in hex. Raises Refused when it is not PEM."""
+    """Return the SHA-256 of a PEM certificate's DER form, in hex. Raises Refused if it is not PEM."""
     try:
         return hashlib.sha256(ssl.PEM_cert_to_DER_cert(cert)).hexdigest()
     except ValueError as error:
@@ -283,7 +285,7 @@ def _context(protocol: ssl._SSLMethod, folder: Path, side: str) -> ssl.SSLContex
             context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
     except OSError as error:  # ssl.SSLError is one
         raise Refused(
-            f"the certificates in {folder} are unfit: {error.strerror or error}",
+            f"the certificates in {folder} are unusable: {error.strerror or error}",
             hint="veery init --help; veery join --help",
         ) from error
     return context
@@ -302,8 +304,8 @@ def _subject(name: str) -> x509.Name:
 
 
 def _usage(*, ca: bool) -> x509.KeyUsage:
-    """The bits that QEMU looks for (crypto/tlscredsx509.c: certificate signing for a CA, digital signature and
-    key encipherment for the others, the latter though an EC key never enciphers one)."""
+    """Return the key usage that QEMU requires (crypto/tlscredsx509.c): certificate signing for a CA, digital signature
+    and key encipherment for the others, although an EC key never enciphers a key."""
     from cryptography import x509
 
     return x509.KeyUsage(

@@ -1,7 +1,7 @@
-"""A watchdog: what ends this machine unless it is fed. Linux, Documentation/watchdog/watchdog-api.rst.
+"""Watchdogs: devices that reset this machine unless they are fed. Linux, Documentation/watchdog/watchdog-api.rst.
 
-Opening the device arms it. Every write is a feed. Closed without a "V" written just before ("magic close"), it stays
-armed: a daemon that dies, or forgets, has its machine ended. The driver may round the timeout: it is read back."""
+Opening the device arms it. Every write feeds it. Closed without a "V" written just before ("magic close"), it stays
+armed: if the daemon dies, the machine is reset. The driver may round the timeout, so it is read back."""
 
 from __future__ import annotations
 
@@ -25,37 +25,37 @@ FEED = b"\0"
 
 
 class Watchdog(Protocol):
-    """An armed one. `timeout`: seconds after the last feed at which it fires, as itself says."""
+    """An armed watchdog. `timeout`: seconds from the last feed until it fires, as it reports."""
 
     timeout: int
 
     def feed(self) -> None:
-        """Not yet. Raises Failed when it does not take that."""
+        """Feed the watchdog. Raises Failed if the write fails."""
         ...
 
     def disarm(self) -> None:
-        """In good order: it fires no more. Raises Failed when it will all the same (the driver's nowayout)."""
+        """Disarm and close the watchdog. Raises Failed if the write fails."""
         ...
 
     def abandon(self) -> None:
-        """Let go of it, armed: it fires unless somebody opens and feeds it in time."""
+        """Close it while it is armed: it fires unless a program opens and feeds it in time."""
         ...
 
 
 class KernelWatchdog:
-    """/dev/watchdog, or softdog's. As `Watchdog`."""
+    """A `Watchdog` on /dev/watchdog, also softdog's."""
 
     def __init__(self, path: Path, timeout: int) -> None:
-        """Arms it. Raises Refused for what is no watchdog, is in use, or fires later than in `timeout` seconds."""
+        """Arm it. Raises Refused if it is no watchdog, is in use, or fires later than after `timeout` seconds."""
         try:
             self._handle = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             busy = error.errno == errno.EBUSY
             raise Refused(
                 f"{path}: {'another program feeds it' if busy else error.strerror}",
-                hint="stop that one (systemd's RuntimeWatchdogSec, sbd, watchdog-mux)"
+                hint="stop that program (systemd's RuntimeWatchdogSec, sbd, watchdog-mux)"
                 if busy
-                else "modprobe softdog makes one where the machine has none",
+                else "if the machine has none, modprobe softdog makes one",
             ) from error
         try:
             self.timeout = self._set(path, timeout)
@@ -72,78 +72,81 @@ class KernelWatchdog:
             except OSError as error:
                 if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
                     raise
-                fcntl.ioctl(self._handle, GETTIMEOUT, value, True)  # one whose time is fixed, or not as long
+                fcntl.ioctl(self._handle, GETTIMEOUT, value, True)  # its timeout is fixed, or has a lower limit
         except OSError as error:
             raise Refused(
                 f"{path} is no watchdog: {error.strerror}", hint="name /dev/watchdog, or leave watchdog.device empty"
             ) from error
         if not 0 < value[0] <= timeout:
-            raise Refused(f"{path} fires after {value[0]} s, not {timeout}", hint="set watchdog.timeout to what it can")
+            raise Refused(
+                f"{path} fires after {value[0]} s, not {timeout}",
+                hint=f"set watchdog.timeout to {value[0]} or more, or use another device",
+            )
         return int(value[0])
 
     def feed(self) -> None:
-        """As Watchdog.feed."""
+        """Implement Watchdog.feed."""
         self._write(FEED)
 
     def disarm(self) -> None:
-        """As Watchdog.disarm."""
+        """Implement Watchdog.disarm."""
         try:
             self._write(MAGIC_CLOSE)
         finally:
             os.close(self._handle)
 
     def abandon(self) -> None:
-        """As Watchdog.abandon."""
+        """Implement Watchdog.abandon."""
         os.close(self._handle)
 
     def _write(self, data: bytes) -> None:
         try:
             os.write(self._handle, data)
         except OSError as error:
-            raise Failed(f"the watchdog takes nothing: {error.strerror}") from error
+            raise Failed(f"cannot write to the watchdog: {error.strerror}") from error
 
 
 class SocketWatchdog:
-    """A program that ends this machine, at a unix socket: "timeout SECONDS" and a newline arm it, it answers with the
-    seconds that it took; then the kernel's own protocol. As `Watchdog`."""
+    """A `Watchdog` on the unix socket of a program that resets this machine. "timeout SECONDS" and a newline arm it,
+    and it answers with its timeout in seconds; then it uses the kernel's protocol."""
 
     def __init__(self, path: Path, timeout: int) -> None:
-        """As KernelWatchdog."""
+        """Arm it. Raises Refused if no watchdog answers."""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         self._socket.settimeout(2.0)
         try:
             self._socket.connect(str(path))
             self._socket.sendall(f"timeout {timeout}\n".encode())
-            told = self._socket.recv(16).decode()
-            self.timeout = int(told)
+            answer = self._socket.recv(16).decode()
+            self.timeout = int(answer)
         except (OSError, ValueError) as error:
             self._socket.close()
             raise Refused(f"no watchdog answers at {path}: {error}", hint="is its program running?") from error
 
     def feed(self) -> None:
-        """As Watchdog.feed."""
+        """Implement Watchdog.feed."""
         self._send(FEED)
 
     def disarm(self) -> None:
-        """As Watchdog.disarm."""
+        """Implement Watchdog.disarm."""
         try:
             self._send(MAGIC_CLOSE)
         finally:
             self._socket.close()
 
     def abandon(self) -> None:
-        """As Watchdog.abandon."""
+        """Implement Watchdog.abandon."""
         self._socket.close()
 
     def _send(self, data: bytes) -> None:
         try:
             self._socket.sendall(data)
         except OSError as error:
-            raise Failed(f"the watchdog takes nothing: {error.strerror}") from error
+            raise Failed(f"cannot write to the watchdog: {error.strerror}") from error
 
 
 def arm(device: str, timeout: int) -> Watchdog:
-    """The watchdog at `device`, armed. Raises Refused."""
+    """Arm the watchdog at `device` and return it. Raises Refused."""
     path = Path(device)
     with contextlib.suppress(OSError):
         if stat.S_ISSOCK(path.stat().st_mode):

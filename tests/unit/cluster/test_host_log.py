@@ -92,7 +92,7 @@ def test_what_strangers_sent_makes_no_line_and_no_escape(root: logging.Logger) -
 
 
 def test_an_unknown_level_is_refused() -> None:
-    with pytest.raises(Refused, match="no level 'loud'") as refused:
+    with pytest.raises(Refused, match="unknown level 'loud'") as refused:
         setup("loud")
     assert "warning" in refused.value.hint
 

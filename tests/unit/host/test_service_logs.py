@@ -6,18 +6,18 @@ import asyncio
 import sys
 from pathlib import Path
 
-from veery.host.process import LOG_KEEP, LOG_MAX, Process, Service, trim_log
+from veery.host.process import LOG_KEEP_BYTES, LOG_MAX_BYTES, Process, Service, trim_log
 
 CHATTER = "import sys\nfor n in range(1 << 40): print(f'{n:099}', flush=n % 1000 == 0)"
 
 
 def test_the_end_of_a_long_log_is_kept(tmp_path: Path) -> None:
     log = tmp_path / "etcd.log"
-    log.write_bytes(b"begin" + bytes(LOG_MAX) + b"the end")
+    log.write_bytes(b"begin" + bytes(LOG_MAX_BYTES) + b"the end")
     trim_log(log)
     old = tmp_path / "etcd.log.old"
     assert log.stat().st_size == 0
-    assert old.stat().st_size == LOG_KEEP
+    assert old.stat().st_size == LOG_KEEP_BYTES
     assert old.read_bytes().endswith(b"the end")
     assert old.stat().st_mode & 0o777 == 0o600
     log.write_bytes(b"short")
@@ -35,7 +35,7 @@ async def test_a_program_that_writes_without_end_stays_within_its_bound(tmp_path
             while trimmed < 3:
                 size = log.stat().st_size
                 trim_log(log)
-                trimmed += size > LOG_MAX
+                trimmed += size > LOG_MAX_BYTES
                 await asyncio.sleep(0.01)
     finally:
         await process.stop(grace=0)
@@ -46,7 +46,7 @@ async def test_a_program_that_writes_without_end_stays_within_its_bound(tmp_path
 
 
 async def test_a_service_trims_its_log_and_counts_its_ends(tmp_path: Path) -> None:
-    (tmp_path / "brief.log").write_bytes(bytes(LOG_MAX + 1))
+    (tmp_path / "brief.log").write_bytes(bytes(LOG_MAX_BYTES + 1))
     service = Service("brief", lambda: ["true"], run=tmp_path, pause=0.01)
     running = asyncio.create_task(service.run())
     try:
