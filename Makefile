@@ -1,4 +1,4 @@
-# veery: the two commands are `make demo` and `make test`; both do all their own set-up.
+# veery: the two main commands are `make demo` and `make test`; both do their own set-up.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -8,7 +8,7 @@ MAKEFLAGS += --no-builtin-rules
 DRIVER ?= qemu
 PYTEST ?=
 
-# The system's own Python where it is new enough: a pyenv shim in PATH may name one that has no Debian packages.
+# The system's own Python if it is new enough: a pyenv shim in PATH may be a Python without Debian's packages.
 PYTHON := $(shell for each in /usr/bin/python3 python3; do \
 	$$each -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$each && break; done)
 SETUP := PYTHONPATH=src PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m veery.lab.setup
@@ -25,22 +25,22 @@ endif
 
 .PHONY: FORCE $(shell sed -n 's/^\([a-z-]*\):.*/\1/p' $(firstword $(MAKEFILE_LIST)))
 
-help: ## print this
+help: ## print this help
 	@echo 'usage: make TARGET'
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1	\2/p' $(MAKEFILE_LIST) | expand -t 16
-	@echo 'PYTEST=... is handed on to pytest, for example PYTEST="-k tap tests/unit".'
-	@echo 'BENCH=... is handed on to the bench, for example BENCH="--rounds 5 --parts moves".'
+	@echo 'PYTEST=... is passed to pytest, for example PYTEST="-k tap tests/unit".'
+	@echo 'BENCH=... is passed to the bench, for example BENCH="--rounds 5 --parts moves".'
 
-demo: root setup ## the seed's experiment on real parts, told as a story (about a minute; DRIVER=xen: on nested Xen hosts)
+demo: root setup ## the seed's experiment on real parts, with comments (about a minute; DRIVER=xen: on nested Xen hosts)
 	@$(BIN)/veery lab demo --driver $(or $(DRIVER),qemu)
 
-test: root setup ## every check and every test
+test: root setup ## run every check and every test
 	@$(MAKE) --no-print-directory check
 	@$(BIN)/python -m pytest $(or $(PYTEST),-n 2 --dist loadfile -m 'not slow' tests/unit tests/fuzz tests/simulation tests/contract \
 		tests/faults tests/integration)
 	@[ -n '$(PYTEST)' ] || $(BIN)/python -m pytest -m 'not slow' tests/nested
 
-check: $(VENV) ## format, lint, types and layers; refuses where a program that the tests start is missing
+check: $(VENV) ## check format, lint, types and layers; fail if a program that the tests start is missing
 	@$(SETUP) programs
 	@$(MAKE) --no-print-directory style
 
@@ -52,101 +52,101 @@ style: $(VENV)
 		|| { cat .cache/layers.log; exit 1; }
 	@echo 'format, lint, types, layers: good'
 
-unit: $(VENV) ## format, lint, types, layers, and every test that needs no lab
+unit: $(VENV) ## check format, lint, types and layers, and run every test that needs no lab
 	@$(MAKE) --no-print-directory style
 	@$(BIN)/python -m pytest $(or $(PYTEST),-q -n 2 --dist loadfile -m 'not slow' tests/unit)
 
-faults-move: root setup ## every fault in every phase of a move, into docs/faults.md (about 40 minutes; GO_ON=1 goes on)
+faults-move: root setup ## inject every fault in every phase of a move, into docs/faults.md (about 40 minutes; GO_ON=1 continues)
 	@[ -n '$(GO_ON)' ] || rm -f .cache/cells.json
 	@VEERY_CELLS=.cache/cells.json $(BIN)/python -m pytest -v --tb=short tests/faults/test_matrix.py || true
 	@PYTHONPATH=tests:tests/faults $(BIN)/python tests/faults/cells.py .cache/cells.json docs/faults.md
 
-faults: root setup ## 200 faults from a seeded nemesis, into docs/faults.md (about an hour; GO_ON=1 goes on, SEED=17 one round)
+faults: root setup ## inject 200 faults from a seeded nemesis, into docs/faults.md (about an hour; GO_ON=1 continues, SEED=17: one round)
 	@[ -n '$(GO_ON)$(SEED)' ] || rm -f .cache/rounds.json
 	@VEERY_ROUNDS=.cache/rounds.json VEERY_SEED=$(SEED) $(BIN)/python -m pytest -v --tb=short tests/faults/test_nemesis.py || true
 	@PYTHONPATH=tests:tests/faults $(BIN)/python tests/faults/rounds.py .cache/rounds.json docs/faults.md
 
-faults-sim: setup ## 3,000 random schedules in the simulated cluster, and the mutants that they have to find (about 40 minutes)
+faults-sim: setup ## run 3,000 random schedules in the simulated cluster, and the mutants that they must find (about 40 minutes)
 	@$(BIN)/python -m pytest -v --tb=short -m slow $(or $(PYTEST),tests/simulation)
 
-networks: root setup ## nodes of the lab get other addresses under domains; a lab of IPv6 alone (about eight minutes)
+networks: root setup ## change the addresses of lab nodes under domains; test a lab with IPv6 only (about eight minutes)
 	@$(BIN)/python -m pytest -v --tb=short -m slow $(or $(PYTEST),tests/integration/test_readdress.py tests/integration/test_ipv6.py)
 
-mutants: setup ## one-line faults of the move and of the brain; each has to be found by the tests (slow)
+mutants: setup ## make one-line faults in the move and in HA; the tests must find each (slow)
 	@$(BIN)/python tests/unit/migrate/move_mutants.py
 	@$(BIN)/python -m pytest -v --tb=short -m slow tests/simulation -k mutant
 
-recovery: root setup ## the store lost and recovered under a running domain, in each way of docs/recovery.md (about 5 minutes)
+recovery: root setup ## lose and recover the store under a running domain, in each way of docs/recovery.md (about 5 minutes)
 	@$(BIN)/python -m pytest -v --tb=short tests/faults/test_recovery.py
 
-rollover: root setup ## a new CA rolled out under a running domain, given up, and rolled out (about 4 minutes)
+rollover: root setup ## roll a new CA out under a running domain, cancel it, and roll it out (about 4 minutes)
 	@$(BIN)/python -m pytest -v --tb=short tests/integration/test_ca_rollover.py
 
-versions: root setup ## a lab with nodes of an older version: moves both ways, and a roll to this one (about 5 minutes)
+versions: root setup ## test a lab with nodes of an older version: moves both ways, and a rolling upgrade (about 5 minutes)
 	@$(BIN)/python -m pytest -v --tb=short -m slow tests/faults/test_versions.py
 
-qemu-versions: root setup ## moves between the machine's QEMU and Debian's newest, both ways (about 5 minutes; fetches 50 MB)
+qemu-versions: root setup ## test moves between the machine's QEMU and Debian's newest, both ways (about 5 minutes; fetches 50 MB)
 	@$(BIN)/python -m pytest -v --tb=short -m slow tests/integration/test_qemu_versions.py
 
-soak: root setup ## 300 moves there and back of a domain that writes memory and disk (about 10 minutes)
+soak: root setup ## move a domain that writes memory and disk 300 times to and fro (about 10 minutes)
 	@VEERY_SOAK=.cache/soak.json $(BIN)/python -m pytest -v --tb=short tests/faults/test_growth.py -k 300
 	@PYTHONPATH=tests:tests/faults $(BIN)/python tests/faults/soak.py .cache/soak.json docs/faults.md
 
-fuzz: root setup ## every fuzzer of tests/fuzz, with examples of their own each time (FUZZ_SECONDS=600 in all)
+fuzz: root setup ## run every fuzzer of tests/fuzz, with new examples each time (FUZZ_SECONDS=600 in total)
 	@FUZZ_SECONDS=$(or $(FUZZ_SECONDS),600) $(BIN)/python -m pytest -v --tb=short --timeout 0 $(or $(PYTEST),tests/fuzz)
 
-slow: root setup ## the slow tests that have no target of their own, the guest that ends in a move under Xen among them
+slow: root setup ## run the slow tests without their own target, for example the guest that ends during a move under Xen
 	@$(BIN)/python -m pytest -v --tb=short -m slow $(or $(PYTEST),tests/unit/migrate/test_moving_guest_xen.py tests/contract \
 		tests/integration tests/faults/test_nodes.py tests/faults/test_postcopy.py tests/faults/test_upkeep.py)
 
-nested: root setup ## the slow tests on nested Xen hosts
+nested: root setup ## run the slow tests on nested Xen hosts
 	@$(BIN)/python -m pytest -v --tb=short -m slow $(or $(PYTEST),tests/nested)
 
-bench: root setup ## measure moves beside a bare QMP script and virsh (about an hour); DRIVER=xen: beside xl migrate
+bench: root setup ## measure moves, compared with a bare QMP script and virsh (about an hour); DRIVER=xen: with xl migrate
 	@$(BIN)/python -m bench$(if $(filter xen,$(DRIVER)),.xen) $(BENCH)
 
-bench-ha: root setup ## cut power and drain (about 20 minutes): from the cut to the answer; writes bench/ha.json
+bench-ha: root setup ## measure power cuts and drains, from the cut to the guest's answer (about 20 minutes); writes bench/ha.json
 	@$(BIN)/python -m bench.ha $(BENCH)
 
-bench-strangers: root setup ## moves and power cuts while 2,000 strangers throng at the ports, into docs/bench.md (about 15 minutes)
+bench-strangers: root setup ## measure moves and power cuts during connections from 2,000 strangers, into docs/bench.md (about 15 minutes)
 	@$(BIN)/python -m bench.strangers $(BENCH) && $(BIN)/python -m bench.page --input bench/strangers.json
 
-fresh: root setup ## the README's commands in a bare Debian root, before each release (SUITE=trixie; TARGETS="setup check")
+fresh: root setup ## run the README's commands in a bare Debian root, before each release (SUITE=trixie; TARGETS="setup check")
 	@$(BIN)/python -m veery.lab.fresh --suite $(or $(SUITE),bookworm) $(TARGETS)
 
-lab: root setup ## build the lab and leave it standing (veery lab down removes it)
+lab: root setup ## build the lab and keep it (veery lab down removes it)
 	@$(BIN)/veery lab up
 
-setup: system $(VENV) ## only the set-up: packages, guest kernel, .venv
+setup: system $(VENV) ## do only the set-up: packages, guest kernel, .venv
 
-lock: $(VENV) ## resolve pyproject.toml anew into packaging/requirements.lock
+lock: $(VENV) ## resolve pyproject.toml again into packaging/requirements.lock
 	@cd packaging && ../$(BIN)/pip-compile --quiet --upgrade --extra dev --generate-hashes --allow-unsafe --strip-extras \
 		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options --no-header --no-annotate \
 		--cache-dir ../.cache/pip-tools --output-file requirements.lock ../pyproject.toml
 	@sed -i '1i # Made by `make lock`: every package that .venv holds, with the hashes of its files. Not to be edited.' \
 		packaging/requirements.lock
 
-dist: $(VENV) ## a wheel and an sdist, in dist
+dist: $(VENV) ## make a wheel and an sdist, in dist
 	@rm -rf dist
 	@$(BIN)/python -m build --no-isolation --outdir dist . >.cache/dist.log 2>&1 || { tail -n 20 .cache/dist.log; exit 1; }
 	@ls dist/*
 
-dist-test: dist ## the wheel and the sdist, each installed by pip in an empty virtual environment
+dist-test: dist ## install the wheel and the sdist by pip, each in an empty virtual environment
 	@$(BIN)/python -m pytest -v --tb=short -m slow tests/packages/test_dist.py
 
-deb: $(VENV) ## the Debian packages, in build (SUITE=bookworm or trixie: one of them)
+deb: $(VENV) ## make the Debian packages, in build (SUITE=bookworm or trixie: one of them)
 	@$(BIN)/python packaging/deb/package.py $(SUITE)
 
-deb-check: deb ## what lintian says of them; lintian has to be there (apt-get install lintian)
+deb-check: deb ## check the packages with lintian, which must be installed (apt-get install lintian)
 	@lintian --fail-on error,warning --allow-root build/*.deb
 
-deb-test: root setup ## the Debian package installed, upgraded, downgraded, purged in a bare root (SUITE=trixie)
+deb-test: root setup ## install, upgrade, downgrade and purge the Debian package in a bare root (SUITE=trixie)
 	@rm -rf .cache/deb/$(or $(SUITE),bookworm)
 	@$(BIN)/python packaging/deb/package.py --quick --revision 1 --revision 2 --out .cache/deb/$(or $(SUITE),bookworm) \
 		$(or $(SUITE),bookworm)
 	@VEERY_SUITE=$(or $(SUITE),bookworm) $(BIN)/python -m pytest -v --tb=short -m slow tests/packages/test_deb.py
 
-clean: ## remove what was made in this folder (.venv, .cache); downloads stay in ~/.cache/veery
+clean: ## remove the generated files in this folder (.venv, .cache); downloads stay in ~/.cache/veery
 	@rm -rf .venv .cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist bench/latest.json bench/ha.json bench/strangers.json
 	@find . -name __pycache__ -prune -exec rm -rf {} +
 
@@ -158,7 +158,7 @@ root:
 system: root
 	@$(SETUP) packages guest agents
 
-# Made anew when the lock changes, and when the work tree was moved (the stamp holds its path).
+# Made again when the lock changes, and when the work tree was moved (the stamp contains its path).
 $(VENV): packaging/requirements.lock pyproject.toml $(if $(filter $(CURDIR),$(shell cat $(VENV) 2>/dev/null)),,FORCE)
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || $(SETUP) packages
 	@mkdir -p .cache

@@ -1,10 +1,10 @@
-"""The command `veery`, and `python -m veery`: the command line, with the laboratory as one more verb.
+"""The command `veery`, and `python -m veery`: the command line, with the lab as an additional verb.
 
-`cli` and `lab` do not know each other; they are joined here."""
+`cli` and `lab` do not import each other; this module joins them."""
 
 import gc
 
-YOUNG = 50_000  # objects made before garbage is looked for: more than a command makes that only asks and prints
+GC_THRESHOLD_OBJECTS = 50_000  # more than a simple command makes, so that no collection runs
 
 
 def _lab(words: list[str]) -> int:
@@ -14,9 +14,11 @@ def _lab(words: list[str]) -> int:
 
 
 def run() -> int:
-    """The entry point. Looking for garbage while modules load, and once more at the end, takes a fifth of a short
-    command's time and finds none: it begins late, and what is there at the end is left to the system."""
-    gc.set_threshold(YOUNG)
+    """Run the command; return its exit status.
+
+    Garbage collections during the imports and at the end take a fifth of a short command's time and find nothing. So
+    the first one comes late, and the objects left at the end are freed by the operating system."""
+    gc.set_threshold(GC_THRESHOLD_OBJECTS)
     from veery.cli.main import Extra, main
 
     try:

@@ -99,7 +99,7 @@ async def test_moves_both_ways_a_roll_and_a_way_back(stage: Stage, former: Path)
     assert "test2 (0)" in await cluster_level(stage)
 
     await moved(stage, "test2")  # from the newer to the older
-    await stage.lab.veery("test2", "mem-set", NAME, str(ledger.MEMORY - 8))
+    await stage.lab.veery("test2", "mem-set", NAME, str(ledger.MEMORY_MIB - 8))
     await moved(stage, "test1", "--compress", "yes")  # and from the older to the newer, packed
     await moved(stage, "test2", "--compress", "yes")
     assert (await cluster_level(stage)).startswith("0;")
@@ -115,7 +115,7 @@ async def test_moves_both_ways_a_roll_and_a_way_back(stage: Stage, former: Path)
     await change(stage, "test2", former)
     told = await stage.lab.veery("test1", "migrate", "--live", NAME, "test2", check=False, deadline=180)
     assert told.code != 0
-    assert f"can do level 0, the cluster is at level {LEVEL}" in told.err
+    assert f"supports level 0, the cluster is at level {LEVEL}" in told.err
     assert await stage.owner(NAME) == "test1"
     await stage.heard(NAME, boot=boot)
     assert await cluster_level(stage) != "0"

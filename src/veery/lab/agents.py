@@ -1,7 +1,7 @@
-"""Debian's fence agents, unpacked into the user's cache and never installed: as a package they would bring 28 others,
-for the clouds' interfaces. Of what they need in Python only the terminal and HTTP libraries are taken along.
+"""Debian's fence agents, unpacked into the user's cache and never installed: the package would install 28 others, for
+cloud APIs. Of their Python dependencies only the terminal and HTTP libraries are unpacked too.
 
-Only the standard library is used here."""
+This module uses only the standard library."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ PACKAGES = ("fence-agents", "python3-pexpect", "python3-ptyprocess", "python3-py
 
 @dataclass(frozen=True, slots=True)
 class Agents:
-    """Where they are."""
+    """The folder of the unpacked agents."""
 
     root: Path
 
     def program(self, name: str) -> Path:
-        """The agent `name`: fence_dummy."""
+        """Return the path of agent `name`, for example fence_dummy."""
         return self.root / "usr/sbin" / name
 
     @property
     def env(self) -> dict[str, str]:
-        """What they need in their environment to be found where they are."""
+        """Return the environment variables with which the agents find their files."""
         return {"PYTHONPATH": f"{self.root / 'usr/share/fence'}:{self.root / 'usr/lib/python3/dist-packages'}"}
 
 
 def find() -> Agents | None:
-    """Those that `fetch` unpacked."""
+    """Return the agents that `fetch` unpacked, or None."""
     agents = Agents(cache() / "agents")
     return agents if agents.program("fence_dummy").exists() else None
 
 
 def fetch(report: Report) -> Agents:
-    """Downloaded and unpacked if they are not there yet. Raises Refused, Failed."""
+    """Download and unpack the agents if they are missing. Raises Refused, Failed."""
     found = find()
     if found:
         return found

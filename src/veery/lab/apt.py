@@ -1,8 +1,8 @@
-"""Debian packages from the machine's own mirror, without a change to the machine's own apt settings.
+"""Debian packages from the machine's mirror, without a change to the machine's apt settings.
 
-The machine's sources are read, both forms of sources.list(5); what they say of Debian itself is written as one
-private deb822 file in the user's cache, with package lists of its own beside it. Only the standard library is used
-here: this runs before there is a virtual environment."""
+The module reads the machine's sources, in both forms of sources.list(5). It writes those for Debian itself as one
+private deb822 file in the user's cache, with its own package lists. It uses only the standard library, since it runs
+before there is a virtual environment."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from pathlib import Path
 
 from veery.errors import Failed, Refused
 
-Report = Callable[[str, float], None]  # what is done now, and how much of it all: 0 to 1
+Report = Callable[[str, float], None]  # the present step, and the fraction done: 0 to 1
 
 ETC = Path("/etc/apt")
-_UPDATE, _FETCH, _INSTALL = 300.0, 900.0, 1800.0  # seconds
+_UPDATE_TIMEOUT_S, _FETCH_TIMEOUT_S, _INSTALL_TIMEOUT_S = 300.0, 900.0, 1800.0
 _LINE = re.compile(r"deb\s+(?:\[(?P<options>[^]]*)\]\s*)?(?P<uri>\S+)\s+(?P<suite>\S+)(?P<components>(?:\s+\S+)*)\s*$")
 _OPTIONS = {  # sources.list(5): options whose deb822 field is not just the capitalised word
     "arch": "Architectures",
@@ -42,8 +42,8 @@ _PLACE = ("Types", "URIs", "Suites", "Components", "Enabled")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One stanza: binary packages from `uris`; `options` are its further deb822 fields (Signed-By, Trusted, ...),
-    a value of several lines as it stands in the file."""
+    """One stanza: binary packages from `uris`. `options`: its other deb822 fields (Signed-By, Trusted, ...); a value of
+    several lines is kept as in the file."""
 
     uris: tuple[str, ...]
     suites: tuple[str, ...]
@@ -51,7 +51,7 @@ class Source:
     options: tuple[tuple[str, str], ...] = ()
 
     def text(self) -> str:
-        """The stanza in deb822 form."""
+        """Return the stanza in deb822 form."""
         rows = [
             "Types: deb",
             f"URIs: {' '.join(self.uris)}",
@@ -63,7 +63,7 @@ class Source:
 
 
 def machine_sources(etc: Path = ETC) -> tuple[Source, ...]:
-    """Every enabled source of binary packages, in apt's order: sources.list, then sources.list.d by name."""
+    """Return every enabled source of binary packages, in apt's order: sources.list, then sources.list.d by name."""
     found: list[Source] = []
     folder = etc / "sources.list.d"
     parts = sorted(folder.iterdir()) if folder.is_dir() else []
@@ -79,7 +79,7 @@ def machine_sources(etc: Path = ETC) -> tuple[Source, ...]:
 
 
 def parse_stanzas(text: str) -> list[Source]:
-    """The deb822 form: stanzas of `Field: value`, a line that begins with a blank goes on."""
+    """Parse the deb822 form: stanzas of `Field: value`; a line that begins with a blank continues the value."""
     found = []
     for stanza in re.split(r"\n[ \t]*\n", "\n".join(row for row in text.splitlines() if not row.startswith("#"))):
         fields: dict[str, str] = {}
@@ -97,14 +97,14 @@ def parse_stanzas(text: str) -> list[Source]:
             "0",
         ):
             names = {place.lower() for place in _PLACE}
-            options = tuple((_spelt(key), value) for key, value in fields.items() if key not in names)
+            options = tuple((_field_name(key), value) for key, value in fields.items() if key not in names)
             uris, suites, components = (tuple(fields.get(key, "").split()) for key in ("uris", "suites", "components"))
             found.append(Source(uris, suites, components, options))
     return found
 
 
 def parse_lines(text: str) -> list[Source]:
-    """The one-line form: `deb [option=value ...] uri suite component...`."""
+    """Parse the one-line form: `deb [option=value ...] uri suite component...`."""
     found = []
     for row in text.splitlines():
         match = _LINE.match(row.partition("#")[0].strip())
@@ -117,16 +117,16 @@ def parse_lines(text: str) -> list[Source]:
 def _option(word: str) -> tuple[str, str]:
     name, _, value = word.partition("=")
     suffix = {"+": "-Add", "-": "-Remove"}.get(name[-1:], "")
-    return _spelt(name.rstrip("+-") if suffix else name) + suffix, value.replace(",", " ")
+    return _field_name(name.rstrip("+-") if suffix else name) + suffix, value.replace(",", " ")
 
 
-def _spelt(name: str) -> str:
+def _field_name(name: str) -> str:
     return _OPTIONS.get(name.lower(), name.title())
 
 
 def debian_sources(sources: Sequence[Source], codename: str, extra: Sequence[str] = ()) -> tuple[Source, ...]:
-    """Of `sources`, what serves Debian `codename` itself; and the suites `extra` ("bookworm-backports") from the same
-    mirror, where no source has them. Raises Refused when there is none."""
+    """Return the `sources` of Debian `codename` itself, and the suites `extra` ("bookworm-backports") from the same
+    mirror if no source has them. Raises Refused if there is none."""
     wanted = re.compile(rf"{re.escape(codename)}(-updates|-security|/updates|-backports)?/?")
     chosen = []
     for source in sources:
@@ -147,20 +147,20 @@ def debian_sources(sources: Sequence[Source], codename: str, extra: Sequence[str
 
 
 def release(path: Path = Path("/etc/os-release")) -> str:
-    """The codename of this Debian. Raises Refused on anything else."""
+    """Return the codename of this Debian. Raises Refused on another system."""
     rows = (row.partition("=") for row in path.read_text().splitlines() if "=" in row) if path.exists() else ()
     fields = {name: value.strip().strip("\"'") for name, _, value in rows}
     if fields.get("ID") != "debian" or not fields.get("VERSION_CODENAME"):
         raise Refused(
-            f"packages are only installed by themselves on Debian, not on {fields.get('PRETTY_NAME', 'this system')}",
-            hint="install them with your system's own tool, then run again",
+            f"veery installs packages only on Debian, not on {fields.get('PRETTY_NAME', 'this system')}",
+            hint="install them with your system's package manager, then try again",
         )
     return fields["VERSION_CODENAME"]
 
 
 class Apt:
-    """apt with sources, lists and downloads of our own, in `folder`; the machine's other settings (proxies,
-    credentials, preferences) hold."""
+    """apt with private sources, lists and downloads in `folder`; the machine's other settings (proxies, credentials,
+    preferences) apply."""
 
     def __init__(self, folder: Path, sources: Sequence[Source]) -> None:
         self._folder = folder
@@ -179,16 +179,16 @@ class Apt:
         for name in ("lists/partial", "cache/archives/partial"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         (folder / "debian.sources").write_text("\n".join(source.text() for source in sources))
-        (folder / "debian.sources").chmod(0o600)  # a mirror's address may hold a password
+        (folder / "debian.sources").chmod(0o600)  # a mirror's address may contain a password
 
     def update(self, report: Report) -> None:
         """Fetch the package lists. Raises Failed."""
         report("fetching package lists", 0.0)
-        self._run("apt-get", "update", "-q", "--error-on=any", deadline=_UPDATE)
+        self._run("apt-get", "update", "-q", "--error-on=any", deadline=_UPDATE_TIMEOUT_S)
 
     def install(self, packages: Sequence[str], report: Report, *, suite: str = "") -> None:
-        """Install `packages` with what they need, from `suite` first if one is named; nothing is removed.
-        Raises Failed."""
+        """Install `packages` with their dependencies, from `suite` first if one is given; remove nothing. Raises
+        Failed."""
         reader, writer = os.pipe()
         with os.fdopen(reader) as status:
             words = ("install", "-y", "-q", "--no-install-recommends", "--no-remove", *(["-t", suite] if suite else []))
@@ -205,37 +205,37 @@ class Apt:
             try:
                 for text, fraction in progress(status):
                     report(text, fraction)
-                code = process.wait(_INSTALL)
+                code = process.wait(_INSTALL_TIMEOUT_S)
             finally:
                 if process.poll() is None:
                     process.terminate()
                     process.wait(60)
         if code:
-            said = _reason((self._folder / "install.log").read_text(errors="replace"))
-            raise Failed(f"apt-get install: {said}", hint=f"see {self._folder / 'install.log'}")
+            reason = _reason((self._folder / "install.log").read_text(errors="replace"))
+            raise Failed(f"apt-get install: {reason}", hint=f"see {self._folder / 'install.log'}")
         self.clean()
 
     def depends(self, package: str) -> tuple[str, ...]:
-        """The names that `package`'s candidate depends on."""
+        """Return the names of the packages that `package`'s candidate depends on."""
         shown = self._run("apt-cache", "show", "--no-all-versions", package, deadline=60.0)
         match = re.search(r"^Depends: (.+)$", shown, re.MULTILINE)
         return tuple(word.split()[0] for word in match[1].split(",")) if match else ()
 
     def download(self, package: str, folder: Path) -> Path:
-        """Fetch `package`'s file into `folder`; its path. Raises Failed."""
-        self._run("apt-get", "download", "-q", package, deadline=_FETCH, cwd=folder)
+        """Download `package`'s file into `folder`; return its path. Raises Failed."""
+        self._run("apt-get", "download", "-q", package, deadline=_FETCH_TIMEOUT_S, cwd=folder)
         found = sorted(folder.glob(f"{package}_*.deb"))
         if not found:
-            raise Failed(f"apt-get download left no file of {package}", hint=f"look into {folder}")
+            raise Failed(f"apt-get download left no file of {package}", hint=f"see {folder}")
         return found[-1]
 
     def gather(self, packages: Sequence[str], folder: Path, *, suite: str = "") -> tuple[Path, ...]:
-        """Fetch `packages`, from `suite` if one is named, and all that they need and the machine lacks, into `folder`;
-        the files. Nothing is installed. Raises Failed."""
+        """Download `packages`, from `suite` if one is given, and their missing dependencies into `folder`; return the
+        files. Nothing is installed. Raises Failed."""
         self.clean()
         names = [f"{name}/{suite}" if suite else name for name in packages]
         words = ("install", "-y", "-q", "--download-only", "--no-install-recommends", "--no-remove")
-        self._run("apt-get", *words, *names, deadline=_FETCH)
+        self._run("apt-get", *words, *names, deadline=_FETCH_TIMEOUT_S)
         found = sorted((self._folder / "cache" / "archives").glob("*.deb"))
         return tuple(path.rename(folder / path.name) for path in found)
 
@@ -265,7 +265,7 @@ class Apt:
         if result.returncode:
             raise Failed(
                 f"{words[0]} {words[1]}: {_reason(result.stdout + result.stderr)}",
-                hint="see the mirror's address in /etc/apt",
+                hint="check the mirror's address in /etc/apt",
             )
         return result.stdout
 
@@ -274,7 +274,7 @@ class Apt:
 
 
 def progress(status: Iterator[str]) -> Iterator[tuple[str, float]]:
-    """apt's status lines (README.progress-reporting) as (text, fraction): downloads are the first half."""
+    """Parse apt's status lines (README.progress-reporting) into (text, fraction): downloads are the first half."""
     for row in status:
         kind, _, rest = row.strip().partition(":")
         fields = rest.split(":", 2)
@@ -284,10 +284,10 @@ def progress(status: Iterator[str]) -> Iterator[tuple[str, float]]:
 
 
 def _reason(output: str) -> str:
-    """The line of apt's output that says why; without the password a mirror's address may hold."""
+    """Return the line of apt's output with the reason, without the password in a mirror's address."""
     rows = [row.strip() for row in output.splitlines() if row.strip()]
-    told = [row for row in rows if row.startswith("E:")] or rows or ["no message"]
-    return re.sub(r"//[^/\s@]+@", "//", told[0].removeprefix("E:").strip())
+    errors = [row for row in rows if row.startswith("E:")] or rows or ["no message"]
+    return re.sub(r"//[^/\s@]+@", "//", errors[0].removeprefix("E:").strip())
 
 
 def _environment() -> Mapping[str, str]:

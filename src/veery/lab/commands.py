@@ -1,4 +1,4 @@
-"""`veery lab ...`: the laboratory's own command line."""
+"""`veery lab ...`: the lab's command line."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from veery.lab.xen.node import Nested
 _ABOUT = """\
 A lab is a whole cluster inside network namespaces of this machine: the storage node stor
 (172.16.31.3), the hypervisors test1 (.1), test2 (.2), test3 (.11) and so on, each with its bridge
-xenbr0 and its veeryd, and a client outside (.100). Its addresses live only inside. Several labs
-may stand side by side, told apart by name; everything a lab keeps lies in
+xenbr0 and its veeryd, and a client outside (.100). Its addresses exist only in its namespaces.
+Several labs with different names can run at the same time. All files of a lab are in
 ~/.cache/veery/lab/NAME, with a folder for each node's settings, state, sockets and logs."""
 
 _EXAMPLES = """\
 examples:
   veery lab up                          build the lab
-  veery --node test1 list               speak to a node's daemon
+  veery --node test1 list               send a command to a node's daemon
   veery lab exec test1 veery list       the same, from inside the node
   veery lab exec client busybox ping 172.16.31.1
-  veery lab demo                        the whole experiment, in a lab of its own
+  veery lab demo                        the whole experiment, in its own lab
   veery lab down"""
 
 
 def main(words: list[str]) -> int:
-    """Run `veery lab WORDS...`; the exit status."""
+    """Run `veery lab WORDS...`; return the exit status."""
     arguments = _parser().parse_args(words)
     result: int = arguments.act(arguments)
     return result
@@ -58,14 +58,16 @@ def _parser() -> argparse.ArgumentParser:
         return made
 
     up = verb("up", _up, "build the lab and start its services; it stays until veery lab down")
-    up.add_argument("--nodes", type=int, default=2, metavar="N", help="hypervisors beside stor (2)")
-    up.add_argument("--storages", type=int, default=1, metavar="N", help="storage nodes: stor, stor2 and so on (1)")
-    verb("down", _down, "remove the lab with all that is in it")
-    verb("status", _status, "show each node's address and what runs there")
+    up.add_argument("--nodes", type=int, default=2, metavar="N", help="number of hypervisors, in addition to stor (2)")
+    up.add_argument(
+        "--storages", type=int, default=1, metavar="N", help="number of storage nodes: stor, stor2 and so on (1)"
+    )
+    verb("down", _down, "remove the lab with everything in it")
+    verb("status", _status, "show each node's address and its running programs")
     run = verb("exec", _exec, "run a command inside a node, or inside client or switch")
     run.add_argument("node", metavar="NODE")
     run.add_argument("command", metavar="COMMAND", nargs=argparse.REMAINDER, help="the command and its arguments")
-    demo = verb("demo", _demo, "run the whole experiment in a lab of its own, and remove it")
+    demo = verb("demo", _demo, "run the whole experiment in its own lab, and remove the lab")
     for each in (up, demo):
         each.add_argument(
             "--driver", choices=DRIVERS, default="qemu", help="xen: the hypervisors are nested Xen hosts (qemu)"
@@ -74,9 +76,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _common() -> argparse.ArgumentParser:
-    """The options that stand before or after the verb. Made anew for each parser: set_defaults writes into them."""
+    """Return the options before or after the verb. Each parser needs a new object: set_defaults changes it."""
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--lab", metavar="NAME", default=argparse.SUPPRESS, help="the lab (or VEERY_LAB; lab)")
+    common.add_argument(
+        "--lab", metavar="NAME", default=argparse.SUPPRESS, help="name of the lab (default: VEERY_LAB, or lab)"
+    )
     common.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
     return common
 
@@ -102,7 +106,7 @@ def _up(arguments: Namespace) -> int:
 
     lab = asyncio.run(build())
     lab.leave()
-    bar.end(f"{name} is up, in {time.monotonic() - begun:.1f} s")
+    bar.end(f"{name} is up after {time.monotonic() - begun:.1f} s")
     return _status(arguments)
 
 
@@ -115,7 +119,7 @@ def _down(arguments: Namespace) -> int:
     folder = Path(record.folder) if record else lab_folder(name)
     asyncio.run(hosts.remove(name, folder))
     held.forget()
-    sys.stderr.write(f"lab: {name} is gone\n")
+    sys.stderr.write(f"lab: {name} is removed\n")
     return 0
 
 
@@ -155,8 +159,8 @@ def _exec(arguments: Namespace) -> int:
     if arguments.node not in (CLIENT, SWITCH):
         drawn.node(arguments.node)
     environ = {**os.environ, **hosts.environ(drawn, arguments.node)}
-    # ip(8) execs the command, so that terminal, signals and exit status are its own; it also gives it a /sys of
-    # the namespace, which nsenter does not.
+    # ip(8) execs the command, so terminal, signals and exit status are the command's own. Unlike nsenter, ip(8) also
+    # mounts the namespace's /sys.
     words = ["ip", "netns", "exec", drawn.namespace(arguments.node), *arguments.command]
     if drawn.nested(arguments.node):
         words = [str(word) for word in Nested(drawn, drawn.node(arguments.node)).enter(arguments.command)]

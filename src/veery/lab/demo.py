@@ -1,7 +1,7 @@
-"""The seed's experiment, end to end, on real parts: told as a story, or as one JSON object.
+"""The seed's experiment, end to end, on real parts, printed step by step or as one JSON object.
 
-Everything is done as a user would do it, by `veery` on the nodes; only the client's probe, the login test and the
-typing into the console are the lab's own."""
+Every step is a user's `veery` command on a node. Only the client's probe, the login test and the input on the console
+are the lab's own."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ from veery.lab.shell import Shell
 from veery.lab.xen import dom0
 
 NAME = "busybox"
-INTERVAL = 0.002  # seconds between two probes
-INTERVAL_NESTED = 0.05  # more often they would be a nested host's main work
-_SETTLE = 0.4  # seconds for which the client goes on probing after a move
-_COMMAND = 120.0
+INTERVAL_S = 0.002  # between two probes
+INTERVAL_NESTED_S = 0.05  # with a shorter one, probes would be a nested host's main work
+_SETTLE_S = 0.4  # the client continues to probe for this time after a move
+_COMMAND_TIMEOUT_S = 120.0
 
 _FILE = """\
 kernel = "{kernel}"
@@ -58,8 +58,8 @@ on_poweroff = "destroy"
 
 
 def run(name: str, *, as_json: bool, driver: str = "qemu") -> int:
-    """Run the demo in lab `name`, and remove it; 0 when every check held, else 1. With the driver xen the hypervisors
-    are nested Xen hosts."""
+    """Run the demo in lab `name`, and remove the lab; return 0 if every check held, else 1. With the driver xen the
+    hypervisors are nested Xen hosts."""
     story = Narrator(None if as_json else Console(highlight=False))
     demo = Demo(story, driver)
     error: VeeryError | None = None
@@ -75,23 +75,23 @@ def run(name: str, *, as_json: bool, driver: str = "qemu") -> int:
     else:
         demo.tables()
         held = sum(story.checks.values())
-        story.note(f"{held} of {len(story.checks)} checks held; the lab is gone")
+        story.note(f"{held} of {len(story.checks)} checks held; the lab is removed")
     return 0 if good else 1
 
 
 async def _until_ended(demo: Demo, name: str) -> None:
-    """Run `demo`; SIGTERM ends it as Ctrl-C does, with everything cleared away."""
+    """Run `demo`; SIGTERM ends it like Ctrl-C, and everything is removed."""
     task = asyncio.ensure_future(demo.play(name))
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     try:
         await task
     except asyncio.CancelledError:
-        raise Failed("the demo was ended before its end", hint="its lab is gone; run it again") from None
+        raise Failed("the demo was interrupted", hint="its lab is removed; run it again") from None
 
 
 @dataclass
 class Demo:
-    """One run. `moves` and `versions` are what the JSON tells of them."""
+    """One run of the demo. `moves` and `versions` are parts of the JSON output."""
 
     story: Narrator
     driver: str = "qemu"
@@ -103,7 +103,7 @@ class Demo:
 
     @property
     def lab(self) -> Lab:
-        """The lab, while it stands."""
+        """Return the lab, while it exists."""
         assert self._lab is not None
         return self._lab
 
@@ -113,10 +113,10 @@ class Demo:
 
     @property
     def _interval(self) -> float:
-        return INTERVAL_NESTED if self._xen else INTERVAL
+        return INTERVAL_NESTED_S if self._xen else INTERVAL_S
 
     async def play(self, name: str) -> None:
-        """The whole story. Raises what stopped it; the lab is gone either way."""
+        """Run all steps, and remove the lab in any case. Raises the error that stopped it."""
         guest = kernels.find()
         if guest is None:
             raise Refused("there is no guest kernel yet", hint="make setup")
@@ -155,7 +155,7 @@ class Demo:
             self.story.note(f"ACL {', '.join(target['acl'])}; CHAP accounts {', '.join(target['accounts'])}")
             closed = sorted(names) == sorted(target["accounts"]) == ["test1", "test2"]
             self.story.check(
-                "target_has_acl_and_chap", closed, "only test1 and test2 may log in, each with its password"
+                "target_has_acl_and_chap", closed, "only test1 and test2 can log in, each with its password"
             )
         with self.story.step(
             "Both nodes reach it", "iscsiadm -m discovery -t st -p 172.16.31.3; iscsiadm -m node -T ... -l"
@@ -166,15 +166,15 @@ class Demo:
                 self.story.check(f"{node}_reaches_the_lun", good, f"{node} logs in and sees 1 GiB")
             wrong = await self._reach("test1", "a-wrong-password")
             refused = wrong.code != 0 and ("Authentication" in wrong.err or "authorization" in wrong.err)
-            self.story.check("wrong_password_refused", refused, "a wrong password is turned away")
+            self.story.check("wrong_password_refused", refused, "a wrong password is refused")
 
     @property
     def _memory(self) -> int:
-        """MiB of the domain: a nested host has room for less."""
+        """Return the domain's memory in MiB: a nested host has less."""
         return 128 if self._xen else 512
 
     def _file(self, node: str) -> str:
-        """Where the domain's file is on `node`."""
+        """Return the path of the domain's file on `node`."""
         return f"/etc/xen/{NAME}" if self._xen else str(self.lab.plan.home(node) / "etc" / NAME)
 
     async def _reach(self, node: str, *password: str) -> Result:
@@ -206,7 +206,7 @@ class Demo:
                     await shell.ready()
             listed = await self._veery("test1", "list")
             self.story.check("runs_on_test1", _row(listed) is not None, "it runs on test1")
-        with self.story.step("An address, typed into its console", f"ifconfig eth0 {DOMAIN_ADDRESS} up"):
+        with self.story.step("An address is typed into its console", f"ifconfig eth0 {DOMAIN_ADDRESS} up"):
             async with self._shell("test1") as shell:
                 await self._type(shell, "mount -o remount,rw /")
                 await self._type(shell, f"ifconfig eth0 {DOMAIN_ADDRESS} up")
@@ -220,7 +220,7 @@ class Demo:
         probe = await Probe.start(partial(self.lab.enter, CLIENT), [DOMAIN_ADDRESS], interval=self._interval)
         try:
             with self.story.step(
-                f"A client outside asks it every {self._interval * 1000:g} ms", "(the seed had no client)"
+                f"A client outside sends it a request every {self._interval * 1000:g} ms", "(the seed had no client)"
             ):
                 await probe.answered(deadline=60)
                 self.story.check("client_is_answered", True, f"{CLIENT_ADDRESS} gets answers from {DOMAIN_ADDRESS}")
@@ -228,7 +228,7 @@ class Demo:
                 await self._migrate(probe, "test1", "test2")
             with self.story.step("It is on test2 now, and nowhere else", "xm list on both nodes"):
                 here, there = [_row(await self._veery(node, "list")) for node in ("test1", "test2")]
-                self.story.check("gone_from_test1", here is None, "test1 has it no more")
+                self.story.check("gone_from_test1", here is None, "test1 no longer has it")
                 self.story.check("runs_on_test2", there is not None, "test2 runs it")
             with self.story.step("Its console on test2 shows the same machine", "xm console busybox; ifconfig"):
                 await self._compare("test2")
@@ -242,7 +242,7 @@ class Demo:
                 self.story.check("back_on_test1", back is not None, "it runs on test1 again")
                 async with self._shell("test1") as shell:
                     note = await shell.run("cat /note")
-                self.story.check("file_came_back", "on test2" in note, "and has what it wrote on test2")
+                self.story.check("file_came_back", "on test2" in note, "and has the file as written on test2")
             reading = (await probe.read())[DOMAIN_ADDRESS]
             answering = reading.age_ms is not None and reading.age_ms < 1000
             self.story.check("client_still_answered", answering, "the client is still answered")
@@ -252,7 +252,7 @@ class Demo:
     async def _migrate(self, probe: Probe, source: str, target: str) -> None:
         await probe.mark()
         out = await self._veery(source, "migrate", "--live", NAME, target, "--json", slow=True)
-        await asyncio.sleep(_SETTLE)
+        await asyncio.sleep(_SETTLE_S)
         reading = (await probe.read())[DOMAIN_ADDRESS]
         report = json.loads(out)
         self.moves.append(
@@ -271,7 +271,7 @@ class Demo:
         self.story.check(
             f"moved_to_{target}",
             report["state"] == "done" and answered,
-            f"in {report['total_ms']:.0f} ms; the client missed it for {reading.gap_ms} ms at most",
+            f"in {report['total_ms']:.0f} ms; the longest gap for the client was {reading.gap_ms} ms",
         )
 
     async def _compare(self, node: str) -> None:
@@ -285,10 +285,10 @@ class Demo:
         check = self.story.check
         check("same_address", after["address"] == before["address"] != "", f"the same address, {after['address']}")
         check("same_mac", after["mac"] == before["mac"] != "", f"the same MAC, {after['mac']} (the seed's had changed)")
-        check("uptime_went_on", went_on, f"its uptime went on, from {before['uptime']} to {after['uptime']} s")
+        check("uptime_went_on", went_on, f"its uptime continued, from {before['uptime']} to {after['uptime']} s")
         check("same_boot", after["boot"] == before["boot"] != "", "and its boot id is the same")
-        check("file_readable", "written on test1" in after["note"], "the file written on test1 is there")
-        check("file_writable", "and on test2" in note, "and can be written")
+        check("file_readable", "written on test1" in after["note"], "the file written on test1 exists")
+        check("file_writable", "and on test2" in note, "and is writable")
 
     async def _create_again(self) -> None:
         result = await self.lab.veery("test1", "create", self._file("test1"), check=False)
@@ -311,24 +311,24 @@ class Demo:
         }
 
     def result(self, error: VeeryError | None) -> dict[str, Any]:
-        """The JSON object; `error` is what stopped the demo."""
-        told: dict[str, Any] = {"moves": self.moves, "checks": self.story.checks, "versions": self.versions}
+        """Return the JSON object; `error` is the error that stopped the demo."""
+        result: dict[str, Any] = {"moves": self.moves, "checks": self.story.checks, "versions": self.versions}
         if error is not None:
-            told["error"] = {"kind": error.kind, "message": error.message, "hint": error.hint}
-        return told
+            result["error"] = {"kind": error.kind, "message": error.message, "hint": error.hint}
+        return result
 
     def tables(self) -> None:
-        """The figures of the moves, and the versions."""
+        """Print the figures of the moves, and the versions."""
         if not self.moves:
             return
         figures: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
             ("total", lambda move: f"{move['total_ms']:.0f} ms"),
-            ("downtime, as the hypervisor tells it", lambda move: f"{move['downtime_ms']:.0f} ms"),
+            ("downtime reported by the hypervisor", lambda move: f"{move['downtime_ms']:.0f} ms"),
             ("longest gap the client saw", lambda move: f"{move['gap_ms']} ms"),
             ("copied", lambda move: f"{move['bytes'] / (1 << 20):.0f} MiB"),
             ("rounds", lambda move: str(move["rounds"])),
         ]
-        if self._xen:  # xl tells neither how long the domain stood nor of rounds
+        if self._xen:  # xl reports neither the downtime nor the rounds
             figures = [figure for figure in figures if figure[0] in ("total", "longest gap the client saw", "copied")]
         rows = [[name, *(tell(move) for move in self.moves)] for name, tell in figures]
         for phase in self.moves[0]["phases"]:
@@ -339,15 +339,15 @@ class Demo:
 
     # ---- small things
     async def _veery(self, node: str, *words: str, shown: str = "", slow: bool = False) -> str:
-        """Run veery on a node; tell the command and its output, or, of a `slow` one, show its progress as a bar.
-        Raises Failed."""
+        """Run veery on a node; print the command and its output, or for a `slow` one show a progress bar. Raises
+        Failed."""
         typed = f"veery {shown or ' '.join(words)}"
         if slow:
             with self.story.progress(typed) as report:
-                out = await self.lab.watch(node, *words, report=report, deadline=_COMMAND)
+                out = await self.lab.watch(node, *words, report=report, deadline=_COMMAND_TIMEOUT_S)
             self.story.command(node, typed)
         else:
-            out = (await self.lab.veery(node, *words, deadline=_COMMAND)).out
+            out = (await self.lab.veery(node, *words, deadline=_COMMAND_TIMEOUT_S)).out
             self.story.command(node, typed, out)
         return out
 
@@ -358,7 +358,7 @@ class Demo:
         self.story.command("busybox", line, await shell.run(line))
 
     async def _look(self, shell: Shell, *, show: bool) -> dict[str, str]:
-        """What makes the machine itself: its address and MAC, uptime, boot id, and the file."""
+        """Read what identifies the domain: its address and MAC, uptime, boot id, and the file."""
         card = await shell.run("ifconfig eth0")
         if show:
             self.story.command("busybox", "ifconfig eth0", "\n".join(card.splitlines()[:2]))
@@ -373,5 +373,5 @@ class Demo:
 
 
 def _row(listed: str) -> str | None:
-    """The domain's row in what `veery list` printed."""
+    """Return the domain's row in the output of `veery list`, or None."""
     return next((row for row in listed.splitlines() if row.split()[:1] == [NAME]), None)

@@ -1,12 +1,12 @@
-"""Real faults for a lab's machines: power, cables, frozen and killed programs. Nothing is simulated.
+"""Real faults for a lab's machines: power cuts, cut cables, frozen and killed programs. Nothing is simulated.
 
-A cut is a `blackhole` queue (tc-stab(8) family; in every kernel) on one end of the cable, so that each direction can
-be cut alone and the card still shows its carrier, as behind a broken switch. The lab's nodes have one network; where a
-real node has one for the cluster and one for its storage, one of the two is cut by what its own packet filter drops
-(nft(8)): the ports of the API, of moves and of etcd, or those of iSCSI.
+A cut is a `blackhole` queue (tc-stab(8) family; in every kernel) at one end of the cable. So each direction can be cut
+separately, and the card still has a carrier, as behind a broken switch. The lab's nodes have only one network. To cut
+only the cluster's or only the storage's network, the node's packet filter (nft(8)) drops the ports of the API, of moves
+and of etcd, or those of iSCSI.
 
-A nested node is cut, frozen and powered off from outside, at its cables and its outer QEMU; programs in it are found
-and killed inside."""
+A nested node is cut, frozen and powered off from outside, at its cables and its outer QEMU. Its programs are found and
+killed inside."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ from veery.lab.xen import talk
 
 _CGROUPS = ("/sys/fs/cgroup/memory", "/sys/fs/cgroup")  # version 1 beside others, version 2
 _LIMITS = ("memory.limit_in_bytes", "memory.max")
-_ENOUGH = 24 << 20  # bytes that all in a starved group may take from then on
+_GROUP_LIMIT_BYTES = 24 << 20  # the memory limit of a starved group
 _HOG = "room = []\nwhile True:\n room.append(bytearray(1 << 20))"
 
 
 class Direction(StrEnum):
-    """Which way a cable is cut."""
+    """The direction in which a cable is cut."""
 
     BOTH = "both"
-    IN = "in"  # the machine hears nothing
-    OUT = "out"  # the machine is not heard
+    IN = "in"  # the machine receives nothing
+    OUT = "out"  # the others receive nothing from the machine
 
 
 class Net(StrEnum):
-    """Which of a node's networks is cut."""
+    """The network of a node that is cut."""
 
     ALL = "all"
     CLUSTER = "cluster"  # the API, moves, etcd
@@ -52,8 +52,7 @@ class Net(StrEnum):
 
 
 async def cut(lab: Lab, node: str, direction: Direction = Direction.BOTH, net: Net = Net.ALL) -> None:
-    """Cut the cable of `node` (or of the client), or one of its networks. What is sent from now on is lost without a
-    sign."""
+    """Cut the cable of `node` (or of the client), or one of its networks. Packets are then lost silently."""
     if net is not Net.ALL:
         await _filter(lab, node, net, _chains(net, direction, nested=lab.plan.nested(node)))
         return
@@ -62,7 +61,7 @@ async def cut(lab: Lab, node: str, direction: Direction = Direction.BOTH, net: N
 
 
 async def heal(lab: Lab, node: str) -> None:
-    """Mend the cable of `node`, whichever way it was cut, and all its networks."""
+    """Restore the cable of `node` in both directions, and all its networks."""
     if node in (each.name for each in lab.plan.nodes):
         for net in (Net.CLUSTER, Net.STORAGE):
             await _filter(lab, node, net, "")
@@ -73,8 +72,8 @@ async def heal(lab: Lab, node: str) -> None:
 
 
 async def power_off(lab: Lab, node: str) -> None:
-    """Take the power away: the cable first, so that not even the kernel's FIN or RST gets out, then every process.
-    What a reboot would empty is emptied: the taps and the run folder; the disk (state) stays."""
+    """Cut the power of `node`: first its cable, so that not even the kernel's FIN or RST leaves it, then every process.
+    Its taps and its run folder are removed, as by a reboot; its disk (state) stays."""
     await cut(lab, node)
     await members.kill(lambda: lab.members(node))
     if lab.plan.nested(node):
@@ -88,7 +87,7 @@ async def power_off(lab: Lab, node: str) -> None:
 
 
 async def power_on(lab: Lab, node: str) -> None:
-    """Give the power back: cable and veeryd, which starts what the node had."""
+    """Restore the power of `node`: its cable and veeryd, which starts the node's services."""
     await heal(lab, node)
     if lab.plan.nested(node):
         await lab.nested(node).power_on()
@@ -96,14 +95,14 @@ async def power_on(lab: Lab, node: str) -> None:
 
 
 async def freeze(lab: Lab, node: str, *, deadline: float = 20.0) -> tuple[Member, ...]:
-    """Stop every process of `node` (SIGSTOP), as a machine that hangs; those stopped. The kernel still answers. What
-    was on a processor goes on until the signal reaches it: we come back when each thread stands. Raises Failed after
-    `deadline` seconds."""
+    """Stop every process of `node` (SIGSTOP), like a machine that hangs; return the stopped processes. Its kernel still
+    answers. A running thread continues until the signal reaches it, so this returns only when every thread is stopped.
+    Raises Failed after `deadline` seconds."""
     frozen: dict[int, Member] = {}
     try:
         async with asyncio.timeout(deadline):
-            while moving := [each for each in lab.members(node) if not each.standing()]:
-                for each in moving:
+            while running := [each for each in lab.members(node) if not each.standing()]:
+                for each in running:
                     each.process.send(signal.SIGSTOP)
                     frozen[each.process.pid] = each
                 await asyncio.sleep(0.01)
@@ -113,26 +112,26 @@ async def freeze(lab: Lab, node: str, *, deadline: float = 20.0) -> tuple[Member
 
 
 async def halt(stopped: Sequence[Member], *, deadline: float = 20.0) -> None:
-    """Stop these processes alone (SIGSTOP); we come back when each thread of them stands, or they have ended. Raises
-    Failed after `deadline` seconds."""
+    """Stop only these processes (SIGSTOP); return when all their threads are stopped or have ended. Raises Failed after
+    `deadline` seconds."""
     try:
         async with asyncio.timeout(deadline):
-            while moving := [each for each in stopped if each.process.alive() and not each.standing()]:
-                for each in moving:
+            while running := [each for each in stopped if each.process.alive() and not each.standing()]:
+                for each in running:
                     each.process.send(signal.SIGSTOP)
                 await asyncio.sleep(0.005)
     except TimeoutError as error:
-        raise Failed(f"{moving[0].program} was not stopped within {deadline:g} s") from error
+        raise Failed(f"{running[0].program} was not stopped within {deadline:g} s") from error
 
 
 def go_on(stopped: Sequence[Member]) -> None:
-    """Let what `halt` stopped go on."""
+    """Continue the processes that `halt` stopped."""
     for each in stopped:
         each.process.send(signal.SIGCONT)
 
 
 def thaw(lab: Lab, node: str) -> tuple[Member, ...]:
-    """Let a frozen node go on."""
+    """Continue the processes of a frozen node; return them."""
     thawed = lab.members(node)
     for member in thawed:
         member.process.send(signal.SIGCONT)
@@ -140,17 +139,17 @@ def thaw(lab: Lab, node: str) -> tuple[Member, ...]:
 
 
 def find(lab: Lab, node: str, program: str) -> tuple[Member, ...]:
-    """The processes on `node` whose program's name begins with `program`: "veeryd", "etcd", "tgtd", "qemu-system".
-    Raises Refused when there is none."""
+    """Return the processes on `node` whose program's name begins with `program`: "veeryd", "etcd", "tgtd",
+    "qemu-system". Raises Refused if there is none."""
     found = tuple(member for member in lab.members(node) if member.program.startswith(program))
     if not found:
         running = ", ".join(sorted({member.program for member in lab.members(node)})) or "nothing"
-        raise Refused(f"no {program} runs on {node}", hint=f"there runs {running}")
+        raise Refused(f"no {program} runs on {node}", hint=f"running programs: {running}")
     return found
 
 
 async def kill(lab: Lab, node: str, program: str) -> tuple[Member, ...]:
-    """SIGKILL the processes that `find` finds, and wait for their end."""
+    """Send SIGKILL to the processes that `find` returns, and wait for their end."""
     found = find(lab, node, program)
     await members.end(found)
     return found
@@ -158,10 +157,10 @@ async def kill(lab: Lab, node: str, program: str) -> tuple[Member, ...]:
 
 @contextlib.asynccontextmanager
 async def starved(lab: Lab, node: str, victim: Member, *, deadline: float = 60.0) -> AsyncIterator[None]:
-    """Let the memory of `node` run out for `victim`: it is put into a memory cgroup of its own that has nothing left
-    to give, with another process that wants more and more. The kernel's OOM killer then takes the larger of the two,
-    which is a QEMU with a guest in it. Yields when the victim is dead. Raises Failed where it outlives `deadline`
-    seconds, Refused where this machine has no memory cgroups."""
+    """Make `victim` on `node` run out of memory: move it into its own memory cgroup with a low limit, together with a
+    process that allocates more and more. The kernel's OOM killer then kills the larger of the two, a QEMU with a guest.
+    Yields when the victim is dead. Raises Failed if it still runs after `deadline` seconds, Refused if this machine has
+    no memory cgroups."""
     group = _group(f"veery-{lab.plan.lab}-{node}")
     try:
         with contextlib.suppress(ProcessLookupError):
@@ -170,7 +169,7 @@ async def starved(lab: Lab, node: str, victim: Member, *, deadline: float = 60.0
         async with asyncio.timeout(deadline):
             while victim.process.alive():
                 hog = await asyncio.create_subprocess_exec("sh", "-c", join, "sh", sys.executable, "-c", _HOG)
-                try:  # it is killed in its turn, when it alone is left
+                try:  # the OOM killer kills it too, once it is alone
                     await hog.wait()
                 finally:
                     if hog.returncode is None:
@@ -179,14 +178,14 @@ async def starved(lab: Lab, node: str, victim: Member, *, deadline: float = 60.0
         await victim.process.gone()
         yield
     except TimeoutError as error:
-        raise Failed(f"{victim.program} on {node} had enough memory", hint=f"see {group}") from error
+        raise Failed(f"{victim.program} on {node} did not run out of memory", hint=f"see {group}") from error
     finally:
         with contextlib.suppress(OSError):
             group.rmdir()
 
 
 def fill(folder: Path) -> Path:
-    """Fill the filesystem of `folder` to its last block; the file to be removed."""
+    """Fill the filesystem of `folder` to its last block; return the file, which the caller removes."""
     path = folder / "filler"
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -204,27 +203,27 @@ def fill(folder: Path) -> Path:
 
 
 def _group(name: str) -> Path:
-    """A fresh memory cgroup with a limit. Raises Refused."""
+    """Return a new memory cgroup with a limit. Raises Refused."""
     for top in _CGROUPS:
         group = Path(top, name)
         with contextlib.suppress(OSError):
             group.mkdir(exist_ok=True)
             for limit in _LIMITS:
                 if (group / limit).exists():
-                    (group / limit).write_text(str(_ENOUGH))
+                    (group / limit).write_text(str(_GROUP_LIMIT_BYTES))
                     return group
             group.rmdir()
-    raise Refused("there are no memory cgroups here that we may make", hint="is /sys/fs/cgroup mounted, and writable?")
+    raise Refused("this machine lets veery make no memory cgroup", hint="is /sys/fs/cgroup mounted, and writable?")
 
 
 async def inside(lab: Lab, node: str, program: str) -> tuple[Member, ...]:
-    """As `find`, of a nested node: the processes in its dom0, by its own pids; () when there is none."""
+    """Return as `find` the processes in a nested node's dom0, with its own pids; () if there is none."""
     return tuple(member for member in await lab.nested(node).members() if member.program.startswith(program))
 
 
 async def signal_inside(lab: Lab, node: str, program: str, number: signal.Signals = signal.SIGKILL) -> int:
-    """Send a signal to the processes that `inside` finds, and after SIGKILL wait for their end; how many there were.
-    Raises Refused when there is none."""
+    """Send a signal to the processes that `inside` returns, and after SIGKILL wait for their end; return their number.
+    Raises Refused if there is none."""
     found = await inside(lab, node, program)
     if not found:
         raise Refused(f"no {program} runs in {node}")
@@ -233,21 +232,21 @@ async def signal_inside(lab: Lab, node: str, program: str, number: signal.Signal
 
 
 async def _outside(lab: Lab, machine: str, argv: list[str]) -> str:
-    """Run `argv` in the machine's namespace, on our side of a nested node's cards; its output."""
+    """Run `argv` in the machine's namespace, for a nested node outside of it; return its output."""
     return await hosts.inside(lab.plan.namespace(machine), list(argv))
 
 
 async def _filter(lab: Lab, node: str, net: Net, chains: str) -> None:
-    """Have `node`, or the bridge outside of a nested one, drop what `chains` say of `net` ("": nothing), instead of
-    what it dropped."""
+    """Make `node`, or the bridge outside of a nested node, drop packets of `net` by `chains` ("": none). This replaces
+    its former chains for `net`."""
     family = "bridge" if lab.plan.nested(node) else "inet"
-    table = f"table {family} veery_fault_{net}"  # made before it is deleted: it may not be there
+    table = f"table {family} veery_fault_{net}"  # the first line makes it, so that the deletion cannot fail
     rules = f"{table}\ndelete {table}\n" + (f"{table} {{\n{chains}}}\n" if chains else "")
     await _outside(lab, node, ["nft", rules])
 
 
 def _chains(net: Net, direction: Direction, *, nested: bool) -> str:
-    """nft's rules that drop what comes into a node, or leaves it, from or to the ports of `net`."""
+    """Return nft's rules that drop a node's incoming or outgoing packets from or to the ports of `net`."""
     settings = Settings()
     ports = {
         Net.CLUSTER: (
@@ -269,7 +268,7 @@ def _chains(net: Net, direction: Direction, *, nested: bool) -> str:
 
 
 def _ends(node: str, direction: Direction) -> list[tuple[str, str]]:
-    """(machine, device) whose sending side is to be stopped: the switch's port, the machine's own card."""
+    """Return each (machine, device) whose sending side is to be cut: the switch's port, the machine's own card."""
     ends = []
     if direction is not Direction.OUT:
         ends.append((SWITCH, node))

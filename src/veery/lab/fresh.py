@@ -1,8 +1,8 @@
-"""`make fresh`: the README's commands in a bare Debian root, so that nothing counts that this machine had by hand.
+"""`make fresh`: run the README's commands in a bare Debian root, so that nothing installed on this machine helps them.
 
-The root is what `mmdebstrap --variant=minbase` makes, with the four packages that the README asks for. It has a clean
-clone of HEAD and a home folder of its own. Its commands share this machine's network, because they fetch packages,
-and have mounts, processes and a /run of their own."""
+`mmdebstrap --variant=minbase` makes the root, with the four packages that the README requires. The root has a clean
+clone of HEAD and its own home folder. Its commands share this machine's network, because they download packages; they
+have their own mounts, processes and /run."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from veery.lab.programs import ASKED_FOR
 
 SUITES = ("bookworm", "trixie")
 TARGETS = ("demo", "test")
-_MAKE_S, _TARGET_S, _STEP_S = 1800.0, 5400.0, 300.0
-# How this machine reaches its mirrors: copied where it is there.
+_ROOT_TIMEOUT_S, _TARGET_TIMEOUT_S, _STEP_TIMEOUT_S = 1800.0, 5400.0, 300.0
+# The settings with which this machine reaches its mirrors: each existing file is copied.
 _COPIED = (
     *("/etc/resolv.conf", "/etc/hosts", "/etc/pip.conf", "/etc/ssl/certs/ca-certificates.crt"),
     *("/etc/apt/apt.conf.d/80proxy", "/etc/apt/auth.conf"),
@@ -34,8 +34,8 @@ _COPIED = (
 _PASSED = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE", "CI")
 _PASSED_PREFIX = "PIP_"
 _DROPPED = frozenset({"PIP_FIND_LINKS", "PIP_CONSTRAINT"})  # folders of this machine
-# bash is process 1 there: it reaps what is orphaned, which make does not. The root is a mount of its own, as the lab's
-# `ip netns add` asks of "/": so pivot_root(8), and not chroot(1).
+# bash is process 1 there, because it reaps orphans and make does not. The root is its own mount, which the lab's
+# `ip netns add` requires of "/": so pivot_root(8) is used, not chroot(1).
 _INSIDE = """\
 set -e
 root=$1; shift
@@ -56,7 +56,7 @@ exit $?
 
 
 def sources(suite: str) -> tuple[Source, ...]:
-    """This machine's own Debian sources, for `suite`. Raises Refused."""
+    """Return this machine's Debian sources, changed to `suite`. Raises Refused."""
     own = release()
     return tuple(
         dataclasses.replace(each, suites=tuple(name.replace(own, suite) for name in each.suites))
@@ -66,7 +66,7 @@ def sources(suite: str) -> tuple[Source, ...]:
 
 
 def make(root: Path, suite: str) -> None:
-    """A bare root of Debian `suite` in the empty folder `root`. Raises Failed, Refused."""
+    """Make a bare root of Debian `suite` in the empty folder `root`. Raises Failed, Refused."""
     with tempfile.NamedTemporaryFile("w", suffix=".sources") as file:
         file.write("\n".join(each.text() for each in sources(suite)))
         file.flush()
@@ -77,17 +77,17 @@ def make(root: Path, suite: str) -> None:
             "--quiet",
             f"--include={','.join(sorted(ASKED_FOR))}",
         ]
-        _run([*words, suite, str(root), file.name], deadline=_MAKE_S)
+        _run([*words, suite, str(root), file.name], deadline=_ROOT_TIMEOUT_S)
     for name in _COPIED:
         if Path(name).is_file():
-            there = root / name.lstrip("/")
-            there.parent.mkdir(parents=True, exist_ok=True)
-            there.unlink(missing_ok=True)
-            shutil.copy(name, there)
+            copy = root / name.lstrip("/")
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.unlink(missing_ok=True)
+            shutil.copy(name, copy)
 
 
 def command(root: Path, words: Sequence[str], environ: dict[str, str]) -> list[str]:
-    """The command line that runs `words` in the clone inside `root`, in namespaces that end with it."""
+    """Return the command line that runs `words` in `root`, in namespaces that end with it."""
     keep = {
         name: value
         for name, value in environ.items()
@@ -106,7 +106,7 @@ def command(root: Path, words: Sequence[str], environ: dict[str, str]) -> list[s
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Make the root, run each target in it, remove it; 0, or 1 with the target that failed."""
+    """Make the root, run each target in it, and remove it; return 0, or 1 if a target failed."""
     parser = argparse.ArgumentParser(prog="python -m veery.lab.fresh", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--suite", choices=SUITES, default=SUITES[0], help="the Debian release of the root")
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"make's targets (default: {' '.join(TARGETS)})")
@@ -119,11 +119,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             root = Path(scratch) / "root"
             _say(f"making a bare root of Debian {options.suite}")
             make(root, options.suite)
-            _run(["git", "clone", "--quiet", "--no-hardlinks", os.curdir, str(root / "root/veery")], deadline=_STEP_S)
+            _run(
+                ["git", "clone", "--quiet", "--no-hardlinks", os.curdir, str(root / "root/veery")],
+                deadline=_STEP_TIMEOUT_S,
+            )
             for target in options.targets or TARGETS:
                 _say(f"make {target}")
                 words = ["make", "--no-print-directory", "-C", "/root/veery", *shlex.split(target)]
-                _run(command(root, words, dict(os.environ)), deadline=_TARGET_S)
+                _run(command(root, words, dict(os.environ)), deadline=_TARGET_TIMEOUT_S)
     except VeeryError as error:
         _say(f"error: {error.message}")
         return 1
@@ -137,7 +140,7 @@ def _run(words: Sequence[str], *, deadline: float) -> None:
     except subprocess.TimeoutExpired as error:
         raise Failed(f"{words[0]} did not end within {deadline:g} s") from error
     if code:
-        raise Failed(f"{words[0]} ended with {code}")
+        raise Failed(f"{words[0]} exited with {code}")
 
 
 def _say(text: str) -> None:

@@ -1,7 +1,7 @@
-"""The guest kernel: Debian's own cloud kernel, unpacked into the user's cache and never installed, and its initramfs.
+"""The guest kernel: Debian's cloud kernel, unpacked into the user's cache and never installed, and its initramfs.
 
-The metapackage linux-image-cloud-amd64 names the kernel of this Debian release; virtio and ext4 are in it or
-among its modules. Only the standard library is used here."""
+The metapackage linux-image-cloud-amd64 depends on the kernel of this Debian release; virtio and ext4 are built in or
+among its modules. This module uses only the standard library."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def find() -> Guest | None:
 
 
 def refresh(guest: Guest) -> bool:
-    """Build the initramfs anew where what it is made by is newer; whether it was. Raises Refused."""
+    """Build the initramfs again if the code that makes it is newer; return whether it was built. Raises Refused."""
     sources = (image.__file__, guestfiles.__file__, modules.__file__)
     if max(Path(source).stat().st_mtime for source in sources) <= guest.ramdisk.stat().st_mtime:
         return False
@@ -48,7 +48,7 @@ def refresh(guest: Guest) -> bool:
 
 
 def fetch(report: Report) -> Guest:
-    """The kernel, downloaded and unpacked if it is not there yet. Raises Refused, Failed."""
+    """Return the kernel; download and unpack it if it is missing. Raises Refused, Failed."""
     found = find()
     if found:
         return found
@@ -57,7 +57,7 @@ def fetch(report: Report) -> Guest:
     names = [name for name in apt.depends(METAPACKAGE) if name.startswith("linux-image-")]
     if not names:
         raise Failed(
-            f"{METAPACKAGE} names no kernel", hint="does the machine's mirror have this architecture's packages?"
+            f"{METAPACKAGE} depends on no kernel", hint="does the machine's mirror have this architecture's packages?"
         )
     _folder().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".", dir=_folder()) as name:

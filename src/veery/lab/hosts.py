@@ -17,14 +17,14 @@ from veery.lab.xen.agent import HERE as LINK_HERE
 from veery.lab.xen.agent import LAN, LINK
 
 SWITCH_BRIDGE = "br0"
-_DEADLINE = 30.0
+_CALL_TIMEOUT_S = 30.0
 _NO_IPV6 = "for f in /proc/sys/net/ipv6/conf/*/disable_ipv6; do [ ! -e $f ] || echo 1 >$f; done"
 
 
 async def build(plan: Plan) -> None:
-    """Make the namespaces and wire them. Raises Failed with ip(8)'s words; `remove` clears what was made."""
+    """Make the namespaces and connect them. Raises Failed with ip(8)'s words; `remove` then removes them."""
     await _batch([f"netns add {name}" for name in plan.namespaces()])
-    # The nodes' addresses are IPv4, as the seed's; IPv6's own chatter would only disturb what is measured.
+    # The nodes' addresses are IPv4, as in the seed; IPv6's own packets would only disturb measurements.
     await asyncio.gather(*(inside(name, ["sh", "-c", _NO_IPV6]) for name in plan.namespaces()))
     machines = (CLIENT, *(node.name for node in plan.nodes))
     await _batch(_switch(plan, machines), inside=plan.namespace(SWITCH))
@@ -38,8 +38,8 @@ async def build(plan: Plan) -> None:
 
 
 async def remove(lab: str, folder: Path) -> None:
-    """Remove all of lab `lab`, by name and by membership, whatever of it is there: processes, namespaces (with
-    all links in them), `folder`. Raises Failed when a process does not end."""
+    """Remove everything that exists of lab `lab`: processes, namespaces (with all links in them), `folder`. Raises
+    Failed if a process does not end."""
     names = [path.name for path in _namespaces() if lab_of(path.name) == lab]
     await members.kill(lambda: members.members([NAMESPACES / name for name in names]))
     if names:
@@ -48,13 +48,13 @@ async def remove(lab: str, folder: Path) -> None:
 
 
 def stands(lab: str) -> bool:
-    """Whether any namespace of `lab` exists."""
+    """Return whether any namespace of `lab` exists."""
     return any(lab_of(path.name) == lab for path in _namespaces())
 
 
 async def sweep(labs: Path) -> tuple[str, ...]:
-    """Remove every lab that a dead run has left, and no other; their names. `labs` is where labs have their
-    folders. A lab in use, or made to stay, is left alone."""
+    """Remove every lab that an ended process has left; return their names. `labs` is the folder of the labs' folders. A
+    lab in use, or made to stay, is left alone."""
     found = {*lock.known(), *(lab_of(path.name) for path in _namespaces())} - {""}
     found |= {path.name for path in labs.glob("*") if path.is_dir()}
     swept = []
@@ -73,20 +73,20 @@ async def sweep(labs: Path) -> tuple[str, ...]:
     return tuple(swept)
 
 
-async def inside(namespace: str, argv: Sequence[str | Path], *, deadline: float = _DEADLINE) -> str:
-    """Run `argv` in a namespace; its output. Raises Failed."""
+async def inside(namespace: str, argv: Sequence[str | Path], *, deadline: float = _CALL_TIMEOUT_S) -> str:
+    """Run `argv` in a namespace; return its output. Raises Failed."""
     return (await run(enter(namespace, argv), deadline=deadline)).out
 
 
 def enter(namespace: str, argv: Sequence[str | Path]) -> list[str | Path]:
-    """The command line that runs `argv` in a namespace, in the same process (nsenter(1) execs it)."""
+    """Return the command line that runs `argv` in a namespace, in the same process (nsenter(1) execs it)."""
     return ["nsenter", f"--net={NAMESPACES / namespace}", "--", *argv]
 
 
 def environ(plan: Plan, machine: str) -> dict[str, str]:
-    """What a command inside `machine` has in its environment beside ours: our programs in PATH and, on a node, its
-    settings. Into a nested node nothing of it goes: what it needs is there."""
-    # VEERY_NODE is the caller's: inside a node, veery speaks to that node
+    """Return the additional environment of a command inside `machine`: veery's programs in PATH and, on a node, its
+    settings. A nested node gets nothing of it: it has its own."""
+    # VEERY_NODE belongs to the caller: inside a node, veery uses that node's daemon
     found = {
         "VEERY_LAB": plan.lab,
         "VEERY_NODE": "",
@@ -98,7 +98,7 @@ def environ(plan: Plan, machine: str) -> dict[str, str]:
 
 
 def members_of(plan: Plan, machine: str) -> tuple[members.Member, ...]:
-    """The processes that run inside `machine`."""
+    """Return the processes that run inside `machine`."""
     return members.members([NAMESPACES / plan.namespace(machine)])
 
 
@@ -115,7 +115,7 @@ def _client() -> list[str]:
 
 
 def _node(node: Machine) -> list[str]:
-    """As the seed's ifcfg-eth0 and ifcfg-xenbr0; the bridge's MAC is set, so that it never follows its ports."""
+    """Return a node's links, as in the seed's ifcfg-eth0 and ifcfg-xenbr0. A set MAC does not follow the ports'."""
     return [
         "link set lo up",
         f"link add {BRIDGE} type bridge",
@@ -128,7 +128,7 @@ def _node(node: Machine) -> list[str]:
 
 
 def _wires() -> list[str]:
-    """The cables of a nested node: one to the switch, one to its agent."""
+    """Return the cables of a nested node: one to the switch, one to its agent."""
     lines = ["link set lo up", "link add wire type bridge", "link set wire up", "link set eth0 master wire up"]
     lines += [f"tuntap add dev {LAN} mode tap", f"tuntap add dev {LINK} mode tap"]
     lines += [f"link set {LAN} master wire up", f"addr add {LINK_HERE}/30 dev {LINK}", f"link set {LINK} up"]
@@ -138,10 +138,10 @@ def _wires() -> list[str]:
 async def _batch(lines: Sequence[str], *, inside: str = "") -> None:
     where = ["-netns", inside] if inside else []
     text = "\n".join(lines).encode() + b"\n"
-    result = await run(["ip", *where, "-batch", "-"], deadline=_DEADLINE, stdin=text, check=False)
+    result = await run(["ip", *where, "-batch", "-"], deadline=_CALL_TIMEOUT_S, stdin=text, check=False)
     if result.code:
-        said = (result.err.strip() or "no message").splitlines()[0]
-        raise Failed(f"building the lab: {said}", hint="run as root; veery lab down clears a half-built one")
+        message = (result.err.strip() or "no message").splitlines()[0]
+        raise Failed(f"building the lab: {message}", hint="run as root; veery lab down removes a half-built one")
 
 
 def _namespaces() -> list[Path]:

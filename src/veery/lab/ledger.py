@@ -1,11 +1,11 @@
-"""The judge of every fault: a domain that writes numbered records to its bare disk, and a checker that reads the disk.
+"""The check after every fault: a domain that writes numbered records to its raw disk, and a checker of the disk.
 
-Record N is sector N: "number boot-id uptime", written past every cache and flushed. Then the domain tells the client
-outside "number boot-id": such a record is acknowledged. A domain that boots goes on after the last record it finds.
-So the disk shows a lost write as a hole, a second copy as a boot that comes again or a record that another boot has
-acknowledged, and nothing has to be believed that a node or the store says.
+Record N is sector N: "number boot-id uptime", written without caches and flushed. The domain then sends "number
+boot-id" to the client outside: the record is acknowledged. After a boot the domain continues after the last record on
+the disk. So a lost write shows as a hole. A second copy shows as a boot id that appears again, or a record that another
+boot has acknowledged. The check needs no information from a node or the store.
 
-The domain lives in its initramfs and has one disk, one interface and 96 MiB: it boots in a second or two."""
+The domain runs in its initramfs and has one disk, one interface and 96 MiB: it boots in a second or two."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from veery.lab.services import Lab
 from veery.storage.image import EPOCH, Entry, cpio
 from veery.storage.modules import matching
 
-PORT = 7100  # where the client takes acknowledgements
+PORT = 7100  # on which the client receives acknowledgements
 SECTOR = 512
-MEMORY = 96  # MiB
+MEMORY_MIB = 96
 APPLETS = (
     *("sh", "mount", "insmod", "cat", "dd", "tr", "ifconfig", "printf", "sleep"),
     *("usleep", "nc", "timeout", "poweroff"),
@@ -74,7 +74,7 @@ done
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record, on the disk or acknowledged. `at`: the guest's uptime, or the epoch at which the client had it."""
+    """One record, on the disk or acknowledged. `at`: the guest's uptime, or the epoch of the acknowledgement."""
 
     number: int
     boot: str
@@ -82,7 +82,7 @@ class Record:
 
 
 def initramfs(guest: Guest, path: Path, busybox: Path = Path("/bin/busybox")) -> Path:
-    """Write the domain's root to `path`. Raises Refused."""
+    """Write the domain's root to `path` and return it. Raises Refused."""
     tree = matching(guest.kernel, guest.modules)
     order = tree.load_order()
     entries = [
@@ -104,14 +104,14 @@ def initramfs(guest: Guest, path: Path, busybox: Path = Path("/bin/busybox")) ->
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """One domain that keeps a ledger on the volume of its own name."""
+    """One domain that writes its records to the volume of its own name."""
 
     name: str
     address: str
     size: int = 8  # MiB of the volume: 2048 records each
 
     async def make(self, lab: Lab, guest: Guest, ramdisk: Path, folder: Path, *, node: str, pause: float = 0.1) -> Path:
-        """Make its volume and start it on `node`; its domain file. `pause`: seconds between two records.
+        """Make its volume and start the domain on `node`; return its domain file. `pause`: seconds between two records.
         Raises Failed."""
         await lab.veery(node, "volume", "create", self.name, f"{self.size}M")
         words = f"ledger={self.address} client={CLIENT_ADDRESS} name={self.name} room={self.size}"
@@ -120,7 +120,7 @@ class Ledger:
             f'name = "{self.name}"\n'
             f'kernel = "{guest.kernel}"\n'
             f'ramdisk = "{ramdisk}"\n'
-            f"memory = {MEMORY}\n"
+            f"memory = {MEMORY_MIB}\n"
             f"disk = ['volume={self.name},xvda,w']\n"
             f"vif = ['bridge={BRIDGE}']\n"
             f'extra = "quiet panic=-1 {words} pause={int(pause * 1e6)}"\n'
@@ -129,13 +129,13 @@ class Ledger:
         return file
 
     async def read(self, lab: Lab) -> tuple[Record, ...]:
-        """All records on the disk, as its storage node has them. Raises Failed."""
+        """Return all records on the disk, read on its storage node. Raises Failed."""
         shown = await lab.json("stor", "volume", "show", self.name, "--json")
         return await asyncio.to_thread(scan, Path(shown["volume"]["path"]))
 
     async def judged(self, lab: Lab, collector: Collector) -> list[str]:
-        """What is wrong with its disk; it may write on meanwhile: what was acknowledged is listed before the disk is
-        read. Raises Failed where there is nothing to judge."""
+        """Return the faults of its disk. The domain may continue to write: the acknowledgements are listed before the
+        disk is read. Raises Failed if there is nothing to judge."""
         heard = collector.heard(self.name)
         records = await self.read(lab)
         if not heard or not records:
@@ -144,9 +144,9 @@ class Ledger:
 
 
 def scan(path: Path) -> tuple[Record, ...]:
-    """The records in the file of a LUN, in the order of its sectors; sectors that were never written are left out.
+    """Return the records in the file of a LUN, in the order of its sectors; unwritten sectors are left out.
 
-    Raises Failed for a sector that is no record, or another's."""
+    Raises Failed for a sector that contains no record, or another sector's record."""
     found = []
     data = path.read_bytes()
     for place in range(SECTOR, len(data), SECTOR):
@@ -154,18 +154,18 @@ def scan(path: Path) -> tuple[Record, ...]:
         if not words:
             continue
         if len(words) != 3 or not words[0].isdigit() or int(words[0]) * SECTOR != place:
-            raise Failed(f"{path}: sector {place // SECTOR} says {' '.join(words)[:80]!r}")
+            raise Failed(f"{path}: sector {place // SECTOR} contains {' '.join(words)[:80]!r}")
         found.append(Record(int(words[0]), words[1], float(words[2])))
     return tuple(found)
 
 
 def judge(records: Sequence[Record], acknowledged: Sequence[Record]) -> list[str]:
-    """What is wrong with a disk, in sentences: holes, boots that come again, acknowledged records that are missing."""
+    """Return the faults of a disk, in sentences: holes, boots that appear again, missing acknowledged records."""
     wrong = []
     numbers = [record.number for record in records]
     if numbers != list(range(1, len(numbers) + 1)):
-        hole = next(number for number, there in enumerate(numbers, 1) if number != there)
-        wrong.append(f"record {hole} is missing: the next that is there is {numbers[hole - 1]}")
+        hole = next(number for number, found in enumerate(numbers, 1) if number != found)
+        wrong.append(f"record {hole} is missing: the next record is {numbers[hole - 1]}")
     boots: list[str] = []
     for record in records:
         if not boots or boots[-1] != record.boot:
@@ -173,25 +173,25 @@ def judge(records: Sequence[Record], acknowledged: Sequence[Record]) -> list[str
                 wrong.append(f"record {record.number}: boot {record.boot[:8]} writes again after another has written")
             boots.append(record.boot)
     disk = {record.number: record.boot for record in records}
-    told: dict[int, str] = {}
+    acknowledgers: dict[int, str] = {}
     for record in acknowledged:
-        if told.setdefault(record.number, record.boot) != record.boot:
+        if acknowledgers.setdefault(record.number, record.boot) != record.boot:
             wrong.append(f"record {record.number} was acknowledged by two boots")
         if disk.get(record.number) != record.boot:
-            there = f"boot {disk[record.number][:8]} has it" if record.number in disk else "it is not there"
-            wrong.append(f"record {record.number} of boot {record.boot[:8]} was acknowledged, and {there}")
+            fault = f"boot {disk[record.number][:8]} has it" if record.number in disk else "it is missing"
+            wrong.append(f"record {record.number} of boot {record.boot[:8]} was acknowledged, but {fault}")
     return wrong
 
 
 class Collector:
-    """The client outside, which hears the acknowledgements: a process of its own in the client's namespace."""
+    """The client outside, which receives the acknowledgements: a separate process in the client's namespace."""
 
     def __init__(self, file: Path, process: Process) -> None:
         self._file, self._process = file, process
 
     @classmethod
     async def start(cls, lab: Lab, folder: Path) -> Collector:
-        """Listen from now on; what is heard is kept in `folder`. Raises Failed when it does not begin."""
+        """Start to listen; the acknowledgements are written to `folder`. Raises Failed if it does not start."""
         file = folder / "acknowledged"
         file.unlink(missing_ok=True)
         argv = lab.enter(CLIENT, [sys.executable, "-m", "veery.lab.ledger", str(PORT), file])
@@ -204,12 +204,12 @@ class Collector:
         return cls(file, process)
 
     def heard(self, name: str) -> tuple[Record, ...]:
-        """What domain `name` has acknowledged so far, in order."""
+        """Return the records that domain `name` has acknowledged so far, in order."""
         rows = (line.split() for line in self._file.read_text().splitlines() if line.endswith("."))
         return tuple(Record(int(row[2]), row[3], float(row[0])) for row in rows if row[1] == name)
 
     async def next(self, name: str, *, deadline: float, boot: str = "", but: str = "") -> Record:
-        """The next record that `name` acknowledges: of boot `boot`, or of any but boot `but`, where these are given.
+        """Return the next record that `name` acknowledges: of boot `boot`, or of any except boot `but`, if given.
         Raises Failed after `deadline` seconds."""
         before = len(self.heard(name))
         ends = time.monotonic() + deadline
@@ -218,10 +218,10 @@ class Collector:
                 if (not boot or record.boot == boot) and record.boot != but:
                     return record
             await asyncio.sleep(0.05)
-        raise Failed(f"{name} has acknowledged nothing for {deadline:g} s")
+        raise Failed(f"{name} has acknowledged no such record for {deadline:g} s")
 
     async def stop(self) -> None:
-        """End it."""
+        """End the process."""
         await self._process.stop(grace=0)
 
 

@@ -20,8 +20,8 @@ FOLDER = Path("/run/veery-lab")
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What stands in the file: the lab's folder, its number of hypervisors, the process that made it,
-    whether the lab stays when that process ends, its number of storage nodes, and what runs its domains."""
+    """The content of the lock file: the lab's folder, its number of hypervisors, the process that made it, whether the
+    lab stays when that process ends, its number of storage nodes, and its driver."""
 
     folder: str
     hypervisors: int
@@ -32,16 +32,16 @@ class Record:
 
 
 class LabLock:
-    """A lab taken by this process; held until `release`, `forget` or the process's end."""
+    """The lock of a lab, held by this process until `release`, `forget` or the process's end."""
 
     def __init__(self, lab: str) -> None:
-        """Take lab `lab`. Raises Refused when a living process has it."""
+        """Lock lab `lab`. Raises Refused if a running process has it."""
         self._path = FOLDER / lab
         while True:
             FOLDER.mkdir(mode=0o755, parents=True, exist_ok=True)
             try:
                 self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            except FileNotFoundError:  # the last of other labs has just removed the folder
+            except FileNotFoundError:  # another lab's end has just removed the folder
                 continue
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -50,23 +50,23 @@ class LabLock:
                 holder = read(lab)
                 raise Refused(
                     f"lab {lab} is in use" + (f" by process {holder.pid}" if holder else ""),
-                    hint="wait for its end, or take another name with --lab NAME",
+                    hint="wait for its end, or use another name with --lab NAME",
                 ) from error
             if _same(self._file, self._path):
                 return
-            os.close(self._file)  # its last holder removed the file between our open and our lock
+            os.close(self._file)  # its last holder removed the file between open and lock
 
     def write(self, record: Record) -> None:
-        """Say what the lab is."""
+        """Write the lab's record."""
         os.ftruncate(self._file, 0)
         os.pwrite(self._file, codec.encode(asdict(record)), 0)
 
     def release(self) -> None:
-        """Let go; the record stays."""
+        """Release the lock; the record stays."""
         os.close(self._file)
 
     def forget(self) -> None:
-        """The lab is no more: remove the file, and the folder if it was the last, and let go."""
+        """Release the lock of a removed lab: delete the file, and the folder if it is empty."""
         self._path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             FOLDER.rmdir()
@@ -74,7 +74,7 @@ class LabLock:
 
 
 def read(lab: str) -> Record | None:
-    """What is recorded of `lab`."""
+    """Return the record of `lab`, or None."""
     try:
         text = (FOLDER / lab).read_bytes()
     except FileNotFoundError:
@@ -83,7 +83,7 @@ def read(lab: str) -> Record | None:
 
 
 def known() -> tuple[str, ...]:
-    """The labs that have a file, living or dead."""
+    """Return the names of the labs that have a file, in use or not."""
     return tuple(sorted(path.name for path in FOLDER.glob("*")))
 
 

@@ -1,4 +1,4 @@
-"""Processes found by the network namespace they are in or by a mark in their environment, never by name."""
+"""Processes found by their network namespace or by a mark in their environment, never by name."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from veery.host.process import Process, start_ticks
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One living process; `words` is its command line."""
+    """One running process; `words` is its command line."""
 
     process: Process
     words: tuple[str, ...]
 
     @property
     def program(self) -> str:
-        """The name of what it runs: "qemu-system-x86_64", "etcd"; of a Python script, the script's."""
+        """Return the name of its program: "qemu-system-x86_64", "etcd"; for a Python script, the script's name."""
         names = [Path(word).name for word in self.words[:3]]
         if names and names[0].startswith("python"):
             named = [name for name in names[1:] if not name.startswith("-")]
@@ -31,9 +31,9 @@ class Member:
         return names[0] if names else ""
 
     def standing(self) -> bool:
-        """Whether every thread of it is stopped (or ended): proc(5), state T, Z or X."""
+        """Return whether all its threads are stopped or have ended: proc(5), state T, Z or X."""
         states = []
-        with suppress(OSError):  # a thread ended while we looked
+        with suppress(OSError):  # a thread has just ended
             for stat in Path(f"/proc/{self.process.pid}/task").glob("*/stat"):
                 states.append(stat.read_text().rpartition(")")[2].split()[0])
             return all(state in "TZX" for state in states)
@@ -41,8 +41,8 @@ class Member:
 
 
 def members(namespaces: Collection[Path]) -> tuple[Member, ...]:
-    """The living processes inside the network namespaces that these files name (missing files are passed over).
-    A zombie has left its namespace already."""
+    """Return the running processes in the network namespaces of these files; missing files are skipped. A zombie has
+    left its namespace already."""
     wanted = set()
     for path in namespaces:
         with suppress(FileNotFoundError):
@@ -55,7 +55,7 @@ def members(namespaces: Collection[Path]) -> tuple[Member, ...]:
 
 
 def marked(name: str, value: str) -> tuple[Member, ...]:
-    """The living processes, but for this one, that have `name`=`value` in the environment they were started with."""
+    """Return the other running processes that were started with `name`=`value` in their environment."""
     wanted = f"{name}={value}".encode()
 
     def has(folder: Path) -> bool:
@@ -65,7 +65,7 @@ def marked(name: str, value: str) -> tuple[Member, ...]:
 
 
 async def kill(find: Callable[[], tuple[Member, ...]], *, deadline: float = 20.0) -> tuple[Member, ...]:
-    """SIGKILL all that `find` finds, again until it finds nothing; those that there were. Raises Failed after
+    """Send SIGKILL to all processes that `find` returns, until it returns none; return all of them. Raises Failed after
     `deadline` seconds."""
     killed: tuple[Member, ...] = ()
     try:
@@ -80,7 +80,7 @@ async def kill(find: Callable[[], tuple[Member, ...]], *, deadline: float = 20.0
 
 
 async def end(processes: Sequence[Member]) -> None:
-    """SIGKILL `processes` and wait for their end."""
+    """Send SIGKILL to `processes` and wait for their end."""
     for member in processes:
         member.process.send(signal.SIGKILL)
     await asyncio.gather(*(member.process.gone() for member in processes))
@@ -92,12 +92,12 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def _living(chosen: Callable[[Path], bool]) -> tuple[Member, ...]:
-    """The living processes whose folder in /proc is `chosen`, but for this one."""
+    """Return the other running processes whose folder in /proc is `chosen`."""
     found = []
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit() or folder.name == str(os.getpid()):
             continue
-        with suppress(OSError):  # it ended while we looked
+        with suppress(OSError):  # the process has just ended
             if chosen(folder):
                 words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
                 pid = int(folder.name)

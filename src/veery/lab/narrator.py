@@ -1,4 +1,4 @@
-"""How the demo is told: numbered steps with their counterpart in the seed, commands with their output, checks."""
+"""The demo's output: numbered steps with their counterpart in the seed, commands with their output, checks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from veery.lab.services import Report, silent
 
 @dataclass
 class Narrator:
-    """Tells on `console`, or, where that is None, only keeps the checks."""
+    """The demo's output on `console`; if that is None, only the checks are kept."""
 
     console: Console | None
     checks: dict[str, bool] = field(default_factory=dict)
@@ -26,7 +26,7 @@ class Narrator:
 
     @contextmanager
     def step(self, title: str, seed: str) -> Iterator[None]:
-        """One step, closed by the seconds it took; `seed` is what the seed did at this place."""
+        """Print one step, and its duration at the end; `seed` is the seed's counterpart of the step."""
         self._number += 1
         begun = time.monotonic()
         self._print(Text.assemble((f"\n{self._number:2}  ", "bold cyan"), (title, "bold")))
@@ -36,7 +36,7 @@ class Narrator:
 
     @contextmanager
     def progress(self, title: str) -> Iterator[Report]:
-        """A bar for what takes long, on a terminal; gives the Report to feed it. Nothing of it stays on the screen."""
+        """Show a progress bar for a long operation on a terminal; yield its Report. The bar is removed afterwards."""
         if self.console is None or not self.console.is_terminal:
             yield silent
             return
@@ -50,27 +50,27 @@ class Narrator:
             yield report
 
     def waiting(self, text: str) -> Any:
-        """A spinner for the while."""
+        """Return a spinner, as a context manager."""
         return nullcontext() if self.console is None else self.console.status(f"    {text}")
 
     def command(self, where: str, words: str, output: str = "") -> None:
-        """A command as one would type it on `where`, and what it printed."""
+        """Print a command as a user types it on `where`, and its output."""
         self._print(Text.assemble((f"    {where}$ ", "green"), words))
         for row in output.strip("\n").expandtabs().splitlines():
             self._print(Text(f"      {row}"))
 
     def note(self, text: str) -> None:
-        """A line of the story."""
+        """Print a line of text."""
         self._print(Text(f"    {text}"))
 
     def check(self, name: str, good: bool, text: str) -> None:
-        """Something that must hold; kept under `name`."""
+        """Print a check and keep its result under `name`."""
         self.checks[name] = good
         mark = ("    ✓ ", "green") if good else ("    ✗ ", "bold red")
         self._print(Text.assemble(mark, text))
 
     def table(self, title: str, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A table at the end; the first column is text, the others figures."""
+        """Print a table; the first column is text, the others are figures."""
         made = Table(title=title, title_justify="left", title_style="bold")
         for number, header in enumerate(headers):
             made.add_column(header, justify="right" if number else "left", no_wrap=True)

@@ -1,4 +1,4 @@
-"""The Debian packages that the lab stands on; installed where they are missing. Only the standard library here."""
+"""The Debian packages that the lab needs, and their installation. This module uses only the standard library."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from veery.lab.apt import Apt, Report, debian_sources, machine_sources, release
 # QEMU before 9.0 corrupts a domain's memory on a move under TCG (upstream 03bfc2188f, "physmem: Fix migration
 # dirty bitmap coherency with TCG memory access"); Debian 12 has 7.2 itself and 10.0 in its backports.
 QEMU = ("qemu-system-x86", "qemu-block-extra", "qemu-utils")
-QEMU_LEAST = 9
+QEMU_MIN_MAJOR = 9
 OTHERS = (
     "tgt",
     "etcd-server",
@@ -36,20 +36,20 @@ _MARK = "# written by veery's set-up, for the time of one apt-get install"
 
 
 def cache() -> Path:
-    """Where downloads are kept: XDG_CACHE_HOME/veery."""
+    """Return the folder for downloads: XDG_CACHE_HOME/veery."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "veery"
 
 
 def missing() -> tuple[str, ...]:
-    """The packages that are not installed, or too old. Takes some 20 ms; no apt call."""
+    """Return the packages that are not installed, or too old. Takes about 20 ms, without a call of apt."""
     found = installed((*QEMU, *OTHERS))
     return tuple(
-        name for name in (*QEMU, *OTHERS) if name not in found or (name in QEMU and major(found[name]) < QEMU_LEAST)
+        name for name in (*QEMU, *OTHERS) if name not in found or (name in QEMU and major(found[name]) < QEMU_MIN_MAJOR)
     )
 
 
 def installed(names: tuple[str, ...]) -> Mapping[str, str]:
-    """Those of `names` that dpkg has installed, with their versions."""
+    """Return the installed packages among `names`, with their versions."""
     form = "${Package}\t${db:Status-Status}\t${Version}\n"
     try:
         shown = subprocess.run(
@@ -62,14 +62,14 @@ def installed(names: tuple[str, ...]) -> Mapping[str, str]:
 
 
 def major(version: str) -> int:
-    """The first number of a package's version, after the epoch: 10 of "1:10.0.2+ds-2~bpo12+1"."""
+    """Return the first number of a package's version, after the epoch: 10 for "1:10.0.2+ds-2~bpo12+1"."""
     match = re.match(r"(?:\d+:)?(\d+)", version)
     return int(match[1]) if match else 0
 
 
 def private_apt() -> tuple[Apt, str]:
-    """apt with the machine's Debian sources and, where this release needs them, its backports; and the suite
-    of the backports, "" if not needed. Raises Refused."""
+    """Return apt with the machine's Debian sources and, if this release needs them, its backports; and the suite of the
+    backports, "" if not needed. Raises Refused."""
     codename = release()
     backports = BACKPORTS.get(codename, "")
     sources = debian_sources(machine_sources(), codename, [backports] if backports else [])
@@ -77,7 +77,7 @@ def private_apt() -> tuple[Apt, str]:
 
 
 def install(report: Report) -> tuple[str, ...]:
-    """Install what is missing, starting no service; what was installed. Raises Refused, Failed."""
+    """Install the missing packages without starting a service; return their names. Raises Refused, Failed."""
     restore_policy()
     names = missing()
     if not names:
@@ -96,14 +96,14 @@ def install(report: Report) -> tuple[str, ...]:
     if left:
         raise Failed(
             f"still missing or too old after apt-get install: {' '.join(left)}",
-            hint=f"the lab needs QEMU {QEMU_LEAST}.0 or later; see apt-cache policy qemu-system-x86",
+            hint=f"the lab needs QEMU {QEMU_MIN_MAJOR}.0 or later; see apt-cache policy qemu-system-x86",
         )
     return names
 
 
 @contextmanager
 def services_kept_down(policy: Path = _POLICY) -> Iterator[None]:
-    """While this lasts, installed packages start no service (invoke-rc.d(8) obeys policy-rc.d's 101)."""
+    """Keep installed packages from starting services in this context (invoke-rc.d(8) obeys policy-rc.d's 101)."""
     restore_policy(policy)
     if os.path.lexists(policy):
         policy.rename(_saved(policy))
@@ -116,7 +116,7 @@ def services_kept_down(policy: Path = _POLICY) -> Iterator[None]:
 
 
 def restore_policy(policy: Path = _POLICY) -> None:
-    """Put back what `services_kept_down` replaced; also what a killed run left."""
+    """Restore the file that `services_kept_down` replaced, also after a killed run."""
     if policy.is_file() and _MARK in policy.read_text(errors="replace"):
         policy.unlink()
     if os.path.lexists(_saved(policy)) and not os.path.lexists(policy):

@@ -1,10 +1,10 @@
-"""The client outside: ICMP echo (RFC 792; RFC 4443 for IPv6) to one or more addresses every few ms, and the longest
-hole in the answers.
+"""The client outside: it sends ICMP echo requests (RFC 792; RFC 4443 for IPv6) to one or more addresses every few ms,
+and measures the longest gap in the answers.
 
-`Probe` is the handle; the probing itself is a process of its own (`python -m veery.lab.probe`) inside the client's
-namespace. Each address has a socket of its own, or packets that wait for a silent one's ARP would hold up the
-others. An answer's time is the kernel's (SO_TIMESTAMPNS), so that our own scheduling adds nothing to it; what our
-own scheduling costs on the sending side is told beside the gap, as `stall_ms`."""
+`Probe` is the handle; the prober is a separate process (`python -m veery.lab.probe`) in the client's namespace. Each
+address has its own socket: otherwise packets that wait for one address's ARP would block the others. The time of an
+answer is the kernel's (SO_TIMESTAMPNS), so the prober's own scheduling adds nothing to it. The prober's delays in
+sending are reported with the gap, as `stall_ms`."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ SO_TIMESTAMPNS = 35  # asm-generic/socket.h
 SOL_RAW, ICMP_FILTER = 255, 1  # linux/socket.h, linux/icmp.h
 MAGIC = 0x76656572
 _BODY = struct.Struct("!IIQ")  # magic, address number, sequence
-_ANSWER = 20.0  # seconds in which the process answers a command
+_REPLY_TIMEOUT_S = 20.0  # for the process's answer to a command
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """One address since the last mark. `gap_ms` is the longest time between two answers one after the other (or
-    since the last answer, if that is longer), None if there was none; `gap_at` the epoch second at which it began;
-    `lost` counts requests before the last answered one that got no answer; `age_ms` is the last answer's age."""
+    """The counts of one address since the last mark. `gap_ms`: the longest time between two successive answers, or
+    since the last answer if that is longer; None without an answer. `gap_at`: the epoch second of the gap's begin.
+    `lost`: unanswered requests before the last answered one. `age_ms`: the age of the last answer."""
 
     sent: int
     received: int
@@ -71,7 +71,7 @@ class _Target:
             blocked = [0xFFFFFFFF] * 8
             blocked[ECHO_REPLY_6 // 32] &= ~(1 << ECHO_REPLY_6 % 32)
             raw.setsockopt(socket.IPPROTO_ICMPV6, ICMP6_FILTER, struct.pack("=8I", *blocked))
-            where = socket.getaddrinfo(address, None, socket.AF_INET6, socket.SOCK_DGRAM)[0][4]  # with its %DEVICE
+            where = socket.getaddrinfo(address, None, socket.AF_INET6, socket.SOCK_DGRAM)[0][4]  # including %DEVICE
         else:
             raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
             raw.setsockopt(SOL_RAW, ICMP_FILTER, struct.pack("=I", ~(1 << ECHO_REPLY) & 0xFFFFFFFF))
@@ -92,9 +92,9 @@ class _Target:
             self.stall = max(self.stall, now - self.sent_at)
         self.sent_at = now
         self.sent += 1
-        with contextlib.suppress(OSError):  # no route, no neighbour, buffer full: it counts as unanswered
+        with contextlib.suppress(OSError):  # no route, no neighbour, buffer full: counts as unanswered
             kind = ECHO_REQUEST_6 if ":" in self.address else ECHO_REQUEST
-            self.raw.send(_request(self.number, sequence, kind))  # ICMPv6's checksum is the kernel's to write
+            self.raw.send(_request(self.number, sequence, kind))  # the kernel writes ICMPv6's checksum
 
     def receive(self) -> None:
         while True:
@@ -134,7 +134,8 @@ class _Target:
 
 
 def serve(interval: float, addresses: Sequence[str]) -> None:
-    """Probe until stdin ends. Lines there: "mark" begins anew; "read" prints {ADDRESS: Reading} on one line."""
+    """Probe until stdin ends. Commands on stdin: "mark" resets the counts, "read" does not; both print
+    {ADDRESS: Reading} on one line."""
     _be_prompt()
     targets = [_Target.open(number, address) for number, address in enumerate(addresses)]
     by_handle = {target.raw.fileno(): target for target in targets}
@@ -172,7 +173,7 @@ def _command(line: str, targets: Sequence[_Target], sequence: int) -> None:
 
 
 def _be_prompt() -> None:
-    """Ask to be run before others: what we measure is the domain, not the machine's run queue."""
+    """Request a high scheduling priority: the probe measures the domain, not the machine's run queue."""
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     except OSError:
@@ -188,7 +189,7 @@ def _request(number: int, sequence: int, kind: int) -> bytes:
 
 
 def _checksum(data: bytes) -> int:
-    """RFC 1071; `data` of even length."""
+    """Return the checksum of RFC 1071; `data` has an even length."""
     total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     total = (total >> 16) + (total & 0xFFFF)
     return ~(total + (total >> 16)) & 0xFFFF
@@ -204,7 +205,7 @@ def _kernel_time(control: Sequence[tuple[int, int, bytes]]) -> float:
 
 @dataclass
 class Probe:
-    """A running probe; use `start`, and `stop` in the end."""
+    """A running probe: `start` starts it, `stop` ends it."""
 
     process: asyncio.subprocess.Process
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -213,18 +214,18 @@ class Probe:
     async def start(
         cls, enter: Callable[[Sequence[str | Path]], list[str | Path]], addresses: Sequence[str], *, interval: float
     ) -> Probe:
-        """Probe `addresses` every `interval` seconds; `enter` puts a command line into the client's namespace."""
+        """Probe `addresses` every `interval` seconds; `enter` makes a command line for the client's namespace."""
         argv = enter([sys.executable, "-m", "veery.lab.probe", str(interval), *addresses])
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(*map(str, argv), stdin=pipe, stdout=pipe)
         return cls(process)
 
     async def mark(self) -> None:
-        """Begin counting anew."""
+        """Reset the counts."""
         await self._ask("mark")
 
     async def read(self) -> dict[str, Reading]:
-        """Every address's counts since the last mark. Raises Failed when the probe has ended."""
+        """Return the counts of each address since the last mark. Raises Failed if the probe has ended."""
         answer: dict[str, dict[str, float]] = json.loads(await self._ask("read"))
         return {address: Reading(**row) for address, row in answer.items()}  # type: ignore[arg-type]
 
@@ -241,10 +242,10 @@ class Probe:
                     silent = ", ".join(late)
                     await asyncio.sleep(0.02)
         except TimeoutError as error:
-            raise Failed(f"no answer from {silent} within {deadline:g} s", hint="look at its console") from error
+            raise Failed(f"no answer from {silent} within {deadline:g} s", hint="check the domain's console") from error
 
     async def stop(self) -> None:
-        """End the probe; succeeds if it has ended."""
+        """End the probe; no error if it has ended already."""
         with contextlib.suppress(ProcessLookupError):
             self.process.kill()
         await self.process.communicate()
@@ -254,12 +255,12 @@ class Probe:
         line = b""
         async with self._turn:
             with contextlib.suppress(TimeoutError, ConnectionError):
-                async with asyncio.timeout(_ANSWER):
+                async with asyncio.timeout(_REPLY_TIMEOUT_S):
                     self.process.stdin.write(f"{word}\n".encode())
                     await self.process.stdin.drain()
                     line = await self.process.stdout.readline()
         if not line:
-            raise Failed("the probe has ended", hint="run the command again; its message stands above")
+            raise Failed("the probe has ended", hint="run the command again; the probe's message is above")
         return line
 
 

@@ -1,8 +1,8 @@
-"""Every outside program that veery, its tests, its bench and its documents start, and the Debian package that has it.
+"""Every outside program that veery, its tests, its bench and its documents start, with its Debian package.
 
-`tests/unit/lab/test_programs.py` holds this table against the sources, and each package against what the set-up
-installs. Only the standard library here: the set-up asks `absent` before there is a virtual environment. The programs
-that sensors read where a machine has them stand in `veery/health/live.py`, each with its package."""
+`tests/unit/lab/test_programs.py` compares this table with the sources, and each package with those that the set-up
+installs. This module uses only the standard library: the set-up calls `absent` before there is a virtual environment.
+The optional programs of the sensors are listed in `veery/health/live.py`, each with its package."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import shutil
 
 from veery.lab import packages
 
-# A Debian root made with `mmdebstrap --variant=minbase` has these: essential, or of priority required.
+# The packages in a root of `mmdebstrap --variant=minbase`: essential, or of priority required.
 MINIMAL = frozenset({"apt", "bash", "coreutils", "dash", "dpkg", "libc-bin", "mount", "passwd", "tar", "util-linux"})
-# What the README asks for beside such a root.
+# The additional packages that the README requires in such a root.
 ASKED_FOR = frozenset({"ca-certificates", "git", "make", "python3"})
-# Only documents name their programs; each page that does names the package too.
+# Programs that only documents mention; each page names the package too.
 DOCUMENTED: frozenset[str] = frozenset()
 
 PACKAGE_OF = {
@@ -79,12 +79,14 @@ PACKAGE_OF = {
 
 
 def absent() -> tuple[str, ...]:
-    """What the set-up has to install and this machine lacks: "PACKAGE", or "PROGRAM (of PACKAGE)" where dpkg has the
-    package and PATH has not the program. Raises Refused where there is no dpkg."""
+    """Return what this machine lacks of the set-up's packages: "PACKAGE", or "PROGRAM (of PACKAGE)" if dpkg has the
+    package but PATH lacks the program. Raises Refused without dpkg."""
     packaged = packages.missing()
     wanted = {*packages.QEMU, *packages.OTHERS} - set(packaged)
-    lost = [f"{name} (of {package})" for name, package in PACKAGE_OF.items() if package in wanted and not _found(name)]
-    return (*packaged, *lost)
+    missing = [
+        f"{name} (of {package})" for name, package in PACKAGE_OF.items() if package in wanted and not _found(name)
+    ]
+    return (*packaged, *missing)
 
 
 def _found(program: str) -> bool:

@@ -1,8 +1,8 @@
 """`python -m veery.lab.reach SETTINGS VOLUME [PASSWORD]`: log in to a volume's LUN from inside a node.
 
-As its domains do: through QEMU's own initiator, or on a Xen node the kernel's, with the node's own credentials, out
-of its state folder; prints the LUN's size in bytes. With PASSWORD that one is used instead. Exit 1, with the
-initiator's words, where it is turned away."""
+It logs in like the node's domains: through QEMU's own initiator, or on a Xen node through the kernel's, with the node's
+credentials from its state folder. It prints the LUN's size in bytes. PASSWORD replaces the node's password. If the
+target refuses the login, it prints the initiator's message and exits with 1."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from veery.storage.iscsiadm import KernelInitiator
 
 
 async def size(settings_file: Path, volume: str, password: str = "") -> int:
-    """The size of `volume` in bytes, as this node's initiator sees it. Raises Refused, Failed."""
+    """Return the size of `volume` in bytes, seen by this node's initiator. Raises Refused, Failed."""
     settings = load_settings(settings_file)
     mine = load_identity(Path(settings.state)).node
     node = mine.name

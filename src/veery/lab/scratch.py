@@ -1,7 +1,7 @@
-"""A folder for one run of the tests, and the proof of what belongs to it: nothing stays behind, not even after SIGKILL.
+"""A folder for one run of the tests, with which every remains of a run can be found and removed, even after SIGKILL.
 
-Everything a run starts inherits VEERY_RUN=FOLDER; everything it writes lies in FOLDER, which the run's process
-keeps locked (flock(2)). So what bears the mark of an unlocked folder belongs to a dead run, and may go."""
+All processes of a run inherit VEERY_RUN=FOLDER, and all its files are in FOLDER, which the run's process keeps locked
+(flock(2)). So processes and files with the mark of an unlocked folder belong to an ended run, and can be removed."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from veery.lab import members
 from veery.lab.members import Member
 
 MARK = "VEERY_RUN"
-_PREFIX = "vyt-"  # short: unix sockets live in there
+_PREFIX = "vyt-"  # short, because paths of unix sockets contain it
 
 
 class Scratch:
-    """This run's folder."""
+    """The folder of this run."""
 
     def __init__(self) -> None:
-        """Make it, lock it, and mark this process's environment with it; TMPDIR lies in there too."""
+        """Make and lock the folder, and mark this process's environment with it; TMPDIR is in it too."""
         self.folder = Path(f"/tmp/{_PREFIX}{os.getpid()}")
         self.folder.mkdir(mode=0o700)
         self._lock = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -33,29 +33,29 @@ class Scratch:
         temporary = self.folder / "tmp"
         temporary.mkdir()
         os.environ.update({MARK: str(self.folder), "TMPDIR": str(temporary)})
-        tempfile.tempdir = None  # read TMPDIR anew
+        tempfile.tempdir = None  # read TMPDIR again
 
     def close(self) -> tuple[Member, ...]:
-        """Remove all that bears the mark; the processes that were still there."""
+        """Remove everything with the mark; return the processes that still ran."""
         found = _clear(self.folder)
         os.close(self._lock)
         return found
 
 
 def sweep() -> tuple[Path, ...]:
-    """Remove what dead runs left; their folders."""
+    """Remove the remains of ended runs; return their folders."""
     swept = []
     for folder in Path("/tmp").glob(f"{_PREFIX}[0-9]*"):
         try:
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except (FileNotFoundError, PermissionError):  # another user's is that user's to sweep
+        except (FileNotFoundError, PermissionError):  # it belongs to another user
             continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _clear(folder)
             swept.append(folder)
         except BlockingIOError:
-            continue  # a living run's
+            continue  # it belongs to a current run
         finally:
             os.close(lock)
     return tuple(swept)
@@ -70,7 +70,7 @@ def _clear(folder: Path) -> tuple[Member, ...]:
     for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
         if Path(backing.read_text().strip()).is_relative_to(folder):
             device = backing.parent.parent
-            for holder in (device / "holders").iterdir():  # a volume group made on it
+            for holder in (device / "holders").iterdir():  # a volume group on the loop device
                 _try("dmsetup", "remove", "--force", (holder / "dm/name").read_text().strip())
             _try("losetup", "--detach", f"/dev/{device.name}")
     shutil.rmtree(folder, ignore_errors=True)
@@ -82,5 +82,5 @@ def _try(*words: str) -> None:
 
 
 def _unescaped(text: str) -> Path:
-    """proc_pid_mountinfo(5): blanks and backslashes are written as three octal digits."""
+    """Decode a path of proc_pid_mountinfo(5): blanks and backslashes are three octal digits there."""
     return Path(re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text))

@@ -1,4 +1,4 @@
-"""A lab with its services: one veeryd a node, joined into one cluster, as a user would do it by hand."""
+"""A lab with its services: a veeryd on each node, joined to one cluster with a user's commands."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ from veery.lab.lock import LabLock, Record, read
 from veery.lab.members import Member
 from veery.lab.plan import Machine, Plan, plan
 from veery.lab.xen import snapshot
-from veery.lab.xen.node import PATIENCE, Nested
+from veery.lab.xen.node import SLOW_SETTINGS, Nested
 from veery.model.node import Role
 
-Report = Callable[[str, float], None]  # what is done now, and how much of it all: 0 to 1
+Report = Callable[[str, float], None]  # the present step, and the fraction done: 0 to 1
 
-_ORDER = 60.0  # seconds for one command
-_READY = 60.0  # seconds for a daemon to answer, or for the cluster to be whole
-_NESTED = 4  # times as long for what runs in a nested node: an import costs there what a whole command does here
+_COMMAND_TIMEOUT_S = 60.0
+_READY_TIMEOUT_S = 60.0  # for a daemon to answer, or for the cluster to be complete
+_NESTED_FACTOR = 4  # for timeouts in a nested node, where an import takes as long as a whole command outside
 
 
 def silent(_text: str, _fraction: float) -> None:
-    """A Report that says nothing."""
+    """Ignore the progress: a Report without output."""
 
 
 @dataclass
 class Lab:
-    """A lab that this process holds; `down` removes it, `leave` lets it stand. `programs` maps a node to the folder of
-    the `veery` and `veeryd` that run on it, where these are of another version."""
+    """A lab that this process holds; `down` removes it, `leave` keeps it. `programs` maps a node to the folder of its
+    `veery` and `veeryd`, if these are of another version."""
 
     plan: Plan
     _claim: LabLock
@@ -64,11 +64,11 @@ class Lab:
         report: Report = silent,
         programs: Path | None = None,
     ) -> Lab:
-        """Build lab `name`, and clear away first what a dead run left of it. On failure nothing of it is left but
-        the message. With `stays` it outlives this process. With the driver xen the hypervisors are nested.
-        With `programs` every node runs what is in that folder.
+        """Build lab `name`; first remove the remains of an earlier lab of that name. On failure everything is removed.
+        With `stays` the lab outlives this process. With the driver xen the hypervisors are nested. With `programs`
+        every node runs the programs in that folder.
 
-        Raises Refused when the name is taken or does not fit, Failed with what did not start."""
+        Raises Refused if the name is in use or invalid, Failed with the service that did not start."""
         drawn = plan(name, hypervisors, storages, driver)
         if os.geteuid():
             raise Refused("the lab makes network namespaces", hint="run as root")
@@ -95,8 +95,8 @@ class Lab:
 
     @classmethod
     def attach(cls, name: str) -> Lab:
-        """The lab `name` that stands (`veery lab up`), taken by this process. Raises Refused where there is none,
-        or another process has it."""
+        """Lock the existing lab `name` (`veery lab up`) and return it. Raises Refused if there is none, or another
+        process holds it."""
         claim = LabLock(name)
         record = read(name)
         if record is None or not hosts.stands(name):
@@ -110,7 +110,7 @@ class Lab:
         self._claim.forget()
 
     def leave(self) -> None:
-        """Let go; the lab stands on if it was made to stay."""
+        """Release the lab; it stays if it was made to stay."""
         self._claim.release()
 
     # ---- its nodes
@@ -119,48 +119,48 @@ class Lab:
         node: str,
         argv: Sequence[str | Path],
         *,
-        deadline: float = _ORDER,
+        deadline: float = _COMMAND_TIMEOUT_S,
         check: bool = True,
         stdin: bytes | None = None,
     ) -> Result:
-        """Run a command on `node` (or "client", "switch"), as host.run.run does. A nested node may take four times
-        as long."""
-        longest, argv = deadline * self._patience(node), self.enter(node, argv)
+        """Run a command on `node` (or "client", "switch") as host.run.run does. For a nested node the deadline is four
+        times as long."""
+        longest, argv = deadline * self._deadline_factor(node), self.enter(node, argv)
         return await run(argv, deadline=longest, check=check, stdin=stdin, env=self.environ(node))
 
     async def veery(
         self,
         node: str,
         *words: str,
-        deadline: float = _ORDER,
+        deadline: float = _COMMAND_TIMEOUT_S,
         check: bool = True,
         stdin: bytes | None = None,
     ) -> Result:
-        """Run `veery WORDS...` on `node`, speaking to that node's daemon. Raises Failed with its message."""
+        """Run `veery WORDS...` on `node`, with that node's daemon. Raises Failed with its message."""
         argv: list[str | Path] = [self._program(node, "veery"), *words]
         result = await self.run(node, argv, deadline=deadline, check=False, stdin=stdin)
         if check and result.code:
             rows = (result.err.strip() or result.out.strip() or "no message").splitlines()
-            told = next((place for place, row in enumerate(rows) if row.startswith("veery: ")), 0)  # behind progress
-            rows = rows[told:]
+            first = next((place for place, row in enumerate(rows) if row.startswith("veery: ")), 0)  # after progress
+            rows = rows[first:]
             raise Failed(f"veery {' '.join(words)} on {node}: {rows[0]}", hint="; ".join(rows[1:3]))
         return result
 
-    async def watch(self, node: str, *words: str, report: Report, deadline: float = _ORDER) -> str:
-        """As `veery`, for what takes long: each line of progress goes to `report` as it comes. Returns its output."""
+    async def watch(self, node: str, *words: str, report: Report, deadline: float = _COMMAND_TIMEOUT_S) -> str:
+        """Run a long command as `veery` does, and pass each line of progress to `report`. Returns its output."""
         argv = [str(word) for word in self.enter(node, [self._program(node, "veery"), *words])]
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(
             *argv, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe, env={**os.environ, **self.environ(node)}
         )
         assert process.stdout is not None and process.stderr is not None
-        said = ""
+        last = ""
         try:
-            async with asyncio.timeout(deadline * self._patience(node)):
+            async with asyncio.timeout(deadline * self._deadline_factor(node)):
                 while line := (await process.stderr.readline()).decode(errors="replace").strip():
                     percent = re.search(r"(\d+) %", line)
                     report(" ".join(line.split()), int(percent[1]) / 100 if percent else 0.0)
-                    said = line
+                    last = line
                 out = (await process.stdout.read()).decode(errors="replace")
                 await process.wait()
         except TimeoutError as error:
@@ -170,37 +170,37 @@ class Lab:
                 process.kill()
                 await process.wait()
         if process.returncode:
-            raise Failed(f"veery {' '.join(words)} on {node}: {said or out.strip()}")
+            raise Failed(f"veery {' '.join(words)} on {node}: {last or out.strip()}")
         return out
 
-    async def json(self, node: str, *words: str, deadline: float = _ORDER) -> Any:
-        """What `veery WORDS...` prints on `node`, as JSON. Raises Failed."""
+    async def json(self, node: str, *words: str, deadline: float = _COMMAND_TIMEOUT_S) -> Any:
+        """Return the JSON output of `veery WORDS...` on `node`. Raises Failed."""
         return json.loads((await self.veery(node, *words, deadline=deadline)).out)
 
-    def client(self, node: str, *, deadline: float = _ORDER) -> Client:
-        """The HTTP API of `node`'s daemon."""
+    def client(self, node: str, *, deadline: float = _COMMAND_TIMEOUT_S) -> Client:
+        """Return a client for the HTTP API of `node`'s daemon."""
         return Client(Address(self.plan.home(node) / "run" / "api.sock"), deadline=deadline)
 
     def enter(self, node: str, argv: Sequence[str | Path]) -> list[str | Path]:
-        """The command line that runs `argv` inside `node`; in dom0 where it is nested."""
+        """Return the command line that runs `argv` inside `node`; for a nested node in its dom0."""
         if self.plan.nested(node):
             return self.nested(node).enter(argv)
         return hosts.enter(self.plan.namespace(node), argv)
 
     def nested(self, node: str) -> Nested:
-        """The nested node `node`."""
+        """Return the nested node `node`."""
         return Nested(self.plan, self.plan.node(node))
 
     def environ(self, node: str) -> dict[str, str]:
-        """What `veery lab exec` adds to the environment there: the node's settings, and our programs in PATH."""
+        """Return the environment that `veery lab exec` adds: the node's settings, and veery's programs in PATH."""
         return hosts.environ(self.plan, node)
 
     def members(self, node: str) -> tuple[Member, ...]:
-        """The processes that run on `node`; of a nested one, its outer QEMU and what serves it on this machine."""
+        """Return the processes on `node`; for a nested node its outer QEMU and the processes that serve it outside."""
         return hosts.members_of(self.plan, node)
 
     def log(self, node: str, name: str = "veeryd") -> Path:
-        """The log file of a service that the lab itself starts on `node`."""
+        """Return the log file of a service that the lab itself starts on `node`."""
         return self.plan.home(node) / "log" / f"{name}.log"
 
     # ---- its daemons
@@ -214,28 +214,30 @@ class Lab:
 
     async def ready(self, node: str, process: Process | None = None) -> None:
         """Return once `node`'s daemon answers (and knows its cluster). Raises Failed."""
-        client = self.client(node, deadline=5.0 * self._patience(node))
+        client = self.client(node, deadline=5.0 * self._deadline_factor(node))
 
         async def answers() -> str:
             if process is not None and not process.alive():
-                raise Failed(f"veeryd on {node} ended at once: {self._last_words(node)}", hint=f"see {self.log(node)}")
+                raise Failed(
+                    f"veeryd on {node} ended at once: {self._last_log_line(node)}", hint=f"see {self.log(node)}"
+                )
             try:
                 await asyncio.to_thread(client.get, "/v1/nodes")
             except VeeryError as error:
                 return error.message
             return ""
 
-        within = _READY * self._patience(node)
+        within = _READY_TIMEOUT_S * self._deadline_factor(node)
         await _until(answers, f"veeryd on {node} does not answer", hint=f"see {self.log(node)}", within=within)
 
     async def healthy(self) -> None:
-        """Return once every node is alive in the eyes of every other, and every voter has its vote. Raises Failed."""
-        within = _READY * max(self._patience(node.name) for node in self.plan.nodes)
-        message = f"the cluster of lab {self.plan.lab} is not whole"
-        await _until(self._ailing, message, hint=f"see {self.plan.folder}", within=within)
+        """Return once every node sees every other as alive, and every voter has its vote. Raises Failed."""
+        within = _READY_TIMEOUT_S * max(self._deadline_factor(node.name) for node in self.plan.nodes)
+        message = f"the cluster of lab {self.plan.lab} is incomplete"
+        await _until(self._fault, message, hint=f"see {self.plan.folder}", within=within)
 
-    async def _ailing(self) -> str:
-        """What the cluster lacks, "" if nothing."""
+    async def _fault(self) -> str:
+        """Return what the cluster lacks, "" if nothing."""
         wanted = {node.name for node in self.plan.nodes}
         for name in wanted:
             try:
@@ -250,7 +252,7 @@ class Lab:
         return "" if int(shown.out) == voters else f"{shown.out.strip()} of {voters} voters have their vote"
 
     async def _power_on(self, report: Report) -> None:
-        """Make the nested nodes, if there are any, and let them run."""
+        """Make and start the nested nodes, if there are any."""
         names = [node.name for node in self.plan.nodes if self.plan.nested(node.name)]
         if names:
             golden = await snapshot.ready(report)
@@ -274,7 +276,7 @@ class Lab:
 
         report(f"{', '.join(node.name for node in others)} join", 0.4)
         await _all([join(node) for node in others])
-        report("waiting for the cluster to be whole", 0.9)
+        report("waiting for the cluster to be complete", 0.9)
         await self.healthy()
 
     async def _init(self, node: Machine) -> None:
@@ -289,17 +291,17 @@ class Lab:
         driver = ["--driver", self.plan.driver] if self.plan.nested(node.name) else []
         return ["--name", node.name, "--address", node.address, "--roles", roles, *driver]
 
-    def _patience(self, node: str) -> int:
-        return _NESTED if self.plan.nested(node) else 1
+    def _deadline_factor(self, node: str) -> int:
+        return _NESTED_FACTOR if self.plan.nested(node) else 1
 
     def _program(self, node: str, name: str) -> Path:
-        """One of our own programs: beside the Python that runs us, or where dom0 has it."""
+        """Return the path of one of veery's programs: beside this process's Python, or in dom0."""
         if self.plan.nested(node):
             return Path("/usr/local/bin", name)
         return self.programs.get(node, Path(sys.executable).parent) / name
 
     def _keep_logs(self) -> Path | None:
-        """Save the nodes' logs from a lab that did not come up; their folder, None if there are none."""
+        """Save the nodes' logs of a lab that did not start; return their folder, None if there are none."""
         kept = self.plan.folder.parent.parent / "failed" / self.plan.lab
         shutil.rmtree(kept, ignore_errors=True)
         for node in self.plan.nodes:
@@ -308,15 +310,15 @@ class Lab:
                 shutil.copy(path, kept / node.name)
         return kept if kept.exists() else None
 
-    def _last_words(self, node: str) -> str:
+    def _last_log_line(self, node: str) -> str:
         with suppress(OSError):
             rows = self.log(node).read_text(errors="replace").strip().splitlines()
-            return rows[-1] if rows else "it said nothing"
-        return "it said nothing"
+            return rows[-1] if rows else "its log is empty"
+        return "its log is empty"
 
 
 async def _accelerator() -> str:
-    """What QEMU runs with here, found out once a boot for all nodes of all labs: they share the machine."""
+    """Return QEMU's accelerator on this machine. It is determined once a boot, for all nodes of all labs."""
     return (await machine.find(Qemu(), lab_folder().parent.parent / "qemu.json")).accel
 
 
@@ -329,11 +331,11 @@ def _furnish(drawn: Plan, node: Machine, accelerator: str) -> None:
         f"# node {node.name} of lab {drawn.lab}, written by veery lab up",
         f"state = {_quoted(home / 'lib')}",
         f"run = {_quoted(home / 'run')}",
-        *(PATIENCE if drawn.driver == "xen" else ()),
+        *(SLOW_SETTINGS if drawn.driver == "xen" else ()),
         "",
         "[qemu]",
         f'accel = "{accelerator}"',
-        'user = ""',  # as root on every machine, whether or not the package is installed there too
+        'user = ""',  # as root on every machine, even if veery's package is installed there
         "",
         "[health]",
         f"root = {_quoted(home / 'sensors')}",  # an empty folder: the nodes of a lab are one machine
@@ -348,11 +350,11 @@ def _furnish(drawn: Plan, node: Machine, accelerator: str) -> None:
 
 
 def _quoted(path: Path) -> str:
-    return json.dumps(str(path))  # TOML's basic strings and JSON's agree on what a path can hold
+    return json.dumps(str(path))  # TOML's basic strings and JSON strings are equal for paths
 
 
 async def _all(works: Sequence[Awaitable[None]]) -> None:
-    """Await `works` together; the first failure ends the others and is raised."""
+    """Await `works` together; the first failure cancels the others and is raised."""
     try:
         async with asyncio.TaskGroup() as group:
             for work in works:
@@ -366,7 +368,7 @@ async def _one(work: Awaitable[None]) -> None:
 
 
 async def _until(check: Callable[[], Awaitable[str]], message: str, *, hint: str, within: float) -> None:
-    """Ask `check` until it returns ""; Failed with `message` and its last answer after `within` seconds."""
+    """Call `check` until it returns "". Raises Failed with `message` and its last answer after `within` seconds."""
     ends = time.monotonic() + within
     while why := await check():
         if time.monotonic() > ends:

@@ -1,4 +1,4 @@
-"""Work in another network namespace of this machine, without a process of its own: setns(2) moves one thread there."""
+"""Run a function in another network namespace without a new process: setns(2) moves one thread there."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _CLONE_NEWNET = 0x40000000  # setns(2)
 def within(namespace: Path, work: Callable[[], T]) -> T:
     """Call `work` in a thread that has entered `namespace` (a file such as /run/netns/NAME), and return its result.
 
-    A socket belongs for good to the namespace in which it was made; the caller may use it afterwards. The thread ends
-    with the call. Raises OSError where the namespace is gone, and whatever `work` raises."""
+    A socket stays in the namespace in which it was made, so the caller may use it afterwards. The thread ends with the
+    call. Raises OSError if the namespace does not exist, and whatever `work` raises."""
 
     def entered() -> T:
         with namespace.open() as file:

@@ -1,7 +1,7 @@
-"""`python3 -m veery.lab.setup packages guest agents`: the parts of the set-up that come before the virtual environment.
-`programs` installs nothing: it refuses, with the names, where a program that the tests start is missing.
+"""`python3 -m veery.lab.setup packages guest agents`: the parts of the set-up before the virtual environment exists.
+`programs` installs nothing: it fails with the names of the programs that the tests start and that are missing.
 
-The Makefile calls it with the system's Python and nothing but the standard library."""
+The Makefile calls it with the system's Python and only the standard library."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ class Bar:
 
     def __init__(self, title: str) -> None:
         self._title, self._terminal = title, sys.stderr.isatty()
-        self._said, self._text = 0.0, ""
+        self._printed, self._text = 0.0, ""
 
     def __call__(self, text: str, fraction: float) -> None:
-        """Show that `text` is being done and `fraction` of all is behind us."""
+        """Show the present step `text` and the fraction done."""
         if self._terminal:
             full = int(24 * fraction)
             bar = "━" * full + "╌" * (24 - full)
             sys.stderr.write(f"\r\033[K{self._title} {bar} {fraction:4.0%}  {text[:40]}")
-        elif time.monotonic() - self._said >= 5:
-            self._said = time.monotonic()
+        elif time.monotonic() - self._printed >= 5:
+            self._printed = time.monotonic()
             sys.stderr.write(f"{self._title}: {fraction:.0%} {text}\n")
         sys.stderr.flush()
 
     def end(self, text: str) -> None:
-        """Close with one lasting line."""
+        """Replace the bar by a permanent line."""
         sys.stderr.write(f"{chr(13) + chr(27) + '[K' if self._terminal else ''}{self._title}: {text}\n")
         sys.stderr.flush()
 
 
 def main(parts: list[str]) -> int:
-    """Do `parts` in order, silently where nothing is to be done; 0, 1 with a message, or 2 for a wrong word."""
+    """Do `parts` in order; print nothing for a part that is done. Return 0, 1 with a message, or 2 for a wrong word."""
     if not parts or set(parts) - set(_PARTS):
         sys.stderr.write(f"usage: python3 -m veery.lab.setup {'|'.join(_PARTS)}...\n")
         return 2
@@ -62,7 +62,7 @@ def _packages(bar: Bar) -> str:
 
 def _guest(bar: Bar) -> str:
     if found := guest.find():
-        return "initramfs built anew" if guest.refresh(found) else ""
+        return "initramfs built again" if guest.refresh(found) else ""
     return f"kernel {guest.fetch(bar).version}, unpacked in {packages.cache() / 'guest'}"
 
 

@@ -1,4 +1,4 @@
-"""Typing into a domain's console and reading what it answers, as a user would: for demo, bench and tests."""
+"""A domain's console as a user has it, for demo, bench and tests: type commands and read the answers."""
 
 from __future__ import annotations
 
@@ -15,22 +15,21 @@ from veery.errors import Failed
 
 
 def doubled(mark: str) -> str:
-    """A pattern of `mark` in which any character may stand twice, but for the first, which may be the last one of what
-    was printed before: on a busy machine a guest's serial port was seen to print one character in some hundred
-    thousand twice."""
+    """Return a pattern of `mark` in which any character may be doubled, except the first. On a busy machine a guest's
+    serial port was seen to print about one in a hundred thousand characters twice."""
     return re.escape(mark[0]) + "".join(f"{re.escape(each)}{{1,2}}" for each in mark[1:])
 
 
 class Shell:
-    """A shell that waits on a domain's console:
+    """A shell on a domain's console:
 
         async with Shell(address, "busybox") as shell:
             await shell.run("uptime")
 
-    Whatever was on the console before is in `seen` first. Raises Failed when the console ends or stays silent."""
+    `seen` begins with the console's earlier output. Raises Failed when the console ends or stays silent."""
 
     def __init__(self, address: Address, domain: str) -> None:
-        """`address` is the daemon of the node that the domain runs on."""
+        """`address` is the daemon of the node on which the domain runs."""
         self._address, self._domain = address, domain
         self._session: aiohttp.ClientSession | None = None
         self._socket: aiohttp.ClientWebSocketResponse | None = None
@@ -66,7 +65,7 @@ class Shell:
         await self._socket.send_bytes(text.encode() + b"\n")
 
     async def expect(self, pattern: str, *, deadline: float = 60.0) -> str:
-        """Wait until `pattern` is on the console; what stood before its end, which is then forgotten."""
+        """Wait until `pattern` is on the console; return the output up to its end, and remove it from `seen`."""
         try:
             async with asyncio.timeout(deadline):
                 while (match := re.search(pattern, self.seen)) is None:
@@ -79,28 +78,28 @@ class Shell:
         return before
 
     async def run(self, command: str, *, deadline: float = 60.0) -> str:
-        """Run one command line; its output without the prompt. Its exit code is not looked at.
+        """Run one command line; return its output without the prompt. Its exit code is ignored.
 
-        The marks are typed in two halves, so that the echo of the command line, which may be broken at the edge of the
-        screen, is not taken for them."""
+        The marks are typed in two halves, so that the echo of the command line, which may be wrapped at the edge of the
+        screen, does not match them."""
         mark = secrets.token_hex(3)
         begin, end = doubled(f"{mark}a"), doubled(f"{mark}z")
         await self.type(f"echo {mark}''a; {command}; echo {mark}''z")
         await self.expect(rf"{begin}\r*\n", deadline=deadline)
-        said = await self.expect(rf"{end}\r*\n", deadline=deadline)
-        return re.sub(rf"{end}\r*\n$", "", said).replace("\r", "").strip("\n")
+        output = await self.expect(rf"{end}\r*\n", deadline=deadline)
+        return re.sub(rf"{end}\r*\n$", "", output).replace("\r", "").strip("\n")
 
     async def ready(self, *, deadline: float = 120.0) -> None:
-        """Wait until a shell answers: it is asked again now and then, for what is typed while it boots is lost. The
-        guest's kernel is then silent on the console, or what it says stands in the midst of an answer."""
+        """Wait until a shell answers. The command is repeated, since input during the boot is lost. It turns the guest
+        kernel's messages on the console off: they would appear in the middle of an answer."""
         end = asyncio.get_running_loop().time() + deadline
-        patience = 2.0
+        timeout = 2.0
         while True:
             try:
-                await self.run("dmesg -n 1", deadline=patience)
+                await self.run("dmesg -n 1", deadline=timeout)
                 return
             except Failed:
-                patience = min(patience * 1.5, 15.0)  # in software emulation an answer may take longer than that
+                timeout = min(timeout * 1.5, 15.0)  # in software emulation an answer may take longer
                 if asyncio.get_running_loop().time() > end or self._socket is None or self._socket.closed:
                     raise
 

@@ -1,8 +1,8 @@
-"""`python -m veery.lab.softdog SOCKET NAMESPACE`: a watchdog for a node of a lab, as softdog is for a machine.
+"""`python -m veery.lab.softdog SOCKET NAMESPACE`: a watchdog for a node of a lab, like softdog for a machine.
 
-It is armed through a unix socket (host/watchdog.py). When it is not fed in time, it kills every process in the node's
-network namespace. It runs outside of that namespace, so that a frozen node does not freeze its watchdog. It prints what
-it does (armed, disarmed, fired), and ends when it has fired."""
+It is armed through a unix socket (host/watchdog.py). If it is not fed in time, it kills every process in the node's
+network namespace. It runs outside that namespace, so that a frozen node does not freeze its watchdog. It prints its
+events (armed, disarmed, fired), and ends after it has fired."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from veery.lab import members
 
 
 def watch(path: Path, namespace: Path) -> None:
-    """Serve one feeder after the other; return once it has fired."""
+    """Serve one client after the other; return once the watchdog has fired."""
     path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
@@ -40,7 +40,7 @@ def watch(path: Path, namespace: Path) -> None:
 
 
 def _serve(feeder: socket.socket, fires: float) -> tuple[float, bool]:
-    """One connection: when it fires now (0: disarmed), and whether there is still time."""
+    """Serve one connection; return when the watchdog fires (0: disarmed), and whether that is still ahead."""
     timeout, last = 0, b""
     while True:
         feeder.settimeout(max(fires - time.monotonic(), 0.001) if fires else None)
@@ -50,7 +50,7 @@ def _serve(feeder: socket.socket, fires: float) -> tuple[float, bool]:
             return fires, False
         except ConnectionError:
             data = b""
-        if not data:  # closed: in good order only behind a "V"
+        if not data:  # closed: it disarms only after a "V"
             if last == MAGIC_CLOSE:
                 print("disarmed", flush=True)
                 return 0.0, True

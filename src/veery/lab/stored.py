@@ -1,4 +1,4 @@
-"""The records that a lab's store holds, read by the project's own client from this process."""
+"""The records in a lab's store, read by veery's own client in this process."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from veery.lab.setns import within
 
 
 async def records(plan: Plan, prefix: str = "", *, node: str = "stor") -> dict[str, Any]:
-    """Key -> decoded JSON of each record whose key begins with `prefix`, for example "owner/". `node` asks: its own
-    etcd member first, then the others. Keys that hold no JSON (ca/key) have their text.
+    """Return the decoded JSON of each record whose key begins with `prefix`, for example "owner/", by key. A value that
+    is no JSON (ca/key) is its text. `node` sends the request: to its own etcd member first, then to the others.
 
-    Raises StoreUnavailable where no member answers within the node's own deadline, Failed."""
+    Raises StoreUnavailable if no member answers within the node's own deadline, Failed."""
     settings = load_settings(plan.settings(node))
     identity = load_identity(Path(settings.state))
 

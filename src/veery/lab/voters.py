@@ -1,4 +1,4 @@
-"""`python -m veery.lab.voters SETTINGS`: how many etcd members have a vote, asked from inside a node."""
+"""`python -m veery.lab.voters SETTINGS`: print the number of voting etcd members, asked from inside a node."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from veery.config.settings import load as load_settings
 
 
 async def count(settings_file: Path) -> int:
-    """The voters of the cluster whose node `settings_file` describes; 0 when they do not answer."""
+    """Return the number of voters of the cluster of the node with `settings_file`; 0 if they do not answer."""
     settings = load_settings(settings_file)
     identity = load_identity(Path(settings.state))
     store = open_store(settings, identity)

@@ -32,8 +32,8 @@ def test_what_is_wrong_is_said() -> None:
     told = "\n".join(judge(disk, [Record(1, "bb", 9), Record(4, "bb", 9), Record(4, "aa", 9)]))
     assert "record 4 is missing" in told
     assert "record 3: boot aa writes again" in told
-    assert "record 1 of boot bb was acknowledged, and boot aa has it" in told
-    assert "record 4 of boot bb was acknowledged, and it is not there" in told
+    assert "record 1 of boot bb was acknowledged, but boot aa has it" in told
+    assert "record 4 of boot bb was acknowledged, but it is missing" in told
     assert "record 4 was acknowledged by two boots" in told
 
 

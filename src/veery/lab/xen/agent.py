@@ -1,20 +1,21 @@
-"""What answers inside a nested node: commands, processes, sockets; asked by `call`, `door` and `talk`.
+"""The agent inside a nested node: it runs commands and gives access to processes and sockets. Its clients are `call`,
+`door` and `talk`.
 
-One TCP connection is one order, over a link of the node's own that no cut of the lab's network touches. Frames both
-ways: a kind (one byte), a length (four, big-endian), the content. The first frame says what is wanted:
+One TCP connection carries one request, over the node's own link, which cuts of the lab's network do not affect. Frames
+in both directions: a kind (one byte), a length (four, big-endian), the content. The first frame is the request:
 
     R  {"argv", "env", "tty"}  run a command; then I (input), E (its end), W (window size) come in, O (output),
                                X (error output) and last Q (exit status) go out
-    U  PATH                    from here on this connection is one to the unix socket PATH
+    U  PATH                    from then on this connection is forwarded to the unix socket PATH
     P                          the processes as JSON, [[pid, ticks, [word, ...]], ...]
     K  {"pid", "ticks", "signal"}  send a signal to that process and to no other; for SIGKILL, wait for its end
-    B  {"epoch", "entropy"}    a copy of a snapshot becomes a machine of its own: the clock, and randomness (hex)
+    B  {"epoch", "entropy"}    turn a copy of a snapshot into a separate machine: set its clock and randomness (hex)
 
-When a connection ends before its command does, the command's process group is killed: who asked has a deadline.
+If a connection ends before its command does, the command's process group is killed: the client has a deadline.
 
-veery's own programs are not started by exec but forked off this process, which has imported what they need before the
-snapshot was taken: in software emulation that costs seconds each time. They bear their own command lines all the same.
-Only the standard library: this file lies in the image as it is, and runs before veery is there."""
+veery's own programs are not started by exec but forked from this process, which imported their modules before the
+snapshot was taken: in software emulation the imports take seconds each time. Their command lines are still their own.
+This module uses only the standard library: it is copied into the image alone, and runs before veery is installed."""
 
 import asyncio
 import contextlib
@@ -57,12 +58,12 @@ _CHUNK = 1 << 16
 
 
 def frame(kind: bytes, content: bytes = b"") -> bytes:
-    """One frame as it goes over the wire."""
+    """Return one frame as bytes."""
     return kind + struct.pack(">I", len(content)) + content
 
 
 async def read_frame(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
-    """The next frame. Raises EOFError at the connection's end."""
+    """Read the next frame. Raises EOFError at the connection's end."""
     try:
         head = await reader.readexactly(5)
         return head[:1], await reader.readexactly(struct.unpack(">I", head[1:])[0])
@@ -71,11 +72,11 @@ async def read_frame(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
 
 
 def processes() -> list[tuple[int, int, list[str]]]:
-    """(pid, start time in ticks, words) of every living process that has a command line."""
+    """Return (pid, start time in ticks, words) of every running process that has a command line."""
     found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
-            with contextlib.suppress(OSError):  # it ended while we looked
+            with contextlib.suppress(OSError):  # the process has just ended
                 words = (folder / "cmdline").read_bytes().rstrip(b"\0").decode(errors="replace").split("\0")
                 ticks = _ticks(int(folder.name))
                 if words != [""] and ticks:
@@ -104,8 +105,8 @@ async def _signal(order: dict[str, Any]) -> None:
 
 
 def _born(order: dict[str, Any]) -> None:
-    """Without new randomness, copies of one snapshot would make the same keys and names: random(4), RNDADDENTROPY and
-    RNDRESEEDCRNG."""
+    """Set the clock and add new randomness, since copies of one snapshot would otherwise make the same keys and names:
+    random(4), RNDADDENTROPY and RNDRESEEDCRNG."""
     entropy = bytes.fromhex(order["entropy"])
     with Path("/dev/urandom").open("wb") as device:
         fcntl.ioctl(device, 0x40085203, struct.pack("ii", 8 * len(entropy), len(entropy)) + entropy)
@@ -124,7 +125,7 @@ async def _relay(path: str, reader: asyncio.StreamReader, writer: asyncio.Stream
 async def both_ways(
     one: tuple[asyncio.StreamReader, asyncio.StreamWriter], other: tuple[asyncio.StreamReader, asyncio.StreamWriter]
 ) -> None:
-    """Carry bytes between two connections until both sides have ended, or one is broken."""
+    """Forward bytes between two connections until both sides have ended, or one breaks."""
 
     async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(_CHUNK):
@@ -138,7 +139,7 @@ async def both_ways(
 
 
 class _Forked:
-    """One of our own programs, as asyncio.subprocess.Process has it."""
+    """One of veery's own programs, with the interface of asyncio.subprocess.Process."""
 
     def __init__(self, order: dict[str, Any], terminal: int) -> None:
         pairs = [] if terminal >= 0 else [os.pipe(), os.pipe(), os.pipe()]
@@ -153,7 +154,7 @@ class _Forked:
         self.stderr: asyncio.StreamReader | None = None
 
     async def open(self) -> None:
-        """Take our ends of its pipes."""
+        """Open this process's ends of its pipes."""
         if self._pairs:
             (there, into), (out, one), (err, two) = self._pairs
             for number in (there, one, two):
@@ -162,7 +163,7 @@ class _Forked:
             self.stdout, self.stderr = await _reader(out), await _reader(err)
 
     async def wait(self) -> int:
-        """Its exit status, below 0 for a signal."""
+        """Return its exit status, below 0 for a signal."""
         loop = asyncio.get_running_loop()
         ended = loop.create_future()
         loop.add_reader(self._handle, _mark, ended)
@@ -194,7 +195,7 @@ async def _writer(number: int) -> asyncio.StreamWriter:
 
 
 def _become(order: dict[str, Any], ends: tuple[int, int, int], *, terminal: bool) -> NoReturn:
-    """In the forked process: be the program; as if exec had been called, as far as it can tell."""
+    """Run the program in the forked process, with the same conditions as after exec."""
     status = 1
     try:
         asyncio._set_running_loop(None)
@@ -228,7 +229,7 @@ def _become(order: dict[str, Any], ends: tuple[int, int, int], *, terminal: bool
 
 
 def _named(words: list[str]) -> None:
-    """Write `words` over our own command line, as proc(5) shows it (stat's fields 48 and 49)."""
+    """Overwrite this process's command line in proc(5) with `words` (stat's fields 48 and 49)."""
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     begin, end = int(fields[45]), int(fields[46])
     text = "\0".join(words).encode() + b"\0"
@@ -236,14 +237,14 @@ def _named(words: list[str]) -> None:
 
 
 class _Command:
-    """One command and the connection that it runs for."""
+    """One command and the connection of its client."""
 
     def __init__(self, order: dict[str, Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._order, self._reader, self._writer = order, reader, writer
         self._master = -1
 
     async def run(self) -> None:
-        """To its end, or the connection's."""
+        """Run the command until it or the connection ends."""
         tty, slave = self._order.get("tty"), -1
         if tty:
             self._master, slave = os.openpty()
@@ -289,7 +290,7 @@ class _Command:
             os.close(self._master)
 
     async def _listen(self, process: asyncio.subprocess.Process | _Forked) -> None:
-        """Take input until the connection ends."""
+        """Forward input until the connection ends."""
         with contextlib.suppress(EOFError):
             while True:
                 kind, content = await read_frame(self._reader)
@@ -298,7 +299,7 @@ class _Command:
                 elif self._master >= 0:
                     os.write(self._master, content if kind == b"I" else b"\x04")
                 elif process.stdin is not None:
-                    with contextlib.suppress(OSError):  # it does not read any more
+                    with contextlib.suppress(OSError):  # the command no longer reads
                         if kind == b"I":
                             process.stdin.write(content)
                             await process.stdin.drain()
@@ -306,7 +307,7 @@ class _Command:
                             process.stdin.close()
 
     async def _tell(self, process: asyncio.subprocess.Process | _Forked) -> None:
-        """Send output, then the exit status. What a child left running keeps open is waited for one second."""
+        """Send output, then the exit status. If a running child keeps the output open, wait one second for it."""
         if self._master >= 0:
             pumps = [asyncio.ensure_future(self._pump(await _reader(os.dup(self._master)), b"O"))]
         else:
@@ -360,7 +361,7 @@ async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 
 async def _main() -> None:
     for name in _NEEDED:
-        with contextlib.suppress(ImportError):  # then it fails where it is needed
+        with contextlib.suppress(ImportError):  # it then fails where it is needed
             importlib.import_module(name)
     gc.freeze()
     server = await asyncio.start_server(_serve, THERE, PORT)

@@ -1,6 +1,6 @@
-"""What a user of plain xl has: a domain on a LUN, moved by `xl migrate` alone. No driver, no owner key, no daemon.
+"""A domain of plain xl on a LUN, moved by `xl migrate`, without veery's driver, owner key or daemon.
 
-The proof that the nested lab is a real Xen lab, and what the driver's moves are measured against."""
+It proves that the nested lab is a real Xen lab, and the driver's moves are compared with its moves."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from veery.lab.xen.login import login, logout
 
 PORT = 8009
 MAC = "00:16:3e:31:00:04"
-_MEMORY = 128  # MiB; Debian's cloud kernel does not come up in 64
-_ORDER, _MOVE = 30.0, 60.0  # seconds; the lab gives a nested node four times as long
+_MEMORY_MIB = 128  # Debian's cloud kernel does not boot with 64
+_COMMAND_TIMEOUT_S, _MOVE_TIMEOUT_S = 30.0, 60.0  # the lab multiplies them by four for a nested node
 
 _FILE = f"""\
 name = "{{name}}"
 kernel = "{dom0.GUEST}/vmlinuz"
 ramdisk = "{dom0.GUEST}/initramfs"
-memory = {_MEMORY}
+memory = {_MEMORY_MIB}
 vcpus = 1
 type = "{{kind}}"
 disk = ["{{disk}}"]
@@ -54,15 +54,15 @@ ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/ssh_host_ed25519_key </dev/null
 
 @dataclass
 class Bare:
-    """One domain `name` on the volume of that name, which is there and has an image in it."""
+    """One domain `name` on the existing volume of that name, which contains an image."""
 
     lab: Lab
     name: str
     mac: str = MAC
-    fast: bool = False  # our hotplug scripts, which veeryd has put there; else Xen's own
+    fast: bool = False  # use veery's hotplug scripts, which veeryd has installed, instead of Xen's own
 
     async def create(self, node: str, *, kind: str = "pv") -> None:
-        """Let every hypervisor log in to the LUN, and start the domain on `node`. Raises Failed."""
+        """Log every hypervisor in to the LUN, and start the domain on `node`. Raises Failed."""
         nodes = [each.name for each in self.lab.plan.nodes if self.lab.plan.nested(each.name)]
         devices = await asyncio.gather(*(login(self.lab, each, self.name) for each in nodes))
         disk, vif = f"phy:{devices[0]},xvda,w", ""
@@ -74,7 +74,7 @@ class Bare:
         await self._xl(node, "create", path)
 
     async def destroy(self) -> None:
-        """End the domain wherever it is, and every session. Raises Failed."""
+        """End the domain on every node, and every session. Raises Failed."""
         for each in self.lab.plan.nodes:
             if self.lab.plan.nested(each.name):
                 if await self.row(each.name):
@@ -82,42 +82,42 @@ class Bare:
                 await logout(self.lab, each.name, self.name)
 
     async def row(self, node: str) -> dict[str, Any]:
-        """The domain in `xl list -l` of `node`; {} where it is not there. Raises Failed."""
+        """Return the domain's row in `xl list -l` of `node`; {} if it has none. Raises Failed."""
         rows: list[dict[str, Any]] = json.loads(await self._xl(node, "list", "-l"))
         return next((row for row in rows if row.get("config", {}).get("c_info", {}).get("name") == self.name), {})
 
     async def move(self, source: str, target: str) -> float:
-        """`xl migrate` over one TCP connection; the seconds it took. Raises Failed with xl's last words."""
+        """Run `xl migrate` over one TCP connection; return its seconds. Raises Failed with the end of xl's output."""
         python = ["python3", "-m", "veery.lab.xen.relay"]
-        taking = asyncio.ensure_future(self._run(target, [*python, "receive", str(PORT)], _MOVE))
+        receiving = asyncio.ensure_future(self._run(target, [*python, "receive", str(PORT)], _MOVE_TIMEOUT_S))
         try:
-            await self._listens(target, taking)
+            await self._listens(target, receiving)
             begun = time.monotonic()
             relay = f"{' '.join(python)} send {self.lab.plan.node(target).address} {PORT}"
-            await self._xl(source, "migrate", "-s", "", self.name, relay, deadline=_MOVE)
+            await self._xl(source, "migrate", "-s", "", self.name, relay, deadline=_MOVE_TIMEOUT_S)
             passed = time.monotonic() - begun
-            received = await taking
+            received = await receiving
         finally:
-            taking.cancel()
-            await asyncio.gather(taking, return_exceptions=True)
+            receiving.cancel()
+            await asyncio.gather(receiving, return_exceptions=True)
         if received.code:
             raise Failed(f"xl migrate-receive on {target} failed with {received.code}: {received.err.strip()[-300:]}")
         return passed
 
     async def move_by_ssh(self, source: str, target: str) -> float:
-        """`xl migrate` as it is meant, over ssh (`allow_ssh` first); the seconds it took. Raises Failed."""
+        """Run `xl migrate` over ssh (call `allow_ssh` first); return its duration in seconds. Raises Failed."""
         begun = time.monotonic()
-        await self._xl(source, "migrate", self.name, self.lab.plan.node(target).address, deadline=_MOVE)
+        await self._xl(source, "migrate", self.name, self.lab.plan.node(target).address, deadline=_MOVE_TIMEOUT_S)
         return time.monotonic() - begun
 
-    async def _listens(self, node: str, taking: asyncio.Future[Result]) -> None:
-        ends = time.monotonic() + _ORDER
-        while f":{PORT} " not in (await self._run(node, ["ss", "-Hltn"], _ORDER)).out:
-            if taking.done() or time.monotonic() > ends:
+    async def _listens(self, node: str, receiving: asyncio.Future[Result]) -> None:
+        ends = time.monotonic() + _COMMAND_TIMEOUT_S
+        while f":{PORT} " not in (await self._run(node, ["ss", "-Hltn"], _COMMAND_TIMEOUT_S)).out:
+            if receiving.done() or time.monotonic() > ends:
                 raise Failed(f"nothing listens on {node}")
             await asyncio.sleep(0.2)
 
-    async def _xl(self, node: str, *words: str, deadline: float = _ORDER) -> str:
+    async def _xl(self, node: str, *words: str, deadline: float = _COMMAND_TIMEOUT_S) -> str:
         result = await self._run(node, ["xl", *words], deadline)
         if result.code:
             raise Failed(f"xl {words[0]} on {node} failed with {result.code}: {result.err.strip()[-300:]}")
@@ -128,7 +128,7 @@ class Bare:
 
 
 async def allow_ssh(lab: Lab, nodes: Sequence[str]) -> None:
-    """Let root of each of these nested nodes log in to the others by a key, as `xl migrate` wants it. Raises Failed."""
+    """Let root of each of these nested nodes log in to the others by a key, for `xl migrate`. Raises Failed."""
     first = nodes[0]
     await lab.run(first, ["sh", "-c", _KEY])
     key = (await lab.run(first, ["cat", "/root/.ssh/id_ed25519"])).out.encode()

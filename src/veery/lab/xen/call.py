@@ -1,7 +1,7 @@
-"""`python -m veery.lab.xen.call ARGV...`: run a command inside the nested node whose network namespace we are in.
+"""`python -m veery.lab.xen.call ARGV...`: run a command inside the nested node of this process's network namespace.
 
-Input, output, terminal, signals' exit status (128 + number) and the end are the command's own; when we are killed, it
-is killed. Only the standard library, to start fast."""
+Input, output, terminal, exit status (128 + number for a signal) and end are the command's own. If this process is
+killed, the command is killed too. It uses only the standard library, to start fast."""
 
 import contextlib
 import fcntl
@@ -17,18 +17,18 @@ import tty
 
 from veery.lab.xen.agent import PORT, THERE, frame
 
-_CONNECT = 20.0  # seconds
+_CONNECT_TIMEOUT_S = 20.0
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_LOST = 125  # our exit status when the node went away under the command
+_LOST = 125  # the exit status if the node is lost during the command
 
 
 def main(argv: list[str]) -> int:
-    """Run it; its exit status."""
+    """Run the command; return its exit status."""
     terminal = all(os.isatty(number) for number in (0, 1))
     env = {"TERM": os.environ.get("TERM", "dumb"), "PATH": _PATH, "HOME": "/root", "LC_ALL": "C.UTF-8"}
     order = {"argv": argv, "env": env, "tty": _size() if terminal else None}
     try:
-        link = socket.create_connection((THERE, PORT), timeout=_CONNECT)
+        link = socket.create_connection((THERE, PORT), timeout=_CONNECT_TIMEOUT_S)
     except OSError as error:
         sys.stderr.write(f"the node does not answer: {error}\n")
         return _LOST
@@ -66,7 +66,7 @@ def _follow(link: socket.socket) -> int:
             if head[:1] == b"Q":
                 return int(content)
             _write(2 if head[:1] == b"X" else 1, content)
-    sys.stderr.write("the node went away\n")
+    sys.stderr.write("the connection to the node was lost\n")
     return _LOST
 
 
@@ -82,6 +82,6 @@ def _size() -> list[int]:
 if __name__ == "__main__":
     try:
         status = main(sys.argv[1:])
-    except BrokenPipeError:  # who reads us has enough
+    except BrokenPipeError:  # the reader of the output has closed it
         status = 128 + signal.SIGPIPE
-    os._exit(status)  # the thread that reads our input may never end
+    os._exit(status)  # the thread that reads the input may never end

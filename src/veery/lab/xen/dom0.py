@@ -1,6 +1,6 @@
-"""What a nested node's dom0 consists of: Debian's packages, the modules that are kept, and its small text files.
+"""The contents of a nested node's dom0: Debian's packages, the kept kernel modules, and small text files.
 
-Nothing of Debian's is configured (no maintainer script runs): what they would have made, and the lab needs, is here."""
+No maintainer script of Debian's packages runs, so this module has the files of theirs that the lab needs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from veery.lab.xen.agent import THERE
 from veery.storage.modules import WANTED
 
-# Debian 12's own suite and nothing else: live moves of PV domains need a hypervisor with shadow paging. main's 4.17.5
+# Only Debian 12's own suite: live moves of PV domains need a hypervisor with shadow paging. main's 4.17.5
 # has it; bookworm-security's 4.17.7 (XSA-495) and Debian 13's 4.20 are built without.
 SUITE = "bookworm"
 HYPERVISOR_NEEDS = "CONFIG_SHADOW_PAGING=y"
@@ -29,7 +29,7 @@ PACKAGES = (
         "udev",
     ),
     *("mount", "util-linux", "e2fsprogs", "iproute2", "busybox-static", "open-iscsi", "python3"),
-    *("openssh-client", "openssh-server"),  # what plain `xl migrate` goes over: veery is measured beside it
+    *("openssh-client", "openssh-server"),  # for plain `xl migrate`, with which veery is compared
     *("linux-image-amd64", "xen-hypervisor-4.17-amd64", "xen-utils-4.17", "xen-utils-common", "xenstore-utils"),
 )
 
@@ -38,12 +38,12 @@ _XEN = ("xen-evtchn", "xen-gntdev", "xen-gntalloc", "xen-privcmd", "xenfs", "xen
 LOADED = (*_XEN, "bridge", "iscsi_tcp", "sd_mod", "loop", "tun")
 MODULES = (*BOOT_MODULES, *LOADED, "veth", "softdog", "sch_netem", "nfsv4", "ext3", "dm_mod")
 
-# See xen-command-line.html. spec-ctrl and xpti cost much in software emulation and guard nothing here.
+# See xen-command-line.html. spec-ctrl and xpti are slow in software emulation and protect nothing here.
 XEN_LINE = "console=com1 com1=115200,8n1 dom0_mem=384M,max:384M dom0_max_vcpus=1 spec-ctrl=no xpti=0 sched=credit"
 LINUX_LINE = "console=hvc0 root=/dev/vda rw init=/sbin/init mitigations=off nokaslr quiet"
 
-LAB = "opt/lab"  # ours, in the image
-STATE = Path("/state")  # where the second disk, the node's own, is mounted
+LAB = "opt/lab"  # the lab's folder in the image
+STATE = Path("/state")  # the mount point of the second disk, the node's own
 SITE, SOURCE, GUEST = "/opt/veery/site", str(STATE / "source"), str(STATE / "guest")
 
 _RC = f"""\
@@ -75,7 +75,7 @@ xl list
 sync
 """
 
-# What makes a copy of the snapshot a node: its name, its addresses, its disk. $1 name, $2 address/prefix, $3 MAC.
+# Turns a copy of the snapshot into a node: its name, addresses and disk. $1 name, $2 address/prefix, $3 MAC.
 BECOME = f"""\
 set -e
 echo "$1" >/proc/sys/kernel/hostname
@@ -114,7 +114,7 @@ sshd:x:100:65534::/run/sshd:/usr/sbin/nologin
 nobody:x:65534:65534:nobody:/:/usr/sbin/nologin
 """
 
-# What is written into the image, path: (mode, text)
+# The files written into the image, path: (mode, text)
 FILES: dict[str, tuple[int, str]] = {
     f"{LAB}/rc": (0o755, _RC),
     "etc/inittab": (0o644, _INITTAB),

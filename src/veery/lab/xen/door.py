@@ -1,5 +1,5 @@
-"""`python -m veery.lab.xen.door SOCKET PATH`: the unix socket PATH of the nested node whose network namespace we are
-in, as SOCKET on this machine; so that what speaks to a node's daemon finds it where a lab's nodes have theirs."""
+"""`python -m veery.lab.xen.door SOCKET PATH`: forward SOCKET on this machine to the unix socket PATH of the nested node
+of this process's network namespace. So the daemon's socket is at the usual place of a lab's node."""
 
 import asyncio
 import contextlib
@@ -11,7 +11,7 @@ from veery.lab.xen.agent import PORT, THERE, both_ways, frame
 
 
 async def serve(here: Path, there: str) -> None:
-    """Listen at `here` until cancelled; each connection is one to `there`."""
+    """Listen at `here` until cancelled; forward each connection to `there`."""
 
     async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, TimeoutError):

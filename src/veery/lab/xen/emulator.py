@@ -1,7 +1,7 @@
-"""The QEMU around nested nodes: Debian 12's own 7.2, unpacked into the cache and never installed.
+"""The outer QEMU of nested nodes: Debian 12's own 7.2, unpacked into the cache and never installed.
 
-PVH domains run under its emulated SVM; under 10.0.2's they shut down as soon as they begin. What ails 7.2's moves
-(packages.py) is no matter here: an outer machine never moves, and its snapshot is taken while it stands."""
+PVH domains run under its emulated SVM; under that of 10.0.2 they shut down at once. The fault of 7.2's moves
+(packages.py) does not matter here: an outer machine never moves, and its snapshot is taken while it is paused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from veery.lab.apt import Report
 from veery.lab.xen import image
 
 PACKAGE, PROGRAM = "qemu-system-x86", "qemu-system-x86_64"
-# The C library is this machine's: it goes with the loader, and with what NSS loads. Debian 12's is the oldest we have.
+# QEMU uses this machine's C library, which must match the loader and NSS. Debian 12's is the oldest supported.
 _GLIBC = ("ld-linux*", *(f"lib{name}.so.*" for name in ("c", "m", "mvec", "pthread", "dl", "rt", "resolv", "util")))
 
 
@@ -27,17 +27,17 @@ class Emulator:
 
     @property
     def argv(self) -> list[str]:
-        """What runs it, options to follow."""
+        """Return the command that runs it, without its options."""
         (libraries,) = (self.tree / "usr/lib").glob("*-linux-gnu")
         return ["env", f"LD_LIBRARY_PATH={libraries}", str(self.tree / "usr/bin" / PROGRAM)]
 
     async def version(self) -> str:
-        """What it says of itself. Raises Failed."""
+        """Return the output of `--version`. Raises Failed."""
         return (await run([*self.argv, "--version"], deadline=20)).out
 
 
 async def unpack(tree: Path, report: Report) -> None:
-    """Fetch and unpack it into the folder `tree`, which must not be there yet. Raises Refused, Failed."""
+    """Download and unpack QEMU into the folder `tree`, which must not exist yet. Raises Refused, Failed."""
     report("fetching and unpacking the nested machines' QEMU", 0.0)
     tree.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".", dir=tree.parent) as name:

@@ -1,4 +1,4 @@
-"""What a nested node boots: hypervisor, dom0's kernel and initramfs, and a root disk, from Debian's packages."""
+"""The boot files of a nested node, from Debian's packages: hypervisor, dom0's kernel and initramfs, root disk."""
 
 from __future__ import annotations
 
@@ -19,66 +19,70 @@ from veery.lab.xen import agent, dom0
 from veery.storage import image
 from veery.storage.modules import ModuleTree, canonical
 
-_PACKAGES, _STEP = 900.0, 180.0  # seconds
+_PACKAGES_TIMEOUT_S, _STEP_TIMEOUT_S = 900.0, 180.0
 _ROOT_SIZE = "900M"
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A folder with what QEMU boots: `xen` (multiboot ELF), `vmlinuz`, `initrd`, `root` (ext4, raw)."""
+    """A folder with the files that QEMU boots: `xen` (multiboot ELF), `vmlinuz`, `initrd`, `root` (ext4, raw)."""
 
     folder: Path
 
     @property
     def root(self) -> Path:
-        """The root disk."""
+        """Return the root disk."""
         return self.folder / "root.img"
 
 
 async def unpack(tree: Path, report: Report) -> None:
-    """Fetch and unpack dom0's packages into the folder `tree`, which must not be there yet; keep the modules that are
-    wanted. Raises Refused, Failed."""
+    """Download and unpack dom0's packages into the folder `tree`, which must not exist yet; keep only the wanted kernel
+    modules. Raises Refused, Failed."""
     report("fetching and unpacking dom0's packages", 0.0)
     tree.parent.mkdir(parents=True, exist_ok=True)
-    # On the filesystem of `tree`: the tree has device nodes, and to copy one is to read it without end.
+    # On the filesystem of `tree`: it has device nodes, and a copy of one would read it without end.
     with tempfile.TemporaryDirectory(prefix=".", dir=tree.parent) as name:
         made = await extract(dom0.PACKAGES, Path(name))
         _judge(made)
-        report("keeping the modules that are wanted", 0.4)
+        report("removing unneeded kernel modules", 0.4)
         await asyncio.to_thread(_prune, made)
         (version,) = [path.name for path in (made / "usr/lib/modules").iterdir()]
-        await run(["chroot", made, "depmod", version], deadline=_STEP)
-        await run(["/sbin/ldconfig", "-r", made], deadline=_STEP)
+        await run(["chroot", made, "depmod", version], deadline=_STEP_TIMEOUT_S)
+        await run(["/sbin/ldconfig", "-r", made], deadline=_STEP_TIMEOUT_S)
         await run(
-            ["chroot", made, "python3", "-m", "compileall", "-q", "/usr/lib/python3.11"], deadline=_STEP, check=False
+            ["chroot", made, "python3", "-m", "compileall", "-q", "/usr/lib/python3.11"],
+            deadline=_STEP_TIMEOUT_S,
+            check=False,
         )
         made.rename(tree)
 
 
 async def extract(packages: Sequence[str], scratch: Path) -> Path:
-    """Fetch Debian 12's `packages` with all that they need and unpack them below the folder `scratch`, configuring
-    nothing; the tree. Raises Refused, Failed."""
+    """Download Debian 12's `packages` with their dependencies and unpack them below the folder `scratch`, without
+    configuration; return the tree. Raises Refused, Failed."""
     made, sources = scratch / "tree", scratch / "debian.sources"
     sources.write_text("\n".join(source.text() for source in _sources()))
     words = ["mmdebstrap", "--variant=extract", "--mode=root", "--quiet", '--aptopt=Apt::Install-Recommends "false"']
     words += ["--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr", f"--include={','.join(packages)}"]
-    await run([*words, dom0.SUITE, made, sources], deadline=_PACKAGES)
+    await run([*words, dom0.SUITE, made, sources], deadline=_PACKAGES_TIMEOUT_S)
     return made
 
 
 async def build(tree: Path, folder: Path, report: Report) -> Image:
-    """Make the image in `folder` out of the unpacked packages in `tree`, which is left as it is. Raises Failed."""
+    """Make the image in `folder` from the unpacked packages in `tree`, which is not changed. Raises Failed."""
     made = Image(folder)
     with tempfile.TemporaryDirectory(dir=folder) as name:
         root = Path(name) / "root"
         report("writing dom0's own files", 0.5)
-        await run(["cp", "-a", tree, root], deadline=_STEP)
+        await run(["cp", "-a", tree, root], deadline=_STEP_TIMEOUT_S)
         await asyncio.to_thread(_furnish, root)
-        await run(["chroot", root, "python3", "-m", "compileall", "-q", dom0.SITE], deadline=_STEP, check=False)
+        await run(
+            ["chroot", root, "python3", "-m", "compileall", "-q", dom0.SITE], deadline=_STEP_TIMEOUT_S, check=False
+        )
         report("building the root disk", 0.6)
         made.root.unlink(missing_ok=True)
         words = ["mke2fs", "-q", "-F", "-t", "ext4", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1"]
-        await run([*words, "-d", root, made.root, _ROOT_SIZE], deadline=_STEP)
+        await run([*words, "-d", root, made.root, _ROOT_SIZE], deadline=_STEP_TIMEOUT_S)
         (kernel,) = (root / "boot").glob("vmlinuz-*")
         modules = root / "usr/lib/modules" / kernel.name.removeprefix("vmlinuz-")
         shutil.copy(kernel, folder / "vmlinuz")
@@ -91,24 +95,24 @@ async def build(tree: Path, folder: Path, report: Report) -> Image:
 
 
 def _sources() -> list[Source]:
-    """Debian 12's own suite, from this machine's mirror."""
+    """Return Debian 12's own suite, from this machine's mirror."""
     base = debian_sources(machine_sources(), release())[0]
     return [Source(base.uris, (dom0.SUITE,), ("main",), base.options)]
 
 
 def _judge(tree: Path) -> None:
-    """Raises Refused where the hypervisor cannot move PV domains."""
+    """Raise Refused if the hypervisor cannot move PV domains."""
     for config in (tree / "boot").glob("xen-*.config"):
         if dom0.HYPERVISOR_NEEDS in config.read_text().splitlines():
             return
     raise Refused(
         f"the mirror's Xen of {dom0.SUITE} is built without shadow paging",
-        hint="live moves of PV domains need it; give a mirror that has Debian 12's 4.17.5",
+        hint="live moves of PV domains need it; use a mirror that has Debian 12's 4.17.5",
     )
 
 
 def _prune(tree: Path) -> None:
-    """Remove the modules that nobody loads (nine tenths of all), and what is only to be read."""
+    """Remove the modules that are never loaded (nine tenths of all), and the documentation."""
     (folder,) = (tree / "usr/lib/modules").iterdir()
     modules = ModuleTree(folder)
     kept = {folder / module.path for module in modules.load_order(map(canonical, dom0.MODULES))}
@@ -127,7 +131,7 @@ def _prune(tree: Path) -> None:
 
 
 def _furnish(root: Path) -> None:
-    """Write our own files, and the Python packages that veery needs."""
+    """Write the lab's own files, and the Python packages that veery needs."""
     for name in dom0.FOLDERS:
         (root / name).mkdir(parents=True, exist_ok=True)
     for name, target in dom0.LINKS.items():
@@ -150,7 +154,7 @@ def _furnish(root: Path) -> None:
 
 
 def site() -> dict[str, str]:
-    """The packages that veery needs when it runs, with their versions, as they are installed here. Raises Failed."""
+    """Return the packages that veery needs at run time, with their installed versions. Raises Failed."""
     found: dict[str, str] = {}
     wanted = ["veery"]
     while wanted:
@@ -168,7 +172,7 @@ def site() -> dict[str, str]:
 
 
 def _needed(requirement: str) -> bool:
-    """Whether a line of Requires-Dist holds here: no extra, no other Python, no other system."""
+    """Return whether a line of Requires-Dist applies here: no extra, no other Python, no other system."""
     from packaging.requirements import Requirement
 
     marker = Requirement(requirement).marker
@@ -176,7 +180,7 @@ def _needed(requirement: str) -> bool:
 
 
 def _site_files() -> Iterator[tuple[Path, str]]:
-    """(file, its name below site-packages) of these packages, without compiled Python."""
+    """Yield (file, its name below site-packages) of these packages, without compiled Python."""
     for name in site():
         for file in importlib.metadata.distribution(name).files or []:
             if ".." not in file.parts and "__pycache__" not in file.parts:

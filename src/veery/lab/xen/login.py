@@ -1,7 +1,7 @@
 """A volume's LUN as a block device of a nested node, by the kernel's initiator (open-iscsi) and plain iscsiadm.
 
-For tests and measures beside the driver: it logs in by itself. `python -m veery.lab.xen.login SETTINGS VOLUME NODE`
-prints what iscsiadm needs to know, read from the store on a voter that `SETTINGS` describe."""
+This is for tests and measurements without the driver, which logs in by itself. `python -m veery.lab.xen.login SETTINGS
+VOLUME NODE` prints iscsiadm's parameters, read from the store on the voter with `SETTINGS`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from veery.config.settings import load as load_settings
 from veery.errors import Refused, VeeryError
 from veery.lab.services import Lab
 
-_DEADLINE = 90.0
+_CALL_TIMEOUT_S = 90.0
 
 # iscsiadm(8); the device by sysfs, as there is no udev. $1 portal, $2 target, $3 user, $4 password, $5 initiator,
 # $6 the name of the interface record and of the link
@@ -62,25 +62,25 @@ iscsiadm -m node -T "$2" -p "$1" -I "$3" -o delete || [ $? = 21 ] # ISCSI_ERR_NO
 
 
 async def login(lab: Lab, node: str, volume: str) -> str:
-    """Log `node` in to `volume`'s LUN; the device, the same path on every node. Raises Failed."""
-    told = await _told(lab, node, volume)
-    words = [told[key] for key in ("portal", "target", "user", "password", "initiator")]
-    out = await lab.nested(node).run(["sh", "-c", _LOGIN, "login", *words, volume], deadline=_DEADLINE)
+    """Log `node` in to `volume`'s LUN; return the device, which has the same path on every node. Raises Failed."""
+    found = await _parameters(lab, node, volume)
+    words = [found[key] for key in ("portal", "target", "user", "password", "initiator")]
+    out = await lab.nested(node).run(["sh", "-c", _LOGIN, "login", *words, volume], deadline=_CALL_TIMEOUT_S)
     return out.split()[-1]
 
 
 async def logout(lab: Lab, node: str, volume: str) -> None:
-    """End that session, where there is one. Raises Failed."""
-    told = await _told(lab, node, volume)
-    words = [told["portal"], told["target"], volume]
-    await lab.nested(node).run(["sh", "-c", _LOGOUT, "logout", *words], deadline=_DEADLINE)
+    """End that session, if there is one. Raises Failed."""
+    found = await _parameters(lab, node, volume)
+    words = [found["portal"], found["target"], volume]
+    await lab.nested(node).run(["sh", "-c", _LOGOUT, "logout", *words], deadline=_CALL_TIMEOUT_S)
 
 
-async def _told(lab: Lab, node: str, volume: str) -> dict[str, str]:
+async def _parameters(lab: Lab, node: str, volume: str) -> dict[str, str]:
     first = lab.plan.nodes[0].name
     argv: list[str | Path] = [sys.executable, "-m", "veery.lab.xen.login", lab.plan.settings(first), volume, node]
-    told: dict[str, str] = json.loads((await lab.run(first, argv)).out)
-    return told
+    found: dict[str, str] = json.loads((await lab.run(first, argv)).out)
+    return found
 
 
 async def _read(settings_file: Path, volume: str, node: str) -> dict[str, str]:

@@ -1,7 +1,8 @@
-"""The QEMU around a nested node: its command line, its start from nothing or from a snapshot, and taking the snapshot.
+"""The outer QEMU of a nested node: its command line, its boot or start from a snapshot, and taking the snapshot.
 
-Always software emulation, which has SVM wherever it runs. `qemu64` and not a newer processor: SMAP, and MWAIT, crash a
-PV dom0 here. The snapshot is QEMU's migration stream in a file, taken while the machine stands; disks are not in it."""
+It always uses software emulation, which has SVM on every machine. It uses `qemu64`, since SMAP and MWAIT of newer
+processors crash a PV dom0 here. The snapshot is QEMU's migration stream in a file, taken while the machine is paused;
+disks are not in it."""
 
 from __future__ import annotations
 
@@ -20,14 +21,14 @@ from veery.lab.xen import dom0
 from veery.lab.xen.agent import LAN, LINK
 from veery.lab.xen.emulator import Emulator
 
-_QMP = 40.0  # seconds for a QEMU to answer
-_STREAM = 120.0  # seconds to write or read a snapshot
+_QMP_TIMEOUT_S = 40.0
+_STREAM_TIMEOUT_S = 120.0  # to write or read a snapshot
 
 
 @dataclass(frozen=True, slots=True)
 class Outer:
-    """One outer QEMU: `boot` is the folder of the image, `root` and `state` its disks, `folder` takes its socket and
-    its console."""
+    """One outer QEMU. `boot`: the folder of the image. `root`, `state`: its disks. `folder`: for its socket and its
+    console's log."""
 
     emulator: Emulator
     boot: Path
@@ -37,16 +38,16 @@ class Outer:
 
     @property
     def socket(self) -> Path:
-        """QMP."""
+        """Return the QMP socket."""
         return self.folder / "outer.sock"
 
     @property
     def console(self) -> Path:
-        """What hypervisor and dom0 say."""
+        """Return the log of the console of hypervisor and dom0."""
         return self.folder / "console.log"
 
     def argv(self, *, waiting: bool = False) -> list[str]:
-        """The command line, to be run in the folder `boot`; `waiting` for a snapshot rather than booting."""
+        """Return the command line, to be run in the folder `boot`. With `waiting` QEMU waits for a snapshot."""
         linux = dom0.LINUX_LINE.replace(",", ",,")
         words = [*self.emulator.argv, "-nodefaults", "-no-user-config", "-display", "none", "-name", "nested"]
         words += ["-machine", "q35", "-accel", "tcg,thread=multi,tb-size=256", "-cpu", "qemu64,+svm,+npt"]
@@ -64,14 +65,14 @@ class Outer:
 
     @asynccontextmanager
     async def monitor(self, process: Process) -> AsyncIterator[Monitor]:
-        """Its QMP, for the while. Raises Failed when it has ended."""
-        ends = time.monotonic() + _QMP
+        """Yield a connection to its QMP. Raises Failed if QEMU has ended."""
+        ends = time.monotonic() + _QMP_TIMEOUT_S
         while True:
             monitor = Monitor("the nested machine", self.socket, _ignore)
             try:
-                await monitor.connect(deadline=_QMP)
+                await monitor.connect(deadline=_QMP_TIMEOUT_S)
                 break
-            except Failed as error:  # between bind(2) and listen(2) the socket is there and takes nobody
+            except Failed as error:  # between bind(2) and listen(2) the socket refuses connections
                 await monitor.close()
                 if not process.alive() or time.monotonic() > ends:
                     hint = f"see its log in {self.folder}"
@@ -83,7 +84,7 @@ class Outer:
             await monitor.close()
 
     async def save(self, process: Process, path: Path) -> None:
-        """Stop the machine and write its memory and devices to `path`. Raises Failed."""
+        """Pause the machine and write its memory and devices to `path`. Raises Failed."""
         async with self.monitor(process) as monitor:
             await monitor.execute("stop")
             await monitor.execute("migrate-set-parameters", {"max-bandwidth": 1 << 40})
@@ -93,26 +94,26 @@ class Outer:
             await _completed(monitor)
 
     async def load(self, process: Process, path: Path) -> None:
-        """Let a `waiting` machine go on from what `save` wrote to `path`. Raises Failed."""
+        """Start a `waiting` machine from the snapshot that `save` wrote to `path`. Raises Failed."""
         async with self.monitor(process) as monitor:
             with path.open("rb") as file:
                 await monitor.pass_fd("snapshot", file.fileno())
-            await monitor.execute("migrate-incoming", {"uri": "fd:snapshot"}, deadline=_STREAM)
+            await monitor.execute("migrate-incoming", {"uri": "fd:snapshot"}, deadline=_STREAM_TIMEOUT_S)
             await _completed(monitor)
             await monitor.execute("cont")
 
     async def quit(self, process: Process) -> None:
-        """End it."""
+        """End QEMU."""
         await process.stop(grace=5)
 
 
 async def _completed(monitor: Monitor) -> None:
-    async with asyncio.timeout(_STREAM):
-        while (told := await monitor.execute("query-migrate")).get("status") != "completed":
-            if told.get("status") == "failed":
-                raise Failed(f"the nested machine's snapshot: {told.get('error-desc', 'no reason given')}")
+    async with asyncio.timeout(_STREAM_TIMEOUT_S):
+        while (answer := await monitor.execute("query-migrate")).get("status") != "completed":
+            if answer.get("status") == "failed":
+                raise Failed(f"the nested machine's snapshot: {answer.get('error-desc', 'no reason given')}")
             await asyncio.sleep(0.02)
 
 
 def _ignore(_name: str, _data: Mapping[str, Any]) -> None:
-    """The outer machine's events tell nothing that is not asked for."""
+    """Ignore the outer machine's events: its state is queried."""

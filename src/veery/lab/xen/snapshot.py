@@ -1,8 +1,8 @@
-"""The golden snapshot: one nested machine booted once, its memory kept, and copied for every node of every lab.
+"""The golden snapshot: a nested machine is booted once, and its memory is kept and copied for every node of every lab.
 
 In XDG_CACHE_HOME/veery/xen: `qemu-KEY` and `tree-KEY` are unpacked packages, the outer QEMU's and dom0's; `golden-KEY`
-is an image, with `memory` and a link to its QEMU beside it. KEY is a hash of what it was made from, so that a change of
-any of it makes another, and a lab that stands keeps its own."""
+is an image, with `memory` and a link to its QEMU. KEY is a hash of its sources, so a change of them makes another
+snapshot, and a running lab keeps its own."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from veery.lab.xen.emulator import Emulator
 from veery.lab.xen.image import Image
 from veery.lab.xen.outer import Outer
 
-STATE_SIZE = 1 << 30  # bytes; the snapshot knows the size of the second disk
-_BOOT = 240.0  # seconds from power-on to the agent's word
-_TURN = 900.0  # seconds to wait for another process that makes it
-_UNUSED = 3 * 86400.0  # seconds after which a snapshot that nobody took goes
+STATE_SIZE = 1 << 30  # bytes; the snapshot contains the size of the second disk
+_BOOT_TIMEOUT_S = 240.0  # from power-on to the agent's message
+_LOCK_TIMEOUT_S = 900.0  # to wait for another process that makes the snapshot
+_UNUSED_S = 3 * 86400.0  # after this time an unused snapshot is removed
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,21 +45,21 @@ class Snapshot:
 
     @classmethod
     def at(cls, folder: Path) -> Self:
-        """The one in `folder`."""
+        """Return the snapshot in `folder`."""
         return cls(Image(folder), Emulator((folder / "qemu").resolve()), folder / "memory")
 
 
 def find(key: str) -> Snapshot | None:
-    """The snapshot `key`, if it is there."""
+    """Return the snapshot `key`, or None."""
     golden = Snapshot.at(_folder() / f"golden-{key}")
     return golden if golden.memory.exists() else None
 
 
 async def ready(report: Report) -> Snapshot:
-    """The snapshot, made if it is not there: half a minute for the packages, which are kept, and as much for the boot.
-    Raises Refused, Failed."""
-    async with _turn():
-        for path in _folder().glob(".*"):  # a killed maker's
+    """Return the snapshot; make it if it is missing: half a minute for the packages, which are kept, and as much for
+    the boot. Raises Refused, Failed."""
+    async with _locked():
+        for path in _folder().glob(".*"):  # left by a killed process
             shutil.rmtree(path, ignore_errors=True)
         outer = Emulator(_folder() / f"qemu-{_hash(dom0.SUITE, emulator.PACKAGE)}")
         if not outer.tree.exists():
@@ -94,7 +94,7 @@ async def _make(key: str, outer: Emulator, report: Report) -> Snapshot:
 
 
 async def _boot(made: Image, outer: Emulator) -> None:
-    """Boot the image in a network namespace that ends with it, wait for the agent's word, write `memory`."""
+    """Boot the image in its own network namespace, wait for the agent's message, and write `memory`."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         state = folder / "state.img"
@@ -105,14 +105,14 @@ async def _boot(made: Image, outer: Emulator) -> None:
         words = ["unshare", "--net", "setpriv", "--pdeathsig", "KILL", *machine.argv()]
         process = Process.spawn(words, log_file=log, cwd=made.folder)
         try:
-            ends = time.monotonic() + _BOOT
-            while agent.READY not in _said(machine.console):
+            ends = time.monotonic() + _BOOT_TIMEOUT_S
+            while agent.READY not in _text(machine.console):
                 if not process.alive() or time.monotonic() > ends:
                     kept = made.folder.parent / "failed.log"
-                    kept.write_text(_said(machine.console) + _said(log))
-                    raise Failed("the nested machine did not come up", hint=f"its console is in {kept}")
+                    kept.write_text(_text(machine.console) + _text(log))
+                    raise Failed("the nested machine did not boot", hint=f"its console is in {kept}")
                 await asyncio.sleep(0.1)
-            await asyncio.sleep(1.0)  # for what its boot left to do
+            await asyncio.sleep(1.0)  # for the rest of its boot
             partial = made.folder / "memory.part"
             await machine.save(process, partial)
         finally:
@@ -120,14 +120,14 @@ async def _boot(made: Image, outer: Emulator) -> None:
         partial.rename(made.folder / "memory")
 
 
-def _said(path: Path) -> str:
+def _text(path: Path) -> str:
     with contextlib.suppress(FileNotFoundError):
         return path.read_text(errors="replace")
     return ""
 
 
 async def _key(outer: Emulator) -> str:
-    """What the snapshot is made from, as a short hash."""
+    """Return a short hash of everything that the snapshot is made from."""
     files = [repr(part) for part in (dom0.FILES, dom0.LINKS, dom0.FOLDERS, dom0.BOOT_MODULES, image.site())]
     files += [Path(str(part.__file__)).read_text() for part in (agent, image)]
     machine = Outer(outer, *(Path(name) for name in ("boot", "root.img", "state.img", "folder"))).argv()
@@ -149,18 +149,18 @@ def _folder() -> Path:
 
 
 def _clear(keep: set[Path]) -> None:
-    """Remove what nobody has used for long."""
+    """Remove what was not used for a long time."""
     for path in _folder().glob("*-*"):
-        if path not in keep and path.is_dir() and time.time() - path.stat().st_mtime > _UNUSED:
+        if path not in keep and path.is_dir() and time.time() - path.stat().st_mtime > _UNUSED_S:
             shutil.rmtree(path, ignore_errors=True)
 
 
 @asynccontextmanager
-async def _turn() -> AsyncIterator[None]:
-    """One maker at a time; the kernel frees the turn of one that was killed. Raises Refused."""
+async def _locked() -> AsyncIterator[None]:
+    """Let one process at a time make a snapshot; the kernel releases the lock of a killed one. Raises Refused."""
     _folder().mkdir(parents=True, exist_ok=True)
     handle = os.open(_folder() / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    ends = time.monotonic() + _TURN
+    ends = time.monotonic() + _LOCK_TIMEOUT_S
     try:
         while True:
             try:

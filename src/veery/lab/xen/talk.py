@@ -1,4 +1,4 @@
-"""Orders to a nested node's agent from this process, whatever network namespace it is in."""
+"""Requests to a nested node's agent from this process, in any network namespace."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from veery.lab.members import Member
 from veery.lab.setns import within
 from veery.lab.xen.agent import PORT, THERE, frame, read_frame
 
-_DEADLINE = 30.0
+_REPLY_TIMEOUT_S = 30.0
 
 
 async def answers(namespace: Path, *, deadline: float) -> None:
@@ -34,24 +34,24 @@ async def answers(namespace: Path, *, deadline: float) -> None:
 
 
 async def born(namespace: Path) -> None:
-    """Give the node the time, and randomness of its own."""
+    """Set the node's clock, and give it its own randomness."""
     order = {"epoch": time.time(), "entropy": os.urandom(64).hex()}
     await _ask(namespace, b"B", order)
 
 
 async def members(namespace: Path) -> tuple[Member, ...]:
-    """The processes inside the node. Their pids are the node's: not for signals of this machine's."""
-    told = json.loads(await _ask(namespace, b"P"))
-    return tuple(Member(Process(pid, ticks), tuple(words)) for pid, ticks, words in told)
+    """Return the processes inside the node. Their pids are the node's: never signal them on this machine."""
+    rows = json.loads(await _ask(namespace, b"P"))
+    return tuple(Member(Process(pid, ticks), tuple(words)) for pid, ticks, words in rows)
 
 
 async def send(namespace: Path, process: Process, number: signal.Signals) -> None:
-    """Send a signal to a process inside the node; after SIGKILL, return when it is gone."""
+    """Send a signal to a process inside the node; after SIGKILL, return when it has ended."""
     await _ask(namespace, b"K", {"pid": process.pid, "ticks": process.ticks, "signal": int(number)})
 
 
 async def connect(namespace: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A connection to the agent, on which its first frame has not been sent. Raises OSError; has no deadline."""
+    """Open a connection to the agent, without the first frame. Raises OSError; has no deadline."""
     link = await asyncio.to_thread(_socket, namespace)
     try:
         await asyncio.get_running_loop().sock_connect(link, (THERE, PORT))
@@ -62,9 +62,9 @@ async def connect(namespace: Path) -> tuple[asyncio.StreamReader, asyncio.Stream
 
 
 async def _ask(
-    namespace: Path, kind: bytes, order: dict[str, Any] | None = None, *, deadline: float = _DEADLINE
+    namespace: Path, kind: bytes, order: dict[str, Any] | None = None, *, deadline: float = _REPLY_TIMEOUT_S
 ) -> bytes:
-    """One order, one answer. Raises Failed where the agent is not reached, OutcomeUnknown where it says nothing."""
+    """Send one request; return its answer. Raises Failed if the agent is unreachable, OutcomeUnknown without answer."""
     try:
         async with asyncio.timeout(deadline):
             reader, writer = await connect(namespace)
@@ -77,11 +77,11 @@ async def _ask(
     except TimeoutError as error:
         raise OutcomeUnknown(f"the agent in {namespace.name} did not answer within {deadline:g} s") from error
     except (OSError, EOFError) as error:
-        raise Failed(f"the agent in {namespace.name} is not reached: {error}") from error
+        raise Failed(f"cannot connect to the agent in {namespace.name}: {error}") from error
 
 
 def _socket(namespace: Path) -> socket.socket:
-    """A TCP socket of that namespace."""
+    """Return a TCP socket of that namespace."""
 
     def made() -> socket.socket:
         link = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
