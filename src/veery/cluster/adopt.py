@@ -87,11 +87,13 @@ def _all(kind: Kind[T], snapshot: Snapshot, *, strict: bool = True) -> dict[str,
     return values
 
 
-def plan(records: Records, told: Mapping[str, Inventory], silent: Mapping[str, str], lost: Collection[str]) -> Adoption:
-    """Return what an adoption would change. Pure. `told`: the inventories of the nodes that answered. `silent`: the
+def plan(
+    records: Records, reports: Mapping[str, Inventory], silent: Mapping[str, str], lost: Collection[str]
+) -> Adoption:
+    """Return what an adoption would change. Pure. `reports`: the inventories of the nodes that answered. `silent`: the
     other nodes, each with the reason for the missing answer. `lost`: nodes that the operator states to be off."""
-    refusals = _standing(records, told, silent, lost)
-    copies, conflicts = _places(told)
+    refusals = _standing(records, reports, silent, lost)
+    copies, conflicts = _places(reports)
     refusals += conflicts
     owners, changes = _owners(records, copies)
     specs = {copy.domain: copy.spec for _, copy in copies.values() if copy.spec is not None}
@@ -105,7 +107,7 @@ def plan(records: Records, told: Mapping[str, Inventory], silent: Mapping[str, s
     changes += [f"the fence of {node} is removed: it runs domains, and no storage node shuts it out" for node in lift]
     changes += [f"{node} is fenced because you state that it is off: its domains may start elsewhere" for node in lost]
     changes += [f"the reservation of the move of {name} is deleted" for name in sorted(records.moves)]
-    nodes = tuple(each.record for name, each in sorted(told.items()) if each.record and name not in records.nodes)
+    nodes = tuple(each.record for name, each in sorted(reports.items()) if each.record and name not in records.nodes)
     changes += [f"the record of node {node.name} is written again, with a new password for disks" for node in nodes]
     return Adoption(
         refusals=tuple(refusals),
@@ -116,12 +118,12 @@ def plan(records: Records, told: Mapping[str, Inventory], silent: Mapping[str, s
         lift=tuple(lift),
         lost=tuple(sorted(lost)),
         nodes=nodes,
-        before=_lineage(records, told),
+        before=_lineage(records, reports),
     )
 
 
 def _standing(
-    records: Records, told: Mapping[str, Inventory], silent: Mapping[str, str], lost: Collection[str]
+    records: Records, reports: Mapping[str, Inventory], silent: Mapping[str, str], lost: Collection[str]
 ) -> list[str]:
     """Return the reasons why the nodes' reports cannot be used yet."""
     found = []
@@ -135,11 +137,11 @@ def _standing(
                 f"{name} does not answer ({why}): start its veeryd; or, if it is off for certain, --lost {name}"
             )
     for name in sorted(lost):
-        if name in told:
+        if name in reports:
             found.append(f"{name} answers, so it is not lost")
         elif name not in silent:
             found.append(f"no node {name!r}")
-    for name, each in sorted(told.items()):
+    for name, each in sorted(reports.items()):
         if not each.restored:
             found.append(f"{name} has not noticed yet that the store was restored: try again in a few seconds")
         busy = [copy.domain for copy in each.copies if copy.busy]
@@ -153,10 +155,10 @@ def _standing(
     return found
 
 
-def _places(told: Mapping[str, Inventory]) -> tuple[dict[str, tuple[str, CopyHere]], list[str]]:
+def _places(reports: Mapping[str, Inventory]) -> tuple[dict[str, tuple[str, CopyHere]], list[str]]:
     """Return the node and copy of each domain that runs once, and a conflict for each that runs twice."""
     found: dict[str, list[tuple[str, CopyHere]]] = {}
-    for name, each in sorted(told.items()):
+    for name, each in sorted(reports.items()):
         for copy in each.copies:
             if not copy.incoming:
                 found.setdefault(copy.domain, []).append((name, copy))
@@ -190,10 +192,10 @@ def _newer(records: Records, name: str, copies: Mapping[str, tuple[str, CopyHere
     return copies[name][1].spec != records.domains[name].spec
 
 
-def _lineage(records: Records, told: Mapping[str, Inventory]) -> tuple[str, ...]:
+def _lineage(records: Records, reports: Mapping[str, Inventory]) -> tuple[str, ...]:
     """Return every incarnation known to a node or the store; "" is the time before the first one."""
     known = [""]
-    for each in told.values():
+    for each in reports.values():
         known += each.incarnations
     if records.incarnation is not None:
         known += [*records.incarnation.before, records.incarnation.id]

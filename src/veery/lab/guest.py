@@ -23,7 +23,7 @@ METAPACKAGE = "linux-image-cloud-amd64"
 @dataclass(frozen=True, slots=True)
 class Guest:
     """A kernel for guests: `kernel` is the vmlinuz, `modules` its folder .../lib/modules/VERSION, `ramdisk` what
-    mounts the root= of its command line and goes on there."""
+    mounts the root= of its command line and continues there."""
 
     kernel: Path
     modules: Path

@@ -118,7 +118,7 @@ fi
 exec switch_root /root "$init"
 """
 
-# The guest of `veery selftest kvm`: it says what it sees, then writes 1 MiB of memory and prints a line, for ever.
+# The guest of `veery selftest kvm`: it reports what it sees, then repeatedly writes 1 MiB of memory and prints a line.
 SELFTEST_INIT = """#!/bin/sh
 /bin/busybox --install -s /bin
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev

@@ -212,7 +212,9 @@ def test_where_a_disk_goes() -> None:
     disk = CarriedDisk(vdev="xvdb", path="/dev/vg/data", format=DiskFormat.RAW, block=True, size=1, allocated=1)
     (same,) = local.choose((disk,), "", "db")
     assert same.target == "/dev/vg/data"
-    assert [each.reason for each in local.blockers((same,))] == ["xvdb is the device /dev/vg/data, and comes as a file"]
+    assert [each.reason for each in local.blockers((same,))] == [
+        "xvdb is the device /dev/vg/data, but arrives as a file"
+    ]
     (chosen,) = local.choose((replace(disk, format=DiskFormat.QCOW2),), "/srv/disks/", "db")
     assert chosen.target == "/srv/disks/db-xvdb.qcow2"
     (odd,) = local.blockers((replace(disk, format=DiskFormat.VHD, target="/srv/x"),))

@@ -140,8 +140,8 @@ def _hash(*parts: str) -> str:
 
 def _tree() -> Path:
     """Where dom0's packages are."""
-    told = " ".join((dom0.SUITE, dom0.HYPERVISOR_NEEDS, *dom0.PACKAGES, *dom0.MODULES))
-    return _folder() / f"tree-{_hash(told)}"
+    sources = " ".join((dom0.SUITE, dom0.HYPERVISOR_NEEDS, *dom0.PACKAGES, *dom0.MODULES))
+    return _folder() / f"tree-{_hash(sources)}"
 
 
 def _folder() -> Path:
