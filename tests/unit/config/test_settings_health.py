@@ -23,7 +23,7 @@ def test_modes_of_sensors_are_read(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ('[health.sensors]\necc = "leave"', "leave"),
-        ("[health]\npace = 0", "health.pace is more than 0"),
+        ("[health]\npace = 0", "health.pace must be more than 0"),
         ("[health]\npaces = 1", "unknown key 'health.paces'"),
     ],
 )
