@@ -64,7 +64,7 @@ async def test_what_is_no_portal() -> None:
     with pytest.raises(Refused, match="refused") as caught:
         await portal.require(f"127.0.0.1:{free_port()}", TEST1.iqn)
     assert "tgtd" in caught.value.hint
-    cases = {b"": "hung up", b"HTTP/1.1 400 Bad Request\r\n\r\n" + bytes(48): "no iSCSI target"}
+    cases = {b"": "closed the connection", b"HTTP/1.1 400 Bad Request\r\n\r\n" + bytes(48): "no iSCSI target"}
     for answer, message in cases.items():
         async with listening(answer) as where:
             with pytest.raises(Refused, match=message):
