@@ -45,7 +45,7 @@ async def test_who_is_let_in_and_who_is_not(tmp_path: Path) -> None:
             await _join(two, token, one.address, name="test1")
         with pytest.raises(Refused, match="is test1's address"):
             await _join(two, token, one.address, address=one.address)
-        both = r"it says 2\d{3}(-\d\d){2} (\d\d:){2}\d\d, the cluster 2\d{3}(-\d\d){2} (\d\d:){2}\d\d UTC"
+        both = r"test2 has 2\d{3}(-\d\d){2} (\d\d:){2}\d\d, the cluster 2\d{3}(-\d\d){2} (\d\d:){2}\d\d UTC"
         for clock in (time.time, lambda: 0.0):  # the newcomer sees it by itself, or is told by an older veery's way
             one.clock = clock
             with pytest.raises(Refused, match=rf"clock of test2 is 4[0-9] s ahead: {both}$") as skewed:

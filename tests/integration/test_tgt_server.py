@@ -132,7 +132,7 @@ async def test_the_fence_waits_for_half_done_logins_and_ends_them(
         (target,) = await node.server.targets()
         assert target.acl == (TEST2.iqn,)  # shut all the same
 
-        closed = await node.server.cut(TEST1.iqn, iqn=volume.iqn, user="test1", deadline=tgt.PATIENCE + 20)
+        closed = await node.server.cut(TEST1.iqn, iqn=volume.iqn, user="test1", deadline=tgt.LOGIN_TIMEOUT_S + 20)
 
         assert closed == 0
         async with asyncio.timeout(10):

@@ -138,7 +138,7 @@ async def test_a_cut_that_cannot_be_remembered_is_not_proven(node: Storage) -> N
     file.unlink()
     (file / "in the way").mkdir(parents=True)
 
-    with pytest.raises(Failed, match=r"cannot be written"):
+    with pytest.raises(Failed, match=r"can be neither written nor removed"):
         await node.volumes.cut_all(TEST1.iqn)
 
     (file / "in the way").rmdir()
@@ -318,7 +318,7 @@ async def test_refusals_change_nothing(node: Storage) -> None:
     for name, size, words in [
         ("busybox", MIB, "already"),
         ("Upper", MIB, "cannot be a volume's name"),
-        ("none", 0, "cannot be made"),
+        ("none", 0, "cannot have 0 bytes"),
         ("huge", 1 << 60, "do not fit"),
     ]:
         with pytest.raises(Refused, match=words):

@@ -15,7 +15,7 @@ from veery.model import endpoint
 from veery.model.node import Node
 
 CONNECT_DEADLINE_S = 5.0
-AWAKE_DEADLINE_S = 15.0  # a busy node answers late; one that hangs does not answer at all
+AWAKE_DEADLINE_S = 8.0  # a busy node answers late, one that hangs not at all; shorter than POOL_DEADLINE_S
 POOL_DEADLINE_S = 10.0  # seconds for which a request waits for a connection of its pool
 ORDERS, STREAMS = (256, 32), (256, 64)
 """Connections of each pool: (in all, to any one node)."""
