@@ -175,6 +175,7 @@ async def test_a_switch_over_beyond_its_guard_is_taken_back(nodes: tuple[Node, N
         )
 
         async def sent_once() -> bool:
+            assert not sending.done(), sending.result()
             return bool(progress) and progress[-1].rounds >= 2
 
         await parts.becomes(sent_once, bool)
