@@ -139,7 +139,7 @@ async def test_what_the_leader_may_conclude() -> None:
     way = WatchdogFence(store)
     with pytest.raises(Refused, match="test1 has no armed watchdog"):
         await way.off(FENCE, 1000.0)
-    with pytest.raises(NotProven, match="no watchdog"):
+    with pytest.raises(NotProven, match="no armed watchdog"):
         await way.proof(FENCE, 1000.0)
     armed = Armed(node="test1", timeout=30, device="/dev/watchdog")
     await store.commit([], [ARMED.put("test1", armed)])
