@@ -252,7 +252,7 @@ async def test_tgtd_is_gone_and_its_keeper_frozen(shop: Workshop, near: Node, la
             timed(near, "list", beyond="stor"),
         )
         for result, took in done:
-            fails(result, "172.16.31.3:3260", "stor did not answer")
+            fails(result, "172.16.31.3:3260", "stor did not answer", "no connection to stor")
             assert took < DEADLINE
         assert "idle" in await near.veery("list")
     finally:
