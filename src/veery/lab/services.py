@@ -81,7 +81,7 @@ class Lab:
             accelerator = await _accelerator()
             report("namespaces and bridges", 0.05)
             for node in drawn.nodes:
-                _furnish(drawn, node, accelerator)
+                _furnish(drawn, node, accelerator, older=programs is not None)
             await hosts.build(drawn)
             await lab._power_on(report)
             await lab._boot(report)
@@ -322,7 +322,7 @@ async def _accelerator() -> str:
     return (await machine.find(Qemu(), lab_folder().parent.parent / "qemu.json")).accel
 
 
-def _furnish(drawn: Plan, node: Machine, accelerator: str) -> None:
+def _furnish(drawn: Plan, node: Machine, accelerator: str, *, older: bool) -> None:
     """Make a node's folders and its settings file."""
     home = drawn.home(node.name)
     for name in ("etc", "lib", "run", "log", "sensors"):
@@ -336,11 +336,9 @@ def _furnish(drawn: Plan, node: Machine, accelerator: str) -> None:
         "[qemu]",
         f'accel = "{accelerator}"',
         'user = ""',  # as root on every machine, even if veery's package is installed there
-        "",
-        "[health]",
-        f"root = {_quoted(drawn.sensors(node.name))}",
-        "pace = 0.1",
     ]
+    if not older:  # versions before the sensors refuse this table
+        rows += ["", "[health]", f"root = {_quoted(drawn.sensors(node.name))}", "pace = 0.1"]
     if Role.HYPERVISOR in node.roles:  # as the seed's xend-config.sxp
         rows += ["", "[relocation]", f'address = "{node.address}"', "port = 8002", 'hosts_allow = ""']
     if Role.STORAGE in node.roles:
