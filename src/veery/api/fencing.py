@@ -6,7 +6,7 @@ import asyncio
 
 from aiohttp import web
 
-from veery.api.server import CALLER, answer, body
+from veery.api.server import answer, author, body
 from veery.errors import Refused
 from veery.node.fencing import Fencing
 from veery.node.guard import Guard
@@ -53,12 +53,12 @@ class FencingRoutes:
     async def begin(self, request: web.Request) -> web.Response:
         """Fence a node: keep it from the disks."""
         data = await body(request)
-        return answer(await self._fencing.begin(request.match_info["name"], by=_who(request, data)))
+        return answer(await self._fencing.begin(request.match_info["name"], by=author(request, data)))
 
     async def confirm(self, request: web.Request) -> web.Response:
         """Record an operator's confirmation that a node is off."""
         data = await body(request)
-        return answer(await self._fencing.confirm(request.match_info["name"], by=_who(request, data)))
+        return answer(await self._fencing.confirm(request.match_info["name"], by=author(request, data)))
 
     async def test(self, request: web.Request) -> web.Response:
         """Return for each fence method whether it would work."""
@@ -111,8 +111,3 @@ class FencingRoutes:
         if self._watcher is None:
             raise Refused("this node receives no heartbeats", hint="ask a storage node: veery node list")
         return answer(self._watcher.told())
-
-
-def _who(request: web.Request, data: dict[str, object]) -> str:
-    """Return the author of an order for the record: the name in the order, and the caller."""
-    return f"{data.get('by') or 'root'}@{request[CALLER]}"

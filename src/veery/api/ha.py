@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
-from veery.api.server import CALLER, Handler, Lines, answer, body, convert, forward
+from veery.api.server import CALLER, Handler, Lines, answer, author, body, convert, forward
 from veery.errors import Failed, Refused, VeeryError
 from veery.ha import groups, journal, orders
 from veery.model.ha import GroupKind, Policy, Ticket
@@ -133,20 +133,22 @@ class HaRoutes:
         data, name = await body(request), request.match_info["name"]
         if data.get("plan"):
             return answer(await self._ha_service.plan(name, forecast=True))
-        work = self._ha_service.drain(name, by=_who(request, data), force=bool(data.get("force")))
+        work = self._ha_service.drain(name, by=author(request, data), force=bool(data.get("force")))
         return answer(await asyncio.shield(asyncio.ensure_future(work)))
 
     async def resume(self, request: web.Request) -> web.Response:
         """Return a drained node to service."""
         data = await body(request)
-        work = self._ha_service.resume(request.match_info["name"], by=_who(request, data), home=bool(data.get("home")))
+        work = self._ha_service.resume(
+            request.match_info["name"], by=author(request, data), home=bool(data.get("home"))
+        )
         await asyncio.shield(asyncio.ensure_future(work))
         return answer({})
 
     async def disarm(self, request: web.Request) -> web.Response:
         """Disarm the brain: it does nothing from now on."""
         data = await body(request)
-        await self._ha_service.disarm(by=_who(request, data), reason=str(data.get("reason") or ""))
+        await self._ha_service.disarm(by=author(request, data), reason=str(data.get("reason") or ""))
         return answer({})
 
     async def arm(self, _: web.Request) -> web.Response:
@@ -197,10 +199,6 @@ class HaRoutes:
 async def _answered(handler: Any, request: web.Request) -> web.StreamResponse:
     response: web.StreamResponse = await handler(request)
     return response
-
-
-def _who(request: web.Request, data: dict[str, Any]) -> str:
-    return f"{data.get('by') or 'root'}@{request[CALLER]}"
 
 
 def _text(data: dict[str, Any], key: str) -> str | None:

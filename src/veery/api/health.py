@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from veery.api.server import CALLER, answer, body, forward
+from veery.api.server import CALLER, answer, author, body, forward
 from veery.cluster.keys import HEALTHS
 from veery.cluster.store import Store
 from veery.errors import Refused
@@ -44,7 +44,7 @@ class HealthRoutes:
         sensor = data.get("sensor") or ""
         if not isinstance(sensor, str):
             raise Refused(f"sensor must be a string, not {sensor!r}", hint="see docs/api.md")
-        return answer(self._health.well(sensor, f"{data.get('by') or 'root'}@{request[CALLER]}"))
+        return answer(self._health.well(sensor, author(request, data)))
 
     async def _forwarded(self, request: web.Request, name: str) -> web.StreamResponse:
         if not request[CALLER].local:  # the forwarding node took this node for `name`

@@ -7,7 +7,7 @@ import contextlib
 import grp
 import logging
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -56,6 +56,7 @@ BODY_S = 60.0
 BODY_MAX = 4 << 20  # bytes of a JSON body
 STRANGER_BODY_S = 10.0
 STRANGER_BODY_MAX = 64 << 10
+AUTHOR_MAX = 100  # characters of the name in an order
 ALIVE_EVERY_S = 10.0  # interval of "alive" lines in a stream without events
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -73,6 +74,14 @@ class Malformed(Refused):
 def answer(value: Any, *, status: int = 200) -> web.Response:
     """Return a response with `value` as JSON."""
     return web.Response(body=encode(value), status=status, content_type="application/json")
+
+
+def author(request: web.Request, data: Mapping[str, Any]) -> str:
+    """Return who gave an order, for records and events: the name in the order, and the caller.
+
+    The name is checked here alone. Records and logs keep it as it is."""
+    name = str(data.get("by") or "root")[:AUTHOR_MAX]
+    return f"{''.join(sign if sign.isprintable() else '?' for sign in name)}@{request[CALLER]}"
 
 
 def error_body(error: VeeryError) -> dict[str, Any]:

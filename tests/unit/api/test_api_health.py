@@ -141,6 +141,17 @@ async def test_an_operator_says_well_through_another_node(pair: Pair) -> None:
     assert any("anna" in each["text"] and "smart is well" in each["text"] for each in found["history"])
 
 
+async def test_the_name_in_an_order_is_cut_and_made_printable(pair: Pair) -> None:
+    """health.json has a bound: two long names would have made veeryd forget all facts at its next start."""
+    name = "an\x1b[31mna\n" + "x" * 900_000
+    status, _ = await pair.ask("b", "POST", "/v1/nodes/b/well", {"by": name})
+    assert status == 200
+    _, found = await pair.ask("b", "GET", "/v1/nodes/b/health")
+    (text,) = [each["text"] for each in found["history"] if "says that the node is well" in each["text"]]
+    assert text.startswith("an?[31mna?xxx")
+    assert len(text) < 200
+
+
 @pytest.mark.parametrize("body", [{"sensor": 7}, {"sensor": "nothing"}, []])
 async def test_a_bad_word_is_refused(pair: Pair, body: Any) -> None:
     status, found = await pair.ask("b", "POST", "/v1/nodes/b/well", body)
