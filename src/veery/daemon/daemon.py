@@ -22,7 +22,7 @@ from veery.daemon.brain import BrainParts
 from veery.daemon.domains import DomainParts
 from veery.daemon.safety import SafetyParts
 from veery.daemon.store import StoreParts
-from veery.daemon.tasks import Task, feed_systemd, lasting, of_services
+from veery.daemon.tasks import Task, feed_systemd, lasting, periodic
 from veery.daemon.volumes import VolumeParts
 from veery.errors import Refused, VeeryError
 from veery.ha import orders
@@ -120,23 +120,23 @@ class Daemon:
     def _tasks(self) -> list[Task]:
         base, domains = self.base, self.domains
         return [
-            Task("trust in the store", partial(base.trust.run, base.store.look, self._mark)),
-            Task("membership", base.membership.run),
-            Task("certificates", self.store.certificates.run),
-            Task("credentials", base.credentials.run),
-            Task("watchdog", self.safety.keeper.run, again=False),
-            Task("heartbeat", self._be_present),
-            Task("relocation", domains.relocation.run),
-            Task("settler", domains.settler.run, again=False),
-            Task("moves", domains.moves.run, again=False),
-            Task("volume moves", self.volumes.moves.run, again=False),
-            Task("caretaker", domains.caretaker.run, again=False),
-            Task("processors", domains.cpu_baseline.run),
-            Task("node cache", base.node_cache.run),
-            Task("admission", base.admission.run),
-            Task("alarms", base.alarms.run),
-            Task("health", base.health.run),
-            Task("systemd", feed_systemd),
+            periodic("trust in the store", partial(base.trust.run, base.store.look, self._mark)),
+            periodic("membership", base.membership.run),
+            periodic("certificates", self.store.certificates.run),
+            periodic("credentials", base.credentials.run),
+            Task("watchdog", self.safety.keeper.run),
+            periodic("heartbeat", self._be_present),
+            periodic("relocation", domains.relocation.run),
+            Task("settler", domains.settler.run),
+            Task("moves", domains.moves.run),
+            Task("volume moves", self.volumes.moves.run),
+            Task("caretaker", domains.caretaker.run),
+            periodic("processors", domains.cpu_baseline.run),
+            periodic("node cache", base.node_cache.run),
+            periodic("admission", base.admission.run),
+            periodic("alarms", base.alarms.run),
+            periodic("health", base.health.run),
+            periodic("systemd", feed_systemd),
             *self._hypervisor_tasks(),
             *self._brain_tasks(),
             *self._store_tasks(),
@@ -146,45 +146,45 @@ class Daemon:
     def _hypervisor_tasks(self) -> list[Task]:
         found = []
         if self.safety.guard is not None:
-            found.append(Task("guard", self.safety.guard.run))
+            found.append(periodic("guard", self.safety.guard.run))
         if self.safety.writer is not None:
-            found.append(Task("heartbeats", self.safety.writer.run))
+            found.append(periodic("heartbeats", self.safety.writer.run))
         if self.safety.fence_methods is not None:
-            found.append(Task("fence methods", self.safety.fence_methods.run))
+            found.append(periodic("fence methods", self.safety.fence_methods.run))
         if self.base.node.has(Role.HYPERVISOR):
-            found.append(Task("watch cache", self.base.watch_cache.run))
+            found.append(periodic("watch cache", self.base.watch_cache.run))
         return found
 
     def _brain_tasks(self) -> list[Task]:
         found = []
         if self.brain.brain is not None:
-            found.append(Task("brain", self.brain.brain.run))
+            found.append(periodic("brain", self.brain.brain.run))
         if self.brain.leader_preference is not None:
-            found.append(Task("leader preference", self.brain.leader_preference.run))
+            found.append(periodic("leader preference", self.brain.leader_preference.run))
         return found
 
     def _store_tasks(self) -> list[Task]:
         store = self.store
         found = [
-            Task("etcd", store.switch.run),
-            Task("abandoned stores", store.recoverer.look_back),
-            Task("change of roles", self._follow_roles),
-            Task("change of address", store.address_change.settle),
+            periodic("etcd", store.switch.run),
+            periodic("abandoned stores", store.recoverer.look_back),
+            periodic("change of roles", self._follow_roles),
+            periodic("change of address", store.address_change.settle),
         ]
         if self.base.identity.etcd is not None:
-            found.append(Task("copies of the store", store.upkeep.run))
-            found.append(Task("members compared", store.compare.run))
+            found.append(periodic("copies of the store", store.upkeep.run))
+            found.append(periodic("members compared", store.compare.run))
         return found
 
     def _volume_tasks(self) -> list[Task]:
         volumes = self.volumes
         found = []
         if volumes.service is not None:
-            found += [*of_services([volumes.service]), Task("volumes", volumes.volumes.run)]
+            found += [periodic("tgtd", volumes.service.run), periodic("volumes", volumes.volumes.run)]
         if volumes.watcher is not None:
-            found.append(Task("heartbeat watcher", volumes.watcher.run))
+            found.append(periodic("heartbeat watcher", volumes.watcher.run))
         if volumes.sessions is not None:
-            found.append(Task("iSCSI sessions", volumes.sessions.run))
+            found.append(periodic("iSCSI sessions", volumes.sessions.run))
         return found
 
     async def _mark(self, why: str) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
 from veery.host import systemd
-from veery.host.process import Service
 from veery.host.shortage import is_shortage
 
 log = logging.getLogger(__name__)
@@ -26,7 +25,12 @@ class Task:
 
     name: str
     work: Work
-    again: bool = True
+    again: bool = False
+
+
+def periodic(name: str, work: Work) -> Task:
+    """Return a task that looks again and again, and loses nothing if it begins again."""
+    return Task(name, work, again=True)
 
 
 async def lasting(task: Task, *, pause: float = PAUSE_S) -> None:
@@ -45,11 +49,6 @@ async def lasting(task: Task, *, pause: float = PAUSE_S) -> None:
                 raise
             log.error("%s met a shortage and starts again: %s", task.name, error)
         await asyncio.sleep(pause)
-
-
-def of_services(services: Iterable[Service]) -> list[Task]:
-    """Return a task for each program that this node keeps running."""
-    return [Task(each.name, each.run) for each in services]
 
 
 async def feed_systemd() -> None:

@@ -76,7 +76,7 @@ class VolumeParts:
         self.sessions = SessionWatch(base.node.name, base.store, self.here, base.clock)
         self.watcher = HeartbeatWatcher(
             base.node,
-            HeartbeatFile(base.state / "heartbeats"),
+            beats,
             base.node_cache,
             base.clock,
             portal=target.portal,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from veery.daemon.tasks import Task, lasting
+from veery.daemon.tasks import Task, lasting, periodic
 from veery.errors import Failed
 from veery.host.acceptor import Acceptor
 from veery.host.caps import Caps, Place
@@ -161,7 +161,7 @@ async def test_a_task_that_looks_again_and_again_outlives_a_shortage() -> None:
         if begun == 1:
             raise ExceptionGroup("tasks", [NO_MORE])
 
-    await asyncio.wait_for(lasting(Task("guard", work), pause=0.0), 10)
+    await asyncio.wait_for(lasting(periodic("guard", work), pause=0.0), 10)
     assert begun == 2
 
 
