@@ -1,13 +1,14 @@
-"""The verdict: what the signs of a node's sensors come to, over time. Pure.
+"""The verdict on a node, from the signs of its sensors over time. Pure.
 
-    follow       one reading's signs of one sensor become part of the history
-    conclude     history -> well, quarantine or evacuate, with the signs that led there
-    acknowledge  an operator says that a node is well
-    rebooted     what counted since boot counts no more
+    follow       add the signs of one reading of one sensor to the history
+    conclude     turn the history into well, quarantine or evacuate, with the signs that led there
+    acknowledge  note that an operator declares a node well
+    rebooted     drop what sensors counted since the last boot
 
-`now` and all times in a History are seconds of a clock that is never set (see node/health.py). A part's bad sign
-*raises* it: a fact at once, anything else when most of the last readings show it. A raised part that is read as well
-keeps its node in quarantine until it has been calm for long enough; a fact stands until somebody says otherwise."""
+`now` and all times in a History are seconds of a clock that is never set (see node/health.py). A bad sign *raises* its
+part: a fact does so at once, any other sign when most of the last readings show it. A raised part whose readings are
+good again keeps its node in quarantine until it has been calm for long enough. A fact counts until an operator
+acknowledges it."""
 
 from __future__ import annotations
 
@@ -23,27 +24,27 @@ from veery.model.verdict import HealthRecord, HealthSign, NodeVerdict, SensorMod
 
 PARTS_MAX = 500  # that a history keeps
 SIGNS_MAX = 30  # in a record
-WHOLE = "sensor"  # the part of a sign that is about the sensor itself
+WHOLE = "sensor"  # the part that stands for the sensor itself
 
 
 class Kind(StrEnum):
-    """What a bad sign rests on."""
+    """The kind of evidence behind a bad sign."""
 
-    FACT = "fact"  # it has happened, and does not unhappen: counts at once, and stands
-    STATE = "state"  # it is so now: counts while it is
-    COUNTER = "counter"  # a counter grows too fast: counts while it does
-    LOG = "log"  # a log said so: checked against what other sensors read now, and it expires
+    FACT = "fact"  # an event that cannot be undone: it counts at once, and stays
+    STATE = "state"  # a present state: it counts while it lasts
+    COUNTER = "counter"  # a counter grows too fast: it counts while the counter does
+    LOG = "log"  # a line of a log: it is checked against the present readings of other sensors, and it expires
 
 
 FACTS = frozenset({"ecc", "apei", "mce", "smart", "nvme", "aer", "xen", "sel"})
 LOGS = frozenset({"kernel"})
 SINCE_BOOT = frozenset({"ecc", "apei", "mce", "aer", "xen", "kernel"})
-"""Sensors whose facts are those of one boot."""
+"""Sensors whose facts concern the present boot only."""
 PRESENT = frozenset({"smart", "nvme", "md", "rootfs"})
-"""Sensors that read the present state of a part that a log may have complained of."""
+"""Sensors that read the present state of parts that also appear in logs."""
 MEMORY = frozenset({"ecc", "apei", "mce", "xen", "sel"})
 SEVERE = MEMORY | {"temperature", "ipmi"}
-"""Sensors after whose bad sign, a growing counter apart, the node may die at any moment."""
+"""Sensors whose bad signs, except growing counters, mean that the node may die at any moment."""
 
 BY_KIND = {
     Kind.FACT: SensorMode.EVACUATE,
@@ -52,7 +53,7 @@ BY_KIND = {
     Kind.LOG: SensorMode.TELL,
 }
 BY_SENSOR = {
-    "clock": SensorMode.TELL,  # domains are no better elsewhere
+    "clock": SensorMode.TELL,  # a move does not help the domains
     "psi": SensorMode.TELL,  # a move under memory pressure adds to it
     "iscsi": SensorMode.TELL,  # the brain has a rule of its own for a node that lost the storage
     "multipath": SensorMode.TELL,
@@ -62,18 +63,18 @@ BY_SENSOR = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """When signs count. `kept` readings are remembered, and `up` bad ones among them raise a part; `down` good ones in
-    a row begin its calm."""
+    """The limits for signs. The history keeps the last `kept` readings. If `up` of them are bad, they raise the part.
+    `down` good ones in a row begin its calm."""
 
     kept: int = 5
     up: int = 3
     down: int = 3
-    calm_s: float = 900.0  # for so long at least a part is well before its node is
-    calm_factor: float = 10.0  # and for so many times the time that it took to be raised
-    log_life_s: float = 3600.0  # what a log said counts no longer, unless it says it again
-    unknown_keeps_s: float = 86400.0  # a raised part of which nothing is learnt keeps its node in quarantine
+    calm_s: float = 900.0  # the shortest calm after which a part no longer counts
+    calm_factor: float = 10.0  # the calm also lasts this many times as long as the part took to be raised
+    log_life_s: float = 3600.0  # a line of a log counts this long, unless it is logged again
+    unknown_keeps_s: float = 86400.0  # a raised part without readings keeps its node in quarantine this long
     flap_window_s: float = 86400.0
-    flap_count: int = 2  # raised so often within the window: stays in quarantine, unless somebody says well
+    flap_count: int = 2  # a part raised this often in the window stays in quarantine, unless an operator says well
 
 
 FIGURES = Figures()
@@ -81,9 +82,9 @@ FIGURES = Figures()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """What is remembered of one part. `since`: of the present level; `recent`: whether each of the last readings was
-    bad; `raised`: since when it counts as bad, None where it does not; `bad_at`: the last bad reading; `rises`: when it
-    was raised of late; `known`: what an operator has seen and called well."""
+    """The history of one part. `since`: when the present level began. `recent`: True for each of the last readings that
+    was bad. `raised`: when the part began to count as bad, None if it does not. `bad_at`: the last bad reading.
+    `rises`: the recent times at which it was raised. `known`: the finding that an operator acknowledged."""
 
     sensor: str
     part: str
@@ -101,14 +102,15 @@ class Part:
     known: str | None = None
 
     @property
-    def print(self) -> str:
-        """What tells one finding about the part from another."""
+    def finding(self) -> str:
+        """Return a text that differs between two findings about the part."""
         return f"{self.value}|{self.sentence}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class History:
-    """What is remembered of a node, by sensor and part. `verdict` is the last one, `since` when it was reached."""
+    """The history of a node, by sensor and part. `verdict` is the last verdict, `since` the time at which it was
+    reached."""
 
     parts: Mapping[str, Part] = field(default_factory=dict)
     verdict: NodeVerdict = NodeVerdict.WELL
@@ -116,21 +118,21 @@ class History:
 
 
 def kind_of(sign: Sign) -> Kind:
-    """What a sign rests on."""
+    """Return the kind of evidence behind a sign."""
     if sign.counter:
         return Kind.COUNTER
     return Kind.FACT if sign.sensor in FACTS else Kind.LOG if sign.sensor in LOGS else Kind.STATE
 
 
 def mode_of(sensor: str, kind: Kind, modes: Mapping[str, SensorMode]) -> SensorMode:
-    """How far a sign of `sensor` may go, by the settings' `modes` or as it ships."""
+    """Return how far a sign of `sensor` may go: the mode in the settings' `modes`, or the default."""
     return modes.get(sensor) or BY_SENSOR.get(sensor) or BY_KIND[kind]
 
 
 # ---- one reading
 def follow(history: History, sensor: str, signs: Sequence[Sign], now: float, figures: Figures = FIGURES) -> History:
-    """`history` with the signs of one reading of `sensor`. Of a part that had a sign and has none it is well; if the
-    sensor as a whole is unknown, nothing is known of its parts."""
+    """Return `history` with the signs of one reading of `sensor`. A part that had a sign before and has none now is
+    well. If the sensor as a whole is unknown, so are its parts."""
     read: dict[str, Sign] = {}
     for each in signs:
         known = read.get(each.part)
@@ -150,19 +152,21 @@ def follow(history: History, sensor: str, signs: Sequence[Sign], now: float, fig
 
 
 def _step(history: History, old: Part, sign: Sign, now: float, figures: Figures) -> Part:
-    """One part after one more reading."""
+    """Return one part after one more reading."""
     level, value, sentence = sign.level, sign.value, sign.sentence
     stands = old.raised is not None and old.kind is Kind.FACT
     kind = old.kind if stands or level is not Level.BAD else kind_of(sign)
     same = old.level is level and (kind is not Kind.LOG or (old.value, old.sentence) == (value, sentence))
-    if level is not Level.BAD and (old.raised is not None or level is Level.UNKNOWN):  # what was found says most
+    if level is not Level.BAD and (
+        old.raised is not None or level is Level.UNKNOWN
+    ):  # keep the bad finding: it says most
         value, sentence = old.value or value, old.sentence or sentence
     new = dataclasses.replace(
         old, level=level, kind=kind, value=value, sentence=sentence, since=old.since if same else now
     )
     if level is Level.UNKNOWN:
         return _calmed(new if new.raised is None else dataclasses.replace(new, recent=()), now, figures)
-    bad = level is Level.BAD and new.known != new.print and not _is_void(history, new, now, figures)
+    bad = level is Level.BAD and new.known != new.finding and not _is_void(history, new, now, figures)
     new = dataclasses.replace(
         new,
         recent=(*old.recent, bad)[-figures.kept :],
@@ -182,7 +186,8 @@ def _step(history: History, old: Part, sign: Sign, now: float, figures: Figures)
 
 
 def _is_void(history: History, part: Part, now: float, figures: Figures) -> bool:
-    """Whether what a log said of a part is past: said long ago, or a sensor reads the part and does not find it bad."""
+    """Return whether a line of a log no longer counts: it is old, or a sensor reads the part and does not find it
+    bad."""
     if part.kind is not Kind.LOG:
         return False
     if now - part.since >= figures.log_life_s:
@@ -195,7 +200,7 @@ def _is_void(history: History, part: Part, now: float, figures: Figures) -> bool
 
 
 def _calmed(part: Part, now: float, figures: Figures) -> Part:
-    """A raised part, lowered where it has been calm for long enough."""
+    """Return the part, no longer raised if it has been calm for long enough."""
     if part.raised is None or part.kind is Kind.FACT:
         return part
     quiet_s = now - (part.raised if part.bad_at is None else part.bad_at)
@@ -213,7 +218,7 @@ def _is_calm(part: Part, figures: Figures) -> bool:
 def _kept(
     parts: dict[str, Part], read: Mapping[str, Sign], sensor: str, now: float, figures: Figures
 ) -> dict[str, Part]:
-    """Without the parts that tell nothing any more."""
+    """Return the parts without those that have nothing to report."""
     kept = {
         key: each
         for key, each in parts.items()
@@ -226,7 +231,7 @@ def _kept(
 
 
 def _flaps(part: Part, now: float, figures: Figures) -> bool:
-    """Whether it was raised again and again of late."""
+    """Return whether the part was raised repeatedly within the window."""
     recent = [at for at in part.rises if now - at < figures.flap_window_s]
     return len(recent) >= figures.flap_count
 
@@ -235,7 +240,7 @@ def _flaps(part: Part, now: float, figures: Figures) -> bool:
 def conclude(
     history: History, modes: Mapping[str, SensorMode], now: float, figures: Figures = FIGURES
 ) -> tuple[History, HealthRecord]:
-    """The verdict at `now`; times in the record are those of the history."""
+    """Return the verdict at `now`. The times in the record are those of the history's clock."""
     signs = [found for each in history.parts.values() if (found := _sign(each, modes, now, figures)) is not None]
     order = tuple(NodeVerdict)
     signs.sort(
@@ -262,7 +267,7 @@ def conclude(
 
 
 def _sign(part: Part, modes: Mapping[str, SensorMode], now: float, figures: Figures) -> HealthSign | None:
-    """What a part has to say; None where it is well."""
+    """Return the sign of a part, None if it is well."""
     mode = mode_of(part.sensor, part.kind, modes)
     wants = _wants(part, now, figures)
     if mode is SensorMode.OFF or (wants is NodeVerdict.WELL and part.level is Level.OK):
@@ -291,7 +296,7 @@ def _sign(part: Part, modes: Mapping[str, SensorMode], now: float, figures: Figu
 
 
 def _wants(part: Part, now: float, figures: Figures) -> NodeVerdict:
-    """What a part asks for, whatever the mode of its sensor."""
+    """Return what a part asks for, before its sensor's mode limits it."""
     if part.raised is None:
         return NodeVerdict.QUARANTINE if _flaps(part, now, figures) else NodeVerdict.WELL
     if part.kind is Kind.FACT:
@@ -304,11 +309,11 @@ def _wants(part: Part, now: float, figures: Figures) -> NodeVerdict:
 
 # ---- back
 def acknowledge(history: History, sensor: str = "") -> History:
-    """An operator says that the node, or what one sensor reads, is well: what is found now counts again only when it
-    changes."""
+    """Note that an operator declares the node, or the readings of one sensor, well. The present findings count again
+    only when they change."""
     parts = {
         key: dataclasses.replace(
-            each, known=each.print, raised=None, recent=(), begun=None, bad_at=None, rises=(), rise_s=0.0
+            each, known=each.finding, raised=None, recent=(), begun=None, bad_at=None, rises=(), rise_s=0.0
         )
         if sensor in ("", each.sensor)
         else each
@@ -318,11 +323,11 @@ def acknowledge(history: History, sensor: str = "") -> History:
 
 
 def rebooted(history: History) -> History:
-    """The machine has booted again: what sensors count since boot begins anew."""
+    """Drop the parts that sensors count since boot: the machine has booted again."""
     parts = {key: each for key, each in history.parts.items() if each.sensor not in SINCE_BOOT}
     return dataclasses.replace(history, parts=parts)
 
 
 def level_of(signs: Sequence[Any]) -> Level:
-    """The level of one sensor's signs; `ok` of none."""
+    """Return the worst level of one sensor's signs; `ok` if there are none."""
     return worst(each.level for each in signs) if signs else Level.OK

@@ -1,9 +1,9 @@
-"""This node's sensors at work: each is read on its own clock, and their verdict stands in the store for the brain.
+"""Reads this node's sensors, each at its own interval, and writes their verdict to the store for the brain.
 
-A reading is taken in a thread of its own, with a deadline. A sensor that hangs turns unknown, gets no second thread
-while the first hangs, and delays no other. What was found is kept in `health.json` of the state folder, so that a
-restart of veeryd forgets no fact. Its times are those of a clock that counts while veeryd runs: a wall clock that is
-set changes no verdict."""
+Each reading runs in a thread of its own, with a deadline. A sensor that hangs becomes unknown. It gets no second
+thread while the first one hangs, and it does not delay other sensors. `health.json` in the state folder keeps the
+history, so a restart of veeryd forgets no fact. The history's clock counts only while veeryd runs, so setting the wall
+clock changes no verdict."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ PACES_S = {"smart": 600.0, "nvme": 600.0, "ipmi": 120.0, "sel": 120.0, "nic": 20
 PACE_S = 60.0  # between two readings of any other sensor
 STAGGER_S = 0.1  # between the first readings of two sensors
 DEADLINE_S = live.SENSOR_DEADLINE_S
-RETRY_S = 2.0  # before the store is told again
-RENEW_S = 60.0  # between two looks at what stands in the store, and two writes of values alone
-KEEP_S = 600.0  # between two writes of health.json in which nothing new stands
-NEWEST = 5  # readings of a sensor that are all kept
+RETRY_S = 2.0  # between two attempts to write to the store
+RENEW_S = 60.0  # between two comparisons with the store, and two writes of changed values alone
+KEEP_S = 600.0  # between two writes of health.json without news
+NEWEST = 5  # readings of a sensor that are kept whatever their distance
 APART_S = 3600.0  # between two older ones
 OLDEST_S = 86400.0
 CHANGES_MAX = 200
@@ -53,7 +53,8 @@ BOOT_ID = "proc/sys/kernel/random/boot_id"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
-    """health.json. `at`: the clock of the history when it was written; `boot`: the machine's boot then."""
+    """The content of health.json. `at`: the history's clock when the file was written. `boot`: the machine's boot id
+    then."""
 
     at: float = 0.0
     boot: str = ""
@@ -63,7 +64,7 @@ class Kept:
 
 @dataclass(slots=True)
 class _Watched:
-    """One sensor. `read_at`: own clock; `hangs`: the reading that has not come back."""
+    """One sensor. `read_at`: the last reading, by this node's clock. `hangs`: a reading that has not returned."""
 
     sensor: Sensor
     pace_s: float
@@ -74,8 +75,8 @@ class _Watched:
 
 
 class _Sources:
-    """Where sensors read. Those of one pace share what they read for half of it, so that a program that two of them
-    need runs once."""
+    """The sources of the sensors. Sensors with the same interval share a source for half of it, so a program that two
+    of them need runs once."""
 
     def __init__(self, root: Path, run: live.Runner) -> None:
         self._root, self._run = root, run
@@ -92,7 +93,7 @@ class _Sources:
             return source
 
     def given(self) -> Given:
-        """What the node knows beside the readings."""
+        """Return the node's facts that do not come from sensors."""
         if self._root == Path("/"):
             return live.known(self._root)
         try:
@@ -107,7 +108,7 @@ class _Sources:
 
 
 class Health:
-    """One a node; `run` is its task."""
+    """The sensors of this node and their verdict. `run` is its task."""
 
     def __init__(
         self,
@@ -149,7 +150,7 @@ class Health:
         self._conclude()
 
     async def run(self) -> None:
-        """For ever."""
+        """Read the sensors and publish the verdict, until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._publish(), name="health in the store")
             for number, each in enumerate(self._watched.values()):
@@ -157,7 +158,7 @@ class Health:
 
     # ---- asked
     def told(self) -> NodeHealth:
-        """This node's health, and how its sensors stand."""
+        """Return this node's health, with the state of each sensor."""
         now = self._clock.now()
         sensors = tuple(
             SensorState(
@@ -174,7 +175,7 @@ class Health:
         )
 
     def finding(self) -> Finding:
-        """What `veery doctor` says of this node's sensors: what they found, and programs that would show more."""
+        """Return the finding for `veery doctor`: the verdict, and programs that would show more."""
         record, lacking = self._record, live.lacking(self._root)
         if record.verdict is not NodeVerdict.WELL:
             level = Grade.BAD if record.verdict is NodeVerdict.EVACUATE else Grade.WARN
@@ -187,8 +188,8 @@ class Health:
         return Finding(node=self._node, what="sensors", level=Grade.OK, told="nothing speaks against the node")
 
     def well(self, sensor: str, by: str) -> HealthRecord:
-        """An operator says that this node, or what one sensor reads, is well. Raises Refused for a sensor of which
-        nothing is known."""
+        """Note that operator `by` declares this node, or the readings of one sensor, well. Raises Refused for an
+        unknown sensor."""
         if sensor and sensor not in self._watched:
             raise Refused(f"no sensor {sensor!r} is at work on {self._node}", hint=f"veery node health {self._node}")
         self._history = acknowledge(self._history, sensor)
@@ -213,7 +214,7 @@ class Health:
             await self._clock.sleep(watched.pace_s)
 
     async def _read(self, watched: _Watched) -> Sequence[Sign] | None:
-        """The signs of one reading. A sensor without an answer in time is unknown."""
+        """Return the signs of one reading. A sensor that does not answer in time is unknown."""
         if watched.hangs is not None and not watched.hangs.done():
             return None  # it was told that it gives no answer
         loop, now = asyncio.get_running_loop(), self._clock.now()
@@ -250,7 +251,7 @@ class Health:
         return self._clock.now() + self._ahead
 
     def _conclude(self) -> None:
-        """The verdict of what is known, with the times of the wall clock."""
+        """Compute the verdict from the history. The record has the times of the wall clock."""
         now, before = self._now(), self._record
         self._history, record = conclude(self._history, self._modes, now, self._figures)
         epoch = self._clock.epoch()
@@ -277,7 +278,7 @@ class Health:
 
     # ---- kept and told
     def _recalled(self, boot: str) -> Kept:
-        """What was known before this start. A file that cannot be read is as none."""
+        """Return what an earlier veeryd kept. A file that cannot be read counts as missing."""
         kept = Kept()
         try:
             with self._file.open("rb") as file:
@@ -299,7 +300,7 @@ class Health:
             log.warning("%s not written: %s", self._file, error)
 
     async def _publish(self) -> None:
-        """Have the store say what the record says; values alone are not worth a write each time."""
+        """Write the record to the store when it changes. Changed values alone are written only every RENEW_S."""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(RENEW_S):
@@ -309,7 +310,7 @@ class Health:
                 await self._clock.sleep(RETRY_S)
 
     async def _said(self) -> bool:
-        """Write the record where that is due; whether nothing is left to do."""
+        """Write the record if it is due. Return whether nothing is left to do."""
         record, now = self._record, self._clock.now()
         known = self._published
         if known is not None and _meaning(known) == _meaning(record) and now - self._published_at < RENEW_S:
@@ -326,8 +327,8 @@ class Health:
 
 
 def thinned(moments: Sequence[Moment[Any]]) -> list[Moment[Any]]:
-    """The newest readings, and of the day before them one an hour. Logs are kept of the newest alone: it has what the
-    earlier ones had."""
+    """Return the newest readings, and one an hour of the day before. Only the newest keeps its log: it contains the
+    earlier ones."""
     new, old = list(moments[-NEWEST:]), moments[:-NEWEST]
     last = moments[-1].at or 0.0
     kept: list[Moment[Any]] = []
@@ -345,18 +346,18 @@ def _without_log(moment: Moment[Any]) -> Moment[Any]:
 
 
 def _same(since: float, known: float | None) -> float:
-    """The moment as it was told before, where it is the same one: the wall clock may have been set since."""
+    """Return `known` if the same moment was reported before: the wall clock may have been set since."""
     return since if known is None else known
 
 
 def _meaning(record: HealthRecord) -> object:
-    """What of a record the brain goes by."""
+    """Return the parts of a record that the brain uses."""
     signs = {(each.sensor, each.part, each.level, each.asks, each.would) for each in record.signs}
     return record.verdict, record.since, record.severe, record.singly, signs
 
 
 def _matters(before: History, after: History) -> bool:
-    """Whether what is latched or counted over days has changed."""
+    """Return whether a fact, or what is counted over days, has changed."""
 
     def lasting(history: History) -> object:
         return history.verdict, {key: (each.raised, each.rises, each.known) for key, each in history.parts.items()}
