@@ -218,7 +218,7 @@ class Daemon:
         """Return True if a restart would interrupt an order on this node. This reads the journal."""
         store = self.store
         orders = store.votes.busy or store.recoverer.busy or store.address_change.busy or store.storage_role.busy
-        return orders or bool(self.domains.domains.busy()) or not self.domains.moves.idle()
+        return orders or bool(self.domains.domains.locks.busy()) or not self.domains.moves.idle()
 
     # ---- the end
     async def _farewell(self) -> None:

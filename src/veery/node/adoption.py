@@ -62,7 +62,7 @@ class Adopter:
         )
 
     async def _copies(self) -> tuple[CopyHere, ...]:
-        busy = self._domains.busy()
+        busy = self._domains.locks.busy()
         found = []
         for reading in await self._domains.list():
             with suppress(Refused):  # it ended meanwhile

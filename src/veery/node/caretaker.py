@@ -102,9 +102,9 @@ class Caretaker:
             name = (await self._domains.find(event.uuid)).name
         except Refused:
             return True  # meanwhile it was destroyed or moved away
-        if self._domains.locked(name, arriving=True):
+        if self._domains.locks.locked(name, arriving=True):
             return False
-        async with self._domains.hold(name, arriving=True):
+        async with self._domains.locks.hold(name, arriving=True):
             try:
                 reading = await self._domains.find(event.uuid)
             except Refused:
@@ -149,9 +149,9 @@ class Caretaker:
             for error in bad.values():  # an unreadable record may be its own
                 raise error
             return True
-        if self._domains.locked(spec.name):
+        if self._domains.locks.locked(spec.name):
             return False
-        async with self._domains.hold(spec.name):
+        async with self._domains.locks.hold(spec.name):
             await self._domains.attacher.sweep()
             owner = await owners.read(self._context.store, spec.name)
             here = any(spec.name == reading.name for reading in await self._context.driver.list())
@@ -214,7 +214,7 @@ class Caretaker:
     async def _adopt(self) -> None:
         """Claim domains that run here without an owner, and end copies of domains that another node owns."""
         for reading in await self._context.driver.list():
-            if self._domains.locked(reading.name) or reading.state in (DomainState.SHUTDOWN, DomainState.CRASHED):
+            if self._domains.locks.locked(reading.name) or reading.state in (DomainState.SHUTDOWN, DomainState.CRASHED):
                 continue
             try:
                 await self._look_at(reading)
@@ -268,10 +268,12 @@ class Caretaker:
             self._unread = unread
             return
         for name, owner in (await OWNERS.readable(self._context.store)).items():
-            if owner.node != self._context.node or self._domains.locked(name):
+            if owner.node != self._context.node or self._domains.locks.locked(name):
                 continue
             # Read after the keys: a start claims its name, under the lock, before its domain exists.
-            if name in {reading.name for reading in await self._context.driver.list()} or self._domains.locked(name):
+            if name in {reading.name for reading in await self._context.driver.list()} or self._domains.locks.locked(
+                name
+            ):
                 continue
             if (name, owner.revision) in self._missing:
                 log.warning("domain=%s is no longer here: its name is released", name)

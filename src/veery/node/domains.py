@@ -8,7 +8,6 @@ import contextlib
 import logging
 import secrets
 import uuid as uuids
-from collections import defaultdict
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from functools import partial
@@ -44,6 +43,7 @@ from veery.model.volume import Attachments
 from veery.node import destroying, savefile
 from veery.node.attachments import NodeAttacher
 from veery.node.conflicts import Conflicts
+from veery.node.domainlocks import DomainLocks
 from veery.node.stopping import Stopping
 from veery.node.targets import find_node
 
@@ -71,7 +71,7 @@ class Domains:
         self.node, self.driver, self.attacher = context.node, context.driver, attacher
         self._store, self._clock, self._moves, self._receiver = context.store, context.clock, moves, receiver
         self._scout, self._heartbeat = scout, heartbeat
-        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self.locks = DomainLocks(moves, receiver)
         self.conflicts = Conflicts(context.node, context.store, context.driver, receiver)
         self.stopping = Stopping(context.driver, context.store, context.clock)
         self._unstarted: set[str] = set()  # boots of starts that failed because the store was absent
@@ -130,7 +130,7 @@ class Domains:
         check_name(spec.name)
         await self._heartbeat.require()
         await orders.require_undrained(self._store, self.node)
-        async with self.hold(spec.name):
+        async with self.locks.hold(spec.name):
             await self.conflicts.name(spec.name)
             record = await DOMAINS.get(self._store, spec.name)
             spec = await self.conflicts.identity(await self.attacher.fill(spec), record)
@@ -155,7 +155,7 @@ class Domains:
         nothing of the domain is left, and it has no owner."""
         name = ticket.domain
         await self._heartbeat.require()
-        async with self.hold(name):
+        async with self.locks.hold(name):
             await self.conflicts.name(name)
             record = await DOMAINS.get(self._store, name)
             if record is None:
@@ -196,7 +196,7 @@ class Domains:
                 raise
             return
         doubt = await destroying.make_way(self._store, self.node, self._moves, self._receiver, reading)
-        async with self._lock(reading.name):
+        async with self.locks.only(reading.name):
             reading = await self.find(reading.uuid)
             await self.say_wanted(reading.name, wanted=False)
             await self._end(reading)
@@ -261,7 +261,7 @@ class Domains:
 
     async def forget(self, name: str) -> None:
         """Delete the record of a domain that is off. Its UUID and MACs are lost."""
-        async with self.hold(name):
+        async with self.locks.hold(name):
             owner = await owners.read(self._store, name)
             if owner is not None and not await owners.end_of_fenced(self._store, name):
                 hint = await owners.way_out(self._store, owner.node, f"veery --node {owner.node} destroy {name}")
@@ -324,7 +324,7 @@ class Domains:
         saved = await asyncio.to_thread(savefile.read, path)
         spec = saved.spec
         await self._heartbeat.require()
-        async with self.hold(spec.name):
+        async with self.locks.hold(spec.name):
             await self.conflicts.name(spec.name)
             record = await DOMAINS.get(self._store, spec.name)
             if not force and (record is None or record.saved != saved.token):
@@ -411,7 +411,7 @@ class Domains:
 
     async def press_again(self) -> None:
         """Ask guests again that have not followed a shutdown request. Raises StoreUnavailable, OutcomeUnknown."""
-        await self.stopping.look(lambda name: self.locked(name) or name in self._unsaid)
+        await self.stopping.look(lambda name: self.locks.locked(name) or name in self._unsaid)
 
     async def power_off(self, name: str) -> None:
         """Ask the guest to power off because this machine goes down. The domain stays wanted. Raises Refused,
@@ -552,52 +552,10 @@ class Domains:
         """Do as `destroy`, for a caller that holds the lock."""
         await self._end(reading)
 
-    def locked(self, name: str, *, arriving: bool = False) -> bool:
-        """Return True if an order or a move is at work on domain `name` here. `arriving`: do not count a domain that
-        already runs here while the rest of its memory follows."""
-        busy = self._moves.busy(name, arriving=arriving)
-        return self._locks[name].locked() or bool(busy) or bool(self._receiver.arriving(name))
-
-    def at_work(self, name: str) -> str:
-        """Return a sentence about the move or order that is at work on domain `name` here; "" if there is none."""
-        if busy := self._moves.busy(name):
-            return busy
-        if offer := self._receiver.arriving(name):
-            return f"{name} is on its way here from {offer.source} (move {offer.move})"
-        return "an order on it is under way" if name in self._locks and self._locks[name].locked() else ""
-
-    def busy(self) -> frozenset[str]:
-        """Return the domains with an order under way here. A move does not count."""
-        return frozenset(name for name, lock in self._locks.items() if lock.locked())
-
-    @contextlib.asynccontextmanager
-    async def _lock(self, name: str) -> AsyncIterator[None]:
-        try:
-            async with asyncio.timeout(30):
-                await self._locks[name].acquire()
-        except TimeoutError as error:
-            raise Failed(f"{name} is busy with another order", hint="try again when it has ended") from error
-        try:
-            yield
-        finally:
-            self._locks[name].release()
-
-    @contextlib.asynccontextmanager
-    async def hold(self, name: str, *, arriving: bool = False) -> AsyncIterator[None]:
-        """Hold domain `name` for one order. Raises Refused while it moves. `arriving`: allow it if the domain already
-        runs here while the rest of its memory follows."""
-        async with self._lock(name):
-            if busy := self._moves.busy(name, arriving=arriving):
-                raise Refused(busy, hint=self._moves.advice(name))
-            if offer := self._receiver.arriving(name):
-                hint = f"wait for its end, or: veery --node {offer.source} move cancel {offer.move}"
-                raise Refused(f"{name} is on its way here", hint=hint)
-            yield
-
     @contextlib.asynccontextmanager
     async def held(self, ref: str) -> AsyncIterator[DomainReading]:
         """Find a domain and hold it: no other order acts on it meanwhile."""
-        async with self.hold((await self.find(ref)).name):
+        async with self.locks.hold((await self.find(ref)).name):
             yield await self.find(ref)
 
 

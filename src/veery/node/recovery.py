@@ -92,7 +92,7 @@ class Recovery:
                         each,
                         self._node,
                         guarded=each.uuid in self._held(),
-                        at_work=self._domains.at_work(each.name),
+                        at_work=self._domains.locks.at_work(each.name),
                         theirs=boots is not None and each.name not in boots,
                     ),
                 )

@@ -325,7 +325,7 @@ class VolumeMoves:
         )
         await self._while_standing(move, copying)
         report("switching over", move.place.size, move.place.size)
-        async with self._domains.hold(move.domain):
+        async with self._domains.locks.hold(move.domain):
             owner = await self._domains.ours(move.domain)  # which shows that the store answers, too
             return await driver.switch_disk(move.uuid, move.vdev, lun, lambda: self._commit(move, owner))
 

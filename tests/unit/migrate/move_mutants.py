@@ -442,14 +442,14 @@ NODE = (
     ),
     Mutant(
         "a domain that moves takes orders",
-        "node/domains.py",
+        "node/domainlocks.py",
         "            if busy := self._moves.busy(name, arriving=arriving):\n",
         "            if busy := False:\n",
         by=f"{GATES}a_domain_that_moves_takes_no_orders",
     ),
     Mutant(
         "a domain that arrives takes orders",
-        "node/domains.py",
+        "node/domainlocks.py",
         "            if offer := self._receiver.arriving(name):\n",
         "            if offer := None:\n",
         by=f"{GATES}a_domain_that_moves_takes_no_orders",
