@@ -30,11 +30,14 @@ async def stage(lab: Lab, guest: Guest, tmp_path_factory: pytest.TempPathFactory
     folder = tmp_path_factory.mktemp("ledger")
     ramdisk = ledger.initramfs(guest, folder / "initramfs")
     collector = await Collector.start(lab, folder)
+    stage = Stage(lab, guest, ramdisk, folder, collector)
     try:
-        stage = Stage(lab, guest, ramdisk, folder, collector)
         await stage.raise_up(NAME, ADDRESS)
         yield stage
         await stage.at_rest()
         await stage.tear_down(NAME)
+    except BaseException:
+        await stage.clear()
+        raise
     finally:
         await collector.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -140,6 +141,19 @@ class Stage:
         await self.lab.veery("stor", "delete", name)
         await self.lab.veery("stor", "volume", "delete", name)
         assert not wrong, wrong
+
+    async def clear(self) -> None:
+        """After a failure: as much as can be done so that the lab's other tests find it empty."""
+        with contextlib.suppress(VeeryError, AssertionError):
+            await self.at_rest()
+        for name in self.ledgers:
+            for node, words in (
+                *((each, ("destroy", name)) for each in HYPERVISORS),
+                ("stor", ("delete", name)),
+                ("stor", ("volume", "delete", name)),
+            ):
+                with contextlib.suppress(VeeryError):
+                    await self.lab.veery(node, *words, check=False)
 
     async def judged(self, name: str) -> list[str]:
         """What is wrong with its disk."""

@@ -27,6 +27,7 @@ from veery.model.node import Role
 STATE_SIZE = 384  # MiB: etcd alone makes two files of 64
 PRELOAD = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1"
 NETS = {Kind.CUT: Net.ALL, Kind.CUT_CLUSTER: Net.CLUSTER, Kind.CUT_STORAGE: Net.STORAGE}
+SENSORS = ("pace = 0.1", "pace = 1.0")  # in a lab, and in the rounds: no round is about sensors, and they cost time
 THAW_AFTER = 25.0  # seconds that a frozen node's domains are waited for; no quorum, no start elsewhere
 GONE = 45.0  # seconds for all strikes of one round to be over
 
@@ -90,7 +91,7 @@ class Nemesis:
         environ = {
             "LD_PRELOAD": PRELOAD,
             "FAKETIME_TIMESTAMP_FILE": str(self.clock(node)),
-            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_CACHE_DURATION": "1",  # seconds; without a cache veeryd opens the file at each look at a clock
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             "NO_FAKE_STAT": "1",
             "VEERY_CLOCK": "set",
@@ -108,6 +109,7 @@ class Nemesis:
         for node in self.nodes:
             await members.end(self.daemon(node))
             self.set_clock(node, 0)
+            self.rewrite(node, *SENSORS)
             await self.lab.ready(node, self.spawn(node))
         await self.lab.healthy()
 
@@ -116,8 +118,14 @@ class Nemesis:
         await self.mend()
         for node in self.nodes:
             await members.end(self.daemon(node))
+            self.rewrite(node, *reversed(SENSORS))
             await self.lab.start(node)
         await self.lab.healthy()
+
+    def rewrite(self, node: str, old: str, new: str) -> None:
+        """Change one line of `node`'s settings, for its next veeryd."""
+        path = self.lab.plan.settings(node)
+        path.write_text(path.read_text().replace(old, new))
 
     async def mend(self) -> None:
         """Whatever was done to the lab is undone."""

@@ -113,6 +113,10 @@ async def nemesis(
             yield made
             for name in DOMAINS:
                 await made.stage.tear_down(name)
+        except BaseException:
+            await made.mend()
+            await made.stage.clear()
+            raise
         finally:
             await collector.stop()
             await made.leave()

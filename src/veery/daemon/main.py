@@ -16,7 +16,7 @@ from veery.config.settings import DEFAULT_PATH, Settings
 from veery.config.settings import load as load_settings
 from veery.daemon.daemon import Daemon
 from veery.errors import VeeryError
-from veery.host import heap
+from veery.host import heap, priority
 from veery.host import log as logs
 
 
@@ -36,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         settings = load_settings(Path(args.settings))
         tail = logs.setup(settings.log)
+        priority.raise_own()
         again = asyncio.run(_serve(settings, tail))
     except VeeryError as error:
         print(f"veeryd: {error.message}", file=sys.stderr)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from veery.errors import Failed, Refused
+from veery.host import priority
 from veery.host.files import write_atomic
 from veery.host.owner import Owner
 
@@ -278,6 +279,7 @@ class Service:
                 if self.process is None:
                     self.process = Process.spawn(self._command(), log_file=self._log_file, env=self._env)
                     self.process.save(self._pid_file)
+                    priority.share(self.process.pid)
                     log.info("%s started, pid %d", self.name, self.process.pid)
                 else:
                     log.info("%s found running, pid %d", self.name, self.process.pid)

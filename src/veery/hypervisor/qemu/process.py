@@ -29,6 +29,7 @@ from pathlib import Path
 from veery.errors import Failed, Refused
 from veery.host.files import write_atomic
 from veery.host.owner import Owner
+from veery.host.priority import ordinary
 from veery.host.process import Process, start_ticks
 from veery.hypervisor.diskrecord import WrittenDisk, disks_read, disks_written
 from veery.hypervisor.qemu import devices, handover
@@ -218,9 +219,8 @@ class Home:
             )
             passed = (*monitors, port, *agents, *secrets.values(), *handed.all(), *vhosts.values())
             cwd = self.own if owner else Path("/")
-            process = Process.spawn(
-                confined(argv(wiring)), log_file=self.qemu_log, pass_fds=passed, cwd=cwd, owner=owner
-            )
+            command = ordinary(confined(argv(wiring)))
+            process = Process.spawn(command, log_file=self.qemu_log, pass_fds=passed, cwd=cwd, owner=owner)
         process.save(self._pid)
         with contextlib.suppress(OSError):  # its later threads inherit the processors
             if processors := choice.processors():
