@@ -5,8 +5,9 @@ A run that was killed is swept by the next one: its processes, mounts, loop devi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -21,6 +22,8 @@ from veery.lab.services import Lab
 
 SCRATCH = pytest.StashKey[Scratch]()
 LEFT = pytest.StashKey[list[str]]()  # what the workers of this run left behind
+
+WARNINGS_A_NODE = 12
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -60,6 +63,25 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         print(f"\nleft behind: {each}")
     if left and exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test that fails in a lab shows the last warnings of the lab's nodes."""
+    report = yield
+    made = getattr(item, "funcargs", {}).get("lab")
+    if report.failed and isinstance(made, Lab):
+        report.sections.append((f"last warnings in lab {made.plan.lab}", _warnings(made)))
+    return report
+
+
+def _warnings(made: Lab) -> str:
+    rows: list[str] = []
+    for node in made.plan.nodes:
+        with contextlib.suppress(OSError):
+            told = [row for row in made.log(node.name).read_text(errors="replace").splitlines() if " INFO " not in row]
+            rows += [f"{node.name}: {row[:300]}" for row in told[-WARNINGS_A_NODE:]]
+    return "\n".join(rows)
 
 
 @pytest.fixture(scope="session")
