@@ -18,7 +18,7 @@ from veery.node.devices import Devices
 from veery.node.images import Images
 from veery.node.machine import Machine
 from veery.node.peers import Peers
-from veery.node.volumemoves import VolumeMoves
+from veery.node.volume_moves.moves import VolumeMoves
 from veery.node.volumes import VolumeService
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,8 @@ from veery.api.server import Lines, answer, body, convert, error_body, forward
 from veery.errors import Failed, Refused, VeeryError
 from veery.model.volume import Volume, VolumeMove
 from veery.node.peers import Peers
-from veery.node.volumemoves import Report, VolumeMoves
+from veery.node.volume_moves.common import Report
+from veery.node.volume_moves.moves import VolumeMoves
 from veery.node.volumes import VolumeService
 from veery.storage.extents import extents
 
@@ -60,7 +61,9 @@ class MoveRoutes:
 
         def work(report: Report) -> Awaitable[Any]:
             remove = bool(data.get("remove_source"))
-            return self._moves.start(volume.name, data["storage"], rate=rate, remove_source=remove, report=report)
+            return self._moves.source.start(
+                volume.name, data["storage"], rate=rate, remove_source=remove, report=report
+            )
 
         return await _streamed(request, work)
 
@@ -69,32 +72,32 @@ class MoveRoutes:
         volume = await self._volumes.find(request.match_info["name"])
         if volume.node != self._volumes.node:
             return await forward(request, self._peers, volume.node)
-        await self._moves.cancel(volume.name)
+        await self._moves.source.cancel(volume.name)
         return answer({})
 
     async def place(self, request: web.Request) -> web.Response:
         """Return the record that the volume would have on this node."""
-        return answer(await self._moves.place(convert(await body(request), Volume, keep=True)))
+        return answer(await self._moves.target.place(convert(await body(request), Volume, keep=True)))
 
     async def take_in(self, request: web.Request) -> web.Response:
         """Create the backing and the target of the volume on this node."""
-        work = self._moves.take_in(convert(await body(request), VolumeMove, keep=True))
+        work = self._moves.target.take_in(convert(await body(request), VolumeMove, keep=True))
         await asyncio.shield(asyncio.ensure_future(work))
         return answer({})
 
     async def fetch(self, request: web.Request) -> web.StreamResponse:
         """Copy a volume that no domain uses from its node."""
         move = convert(await body(request), VolumeMove, keep=True)
-        return await _streamed(request, lambda report: self._moves.fetch(move, report))
+        return await _streamed(request, lambda report: self._moves.target.fetch(move, report))
 
     async def mirror(self, request: web.Request) -> web.StreamResponse:
         """Copy a volume under the domain that runs here, and switch the domain to the copy."""
         move = convert(await body(request), VolumeMove, keep=True)
-        return await _streamed(request, lambda report: self._moves.mirror(move, report))
+        return await _streamed(request, lambda report: self._moves.domain.mirror(move, report))
 
     async def let_go(self, request: web.Request) -> web.Response:
         """Return whether the domain here no longer takes part in a finished move."""
-        return answer({"released": await self._moves.let_go((await body(request, move=str))["move"])})
+        return answer({"released": await self._moves.domain.let_go((await body(request, move=str))["move"])})
 
     async def settle(self, _: web.Request) -> web.Response:
         """Settle the open moves of this node now."""
