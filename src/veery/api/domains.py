@@ -24,6 +24,7 @@ from veery.node.domains import Domains
 from veery.node.evacuation import Evacuation
 from veery.node.machine import Machine
 from veery.node.peers import Peers
+from veery.node.saving import Saving
 
 LEAVES = ("destroyed", "running", "paused")
 
@@ -31,8 +32,10 @@ LEAVES = ("destroyed", "running", "paused")
 class DomainRoutes:
     """Routes for users' orders on domains."""
 
-    def __init__(self, domains: Domains, devices: Devices, moves: Moves, machine: Machine, *, peers: Peers) -> None:
-        self._domains, self._devices, self._moves = domains, devices, moves
+    def __init__(
+        self, domains: Domains, saving: Saving, devices: Devices, moves: Moves, machine: Machine, *, peers: Peers
+    ) -> None:
+        self._domains, self._saving, self._devices, self._moves = domains, saving, devices, moves
         self._machine, self._peers = machine, peers
 
     def table(self) -> list[web.RouteDef]:
@@ -139,13 +142,13 @@ class DomainRoutes:
         path = _absolute(data["path"])
         if leave not in LEAVES:
             raise Refused(f"leave cannot be {leave!r}", hint=f"one of {', '.join(LEAVES)}")
-        await asyncio.shield(asyncio.ensure_future(self._domains.save(request.match_info["ref"], path, leave)))
+        await asyncio.shield(asyncio.ensure_future(self._saving.save(request.match_info["ref"], path, leave)))
         return answer({})
 
     async def restore(self, request: web.Request) -> web.Response:
         """Restore a domain from a file of this node."""
         data = await body(request, path=str)
-        work = self._domains.restore(
+        work = self._saving.restore(
             _absolute(data["path"]), paused=bool(data.get("paused")), force=bool(data.get("force"))
         )
         return answer({"reading": await asyncio.shield(asyncio.ensure_future(work))})

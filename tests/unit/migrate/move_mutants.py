@@ -436,8 +436,8 @@ NODE = (
     Mutant(
         "another node's domain goes on",
         "node/domains.py",
-        "            await self.ours(reading.name)\n            _alive(reading)\n            await self._disks_move_on",
-        "            _alive(reading)\n            await self._disks_move_on",
+        "            await self.ours(reading.name)\n            alive(reading)\n            await self._disks_move_on",
+        "            alive(reading)\n            await self._disks_move_on",
         by=f"{GATES}another_nodes_domain_does_not_go_on",
     ),
     Mutant(
