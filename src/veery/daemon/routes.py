@@ -40,7 +40,9 @@ def build(
     """Build the API server. It takes no port before `bind`."""
     peers, near, node_cache = base.peers, base.near, base.node_cache
     tables = [
-        DomainRoutes(domains.domains, domains.devices, domains.moves, domains.machine, peers=peers).table(),
+        DomainRoutes(
+            domains.domains, domains.devices, domains.moves, domains.machine, peers=peers, store=base.store
+        ).table(),
         StorageRoutes(
             volumes.volumes, volumes.images, domains.devices, domains.machine, volumes.moves, peers=peers
         ).table(),

@@ -23,6 +23,7 @@ from urllib.parse import quote
 import aiohttp
 import msgspec
 
+from veery.cluster import levels
 from veery.cluster import owner as owners
 from veery.cluster import volumegate as gate
 from veery.cluster.keys import DOMAINS, NODES, OWNERS, VOLUME_MOVES, VOLUMES
@@ -160,6 +161,8 @@ class VolumeMoves:
     ) -> tuple[VolumeMove, Owner | None]:
         """Plan the move and journal it; nothing is changed yet. Raises Refused."""
         owner, uuid, vdev = await self._user(volume)
+        if owner is not None and owner.node != self.node:
+            await levels.require(self._store, owner.node, f"switch the disk of {owner.domain}")
         told = await self._peers.call(target, "POST", _path(volume.name, "place"), plain(volume), deadline=30)
         least = 1 + max(one.tid for one in await self._service.records.volumes())
         move = VolumeMove(
@@ -187,6 +190,7 @@ class VolumeMoves:
             raise Refused(f"{storage} is not a storage node", hint=f"storage nodes: {names}")
         if node.name == self.node:
             raise Refused(f"the volume is on {self.node} already", hint="name another storage node: veery node list")
+        await levels.require(self._store, node.name, "take in a volume")
         return node.name
 
     async def _user(self, volume: Volume) -> tuple[Owner | None, str, str]:

@@ -112,7 +112,7 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
     admission = Admission(MemoryStore(RealClock()), shown(folder, "a"), tmp_path / "certificates.json")
     orders: Any = Orders()
     peers = Peers(tls.client_context(folder), SimpleNamespace())  # type: ignore[arg-type]
-    routes = DomainRoutes(orders, orders, SimpleNamespace(), SimpleNamespace(), peers=peers)  # type: ignore[arg-type]
+    routes = DomainRoutes(orders, orders, SimpleNamespace(), SimpleNamespace(), peers=peers, store=SimpleNamespace())  # type: ignore[arg-type]
     server = ApiServer("a", peers, [routes.table()], admission=admission, member=lambda address: True)
     with socket.socket() as free:
         free.bind((ADDRESS, 0))
