@@ -11,6 +11,7 @@ import aiohttp
 from aiohttp import web
 
 from veery.api.server import Lines, answer, body, convert, error_body
+from veery.cluster.store import Store
 from veery.config.check import check_carried, check_disk, check_luggage, check_path, check_spec, check_vif
 from veery.config.domain import without_secrets
 from veery.errors import Refused, VeeryError
@@ -33,10 +34,18 @@ class DomainRoutes:
     """Routes for users' orders on domains."""
 
     def __init__(
-        self, domains: Domains, saving: Saving, devices: Devices, moves: Moves, machine: Machine, *, peers: Peers
+        self,
+        domains: Domains,
+        saving: Saving,
+        devices: Devices,
+        moves: Moves,
+        machine: Machine,
+        *,
+        peers: Peers,
+        store: Store,
     ) -> None:
         self._domains, self._saving, self._devices, self._moves = domains, saving, devices, moves
-        self._machine, self._peers = machine, peers
+        self._machine, self._peers, self._store = machine, peers, store
 
     def table(self) -> list[web.RouteDef]:
         """Return the routes."""
@@ -295,7 +304,7 @@ class DomainRoutes:
         """Move several domains, or all, and stream the progress of each."""
         data = await body(request, targets=list, domains=list)
         settings = convert(data.get("settings") or {}, MoveSettings)
-        evacuation = Evacuation(self._domains, self._moves, self._machine, self._peers)
+        evacuation = Evacuation(self._domains, self._moves, self._machine, self._peers, self._store)
         begun = await evacuation.begin(
             convert(data["domains"], list[str]), convert(data["targets"], list[str]), settings
         )

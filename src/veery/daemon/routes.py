@@ -41,7 +41,13 @@ def build(
     peers, near, node_cache = base.peers, base.near, base.node_cache
     tables = [
         DomainRoutes(
-            domains.domains, domains.saving, domains.devices, domains.moves, domains.machine, peers=peers
+            domains.domains,
+            domains.saving,
+            domains.devices,
+            domains.moves,
+            domains.machine,
+            peers=peers,
+            store=base.store,
         ).table(),
         StorageRoutes(
             volumes.volumes, volumes.images, domains.devices, domains.machine, volumes.moves, peers=peers

@@ -20,6 +20,7 @@ NODE_WORDS: dict[NodeState, str] = {
     NodeState.SICK: "is sick: it receives no domains, and its own are moved away",
     NodeState.QUARANTINED: "is in quarantine: it keeps its domains, and receives no others",
     NodeState.DAMPED: "was fenced too often recently: it receives no domains for a while, or until it is resumed",
+    NodeState.OUTDATED: "has a veery older than the cluster's level: it keeps its domains, and receives no others",
     NodeState.CUT_OFF: "has lost the storage",
     NodeState.AWAY: "is restarting its daemon, as announced",
     NodeState.SILENT: "does not answer",

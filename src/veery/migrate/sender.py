@@ -150,6 +150,8 @@ class Sender:
     async def _run(self) -> MoveReport:
         context, order = self._context, self._order
         owner = await self._own()
+        # The target checks its level too, but an older one may fail at something else first, such as a disk's password.
+        await levels.require(context.store, self.target, versions.TAKE_IN)
         spec, luggage = await context.driver.pack(order.reading.uuid)
         self._disks = len(spec.disks)
         self._tracking = conntrack.ConntrackTransfer(context.attacher, order.move, spec)
@@ -318,7 +320,8 @@ class Sender:
             self._publish(MoveProgress(phase=Phase.PREPARE, note=note))
 
     async def _check_versions(self, ready: wire.Ready) -> None:
-        """Send the copy uncompressed where the target cannot unpack it. Raises as versions.require,
+        """Check the target's level again, since its veeryd may have changed after the first check. Send the copy
+        uncompressed where the target cannot unpack it. Raises as versions.require,
         StoreUnavailable."""
         level = await levels.read(self._context.store)
         versions.require(self.target, ready, level, post_copy=self._post_copy)

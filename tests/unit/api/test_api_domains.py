@@ -112,7 +112,8 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
     admission = Admission(MemoryStore(RealClock()), shown(folder, "a"), tmp_path / "certificates.json")
     orders: Any = Orders()
     peers = Peers(tls.client_context(folder), SimpleNamespace())  # type: ignore[arg-type]
-    routes = DomainRoutes(orders, orders, orders, SimpleNamespace(), SimpleNamespace(), peers=peers)  # type: ignore[arg-type]
+    near: Any = SimpleNamespace()
+    routes = DomainRoutes(orders, orders, orders, near, near, peers=peers, store=near)
     server = ApiServer("a", peers, [routes.table()], admission=admission, member=lambda address: True)
     with socket.socket() as free:
         free.bind((ADDRESS, 0))

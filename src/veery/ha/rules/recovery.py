@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from veery.ha.context import DecisionContext, note
-from veery.ha.states import NodeState
+from veery.ha.states import NodeState, outdated
 from veery.model.ha import Action, Admit, ClusterView, Drop, End, FenceRecord, FenceState, Level, NodeView
 
 MOVE = "move"  # prefix of the subject of a note about a domain's move; the domain itself may have another note
@@ -23,6 +23,15 @@ def tell_unreadable(context: DecisionContext) -> Iterator[Action]:
 
 def _left_alone(subject: str, sentences: tuple[str, ...]) -> Action:
     return note(subject, NodeState.UNREADABLE, f"left alone: {'; '.join(sentences)}", Level.ALARM)
+
+
+def tell_outdated(context: DecisionContext) -> Iterator[Action]:
+    """Report nodes whose version does not support the cluster's level: they receive no domains."""
+    for name, state in context.states.items():
+        if state is NodeState.OUTDATED:
+            trouble = outdated(context.view, context.view.nodes[name])
+            reason = f"receives no domains: {trouble}; upgrade veery there"
+            yield note(f"node/{name}", state, reason, Level.WARNING)
 
 
 def tell_unsettled(context: DecisionContext) -> Iterator[Action]:

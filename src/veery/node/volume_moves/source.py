@@ -9,6 +9,7 @@ import secrets
 from dataclasses import replace
 from typing import Any
 
+from veery.cluster import levels
 from veery.cluster import volumegate as gate
 from veery.cluster.keys import DOMAINS, NODES, OWNERS
 from veery.errors import Failed, Refused, VeeryError
@@ -127,6 +128,8 @@ class SourceSide:
     ) -> tuple[VolumeMove, Owner | None]:
         """Plan the move and journal it; nothing is changed yet. Raises Refused."""
         owner, uuid, vdev = await self._user(volume)
+        if owner is not None and owner.node != self._common.node:
+            await levels.require(self._common.store, owner.node, f"switch the disk of {owner.domain}")
         told = await self._common.peers.call(
             target, "POST", order_path(volume.name, "place"), plain(volume), deadline=30
         )
@@ -160,6 +163,7 @@ class SourceSide:
             raise Refused(
                 f"the volume is on {self._common.node} already", hint="name another storage node: veery node list"
             )
+        await levels.require(self._common.store, node.name, "take in a volume")
         return node.name
 
     async def _user(self, volume: Volume) -> tuple[Owner | None, str, str]:
