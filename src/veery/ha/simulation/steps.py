@@ -380,6 +380,7 @@ STEPS: dict[str, Callable[[Stage, Step], Awaitable[None]]] = {
     "create": commands.create,
     "migrate": commands.migrate,
     "why": commands.ask_why,
+    "record": commands.ask_record,
     "snapshot-store": snapshot_store,
     "restore-store": restore_store,
     "adopt": commands.adopt,
