@@ -28,7 +28,7 @@ class SensorMode(StrEnum):
 class HealthSign:
     """A part of a node that is not well, or recently was not. `asks`: the verdict that it asks for. `would`: the same
     without the limit of its sensor's mode. `since`: epoch. `severe`: the node may die at any moment. `shared`: the
-    cause can be outside the node, and affect other nodes too."""
+    cause can be outside the node, and affect other nodes too. `serial`: of the part, "" if unknown."""
 
     sensor: str
     part: str
@@ -40,6 +40,7 @@ class HealthSign:
     would: NodeVerdict = NodeVerdict.WELL
     severe: bool = False
     shared: bool = False
+    serial: str = ""
 
     @property
     def text(self) -> str:
