@@ -267,7 +267,8 @@ class DomainRoutes:
         """Return the plan of a move: obstacles and forecast. Changes nothing."""
         data = await body(request, target=str)
         settings = convert(data.get("settings") or {}, MoveSettings)
-        return answer(await self._domains.plan(request.match_info["ref"], data["target"], settings))
+        quick = data.get("quick") is True
+        return answer(await self._domains.plan(request.match_info["ref"], data["target"], settings, quick=quick))
 
     async def question(self, request: web.Request) -> web.Response:
         """Answer another node that asks whether this node could take a domain."""

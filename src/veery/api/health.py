@@ -8,6 +8,7 @@ from veery.api.server import CALLER, answer, author, body, forward
 from veery.cluster.keys import HEALTHS
 from veery.cluster.store import Store
 from veery.errors import Refused
+from veery.ha import moverecord
 from veery.node.health import Health
 from veery.node.peers import Peers
 
@@ -22,6 +23,7 @@ class HealthRoutes:
         """Return the routes."""
         return [
             web.get("/v1/verdicts", self.verdicts),
+            web.get("/v1/verdicts/moves", self.moves),
             web.get("/v1/nodes/{name}/health", self.show),
             web.post("/v1/nodes/{name}/well", self.well),
         ]
@@ -29,6 +31,10 @@ class HealthRoutes:
     async def verdicts(self, _: web.Request) -> web.Response:
         """Return the health record of each node from the store."""
         return answer(await HEALTHS.readable(self._store))
+
+    async def moves(self, _: web.Request) -> web.Response:
+        """Return the moves that verdicts caused, each with its forecast and its end."""
+        return answer(await moverecord.records(self._store))
 
     async def show(self, request: web.Request) -> web.StreamResponse:
         """Return the present health of one node, from its own veeryd."""

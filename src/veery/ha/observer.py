@@ -25,6 +25,7 @@ from veery.cluster.keys import (
     EVENTS,
     FENCES,
     GROUPS,
+    HEALTH_MOVES,
     HEALTHS,
     HISTORIES,
     INTENTS,
@@ -70,7 +71,10 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-UNSEEN = (EVENTS.prefix, VOLUMES.prefix, TOKENS.prefix, CA_KEY, CA_SEALED, CA_LIST)  # keys that the brain does not use
+UNSEEN = (  # keys that the brain does not use
+    *(EVENTS.prefix, HEALTH_MOVES.prefix, VOLUMES.prefix, TOKENS.prefix),
+    *(CA_KEY, CA_SEALED, CA_LIST),
+)
 READING_VALID_S = (
     2.5  # seconds for which a node's report counts: on a busy machine an answer may come one observation late
 )

@@ -84,7 +84,8 @@ FIGURES = Figures()
 class Part:
     """The history of one part. `since`: when the present level began. `recent`: True for each of the last readings that
     was bad. `raised`: when the part began to count as bad, None if it does not. `bad_at`: the last bad reading.
-    `rises`: the recent times at which it was raised. `known`: the finding that an operator acknowledged."""
+    `rises`: the recent times at which it was raised. `known`: the finding that an operator acknowledged. `serial`: the
+    part's own; `other`: another one that the last reading showed in its place."""
 
     sensor: str
     part: str
@@ -100,6 +101,8 @@ class Part:
     rise_s: float = 0.0
     rises: tuple[float, ...] = ()
     known: str | None = None
+    serial: str = ""
+    other: str = ""
 
     @property
     def finding(self) -> str:
@@ -132,12 +135,14 @@ def mode_of(sensor: str, kind: Kind, modes: Mapping[str, SensorMode]) -> SensorM
 # ---- one reading
 def follow(history: History, sensor: str, signs: Sequence[Sign], now: float, figures: Figures = FIGURES) -> History:
     """Return `history` with the signs of one reading of `sensor`. A part that had a sign before and has none now is
-    well. If the sensor as a whole is unknown, so are its parts."""
+    well. If the sensor as a whole is unknown, so are its parts. A part that is read under another name keeps its
+    history, by its serial. A part loses its history if another serial has taken its place."""
     read: dict[str, Sign] = {}
     for each in signs:
         known = read.get(each.part)
         if known is None or (RANK[each.level], not each.counter) > (RANK[known.level], not known.counter):
             read[each.part] = each
+    history = dataclasses.replace(history, parts=_found_again(history.parts, sensor, read))
     blind = WHOLE in read and read[WHOLE].level is Level.UNKNOWN
     parts = dict(history.parts)
     for old in [each for each in history.parts.values() if each.sensor == sensor and each.part not in read]:
@@ -151,8 +156,38 @@ def follow(history: History, sensor: str, signs: Sequence[Sign], now: float, fig
     return dataclasses.replace(history, parts=_kept(parts, read, sensor, now, figures))
 
 
+def _found_again(parts: Mapping[str, Part], sensor: str, read: Mapping[str, Sign]) -> Mapping[str, Part]:
+    """Return the parts, those of `sensor` under the names under which their serials are read now: names of disks change
+    at a boot. A serial that is read under several names, or under its old one too, does not change its name."""
+    names: dict[str, list[str]] = {}
+    for name, each in read.items():
+        if each.serial:
+            names.setdefault(each.serial, []).append(name)
+    moved: dict[str, Part] = {}
+    for key, part in parts.items():
+        now = names.get(part.serial, []) if part.sensor == sensor else []
+        if len(now) == 1 and part.part not in now:
+            there = parts.get(f"{sensor}/{now[0]}")
+            if there is None or there.raised is None or there.serial:
+                moved[key] = dataclasses.replace(part, part=now[0], other="")
+    stay = {key: each for key, each in parts.items() if key not in moved}
+    return {**stay, **{f"{sensor}/{each.part}": each for each in moved.values()}}
+
+
+def _identified(old: Part, sign: Sign, now: float) -> Part:
+    """Return the part, or a new one if two readings in a row show the same other serial in its place."""
+    if sign.level is Level.UNKNOWN or not sign.serial:
+        return old
+    if old.serial in ("", sign.serial):
+        return dataclasses.replace(old, serial=sign.serial, other="")
+    if old.other != sign.serial:
+        return dataclasses.replace(old, other=sign.serial)
+    return Part(sensor=old.sensor, part=old.part, level=sign.level, kind=kind_of(sign), since=now, serial=sign.serial)
+
+
 def _step(history: History, old: Part, sign: Sign, now: float, figures: Figures) -> Part:
     """Return one part after one more reading."""
+    old = _identified(old, sign, now)
     level, value, sentence = sign.level, sign.value, sign.sentence
     stands = old.raised is not None and old.kind is Kind.FACT
     kind = old.kind if stands or level is not Level.BAD else kind_of(sign)
@@ -291,6 +326,7 @@ def _sign(part: Part, modes: Mapping[str, SensorMode], now: float, figures: Figu
         asks=asks,
         would=wants,
         shared=part.kind is Kind.STATE,
+        serial=part.serial,
         severe=asks is NodeVerdict.EVACUATE and part.sensor in SEVERE and part.kind is not Kind.COUNTER,
     )
 
@@ -320,6 +356,18 @@ def acknowledge(history: History, sensor: str = "") -> History:
         for key, each in history.parts.items()
     }
     return dataclasses.replace(history, parts=parts)
+
+
+def replaced(before: History, after: History) -> tuple[Part, ...]:
+    """Return the parts of `before` that counted as bad and whose place another serial has taken in `after`."""
+    return tuple(
+        each
+        for key, each in before.parts.items()
+        if each.raised is not None
+        and (new := after.parts.get(key)) is not None
+        and new.serial != each.serial
+        and all(other.serial != each.serial for other in after.parts.values() if other.sensor == each.sensor)
+    )
 
 
 def rebooted(history: History) -> History:

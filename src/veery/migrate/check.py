@@ -24,7 +24,8 @@ from veery.model.domain import DomainReading, DomainSpec, DomainState
 from veery.model.ha import IntentKind
 from veery.model.move import MoveReport, MoveSettings
 from veery.model.node import Node
-from veery.model.plan import Blocker, Obstacle, Plan, Question, Reply
+from veery.model.plan import Blocker, MemoryReading, Obstacle, Plan, Question, Reply
+from veery.model.units import MIB
 from veery.model.volume import CarriedDisk
 from veery.storage import local
 
@@ -151,6 +152,11 @@ def stopped(reading: DomainReading, driver: str) -> tuple[Blocker, ...]:
     return (Blocker(kind=Obstacle.DOMAIN, reason=reason, hint=f"veery unpause {reading.name}"),)
 
 
+async def _unsampled(memory: int) -> MemoryReading:
+    """Return a reading of `memory` MiB without a sample."""
+    return MemoryReading(total=memory * MIB, used=memory * MIB)
+
+
 class Scout:
     """Observes both nodes for the source, before a move."""
 
@@ -159,10 +165,10 @@ class Scout:
         they showed of the paths. `ask` puts a question to another node's API."""
         self._context, self._node, self._earlier, self._paths, self._ask = context, node, earlier, paths, ask
 
-    async def plan(self, reading: DomainReading, target: Node, settings: MoveSettings) -> Plan:
+    async def plan(self, reading: DomainReading, target: Node, settings: MoveSettings, *, quick: bool = False) -> Plan:
         """Return the obstacles, time and gap of a move of the domain to `target`. Takes about two seconds, most of them
-        to sample the domain's memory; changes nothing. Raises Failed where the store or the domain's hypervisor does
-        not answer."""
+        to sample the domain's memory; changes nothing. `quick`: without samples and probes, as if all memory were in
+        use and none were written. Raises Failed where the store or the domain's hypervisor does not answer."""
         context = self._context
         spec, luggage = await context.driver.pack(reading.uuid)
         going, cannot = await self._going(reading, target, settings)
@@ -182,10 +188,10 @@ class Scout:
             inspect(context, spec, luggage, context.driver.name, returning=True),
             port(context, target),
             self._answer(target, question),
-            context.driver.sample(reading.uuid),
+            _unsampled(spec.memory) if quick else context.driver.sample(reading.uuid),
         )
         probed = 0.0
-        if not way:
+        if not way and not quick:
             for _ in range(PROBES):  # the best counts: a busy processor makes a probe slow, nothing makes it too fast
                 with contextlib.suppress(VeeryError):
                     probed = max(probed, await bandwidth.probe(target, current(context.client_tls)))

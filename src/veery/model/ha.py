@@ -402,13 +402,14 @@ class Start(Action):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Move(Action):
     """Move a running domain from `source` to `target`. `homeward`: it moves back to its home node. `urgent`: its node
-    may die at any moment."""
+    may die at any moment. `verdict`: the sign behind the verdict that causes the move ("": no verdict causes it)."""
 
     source: str
     target: str
     owner: Owner
     homeward: bool = False
     urgent: bool = False
+    verdict: str = ""
     run: RunRecord | None = None
 
 

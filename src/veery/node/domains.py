@@ -286,10 +286,11 @@ class Domains:
                 reading, node, settings, lambda: self._scout.way_back(reading, node), arrived=chosen
             )
 
-    async def plan(self, ref: str, target: str, settings: MoveSettings) -> Plan:
-        """Return what would prevent moving a domain to node `target`, and a forecast of the move. Changes nothing."""
+    async def plan(self, ref: str, target: str, settings: MoveSettings, *, quick: bool = False) -> Plan:
+        """Return what would prevent moving a domain to node `target`, and a forecast of the move. Changes nothing.
+        `quick`: as in Scout.plan."""
         reading, node = await self.find(ref), await self._target(target)
-        plan = await self._scout.plan(reading, node, settings)
+        plan = await self._scout.plan(reading, node, settings, quick=quick)
         if busy := self._moves.busy(reading.name):
             blocker = Blocker(kind=Obstacle.DOMAIN, reason=busy, hint="wait for its end, or: veery move cancel MOVE")
             plan = replace(plan, possible=False, blockers=(blocker, *plan.blockers))

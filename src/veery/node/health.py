@@ -26,7 +26,18 @@ from veery.health.looking import SENSORS, Unreadable
 from veery.health.series import Given, Moment, Sensor
 from veery.health.sign import Level, Sign, sign
 from veery.health.source import Recorded, Source
-from veery.health.verdict import FIGURES, WHOLE, Figures, History, acknowledge, conclude, follow, level_of, rebooted
+from veery.health.verdict import (
+    FIGURES,
+    WHOLE,
+    Figures,
+    History,
+    acknowledge,
+    conclude,
+    follow,
+    level_of,
+    rebooted,
+    replaced,
+)
 from veery.host.clock import Clock
 from veery.host.files import write_atomic
 from veery.model import codec
@@ -208,6 +219,9 @@ class Health:
                 name, now = watched.sensor.name, self._now()
                 before = self._history
                 self._history = follow(before, name, signs, now, self._figures)
+                for each in replaced(before, self._history):
+                    text = f"{name} {each.part}: another part has taken the place of {each.serial}: {each.sentence}"
+                    self._note(self._record.verdict, text)
                 self._conclude()
                 if _matters(before, self._history) or now - self._written_at >= KEEP_S:
                     self._keep()

@@ -17,7 +17,7 @@ from veery.api.health import HealthRoutes
 from veery.api.server import ApiServer, answer
 from veery.cluster import revocation
 from veery.cluster.admission import Admission
-from veery.cluster.keys import CERTIFICATES, HEALTHS
+from veery.cluster.keys import CERTIFICATES, HEALTH_MOVES, HEALTHS
 from veery.cluster.memory import MemoryStore
 from veery.config.settings import HealthSettings
 from veery.errors import Refused
@@ -28,7 +28,7 @@ from veery.host import tls
 from veery.host.clock import RealClock
 from veery.host.tasks import stop
 from veery.model.node import Node, Role
-from veery.model.verdict import HealthRecord, NodeVerdict
+from veery.model.verdict import HealthMove, HealthRecord, MoveOutcome, MovePromise, MoveResult, NodeVerdict
 from veery.node.health import Health
 from veery.node.peers import Peers
 
@@ -129,6 +129,18 @@ async def test_the_health_of_any_node_is_asked_at_any_node(pair: Pair) -> None:
         assert [each["sensor"] for each in found["sensors"]] == ["smart"]
     status, found = await pair.ask("a", "GET", "/v1/verdicts")
     assert (status, found["b"]["verdict"]) == (200, "evacuate")
+
+
+async def test_the_moves_that_verdicts_caused_are_told_by_any_node(pair: Pair) -> None:
+    promised, ended = MovePromise(gap_ms=100.0, total_ms=2000.0), MoveOutcome(result=MoveResult.DONE, total_ms=2100.0)
+    record = HealthMove(
+        at=1.0, domain="web", source="b", target="a", reason="smart sda: it fails", promised=promised, outcome=ended
+    )
+    await pair.store.commit([], [HEALTH_MOVES.put("1", record)])
+    for asked in AT:
+        status, (found,) = await pair.ask(asked, "GET", "/v1/verdicts/moves")
+        assert (status, found["domain"], found["promised"]["gap_ms"]) == (200, "web", 100.0)
+        assert found["outcome"] == {"result": "done", "paused_ms": None, "total_ms": 2100.0, "error": ""}
 
 
 async def test_an_operator_says_well_through_another_node(pair: Pair) -> None:

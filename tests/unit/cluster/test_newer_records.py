@@ -28,7 +28,7 @@ from veery.model.ha import Event, FenceRecord, Level, NodeReading, Rules, RunRec
 from veery.model.node import Node, Role
 
 ALL: tuple[Kind[Any], ...] = (
-    *(*KINDS, keys.LEADERS, keys.DISARM, keys.EVENTS, keys.INCARNATIONS, keys.AUTHORITIES),
+    *(*KINDS, keys.LEADERS, keys.DISARM, keys.EVENTS, keys.HEALTH_MOVES, keys.INCARNATIONS, keys.AUTHORITIES),
     Kind("", Cluster),
 )
 

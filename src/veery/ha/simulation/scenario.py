@@ -90,6 +90,7 @@ class Step:
     level: str = ""
     value: str = ""
     counter: bool = False
+    serial: str = ""
 
 
 SEED = {  # the seed's lab: two hypervisors, and the storage as witness

@@ -285,11 +285,13 @@ async def well(stage: Stage, step: Step) -> None:
 
 async def sign_shown(stage: Stage, step: Step) -> None:
     """`sensor` of NODE finds `part` to be at `level` (ok, watch, bad, unknown), with `value` and `text`; `counter`: a
-    counter grows too fast, nothing that has happened for good."""
+    counter grows too fast, nothing that has happened for good; `serial`: that of the part."""
     machine = machine_of(stage, step)
     part, level = step.part or "it", Level(step.level)
     text = step.text or f"it is {level}"
-    machine.shown[step.sensor, part] = sign(step.sensor, part, level, step.value, text, counter=step.counter)
+    machine.shown[step.sensor, part] = sign(
+        step.sensor, part, level, step.value, text, counter=step.counter, serial=step.serial
+    )
     stage.world.say("world", f"{step.sensor} of {machine.name} finds {part} {level}: {text}")
 
 
@@ -380,6 +382,7 @@ STEPS: dict[str, Callable[[Stage, Step], Awaitable[None]]] = {
     "create": commands.create,
     "migrate": commands.migrate,
     "why": commands.ask_why,
+    "record": commands.ask_record,
     "snapshot-store": snapshot_store,
     "restore-store": restore_store,
     "adopt": commands.adopt,
