@@ -475,7 +475,7 @@ class Sender:
                 target=line.target,
                 revision=line.reservation_revision,
             )
-            return await owners.commit(context.store, owner, promise, self._record)
+            return await owners.commit(context.store, owner, promise, self._record, started=self._booted)
         except StoreUnavailable:
             raise  # COMMIT certainly did not happen: undo
         except owners.OwnedElsewhere as error:  # the target has given up and says why

@@ -246,6 +246,34 @@ RECEIVER = (
         "started=0.0",
         by=f"{GUEST}a_reboot_during_a_move_is_a_new_start_there_too",
     ),
+    Mutant(
+        "a target that gives up after COMMIT forgets a reboot",
+        "migrate/receiver.py",
+        "paused=line.paused, started=owner.started)",
+        "paused=line.paused)",
+        by=f"{GUEST}a_reboot_is_known_to_a_target_that_gives_up_after_commit",
+    ),
+    Mutant(
+        "COMMIT does not say when the guest booted",
+        "migrate/sender.py",
+        ", started=self._booted)",
+        ")",
+        by=f"{GUEST}a_reboot_is_known_after_the_target_was_killed",
+    ),
+    Mutant(
+        "a settled move forgets a reboot",
+        "migrate/settle.py",
+        "paused=line.paused, started=owner.started)",
+        "paused=line.paused)",
+        by=f"{GUEST}a_reboot_is_known_after_the_target_was_killed",
+    ),
+    Mutant(
+        "a settled post-copy forgets a reboot",
+        "migrate/postcopy.py",
+        "paused=line.paused, started=started)",
+        "paused=line.paused)",
+        by=f"{GUEST}a_reboot_is_known_after_the_target_was_killed",
+    ),
 )
 
 WIRE = (
