@@ -365,6 +365,11 @@ class DiskMover(Protocol):
         same."""
         ...
 
+    async def tune_disks(self, uuid: str, bandwidth: int) -> None:
+        """Change the bandwidth of a `mirror_disks` that is under way (bytes/s, 0: unlimited). Raises Refused where
+        there is none, Failed, OutcomeUnknown."""
+        ...
+
 
 class Trigger(StrEnum):
     """A signal that veery can give a domain from outside."""

@@ -18,6 +18,7 @@ MIGRATE, CLUSTER = "tests/unit/migrate", "tests/unit/cluster"
 GATES = f"{MIGRATE}/test_move_gates.py::test_"
 MOVING = f"{MIGRATE}/test_moving.py::test_"
 GUEST = f"{MIGRATE}/test_moving_guest.py::test_"
+ALONG = f"{MIGRATE}/test_disks_along.py::test_"
 GUESSED = f"{MIGRATE}/test_settle_guessed.py::test_"
 DESTROYED = f"{MIGRATE}/test_moving_destroyed.py::test_"
 OWNER = f"{CLUSTER}/test_owner_gate.py::test_"
@@ -64,6 +65,27 @@ SENDER = (
         "            cancelled = error",
         "            raise error",
         by=f"{GUEST}cancelled_past_commit_is_reported_as_it_ended",
+    ),
+    Mutant(
+        "a new bandwidth does not reach the disks on their way",
+        "migrate/diskcopy.py",
+        "await self._driver.tune_disks(",
+        "_ = (",
+        by=f"{ALONG}its_bandwidth_is_changed_while_disks_are_copied",
+    ),
+    Mutant(
+        "the memory begins with the old bandwidth",
+        "migrate/sender.py",
+        "settings = replace(settings, bandwidth=tuning.bandwidth)",
+        "pass",
+        by=f"{ALONG}its_bandwidth_is_changed_while_disks_are_copied",
+    ),
+    Mutant(
+        "the memory begins with the old limit of the downtime",
+        "migrate/sender.py",
+        "settings = replace(settings, downtime=tuning.downtime)",
+        "pass",
+        by=f"{ALONG}its_bandwidth_is_changed_while_disks_are_copied",
     ),
     Mutant(
         "the domain stands after an undo",
@@ -467,6 +489,20 @@ NODE = (
         "            await self.ours(reading.name)\n            _alive(reading)\n            await self._disks_move_on",
         "            _alive(reading)\n            await self._disks_move_on",
         by=f"{GATES}another_nodes_domain_does_not_go_on",
+    ),
+    Mutant(
+        "a lock goes while an order waits for it",
+        "node/domainlocks.py",
+        "            if not mine.users:\n",
+        "            if True:\n",
+        by="tests/unit/node/test_domain_locks.py::test_one_that_waits_keeps_the_lock",
+    ),
+    Mutant(
+        "a lock is kept for each name ever used",
+        "node/domainlocks.py",
+        "            if not mine.users:\n",
+        "            if False:\n",
+        by="tests/unit/node/test_domain_locks.py::test_a_lock_goes_with_the_last_order",
     ),
     Mutant(
         "a domain that moves takes orders",

@@ -12,11 +12,11 @@ import pytest
 from two_nodes import SPEC, UUID, Pair, local_disk, make_certificates, two_nodes
 
 from veery.cluster.keys import DOMAINS
-from veery.errors import Failed
+from veery.errors import Failed, Refused
 from veery.migrate.journal import Line, Side
 from veery.model.cluster import DomainRecord
 from veery.model.domain import DiskFormat, DiskSpec
-from veery.model.move import MoveReport, MoveSettings, MoveState, Phase
+from veery.model.move import MoveReport, MoveSettings, MoveState, Phase, Tuning
 from veery.model.volume import AttachedDisk, CarriedDisk
 from veery.storage import local
 
@@ -142,6 +142,50 @@ async def test_cancelled_while_disks_are_copied(tmp_path: Path, certificates: Pa
         release()
         assert report.state is MoveState.CANCELLED
         await made.undone()
+
+
+async def test_its_bandwidth_is_changed_while_disks_are_copied(tmp_path: Path, certificates: Path) -> None:
+    """The disks get it at once; the memory begins with it, and with the limit of the downtime."""
+    async with stage(tmp_path, certificates) as made:
+        driver, moves = made.pair.a.driver, made.pair.a.moves
+        release = driver.hang("mirror_disks")
+        move = moves.start(await made.pair.a.reading(), made.pair.b.node, replace(made.along, bandwidth=64 << 20))
+        notes: list[str] = []
+
+        async def listen() -> None:
+            notes.extend([each.note async for each in moves.follow(move) if each.note])
+
+        listening = asyncio.create_task(listen())
+        async with asyncio.timeout(20):
+            while driver._domains[UUID].disk_rate is None:
+                await asyncio.sleep(0.01)
+        assert driver._domains[UUID].disk_rate == 64 << 20
+        await moves.change(move, Tuning(bandwidth=32 << 20))
+        assert driver._domains[UUID].disk_rate == 32 << 20
+        await moves.change(move, Tuning(downtime=80))
+        release()
+        report = await moves.outcome(move)
+        await asyncio.wait({listening}, timeout=20)
+        assert report.state is MoveState.DONE, report.reason
+        assert {sample.downtime for sample in report.samples} == {80}
+        assert max(sample.rate for sample in report.samples) <= 32 << 20
+        assert "bandwidth 32.0 MiB/s: set by the user" in notes
+        assert "limit 80 ms: set by the user" in notes
+        await made.pair.check("b")
+
+
+async def test_where_nothing_is_copied_nothing_is_changed(tmp_path: Path, certificates: Path) -> None:
+    async with stage(tmp_path, certificates) as made:
+        moves = made.pair.a.moves
+        made.pair.a.hold.mkdir(parents=True, exist_ok=True)
+        (made.pair.a.hold / "PREPARE").touch()
+        move = moves.start(await made.pair.a.reading(), made.pair.b.node, made.along)
+        with pytest.raises(Refused, match="copies nothing now"):
+            await moves.change(move, Tuning(bandwidth=1 << 20))
+        with pytest.raises(Refused):
+            await made.pair.a.driver.tune_disks(UUID, 1 << 20)
+        (made.pair.a.hold / "PREPARE").unlink()
+        assert (await moves.outcome(move)).state is MoveState.DONE
 
 
 @pytest.mark.parametrize("done", [True, False])

@@ -122,6 +122,8 @@ class Mirrors:
         """Prepare the mirrors of `vdevs`; nothing happens before `copy`."""
         self.domain, self._clock = domain, clock
         self.jobs = {f"{PREFIX}{vdev}": vdev for vdev in vdevs}
+        self._bandwidth = 0
+        self._tuned = 0.0  # when that was changed last
         self._news = asyncio.Event()
         self._ended: dict[str, str] = {}  # job: its error, "" for none
         self._migration = ""
@@ -129,21 +131,32 @@ class Mirrors:
 
     async def copy(self, through: str, settings: MoveSettings, report: Report, *, tls: Path | None, peer: str) -> None:
         """Start all mirrors and wait until each is complete. Raises Failed; nothing is then left of them."""
-        domain = self.domain
+        domain, self._bandwidth = self.domain, settings.bandwidth
         domain.update(stage=Stage.SENDING)
         domain.listeners.add(self._hear)
+        domain.mirroring = self
         try:
             extra: dict[str, Any] = {}
             if tls is not None:
                 await _certify(domain, tls, "client")
                 extra = {"tls-creds": TLS_OBJECT, "tls-hostname": peer}
             for job, vdev in self.jobs.items():
-                await self._start(job, vdev, through, settings.bandwidth // len(self.jobs), extra)
-            await self._await_synced(settings, report)
+                await self._start(job, vdev, through, extra)
+            await self._await_synced(settings.stall, report)
             domain.mirrors = self
         except BaseException:
             await tasks.to_the_end(self.give_up())
             raise
+        finally:
+            domain.mirroring = None
+
+    async def tune(self, bandwidth: int) -> None:
+        """See DiskMover.tune_disks. A mirror that starts later gets the new speed, and one that has ended needs
+        none."""
+        self._bandwidth, self._tuned = bandwidth, self._clock.now()
+        for job in self.jobs:
+            with contextlib.suppress(CommandError):
+                await self.domain.monitor.execute("block-job-set-speed", {"device": job, "speed": self._speed()})
 
     async def switch_over(self) -> None:
         """Wait for the memory copy's pause, end the mirrors, let the copy continue. Raises Failed when a mirror
@@ -187,7 +200,12 @@ class Mirrors:
 
     # ---- inside
 
-    async def _start(self, job: str, vdev: str, through: str, speed: int, extra: dict[str, Any]) -> None:
+    def _speed(self) -> int:
+        """Return the speed of one mirror. 0 is unlimited for QEMU, so a limit that is smaller than the number of
+        mirrors is 1."""
+        return max(self._bandwidth // len(self.jobs), 1) if self._bandwidth else 0
+
+    async def _start(self, job: str, vdev: str, through: str, extra: dict[str, Any]) -> None:
         node = {
             "driver": "nbd",
             "node-name": job,
@@ -203,14 +221,15 @@ class Mirrors:
             "target": job,
             "sync": "full",
             "copy-mode": "write-blocking",
-            "speed": speed,
+            "speed": (speed := self._speed()),
         }
         await self.domain.monitor.execute("blockdev-mirror", mirror, deadline=OPEN_DEADLINE_S)
+        if self._speed() != speed:  # it was changed while the job was starting
+            await self.tune(self._bandwidth)
 
-    async def _await_synced(self, settings: MoveSettings, report: Report) -> None:
+    async def _await_synced(self, stall: float, report: Report) -> None:
         name, now = self.domain.record.spec.name, self._clock.now()
         moved, before, rate = now, (now, 0), 0.0
-        pause = BURST * len(self.jobs) / settings.bandwidth if settings.bandwidth else 0.0
         while True:
             self._check()
             rows: list[dict[str, Any]] = []
@@ -228,9 +247,10 @@ class Mirrors:
                 report(MoveProgress(phase=Phase.COPY, step="disks", rate=rate, disk_total=total, disk_remaining=left))
                 if all(row["ready"] for row in mine):
                     return
-            if now - moved > settings.stall + pause:
+            pause = BURST * len(self.jobs) / self._bandwidth if self._bandwidth else 0.0
+            if now - max(moved, self._tuned) > stall + pause:
                 raise Failed(
-                    f"{name}: no part of its disks was copied for {settings.stall:g} s",
+                    f"{name}: no part of its disks was copied for {stall:g} s",
                     hint="is the path to the target up?",
                 )
             await self._change(POLL_INTERVAL_S)
