@@ -288,6 +288,10 @@ class Driver(Protocol):
         ...
 
 
+class DiskFull(Failed):
+    """A disk's copy found no room at the target. This is the cause of whatever else then fails on both nodes."""
+
+
 class Lost(Failed):
     """The rest of a domain's memory can no longer be sent. The instance that runs without it cannot continue."""
 

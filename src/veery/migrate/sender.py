@@ -375,6 +375,8 @@ class Sender:
                 steering.result()
             if not sending.done() and listening.exception():
                 await tasks.stop(sending)
+                if not sending.cancelled():
+                    await sending  # it failed by itself, and that may be why the target gave up
                 listening.result()
             result = await sending
             if result.poised:

@@ -19,6 +19,7 @@ GATES = f"{MIGRATE}/test_move_gates.py::test_"
 MOVING = f"{MIGRATE}/test_moving.py::test_"
 GUEST = f"{MIGRATE}/test_moving_guest.py::test_"
 ALONG = f"{MIGRATE}/test_disks_along.py::test_"
+MIRROR = "tests/unit/hypervisor/test_qemu_mirror.py::test_"
 GUESSED = f"{MIGRATE}/test_settle_guessed.py::test_"
 DESTROYED = f"{MIGRATE}/test_moving_destroyed.py::test_"
 OWNER = f"{CLUSTER}/test_owner_gate.py::test_"
@@ -86,6 +87,34 @@ SENDER = (
         "settings = replace(settings, downtime=tuning.downtime)",
         "pass",
         by=f"{ALONG}its_bandwidth_is_changed_while_disks_are_copied",
+    ),
+    Mutant(
+        "the target's error hides why the source's copy broke",
+        "migrate/sender.py",
+        "                    await sending  # it failed",
+        "                    pass  # it failed",
+        by=f"{ALONG}a_full_disk_is_told_though_the_target_gives_up_first",
+    ),
+    Mutant(
+        "the target's hint replaces that of a full disk",
+        "migrate/target_wait.py",
+        "error.hint if isinstance(error, DiskFull) else theirs.hint or error.hint",
+        "theirs.hint or error.hint",
+        by=f"{ALONG}a_full_disk_is_told_though_the_target_gives_up_first",
+    ),
+    Mutant(
+        "a cancellation hides why the mirrors broke",
+        "hypervisor/qemu/mirror.py",
+        "if cancelled is not None and _error(switching) is None:",
+        "if cancelled is not None:",
+        by=f"{MIRROR}a_full_disk_is_the_reason_though_the_copy_is_cancelled",
+    ),
+    Mutant(
+        "a copy whose mirrors are cleared away is not cancelled",
+        "hypervisor/qemu/mirror.py",
+        "            raise cancelled\n",
+        "            pass\n",
+        by=f"{MIRROR}a_cancelled_copy_is_cancelled_once_its_mirrors_are_gone",
     ),
     Mutant(
         "the domain stands after an undo",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,10 +14,12 @@ from two_nodes import SPEC, UUID, Pair, local_disk, make_certificates, two_nodes
 
 from veery.cluster.keys import DOMAINS
 from veery.errors import Failed, Refused
+from veery.hypervisor.base import ALONE, DiskFull, Report
+from veery.hypervisor.fake import FakeDriver
 from veery.migrate.journal import Line, Side
 from veery.model.cluster import DomainRecord
 from veery.model.domain import DiskFormat, DiskSpec
-from veery.model.move import MoveReport, MoveSettings, MoveState, Phase, Tuning
+from veery.model.move import CopyOptions, CopyResult, MoveReport, MoveSettings, MoveState, Phase, Tuning
 from veery.model.volume import AttachedDisk, CarriedDisk
 from veery.storage import local
 
@@ -304,3 +307,36 @@ async def test_a_disk_that_fails_while_it_is_copied_goes_along(tmp_path: Path, c
         assert report.state is MoveState.DONE, report.reason
         await made.pair.check("b")
         assert (made.there / "busybox-xvda.raw").read_bytes() == DATA
+
+
+class Full(FakeDriver):
+    """A driver whose memory copy ends because a disk has no room at the target. The target sees its stream end first:
+    the source is still clearing up."""
+
+    async def send(
+        self,
+        uuid: str,
+        stream: socket.socket,
+        settings: MoveSettings,
+        report: Report,
+        *,
+        peer: str,
+        means: CopyOptions = ALONE,
+    ) -> CopyResult:
+        """As Driver.send."""
+        stream.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        raise DiskFull("the copy of its xvda broke: No space left on device", hint="name another --disk-dir")
+
+
+async def test_a_full_disk_is_told_though_the_target_gives_up_first(tmp_path: Path, certificates: Path) -> None:
+    async with two_nodes(tmp_path, certificates, make=Full) as pair:
+        pair.b.driver.fail("receive", Failed("no section footer", hint="veery dmesg"))
+        report = await pair.a.move(pair.b)
+        assert report.state is MoveState.FAILED
+        assert report.reason.startswith("the copy of its xvda broke: No space left on device (")
+        assert "no section footer" in report.reason
+        assert report.reason.count("No space left") == 1
+        assert report.hint == "name another --disk-dir"
+        await pair.check("a")

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
+import os
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from typing import Any
 from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
 from veery.host import tasks
 from veery.host.clock import Clock
-from veery.hypervisor.base import Report
+from veery.hypervisor.base import DiskFull, Report
 from veery.hypervisor.qemu import lending
 from veery.hypervisor.qemu.build import disk_id
 from veery.hypervisor.qemu.domain import Domain
@@ -34,6 +36,7 @@ TLS_OBJECT, AUTHZ_OBJECT, LISTENER = "disk-tls", "disk-peer", "disk-listener"
 OPEN_DEADLINE_S = 20.0
 END_DEADLINE_S = 30.0
 POLL_INTERVAL_S = 0.2
+NO_SPACE = os.strerror(errno.ENOSPC)
 BURST = 16 << 20
 """Bytes that a job with a speed limit has under way before it rests (block/mirror.c: 16 requests of 1 MiB)."""
 
@@ -259,7 +262,8 @@ class Mirrors:
         """Raise Failed for a mirror that broke."""
         for job, error in self._ended.items():
             if error:
-                raise Failed(
+                kind = DiskFull if NO_SPACE in error else Failed
+                raise kind(
                     f"{self.domain.record.spec.name}: the copy of its {self.jobs[job]} broke: {error}",
                     hint="does the target still have space for it? --disk-dir names another folder there",
                 )
@@ -290,7 +294,8 @@ class Mirrors:
 async def send(mirrors: Mirrors, sending: Coroutine[Any, Any, CopyResult]) -> CopyResult:
     """Run `sending`, the memory copy of a domain whose disks are mirrored, and end the mirrors in its pause.
 
-    No mirror is left in any case. Raises Failed when a mirror breaks: the copy is then undone."""
+    No mirror is left in any case. Raises Failed when a mirror breaks: the copy is then undone. A cancellation that
+    comes meanwhile does not hide why, as it often follows from it: the target sees its stream end."""
     domain = mirrors.domain
     try:
         await _pausing(domain, on=True)
@@ -310,11 +315,24 @@ async def send(mirrors: Mirrors, sending: Coroutine[Any, Any, CopyResult]) -> Co
         if not mirrors.switched:
             raise Failed(f"{domain.record.spec.name}: its memory was copied before its disks were complete")
         return result
+    except asyncio.CancelledError:
+        if broke := _error(switching):
+            raise broke from None
+        raise
     finally:
-        for task in (copying, switching):
-            task.cancel()
-        await tasks.to_the_end(_joined(copying, switching))
-        await tasks.to_the_end(mirrors.drop())
+        _, cancelled = await tasks.through(_clear(mirrors, copying, switching))
+        if cancelled is not None and _error(switching) is None:
+            raise cancelled
+
+
+async def _clear(mirrors: Mirrors, *left: asyncio.Task[Any]) -> None:
+    """End the tasks of a copy, and then its mirrors."""
+    await tasks.stop(*left)
+    await mirrors.drop()
+
+
+def _error(task: asyncio.Task[Any]) -> BaseException | None:
+    return task.exception() if task.done() and not task.cancelled() else None
 
 
 async def end(domain: Domain, clock: Clock) -> None:
@@ -379,7 +397,3 @@ async def _within(message: str) -> AsyncIterator[None]:
             yield
     except TimeoutError as error:
         raise Failed(f"{message} within {END_DEADLINE_S:g} s") from error
-
-
-async def _joined(*joined: asyncio.Task[Any]) -> None:
-    await asyncio.wait(joined)
