@@ -6,7 +6,7 @@ import asyncio
 
 from aiohttp import web
 
-from veery.api.server import answer, body
+from veery.api.server import AUTHOR_MAX, answer, body, words
 from veery.errors import Refused
 from veery.node.adoption import Adopter
 
@@ -34,6 +34,6 @@ class AdoptionRoutes:
         if data.get("plan"):
             _, made = await self._adopter.plan(lost)
             return answer({"changes": made.changes, "refusals": made.refusals, "incarnation": ""})
-        work = asyncio.ensure_future(self._adopter.adopt(lost, by=str(data.get("by", ""))[:100]))
+        work = asyncio.ensure_future(self._adopter.adopt(lost, by=words(data, "by", AUTHOR_MAX)))
         made, new = await asyncio.shield(work)
         return answer({"changes": made.changes, "refusals": (), "incarnation": new})

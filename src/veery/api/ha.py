@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
-from veery.api.server import CALLER, Handler, Lines, answer, author, body, convert, forward
+from veery.api.server import CALLER, Handler, Lines, answer, author, body, convert, forward, words
 from veery.errors import Failed, Refused, VeeryError
 from veery.ha import groups, journal, orders
 from veery.model.ha import GroupKind, Policy, Ticket
@@ -16,6 +16,8 @@ from veery.node.ha_service import HaService
 from veery.node.node_cache import NodeCache
 from veery.node.peers import Peers
 from veery.node.recovery import Recovery
+
+REASON_MAX = 500  # characters of the reason in an order
 
 
 class HaRoutes:
@@ -148,7 +150,7 @@ class HaRoutes:
     async def disarm(self, request: web.Request) -> web.Response:
         """Disarm the brain: it does nothing from now on."""
         data = await body(request)
-        await self._ha_service.disarm(by=author(request, data), reason=str(data.get("reason") or ""))
+        await self._ha_service.disarm(by=author(request, data), reason=words(data, "reason", REASON_MAX))
         return answer({})
 
     async def arm(self, _: web.Request) -> web.Response:

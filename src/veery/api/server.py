@@ -80,8 +80,15 @@ def author(request: web.Request, data: Mapping[str, Any]) -> str:
     """Return who gave an order, for records and events: the name in the order, and the caller.
 
     The name is checked here alone. Records and logs keep it as it is."""
-    name = str(data.get("by") or "root")[:AUTHOR_MAX]
-    return f"{''.join(sign if sign.isprintable() else '?' for sign in name)}@{request[CALLER]}"
+    return f"{words(data, 'by', AUTHOR_MAX) or 'root'}@{request[CALLER]}"
+
+
+def words(data: Mapping[str, Any], key: str, most: int) -> str:
+    """Return an operator's own words from an order, "" without any: at most `most` characters, all printable.
+
+    They are checked here alone. Records, events and logs keep them as they are."""
+    text = str(data.get(key) or "")[:most]
+    return "".join(sign if sign.isprintable() else "?" for sign in text)
 
 
 def error_body(error: VeeryError) -> dict[str, Any]:

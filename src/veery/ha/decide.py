@@ -7,7 +7,14 @@ from collections.abc import Callable, Iterator
 from veery.ha.context import DecisionContext, note
 from veery.ha.rules.fencing import fence_silent
 from veery.ha.rules.moving import come_home, drain, leave_cut_off, leave_sick
-from veery.ha.rules.recovery import readmit_returned, settle_moves, tell_outdated, tell_unreadable, tell_unsettled
+from veery.ha.rules.recovery import (
+    readmit_returned,
+    settle_moves,
+    tell_outdated,
+    tell_stopped,
+    tell_unreadable,
+    tell_unsettled,
+)
 from veery.ha.rules.waiting import forget_tries, place_waiting
 from veery.model.ha import Action, ClusterView, Level, Rules
 
@@ -15,6 +22,7 @@ RULES: tuple[Callable[[DecisionContext], Iterator[Action]], ...] = (  # earlier 
     tell_unreadable,
     tell_unsettled,
     tell_outdated,
+    tell_stopped,
     fence_silent,
     settle_moves,
     readmit_returned,

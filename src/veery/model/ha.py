@@ -224,12 +224,13 @@ class StorageHeartbeats:
 class RunningCopy:
     """One domain on a node in any state, as the node's veeryd reports it. `boot`: as in its Owner. `ended`: it has shut
     down or crashed and is kept (on_* = preserve), so it cannot move. `said`: why it exists but does not run, "" if it
-    runs."""
+    runs. `faulty`: an error of its disk has stopped it, as `said` says."""
 
     domain: str
     boot: str
     ended: bool = False
     said: str = ""
+    faulty: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,8 @@ MIGRATE, CLUSTER = "tests/unit/migrate", "tests/unit/cluster"
 GATES = f"{MIGRATE}/test_move_gates.py::test_"
 MOVING = f"{MIGRATE}/test_moving.py::test_"
 GUEST = f"{MIGRATE}/test_moving_guest.py::test_"
+ALONG = f"{MIGRATE}/test_disks_along.py::test_"
+MIRROR = "tests/unit/hypervisor/test_qemu_mirror.py::test_"
 GUESSED = f"{MIGRATE}/test_settle_guessed.py::test_"
 DESTROYED = f"{MIGRATE}/test_moving_destroyed.py::test_"
 OWNER = f"{CLUSTER}/test_owner_gate.py::test_"
@@ -64,6 +66,55 @@ SENDER = (
         "            cancelled = error",
         "            raise error",
         by=f"{GUEST}cancelled_past_commit_is_reported_as_it_ended",
+    ),
+    Mutant(
+        "a new bandwidth does not reach the disks on their way",
+        "migrate/diskcopy.py",
+        "await self._driver.tune_disks(",
+        "_ = (",
+        by=f"{ALONG}its_bandwidth_is_changed_while_disks_are_copied",
+    ),
+    Mutant(
+        "the memory begins with the old bandwidth",
+        "migrate/sender.py",
+        "settings = replace(settings, bandwidth=tuning.bandwidth)",
+        "pass",
+        by=f"{ALONG}its_bandwidth_is_changed_while_disks_are_copied",
+    ),
+    Mutant(
+        "the memory begins with the old limit of the downtime",
+        "migrate/sender.py",
+        "settings = replace(settings, downtime=tuning.downtime)",
+        "pass",
+        by=f"{ALONG}its_bandwidth_is_changed_while_disks_are_copied",
+    ),
+    Mutant(
+        "the target's error hides why the source's copy broke",
+        "migrate/sender.py",
+        "                    await sending  # it failed",
+        "                    pass  # it failed",
+        by=f"{ALONG}a_full_disk_is_told_though_the_target_gives_up_first",
+    ),
+    Mutant(
+        "the target's hint replaces that of a full disk",
+        "migrate/target_wait.py",
+        "error.hint if isinstance(error, DiskFull) else theirs.hint or error.hint",
+        "theirs.hint or error.hint",
+        by=f"{ALONG}a_full_disk_is_told_though_the_target_gives_up_first",
+    ),
+    Mutant(
+        "a cancellation hides why the mirrors broke",
+        "hypervisor/qemu/mirror.py",
+        "if cancelled is not None and _error(switching) is None:",
+        "if cancelled is not None:",
+        by=f"{MIRROR}a_full_disk_is_the_reason_though_the_copy_is_cancelled",
+    ),
+    Mutant(
+        "a copy whose mirrors are cleared away is not cancelled",
+        "hypervisor/qemu/mirror.py",
+        "            raise cancelled\n",
+        "            pass\n",
+        by=f"{MIRROR}a_cancelled_copy_is_cancelled_once_its_mirrors_are_gone",
     ),
     Mutant(
         "the domain stands after an undo",
@@ -245,6 +296,34 @@ RECEIVER = (
         "started=word.started",
         "started=0.0",
         by=f"{GUEST}a_reboot_during_a_move_is_a_new_start_there_too",
+    ),
+    Mutant(
+        "a target that gives up after COMMIT forgets a reboot",
+        "migrate/receiver.py",
+        "paused=line.paused, started=owner.started)",
+        "paused=line.paused)",
+        by=f"{GUEST}a_reboot_is_known_to_a_target_that_gives_up_after_commit",
+    ),
+    Mutant(
+        "COMMIT does not say when the guest booted",
+        "migrate/sender.py",
+        ", started=self._booted)",
+        ")",
+        by=f"{GUEST}a_reboot_is_known_after_the_target_was_killed",
+    ),
+    Mutant(
+        "a settled move forgets a reboot",
+        "migrate/settle.py",
+        "paused=line.paused, started=owner.started)",
+        "paused=line.paused)",
+        by=f"{GUEST}a_reboot_is_known_after_the_target_was_killed",
+    ),
+    Mutant(
+        "a settled post-copy forgets a reboot",
+        "migrate/postcopy.py",
+        "paused=line.paused, started=started)",
+        "paused=line.paused)",
+        by=f"{GUEST}a_reboot_is_known_after_the_target_was_killed",
     ),
 )
 
@@ -439,6 +518,20 @@ NODE = (
         "            await self.ours(reading.name)\n            alive(reading)\n            await self._disks_move_on",
         "            alive(reading)\n            await self._disks_move_on",
         by=f"{GATES}another_nodes_domain_does_not_go_on",
+    ),
+    Mutant(
+        "a lock goes while an order waits for it",
+        "node/domainlocks.py",
+        "            if not mine.users:\n",
+        "            if True:\n",
+        by="tests/unit/node/test_domain_locks.py::test_one_that_waits_keeps_the_lock",
+    ),
+    Mutant(
+        "a lock is kept for each name ever used",
+        "node/domainlocks.py",
+        "            if not mine.users:\n",
+        "            if False:\n",
+        by="tests/unit/node/test_domain_locks.py::test_a_lock_goes_with_the_last_order",
     ),
     Mutant(
         "a domain that moves takes orders",

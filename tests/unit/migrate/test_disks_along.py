@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,11 +13,13 @@ import pytest
 from two_nodes import SPEC, UUID, Pair, local_disk, make_certificates, two_nodes
 
 from veery.cluster.keys import DOMAINS
-from veery.errors import Failed
+from veery.errors import Failed, Refused
+from veery.hypervisor.base import ALONE, DiskFull, Report
+from veery.hypervisor.fake import FakeDriver
 from veery.migrate.journal import Line, Side
 from veery.model.cluster import DomainRecord
 from veery.model.domain import DiskFormat, DiskSpec
-from veery.model.move import MoveReport, MoveSettings, MoveState, Phase
+from veery.model.move import CopyOptions, CopyResult, MoveReport, MoveSettings, MoveState, Phase, Tuning
 from veery.model.volume import AttachedDisk, CarriedDisk
 from veery.storage import local
 
@@ -144,6 +147,50 @@ async def test_cancelled_while_disks_are_copied(tmp_path: Path, certificates: Pa
         await made.undone()
 
 
+async def test_its_bandwidth_is_changed_while_disks_are_copied(tmp_path: Path, certificates: Path) -> None:
+    """The disks get it at once; the memory begins with it, and with the limit of the downtime."""
+    async with stage(tmp_path, certificates) as made:
+        driver, moves = made.pair.a.driver, made.pair.a.moves
+        release = driver.hang("mirror_disks")
+        move = moves.start(await made.pair.a.reading(), made.pair.b.node, replace(made.along, bandwidth=64 << 20))
+        notes: list[str] = []
+
+        async def listen() -> None:
+            notes.extend([each.note async for each in moves.follow(move) if each.note])
+
+        listening = asyncio.create_task(listen())
+        async with asyncio.timeout(20):
+            while driver._domains[UUID].disk_rate is None:
+                await asyncio.sleep(0.01)
+        assert driver._domains[UUID].disk_rate == 64 << 20
+        await moves.change(move, Tuning(bandwidth=32 << 20))
+        assert driver._domains[UUID].disk_rate == 32 << 20
+        await moves.change(move, Tuning(downtime=80))
+        release()
+        report = await moves.outcome(move)
+        await asyncio.wait({listening}, timeout=20)
+        assert report.state is MoveState.DONE, report.reason
+        assert {sample.downtime for sample in report.samples} == {80}
+        assert max(sample.rate for sample in report.samples) <= 32 << 20
+        assert "bandwidth 32.0 MiB/s: set by the user" in notes
+        assert "limit 80 ms: set by the user" in notes
+        await made.pair.check("b")
+
+
+async def test_where_nothing_is_copied_nothing_is_changed(tmp_path: Path, certificates: Path) -> None:
+    async with stage(tmp_path, certificates) as made:
+        moves = made.pair.a.moves
+        made.pair.a.hold.mkdir(parents=True, exist_ok=True)
+        (made.pair.a.hold / "PREPARE").touch()
+        move = moves.start(await made.pair.a.reading(), made.pair.b.node, made.along)
+        with pytest.raises(Refused, match="copies nothing now"):
+            await moves.change(move, Tuning(bandwidth=1 << 20))
+        with pytest.raises(Refused):
+            await made.pair.a.driver.tune_disks(UUID, 1 << 20)
+        (made.pair.a.hold / "PREPARE").unlink()
+        assert (await moves.outcome(move)).state is MoveState.DONE
+
+
 @pytest.mark.parametrize("done", [True, False])
 async def test_commit_without_an_answer(tmp_path: Path, certificates: Path, done: bool) -> None:
     """Owner and home change together or not at all."""
@@ -260,3 +307,36 @@ async def test_a_disk_that_fails_while_it_is_copied_goes_along(tmp_path: Path, c
         assert report.state is MoveState.DONE, report.reason
         await made.pair.check("b")
         assert (made.there / "busybox-xvda.raw").read_bytes() == DATA
+
+
+class Full(FakeDriver):
+    """A driver whose memory copy ends because a disk has no room at the target. The target sees its stream end first:
+    the source is still clearing up."""
+
+    async def send(
+        self,
+        uuid: str,
+        stream: socket.socket,
+        settings: MoveSettings,
+        report: Report,
+        *,
+        peer: str,
+        means: CopyOptions = ALONE,
+    ) -> CopyResult:
+        """As Driver.send."""
+        stream.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        raise DiskFull("the copy of its xvda broke: No space left on device", hint="name another --disk-dir")
+
+
+async def test_a_full_disk_is_told_though_the_target_gives_up_first(tmp_path: Path, certificates: Path) -> None:
+    async with two_nodes(tmp_path, certificates, make=Full) as pair:
+        pair.b.driver.fail("receive", Failed("no section footer", hint="veery dmesg"))
+        report = await pair.a.move(pair.b)
+        assert report.state is MoveState.FAILED
+        assert report.reason.startswith("the copy of its xvda broke: No space left on device (")
+        assert "no section footer" in report.reason
+        assert report.reason.count("No space left") == 1
+        assert report.hint == "name another --disk-dir"
+        await pair.check("a")

@@ -9,6 +9,7 @@ from veery.ha.states import NodeState, outdated
 from veery.model.ha import Action, Admit, ClusterView, Drop, End, FenceRecord, FenceState, Level, NodeView
 
 MOVE = "move"  # prefix of the subject of a note about a domain's move; the domain itself may have another note
+DISK = "disk"  # prefix of the subject of a note about the disks of a domain
 
 
 def tell_unreadable(context: DecisionContext) -> Iterator[Action]:
@@ -48,6 +49,18 @@ def unsettled(view: ClusterView) -> dict[str, list[str]]:
             for domain, sentence in node.reading.unsettled.items():
                 found.setdefault(domain, []).append(f"on {node.name}: {sentence}")
     return found
+
+
+def tell_stopped(context: DecisionContext) -> Iterator[Action]:
+    """Report domains that an error of their disk has stopped, as an alarm: such a guest waits until somebody lets it
+    try again."""
+    for node in context.view.nodes.values():
+        if not node.fresh or node.reading is None:
+            continue
+        for copy in node.reading.copies:
+            domain = context.view.domains.get(copy.domain)
+            if copy.faulty and domain and domain.owner and domain.owner.node == node.name:
+                yield note(f"{DISK}/{copy.domain}", "disk-error", f"{copy.domain} is {copy.said}", Level.ALARM)
 
 
 def settle_moves(context: DecisionContext) -> Iterator[Action]:
