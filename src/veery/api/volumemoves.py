@@ -11,7 +11,11 @@ from typing import Any
 
 from aiohttp import web
 
-from veery.api.server import Lines, answer, body, convert, error_body, forward
+from veery.api.bodies import LetGo, MoveVolume
+from veery.api.errors import Malformed, error_body
+from veery.api.route import bind
+from veery.api.server import Lines, answer, body, convert, forward, order
+from veery.api.table.volumes import VOLUME_MOVES
 from veery.errors import Failed, Refused, VeeryError
 from veery.model.volume import Volume, VolumeMove
 from veery.node.peers import Peers
@@ -35,34 +39,20 @@ class MoveRoutes:
 
     def table(self) -> list[web.RouteDef]:
         """Return the routes."""
-        one = "/v1/volumes/{name}"
-        return [
-            web.post(f"{one}/move", self.move),
-            web.post(f"{one}/move/cancel", self.cancel),
-            web.post(f"{one}/place", self.place),
-            web.post(f"{one}/take-in", self.take_in),
-            web.post(f"{one}/fetch", self.fetch),
-            web.post(f"{one}/mirror", self.mirror),
-            web.post(f"{one}/let-go", self.let_go),
-            web.post(f"{one}/settle", self.settle),
-            web.get(f"{one}/extents", self.extents),
-            web.get(f"{one}/content", self.content),
-        ]
+        return bind(VOLUME_MOVES, self)
 
     async def move(self, request: web.Request) -> web.StreamResponse:
         """Move a volume to another storage node, and stream the progress. A disconnected caller does not stop it."""
         volume = await self._volumes.find(request.match_info["name"])
         if volume.node != self._volumes.node:
             return await forward(request, self._peers, volume.node)
-        data = await body(request, storage=str)
-        rate = data.get("rate") or 0
-        if not isinstance(rate, int) or rate < 0:
-            raise Refused("'rate' must be a number of bytes per second", hint="see docs/api.md")
+        wish = await order(request, MoveVolume)
+        if wish.rate < 0:
+            raise Malformed("the field 'rate' is wrong: it is negative", field="rate")
 
         def work(report: Report) -> Awaitable[Any]:
-            remove = bool(data.get("remove_source"))
             return self._moves.source.start(
-                volume.name, data["storage"], rate=rate, remove_source=remove, report=report
+                volume.name, wish.storage, rate=wish.rate, remove_source=wish.remove_source, report=report
             )
 
         return await _streamed(request, work)
@@ -97,7 +87,7 @@ class MoveRoutes:
 
     async def let_go(self, request: web.Request) -> web.Response:
         """Return whether the domain here no longer takes part in a finished move."""
-        return answer({"released": await self._moves.domain.let_go((await body(request, move=str))["move"])})
+        return answer({"released": await self._moves.domain.let_go((await order(request, LetGo)).move)})
 
     async def settle(self, _: web.Request) -> web.Response:
         """Settle the open moves of this node now."""
