@@ -112,10 +112,20 @@ async def test_moves_both_ways_a_roll_and_a_way_back(stage: Stage, former: Path)
     await stage.until(risen, "the cluster's level rises")
     await moved(stage, "test1")
 
+    async def passed_over() -> bool:
+        status = await stage.get("/v1/cluster")
+        state = next(row["state"] for row in status["nodes"] if row["name"] == "test2")
+        return state == "outdated" or status["leader"] == "test2"  # an older leader has no such state
+
     await change(stage, "test2", former)
     told = await stage.lab.veery("test1", "migrate", "--live", NAME, "test2", check=False, deadline=180)
     assert told.code != 0
     assert f"supports level 0, the cluster is at level {LEVEL}" in told.err
+    assert "wrong name or password" not in told.err
+    told = await stage.lab.veery("test1", "migrate", "--all", check=False, deadline=180)
+    assert told.code != 0
+    assert "no other hypervisor can take in a domain: test2: its veery supports level 0" in told.err
+    await stage.until(passed_over, "the brain passes test2 over")
     assert await stage.owner(NAME) == "test1"
     await stage.heard(NAME, boot=boot)
     assert await cluster_level(stage) != "0"
