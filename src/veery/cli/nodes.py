@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -147,19 +146,17 @@ def _member(args: Namespace, verb: str) -> dict[str, Any]:
     return {"name": args.name, "address": args.address, "roles": roles, "driver": driver}
 
 
-def _settings(session: Session) -> Settings:
-    from veery.config.settings import DEFAULT_PATH, load
-
-    return load(Path(session.settings or os.environ.get("VEERY_SETTINGS") or DEFAULT_PATH))
-
-
 def _init(session: Session, args: Namespace) -> int:
+    from veery.cli import membersettings
     from veery.cluster.identity import init
     from veery.host.ports import require_own
 
     require_own(args.address)
-    settings, member = _settings(session), _member(args, "init")
-    init(settings, cluster=args.cluster, **member)
+    member = _member(args, "init")
+    change = membersettings.plan(session.settings, member["roles"], args, "init")
+    init(change.settings, cluster=args.cluster, **member)
+    membersettings.write(change)
+    settings = change.settings
     print(f"Created cluster {args.cluster} with node {args.name} ({args.address})")
     _warn_of_pool(session, settings, member["roles"])
     return 0
@@ -183,6 +180,7 @@ def _warn_of_pool(session: Session, settings: Settings, roles: Sequence[str]) ->
 def _join(session: Session, args: Namespace) -> int:
     import asyncio
 
+    from veery.cli import membersettings
     from veery.cluster.join import join
     from veery.host.ports import require_own
 
@@ -190,8 +188,11 @@ def _join(session: Session, args: Namespace) -> int:
     if not at or not token or not address:
         raise Usage("give TOKEN@ADDRESS, as veery node token prints it", "join")
     require_own(args.address)
-    settings, member = _settings(session), _member(args, "join")
-    asyncio.run(join(settings, token=token, peer=address, **member))
+    member = _member(args, "join")
+    change = membersettings.plan(session.settings, member["roles"], args, "join")
+    asyncio.run(join(change.settings, token=token, peer=address, **member))
+    membersettings.write(change)
+    settings = change.settings
     print(f"Node {args.name} ({args.address}) joined")
     _warn_of_pool(session, settings, member["roles"])
     return 0
@@ -253,6 +254,18 @@ def _declare_member(parser: Parser, roles: str) -> None:
         choices=("qemu", "xen"),
         default="",
         help="the driver that runs domains on a hypervisor (qemu)",
+    )
+    parser.add_argument(
+        "--storage-address",
+        metavar="ADDRESS",
+        default="",
+        help="this node's address on the storage network (storage.address in veery.toml)",
+    )
+    parser.add_argument(
+        "--migration-address",
+        metavar="ADDRESS",
+        default="",
+        help="the address at which this node takes domains in (relocation.address in veery.toml)",
     )
 
 

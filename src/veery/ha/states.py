@@ -91,7 +91,8 @@ def _state(view: ClusterView, node: NodeView, now: float, rules: Rules, *, ownin
 
 
 def _present(view: ClusterView, node: NodeView, now: float, rules: Rules, *, owning: bool) -> NodeState:
-    if cut_off(view, node, rules):
+    old = outdated(view, node)
+    if not old and cut_off(view, node, rules):  # an older version may be unable to write heartbeats while domains run
         return NodeState.CUT_OFF
     if node.intent is not None and node.intent.kind is IntentKind.DRAIN:
         return NodeState.DRAINING if owning else NodeState.MAINTENANCE
@@ -102,7 +103,7 @@ def _present(view: ClusterView, node: NodeView, now: float, rules: Rules, *, own
         return NodeState.QUARANTINED
     if damped(node, now, rules):
         return NodeState.DAMPED
-    if outdated(view, node):
+    if old:
         return NodeState.OUTDATED
     known = node.fresh or not node.record.has(Role.HYPERVISOR)  # a node that runs no domains gives no reading
     return NodeState.PRESENT if settled and known else NodeState.ARRIVING

@@ -17,6 +17,7 @@ from veery.model.node import Node
 CONNECT_DEADLINE_S = 5.0
 AWAKE_DEADLINE_S = 8.0  # a busy node answers late, one that hangs not at all; shorter than POOL_DEADLINE_S
 POOL_DEADLINE_S = 10.0  # seconds for which a request waits for a connection of its pool
+NO_ROUTE = 404  # veery's API answers so only to an order that its version does not know
 ORDERS, STREAMS = (256, 32), (256, 64)
 """Connections of each pool: (in all, to any one node)."""
 
@@ -40,6 +41,11 @@ class Peers:
         try:
             async with asyncio.timeout(deadline):
                 async with await self._request(ORDERS, name, method, path, json=body) as response:
+                    if response.status == NO_ROUTE:
+                        raise Refused(
+                            f"the veery on {name} does not know this order: {method} {path.partition('?')[0]}",
+                            hint=f"upgrade veery on {name}; veery version -a shows all versions",
+                        )
                     return await read_answer(response)
         except TimeoutError as error:
             raise OutcomeUnknown(

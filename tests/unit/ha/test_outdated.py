@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 
+import pytest
 from bench.brain import EPOCH, cluster, drain, orphan
 
 from veery.cluster.keys import ALIVE, LEVEL_KEY, LEVELS, NODES
@@ -20,6 +21,7 @@ from veery.model.cluster import ClusterLevel, Presence
 from veery.model.ha import (
     Action,
     ClusterView,
+    End,
     IntentKind,
     Level,
     Move,
@@ -29,6 +31,7 @@ from veery.model.ha import (
     Rules,
     RunRecord,
     Start,
+    StorageHeartbeat,
     StorageHeartbeats,
 )
 from veery.model.node import Node, Role
@@ -125,6 +128,24 @@ def test_a_domain_comes_home_from_it() -> None:
     (move,), _ = decided(view)
     assert isinstance(move, Move)
     assert (move.source, move.target) == ("node000", "node001")
+
+
+@pytest.mark.parametrize("owned", [True, False])
+def test_its_domains_are_not_ended_when_its_heartbeats_stop(owned: bool) -> None:
+    """An older version may be unable to log in for its heartbeats, while the sessions of its domains go on."""
+    view = aged(cluster(4, 24), OLD)
+    mute = dataclasses.replace(view.nodes[OLD], sign=StorageHeartbeat(age=900.0))
+    beating = {name: dataclasses.replace(node, beating=1000.0) for name, node in view.nodes.items()}
+    view = dataclasses.replace(view, nodes={**beating, OLD: mute})
+    if not owned:
+        view = dataclasses.replace(view, domains={})
+    assert judge(view, EPOCH, RULES)[OLD] is NodeState.OUTDATED
+    actions, (note,) = decided(view)
+    assert actions == []
+    assert "its heartbeats on storage have stopped" in note.reason
+    newer = dataclasses.replace(view, level=0)
+    assert judge(newer, EPOCH, RULES)[OLD] is NodeState.CUT_OFF
+    assert bool([each for each in decided(newer)[0] if isinstance(each, End)]) is owned
 
 
 class Quiet:

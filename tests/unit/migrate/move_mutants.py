@@ -17,6 +17,7 @@ from mutation import Mutant, check, found_by
 MIGRATE, CLUSTER = "tests/unit/migrate", "tests/unit/cluster"
 GATES = f"{MIGRATE}/test_move_gates.py::test_"
 MOVING = f"{MIGRATE}/test_moving.py::test_"
+VERSIONS = f"{MIGRATE}/test_moving_versions.py::test_"
 GUEST = f"{MIGRATE}/test_moving_guest.py::test_"
 ALONG = f"{MIGRATE}/test_disks_along.py::test_"
 MIRROR = "tests/unit/hypervisor/test_qemu_mirror.py::test_"
@@ -31,6 +32,20 @@ SENDER = (
         "            await self._own()\n            self._store_answered",
         "            self._store_answered",
         by=f"{GATES}a_store_without_a_quorum_is_noticed_before_commit",
+    ),
+    Mutant(
+        "an offer goes to a target below the cluster's level",
+        "migrate/sender.py",
+        "await levels.require(context.store, self.target, versions.TAKE_IN)",
+        "pass",
+        by=f"{VERSIONS}a_target_present_with_an_older_version_gets_no_offer",
+    ),
+    Mutant(
+        "the level in the target's answer is not checked",
+        "migrate/versions.py",
+        "if trouble := levels.behind(ready.level, cluster):",
+        'if trouble := "":',
+        by=f"{VERSIONS}messages_of_a_version_without_levels_are_read",
     ),
     Mutant(
         "another node's domain is moved",

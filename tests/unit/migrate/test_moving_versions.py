@@ -16,10 +16,12 @@ from veery.cluster.keys import ALIVE, LEVEL_KEY, LEVELS
 from veery.cluster.store import Put
 from veery.errors import Refused
 from veery.migrate import versions, wire
+from veery.migrate.bandwidth import Paths
+from veery.migrate.check import Scout
 from veery.model.cluster import LEVEL, ClusterLevel, Presence
 from veery.model.codec import encode, plain
 from veery.model.move import Compress, MoveSettings, MoveState, Phase
-from veery.model.plan import Blocker, Obstacle
+from veery.model.plan import Blocker, Obstacle, Question, Reply
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +133,25 @@ async def test_a_target_that_comes_back_with_an_older_version_after_the_first_ch
         report = await pair.a.move(pair.b)
         assert f"supports level {LEVEL}, the cluster is at level {LEVEL + 1}" in report.reason
         await pair.check("a")
+
+
+async def test_a_plan_names_the_version_of_a_target_that_cannot_answer(tmp_path: Path, certificates: Path) -> None:
+    async def ask(name: str, _: Question) -> Reply:
+        raise Refused(f"{name} does not understand the question")
+
+    async with two_nodes(tmp_path, certificates) as pair:
+        await at(pair, LEVEL)
+        scout = Scout(pair.a.context, pair.a.node, tuple, Paths(), ask)
+        reading, settings = await pair.a.reading(), MoveSettings()
+        (unknown,) = (await scout.plan(reading, pair.b.node, settings)).blockers
+        assert (unknown.kind, unknown.reason) == (
+            Obstacle.NODE,
+            "b does not say whether it could take busybox: b does not understand the question",
+        )
+        await present(pair, "b", LEVEL - 1)
+        (old,) = (await scout.plan(reading, pair.b.node, settings)).blockers
+        assert (old.kind, old.hint) == (Obstacle.VERSION, "upgrade veery on b")
+        assert old.reason == f"its veery supports level {LEVEL - 1}, the cluster is at level {LEVEL}"
 
 
 async def test_an_absent_or_unreadable_presence_is_no_old_version(tmp_path: Path, certificates: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from veery.ha.context import DecisionContext, note
-from veery.ha.states import NodeState, outdated
+from veery.ha.states import NodeState, cut_off, outdated
 from veery.model.ha import Action, Admit, ClusterView, Drop, End, FenceRecord, FenceState, Level, NodeView
 
 MOVE = "move"  # prefix of the subject of a note about a domain's move; the domain itself may have another note
@@ -30,8 +30,10 @@ def tell_outdated(context: DecisionContext) -> Iterator[Action]:
     """Report nodes whose version does not support the cluster's level: they receive no domains."""
     for name, state in context.states.items():
         if state is NodeState.OUTDATED:
-            trouble = outdated(context.view, context.view.nodes[name])
-            reason = f"receives no domains: {trouble}; upgrade veery there"
+            node = context.view.nodes[name]
+            mute = cut_off(context.view, node, context.rules)
+            silent = "; its heartbeats on storage have stopped, and its domains are left alone" if mute else ""
+            reason = f"receives no domains: {outdated(context.view, node)}{silent}; upgrade veery there"
             yield note(f"node/{name}", state, reason, Level.WARNING)
 
 
