@@ -268,13 +268,13 @@ async def test_cancelled_while_disks_flow(nomad: Nomad, near: Node, far: Node, l
 
 async def test_a_folder_of_the_target_that_is_full_during_a_move(nomad: Nomad, near: Node, far: Node, lab: Lab) -> None:
     """The move is undone, and the domain runs on with the disks that it had."""
-    before = await count(near)
-    size = allocated(nomad.here / "root.img") + (8 << 20)
+    before, wanted = await count(near), 16 << 20
+    size = allocated(nomad.here / "root.img") + allocated(nomad.here / "data.qcow2") + (2 << 20)
     await run(["mount", "-t", "tmpfs", "-o", f"size={size}", "disks", nomad.there], deadline=20)
     try:
         moving = await _copying(lab, nomad, "--rate", "512K", "--compress", "no")  # the whole move takes minutes
         async with guest(near) as shell:
-            await shell.run("(tr '\\0' x </dev/zero | head -c 25165824 >/dev/vdb; sync; touch /tmp/written) & :")
+            await shell.run(f"(tr '\\0' x </dev/zero | head -c {wanted} >/dev/vdb; sync; touch /tmp/written) & :")
         told = await moving
         assert told.code == 1, told
         assert "broke: No space left on device" in told.err
@@ -284,8 +284,8 @@ async def test_a_folder_of_the_target_that_is_full_during_a_move(nomad: Nomad, n
         assert nomad.files() == {"here/root.img", "here/data.qcow2"}
         assert await far.domains() == {}
         async with guest(near) as shell:
-            check = "while [ ! -e /tmp/written ]; do sleep 0.2; done; head -c 25165824 /dev/vdb | tr -cd x | wc -c"
-            assert await shell.run(f"echo 3 >/proc/sys/vm/drop_caches; {check}", deadline=120) == "25165824"
+            check = f"while [ ! -e /tmp/written ]; do sleep 0.2; done; head -c {wanted} /dev/vdb | tr -cd x | wc -c"
+            assert await shell.run(f"echo 3 >/proc/sys/vm/drop_caches; {check}", deadline=120) == str(wanted)
     finally:
         await run(["umount", "--lazy", nomad.there], deadline=20)
 
