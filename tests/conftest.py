@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from veery.client.address import lab_folder
 from veery.lab import guest as kernels
@@ -31,6 +32,8 @@ def pytest_configure(config: pytest.Config) -> None:
     sweep()
     if os.geteuid() == 0:
         asyncio.run(hosts.sweep(lab_folder().parent))
+    settings.register_profile("unhurried", settings(), deadline=None)  # an example may meet a machine that stalls
+    settings.load_profile("unhurried")
     config.stash[SCRATCH] = Scratch()
     config.stash[LEFT] = []
     if not config.option.basetemp or hasattr(config, "workerinput"):  # a worker's would be longer than sockets like
