@@ -98,7 +98,9 @@ class DomainRoutes:
         spec = check_spec(convert(data["spec"], DomainSpec))
         # A caller that disconnects must not interrupt a start: that would leave a half-started domain.
         reading = await asyncio.shield(
-            asyncio.ensure_future(self._domains.create(spec, paused=bool(data.get("paused"))))
+            asyncio.ensure_future(
+                self._domains.create(spec, paused=bool(data.get("paused")), force=data.get("force") is True)
+            )
         )
         spec = without_secrets(await self._domains.spec(reading.uuid))
         return answer({"reading": reading, "spec": spec, "warnings": await self._devices.warnings(reading.uuid)})
@@ -238,8 +240,10 @@ class DomainRoutes:
         """Move a domain and stream the progress. The move continues when the caller has disconnected."""
         data = await body(request, target=str)
         settings = convert(data.get("settings") or {}, MoveSettings)
-        brain = data.get("brain") is True
-        move = await self._domains.migrate(request.match_info["ref"], data["target"], settings, brain=brain)
+        brain, force = data.get("brain") is True, data.get("force") is True
+        move = await self._domains.migrate(
+            request.match_info["ref"], data["target"], settings, brain=brain, force=force
+        )
         async with Lines(request) as lines:
             await lines.say("begin", move=move)
             async for progress in self._moves.follow(move):
@@ -295,7 +299,10 @@ class DomainRoutes:
         settings = convert(data.get("settings") or {}, MoveSettings)
         evacuation = Evacuation(self._domains, self._moves, self._machine, self._peers)
         begun = await evacuation.begin(
-            convert(data["domains"], list[str]), convert(data["targets"], list[str]), settings
+            convert(data["domains"], list[str]),
+            convert(data["targets"], list[str]),
+            settings,
+            force=data.get("force") is True,
         )
         async with Lines(request) as lines:
             await lines.say("begin", moves=begun.moves, refused=begun.refused)
