@@ -17,10 +17,12 @@ NodeNames = Annotated[list[str], Meta(max_length=1000)]
 # ---- domains
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Create:
-    """The domain to start. `paused`: it does not run before an order."""
+    """The domain to start. `paused`: it does not run before an order. `force`: also on a
+    node that is sick or in quarantine."""
 
     spec: DomainSpec
     paused: bool = False
+    force: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,11 +102,13 @@ class Dump:
 # ---- moves
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Migrate:
-    """The node to move to, by name or address. `brain`: true if the brain orders the move."""
+    """The node to move to, by name or address. `brain`: true if the brain orders the move. `force`: also to
+    a node that is sick or in quarantine."""
 
     target: str
     settings: MoveSettings = field(default_factory=MoveSettings)
     brain: bool = False
+    force: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,11 +130,13 @@ class TuneMove:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evacuate:
-    """The domains to move (none: all) and the nodes to move them to (none: all other live nodes)."""
+    """The domains to move (none: all) and the nodes to move them to (none: all other live nodes). `force`: also to
+    nodes that are sick or in quarantine."""
 
     domains: list[str]
     targets: list[str]
     settings: MoveSettings = field(default_factory=MoveSettings)
+    force: bool = False
 
 
 # ---- volumes

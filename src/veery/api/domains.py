@@ -76,7 +76,8 @@ class DomainRoutes:
         wish = await order(request, bodies.Create)
         spec = check_spec(wish.spec)
         # A caller that disconnects must not interrupt a start: that would leave a half-started domain.
-        reading = await asyncio.shield(asyncio.ensure_future(self._domains.create(spec, paused=wish.paused)))
+        work = self._domains.create(spec, paused=wish.paused, force=wish.force)
+        reading = await asyncio.shield(asyncio.ensure_future(work))
         spec = without_secrets(await self._domains.spec(reading.uuid))
         return answer({"reading": reading, "spec": spec, "warnings": await self._devices.warnings(reading.uuid)})
 
@@ -208,8 +209,8 @@ class DomainRoutes:
 
     async def migrate(self, request: web.Request) -> web.StreamResponse:
         """Move a domain and stream the progress. The move continues when the caller has disconnected."""
-        wish = await order(request, bodies.Migrate)
-        move = await self._domains.migrate(request.match_info["ref"], wish.target, wish.settings, brain=wish.brain)
+        wish, ref = await order(request, bodies.Migrate), request.match_info["ref"]
+        move = await self._domains.migrate(ref, wish.target, wish.settings, brain=wish.brain, force=wish.force)
         async with Lines(request) as lines:
             await lines.say("begin", move=move)
             async for progress in self._moves.follow(move):
@@ -263,7 +264,7 @@ class DomainRoutes:
         """Move several domains, or all, and stream the progress of each."""
         wish = await order(request, bodies.Evacuate)
         evacuation = Evacuation(self._domains, self._moves, self._machine, self._peers, self._store)
-        begun = await evacuation.begin(wish.domains, wish.targets, wish.settings)
+        begun = await evacuation.begin(wish.domains, wish.targets, wish.settings, force=wish.force)
         async with Lines(request) as lines:
             await lines.say("begin", moves=begun.moves, refused=begun.refused)
             async for move, progress in evacuation.follow(begun):

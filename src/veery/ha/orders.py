@@ -15,12 +15,14 @@ from veery.cluster.keys import (
     DISARMED,
     DOMAINS,
     FENCES,
+    HEALTHS,
     HISTORIES,
     INTENTS,
     NODES,
     OWNERS,
     POLICIES,
     RUNS,
+    Unreadable,
 )
 from veery.cluster.owner import OwnedElsewhere, release
 from veery.cluster.store import Delete, Put, Store, StoreUnavailable, Unchanged
@@ -44,6 +46,7 @@ from veery.model.ha import (
     Ticket,
 )
 from veery.model.node import Role
+from veery.model.verdict import NodeVerdict
 
 ATTEMPTS = 8
 FENCE_HISTORY_MAX = 8  # number of fences that a node's history keeps
@@ -215,6 +218,20 @@ async def require_undrained(store: Store, node: str) -> None:
     intent = await INTENTS.get(store, node)
     if intent is not None and intent.kind is IntentKind.DRAIN:
         raise Refused(f"{node} is drained", hint=f"name another node, or: veery node resume {node}")
+
+
+async def require_well(store: Store, node: str) -> None:
+    """Raise Refused while the sensors of `node` ask that it is given no domains. An unreadable record does not count.
+    Raises StoreUnavailable."""
+    try:
+        health = await HEALTHS.get(store, node)
+    except Unreadable:
+        return
+    if health is None or health.verdict is NodeVerdict.WELL:
+        return
+    state = "is sick" if health.verdict is NodeVerdict.EVACUATE else "is in quarantine"
+    hint = f"name another node, or --force; once it is mended: veery node well {node}"
+    raise Refused(f"{node} {state}: {health.reason}", hint=hint)
 
 
 async def away(store: Store, node: str, seconds: float, *, now: float) -> None:

@@ -118,8 +118,8 @@ class Domains:
 
     # ---- starting and ending
 
-    async def create(self, spec: DomainSpec, *, paused: bool = False) -> DomainReading:
-        """Start a domain.
+    async def create(self, spec: DomainSpec, *, paused: bool = False, force: bool = False) -> DomainReading:
+        """Start a domain. `force`: also if this node's sensors ask that it is given none.
 
         Raises Refused if its name is taken, another node owns it, or something that it needs is missing. Raises Failed
         with the hypervisor's message. In both cases nothing of the domain is left."""
@@ -128,6 +128,8 @@ class Domains:
         check_name(spec.name)
         await self._heartbeat.require()
         await orders.require_undrained(self._store, self.node)
+        if not force:
+            await orders.require_well(self._store, self.node)
         async with self.locks.hold(spec.name):
             await self.conflicts.name(spec.name)
             record = await DOMAINS.get(self._store, spec.name)
@@ -271,9 +273,12 @@ class Domains:
 
     # ---- moving
 
-    async def migrate(self, ref: str, target: str, settings: MoveSettings, *, brain: bool = False) -> str:
+    async def migrate(
+        self, ref: str, target: str, settings: MoveSettings, *, brain: bool = False, force: bool = False
+    ) -> str:
         """Begin to move a domain to node `target` (a name or an address); return the move's id. If the order is not
-        from the `brain`, the domain will not return to a node that was drained before."""
+        from the `brain`, the domain will not return to a node that was drained before. `force`: also to a node whose
+        sensors ask that it is given none."""
         async with self.held(ref) as reading:
             if reading.state not in (DomainState.RUNNING, DomainState.BLOCKED, DomainState.PAUSED):
                 hint = f"only a living domain can move: veery destroy {reading.name}, then veery create elsewhere"
@@ -281,6 +286,8 @@ class Domains:
             for blocker in stopped(reading, self.driver.name):
                 raise Refused(blocker.reason, hint=blocker.hint)
             node = await self._target(target)
+            if not (brain or force):
+                await orders.require_well(self._store, node.name)
             chosen = None if brain else partial(orders.stay, self._store, reading.name)
             return self._moves.start(
                 reading, node, settings, lambda: self._scout.way_back(reading, node), arrived=chosen
@@ -291,6 +298,11 @@ class Domains:
         `quick`: as in Scout.plan."""
         reading, node = await self.find(ref), await self._target(target)
         plan = await self._scout.plan(reading, node, settings, quick=quick)
+        try:
+            await orders.require_well(self._store, node.name)
+        except Refused as error:
+            unwell = Blocker(kind=Obstacle.NODE, reason=error.message, hint=error.hint)
+            plan = replace(plan, possible=False, blockers=(unwell, *plan.blockers))
         if busy := self._moves.busy(reading.name):
             blocker = Blocker(kind=Obstacle.DOMAIN, reason=busy, hint="wait for its end, or: veery move cancel MOVE")
             plan = replace(plan, possible=False, blockers=(blocker, *plan.blockers))
@@ -299,6 +311,14 @@ class Domains:
     async def reply(self, question: Question) -> Reply:
         """Return this node's answer to a node that asks whether it could take a domain."""
         return await self._scout.reply(question)
+
+    async def is_well(self, node: str) -> bool:
+        """Return True if the sensors of `node` let it be given domains. Raises StoreUnavailable."""
+        try:
+            await orders.require_well(self._store, node)
+        except Refused:
+            return False
+        return True
 
     async def _target(self, target: str) -> Node:
         nodes = list((await NODES.readable(self._store)).values())

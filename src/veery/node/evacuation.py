@@ -74,16 +74,19 @@ class Evacuation:
         self._domains, self._moves, self._machine, self._peers = domains, moves, machine, peers
         self._store = store
 
-    async def begin(self, refs: Sequence[str], targets: Sequence[str], settings: MoveSettings) -> Begun:
+    async def begin(
+        self, refs: Sequence[str], targets: Sequence[str], settings: MoveSettings, *, force: bool = False
+    ) -> Begun:
         """Begin to move domains `refs` (empty: all that live here) to nodes `targets` (empty: all others that `fit`
-        finds). Raises Refused if there is nothing to move, or no node to move to; StoreUnavailable, Unreadable."""
+        finds and that are well; with `force` also sick ones). Raises Refused if there is nothing to move, or no node to
+        move to; StoreUnavailable, Unreadable."""
         readings = await self._chosen(refs)
-        nodes = await self._nodes(targets)
+        nodes = await self._nodes(targets, force=force)
         free = dict(zip(nodes, await asyncio.gather(*(self._free(name) for name in nodes)), strict=True))
         moves, refused = {}, {}
         for name, node in spread(((each.name, each.memory) for each in readings), free).items():
             try:
-                moves[name] = await self._domains.migrate(name, node, settings)
+                moves[name] = await self._domains.migrate(name, node, settings, force=force)
             except VeeryError as error:
                 refused[name] = error.message
         return Begun(moves=moves, refused=refused)
@@ -122,11 +125,15 @@ class Evacuation:
             raise Refused(f"{self._domains.node} has no domains to move", hint="veery list shows its domains")
         return found
 
-    async def _nodes(self, targets: Sequence[str]) -> list[str]:
+    async def _nodes(self, targets: Sequence[str], *, force: bool) -> list[str]:
         rows = await self._machine.nodes()
         if targets:
             return [await self._named(target, [row["node"] for row in rows]) for target in dict.fromkeys(targets)]
-        return fit(rows, self._domains.node, await levels.read(self._store))
+        names = fit(rows, self._domains.node, await levels.read(self._store))
+        well = [name for name in names if force or await self._domains.is_well(name)]
+        if not well:
+            raise Refused("no other hypervisor is well", hint="veery node health; to move them all the same: --force")
+        return well
 
     async def _named(self, target: str, nodes: Sequence[Node]) -> str:
         node = await find_node(target, nodes)

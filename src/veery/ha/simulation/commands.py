@@ -136,16 +136,16 @@ async def destroy(stage: Stage, step: Step) -> None:
 async def create(stage: Stage, step: Step) -> None:
     """veery create DOMAIN, on NODE."""
     machine = machine_of(stage, step)
-    command(stage, f"create {step.domain} on {machine.name}")
+    command(stage, f"create {step.domain} on {machine.name}{' --force' if step.force else ''}")
     if Role.HYPERVISOR not in machine.roles:
         raise Refused(f"{machine.name} runs no domains")
-    _ask(stage, machine.name, step.domain, stage.nodes[machine.name].create(step.domain))
+    _ask(stage, machine.name, step.domain, stage.nodes[machine.name].create(step.domain, force=step.force))
 
 
 async def migrate(stage: Stage, step: Step) -> None:
     """veery migrate DOMAIN NODE: begun, not waited for."""
     name = name_of(stage, step)
-    command(stage, f"migrate {step.domain} {name}")
+    command(stage, f"migrate {step.domain} {name}{' --force' if step.force else ''}")
     _quorum(stage)
     owner = await OWNERS.get(stage.data, step.domain)
     if owner is None:
@@ -155,6 +155,8 @@ async def migrate(stage: Stage, step: Step) -> None:
     if Role.HYPERVISOR not in stage.world.machines[name].roles:
         raise Refused(f"{name} runs no domains")
     await orders.require_undrained(stage.data, name)
+    if not step.force:
+        await orders.require_well(stage.data, name)
     node = stage.nodes[owner.node]
     _ask(stage, owner.node, step.domain, node.migrate(step.domain, stage.nodes[name]))
 

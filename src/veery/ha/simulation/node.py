@@ -302,11 +302,13 @@ class SimNode:
             raise Refused(f"the disk of {name} is not on {self.name}")
 
     # ---- what users ask
-    async def create(self, name: str) -> None:
+    async def create(self, name: str, *, force: bool = False) -> None:
         """As Domains.create of the daemon. Raises VeeryError: nobody owns it then, or its owner is unknown."""
         await self.machine.gate()
         await self.heartbeat.require()
         await orders.require_undrained(self.store, self.name)
+        if not force:
+            await orders.require_well(self.store, self.name)
         if name in self.machine.copies or name in self._starting:
             raise Refused(f"{name} stands on {self.name} already")
         self._require_disk(name)
