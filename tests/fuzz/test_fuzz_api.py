@@ -24,6 +24,7 @@ from hypothesis import given, note
 from hypothesis import strategies as st
 from plenty import KEPT, plenty
 
+from veery.api.route import Form
 from veery.api.table import ROUTES
 
 GROWTH_MAX = 192 << 10  # KiB of resident memory that requests may add
@@ -171,6 +172,22 @@ def _files(node: FuzzedNode) -> list[str]:
         ),
         *(str(node.folder / "files"), "/dev/null", "/proc/self/none", "/dev/null/x", "/\x00", "/dev/full", "b", "web"),
     ]
+
+
+def test_every_answer_has_the_type_of_its_row(node: FuzzedNode) -> None:
+    node.renew()
+    named = {"ref": "web", "name": "a", "group": "g", "domain": "web", "initiator": "x", "move": "x", "id": "x"}
+    good = []
+    for route in ROUTES:
+        if route.method == "GET" and route.form is Form.JSON:
+            names = {**named, "name": "data"} if route.path.startswith("/v1/volumes") else named
+            path = route.path.format(**names)
+            for query in ("", *(f"?{each.name}={each.value or 'a'}" for each in route.query)):
+                answer = node.ask("GET", path + query, None)
+                answer.judge()
+                if answer.status == 200:
+                    good.append(route.path + query)
+    assert len(good) > 30
 
 
 VIA = st.sampled_from([*[""] * 9, "a", "b", "x"])  # the node that is to answer
