@@ -73,6 +73,13 @@ class Problem:
     field: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlainProblem:
+    """Why a request failed, on the routes that a new node calls."""
+
+    error: Error
+
+
 def error_body(error: VeeryError, status: int = 0) -> dict[str, Any]:
     """Return the JSON object of an error, without the `status` 0: in a line of a stream."""
     hint = error.hint or HINTS.get(error.kind, "")
@@ -91,10 +98,12 @@ def status_of(error: VeeryError) -> int:
     return error.status if isinstance(error, Malformed) else STATUS.get(error.kind, HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
-def problem(error: VeeryError, status: int = 0) -> web.Response:
-    """Return the response of an error, with its own status or `status`."""
+def problem(error: VeeryError, status: int = 0, *, plain: bool = False) -> web.Response:
+    """Return the response of an error, with its own status or `status`. `plain`: with the member `error` alone. An
+    older version that joins the cluster reads nothing else."""
     status = status or status_of(error)
-    return web.Response(body=encode(error_body(error, status)), status=status, content_type=CONTENT_TYPE)
+    told = error_body(error, 0 if plain else status)
+    return web.Response(body=encode(told), status=status, content_type="application/json" if plain else CONTENT_TYPE)
 
 
 REASON_MAX, FIELD_MAX = 300, 200  # characters of what a body causes in messages and logs

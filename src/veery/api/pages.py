@@ -31,7 +31,8 @@ With the header `X-Veery-Node: NAME`, veeryd forwards the request to that node.
 
 An error is a problem of RFC 9457, `application/problem+json`: `type`, `title`, `status` and `detail`. It also has
 `kind` (`refused`, `failed` or `unknown`) and `hint` (the next step). A malformed request has `field` too, the path of
-the wrong field. Older versions read the member `error` with `kind`, `message` and `hint`. The status is 409 (refused),
+the wrong field. Older versions read the member `error` with `kind`, `message` and `hint`;
+the routes with the privilege *open* answer with this member alone. The status is 409 (refused),
 500 (failed), 504 (unknown), 403 (stranger) or 404 (no such route). A body that is invalid (400), too slow (408) or too
 long (413) has kind `refused`.
 

@@ -412,7 +412,7 @@ async def _call(method: str, url: str, type: type[T], context: ssl.SSLContext, *
         ) from error
     if status != 200:
         try:
-            sent = codec.decode(content, dict[str, dict[str, str]])["error"]
+            sent = codec.convert(codec.decode(content, dict[str, Any])["error"], dict[str, str])
             failure = from_kind(sent.get("kind", ""), sent.get("message", ""), sent.get("hint", ""))
         except (Failed, KeyError):
             failure = Failed(f"{where} answered with HTTP {status}")

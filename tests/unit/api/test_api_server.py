@@ -16,6 +16,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 
 import aiohttp
+import msgspec
 import pytest
 from aiohttp import web
 
@@ -304,6 +305,18 @@ async def test_a_stranger_sends_no_more_than_a_little(served: Served, caplog: py
         assert told.split(b" ")[1] == status, (data[:80], told)
         assert b"aiohttp" not in told
     assert "Traceback" not in caplog.text
+
+
+async def test_an_older_node_that_joins_reads_the_error(served: Served) -> None:
+    """It takes the whole answer for objects of texts: nothing else may be in it."""
+    for data in (b"{}", b"[]"):
+        told = await served.say(
+            b"POST /v1/join HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(data), data)
+        )
+        head, _, body = told.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400")
+        sent = msgspec.json.decode(body, type=dict[str, dict[str, str]])
+        assert (sent["error"]["kind"], sent.keys()) == ("refused", {"error"})
 
 
 async def test_strangers_leave_room_for_members(served: Served) -> None:
