@@ -122,7 +122,11 @@ class Answer:
             told = msgspec.json.decode(self.body)["error"]
             assert told["message"], self
             assert told["hint"], self
-            assert self.status < 500 or (self.status, told["kind"]) in {(500, "failed"), (504, "unknown")}, self
+            assert self.status < 500 or (self.status, told["kind"]) in {
+                (500, "failed"),
+                (503, "failed"),
+                (504, "unknown"),
+            }, self
         if self.whole:
             assert [*misfits(self.route, self.status, self.body)] == [], self
 

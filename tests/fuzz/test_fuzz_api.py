@@ -190,6 +190,30 @@ def test_every_answer_has_the_type_of_its_row(node: FuzzedNode) -> None:
     assert len(good) > 30
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "data", "status", "word"),
+    [
+        ("GET", "/v1/domains/nowhere", None, 404, "not-found"),
+        ("GET", "/v1/volumes/nowhere", None, 404, "not-found"),
+        ("POST", "/v1/fences/nowhere", None, 404, "not-found"),
+        ("DELETE", "/v1/tokens/nowhere", None, 404, "not-found"),
+        ("GET", "/v1/moves/nowhere", None, 404, "not-found"),
+        ("DELETE", "/v1/domains/web/disks/xvdz", None, 404, "not-found"),
+        ("GET", "/v1/nowhere", None, 404, "no-route"),
+        ("PUT", "/v1/domains", None, 405, "no-route"),
+        ("POST", "/v1/domains/web/rename", b"{}", 400, "malformed"),
+        ("POST", "/v1/domains", b'{"spec":{"name":"a b"}}', 422, "malformed"),
+        ("DELETE", "/v1/domains/web", None, 409, "refused"),
+    ],
+)
+def test_statuses(node: FuzzedNode, method: str, path: str, data: bytes | None, status: int, word: str) -> None:
+    node.renew()
+    answer = node.ask(method, path, data)
+    answer.judge()
+    told = json.loads(answer.body)
+    assert (answer.status, told["type"]) == (status, f"urn:veery:problem:{word}"), told
+
+
 VIA = st.sampled_from([*[""] * 9, "a", "b", "x"])  # the node that is to answer
 LINES = st.sampled_from(
     [

@@ -15,7 +15,7 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
-from veery.api.errors import Malformed, misfit, problem
+from veery.api.errors import Malformed, NoRoute, misfit, problem
 from veery.api.line import SERVER, Caller, Line
 from veery.api.route import Privilege
 from veery.api.table import ROUTES
@@ -298,8 +298,11 @@ class ApiServer:
             log.info("%s %s: %s: %s", request.method, request.path, error.kind, error.message)
             return _failed(request, error)
         except web.HTTPException as error:
-            unknown = Refused(f"{request.method} {request.path}: {error.reason}", hint="compare `veery version`")
-            return problem(unknown, error.status)
+            unknown = NoRoute(f"{request.method} {request.path}: {error.reason}", hint="compare `veery version`")
+            response = problem(unknown, error.status)
+            if "Allow" in error.headers:
+                response.headers["Allow"] = error.headers["Allow"]
+            return response
         except (asyncio.CancelledError, ConnectionError):
             raise
         except Exception as error:
