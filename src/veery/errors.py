@@ -2,6 +2,7 @@
 
     VeeryError
     ├── Refused          the check failed before anything changed
+    │   └── NotFound     because the named object does not exist
     ├── Failed           something was tried or changed; the message says what is left, the hint what to run next
     └── OutcomeUnknown   the answer was lost: the order may or may not have happened; look before you act again
 
@@ -15,9 +16,11 @@ from collections.abc import Iterator
 
 
 class VeeryError(Exception):
-    """The base of every error that users see: a `message` of one line and a `hint` (may be empty)."""
+    """The base of every error that users see: a `message` of one line and a `hint` (may be empty). `reason`: a word for
+    a case of its kind that the API's problem types tell apart, "" for the others."""
 
     kind = "failed"
+    reason = ""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -29,6 +32,12 @@ class Refused(VeeryError):
     """The order was checked and did not start: nothing has changed."""
 
     kind = "refused"
+
+
+class NotFound(Refused):
+    """The domain, node, volume or other object that the order names does not exist."""
+
+    reason = "not-found"
 
 
 class Failed(VeeryError):
@@ -56,6 +65,8 @@ def hinting(hint: str) -> Iterator[None]:
 KINDS: dict[str, type[VeeryError]] = {cls.kind: cls for cls in (Refused, Failed, OutcomeUnknown)}
 
 
-def from_kind(kind: str, message: str, hint: str = "") -> VeeryError:
-    """Return the error that a peer sent as (kind, message, hint). An unknown kind becomes Failed."""
-    return KINDS.get(kind, Failed)(message, hint=hint)
+def from_kind(kind: str, message: str, hint: str = "", reason: str = "") -> VeeryError:
+    """Return the error that a peer sent as (kind, message, hint). An unknown kind becomes Failed, an unknown reason
+    counts as none."""
+    found = NotFound if (kind, reason) == (NotFound.kind, NotFound.reason) else KINDS.get(kind, Failed)
+    return found(message, hint=hint)

@@ -11,7 +11,7 @@ import aiohttp
 from aiohttp import web
 
 from veery.api import bodies
-from veery.api.errors import Malformed, error_body
+from veery.api.errors import Malformed, error_body, possible
 from veery.api.route import bind
 from veery.api.server import Lines, answer, order
 from veery.api.table.domains import DOMAINS, MOVES
@@ -74,7 +74,8 @@ class DomainRoutes:
     async def create(self, request: web.Request) -> web.Response:
         """Start the domain of a spec."""
         wish = await order(request, bodies.Create)
-        spec = check_spec(wish.spec)
+        with possible():
+            spec = check_spec(wish.spec)
         # A caller that disconnects must not interrupt a start: that would leave a half-started domain.
         work = self._domains.create(spec, paused=wish.paused, force=wish.force)
         reading = await asyncio.shield(asyncio.ensure_future(work))
@@ -134,7 +135,9 @@ class DomainRoutes:
 
     async def attach_disk(self, request: web.Request) -> web.Response:
         """Hot-plug a disk."""
-        disk = check_disk((await order(request, bodies.AttachDisk)).disk)
+        wish = await order(request, bodies.AttachDisk)
+        with possible():
+            disk = check_disk(wish.disk)
         await self._devices.attach_disk(request.match_info["ref"], disk)
         return answer({"warnings": self._devices.disk_warnings(disk)})
 
@@ -146,7 +149,8 @@ class DomainRoutes:
     async def change_cd(self, request: web.Request) -> web.Response:
         """Change the medium of a CD-ROM drive, or eject it."""
         wish = await order(request, bodies.ChangeCd)
-        medium = check_disk(wish.disk) if wish.disk is not None else None
+        with possible():
+            medium = check_disk(wish.disk) if wish.disk is not None else None
         await self._devices.change_cd(request.match_info["ref"], wish.vdev, medium)
         return answer({})
 
@@ -172,7 +176,9 @@ class DomainRoutes:
 
     async def attach_vif(self, request: web.Request) -> web.Response:
         """Hot-plug a network interface."""
-        vif = check_vif((await order(request, bodies.AttachVif)).vif)
+        wish = await order(request, bodies.AttachVif)
+        with possible():
+            vif = check_vif(wish.vif)
         made = await self._devices.attach_vif(request.match_info["ref"], vif)
         return answer({**plain(made), "warnings": self._devices.vif_warnings(made, vif)})
 
@@ -230,11 +236,12 @@ class DomainRoutes:
     async def question(self, request: web.Request) -> web.Response:
         """Answer another node that asks whether this node could take a domain."""
         question = await order(request, Question)
-        check_spec(question.spec)
-        check_luggage(question.luggage.encode(errors="replace"))
-        check_carried(question.disks, question.spec)
-        if question.disk_dir:
-            check_path("the folder for disks", question.disk_dir)
+        with possible():
+            check_spec(question.spec)
+            check_luggage(question.luggage.encode(errors="replace"))
+            check_carried(question.disks, question.spec)
+            if question.disk_dir:
+                check_path("the folder for disks", question.disk_dir)
         return answer(await self._domains.reply(question))
 
     async def moves(self, request: web.Request) -> web.Response:
@@ -280,7 +287,8 @@ def _at_least(field: str, value: int | None, least: int) -> int | None:
 
 
 def _absolute(text: str) -> Path:
-    check_path("the file", text)
+    with possible():
+        check_path("the file", text)
     return Path(text)
 
 

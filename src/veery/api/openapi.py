@@ -66,7 +66,7 @@ def operation_id(route: Route) -> str:
 
 def _schemas(routes: Iterable[Route]) -> tuple[dict[Any, Any], dict[str, Any]]:
     """Return the schema of each type of `routes`, and the components that they refer to."""
-    types: list[Any] = [errors.Problem]
+    types: list[Any] = [errors.Problem, errors.PlainProblem]
     for route in routes:
         types += [each for each in (route.body, route.answer, *(one.answer for one in route.query)) if each is not None]
     found, components = msgspec.json.schema_components(types, ref_template=REF)
@@ -131,16 +131,17 @@ def _answer(route: Route, schemas: dict[Any, Any]) -> dict[str, Any]:
 
 def _problems(route: Route) -> dict[str, Any]:
     """Return the error answers of a route by their status."""
-    statuses = [each for each in errors.REASONS if each != 403 or route.privilege is not Privilege.OPEN]
-    told: dict[str, Any] = {str(each): {"$ref": f"#/components/responses/{each}"} for each in statuses}
+    if route.privilege is Privilege.OPEN:
+        return {str(each): _problem(each, plain=True) for each in errors.REASONS if each != 403}
+    told: dict[str, Any] = {str(each): {"$ref": f"#/components/responses/{each}"} for each in errors.REASONS}
     if route.refused:
         told["409"] = _problem(409, f", for example because {route.refused}")
     return told
 
 
-def _problem(status: int, example: str = "") -> dict[str, Any]:
-    schema = {"$ref": REF.format(name=errors.Problem.__name__)}
-    content = {errors.CONTENT_TYPE: {"schema": schema}}
+def _problem(status: int, example: str = "", *, plain: bool = False) -> dict[str, Any]:
+    schema = {"$ref": REF.format(name=(errors.PlainProblem if plain else errors.Problem).__name__)}
+    content = {Form.JSON if plain else errors.CONTENT_TYPE: {"schema": schema}}
     return {"description": f"{errors.REASONS[status]}{example}", "content": content}
 
 

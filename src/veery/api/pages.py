@@ -10,6 +10,7 @@ import typing
 from enum import Enum
 from typing import Any, Literal
 
+from veery.api import errors
 from veery.api.route import Form, Privilege, Route
 from veery.api.table import ROOMS
 
@@ -30,10 +31,14 @@ With the header `X-Veery-Node: NAME`, veeryd forwards the request to that node.
 ## Errors
 
 An error is a problem of RFC 9457, `application/problem+json`: `type`, `title`, `status` and `detail`. It also has
-`kind` (`refused`, `failed` or `unknown`) and `hint` (the next step). A malformed request has `field` too, the path of
-the wrong field. Older versions read the member `error` with `kind`, `message` and `hint`. The status is 409 (refused),
-500 (failed), 504 (unknown), 403 (stranger) or 404 (no such route). A body that is invalid (400), too slow (408) or too
-long (413) has kind `refused`.
+`kind` and `hint` (the next step). A malformed request has `field` too, the path of the wrong field. Older versions read
+the member `error` with `kind`, `message` and `hint`. The routes with the privilege *open* answer with this member
+alone. There are three kinds: *refused* (nothing has changed), *failed*, and *unknown* (the answer was lost: look before
+you try again).
+
+| status | kind | meaning |
+|---|---|---|
+@STATUSES@
 
 Limits: a JSON body has at most 4 MiB and 60 s. A stranger's body has at most 64 KiB and 10 s; its handshake and its
 header have 10 s each. The port accepts 1024 connections in all. From addresses that are not a node's it accepts 128 in
@@ -59,13 +64,24 @@ BODIES = "## Types\n"
 
 def page() -> str:
     """Return the text of docs/api.md."""
-    parts = [HEAD, PRIVILEGES, *(f"- **{each.word}**: {each.rule}" for each in Privilege), "", ROUTES]
+    statuses = "\n".join(f"| {status} | {_kind(status)} | {why} |" for status, why in errors.REASONS.items())
+    parts = [
+        HEAD.replace("@STATUSES@", statuses),
+        PRIVILEGES,
+        *(f"- **{each.word}**: {each.rule}" for each in Privilege),
+        "",
+        ROUTES,
+    ]
     for title, room in ROOMS.items():
         parts += [f"### {title}\n", "| route | privilege | what it does | body → answer |", "|---|---|---|---|"]
         parts += [_row(route) for route in room]
         parts.append("")
     parts += [BODIES, *(_described(each) for each in _own_types())]
     return "\n".join(parts) + "\n"
+
+
+def _kind(status: int) -> str:
+    return {500: "failed", 503: "failed", 504: "unknown"}.get(status, "refused")
 
 
 def _row(route: Route) -> str:

@@ -7,6 +7,7 @@ import asyncio
 from aiohttp import web
 
 from veery.api.bodies import Recover, Switch
+from veery.api.errors import possible
 from veery.api.route import bind
 from veery.api.server import answer, body, checked, order, require_direct
 from veery.api.table.recovery import RECOVERY
@@ -57,7 +58,8 @@ class RecoveryRoutes:
         """Plan or carry out a recovery of the store on this node."""
         wish = await order(request, Recover)
         if wish.file:
-            check_path("the copy", wish.file)
+            with possible():
+                check_path("the copy", wish.file)
         if wish.plan:
             return answer(await self._recoverer.plan(wish.file, wish.lost))
         return answer(await asyncio.shield(asyncio.ensure_future(self._recoverer.recover(wish.file, wish.lost))))

@@ -15,7 +15,7 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
-from veery.api.errors import Malformed, misfit, problem
+from veery.api.errors import Malformed, NoRoute, misfit, problem
 from veery.api.line import SERVER, Caller, Line
 from veery.api.route import Privilege
 from veery.api.table import ROUTES
@@ -302,19 +302,22 @@ class ApiServer:
             return await handler(request)
         except VeeryError as error:
             log.info("%s %s: %s: %s", request.method, request.path, error.kind, error.message)
-            return problem(error)
+            return _failed(request, error)
         except web.HTTPException as error:
-            unknown = Refused(f"{request.method} {request.path}: {error.reason}", hint="compare `veery version`")
-            return problem(unknown, error.status)
+            unknown = NoRoute(f"{request.method} {request.path}: {error.reason}", hint="compare `veery version`")
+            response = problem(unknown, error.status)
+            if "Allow" in error.headers:
+                response.headers["Allow"] = error.headers["Allow"]
+            return response
         except (asyncio.CancelledError, ConnectionError):
             raise
         except Exception as error:
             if is_shortage(error):
                 log.error("%s %s: %s", request.method, request.path, error)
                 short = Failed(f"veeryd is short of a resource: {error or type(error).__name__}", hint=SHORT_HINT)
-                return problem(short)
+                return _failed(request, short)
             log.exception("%s %s", request.method, request.path)
-            return problem(Failed(f"{type(error).__name__}: {error}", hint="see veeryd's log"))
+            return _failed(request, Failed(f"{type(error).__name__}: {error}", hint="see veeryd's log"))
 
     @web.middleware
     async def _door(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -334,7 +337,7 @@ class ApiServer:
             try:
                 response = await handler(request)
             except Malformed as error:
-                response = problem(error)
+                response = _failed(request, error)
         else:
             log.warning("stranger %s at %s %s", request.remote or "here", request.method, request.path)
             stranger = Refused("this node does not know you", hint="call as root, or with a certificate of the cluster")
@@ -348,6 +351,10 @@ class ApiServer:
         if not wanted or wanted == self._node:
             return await handler(request)
         return await forward(request, self._peers, wanted)
+
+
+def _failed(request: web.Request, error: VeeryError) -> web.Response:
+    return problem(error, plain=(request.method, request.path) in OPEN_ROUTES)
 
 
 async def forward(request: web.Request, peers: Peers, node: str) -> web.StreamResponse:

@@ -20,7 +20,7 @@ from collections.abc import Collection
 from veery.cluster import fencing, volumegate
 from veery.cluster.keys import ALIVE, DOMAINS, FENCES, OWNERS, POLICIES, RESERVATIONS, RUNS, VOLUME_MOVES, Unreadable
 from veery.cluster.store import Delete, Entry, Put, Store, StoreUnavailable, Unchanged
-from veery.errors import Refused
+from veery.errors import NotFound, Refused
 from veery.host.log import decision
 from veery.model import newer
 from veery.model.cluster import DomainRecord, Owner, Reservation
@@ -334,7 +334,7 @@ async def rename(store: Store, old: str, new: str) -> Owner | None:
     for _ in range(ATTEMPTS):
         entry, owner = await store.get(DOMAINS.key(old)), await read(store, old)
         if entry is None:
-            raise Refused(f"no domain {old!r}", hint="see `veery list`")
+            raise NotFound(f"no domain {old!r}", hint="see `veery list`")
         record = DOMAINS.value(entry)
         operations: list[Put | Delete] = [
             Delete(DOMAINS.key(old)),

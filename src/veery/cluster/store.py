@@ -16,6 +16,8 @@ from veery.errors import Failed
 class StoreUnavailable(Failed):
     """Raised when the store gave no answer within its deadline; for a read or a lease nothing has changed."""
 
+    reason = "unavailable"
+
 
 class StoreRestored(StoreUnavailable):
     """Raised when the store that answers is not the one that this node knows: it was restored from a backup, or its

@@ -17,7 +17,7 @@ from veery.cluster import keys, levels, upkeep
 from veery.cluster.etcd import EtcdStore
 from veery.cluster.keys import NODES
 from veery.cluster.trust import ADOPT_HINT, Trust
-from veery.errors import Refused, VeeryError
+from veery.errors import NotFound, VeeryError
 from veery.host import kept, pathmtu
 from veery.host.clock import Clock
 from veery.host.pathmtu import PathReading
@@ -448,7 +448,7 @@ class Doctor:
         unknown node, StoreUnavailable."""
         nodes = await NODES.readable(self._store)
         if name and name not in nodes:
-            raise Refused(f"no node {name!r}", hint="veery node list shows the nodes")
+            raise NotFound(f"no node {name!r}", hint="veery node list shows the nodes")
         chosen = [node for node in nodes.values() if name in ("", node.name)]
         told = await asyncio.gather(*(self._hear(node) for node in chosen))
         heard = [one for one in told if isinstance(one, Heard)]

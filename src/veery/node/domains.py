@@ -18,7 +18,7 @@ from veery.cluster.presence import Heartbeat
 from veery.cluster.store import Delete, StoreUnavailable
 from veery.config import support
 from veery.config.check import check_name
-from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError, hinting
+from veery.errors import Failed, NotFound, OutcomeUnknown, Refused, VeeryError, hinting
 from veery.ha import orders
 from veery.ha.wanted import WantedRecords
 from veery.hypervisor.base import Console
@@ -97,7 +97,7 @@ class Domains:
             if owner is not None and owner.node != self.node:
                 there = f"it runs on {owner.node}: veery --node {owner.node} list {ref}"
                 hint = await owners.way_out(self._store, owner.node, there)
-        raise Refused(f"no domain {ref} on {self.node}", hint=hint)
+        raise NotFound(f"no domain {ref} on {self.node}", hint=hint)
 
     async def spec(self, ref: str) -> DomainSpec:
         """Return the spec of a domain on this node, including what was attached since it started."""
@@ -153,7 +153,7 @@ class Domains:
             await self.conflicts.name(name)
             record = await DOMAINS.get(self._store, name)
             if record is None:
-                raise Refused(f"there is no domain {name}", hint="veery list --cluster shows the running domains")
+                raise NotFound(f"there is no domain {name}", hint="veery list --cluster shows the running domains")
             await self.check_attachable(record.spec)
             self.conflicts.home(record.spec, record)
             boot = secrets.token_hex(8)
@@ -268,7 +268,7 @@ class Domains:
                 hint = await owners.way_out(self._store, owner.node, f"veery --node {owner.node} destroy {name}")
                 raise Refused(f"{name} runs on {owner.node}", hint=hint)
             if await DOMAINS.get(self._store, name) is None:
-                raise Refused(f"there is no domain {name}", hint="veery list --cluster shows the running domains")
+                raise NotFound(f"there is no domain {name}", hint="veery list --cluster shows the running domains")
             await self._forget(name)
 
     # ---- moving

@@ -158,6 +158,9 @@ async def read_answer(response: aiohttp.ClientResponse) -> Any:
     if response.status >= 400:
         told = answer.get("error", {}) if isinstance(answer, dict) else {}
         raise from_kind(
-            told.get("kind", "failed"), told.get("message", f"HTTP {response.status}"), told.get("hint", "")
+            told.get("kind", "failed"),
+            told.get("message", f"HTTP {response.status}"),
+            told.get("hint", ""),
+            reason=str(answer.get("type", "")).rpartition(":")[2] if isinstance(answer, dict) else "",
         )
     return answer

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from veery.cluster import changes, initiators, levels, volumegate
 from veery.cluster.keys import CHAP_SECRETS, DOMAINS, FENCES, INITIATORS, NODES, OWNERS, VOLUMES, Kind
 from veery.cluster.store import Delete, Store, StoreUnavailable, Unchanged
-from veery.errors import Failed, Refused, VeeryError
+from veery.errors import Failed, NotFound, Refused, VeeryError
 from veery.model.ha import FenceState
 from veery.model.node import Role
 from veery.model.volume import ChapSecret, Initiator, Volume
@@ -149,7 +149,7 @@ class VolumeService:
         """Return one volume. Raises Refused if it does not exist."""
         volume = await VOLUMES.get(self._store, name)
         if volume is None:
-            raise Refused(f"there is no volume {name}", hint="veery volume list shows the volumes")
+            raise NotFound(f"there is no volume {name}", hint="veery volume list shows the volumes")
         return volume
 
     async def storage_node(self, wanted: str = "") -> str:

@@ -20,8 +20,9 @@ from veery.api.route import Form, Privilege, Route, bind
 from veery.api.server import OPEN_ROUTES, checked
 from veery.api.table import ROUTES
 from veery.client import http
+from veery.cluster.store import StoreUnavailable
 from veery.daemon.routes import tables
-from veery.errors import Failed, OutcomeUnknown, Refused
+from veery.errors import Failed, NotFound, OutcomeUnknown, Refused, VeeryError
 from veery.model.codec import encode
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -169,7 +170,7 @@ def test_a_field_inside_is_named_by_its_path() -> None:
 
 # ---- errors
 @pytest.mark.parametrize("error", [Refused("no", hint="look"), Failed("broke"), OutcomeUnknown("lost")])
-def test_older_versions_read_an_error(error: Refused | Failed | OutcomeUnknown) -> None:
+def test_older_versions_read_an_error(error: VeeryError) -> None:
     """The members that versions before the problem details read are the same as ever."""
     response = errors.problem(error)
     assert isinstance(response.body, bytes)
@@ -183,9 +184,32 @@ def test_older_versions_read_an_error(error: Refused | Failed | OutcomeUnknown) 
     assert json.loads(encode(errors.error_body(error))) == {"error": told["error"]}  # in a stream
 
 
-def test_statuses() -> None:
-    found = [errors.status_of(each) for each in (Refused("x"), Failed("x"), OutcomeUnknown("x"), Malformed("x", 413))]
-    assert found == [409, 500, 504, 413]
+@pytest.mark.parametrize(
+    ("error", "status", "word"),
+    [
+        (Refused("x"), 409, "refused"),
+        (NotFound("x"), 404, "not-found"),
+        (Malformed("x", 413), 413, "malformed"),
+        (Failed("x"), 500, "failed"),
+        (StoreUnavailable("x"), 503, "unavailable"),
+        (OutcomeUnknown("x"), 504, "unknown"),
+    ],
+)
+def test_statuses(error: VeeryError, status: int, word: str) -> None:
+    told = errors.error_body(error, errors.status_of(error))
+    assert (told["status"], told["type"]) == (status, f"urn:veery:problem:{word}")
+    assert told["title"] == errors.TITLES[word]
+    assert status in errors.REASONS
+
+
+def test_impossible_values_have_their_own_status() -> None:
+    with pytest.raises(Malformed) as caught, errors.possible():
+        raise Refused("name is too long", hint="make it shorter")
+    assert (caught.value.status, caught.value.message, caught.value.hint) == (
+        422,
+        "name is too long",
+        "make it shorter",
+    )
 
 
 # ---- documents
