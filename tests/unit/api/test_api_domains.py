@@ -53,7 +53,7 @@ class Orders:
     def __init__(self) -> None:
         self.given: list[Any] = []
 
-    async def create(self, spec: DomainSpec, *, paused: bool = False) -> DomainReading:
+    async def create(self, spec: DomainSpec, *, paused: bool = False, force: bool = False) -> DomainReading:
         self.given.append(spec)
         return READING
 
