@@ -599,7 +599,94 @@ NODE = (
     ),
 )
 
-MUTANTS = (*SENDER, *VITALS, *RECEIVER, *WIRE, *SETTLE, *OWNER_GATE, *NODE)
+DISKS = (
+    Mutant(
+        "files that are the disks are removed",
+        "migrate/disks.py",
+        "for disk in line.disks if home != node else ():",
+        "for disk in line.disks:",
+        by=f"{ALONG}files_that_are_the_disks_are_not_removed",
+    ),
+    Mutant(
+        "files of a move that was undone stay",
+        "migrate/disks.py",
+        "            local.unmake(disk)\n",
+        "            pass\n",
+        by=f"{ALONG}a_failed_step_is_undone",
+    ),
+    Mutant(
+        "disks that were not handed over are put aside",
+        "migrate/disks.py",
+        '    if home in ("", node):\n',
+        "    if home == node:\n",
+        by=f"{ALONG}disks_that_were_not_handed_over_stay_where_they_are",
+    ),
+    Mutant(
+        "disks that are here are put aside",
+        "migrate/disks.py",
+        '    if home in ("", node):\n',
+        '    if home == "":\n',
+        by=f"{ALONG}disks_that_were_not_handed_over_stay_where_they_are",
+    ),
+    Mutant(
+        "a target may leave out a disk",
+        "migrate/disks.py",
+        "    if set(targets) != {disk.vdev for disk in going}:\n",
+        "    if False:\n",
+        by=f"{ALONG}a_target_takes_every_disk_or_none",
+    ),
+    Mutant(
+        "the record does not say where the disks are",
+        "migrate/disks.py",
+        "spec=arrived(now.spec, line.disks), home=line.target)",
+        "spec=arrived(now.spec, line.disks))",
+        by=f"{ALONG}there_and_back",
+    ),
+    Mutant(
+        "the record keeps the paths of the source",
+        "migrate/disks.py",
+        "spec=arrived(now.spec, line.disks), home=line.target)",
+        "home=line.target)",
+        by=f"{ALONG}there_and_back",
+    ),
+    Mutant(
+        "the source's disks are removed without the flag",
+        "migrate/disks.py",
+        "local.put_aside(disk, line.target, remove=line.remove_source)",
+        "local.put_aside(disk, line.target, remove=True)",
+        by=f"{ALONG}there_and_back",
+    ),
+    Mutant(
+        "disks that only the source has stay behind",
+        "migrate/disks.py",
+        "    if found:\n        raise Refused(",
+        "    if False:\n        raise Refused(",
+        by=f"{ALONG}without_the_flag_it_is_named",
+    ),
+    Mutant(
+        "a file is made before the journal names it",
+        "migrate/receiver.py",
+        "            line = self._context.journal.write(replace(line, disks=taken))",
+        "            line = replace(line, disks=taken)",
+        by=f"{ALONG}the_journal_names_a_file_as_soon_as_it_is_made",
+    ),
+    Mutant(
+        "a target that gives up keeps its files",
+        "migrate/receiver.py",
+        "                await self._settler.clear_disks(line)\n",
+        "",
+        by=f"{ALONG}a_failed_step_is_undone",
+    ),
+    Mutant(
+        "a target that was killed keeps its files",
+        "migrate/settle.py",
+        "            if not here:\n                await self.clear_disks(line)\n",
+        "",
+        by=f"{ALONG}a_dead_target_s_files_are_removed",
+    ),
+)
+
+MUTANTS = (*SENDER, *VITALS, *RECEIVER, *WIRE, *SETTLE, *OWNER_GATE, *NODE, *DISKS)
 
 
 def main() -> None:
