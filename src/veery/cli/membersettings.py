@@ -1,4 +1,5 @@
-"""The addresses that init and join write to this machine's veery.toml: storage.address and relocation.address."""
+"""The addresses of a node's networks in this machine's veery.toml: storage.address and relocation.address. The verbs
+init, join and node readdress write them."""
 
 from __future__ import annotations
 
@@ -30,9 +31,9 @@ class SettingsChange:
     added: tuple[str, ...] = ()
 
 
-def plan(path: str, roles: Sequence[Role], args: Namespace, verb: str) -> SettingsChange:
+def plan(path: str, roles: Sequence[Role], args: Namespace, verb: str, *, replacing: bool = False) -> SettingsChange:
     """Return the change that the options of `verb` order, for a node with `roles`. `path`: the file ("": the usual
-    one). Nothing is written. Raises Usage, Refused."""
+    one). `replacing`: another address there is replaced. Nothing is written. Raises Usage, Refused."""
     file = Path(path or os.environ.get("VEERY_SETTINGS") or DEFAULT_PATH)
     settings = load(file)
     text = before = _read(file)
@@ -41,14 +42,14 @@ def plan(path: str, roles: Sequence[Role], args: Namespace, verb: str) -> Settin
         if Role.STORAGE not in roles and Role.HYPERVISOR not in roles:
             raise Usage("--storage-address needs the role storage or hypervisor", verb)
         address = _own(args.storage_address)
-        text = _amended(file, text, "storage", address)
+        text = _amended(file, text, "storage", address, replacing)
         added.append(f'[storage] address = "{address}"')
         settings = replace(settings, storage=replace(settings.storage, address=address))
     if args.migration_address:
         if Role.HYPERVISOR not in roles:
             raise Usage("--migration-address needs the role hypervisor", verb)
         address = _own(args.migration_address)
-        text = _amended(file, text, "relocation", address)
+        text = _amended(file, text, "relocation", address, replacing)
         added.append(f'[relocation] address = "{address}"')
         settings = replace(settings, relocation=replace(settings.relocation, address=address))
     return SettingsChange(path=file, text="" if text == before else text, settings=settings, added=tuple(added))
@@ -64,8 +65,8 @@ def write(change: SettingsChange) -> None:
         write_atomic(path, change.text, mode=mode, sync=True)
     except OSError as error:
         raise Failed(
-            f"the node is a member, but {change.path} could not be written: {error.strerror}",
-            hint=f"before you start veeryd, write there: {'; '.join(change.added)}",
+            f"{change.path} could not be written: {error.strerror}",
+            hint=f"before veeryd starts the next time, write there: {'; '.join(change.added)}",
         ) from error
 
 
@@ -84,8 +85,8 @@ def _own(address: str) -> str:
     return known
 
 
-def _amended(path: Path, text: str, section: str, address: str) -> str:
+def _amended(path: Path, text: str, section: str, address: str, replacing: bool) -> str:
     try:
-        return amended(text, section, "address", address)
+        return amended(text, section, "address", address, replace=replacing)
     except Refused as error:
         raise Refused(f"{path}: {error.message}", hint=error.hint) from error

@@ -12,6 +12,7 @@ import veery
 from veery.cli import tables
 from veery.cli.catalogue import Verb
 from veery.cli.parser import Parser
+from veery.cli.readdress import declare_networks
 from veery.cli.session import Session, Usage
 from veery.errors import Refused, VeeryError
 from veery.model import endpoint
@@ -255,18 +256,7 @@ def _declare_member(parser: Parser, roles: str) -> None:
         default="",
         help="the driver that runs domains on a hypervisor (qemu)",
     )
-    parser.add_argument(
-        "--storage-address",
-        metavar="ADDRESS",
-        default="",
-        help="this node's address on the storage network (storage.address in veery.toml)",
-    )
-    parser.add_argument(
-        "--migration-address",
-        metavar="ADDRESS",
-        default="",
-        help="the address at which this node takes domains in (relocation.address in veery.toml)",
-    )
+    declare_networks(parser)
 
 
 def _declare_revoke_token(parser: Parser) -> None:

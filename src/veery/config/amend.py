@@ -10,32 +10,33 @@ from typing import Any
 from veery.errors import Refused
 
 
-def amended(text: str, section: str, key: str, value: str) -> str:
+def amended(text: str, section: str, key: str, value: str, *, replace: bool = False) -> str:
     """Return `text` with `section.key` set to `value`; the same text if it has that value already.
 
-    Raises Refused if the key has another value, or the text is written so that the key cannot be added to it."""
+    Raises Refused if the key has another value, unless it is to be replaced (`replace`), or if the text is written so
+    that the key cannot be set in it."""
     hint = f'set it by hand: {key} = "{value}" in [{section}]'
     data = _parsed(text, hint)
     table = data.get(section, {})
     if isinstance(table, dict) and table.get(key, "") == value:
         return text
-    if isinstance(table, dict) and table.get(key, ""):
+    if isinstance(table, dict) and table.get(key, "") and not replace:
         raise Refused(
             f"{section}.{key} is {table[key]!r} already, not {value!r}", hint="correct it, or omit the option"
         )
     line = f"{key} = {json.dumps(value)}\n"
     head = re.compile(rf"^[ \t]*\[[ \t]*{re.escape(section)}[ \t]*\][ \t]*(#.*)?$\n?", re.MULTILINE)
-    empty = re.compile(rf'^[ \t]*{re.escape(key)}[ \t]*=[ \t]*""[ \t]*(#.*)?$\n?', re.MULTILINE)
+    present = re.compile(rf"^[ \t]*{re.escape(key)}[ \t]*=.*$\n?", re.MULTILINE)
     if match := head.search(text):
         before, after = _ended(text[: match.end()]), text[match.end() :]
         end = re.search(r"^[ \t]*\[", after, re.MULTILINE)
         body, rest = (after[: end.start()], after[end.start() :]) if end else (after, "")
-        result = before + line + empty.sub("", body, count=1) + rest
+        result = before + line + present.sub("", body, count=1) + rest
     else:
         result = _ended(text) + ("\n" if text.strip() else "") + f"[{section}]\n{line}"
     wanted = {**data, section: {**table, key: value}} if isinstance(table, dict) else {}
     if _parsed(result, hint) != wanted:
-        raise Refused(f"{section}.{key} cannot be added to this text", hint=hint)
+        raise Refused(f"{section}.{key} cannot be set in this text", hint=hint)
     return result
 
 

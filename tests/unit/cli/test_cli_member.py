@@ -7,7 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
-from cli_standin import Run
+from cli_standin import HOST, NODE, VOLUME, Run, StandIn
 
 from veery.cli import membersettings
 from veery.cli.session import Usage
@@ -85,6 +85,44 @@ def test_settings_that_cannot_be_written_are_named(tmp_path: Path) -> None:
     (tmp_path / "absent").symlink_to(file)
     with pytest.raises(Failed) as failed:
         membersettings.write(change)
-    assert failed.value.hint == f'before you start veeryd, write there: [storage] address = "{STORAGE}"'
+    assert failed.value.hint == f'before veeryd starts the next time, write there: [storage] address = "{STORAGE}"'
     with pytest.raises(Usage):
         membersettings.plan(str(tmp_path / "veery.toml"), [Role.VOTER], args, "join")
+
+
+@pytest.fixture
+def in_service(daemon: StandIn) -> StandIn:
+    """This machine's veeryd, of node test1."""
+    daemon.routes["GET /v1/host"] = {"host": HOST, "node": {**NODE, "roles": ["hypervisor", "storage", "voter"]}}
+    daemon.routes["GET /v1/volumes"] = [{"volume": {**VOLUME, "node": "test1"}, "used_by": ["busybox on test1"]}]
+    return daemon
+
+
+def test_a_node_in_service_gets_new_addresses(in_service: StandIn, run: Run, folder: Path) -> None:
+    path = folder / "veery.toml"
+    before = path.read_text()
+    told = run("node", "readdress", "test1", "--storage-address", STORAGE, "--plan")
+    assert (told.code, told.out) == (0, f'{path}: [storage] address = "{STORAGE}"\nsystemctl restart veeryd\n')
+    assert "volumes of test1 are in use by busybox on test1: keep the old address" in told.err
+    assert path.read_text() == before
+    words = ("node", "readdress", "test1", "--storage-address", STORAGE, "--migration-address", MIGRATION)
+    told = run(*words)
+    assert (told.code, told.out.splitlines()[-1]) == (0, "next: systemctl restart veeryd")
+    told = run("node", "readdress", "test1", "--storage-address", "127.0.20.2", "--json")
+    assert told.code == 0
+    settings = load(path)
+    assert (settings.storage.address, settings.relocation.address) == ("127.0.20.2", MIGRATION)
+    assert before in path.read_text()
+    assert in_service.orders() == []
+
+
+def test_another_machine_keeps_its_settings(in_service: StandIn, run: Run, folder: Path) -> None:
+    before = (folder / "veery.toml").read_text()
+    told = run("node", "readdress", "test2", "--storage-address", STORAGE)
+    assert (told.code, "this is not test2\n  hint: run the command on test2, without --node" in told.err) == (1, True)
+    told = run("--node", "test1", "node", "readdress", "test1", "--storage-address", STORAGE)
+    assert (told.code, "without --node" in told.err) == (1, True), told.err
+    told = run("node", "readdress", "test1", "172.16.40.1", "--storage-address", STORAGE)
+    assert (told.code, "give a new address, or --storage-address" in told.err) == (2, True), told.err
+    assert run("node", "readdress", "test1").code == 2
+    assert (folder / "veery.toml").read_text() == before

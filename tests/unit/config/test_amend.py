@@ -52,6 +52,12 @@ def test_another_value_is_refused() -> None:
         amended('[storage]\naddress = "10.0.0.9"\n', "storage", "address", "10.0.0.1")
 
 
+def test_another_value_is_replaced_where_that_is_ordered() -> None:
+    text = '[storage]\naddress = "10.0.0.9" # old\npool = "p"\n[api]\naddress = "10.0.0.9"\n'
+    result = amended(text, "storage", "address", "10.0.0.1", replace=True)
+    assert result == '[storage]\naddress = "10.0.0.1"\npool = "p"\n[api]\naddress = "10.0.0.9"\n'
+
+
 @pytest.mark.parametrize(
     "text",
     [
