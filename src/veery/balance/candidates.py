@@ -27,7 +27,8 @@ NOISE = 1e-9
 
 @dataclass(frozen=True, slots=True, order=True)
 class Candidate:
-    """One move, better ones first in order. `rank`: minus the core-seconds that it gains beyond its cost. `gain`: by
+    """One move, better ones first in order. `rank`: minus the core-seconds that it gains beyond its cost, rounded,
+    so that names break ties. `gain`: by
     how much it lowers the score. `relief`: cores of missing processor time that it ends."""
 
     rank: float
@@ -50,41 +51,105 @@ def only(state: State, limits: Limits, wanted: Mapping[str, int]) -> list[Candid
 
 
 def _weigh(state: State, limits: Limits, pairs: Iterable[tuple[str, Iterable[int]]], *, bare: bool) -> list[Candidate]:
+    """Compare the moves of `pairs`, (domain, targets)."""
     found = []
-    spread = sum(_weighted(state.spread()))
-    cores = sum(node.cores for node in state.nodes[: state.count])
-    worth = EVENNESS * cores * HORIZON_S
+    memory, vcpus, load = state.spread()
+    now = WEIGHT_MEMORY * memory + WEIGHT_VCPUS * vcpus + WEIGHT_LOAD * load
+    worth = EVENNESS * sum(node.cores for node in state.nodes[: state.count]) * HORIZON_S
+    ends = [_End.of(state, place, limits.tight) for place in range(state.count)]
     for name, targets in pairs:
         domain, source = state.cluster.domains[name], state.where[name]
         cost = COPY_CORES * domain.memory / state.cluster.link if limits.payback else 0.0
-        missing = state.missing(source) - state.missing(source, -domain.load)
+        eased = state.missing(source) - state.missing(source, -domain.load)
+        full = state.free[source] / state.nodes[source].room
+        sums = _without(state, domain, source)
         for target in targets:
-            if target == source or not _fits(state, limits.tight, domain.memory, (source, target)):
+            end = ends[target]
+            left = end.free - domain.memory
+            if target == source or left < 0 or (left < end.floor and left <= full * end.room):
                 continue
-            relief = missing + state.missing(target) - state.missing(target, domain.load)
+            relief = eased if domain.load <= end.spare else eased - domain.load + max(0.0, end.spare)
             change = state.conflict_change(domain, source, target) if domain.groups else 0
             if change is None or (relief < -NOISE and not change):
                 continue
-            gain = spread - _spread_after(state, domain, source, target) - WEIGHT_CONFLICT * change
+            gain = now - _spread_with(state.count, sums, domain, end) - WEIGHT_CONFLICT * change
             value = relief * HORIZON_S + gain * worth
-            if bare or (_enough(limits, gain, relief, change) and value > limits.payback * cost):
-                found.append(Candidate(cost - value, name, target, source, gain, relief))
+            if bare or (value > limits.payback * cost and _enough(limits, gain, relief, change)):
+                found.append(Candidate(round(cost - value, 6), name, target, source, gain, relief))
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """A node as a target. `floor`: MiB that must stay free, unless the source is fuller. `spare`: cores below busy."""
+
+    free: int
+    floor: float
+    room: int
+    memory: int
+    cores: int
+    memory_share: float
+    vcpus_share: float
+    load_share: float
+    spare: float
+
+    @classmethod
+    def of(cls, state: State, place: int, tight: float) -> _End:
+        node = state.nodes[place]
+        return cls(
+            free=state.free[place],
+            floor=(1 - tight) * node.room,
+            room=node.room,
+            memory=node.memory,
+            cores=node.cores,
+            memory_share=state.memory_share[place],
+            vcpus_share=state.vcpus_share[place],
+            load_share=state.load_share[place],
+            spare=state.busy * node.cores - state.load[place],
+        )
+
+
+_Sums = tuple[float, float, float, float, float, float]
+
+
+def _without(state: State, domain: Domain, source: int) -> _Sums:
+    """Return the sum and the sum of squares of free memory, vcpus and load, once the domain has left its node."""
+    node = state.nodes[source]
+    memory, vcpus, load = domain.memory / node.memory, domain.vcpus / node.cores, domain.load / node.cores
+    (memory_sum, memory_squares), (vcpus_sum, vcpus_squares), (load_sum, load_squares) = state.sums
+    return (
+        memory_sum + memory,
+        memory_squares + memory * (memory + 2 * state.memory_share[source]),
+        vcpus_sum - vcpus,
+        vcpus_squares + vcpus * (vcpus - 2 * state.vcpus_share[source]),
+        load_sum - load,
+        load_squares + load * (load - 2 * state.load_share[source]),
+    )
+
+
+def _spread_with(count: int, sums: _Sums, domain: Domain, end: _End) -> float:
+    """Return the weighted spread once the domain has come to a node. The planner spends most of its time here."""
+    memory_sum, memory_squares, vcpus_sum, vcpus_squares, load_sum, load_squares = sums
+    add = domain.memory / end.memory
+    mean = (memory_sum - add) / count
+    variance = (memory_squares + add * (add - 2 * end.memory_share)) / count - mean * mean
+    spread = WEIGHT_MEMORY * math.sqrt(variance) if variance > 0 else 0.0
+    add = domain.vcpus / end.cores
+    mean = (vcpus_sum + add) / count
+    variance = (vcpus_squares + add * (add + 2 * end.vcpus_share)) / count - mean * mean
+    if variance > 0:
+        spread += WEIGHT_VCPUS * math.sqrt(variance)
+    add = domain.load / end.cores
+    mean = (load_sum + add) / count
+    variance = (load_squares + add * (add + 2 * end.load_share)) / count - mean * mean
+    if variance > 0:
+        spread += WEIGHT_LOAD * math.sqrt(variance)
+    return spread
 
 
 def _enough(limits: Limits, gain: float, relief: float, change: int) -> bool:
     """Return whether a move gains enough to be worth the trouble."""
     return relief >= RELIEF or change < 0 or (limits.even and gain >= max(limits.gain, NOISE))
-
-
-def _fits(state: State, tight: float, memory: int, pair: tuple[int, int]) -> bool:
-    """Return whether the target has the room, and does not become tight by it (unless the source is tighter)."""
-    source, target = pair
-    left = state.free[target] - memory
-    if left < 0:
-        return False
-    room = state.nodes[target].room
-    return left >= (1 - tight) * room or left * state.nodes[source].room > state.free[source] * room
 
 
 def _movable(state: State, limits: Limits, settled: Collection[str]) -> Iterator[tuple[str, Iterable[int]]]:
@@ -141,31 +206,3 @@ def _heat(state: State) -> list[float]:
             scale = node.memory if which == 0 else node.cores
             heat[place] += factor * (shares[which][place] - mean) / scale
     return heat
-
-
-def _weighted(spread: tuple[float, float, float]) -> tuple[float, float, float]:
-    return WEIGHT_MEMORY * spread[0], WEIGHT_VCPUS * spread[1], WEIGHT_LOAD * spread[2]
-
-
-def _spread_after(state: State, domain: Domain, source: int, target: int) -> float:
-    """Return the weighted spread after a move. The innermost computation: no calls but to sqrt."""
-    count = state.count
-    one, other = state.nodes[source], state.nodes[target]
-    total, squares = state.sums[0]
-    here, there = state.memory_share[source], state.memory_share[target]
-    plus, minus = domain.memory / one.memory, domain.memory / other.memory
-    mean = (total + plus - minus) / count
-    variance = (squares + plus * (2 * here + plus) + minus * (minus - 2 * there)) / count - mean * mean
-    after = WEIGHT_MEMORY * math.sqrt(variance) if variance > 0 else 0.0
-    total, squares = state.sums[1]
-    here, there = state.vcpus_share[source], state.vcpus_share[target]
-    minus, plus = domain.vcpus / one.cores, domain.vcpus / other.cores
-    mean = (total + plus - minus) / count
-    variance = (squares + plus * (2 * there + plus) + minus * (minus - 2 * here)) / count - mean * mean
-    after += WEIGHT_VCPUS * math.sqrt(variance) if variance > 0 else 0.0
-    total, squares = state.sums[2]
-    here, there = state.load_share[source], state.load_share[target]
-    minus, plus = domain.load / one.cores, domain.load / other.cores
-    mean = (total + plus - minus) / count
-    variance = (squares + plus * (2 * there + plus) + minus * (minus - 2 * here)) / count - mean * mean
-    return after + (WEIGHT_LOAD * math.sqrt(variance) if variance > 0 else 0.0)

@@ -17,8 +17,15 @@ from veery.balance.reserve import Reserve
 from veery.balance.state import WEIGHT_STRANDED, State
 
 CHECKS = 200  # of N+1 in one step: the best moves that are checked before the planner gives up
+TRIALS_MAX = 300
+TRIALS_EFFORT = 1_000_000  # domains x nodes x trials
 BETTER = 1e-7  # of the score
 MENDING_CHECKS = 64  # the same while N+1 is broken: each is checked, because it may mend N+1
+
+
+def affordable(cluster: Cluster) -> int:
+    """Return how many trials a person can wait for: fewer in a large cluster."""
+    return min(TRIALS_MAX, TRIALS_EFFORT // max(1, len(cluster.nodes) * len(cluster.domains)))
 
 
 def plan(cluster: Cluster, limits: Limits) -> Plan:
@@ -51,6 +58,7 @@ class _Planner:
         end = self._descend()
         if self.limits.trials and self.steps:
             self._refine()
+            end = self._descend()
         after = self._score()
         return Plan(before=before, after=after, moves=self._told(), end=end)
 

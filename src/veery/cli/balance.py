@@ -2,39 +2,85 @@
 
 from __future__ import annotations
 
+import time
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from veery.cli import tables
 from veery.cli.catalogue import Verb
 from veery.cli.session import Session, Usage
+from veery.client.address import find
+from veery.client.http import Client
+from veery.errors import Refused
 from veery.model.units import format_size
 
 if TYPE_CHECKING:
-    from veery.balance.model import Plan, Score
+    from veery.balance.model import Cluster, Plan, Score
     from veery.cli.parser import Parser
 
-TRIALS_MAX = 300  # to replace moves of the plan by better ones
-TRIALS_EFFORT = 1_000_000  # domains x nodes x trials: large clusters get fewer trials
+MEASURE_MAX_S = 600
+PRESENT = "present"  # the state of a node that may receive domains
 
 
 def _balance(session: Session, args: Namespace) -> int:
     from veery.balance import file, planner
     from veery.balance.model import Limits
 
-    if not args.cluster:
-        raise Usage("give --cluster FILE", "balance")
+    if bool(args.cluster) == args.plan:
+        raise Usage("give either --plan or --cluster FILE", "balance")
     if args.max_moves < 0:
         raise Usage("--max-moves must not be negative", "balance")
-    cluster = file.load(Path(args.cluster))
-    trials = min(TRIALS_MAX, TRIALS_EFFORT // (len(cluster.nodes) * max(1, len(cluster.domains))))
+    if not 0 < args.measure <= MEASURE_MAX_S:
+        raise Usage(f"--measure must be above 0 and at most {MEASURE_MAX_S}", "balance")
+    cluster, silent = (file.load(Path(args.cluster)), ()) if args.cluster else _survey(session, args.measure)
+    trials = planner.affordable(cluster)
     plan = planner.plan(cluster, Limits(moves=args.max_moves, even=not args.relieve, trials=trials))
     if session.json:
         session.print_json(plan)
     else:
         _tell(plan, explain=args.explain)
-    return 0
+    return 1 if silent else 0
+
+
+def _survey(session: Session, seconds: float) -> tuple[Cluster, Sequence[str]]:
+    """Return the live cluster, and the hypervisors that do not answer. The load is measured over `seconds`."""
+    from veery.balance.live import Report, Survey, described
+    from veery.model.codec import convert
+    from veery.model.domain import DomainReading, HostReading
+    from veery.model.ha import Group, HaRecord
+
+    readings = tuple[DomainReading, ...]
+    status = session.client.get("/v1/cluster")
+    if not status["quorum"]:
+        raise Refused("the store has no quorum, so nobody knows where domains may run", hint="veery cluster status")
+    began, before = time.monotonic(), session.client.get("/v1/domains", cluster="1")
+    time.sleep(seconds)
+    ended, after = time.monotonic(), session.client.get("/v1/domains", cluster="1")
+    session.note_restored(after)
+    session.note_unsettled(after)
+    states = {node["name"]: node["state"] for node in status["nodes"]}
+    silent = sorted({*before["silent"], *after["silent"]})
+    reports = {}
+    for name in sorted(before["nodes"].keys() & after["nodes"].keys()):
+        host = Client(find(session.settings, name, session.lab)).get("/v1/host")["host"]
+        reports[name] = Report(
+            host=convert(host, HostReading),
+            takes=states.get(name) == PRESENT,
+            before=convert(before["nodes"][name], readings),
+            after=convert(after["nodes"][name], readings),
+            seconds=ended - began,
+        )
+    for name in silent:
+        session.note(f"veery: node {name} does not answer; the plan leaves it and its domains out")
+    survey = Survey(
+        reports=reports,
+        owners={domain: node["name"] for node in status["nodes"] for domain in node["domains"]},
+        policies={row["domain"]: convert(row["policy"], HaRecord) for row in session.client.get("/v1/ha")},
+        rules={row["name"]: convert(row["rule"], Group) for row in session.client.get("/v1/groups")},
+    )
+    return described(survey), silent
 
 
 def _tell(plan: Plan, *, explain: bool) -> None:
@@ -64,7 +110,11 @@ def _score(score: Score) -> str:
 
 
 def _declare(parser: Parser) -> None:
+    parser.add_argument("--plan", action="store_true", help="plan for this cluster, and move nothing")
     parser.add_argument("--cluster", metavar="FILE", default="", help="plan for the cluster that FILE describes")
+    parser.add_argument(
+        "--measure", metavar="SECONDS", type=float, default=10.0, help="with --plan: measure the load so long (10)"
+    )
     parser.add_argument("--explain", action="store_true", help="print the reason for each move")
     parser.add_argument("--max-moves", metavar="N", type=int, default=20, help="plan at most N moves (20)")
     parser.add_argument("--relieve", action="store_true", help="only relieve busy nodes and mend rules and N+1")
@@ -83,8 +133,12 @@ each domain that would find no place after the loss of its node (N+1). Lower is 
 No move breaks the rule of a group, fills a node beyond its memory, or makes N+1 worse. A move must gain three times
 the processor time that its copy costs.
 
---cluster plans for a described cluster, without a daemon. docs/balance.md describes the file and the score.""",
-        examples="veery balance --cluster lab.json --explain\nveery balance --cluster lab.json --max-moves 5 --json",
+--plan asks the nodes of this cluster, and measures the load of the domains for some seconds. A short peak counts as
+much as a lasting load, so look at more than one plan. --cluster plans for a described cluster, without a daemon.
+docs/balance.md describes the file and the score.""",
+        examples="veery balance --plan --explain\nveery balance --plan --measure 60\n"
+        "veery balance --cluster lab.json --max-moves 5 --json",
+        failure="with --plan: a node did not answer, and the plan leaves it out",
         json=True,
     ),
 }
