@@ -10,6 +10,7 @@ from typing import Any
 from aiohttp import web
 
 from veery.api.bodies import Disarm, DrainNode, End, ResumeNode, SetGroup, SetPolicy
+from veery.api.errors import Malformed
 from veery.api.route import bind
 from veery.api.server import CALLER, Handler, Lines, answer, author, forward, order
 from veery.api.table.ha import HA
@@ -130,7 +131,7 @@ class HaRoutes:
         """Return the last ?count=N events."""
         count = request.query.get("count", "50")
         if not count.isdigit():
-            raise Refused(f"count must be a whole number, not {count!r}", hint="see docs/api.md")
+            raise Malformed("the parameter 'count' is wrong: it is not a whole number", field="count")
         return answer(await journal.last(self._ha_service.records, int(count)))
 
     async def follow(self, request: web.Request) -> web.StreamResponse:
