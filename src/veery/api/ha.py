@@ -14,7 +14,7 @@ from veery.api.errors import Malformed
 from veery.api.route import bind
 from veery.api.server import CALLER, Handler, Lines, answer, author, forward, order
 from veery.api.table.ha import HA
-from veery.errors import Failed, Refused, VeeryError
+from veery.errors import Refused, Unavailable, VeeryError
 from veery.ha import groups, journal, orders
 from veery.model.ha import Ticket
 from veery.node.ha_service import HaService
@@ -163,7 +163,7 @@ class HaRoutes:
             for name in self._node_cache.voters():
                 with contextlib.suppress(Refused):
                     return await forward(request, self._peers, name)
-            raise Failed("no voter answers", hint="veery node list; veeryd must run on a majority of the voters")
+            raise Unavailable("no voter answers", hint="veery node list; veeryd must run on a majority of the voters")
 
         return led
 
