@@ -4,6 +4,7 @@
     ├── Refused          the check failed before anything changed
     │   └── NotFound     because the named object does not exist
     ├── Failed           something was tried or changed; the message says what is left, the hint what to run next
+    │   └── Unavailable  because a part that the order needs does not answer
     └── OutcomeUnknown   the answer was lost: the order may or may not have happened; look before you act again
 
 Each error has a message of one sentence, and a hint with the next step. The code that handles an error logs it once.
@@ -46,6 +47,12 @@ class Failed(VeeryError):
     kind = "failed"
 
 
+class Unavailable(Failed):
+    """The order needs the store, the brain or another part that does not answer now. It may succeed later."""
+
+    reason = "unavailable"
+
+
 class OutcomeUnknown(VeeryError):
     """The order was sent, but its answer was lost. Only a later query can show what happened."""
 
@@ -63,10 +70,11 @@ def hinting(hint: str) -> Iterator[None]:
 
 
 KINDS: dict[str, type[VeeryError]] = {cls.kind: cls for cls in (Refused, Failed, OutcomeUnknown)}
+REASONS: dict[tuple[str, str], type[VeeryError]] = {(cls.kind, cls.reason): cls for cls in (NotFound, Unavailable)}
 
 
 def from_kind(kind: str, message: str, hint: str = "", reason: str = "") -> VeeryError:
     """Return the error that a peer sent as (kind, message, hint). An unknown kind becomes Failed, an unknown reason
     counts as none."""
-    found = NotFound if (kind, reason) == (NotFound.kind, NotFound.reason) else KINDS.get(kind, Failed)
+    found = REASONS.get((kind, reason)) or KINDS.get(kind, Failed)
     return found(message, hint=hint)

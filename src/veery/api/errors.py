@@ -27,7 +27,7 @@ TITLES = {
     "unknown": "The order was sent, and its answer was lost.",
     "not-found": "What the order names does not exist.",
     "no-route": "This version has no such route.",
-    "unavailable": "The cluster's store does not answer.",
+    "unavailable": "Something that the order needs does not answer.",
     "malformed": "The request is not as the API describes it.",
 }
 HINTS = {  # for errors without a hint of their own
@@ -44,7 +44,7 @@ REASONS = {
     413: "the body is too long",
     422: "the request is well formed, and a value in it is not possible",
     500: "`detail` says what is left",
-    503: "the cluster's store does not answer",
+    503: "the store, or another part that the order needs, does not answer",
     504: "the answer was lost: look before you try again",
 }
 

@@ -10,10 +10,11 @@ from typing import Any
 from aiohttp import web
 
 from veery.api.bodies import Disarm, DrainNode, End, ResumeNode, SetGroup, SetPolicy
+from veery.api.errors import Malformed
 from veery.api.route import bind
 from veery.api.server import CALLER, Handler, Lines, answer, author, forward, order, words
 from veery.api.table.ha import HA
-from veery.errors import Failed, Refused, VeeryError
+from veery.errors import Refused, Unavailable, VeeryError
 from veery.ha import groups, journal, orders
 from veery.model.ha import Ticket
 from veery.node.ha_service import HaService
@@ -132,7 +133,7 @@ class HaRoutes:
         """Return the last ?count=N events."""
         count = request.query.get("count", "50")
         if not count.isdigit():
-            raise Refused(f"count must be a whole number, not {count!r}", hint="see docs/api.md")
+            raise Malformed("the parameter 'count' is wrong: it is not a whole number", field="count")
         return answer(await journal.last(self._ha_service.records, int(count)))
 
     async def follow(self, request: web.Request) -> web.StreamResponse:
@@ -164,7 +165,7 @@ class HaRoutes:
             for name in self._node_cache.voters():
                 with contextlib.suppress(Refused):
                     return await forward(request, self._peers, name)
-            raise Failed("no voter answers", hint="veery node list; veeryd must run on a majority of the voters")
+            raise Unavailable("no voter answers", hint="veery node list; veeryd must run on a majority of the voters")
 
         return led
 

@@ -9,12 +9,12 @@ from typing import Any
 from aiohttp import web
 
 from veery.api.bodies import BuildImage, CreateVolume, Resize
-from veery.api.errors import error_body
+from veery.api.errors import Malformed, error_body
 from veery.api.route import bind
 from veery.api.server import Lines, answer, body, checked, forward, order
 from veery.api.table.volumes import NETWORKS, VOLUMES
 from veery.api.volumemoves import MoveRoutes
-from veery.errors import Failed, Refused, VeeryError
+from veery.errors import Failed, VeeryError
 from veery.model.node import Role
 from veery.model.volume import Backing
 from veery.network.bridge import bridges
@@ -68,7 +68,7 @@ class StorageRoutes:
             return answer(await self._peers.call(node, "POST", "/v1/volumes", {**data, "node": node}, deadline=120))
         backing = wish.backing or Backing.FILE
         if backing not in tuple(Backing):
-            raise Refused(f"no backing {backing!r}", hint=f"one of {', '.join(Backing)}")
+            raise Malformed("the field 'backing' is wrong", field="backing", hint=f"one of {', '.join(Backing)}")
         work = self._volumes.mine().create(wish.name, wish.size, Backing(backing))
         return answer(await asyncio.shield(asyncio.ensure_future(work)))
 

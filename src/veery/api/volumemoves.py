@@ -106,7 +106,7 @@ class MoveRoutes:
             offset = int(request.query.get("offset", "0"))
             length = int(request.query.get("length", str(volume.size - offset)))
         except ValueError as error:
-            raise Refused("offset and length must be numbers of bytes", hint="see docs/api.md") from error
+            raise Malformed("'offset' and 'length' must be numbers of bytes", field="offset") from error
         if offset < 0 or length < 0 or offset + length > volume.size:
             raise Refused(f"volume {volume.name} has {volume.size} bytes", hint="ask for fewer bytes")
         response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})

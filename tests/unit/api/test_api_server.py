@@ -27,7 +27,7 @@ from veery.cluster.admission import Admission
 from veery.cluster.keys import CERTIFICATES
 from veery.cluster.memory import MemoryStore
 from veery.cluster.store import Delete
-from veery.errors import Failed, NotFound, Refused
+from veery.errors import Failed, NotFound, Refused, Unavailable, VeeryError
 from veery.host import tls
 from veery.host.clock import RealClock
 from veery.host.tasks import stop
@@ -77,6 +77,7 @@ class Served:
         self.ports: dict[str, int] = {}
         self.apis: dict[str, ApiServer] = {}
         self.followers = 0
+        self.error: VeeryError = NotFound("gone")
         self._running: list[asyncio.Task[None]] = []
 
     async def open(self, group: str = "") -> None:
@@ -136,7 +137,7 @@ class Served:
         return answer({"caller": str(require_direct(request))})
 
     async def _gone(self, _: web.Request) -> web.Response:
-        raise NotFound("no domain x", hint="look")
+        raise self.error
 
     async def _ca(self, _: web.Request) -> web.Response:
         return answer({"ca": ""})
@@ -360,10 +361,12 @@ async def test_a_peer_that_is_not_there_is_refused(served: Served) -> None:
         await served.peers.call("nowhere", "GET", "/v1/who")
 
 
-async def test_what_a_peer_does_not_find_is_not_found(served: Served) -> None:
-    with pytest.raises(NotFound, match="no domain x") as caught:
+@pytest.mark.parametrize("kind", [NotFound, Unavailable, Refused, Failed])
+async def test_an_error_keeps_its_reason_from_node_to_node(served: Served, kind: type[VeeryError]) -> None:
+    served.error = kind("no domain x", hint="look")
+    with pytest.raises(kind, match="no domain x") as caught:
         await served.peers.call("b", "GET", "/v1/gone")
-    assert caught.value.hint == "look"
+    assert (caught.type, caught.value.hint) == (kind, "look")
 
 
 async def test_a_wrong_method_names_the_right_ones(served: Served) -> None:
