@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 
 from veery.cluster import levels
+from veery.ha.commoncause import common_signs, is_common
 from veery.model.ha import ClusterView, FenceState, IntentKind, NodeView, Rules
 from veery.model.node import Role
 from veery.model.verdict import NodeVerdict
@@ -70,17 +71,21 @@ IN_USE = frozenset(NodeState) - ABSENT - {NodeState.RETURNING, NodeState.ADMITTI
 def judge(view: ClusterView, now: float, rules: Rules) -> dict[str, NodeState]:
     """Return the state of each node."""
     owning = {domain.owner.node for domain in view.domains.values() if domain.owner}
-    return {name: _state(view, node, now, rules, owning=name in owning) for name, node in view.nodes.items()}
+    common = common_signs(view)
+    return {
+        name: _state(view, node, now, rules, owning=name in owning, shared=is_common(view, name, common))
+        for name, node in view.nodes.items()
+    }
 
 
-def _state(view: ClusterView, node: NodeView, now: float, rules: Rules, *, owning: bool) -> NodeState:
+def _state(view: ClusterView, node: NodeView, now: float, rules: Rules, *, owning: bool, shared: bool) -> NodeState:
     if node.unreadable:
         return NodeState.UNREADABLE
     fence = node.fence
     if node.absent is None:
         if fence is not None:
             return NodeState.ADMITTING if fence.state is FenceState.ADMITTING else NodeState.RETURNING
-        return _present(view, node, now, rules, owning=owning)
+        return _present(view, node, now, rules, owning=owning, shared=shared)
     if fence is not None and fence.state is not FenceState.ADMITTING:
         return {
             FenceState.FENCING: NodeState.FENCING,
@@ -90,7 +95,7 @@ def _state(view: ClusterView, node: NodeView, now: float, rules: Rules, *, ownin
     return _absent(view, node, node.absent, rules)
 
 
-def _present(view: ClusterView, node: NodeView, now: float, rules: Rules, *, owning: bool) -> NodeState:
+def _present(view: ClusterView, node: NodeView, now: float, rules: Rules, *, owning: bool, shared: bool) -> NodeState:
     old = outdated(view, node)
     if not old and cut_off(view, node, rules):  # an older version may be unable to write heartbeats while domains run
         return NodeState.CUT_OFF
@@ -99,7 +104,7 @@ def _present(view: ClusterView, node: NodeView, now: float, rules: Rules, *, own
     settled = (node.present or 0.0) >= rules.use  # a node that has just come back may still report a newer verdict
     if node.health.verdict is NodeVerdict.EVACUATE and settled:
         return NodeState.SICK
-    if node.health.verdict is NodeVerdict.QUARANTINE and settled:
+    if node.health.verdict is NodeVerdict.QUARANTINE and settled and not shared:
         return NodeState.QUARANTINED
     if damped(node, now, rules):
         return NodeState.DAMPED

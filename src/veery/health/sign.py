@@ -34,7 +34,8 @@ RANK = {Level.OK: 0, Level.UNKNOWN: 1, Level.WATCH: 2, Level.BAD: 3}
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sign:
     """One report of a sensor about one part. `value` is the reading as text; `sentence` says what it means. `serial` is
-    that of the part, "" if it is not known."""
+    that of the part, "" if it is not known. `exposed`: the node works, but the next fault of this kind would end it.
+    Such a `watch` sign of a state asks for quarantine."""
 
     sensor: str
     part: str
@@ -43,10 +44,19 @@ class Sign:
     sentence: str
     counter: bool = False  # a counter that grows too fast, and not a permanent event
     serial: str = ""
+    exposed: bool = False
 
 
 def sign(
-    sensor: str, part: str, level: Level, value: object, sentence: str, *, counter: bool = False, serial: str = ""
+    sensor: str,
+    part: str,
+    level: Level,
+    value: object,
+    sentence: str,
+    *,
+    counter: bool = False,
+    serial: str = "",
+    exposed: bool = False,
 ) -> Sign:
     """Return a Sign whose texts are printable and short, whatever their source."""
     return Sign(
@@ -57,6 +67,7 @@ def sign(
         sentence=_clean(sentence, SENTENCE_MAX),
         counter=counter,
         serial=real_serial(serial),
+        exposed=exposed,
     )
 
 

@@ -57,6 +57,7 @@ BY_SENSOR = {
     "psi": SensorMode.TELL,  # a move under memory pressure adds to it
     "iscsi": SensorMode.TELL,  # the brain has a rule of its own for a node that lost the storage
     "multipath": SensorMode.TELL,
+    "latency": SensorMode.TELL,  # most often the target is slow
     "units": SensorMode.QUARANTINE,  # without Xen's toolstack nothing can be moved
 }
 
@@ -85,7 +86,8 @@ class Part:
     """The history of one part. `since`: when the present level began. `recent`: True for each of the last readings that
     was bad. `raised`: when the part began to count as bad, None if it does not. `bad_at`: the last bad reading.
     `rises`: the recent times at which it was raised. `known`: the finding that an operator acknowledged. `serial`: the
-    part's own; `other`: another one that the last reading showed in its place."""
+    part's own; `other`: another one that the last reading showed in its place. `grave`: as `recent`, without the
+    readings that only ask for quarantine. `mild`: the part only asks for quarantine."""
 
     sensor: str
     part: str
@@ -103,6 +105,8 @@ class Part:
     known: str | None = None
     serial: str = ""
     other: str = ""
+    grave: tuple[bool, ...] = ()
+    mild: bool = False
 
     @property
     def finding(self) -> str:
@@ -191,33 +195,42 @@ def _step(history: History, old: Part, sign: Sign, now: float, figures: Figures)
     level, value, sentence = sign.level, sign.value, sign.sentence
     stands = old.raised is not None and old.kind is Kind.FACT
     kind = old.kind if stands or level is not Level.BAD else kind_of(sign)
+    counts = level is Level.BAD or (level is Level.WATCH and sign.exposed and kind is Kind.STATE)
     same = old.level is level and (kind is not Kind.LOG or (old.value, old.sentence) == (value, sentence))
-    if level is not Level.BAD and (
-        old.raised is not None or level is Level.UNKNOWN
-    ):  # keep the bad finding: it says most
+    if not counts and (old.raised is not None or level is Level.UNKNOWN):  # keep the bad finding: it says most
         value, sentence = old.value or value, old.sentence or sentence
     new = dataclasses.replace(
         old, level=level, kind=kind, value=value, sentence=sentence, since=old.since if same else now
     )
     if level is Level.UNKNOWN:
-        return _calmed(new if new.raised is None else dataclasses.replace(new, recent=()), now, figures)
-    bad = level is Level.BAD and new.known != new.finding and not _is_void(history, new, now, figures)
+        return _calmed(new if new.raised is None else dataclasses.replace(new, recent=(), grave=()), now, figures)
+    bad = counts and new.known != new.finding and not _is_void(history, new, now, figures)
     new = dataclasses.replace(
         new,
         recent=(*old.recent, bad)[-figures.kept :],
+        grave=(*old.grave, bad and level is Level.BAD)[-figures.kept :],
         bad_at=now if bad else old.bad_at,
         begun=(now if old.begun is None else old.begun) if bad else old.begun,
-        known=new.known if level is Level.BAD else None,
+        known=new.known if counts else None,
     )
     if new.raised is not None:
-        return _calmed(new, now, figures)
+        return _calmed(_weighed(new, figures), now, figures)
     if not any(new.recent):
         return dataclasses.replace(new, begun=None)
     if not bad or not (kind in (Kind.FACT, Kind.LOG) or new.recent.count(True) >= figures.up):
         return new
     rises = tuple(at for at in new.rises if now - at < figures.flap_window_s)
     begun = now if new.begun is None else new.begun
-    return dataclasses.replace(new, raised=now, rise_s=now - begun, rises=(*rises, now)[-figures.kept :])
+    mild = kind is Kind.STATE and new.grave.count(True) < figures.up
+    return dataclasses.replace(new, raised=now, rise_s=now - begun, rises=(*rises, now)[-figures.kept :], mild=mild)
+
+
+def _weighed(part: Part, figures: Figures) -> Part:
+    """Return the raised part, mild if its last bad readings only ask for quarantine."""
+    if part.kind is not Kind.STATE or part.grave.count(True) >= figures.up:
+        return dataclasses.replace(part, mild=False)
+    eased = any(part.recent[-figures.down :]) and not any(part.grave[-figures.down :])
+    return dataclasses.replace(part, mild=part.mild or eased)
 
 
 def _is_void(history: History, part: Part, now: float, figures: Figures) -> bool:
@@ -243,7 +256,7 @@ def _calmed(part: Part, now: float, figures: Figures) -> Part:
         over = quiet_s >= figures.unknown_keeps_s
     else:
         over = _is_calm(part, figures) and quiet_s >= max(figures.calm_s, figures.calm_factor * part.rise_s)
-    return dataclasses.replace(part, raised=None, begun=None, recent=()) if over else part
+    return dataclasses.replace(part, raised=None, begun=None, recent=(), grave=(), mild=False) if over else part
 
 
 def _is_calm(part: Part, figures: Figures) -> bool:
@@ -310,6 +323,7 @@ def _sign(part: Part, modes: Mapping[str, SensorMode], now: float, figures: Figu
     most = {SensorMode.TELL: NodeVerdict.WELL, SensorMode.QUARANTINE: NodeVerdict.QUARANTINE}
     asks = min(wants, most.get(mode, NodeVerdict.EVACUATE), key=tuple(NodeVerdict).index)
     calm = part.raised is not None and part.kind is not Kind.FACT and part.level is not Level.BAD
+    calm = calm and part.recent[-1:] != (True,)
     flapping = part.raised is None and wants is NodeVerdict.QUARANTINE
     sentence = part.sentence
     if flapping:
@@ -337,6 +351,8 @@ def _wants(part: Part, now: float, figures: Figures) -> NodeVerdict:
         return NodeVerdict.QUARANTINE if _flaps(part, now, figures) else NodeVerdict.WELL
     if part.kind is Kind.FACT:
         return NodeVerdict.EVACUATE
+    if part.mild:
+        return NodeVerdict.QUARANTINE
     often = len([at for at in part.rises if now - at < figures.flap_window_s]) > figures.flap_count
     if often or part.level is Level.UNKNOWN or _is_calm(part, figures):
         return NodeVerdict.QUARANTINE
@@ -349,7 +365,16 @@ def acknowledge(history: History, sensor: str = "") -> History:
     only when they change."""
     parts = {
         key: dataclasses.replace(
-            each, known=each.finding, raised=None, recent=(), begun=None, bad_at=None, rises=(), rise_s=0.0
+            each,
+            known=each.finding,
+            raised=None,
+            recent=(),
+            grave=(),
+            mild=False,
+            begun=None,
+            bad_at=None,
+            rises=(),
+            rise_s=0.0,
         )
         if sensor in ("", each.sensor)
         else each

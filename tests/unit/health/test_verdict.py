@@ -367,3 +367,54 @@ def test_a_quarantine_for_flapping_ends_with_another_card() -> None:
     assert node.record.verdict is QUARANTINE
     other = sign("nic", "eth0", OK, "", "the interface is up", serial="52:54:00:00:00:02")
     assert [node.read(other) for _ in range(2)][-1] is WELL
+
+
+def supply(level: Level, *, exposed: bool = False) -> Sign:
+    return sign("ipmi", "PS2", level, "", f"the supply is {level}", exposed=exposed)
+
+
+def test_a_lost_supply_is_quarantine_while_it_lasts() -> None:
+    node = Node()
+    assert [node.read(supply(WATCH, exposed=True)) for _ in range(4)] == [WELL, WELL, QUARANTINE, QUARANTINE]
+    assert (node.record.severe, node.record.reason) == (False, "ipmi PS2: the supply is watch")
+    assert [node.read(supply(OK)) for _ in range(3)] == [QUARANTINE] * 3
+    assert node.record.reason == "ipmi PS2: it was bad a while ago: the supply is watch"
+    node.pass_(2000)
+    assert node.read(supply(OK)) is WELL
+
+
+def test_a_sign_to_be_watched_is_no_quarantine_by_itself() -> None:
+    node = Node()
+    assert {node.read(supply(WATCH)) for _ in range(10)} == {WELL}
+
+
+def test_the_last_supply_is_severe_when_three_readings_of_five_show_it() -> None:
+    node = Node()
+    for _ in range(5):
+        node.read(supply(WATCH, exposed=True))
+    assert [node.read(supply(BAD)) for _ in range(3)] == [QUARANTINE, QUARANTINE, EVACUATE]
+    assert node.record.severe
+    assert node.read(supply(WATCH, exposed=True)) is EVACUATE  # one reading can be wrong
+    assert [node.read(supply(WATCH, exposed=True)) for _ in range(2)] == [EVACUATE, QUARANTINE]
+    assert not node.record.severe
+
+
+def test_a_supply_that_fails_at_once_is_severe() -> None:
+    node = Node()
+    assert [node.read(supply(BAD)) for _ in range(3)] == [WELL, WELL, EVACUATE]
+    assert node.record.severe
+
+
+def test_an_operator_can_call_a_lost_supply_well() -> None:
+    node = Node()
+    for _ in range(3):
+        node.read(supply(WATCH, exposed=True))
+    node.history = acknowledge(node.history)
+    assert {node.read(supply(WATCH, exposed=True)) for _ in range(10)} == {WELL}
+    assert [node.read(supply(BAD)) for _ in range(3)][-1] is EVACUATE
+
+
+def test_only_states_can_ask_for_quarantine_while_they_are_watched() -> None:
+    node = Node()
+    found = sign("smart", "sda", WATCH, "", "it is hot", exposed=True)
+    assert {node.read(found) for _ in range(10)} == {WELL}

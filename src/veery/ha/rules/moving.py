@@ -26,7 +26,10 @@ def leave_sick(context: DecisionContext) -> Iterator[Action]:
         health = context.view.nodes[name].health
         if state not in IN_USE:
             continue
-        if health.verdict is NodeVerdict.QUARANTINE:
+        if cause := sickness.shared_quarantine(context, name):
+            reason = f"{name} still receives domains ({health.reason}): {cause}"
+            yield note(f"health/{name}", "common", reason, Level.ALARM)
+        elif health.verdict is NodeVerdict.QUARANTINE:
             yield note(f"health/{name}", "quarantine", f"{name} receives no domains: {health.reason}", Level.WARNING)
         elif health.verdict is NodeVerdict.WELL and (withheld := health.withheld):
             what = "emptied" if withheld.would is NodeVerdict.EVACUATE else "given no domains"
