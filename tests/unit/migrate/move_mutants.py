@@ -19,6 +19,7 @@ GATES = f"{MIGRATE}/test_move_gates.py::test_"
 MOVING = f"{MIGRATE}/test_moving.py::test_"
 VERSIONS = f"{MIGRATE}/test_moving_versions.py::test_"
 GUEST = f"{MIGRATE}/test_moving_guest.py::test_"
+POST = f"{MIGRATE}/test_moving_postcopy.py::test_"
 ALONG = f"{MIGRATE}/test_disks_along.py::test_"
 MIRROR = "tests/unit/hypervisor/test_qemu_mirror.py::test_"
 GUESSED = f"{MIGRATE}/test_settle_guessed.py::test_"
@@ -389,6 +390,13 @@ SETTLE = (
         by=f"{GATES}a_promise_to_another_move_is_left_alone",
     ),
     Mutant(
+        "the journal forgets a domain that does not run on yet",
+        "migrate/settle.py",
+        "        if _key(line) in self._open:\n            return\n",
+        "",
+        by=f"{MOVING}a_domain_that_does_not_run_on_yet_stays_in_the_journal",
+    ),
+    Mutant(
         "any owner is us",
         "migrate/settle.py",
         "here = owner is not None and owner.node == self._context.node and owner.boot == line.boot",
@@ -599,6 +607,65 @@ NODE = (
     ),
 )
 
+POST_COPY = (
+    Mutant(
+        "a node that has no part in a move gets its memory",
+        "migrate/postcopy.py",
+        "if line is not None and channel.peer not in {line.source, line.target}:",
+        "if False:",
+        by=f"{POST}a_node_that_has_no_part_in_a_move_is_told_nothing",
+    ),
+    Mutant(
+        "a source that says gone is believed at once",
+        "migrate/postcopy.py",
+        "if gone_since and now - gone_since > GRACE_S:",
+        "if gone_since:",
+        by=f"{POST}gone_is_believed_once_it_has_held",
+    ),
+    Mutant(
+        "a domain whose memory is gone is not ended",
+        "migrate/postcopy.py",
+        "            await driver.lose(line.uuid)\n",
+        "",
+        by=f"{POST}a_source_that_dies_takes_the_run_with_it",
+    ),
+    Mutant(
+        "a target that has everything takes a new stream",
+        "migrate/postcopy.py",
+        "if isinstance(message, wire.Ask) or standing is not Standing.PARTLY:",
+        "if isinstance(message, wire.Ask):",
+        by=f"{POST}a_target_that_has_everything_takes_no_new_stream",
+    ),
+    Mutant(
+        "a stream that broke counts as the rest",
+        "migrate/postcopy.py",
+        "                if rest is Rest.SENT:\n                    return\n",
+        "                return\n",
+        by=f"{POST}a_broken_stream_is_replaced_until_it_holds",
+    ),
+    Mutant(
+        "a settled source does not send the rest",
+        "migrate/settle.py",
+        "                await self._send_rest(line)\n",
+        "",
+        by=f"{POST}daemons_that_begin_anew_see_it_through",
+    ),
+    Mutant(
+        "the target's journal forgets a move whose memory is on its way",
+        "migrate/receiver.py",
+        "(self._settler.later if line.post_copy else context.journal.strike)(line)",
+        "context.journal.strike(line)",
+        by=f"{POST}it_leaves_before_all_is_sent",
+    ),
+    Mutant(
+        "the source's journal does not know of post-copy",
+        "migrate/sender.py",
+        "        self._steps.line = replace(self._steps.line, post_copy=True)\n",
+        "",
+        by=f"{POST}it_leaves_before_all_is_sent",
+    ),
+)
+
 DISKS = (
     Mutant(
         "files that are the disks are removed",
@@ -686,7 +753,7 @@ DISKS = (
     ),
 )
 
-MUTANTS = (*SENDER, *VITALS, *RECEIVER, *WIRE, *SETTLE, *OWNER_GATE, *NODE, *DISKS)
+MUTANTS = (*SENDER, *VITALS, *RECEIVER, *WIRE, *SETTLE, *OWNER_GATE, *NODE, *POST_COPY, *DISKS)
 
 
 def main() -> None:
