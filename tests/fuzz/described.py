@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from veery.api.errors import Problem
+from veery.api.errors import Error, Problem
 from veery.api.route import Form, Privilege, Route
 from veery.api.table import ROUTES
 from veery.model.codec import plain
@@ -23,7 +23,7 @@ def row(method: str, path: str) -> Route | None:
 
 
 def misfits(route: Route | None, status: int, body: bytes) -> Iterator[str]:
-    """What is wrong with a complete answer."""
+    """What is wrong with a complete answer, or with the complete lines of one."""
     if status >= 400:
         if route is not None and route.privilege is Privilege.OPEN:
             msgspec.json.decode(body, type=dict[str, dict[str, str]])  # as an older version does that joins
@@ -38,6 +38,24 @@ def misfits(route: Route | None, status: int, body: bytes) -> Iterator[str]:
         types = [route.answer, *(each.answer for each in route.query if each.answer is not None)]
         found = [[*_unlike(raw, each)] for each in types]
         yield from min(found, key=len)
+    elif status == 200 and route is not None and route.form is Form.LINES:
+        for line in body.rpartition(b"\n")[0].splitlines():
+            yield from _line(msgspec.json.decode(line), route)
+
+
+def _line(line: Any, route: Route) -> Iterator[str]:
+    """What is wrong with one line of a stream."""
+    match line.get("event"):
+        case "done":
+            yield from _unlike(line["result"], route.answer)
+        case "event":
+            yield from _unlike(line["value"], route.answer)
+        case "error":
+            yield from _unlike(line["error"], Error)
+        case "begin" | "progress" | "alive":
+            pass
+        case other:
+            yield f"no event {other!r}"
 
 
 def _unlike(raw: Any, wanted: Any) -> Iterator[str]:
