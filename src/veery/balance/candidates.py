@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from veery.balance.model import Domain, Limits
 from veery.balance.state import (
@@ -25,8 +26,7 @@ RELIEF = 0.1  # cores; less relief is no reason for a move
 NOISE = 1e-9
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Candidate:
+class Candidate(NamedTuple):
     """One move, better ones first in order. `rank`: minus the core-seconds that it gains beyond its cost, rounded,
     so that names break ties. `gain`: by
     how much it lowers the score. `relief`: cores of missing processor time that it ends."""

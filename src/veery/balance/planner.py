@@ -17,7 +17,8 @@ from veery.balance.reserve import Reserve
 from veery.balance.state import WEIGHT_STRANDED, State
 
 CHECKS = 200  # of N+1 in one step: the best moves that are checked before the planner gives up
-TRIALS_MAX = 300
+REMOVED_MAX = 7  # steps that one trial takes out
+TRIALS_MAX = 1000
 TRIALS_EFFORT = 1_000_000  # domains x nodes x trials
 BETTER = 1e-7  # of the score
 MENDING_CHECKS = 64  # the same while N+1 is broken: each is checked, because it may mend N+1
@@ -133,16 +134,14 @@ class _Planner:
 
     # ---- better moves for the same number of moves
     def _refine(self) -> None:
-        """Take one step out of the plan, or two or three, and fill the gap anew, as long as that makes the plan better.
-        Ends when nothing does, or when the trials are used up."""
+        """Take steps out of the plan, fill the gap anew, and keep what makes the plan better. First single steps, then
+        several that are ever further apart. Ends when the trials are used up."""
         trials = self.limits.trials
         distance = since = place = 0  # 0: one step at a time
         while trials > 0 and len(self.steps) > distance:
             trials -= 1
             count = len(self.steps)
-            out = {place % count, (place + distance) % count}
-            if place % 3 == 2:
-                out.add((place + 2 * distance) % count)
+            out = {(place + each * distance) % count for each in range(1 + (place + distance) % REMOVED_MAX)}
             place += 1
             if self._replace(out):
                 distance = since = 0

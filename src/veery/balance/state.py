@@ -132,20 +132,26 @@ class State:
             if allowed is not None and target not in allowed:
                 return None
             members = self.members[name]
-            before = self.broken(name)
-            members[source] -= 1
-            members[target] += 1
-            after = self.broken(name)
-            members[source] += 1
-            members[target] -= 1
-            if after > before:
+            if self.cluster.groups[name].kind is GroupKind.APART:
+                more = (members[target] > 0) - (members[source] > 1)
+                more -= allowed is not None and source not in allowed
+            else:
+                more = -self.broken(name)
+                members[source] -= 1
+                members[target] += 1
+                more += self.broken(name)
+                members[source] += 1
+                members[target] -= 1
+            if more > 0:
                 return None
-            change += after - before
+            change += more
         return change
 
     def in_conflict(self) -> frozenset[str]:
         """Return the domains of the groups whose rule is broken."""
         bad = {name for name in self.members if self.broken(name)}
+        if not bad:
+            return frozenset()
         return frozenset(each.name for each in self.cluster.domains.values() if not bad.isdisjoint(each.groups))
 
 

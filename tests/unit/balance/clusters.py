@@ -56,10 +56,12 @@ def check(cluster: Cluster, plan: Plan) -> None:
         assert move.domain not in seen
         assert target < state.count and source < state.count
         seen.add(move.domain)
+        pain, wrong = state.pain(), state.conflicts()
         before, broken = list(reserve.counts), {name: state.broken(name) for name in cluster.groups}
         state.move(move.domain, target)
         reserve.renew()
         assert state.free[target] >= 0
+        assert state.pain() <= pain + 1e-9 or state.conflicts() < wrong
         assert all(new <= old for new, old in zip(reserve.counts, before, strict=True))
         assert all(state.broken(name) <= count for name, count in broken.items())
         for group in domain.groups:

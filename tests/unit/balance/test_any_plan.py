@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from clusters import check
@@ -79,6 +80,14 @@ def test_a_plan_is_safe_and_true(cluster: Cluster, limits: Limits) -> None:
     assert len(plan.moves) <= limits.moves
     assert plan.after.stranded <= plan.before.stranded
     assert plan.after.conflicts <= plan.before.conflicts
+
+
+@settings(max_examples=40, deadline=None)
+@given(clusters(), limits)
+def test_trials_never_make_a_plan_worse(cluster: Cluster, limits: Limits) -> None:
+    with_trials = planner.plan(cluster, dataclasses.replace(limits, trials=10))
+    without = planner.plan(cluster, dataclasses.replace(limits, trials=0))
+    assert with_trials.after.total <= without.after.total + 1e-9 or len(with_trials.moves) > len(without.moves)
 
 
 @settings(max_examples=40, deadline=None)
