@@ -607,6 +607,37 @@ NODE = (
     ),
 )
 
+MOVES = (
+    Mutant(
+        "a bug in one move ends the others",
+        "migrate/moves.py",
+        "        except Exception as error:  # a bug in one move must not end the others",
+        "        except ZeroDivisionError as error:",
+        by=f"{MOVING}a_bug_in_one_move_ends_no_other",
+    ),
+    Mutant(
+        "a listener that is slow misses the end",
+        "migrate/moves.py",
+        "            if queue.full():\n                queue.get_nowait()\n            queue.put_nowait(None)",
+        "            if not queue.full():\n                queue.put_nowait(None)",
+        by=f"{MOVING}a_listener_that_is_slow_hears_the_end",
+    ),
+    Mutant(
+        "a target takes in more than its limit",
+        "migrate/receiver.py",
+        "asyncio.Semaphore(limits.into)",
+        "asyncio.Semaphore(99)",
+        by=f"{MIGRATE}/test_scheduler.py::test_the_target_lets_in_so_many",
+    ),
+    Mutant(
+        "a place for an arriving domain is not given back",
+        "migrate/receiver.py",
+        "            self._places.release()\n",
+        "            pass\n",
+        by=f"{MIGRATE}/test_scheduler.py::test_the_target_lets_in_so_many",
+    ),
+)
+
 POST_COPY = (
     Mutant(
         "a node that has no part in a move gets its memory",
@@ -753,7 +784,7 @@ DISKS = (
     ),
 )
 
-MUTANTS = (*SENDER, *VITALS, *RECEIVER, *WIRE, *SETTLE, *OWNER_GATE, *NODE, *POST_COPY, *DISKS)
+MUTANTS = (*SENDER, *VITALS, *RECEIVER, *WIRE, *SETTLE, *OWNER_GATE, *NODE, *MOVES, *POST_COPY, *DISKS)
 
 
 def main() -> None:
