@@ -119,6 +119,10 @@ lab: root setup ## build the lab and keep it (veery lab down removes it)
 
 setup: system $(VENV) ## do only the set-up: packages, guest kernel, .venv
 
+api: $(VENV) ## write docs/api.md and docs/openapi.json from the table of routes
+	@$(BIN)/python -m veery.api.pages >.cache/api.md && mv .cache/api.md docs/api.md
+	@$(BIN)/python -m veery.api.openapi >.cache/openapi.json && mv .cache/openapi.json docs/openapi.json
+
 lock: $(VENV) ## resolve pyproject.toml again into packaging/requirements.lock
 	@cd packaging && ../$(BIN)/pip-compile --quiet --upgrade --extra dev --generate-hashes --allow-unsafe --strip-extras \
 		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options --no-header --no-annotate \

@@ -5,12 +5,14 @@ A run that was killed is swept by the next one: its processes, mounts, loop devi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from veery.client.address import lab_folder
 from veery.lab import guest as kernels
@@ -22,12 +24,16 @@ from veery.lab.services import Lab
 SCRATCH = pytest.StashKey[Scratch]()
 LEFT = pytest.StashKey[list[str]]()  # what the workers of this run left behind
 
+WARNINGS_A_NODE = 12
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Sweep what dead runs left; then give this one its folder."""
     sweep()
     if os.geteuid() == 0:
         asyncio.run(hosts.sweep(lab_folder().parent))
+    settings.register_profile("unhurried", settings(), deadline=None)  # an example may meet a machine that stalls
+    settings.load_profile("unhurried")
     config.stash[SCRATCH] = Scratch()
     config.stash[LEFT] = []
     if not config.option.basetemp or hasattr(config, "workerinput"):  # a worker's would be longer than sockets like
@@ -60,6 +66,25 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         print(f"\nleft behind: {each}")
     if left and exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test that fails in a lab shows the last warnings of the lab's nodes."""
+    report = yield
+    made = getattr(item, "funcargs", {}).get("lab")
+    if report.failed and isinstance(made, Lab):
+        report.sections.append((f"last warnings in lab {made.plan.lab}", _warnings(made)))
+    return report
+
+
+def _warnings(made: Lab) -> str:
+    rows: list[str] = []
+    for node in made.plan.nodes:
+        with contextlib.suppress(OSError):
+            told = [row for row in made.log(node.name).read_text(errors="replace").splitlines() if " INFO " not in row]
+            rows += [f"{node.name}: {row[:300]}" for row in told[-WARNINGS_A_NODE:]]
+    return "\n".join(rows)
 
 
 @pytest.fixture(scope="session")

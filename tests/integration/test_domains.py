@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -73,6 +74,9 @@ async def test_looking(lark: Path, near: Node) -> None:
     assert zero.split()[:2] == ["Domain-0", "0"]
     assert row.split()[:4] == [NAME, domid, "128", "1"]
     assert re.fullmatch(r"[r-][b-]----", row.split()[4])
+
+    (pid,) = (each.process.pid for each in near.lab.members("test1") if each.program.startswith("qemu-system"))
+    assert os.getpriority(os.PRIO_PROCESS, pid) == 0  # a domain has no more processor time than others of its kind
 
     (config,) = json.loads(await near.veery("list", "-l", NAME))
     assert config["domid"] == int(domid)

@@ -23,6 +23,11 @@ def veery(*words: str, seconds: float = 120) -> subprocess.CompletedProcess[str]
     return subprocess.run([VEERY, *words], check=False, capture_output=True, text=True, timeout=seconds)
 
 
+def may_raise() -> bool:
+    """Whether a process of this user may have a nice value below 0."""
+    return subprocess.run(["nice", "-n", "-1", "true"], check=False, capture_output=True, timeout=20).stderr == b""
+
+
 async def test_every_node_sees_every_other(lab: Lab) -> None:
     for node in ("stor", "test1", "test2"):
         rows = await lab.json(node, "node", "list", "--json")
@@ -36,6 +41,13 @@ async def test_each_node_runs_what_its_roles_ask_for(lab: Lab) -> None:
         "test1": ["etcd", "veeryd"],
         "test2": ["etcd", "veeryd"],
     }
+
+
+@pytest.mark.skipif(not may_raise(), reason="no CAP_SYS_NICE here")
+async def test_services_are_raised_over_domains(lab: Lab) -> None:
+    for node in ("stor", "test1", "test2"):
+        values = {each.program: os.getpriority(os.PRIO_PROCESS, each.process.pid) for each in lab.members(node)}
+        assert all(value < 0 for value in values.values()), (node, values)
 
 
 async def test_the_bridge_is_as_the_seed_has_it(lab: Lab) -> None:

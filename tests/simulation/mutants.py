@@ -24,6 +24,7 @@ PACKAGE = Path(veery.__file__).parent
 HERE = Path(__file__).parent
 SCENARIO = "tests/simulation/test_scenarios.py::test_a_scenario_goes_as_its_log_says"  # [NAME]
 DECIDE = "tests/unit/ha/test_decide.py"
+OUTDATED = "tests/unit/ha/test_outdated.py"
 GATE = "tests/unit/cluster/test_owner_gate.py"
 FILES = "tests/unit/node/test_create_after_fence.py"
 GOING_DOWN = "tests/unit/node/test_going_down.py"
@@ -225,6 +226,20 @@ MUTANTS = (
         "if not group.strict:",
         "if True:",
         rare=True,
+    ),
+    Mutant(
+        "a node below the cluster's level is given domains",
+        "ha/states.py",
+        "        return NodeState.OUTDATED",
+        "        pass",
+        by=f"{OUTDATED}::test_no_drained_domain_moves_to_it",
+    ),
+    Mutant(
+        "the domains of a node below the cluster's level are ended",
+        "ha/states.py",
+        "if not old and cut_off(view, node, rules):",
+        "if cut_off(view, node, rules):",
+        by=f"{OUTDATED}::test_its_domains_are_not_ended_when_its_heartbeats_stop",
     ),
     Mutant(
         "what is drained may be given domains",

@@ -42,7 +42,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from veery.cluster.store import Entry, Put, Store
-from veery.errors import Failed, Refused
+from veery.errors import Failed, NotFound, Refused
 from veery.model import codec
 from veery.model.cluster import (
     Authorities,
@@ -248,4 +248,4 @@ async def node_at(store: Store, where: str) -> Node:
             return node
     if where in bad:
         raise bad[where]
-    raise Refused(f"no node {where!r}", hint=f"the nodes are {', '.join(nodes) or 'none yet'}")
+    raise NotFound(f"no node {where!r}", hint=f"the nodes are {', '.join(nodes) or 'none yet'}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import StrEnum
 
+from veery.cluster import levels
 from veery.ha.commoncause import common_signs, is_common
 from veery.model.ha import ClusterView, FenceState, IntentKind, NodeView, Rules
 from veery.model.node import Role
@@ -21,6 +22,7 @@ class NodeState(StrEnum):
     SICK = "sick"  # its sensors call for evacuation: domains that may be moved are moved away
     QUARANTINED = "quarantined"  # its sensors warn: it keeps its domains and receives no others
     DAMPED = "damped"  # fenced too often recently: present, but it receives no domains for a while
+    OUTDATED = "outdated"  # its version does not support the cluster's level: it keeps its domains, receives no others
     CUT_OFF = "cut-off"  # present, but its heartbeats on storage have stopped: it has lost the storage
     AWAY = "away"  # its daemon announced a restart: it is not judged yet
     SILENT = "silent"  # its lease has expired, but too recently to act on, or it runs no domains
@@ -94,7 +96,8 @@ def _state(view: ClusterView, node: NodeView, now: float, rules: Rules, *, ownin
 
 
 def _present(view: ClusterView, node: NodeView, now: float, rules: Rules, *, owning: bool, shared: bool) -> NodeState:
-    if cut_off(view, node, rules):
+    old = outdated(view, node)
+    if not old and cut_off(view, node, rules):  # an older version may be unable to write heartbeats while domains run
         return NodeState.CUT_OFF
     if node.intent is not None and node.intent.kind is IntentKind.DRAIN:
         return NodeState.DRAINING if owning else NodeState.MAINTENANCE
@@ -105,6 +108,8 @@ def _present(view: ClusterView, node: NodeView, now: float, rules: Rules, *, own
         return NodeState.QUARANTINED
     if damped(node, now, rules):
         return NodeState.DAMPED
+    if old:
+        return NodeState.OUTDATED
     known = node.fresh or not node.record.has(Role.HYPERVISOR)  # a node that runs no domains gives no reading
     return NodeState.PRESENT if settled and known else NodeState.ARRIVING
 
@@ -151,6 +156,14 @@ def damped(node: NodeView, now: float, rules: Rules) -> bool:
     """Return True if the node was fenced at least `damp_count` times within the last `damp_window` seconds."""
     recent = [at for at in node.history.fenced if 0 <= now - at < rules.damp_window]
     return len(recent) >= rules.damp_count
+
+
+def outdated(view: ClusterView, node: NodeView) -> str:
+    """Return why a present hypervisor can take in no domain: its version does not support the cluster's level. Return
+    "" for any other node."""
+    if node.able is None or not node.record.has(Role.HYPERVISOR):
+        return ""
+    return levels.behind(node.able, view.level)
 
 
 def usable(view: ClusterView, states: Mapping[str, NodeState]) -> tuple[str, ...]:

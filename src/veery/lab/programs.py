@@ -50,6 +50,7 @@ PACKAGE_OF = {
     "mmdebstrap": "mmdebstrap",
     "mount": "mount",
     "nft": "nftables",
+    "nice": "coreutils",
     "nsenter": "util-linux",
     "prlimit": "util-linux",
     "python3": "python3",

@@ -257,8 +257,19 @@ class Scout:
             answer = await self._ask(target.name, question)
             trouble = levels.behind(answer.level, await levels.read(self._context.store))
         except VeeryError as error:
+            if old := await self._old(target.name):
+                return None, (old,)
             reason = f"{target.name} does not say whether it could take {question.domain}: {error.message}"
             return None, (Blocker(kind=Obstacle.NODE, reason=reason, hint=error.hint or "compare `veery version`"),)
         if not trouble or any(each.kind is Obstacle.VERSION and each.reason == trouble for each in answer.blockers):
             return answer, ()
         return answer, (Blocker(kind=Obstacle.VERSION, reason=trouble, hint=f"upgrade veery on {target.name}"),)
+
+    async def _old(self, target: str) -> Blocker | None:
+        """Return the blocker of a target whose presence shows that it does not support the cluster's level, if so. Such
+        a target may be unable to answer a question of this version."""
+        with contextlib.suppress(VeeryError):
+            trouble, _ = await levels.fault(self._context.store, target)
+            if trouble:
+                return Blocker(kind=Obstacle.VERSION, reason=trouble, hint=f"upgrade veery on {target}")
+        return None

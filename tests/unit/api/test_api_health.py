@@ -174,3 +174,9 @@ async def test_a_bad_word_is_refused(pair: Pair, body: Any) -> None:
 async def test_what_a_node_sent_on_is_not_sent_on_again(pair: Pair) -> None:
     with pytest.raises(Refused, match="this is b, not 'c'"):
         await pair.peers["a"].call("b", "GET", "/v1/nodes/c/health", deadline=WAIT_S)
+
+
+async def test_an_order_that_another_node_does_not_know_names_its_veery(pair: Pair) -> None:
+    with pytest.raises(Refused, match="the veery on b does not know this order: POST /v1/unheard") as refused:
+        await pair.peers["a"].call("b", "POST", "/v1/unheard?of=1", {})
+    assert refused.value.hint == "upgrade veery on b; veery version -a shows all versions"

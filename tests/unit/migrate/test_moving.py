@@ -13,6 +13,9 @@ from two_nodes import UUID, Pair, make_certificates, two_nodes
 
 from veery.cluster import owner as owners
 from veery.errors import Failed, OutcomeUnknown, Refused
+from veery.host.clock import Clock
+from veery.hypervisor.fake import FakeDriver
+from veery.hypervisor.fakeworld import World
 from veery.migrate.journal import Line, Side
 from veery.migrate.settle import Settler
 from veery.model.move import MoveSettings, MoveState, Phase
@@ -113,6 +116,35 @@ async def test_store_away_at_commit_undoes(tmp_path: Path, certificates: Path) -
         assert (await moving).state is MoveState.FAILED
         assert pair.world.running(UUID) == ("a",)
         pair.a.store.set_available(True)
+        await pair.check("a")
+
+
+class Stuck(FakeDriver):
+    """Lets a domain run on at the second try, once `free` is set."""
+
+    def __init__(self, name: str, world: World, clock: Clock) -> None:
+        super().__init__(name, world, clock)
+        self.tried, self.free = 0, asyncio.Event()
+
+    async def resume(self, uuid: str) -> None:
+        """As Driver.resume."""
+        self.tried += 1
+        if self.tried == 1:
+            raise Failed("not now")
+        await self.free.wait()
+        await super().resume(uuid)
+
+
+async def test_a_domain_that_does_not_run_on_yet_stays_in_the_journal(tmp_path: Path, certificates: Path) -> None:
+    """A daemon that is killed meanwhile would otherwise leave it paused for good."""
+    async with two_nodes(tmp_path, certificates, make=Stuck) as pair:
+        brake = held(pair, "LOADED")
+        move = pair.a.moves.start(await pair.a.reading(), pair.b.node, MoveSettings())
+        await entered(pair, Phase.LOADED)
+        await pair.a.moves.cancel(move)
+        brake.unlink()
+        assert [line.move for line in pair.a.context.journal.open()] == [move]
+        pair.a.driver.free.set()
         await pair.check("a")
 
 

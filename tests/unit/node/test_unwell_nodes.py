@@ -136,7 +136,7 @@ class Machine:
         self._store = store
 
     async def nodes(self) -> list[dict[str, Any]]:
-        return [{"node": node, "alive": True} for node in (await NODES.all(self._store)).values()]
+        return [{"node": node, "alive": True, "presence": None} for node in (await NODES.all(self._store)).values()]
 
 
 class Peers:
@@ -149,7 +149,7 @@ class Peers:
 async def test_all_domains_leave_for_nodes_that_are_well(stage: Stage) -> None:
     await stage.domains.create(stage.web)
     await stage.unwell("sick", NodeVerdict.QUARANTINE)
-    evacuation = Evacuation(stage.domains, stage.moves, Machine(stage.store), Peers())
+    evacuation = Evacuation(stage.domains, stage.moves, Machine(stage.store), Peers(), stage.store)
     begun = await evacuation.begin([], [], MoveSettings())
     assert (stage.moves.targets, begun.refused) == (["fit"], {})
     await stage.unwell("fit", NodeVerdict.QUARANTINE)

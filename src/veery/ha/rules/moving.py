@@ -129,7 +129,7 @@ def _home(context: DecisionContext, domain: DomainView, home: str) -> Iterator[A
     source = domain.owner.node
     if context.resting(subject):
         yield note(subject, "stuck", f"comes home to {home}; {context.resting(subject)}", Level.WARNING)
-    elif context.states.get(source) is not NodeState.PRESENT:
+    elif context.states.get(source) not in (NodeState.PRESENT, NodeState.OUTDATED):
         yield note(subject, "stuck", f"comes home to {home} when {source} is well again", Level.WARNING)
     elif refused := context.book.refuses(domain, home, apart_from=_following(context, domain, home)):
         yield note(subject, "stuck", f"cannot come home: {refused}", Level.WARNING)
