@@ -105,8 +105,8 @@ def test_a_node_in_service_gets_new_addresses(in_service: StandIn, run: Run, fol
     assert (told.code, told.out) == (0, f'{path}: [storage] address = "{STORAGE}"\nsystemctl restart veeryd\n')
     assert "volumes of test1 are in use by busybox on test1: keep the old address" in told.err
     assert path.read_text() == before
-    words = ("node", "readdress", "test1", "--storage-address", STORAGE, "--migration-address", MIGRATION)
-    told = run(*words)
+    order = ("node", "readdress", "test1", "--storage-address", STORAGE, "--migration-address", MIGRATION)
+    told = run(*order)
     assert (told.code, told.out.splitlines()[-1]) == (0, "next: systemctl restart veeryd")
     told = run("node", "readdress", "test1", "--storage-address", "127.0.20.2", "--json")
     assert told.code == 0
