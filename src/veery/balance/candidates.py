@@ -191,7 +191,7 @@ def _heat(state: State) -> list[float]:
     sizes = (
         sum(each.memory for each in domains) / held,
         sum(each.vcpus for each in domains) / held,
-        sum(each.load for each in domains) / held,
+        math.fsum(each.load for each in domains) / held,
     )
     weights = (-WEIGHT_MEMORY, WEIGHT_VCPUS, WEIGHT_LOAD)  # free memory is good
     shares = (state.memory_share, state.vcpus_share, state.load_share)

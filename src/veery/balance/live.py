@@ -75,12 +75,13 @@ def _node(name: str, report: Report, here: Sequence[DomainReading], rates: Mappi
     zero = sum(rates.get(each.uuid, 0.0) for each in report.after if not each.domid)
     if host.domain0 is None:  # then Domain-0 is the whole machine, with its domains
         zero -= sum(rates.get(each.uuid, 0.0) for each in report.after if each.domid)
-    room = min(host.memory_total, host.memory_free + sum(each.memory for each in here))
+    memory = max(1, host.memory_total)
+    room = min(memory, max(1, host.memory_free + sum(each.memory for each in here)))
     return Node(
         name=name,
-        memory=max(1, host.memory_total),
+        memory=memory,
         cores=max(1, host.cpus),
-        reserved=host.memory_total - room,
+        reserved=memory - room,
         load=max(0.0, zero),
         in_service=report.takes,
     )

@@ -38,7 +38,8 @@ class State:
             for name, group in cluster.groups.items()
             if group.nodes
         }
-        for domain in cluster.domains.values():
+        for name in sorted(cluster.domains):  # sums of floats depend on their order
+            domain = cluster.domains[name]
             self._put(domain, self.index[domain.node])
         self._sum()
 

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from veery.balance import planner
 from veery.balance.live import Report, Survey, described
+from veery.balance.model import Limits
 from veery.errors import Refused
 from veery.model.domain import DomainReading, DomainState, HostReading
 from veery.model.ha import Group, GroupKind, HaRecord, Policy
@@ -54,6 +56,13 @@ def report(*after: DomainReading, before: tuple[DomainReading, ...] = (), **more
 def test_memory_that_is_neither_free_nor_given_is_reserved() -> None:
     made = described(Survey(reports={"a": report(reading("x"))}, owners={"x": "a"}))
     assert (made.nodes["a"].memory, made.nodes["a"].room, made.nodes["a"].cores) == (8192, 5024, 8)
+
+
+def test_a_node_without_any_memory_left() -> None:
+    full = dataclasses.replace(HOST, memory_free=0)
+    made = described(Survey(reports={"a": report(reading("x", memory=0), host=full)}, owners={"x": "a"}))
+    assert made.nodes["a"].room == 1
+    assert planner.plan(made, Limits()).moves == ()
 
 
 def test_load_is_the_time_used_between_the_two_looks() -> None:

@@ -8,6 +8,7 @@ import pytest
 from clusters import FREE, check, cluster, moves, nodes, on
 
 from veery.balance import planner
+from veery.balance.candidates import candidates
 from veery.balance.model import Limits
 from veery.balance.state import State
 
@@ -235,3 +236,18 @@ def test_the_score_by_hand() -> None:
 def test_a_state_counts_the_members_of_broken_groups() -> None:
     made = cluster(nodes(2), on("a", "x", "y", "z", groups=["g"]), g={"nodes": ["b"]})
     assert State(made).conflicts() == 2 + 3  # two too many on a, and three on a wrong node
+
+
+def test_a_source_that_is_overfull_fills_no_target_beyond_its_memory() -> None:
+    made = cluster(nodes(2, memory=4096), on("a", *"xyz", memory=2000) | on("b", "t", memory=2500))
+    assert moves(made) == []  # a is 1904 MiB beyond its memory; b would be 404 beyond
+
+
+def test_evenness_makes_no_node_busy() -> None:
+    made = cluster(nodes(2), on("a", "x", memory=4096, vcpus=4, load=0.1) | on("b", "y", memory=64, load=6.35))
+    assert ("x", "b") not in moves(made)
+
+
+def test_a_domain_that_is_settled_is_no_candidate() -> None:
+    made = cluster(nodes(2), on("a", "x", "y"))
+    assert {each.name for each in candidates(State(made), FREE, {"x"})} == {"y"}
