@@ -638,6 +638,23 @@ MOVES = (
     ),
 )
 
+VERSIONS = (
+    Mutant(
+        "the version of the target is not looked at",
+        "migrate/sender.py",
+        "        versions.require(self.target, ready, level, post_copy=self._post_copy)\n",
+        "",
+        by=f"{MIGRATE}/test_moving_versions.py::test_an_old_target_gets_a_plain_stream_or_none",
+    ),
+    Mutant(
+        "a target that knows no packed stream gets one",
+        "migrate/sender.py",
+        "            self._compression = None\n\n    async def _await_copy_place",
+        "            pass\n\n    async def _await_copy_place",
+        by=f"{MIGRATE}/test_moving_versions.py::test_an_old_target_gets_a_plain_stream_or_none",
+    ),
+)
+
 POST_COPY = (
     Mutant(
         "a node that has no part in a move gets its memory",
@@ -784,7 +801,7 @@ DISKS = (
     ),
 )
 
-MUTANTS = (*SENDER, *VITALS, *RECEIVER, *WIRE, *SETTLE, *OWNER_GATE, *NODE, *MOVES, *POST_COPY, *DISKS)
+MUTANTS = (*SENDER, *VITALS, *RECEIVER, *WIRE, *SETTLE, *OWNER_GATE, *NODE, *MOVES, *VERSIONS, *POST_COPY, *DISKS)
 
 
 def main() -> None:

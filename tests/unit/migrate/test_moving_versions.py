@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import pytest
-from two_nodes import SPEC, Pair, make_certificates, two_nodes
+from two_nodes import ADDRESS, SPEC, Pair, make_certificates, two_nodes
 
 import veery
 from newer_parts import intact, plant, planted, read
-from veery.cluster import levels
+from veery.cluster import levels, revocation
+from veery.cluster import owner as owners
+from veery.cluster.admission import Admission
 from veery.cluster.keys import ALIVE, LEVEL_KEY, LEVELS
 from veery.cluster.store import Put
+from veery.config.settings import Relocation
 from veery.errors import Refused
+from veery.host import tls
+from veery.host.tasks import stop
 from veery.migrate import versions, wire
 from veery.migrate.bandwidth import Paths
 from veery.migrate.check import Scout
+from veery.migrate.relocation import RelocationServer
 from veery.model.cluster import LEVEL, ClusterLevel, Presence
 from veery.model.codec import encode, plain
 from veery.model.move import Compress, MoveSettings, MoveState, Phase
+from veery.model.node import Node
 from veery.model.plan import Blocker, Obstacle, Question, Reply
 
 
@@ -161,6 +173,52 @@ async def test_an_absent_or_unreadable_presence_is_no_old_version(tmp_path: Path
         await pair.a.store.commit([], [Put(ALIVE.key("b"), b"{}")])
         assert await levels.fault(pair.a.store, "b") == ("", "")
         assert (await pair.a.move(pair.b)).state is MoveState.DONE
+
+
+@contextlib.asynccontextmanager
+async def old_target(pair: Pair, certificates: Path) -> AsyncIterator[tuple[Node, list[bytes]]]:
+    """A target of a version that knows neither levels nor packed streams; its record, and how streams to it begin."""
+    begun: list[bytes] = []
+
+    async def take(channel: wire.Channel) -> None:
+        said = await channel.receive(20)
+        assert isinstance(said, wire.Offer)
+        promise = await owners.reserve(pair.b.store, said.domain, said.move, "a", "b", revision=said.owner_revision)
+        with server.expect() as (token, arrival):
+            await channel.send(wire.Ready(token=token, reservation=promise.revision))
+            stream = await arrival
+            stream.setblocking(False)
+            begun.append(await asyncio.get_running_loop().sock_recv(stream, 1))
+
+    with socket.socket() as free:
+        free.bind((ADDRESS, 0))
+        port = free.getsockname()[1]
+    own = revocation.certificate((certificates / "b" / "server-cert.pem").read_text())
+    admission = Admission(pair.b.store, tls.Shown("b", own.serial), certificates / "certificates.json")
+    context = tls.server_context(certificates / "b")
+    server = RelocationServer(
+        "b", ADDRESS, Relocation(port=port), context, take, admission=admission, member=lambda address: True
+    )
+    server.bind()
+    serving = asyncio.create_task(server.run())
+    try:
+        yield replace(pair.b.node, relocation_port=port), begun
+    finally:
+        await stop(serving)
+
+
+@pytest.mark.parametrize("level", [0, 1])
+async def test_an_old_target_gets_a_plain_stream_or_none(tmp_path: Path, certificates: Path, level: int) -> None:
+    """It takes no notice of what it does not know: it would read a packed stream as a plain one."""
+    async with two_nodes(tmp_path, certificates) as pair, old_target(pair, certificates) as (node, begun):
+        await at(pair, level)
+        settings = MoveSettings(compress=Compress.YES)
+        moves = pair.a.moves
+        report = await moves.outcome(moves.start(await pair.a.reading(), node, settings))
+        assert report.state is MoveState.FAILED
+        assert ("supports level 0, the cluster is at level 1" in report.reason) == bool(level)
+        assert begun == ([] if level else [b"{"]), "the fake driver's stream is JSON"
+        await pair.check("a")
 
 
 def test_level_of_the_wire_is_a_number_that_can_be() -> None:
