@@ -111,6 +111,9 @@ bench-ha: root setup ## measure power cuts and drains, from the cut to the guest
 bench-strangers: root setup ## measure moves and power cuts during connections from 2,000 strangers, into docs/bench.md (about 15 minutes)
 	@$(BIN)/python -m bench.strangers $(BENCH) && $(BIN)/python -m bench.page --input bench/strangers.json
 
+bench-balance: root setup ## plan for 200 generated clusters beside Ganeti's hbal, which scores both (some hours; BENCH="--clusters 40")
+	@$(BIN)/python -m bench.balance $(BENCH)
+
 fresh: root setup ## run the README's commands in a bare Debian root, before each release (SUITE=trixie; TARGETS="setup check")
 	@$(BIN)/python -m veery.lab.fresh --suite $(or $(SUITE),bookworm) $(TARGETS)
 
@@ -118,6 +121,10 @@ lab: root setup ## build the lab and keep it (veery lab down removes it)
 	@$(BIN)/veery lab up
 
 setup: system $(VENV) ## do only the set-up: packages, guest kernel, .venv
+
+api: $(VENV) ## write docs/api.md and docs/openapi.json from the table of routes
+	@$(BIN)/python -m veery.api.pages >.cache/api.md && mv .cache/api.md docs/api.md
+	@$(BIN)/python -m veery.api.openapi >.cache/openapi.json && mv .cache/openapi.json docs/openapi.json
 
 lock: $(VENV) ## resolve pyproject.toml again into packaging/requirements.lock
 	@cd packaging && ../$(BIN)/pip-compile --quiet --upgrade --extra dev --generate-hashes --allow-unsafe --strip-extras \

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from veery.client.address import lab_folder
 from veery.lab import guest as kernels
@@ -31,6 +32,9 @@ def pytest_configure(config: pytest.Config) -> None:
     sweep()
     if os.geteuid() == 0:
         asyncio.run(hosts.sweep(lab_folder().parent))
+    new = bool(os.environ.get("VEERY_EXAMPLES"))  # else the same examples in each run: a red run is a change's doing
+    settings.register_profile("ours", settings(), deadline=None, derandomize=not new)  # a machine may stall
+    settings.load_profile("ours")
     config.stash[SCRATCH] = Scratch()
     config.stash[LEFT] = []
     if not config.option.basetemp or hasattr(config, "workerinput"):  # a worker's would be longer than sockets like

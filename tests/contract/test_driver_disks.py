@@ -13,7 +13,7 @@ import pytest
 from test_driver import PLAIN, UP, Move, QemuRig, Rig, refused, rig, snapshot, the
 
 import qemu_parts as parts
-from veery.errors import Failed
+from veery.errors import Failed, Refused
 from veery.hypervisor.base import DiskMover
 from veery.migrate import pump
 from veery.model.domain import DiskFormat, DomainSpec, DomainState
@@ -179,6 +179,32 @@ async def test_what_breaks_leaves_the_domain_running(rig: Rig, tmp_path: Path) -
 
     await Move(rig.near, rig.far, spec.uuid).whole()  # and a plain move of it works as before
     assert await rig.alive(rig.far, spec.uuid)
+
+
+async def test_its_bandwidth_is_changed_on_the_way(rig: Rig, tmp_path: Path) -> None:
+    """QEMU has 16 MiB under way before it rests: at the first speed, the rest takes more than an hour."""
+    if not isinstance(rig, QemuRig):
+        return
+    near, far = tmp_path / "near.img", tmp_path / "far.img"
+    spec = await with_disk(rig, near)
+    with near.open("r+b") as file:
+        file.seek(4 << 20)
+        file.write(bytes(range(1, 256)) * ((32 << 20) // 255))
+    with pytest.raises(Refused):
+        await rig.near.tune_disks(spec.uuid, 1 << 20)  # type: ignore[attr-defined]
+    slow = DiskMove(rig.near, rig.far, spec.uuid, replace(PLAIN, bandwidth=4 << 10))
+    async with way(await slow.prepare_disk(far), await its_pid(rig, spec.uuid)) as through:
+        copying = asyncio.create_task(slow.mirror(through))
+        await parts.becomes(lambda: asyncio.sleep(0.05, slow.progress), bool)
+        await rig.near.tune_disks(spec.uuid, 1 << 10)  # type: ignore[attr-defined]
+        await rig.near.tune_disks(spec.uuid, 0)  # type: ignore[attr-defined]
+        async with asyncio.timeout(120):
+            await copying
+        assert slow.progress[-1].disk_remaining == 0
+        await slow.copy()
+    await rig.far.finish(spec.uuid)
+    await rig.near.destroy(spec.uuid)
+    assert far.read_bytes() == near.read_bytes()
 
 
 async def test_a_qemu_killed_while_its_disk_is_copied(rig: Rig, tmp_path: Path) -> None:

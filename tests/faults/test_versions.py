@@ -56,8 +56,9 @@ async def stage(guest: Guest, former: Path, tmp_path_factory: pytest.TempPathFac
         await lab.down()
 
 
-async def change(stage: Stage, node: str, programs: Path | None) -> None:
-    """Stop the daemon of `node` in good order, and start that of another version (None: this one)."""
+async def change(stage: Stage, node: str, programs: Path | None, *, outdated: bool = False) -> None:
+    """Stop the daemon of `node` in good order, and start that of another version (None: this one). Return when every
+    node is well, or when the brain sees that the node is outdated."""
     (member,) = faults.find(stage.lab, node, "veeryd")
     member.process.send(signal.SIGTERM)
     async with asyncio.timeout(PATIENCE):
@@ -67,7 +68,16 @@ async def change(stage: Stage, node: str, programs: Path | None) -> None:
     else:
         stage.lab.programs[node] = programs
     await stage.lab.start(node)
-    await stage.at_rest()
+
+    async def passed_over() -> bool:
+        status = await stage.get("/v1/cluster")
+        (state,) = [row["state"] for row in status["nodes"] if row["name"] == node]
+        return state == "outdated" or status["leader"] == node  # a leader of that version has no such state
+
+    if outdated:
+        await stage.until(passed_over, f"the brain passes {node} over")
+    else:
+        await stage.at_rest()
 
 
 async def moved(stage: Stage, target: str, *words: str) -> None:
@@ -112,10 +122,14 @@ async def test_moves_both_ways_a_roll_and_a_way_back(stage: Stage, former: Path)
     await stage.until(risen, "the cluster's level rises")
     await moved(stage, "test1")
 
-    await change(stage, "test2", former)
+    await change(stage, "test2", former, outdated=True)
     told = await stage.lab.veery("test1", "migrate", "--live", NAME, "test2", check=False, deadline=180)
     assert told.code != 0
     assert f"supports level 0, the cluster is at level {LEVEL}" in told.err
+    assert "wrong name or password" not in told.err
+    told = await stage.lab.veery("test1", "migrate", "--all", check=False, deadline=180)
+    assert told.code != 0
+    assert "no other hypervisor can take in a domain: test2: its veery supports level 0" in told.err
     assert await stage.owner(NAME) == "test1"
     await stage.heard(NAME, boot=boot)
     assert await cluster_level(stage) != "0"

@@ -19,7 +19,9 @@ from typing import Any, TypeVar, cast
 
 import aiohttp
 import msgspec
+from described import misfits, row
 
+from veery.api.route import Form, Route
 from veery.cluster import identity as identities
 from veery.cluster import members
 from veery.cluster.etcd import EtcdStore
@@ -104,10 +106,13 @@ class Watch(logging.Handler):
 
 @dataclass
 class Answer:
-    """What came back: the status (0: the connection was closed without one), and the beginning of the body."""
+    """What came back: the status (0: the connection was closed without one), and the beginning of the body. `whole`: it
+    is the whole body. `route`: the row that the request met."""
 
     status: int
     body: bytes = b""
+    whole: bool = False
+    route: Route | None = None
     tracebacks: list[str] = field(default_factory=list)
 
     def judge(self) -> None:
@@ -117,7 +122,13 @@ class Answer:
             told = msgspec.json.decode(self.body)["error"]
             assert told["message"], self
             assert told["hint"], self
-            assert self.status < 500 or (self.status, told["kind"]) in {(500, "failed"), (504, "unknown")}, self
+            assert self.status < 500 or (self.status, told["kind"]) in {
+                (500, "failed"),
+                (503, "failed"),
+                (504, "unknown"),
+            }, self
+        if self.whole or (self.status == 200 and self.route is not None and self.route.form is Form.LINES):
+            assert [*misfits(self.route, self.status, self.body)] == [], self
 
 
 class FuzzedNode:
@@ -184,13 +195,15 @@ class FuzzedNode:
         async with aiohttp.ClientSession(connector=connector) as session:
             call = session.request(method, f"http://a{path}", data=data, headers=headers, allow_redirects=False)
             response = await asyncio.wait_for(call, ANSWER_S)
-            got = b""
+            route, got, whole = row(method, path), b"", False
+            ends = response.status >= 400 or route is None or route.form is Form.JSON
             with contextlib.suppress(TimeoutError, aiohttp.ClientError):
-                async with asyncio.timeout(ANSWER_S if response.status >= 400 else STREAM_S):
+                async with asyncio.timeout(ANSWER_S if ends else STREAM_S):
                     while (piece := await response.content.read(65536)) and len(got) < READ_MAX:
                         got += piece
+                    whole = response.content.at_eof()
             response.close()
-            return Answer(response.status, got)
+            return Answer(response.status, got, whole, route)
 
     async def _main(self) -> None:
         self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()

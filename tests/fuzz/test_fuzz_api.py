@@ -1,7 +1,7 @@
 """Every route of every table of a real daemon against requests of all kinds.
 
-What a handler looks for is read from its code: the texts in it are keys and values to try, the types in it the shapes
-of bodies. So a new route is fuzzed without a word here."""
+What a handler looks for is read from its row in the table and from its code. The fields of the body and the texts in
+the code are keys and values to try, the types are the shapes of bodies. A new route is fuzzed without a word here."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import inspect
 import json
 import re
 import types
+import typing
 import urllib.parse
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +23,8 @@ from fuzz_values import anything, numbers, shaped, spoilt, texts
 from hypothesis import given, note
 from hypothesis import strategies as st
 from plenty import KEPT, plenty
+
+from veery.api.table import ROUTES
 
 GROWTH_MAX = 192 << 10  # KiB of resident memory that requests may add
 SLACK = 12  # descriptors that a pool or a watcher may keep
@@ -69,17 +72,17 @@ def words_and_shapes(handler: Any) -> tuple[list[str], list[type]]:
     return sorted(words), [shapes[name] for name in sorted(shapes)]
 
 
-KINDS: dict[str, st.SearchStrategy[Any]] = {
-    "str": texts,
-    "int": numbers,
-    "list": st.lists(texts, max_size=3),
-    "dict": st.dictionaries(texts, anything, max_size=3),
-}
+BODIES = {row.key: row.body for row in ROUTES if row.body is not None}
 
 
-def needed(handler: Any) -> dict[str, str]:
-    """The keys that a handler's `body(request, KEY=TYPE)` asks for."""
-    return dict(re.findall(r"(\w+)=(str|int|list|dict)\b", inspect.getsource(inspect.unwrap(handler))))
+def nested(kind: Any) -> Iterator[type]:
+    """A dataclass, and those in its fields."""
+    if dataclasses.is_dataclass(kind):
+        yield kind  # type: ignore[misc]
+        for hint in typing.get_type_hints(kind).values():
+            yield from nested(hint)
+    for each in typing.get_args(kind):
+        yield from nested(each)
 
 
 def requests_of(
@@ -87,6 +90,9 @@ def requests_of(
 ) -> st.SearchStrategy[tuple[str, str, bytes | None]]:
     """Requests for one route: method, path with its query, body."""
     words, shapes = words_and_shapes(route.handler)
+    body = BODIES.get((route.method, route.path))
+    shapes = [*dict.fromkeys([*shapes, *nested(body)])]
+    words = sorted({*words, *(each.name for each in dataclasses.fields(body))} if body is not None else words)
     some = st.sampled_from([*words, *files]) | texts if words else st.sampled_from(files) | texts
     values = st.one_of(
         some, numbers, st.booleans(), anything, st.lists(some, max_size=3), *(shaped(kind, some) for kind in shapes)
@@ -94,11 +100,10 @@ def requests_of(
     keyed = st.dictionaries(st.sampled_from(words) if words else texts, values, max_size=6)
     if words:
         keyed = keyed | st.fixed_dictionaries(dict.fromkeys(words[:8], values))
-    must = {
-        key: st.one_of(*(shaped(each, some) for each in shapes)) if kind == "dict" and shapes else some | KINDS[kind]
-        for key, kind in needed(route.handler).items()
-    }
-    right = st.builds(lambda fit, more: {**more, **fit}, st.fixed_dictionaries(must), keyed)
+    whole = shaped(body, some) if body is not None else st.just({})
+    right = st.builds(lambda fit, more: {**more, **fit}, whole, keyed) | st.builds(
+        lambda fit, more: {**fit, **more}, whole, keyed
+    )
     bodies = st.one_of(
         spoilt(right),
         spoilt(right),

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import re
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -265,24 +266,58 @@ async def test_cancelled_while_disks_flow(nomad: Nomad, near: Node, far: Node, l
     await goes_on(near, before)
 
 
+async def test_a_folder_of_the_target_that_is_full_during_a_move(nomad: Nomad, near: Node, far: Node, lab: Lab) -> None:
+    """The move is undone, and the domain runs on with the disks that it had."""
+    before, wanted = await count(near), 16 << 20
+    size = allocated(nomad.here / "root.img") + allocated(nomad.here / "data.qcow2") + (2 << 20)
+    await run(["mount", "-t", "tmpfs", "-o", f"size={size}", "disks", nomad.there], deadline=20)
+    try:
+        moving = await _copying(lab, nomad, "--rate", "512K", "--compress", "no")  # the whole move takes minutes
+        async with guest(near) as shell:
+            await shell.run(f"(tr '\\0' x </dev/zero | head -c {wanted} >/dev/vdb; sync; touch /tmp/written) & :")
+        told = await moving
+        assert told.code == 1, told
+        assert "broke: No space left on device" in told.err
+        assert "hint: does the target still have space for it? --disk-dir" in told.err
+        await goes_on(near, before)
+        await settled(lab)
+        assert nomad.files() == {"here/root.img", "here/data.qcow2"}
+        assert await far.domains() == {}
+        async with guest(near) as shell:
+            check = f"while [ ! -e /tmp/written ]; do sleep 0.2; done; head -c {wanted} /dev/vdb | tr -cd x | wc -c"
+            assert await shell.run(f"echo 3 >/proc/sys/vm/drop_caches; {check}", deadline=120) == str(wanted)
+    finally:
+        await run(["umount", "--lazy", nomad.there], deadline=20)
+
+
 async def test_a_disk_that_is_full_during_a_move(cramped: Nomad, near: Node, far: Node, lab: Lab) -> None:
     """QEMU stops the domain at the write that finds no room. The move goes on, and there the same write is done."""
     before, wanted = await count(near), 24 << 20
-    moving = await _copying(lab, cramped, "--rate", "1M")  # the memory alone takes minutes: the disk is full before
-    (row,) = [row for row in await near.json("moves", "--json") if row["state"] == "running"]
+    moving = await _copying(lab, cramped, "--rate", "512K")  # this takes minutes: the disk is full before
+    (move,) = [row["id"] for row in await near.json("moves", "--json") if row["state"] == "running"]
 
     async def stands() -> bool:
         row = await near.domain(NAME)
         return row.get("state") == "paused" and "o space" in row["reason"]
 
+    async def told_of() -> bool:
+        return f"{NAME} is stopped by an error of its disk" in (await near.result("events")).out
+
     async def hurried() -> bool:
-        return (await near.result("move", "set", row["id"], "--bandwidth", "1G")).code == 0
+        return (await near.result("move", "set", move, "--bandwidth", "1G")).code == 0
 
     try:
         async with guest(near) as shell:
             await shell.run(f"(tr '\\0' x </dev/zero | head -c {wanted} >/dev/vdb; sync; touch /tmp/written) & :")
         await until(stands, "its disk is full", within=120)
-        await until(hurried, "its memory is copied, faster", within=120)
+        assert f"after the repair: veery unpause {NAME}" in (await near.result("list")).err
+        rows = json.loads((await near.result("doctor", "test1", "--json")).out)
+        (row,) = [row for row in rows if row["what"] == "domains"]
+        assert row["level"] == "bad"
+        assert "o space" in row["told"]
+        assert "is being moved" in row["advice"]
+        await until(told_of, "the alarm of its disk", within=60)
+        await until(hurried, "the copy is faster", within=120)
     finally:
         told = await moving
     assert told.code == 0, told.err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,35 @@ async def test_who_is_let_in_and_who_is_not(tmp_path: Path) -> None:
             await _join(three, stale, one.address)
         assert _untouched(three)
         assert list(await keys.NODES.all(one.store)) == ["test1", "test2"]
+
+
+async def test_a_witness_joins_and_a_node_brings_the_addresses_of_its_networks(tmp_path: Path) -> None:
+    async with rig(tmp_path) as make:
+        one, two, three = make("test1"), make("test2"), make("witness")
+        await first(one)
+        networks = replace(
+            two.settings,
+            storage=replace(two.settings.storage, address="127.31.20.2"),
+            relocation=replace(two.settings.relocation, address="127.31.30.2"),
+        )
+        two.settings = networks
+        await _join(two, await join.make_token(one.store, "test1"), f"{one.address}:{one.settings.api.port}")
+        await two.start()
+        record = await keys.NODES.get(one.store, "test2")
+        assert record is not None
+        assert (record.storage_address, record.relocation_address) == ("127.31.20.2", "127.31.30.2")
+        assert set(record.addresses) == {two.address, "127.31.20.2", "127.31.30.2"}
+
+        token = await join.make_token(one.store, "test1")
+        who = await _join(three, token, f"{one.address}:{one.settings.api.port}", roles=[Role.VOTER], driver="")
+        assert who.etcd is not None
+        await three.start()
+        record = await keys.NODES.get(three.store, "witness")
+        assert record is not None
+        assert (record.roles, record.driver, record.has(Role.HYPERVISOR)) == ((Role.VOTER,), "", False)
+        found = await one.store.voters.all()
+        assert len(found) == 2
+        assert not any(each.learner for each in found)
 
 
 async def test_only_the_hash_of_a_token_is_kept(tmp_path: Path) -> None:

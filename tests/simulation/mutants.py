@@ -24,6 +24,7 @@ PACKAGE = Path(veery.__file__).parent
 HERE = Path(__file__).parent
 SCENARIO = "tests/simulation/test_scenarios.py::test_a_scenario_goes_as_its_log_says"  # [NAME]
 DECIDE = "tests/unit/ha/test_decide.py"
+OUTDATED = "tests/unit/ha/test_outdated.py"
 GATE = "tests/unit/cluster/test_owner_gate.py"
 FILES = "tests/unit/node/test_create_after_fence.py"
 GOING_DOWN = "tests/unit/node/test_going_down.py"
@@ -227,6 +228,20 @@ MUTANTS = (
         rare=True,
     ),
     Mutant(
+        "a node below the cluster's level is given domains",
+        "ha/states.py",
+        "        return NodeState.OUTDATED",
+        "        pass",
+        by=f"{OUTDATED}::test_no_drained_domain_moves_to_it",
+    ),
+    Mutant(
+        "the domains of a node below the cluster's level are ended",
+        "ha/states.py",
+        "if not old and cut_off(view, node, rules):",
+        "if cut_off(view, node, rules):",
+        by=f"{OUTDATED}::test_its_domains_are_not_ended_when_its_heartbeats_stop",
+    ),
+    Mutant(
         "what is drained may be given domains",
         "ha/states.py",
         "return NodeState.DRAINING if owning else NodeState.MAINTENANCE",
@@ -406,7 +421,7 @@ MUTANTS = (
     ),
     Mutant(
         "a common cause is none",
-        "ha/sickness.py",
+        "ha/commoncause.py",
         "least = max(2, ",
         "least = 99 + max(2, ",
         by=f"{SCENARIO}[health-common-cause]",
@@ -477,9 +492,58 @@ MUTANTS = (
     Mutant(
         "what is to be watched counts as bad",
         "health/verdict.py",
-        "bad = level is Level.BAD and",
-        "bad = level is not Level.OK and",
+        "level is Level.WATCH and sign.exposed and kind is Kind.STATE",
+        "level is Level.WATCH",
         by=f"{SCENARIO}[health-watch]",
+    ),
+    Mutant(
+        "a lost supply does not count",
+        "health/verdict.py",
+        "level is Level.WATCH and sign.exposed and kind is Kind.STATE",
+        "False",
+        by=f"{SCENARIO}[health-supply-lost]",
+    ),
+    Mutant(
+        "a lost supply empties its node",
+        "health/verdict.py",
+        "    if part.mild:",
+        "    if False:",
+        by=f"{SCENARIO}[tree-supplies]",
+    ),
+    Mutant(
+        "one lost feed keeps half of the nodes from restarting anything",
+        "ha/states.py",
+        "and settled and not shared:",
+        "and settled:",
+        by=f"{SCENARIO}[health-supply-common]",
+    ),
+    Mutant(
+        "one reading of another serial ends a fact",
+        "health/verdict.py",
+        "if old.other != sign.serial:",
+        "if False:",
+        by="tests/unit/health/test_verdict.py",
+    ),
+    Mutant(
+        "a fact stands whatever disk is there",
+        "health/verdict.py",
+        "if sign.level is Level.UNKNOWN or not sign.serial:",
+        "if sign:",
+        by=f"{SCENARIO}[tree-disk]",
+    ),
+    Mutant(
+        "a domain is moved though the cluster was disarmed during the forecast",
+        "ha/act.py",
+        "if not stands:",
+        "if False:",
+        by="tests/unit/ha/test_move_record.py",
+    ),
+    Mutant(
+        "a user's move goes to a sick node",
+        "node/domains.py",
+        "if not (brain or force):",
+        "if False:",
+        by="tests/unit/node/test_unwell_nodes.py",
     ),
 )
 

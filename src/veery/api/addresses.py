@@ -6,8 +6,10 @@ import asyncio
 
 from aiohttp import web
 
-from veery.api.server import answer, body
-from veery.errors import Refused
+from veery.api.bodies import Reach, Readdress, Switch
+from veery.api.route import bind
+from veery.api.server import answer, body, checked, order
+from veery.api.table.nodes import ADDRESSES
 from veery.node import reach
 from veery.node.addresschange import AddressChange
 from veery.node.peers import Peers
@@ -26,35 +28,31 @@ class AddressRoutes:
 
     def table(self) -> list[web.RouteDef]:
         """Return the routes."""
-        return [
-            web.post("/v1/nodes/{name}/readdress", self.readdress),
-            web.post("/v1/nodes/{name}/storage", self.storage),
-            web.post("/v1/reach", self.reach),
-        ]
+        return bind(ADDRESSES, self)
 
     async def readdress(self, request: web.Request) -> web.Response:
         """Plan or carry out a change of a node's address."""
-        name, data = request.match_info["name"], await body(request, address=str)
+        name, data = request.match_info["name"], await body(request)
+        wish = checked(data, Readdress)
         if name != self._node:
             path = f"/v1/nodes/{name}/readdress"
             return answer(await self._peers.call(name, "POST", path, data, deadline=READDRESS_DEADLINE_S))
-        if data.get("plan"):
-            return answer(await self._change.plan(data["address"]))
-        return answer(await asyncio.shield(asyncio.ensure_future(self._change.change(data["address"]))))
+        if wish.plan:
+            return answer(await self._change.plan(wish.address))
+        return answer(await asyncio.shield(asyncio.ensure_future(self._change.change(wish.address))))
 
     async def storage(self, request: web.Request) -> web.Response:
         """Give a node the storage role, or take it away."""
-        name, data = request.match_info["name"], await body(request, on=bool)
+        name, data = request.match_info["name"], await body(request)
+        wish = checked(data, Switch)
         if name != self._node:
             return answer(
                 await self._peers.call(name, "POST", f"/v1/nodes/{name}/storage", data, deadline=ROLE_DEADLINE_S)
             )
-        work = self._storage.on() if data["on"] else self._storage.off()
+        work = self._storage.on() if wish.on else self._storage.off()
         return answer(await asyncio.shield(asyncio.ensure_future(work)))
 
     async def reach(self, request: web.Request) -> web.Response:
         """Return the ports of an address that this node cannot reach."""
-        data = await body(request, address=str, ports=list)
-        if not all(isinstance(port, int) for port in data["ports"]):
-            raise Refused("ports must be a list of numbers", hint="docs/api.md")
-        return answer({"missing": await reach.missing(data["address"], data["ports"])})
+        wish = await order(request, Reach)
+        return answer({"missing": await reach.missing(wish.address, wish.ports)})

@@ -6,8 +6,10 @@ import asyncio
 
 from aiohttp import web
 
-from veery.api.server import answer, body
-from veery.errors import Refused
+from veery.api.bodies import Adopt
+from veery.api.route import bind
+from veery.api.server import AUTHOR_MAX, answer, order, words
+from veery.api.table.recovery import ADOPTION
 from veery.node.adoption import Adopter
 
 
@@ -19,7 +21,7 @@ class AdoptionRoutes:
 
     def table(self) -> list[web.RouteDef]:
         """Return the routes."""
-        return [web.get("/v1/inventory", self.inventory), web.post("/v1/adopt", self.adopt)]
+        return bind(ADOPTION, self)
 
     async def inventory(self, _: web.Request) -> web.Response:
         """Return the inventory of this node."""
@@ -27,13 +29,10 @@ class AdoptionRoutes:
 
     async def adopt(self, request: web.Request) -> web.Response:
         """Plan or carry out the adoption. It continues when the caller has disconnected."""
-        data = await body(request)
-        lost = data.get("lost", [])
-        if not isinstance(lost, list) or len(lost) > 1000 or not all(isinstance(name, str) for name in lost):
-            raise Refused("lost must be a list of node names", hint="docs/api.md")
-        if data.get("plan"):
-            _, made = await self._adopter.plan(lost)
+        wish = await order(request, Adopt)
+        if wish.plan:
+            _, made = await self._adopter.plan(wish.lost)
             return answer({"changes": made.changes, "refusals": made.refusals, "incarnation": ""})
-        work = asyncio.ensure_future(self._adopter.adopt(lost, by=str(data.get("by", ""))[:100]))
+        work = asyncio.ensure_future(self._adopter.adopt(wish.lost, by=words(wish.by, AUTHOR_MAX)))
         made, new = await asyncio.shield(work)
         return answer({"changes": made.changes, "refusals": (), "incarnation": new})

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from veery.api.route import bind
 from veery.api.server import CALLER, answer
+from veery.api.table.nodes import ALARMS
 from veery.errors import Refused
 from veery.node.alarms import Alarms
 
@@ -17,7 +19,7 @@ class AlarmRoutes:
 
     def table(self) -> list[web.RouteDef]:
         """Return the routes."""
-        return [web.get("/v1/alarms", self.list), web.post("/v1/alarms/test", self.test)]
+        return bind(ALARMS, self)
 
     async def list(self, _: web.Request) -> web.Response:
         """Return each way, with the result of its last message."""

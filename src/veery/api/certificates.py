@@ -8,7 +8,9 @@ from typing import Any
 
 from aiohttp import web
 
-from veery.api.server import answer, body, convert, require_direct
+from veery.api.route import bind
+from veery.api.server import answer, order, require_direct
+from veery.api.table.nodes import CERTIFICATES
 from veery.cluster.renewal import RenewRequest
 from veery.host.tls import Shown
 from veery.node.certificates import Certificates
@@ -22,15 +24,7 @@ class CertificateRoutes:
 
     def table(self) -> list[web.RouteDef]:
         """Return the routes."""
-        return [
-            web.post("/v1/nodes/{name}/renew", self.renew),
-            web.get("/v1/ca/status", self.status),
-            web.post("/v1/ca/renew", self.new_ca),
-            web.post("/v1/ca/cancel", self.cancel),
-            web.post("/v1/ca/drop", self.drop),
-            web.post("/v1/certificates", self.sign),
-            web.post("/v1/sealing", self.sealing),
-        ]
+        return bind(CERTIFICATES, self)
 
     async def renew(self, request: web.Request) -> web.Response:
         """Renew the certificate of a node now."""
@@ -55,7 +49,7 @@ class CertificateRoutes:
     async def sign(self, request: web.Request) -> web.Response:
         """Sign the next certificate of the calling node."""
         caller = require_direct(request)
-        wish = convert(await body(request), RenewRequest)
+        wish = await order(request, RenewRequest)
         return answer(await _to_the_end(self._certificates.sign(Shown(caller.node, caller.serial), wish)))
 
     async def sealing(self, request: web.Request) -> web.Response:

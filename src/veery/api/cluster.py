@@ -6,7 +6,9 @@ import asyncio
 
 from aiohttp import web
 
-from veery.api.server import CALLER, answer, body, convert
+from veery.api.route import bind
+from veery.api.server import CALLER, answer, order
+from veery.api.table.nodes import CLUSTER
 from veery.cluster.join import JoinRequest
 from veery.host.log import Tail, harmless
 from veery.node.cpu_baseline import CpuBaseline
@@ -26,20 +28,7 @@ class ClusterRoutes:
 
     def table(self) -> list[web.RouteDef]:
         """Return the routes."""
-        return [
-            web.get("/v1/host", self.host),
-            web.get("/v1/log", self.log),
-            web.get("/v1/cpu", self.cpu),
-            web.get("/v1/health", self.health),
-            web.get("/v1/doctor", self.doctor),
-            web.get("/v1/nodes", self.nodes),
-            web.delete("/v1/nodes/{name}", self.leave),
-            web.post("/v1/tokens", self.token),
-            web.get("/v1/tokens", self.tokens),
-            web.delete("/v1/tokens/{id}", self.revoke_token),
-            web.get("/v1/ca", self.ca),
-            web.post("/v1/join", self.join),
-        ]
+        return bind(CLUSTER, self)
 
     async def host(self, _: web.Request) -> web.Response:
         """Return the facts of this machine."""
@@ -95,5 +84,5 @@ class ClusterRoutes:
 
     async def join(self, request: web.Request) -> web.Response:
         """Admit a new node that has a token. Open to strangers."""
-        wish = convert(await body(request), JoinRequest)
+        wish = await order(request, JoinRequest)
         return answer(await self._membership.admit(wish, relay=request[CALLER].node))

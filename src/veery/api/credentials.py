@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from aiohttp import web
 
-from veery.api.server import answer, body, convert, require_direct
+from veery.api.bodies import Password
+from veery.api.route import bind
+from veery.api.server import answer, order, require_direct
+from veery.api.table.nodes import CREDENTIALS
 from veery.node.credentials import Credentials
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """The body of POST /v1/initiators: the caller's own CHAP password."""
-
-    password: str
 
 
 class CredentialRoutes:
@@ -25,15 +19,12 @@ class CredentialRoutes:
 
     def table(self) -> list[web.RouteDef]:
         """Return the routes."""
-        return [
-            web.post("/v1/initiators", self.accept),
-            web.post("/v1/initiators/sealing", self.sealing),
-        ]
+        return bind(CREDENTIALS, self)
 
     async def accept(self, request: web.Request) -> web.Response:
         """Seal the password of the calling node in the store."""
         caller = require_direct(request)
-        offer = convert(await body(request), Offer)
+        offer = await order(request, Password)
         await self._credentials.accept(caller.node, offer.password)
         return answer({})
 

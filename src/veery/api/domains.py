@@ -10,69 +10,48 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from veery.api.server import Lines, answer, body, convert, error_body
+from veery.api import bodies
+from veery.api.errors import Malformed, error_body, possible
+from veery.api.route import bind
+from veery.api.server import Lines, answer, order
+from veery.api.table.domains import DOMAINS, MOVES
+from veery.cluster.store import Store
 from veery.config.check import check_carried, check_disk, check_luggage, check_path, check_spec, check_vif
 from veery.config.domain import without_secrets
 from veery.errors import Refused, VeeryError
 from veery.migrate.moves import Moves, ended_badly
 from veery.model.codec import plain
-from veery.model.domain import Adjustment, DiskSpec, DomainSpec, VifSpec
-from veery.model.move import MoveSettings, Tuning
+from veery.model.domain import Adjustment
+from veery.model.move import Tuning
 from veery.model.plan import Question
 from veery.node.devices import Devices
 from veery.node.domains import Domains
 from veery.node.evacuation import Evacuation
 from veery.node.machine import Machine
 from veery.node.peers import Peers
-
-LEAVES = ("destroyed", "running", "paused")
+from veery.node.saving import Saving
 
 
 class DomainRoutes:
     """Routes for users' orders on domains."""
 
-    def __init__(self, domains: Domains, devices: Devices, moves: Moves, machine: Machine, *, peers: Peers) -> None:
-        self._domains, self._devices, self._moves = domains, devices, moves
-        self._machine, self._peers = machine, peers
+    def __init__(
+        self,
+        domains: Domains,
+        saving: Saving,
+        devices: Devices,
+        moves: Moves,
+        machine: Machine,
+        *,
+        peers: Peers,
+        store: Store,
+    ) -> None:
+        self._domains, self._saving, self._devices, self._moves = domains, saving, devices, moves
+        self._machine, self._peers, self._store = machine, peers, store
 
     def table(self) -> list[web.RouteDef]:
         """Return the routes."""
-        one = "/v1/domains/{ref}"
-        return [
-            web.get("/v1/domains", self.list),
-            web.post("/v1/domains", self.create),
-            web.get(one, self.show),
-            web.delete(one, self.forget),
-            *(
-                web.post(f"{one}/{order}", self.order)
-                for order in ("destroy", "shutdown", "reboot", "pause", "unpause")
-            ),
-            web.post(f"{one}/rename", self.rename),
-            web.post(f"{one}/memory", self.memory),
-            web.post(f"{one}/adjust", self.adjust),
-            web.post(f"{one}/save", self.save),
-            web.post("/v1/restore", self.restore),
-            web.get(f"{one}/vcpus", self.vcpus),
-            web.get(f"{one}/disks", self.disks),
-            web.post(f"{one}/disks", self.attach_disk),
-            web.delete(f"{one}/disks/{{vdev}}", self.detach_disk),
-            web.post(f"{one}/cd", self.change_cd),
-            web.post(f"{one}/trigger", self.trigger),
-            web.post(f"{one}/sysrq", self.sysrq),
-            web.post(f"{one}/dump", self.dump),
-            web.get(f"{one}/vifs", self.vifs),
-            web.post(f"{one}/vifs", self.attach_vif),
-            web.delete(f"{one}/vifs/{{which}}", self.detach_vif),
-            web.get(f"{one}/console", self.console),
-            web.post(f"{one}/migrate", self.migrate),
-            web.post(f"{one}/plan", self.plan),
-            web.post("/v1/question", self.question),
-            web.get("/v1/moves", self.moves),
-            web.get("/v1/moves/{move}", self.move),
-            web.post("/v1/moves/{move}/cancel", self.cancel),
-            web.post("/v1/moves/{move}/set", self.change),
-            web.post("/v1/evacuate", self.evacuate),
-        ]
+        return [*bind(DOMAINS, self), *bind(MOVES, self)]
 
     async def list(self, request: web.Request) -> web.Response:
         """Return the domains of this node, or with ?cluster=1 those of every node that answers."""
@@ -94,12 +73,12 @@ class DomainRoutes:
 
     async def create(self, request: web.Request) -> web.Response:
         """Start the domain of a spec."""
-        data = await body(request, spec=dict)
-        spec = check_spec(convert(data["spec"], DomainSpec))
+        wish = await order(request, bodies.Create)
+        with possible():
+            spec = check_spec(wish.spec)
         # A caller that disconnects must not interrupt a start: that would leave a half-started domain.
-        reading = await asyncio.shield(
-            asyncio.ensure_future(self._domains.create(spec, paused=bool(data.get("paused"))))
-        )
+        work = self._domains.create(spec, paused=wish.paused, force=wish.force)
+        reading = await asyncio.shield(asyncio.ensure_future(work))
         spec = without_secrets(await self._domains.spec(reading.uuid))
         return answer({"reading": reading, "spec": spec, "warnings": await self._devices.warnings(reading.uuid)})
 
@@ -116,17 +95,17 @@ class DomainRoutes:
 
     async def rename(self, request: web.Request) -> web.Response:
         """Rename a domain."""
-        await self._domains.rename(request.match_info["ref"], (await body(request, name=str))["name"])
+        await self._domains.rename(request.match_info["ref"], (await order(request, bodies.Rename)).name)
         return answer({})
 
     async def memory(self, request: web.Request) -> web.Response:
         """Set the memory target of a domain's balloon driver, in MiB."""
-        await self._devices.set_memory(request.match_info["ref"], (await body(request, mebibytes=int))["mebibytes"])
+        await self._devices.set_memory(request.match_info["ref"], (await order(request, bodies.SetMemory)).mebibytes)
         return answer({})
 
     async def adjust(self, request: web.Request) -> web.Response:
         """Change the limits and shares of a domain."""
-        change = convert(await body(request), Adjustment)
+        change = await order(request, Adjustment)
         if change == Adjustment():
             raise Refused("the order changes nothing", hint="see docs/api.md")
         await asyncio.shield(asyncio.ensure_future(self._devices.adjust(request.match_info["ref"], change)))
@@ -134,20 +113,15 @@ class DomainRoutes:
 
     async def save(self, request: web.Request) -> web.Response:
         """Save a domain to a file of this node."""
-        data = await body(request, path=str)
-        leave = data.get("leave", "destroyed")
-        path = _absolute(data["path"])
-        if leave not in LEAVES:
-            raise Refused(f"leave cannot be {leave!r}", hint=f"one of {', '.join(LEAVES)}")
-        await asyncio.shield(asyncio.ensure_future(self._domains.save(request.match_info["ref"], path, leave)))
+        wish = await order(request, bodies.Save)
+        path = _absolute(wish.path)
+        await asyncio.shield(asyncio.ensure_future(self._saving.save(request.match_info["ref"], path, wish.leave)))
         return answer({})
 
     async def restore(self, request: web.Request) -> web.Response:
         """Restore a domain from a file of this node."""
-        data = await body(request, path=str)
-        work = self._domains.restore(
-            _absolute(data["path"]), paused=bool(data.get("paused")), force=bool(data.get("force"))
-        )
+        wish = await order(request, bodies.Restore)
+        work = self._saving.restore(_absolute(wish.path), paused=wish.paused, force=wish.force)
         return answer({"reading": await asyncio.shield(asyncio.ensure_future(work))})
 
     async def vcpus(self, request: web.Request) -> web.Response:
@@ -161,7 +135,9 @@ class DomainRoutes:
 
     async def attach_disk(self, request: web.Request) -> web.Response:
         """Hot-plug a disk."""
-        disk = check_disk(convert((await body(request, disk=dict))["disk"], DiskSpec))
+        wish = await order(request, bodies.AttachDisk)
+        with possible():
+            disk = check_disk(wish.disk)
         await self._devices.attach_disk(request.match_info["ref"], disk)
         return answer({"warnings": self._devices.disk_warnings(disk)})
 
@@ -172,24 +148,25 @@ class DomainRoutes:
 
     async def change_cd(self, request: web.Request) -> web.Response:
         """Change the medium of a CD-ROM drive, or eject it."""
-        data = await body(request, vdev=str)
-        medium = check_disk(convert(data["disk"], DiskSpec)) if data.get("disk") is not None else None
-        await self._devices.change_cd(request.match_info["ref"], data["vdev"], medium)
+        wish = await order(request, bodies.ChangeCd)
+        with possible():
+            medium = check_disk(wish.disk) if wish.disk is not None else None
+        await self._devices.change_cd(request.match_info["ref"], wish.vdev, medium)
         return answer({})
 
     async def trigger(self, request: web.Request) -> web.Response:
         """Send an NMI to a domain, or press its power button."""
-        await self._devices.trigger(request.match_info["ref"], (await body(request, what=str))["what"])
+        await self._devices.trigger(request.match_info["ref"], (await order(request, bodies.Trigger)).what)
         return answer({})
 
     async def sysrq(self, request: web.Request) -> web.Response:
         """Send a magic SysRq key to the guest's kernel."""
-        await self._devices.sysrq(request.match_info["ref"], (await body(request, letter=str))["letter"])
+        await self._devices.sysrq(request.match_info["ref"], (await order(request, bodies.Sysrq)).letter)
         return answer({})
 
     async def dump(self, request: web.Request) -> web.Response:
         """Dump the memory of a domain to a file of this node."""
-        path = _absolute((await body(request, path=str))["path"])
+        path = _absolute((await order(request, bodies.Dump)).path)
         await asyncio.shield(asyncio.ensure_future(self._devices.dump(request.match_info["ref"], path)))
         return answer({})
 
@@ -199,7 +176,9 @@ class DomainRoutes:
 
     async def attach_vif(self, request: web.Request) -> web.Response:
         """Hot-plug a network interface."""
-        vif = check_vif(convert((await body(request, vif=dict))["vif"], VifSpec))
+        wish = await order(request, bodies.AttachVif)
+        with possible():
+            vif = check_vif(wish.vif)
         made = await self._devices.attach_vif(request.match_info["ref"], vif)
         return answer({**plain(made), "warnings": self._devices.vif_warnings(made, vif)})
 
@@ -236,10 +215,8 @@ class DomainRoutes:
 
     async def migrate(self, request: web.Request) -> web.StreamResponse:
         """Move a domain and stream the progress. The move continues when the caller has disconnected."""
-        data = await body(request, target=str)
-        settings = convert(data.get("settings") or {}, MoveSettings)
-        brain = data.get("brain") is True
-        move = await self._domains.migrate(request.match_info["ref"], data["target"], settings, brain=brain)
+        wish, ref = await order(request, bodies.Migrate), request.match_info["ref"]
+        move = await self._domains.migrate(ref, wish.target, wish.settings, brain=wish.brain, force=wish.force)
         async with Lines(request) as lines:
             await lines.say("begin", move=move)
             async for progress in self._moves.follow(move):
@@ -253,18 +230,18 @@ class DomainRoutes:
 
     async def plan(self, request: web.Request) -> web.Response:
         """Return the plan of a move: obstacles and forecast. Changes nothing."""
-        data = await body(request, target=str)
-        settings = convert(data.get("settings") or {}, MoveSettings)
-        return answer(await self._domains.plan(request.match_info["ref"], data["target"], settings))
+        wish, ref = await order(request, bodies.PlanMove), request.match_info["ref"]
+        return answer(await self._domains.plan(ref, wish.target, wish.settings, quick=wish.quick))
 
     async def question(self, request: web.Request) -> web.Response:
         """Answer another node that asks whether this node could take a domain."""
-        question = convert(await body(request), Question)
-        check_spec(question.spec)
-        check_luggage(question.luggage.encode(errors="replace"))
-        check_carried(question.disks, question.spec)
-        if question.disk_dir:
-            check_path("the folder for disks", question.disk_dir)
+        question = await order(request, Question)
+        with possible():
+            check_spec(question.spec)
+            check_luggage(question.luggage.encode(errors="replace"))
+            check_carried(question.disks, question.spec)
+            if question.disk_dir:
+                check_path("the folder for disks", question.disk_dir)
         return answer(await self._domains.reply(question))
 
     async def moves(self, request: web.Request) -> web.Response:
@@ -281,8 +258,10 @@ class DomainRoutes:
 
     async def change(self, request: web.Request) -> web.Response:
         """Change the bandwidth or downtime limit of a running copy."""
-        data = await body(request)
-        tuning = Tuning(bandwidth=_at_least(data, "bandwidth", 0), downtime=_at_least(data, "downtime", 1))
+        wish = await order(request, bodies.TuneMove)
+        tuning = Tuning(
+            bandwidth=_at_least("bandwidth", wish.bandwidth, 0), downtime=_at_least("downtime", wish.downtime, 1)
+        )
         if tuning == Tuning():
             raise Refused("the order changes nothing", hint="give bandwidth, downtime or both")
         await self._moves.change(request.match_info["move"], tuning)
@@ -290,12 +269,9 @@ class DomainRoutes:
 
     async def evacuate(self, request: web.Request) -> web.StreamResponse:
         """Move several domains, or all, and stream the progress of each."""
-        data = await body(request, targets=list, domains=list)
-        settings = convert(data.get("settings") or {}, MoveSettings)
-        evacuation = Evacuation(self._domains, self._moves, self._machine, self._peers)
-        begun = await evacuation.begin(
-            convert(data["domains"], list[str]), convert(data["targets"], list[str]), settings
-        )
+        wish = await order(request, bodies.Evacuate)
+        evacuation = Evacuation(self._domains, self._moves, self._machine, self._peers, self._store)
+        begun = await evacuation.begin(wish.domains, wish.targets, wish.settings, force=wish.force)
         async with Lines(request) as lines:
             await lines.say("begin", moves=begun.moves, refused=begun.refused)
             async for move, progress in evacuation.follow(begun):
@@ -304,15 +280,15 @@ class DomainRoutes:
         return lines.response
 
 
-def _at_least(data: dict[str, Any], key: str, least: int) -> int | None:
-    value = data.get(key)
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-        raise Refused(f"{key} must be a whole number, at least {least}, not {value!r}", hint="see docs/api.md")
+def _at_least(field: str, value: int | None, least: int) -> int | None:
+    if value is not None and value < least:
+        raise Malformed(f"the field {field!r} is wrong: it must be at least {least}", field=field)
     return value
 
 
 def _absolute(text: str) -> Path:
-    check_path("the file", text)
+    with possible():
+        check_path("the file", text)
     return Path(text)
 
 

@@ -6,7 +6,10 @@ import asyncio
 
 from aiohttp import web
 
-from veery.api.server import answer, author, body
+from veery.api.bodies import AdmitNode, Signed
+from veery.api.route import bind
+from veery.api.server import answer, author, order
+from veery.api.table.recovery import FENCES
 from veery.errors import Refused
 from veery.node.fencing import Fencing
 from veery.node.guard import Guard
@@ -25,22 +28,7 @@ class FencingRoutes:
 
     def table(self) -> list[web.RouteDef]:
         """Return the routes."""
-        one = "/v1/fences/{name}"
-        return [
-            web.get("/v1/fences", self.list),
-            web.get(one, self.show),
-            web.post(one, self.begin),
-            web.delete(one, self.lift),
-            web.post(f"{one}/confirm", self.confirm),
-            web.get(f"{one}/test", self.test),
-            web.post(f"{one}/cut", self.cut),
-            web.get(f"{one}/cut", self.proof),
-            web.post(f"{one}/admit", self.admit),
-            web.get("/v1/clean", self.clean),
-            web.get("/v1/standing/{initiator}", self.standing),
-            web.get("/v1/guard", self.guard),
-            web.get("/v1/heartbeats", self.heartbeats),
-        ]
+        return bind(FENCES, self)
 
     async def list(self, _: web.Request) -> web.Response:
         """Return all fences."""
@@ -52,13 +40,13 @@ class FencingRoutes:
 
     async def begin(self, request: web.Request) -> web.Response:
         """Fence a node: keep it from the disks."""
-        data = await body(request)
-        return answer(await self._fencing.begin(request.match_info["name"], by=author(request, data)))
+        wish = await order(request, Signed)
+        return answer(await self._fencing.begin(request.match_info["name"], by=author(request, wish.by)))
 
     async def confirm(self, request: web.Request) -> web.Response:
         """Record an operator's confirmation that a node is off."""
-        data = await body(request)
-        return answer(await self._fencing.confirm(request.match_info["name"], by=author(request, data)))
+        wish = await order(request, Signed)
+        return answer(await self._fencing.confirm(request.match_info["name"], by=author(request, wish.by)))
 
     async def test(self, request: web.Request) -> web.Response:
         """Return for each fence method whether it would work."""
@@ -79,8 +67,8 @@ class FencingRoutes:
 
     async def admit(self, request: web.Request) -> web.Response:
         """On a storage node: admit a node again."""
-        data = await body(request, revision=int)
-        work = self._fencing.admit(request.match_info["name"], data["revision"])
+        wish = await order(request, AdmitNode)
+        work = self._fencing.admit(request.match_info["name"], wish.revision)
         await asyncio.shield(asyncio.ensure_future(work))
         return answer({})
 

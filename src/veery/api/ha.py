@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from typing import Any
 
 from aiohttp import web
 
-from veery.api.server import CALLER, Handler, Lines, answer, author, body, convert, forward
-from veery.errors import Failed, Refused, VeeryError
+from veery.api.bodies import Disarm, DrainNode, End, ResumeNode, SetGroup, SetPolicy
+from veery.api.errors import Malformed
+from veery.api.route import bind
+from veery.api.server import CALLER, Handler, Lines, answer, author, forward, order, words
+from veery.api.table.ha import HA
+from veery.errors import Refused, Unavailable, VeeryError
 from veery.ha import groups, journal, orders
-from veery.model.ha import GroupKind, Policy, Ticket
+from veery.model.ha import Ticket
 from veery.node.ha_service import HaService
 from veery.node.node_cache import NodeCache
 from veery.node.peers import Peers
 from veery.node.recovery import Recovery
+
+REASON_MAX = 500  # characters of the reason in an order
 
 
 class HaRoutes:
@@ -27,27 +34,7 @@ class HaRoutes:
 
     def table(self) -> list[web.RouteDef]:
         """Return the routes."""
-        node = "/v1/nodes/{name}"
-        return [
-            web.get("/v1/reading", self.reading),
-            web.post("/v1/tickets", self.start),
-            web.post("/v1/domains/{ref}/end", self.end),
-            web.get("/v1/ha", self.list),
-            web.get("/v1/ha/{domain}", self.show),
-            web.post("/v1/ha/{domain}", self.set),
-            web.get("/v1/groups", self.groups),
-            web.post("/v1/groups/{group}", self.set_group),
-            web.delete("/v1/groups/{group}", self.delete_group),
-            web.get("/v1/cluster", self._led(self.status)),
-            web.get("/v1/why/{name}", self._led(self.why)),
-            web.get(f"{node}/drain", self._led(self.progress)),
-            web.post(f"{node}/drain", self._led(self.drain)),
-            web.post(f"{node}/resume", self._led(self.resume)),
-            web.post("/v1/disarm", self.disarm),
-            web.post("/v1/arm", self.arm),
-            web.get("/v1/events", self.events),
-            web.post("/v1/events/follow", self.follow),
-        ]
+        return bind(HA, self, led=self._led)
 
     # ---- orders of the brain
     async def reading(self, _: web.Request) -> web.Response:
@@ -56,12 +43,12 @@ class HaRoutes:
 
     async def start(self, request: web.Request) -> web.Response:
         """Start a domain by ticket. The start continues when the caller has disconnected."""
-        ticket = convert(await body(request), Ticket)
+        ticket = await order(request, Ticket)
         return answer(await asyncio.shield(asyncio.ensure_future(self._recovery.start(ticket))))
 
     async def end(self, request: web.Request) -> web.Response:
         """Stop one instance of a domain."""
-        boot = (await body(request, boot=str))["boot"]
+        boot = (await order(request, End)).boot
         await asyncio.shield(asyncio.ensure_future(self._recovery.end(request.match_info["ref"], boot)))
         return answer({})
 
@@ -76,17 +63,15 @@ class HaRoutes:
 
     async def set(self, request: web.Request) -> web.Response:
         """Set the policy of a domain."""
-        data = await body(request, policy=str)
-        if data["policy"] not in tuple(Policy):
-            raise Refused(f"no policy {data['policy']!r}", hint=f"one of {', '.join(Policy)}")
+        wish = await order(request, SetPolicy)
         record = await orders.set_policy(
             self._ha_service.store,
             request.match_info["domain"],
-            Policy(data["policy"]),
-            priority=_number(data, "priority", int),
-            group=_text(data, "group"),
-            max_restarts=_number(data, "max_restarts", int),
-            delay=_number(data, "delay", float),
+            wish.policy,
+            priority=wish.priority,
+            group=wish.group,
+            max_restarts=wish.max_restarts,
+            delay=wish.delay,
         )
         return answer(record)
 
@@ -96,18 +81,8 @@ class HaRoutes:
 
     async def set_group(self, request: web.Request) -> web.Response:
         """Set the rule of a group."""
-        data = await body(request)
-        kind, nodes, strict = _text(data, "kind"), data.get("nodes"), data.get("strict")
-        if kind is not None and kind not in tuple(GroupKind):
-            raise Refused(f"no group kind {kind!r}", hint=f"one of {', '.join(GroupKind)}")
-        if nodes is not None and not (isinstance(nodes, list) and all(isinstance(each, str) for each in nodes)):
-            raise Refused(f"nodes must be a list of names, not {nodes!r}", hint="see docs/api.md")
-        if strict is not None and not isinstance(strict, bool):
-            raise Refused(f"strict must be true or false, not {strict!r}", hint="see docs/api.md")
-        name = request.match_info["group"]
-        rule = await groups.assign(
-            self._ha_service.store, name, kind=GroupKind(kind) if kind else None, nodes=nodes, strict=strict
-        )
+        wish, name = await order(request, SetGroup), request.match_info["group"]
+        rule = await groups.assign(self._ha_service.store, name, kind=wish.kind, nodes=wish.nodes, strict=wish.strict)
         return answer(rule)
 
     async def delete_group(self, request: web.Request) -> web.Response:
@@ -130,25 +105,23 @@ class HaRoutes:
 
     async def drain(self, request: web.Request) -> web.Response:
         """Drain a node, or return the plan of a drain."""
-        data, name = await body(request), request.match_info["name"]
-        if data.get("plan"):
+        wish, name = await order(request, DrainNode), request.match_info["name"]
+        if wish.plan:
             return answer(await self._ha_service.plan(name, forecast=True))
-        work = self._ha_service.drain(name, by=author(request, data), force=bool(data.get("force")))
+        work = self._ha_service.drain(name, by=author(request, wish.by), force=wish.force)
         return answer(await asyncio.shield(asyncio.ensure_future(work)))
 
     async def resume(self, request: web.Request) -> web.Response:
         """Return a drained node to service."""
-        data = await body(request)
-        work = self._ha_service.resume(
-            request.match_info["name"], by=author(request, data), home=bool(data.get("home"))
-        )
+        wish = await order(request, ResumeNode)
+        work = self._ha_service.resume(request.match_info["name"], by=author(request, wish.by), home=wish.home)
         await asyncio.shield(asyncio.ensure_future(work))
         return answer({})
 
     async def disarm(self, request: web.Request) -> web.Response:
         """Disarm the brain: it does nothing from now on."""
-        data = await body(request)
-        await self._ha_service.disarm(by=author(request, data), reason=str(data.get("reason") or ""))
+        wish = await order(request, Disarm)
+        await self._ha_service.disarm(by=author(request, wish.by), reason=words(wish.reason, REASON_MAX))
         return answer({})
 
     async def arm(self, _: web.Request) -> web.Response:
@@ -160,7 +133,7 @@ class HaRoutes:
         """Return the last ?count=N events."""
         count = request.query.get("count", "50")
         if not count.isdigit():
-            raise Refused(f"count must be a whole number, not {count!r}", hint="see docs/api.md")
+            raise Malformed("the parameter 'count' is wrong: it is not a whole number", field="count")
         return answer(await journal.last(self._ha_service.records, int(count)))
 
     async def follow(self, request: web.Request) -> web.StreamResponse:
@@ -173,6 +146,7 @@ class HaRoutes:
     def _led(self, handler: Any) -> Handler:
         """Run `handler` on the leader. Without a leader any brain answers, this node's first."""
 
+        @functools.wraps(handler)
         async def led(request: web.Request) -> web.StreamResponse:
             service = self._ha_service
             if service.leads() or not request[CALLER].local:
@@ -191,7 +165,7 @@ class HaRoutes:
             for name in self._node_cache.voters():
                 with contextlib.suppress(Refused):
                     return await forward(request, self._peers, name)
-            raise Failed("no voter answers", hint="veery node list; veeryd must run on a majority of the voters")
+            raise Unavailable("no voter answers", hint="veery node list; veeryd must run on a majority of the voters")
 
         return led
 
@@ -199,19 +173,3 @@ class HaRoutes:
 async def _answered(handler: Any, request: web.Request) -> web.StreamResponse:
     response: web.StreamResponse = await handler(request)
     return response
-
-
-def _text(data: dict[str, Any], key: str) -> str | None:
-    value = data.get(key)
-    if value is not None and not isinstance(value, str):
-        raise Refused(f"{key} must be a string, not {value!r}", hint="see docs/api.md")
-    return value
-
-
-def _number(data: dict[str, Any], key: str, kind: type) -> Any:
-    value = data.get(key)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, kind)):
-        raise Refused(f"{key} must be a number, not {value!r}", hint="see docs/api.md")
-    return kind(value)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from veery.api.server import CALLER, answer, author, body, forward
+from veery.api.bodies import Well
+from veery.api.route import bind
+from veery.api.server import CALLER, answer, author, forward, order
+from veery.api.table.nodes import HEALTH
 from veery.cluster.keys import HEALTHS
 from veery.cluster.store import Store
 from veery.errors import Refused
+from veery.ha import moverecord
 from veery.node.health import Health
 from veery.node.peers import Peers
 
@@ -20,15 +24,15 @@ class HealthRoutes:
 
     def table(self) -> list[web.RouteDef]:
         """Return the routes."""
-        return [
-            web.get("/v1/verdicts", self.verdicts),
-            web.get("/v1/nodes/{name}/health", self.show),
-            web.post("/v1/nodes/{name}/well", self.well),
-        ]
+        return bind(HEALTH, self)
 
     async def verdicts(self, _: web.Request) -> web.Response:
         """Return the health record of each node from the store."""
         return answer(await HEALTHS.readable(self._store))
+
+    async def moves(self, _: web.Request) -> web.Response:
+        """Return the moves that verdicts caused, each with its forecast and its end."""
+        return answer(await moverecord.records(self._store))
 
     async def show(self, request: web.Request) -> web.StreamResponse:
         """Return the present health of one node, from its own veeryd."""
@@ -40,11 +44,8 @@ class HealthRoutes:
         """Declare a node, or the reading of one of its sensors, well."""
         if (name := request.match_info["name"]) != self._node:
             return await self._forwarded(request, name)
-        data = await body(request)
-        sensor = data.get("sensor") or ""
-        if not isinstance(sensor, str):
-            raise Refused(f"sensor must be a string, not {sensor!r}", hint="see docs/api.md")
-        return answer(self._health.well(sensor, author(request, data)))
+        wish = await order(request, Well)
+        return answer(self._health.well(wish.sensor, author(request, wish.by)))
 
     async def _forwarded(self, request: web.Request, name: str) -> web.StreamResponse:
         if not request[CALLER].local:  # the forwarding node took this node for `name`

@@ -10,10 +10,10 @@ from typing import Any
 
 from aiohttp import web
 
+from veery.api.errors import Malformed, problem
 from veery.cluster.admission import Admission
 from veery.host.caps import Place
 from veery.host.tls import Shown, shown
-from veery.model.codec import encode
 
 log = logging.getLogger(__name__)
 
@@ -112,8 +112,7 @@ class Line(web.RequestHandler):
         log.info("%s sends invalid HTTP: %s", self.address, message or exc or status)
         if request.writer.output_size > 0:
             raise ConnectionError("the answer has started already")
-        error = {"kind": "refused", "message": "not a valid HTTP request", "hint": "see docs/api.md"}
-        response = web.Response(body=encode({"error": error}), status=status, content_type="application/json")
+        response = problem(Malformed("not a valid HTTP request"), status)
         response.headers["Server"] = SERVER
         response.force_close()
         return response

@@ -6,7 +6,11 @@ import asyncio
 
 from aiohttp import web
 
-from veery.api.server import answer, body, convert, require_direct
+from veery.api.bodies import Recover, Switch
+from veery.api.errors import possible
+from veery.api.route import bind
+from veery.api.server import answer, body, checked, order, require_direct
+from veery.api.table.recovery import RECOVERY
 from veery.config.check import check_path
 from veery.errors import Refused
 from veery.host import tls
@@ -29,19 +33,12 @@ class RecoveryRoutes:
 
     def table(self) -> list[web.RouteDef]:
         """Return the routes."""
-        return [
-            web.post("/v1/vote", self.vote),
-            web.post("/v1/nodes/{name}/vote", self.vote_of),
-            web.get("/v1/recovery", self.word),
-            web.post("/v1/recovery", self.recover),
-            web.post("/v1/recovery/still", self.still),
-            web.post("/v1/recovery/aside", self.aside),
-        ]
+        return bind(RECOVERY, self)
 
     async def vote(self, request: web.Request) -> web.Response:
         """Give this node a vote, or take its vote away."""
-        data = await body(request, on=bool)
-        work = self._votes.on() if data["on"] else self._votes.off()
+        wish = await order(request, Switch)
+        work = self._votes.on() if wish.on else self._votes.off()
         return answer(await asyncio.shield(asyncio.ensure_future(work)))
 
     async def vote_of(self, request: web.Request) -> web.Response:
@@ -49,7 +46,9 @@ class RecoveryRoutes:
         name = request.match_info["name"]
         if name == self._node:
             return await self.vote(request)
-        return answer(await self._peers.call(name, "POST", "/v1/vote", await body(request), deadline=VOTE_DEADLINE_S))
+        data = await body(request)
+        checked(data, Switch)
+        return answer(await self._peers.call(name, "POST", "/v1/vote", data, deadline=VOTE_DEADLINE_S))
 
     async def word(self, _: web.Request) -> web.Response:
         """Return what this node knows of the store."""
@@ -57,17 +56,13 @@ class RecoveryRoutes:
 
     async def recover(self, request: web.Request) -> web.Response:
         """Plan or carry out a recovery of the store on this node."""
-        data = await body(request)
-        lost, file = data.get("lost", []), data.get("file", "")
-        if not isinstance(lost, list) or len(lost) > 1000 or not all(isinstance(name, str) for name in lost):
-            raise Refused("lost must be a list of node names", hint="docs/api.md")
-        if not isinstance(file, str):
-            raise Refused("file must be a path", hint="docs/api.md")
-        if file:
-            check_path("the copy", file)
-        if data.get("plan"):
-            return answer(await self._recoverer.plan(file, lost))
-        return answer(await asyncio.shield(asyncio.ensure_future(self._recoverer.recover(file, lost))))
+        wish = await order(request, Recover)
+        if wish.file:
+            with possible():
+                check_path("the copy", wish.file)
+        if wish.plan:
+            return answer(await self._recoverer.plan(wish.file, wish.lost))
+        return answer(await asyncio.shield(asyncio.ensure_future(self._recoverer.recover(wish.file, wish.lost))))
 
     async def still(self, request: web.Request) -> web.Response:
         """Keep this node still for a while, because the calling node recovers the store."""
@@ -77,10 +72,10 @@ class RecoveryRoutes:
     async def aside(self, request: web.Request) -> web.Response:
         """Give up this node's etcd member of a replaced store, and use the store on the calling node."""
         caller = require_direct(request).node
-        order = convert(await body(request), Aside)
+        wish = await order(request, Aside)
         shown = request.transport.get_extra_info("ssl_object") if request.transport is not None else None
         still = self._stillness.holds_for(caller)
-        if why := judge_aside(order, caller, tls.peer_addresses(shown), still=still):
+        if why := judge_aside(wish, caller, tls.peer_addresses(shown), still=still):
             raise Refused(f"{self._node} does not stand aside: {why}", hint="veery cluster recover --plan")
-        await asyncio.shield(asyncio.ensure_future(self._votes.aside(order)))
+        await asyncio.shield(asyncio.ensure_future(self._votes.aside(wish)))
         return answer({})

@@ -15,7 +15,10 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
+from veery.api.errors import Malformed, NoRoute, misfit, problem
 from veery.api.line import SERVER, Caller, Line
+from veery.api.route import Privilege
+from veery.api.table import ROUTES
 from veery.cluster.admission import Admission
 from veery.errors import Failed, Refused, VeeryError
 from veery.host import doortls, tasks
@@ -31,14 +34,8 @@ from veery.node.peers import Peers
 
 log = logging.getLogger(__name__)
 
-STATUS = {"refused": 409, "failed": 500, "unknown": 504}
-HINTS = {  # for errors without a hint of their own
-    "refused": "nothing was changed; veery dmesg on that node may show more",
-    "failed": "see veery dmesg and veeryd's log on that node",
-    "unknown": "the order may or may not be done: look with veery list before you try again",
-}
 SHORT_HINT = "ls /proc/$(pidof -x veeryd)/fd | wc -l; see LimitNOFILE; then check the result: veery list"
-OPEN_ROUTES = frozenset({("GET", "/v1/ca"), ("POST", "/v1/join")})
+OPEN_ROUTES = frozenset(route.key for route in ROUTES if route.privilege is Privilege.OPEN)
 NODE_HEADER = "X-Veery-Node"
 BY_HEADER = "X-Veery-By"  # names the original caller of a request that another node forwards
 HOP_HEADERS = frozenset(
@@ -63,35 +60,27 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 T = TypeVar("T")
 
 
-class Malformed(Refused):
-    """An invalid request: HTTP `status` 400, 408 or 413."""
-
-    def __init__(self, message: str, status: int = 400) -> None:
-        super().__init__(message, hint="see docs/api.md")
-        self.status = status
-
-
 def answer(value: Any, *, status: int = 200) -> web.Response:
     """Return a response with `value` as JSON."""
     return web.Response(body=encode(value), status=status, content_type="application/json")
 
 
-def author(request: web.Request, data: Mapping[str, Any]) -> str:
-    """Return who gave an order, for records and events: the name in the order, and the caller.
+def author(request: web.Request, by: str) -> str:
+    """Return who gave an order, for records and events: the name `by` in the order, and the caller.
 
     The name is checked here alone. Records and logs keep it as it is."""
-    name = str(data.get("by") or "root")[:AUTHOR_MAX]
-    return f"{''.join(sign if sign.isprintable() else '?' for sign in name)}@{request[CALLER]}"
+    return f"{words(by, AUTHOR_MAX) or 'root'}@{request[CALLER]}"
 
 
-def error_body(error: VeeryError) -> dict[str, Any]:
-    """Return the JSON object of an error."""
-    return {"error": {"kind": error.kind, "message": error.message, "hint": error.hint or HINTS.get(error.kind, "")}}
+def words(text: str, most: int) -> str:
+    """Return an operator's own words from an order: at most `most` characters, all printable.
+
+    They are checked here alone. Records, events and logs keep them as they are."""
+    return "".join(sign if sign.isprintable() else "?" for sign in text[:most])
 
 
-async def body(request: web.Request, **wanted: type) -> dict[str, Any]:
-    """Return the request's JSON object. Raises Malformed if the body is not an object, is too long or too slow, or if
-    a key in `wanted` is missing or of a wrong type."""
+async def body(request: web.Request) -> dict[str, Any]:
+    """Return the request's JSON object. Raises Malformed if the body is not an object, is too long or too slow."""
     raw = await _read(request)
     try:
         data = msgspec.json.decode(raw) if raw else {}
@@ -99,10 +88,18 @@ async def body(request: web.Request, **wanted: type) -> dict[str, Any]:
         raise Malformed(f"the request is not JSON: {error}") from error
     if not isinstance(data, dict):
         raise Malformed("the request is not a JSON object")
-    for key, kind in wanted.items():
-        if not isinstance(data.get(key), kind):
-            raise Malformed(f"the request needs {key!r}, a {kind.__name__}")
     return data
+
+
+async def order(request: web.Request, type: type[T]) -> T:
+    """Return the body of the request as a `type`, the one that its row of the table has. A null counts as a missing
+    field, and unknown fields are ignored. Raises Malformed with the name of the wrong field."""
+    return checked(await body(request), type)
+
+
+def checked(data: Mapping[str, Any], type: type[T]) -> T:
+    """Return `data`, the result of `body`, as `order` does."""
+    return convert({key: value for key, value in data.items() if value is not None}, type)
 
 
 def require_direct(request: web.Request) -> Caller:
@@ -118,7 +115,7 @@ def convert(value: Any, type: type[T], *, keep: bool = False) -> T:
     try:
         return codec.convert(value, type, keep=keep)
     except (Failed, RecursionError) as error:
-        raise Malformed(str(error)) from error
+        raise misfit(str(error.__cause__ or error), type) from error
 
 
 async def _read(request: web.Request) -> bytes:
@@ -305,20 +302,22 @@ class ApiServer:
             return await handler(request)
         except VeeryError as error:
             log.info("%s %s: %s: %s", request.method, request.path, error.kind, error.message)
-            status = error.status if isinstance(error, Malformed) else STATUS[error.kind]
-            return answer(error_body(error), status=status)
+            return _failed(request, error)
         except web.HTTPException as error:
-            unknown = Refused(f"{request.method} {request.path}: {error.reason}", hint="compare `veery version`")
-            return answer(error_body(unknown), status=error.status)
+            unknown = NoRoute(f"{request.method} {request.path}: {error.reason}", hint="compare `veery version`")
+            response = problem(unknown, error.status)
+            if "Allow" in error.headers:
+                response.headers["Allow"] = error.headers["Allow"]
+            return response
         except (asyncio.CancelledError, ConnectionError):
             raise
         except Exception as error:
             if is_shortage(error):
                 log.error("%s %s: %s", request.method, request.path, error)
                 short = Failed(f"veeryd is short of a resource: {error or type(error).__name__}", hint=SHORT_HINT)
-                return answer(error_body(short), status=500)
+                return _failed(request, short)
             log.exception("%s %s", request.method, request.path)
-            return answer(error_body(Failed(f"{type(error).__name__}: {error}", hint="see veeryd's log")), status=500)
+            return _failed(request, Failed(f"{type(error).__name__}: {error}", hint="see veeryd's log"))
 
     @web.middleware
     async def _door(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -338,11 +337,11 @@ class ApiServer:
             try:
                 response = await handler(request)
             except Malformed as error:
-                response = answer(error_body(error), status=error.status)
+                response = _failed(request, error)
         else:
             log.warning("stranger %s at %s %s", request.remote or "here", request.method, request.path)
             stranger = Refused("this node does not know you", hint="call as root, or with a certificate of the cluster")
-            response = answer(error_body(stranger), status=403)
+            response = problem(stranger, 403)
         response.force_close()
         return response
 
@@ -352,6 +351,10 @@ class ApiServer:
         if not wanted or wanted == self._node:
             return await handler(request)
         return await forward(request, self._peers, wanted)
+
+
+def _failed(request: web.Request, error: VeeryError) -> web.Response:
+    return problem(error, plain=(request.method, request.path) in OPEN_ROUTES)
 
 
 async def forward(request: web.Request, peers: Peers, node: str) -> web.StreamResponse:

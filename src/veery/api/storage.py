@@ -8,9 +8,13 @@ from typing import Any
 
 from aiohttp import web
 
-from veery.api.server import Lines, answer, body, error_body, forward
+from veery.api.bodies import BuildImage, CreateVolume, Resize
+from veery.api.errors import Malformed, error_body
+from veery.api.route import bind
+from veery.api.server import Lines, answer, body, checked, forward, order
+from veery.api.table.volumes import NETWORKS, VOLUMES
 from veery.api.volumemoves import MoveRoutes
-from veery.errors import Failed, Refused, VeeryError
+from veery.errors import Failed, VeeryError
 from veery.model.node import Role
 from veery.model.volume import Backing
 from veery.network.bridge import bridges
@@ -18,7 +22,7 @@ from veery.node.devices import Devices
 from veery.node.images import Images
 from veery.node.machine import Machine
 from veery.node.peers import Peers
-from veery.node.volumemoves import VolumeMoves
+from veery.node.volume_moves.moves import VolumeMoves
 from veery.node.volumes import VolumeService
 
 log = logging.getLogger(__name__)
@@ -42,20 +46,8 @@ class StorageRoutes:
 
     def table(self) -> list[web.RouteDef]:
         """Return the routes."""
-        one = "/v1/volumes/{name}"
-        return [
-            web.get("/v1/volumes", self.list),
-            web.post("/v1/volumes", self.create),
-            web.get(one, self.show),
-            web.delete(one, self.delete),
-            web.post(f"{one}/resize", self.resize),
-            web.post(f"{one}/resized", self.resized),
-            web.put(f"{one}/content", self.content),
-            web.post(f"{one}/image", self.image),
-            *MoveRoutes(self._volumes, self._moves, self._peers).table(),
-            web.get("/v1/targets", self.targets),
-            web.get("/v1/networks", self.networks),
-        ]
+        moves = MoveRoutes(self._volumes, self._moves, self._peers)
+        return [*bind(VOLUMES, self), *moves.table(), *bind(NETWORKS, self)]
 
     async def list(self, _: web.Request) -> web.Response:
         """Return all volumes of the cluster."""
@@ -68,15 +60,16 @@ class StorageRoutes:
 
     async def create(self, request: web.Request) -> web.StreamResponse:
         """Create a volume on a storage node."""
-        data = await body(request, name=str, size=int)
-        node = await self._volumes.storage_node(str(data.get("node") or ""))
+        data = await body(request)
+        wish = checked(data, CreateVolume)
+        node = await self._volumes.storage_node(wish.node)
         if node != self._volumes.node:
             await self._peers.awake(node)
             return answer(await self._peers.call(node, "POST", "/v1/volumes", {**data, "node": node}, deadline=120))
-        backing = str(data.get("backing") or "file")
+        backing = wish.backing or Backing.FILE
         if backing not in tuple(Backing):
-            raise Refused(f"no backing {backing!r}", hint=f"one of {', '.join(Backing)}")
-        work = self._volumes.mine().create(data["name"], data["size"], Backing(backing))
+            raise Malformed("the field 'backing' is wrong", field="backing", hint=f"one of {', '.join(Backing)}")
+        work = self._volumes.mine().create(wish.name, wish.size, Backing(backing))
         return answer(await asyncio.shield(asyncio.ensure_future(work)))
 
     async def delete(self, request: web.Request) -> web.StreamResponse:
@@ -91,13 +84,13 @@ class StorageRoutes:
         """Grow a volume."""
         if away := await self._away(request):
             return await forward(request, self._peers, away)
-        size = (await body(request, size=int))["size"]
+        size = (await order(request, Resize)).size
         work = self._volumes.resize(request.match_info["name"], size)
         return answer(await asyncio.shield(asyncio.ensure_future(work)))
 
     async def resized(self, request: web.Request) -> web.Response:
         """Pass the new size of a volume, sent by its storage node, to the domains here that use the volume."""
-        size = (await body(request, size=int))["size"]
+        size = (await order(request, Resize)).size
         domains = await self._devices.resized(request.match_info["name"], size)
         return answer({"told": domains})
 
@@ -114,7 +107,7 @@ class StorageRoutes:
         """Build an image into a volume. The work continues when the caller has disconnected."""
         if away := await self._away(request):
             return await forward(request, self._peers, away)
-        kind = (await body(request, image=str))["image"]
+        kind = (await order(request, BuildImage)).image
         name = request.match_info["name"]
         self._volumes.mine()
         async with Lines(request) as lines:

@@ -6,7 +6,10 @@ import asyncio
 
 from aiohttp import web
 
-from veery.api.server import answer, body
+from veery.api.bodies import Force
+from veery.api.route import bind
+from veery.api.server import answer, order
+from veery.api.table.nodes import UPKEEP
 from veery.node.storeupkeep import StoreUpkeep
 
 
@@ -18,7 +21,7 @@ class UpkeepRoutes:
 
     def table(self) -> list[web.RouteDef]:
         """Return the routes."""
-        return [web.post("/v1/store/defragment", self.defragment), web.post("/v1/etcd/restart", self.restart)]
+        return bind(UPKEEP, self)
 
     async def defragment(self, _: web.Request) -> web.Response:
         """Defragment the file of every voter, one after the other."""
@@ -26,6 +29,6 @@ class UpkeepRoutes:
 
     async def restart(self, request: web.Request) -> web.Response:
         """Restart the etcd of this node."""
-        data = await body(request)
-        await asyncio.shield(asyncio.ensure_future(self._upkeep.restart(force=bool(data.get("force")))))
+        wish = await order(request, Force)
+        await asyncio.shield(asyncio.ensure_future(self._upkeep.restart(force=wish.force)))
         return answer({})

@@ -11,11 +11,16 @@ from typing import Any
 
 from aiohttp import web
 
-from veery.api.server import Lines, answer, body, convert, error_body, forward
+from veery.api.bodies import LetGo, MoveVolume
+from veery.api.errors import Malformed, error_body
+from veery.api.route import bind
+from veery.api.server import Lines, answer, body, convert, forward, order
+from veery.api.table.volumes import VOLUME_MOVES
 from veery.errors import Failed, Refused, VeeryError
 from veery.model.volume import Volume, VolumeMove
 from veery.node.peers import Peers
-from veery.node.volumemoves import Report, VolumeMoves
+from veery.node.volume_moves.common import Report
+from veery.node.volume_moves.moves import VolumeMoves
 from veery.node.volumes import VolumeService
 from veery.storage.extents import extents
 
@@ -34,33 +39,21 @@ class MoveRoutes:
 
     def table(self) -> list[web.RouteDef]:
         """Return the routes."""
-        one = "/v1/volumes/{name}"
-        return [
-            web.post(f"{one}/move", self.move),
-            web.post(f"{one}/move/cancel", self.cancel),
-            web.post(f"{one}/place", self.place),
-            web.post(f"{one}/take-in", self.take_in),
-            web.post(f"{one}/fetch", self.fetch),
-            web.post(f"{one}/mirror", self.mirror),
-            web.post(f"{one}/let-go", self.let_go),
-            web.post(f"{one}/settle", self.settle),
-            web.get(f"{one}/extents", self.extents),
-            web.get(f"{one}/content", self.content),
-        ]
+        return bind(VOLUME_MOVES, self)
 
     async def move(self, request: web.Request) -> web.StreamResponse:
         """Move a volume to another storage node, and stream the progress. A disconnected caller does not stop it."""
         volume = await self._volumes.find(request.match_info["name"])
         if volume.node != self._volumes.node:
             return await forward(request, self._peers, volume.node)
-        data = await body(request, storage=str)
-        rate = data.get("rate") or 0
-        if not isinstance(rate, int) or rate < 0:
-            raise Refused("'rate' must be a number of bytes per second", hint="see docs/api.md")
+        wish = await order(request, MoveVolume)
+        if wish.rate < 0:
+            raise Malformed("the field 'rate' is wrong: it is negative", field="rate")
 
         def work(report: Report) -> Awaitable[Any]:
-            remove = bool(data.get("remove_source"))
-            return self._moves.start(volume.name, data["storage"], rate=rate, remove_source=remove, report=report)
+            return self._moves.source.start(
+                volume.name, wish.storage, rate=wish.rate, remove_source=wish.remove_source, report=report
+            )
 
         return await _streamed(request, work)
 
@@ -69,32 +62,32 @@ class MoveRoutes:
         volume = await self._volumes.find(request.match_info["name"])
         if volume.node != self._volumes.node:
             return await forward(request, self._peers, volume.node)
-        await self._moves.cancel(volume.name)
+        await self._moves.source.cancel(volume.name)
         return answer({})
 
     async def place(self, request: web.Request) -> web.Response:
         """Return the record that the volume would have on this node."""
-        return answer(await self._moves.place(convert(await body(request), Volume, keep=True)))
+        return answer(await self._moves.target.place(convert(await body(request), Volume, keep=True)))
 
     async def take_in(self, request: web.Request) -> web.Response:
         """Create the backing and the target of the volume on this node."""
-        work = self._moves.take_in(convert(await body(request), VolumeMove, keep=True))
+        work = self._moves.target.take_in(convert(await body(request), VolumeMove, keep=True))
         await asyncio.shield(asyncio.ensure_future(work))
         return answer({})
 
     async def fetch(self, request: web.Request) -> web.StreamResponse:
         """Copy a volume that no domain uses from its node."""
         move = convert(await body(request), VolumeMove, keep=True)
-        return await _streamed(request, lambda report: self._moves.fetch(move, report))
+        return await _streamed(request, lambda report: self._moves.target.fetch(move, report))
 
     async def mirror(self, request: web.Request) -> web.StreamResponse:
         """Copy a volume under the domain that runs here, and switch the domain to the copy."""
         move = convert(await body(request), VolumeMove, keep=True)
-        return await _streamed(request, lambda report: self._moves.mirror(move, report))
+        return await _streamed(request, lambda report: self._moves.domain.mirror(move, report))
 
     async def let_go(self, request: web.Request) -> web.Response:
         """Return whether the domain here no longer takes part in a finished move."""
-        return answer({"released": await self._moves.let_go((await body(request, move=str))["move"])})
+        return answer({"released": await self._moves.domain.let_go((await order(request, LetGo)).move)})
 
     async def settle(self, _: web.Request) -> web.Response:
         """Settle the open moves of this node now."""
@@ -113,7 +106,7 @@ class MoveRoutes:
             offset = int(request.query.get("offset", "0"))
             length = int(request.query.get("length", str(volume.size - offset)))
         except ValueError as error:
-            raise Refused("offset and length must be numbers of bytes", hint="see docs/api.md") from error
+            raise Malformed("'offset' and 'length' must be numbers of bytes", field="offset") from error
         if offset < 0 or length < 0 or offset + length > volume.size:
             raise Refused(f"volume {volume.name} has {volume.size} bytes", hint="ask for fewer bytes")
         response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})

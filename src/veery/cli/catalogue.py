@@ -79,6 +79,7 @@ GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             Entry("move show", "movelist", "show the report of a move"),
             Entry("move set", "movelist", "change the bandwidth or downtime limit of a running move"),
             Entry("move cancel", "movelist", "cancel a running move"),
+            Entry("balance", "balance", "plan moves that make the load even"),
         ),
     ),
     (

@@ -48,7 +48,9 @@ def _start(session: Session, args: Namespace, spec: object) -> int:
     from veery.model.codec import plain
 
     answer = session.client.post(
-        "/v1/domains", {"spec": plain(spec), "paused": args.paused}, deadline=_START_DEADLINE_S
+        "/v1/domains",
+        {"spec": plain(spec), "paused": args.paused, "force": args.force},
+        deadline=_START_DEADLINE_S,
     )
     reading = as_reading(answer["reading"])
     session.note_warnings(answer)
@@ -77,6 +79,9 @@ def _declare(parser: Parser) -> None:
     )
     parser.add_argument(
         "-p", "--paused", action="store_true", help="leave the domain paused before its first instruction"
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="start it also on a node that is sick or in quarantine (veery node health)"
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
     parser.add_argument(

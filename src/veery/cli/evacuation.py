@@ -12,7 +12,14 @@ from veery.model.move import MoveProgress, MoveReport, MoveSettings, MoveState
 
 
 def evacuate(
-    session: Session, settings: MoveSettings, words: Sequence[str], to: Sequence[str], *, everything: bool, quiet: bool
+    session: Session,
+    settings: MoveSettings,
+    words: Sequence[str],
+    to: Sequence[str],
+    *,
+    everything: bool,
+    quiet: bool,
+    force: bool,
 ) -> int:
     """Move the domains, and print one line per phase of each. Returns 1 if any domain was not moved, else 0."""
     from veery.cli.session import refuse_domain_0
@@ -26,7 +33,7 @@ def evacuate(
         raise Usage("name the domains, or give --all", "migrate")
     refuse_domain_0(words)
     names = [] if everything else [session.domain(word) for word in words]
-    order = {"targets": list(to), "domains": names, "settings": plain(settings)}
+    order = {"targets": list(to), "domains": names, "settings": plain(settings), "force": force}
     lines = _ProgressLines(session, quiet=quiet or session.json)
     for event in session.client.stream("/v1/evacuate", order):
         match event["event"]:

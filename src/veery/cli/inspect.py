@@ -57,15 +57,18 @@ def _list(session: Session, args: Namespace) -> int:
             *tables.domains(chosen, session.tool, verbose=verbose, label=label, pool=pool, numa=numa),
             sep="\n",
         )
-        _note_errors(session, chosen)
+        _note_errors(session, chosen, session.node)
     return 0
 
 
-def _note_errors(session: Session, readings: Iterable[DomainReading]) -> None:
-    """Note the disk error of each domain that QEMU paused because of it. xm and xl have no such line."""
+def _note_errors(session: Session, readings: Iterable[DomainReading], node: str) -> None:
+    """Note the disk error of each domain on `node` ("": the node that answers) that QEMU paused because of it. xm and
+    xl have no such line."""
+    where = f"--node {node} " if node else ""
     for item in readings:
         if item.reason and session.tool == "veery":
-            session.note(f"veery: {item.name} is paused: {item.reason}; after the repair: veery unpause {item.name}")
+            way = f"after the repair: veery {where}unpause {item.name}"
+            session.note(f"veery: {item.name} is paused: {item.reason}; {way}")
 
 
 def _columns(args: Namespace) -> tuple[bool, bool, bool, bool]:
@@ -87,7 +90,7 @@ def _list_cluster(session: Session, args: Namespace) -> int:
             chosen = [item for item in found if not args.domains or {item.name, item.uuid} & set(args.domains)]
             for item in chosen:
                 print(f"{tables.domain_row(item)}\t{node}")
-            _note_errors(session, chosen)
+            _note_errors(session, chosen, node)
     for node in answer["silent"]:
         session.note(f"veery: node {node} does not answer; its domains are not in this list")
     return 1 if answer["silent"] else 0

@@ -180,7 +180,9 @@ shows each step of the policy with its reason. The downtime is the figure of the
     "move set": Verb(
         run=_set,
         declare=_declare_set,
-        about="Changes the bandwidth or the downtime limit of a move while it copies.",
+        about="""
+Changes the bandwidth or the downtime limit of a move while it copies disks or memory. While disks are copied, the
+bandwidth applies to them at once, and the copy of the memory begins with both.""",
         examples="veery move set 5f0c3a --bandwidth 32M --downtime 100",
     ),
     "move cancel": Verb(

@@ -30,12 +30,12 @@ def _migrate(session: Session, args: Namespace) -> int:
         from veery.cli.evacuation import evacuate
 
         _warn(session, settings, quiet=args.quiet)
-        return evacuate(session, settings, args.words, args.to, everything=args.all, quiet=args.quiet)
+        return evacuate(session, settings, args.words, args.to, everything=args.all, quiet=args.quiet, force=args.force)
     if len(args.words) != 2:
         raise Usage("migrate needs a domain and a node; for several domains use --to NODE", "migrate")
     args.domain, args.target = args.words
     refuse_domain_0([args.domain])
-    order = {"target": args.target, "settings": asdict(settings)}
+    order = {"target": args.target, "settings": asdict(settings), "force": args.force}
     if args.plan:
         from veery.cli.plan import tell
 
@@ -192,6 +192,9 @@ def _declare_migrate(parser: Parser) -> None:
         "--no-turns", dest="turns", action="store_false", help="do not wait for other moves before copy and switch-over"
     )
     parser.add_argument("--plan", action="store_true", help="move nothing; print the obstacles and the expected time")
+    parser.add_argument(
+        "--force", action="store_true", help="move also to a node that is sick or in quarantine (veery node health)"
+    )
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
     _declare_xl(parser)
 

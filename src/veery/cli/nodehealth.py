@@ -15,10 +15,13 @@ from veery.cli.session import Session
 from veery.errors import Failed, Refused
 from veery.model.units import format_seconds
 
+MOVE_TITLES = ("When", "Domain", "From", "To", "Gap", "Time", "Result", "Paused", "Took", "Why")
 NO_SIGNS = "no sensor reports a problem"
 
 
 def _health(session: Session, args: Namespace) -> int:
+    if args.record:
+        return _moves(session, args.name)
     if not args.name:
         return _all(session)
     found = _one(session, args.name)
@@ -56,6 +59,33 @@ def _all(session: Session) -> int:
             cells.append((name, record["verdict"], _ago(record["since"]), _gravest(record)))
     print(*tables.plain(("Name", "Verdict", "Since", "Why"), cells), sep="\n")
     return 0
+
+
+def _moves(session: Session, name: str) -> int:
+    """Print the moves that the verdict on node `name`, or on any node, caused."""
+    moves = [each for each in session.client.get("/v1/verdicts/moves") if name in ("", each["source"])]
+    if session.json:
+        session.print_json(moves)
+        return 0
+    if not moves:
+        print("no verdict has caused a move")
+        return 0
+    print(*tables.plain(MOVE_TITLES, [_move(each) for each in moves]), sep="\n")
+    return 0
+
+
+def _move(move: dict[str, Any]) -> tuple[str, ...]:
+    promised, outcome = move["promised"], move["outcome"]
+    forecast = _milliseconds(promised["gap_ms"]), _milliseconds(promised["total_ms"])
+    truth = outcome["result"], _milliseconds(outcome["paused_ms"]), _milliseconds(outcome["total_ms"])
+    said = [move["reason"]]
+    said += [f"no forecast: {promised['why']}"] if promised["why"] else []
+    said += [outcome["error"]] if outcome["error"] else []
+    return _when(move["at"]), move["domain"], move["source"], move["target"], *forecast, *truth, "; ".join(said)
+
+
+def _milliseconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f} ms"
 
 
 def _one(session: Session, name: str) -> dict[str, Any]:
@@ -117,6 +147,11 @@ def _well(session: Session, args: Namespace) -> int:
 def _declare_health(parser: Parser) -> None:
     parser.add_argument("name", metavar="NODE", nargs="?", default="", help="the node's name (default: all nodes)")
     parser.add_argument("--history", action="store_true", help="print the changes of its verdict, the newest last")
+    parser.add_argument(
+        "--record",
+        action="store_true",
+        help="print the moves that a verdict caused, the newest last: the forecast (gap, time) and the result",
+    )
 
 
 def _declare_well(parser: Parser) -> None:
@@ -132,8 +167,13 @@ VERBS: dict[str, Verb] = {
 Prints the health of the nodes by their sensors. The verdict on a node is well, quarantine (the node keeps its domains,
 and the cluster gives it no others) or evacuate (the cluster moves its domains away). With NODE it prints each sign that
 is not ok, the action that the sign asks for, and when each sensor was read. An action in brackets is one that the mode
-of the sensor in veery.toml does not allow.""",
-        examples="veery node health\nveery node health test1\nveery node health test1 --history",
+of the sensor in veery.toml does not allow.
+
+--record prints the last 200 moves that a verdict caused, or those out of NODE. Gap and time are the forecast before the
+move: the gap that a client sees, and the time from the order to the end. Paused and took are what came true: how long
+the domain was paused (a client may see more), and how long the move took.""",
+        examples="veery node health\nveery node health test1\nveery node health test1 --history\n"
+        "veery node health --record",
         json=True,
     ),
     "node well": Verb(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -13,6 +12,7 @@ import veery
 from veery.cli import tables
 from veery.cli.catalogue import Verb
 from veery.cli.parser import Parser
+from veery.cli.readdress import declare_networks
 from veery.cli.session import Session, Usage
 from veery.errors import Refused, VeeryError
 from veery.model import endpoint
@@ -147,19 +147,17 @@ def _member(args: Namespace, verb: str) -> dict[str, Any]:
     return {"name": args.name, "address": args.address, "roles": roles, "driver": driver}
 
 
-def _settings(session: Session) -> Settings:
-    from veery.config.settings import DEFAULT_PATH, load
-
-    return load(Path(session.settings or os.environ.get("VEERY_SETTINGS") or DEFAULT_PATH))
-
-
 def _init(session: Session, args: Namespace) -> int:
+    from veery.cli import membersettings
     from veery.cluster.identity import init
     from veery.host.ports import require_own
 
     require_own(args.address)
-    settings, member = _settings(session), _member(args, "init")
-    init(settings, cluster=args.cluster, **member)
+    member = _member(args, "init")
+    change = membersettings.plan(session.settings, member["roles"], args, "init")
+    init(change.settings, cluster=args.cluster, **member)
+    membersettings.write(change)
+    settings = change.settings
     print(f"Created cluster {args.cluster} with node {args.name} ({args.address})")
     _warn_of_pool(session, settings, member["roles"])
     return 0
@@ -183,6 +181,7 @@ def _warn_of_pool(session: Session, settings: Settings, roles: Sequence[str]) ->
 def _join(session: Session, args: Namespace) -> int:
     import asyncio
 
+    from veery.cli import membersettings
     from veery.cluster.join import join
     from veery.host.ports import require_own
 
@@ -190,8 +189,11 @@ def _join(session: Session, args: Namespace) -> int:
     if not at or not token or not address:
         raise Usage("give TOKEN@ADDRESS, as veery node token prints it", "join")
     require_own(args.address)
-    settings, member = _settings(session), _member(args, "join")
-    asyncio.run(join(settings, token=token, peer=address, **member))
+    member = _member(args, "join")
+    change = membersettings.plan(session.settings, member["roles"], args, "join")
+    asyncio.run(join(change.settings, token=token, peer=address, **member))
+    membersettings.write(change)
+    settings = change.settings
     print(f"Node {args.name} ({args.address}) joined")
     _warn_of_pool(session, settings, member["roles"])
     return 0
@@ -254,6 +256,7 @@ def _declare_member(parser: Parser, roles: str) -> None:
         default="",
         help="the driver that runs domains on a hypervisor (qemu)",
     )
+    declare_networks(parser)
 
 
 def _declare_revoke_token(parser: Parser) -> None:

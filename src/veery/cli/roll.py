@@ -18,7 +18,8 @@ from veery.errors import Failed, Refused, VeeryError
 
 LOOK_INTERVAL_S = 0.25  # between two queries
 STEADY_COUNT = 4  # good answers in a row that prove the cluster healthy
-TRANSIENT = ("present", "arriving", "away", "silent", "returning", "admitting")  # states that end without an operator
+TRANSIENT = ("arriving", "away", "silent", "returning", "admitting")  # states that end without an operator
+IN_PLACE = ("present", "outdated")  # an outdated node waits for its turn in a roll that upgrades
 VITAL = ("daemon", "store")  # with such a finding of the doctor, no other node may go down
 
 Place = tuple[str, str]  # (node, what) of a finding
@@ -53,7 +54,7 @@ def _may_begin(session: Session) -> frozenset[Place]:
     """Return what the doctor finds bad before the roll begins; it is no reason to stop later. Raises Refused if a node
     is drained, fenced or quarantined, or if a finding forbids to take another node down."""
     for row in session.client.get("/v1/cluster")["nodes"]:
-        if row["state"] not in TRANSIENT:
+        if row["state"] not in (*TRANSIENT, *IN_PLACE):
             raise Refused(
                 f"{row['name']} is {row['state']}", hint=f"veery why {row['name']}; then start the roll again"
             )
@@ -138,8 +139,8 @@ def _await_restart(session: Session, name: str, began: float, wait: float) -> No
 
 
 def _await_health(session: Session, wait: float, known: Collection[Place], *, but: str = "") -> None:
-    """Wait until every node is present, node `but` is in maintenance, and the doctor finds nothing bad that is not
-    `known`. So every voter is back before the next one goes down. Raises Failed."""
+    """Wait until every node is present or outdated, node `but` is in maintenance, and the doctor finds nothing bad that
+    is not `known`. So every voter is back before the next one goes down. Raises Failed."""
     ends, said, good = time.monotonic() + wait, "", 0
     while time.monotonic() < ends:
         what = _ailing(session, but)
@@ -163,9 +164,9 @@ def _ailing(session: Session, but: str) -> str:
         return error.message
     if not row["quorum"]:
         return "the store has no quorum"
-    wanted = {each["name"]: "maintenance" if each["name"] == but else "present" for each in row["nodes"]}
+    wanted = {each["name"]: ("maintenance",) if each["name"] == but else IN_PLACE for each in row["nodes"]}
     return ", ".join(
-        f"{each['name']} is {each['state']}" for each in row["nodes"] if each["state"] != wanted[each["name"]]
+        f"{each['name']} is {each['state']}" for each in row["nodes"] if each["state"] not in wanted[each["name"]]
     )
 
 

@@ -14,7 +14,7 @@ import logging
 
 from veery.cluster import keys
 from veery.cluster.store import Delete, Store, Unchanged
-from veery.errors import Refused
+from veery.errors import NotFound, Refused
 from veery.host.log import decision
 from veery.model.fence import Clean, Fenced
 from veery.model.ha import FenceRecord, FenceState
@@ -57,7 +57,7 @@ async def begin(store: Store, node: str, *, by: str, epoch: float) -> Fenced:
     if present is not None:
         return present
     if await keys.NODES.get(store, node) is None:
-        raise Refused(f"no node {node!r}", hint="veery node list shows the nodes")
+        raise NotFound(f"no node {node!r}", hint="veery node list shows the nodes")
     key = keys.FENCES.key(node)
     record = FenceRecord(state=FenceState.FENCING, at=epoch)
     done = await store.commit([Unchanged(key, 0)], [keys.FENCES.put(node, record)])

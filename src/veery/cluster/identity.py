@@ -157,13 +157,7 @@ def fresh_state(settings: Settings) -> Path:
 def describe(settings: Settings, *, name: str, address: str, roles: Sequence[Role], driver: str) -> Node:
     """Return this node's record by its settings. Raises Refused for an invalid name or address."""
     check_name(name, "node")
-    try:
-        where = ipaddress.ip_address(address)
-    except ValueError as error:
-        raise Refused(f"not an IP address: {address!r}", hint="give an address that other nodes reach") from error
-    if where.is_unspecified or where.is_multicast or (where.version == 6 and where.is_link_local):
-        raise Refused(f"no node can be reached at {address}", hint="give an address that other nodes reach")
-    address = str(where)  # the canonical text, since addresses are compared as texts
+    address = check_address(address)
     if not roles:
         raise Refused(f"node {name} has no role", hint=f"give some of {', '.join(Role)}")
     return Node(
@@ -177,6 +171,18 @@ def describe(settings: Settings, *, name: str, address: str, roles: Sequence[Rol
         storage_address=canonical(settings.storage.address),
         version=veery.__version__,
     )
+
+
+def check_address(address: str) -> str:
+    """Return the canonical text of an address, since addresses are compared as texts. Raises Refused unless it is an IP
+    address at which other nodes can reach a node."""
+    try:
+        where = ipaddress.ip_address(address)
+    except ValueError as error:
+        raise Refused(f"not an IP address: {address!r}", hint="give an address that other nodes reach") from error
+    if where.is_unspecified or where.is_multicast or (where.version == 6 and where.is_link_local):
+        raise Refused(f"no node can be reached at {address}", hint="give an address that other nodes reach")
+    return str(where)
 
 
 def check_name(name: str, what: str) -> None:

@@ -40,7 +40,7 @@ from veery.cluster.store import Delete, Put, Store, Unchanged
 from veery.cluster.vault import CHAP, Vault
 from veery.cluster.voters import Voter, Voters
 from veery.config.settings import Settings
-from veery.errors import Failed, OutcomeUnknown, Refused, from_kind
+from veery.errors import Failed, NotFound, OutcomeUnknown, Refused, from_kind
 from veery.host import tls
 from veery.host.log import decision
 from veery.model import codec
@@ -133,7 +133,7 @@ async def revoke_token(store: Store, id: str) -> None:
     names = [keys.TOKENS.name(entry.key) for entry in (await store.scan(keys.TOKENS.prefix)).entries]
     meant = [name for name in names if len(id) >= ID_LENGTH and name.startswith(id)]
     if len(meant) != 1:
-        raise Refused(f"no token {id!r}", hint="veery token list shows them; a used one is gone")
+        raise NotFound(f"no token {id!r}", hint="veery token list shows them; a used one is gone")
     await store.commit([], [Delete(keys.TOKENS.key(meant[0]))])
     log.info(decision("token.revoked", id=id))
 
@@ -412,7 +412,7 @@ async def _call(method: str, url: str, type: type[T], context: ssl.SSLContext, *
         ) from error
     if status != 200:
         try:
-            sent = codec.decode(content, dict[str, dict[str, str]])["error"]
+            sent = codec.convert(codec.decode(content, dict[str, Any])["error"], dict[str, str])
             failure = from_kind(sent.get("kind", ""), sent.get("message", ""), sent.get("hint", ""))
         except (Failed, KeyError):
             failure = Failed(f"{where} answered with HTTP {status}")

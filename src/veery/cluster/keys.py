@@ -27,6 +27,7 @@
 | ha/DOMAIN, run/DOMAIN, group/NAME | HaRecord (the request), RunRecord (the HA leader's actions), Group |
 | fence/NODE, means/NODE, history/NODE, intent/NODE | FenceRecord, FenceMethods, NodeHistory, NodeIntent |
 | health/NODE | HealthRecord: the verdict on the node's sensors, written by the node |
+| health-move/NUMBER | HealthMove: a move that a verdict caused; numbers as of events |
 | armed/NODE | Armed: a watchdog ends the node when its lease is lost |
 | leader | LeaderRecord, bound to the leader's lease |
 | disarmed | Disarmed, while HA is to do nothing |
@@ -41,7 +42,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from veery.cluster.store import Entry, Put, Store
-from veery.errors import Failed, Refused
+from veery.errors import Failed, NotFound, Refused
 from veery.model import codec
 from veery.model.cluster import (
     Authorities,
@@ -72,7 +73,7 @@ from veery.model.ha import (
 )
 from veery.model.node import Node
 from veery.model.plan import Baseline, Processor
-from veery.model.verdict import HealthRecord
+from veery.model.verdict import HealthMove, HealthRecord
 from veery.model.volume import ChapSecret, Initiator, Volume, VolumeMove
 
 if TYPE_CHECKING:
@@ -187,6 +188,7 @@ KINDS: tuple[Kind[Any], ...] = (
 LEADERS = Kind("", LeaderRecord)  # one record: LEADER
 DISARM = Kind("", Disarmed)  # one record: DISARMED
 EVENTS = Kind("event/", Event)
+HEALTH_MOVES = Kind("health-move/", HealthMove)
 INCARNATIONS = Kind("", Incarnation)  # one record: INCARNATION
 LEVELS = Kind("", ClusterLevel)  # one record: LEVEL_KEY
 AUTHORITIES = Kind("ca/", Authorities)  # one record: "authorities"
@@ -212,7 +214,8 @@ DISARMED = "disarmed"
 
 
 async def unreadable(store: Store) -> list[Unreadable]:
-    """Return an error for every unreadable record in the store, except events. Raises StoreUnavailable."""
+    """Return an error for every unreadable record in the store, except events and past moves. Raises
+    StoreUnavailable."""
     found: list[Unreadable] = []
     for kind in KINDS:
         found += (await kind.sifted(store))[1].values()
@@ -245,4 +248,4 @@ async def node_at(store: Store, where: str) -> Node:
             return node
     if where in bad:
         raise bad[where]
-    raise Refused(f"no node {where!r}", hint=f"the nodes are {', '.join(nodes) or 'none yet'}")
+    raise NotFound(f"no node {where!r}", hint=f"the nodes are {', '.join(nodes) or 'none yet'}")

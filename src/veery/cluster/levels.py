@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 
+import veery
 from veery.cluster.keys import ALIVE, JOINING, LEVEL_KEY, LEVELS, NODES, Unreadable
 from veery.cluster.store import Put, Store, Unchanged
 from veery.errors import Refused
@@ -65,6 +66,37 @@ async def admission(store: Store, name: str, level: int) -> tuple[Unchanged, Put
 def behind(level: int, cluster: int) -> str:
     """Return the fault of a node that supports `level` in a cluster at level `cluster`; "" if there is none."""
     return f"its veery supports level {level}, the cluster is at level {cluster}" if level < cluster else ""
+
+
+def refusal(node: str, order: str, trouble: str, version: str = "") -> Refused:
+    """Return the refusal of an order to `node`, which cannot carry it out because of `trouble` (see `behind`). `order`
+    completes "cannot ...". `version`: the version of its veery, if known."""
+    versions = f" ({node} has veery {version}, this node {veery.__version__})"
+    known = versions if version not in ("", veery.__version__) else ""
+    return Refused(
+        f"{node} cannot {order}: {trouble}{known}",
+        hint=f"upgrade veery on {node}; veery version -a shows all versions",
+    )
+
+
+async def fault(store: Store, node: str) -> tuple[str, str]:
+    """Return the fault of `node` by its presence (see `behind`), and the version of its veery. Return "" for a node
+    that is absent or whose presence cannot be read: its level is unknown. Raises StoreUnavailable, Unreadable."""
+    try:
+        presence = await ALIVE.get(store, node)
+    except Unreadable:
+        return "", ""
+    if presence is None:
+        return "", ""
+    return behind(presence.level, await read(store)), presence.version
+
+
+async def require(store: Store, node: str, order: str) -> None:
+    """Check the level of `node` before it gets an order that a node below the cluster's level cannot carry out. Raises
+    Refused (as `refusal`), StoreUnavailable, Unreadable."""
+    found, version = await fault(store, node)
+    if found:
+        raise refusal(node, order, found, version)
 
 
 async def told(store: Store) -> str:

@@ -24,7 +24,7 @@ from veery.cluster.store import Delete, Entry, Put, Store, StoreUnavailable, Unc
 from veery.cluster.trust import Trust
 from veery.cluster.voters import Voters
 from veery.config.settings import Settings
-from veery.errors import Failed, OutcomeUnknown, Refused
+from veery.errors import Failed, NotFound, OutcomeUnknown, Refused
 from veery.host import tls
 from veery.host.contexts import Source
 from veery.host.log import decision
@@ -180,7 +180,7 @@ async def forget(
     allowed, or if its vote is needed; StoreUnavailable, OutcomeUnknown: call it again."""
     entry = await store.get(keys.NODES.key(name))
     if entry is None:
-        raise Refused(f"no node {name!r}", hint="see `veery node list`")
+        raise NotFound(f"no node {name!r}", hint="see `veery node list`")
     found = await losses.find(store, name)
     await losses.require(store, name, found, volumes=volumes, everything=everything)
     await _take_vote(voters, settings, entry)  # first: etcd may refuse it, and nothing is changed yet
@@ -193,7 +193,7 @@ async def _idle(store: Store, name: str) -> Entry:
     """Return the record of a node that owns no domain. Raises Refused."""
     entry = await store.get(keys.NODES.key(name))
     if entry is None:
-        raise Refused(f"no node {name!r}", hint="see `veery node list`")
+        raise NotFound(f"no node {name!r}", hint="see `veery node list`")
     domains = [owner.domain for owner in (await keys.OWNERS.all(store)).values() if owner.node == name]
     if domains:
         present = await store.get(keys.ALIVE.key(name)) is not None

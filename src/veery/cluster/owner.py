@@ -20,7 +20,7 @@ from collections.abc import Collection
 from veery.cluster import fencing, volumegate
 from veery.cluster.keys import ALIVE, DOMAINS, FENCES, OWNERS, POLICIES, RESERVATIONS, RUNS, VOLUME_MOVES, Unreadable
 from veery.cluster.store import Delete, Entry, Put, Store, StoreUnavailable, Unchanged
-from veery.errors import Refused
+from veery.errors import NotFound, Refused
 from veery.host.log import decision
 from veery.model import newer
 from veery.model.cluster import DomainRecord, Owner, Reservation
@@ -282,14 +282,21 @@ async def drop(store: Store, reservation: Reservation) -> Owner | None:
     raise _contended(domain)
 
 
-async def commit(store: Store, owner: Owner, reservation: Reservation, record: DomainRecord | None = None) -> Owner:
+async def commit(
+    store: Store,
+    owner: Owner,
+    reservation: Reservation,
+    record: DomainRecord | None = None,
+    *,
+    started: float = 0.0,
+) -> Owner:
     """Make the target the owner, if owner and reservation are both unchanged: THE point of no return. `record`, if
-    given, becomes the domain's record in the same transaction.
+    given, becomes the domain's record in the same transaction. `started`: as in Owner.
 
     Calling again after OutcomeUnknown is safe. Raises OwnedElsewhere (with the present owner) if either changed: this
     call changed nothing. StoreUnavailable: not done. OutcomeUnknown: read the owner first."""
     domain, target = owner.domain, reservation.target
-    wanted = newer.kept(Owner(domain=domain, node=target, boot=owner.boot), owner)
+    wanted = newer.kept(Owner(domain=domain, node=target, boot=owner.boot, started=started), owner)
     operations: list[Put | Delete] = [OWNERS.put(domain, wanted), Delete(RESERVATIONS.key(domain))]
     if record is not None:
         operations.append(DOMAINS.put(domain, record))
@@ -327,7 +334,7 @@ async def rename(store: Store, old: str, new: str) -> Owner | None:
     for _ in range(ATTEMPTS):
         entry, owner = await store.get(DOMAINS.key(old)), await read(store, old)
         if entry is None:
-            raise Refused(f"no domain {old!r}", hint="see `veery list`")
+            raise NotFound(f"no domain {old!r}", hint="see `veery list`")
         record = DOMAINS.value(entry)
         operations: list[Put | Delete] = [
             Delete(DOMAINS.key(old)),

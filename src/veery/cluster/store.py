@@ -10,10 +10,10 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from veery.errors import Failed
+from veery.errors import Failed, Unavailable
 
 
-class StoreUnavailable(Failed):
+class StoreUnavailable(Unavailable):
     """Raised when the store gave no answer within its deadline; for a read or a lease nothing has changed."""
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
+from veery.cluster import metrics
 from veery.cluster.admission import Admission
 from veery.cluster.etcd import EtcdStore
-from veery.cluster.identity import Identity
+from veery.cluster.identity import Identity, client_url
 from veery.cluster.keys import node_at
 from veery.cluster.members import open_store
 from veery.cluster.presence import Heartbeat
@@ -17,6 +19,7 @@ from veery.cluster.watch_cache import WatchCache
 from veery.config.settings import Settings
 from veery.errors import Failed
 from veery.ha.observer import UNSEEN
+from veery.health.live import Feeds
 from veery.host import crl, tls
 from veery.host.clock import RealClock
 from veery.host.contexts import Contexts
@@ -57,7 +60,9 @@ class Base:
         self.vault = Vault(self.state)
         self.credentials = Credentials(self.node, self.store, self.state, peers=self.peers, clock=self.clock)
         self.membership = Membership(settings, identity, self.store, self.peers, self.vault)
-        self.health = Health(self.node.name, self.store, self.clock, self.state, settings.health)
+        self.health = Health(
+            self.node.name, self.store, self.clock, self.state, settings.health, feeds=self._feeds(identity)
+        )
         self.alarms = Alarms(
             alarmways.ways(settings.alarms, self.node.name),
             least=Level(settings.alarms.level),
@@ -66,6 +71,12 @@ class Base:
             clock=self.clock,
             lost=self.heartbeat.since_lost,
         )
+
+    def _feeds(self, identity: Identity) -> Feeds:
+        """Return the figures that sensors get from parts of this daemon."""
+        if identity.etcd is None:
+            return {}
+        return {"etcd-metrics": partial(metrics.read, client_url(self.settings, self.node), self.client_tls)}
 
     async def _find(self, where: str) -> Node:
         try:

@@ -36,6 +36,7 @@ def build(base: Base, domains: DomainParts, volumes: VolumeParts, *, store: Stor
         tls=base.certificates,
         unread=domains.driver.unread,
         driver=domains.driver if hypervisor else None,
+        at_work=domains.domains.locks.at_work,
         unsettled=domains.settler.troubles,
         exposure=_exposure(base, domains) if hypervisor else None,
         quota=base.settings.etcd.quota << 20,

@@ -30,6 +30,7 @@ from veery.node.cpu_baseline import CpuBaseline
 from veery.node.devices import Devices
 from veery.node.domains import Domains
 from veery.node.machine import Machine
+from veery.node.saving import Saving
 from veery.storage.iscsiadm import KernelInitiator
 
 
@@ -70,6 +71,7 @@ class DomainParts:
             receiver=self.receiver,
             scout=self.scout,
         )
+        self.saving = Saving(self.domains, base.store, base.heartbeat)
         self.devices = Devices(self.domains, self.driver, self.attacher)
         self.caretaker = Caretaker(self.context, self.domains, base.trust)
         self.machine = Machine(

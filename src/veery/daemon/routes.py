@@ -1,7 +1,10 @@
-"""The API of this node: each table of routes, and the parts that answer it."""
+"""The API of this node: the rooms that serve the table of routes, and the parts that answer."""
 
 from __future__ import annotations
 
+from aiohttp import web
+
+from veery.api.about import AboutRoutes
 from veery.api.addresses import AddressRoutes
 from veery.api.adoption import AdoptionRoutes
 from veery.api.alarms import AlarmRoutes
@@ -38,9 +41,40 @@ def build(
     tail: Tail,
 ) -> ApiServer:
     """Build the API server. It takes no port before `bind`."""
+    served = tables(base, domains, volumes, store=store, safety=safety, brain=brain, doctor=doctor, tail=tail)
+    return ApiServer(
+        base.node.name,
+        base.peers,
+        served,
+        admission=base.admission,
+        member=base.node_cache.reached_at,
+        group=base.settings.api.group,
+    )
+
+
+def tables(
+    base: Base,
+    domains: DomainParts,
+    volumes: VolumeParts,
+    *,
+    store: StoreParts,
+    safety: SafetyParts,
+    brain: BrainParts,
+    doctor: Doctor,
+    tail: Tail,
+) -> list[list[web.RouteDef]]:
+    """Return what each room serves: together exactly the routes of veery.api.table."""
     peers, near, node_cache = base.peers, base.near, base.node_cache
-    tables = [
-        DomainRoutes(domains.domains, domains.devices, domains.moves, domains.machine, peers=peers).table(),
+    return [
+        DomainRoutes(
+            domains.domains,
+            domains.saving,
+            domains.devices,
+            domains.moves,
+            domains.machine,
+            peers=peers,
+            store=base.store,
+        ).table(),
         StorageRoutes(
             volumes.volumes, volumes.images, domains.devices, domains.machine, volumes.moves, peers=peers
         ).table(),
@@ -54,13 +88,6 @@ def build(
         AddressRoutes(base.node.name, store.address_change, store.storage_role, peers=peers).table(),
         RecoveryRoutes(base.node.name, store.recoverer, store.votes, base.stillness, peers=near).table(),
         FencingRoutes(safety.fencing, safety.witness, safety.guard, volumes.watcher).table(),
+        AboutRoutes().table(),
         HaRoutes(brain.ha_service, brain.recovery, peers=near, node_cache=node_cache).table(),
     ]
-    return ApiServer(
-        base.node.name,
-        peers,
-        tables,
-        admission=base.admission,
-        member=node_cache.reached_at,
-        group=base.settings.api.group,
-    )

@@ -12,7 +12,7 @@ from veery.model.volume import Backing
 from veery.node.images import Images
 from veery.node.sessions import SessionWatch
 from veery.node.storage_heartbeats import HeartbeatWatcher
-from veery.node.volumemoves import VolumeMoves
+from veery.node.volume_moves.moves import VolumeMoves
 from veery.node.volumes import VolumeRecords, VolumeService
 from veery.storage.base import BytesStore
 from veery.storage.file import FileStore

@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Coroutine, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from veery.cluster.keys import ALIVE, FENCES, HISTORIES, INTENTS, OWNERS, POLICIES, RESERVATIONS, RUNS
 from veery.cluster.store import Committed, Delete, Put, Store, Unchanged
 from veery.errors import Failed, OutcomeUnknown, VeeryError
 from veery.ha.base import NodeControl
-from veery.ha.leader import Leadership
+from veery.ha.leader import Leadership, NotLeader
+from veery.ha.moverecord import MoveRecords, failure
 from veery.ha.orders import fenced_at
 from veery.host.clock import Clock
 from veery.model import newer
@@ -57,6 +59,7 @@ class Actor:
             clock,
             rules,
         )
+        self._records = MoveRecords(store, control, leadership, clock)
 
     async def do(self, action: Action) -> str:
         """Carry out `action` and return its outcome as a sentence.
@@ -213,8 +216,9 @@ class Actor:
                 name, run, old.revision, also=[Unchanged(OWNERS.key(name), action.owner.revision)]
             )
         try:
-            order = self._control.move(name, action.source, action.target, urgent=action.urgent)
-            await self._within(self._rules.move_deadline, order, "did not end in time")
+            await self._ordered(action)
+        except (Overtaken, NotLeader):
+            raise
         except VeeryError as error:
             failed = (*(each for each in run.failed if each != action.target), action.target)  # the latest is last
             run = dataclasses.replace(
@@ -227,6 +231,24 @@ class Actor:
         elif run.unmoved:
             await self._put_run(name, dataclasses.replace(run, unmoved=0), revision)
         return f"runs on {action.target}"
+
+    async def _ordered(self, action: Move) -> None:
+        """Order the move and wait for its end. A move that a verdict caused gets a record. Raises as a move does, and
+        Overtaken."""
+        order = partial(self._control.move, action.name, action.source, action.target, urgent=action.urgent)
+        late = "did not end in time"
+        if not action.verdict:
+            await self._within(self._rules.move_deadline, order(), late)
+            return
+        number, record, stands = await self._records.begin(action)
+        if not stands:
+            raise Overtaken("the cluster has changed since the move was decided", hint="the next cycle decides again")
+        try:
+            outcome = await self._within(self._rules.move_deadline, order(), late)
+        except VeeryError as error:
+            await self._records.end(number, record, failure(error))
+            raise
+        await self._records.end(number, record, outcome)
 
     async def _put_run(self, domain: str, run: RunRecord, revision: int, *, also: Sequence[Unchanged] = ()) -> int:
         done = await self._commit([Unchanged(RUNS.key(domain), revision), *also], [RUNS.put(domain, run)])

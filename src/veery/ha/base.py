@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from veery.model.ha import ClusterView, NodeReading, Proof, StorageHeartbeats, Ticket
+from veery.model.verdict import MoveOutcome, MovePromise
 
 
 class Probes(Protocol):
@@ -71,9 +72,14 @@ class NodeControl(Protocol):
         tells."""
         ...
 
-    async def move(self, domain: str, source: str, target: str, *, urgent: bool = False) -> None:
-        """Move a running domain, and return when the move has succeeded. `urgent`: slow the domain down so that the
-        move ends sooner. Raises as a move does; the owner key tells where the domain runs."""
+    async def forecast(self, domain: str, source: str, target: str, *, urgent: bool = False) -> MovePromise:
+        """Return the forecast of a move, as its source makes it. `urgent`: only from what the source knows already.
+        Changes nothing. Raises Failed or OutcomeUnknown without a forecast."""
+        ...
+
+    async def move(self, domain: str, source: str, target: str, *, urgent: bool = False) -> MoveOutcome:
+        """Move a running domain, and return the figures of the move when it has succeeded. `urgent`: slow the domain
+        down so that the move ends sooner. Raises as a move does; the owner key tells where the domain runs."""
         ...
 
     async def end(self, node: str, domain: str, boot: str) -> None:

@@ -7,13 +7,22 @@ from collections.abc import Callable, Iterator
 from veery.ha.context import DecisionContext, note
 from veery.ha.rules.fencing import fence_silent
 from veery.ha.rules.moving import come_home, drain, leave_cut_off, leave_sick
-from veery.ha.rules.recovery import readmit_returned, settle_moves, tell_unreadable, tell_unsettled
+from veery.ha.rules.recovery import (
+    readmit_returned,
+    settle_moves,
+    tell_outdated,
+    tell_stopped,
+    tell_unreadable,
+    tell_unsettled,
+)
 from veery.ha.rules.waiting import forget_tries, place_waiting
 from veery.model.ha import Action, ClusterView, Level, Rules
 
 RULES: tuple[Callable[[DecisionContext], Iterator[Action]], ...] = (  # earlier rules take room and turns first
     tell_unreadable,
     tell_unsettled,
+    tell_outdated,
+    tell_stopped,
     fence_silent,
     settle_moves,
     readmit_returned,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from veery.cluster.keys import DOMAINS, FENCES, INTENTS, RUNS, VOLUMES
 from veery.cluster.store import Store, StoreUnavailable
-from veery.errors import Refused
+from veery.errors import NotFound, Refused
 from veery.ha import drainplan, orders
 from veery.ha.context import DecisionContext
 from veery.ha.drainplan import DrainPlan
@@ -73,7 +73,7 @@ async def resume(
     if await INTENTS.get(store, name) is None and not coming:
         view = look()
         if name not in view.nodes:
-            raise Refused(f"no node {name!r}", hint=f"the nodes are {', '.join(view.nodes)}")
+            raise NotFound(f"no node {name!r}", hint=f"the nodes are {', '.join(view.nodes)}")
         if DecisionContext.of(view, clock.epoch(), rules).states[name] is not NodeState.DAMPED:
             raise Refused(f"node {name} is not drained", hint="veery cluster status shows the drained nodes")
     await orders.resume(store, name, home=home, by=by, now=clock.epoch())

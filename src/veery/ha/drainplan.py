@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from veery.ha.context import DecisionContext, restarts
+from veery.ha.placement import old_versions
 from veery.ha.states import NodeState, usable
 from veery.ha.survival import stranded
 from veery.model.ha import ClusterView, Rules
@@ -51,7 +52,8 @@ def plan(
     context.book.leave(name)
     rest = [other for other in usable(view, context.states) if other != name]
     if not rest and view.nodes[name].record.has(Role.HYPERVISOR):
-        blockers.append(f"no other node may receive domains: {name} is the last")
+        old = "".join(f"; {each}" for each in old_versions(view, avoid=(name,)))
+        blockers.append(f"no other node may receive domains: {name} is the last{old}")
     blockers += [f"node {name}: {said}" for said in view.nodes[name].unreadable]
     for domain in sorted(context.on[name], key=lambda each: (-each.memory, each.name)):
         if domain.unreadable:

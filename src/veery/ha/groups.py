@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from veery.cluster.keys import GROUPS, NODES, POLICIES
 from veery.cluster.store import Delete, Store, StoreUnavailable, Unchanged
-from veery.errors import Refused
+from veery.errors import NotFound, Refused
 from veery.model.ha import Group, GroupKind
 from veery.model.node import Node, Role
 
@@ -73,7 +73,7 @@ async def delete(store: Store, name: str) -> None:
     """Delete the rule of group `name`. Raises Refused if there is none, and while domains are in the group."""
     entry = await store.get(GROUPS.key(name))
     if entry is None:
-        raise Refused(f"no rule for group {name!r}", hint="veery group list shows the groups")
+        raise NotFound(f"no rule for group {name!r}", hint="veery group list shows the groups")
     members = await _members(store, name)
     if members:
         raise Refused(

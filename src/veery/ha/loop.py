@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from veery.cluster.store import Store
-from veery.errors import Failed, OutcomeUnknown, VeeryError
+from veery.errors import Failed, OutcomeUnknown, Unavailable, VeeryError
 from veery.ha.act import Actor, Overtaken
 from veery.ha.base import NodeControl, Observer
 from veery.ha.decide import decide
@@ -110,9 +110,9 @@ class Brain:
         return self._found.get(subject)
 
     def view_now(self) -> ClusterView:
-        """Return the last observation. Raises Failed before the first one."""
+        """Return the last observation. Raises Unavailable before the first one."""
         if self._view is None:
-            raise Failed("the brain has not observed the cluster yet", hint="try again in a second or two")
+            raise Unavailable("the brain has not observed the cluster yet", hint="try again in a second or two")
         return self._view
 
     async def _cycles(self) -> None:

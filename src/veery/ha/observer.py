@@ -25,9 +25,12 @@ from veery.cluster.keys import (
     EVENTS,
     FENCES,
     GROUPS,
+    HEALTH_MOVES,
     HEALTHS,
     HISTORIES,
     INTENTS,
+    LEVEL_KEY,
+    LEVELS,
     MEANS,
     NODES,
     OWNERS,
@@ -68,7 +71,10 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-UNSEEN = (EVENTS.prefix, VOLUMES.prefix, TOKENS.prefix, CA_KEY, CA_SEALED, CA_LIST)  # keys that the brain does not use
+UNSEEN = (  # keys that the brain does not use
+    *(EVENTS.prefix, HEALTH_MOVES.prefix, VOLUMES.prefix, TOKENS.prefix),
+    *(CA_KEY, CA_SEALED, CA_LIST),
+)
 READING_VALID_S = (
     2.5  # seconds for which a node's report counts: on a busy machine an answer may come one observation late
 )
@@ -154,6 +160,7 @@ class StoreObserver:
             domains=domains,
             groups={name: self._one(GROUPS, name) or Group() for name in self._names(GROUPS)},
             disarmed=self._disarmed(),
+            level=self._level(),
         )
 
     def _names(self, *kinds: Kind[Any]) -> list[str]:
@@ -196,6 +203,7 @@ class StoreObserver:
             intent=self._one(INTENTS, name),
             history=self._one(HISTORIES, name) or NodeHistory(),
             health=self._one(HEALTHS, name) or HealthRecord(),  # an undecodable record counts as no verdict
+            able=presence.level if presence else None,
             unreadable=self._unreadable(name, NODES, ALIVE, MEANS, FENCES, INTENTS, HISTORIES),
         )
 
@@ -232,6 +240,11 @@ class StoreObserver:
         if entry is None:
             return None
         return self._value(DISARM, entry) or Disarmed(reason=self._bad[DISARMED])
+
+    def _level(self) -> int:
+        entry = self._cache.get(LEVEL_KEY)
+        record = self._value(LEVELS, entry) if entry else None
+        return record.level if record else 0
 
     def _one(self, kind: Kind[T], name: str) -> T | None:
         """Return the record of that name. Return None if there is none, or if it cannot be decoded (see

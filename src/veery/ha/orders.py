@@ -15,16 +15,18 @@ from veery.cluster.keys import (
     DISARMED,
     DOMAINS,
     FENCES,
+    HEALTHS,
     HISTORIES,
     INTENTS,
     NODES,
     OWNERS,
     POLICIES,
     RUNS,
+    Unreadable,
 )
 from veery.cluster.owner import OwnedElsewhere, release
 from veery.cluster.store import Delete, Put, Store, StoreUnavailable, Unchanged
-from veery.errors import Refused
+from veery.errors import NotFound, Refused
 from veery.ha import groups
 from veery.model import newer
 from veery.model.cluster import Owner
@@ -44,6 +46,7 @@ from veery.model.ha import (
     Ticket,
 )
 from veery.model.node import Role
+from veery.model.verdict import NodeVerdict
 
 ATTEMPTS = 8
 FENCE_HISTORY_MAX = 8  # number of fences that a node's history keeps
@@ -96,7 +99,7 @@ async def set_policy(
         raise Refused(f"ha set {domain}: priority, restarts and delay must be 0 or more", hint="veery ha set --help")
     for _ in range(ATTEMPTS):
         if await store.get(DOMAINS.key(domain)) is None:
-            raise Refused(f"no domain {domain!r}", hint="veery list -A shows all")
+            raise NotFound(f"no domain {domain!r}", hint="veery list -A shows all")
         old = await POLICIES.get(store, domain)
         owner, run = await OWNERS.get(store, domain), await RUNS.get(store, domain)
         asked: dict[str, Any] = {"priority": priority, "group": group, "max_restarts": max_restarts, "delay": delay}
@@ -191,7 +194,7 @@ async def intend(store: Store, node: str, intent: NodeIntent) -> None:
 
     Raises Refused for an unknown node, StoreUnavailable, OutcomeUnknown."""
     if await store.get(NODES.key(node)) is None:
-        raise Refused(f"no node {node!r}", hint="veery node list shows them")
+        raise NotFound(f"no node {node!r}", hint="veery node list shows them")
     await store.commit([], [INTENTS.put(node, intent)])
 
 
@@ -201,7 +204,7 @@ async def drain(store: Store, node: str, intent: NodeIntent, seen: Mapping[str, 
 
     Raises Refused for an unknown node, StoreUnavailable, OutcomeUnknown."""
     if await store.get(NODES.key(node)) is None:
-        raise Refused(f"no node {node!r}", hint="veery node list shows them")
+        raise NotFound(f"no node {node!r}", hint="veery node list shows them")
     conditions = [
         Unchanged(INTENTS.key(each.name), each.intent.revision if each.intent else 0)
         for each in seen.values()
@@ -215,6 +218,20 @@ async def require_undrained(store: Store, node: str) -> None:
     intent = await INTENTS.get(store, node)
     if intent is not None and intent.kind is IntentKind.DRAIN:
         raise Refused(f"{node} is drained", hint=f"name another node, or: veery node resume {node}")
+
+
+async def require_well(store: Store, node: str) -> None:
+    """Raise Refused while the sensors of `node` ask that it is given no domains. An unreadable record does not count.
+    Raises StoreUnavailable."""
+    try:
+        health = await HEALTHS.get(store, node)
+    except Unreadable:
+        return
+    if health is None or health.verdict is NodeVerdict.WELL:
+        return
+    state = "is sick" if health.verdict is NodeVerdict.EVACUATE else "is in quarantine"
+    hint = f"name another node, or --force; once it is mended: veery node well {node}"
+    raise Refused(f"{node} {state}: {health.reason}", hint=hint)
 
 
 async def away(store: Store, node: str, seconds: float, *, now: float) -> None:
@@ -256,7 +273,7 @@ async def resume(store: Store, node: str, *, home: bool, by: str, now: float) ->
 
     Raises Refused for an unknown node, StoreUnavailable, OutcomeUnknown."""
     if await store.get(NODES.key(node)) is None:
-        raise Refused(f"no node {node!r}", hint="veery node list shows them")
+        raise NotFound(f"no node {node!r}", hint="veery node list shows them")
     operations: list[Put | Delete] = [Delete(HISTORIES.key(node))]
     if home:
         operations.append(INTENTS.put(node, NodeIntent(kind=IntentKind.RESUME, by=by, since=now)))
@@ -279,7 +296,7 @@ async def confirm(store: Store, node: str, *, by: str, now: float) -> None:
     OutcomeUnknown."""
     for _ in range(ATTEMPTS):
         if await store.get(NODES.key(node)) is None:
-            raise Refused(f"no node {node!r}", hint="veery node list shows them")
+            raise NotFound(f"no node {node!r}", hint="veery node list shows them")
         if await store.get(ALIVE.key(node)) is not None:
             raise Refused(f"node {node} is alive: it renews its lease", hint=f"to empty it: veery node drain {node}")
         old = await FENCES.get(store, node)

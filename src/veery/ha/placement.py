@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
 
+from veery.ha.states import outdated
 from veery.model.ha import ClusterView, DomainView, Group, GroupKind
 from veery.model.node import Role
 
@@ -96,6 +97,7 @@ class Book:
             for node in self._usable
             if node not in avoided
         ]
+        words += old_versions(self._view, avoid=avoided)
         return "; ".join(words) or "no other node may receive domains"
 
     def refuses(self, domain: DomainView, node: str, *, apart_from: Collection[str] = ()) -> str:
@@ -147,6 +149,15 @@ class Book:
         placed = {name for node, names in where.items() if node not in self._leaving for name in names}
         leaving = {name for node, names in where.items() if node in self._leaving for name in names} - placed
         return sum(self._view.domains[name].memory for name in leaving - {domain.name})
+
+
+def old_versions(view: ClusterView, *, avoid: Collection[str] = ()) -> list[str]:
+    """Return a clause for each node whose version does not support the cluster's level, without the nodes `avoid`."""
+    return [
+        f"{name} can take in no domain: {trouble}"
+        for name, node in sorted(view.nodes.items())
+        if name not in avoid and (trouble := outdated(view, node))
+    ]
 
 
 def _places(view: ClusterView, domain: DomainView) -> set[str]:

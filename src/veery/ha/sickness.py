@@ -5,18 +5,15 @@ and never for a sign that many nodes show at once."""
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
+from veery.ha.commoncause import COMMON_S, common_signs, hypervisors, is_common
 from veery.ha.context import DecisionContext
 from veery.ha.states import NodeState
 from veery.ha.survival import stranded
 from veery.model.ha import ClusterView, DomainView, Policy
-from veery.model.node import Role
 from veery.model.verdict import NodeVerdict
 
-COMMON_S = 600.0  # the same sign on many nodes within this time has one common cause
 WAIT_S = 30.0  # gives other nodes time to show the same sign, if its cause may lie outside of the node
 FAILED_MOVES_MAX = 2  # failed moves out of a sick node, after which the brain stops trying
 
@@ -27,7 +24,7 @@ def held_back(context: DecisionContext) -> dict[str, str]:
     if not sick:
         return {}
     held: dict[str, str] = {}
-    common = _common(context.view)
+    common = common_signs(context.view)
     waiting = []
     for name in sick:
         why = _common_cause(context, name, common) or _failed(context, name) or _reserve(context, name)
@@ -44,7 +41,7 @@ def held_back(context: DecisionContext) -> dict[str, str]:
 
 def at_once(view: ClusterView) -> int:
     """Return how many nodes may be emptied at a time because of their sensors."""
-    return max(1, len(_hypervisors(view)) // 4)
+    return max(1, len(hypervisors(view)) // 4)
 
 
 def leaving_order(domain: DomainView) -> tuple[int, int, str]:
@@ -67,35 +64,7 @@ def _has_way_out(context: DecisionContext, name: str) -> bool:
     return any(context.busy(each) or context.book.find(each, avoid=(name,)) for each in domains)
 
 
-def _hypervisors(view: ClusterView) -> list[str]:
-    return [name for name, node in view.nodes.items() if node.record.has(Role.HYPERVISOR)]
-
-
 # ---- one cause for many
-def _common(view: ClusterView) -> dict[str, frozenset[str]]:
-    """Return for each sensor the nodes on which it found something within COMMON_S of one another, if they are at least
-    half of all hypervisors."""
-    found: dict[str, dict[str, float]] = defaultdict(dict)
-    for name in _hypervisors(view):
-        for sign in view.nodes[name].health.signs:
-            if sign.asks is not NodeVerdict.WELL:
-                first = found[sign.sensor].get(name, math.inf)
-                found[sign.sensor][name] = min(first, sign.since)
-    least = max(2, math.ceil(len(_hypervisors(view)) / 2))
-    common: dict[str, frozenset[str]] = {}
-    for sensor, since in found.items():
-        groups = (frozenset(other for other in since if _together(view, since, name, other)) for name in since)
-        common[sensor] = frozenset().union(*(each for each in groups if len(each) >= least))
-    return common
-
-
-def _together(view: ClusterView, since: dict[str, float], name: str, other: str) -> bool:
-    """Return True if the sign began on both nodes at about the same time, by their clocks or by this leader's: one of
-    the clocks may be wrong."""
-    ages = view.ages.get(f"health/{name}", math.inf), view.ages.get(f"health/{other}", -math.inf)
-    return abs(since[name] - since[other]) <= COMMON_S or abs(ages[0] - ages[1]) <= COMMON_S
-
-
 def _common_cause(context: DecisionContext, name: str, common: dict[str, frozenset[str]]) -> str:
     asking = {each.sensor for each in context.view.nodes[name].health.signs if each.asks is NodeVerdict.EVACUATE}
     shared = [sensor for sensor in sorted(asking) if name in common.get(sensor, ())]
@@ -105,11 +74,24 @@ def _common_cause(context: DecisionContext, name: str, common: dict[str, frozens
     return f"{_named(nodes)} show the same ({', '.join(shared)}) within {COMMON_S / 60:.0f} minutes: a common cause"
 
 
+def shared_quarantine(context: DecisionContext, name: str) -> str:
+    """Return why a node in quarantine is given domains all the same: it shares the cause with others. "" if it is
+    not."""
+    if context.view.nodes[name].health.verdict is not NodeVerdict.QUARANTINE:
+        return ""
+    common = common_signs(context.view)
+    if not is_common(context.view, name, common):
+        return ""
+    asking = [each for each in context.view.nodes[name].health.signs if each.asks is NodeVerdict.QUARANTINE]
+    nodes = sorted(frozenset().union(*(common[each.sensor] for each in asking)))
+    return f"{_named(nodes)} show the same within {COMMON_S / 60:.0f} minutes: a common cause"
+
+
 def _too_early(context: DecisionContext, name: str) -> str:
     """Return why the node must wait: other nodes still have time to show the same sign. "" if they have not."""
     health = context.view.nodes[name].health
     asking = [each for each in health.signs if each.asks is NodeVerdict.EVACUATE]
-    if not all(each.shared for each in asking) or len(_hypervisors(context.view)) < 2:
+    if not all(each.shared for each in asking) or len(hypervisors(context.view)) < 2:
         return ""
     age_s = context.view.ages.get(f"health/{name}", max(0.0, context.now - health.since))
     return f"waits {WAIT_S:g} s, in case other nodes show the same" if age_s < WAIT_S else ""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import StrEnum
 
+from veery.cluster import levels
+from veery.ha.commoncause import common_signs, is_common
 from veery.model.ha import ClusterView, FenceState, IntentKind, NodeView, Rules
 from veery.model.node import Role
 from veery.model.verdict import NodeVerdict
@@ -20,6 +22,7 @@ class NodeState(StrEnum):
     SICK = "sick"  # its sensors call for evacuation: domains that may be moved are moved away
     QUARANTINED = "quarantined"  # its sensors warn: it keeps its domains and receives no others
     DAMPED = "damped"  # fenced too often recently: present, but it receives no domains for a while
+    OUTDATED = "outdated"  # its version does not support the cluster's level: it keeps its domains, receives no others
     CUT_OFF = "cut-off"  # present, but its heartbeats on storage have stopped: it has lost the storage
     AWAY = "away"  # its daemon announced a restart: it is not judged yet
     SILENT = "silent"  # its lease has expired, but too recently to act on, or it runs no domains
@@ -68,17 +71,21 @@ IN_USE = frozenset(NodeState) - ABSENT - {NodeState.RETURNING, NodeState.ADMITTI
 def judge(view: ClusterView, now: float, rules: Rules) -> dict[str, NodeState]:
     """Return the state of each node."""
     owning = {domain.owner.node for domain in view.domains.values() if domain.owner}
-    return {name: _state(view, node, now, rules, owning=name in owning) for name, node in view.nodes.items()}
+    common = common_signs(view)
+    return {
+        name: _state(view, node, now, rules, owning=name in owning, shared=is_common(view, name, common))
+        for name, node in view.nodes.items()
+    }
 
 
-def _state(view: ClusterView, node: NodeView, now: float, rules: Rules, *, owning: bool) -> NodeState:
+def _state(view: ClusterView, node: NodeView, now: float, rules: Rules, *, owning: bool, shared: bool) -> NodeState:
     if node.unreadable:
         return NodeState.UNREADABLE
     fence = node.fence
     if node.absent is None:
         if fence is not None:
             return NodeState.ADMITTING if fence.state is FenceState.ADMITTING else NodeState.RETURNING
-        return _present(view, node, now, rules, owning=owning)
+        return _present(view, node, now, rules, owning=owning, shared=shared)
     if fence is not None and fence.state is not FenceState.ADMITTING:
         return {
             FenceState.FENCING: NodeState.FENCING,
@@ -88,18 +95,21 @@ def _state(view: ClusterView, node: NodeView, now: float, rules: Rules, *, ownin
     return _absent(view, node, node.absent, rules)
 
 
-def _present(view: ClusterView, node: NodeView, now: float, rules: Rules, *, owning: bool) -> NodeState:
-    if cut_off(view, node, rules):
+def _present(view: ClusterView, node: NodeView, now: float, rules: Rules, *, owning: bool, shared: bool) -> NodeState:
+    old = outdated(view, node)
+    if not old and cut_off(view, node, rules):  # an older version may be unable to write heartbeats while domains run
         return NodeState.CUT_OFF
     if node.intent is not None and node.intent.kind is IntentKind.DRAIN:
         return NodeState.DRAINING if owning else NodeState.MAINTENANCE
     settled = (node.present or 0.0) >= rules.use  # a node that has just come back may still report a newer verdict
     if node.health.verdict is NodeVerdict.EVACUATE and settled:
         return NodeState.SICK
-    if node.health.verdict is NodeVerdict.QUARANTINE and settled:
+    if node.health.verdict is NodeVerdict.QUARANTINE and settled and not shared:
         return NodeState.QUARANTINED
     if damped(node, now, rules):
         return NodeState.DAMPED
+    if old:
+        return NodeState.OUTDATED
     known = node.fresh or not node.record.has(Role.HYPERVISOR)  # a node that runs no domains gives no reading
     return NodeState.PRESENT if settled and known else NodeState.ARRIVING
 
@@ -146,6 +156,14 @@ def damped(node: NodeView, now: float, rules: Rules) -> bool:
     """Return True if the node was fenced at least `damp_count` times within the last `damp_window` seconds."""
     recent = [at for at in node.history.fenced if 0 <= now - at < rules.damp_window]
     return len(recent) >= rules.damp_count
+
+
+def outdated(view: ClusterView, node: NodeView) -> str:
+    """Return why a present hypervisor can take in no domain: its version does not support the cluster's level. Return
+    "" for any other node."""
+    if node.able is None or not node.record.has(Role.HYPERVISOR):
+        return ""
+    return levels.behind(node.able, view.level)
 
 
 def usable(view: ClusterView, states: Mapping[str, NodeState]) -> tuple[str, ...]:

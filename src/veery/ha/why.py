@@ -5,7 +5,7 @@ Pure, so any node that observes can answer."""
 
 from __future__ import annotations
 
-from veery.errors import Refused
+from veery.errors import NotFound
 from veery.ha.context import DecisionContext, seconds
 from veery.ha.decide import decide
 from veery.ha.states import NodeState
@@ -20,6 +20,7 @@ NODE_WORDS: dict[NodeState, str] = {
     NodeState.SICK: "is sick: it receives no domains, and its own are moved away",
     NodeState.QUARANTINED: "is in quarantine: it keeps its domains, and receives no others",
     NodeState.DAMPED: "was fenced too often recently: it receives no domains for a while, or until it is resumed",
+    NodeState.OUTDATED: "has a veery older than the cluster's level: it keeps its domains, and receives no others",
     NodeState.CUT_OFF: "has lost the storage",
     NodeState.AWAY: "is restarting its daemon, as announced",
     NodeState.SILENT: "does not answer",
@@ -46,7 +47,7 @@ def why(view: ClusterView, name: str, now: float, rules: Rules) -> tuple[str, ..
     if view.restored and name not in view.nodes and name not in view.domains:
         return tuple(each.reason for each in decide(view, now, rules))  # a brain that has just started knows no names
     if name not in view.nodes and name not in view.domains:
-        raise Refused(f"no node and no domain {name!r}", hint="veery node list and veery list -A show them")
+        raise NotFound(f"no node and no domain {name!r}", hint="veery node list and veery list -A show them")
     lines = []
     actions = decide(view, now, rules)
     lines += [each.reason for each in actions if each.subject == "cluster"]

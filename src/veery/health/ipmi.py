@@ -31,6 +31,11 @@ WATCH_STATES = re.compile(
     r"|soft power control failure|power unit failure|lower critical|upper (non-)?critical|non-?critical",
     re.I,
 )
+SUPPLY_NAME = re.compile(r"(ps|psu|pwr ?supply|power ?supply)[ _#-]?\d", re.I)
+SUPPLY_FAILED = re.compile(r"failure detected|power supply failure", re.I)
+SUPPLY_LOST = re.compile(rf"{SUPPLY_FAILED.pattern}|input lost|AC lost|out-of-range|predictive", re.I)
+POWER_NAME = re.compile(r"(ps|psu|pwr|power)\b", re.I)
+POWER_LOST = re.compile(r"redundancy (lost|degraded)|non-redundant", re.I)
 HARMLESS_TYPES = re.compile(
     r"entity presence|physical security|os boot|os (stop|critical)|system (event|firmware)|event logging|lan\b"
     r"|watchdog|button|platform|management subsystem|session|version|fru state|boot|terminator|chassis|acpi",
@@ -90,10 +95,15 @@ class Ipmi:
         well = 0
         for row in rows:
             level, said = judged(row, rows)
+            lost = _is_supply(row) and any(SUPPLY_LOST.search(each) for each in row.said)
+            if lost and level is Level.WATCH and _none_left(rows):
+                level, said = Level.BAD, "no power supply is left that works"
             if level is Level.OK:
                 well += row.state is not State.ABSENT
                 continue
-            yield sign(self.name, row.name, level, row.said[-1] if row.said else row.state, said)
+            unsafe = lost or (_is_power(row) and any(POWER_LOST.search(each) for each in row.said))
+            value = row.said[-1] if row.said else row.state
+            yield sign(self.name, row.name, level, value, said, exposed=unsafe and level is Level.WATCH)
         if all(row.state is State.ABSENT for row in rows):
             yield sign(self.name, "bmc", Level.UNKNOWN, "", "no sensor of the management controller has a reading")
             return
@@ -118,6 +128,31 @@ def judged(row: Row, rows: Sequence[Row]) -> tuple[Level, str]:
     if row.state is State.CRITICAL and row.said and not all(GENERIC.search(each) for each in row.said):
         return Level.WATCH, f"{row.kind}: {said}"
     return Level.OK, ""
+
+
+def _is_supply(row: Row) -> bool:
+    """Return True for a row of one power supply. ipmitool shows no types: there the name decides."""
+    if "redun" in row.name.lower():
+        return False
+    return row.kind == "Power Supply" or (row.kind == "Discrete" and SUPPLY_NAME.match(row.name) is not None)
+
+
+def _none_left(rows: Sequence[Row]) -> bool:
+    """Return True if each of several power supplies reports a fault, and one has failed. If all merely report that
+    their input is lost, the controller must be wrong: the node runs. Boards without a bus to their only supply report
+    it as failed, so a single one proves nothing."""
+    supplies = [
+        row
+        for row in rows
+        if _is_supply(row) and row.state is not State.ABSENT and not any(ABSENT.search(each) for each in row.said)
+    ]
+    faulty = [row for row in supplies if any(SUPPLY_LOST.search(each) for each in row.said)]
+    failed = any(SUPPLY_FAILED.search(each) for row in supplies for each in row.said)
+    return failed and len(faulty) == len(supplies) > 1
+
+
+def _is_power(row: Row) -> bool:
+    return row.kind in ("Power Supply", "Power Unit") or (row.kind == "Discrete" and bool(POWER_NAME.match(row.name)))
 
 
 ANALOG = ("Temperature", "Voltage", "Fan", "Current")

@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from veery.health.looking import SENSORS, Unreadable, Verdict, take, told, verdict
@@ -37,6 +38,10 @@ PLUGINS = "etc/veery/sensors.d"
 PLUGIN_NAME = re.compile(r"[A-Za-z0-9][\w-]{0,63}", re.ASCII)
 DISK = re.compile(r"(sd[a-z]{1,4}|nvme\d{1,3}n\d{1,3})", re.ASCII)
 TIMEX_BYTES = 512
+
+
+Feeds = Mapping[str, Callable[[], str | None]]
+"""Outputs by name. Each blocks for some seconds at most and returns None if there is nothing to read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +101,11 @@ class Live:
     """The outputs of this machine's programs. Each program runs once, for the first sensor that asks for it; other
     sensors that read the same program wait for its end."""
 
-    def __init__(self, root: Path, run: Runner, log: str | None) -> None:
+    def __init__(self, root: Path, run: Runner, log: str | None, feeds: Feeds = MappingProxyType({})) -> None:
+        """`feeds`: what the daemon itself can read, by the names of outputs."""
         self._root = root
         self._run = run
-        self._log = log
+        self._log, self._feeds = log, feeds
         self._kept: dict[str, dict[str, str]] = {}
         self._guard = threading.Lock()  # of `_running`
         self._running: dict[str, threading.Lock] = {}  # one lock for each program
@@ -117,6 +123,7 @@ class Live:
             "kmsg": lambda: self._log,
             "adjtimex": _adjtimex,
             "statvfs": lambda: _statvfs(self._root),
+            **self._feeds,
         }
         if program in own:
             text = own[program]()

@@ -14,9 +14,11 @@ from veery.health.apei import Apei
 from veery.health.bond import Bonds
 from veery.health.clock import Clock
 from veery.health.ecc import Ecc
+from veery.health.etcd import Etcd
 from veery.health.ipmi import Ipmi
 from veery.health.iscsi import Iscsi
 from veery.health.kernel import Kernel
+from veery.health.latency import Latency
 from veery.health.mce import Mce
 from veery.health.md import Md
 from veery.health.multipath import Multipath
@@ -51,10 +53,12 @@ SENSORS: tuple[Sensor, ...] = (
     Aer(),
     Iscsi(),
     Multipath(),
+    Latency(),
     Clock(),
     Psi(),
     Units(),
     Xen(),
+    Etcd(),
     Plugins(),
 )
 SIGNS_MAX = 200  # of one sensor; the gravest are kept

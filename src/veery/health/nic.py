@@ -42,6 +42,7 @@ class Link:
     damaged: tuple[int | None, int | None]
     half_duplex: bool = False
     is_bond: bool = False
+    address: str = ""  # the card's own MAC; "" if another one was set
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +91,15 @@ class Nic:
             named = name in (series.given.uplinks or ()) or name in (series.given.storage_nics or ())
             level = Level.WATCH if named or was_up else Level.OK
             said = "the interface is gone" if last is None else "the interface has no carrier"
-            yield sign(self.name, name, level, "down", said)
+            yield sign(self.name, name, level, "down", said, serial=last.address if last else "")
             return
         findings = [found for found in (_flaps(series, name), _slower(series, name), _damaged(series, name)) if found]
         if last.half_duplex:
             findings.append(("half", "the link is half duplex"))
         for value, said in findings:
-            yield sign(self.name, name, Level.WATCH, value, said)
+            yield sign(self.name, name, Level.WATCH, value, said, serial=last.address)
         if not findings:
-            yield sign(self.name, name, Level.OK, "up", "the interface is up")
+            yield sign(self.name, name, Level.OK, "up", "the interface is up", serial=last.address)
 
     def _all_down(self, series: Series[Reading], known: set[str]) -> Iterator[Sign]:
         uplinks = sorted(known & (series.given.uplinks or frozenset()))
@@ -155,6 +156,7 @@ def _link(source: Source, folder: str) -> Link | None:
         packets=(counters["rx_packets"], counters["tx_packets"]),
         damaged=(max(received) if received else None, counters["tx_errors"]),
         half_duplex=source.word(f"{folder}/duplex") == "half",
+        address=(source.word(f"{folder}/address") or "") if source.word(f"{folder}/addr_assign_type") == "0" else "",
         is_bond=bool(source.paths(f"{folder}/bonding/*")),
     )
 

@@ -5,17 +5,19 @@ percentage used may pass 100 and stops at 255; 101 to 255 are reserved for the s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 
 from veery.health.series import Series
-from veery.health.sign import Level, Sign, sign, worst
-from veery.health.smartlog import Disk, disk
+from veery.health.sign import Level, Sign, real_serial, sign, worst
+from veery.health.smartlog import Disk, disk, of_one
 from veery.health.source import Source
 
 SPARE, TEMPERATURE, RELIABILITY, READ_ONLY, BACKUP, REGION = (1 << bit for bit in range(6))
 KNOWN_BITS = 0x3F
 WORN_PERCENT = 90
 WORN_OUT_PERCENT = 100  # some vendors set the reliability bit for this alone
+CONTROLLER = re.compile(r"(?<=\d)n\d+$")  # of nvme0n1: nvme0
 MEDIA_ERRORS_MANY = 100  # for a disk that is read for the first time
 
 Log = Mapping[str, int]
@@ -31,6 +33,8 @@ class Nvme:
         found: dict[str, Disk | None] = {}
         for part, text in source.outputs("nvme-smart-log").items():
             each = disk(text)
+            if each and each.is_nvme and not each.serial:  # nvme smart-log does not print it
+                each.serial = real_serial(source.word(f"sys/class/nvme/{CONTROLLER.sub('', part)}/serial") or "")
             found[part] = each if each and each.is_nvme else None
         for part, text in source.outputs("smartctl").items():
             each = disk(text)
@@ -42,20 +46,21 @@ class Nvme:
         for part in dict.fromkeys(part for reading in series.earlier for part in reading if part not in series.last):
             yield sign(self.name, part, Level.WATCH, "", "the disk was there before, and is gone")
         for part, last in series.last.items():
+            serial = last.serial if last else ""
             if last is None or "critical_warning" not in last.nvme:
                 level = Level.BAD if last and last.passed is False else Level.UNKNOWN
                 said = "the disk says that it fails" if level is Level.BAD else "the disk's health log cannot be read"
-                yield sign(self.name, part, level, last.said if last else "", said)
+                yield sign(self.name, part, level, last.said if last else "", said, serial=serial)
             elif _is_garbage(last.nvme):
                 yield sign(self.name, part, Level.UNKNOWN, "", "the health log holds reserved values")
             else:
-                findings = list(_findings(series, part, last.nvme))
+                findings = list(_findings(series, part, last))
                 level = worst(found[0] for found in findings) if findings else Level.OK
                 if not findings:
-                    yield sign(self.name, part, level, last.nvme["critical_warning"], "no warning")
+                    yield sign(self.name, part, level, last.nvme["critical_warning"], "no warning", serial=serial)
                 for found_level, value, said in findings:
                     if found_level is level:
-                        yield sign(self.name, part, level, value, said)
+                        yield sign(self.name, part, level, value, said, serial=serial)
 
 
 def _is_garbage(log: Log) -> bool:
@@ -66,14 +71,15 @@ def _is_garbage(log: Log) -> bool:
     )
 
 
-def _findings(series: Series[dict[str, Disk | None]], part: str, log: Log) -> Iterator[Found]:
+def _findings(series: Series[dict[str, Disk | None]], part: str, last: Disk) -> Iterator[Found]:
+    log: Log = last.nvme
     warning, used = log["critical_warning"], log.get("percentage_used", 0)
     spare, threshold = log.get("available_spare"), log.get("available_spare_threshold")
     is_low = spare is not None and threshold is not None and spare < threshold
     errors = log.get("media_errors", 0)
 
     def media_errors(reading: dict[str, Disk | None]) -> int | None:
-        found = reading.get(part)
+        found = of_one(reading, part, last.serial)
         return found.nvme.get("media_errors") if found else None
 
     grown = series.growth(media_errors)

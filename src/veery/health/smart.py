@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from veery.health.series import Series
 from veery.health.sign import Level, Sign, sign, worst
-from veery.health.smartlog import COMMAND_FAILED, FAILING, OPEN_FAILED, PREFAIL_NOW, SELFTEST, Disk, disk
+from veery.health.smartlog import COMMAND_FAILED, FAILING, OPEN_FAILED, PREFAIL_NOW, SELFTEST, Disk, disk, of_one
 from veery.health.source import Source
 
 REALLOCATED, REPORTED, PENDING, UNREADABLE, CABLE = 5, 187, 197, 198, 199
@@ -39,8 +39,9 @@ class Smart:
         for part in dict.fromkeys(part for reading in series.earlier for part in reading if part not in series.last):
             yield sign(self.name, part, Level.WATCH, "", "the disk was there before, and is gone")
         for part, last in series.last.items():
+            serial = last.serial if last else ""
             if last is not None and "STANDBY" in last.said:
-                yield sign(self.name, part, Level.OK, "standby", "the disk sleeps, and was not woken")
+                yield sign(self.name, part, Level.OK, "standby", "the disk sleeps, and was not woken", serial=serial)
                 continue
             if last is None or not last.answered:
                 said = "smartctl could not read the disk's health"
@@ -49,12 +50,14 @@ class Smart:
                 continue
             findings = [*_latched(last), *_grown(series, part, last)]
             if not findings:
-                yield sign(self.name, part, Level.OK, "passed" if last.passed else "", "no sign of failure")
+                yield sign(
+                    self.name, part, Level.OK, "passed" if last.passed else "", "no sign of failure", serial=serial
+                )
                 continue
             level = worst(found[0] for found in findings)
             for found_level, shown, said in findings:
                 if found_level is level:
-                    yield sign(self.name, part, level, shown, said)
+                    yield sign(self.name, part, level, shown, said, serial=serial)
 
 
 def _latched(last: Disk) -> Iterator[Found]:
@@ -97,7 +100,7 @@ def _grown(series: Series[dict[str, Disk | None]], part: str, last: Disk) -> Ite
 
     def growth(key: int) -> int | None:
         def counter(reading: dict[str, Disk | None]) -> int | None:
-            found = reading.get(part)
+            found = of_one(reading, part, last.serial)
             attribute = found.attributes.get(key) if found else None
             return attribute.raw if attribute else None
 
@@ -127,7 +130,7 @@ def _grown(series: Series[dict[str, Disk | None]], part: str, last: Disk) -> Ite
 def _scsi(series: Series[dict[str, Disk | None]], part: str, last: Disk) -> Iterator[Found]:
     def growth(field: str) -> int | None:
         def counter(reading: dict[str, Disk | None]) -> int | None:
-            found = reading.get(part)
+            found = of_one(reading, part, last.serial)
             count = getattr(found, field) if found else None
             return count if isinstance(count, int) else None
 

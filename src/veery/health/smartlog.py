@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from veery.health.sign import real_serial
 from veery.health.source import lines, parsed
 
 OPEN_FAILED, COMMAND_FAILED, FAILING, PREFAIL_NOW, SELFTEST = 1 << 1, 1 << 2, 1 << 3, 1 << 4, 1 << 7
@@ -64,6 +65,7 @@ class Disk:
     trip_celsius: int | None = None
     endurance_used: int | None = None
     nvme: dict[str, int] = field(default_factory=dict)  # by smartctl's names
+    serial: str = ""
 
 
 def disk(text: str) -> Disk | None:
@@ -72,6 +74,12 @@ def disk(text: str) -> Disk | None:
         found = parsed(text)
         return None if found is None else _of_json(found)
     return _of_text(text)
+
+
+def of_one(reading: Mapping[str, Disk | None], part: str, serial: str) -> Disk | None:
+    """Return the disk of a reading at `part`; None if it is another one than that of `serial`."""
+    found = reading.get(part)
+    return found if found and (not serial or found.serial in ("", serial)) else None
 
 
 def number(found: object) -> int | None:
@@ -109,6 +117,7 @@ def _of_json(found: dict[str, Any]) -> Disk:
         status=number(_table(found, "smartctl").get("exit_status")) or 0,
         is_nvme=bool(log) or _table(found, "device").get("protocol") == "NVMe",
         said=_message(found),
+        serial=real_serial(str(found.get("serial_number") or "")),
         hours=number(_table(found, "power_on_time").get("hours")),
         celsius=number(_table(found, "temperature").get("current")),
         trip_celsius=number(_table(found, "temperature").get("drive_trip")),
@@ -261,6 +270,8 @@ def _of_text(text: str) -> Disk | None:
         elif colon and (key.startswith(("smart overall-health", "smart health status"))):
             result.passed = value in ("PASSED", "OK")
             result.said = value
+        elif colon and key == "serial number":
+            result.serial = real_serial(value)
         elif colon and key in NVME_LINES and (count := _leading(value)) is not None:
             result.nvme[NVME_LINES[key]] = count
             result.is_nvme = True

@@ -57,6 +57,7 @@ BY_SENSOR = {
     "psi": SensorMode.TELL,  # a move under memory pressure adds to it
     "iscsi": SensorMode.TELL,  # the brain has a rule of its own for a node that lost the storage
     "multipath": SensorMode.TELL,
+    "latency": SensorMode.TELL,  # most often the target is slow
     "units": SensorMode.QUARANTINE,  # without Xen's toolstack nothing can be moved
 }
 
@@ -84,7 +85,9 @@ FIGURES = Figures()
 class Part:
     """The history of one part. `since`: when the present level began. `recent`: True for each of the last readings that
     was bad. `raised`: when the part began to count as bad, None if it does not. `bad_at`: the last bad reading.
-    `rises`: the recent times at which it was raised. `known`: the finding that an operator acknowledged."""
+    `rises`: the recent times at which it was raised. `known`: the finding that an operator acknowledged. `serial`: the
+    part's own; `other`: another one that the last reading showed in its place. `grave`: as `recent`, without the
+    readings that only ask for quarantine. `mild`: the part only asks for quarantine."""
 
     sensor: str
     part: str
@@ -100,6 +103,10 @@ class Part:
     rise_s: float = 0.0
     rises: tuple[float, ...] = ()
     known: str | None = None
+    serial: str = ""
+    other: str = ""
+    grave: tuple[bool, ...] = ()
+    mild: bool = False
 
     @property
     def finding(self) -> str:
@@ -132,12 +139,14 @@ def mode_of(sensor: str, kind: Kind, modes: Mapping[str, SensorMode]) -> SensorM
 # ---- one reading
 def follow(history: History, sensor: str, signs: Sequence[Sign], now: float, figures: Figures = FIGURES) -> History:
     """Return `history` with the signs of one reading of `sensor`. A part that had a sign before and has none now is
-    well. If the sensor as a whole is unknown, so are its parts."""
+    well. If the sensor as a whole is unknown, so are its parts. A part that is read under another name keeps its
+    history, by its serial. A part loses its history if another serial has taken its place."""
     read: dict[str, Sign] = {}
     for each in signs:
         known = read.get(each.part)
         if known is None or (RANK[each.level], not each.counter) > (RANK[known.level], not known.counter):
             read[each.part] = each
+    history = dataclasses.replace(history, parts=_found_again(history.parts, sensor, read))
     blind = WHOLE in read and read[WHOLE].level is Level.UNKNOWN
     parts = dict(history.parts)
     for old in [each for each in history.parts.values() if each.sensor == sensor and each.part not in read]:
@@ -151,38 +160,77 @@ def follow(history: History, sensor: str, signs: Sequence[Sign], now: float, fig
     return dataclasses.replace(history, parts=_kept(parts, read, sensor, now, figures))
 
 
+def _found_again(parts: Mapping[str, Part], sensor: str, read: Mapping[str, Sign]) -> Mapping[str, Part]:
+    """Return the parts, those of `sensor` under the names under which their serials are read now: names of disks change
+    at a boot. A serial that is read under several names, or under its old one too, does not change its name."""
+    names: dict[str, list[str]] = {}
+    for name, each in read.items():
+        if each.serial:
+            names.setdefault(each.serial, []).append(name)
+    moved: dict[str, Part] = {}
+    for key, part in parts.items():
+        now = names.get(part.serial, []) if part.sensor == sensor else []
+        if len(now) == 1 and part.part not in now:
+            there = parts.get(f"{sensor}/{now[0]}")
+            if there is None or there.raised is None or there.serial:
+                moved[key] = dataclasses.replace(part, part=now[0], other="")
+    stay = {key: each for key, each in parts.items() if key not in moved}
+    return {**stay, **{f"{sensor}/{each.part}": each for each in moved.values()}}
+
+
+def _identified(old: Part, sign: Sign, now: float) -> Part:
+    """Return the part, or a new one if two readings in a row show the same other serial in its place."""
+    if sign.level is Level.UNKNOWN or not sign.serial:
+        return old
+    if old.serial in ("", sign.serial):
+        return dataclasses.replace(old, serial=sign.serial, other="")
+    if old.other != sign.serial:
+        return dataclasses.replace(old, other=sign.serial)
+    return Part(sensor=old.sensor, part=old.part, level=sign.level, kind=kind_of(sign), since=now, serial=sign.serial)
+
+
 def _step(history: History, old: Part, sign: Sign, now: float, figures: Figures) -> Part:
     """Return one part after one more reading."""
+    old = _identified(old, sign, now)
     level, value, sentence = sign.level, sign.value, sign.sentence
     stands = old.raised is not None and old.kind is Kind.FACT
     kind = old.kind if stands or level is not Level.BAD else kind_of(sign)
+    counts = level is Level.BAD or (level is Level.WATCH and sign.exposed and kind is Kind.STATE)
     same = old.level is level and (kind is not Kind.LOG or (old.value, old.sentence) == (value, sentence))
-    if level is not Level.BAD and (
-        old.raised is not None or level is Level.UNKNOWN
-    ):  # keep the bad finding: it says most
+    if not counts and (old.raised is not None or level is Level.UNKNOWN):  # keep the bad finding: it says most
         value, sentence = old.value or value, old.sentence or sentence
     new = dataclasses.replace(
         old, level=level, kind=kind, value=value, sentence=sentence, since=old.since if same else now
     )
     if level is Level.UNKNOWN:
-        return _calmed(new if new.raised is None else dataclasses.replace(new, recent=()), now, figures)
-    bad = level is Level.BAD and new.known != new.finding and not _is_void(history, new, now, figures)
+        return _calmed(new if new.raised is None else dataclasses.replace(new, recent=(), grave=()), now, figures)
+    bad = counts and new.known != new.finding and not _is_void(history, new, now, figures)
     new = dataclasses.replace(
         new,
         recent=(*old.recent, bad)[-figures.kept :],
+        grave=(*old.grave, bad and level is Level.BAD)[-figures.kept :],
         bad_at=now if bad else old.bad_at,
         begun=(now if old.begun is None else old.begun) if bad else old.begun,
-        known=new.known if level is Level.BAD else None,
+        known=new.known if counts else None,
     )
     if new.raised is not None:
-        return _calmed(new, now, figures)
+        return _calmed(_weighed(new, figures), now, figures)
     if not any(new.recent):
         return dataclasses.replace(new, begun=None)
     if not bad or not (kind in (Kind.FACT, Kind.LOG) or new.recent.count(True) >= figures.up):
         return new
     rises = tuple(at for at in new.rises if now - at < figures.flap_window_s)
     begun = now if new.begun is None else new.begun
-    return dataclasses.replace(new, raised=now, rise_s=now - begun, rises=(*rises, now)[-figures.kept :])
+    mild = kind is Kind.STATE and new.grave.count(True) < figures.up
+    return dataclasses.replace(new, raised=now, rise_s=now - begun, rises=(*rises, now)[-figures.kept :], mild=mild)
+
+
+def _weighed(part: Part, figures: Figures) -> Part:
+    """Return the raised part, mild if its last bad readings only ask for quarantine."""
+    if part.kind is not Kind.STATE or part.grave.count(True) >= figures.up:
+        return dataclasses.replace(part, mild=False)
+    eased = any(part.recent[-figures.down :]) and not any(part.grave[-figures.down :])
+    return dataclasses.replace(part, mild=part.mild or eased)
 
 
 def _is_void(history: History, part: Part, now: float, figures: Figures) -> bool:
@@ -208,7 +256,7 @@ def _calmed(part: Part, now: float, figures: Figures) -> Part:
         over = quiet_s >= figures.unknown_keeps_s
     else:
         over = _is_calm(part, figures) and quiet_s >= max(figures.calm_s, figures.calm_factor * part.rise_s)
-    return dataclasses.replace(part, raised=None, begun=None, recent=()) if over else part
+    return dataclasses.replace(part, raised=None, begun=None, recent=(), grave=(), mild=False) if over else part
 
 
 def _is_calm(part: Part, figures: Figures) -> bool:
@@ -275,6 +323,7 @@ def _sign(part: Part, modes: Mapping[str, SensorMode], now: float, figures: Figu
     most = {SensorMode.TELL: NodeVerdict.WELL, SensorMode.QUARANTINE: NodeVerdict.QUARANTINE}
     asks = min(wants, most.get(mode, NodeVerdict.EVACUATE), key=tuple(NodeVerdict).index)
     calm = part.raised is not None and part.kind is not Kind.FACT and part.level is not Level.BAD
+    calm = calm and part.recent[-1:] != (True,)
     flapping = part.raised is None and wants is NodeVerdict.QUARANTINE
     sentence = part.sentence
     if flapping:
@@ -291,6 +340,7 @@ def _sign(part: Part, modes: Mapping[str, SensorMode], now: float, figures: Figu
         asks=asks,
         would=wants,
         shared=part.kind is Kind.STATE,
+        serial=part.serial,
         severe=asks is NodeVerdict.EVACUATE and part.sensor in SEVERE and part.kind is not Kind.COUNTER,
     )
 
@@ -301,6 +351,8 @@ def _wants(part: Part, now: float, figures: Figures) -> NodeVerdict:
         return NodeVerdict.QUARANTINE if _flaps(part, now, figures) else NodeVerdict.WELL
     if part.kind is Kind.FACT:
         return NodeVerdict.EVACUATE
+    if part.mild:
+        return NodeVerdict.QUARANTINE
     often = len([at for at in part.rises if now - at < figures.flap_window_s]) > figures.flap_count
     if often or part.level is Level.UNKNOWN or _is_calm(part, figures):
         return NodeVerdict.QUARANTINE
@@ -313,13 +365,34 @@ def acknowledge(history: History, sensor: str = "") -> History:
     only when they change."""
     parts = {
         key: dataclasses.replace(
-            each, known=each.finding, raised=None, recent=(), begun=None, bad_at=None, rises=(), rise_s=0.0
+            each,
+            known=each.finding,
+            raised=None,
+            recent=(),
+            grave=(),
+            mild=False,
+            begun=None,
+            bad_at=None,
+            rises=(),
+            rise_s=0.0,
         )
         if sensor in ("", each.sensor)
         else each
         for key, each in history.parts.items()
     }
     return dataclasses.replace(history, parts=parts)
+
+
+def replaced(before: History, after: History) -> tuple[Part, ...]:
+    """Return the parts of `before` that counted as bad and whose place another serial has taken in `after`."""
+    return tuple(
+        each
+        for key, each in before.parts.items()
+        if each.raised is not None
+        and (new := after.parts.get(key)) is not None
+        and new.serial != each.serial
+        and all(other.serial != each.serial for other in after.parts.values() if other.sensor == each.sensor)
+    )
 
 
 def rebooted(history: History) -> History:

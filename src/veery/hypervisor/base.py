@@ -288,6 +288,10 @@ class Driver(Protocol):
         ...
 
 
+class DiskFull(Failed):
+    """A disk's copy found no room at the target. This is the cause of whatever else then fails on both nodes."""
+
+
 class Lost(Failed):
     """The rest of a domain's memory can no longer be sent. The instance that runs without it cannot continue."""
 
@@ -363,6 +367,11 @@ class DiskMover(Protocol):
 
         Raises Failed with the reason; the domain then runs on and no mirror is left. Cancelling the task does the
         same."""
+        ...
+
+    async def tune_disks(self, uuid: str, bandwidth: int) -> None:
+        """Change the bandwidth of a `mirror_disks` that is under way (bytes/s, 0: unlimited). Raises Refused where
+        there is none, Failed, OutcomeUnknown."""
         ...
 
 

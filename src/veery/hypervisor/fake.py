@@ -480,7 +480,7 @@ class FakeDriver(FakeHost):
         domain = self._free(uuid)
         paths = fakedisks.paths_of(domain.attachments)
         total = left = sum(paths[vdev].stat().st_size for vdev in vdevs)
-        domain.stage = "sending"
+        domain.stage, domain.disk_rate = "sending", settings.bandwidth
         try:
             for vdev in vdevs:
                 mirror = await fakedisks.Mirror.open(vdev, paths[vdev], through)
@@ -492,3 +492,13 @@ class FakeDriver(FakeHost):
             domain.end_disks()
             domain.stage = "running"
             raise
+        finally:
+            domain.disk_rate = None
+
+    async def tune_disks(self, uuid: str, bandwidth: int) -> None:
+        """See DiskMover.tune_disks; it keeps the figure only."""
+        domain = self._domain(uuid)
+        if domain.disk_rate is None:
+            raise Refused(f"no disk of {domain.spec.name} is being copied")
+        await self._step("tune_disks")
+        domain.disk_rate = bandwidth

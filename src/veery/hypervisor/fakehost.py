@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from veery.errors import Refused
+from veery.errors import NotFound, Refused
 from veery.host.clock import Clock
 from veery.hypervisor.fakemishaps import Mishaps
 from veery.hypervisor.fakeworld import FakeDomain, World, host_reading, reading_of
@@ -93,7 +93,7 @@ class FakeHost(Mishaps):
 
     def _domain(self, uuid: str) -> FakeDomain:
         if uuid not in self._domains:
-            raise Refused(f"no domain {uuid} here")
+            raise NotFound(f"no domain {uuid} here")
         return self._domains[uuid]
 
     def _free(self, uuid: str) -> FakeDomain:

@@ -109,6 +109,7 @@ class FakeDomain:
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     export: Export | None = None
     mirrors: list[Mirror] = field(default_factory=list)
+    disk_rate: int | None = None  # bandwidth of the copy of its disks that is under way
     behind: Behind | None = None
     coming: asyncio.Task[None] | None = None
     whole: bool = True

@@ -13,6 +13,8 @@ from veery.client.address import Address
 from veery.client.http import NODE_HEADER, domain_path
 from veery.errors import Failed
 
+ANSWER_S = 10.0  # seconds before a shell is asked again whether it answers
+
 
 def doubled(mark: str) -> str:
     """Return a pattern of `mark` in which any character may be doubled, except the first. On a busy machine a guest's
@@ -28,9 +30,10 @@ class Shell:
 
     `seen` begins with the console's earlier output. Raises Failed when the console ends or stays silent."""
 
-    def __init__(self, address: Address, domain: str) -> None:
-        """`address` is the daemon of the node on which the domain runs."""
-        self._address, self._domain = address, domain
+    def __init__(self, address: Address, domain: str, *, answer_s: float = ANSWER_S) -> None:
+        """`address` is the daemon of the node on which the domain runs. `answer_s`: seconds before the shell is asked
+        again whether it answers."""
+        self._address, self._domain, self._answer_s = address, domain, answer_s
         self._session: aiohttp.ClientSession | None = None
         self._socket: aiohttp.ClientWebSocketResponse | None = None
         self.seen = ""
@@ -84,10 +87,25 @@ class Shell:
         screen, does not match them."""
         mark = secrets.token_hex(3)
         begin, end = doubled(f"{mark}a"), doubled(f"{mark}z")
+        await self._prompted(mark, deadline)
         await self.type(f"echo {mark}''a; {command}; echo {mark}''z")
         await self.expect(rf"{begin}\r*\n", deadline=deadline)
         output = await self.expect(rf"{end}\r*\n", deadline=deadline)
         return re.sub(rf"{end}\r*\n$", "", output).replace("\r", "").strip("\n")
+
+    async def _prompted(self, mark: str, deadline: float) -> None:
+        """Return when the shell answers. A shell that starts, for instance after a reboot, loses part of its input. So
+        a line without effects goes before each command, and is repeated."""
+        ends = asyncio.get_running_loop().time() + deadline
+        while True:
+            await self.type(f"echo {mark}''h")
+            left = ends - asyncio.get_running_loop().time()
+            try:
+                await self.expect(rf"{doubled(f'{mark}h')}\r*\n", deadline=max(0.1, min(self._answer_s, left)))
+                return
+            except Failed:
+                if left <= self._answer_s or self._socket is None or self._socket.closed:
+                    raise
 
     async def ready(self, *, deadline: float = 120.0) -> None:
         """Wait until a shell answers. The command is repeated, since input during the boot is lost. It turns the guest

@@ -24,7 +24,8 @@ from veery.model.domain import DomainReading, DomainSpec, DomainState
 from veery.model.ha import IntentKind
 from veery.model.move import MoveReport, MoveSettings
 from veery.model.node import Node
-from veery.model.plan import Blocker, Obstacle, Plan, Question, Reply
+from veery.model.plan import Blocker, MemoryReading, Obstacle, Plan, Question, Reply
+from veery.model.units import MIB
 from veery.model.volume import CarriedDisk
 from veery.storage import local
 
@@ -151,6 +152,11 @@ def stopped(reading: DomainReading, driver: str) -> tuple[Blocker, ...]:
     return (Blocker(kind=Obstacle.DOMAIN, reason=reason, hint=f"veery unpause {reading.name}"),)
 
 
+async def _unsampled(memory: int) -> MemoryReading:
+    """Return a reading of `memory` MiB without a sample."""
+    return MemoryReading(total=memory * MIB, used=memory * MIB)
+
+
 class Scout:
     """Observes both nodes for the source, before a move."""
 
@@ -159,10 +165,10 @@ class Scout:
         they showed of the paths. `ask` puts a question to another node's API."""
         self._context, self._node, self._earlier, self._paths, self._ask = context, node, earlier, paths, ask
 
-    async def plan(self, reading: DomainReading, target: Node, settings: MoveSettings) -> Plan:
+    async def plan(self, reading: DomainReading, target: Node, settings: MoveSettings, *, quick: bool = False) -> Plan:
         """Return the obstacles, time and gap of a move of the domain to `target`. Takes about two seconds, most of them
-        to sample the domain's memory; changes nothing. Raises Failed where the store or the domain's hypervisor does
-        not answer."""
+        to sample the domain's memory; changes nothing. `quick`: without samples and probes, as if all memory were in
+        use and none were written. Raises Failed where the store or the domain's hypervisor does not answer."""
         context = self._context
         spec, luggage = await context.driver.pack(reading.uuid)
         going, cannot = await self._going(reading, target, settings)
@@ -182,10 +188,10 @@ class Scout:
             inspect(context, spec, luggage, context.driver.name, returning=True),
             port(context, target),
             self._answer(target, question),
-            context.driver.sample(reading.uuid),
+            _unsampled(spec.memory) if quick else context.driver.sample(reading.uuid),
         )
         probed = 0.0
-        if not way:
+        if not way and not quick:
             for _ in range(PROBES):  # the best counts: a busy processor makes a probe slow, nothing makes it too fast
                 with contextlib.suppress(VeeryError):
                     probed = max(probed, await bandwidth.probe(target, current(context.client_tls)))
@@ -251,8 +257,19 @@ class Scout:
             answer = await self._ask(target.name, question)
             trouble = levels.behind(answer.level, await levels.read(self._context.store))
         except VeeryError as error:
+            if old := await self._old(target.name):
+                return None, (old,)
             reason = f"{target.name} does not say whether it could take {question.domain}: {error.message}"
             return None, (Blocker(kind=Obstacle.NODE, reason=reason, hint=error.hint or "compare `veery version`"),)
         if not trouble or any(each.kind is Obstacle.VERSION and each.reason == trouble for each in answer.blockers):
             return answer, ()
         return answer, (Blocker(kind=Obstacle.VERSION, reason=trouble, hint=f"upgrade veery on {target.name}"),)
+
+    async def _old(self, target: str) -> Blocker | None:
+        """Return the blocker of a target whose presence shows that it does not support the cluster's level, if so. Such
+        a target may be unable to answer a question of this version."""
+        with contextlib.suppress(VeeryError):
+            trouble, _ = await levels.fault(self._context.store, target)
+            if trouble:
+                return Blocker(kind=Obstacle.VERSION, reason=trouble, hint=f"upgrade veery on {target}")
+        return None

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from veery.config.settings import MoveLimits
-from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
+from veery.errors import Failed, NotFound, OutcomeUnknown, Refused, VeeryError
 from veery.host import kept, tasks
 from veery.host.files import write_atomic
 from veery.migrate import policy
@@ -216,7 +216,7 @@ class Moves:
             return _current(running)
         path = self._folder / f"{move}.json"
         if not move.isalnum() or not path.exists():
-            raise Refused(f"no move {move} here", hint="veery moves lists them")
+            raise NotFound(f"no move {move} here", hint="veery moves lists them")
         report = kept.take(path, MoveReport)
         if report is None:
             raise Refused(f"the report of move {move} cannot be read", hint="veery doctor names the file")

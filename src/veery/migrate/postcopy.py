@@ -139,14 +139,14 @@ async def _open_again(
 # ---- the target
 
 
-async def await_rest(context: MoveContext, line: Line) -> None:
+async def await_rest(context: MoveContext, line: Line, started: float) -> None:
     """Let the domain run, which this node owns, and wait until all of its memory is here. When the source has nothing
-    more to send, end the instance, so that its on_crash applies."""
+    more to send, end the instance, so that its on_crash applies. `started`: as in Owner."""
     driver = _driver(context)
     asked, gone_since, last_note = context.clock.now(), 0.0, ""
     while True:
         try:
-            await context.driver.finish(line.uuid, paused=line.paused)
+            await context.driver.finish(line.uuid, paused=line.paused, started=started)
             if await driver.whole(line.uuid):
                 log.info("move=%s domain=%s all of its memory is here", line.move, line.domain)
                 return

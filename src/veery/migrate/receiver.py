@@ -333,7 +333,7 @@ class Receiver:
                 if line.post_copy:
                     self._settler.later(line)
                     return
-                await self._context.driver.finish(line.uuid, paused=line.paused)
+                await self._context.driver.finish(line.uuid, paused=line.paused, started=owner.started)
                 log.warning(
                     "move=%s domain=%s belongs to this node in the store, and runs here", line.move, line.domain
                 )

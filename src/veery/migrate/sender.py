@@ -21,10 +21,11 @@ from veery.cluster.store import StoreUnavailable
 from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
 from veery.host import tasks
 from veery.host.contexts import current
-from veery.hypervisor.base import DiskMover, Lost, PostCopier
-from veery.migrate import compression, conntrack, disks, postcopy, pump, target_wait, versions, vitals, wire
+from veery.hypervisor.base import Lost, PostCopier
+from veery.migrate import compression, conntrack, disks, postcopy, target_wait, versions, vitals, wire
 from veery.migrate.bandwidth import Paths
 from veery.migrate.base import MoveContext
+from veery.migrate.diskcopy import DiskCopy
 from veery.migrate.journal import Line, Side
 from veery.migrate.phases import Steps
 from veery.migrate.policy import find
@@ -35,7 +36,7 @@ from veery.model.cluster import LEVEL, DomainRecord, Owner, Reservation
 from veery.model.domain import DomainReading, DomainSpec, DomainState
 from veery.model.move import CopyResult, MoveProgress, MoveReport, MoveSettings, MoveState, Phase, Tuning
 from veery.model.node import Node
-from veery.model.units import MIB, patience
+from veery.model.units import patience
 from veery.model.volume import CarriedDisk
 
 T = TypeVar("T")
@@ -84,7 +85,14 @@ class Sender:
         self._steps: Steps | None = None
         self._copy: CopyResult | None = None
         self._record: DomainRecord | None = None  # what COMMIT writes where disks go along
-        self._disk_bytes = 0
+        self._disk_copy = DiskCopy(
+            context.driver,
+            order.move,
+            order.reading,
+            order.target,
+            settings=lambda: self._order.settings,
+            publish=publish,
+        )
         self._store_answered = float("-inf")
         self._store_check: asyncio.Task[None] | None = None
         self._tracking: conntrack.ConntrackTransfer | None = None
@@ -135,8 +143,9 @@ class Sender:
             self._turn.close()
 
     async def change(self, tuning: Tuning) -> None:
-        """Apply the user's changes to the copy under way. Raises Refused where there is none."""
-        if self._steering is None or self.phase is not Phase.COPY:
+        """Apply the user's changes to the copy under way. While disks are copied, the bandwidth applies at once; the
+        memory then begins with both. Raises Refused where there is no copy."""
+        if self.phase is not Phase.COPY:
             raise Refused(
                 f"move {self._order.move} copies nothing now",
                 hint=f"veery move show {self._order.move} shows its phase",
@@ -144,12 +153,28 @@ class Sender:
         if self._compression is not None and tuning.bandwidth is not None:
             # the limit is for the compressed bytes on the path
             self._compression.rate = tuning.bandwidth
+        if self._steering is None:
+            await self._change_early(tuning)
+            return
+        if self._compression is not None:
             tuning = replace(tuning, bandwidth=None)
         await self._steering.change(tuning)
+
+    async def _change_early(self, tuning: Tuning) -> None:
+        """Apply changes before the memory is copied: to the disks on their way, and to what the memory begins with."""
+        settings = self._order.settings
+        if tuning.bandwidth is not None:
+            settings = replace(settings, bandwidth=tuning.bandwidth)
+        if tuning.downtime is not None:
+            settings = replace(settings, downtime=tuning.downtime)
+        self._order = replace(self._order, settings=settings)
+        await self._disk_copy.change(tuning)
 
     async def _run(self) -> MoveReport:
         context, order = self._context, self._order
         owner = await self._own()
+        # The target checks its level too, but an older one may fail at something else first, such as a disk's password.
+        await levels.require(context.store, self.target, versions.TAKE_IN)
         spec, luggage = await context.driver.pack(order.reading.uuid)
         self._disks = len(spec.disks)
         self._tracking = conntrack.ConntrackTransfer(context.attacher, order.move, spec)
@@ -190,8 +215,8 @@ class Sender:
             undo.push_async_callback(self._settler.run_on, steps.line)
             if steps.line.disks:
                 self._record = await disks.record(context.store, steps.line)
-                through = await connection.enter_async_context(self._disk_path(ready))
-                await self._while_alive(self._send_disks(channel, steps.line, through))
+                through = await connection.enter_async_context(self._disk_copy.path(ready.disk_token))
+                await self._while_alive(self._disk_copy.send(channel, steps.line.disks, through))
             self._copy, loaded = await self._while_alive(self._send(channel, ready))
 
             await steps.enter(Phase.LOADED)
@@ -258,50 +283,6 @@ class Sender:
             )
         return owner
 
-    def _disk_path(self, ready: wire.Ready) -> contextlib.AbstractAsyncContextManager[str]:
-        """Return the socket that leads to the target's disks."""
-        target, settings = self._order.target, self._order.settings
-
-        async def connect() -> socket.socket:
-            return await wire.open_stream(
-                target.relocation_address or target.address,
-                target.relocation_port,
-                ready.disk_token,
-                CONNECT_DEADLINE_S,
-            )
-
-        return pump.outlet(connect, self._order.reading.pid, settings.stall)
-
-    async def _send_disks(self, channel: wire.Channel, line: Line, through: str) -> None:
-        """Copy the local disks while listening to the target, which may give up. From then on each write goes to both
-        nodes."""
-        driver, order = self._context.driver, self._order
-        assert isinstance(driver, DiskMover)
-        self._disk_bytes = sum(disk.size for disk in line.disks)
-        listening = asyncio.create_task(channel.expect(wire.Loaded, None), name=f"{order.move} listens")
-        names = [disk.vdev for disk in line.disks]
-        copying = asyncio.create_task(
-            driver.mirror_disks(
-                order.reading.uuid, names, through, order.settings, self._disk_progress, peer=order.target.name
-            ),
-            name=f"{order.move} copies disks",
-        )
-        try:
-            async with asyncio.timeout(order.settings.timeout or None):
-                await asyncio.wait({listening, copying}, return_when=asyncio.FIRST_COMPLETED)
-                if not copying.done():
-                    listening.result()
-                    raise Failed(f"{order.target.name} sent an unexpected message while disks were copied")
-                await copying
-        except TimeoutError as error:
-            raise Failed(
-                f"its disks were not copied within {order.settings.timeout:g} s", hint="give it more time (--timeout)"
-            ) from error
-        except VeeryError as error:
-            raise await target_wait.said_by_target(listening, error) from error
-        finally:
-            await tasks.stop(copying, listening)
-
     def _reply_timeout(self, least: float) -> float:
         """Return the seconds to wait for the target in a step that takes `least` with a small domain."""
         return patience(least, self._order.reading.memory, self._disks)
@@ -318,7 +299,8 @@ class Sender:
             self._publish(MoveProgress(phase=Phase.PREPARE, note=note))
 
     async def _check_versions(self, ready: wire.Ready) -> None:
-        """Send the copy uncompressed where the target cannot unpack it. Raises as versions.require,
+        """Check the target's level again, since its veeryd may have changed after the first check. Send the copy
+        uncompressed where the target cannot unpack it. Raises as versions.require,
         StoreUnavailable."""
         level = await levels.read(self._context.store)
         versions.require(self.target, ready, level, post_copy=self._post_copy)
@@ -396,6 +378,8 @@ class Sender:
                 steering.result()
             if not sending.done() and listening.exception():
                 await tasks.stop(sending)
+                if not sending.cancelled():
+                    await sending  # it failed by itself, and that may be why the target gave up
                 listening.result()
             result = await sending
             if result.poised:
@@ -475,7 +459,7 @@ class Sender:
                 target=line.target,
                 revision=line.reservation_revision,
             )
-            return await owners.commit(context.store, owner, promise, self._record)
+            return await owners.commit(context.store, owner, promise, self._record, started=self._booted)
         except StoreUnavailable:
             raise  # COMMIT certainly did not happen: undo
         except owners.OwnedElsewhere as error:  # the target has given up and says why
@@ -588,7 +572,7 @@ class Sender:
             samples=tuple(self._steering.samples) if self._steering else (),
             story=tuple(self._steering.story) if self._steering else (),
             runs_on=order.target.name if moved else self._runs_here(state),
-            disk_bytes=self._disk_bytes,
+            disk_bytes=self._disk_copy.size,
             packed=self._compression.packed if self._compression else 0,
             cipher=self._compression.cipher if self._compression else copy.cipher if copy else "",
             kept=disks.kept(steps.line) if state is MoveState.DONE and steps else (),
@@ -600,16 +584,9 @@ class Sender:
     def _entered(self, phase: Phase) -> None:
         self._publish(MoveProgress(phase=phase))
 
-    def _disk_progress(self, progress: MoveProgress) -> None:
-        """Publish the progress of the disks. All of the memory counts as remaining, so the bar that shows both never
-        goes back."""
-        memory = self._order.reading.memory * MIB
-        self._disk_bytes = progress.disk_total
-        self._publish(replace(progress, total=memory, remaining=memory))
-
     def _progress(self, progress: MoveProgress) -> None:
-        if self._disk_bytes:
-            progress = replace(progress, step="memory", disk_total=self._disk_bytes)
+        if self._disk_copy.size:
+            progress = replace(progress, step="memory", disk_total=self._disk_copy.size)
         if progress.stopped:  # from here on every millisecond adds to the gap
             self._ask_soon()
         self._publish(progress)

@@ -206,15 +206,15 @@ class Settler:
             if line.side is Side.SOURCE:
                 await driver.resume(line.uuid)
             else:
-                await driver.finish(line.uuid)
+                await driver.finish(line.uuid, started=owner.started)
         log.warning("domain=%s belongs to this node and runs on; journal of %s unreadable", line.domain, line.move)
 
     async def _settle_once(self, line: Line) -> None:
         owner = await self.ask(line, deadline=3600)
         here = owner is not None and owner.node == self._context.node and owner.boot == line.boot
         try:
-            if here:
-                await self._keep(line)
+            if owner is not None and here:
+                await self._keep(line, owner)
             else:
                 await self._send_rest(line)
                 await self.leave(line)
@@ -238,14 +238,15 @@ class Settler:
                 "move=%s domain=%s this instance was lost in post-copy: %s", line.move, line.domain, error.message
             )
 
-    async def _keep(self, line: Line) -> None:
-        """Let the domain run here: this node is the owner."""
+    async def _keep(self, line: Line, owner: Owner) -> None:
+        """Let the domain run here: this node is the owner. A reboot during the copy is known from the owner key alone
+        if the daemon that heard of it was killed."""
         if line.side is Side.SOURCE:
             await self._context.driver.resume(line.uuid)
         elif line.post_copy:
-            await postcopy.await_rest(self._context, line)
+            await postcopy.await_rest(self._context, line, owner.started)
         else:
-            await self._context.driver.finish(line.uuid, paused=line.paused)
+            await self._context.driver.finish(line.uuid, paused=line.paused, started=owner.started)
 
 
 def _key(line: Line) -> str:

@@ -31,6 +31,16 @@ EXCESS = 2.0
 """Times its bound after which even a copy that must finish is given up: the domain is not the cause then."""
 
 
+def changed(tuning: Tuning) -> str:
+    """Return the remark about a user's changes."""
+    changes = []
+    if tuning.bandwidth is not None:
+        changes.append(f"bandwidth {format_size(tuning.bandwidth)}/s" if tuning.bandwidth else "bandwidth unlimited")
+    if tuning.downtime is not None:
+        changes.append(f"limit {tuning.downtime} ms")
+    return ", ".join(changes) + ": set by the user"
+
+
 class CopySteering:
     """One copy. `run` is its task and never returns: it is cancelled when the copy has ended."""
 
@@ -124,20 +134,15 @@ class CopySteering:
             await self._driver.tune(self._uuid, tuning)
         elif not self._crawling and tuning.bandwidth is not None:
             await self._driver.tune(self._uuid, Tuning(bandwidth=tuning.bandwidth))
-        changes = []
         if tuning.bandwidth is not None:
             self._bandwidth = tuning.bandwidth
-            changes.append(
-                f"bandwidth {format_size(tuning.bandwidth)}/s" if tuning.bandwidth else "bandwidth unlimited"
-            )
         if tuning.downtime is not None:
             self._first = tuning.downtime
             self._course = replace(self._course, downtime=tuning.downtime)
-            changes.append(f"limit {tuning.downtime} ms")
         self._course = replace(self._course, since=self._now())
         self._rounds = self._rounds[-1:] if self._rounds else ()
         self._rounds = tuple(replace(each, rate=0.0) for each in self._rounds)
-        self._remark(", ".join(changes) + ": set by the user")
+        self._remark(changed(tuning))
 
     async def run(self) -> NoReturn:
         """Steer the copy. Raises Failed when the policy gives it up."""

@@ -7,6 +7,7 @@ import contextlib
 from typing import Any, TypeVar
 
 from veery.errors import Failed, VeeryError
+from veery.hypervisor.base import DiskFull
 
 T = TypeVar("T")
 
@@ -21,12 +22,14 @@ async def within(task: asyncio.Task[T], deadline: float, peer: str) -> T:
 
 
 async def said_by_target(listening: asyncio.Task[Any], error: VeeryError) -> VeeryError:
-    """Return the target's own error, if it sends one shortly; else the source's."""
+    """Return the source's error with what the target says about it shortly. The target's hint counts more, unless the
+    source knows the cause."""
     with contextlib.suppress(TimeoutError, asyncio.CancelledError):
         async with asyncio.timeout(1.0):
             await asyncio.wait({listening})
     if listening.done() and not listening.cancelled():
         theirs = listening.exception()
         if isinstance(theirs, VeeryError) and theirs is not error:
-            return Failed(f"{error.message} ({theirs.message})", hint=theirs.hint or error.hint)
+            hint = error.hint if isinstance(error, DiskFull) else theirs.hint or error.hint
+            return Failed(f"{error.message} ({theirs.message})", hint=hint)
     return error

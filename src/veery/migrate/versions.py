@@ -9,6 +9,8 @@ from veery.cluster import levels
 from veery.errors import Refused
 from veery.migrate import wire
 
+TAKE_IN = "take in a domain"
+
 
 def knows_streams(ready: wire.Ready) -> bool:
     """Return whether the target has read `packed` and `post_copy` of the offer. Both are older than Ready's
@@ -20,9 +22,7 @@ def require(target: str, ready: wire.Ready, cluster: int, *, post_copy: bool) ->
     """Raise Refused where node `target` cannot do the level `cluster` of the cluster, or does not know `post_copy`,
     which this move needs."""
     if trouble := levels.behind(ready.level, cluster):
-        raise Refused(
-            f"{target} cannot take in a domain: {trouble}", hint=f"upgrade veery on {target}: veery version -a"
-        )
+        raise levels.refusal(target, TAKE_IN, trouble)
     if post_copy and not knows_streams(ready):
         raise Refused(
             f"the veery version on {target} has no post-copy",

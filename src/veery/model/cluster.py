@@ -24,11 +24,14 @@ class ClusterLevel:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owner:
     """The owner key: `node` is the only node that may run domain `domain`. `revision` is the fencing token: the store's
-    modification revision of the key. `boot`: the id of the instance, new at each start."""
+    modification revision of the key. `boot`: the id of the instance, new at each start. `started`: the time of the
+    guest's last boot as the source knew it at COMMIT, in seconds since the epoch (0: the instance was never moved, or
+    by an older veery)."""
 
     domain: str
     node: str
     boot: str
+    started: float = 0.0
     revision: int = 0
 
 

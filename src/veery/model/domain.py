@@ -186,6 +186,11 @@ class DomainReading:
     reason: str = ""
 
     @property
+    def faulty(self) -> bool:
+        """True if an error of its disk has paused the domain."""
+        return self.state is DomainState.PAUSED and bool(self.reason)
+
+    @property
     def held(self) -> bool:
         """True if the domain is paused by an order. A domain paused by a disk error is not: resumed, it tries again."""
         return self.state is DomainState.PAUSED and not self.reason

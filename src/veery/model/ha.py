@@ -224,12 +224,13 @@ class StorageHeartbeats:
 class RunningCopy:
     """One domain on a node in any state, as the node's veeryd reports it. `boot`: as in its Owner. `ended`: it has shut
     down or crashed and is kept (on_* = preserve), so it cannot move. `said`: why it exists but does not run, "" if it
-    runs."""
+    runs. `faulty`: an error of its disk has stopped it, as `said` says."""
 
     domain: str
     boot: str
     ended: bool = False
     said: str = ""
+    faulty: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,7 +252,8 @@ class NodeView:
     report is recent, and newer than the start of its presence. `beating`: seconds for which this leader has seen its
     heartbeats on storage without a gap. `unreadable`: a sentence for each unreadable record of the node; with one, the
     brain leaves the node alone. `accelerator`: that of its domains, by its last record ("kvm", "tcg", "": unknown).
-    `health`: the verdict on its sensors, by its last record."""
+    `health`: the verdict on its sensors, by its last record. `able`: the highest level that its version supports, by
+    its presence; None if it is absent."""
 
     record: Node
     absent: float | None = None
@@ -266,6 +268,7 @@ class NodeView:
     intent: NodeIntent | None = None
     history: NodeHistory = NodeHistory()
     health: HealthRecord = field(default_factory=HealthRecord)
+    able: int | None = None
     unreadable: tuple[str, ...] = ()
 
     @property
@@ -295,7 +298,8 @@ class DomainView:
 class ClusterView:
     """The cluster at `revision` of the store. `quorum`: the store answered. `settled`: seconds for which it has
     answered continuously, by the leader's clock. `witnesses`: storage nodes that reported heartbeats just now.
-    `watched`: seconds for which there was always one. `restored`: why the store is not trusted, "" if it is.
+    `watched`: seconds for which there was always one. `restored`: why the store is not trusted, "" if it is. `level`:
+    the cluster's level, 0 if its record is missing or cannot be read.
 
     These fields are about this leader. `acting`: subjects ("domain/x", "node/y") with a running action. `resting`:
     subjects whose last action has just failed, with its error. `starting` (domain to node) and `moving` (domain to
@@ -317,6 +321,7 @@ class ClusterView:
     moving: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     ages: Mapping[str, float] = field(default_factory=dict)
     restored: str = ""
+    level: int = 0
 
 
 # ---- actions
@@ -398,13 +403,14 @@ class Start(Action):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Move(Action):
     """Move a running domain from `source` to `target`. `homeward`: it moves back to its home node. `urgent`: its node
-    may die at any moment."""
+    may die at any moment. `verdict`: the sign behind the verdict that causes the move ("": no verdict causes it)."""
 
     source: str
     target: str
     owner: Owner
     homeward: bool = False
     urgent: bool = False
+    verdict: str = ""
     run: RunRecord | None = None
 
 

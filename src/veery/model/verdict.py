@@ -28,7 +28,7 @@ class SensorMode(StrEnum):
 class HealthSign:
     """A part of a node that is not well, or recently was not. `asks`: the verdict that it asks for. `would`: the same
     without the limit of its sensor's mode. `since`: epoch. `severe`: the node may die at any moment. `shared`: the
-    cause can be outside the node, and affect other nodes too."""
+    cause can be outside the node, and affect other nodes too. `serial`: of the part, "" if unknown."""
 
     sensor: str
     part: str
@@ -40,6 +40,7 @@ class HealthSign:
     would: NodeVerdict = NodeVerdict.WELL
     severe: bool = False
     shared: bool = False
+    serial: str = ""
 
     @property
     def text(self) -> str:
@@ -108,3 +109,51 @@ class NodeHealth:
     sensors: tuple[SensorState, ...] = ()
     history: tuple[HealthChange, ...] = ()
     modes: Mapping[str, SensorMode] = field(default_factory=dict)
+
+
+# ---- moves that a verdict caused
+class MoveResult(StrEnum):
+    """The result of a move that a verdict caused."""
+
+    UNDERWAY = "underway"  # the leader that ordered it waits for its end
+    DONE = "done"  # the domain runs on the target
+    FAILED = "failed"  # the domain did not move
+    UNKNOWN = "unknown"  # the leader has not learned the end of the move
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MovePromise:
+    """The forecast of a move. `gap_ms`: the gap that a client outside sees. `total_ms`: the time from the order to the
+    end. None: no forecast, and `why` has the reason."""
+
+    gap_ms: float | None = None
+    total_ms: float | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoveOutcome:
+    """The end of a move. `paused_ms`: from the pause on the source until the target has resumed the domain (None: the
+    hypervisor does not report it). `total_ms`: None if the move did not succeed."""
+
+    result: MoveResult = MoveResult.UNDERWAY
+    paused_ms: float | None = None
+    total_ms: float | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealthMove:
+    """health-move/NUMBER: a move that the verdict on node `source` caused: the forecast and the end. `at`: epoch.
+    `reason`: the sign that led to the verdict. `urgent`: the node could die at any moment. `term`: the revision of the
+    key `leader` under which the move was ordered."""
+
+    at: float
+    domain: str
+    source: str
+    target: str
+    reason: str
+    urgent: bool = False
+    promised: MovePromise = MovePromise()
+    outcome: MoveOutcome = MoveOutcome()
+    term: int = 0

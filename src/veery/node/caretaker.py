@@ -129,7 +129,7 @@ class Caretaker:
             return
         if wish not in RESTARTS:
             if end is DomainEnd.POWEROFF:  # on purpose, from inside the guest
-                await self._domains.say_wanted(spec.name, wanted=False)
+                await self._domains.wanted.say(spec.name, wanted=False)
             await self._domains.end(reading)
             return
         if end is DomainEnd.POWEROFF:
@@ -159,12 +159,12 @@ class Caretaker:
                 return True
             if await self._brain_recovers(spec.name):
                 log.warning("domain=%s died: its name is released, so that the brain can start it again", spec.name)
-                await self._domains.give_back(owner)
+                await self._domains.wanted.give_back(owner)
             elif _wish(spec, event.end) in RESTARTS:
                 await self._pause_before_restart(spec.name)
                 await self._start(owner, self._domains.revive(spec))
             else:
-                await self._domains.give_back(owner)
+                await self._domains.wanted.give_back(owner)
         return True
 
     async def _brain_recovers(self, name: str) -> bool:
@@ -192,7 +192,7 @@ class Caretaker:
         except VeeryError as error:
             log.error("domain=%s could not be restarted: %s", owner.domain, error.message)
             if owner.domain not in {reading.name for reading in await self._context.driver.list()}:
-                await self._domains.give_back(owner)
+                await self._domains.wanted.give_back(owner)
 
     # ---- owner keys and instances must agree
 
@@ -277,6 +277,6 @@ class Caretaker:
                 continue
             if (name, owner.revision) in self._missing:
                 log.warning("domain=%s is no longer here: its name is released", name)
-                await self._domains.give_back(owner)
+                await self._domains.wanted.give_back(owner)
             missing.add((name, owner.revision))
         self._missing = missing

@@ -9,7 +9,7 @@ from random import Random
 
 from veery.config import support
 from veery.config.adjust import adjusted
-from veery.errors import Failed, Refused, VeeryError
+from veery.errors import Failed, NotFound, Refused, VeeryError
 from veery.hypervisor.base import Adjuster, Driver, MediumChanger, Signaller, Trigger
 from veery.model.cluster import DomainRecord
 from veery.model.domain import Adjustment, DiskFormat, DiskSpec, DomainReading, DomainSpec, DomainState, VifSpec
@@ -162,7 +162,7 @@ class Devices:
             spec, _ = await self._driver.spec(reading.uuid)
             if not any(disk.vdev == vdev for disk in spec.disks):
                 await self._domains.remember(DomainRecord(spec=spec))  # its guest may have released it too late
-                raise Refused(f"{reading.name} has no disk {vdev}", hint=f"veery block-list {reading.name}")
+                raise NotFound(f"{reading.name} has no disk {vdev}", hint=f"veery block-list {reading.name}")
             await self._driver.detach_disk(reading.uuid, vdev)
             await self._domains.remember(DomainRecord(spec=(await self._driver.spec(reading.uuid))[0]))
 
@@ -200,7 +200,7 @@ class Devices:
                     await self._attacher.drop_vif(vif)
                     await self._domains.remember(DomainRecord(spec=(await self._driver.spec(reading.uuid))[0]))
                     return
-            raise Refused(f"{reading.name} has no interface {which}", hint=f"veery network-list {reading.name}")
+            raise NotFound(f"{reading.name} has no interface {which}", hint=f"veery network-list {reading.name}")
 
     async def resized(self, volume: str, size: int) -> int:
         """Tell the domains here that use a volume that it has grown. Return how many were told."""

@@ -17,7 +17,7 @@ from veery.cluster import keys, levels, upkeep
 from veery.cluster.etcd import EtcdStore
 from veery.cluster.keys import NODES
 from veery.cluster.trust import ADOPT_HINT, Trust
-from veery.errors import Refused, VeeryError
+from veery.errors import NotFound, VeeryError
 from veery.host import kept, pathmtu
 from veery.host.clock import Clock
 from veery.host.pathmtu import PathReading
@@ -26,7 +26,7 @@ from veery.hypervisor.base import Driver
 from veery.model import codec, defects
 from veery.model.alarm import AlarmWay
 from veery.model.cluster import LEVEL
-from veery.model.domain import HostReading
+from veery.model.domain import DomainReading, HostReading
 from veery.model.health import Finding, Health, Heard, Level
 from veery.model.node import Node, Role
 from veery.model.units import format_size
@@ -176,6 +176,23 @@ def judge_shared(node: str, pool: Path, usage: room.Usage) -> Finding:
     return Finding(node=node, what="pool's disk", level=Level.WARN, told=told, advice=advice)
 
 
+def judge_domains(node: str, readings: Sequence[DomainReading], at_work: Callable[[str], str]) -> list[Finding]:
+    """Return findings on the domains that an error of their disk has stopped. `at_work` returns the move or order that
+    is at work on a domain, "" if there is none."""
+    found = []
+    for each in readings:
+        if each.faulty:
+            work = at_work(each.name)
+            told = f"{each.name} is stopped by an error of its disk ({each.reason})"
+            advice = (
+                f"it tries again when that has ended ({work})"
+                if work
+                else f"after the repair: veery --node {node} unpause {each.name}"
+            )
+            found.append(Finding(node=node, what="domains", level=Level.BAD, told=told, advice=advice))
+    return found or [Finding(node=node, what="domains", level=Level.OK, told="no disk has stopped one")]
+
+
 def judge_copies(node: str, newest: float, now: float) -> Finding:
     """Judge how old the newest daily copy of the store is. Both times in epoch seconds; `newest` is 0 if there is no
     copy."""
@@ -283,6 +300,7 @@ class Doctor:
         unsettled: Callable[[], Sequence[str]],
         unread: Callable[[], tuple[str, ...]] = tuple,
         driver: Driver | None = None,
+        at_work: Callable[[str], str] = lambda name: "",
         exposure: Exposure | None = None,
         quota: int,
         services: Callable[[], Sequence[Service]] = tuple,
@@ -296,9 +314,9 @@ class Doctor:
         `unsettled` returns the moves that do not settle, `unread` the driver's unreadable records. `quota`: that of the
         store, in bytes. `services` returns the programs that veeryd keeps running. `pool`: the folder of the volumes'
         files. `copies`: the folder of daily copies of the store (None: this node has none). `alarms` returns the alarm
-        methods of this node. `sessions` and `sensors` return the findings on iSCSI sessions here and on this node's
-        health."""
-        self._sessions, self._sensors = sessions, sensors
+        methods of this node. `at_work`: as in judge_domains. `sessions` and `sensors` return the findings on iSCSI
+        sessions here and on this node's health."""
+        self._sessions, self._sensors, self._at_work = sessions, sensors, at_work
         self._node, self._store, self._peers, self._fencing = node, store, peers, fencing
         self._keeper, self._guard, self._writer, self._clock = keeper, guard, writer, clock
         self._folders, self._tls, self._driver, self._trust = folders, tls, driver, trust
@@ -329,6 +347,7 @@ class Doctor:
         if self._driver is not None:
             host = await self._driver.host()
             found += [judge_accelerator(self._node.name, host), *judge_hypervisor(self._node.name, host)]
+            found += judge_domains(self._node.name, await self._driver.list(), self._at_work)
         known = await bridges() if self._node.has(Role.HYPERVISOR) else ()
         if self._exposure is not None:
             found += await self._exposure.findings(known)
@@ -429,7 +448,7 @@ class Doctor:
         unknown node, StoreUnavailable."""
         nodes = await NODES.readable(self._store)
         if name and name not in nodes:
-            raise Refused(f"no node {name!r}", hint="veery node list shows the nodes")
+            raise NotFound(f"no node {name!r}", hint="veery node list shows the nodes")
         chosen = [node for node in nodes.values() if name in ("", node.name)]
         told = await asyncio.gather(*(self._hear(node) for node in chosen))
         heard = [one for one in told if isinstance(one, Heard)]

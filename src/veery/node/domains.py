@@ -3,7 +3,6 @@ the end of a domain."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import secrets
@@ -11,7 +10,6 @@ import uuid as uuids
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from veery.cluster import fencing, volumegate
 from veery.cluster import owner as owners
@@ -20,8 +18,9 @@ from veery.cluster.presence import Heartbeat
 from veery.cluster.store import Delete, StoreUnavailable
 from veery.config import support
 from veery.config.check import check_name
-from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError, hinting
+from veery.errors import Failed, NotFound, OutcomeUnknown, Refused, VeeryError, hinting
 from veery.ha import orders
+from veery.ha.wanted import WantedRecords
 from veery.hypervisor.base import Console
 from veery.migrate.base import MoveContext
 from veery.migrate.check import Scout, stopped
@@ -40,7 +39,7 @@ from veery.model.move import MoveSettings
 from veery.model.node import Node, Role
 from veery.model.plan import Blocker, Obstacle, Plan, Question, Reply
 from veery.model.volume import Attachments
-from veery.node import destroying, savefile
+from veery.node import destroying
 from veery.node.attachments import NodeAttacher
 from veery.node.conflicts import Conflicts
 from veery.node.domainlocks import DomainLocks
@@ -74,8 +73,7 @@ class Domains:
         self.locks = DomainLocks(moves, receiver)
         self.conflicts = Conflicts(context.node, context.store, context.driver, receiver)
         self.stopping = Stopping(context.driver, context.store, context.clock)
-        self._unstarted: set[str] = set()  # boots of starts that failed because the store was absent
-        self._unsaid: dict[str, tuple[bool, float]] = {}  # (wanted, stopping) by name, not yet stored
+        self.wanted = WantedRecords(context.store, context.node)
 
     # ---- reading
 
@@ -99,7 +97,7 @@ class Domains:
             if owner is not None and owner.node != self.node:
                 there = f"it runs on {owner.node}: veery --node {owner.node} list {ref}"
                 hint = await owners.way_out(self._store, owner.node, there)
-        raise Refused(f"no domain {ref} on {self.node}", hint=hint)
+        raise NotFound(f"no domain {ref} on {self.node}", hint=hint)
 
     async def spec(self, ref: str) -> DomainSpec:
         """Return the spec of a domain on this node, including what was attached since it started."""
@@ -120,8 +118,8 @@ class Domains:
 
     # ---- starting and ending
 
-    async def create(self, spec: DomainSpec, *, paused: bool = False) -> DomainReading:
-        """Start a domain.
+    async def create(self, spec: DomainSpec, *, paused: bool = False, force: bool = False) -> DomainReading:
+        """Start a domain. `force`: also if this node's sensors ask that it is given none.
 
         Raises Refused if its name is taken, another node owns it, or something that it needs is missing. Raises Failed
         with the hypervisor's message. In both cases nothing of the domain is left."""
@@ -130,24 +128,20 @@ class Domains:
         check_name(spec.name)
         await self._heartbeat.require()
         await orders.require_undrained(self._store, self.node)
+        if not force:
+            await orders.require_well(self._store, self.node)
         async with self.locks.hold(spec.name):
             await self.conflicts.name(spec.name)
             record = await DOMAINS.get(self._store, spec.name)
             spec = await self.conflicts.identity(await self.attacher.fill(spec), record)
-            await self._check_attachable(spec)
+            await self.check_attachable(spec)
             self.conflicts.home(spec, record)
-            claimed = newer.kept(owners.claimed(spec, record), record)
             await owners.refuse_written(self._store, spec, record, self.node)
             await owners.reclaim(self._store, spec.name, to=self.node)  # if its node is proven fenced
-            owner = await owners.claim(self._store, spec.name, self.node, secrets.token_hex(8), claimed)
-            try:
-                await self.conflicts.disks(spec)
+            async with self.claimed(spec, record) as owner:
                 reading = await self._start(spec, paused=paused)
-            except BaseException:
-                await self._abandon(owner, record)
-                raise
             log.info("domain=%s id=%d started boot=%s", spec.name, reading.domid, owner.boot)
-            await self.say_wanted(spec.name, wanted=True)
+            await self.wanted.say(spec.name, wanted=True)
             return reading
 
     async def launch(self, ticket: Ticket) -> DomainReading:
@@ -159,14 +153,14 @@ class Domains:
             await self.conflicts.name(name)
             record = await DOMAINS.get(self._store, name)
             if record is None:
-                raise Refused(f"there is no domain {name}", hint="veery list --cluster shows the running domains")
-            await self._check_attachable(record.spec)
+                raise NotFound(f"there is no domain {name}", hint="veery list --cluster shows the running domains")
+            await self.check_attachable(record.spec)
             self.conflicts.home(record.spec, record)
             boot = secrets.token_hex(8)
             try:
                 owner = await orders.claim(self._store, ticket, boot)
             except OutcomeUnknown:
-                self._unstarted.add(boot)
+                self.wanted.cut_short(boot)
                 raise
             try:
                 await self.conflicts.disks(record.spec)
@@ -175,7 +169,7 @@ class Domains:
                 reading = await self._start(record.spec, paused=False)
             except BaseException as error:
                 if isinstance(error, StoreUnavailable):
-                    self._unstarted.add(boot)
+                    self.wanted.cut_short(boot)
                 await self._abandon(owner, record)
                 raise
             log.warning("domain=%s id=%d started by the brain boot=%s", name, reading.domid, owner.boot)
@@ -198,8 +192,8 @@ class Domains:
         doubt = await destroying.make_way(self._store, self.node, self._moves, self._receiver, reading)
         async with self.locks.only(reading.name):
             reading = await self.find(reading.uuid)
-            await self.say_wanted(reading.name, wanted=False)
-            await self._end(reading)
+            await self.wanted.say(reading.name, wanted=False)
+            await self.end(reading)
         if doubt:
             raise OutcomeUnknown(
                 f"{reading.name} is destroyed on {self.node}; the store does not answer whether {doubt} owns it",
@@ -210,20 +204,20 @@ class Domains:
         """Ask the guest to power off, and ask again while it may be booting. The domain is no longer wanted, until the
         request lapses (SHUTDOWN_LAPSE_S)."""
         async with self.held(ref) as reading:
-            _alive(reading)
-            await self.say_wanted(reading.name, wanted=False, stopping=self.stopping.asked(reading.uuid))
+            alive(reading)
+            await self.wanted.say(reading.name, wanted=False, stopping=self.stopping.asked(reading.uuid))
             await self.driver.shutdown(reading.uuid)
 
     async def reboot(self, ref: str) -> None:
         """Restart the guest."""
         async with self.held(ref) as reading:
-            _alive(reading)
+            alive(reading)
             await self.driver.reboot(reading.uuid)
 
     async def pause(self, ref: str) -> None:
         """Stop the domain's processors."""
         async with self.held(ref) as reading:
-            _alive(reading)
+            alive(reading)
             await self.driver.pause(reading.uuid)
 
     async def unpause(self, ref: str) -> None:
@@ -233,11 +227,18 @@ class Domains:
         await fencing.refuse(self._store, self.node)
         async with self.held(ref) as reading:
             await self.ours(reading.name)
-            _alive(reading)
+            alive(reading)
             await self._disks_move_on(reading.name)
             await self.driver.unpause(reading.uuid)
             if reading.reason:
                 await self._goes_on(reading.uuid)
+
+    async def _disks_move_on(self, name: str) -> None:
+        """Record that a saved state no longer fits the disks, because the domain is about to run. (Saving ends the
+        domain, but a daemon may have died in between.)"""
+        record = await DOMAINS.get(self._store, name)
+        if record is not None and record.saved:
+            await self.remember(replace(record, saved=""))
 
     async def _goes_on(self, uuid: str) -> None:
         """Raise Failed if an error of its disk has stopped the domain again."""
@@ -267,101 +268,17 @@ class Domains:
                 hint = await owners.way_out(self._store, owner.node, f"veery --node {owner.node} destroy {name}")
                 raise Refused(f"{name} runs on {owner.node}", hint=hint)
             if await DOMAINS.get(self._store, name) is None:
-                raise Refused(f"there is no domain {name}", hint="veery list --cluster shows the running domains")
+                raise NotFound(f"there is no domain {name}", hint="veery list --cluster shows the running domains")
             await self._forget(name)
-
-    # ---- saving
-
-    async def save(self, ref: str, path: Path, leave: str) -> None:
-        """Write the domain's state to `path`; afterwards the domain is `leave`: "destroyed", "running" or "paused".
-
-        Only the file of a destroyed domain can be restored as it is, because otherwise the domain writes to its disks
-        afterwards. On failure the domain runs on, and an older file at `path` is kept."""
-        savefile.check_place(path)
-        async with self.held(ref) as reading:
-            owner = await self.ours(reading.name)
-            _alive(reading)
-            token = secrets.token_hex(8)
-            was_paused = reading.held
-            part = path.with_name(f".{path.name}.part")
-            spec, luggage = await self.driver.pack(reading.uuid)
-            with hinting("the domain runs on; save it where there is enough room"):
-                await self.driver.save(reading.uuid, part)
-            try:
-                backlog = await self.driver.backlog(reading.uuid)
-                saved = savefile.Saved(spec=spec, token=token, luggage=luggage, backlog=backlog, paused=was_paused)
-                await asyncio.to_thread(savefile.finish, part, path, saved)
-                if leave == "destroyed":
-                    await self._promise(spec, token, path)
-            except BaseException:
-                part.unlink(missing_ok=True)
-                if not was_paused:
-                    await self.driver.unpause(reading.uuid)
-                raise
-            if leave == "destroyed":
-                await self.say_wanted(reading.name, wanted=False)
-                await self._end(reading, owner)
-            elif leave == "running" and not was_paused:
-                await self.driver.unpause(reading.uuid)
-
-    async def _promise(self, spec: DomainSpec, token: str, path: Path) -> None:
-        """Record that the file at `path` may be restored. If that cannot be recorded, delete the file."""
-        try:
-            await self.remember(DomainRecord(spec=spec, saved=token))
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
-
-    async def _disks_move_on(self, name: str) -> None:
-        """Record that a saved state no longer fits the disks, because the domain is about to run. (Saving ends the
-        domain, but a daemon may have died in between.)"""
-        record = await DOMAINS.get(self._store, name)
-        if record is not None and record.saved:
-            await self.remember(replace(record, saved=""))
-
-    async def restore(self, path: Path, *, paused: bool = False, force: bool = False) -> DomainReading:
-        """Start the domain that `save` wrote. Raises Refused if its disks have been written since (unless `force`)."""
-        saved = await asyncio.to_thread(savefile.read, path)
-        spec = saved.spec
-        await self._heartbeat.require()
-        async with self.locks.hold(spec.name):
-            await self.conflicts.name(spec.name)
-            record = await DOMAINS.get(self._store, spec.name)
-            if not force and (record is None or record.saved != saved.token):
-                raise Refused(
-                    f"{path} is stale: {spec.name} has run since it was saved, and its disks have changed",
-                    hint="start it again with veery create; restore --force risks its filesystems",
-                )
-            await self._check_attachable(spec)
-            self.conflicts.home(spec, record)
-            await owners.refuse_written(self._store, spec, record, self.node)
-            claimed = newer.kept(owners.claimed(spec, record), record)
-            owner = await owners.claim(self._store, spec.name, self.node, secrets.token_hex(8), claimed)
-            try:
-                await self.conflicts.disks(spec)
-                held = paused or saved.paused
-                attachments = await self.attacher.attach(spec)
-                try:
-                    with hinting(f"if {path.name} is damaged, veery create starts {spec.name} again"):
-                        reading = await self.driver.restore(
-                            spec, attachments, saved.luggage, path, backlog=saved.backlog, paused=held
-                        )
-                except BaseException:
-                    await self.attacher.detach(attachments)
-                    raise
-                self.attacher.taken(attachments)
-                log.info("domain=%s id=%d restored boot=%s", spec.name, reading.domid, owner.boot)
-                await self.say_wanted(spec.name, wanted=True)
-                return reading
-            except BaseException:
-                await self._abandon(owner, record)
-                raise
 
     # ---- moving
 
-    async def migrate(self, ref: str, target: str, settings: MoveSettings, *, brain: bool = False) -> str:
+    async def migrate(
+        self, ref: str, target: str, settings: MoveSettings, *, brain: bool = False, force: bool = False
+    ) -> str:
         """Begin to move a domain to node `target` (a name or an address); return the move's id. If the order is not
-        from the `brain`, the domain will not return to a node that was drained before."""
+        from the `brain`, the domain will not return to a node that was drained before. `force`: also to a node whose
+        sensors ask that it is given none."""
         async with self.held(ref) as reading:
             if reading.state not in (DomainState.RUNNING, DomainState.BLOCKED, DomainState.PAUSED):
                 hint = f"only a living domain can move: veery destroy {reading.name}, then veery create elsewhere"
@@ -369,15 +286,23 @@ class Domains:
             for blocker in stopped(reading, self.driver.name):
                 raise Refused(blocker.reason, hint=blocker.hint)
             node = await self._target(target)
+            if not (brain or force):
+                await orders.require_well(self._store, node.name)
             chosen = None if brain else partial(orders.stay, self._store, reading.name)
             return self._moves.start(
                 reading, node, settings, lambda: self._scout.way_back(reading, node), arrived=chosen
             )
 
-    async def plan(self, ref: str, target: str, settings: MoveSettings) -> Plan:
-        """Return what would prevent moving a domain to node `target`, and a forecast of the move. Changes nothing."""
+    async def plan(self, ref: str, target: str, settings: MoveSettings, *, quick: bool = False) -> Plan:
+        """Return what would prevent moving a domain to node `target`, and a forecast of the move. Changes nothing.
+        `quick`: as in Scout.plan."""
         reading, node = await self.find(ref), await self._target(target)
-        plan = await self._scout.plan(reading, node, settings)
+        plan = await self._scout.plan(reading, node, settings, quick=quick)
+        try:
+            await orders.require_well(self._store, node.name)
+        except Refused as error:
+            unwell = Blocker(kind=Obstacle.NODE, reason=error.message, hint=error.hint)
+            plan = replace(plan, possible=False, blockers=(unwell, *plan.blockers))
         if busy := self._moves.busy(reading.name):
             blocker = Blocker(kind=Obstacle.DOMAIN, reason=busy, hint="wait for its end, or: veery move cancel MOVE")
             plan = replace(plan, possible=False, blockers=(blocker, *plan.blockers))
@@ -386,6 +311,14 @@ class Domains:
     async def reply(self, question: Question) -> Reply:
         """Return this node's answer to a node that asks whether it could take a domain."""
         return await self._scout.reply(question)
+
+    async def is_well(self, node: str) -> bool:
+        """Return True if the sensors of `node` let it be given domains. Raises StoreUnavailable."""
+        try:
+            await orders.require_well(self._store, node)
+        except Refused:
+            return False
+        return True
 
     async def _target(self, target: str) -> Node:
         nodes = list((await NODES.readable(self._store)).values())
@@ -398,26 +331,15 @@ class Domains:
 
     # ---- what the brain has to know
 
-    async def say_wanted(self, name: str, *, wanted: bool, stopping: float = 0.0) -> None:
-        """Tell the brain whether `name` should run, and when its guest was asked to shut down.
-
-        If the store does not answer, the record is written before the name is released (`settle_wanted`). Until then
-        the brain sees an owner and starts nothing."""
-        self._unsaid[name] = wanted, stopping
-        try:
-            await self.settle_wanted(name)
-        except VeeryError as error:
-            log.warning("domain=%s wanted=%s is not recorded yet: %s", name, wanted, error.message)
-
     async def press_again(self) -> None:
         """Ask guests again that have not followed a shutdown request. Raises StoreUnavailable, OutcomeUnknown."""
-        await self.stopping.look(lambda name: self.locks.locked(name) or name in self._unsaid)
+        await self.stopping.look(lambda name: self.locks.locked(name) or name in self.wanted.unsaid())
 
     async def power_off(self, name: str) -> None:
         """Ask the guest to power off because this machine goes down. The domain stays wanted. Raises Refused,
         Failed."""
         async with self.held(name) as reading:
-            _alive(reading)
+            alive(reading)
             await self.driver.shutdown(reading.uuid)
 
     async def put_away(self, name: str) -> None:
@@ -425,20 +347,24 @@ class Domains:
         Failed, StoreUnavailable, OutcomeUnknown."""
         async with self.held(name) as reading:
             await orders.spare(self._store, name, self.node)
-            await self._end(reading)
+            await self.end(reading)
 
-    async def settle_wanted(self, name: str) -> None:
-        """Write to the store what could not be written before. Raises StoreUnavailable, OutcomeUnknown."""
-        if name in self._unsaid:
-            wanted, stopping = self._unsaid[name]
-            await orders.want(self._store, name, wanted=wanted, stopping=stopping)
-            if wanted:
-                await orders.stay(self._store, name)
-            self._unsaid.pop(name, None)
+    # ---- identity, locks, owners: also for the other orders of this node
 
-    # ---- inside: identity, locks, owners
+    @contextlib.asynccontextmanager
+    async def claimed(self, spec: DomainSpec, record: DomainRecord | None) -> AsyncIterator[Owner]:
+        """Claim the name of `spec` for this node. If the block fails, release the name and restore the `record`
+        that it had. The caller holds its lock."""
+        claimed = newer.kept(owners.claimed(spec, record), record)
+        owner = await owners.claim(self._store, spec.name, self.node, secrets.token_hex(8), claimed)
+        try:
+            await self.conflicts.disks(spec)
+            yield owner
+        except BaseException:
+            await self._abandon(owner, record)
+            raise
 
-    async def _check_attachable(self, spec: DomainSpec) -> None:
+    async def check_attachable(self, spec: DomainSpec) -> None:
         """Raise Refused, before anything is claimed, if a need of the domain is known to be missing."""
         support.check(spec, self.driver.name)
         for vif in spec.vifs:
@@ -507,14 +433,14 @@ class Domains:
         try:
             if record is not None:
                 await self.remember(record)
-            await self._spare_unstarted(owner)
+            await self.wanted.spare(owner)
             await owners.release(self._store, owner)
             if record is None:
                 await self._forget(owner.domain)
         except VeeryError as error:
             log.error("domain=%s owner key not released yet: %s", owner.domain, error.message)
 
-    async def _end(self, reading: DomainReading, owner: Owner | None = None) -> None:
+    async def end(self, reading: DomainReading, owner: Owner | None = None) -> None:
         """Destroy the domain, remove its taps, and release its name. The caller holds the lock."""
         _, attachments = await self.driver.spec(reading.uuid)
         await self.driver.destroy(reading.uuid)
@@ -522,22 +448,10 @@ class Domains:
         try:
             owner = owner or await owners.read(self._store, reading.name)
             if owner is not None and owner.node == self.node:
-                await self.give_back(owner)
+                await self.wanted.give_back(owner)
         except VeeryError as error:  # the caretaker releases it when the store is back
             log.error("domain=%s owner key not released yet: %s", reading.name, error.message)
         log.info("domain=%s id=%d ended", reading.name, reading.domid)
-
-    async def give_back(self, owner: Owner) -> None:
-        """Release the name of a domain of this node that has ended. Raises what owner.release raises."""
-        await self.settle_wanted(owner.domain)
-        await self._spare_unstarted(owner)
-        await orders.give_back(self._store, owner)
-
-    async def _spare_unstarted(self, owner: Owner) -> None:
-        """Do not count a start as a failed one if it was cut short because the store did not answer."""
-        if owner.boot in self._unstarted:
-            await orders.spare(self._store, owner.domain, self.node)
-            self._unstarted.discard(owner.boot)
 
     async def _detach(self, attachments: Attachments) -> None:
         """Remove the taps, except those whose name (vifname=) another domain of this node uses now. A domain that was
@@ -548,10 +462,6 @@ class Domains:
         mine = tuple(vif for vif in attachments.vifs if vif.device not in used)
         await self.attacher.detach(replace(attachments, vifs=mine))
 
-    async def end(self, reading: DomainReading) -> None:
-        """Do as `destroy`, for a caller that holds the lock."""
-        await self._end(reading)
-
     @contextlib.asynccontextmanager
     async def held(self, ref: str) -> AsyncIterator[DomainReading]:
         """Find a domain and hold it: no other order acts on it meanwhile."""
@@ -559,7 +469,8 @@ class Domains:
             yield await self.find(ref)
 
 
-def _alive(reading: DomainReading) -> None:
+def alive(reading: DomainReading) -> None:
+    """Raise Refused if the domain has ended."""
     if reading.state in (DomainState.SHUTDOWN, DomainState.CRASHED):
         what = "has crashed" if reading.state is DomainState.CRASHED else "has shut down"
         raise Refused(

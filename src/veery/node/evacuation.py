@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from veery.cluster import levels
+from veery.cluster.store import Store
 from veery.errors import Refused, VeeryError
 from veery.migrate.moves import Moves
 from veery.model.codec import convert
@@ -42,23 +45,48 @@ def spread(domains: Iterable[tuple[str, int]], free: Mapping[str, int]) -> dict[
     return chosen
 
 
+def fit(rows: Sequence[Mapping[str, Any]], here: str, cluster: int) -> list[str]:
+    """Return the hypervisors of `rows` (as Machine.nodes) that may take in domains of node `here`: those that are alive
+    and support level `cluster`. Raises Refused if there is none."""
+    names, old = [], []
+    for row in rows:
+        node, presence = row["node"], row["presence"]
+        if not row["alive"] or node.name == here or not node.has(Role.HYPERVISOR):
+            continue
+        trouble = levels.behind(presence.level, cluster) if presence else ""
+        if trouble:
+            old.append(f"{node.name}: {trouble}")
+        else:
+            names.append(node.name)
+    if not names and old:
+        hint = "upgrade veery there; veery version -a shows all versions"
+        raise Refused(f"no other hypervisor can take in a domain: {'; '.join(old)}", hint=hint)
+    if not names:
+        raise Refused("no other hypervisor is alive", hint="veery node list shows the nodes; name one with --to")
+    return names
+
+
 class Evacuation:
     """Begins many moves and follows them."""
 
-    def __init__(self, domains: Domains, moves: Moves, machine: Machine, peers: Peers) -> None:
+    def __init__(self, domains: Domains, moves: Moves, machine: Machine, peers: Peers, store: Store) -> None:
         """The daemon owns all of these and shares them."""
         self._domains, self._moves, self._machine, self._peers = domains, moves, machine, peers
+        self._store = store
 
-    async def begin(self, refs: Sequence[str], targets: Sequence[str], settings: MoveSettings) -> Begun:
-        """Begin to move domains `refs` (empty: all that live here) to nodes `targets` (empty: all others that are
-        alive). Raises Refused if there is nothing to move, or no node to move to."""
+    async def begin(
+        self, refs: Sequence[str], targets: Sequence[str], settings: MoveSettings, *, force: bool = False
+    ) -> Begun:
+        """Begin to move domains `refs` (empty: all that live here) to nodes `targets` (empty: all others that `fit`
+        finds and that are well; with `force` also sick ones). Raises Refused if there is nothing to move, or no node to
+        move to; StoreUnavailable, Unreadable."""
         readings = await self._chosen(refs)
-        nodes = await self._nodes(targets)
+        nodes = await self._nodes(targets, force=force)
         free = dict(zip(nodes, await asyncio.gather(*(self._free(name) for name in nodes)), strict=True))
         moves, refused = {}, {}
         for name, node in spread(((each.name, each.memory) for each in readings), free).items():
             try:
-                moves[name] = await self._domains.migrate(name, node, settings)
+                moves[name] = await self._domains.migrate(name, node, settings, force=force)
             except VeeryError as error:
                 refused[name] = error.message
         return Begun(moves=moves, refused=refused)
@@ -97,19 +125,15 @@ class Evacuation:
             raise Refused(f"{self._domains.node} has no domains to move", hint="veery list shows its domains")
         return found
 
-    async def _nodes(self, targets: Sequence[str]) -> list[str]:
+    async def _nodes(self, targets: Sequence[str], *, force: bool) -> list[str]:
         rows = await self._machine.nodes()
         if targets:
             return [await self._named(target, [row["node"] for row in rows]) for target in dict.fromkeys(targets)]
-        here = self._domains.node
-        names = [
-            row["node"].name
-            for row in rows
-            if row["alive"] and row["node"].name != here and row["node"].has(Role.HYPERVISOR)
-        ]
-        if not names:
-            raise Refused("no other hypervisor is alive", hint="veery node list shows the nodes; name one with --to")
-        return names
+        names = fit(rows, self._domains.node, await levels.read(self._store))
+        well = [name for name in names if force or await self._domains.is_well(name)]
+        if not well:
+            raise Refused("no other hypervisor is well", hint="veery node health; to move them all the same: --force")
+        return well
 
     async def _named(self, target: str, nodes: Sequence[Node]) -> str:
         node = await find_node(target, nodes)

@@ -12,7 +12,7 @@ from typing import Any
 from veery.cluster import fencing
 from veery.cluster.keys import FENCES, NODES, OWNERS
 from veery.cluster.store import Store
-from veery.errors import Failed, Refused, VeeryError
+from veery.errors import Failed, NotFound, Refused, VeeryError
 from veery.ha import orders
 from veery.ha.fence.base import Fence
 from veery.ha.fence.power import PowerFence
@@ -70,7 +70,7 @@ class Fencing:
         """Return, for each fence method in order, whether it would work for node `name`. Changes nothing. Raises
         Refused."""
         if await NODES.get(self._store, name) is None:
-            raise Refused(f"no node {name!r}", hint="veery node list shows the nodes")
+            raise NotFound(f"no node {name!r}", hint="veery node list shows the nodes")
         told = await asyncio.gather(*(way.test(name) for way in self.ways), return_exceptions=True)
         rows: list[dict[str, object]] = []
         for way, answer in zip(self.ways, told, strict=True):

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from veery.cluster.keys import DISARM, DISARMED, INTENTS, LEADER, LEADERS, OWNERS, POLICIES, RUNS
 from veery.cluster.store import Store, StoreRestored
-from veery.errors import Failed, Refused, VeeryError
+from veery.errors import Failed, NotFound, Refused, VeeryError
 from veery.ha import draining, drainplan, orders
 from veery.ha.context import DecisionContext
 from veery.ha.drainplan import DrainPlan
@@ -231,7 +231,7 @@ class HaService:
         Refused for an unknown node, Failed, StoreUnavailable."""
         view = self.view()
         if name not in view.nodes:
-            raise Refused(f"no node {name!r}", hint=f"the nodes are {', '.join(view.nodes)}")
+            raise NotFound(f"no node {name!r}", hint=f"the nodes are {', '.join(view.nodes)}")
         volumes = await draining.served(self.store, name)
         found = drainplan.plan(view, name, self._clock.epoch(), self._rules, volumes=volumes)
         moves = tuple(PlannedMove(domain=domain, target=target) for domain, target in found.moves)
@@ -278,7 +278,7 @@ class HaService:
         each."""
         view = self.view()
         if name not in view.nodes:
-            raise Refused(f"no node {name!r}", hint=f"the nodes are {', '.join(view.nodes)}")
+            raise NotFound(f"no node {name!r}", hint=f"the nodes are {', '.join(view.nodes)}")
         context = DecisionContext.of(view, self._clock.epoch(), self._rules)
         coming = [each.name for each in view.domains.values() if each.run and each.run.home == name]
         words = {}

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from veery.cluster.keys import HEALTHS
@@ -26,7 +27,18 @@ from veery.health.looking import SENSORS, Unreadable
 from veery.health.series import Given, Moment, Sensor
 from veery.health.sign import Level, Sign, sign
 from veery.health.source import Recorded, Source
-from veery.health.verdict import FIGURES, WHOLE, Figures, History, acknowledge, conclude, follow, level_of, rebooted
+from veery.health.verdict import (
+    FIGURES,
+    WHOLE,
+    Figures,
+    History,
+    acknowledge,
+    conclude,
+    follow,
+    level_of,
+    rebooted,
+    replaced,
+)
 from veery.host.clock import Clock
 from veery.host.files import write_atomic
 from veery.model import codec
@@ -78,8 +90,8 @@ class _Sources:
     """The sources of the sensors. Sensors with the same interval share a source for half of it, so a program that two
     of them need runs once."""
 
-    def __init__(self, root: Path, run: live.Runner) -> None:
-        self._root, self._run = root, run
+    def __init__(self, root: Path, run: live.Runner, feeds: live.Feeds) -> None:
+        self._root, self._run, self._feeds = root, run, feeds
         self._guard = threading.Lock()
         self._made: dict[float, tuple[Source, float]] = {}
 
@@ -104,7 +116,7 @@ class _Sources:
     def _outputs(self) -> live.Live | Recorded:
         if self._root != Path("/"):
             return Recorded(self._root)
-        return live.Live(self._root, self._run, live.kernel_log(self._root))
+        return live.Live(self._root, self._run, live.kernel_log(self._root), self._feeds)
 
 
 class Health:
@@ -122,8 +134,10 @@ class Health:
         figures: Figures = FIGURES,
         run: live.Runner = live.run,
         deadline_s: float = DEADLINE_S,
+        feeds: live.Feeds = MappingProxyType({}),
     ) -> None:
-        """`folder` keeps health.json. Raises Refused for a mode of a sensor that there is not."""
+        """`folder` keeps health.json. `feeds`: as for live.Live. Raises Refused for a mode of a sensor that there is
+        not."""
         names = [each.name for each in SENSORS]
         if unknown := sorted(set(settings.sensors) - {each.name for each in sensors} - set(names)):
             hint = f"in veery.toml, [health.sensors]; there are {', '.join(names)}"
@@ -132,7 +146,7 @@ class Health:
         self._modes: Mapping[str, SensorMode] = settings.sensors
         self._deadline_s = deadline_s
         self._root = Path(settings.root)
-        self._sources = _Sources(self._root, run)
+        self._sources = _Sources(self._root, run, feeds)
         self._watched = {
             each.name: _Watched(each, PACES_S.get(each.name, PACE_S) * settings.pace)
             for each in sensors
@@ -208,6 +222,9 @@ class Health:
                 name, now = watched.sensor.name, self._now()
                 before = self._history
                 self._history = follow(before, name, signs, now, self._figures)
+                for each in replaced(before, self._history):
+                    text = f"{name} {each.part}: another part has taken the place of {each.serial}: {each.sentence}"
+                    self._note(self._record.verdict, text)
                 self._conclude()
                 if _matters(before, self._history) or now - self._written_at >= KEEP_S:
                     self._keep()

@@ -9,7 +9,7 @@ from typing import Any
 
 import aiohttp
 
-from veery.errors import Failed, OutcomeUnknown, Refused, from_kind
+from veery.errors import Failed, NotFound, OutcomeUnknown, Refused, from_kind
 from veery.host.contexts import Source, current
 from veery.model import endpoint
 from veery.model.node import Node
@@ -17,6 +17,7 @@ from veery.model.node import Node
 CONNECT_DEADLINE_S = 5.0
 AWAKE_DEADLINE_S = 8.0  # a busy node answers late, one that hangs not at all; shorter than POOL_DEADLINE_S
 POOL_DEADLINE_S = 10.0  # seconds for which a request waits for a connection of its pool
+NOT_FOUND = 404  # the object does not exist, or the version of the node does not know the order
 ORDERS, STREAMS = (256, 32), (256, 64)
 """Connections of each pool: (in all, to any one node)."""
 
@@ -40,6 +41,11 @@ class Peers:
         try:
             async with asyncio.timeout(deadline):
                 async with await self._request(ORDERS, name, method, path, json=body) as response:
+                    if response.status == NOT_FOUND and not await _names_object(response):
+                        raise Refused(
+                            f"the veery on {name} does not know this order: {method} {path.partition('?')[0]}",
+                            hint=f"upgrade veery on {name}; veery version -a shows all versions",
+                        )
                     return await read_answer(response)
         except TimeoutError as error:
             raise OutcomeUnknown(
@@ -142,6 +148,16 @@ class Peers:
         return f"https://{endpoint.join(node.address, node.api_port)}{path}"
 
 
+async def _names_object(response: aiohttp.ClientResponse) -> bool:
+    """Return whether an answer with the status 404 is about an object. Older versions have that status for unknown
+    orders alone."""
+    try:
+        told = json.loads(await response.text())
+    except ValueError:
+        return False
+    return isinstance(told, dict) and str(told.get("type", "")).endswith(f":{NotFound.reason}")
+
+
 async def read_answer(response: aiohttp.ClientResponse) -> Any:
     """Return the JSON of a response. An error in it is raised as an error of veery."""
     text = await response.text()
@@ -152,6 +168,9 @@ async def read_answer(response: aiohttp.ClientResponse) -> Any:
     if response.status >= 400:
         told = answer.get("error", {}) if isinstance(answer, dict) else {}
         raise from_kind(
-            told.get("kind", "failed"), told.get("message", f"HTTP {response.status}"), told.get("hint", "")
+            told.get("kind", "failed"),
+            told.get("message", f"HTTP {response.status}"),
+            told.get("hint", ""),
+            reason=str(answer.get("type", "")).rpartition(":")[2] if isinstance(answer, dict) else "",
         )
     return answer

@@ -95,6 +95,7 @@ class Recovery:
                         at_work=self._domains.locks.at_work(each.name),
                         theirs=boots is not None and each.name not in boots,
                     ),
+                    faulty=each.faulty,
                 )
                 for each in readings
             ),

@@ -9,10 +9,10 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from veery.cluster import changes, initiators, volumegate
+from veery.cluster import changes, initiators, levels, volumegate
 from veery.cluster.keys import CHAP_SECRETS, DOMAINS, FENCES, INITIATORS, NODES, OWNERS, VOLUMES, Kind
 from veery.cluster.store import Delete, Store, StoreUnavailable, Unchanged
-from veery.errors import Failed, Refused, VeeryError
+from veery.errors import Failed, NotFound, Refused, VeeryError
 from veery.model.ha import FenceState
 from veery.model.node import Role
 from veery.model.volume import ChapSecret, Initiator, Volume
@@ -149,17 +149,27 @@ class VolumeService:
         """Return one volume. Raises Refused if it does not exist."""
         volume = await VOLUMES.get(self._store, name)
         if volume is None:
-            raise Refused(f"there is no volume {name}", hint="veery volume list shows the volumes")
+            raise NotFound(f"there is no volume {name}", hint="veery volume list shows the volumes")
         return volume
 
     async def storage_node(self, wanted: str = "") -> str:
-        """Return the node for a new volume: `wanted`, otherwise this one, otherwise the first storage node."""
+        """Return the node for a new volume: `wanted`, otherwise this one, otherwise the first storage node. A node
+        below the cluster's level gets no volume. Raises Refused, StoreUnavailable, Unreadable."""
         names = [name for name, node in (await NODES.readable(self._store)).items() if node.has(Role.STORAGE)]
         if wanted and wanted not in names:
             raise Refused(f"{wanted} is not a storage node", hint=f"storage nodes: {', '.join(names) or 'none'}")
         if not names:
             raise Refused("the cluster has no storage node", hint="join one with --roles storage")
-        return wanted or (self.node if self.node in names else names[0])
+        if wanted:
+            await levels.require(self._store, wanted, "make a volume")
+            return wanted
+        for name in sorted(names, key=lambda name: name != self.node):
+            if not (await levels.fault(self._store, name))[0]:
+                return name
+        raise Refused(
+            "no storage node supports the cluster's level",
+            hint="upgrade veery there; veery version -a shows all versions",
+        )
 
     def mine(self) -> Volumes:
         """Return the volumes of this node. Raises Refused if it is not a storage node."""

@@ -29,7 +29,7 @@ import socket
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from veery.errors import Failed, OutcomeUnknown, Refused
+from veery.errors import Failed, OutcomeUnknown, Refused, Unavailable
 from veery.host.process import Process, start_ticks
 from veery.host.run import run
 from veery.model import endpoint
@@ -138,14 +138,14 @@ class TargetServer:
         except OutcomeUnknown as error:
             if op != "show":
                 raise
-            raise Failed(
+            raise Unavailable(
                 f"tgtd does not answer at {self.env['TGT_IPC_SOCKET']}.0 within {self._deadline:g} s",
                 hint="it hangs: check its process on the storage node",
             ) from error
         if result.code:
             message = (result.err.strip() or result.out.strip() or f"exit {result.code}").splitlines()[-1]
             if "tgt daemon" in message:  # "failed to send request hdr to tgt daemon", "can't connect to tgt daemon"
-                raise Failed(
+                raise Unavailable(
                     f"tgtd does not answer at {self.env['TGT_IPC_SOCKET']}.0",
                     hint=f"veeryd restarts it; if not, see {self._run}/tgtd.log",
                 )

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from veery.errors import Failed, Refused, VeeryError
+from veery.errors import Failed, NotFound, Refused, VeeryError
 from veery.host.clock import Clock
 from veery.model.units import format_size
 from veery.model.volume import Backing, Initiator, Volume
@@ -116,7 +116,7 @@ class Volumes:
         """Return volume `name` of this node. Raises Refused if there is none."""
         found = next((one for one in await self.here() if one.name == name), None)
         if found is None:
-            raise Refused(f"there is no volume {name} on {self._node}", hint="see: veery volume list")
+            raise NotFound(f"there is no volume {name} on {self._node}", hint="see: veery volume list")
         return found
 
     async def targets(self) -> tuple[Target, ...]:

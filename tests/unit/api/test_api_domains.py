@@ -53,7 +53,7 @@ class Orders:
     def __init__(self) -> None:
         self.given: list[Any] = []
 
-    async def create(self, spec: DomainSpec, *, paused: bool = False) -> DomainReading:
+    async def create(self, spec: DomainSpec, *, paused: bool = False, force: bool = False) -> DomainReading:
         self.given.append(spec)
         return READING
 
@@ -112,7 +112,8 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
     admission = Admission(MemoryStore(RealClock()), shown(folder, "a"), tmp_path / "certificates.json")
     orders: Any = Orders()
     peers = Peers(tls.client_context(folder), SimpleNamespace())  # type: ignore[arg-type]
-    routes = DomainRoutes(orders, orders, SimpleNamespace(), SimpleNamespace(), peers=peers)  # type: ignore[arg-type]
+    near: Any = SimpleNamespace()
+    routes = DomainRoutes(orders, orders, orders, near, near, peers=peers, store=near)
     server = ApiServer("a", peers, [routes.table()], admission=admission, member=lambda address: True)
     with socket.socket() as free:
         free.bind((ADDRESS, 0))

@@ -17,7 +17,7 @@ from veery.api.health import HealthRoutes
 from veery.api.server import ApiServer, answer
 from veery.cluster import revocation
 from veery.cluster.admission import Admission
-from veery.cluster.keys import CERTIFICATES, HEALTHS
+from veery.cluster.keys import CERTIFICATES, HEALTH_MOVES, HEALTHS
 from veery.cluster.memory import MemoryStore
 from veery.config.settings import HealthSettings
 from veery.errors import Refused
@@ -28,7 +28,7 @@ from veery.host import tls
 from veery.host.clock import RealClock
 from veery.host.tasks import stop
 from veery.model.node import Node, Role
-from veery.model.verdict import HealthRecord, NodeVerdict
+from veery.model.verdict import HealthMove, HealthRecord, MoveOutcome, MovePromise, MoveResult, NodeVerdict
 from veery.node.health import Health
 from veery.node.peers import Peers
 
@@ -131,6 +131,18 @@ async def test_the_health_of_any_node_is_asked_at_any_node(pair: Pair) -> None:
     assert (status, found["b"]["verdict"]) == (200, "evacuate")
 
 
+async def test_the_moves_that_verdicts_caused_are_told_by_any_node(pair: Pair) -> None:
+    promised, ended = MovePromise(gap_ms=100.0, total_ms=2000.0), MoveOutcome(result=MoveResult.DONE, total_ms=2100.0)
+    record = HealthMove(
+        at=1.0, domain="web", source="b", target="a", reason="smart sda: it fails", promised=promised, outcome=ended
+    )
+    await pair.store.commit([], [HEALTH_MOVES.put("1", record)])
+    for asked in AT:
+        status, (found,) = await pair.ask(asked, "GET", "/v1/verdicts/moves")
+        assert (status, found["domain"], found["promised"]["gap_ms"]) == (200, "web", 100.0)
+        assert found["outcome"] == {"result": "done", "paused_ms": None, "total_ms": 2100.0, "error": ""}
+
+
 async def test_an_operator_says_well_through_another_node(pair: Pair) -> None:
     status, record = await pair.ask("a", "POST", "/v1/nodes/b/well", {"sensor": "smart", "by": "anna"})
     assert (status, record["verdict"]) == (200, "well")
@@ -162,3 +174,9 @@ async def test_a_bad_word_is_refused(pair: Pair, body: Any) -> None:
 async def test_what_a_node_sent_on_is_not_sent_on_again(pair: Pair) -> None:
     with pytest.raises(Refused, match="this is b, not 'c'"):
         await pair.peers["a"].call("b", "GET", "/v1/nodes/c/health", deadline=WAIT_S)
+
+
+async def test_an_order_that_another_node_does_not_know_names_its_veery(pair: Pair) -> None:
+    with pytest.raises(Refused, match="the veery on b does not know this order: POST /v1/unheard") as refused:
+        await pair.peers["a"].call("b", "POST", "/v1/unheard?of=1", {})
+    assert refused.value.hint == "upgrade veery on b; veery version -a shows all versions"

@@ -16,6 +16,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 
 import aiohttp
+import msgspec
 import pytest
 from aiohttp import web
 
@@ -26,7 +27,7 @@ from veery.cluster.admission import Admission
 from veery.cluster.keys import CERTIFICATES
 from veery.cluster.memory import MemoryStore
 from veery.cluster.store import Delete
-from veery.errors import Failed, Refused
+from veery.errors import Failed, NotFound, Refused, Unavailable, VeeryError
 from veery.host import tls
 from veery.host.clock import RealClock
 from veery.host.tasks import stop
@@ -76,6 +77,7 @@ class Served:
         self.ports: dict[str, int] = {}
         self.apis: dict[str, ApiServer] = {}
         self.followers = 0
+        self.error: VeeryError = NotFound("gone")
         self._running: list[asyncio.Task[None]] = []
 
     async def open(self, group: str = "") -> None:
@@ -92,6 +94,7 @@ class Served:
                 web.get("/v1/who", self._who),
                 web.get("/v1/direct", self._direct),
                 web.get("/v1/ca", self._ca),
+                web.get("/v1/gone", self._gone),
                 web.post("/v1/join", self._join),
                 web.post("/v1/events/follow", self._follow),
             ]
@@ -132,6 +135,9 @@ class Served:
 
     async def _direct(self, request: web.Request) -> web.Response:
         return answer({"caller": str(require_direct(request))})
+
+    async def _gone(self, _: web.Request) -> web.Response:
+        raise self.error
 
     async def _ca(self, _: web.Request) -> web.Response:
         return answer({"ca": ""})
@@ -306,6 +312,18 @@ async def test_a_stranger_sends_no_more_than_a_little(served: Served, caplog: py
     assert "Traceback" not in caplog.text
 
 
+async def test_an_older_node_that_joins_reads_the_error(served: Served) -> None:
+    """It takes the whole answer for objects of texts: nothing else may be in it."""
+    for data in (b"{}", b"[]"):
+        told = await served.say(
+            b"POST /v1/join HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(data), data)
+        )
+        head, _, body = told.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400")
+        sent = msgspec.json.decode(body, type=dict[str, dict[str, str]])
+        assert (sent["error"]["kind"], sent.keys()) == ("refused", {"error"})
+
+
 async def test_strangers_leave_room_for_members(served: Served) -> None:
     idle = []
     try:
@@ -341,6 +359,24 @@ async def test_a_stream_ends_with_its_caller_and_delays_no_order(served: Served)
 async def test_a_peer_that_is_not_there_is_refused(served: Served) -> None:
     with pytest.raises((Refused, Failed), match="nowhere"):
         await served.peers.call("nowhere", "GET", "/v1/who")
+
+
+@pytest.mark.parametrize("kind", [NotFound, Unavailable, Refused, Failed])
+async def test_an_error_keeps_its_reason_from_node_to_node(served: Served, kind: type[VeeryError]) -> None:
+    served.error = kind("no domain x", hint="look")
+    with pytest.raises(kind, match="no domain x") as caught:
+        await served.peers.call("b", "GET", "/v1/gone")
+    assert (caught.type, caught.value.hint) == (kind, "look")
+
+
+async def test_a_wrong_method_names_the_right_ones(served: Served) -> None:
+    where = f"https://{ADDRESS}:{served.ports['a']}/v1/events/follow"
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(where, ssl=served.context("c"), server_hostname="a") as response,
+    ):
+        assert (response.status, response.headers["Allow"]) == (405, "POST")
+        assert response.content_type == "application/problem+json"
 
 
 def test_python_has_the_option_where_we_look_for_it() -> None:

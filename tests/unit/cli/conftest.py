@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from cli_standin import Run, StandIn, Told
+from known_requests import check_request
 
 from veery.__main__ import _lab
 from veery.cli.main import Extra, main
@@ -34,6 +35,8 @@ def daemon(folder: Path) -> Iterator[StandIn]:
         yield stand
     finally:
         stand.close()
+    for method, path, _, body in stand.seen:
+        check_request(method, path, body)
 
 
 @pytest.fixture

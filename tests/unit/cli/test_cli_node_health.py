@@ -85,3 +85,28 @@ def test_well_is_said_of_a_sensor(daemon: StandIn, run: Run) -> None:
 def test_json_is_the_answer_itself(daemon: StandIn, run: Run) -> None:
     daemon.routes["GET /v1/nodes/test1/health"] = _found(_record(SIGN))
     assert json.loads(run("node", "health", "test1", "--json").out)["record"]["signs"] == [SIGN]
+
+
+def _caused(source: str, **outcome: Any) -> dict[str, Any]:
+    promised = {"gap_ms": 120.0, "total_ms": 2000.0, "why": ""}
+    ended = {"result": "done", "paused_ms": 84.2, "total_ms": 2100.4, "error": "", **outcome}
+    moved = {"at": 1000.0, "domain": "web", "source": source, "target": "test3", "reason": "ecc mc0: one", "term": 7}
+    return {**moved, "urgent": False, "promised": promised, "outcome": ended}
+
+
+def test_the_record_has_forecast_and_result_of_each_move(daemon: StandIn, run: Run) -> None:
+    failed = _caused("test2", result="failed", paused_ms=None, total_ms=None, error="no room")
+    failed["promised"] = {"gap_ms": None, "total_ms": None, "why": "no answer"}
+    daemon.routes["GET /v1/verdicts/moves"] = [_caused("test1"), failed]
+    told = run("node", "health", "--record")
+    lines = [" ".join(line.split()) for line in told.out.splitlines()]
+    assert (told.code, lines[0]) == (0, "When Domain From To Gap Time Result Paused Took Why")
+    assert lines[1] == "1970-01-01 00:16:40 web test1 test3 120 ms 2000 ms done 84 ms 2100 ms ecc mc0: one"
+    assert lines[2].endswith("web test2 test3 - - failed - - ecc mc0: one; no forecast: no answer; no room")
+    assert run("node", "health", "test1", "--record").out.count("web") == 1
+    assert json.loads(run("--json", "node", "health", "test2", "--record").out) == [failed]
+
+
+def test_an_empty_record_says_so(daemon: StandIn, run: Run) -> None:
+    daemon.routes["GET /v1/verdicts/moves"] = []
+    assert run("node", "health", "test1", "--record").out == "no verdict has caused a move\n"

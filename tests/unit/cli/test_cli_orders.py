@@ -101,7 +101,7 @@ def test_create_sends_the_files_spec(daemon: StandIn, run: Run, folder: Path) ->
     told = run("create", "-p", "busybox", "memory=256")
     assert (told.code, told.out) == (0, "Started domain busybox (id=13)\n")
     [(_, _, body)] = daemon.orders()
-    assert body["paused"] is True
+    assert (body["paused"], body["force"]) == (True, False)
     assert body["spec"]["memory"] == 256
     assert body["spec"]["disks"][0]["vdev"] == "xvda"
 
@@ -324,3 +324,10 @@ def test_list_says_where_a_domain_is_if_the_daemon_knows(daemon: StandIn, run: R
     daemon.routes["GET /v1/domains/wren"] = refused("no domain wren on test1", "it runs on test2")
     told = run("list", "wren")
     assert (told.code, told.err) == (1, "veery: no domain wren on test1\n  hint: it runs on test2\n")
+
+
+def test_force_is_sent_with_a_start(daemon: StandIn, run: Run, folder: Path) -> None:
+    (folder / "busybox").write_text(SEED)
+    daemon.routes["POST /v1/domains"] = {"reading": {**BUSYBOX, "domid": 13}, "spec": {}}
+    assert run("create", "--force", "busybox").code == 0
+    assert daemon.orders()[0][2]["force"] is True

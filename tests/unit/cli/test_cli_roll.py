@@ -68,6 +68,13 @@ def test_all_nodes_ours_last(cluster: Cluster, daemon: StandIn, run: Run, folder
     ]
 
 
+def test_outdated_nodes_are_rolled(cluster: Cluster, daemon: StandIn, run: Run) -> None:
+    """The roll upgrades them, so it must not wait until they support the cluster's level."""
+    cluster.states = {"test1": "outdated"}
+    told = run("cluster", "roll", "--run", "true", "test2", "stor")
+    assert (told.code, told.out) == (0, "2 nodes done\n"), told.err
+
+
 def test_a_command_that_fails(cluster: Cluster, daemon: StandIn, run: Run) -> None:
     told = run("cluster", "roll", "--run", "exit 3", "test2", "stor")
     assert told.code == 1

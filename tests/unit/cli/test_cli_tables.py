@@ -49,10 +49,11 @@ def test_list_tells_of_a_disks_error(daemon: StandIn, run: Run) -> None:
     stands = {**BUSYBOX, "state": "paused", "reason": "disk-xvda: No space left on device"}
     daemon.routes["GET /v1/domains"] = {"node": "test1", "domains": [ZERO, stands]}
     daemon.routes["GET /v1/domains?cluster=1"] = {"nodes": {"test1": [ZERO, stands]}, "silent": []}
-    for words in (["list"], ["list", "-A"]):
+    why = "busybox is paused: disk-xvda: No space left on device; after the repair: "
+    for words, way in ((["list"], "veery unpause busybox"), (["list", "-A"], "veery --node test1 unpause busybox")):
         told = run(*words)
         assert told.code == 0
-        assert "busybox is paused: disk-xvda: No space left on device; after the repair: veery unpause" in told.err
+        assert f"{why}{way}\n" in told.err
     assert run("list", tool="xl").err == ""
     assert run("list", "--json").err == ""
 

@@ -28,7 +28,7 @@ from veery.model.ha import Event, FenceRecord, Level, NodeReading, Rules, RunRec
 from veery.model.node import Node, Role
 
 ALL: tuple[Kind[Any], ...] = (
-    *(*KINDS, keys.LEADERS, keys.DISARM, keys.EVENTS, keys.INCARNATIONS, keys.AUTHORITIES),
+    *(*KINDS, keys.LEADERS, keys.DISARM, keys.EVENTS, keys.HEALTH_MOVES, keys.INCARNATIONS, keys.AUTHORITIES),
     Kind("", Cluster),
 )
 
@@ -117,6 +117,7 @@ def test_a_known_field_wins() -> None:
         "domain": "a",
         "node": "m",
         "boot": "b",
+        "started": 0.0,
         "revision": 0,
         "mood": "good",
     }
@@ -129,7 +130,8 @@ def test_no_field_name_is_special(name: str) -> None:
     raw = {"domain": "a", "node": "n", "boot": "b", name: {"fields": {"node": "evil"}}}
     carrying = decode(json.dumps(raw), Owner)
     assert carrying == Owner(domain="a", node="n", boot="b")
-    assert json.loads(encode(dataclasses.replace(carrying, boot="c"))) == {**raw, "boot": "c", "revision": 0}
+    written = json.loads(encode(dataclasses.replace(carrying, boot="c")))
+    assert written == {**raw, "boot": "c", "started": 0.0, "revision": 0}
 
 
 def test_a_record_with_too_many_unknown_fields_cannot_be_read() -> None:

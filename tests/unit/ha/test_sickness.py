@@ -18,7 +18,7 @@ from veery.ha.observer import StoreObserver
 from veery.ha.simulation.clock import TrueClock, run
 from veery.ha.states import NodeState, judge
 from veery.ha.why import why
-from veery.model.ha import ClusterView, Move, NodeReading, Note, Rules, StorageHeartbeats
+from veery.model.ha import ClusterView, IntentKind, Move, NodeIntent, NodeReading, Note, Rules, StorageHeartbeats
 from veery.model.node import Node, Role
 from veery.model.verdict import HealthRecord, HealthSign, NodeVerdict
 
@@ -150,3 +150,45 @@ def test_a_verdict_that_cannot_be_read_says_nothing() -> None:
 def test_limits_out_of_a_severely_sick_node_are_one_or_more() -> None:
     with pytest.raises(Refused):
         dataclasses.replace(RULES, severe=0).check()
+
+
+def shy(view: ClusterView, *names: str, shared: bool = True, since: float = EPOCH - 60) -> ClusterView:
+    """`view`, in which a sensor of each of `names` asks for quarantine."""
+    found = sign("ipmi", NodeVerdict.QUARANTINE, shared=shared, since=since)
+    record = HealthRecord(verdict=NodeVerdict.QUARANTINE, since=since, signs=(found,))
+    nodes = {
+        name: dataclasses.replace(node, health=record) if name in names else node for name, node in view.nodes.items()
+    }
+    return dataclasses.replace(view, nodes=nodes)
+
+
+def test_a_state_of_half_of_the_nodes_puts_none_into_quarantine() -> None:
+    view = shy(cluster(4, 8), "node000", "node001")
+    states = judge(view, EPOCH, RULES)
+    assert (states["node000"], states["node001"]) == (NodeState.PRESENT, NodeState.PRESENT)
+    assert "still receives domains" in notes(view, "node000")[0]
+    assert "a common cause" in notes(view, "node000")[0]
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        shy(cluster(4, 8), "node000"),
+        shy(cluster(5, 8), "node000", "node001"),
+        shy(cluster(4, 8), "node000", "node001", shared=False),
+        shy(shy(cluster(4, 8), "node000"), "node001", since=EPOCH - 5000),
+    ],
+    ids=["one node", "less than half", "facts", "long apart"],
+)
+def test_a_state_of_few_nodes_is_quarantine(view: ClusterView) -> None:
+    assert judge(view, EPOCH, RULES)["node000"] is NodeState.QUARANTINED
+    assert "receives no domains" in notes(view, "node000")[0]
+
+
+def test_a_drained_node_with_a_common_cause_stays_drained() -> None:
+    view = shy(cluster(4, 8), "node000", "node001")
+    intent = NodeIntent(kind=IntentKind.DRAIN, by="anna")
+    node = dataclasses.replace(view.nodes["node000"], intent=intent)
+    view = dataclasses.replace(view, nodes={**view.nodes, "node000": node})
+    assert judge(view, EPOCH, RULES)["node000"] is NodeState.DRAINING
+    assert moves(view)

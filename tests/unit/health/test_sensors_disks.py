@@ -262,3 +262,36 @@ def test_a_disk_that_goes_away_is_told(tmp_path: Path) -> None:
 
 def test_no_array_is_well(tmp_path: Path) -> None:
     assert judge(tmp_path, _mdstat()).level == "ok"
+
+
+@pytest.mark.parametrize(
+    ("tree", "part", "serial"),
+    [
+        (_ata(serial_number="WD-1"), "sda", "WD-1"),
+        (_ata(status=8, passed=False, serial_number="WD-1"), "sda", "WD-1"),
+        (_ata(serial_number="  "), "sda", ""),
+        (_ata(serial_number=["x"] * 1000), "sda", None),
+        ({"smartctl.sda.txt": f"Serial Number:    WD-2\n{ROW}PASSED\n"}, "sda", "WD-2"),
+        (
+            {"nvme-smart-log.nvme0n1.json": '{"critical_warning": 0}', "sys/class/nvme/nvme0/serial": "S4\n"},
+            "nvme0n1",
+            "S4",
+        ),
+        (
+            {"nvme-smart-log.nvme0.json": '{"critical_warning": 1}', "sys/class/nvme/nvme0/serial": "S4\n"},
+            "nvme0",
+            "S4",
+        ),
+        ({"nvme-smart-log.nvme0.json": '{"critical_warning": 0}'}, "nvme0", ""),
+    ],
+)
+def test_signs_of_disks_carry_the_serial(tmp_path: Path, tree: Files, part: str, serial: str | None) -> None:
+    (found,) = [each for each in judge(tmp_path, tree).signs if each.part == part and each.sensor in ("smart", "nvme")]
+    assert found.serial == serial or (serial is None and len(found.serial) <= 64)
+
+
+def test_counters_of_another_disk_in_the_same_place_are_no_growth(tmp_path: Path) -> None:
+    old, new = _ata({197: 2}, serial_number="A1"), _ata({197: 40}, serial_number="B2")
+    assert judge(tmp_path, old, new, at=(0, 600)).level == "watch"
+    grown = judge(tmp_path / "same", old, _ata({197: 40}, serial_number="A1"), at=(0, 600))
+    assert grown.level == "bad"

@@ -314,3 +314,50 @@ def test_damaged_frames(tmp_path: Path, counts: tuple[str, str], level: str) -> 
         "sys/class/net/eno1/statistics/rx_errors": counts[1],
     }
     assert judge(tmp_path, _link("eno1") | files, uplinks=["eno1"]).level == level
+
+
+def _supplies(*states: str) -> Files:
+    rows = [
+        f"{number},PS{number},Power Supply,{'Nominal' if said == FINE else 'Critical'},N/A,N/A,{said}\n"
+        for number, said in enumerate(states, 1)
+    ]
+    return {"ipmi-sensors.csv": "".join(rows)}
+
+
+FINE, LOST = "'Presence detected'", "'Presence detected' 'Power Supply input lost (AC/DC)'"
+FAILED, AGED = "'Presence detected' 'Power Supply Failure detected'", "'Presence detected' 'Predictive failure'"
+
+
+@pytest.mark.parametrize(
+    ("states", "level", "exposed"),
+    [
+        ((FINE, FINE), "ok", False),
+        ((FINE, LOST), "watch", True),
+        ((FINE, FAILED), "watch", True),
+        ((FINE, AGED), "watch", True),
+        ((LOST, LOST), "watch", True),  # the node runs, so the controller is wrong
+        ((FAILED, LOST), "bad", False),
+        ((FAILED, AGED), "bad", False),
+        ((FAILED, FAILED, FINE), "watch", True),
+        ((FAILED, "'Entity Absent'"), "watch", True),
+        ((FAILED,), "watch", True),  # boards report so of a supply to which they have no bus
+    ],
+)
+def test_power_supplies(tmp_path: Path, states: tuple[str, ...], level: str, exposed: bool) -> None:
+    found = judge(tmp_path, _supplies(*states))
+    assert found.level == level
+    assert any(each.exposed for each in found.signs) is exposed
+
+
+@pytest.mark.parametrize(
+    ("row", "exposed"),
+    [
+        ("PS Redundancy    | 77h | ok  |  7.1 | Redundancy Lost", True),
+        ("Pwr Unit Redund  | 77h | ok  |  7.1 | Redundancy Lost", True),
+        ("Fan Redundancy   | 77h | ok  |  7.1 | Redundancy Lost", False),
+        ("PSU2 Status      | 77h | ok  |  7.1 | Presence detected, Power Supply AC lost", True),
+    ],
+)
+def test_only_lost_power_asks_for_quarantine(tmp_path: Path, row: str, exposed: bool) -> None:
+    found = judge(tmp_path, {"ipmitool-sdr.txt": row + "\n"})
+    assert (found.level, any(each.exposed for each in found.signs)) == ("watch", exposed)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from veery.health.sign import Level, Sign, sign
-from veery.health.verdict import FIGURES, Figures, History, acknowledge, conclude, follow, rebooted
+from veery.health.verdict import FIGURES, Figures, History, acknowledge, conclude, follow, rebooted, replaced
 from veery.model.verdict import HealthRecord, NodeVerdict, SensorMode
 
 PACE_S = 60.0
@@ -288,3 +288,133 @@ def test_the_same_readings_give_the_same_verdict(steps: list[tuple[str, list[Sig
 def test_figures_can_be_others() -> None:
     history = follow(History(), "nic", [of("nic", BAD)], 1.0, Figures(up=1))
     assert conclude(history, {}, 1.0, Figures(up=1))[1].verdict is EVACUATE
+
+
+def disk(level: Level, serial: str, *, part: str = "sda", value: object = "") -> Sign:
+    return sign("smart", part, level, value, f"smart is {level}", serial=serial)
+
+
+def test_a_fact_about_a_part_ends_when_another_serial_is_in_its_place() -> None:
+    node = Node()
+    assert node.read(disk(BAD, "A1")) is EVACUATE
+    assert node.record.signs[0].serial == "A1"
+    assert node.read(disk(OK, "A1")) is EVACUATE
+    before = node.history
+    assert node.read(disk(OK, "B2")) is EVACUATE  # one reading can be wrong
+    assert node.read(disk(OK, "B2")) is WELL
+    assert [each.serial for each in replaced(before, node.history)] == ["A1"]
+    assert node.read(disk(BAD, "B2")) is EVACUATE  # the new disk is judged by itself
+    assert node.record.signs[0].serial == "B2"
+
+
+@pytest.mark.parametrize(
+    "readings",
+    [
+        [disk(OK, ""), disk(OK, "")],
+        [disk(OK, "B2"), disk(OK, "A1"), disk(OK, "B2")],
+        [disk(OK, "B2"), disk(OK, "C3")],
+        [disk(UNKNOWN, "B2"), disk(UNKNOWN, "B2")],
+        [disk(WATCH, "N/A"), disk(WATCH, "0000")],
+    ],
+    ids=["no serial", "it comes and goes", "two others", "nothing is learnt", "no real serial"],
+)
+def test_a_fact_stands_without_proof_of_another_part(readings: list[Sign]) -> None:
+    node = Node()
+    node.read(disk(BAD, "A1"))
+    assert {node.read(each) for each in readings} == {EVACUATE}
+
+
+def test_a_fact_of_which_no_serial_is_known_takes_the_first_that_is_read() -> None:
+    node = Node()
+    node.read(disk(BAD, ""))
+    assert {node.read(disk(OK, "A1")) for _ in range(3)} == {EVACUATE}
+    node.read(disk(OK, "B2"))
+    assert node.read(disk(OK, "B2")) is WELL
+
+
+def test_a_fact_follows_its_disk_to_another_name() -> None:
+    node = Node()
+    node.read(disk(BAD, "A1"), disk(OK, "B2", part="sdb"))
+    swapped = disk(OK, "B2"), disk(OK, "A1", part="sdb")
+    for _ in range(3):
+        assert node.read(*swapped) is EVACUATE
+    assert [(each.part, each.serial) for each in node.record.signs] == [("sdb", "A1")]
+    assert replaced(node.history, node.history) == ()
+
+
+def test_a_disk_on_two_paths_keeps_both_names() -> None:
+    node = Node()
+    both = disk(BAD, "A1"), disk(BAD, "A1", part="sdb")
+    for _ in range(3):
+        assert node.read(*both) is EVACUATE
+    assert sorted(each.part for each in node.record.signs) == ["sda", "sdb"]
+
+
+def test_what_an_operator_called_well_counts_again_for_another_part() -> None:
+    node = Node()
+    node.read(disk(BAD, "A1"))
+    node.history = acknowledge(node.history, "smart")
+    assert node.read(disk(BAD, "A1")) is WELL
+    node.read(disk(BAD, "B2"))
+    assert node.read(disk(BAD, "B2")) is EVACUATE
+
+
+def test_a_quarantine_for_flapping_ends_with_another_card() -> None:
+    node = Node()
+    for _ in range(2):
+        for level in [BAD] * 3 + [OK] * 30:
+            node.read(sign("nic", "eth0", level, "", "it flaps", serial="52:54:00:00:00:01"))
+    assert node.record.verdict is QUARANTINE
+    other = sign("nic", "eth0", OK, "", "the interface is up", serial="52:54:00:00:00:02")
+    assert [node.read(other) for _ in range(2)][-1] is WELL
+
+
+def supply(level: Level, *, exposed: bool = False) -> Sign:
+    return sign("ipmi", "PS2", level, "", f"the supply is {level}", exposed=exposed)
+
+
+def test_a_lost_supply_is_quarantine_while_it_lasts() -> None:
+    node = Node()
+    assert [node.read(supply(WATCH, exposed=True)) for _ in range(4)] == [WELL, WELL, QUARANTINE, QUARANTINE]
+    assert (node.record.severe, node.record.reason) == (False, "ipmi PS2: the supply is watch")
+    assert [node.read(supply(OK)) for _ in range(3)] == [QUARANTINE] * 3
+    assert node.record.reason == "ipmi PS2: it was bad a while ago: the supply is watch"
+    node.pass_(2000)
+    assert node.read(supply(OK)) is WELL
+
+
+def test_a_sign_to_be_watched_is_no_quarantine_by_itself() -> None:
+    node = Node()
+    assert {node.read(supply(WATCH)) for _ in range(10)} == {WELL}
+
+
+def test_the_last_supply_is_severe_when_three_readings_of_five_show_it() -> None:
+    node = Node()
+    for _ in range(5):
+        node.read(supply(WATCH, exposed=True))
+    assert [node.read(supply(BAD)) for _ in range(3)] == [QUARANTINE, QUARANTINE, EVACUATE]
+    assert node.record.severe
+    assert node.read(supply(WATCH, exposed=True)) is EVACUATE  # one reading can be wrong
+    assert [node.read(supply(WATCH, exposed=True)) for _ in range(2)] == [EVACUATE, QUARANTINE]
+    assert not node.record.severe
+
+
+def test_a_supply_that_fails_at_once_is_severe() -> None:
+    node = Node()
+    assert [node.read(supply(BAD)) for _ in range(3)] == [WELL, WELL, EVACUATE]
+    assert node.record.severe
+
+
+def test_an_operator_can_call_a_lost_supply_well() -> None:
+    node = Node()
+    for _ in range(3):
+        node.read(supply(WATCH, exposed=True))
+    node.history = acknowledge(node.history)
+    assert {node.read(supply(WATCH, exposed=True)) for _ in range(10)} == {WELL}
+    assert [node.read(supply(BAD)) for _ in range(3)][-1] is EVACUATE
+
+
+def test_only_states_can_ask_for_quarantine_while_they_are_watched() -> None:
+    node = Node()
+    found = sign("smart", "sda", WATCH, "", "it is hot", exposed=True)
+    assert {node.read(found) for _ in range(10)} == {WELL}

@@ -15,8 +15,8 @@ from veery.host import kept
 from veery.host.clock import RealClock
 from veery.migrate.journal import Illegible, Journal, Side
 from veery.model.node import Node
-from veery.node import volumejournal
 from veery.node.node_cache import NodeCache
+from veery.node.volume_moves import journal as volumejournal
 from veery.storage.served import Served
 
 BAD = {

@@ -17,7 +17,11 @@ from mutation import Mutant, check, found_by
 MIGRATE, CLUSTER = "tests/unit/migrate", "tests/unit/cluster"
 GATES = f"{MIGRATE}/test_move_gates.py::test_"
 MOVING = f"{MIGRATE}/test_moving.py::test_"
+VERSIONS = f"{MIGRATE}/test_moving_versions.py::test_"
 GUEST = f"{MIGRATE}/test_moving_guest.py::test_"
+POST = f"{MIGRATE}/test_moving_postcopy.py::test_"
+ALONG = f"{MIGRATE}/test_disks_along.py::test_"
+MIRROR = "tests/unit/hypervisor/test_qemu_mirror.py::test_"
 GUESSED = f"{MIGRATE}/test_settle_guessed.py::test_"
 DESTROYED = f"{MIGRATE}/test_moving_destroyed.py::test_"
 OWNER = f"{CLUSTER}/test_owner_gate.py::test_"
@@ -29,6 +33,20 @@ SENDER = (
         "            await self._own()\n            self._store_answered",
         "            self._store_answered",
         by=f"{GATES}a_store_without_a_quorum_is_noticed_before_commit",
+    ),
+    Mutant(
+        "an offer goes to a target below the cluster's level",
+        "migrate/sender.py",
+        "await levels.require(context.store, self.target, versions.TAKE_IN)",
+        "pass",
+        by=f"{VERSIONS}a_target_present_with_an_older_version_gets_no_offer",
+    ),
+    Mutant(
+        "the level in the target's answer is not checked",
+        "migrate/versions.py",
+        "if trouble := levels.behind(ready.level, cluster):",
+        'if trouble := "":',
+        by=f"{VERSIONS}messages_of_a_version_without_levels_are_read",
     ),
     Mutant(
         "another node's domain is moved",
@@ -64,6 +82,55 @@ SENDER = (
         "            cancelled = error",
         "            raise error",
         by=f"{GUEST}cancelled_past_commit_is_reported_as_it_ended",
+    ),
+    Mutant(
+        "a new bandwidth does not reach the disks on their way",
+        "migrate/diskcopy.py",
+        "await self._driver.tune_disks(",
+        "_ = (",
+        by=f"{ALONG}its_bandwidth_is_changed_while_disks_are_copied",
+    ),
+    Mutant(
+        "the memory begins with the old bandwidth",
+        "migrate/sender.py",
+        "settings = replace(settings, bandwidth=tuning.bandwidth)",
+        "pass",
+        by=f"{ALONG}its_bandwidth_is_changed_while_disks_are_copied",
+    ),
+    Mutant(
+        "the memory begins with the old limit of the downtime",
+        "migrate/sender.py",
+        "settings = replace(settings, downtime=tuning.downtime)",
+        "pass",
+        by=f"{ALONG}its_bandwidth_is_changed_while_disks_are_copied",
+    ),
+    Mutant(
+        "the target's error hides why the source's copy broke",
+        "migrate/sender.py",
+        "                    await sending  # it failed",
+        "                    pass  # it failed",
+        by=f"{ALONG}a_full_disk_is_told_though_the_target_gives_up_first",
+    ),
+    Mutant(
+        "the target's hint replaces that of a full disk",
+        "migrate/target_wait.py",
+        "error.hint if isinstance(error, DiskFull) else theirs.hint or error.hint",
+        "theirs.hint or error.hint",
+        by=f"{ALONG}a_full_disk_is_told_though_the_target_gives_up_first",
+    ),
+    Mutant(
+        "a cancellation hides why the mirrors broke",
+        "hypervisor/qemu/mirror.py",
+        "if cancelled is not None and _error(switching) is None:",
+        "if cancelled is not None:",
+        by=f"{MIRROR}a_full_disk_is_the_reason_though_the_copy_is_cancelled",
+    ),
+    Mutant(
+        "a copy whose mirrors are cleared away is not cancelled",
+        "hypervisor/qemu/mirror.py",
+        "            raise cancelled\n",
+        "            pass\n",
+        by=f"{MIRROR}a_cancelled_copy_is_cancelled_once_its_mirrors_are_gone",
     ),
     Mutant(
         "the domain stands after an undo",
@@ -246,6 +313,34 @@ RECEIVER = (
         "started=0.0",
         by=f"{GUEST}a_reboot_during_a_move_is_a_new_start_there_too",
     ),
+    Mutant(
+        "a target that gives up after COMMIT forgets a reboot",
+        "migrate/receiver.py",
+        "paused=line.paused, started=owner.started)",
+        "paused=line.paused)",
+        by=f"{GUEST}a_reboot_is_known_to_a_target_that_gives_up_after_commit",
+    ),
+    Mutant(
+        "COMMIT does not say when the guest booted",
+        "migrate/sender.py",
+        ", started=self._booted)",
+        ")",
+        by=f"{GUEST}a_reboot_is_known_after_the_target_was_killed",
+    ),
+    Mutant(
+        "a settled move forgets a reboot",
+        "migrate/settle.py",
+        "paused=line.paused, started=owner.started)",
+        "paused=line.paused)",
+        by=f"{GUEST}a_reboot_is_known_after_the_target_was_killed",
+    ),
+    Mutant(
+        "a settled post-copy forgets a reboot",
+        "migrate/postcopy.py",
+        "paused=line.paused, started=started)",
+        "paused=line.paused)",
+        by=f"{GUEST}a_reboot_is_known_after_the_target_was_killed",
+    ),
 )
 
 WIRE = (
@@ -293,6 +388,13 @@ SETTLE = (
         "if promise is not None and promise.move == line.move:",
         "if promise is not None:",
         by=f"{GATES}a_promise_to_another_move_is_left_alone",
+    ),
+    Mutant(
+        "the journal forgets a domain that does not run on yet",
+        "migrate/settle.py",
+        "        if _key(line) in self._open:\n            return\n",
+        "",
+        by=f"{MOVING}a_domain_that_does_not_run_on_yet_stays_in_the_journal",
     ),
     Mutant(
         "any owner is us",
@@ -436,9 +538,23 @@ NODE = (
     Mutant(
         "another node's domain goes on",
         "node/domains.py",
-        "            await self.ours(reading.name)\n            _alive(reading)\n            await self._disks_move_on",
-        "            _alive(reading)\n            await self._disks_move_on",
+        "            await self.ours(reading.name)\n            alive(reading)\n            await self._disks_move_on",
+        "            alive(reading)\n            await self._disks_move_on",
         by=f"{GATES}another_nodes_domain_does_not_go_on",
+    ),
+    Mutant(
+        "a lock goes while an order waits for it",
+        "node/domainlocks.py",
+        "            if not mine.users:\n",
+        "            if True:\n",
+        by="tests/unit/node/test_domain_locks.py::test_one_that_waits_keeps_the_lock",
+    ),
+    Mutant(
+        "a lock is kept for each name ever used",
+        "node/domainlocks.py",
+        "            if not mine.users:\n",
+        "            if False:\n",
+        by="tests/unit/node/test_domain_locks.py::test_a_lock_goes_with_the_last_order",
     ),
     Mutant(
         "a domain that moves takes orders",
@@ -491,7 +607,201 @@ NODE = (
     ),
 )
 
-MUTANTS = (*SENDER, *VITALS, *RECEIVER, *WIRE, *SETTLE, *OWNER_GATE, *NODE)
+MOVES = (
+    Mutant(
+        "a bug in one move ends the others",
+        "migrate/moves.py",
+        "        except Exception as error:  # a bug in one move must not end the others",
+        "        except ZeroDivisionError as error:",
+        by=f"{MOVING}a_bug_in_one_move_ends_no_other",
+    ),
+    Mutant(
+        "a listener that is slow misses the end",
+        "migrate/moves.py",
+        "            if queue.full():\n                queue.get_nowait()\n            queue.put_nowait(None)",
+        "            if not queue.full():\n                queue.put_nowait(None)",
+        by=f"{MOVING}a_listener_that_is_slow_hears_the_end",
+    ),
+    Mutant(
+        "a target takes in more than its limit",
+        "migrate/receiver.py",
+        "asyncio.Semaphore(limits.into)",
+        "asyncio.Semaphore(99)",
+        by=f"{MIGRATE}/test_scheduler.py::test_the_target_lets_in_so_many",
+    ),
+    Mutant(
+        "a place for an arriving domain is not given back",
+        "migrate/receiver.py",
+        "            self._places.release()\n",
+        "            pass\n",
+        by=f"{MIGRATE}/test_scheduler.py::test_the_target_lets_in_so_many",
+    ),
+)
+
+VERSIONS = (
+    Mutant(
+        "the version of the target is not looked at",
+        "migrate/sender.py",
+        "        versions.require(self.target, ready, level, post_copy=self._post_copy)\n",
+        "",
+        by=f"{MIGRATE}/test_moving_versions.py::test_an_old_target_gets_a_plain_stream_or_none",
+    ),
+    Mutant(
+        "a target that knows no packed stream gets one",
+        "migrate/sender.py",
+        "            self._compression = None\n\n    async def _await_copy_place",
+        "            pass\n\n    async def _await_copy_place",
+        by=f"{MIGRATE}/test_moving_versions.py::test_an_old_target_gets_a_plain_stream_or_none",
+    ),
+)
+
+POST_COPY = (
+    Mutant(
+        "a node that has no part in a move gets its memory",
+        "migrate/postcopy.py",
+        "if line is not None and channel.peer not in {line.source, line.target}:",
+        "if False:",
+        by=f"{POST}a_node_that_has_no_part_in_a_move_is_told_nothing",
+    ),
+    Mutant(
+        "a source that says gone is believed at once",
+        "migrate/postcopy.py",
+        "if gone_since and now - gone_since > GRACE_S:",
+        "if gone_since:",
+        by=f"{POST}gone_is_believed_once_it_has_held",
+    ),
+    Mutant(
+        "a domain whose memory is gone is not ended",
+        "migrate/postcopy.py",
+        "            await driver.lose(line.uuid)\n",
+        "",
+        by=f"{POST}a_source_that_dies_takes_the_run_with_it",
+    ),
+    Mutant(
+        "a target that has everything takes a new stream",
+        "migrate/postcopy.py",
+        "if isinstance(message, wire.Ask) or standing is not Standing.PARTLY:",
+        "if isinstance(message, wire.Ask):",
+        by=f"{POST}a_target_that_has_everything_takes_no_new_stream",
+    ),
+    Mutant(
+        "a stream that broke counts as the rest",
+        "migrate/postcopy.py",
+        "                if rest is Rest.SENT:\n                    return\n",
+        "                return\n",
+        by=f"{POST}a_broken_stream_is_replaced_until_it_holds",
+    ),
+    Mutant(
+        "a settled source does not send the rest",
+        "migrate/settle.py",
+        "                await self._send_rest(line)\n",
+        "",
+        by=f"{POST}daemons_that_begin_anew_see_it_through",
+    ),
+    Mutant(
+        "the target's journal forgets a move whose memory is on its way",
+        "migrate/receiver.py",
+        "(self._settler.later if line.post_copy else context.journal.strike)(line)",
+        "context.journal.strike(line)",
+        by=f"{POST}it_leaves_before_all_is_sent",
+    ),
+    Mutant(
+        "the source's journal does not know of post-copy",
+        "migrate/sender.py",
+        "        self._steps.line = replace(self._steps.line, post_copy=True)\n",
+        "",
+        by=f"{POST}it_leaves_before_all_is_sent",
+    ),
+)
+
+DISKS = (
+    Mutant(
+        "files that are the disks are removed",
+        "migrate/disks.py",
+        "for disk in line.disks if home != node else ():",
+        "for disk in line.disks:",
+        by=f"{ALONG}files_that_are_the_disks_are_not_removed",
+    ),
+    Mutant(
+        "files of a move that was undone stay",
+        "migrate/disks.py",
+        "            local.unmake(disk)\n",
+        "            pass\n",
+        by=f"{ALONG}a_failed_step_is_undone",
+    ),
+    Mutant(
+        "disks that were not handed over are put aside",
+        "migrate/disks.py",
+        '    if home in ("", node):\n',
+        "    if home == node:\n",
+        by=f"{ALONG}disks_that_were_not_handed_over_stay_where_they_are",
+    ),
+    Mutant(
+        "disks that are here are put aside",
+        "migrate/disks.py",
+        '    if home in ("", node):\n',
+        '    if home == "":\n',
+        by=f"{ALONG}disks_that_were_not_handed_over_stay_where_they_are",
+    ),
+    Mutant(
+        "a target may leave out a disk",
+        "migrate/disks.py",
+        "    if set(targets) != {disk.vdev for disk in going}:\n",
+        "    if False:\n",
+        by=f"{ALONG}a_target_takes_every_disk_or_none",
+    ),
+    Mutant(
+        "the record does not say where the disks are",
+        "migrate/disks.py",
+        "spec=arrived(now.spec, line.disks), home=line.target)",
+        "spec=arrived(now.spec, line.disks))",
+        by=f"{ALONG}there_and_back",
+    ),
+    Mutant(
+        "the record keeps the paths of the source",
+        "migrate/disks.py",
+        "spec=arrived(now.spec, line.disks), home=line.target)",
+        "home=line.target)",
+        by=f"{ALONG}there_and_back",
+    ),
+    Mutant(
+        "the source's disks are removed without the flag",
+        "migrate/disks.py",
+        "local.put_aside(disk, line.target, remove=line.remove_source)",
+        "local.put_aside(disk, line.target, remove=True)",
+        by=f"{ALONG}there_and_back",
+    ),
+    Mutant(
+        "disks that only the source has stay behind",
+        "migrate/disks.py",
+        "    if found:\n        raise Refused(",
+        "    if False:\n        raise Refused(",
+        by=f"{ALONG}without_the_flag_it_is_named",
+    ),
+    Mutant(
+        "a file is made before the journal names it",
+        "migrate/receiver.py",
+        "            line = self._context.journal.write(replace(line, disks=taken))",
+        "            line = replace(line, disks=taken)",
+        by=f"{ALONG}the_journal_names_a_file_as_soon_as_it_is_made",
+    ),
+    Mutant(
+        "a target that gives up keeps its files",
+        "migrate/receiver.py",
+        "                await self._settler.clear_disks(line)\n",
+        "",
+        by=f"{ALONG}a_failed_step_is_undone",
+    ),
+    Mutant(
+        "a target that was killed keeps its files",
+        "migrate/settle.py",
+        "            if not here:\n                await self.clear_disks(line)\n",
+        "",
+        by=f"{ALONG}a_dead_target_s_files_are_removed",
+    ),
+)
+
+MUTANTS = (*SENDER, *VITALS, *RECEIVER, *WIRE, *SETTLE, *OWNER_GATE, *NODE, *MOVES, *VERSIONS, *POST_COPY, *DISKS)
 
 
 def main() -> None:

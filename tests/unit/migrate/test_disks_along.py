@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from two_nodes import SPEC, UUID, Pair, local_disk, make_certificates, two_nodes
+from two_nodes import Side as End
 
+from veery.cluster import owner as owners
 from veery.cluster.keys import DOMAINS
-from veery.errors import Failed
+from veery.errors import Failed, Refused
+from veery.hypervisor.base import ALONE, DiskFull, Report
+from veery.hypervisor.fake import FakeDriver
+from veery.migrate import disks
 from veery.migrate.journal import Line, Side
 from veery.model.cluster import DomainRecord
 from veery.model.domain import DiskFormat, DiskSpec
-from veery.model.move import MoveReport, MoveSettings, MoveState, Phase
+from veery.model.move import CopyOptions, CopyResult, MoveReport, MoveSettings, MoveState, Phase, Tuning
 from veery.model.volume import AttachedDisk, CarriedDisk
 from veery.storage import local
 
@@ -144,6 +150,50 @@ async def test_cancelled_while_disks_are_copied(tmp_path: Path, certificates: Pa
         await made.undone()
 
 
+async def test_its_bandwidth_is_changed_while_disks_are_copied(tmp_path: Path, certificates: Path) -> None:
+    """The disks get it at once; the memory begins with it, and with the limit of the downtime."""
+    async with stage(tmp_path, certificates) as made:
+        driver, moves = made.pair.a.driver, made.pair.a.moves
+        release = driver.hang("mirror_disks")
+        move = moves.start(await made.pair.a.reading(), made.pair.b.node, replace(made.along, bandwidth=64 << 20))
+        notes: list[str] = []
+
+        async def listen() -> None:
+            notes.extend([each.note async for each in moves.follow(move) if each.note])
+
+        listening = asyncio.create_task(listen())
+        async with asyncio.timeout(20):
+            while driver._domains[UUID].disk_rate is None:
+                await asyncio.sleep(0.01)
+        assert driver._domains[UUID].disk_rate == 64 << 20
+        await moves.change(move, Tuning(bandwidth=32 << 20))
+        assert driver._domains[UUID].disk_rate == 32 << 20
+        await moves.change(move, Tuning(downtime=80))
+        release()
+        report = await moves.outcome(move)
+        await asyncio.wait({listening}, timeout=20)
+        assert report.state is MoveState.DONE, report.reason
+        assert {sample.downtime for sample in report.samples} == {80}
+        assert max(sample.rate for sample in report.samples) <= 32 << 20
+        assert "bandwidth 32.0 MiB/s: set by the user" in notes
+        assert "limit 80 ms: set by the user" in notes
+        await made.pair.check("b")
+
+
+async def test_where_nothing_is_copied_nothing_is_changed(tmp_path: Path, certificates: Path) -> None:
+    async with stage(tmp_path, certificates) as made:
+        moves = made.pair.a.moves
+        made.pair.a.hold.mkdir(parents=True, exist_ok=True)
+        (made.pair.a.hold / "PREPARE").touch()
+        move = moves.start(await made.pair.a.reading(), made.pair.b.node, made.along)
+        with pytest.raises(Refused, match="copies nothing now"):
+            await moves.change(move, Tuning(bandwidth=1 << 20))
+        with pytest.raises(Refused):
+            await made.pair.a.driver.tune_disks(UUID, 1 << 20)
+        (made.pair.a.hold / "PREPARE").unlink()
+        assert (await moves.outcome(move)).state is MoveState.DONE
+
+
 @pytest.mark.parametrize("done", [True, False])
 async def test_commit_without_an_answer(tmp_path: Path, certificates: Path, done: bool) -> None:
     """Owner and home change together or not at all."""
@@ -191,6 +241,108 @@ async def test_a_dead_target_s_files_are_removed(tmp_path: Path, certificates: P
         made.pair.b.settler.recall()
         await made.pair.settled()
         assert made.files() == {"here/root.img", "there/busybox-xvdb.raw"}
+
+
+def a_disk(vdev: str = "xvda", *, path: str = "/x", target: str = "", inode: int = 0) -> CarriedDisk:
+    """A raw file that goes along."""
+    return CarriedDisk(
+        vdev=vdev, path=path, format=DiskFormat.RAW, block=False, size=4096, allocated=0, target=target, inode=inode
+    )
+
+
+async def ended(pair: Pair, side: End) -> None:
+    """The domain ends on its node, and has no owner any more."""
+    owner = await owners.read(pair.a.store, "busybox")
+    assert owner is not None
+    await side.driver.destroy(UUID)
+    await owners.release(pair.a.store, owner)
+
+
+async def recalled(pair: Pair, side: End, line: Line) -> None:
+    """The node's next daemon finds `line` in the journal; returns when it is settled."""
+    side.context.journal.write(line)
+    side.settler.recall()
+    async with asyncio.timeout(60):
+        while side.settler.busy("busybox") or side.context.journal.open():
+            await asyncio.sleep(0.01)
+
+
+async def test_files_that_are_the_disks_are_not_removed(tmp_path: Path, certificates: Path) -> None:
+    """The target's daemon was killed after COMMIT, and the domain has ended since. So it has no owner, but these files
+    are its disks."""
+    async with stage(tmp_path, certificates) as made:
+        pair, mine = made.pair, made.there / "busybox-xvda.raw"
+        assert (await pair.a.move(pair.b, made.along)).state is MoveState.DONE
+        await pair.check("b")
+        await ended(pair, pair.b)
+        line = Line(
+            move="dead",
+            side=Side.TARGET,
+            domain="busybox",
+            uuid=UUID,
+            boot="boot",
+            source="a",
+            target="b",
+            owner_revision=1,
+            disks=(a_disk(target=str(mine), inode=mine.stat().st_ino),),
+            phase=Phase.LOADED,
+        )
+        await recalled(pair, pair.b, line)
+        assert mine.read_bytes() == DATA
+
+
+async def test_the_journal_names_a_file_as_soon_as_it_is_made(tmp_path: Path, certificates: Path) -> None:
+    """A daemon that is killed here would otherwise leave a file that nobody removes, and that stops the next move."""
+    async with stage(tmp_path, certificates) as made:
+        pair, file = made.pair, made.there / "busybox-xvda.raw"
+        release = pair.b.driver.hang("prepare")
+        move = pair.a.moves.start(await pair.a.reading(), pair.b.node, made.along)
+        async with asyncio.timeout(20):
+            while not file.exists():
+                await asyncio.sleep(0.01)
+        (line,) = pair.b.context.journal.open()
+        assert [(disk.target, disk.inode) for disk in line.disks] == [(str(file), file.stat().st_ino)]
+        release()
+        assert (await pair.a.moves.outcome(move)).state is MoveState.DONE
+
+
+@pytest.mark.parametrize("home", ["", "a"])
+@pytest.mark.parametrize("remove", [False, True])
+async def test_disks_that_were_not_handed_over_stay_where_they_are(
+    tmp_path: Path, certificates: Path, home: str, remove: bool
+) -> None:
+    """The source's daemon was killed before COMMIT, and the domain has ended since."""
+    async with stage(tmp_path, certificates) as made:
+        pair, root = made.pair, made.here / "root.img"
+        record = await DOMAINS.get(pair.a.store.view(), "busybox")
+        assert record is not None
+        await pair.a.store.view().commit([], [DOMAINS.put("busybox", replace(record, home=home))])
+        await ended(pair, pair.a)
+        line = Line(
+            move="dead",
+            side=Side.SOURCE,
+            domain="busybox",
+            uuid=UUID,
+            boot="boot",
+            source="a",
+            target="b",
+            owner_revision=1,
+            disks=(a_disk(path=str(root), target=str(made.there / "busybox-xvda.raw"), inode=root.stat().st_ino),),
+            remove_source=remove,
+            phase=Phase.COPY,
+        )
+        await recalled(pair, pair.a, line)
+        assert made.files() == {"here/root.img"}
+        assert root.read_bytes() == DATA
+
+
+def test_a_target_takes_every_disk_or_none() -> None:
+    going = (a_disk("xvda"), a_disk("xvdb"))
+    made = tuple(replace(disk, target=f"/there/{disk.vdev}") for disk in going)
+    assert [disk.target for disk in disks.matched(going, made)] == ["/there/xvda", "/there/xvdb"]
+    for wrong in (made[:1], (), (*made, a_disk("xvdc"))):
+        with pytest.raises(Failed, match="cannot take all disks"):
+            disks.matched(going, wrong)
 
 
 async def test_every_blocker_is_told(tmp_path: Path, certificates: Path) -> None:
@@ -260,3 +412,36 @@ async def test_a_disk_that_fails_while_it_is_copied_goes_along(tmp_path: Path, c
         assert report.state is MoveState.DONE, report.reason
         await made.pair.check("b")
         assert (made.there / "busybox-xvda.raw").read_bytes() == DATA
+
+
+class Full(FakeDriver):
+    """A driver whose memory copy ends because a disk has no room at the target. The target sees its stream end first:
+    the source is still clearing up."""
+
+    async def send(
+        self,
+        uuid: str,
+        stream: socket.socket,
+        settings: MoveSettings,
+        report: Report,
+        *,
+        peer: str,
+        means: CopyOptions = ALONE,
+    ) -> CopyResult:
+        """As Driver.send."""
+        stream.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        raise DiskFull("the copy of its xvda broke: No space left on device", hint="name another --disk-dir")
+
+
+async def test_a_full_disk_is_told_though_the_target_gives_up_first(tmp_path: Path, certificates: Path) -> None:
+    async with two_nodes(tmp_path, certificates, make=Full) as pair:
+        pair.b.driver.fail("receive", Failed("no section footer", hint="veery dmesg"))
+        report = await pair.a.move(pair.b)
+        assert report.state is MoveState.FAILED
+        assert report.reason.startswith("the copy of its xvda broke: No space left on device (")
+        assert "no section footer" in report.reason
+        assert report.reason.count("No space left") == 1
+        assert report.hint == "name another --disk-dir"
+        await pair.check("a")

@@ -13,9 +13,12 @@ from two_nodes import UUID, Pair, make_certificates, two_nodes
 
 from veery.cluster import owner as owners
 from veery.errors import Failed, OutcomeUnknown, Refused
+from veery.host.clock import Clock
+from veery.hypervisor.fake import FakeDriver
+from veery.hypervisor.fakeworld import World
 from veery.migrate.journal import Line, Side
 from veery.migrate.settle import Settler
-from veery.model.move import MoveSettings, MoveState, Phase
+from veery.model.move import MoveProgress, MoveSettings, MoveState, Phase
 from veery.model.plan import Blocker, Obstacle
 
 
@@ -113,6 +116,66 @@ async def test_store_away_at_commit_undoes(tmp_path: Path, certificates: Path) -
         assert (await moving).state is MoveState.FAILED
         assert pair.world.running(UUID) == ("a",)
         pair.a.store.set_available(True)
+        await pair.check("a")
+
+
+async def test_a_bug_in_one_move_ends_no_other(tmp_path: Path, certificates: Path) -> None:
+    async with two_nodes(tmp_path, certificates) as pair:
+        pair.a.driver.fail("send", RuntimeError("nobody thought of this"))
+        report = await pair.a.move(pair.b)
+        assert (report.state, report.reason) == (MoveState.FAILED, "RuntimeError: nobody thought of this")
+        await pair.check("a")
+        assert (await pair.a.move(pair.b)).state is MoveState.DONE
+        await pair.check("b")
+
+
+async def test_a_listener_that_is_slow_hears_the_end(tmp_path: Path, certificates: Path) -> None:
+    """What it has not heard is bounded."""
+    async with two_nodes(tmp_path, certificates) as pair:
+        brake = held(pair, "COPY")
+        move = pair.a.moves.start(await pair.a.reading(), pair.b.node, MoveSettings())
+        await entered(pair, Phase.COPY)
+        following = pair.a.moves.follow(move)
+        await anext(following)
+        waiting = asyncio.create_task(anext(following))  # its queue is there from here on
+        await asyncio.sleep(0)
+        for number in range(200):
+            pair.a.moves._running[move].publish(MoveProgress(phase=Phase.COPY, note=str(number)))
+        brake.unlink()
+        assert (await pair.a.moves.outcome(move)).state is MoveState.DONE
+        await waiting
+        async with asyncio.timeout(10):
+            heard = [progress async for progress in following]
+        assert 0 < len(heard) < 100
+        await pair.check("b")
+
+
+class Stuck(FakeDriver):
+    """Lets a domain run on at the second try, once `free` is set."""
+
+    def __init__(self, name: str, world: World, clock: Clock) -> None:
+        super().__init__(name, world, clock)
+        self.tried, self.free = 0, asyncio.Event()
+
+    async def resume(self, uuid: str) -> None:
+        """As Driver.resume."""
+        self.tried += 1
+        if self.tried == 1:
+            raise Failed("not now")
+        await self.free.wait()
+        await super().resume(uuid)
+
+
+async def test_a_domain_that_does_not_run_on_yet_stays_in_the_journal(tmp_path: Path, certificates: Path) -> None:
+    """A daemon that is killed meanwhile would otherwise leave it paused for good."""
+    async with two_nodes(tmp_path, certificates, make=Stuck) as pair:
+        brake = held(pair, "LOADED")
+        move = pair.a.moves.start(await pair.a.reading(), pair.b.node, MoveSettings())
+        await entered(pair, Phase.LOADED)
+        await pair.a.moves.cancel(move)
+        brake.unlink()
+        assert [line.move for line in pair.a.context.journal.open()] == [move]
+        pair.a.driver.free.set()
         await pair.check("a")
 
 

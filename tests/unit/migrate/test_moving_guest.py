@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 from cared_nodes import Cared, cared_nodes
-from two_nodes import SPEC, UUID, Pair, make_certificates
+from two_nodes import SPEC, UUID, Pair, make_certificates, two_nodes
 
 from veery.cluster import owner as owners
 from veery.errors import Failed
+from veery.host import tasks
+from veery.migrate.settle import Settler
 from veery.model.domain import DomainEnd, OnEvent
 from veery.model.move import MoveSettings, MoveState, Phase
 
@@ -154,6 +156,61 @@ async def test_a_reboot_during_a_move_is_a_new_start_there_too(
         assert (await pair.b.move(pair.a, MoveSettings())).state is MoveState.DONE
         await pair.check("a")
         assert (await pair.a.reading()).started == first, "a move is no boot"
+
+
+@pytest.mark.parametrize("policy", ["balanced", "post-copy"])
+@pytest.mark.parametrize("journal", ["readable", "unreadable"])
+async def test_a_reboot_is_known_after_the_target_was_killed(
+    tmp_path: Path, certificates: Path, journal: str, policy: str
+) -> None:
+    """The target's daemon is killed after COMMIT. The next one never hears Finish; it reads the owner key."""
+    async with two_nodes(tmp_path, certificates) as pair:
+        before = (await pair.a.reading()).started
+        move, brake = await held_in(pair, "COPY", replace(SLOW, policy=policy))
+        await asyncio.sleep(0.01)  # another time of the clock
+        pair.a.driver.end(UUID, DomainEnd.REBOOT)
+        first = (await pair.a.reading()).started
+        assert first > before
+        (pair.a.hold / "FINISH").touch()
+        brake.unlink()
+        await becomes(lambda: _owned_by(pair, "b"))
+        if journal == "unreadable":
+            (line,) = (tmp_path / "b" / "journal").glob("*.target.json")
+            line.write_bytes(bytes(300))
+        settler = Settler(pair.b.context)  # that of the next daemon
+        settler.recall()
+        await settler.recall_illegible()
+        settling = asyncio.create_task(settler.run())
+        try:
+            await becomes(lambda: _runs_on(pair, "b"))
+            assert (await pair.b.reading()).started == first
+        finally:
+            await tasks.stop(settling)
+            (pair.a.hold / "FINISH").unlink()
+            await pair.a.moves.outcome(move)
+        assert pair.world.twice == []
+
+
+async def test_a_reboot_is_known_to_a_target_that_gives_up_after_commit(tmp_path: Path, certificates: Path) -> None:
+    """It has failed to act on Finish, as it does where the source is killed. The owner key tells it the time."""
+    async with two_nodes(tmp_path, certificates) as pair:
+        move, brake = await held_in(pair, "COPY")
+        await asyncio.sleep(0.01)  # another time of the clock
+        pair.a.driver.end(UUID, DomainEnd.REBOOT)
+        first = (await pair.a.reading()).started
+        pair.b.driver.fail("finish", Failed("not now"))
+        brake.unlink()
+        assert (await pair.a.moves.outcome(move)).state is MoveState.DONE
+        await pair.check("b")
+        assert (await pair.b.reading()).started == first
+
+
+async def _owned_by(pair: Pair, node: str) -> bool:
+    return await pair.owner() == node
+
+
+async def _runs_on(pair: Pair, node: str) -> bool:
+    return pair.world.running(UUID) == (node,)
 
 
 @pytest.mark.parametrize("phase", ["FINISH", "CONFIRM"])

@@ -11,7 +11,11 @@ from two_nodes import UUID, Pair, make_certificates, two_nodes
 
 from veery.cluster.keys import NODES
 from veery.errors import Failed, Refused
-from veery.migrate.journal import Line
+from veery.host.clock import Clock
+from veery.hypervisor.fake import FakeDriver
+from veery.hypervisor.fakeworld import World
+from veery.migrate import postcopy, wire
+from veery.migrate.journal import Line, Side
 from veery.model.domain import DomainEnd, DomainState
 from veery.model.move import MoveSettings, MoveState, Phase
 
@@ -162,6 +166,115 @@ async def test_a_source_that_dies_takes_the_run_with_it(tmp_path: Path, certific
         assert (ended.uuid, ended.end) == (UUID, DomainEnd.DIED)  # the caretaker answers with on_crash
         await pair.settled()
         assert (await pair.owner(), pair.world.running(UUID), pair.world.twice) == ("b", (), [])
+
+
+class Steps:
+    """A clock that goes on when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.time = 0.0
+
+    def now(self) -> float:
+        """As Clock."""
+        return self.time
+
+    def epoch(self) -> float:
+        """As Clock."""
+        return self.time
+
+    async def sleep(self, seconds: float) -> None:
+        """As Clock."""
+        self.time += seconds
+        await asyncio.sleep(0)
+
+
+class Waiting(FakeDriver):
+    """A target whose memory is whole at `whole_at` of its clock `steps`; `lost`: when it was given up."""
+
+    def __init__(self, name: str, world: World, clock: Clock) -> None:
+        super().__init__(name, world, clock)
+        self.steps, self.whole_at, self.lost = Steps(), float("inf"), 0.0
+
+    async def finish(self, uuid: str, *, paused: bool = False, started: float = 0.0) -> None:
+        """As Driver.finish."""
+
+    async def whole(self, uuid: str) -> bool:
+        """As PostCopier.whole."""
+        return self.steps.time >= self.whole_at
+
+    async def lose(self, uuid: str) -> None:
+        """As PostCopier.lose."""
+        self.lost = self.steps.time
+
+
+@pytest.mark.parametrize("arrives", [True, False])
+async def test_gone_is_believed_once_it_has_held(tmp_path: Path, certificates: Path, arrives: bool) -> None:
+    """The source's copy also goes when all of its memory has arrived, which the target may see a moment later."""
+    async with two_nodes(tmp_path, certificates, make=Waiting) as pair:
+        await know_each_other(pair)
+        await pair.a.driver.destroy(UUID)
+        driver = pair.b.driver
+        if arrives:
+            driver.whole_at = postcopy.ASK_INTERVAL_S + postcopy.GRACE_S - 0.5
+        async with asyncio.timeout(60):
+            await postcopy.await_rest(replace(pair.b.context, clock=driver.steps), line_of("a"), 0.0)
+        if arrives:
+            assert driver.lost == 0.0
+        else:
+            assert driver.lost > postcopy.ASK_INTERVAL_S + postcopy.GRACE_S
+
+
+async def called(pair: Pair) -> wire.Channel:
+    """A control connection from `a` to `b`."""
+    node = pair.b.node
+    return await wire.open_control(node.address, node.relocation_port, "b", pair.a.context.client_tls, 20)
+
+
+def line_of(source: str) -> Line:
+    """What the journal of `b` has of a post-copy from `source`."""
+    return Line(
+        move="m1",
+        side=Side.TARGET,
+        domain="busybox",
+        uuid=UUID,
+        boot="boot",
+        source=source,
+        target="b",
+        owner_revision=1,
+        post_copy=True,
+    )
+
+
+@pytest.mark.parametrize("message", [wire.Mend, wire.Ask])
+async def test_a_node_that_has_no_part_in_a_move_is_told_nothing(
+    tmp_path: Path, certificates: Path, message: type[wire.Mend] | type[wire.Ask]
+) -> None:
+    """Over such a connection it could read the memory of the domain, or write it."""
+    async with two_nodes(tmp_path, certificates) as pair:
+        line = pair.b.context.journal.write(line_of("c"))
+        channel = await called(pair)
+        await channel.send(message("m1", UUID))
+        with pytest.raises(Failed, match="closed the connection"):
+            await channel.expect((wire.Mending, wire.Told), 20)
+        await channel.close()
+        pair.b.context.journal.strike(line)
+
+
+@pytest.mark.parametrize("settled", [True, False])
+async def test_a_target_that_has_everything_takes_no_new_stream(
+    tmp_path: Path, certificates: Path, settled: bool
+) -> None:
+    """The source would otherwise try to replace the stream for ever."""
+    async with two_nodes(tmp_path, certificates) as pair:
+        assert (await pair.a.move(pair.b)).state is MoveState.DONE
+        line = line_of("a")
+        if not settled:
+            pair.b.context.journal.write(line)
+        channel = await called(pair)
+        await channel.send(wire.Mend("m1", UUID))
+        assert await channel.expect((wire.Mending, wire.Told), 20) == wire.Told("here")
+        await channel.close()
+        pair.b.context.journal.strike(line)
 
 
 async def test_daemons_that_begin_anew_see_it_through(tmp_path: Path, certificates: Path) -> None:

@@ -10,12 +10,14 @@ import pytest
 from two_nodes import SPEC, UUID, Pair, make_certificates, two_nodes
 
 from veery.cluster import owner as owners
+from veery.config.settings import MoveLimits
 from veery.errors import Refused
 from veery.host.clock import RealClock
+from veery.host.tasks import stop
 from veery.migrate import scheduler
 from veery.migrate.scheduler import CopyScheduler, Places, Stage, choose
 from veery.model.cluster import DomainRecord
-from veery.model.domain import DomainSpec
+from veery.model.domain import DomainSpec, DomainState
 from veery.model.move import MoveReport, MoveSettings, MoveState, Tuning
 from veery.model.volume import Attachments
 from veery.node.evacuation import spread
@@ -229,11 +231,21 @@ async def test_a_queue_that_shows_itself(tmp_path: Path, certificates: Path) -> 
 
 
 async def test_the_target_lets_in_so_many(tmp_path: Path, certificates: Path) -> None:
-    async with two_nodes(tmp_path, certificates) as pair:
+    async with two_nodes(tmp_path, certificates, limits=MoveLimits(into=1)) as pair:
         await with_more(pair, 2)
-        pair.b.receiver._places = asyncio.Semaphore(1)
+        half: list[int] = []
+
+        async def look() -> None:
+            while True:
+                readings = await pair.b.driver.list()
+                half.append(sum(reading.state is DomainState.INCOMING for reading in readings))
+                await asyncio.sleep(0.001)
+
+        looking = asyncio.create_task(look())
         reports = await all_moved(pair, MoveSettings(bandwidth=512 * MIB))
+        await stop(looking)
         assert [report.state for report in reports] == [MoveState.DONE] * 3
+        assert max(half) <= 1
 
 
 @pytest.mark.parametrize(("policy", "state"), [("gentle", "failed"), ("balanced", "done"), ("must-finish", "done")])

@@ -16,7 +16,7 @@ from veery.cluster import revocation
 from veery.cluster.admission import Admission
 from veery.cluster.keys import CERTIFICATES
 from veery.cluster.memory import MemoryStore
-from veery.config.settings import Relocation
+from veery.config.settings import MoveLimits, Relocation
 from veery.errors import Failed
 from veery.host import tls
 from veery.host.clock import Clock, RealClock
@@ -162,9 +162,15 @@ class Pair:
 
 @contextlib.asynccontextmanager
 async def two_nodes(
-    folder: Path, certificates: Path, spec: DomainSpec = SPEC, *, make: Callable[[str, World, Clock], Any] = FakeDriver
+    folder: Path,
+    certificates: Path,
+    spec: DomainSpec = SPEC,
+    *,
+    make: Callable[[str, World, Clock], Any] = FakeDriver,
+    limits: MoveLimits | None = None,
 ) -> AsyncIterator[Pair]:
-    """Both nodes up, the domain `spec` running on `a`; `make` makes the driver of a node."""
+    """Both nodes up, the domain `spec` running on `a`; `make` makes the driver of a node, `limits` are those of what it
+    takes in."""
     clock, world = RealClock(), World()
     root = MemoryStore(clock)
     async with asyncio.TaskGroup() as tasks:
@@ -190,7 +196,7 @@ async def two_nodes(
             )
             settler = Settler(context)
             moves = Moves(context, settler, folder / name / "moves")
-            receiver = Receiver(context, settler)
+            receiver = Receiver(context, settler, limits or MoveLimits())
             server_tls = tls.server_context(certificates / name)
             own = revocation.certificate((certificates / name / "server-cert.pem").read_text())
             await store.commit([], [CERTIFICATES.put(name, own)])

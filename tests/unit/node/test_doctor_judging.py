@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 
 from veery.host import kept
+from veery.model.domain import DomainReading, DomainState
 from veery.model.health import Health, Heard, Level
 from veery.node.doctor import (
     DAY_S,
     judge_bridges,
     judge_clock,
     judge_copies,
+    judge_domains,
     judge_end,
     judge_ends,
     judge_files,
@@ -97,3 +99,23 @@ def test_programs_that_end_again_and_again_pools_and_copies() -> None:
     assert judge_promises("a", usage).level is judge_shared("a", Path("/p"), usage).level is Level.WARN
     levels = [judge_copies("a", newest, 9 * DAY_S).level for newest in (0.0, 6 * DAY_S, 8 * DAY_S)]
     assert levels == [Level.WARN, Level.WARN, Level.OK]
+
+
+def reading(name: str, state: DomainState, reason: str = "") -> DomainReading:
+    return DomainReading(
+        name=name, uuid=name, domid=1, state=state, memory=64, vcpus=1, cpu_seconds=0, started=0, reason=reason
+    )
+
+
+def test_a_domain_that_its_disk_has_stopped_is_bad_and_named() -> None:
+    full = reading("web", DomainState.PAUSED, "virtio0: No space left on device")
+    others = [reading("db", DomainState.PAUSED), reading("dns", DomainState.RUNNING)]
+    (found,) = judge_domains("a", others, lambda name: "")
+    assert found.level is Level.OK
+    (found,) = judge_domains("a", [full, *others], lambda name: "")
+    assert (found.node, found.what, found.level) == ("a", "domains", Level.BAD)
+    assert found.told == "web is stopped by an error of its disk (virtio0: No space left on device)"
+    assert found.advice == "after the repair: veery --node a unpause web"
+    (found,) = judge_domains("a", [full], lambda name: f"{name} is being moved (COPY, move m1)")
+    assert "unpause" not in found.advice, "unpause is refused while it is moved"
+    assert "web is being moved (COPY, move m1)" in found.advice

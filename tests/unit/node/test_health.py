@@ -230,3 +230,37 @@ def test_readings_are_bounded_and_span_a_day() -> None:
     assert moments[-1].at is not None
     assert moments[0].at is not None
     assert 82_000 < moments[-1].at - moments[0].at <= 86_400
+
+
+class Slot(Dial):
+    """A sensor whose file holds the level and the serial of its disk."""
+
+    def judge(self, series: Series[str]) -> Iterator[Sign]:
+        level, serial = series.last.split()
+        yield sign(self.name, "sda", Level(level), "1", f"it is {level}", serial=serial)
+
+
+def test_another_disk_ends_a_fact_and_a_restart_forgets_no_serial(tmp_path: Path) -> None:
+    async def play() -> None:
+        scene = Scene(tmp_path, Slot("smart"))
+        scene.shows("smart", "bad A1")
+        task = asyncio.create_task(scene.node().run())
+        assert (await scene.until(NodeVerdict.EVACUATE)).signs[0].serial == "A1"
+        await stop(task)
+        scene.shows("smart", "ok A1")
+        again = scene.node()
+        assert (again.told().record.verdict, again.told().record.signs[0].serial) == (NodeVerdict.EVACUATE, "A1")
+        task = asyncio.create_task(again.run())
+        async with asyncio.timeout(WAIT_S):
+            while again.told().sensors[0].age_s is None:
+                await asyncio.sleep(0.02)
+        assert again.told().record.verdict is NodeVerdict.EVACUATE
+        await stop(task)
+        scene.shows("smart", "ok B2")
+        last = scene.node()
+        task = asyncio.create_task(last.run())
+        await scene.until(NodeVerdict.WELL)
+        assert any("smart sda: another part has taken the place of A1" in each.text for each in last.told().history)
+        await stop(task)
+
+    asyncio.run(play())

@@ -43,6 +43,7 @@ from veery.model.plan import Baseline
 from veery.model.volume import Attachments, Backing, Volume, VolumeMove
 from veery.node.devices import Devices
 from veery.node.domains import Domains
+from veery.node.saving import Saving
 from veery.node.volumes import VolumeRecords
 
 UUID = "11111111-2222-4333-8444-555555555555"
@@ -161,7 +162,7 @@ async def test_mem_set(stage: Stage) -> None:
 
 
 async def test_save(stage: Stage) -> None:
-    await stage.domains.save("web", stage.folder / "web.save", "destroyed")
+    await Saving(stage.domains, stage.store, Beating()).save("web", stage.folder / "web.save", "destroyed")
     await stage.intact("domain/web", "ha/web", "run/web")
 
 

@@ -68,7 +68,7 @@ from pathlib import Path
 from veery.errors import Failed
 from veery.host import kept
 from veery.migrate.journal import Journal
-from veery.node import volumejournal
+from veery.node.volume_moves import journal as volumejournal
 
 folder = Path(sys.argv[1])
 soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

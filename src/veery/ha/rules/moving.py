@@ -9,7 +9,7 @@ from veery.ha.context import DecisionContext, failed_tries, note, order, restart
 from veery.ha.sickness import leaving_order, may_leave
 from veery.ha.states import IN_USE, NodeState
 from veery.model.ha import Action, Clear, DomainView, End, IntentKind, Level, Move
-from veery.model.verdict import NodeVerdict
+from veery.model.verdict import HealthRecord, NodeVerdict
 
 
 def drain(context: DecisionContext) -> Iterator[Action]:
@@ -26,7 +26,10 @@ def leave_sick(context: DecisionContext) -> Iterator[Action]:
         health = context.view.nodes[name].health
         if state not in IN_USE:
             continue
-        if health.verdict is NodeVerdict.QUARANTINE:
+        if cause := sickness.shared_quarantine(context, name):
+            reason = f"{name} still receives domains ({health.reason}): {cause}"
+            yield note(f"health/{name}", "common", reason, Level.ALARM)
+        elif health.verdict is NodeVerdict.QUARANTINE:
             yield note(f"health/{name}", "quarantine", f"{name} receives no domains: {health.reason}", Level.WARNING)
         elif health.verdict is NodeVerdict.WELL and (withheld := health.withheld):
             what = "emptied" if withheld.would is NodeVerdict.EVACUATE else "given no domains"
@@ -38,11 +41,16 @@ def leave_sick(context: DecisionContext) -> Iterator[Action]:
             yield note(f"health/{name}", "sick", f"{name} is sick ({health.reason})", Level.ALARM)
         if state is NodeState.SICK and name not in held:
             domains = sorted((each for each in context.on[name] if may_leave(each)), key=leaving_order)
-            yield from _away(context, name, f"is sick ({health.reason})", domains, urgent=health.severe)
+            yield from _away(context, name, f"is sick ({health.reason})", domains, verdict=health)
 
 
 def _away(
-    context: DecisionContext, name: str, why: str, domains: Sequence[DomainView], *, urgent: bool = False
+    context: DecisionContext,
+    name: str,
+    why: str,
+    domains: Sequence[DomainView],
+    *,
+    verdict: HealthRecord | None = None,
 ) -> Iterator[Action]:
     for domain in domains:
         subject = f"domain/{domain.name}"
@@ -59,7 +67,7 @@ def _away(
             reason = f"{name} {why}, but it stays: {context.book.why_not(domain, avoid=(name,))}"
             yield note(subject, "stuck", reason, Level.ALARM)
             continue
-        yield from _move(context, domain, name, target, f"{name} {why}", urgent=urgent)
+        yield from _move(context, domain, name, target, f"{name} {why}", verdict=verdict)
 
 
 def _move(
@@ -70,7 +78,7 @@ def _move(
     why: str,
     *,
     homeward: bool = False,
-    urgent: bool = False,
+    verdict: HealthRecord | None = None,
 ) -> Iterator[Action]:
     subject = f"domain/{domain.name}"
     if domain.owner is None:
@@ -87,7 +95,8 @@ def _move(
         target=target,
         owner=domain.owner,
         homeward=homeward,
-        urgent=urgent,
+        urgent=verdict is not None and verdict.severe,
+        verdict=verdict.reason if verdict else "",
         run=domain.run,
     )
 
@@ -120,7 +129,7 @@ def _home(context: DecisionContext, domain: DomainView, home: str) -> Iterator[A
     source = domain.owner.node
     if context.resting(subject):
         yield note(subject, "stuck", f"comes home to {home}; {context.resting(subject)}", Level.WARNING)
-    elif context.states.get(source) is not NodeState.PRESENT:
+    elif context.states.get(source) not in (NodeState.PRESENT, NodeState.OUTDATED):
         yield note(subject, "stuck", f"comes home to {home} when {source} is well again", Level.WARNING)
     elif refused := context.book.refuses(domain, home, apart_from=_following(context, domain, home)):
         yield note(subject, "stuck", f"cannot come home: {refused}", Level.WARNING)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from veery.ha.context import DecisionContext, note
-from veery.ha.states import NodeState
+from veery.ha.states import NodeState, cut_off, outdated
 from veery.model.ha import Action, Admit, ClusterView, Drop, End, FenceRecord, FenceState, Level, NodeView
 
 MOVE = "move"  # prefix of the subject of a note about a domain's move; the domain itself may have another note
+DISK = "disk"  # prefix of the subject of a note about the disks of a domain
 
 
 def tell_unreadable(context: DecisionContext) -> Iterator[Action]:
@@ -25,6 +26,17 @@ def _left_alone(subject: str, sentences: tuple[str, ...]) -> Action:
     return note(subject, NodeState.UNREADABLE, f"left alone: {'; '.join(sentences)}", Level.ALARM)
 
 
+def tell_outdated(context: DecisionContext) -> Iterator[Action]:
+    """Report nodes whose version does not support the cluster's level: they receive no domains."""
+    for name, state in context.states.items():
+        if state is NodeState.OUTDATED:
+            node = context.view.nodes[name]
+            mute = cut_off(context.view, node, context.rules)
+            silent = "; its heartbeats on storage have stopped, and its domains are left alone" if mute else ""
+            reason = f"receives no domains: {outdated(context.view, node)}{silent}; upgrade veery there"
+            yield note(f"node/{name}", state, reason, Level.WARNING)
+
+
 def tell_unsettled(context: DecisionContext) -> Iterator[Action]:
     """Report moves that do not settle by themselves, as an alarm: such a move blocks every order for its domain."""
     for name, sentences in unsettled(context.view).items():
@@ -39,6 +51,18 @@ def unsettled(view: ClusterView) -> dict[str, list[str]]:
             for domain, sentence in node.reading.unsettled.items():
                 found.setdefault(domain, []).append(f"on {node.name}: {sentence}")
     return found
+
+
+def tell_stopped(context: DecisionContext) -> Iterator[Action]:
+    """Report domains that an error of their disk has stopped, as an alarm: such a guest waits until somebody lets it
+    try again."""
+    for node in context.view.nodes.values():
+        if not node.fresh or node.reading is None:
+            continue
+        for copy in node.reading.copies:
+            domain = context.view.domains.get(copy.domain)
+            if copy.faulty and domain and domain.owner and domain.owner.node == node.name:
+                yield note(f"{DISK}/{copy.domain}", "disk-error", f"{copy.domain} is {copy.said}", Level.ALARM)
 
 
 def settle_moves(context: DecisionContext) -> Iterator[Action]:

@@ -11,7 +11,7 @@ from veery.cluster import adopt as adoption
 from veery.cluster import owner as gate
 from veery.cluster.keys import OWNERS
 from veery.errors import Failed, Refused, VeeryError
-from veery.ha import draining, orders
+from veery.ha import draining, moverecord, orders
 from veery.ha.simulation.clock import BEGIN, TrueClock
 from veery.ha.simulation.scenario import Step
 from veery.ha.simulation.stage import Stage, any_name, brain, command, machine_of, name_of, tell
@@ -136,16 +136,16 @@ async def destroy(stage: Stage, step: Step) -> None:
 async def create(stage: Stage, step: Step) -> None:
     """veery create DOMAIN, on NODE."""
     machine = machine_of(stage, step)
-    command(stage, f"create {step.domain} on {machine.name}")
+    command(stage, f"create {step.domain} on {machine.name}{' --force' if step.force else ''}")
     if Role.HYPERVISOR not in machine.roles:
         raise Refused(f"{machine.name} runs no domains")
-    _ask(stage, machine.name, step.domain, stage.nodes[machine.name].create(step.domain))
+    _ask(stage, machine.name, step.domain, stage.nodes[machine.name].create(step.domain, force=step.force))
 
 
 async def migrate(stage: Stage, step: Step) -> None:
     """veery migrate DOMAIN NODE: begun, not waited for."""
     name = name_of(stage, step)
-    command(stage, f"migrate {step.domain} {name}")
+    command(stage, f"migrate {step.domain} {name}{' --force' if step.force else ''}")
     _quorum(stage)
     owner = await OWNERS.get(stage.data, step.domain)
     if owner is None:
@@ -155,6 +155,8 @@ async def migrate(stage: Stage, step: Step) -> None:
     if Role.HYPERVISOR not in stage.world.machines[name].roles:
         raise Refused(f"{name} runs no domains")
     await orders.require_undrained(stage.data, name)
+    if not step.force:
+        await orders.require_well(stage.data, name)
     node = stage.nodes[owner.node]
     _ask(stage, owner.node, step.domain, node.migrate(step.domain, stage.nodes[name]))
 
@@ -187,3 +189,16 @@ async def ask_why(stage: Stage, step: Step) -> None:
     command(stage, f"why {name}")
     for line in why(brain(stage).view_now(), name, stage.world.now() + BEGIN, stage.scenario.rules):
         stage.world.say("veery", line)
+
+
+async def ask_record(stage: Stage, step: Step) -> None:
+    """veery node health --record."""
+    del step
+    command(stage, "node health --record")
+    for each in await moverecord.records(stage.data):
+        gap, time, outcome = each.promised.gap_ms, each.promised.total_ms, each.outcome
+        promised = each.promised.why if gap is None or time is None else f"{gap:.0f} ms gap, {time / 1000:.1f} s"
+        took = "" if outcome.total_ms is None else f" after {outcome.total_ms / 1000:.1f} s"
+        error = f": {outcome.error}" if outcome.error else ""
+        result = f"{outcome.result}{took}{error}"
+        stage.world.say("veery", f"{each.domain} {each.source} to {each.target}: forecast {promised}; {result}")

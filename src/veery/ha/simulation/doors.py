@@ -11,9 +11,11 @@ from veery.ha.simulation.node import SimNode
 from veery.ha.simulation.promises import Promises
 from veery.ha.simulation.world import ANSWER, World
 from veery.model.ha import WATCHDOG, NodeReading, Proof, StorageHeartbeat, StorageHeartbeats, Ticket
+from veery.model.verdict import MoveOutcome, MovePromise, MoveResult
 
 T = TypeVar("T")
 
+GAP_MS = 100.0  # of every move
 ORDER = 20.0  # seconds after which an order without an answer is given up
 
 
@@ -101,10 +103,18 @@ class SimDoors:
         self._world.fails("answer", ticket.domain)
         self._world.starts.append((self._world.now(), ticket.domain, ticket.node))
 
-    async def move(self, domain: str, source: str, target: str, *, urgent: bool = False) -> None:
+    async def forecast(self, domain: str, source: str, target: str, *, urgent: bool = False) -> MovePromise:
+        """As NodeControl.forecast: the time of the copy."""
+        del target, urgent
+        await self._gate()
+        await self._world.call(self._me, source)
+        return MovePromise(gap_ms=GAP_MS, total_ms=self._world.scenario.domains[domain].copy * 1000)
+
+    async def move(self, domain: str, source: str, target: str, *, urgent: bool = False) -> MoveOutcome:
         """As NodeControl.move. Every copy takes its time, be it urgent or not."""
         del urgent
         await self._gate()
+        begun = self._world.now()
         await self._promises.move(self._me, domain, source, target)
         try:
             await self._world.call(self._me, source)
@@ -114,6 +124,8 @@ class SimDoors:
             await self._answer(source, self._nodes[source].send(domain, self._nodes[target]), deadline=3600.0)
         finally:
             self._promises.moved(domain)
+        total_ms = round((self._world.now() - begun) * 1000, 1)
+        return MoveOutcome(result=MoveResult.DONE, paused_ms=GAP_MS, total_ms=total_ms)
 
     async def end(self, node: str, domain: str, boot: str) -> None:
         """As NodeControl.end."""

@@ -21,6 +21,7 @@ from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
 from veery.ha import orders
 from veery.ha.simulation.reach import NodeStore
 from veery.ha.simulation.world import Copy, Machine, NodeClock, World
+from veery.ha.wanted import WantedRecords
 from veery.health.sign import Level, Sign, sign
 from veery.health.verdict import WHOLE, acknowledge, conclude, follow, rebooted
 from veery.model.adoption import CopyHere, Inventory
@@ -53,9 +54,8 @@ class SimNode:
         self._alone = world.now()  # since when neither cluster nor storage was reached
         self._stopped = False
         self._starting: set[str] = set()
-        self._unstarted: set[str] = set()  # boots of starts that the store's absence cut short
         self._sending: set[str] = set()
-        self._unsaid: dict[str, bool] = {}  # whether a domain is wanted, which the store has not been told yet
+        self._wanted = WantedRecords(self.store, self.name)
         self._door = asyncio.Lock()  # a storage node's: whom it lets in is changed by one at a time
 
     async def run(self) -> None:
@@ -210,8 +210,8 @@ class SimNode:
 
     async def _tidy(self) -> None:
         """Obey the owner keys, and give back those whose domain is gone here."""
-        for name in list(self._unsaid):
-            await self._settle_wanted(name)
+        for name in self._wanted.unsaid():
+            await self._wanted.settle(name)
         before = dict(self.machine.copies)
         entries = (await self.store.scan(OWNERS.prefix)).entries
         owners = {owner.domain: owner for owner in map(OWNERS.value, entries)}
@@ -234,10 +234,7 @@ class SimNode:
             if owner.node == self.name and name not in before and not {name} & (self._starting | self._sending):
                 if name in self.machine.copies:
                     continue
-                if owner.boot in self._unstarted:
-                    await orders.spare(self.store, name, self.name)
-                    self._unstarted.discard(owner.boot)
-                await orders.give_back(self.store, owner)
+                await self._wanted.give_back(owner)
                 self.world.say(self.name, f"gives {name} back: it does not run here")
 
     async def _unfenced(self) -> bool:
@@ -286,7 +283,7 @@ class SimNode:
                     raise Failed(f"{name} stands on {self.name} already")
                 await self._still_mine(owner)
             except (StoreUnavailable, OutcomeUnknown):
-                self._unstarted.add(boot)
+                self._wanted.cut_short(boot)
                 self.world.unstarted.append((self.world.now(), name))
                 raise
             self.world.begin(self.machine, name, owner.boot)
@@ -305,11 +302,13 @@ class SimNode:
             raise Refused(f"the disk of {name} is not on {self.name}")
 
     # ---- what users ask
-    async def create(self, name: str) -> None:
+    async def create(self, name: str, *, force: bool = False) -> None:
         """As Domains.create of the daemon. Raises VeeryError: nobody owns it then, or its owner is unknown."""
         await self.machine.gate()
         await self.heartbeat.require()
         await orders.require_undrained(self.store, self.name)
+        if not force:
+            await orders.require_well(self.store, self.name)
         if name in self.machine.copies or name in self._starting:
             raise Refused(f"{name} stands on {self.name} already")
         self._require_disk(name)
@@ -322,7 +321,7 @@ class SimNode:
             self.world.begin(self.machine, name, owner.boot)
         finally:
             self._starting.discard(name)
-        await self._say_wanted(name, wanted=True)
+        await self._wanted.say(name, wanted=True)
 
     async def destroy(self, name: str) -> None:
         """As Domains.destroy of the daemon."""
@@ -330,28 +329,13 @@ class SimNode:
         copy = self.machine.copies.get(name)
         if copy is None:
             raise Refused(f"{name} does not run on {self.name}")
-        await self._say_wanted(name, wanted=False)
+        await self._wanted.say(name, wanted=False)
         await self.end(name, copy.boot)
 
     async def migrate(self, name: str, target: SimNode) -> None:
         """As Domains.migrate of the daemon, for a user: it does not come home afterwards."""
         await self.send(name, target)
         await orders.stay(self.store, name)
-
-    async def _say_wanted(self, name: str, *, wanted: bool) -> None:
-        self._unsaid[name] = wanted
-        with contextlib.suppress(VeeryError):
-            await self._settle_wanted(name)
-
-    async def _settle_wanted(self, name: str) -> None:
-        wanted = self._unsaid.get(name)
-        if wanted is None:
-            return
-        await orders.want(self.store, name, wanted=wanted)
-        if wanted:
-            await orders.stay(self.store, name)
-        if self._unsaid.get(name) is wanted:
-            del self._unsaid[name]
 
     async def end(self, domain: str, boot: str) -> None:
         """As NodeControl.end, on this node."""
@@ -363,7 +347,7 @@ class SimNode:
             del self.machine.copies[domain]
         owner = await gate.read(self.store, domain)
         if owner is not None and (owner.node, owner.boot) == (self.name, boot):
-            await orders.give_back(self.store, owner)
+            await self._wanted.give_back(owner)
 
     async def _reconcile(self) -> None:
         """A storage service that has started again knows nobody and lets nobody in, until the records tell it; while

@@ -58,13 +58,15 @@ class Promises:
         facts = {"quorum"} if self._world.members() and not gone_back else set()
         facts |= {"disarmed"} if records.disarmed else set()
         facts |= {"doubted"} if records.doubted else {f"knows/{name}" for name in self._know_better(records)}
-        for name, machine in self._world.machines.items():
+        machines = self._world.machines.items()
+        hypervisors = [name for name, machine in machines if Role.HYPERVISOR in machine.roles]
+        for name, machine in machines:
             facts |= {f"gone/{name}"} if not records.alive(name) else {f"there/{name}"}
             facts |= {f"drain/{name}"} if records.drained(name) else set()
             facts |= {f"resume/{name}"} if records.resumed(name) else set()
             facts |= {f"sick/{name}"} if machine.health.verdict is NodeVerdict.EVACUATE else set()
             facts |= {f"severe/{name}"} if machine.health.severe else set()
-            facts |= {f"unsound/{name}"} if records.unsound(name) else set()
+            facts |= {f"unsound/{name}"} if records.unsound(name, hypervisors) else set()
             for storage in self._world.storages():
                 at, stopped = storage.signs.get(name, (-1e9, False))
                 young = self._world.now() - at < self._world.scenario.rules.sign
@@ -170,7 +172,7 @@ class Promises:
 
     def _welcomes(self, records: Records, leader: str, node: str) -> bool:
         """Whether nothing keeps the leader from giving domains to `node`."""
-        well = self._world.machines[node].sound and not records.unsound(node) and not records.fences_of(node)
+        well = self._world.machines[node].sound and not records.unsound(node, ()) and not records.fences_of(node)
         hears = self._world.linked(leader, node) and self._lasted(f"there/{node}") > 0
         return well and hears and self._may_take(records, node) and self._keeps_storage(node)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, TypeVar
 
 from veery.cluster.keys import (
@@ -89,10 +90,25 @@ class Records:
         entry = self._entries.get(FENCES.key(node))
         return entry.created if entry else 0
 
-    def unsound(self, node: str) -> bool:
-        """Whether the sensors of `node` speak against it."""
+    def unsound(self, node: str, hypervisors: Collection[str]) -> bool:
+        """Whether the sensors of `node` speak against it. A state that half of the `hypervisors` show, and that puts
+        the node into quarantine at most, does not."""
         health = self._one(HEALTHS, node)
-        return health is not None and health.verdict is not NodeVerdict.WELL
+        if health is None or health.verdict is NodeVerdict.WELL:
+            return False
+        asking = [each for each in health.signs if each.asks is not NodeVerdict.WELL]
+        if health.verdict is NodeVerdict.EVACUATE or not all(each.shared for each in asking):
+            return True
+        told = {name: self._one(HEALTHS, name) for name in hypervisors}
+        show = {
+            sensor: [
+                name
+                for name, each in told.items()
+                if each and any(sign.sensor == sensor and sign.asks is not NodeVerdict.WELL for sign in each.signs)
+            ]
+            for sensor in {each.sensor for each in asking}
+        }
+        return any(len(names) < 2 or 2 * len(names) < len(hypervisors) for names in show.values())
 
     def drained(self, node: str) -> bool:
         """Whether `node` is to be empty."""

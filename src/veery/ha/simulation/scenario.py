@@ -66,7 +66,8 @@ class HealthSetup:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """At second `at`, `do` one thing of veery.ha.simulation.steps; the other fields are its arguments. Of a cut: `peer`
-    is the other node ("": all), `way` "both", "in" or "out", as packets go to or from `node`."""
+    is the other node ("": all), `way` "both", "in" or "out", as packets go to or from `node`. `tree`: a recorded
+    tree of sensors, relative to the scenario's folder."""
 
     at: float
     do: str
@@ -90,6 +91,9 @@ class Step:
     level: str = ""
     value: str = ""
     counter: bool = False
+    serial: str = ""
+    exposed: bool = False
+    tree: str = ""
 
 
 SEED = {  # the seed's lab: two hypervisors, and the storage as witness
@@ -101,7 +105,7 @@ SEED = {  # the seed's lab: two hypervisors, and the storage as witness
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """One story. `about`: one line; `seconds`: how long it is played."""
+    """One story. `about`: one line; `seconds`: how long it is played; `folder`: where it is kept."""
 
     about: str
     seconds: float
@@ -111,6 +115,7 @@ class Scenario:
     rules: Rules = field(default_factory=Rules)
     health: HealthSetup = field(default_factory=HealthSetup)
     steps: tuple[Step, ...] = ()
+    folder: Path = Path()
 
     @property
     def restores(self) -> bool:
@@ -139,16 +144,16 @@ def load(folder: Path) -> Scenario:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise Refused(f"{path}: {error}") from None
     try:
-        return _scenario(data)
+        return _scenario(data, folder)
     except (Refused, msgspec.ValidationError) as error:
         raise Refused(f"{path}: {error}", hint="docs/ha.md has the keys of a scenario") from None
 
 
-def _scenario(data: dict[str, Any]) -> Scenario:
+def _scenario(data: dict[str, Any], folder: Path) -> Scenario:
     unknown = set(data) - {"about", "seconds", "rules", "health", "at", *_TABLES}
     if unknown:
         raise Refused(f"unknown key {sorted(unknown)[0]!r}")
-    values: dict[str, Any] = {"about": data.get("about", ""), "seconds": data.get("seconds", 60.0)}
+    values: dict[str, Any] = {"about": data.get("about", ""), "seconds": data.get("seconds", 60.0), "folder": folder}
     for table, kind in _TABLES.items():
         if table in data:
             values[table] = {name: _value(each, kind, f"{table}.{name}") for name, each in data[table].items()}
@@ -197,5 +202,7 @@ def _check(scenario: Scenario) -> None:
             raise Refused(f"at {step.at:g}: no node {step.peer!r}")
         if step.way not in WAYS:
             raise Refused(f"at {step.at:g}: no way {step.way!r}", hint="both, in or out")
+        if step.tree and not (scenario.folder / step.tree).is_dir():
+            raise Refused(f"at {step.at:g}: no folder {step.tree!r} beside the scenario")
         if step.domain and step.domain not in scenario.domains:
             raise Refused(f"at {step.at:g}: no domain {step.domain!r}")

@@ -15,7 +15,9 @@ from veery.ha.simulation.clock import BEGIN
 from veery.ha.simulation.paths import NETS
 from veery.ha.simulation.scenario import Step
 from veery.ha.simulation.stage import Stage, any_name, machine_of, name_of
-from veery.health.sign import Level, sign
+from veery.ha.simulation.world import Machine
+from veery.health import looking
+from veery.health.sign import RANK, Level, sign
 
 ANNOUNCED_S = 60.0  # as the setting ha.away ships
 
@@ -285,12 +287,34 @@ async def well(stage: Stage, step: Step) -> None:
 
 async def sign_shown(stage: Stage, step: Step) -> None:
     """`sensor` of NODE finds `part` to be at `level` (ok, watch, bad, unknown), with `value` and `text`; `counter`: a
-    counter grows too fast, nothing that has happened for good."""
+    counter grows too fast, nothing that has happened for good; `serial`: that of the part;
+    `exposed`: the next fault of its kind ends the node. With
+    `tree` all sensors of NODE read that recorded tree instead."""
     machine = machine_of(stage, step)
+    if step.tree:
+        _tree_shown(stage, machine, step.tree)
+        return
     part, level = step.part or "it", Level(step.level)
     text = step.text or f"it is {level}"
-    machine.shown[step.sensor, part] = sign(step.sensor, part, level, step.value, text, counter=step.counter)
+    machine.shown[step.sensor, part] = sign(
+        step.sensor,
+        part,
+        level,
+        step.value,
+        text,
+        counter=step.counter,
+        serial=step.serial,
+        exposed=step.exposed,
+    )
     stage.world.say("world", f"{step.sensor} of {machine.name} finds {part} {level}: {text}")
+
+
+def _tree_shown(stage: Stage, machine: Machine, tree: str) -> None:
+    found = looking.case(stage.scenario.folder / tree)
+    machine.shown.clear()
+    for each in sorted(found.signs, key=lambda each: RANK[each.level]):  # of several about one part the gravest
+        machine.shown[each.sensor, each.part] = each
+    stage.world.say("world", f"the sensors of {machine.name} read {tree.rpartition('/')[2]}: {found.level}")
 
 
 async def sensor_hung(stage: Stage, step: Step) -> None:
@@ -380,6 +404,7 @@ STEPS: dict[str, Callable[[Stage, Step], Awaitable[None]]] = {
     "create": commands.create,
     "migrate": commands.migrate,
     "why": commands.ask_why,
+    "record": commands.ask_record,
     "snapshot-store": snapshot_store,
     "restore-store": restore_store,
     "adopt": commands.adopt,
@@ -429,9 +454,11 @@ def check(step: Step) -> None:
     """Raises Refused for a step that is not known, or lacks a field that it needs."""
     if step.do not in STEPS:
         raise Refused(f"at {step.at:g}: no step {step.do!r}", hint=f"there are {', '.join(STEPS)}")
-    for name in NEEDS.get(step.do, ()):
+    for name in ("node",) if step.tree else NEEDS.get(step.do, ()):
         if not getattr(step, name):
             raise Refused(f"at {step.at:g}: {step.do} needs `{name}`", hint="docs/ha.md has the keys of a scenario")
+    if step.tree and step.do != "sign":
+        raise Refused(f"at {step.at:g}: {step.do} reads no tree", hint="only `sign` does")
     if step.level and step.level not in tuple(Level):
         raise Refused(f"at {step.at:g}: no level {step.level!r}", hint=f"one of {', '.join(Level)}")
     if step.do == "why" and not (step.node or step.domain):

@@ -99,7 +99,8 @@ class Domain:
         self.unplugged: dict[str, asyncio.Future[None]] = {}
         self.on_unplug: Callable[[str], None] = lambda device: None
         self.listeners: set[Callable[[str, Mapping[str, Any]], None]] = set()  # each hears every event first
-        self.mirrors: Mirrors | None = None  # its disks are being copied away
+        self.mirrors: Mirrors | None = None  # copies of its disks, complete or left behind
+        self.mirroring: Mirrors | None = None  # its disks are being copied away
         self.copying: Transfer | None = None  # it is being copied away
         self.lifeline: Transfer | None = (
             None  # while it arrives: a connection made before QEMU can hang on a missing page

@@ -430,6 +430,13 @@ class QemuDriver:
         tls = self._certificates() if settings.tls else None
         await mirrors.copy(through, settings, report, tls=tls, peer=peer)
 
+    async def tune_disks(self, uuid: str, bandwidth: int) -> None:
+        """See DiskMover.tune_disks."""
+        domain = self._registry.domain(uuid)
+        if domain.mirroring is None:
+            raise Refused(f"no disk of {domain.record.spec.name} is being copied")
+        await domain.mirroring.tune(bandwidth)
+
     # ---- disks that switch to another LUN
 
     async def copy_disk(

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
+import os
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from typing import Any
 from veery.errors import Failed, OutcomeUnknown, Refused, VeeryError
 from veery.host import tasks
 from veery.host.clock import Clock
-from veery.hypervisor.base import Report
+from veery.hypervisor.base import DiskFull, Report
 from veery.hypervisor.qemu import lending
 from veery.hypervisor.qemu.build import disk_id
 from veery.hypervisor.qemu.domain import Domain
@@ -34,6 +36,7 @@ TLS_OBJECT, AUTHZ_OBJECT, LISTENER = "disk-tls", "disk-peer", "disk-listener"
 OPEN_DEADLINE_S = 20.0
 END_DEADLINE_S = 30.0
 POLL_INTERVAL_S = 0.2
+NO_SPACE = os.strerror(errno.ENOSPC)
 BURST = 16 << 20
 """Bytes that a job with a speed limit has under way before it rests (block/mirror.c: 16 requests of 1 MiB)."""
 
@@ -122,6 +125,8 @@ class Mirrors:
         """Prepare the mirrors of `vdevs`; nothing happens before `copy`."""
         self.domain, self._clock = domain, clock
         self.jobs = {f"{PREFIX}{vdev}": vdev for vdev in vdevs}
+        self._bandwidth = 0
+        self._tuned = 0.0  # when that was changed last
         self._news = asyncio.Event()
         self._ended: dict[str, str] = {}  # job: its error, "" for none
         self._migration = ""
@@ -129,21 +134,32 @@ class Mirrors:
 
     async def copy(self, through: str, settings: MoveSettings, report: Report, *, tls: Path | None, peer: str) -> None:
         """Start all mirrors and wait until each is complete. Raises Failed; nothing is then left of them."""
-        domain = self.domain
+        domain, self._bandwidth = self.domain, settings.bandwidth
         domain.update(stage=Stage.SENDING)
         domain.listeners.add(self._hear)
+        domain.mirroring = self
         try:
             extra: dict[str, Any] = {}
             if tls is not None:
                 await _certify(domain, tls, "client")
                 extra = {"tls-creds": TLS_OBJECT, "tls-hostname": peer}
             for job, vdev in self.jobs.items():
-                await self._start(job, vdev, through, settings.bandwidth // len(self.jobs), extra)
-            await self._await_synced(settings, report)
+                await self._start(job, vdev, through, extra)
+            await self._await_synced(settings.stall, report)
             domain.mirrors = self
         except BaseException:
             await tasks.to_the_end(self.give_up())
             raise
+        finally:
+            domain.mirroring = None
+
+    async def tune(self, bandwidth: int) -> None:
+        """See DiskMover.tune_disks. A mirror that starts later gets the new speed, and one that has ended needs
+        none."""
+        self._bandwidth, self._tuned = bandwidth, self._clock.now()
+        for job in self.jobs:
+            with contextlib.suppress(CommandError):
+                await self.domain.monitor.execute("block-job-set-speed", {"device": job, "speed": self._speed()})
 
     async def switch_over(self) -> None:
         """Wait for the memory copy's pause, end the mirrors, let the copy continue. Raises Failed when a mirror
@@ -187,7 +203,12 @@ class Mirrors:
 
     # ---- inside
 
-    async def _start(self, job: str, vdev: str, through: str, speed: int, extra: dict[str, Any]) -> None:
+    def _speed(self) -> int:
+        """Return the speed of one mirror. 0 is unlimited for QEMU, so a limit that is smaller than the number of
+        mirrors is 1."""
+        return max(self._bandwidth // len(self.jobs), 1) if self._bandwidth else 0
+
+    async def _start(self, job: str, vdev: str, through: str, extra: dict[str, Any]) -> None:
         node = {
             "driver": "nbd",
             "node-name": job,
@@ -203,14 +224,15 @@ class Mirrors:
             "target": job,
             "sync": "full",
             "copy-mode": "write-blocking",
-            "speed": speed,
+            "speed": (speed := self._speed()),
         }
         await self.domain.monitor.execute("blockdev-mirror", mirror, deadline=OPEN_DEADLINE_S)
+        if self._speed() != speed:  # it was changed while the job was starting
+            await self.tune(self._bandwidth)
 
-    async def _await_synced(self, settings: MoveSettings, report: Report) -> None:
+    async def _await_synced(self, stall: float, report: Report) -> None:
         name, now = self.domain.record.spec.name, self._clock.now()
         moved, before, rate = now, (now, 0), 0.0
-        pause = BURST * len(self.jobs) / settings.bandwidth if settings.bandwidth else 0.0
         while True:
             self._check()
             rows: list[dict[str, Any]] = []
@@ -228,9 +250,10 @@ class Mirrors:
                 report(MoveProgress(phase=Phase.COPY, step="disks", rate=rate, disk_total=total, disk_remaining=left))
                 if all(row["ready"] for row in mine):
                     return
-            if now - moved > settings.stall + pause:
+            pause = BURST * len(self.jobs) / self._bandwidth if self._bandwidth else 0.0
+            if now - max(moved, self._tuned) > stall + pause:
                 raise Failed(
-                    f"{name}: no part of its disks was copied for {settings.stall:g} s",
+                    f"{name}: no part of its disks was copied for {stall:g} s",
                     hint="is the path to the target up?",
                 )
             await self._change(POLL_INTERVAL_S)
@@ -239,7 +262,8 @@ class Mirrors:
         """Raise Failed for a mirror that broke."""
         for job, error in self._ended.items():
             if error:
-                raise Failed(
+                kind = DiskFull if NO_SPACE in error else Failed
+                raise kind(
                     f"{self.domain.record.spec.name}: the copy of its {self.jobs[job]} broke: {error}",
                     hint="does the target still have space for it? --disk-dir names another folder there",
                 )
@@ -270,7 +294,8 @@ class Mirrors:
 async def send(mirrors: Mirrors, sending: Coroutine[Any, Any, CopyResult]) -> CopyResult:
     """Run `sending`, the memory copy of a domain whose disks are mirrored, and end the mirrors in its pause.
 
-    No mirror is left in any case. Raises Failed when a mirror breaks: the copy is then undone."""
+    No mirror is left in any case. Raises Failed when a mirror breaks: the copy is then undone. A cancellation that
+    comes meanwhile does not hide why, as it often follows from it: the target sees its stream end."""
     domain = mirrors.domain
     try:
         await _pausing(domain, on=True)
@@ -290,11 +315,24 @@ async def send(mirrors: Mirrors, sending: Coroutine[Any, Any, CopyResult]) -> Co
         if not mirrors.switched:
             raise Failed(f"{domain.record.spec.name}: its memory was copied before its disks were complete")
         return result
+    except asyncio.CancelledError:
+        if broke := _error(switching):
+            raise broke from None
+        raise
     finally:
-        for task in (copying, switching):
-            task.cancel()
-        await tasks.to_the_end(_joined(copying, switching))
-        await tasks.to_the_end(mirrors.drop())
+        _, cancelled = await tasks.through(_clear(mirrors, copying, switching))
+        if cancelled is not None and _error(switching) is None:
+            raise cancelled
+
+
+async def _clear(mirrors: Mirrors, *left: asyncio.Task[Any]) -> None:
+    """End the tasks of a copy, and then its mirrors."""
+    await tasks.stop(*left)
+    await mirrors.drop()
+
+
+def _error(task: asyncio.Task[Any]) -> BaseException | None:
+    return task.exception() if task.done() and not task.cancelled() else None
 
 
 async def end(domain: Domain, clock: Clock) -> None:
@@ -359,7 +397,3 @@ async def _within(message: str) -> AsyncIterator[None]:
             yield
     except TimeoutError as error:
         raise Failed(f"{message} within {END_DEADLINE_S:g} s") from error
-
-
-async def _joined(*joined: asyncio.Task[Any]) -> None:
-    await asyncio.wait(joined)

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 
-from veery.errors import Failed, Refused, VeeryError
+from veery.errors import Failed, NotFound, Refused, VeeryError
 from veery.host import kept, tasks
 from veery.host.clock import Clock
 from veery.host.files import write_atomic
@@ -87,7 +87,7 @@ class Registry:
         """Return the domain, for reading only: it may be just starting. Raises Refused when it is not here."""
         domain = self._domains.get(uuid)
         if domain is None:
-            raise Refused(f"no domain {uuid} here", hint="veery list shows the domains here")
+            raise NotFound(f"no domain {uuid} here", hint="veery list shows the domains here")
         return domain
 
     def domain(self, uuid: str) -> Domain:

@@ -16,7 +16,7 @@ from typing import Any
 
 from veery.config.adjust import fitting
 from veery.config.check import check_uuid
-from veery.errors import Failed, Refused, VeeryError
+from veery.errors import Failed, NotFound, Refused, VeeryError
 from veery.host import tasks
 from veery.host.clock import Clock
 from veery.hypervisor.dmesg import Dmesg
@@ -169,7 +169,7 @@ class Registry:
         """Return the domain, for reading only: it may be just starting. Raises Refused when it is not here."""
         domain = self._domains.get(uuid)
         if domain is None:
-            raise Refused(f"no domain {uuid} here", hint="veery list shows the domains here")
+            raise NotFound(f"no domain {uuid} here", hint="veery list shows the domains here")
         return domain
 
     def domain(self, uuid: str) -> Domain:
