@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from two_nodes import SPEC, UUID, Pair, local_disk, make_certificates, two_nodes
+from two_nodes import SPEC, UUID, Pair, dead_line, local_disk, make_certificates, two_nodes
 from two_nodes import Side as End
 
 from veery.cluster import owner as owners
@@ -225,18 +225,7 @@ async def test_a_dead_target_s_files_are_removed(tmp_path: Path, certificates: P
         )
         taken = local.take(disk)
         other.write_bytes(b"another's")  # it came to be after the journal was written
-        line = Line(
-            move="dead",
-            side=Side.TARGET,
-            domain="busybox",
-            uuid=UUID,
-            boot="boot",
-            source="a",
-            target="b",
-            owner_revision=1,
-            disks=(taken, replace(disk, vdev="xvdb", target=str(other))),
-            phase=Phase.COPY,
-        )
+        line = dead_line(Side.TARGET, Phase.COPY, disks=(taken, replace(disk, vdev="xvdb", target=str(other))))
         made.pair.b.context.journal.write(line)
         made.pair.b.settler.recall()
         await made.pair.settled()
@@ -275,18 +264,7 @@ async def test_files_that_are_the_disks_are_not_removed(tmp_path: Path, certific
         assert (await pair.a.move(pair.b, made.along)).state is MoveState.DONE
         await pair.check("b")
         await ended(pair, pair.b)
-        line = Line(
-            move="dead",
-            side=Side.TARGET,
-            domain="busybox",
-            uuid=UUID,
-            boot="boot",
-            source="a",
-            target="b",
-            owner_revision=1,
-            disks=(a_disk(target=str(mine), inode=mine.stat().st_ino),),
-            phase=Phase.LOADED,
-        )
+        line = dead_line(Side.TARGET, Phase.LOADED, disks=(a_disk(target=str(mine), inode=mine.stat().st_ino),))
         await recalled(pair, pair.b, line)
         assert mine.read_bytes() == DATA
 
@@ -318,18 +296,11 @@ async def test_disks_that_were_not_handed_over_stay_where_they_are(
         assert record is not None
         await pair.a.store.view().commit([], [DOMAINS.put("busybox", replace(record, home=home))])
         await ended(pair, pair.a)
-        line = Line(
-            move="dead",
-            side=Side.SOURCE,
-            domain="busybox",
-            uuid=UUID,
-            boot="boot",
-            source="a",
-            target="b",
-            owner_revision=1,
+        line = dead_line(
+            Side.SOURCE,
+            Phase.COPY,
             disks=(a_disk(path=str(root), target=str(made.there / "busybox-xvda.raw"), inode=root.stat().st_ino),),
             remove_source=remove,
-            phase=Phase.COPY,
         )
         await recalled(pair, pair.a, line)
         assert made.files() == {"here/root.img"}

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import Phase as HPhase
 from hypothesis import strategies as st
-from two_nodes import UUID, Pair, make_certificates, two_nodes
+from two_nodes import UUID, Pair, dead_line, make_certificates, two_nodes
 
 from veery.cluster import owner as owners
 from veery.errors import Failed, OutcomeUnknown, Refused
 from veery.host.clock import Clock
 from veery.hypervisor.fake import FakeDriver
 from veery.hypervisor.fakeworld import World
-from veery.migrate.journal import Line, Side
+from veery.migrate.journal import Side
 from veery.migrate.settle import Settler
 from veery.model.move import MoveProgress, MoveSettings, MoveState, Phase
 from veery.model.plan import Blocker, Obstacle
@@ -321,17 +321,7 @@ async def test_the_journal_of_a_dead_source_is_settled(tmp_path: Path, certifica
     """A daemon that died in COPY left a line and a paused copy: the next one lets the domain run on."""
     async with two_nodes(tmp_path, certificates) as pair:
         owner_revision = (await pair.a.store.get("owner/busybox")).revision  # type: ignore[union-attr]
-        line = Line(
-            move="dead",
-            side=Side.SOURCE,
-            domain="busybox",
-            uuid=UUID,
-            boot="boot",
-            source="a",
-            target="b",
-            owner_revision=owner_revision,
-            phase=Phase.COPY,
-        )
+        line = dead_line(Side.SOURCE, Phase.COPY, owner_revision=owner_revision)
         pair.a.context.journal.write(line)
         pair.a.settler.recall()
         assert pair.a.settler.busy("busybox")

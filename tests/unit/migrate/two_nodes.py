@@ -23,7 +23,8 @@ from veery.host.clock import Clock, RealClock
 from veery.hypervisor.fake import FakeDriver
 from veery.hypervisor.fakeworld import World
 from veery.migrate.base import MoveContext
-from veery.migrate.journal import Journal
+from veery.migrate.journal import Journal, Line
+from veery.migrate.journal import Side as JournalSide
 from veery.migrate.moves import Moves
 from veery.migrate.phases import Hold
 from veery.migrate.receiver import Receiver
@@ -32,7 +33,7 @@ from veery.migrate.settle import Settler
 from veery.model.cluster import DomainRecord
 from veery.model.domain import DiskFormat, DomainReading, DomainSpec
 from veery.model.flow import Flow
-from veery.model.move import MoveReport, MoveSettings
+from veery.model.move import MoveReport, MoveSettings, Phase
 from veery.model.node import Node, Role
 from veery.model.plan import Blocker
 from veery.model.volume import AttachedDisk, Attachments, LocalDisk
@@ -51,6 +52,12 @@ def make_certificates(folder: Path) -> Path:
         cert = tls.sign(authority, request.cert, name=name, addresses=[ADDRESS], epoch=now)
         tls.write_folder(folder / name, ca=authority.cert, node=tls.KeyPair(cert, request.key))
     return folder
+
+
+def dead_line(side: JournalSide, phase: Phase, **more: Any) -> Line:
+    """The line that a dead daemon left in the journal of its `side` of a move from a to b."""
+    known = {"domain": "busybox", "uuid": UUID, "boot": "boot", "source": "a", "target": "b", "owner_revision": 1}
+    return Line(move="dead", side=side, phase=phase, **{**known, **more})  # type: ignore[arg-type]
 
 
 def local_disk(path: str) -> LocalDisk:
