@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,13 +11,12 @@ from typing import Any
 
 import aiohttp
 import pytest
-from test_api_server import ADDRESS, shown, sign
+from aiohttp import web
+from api_parts import serving
+from test_api_server import ADDRESS
 
 from veery.api.domains import DomainRoutes
-from veery.api.server import ApiServer
-from veery.cluster.admission import Admission
 from veery.cluster.memory import MemoryStore
-from veery.host import tls
 from veery.host.clock import RealClock
 from veery.model.codec import plain
 from veery.model.domain import Adjustment, DiskSpec, DomainReading, DomainSpec, DomainState, VifSpec
@@ -108,22 +105,14 @@ class Api:
 
 @pytest.fixture
 async def api(tmp_path: Path) -> AsyncIterator[Api]:
-    folder = sign(tmp_path / "tls", tls.make_ca("lab", epoch=time.time()), "a")
-    admission = Admission(MemoryStore(RealClock()), shown(folder, "a"), tmp_path / "certificates.json")
     orders: Any = Orders()
-    peers = Peers(tls.client_context(folder), SimpleNamespace())  # type: ignore[arg-type]
     near: Any = SimpleNamespace()
-    routes = DomainRoutes(orders, orders, orders, near, near, peers=peers, store=near)
-    server = ApiServer("a", peers, [routes.table()], admission=admission, member=lambda address: True)
-    with socket.socket() as free:
-        free.bind((ADDRESS, 0))
-        port = free.getsockname()[1]
-    server.bind(ADDRESS, port)
-    await server.open(tmp_path / "api.sock", tls.server_context(folder))
-    async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(tmp_path / "api.sock"))) as session:
+
+    def table(peers: Peers) -> list[web.RouteDef]:
+        return DomainRoutes(orders, orders, orders, near, near, peers=peers, store=near).table()
+
+    async with serving(tmp_path, MemoryStore(RealClock()), table) as session:
         yield Api(session, orders)
-    await server.close()
-    await peers.close()
 
 
 async def test_a_good_body_is_ordered(api: Api) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,14 +10,13 @@ from typing import Any
 
 import aiohttp
 import pytest
-from test_api_server import ADDRESS, shown, sign
+from aiohttp import web
+from api_parts import serving
 
 from veery.api.ha import REASON_MAX, HaRoutes
-from veery.api.server import AUTHOR_MAX, ApiServer
-from veery.cluster.admission import Admission
+from veery.api.server import AUTHOR_MAX
 from veery.cluster.keys import DISARM, DISARMED
 from veery.cluster.memory import MemoryStore
-from veery.host import tls
 from veery.host.clock import RealClock
 from veery.model.ha import Disarmed, Rules
 from veery.node.ha_service import HaService
@@ -45,22 +42,15 @@ class Api:
 
 @pytest.fixture
 async def api(tmp_path: Path) -> AsyncIterator[Api]:
-    folder = sign(tmp_path / "tls", tls.make_ca("lab", epoch=time.time()), "a")
     store, clock = MemoryStore(RealClock()), RealClock()
-    admission = Admission(store, shown(folder, "a"), tmp_path / "certificates.json")
-    peers = Peers(tls.client_context(folder), SimpleNamespace())  # type: ignore[arg-type]
-    service = HaService("a", store, records=store, brain=None, rules=Rules(), peers=peers, clock=clock)
-    routes = HaRoutes(service, SimpleNamespace(), peers=peers, node_cache=SimpleNamespace())  # type: ignore[arg-type]
-    server = ApiServer("a", peers, [routes.table()], admission=admission, member=lambda address: True)
-    with socket.socket() as free:
-        free.bind((ADDRESS, 0))
-        port = free.getsockname()[1]
-    server.bind(ADDRESS, port)
-    await server.open(tmp_path / "api.sock", tls.server_context(folder))
-    async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(tmp_path / "api.sock"))) as session:
+    nothing: Any = SimpleNamespace()
+
+    def table(peers: Peers) -> list[web.RouteDef]:
+        service = HaService("a", store, records=store, brain=None, rules=Rules(), peers=peers, clock=clock)
+        return HaRoutes(service, nothing, peers=peers, node_cache=nothing).table()
+
+    async with serving(tmp_path, store, table) as session:
         yield Api(session, store)
-    await server.close()
-    await peers.close()
 
 
 async def test_a_reason_is_kept_as_it_is(api: Api) -> None:
