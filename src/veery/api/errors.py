@@ -68,7 +68,7 @@ class NoRoute(Refused):
 
 @contextlib.contextmanager
 def possible() -> Iterator[None]:
-    """Tell the status 422 for values of a body that a check in this block refuses."""
+    """Give the status 422 to a refusal in this block: a check refuses a value of the body."""
     try:
         yield
     except Refused as error:

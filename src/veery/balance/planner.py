@@ -16,12 +16,12 @@ from veery.balance.model import Cluster, Limits, Move, Plan, Score
 from veery.balance.reserve import Reserve
 from veery.balance.state import WEIGHT_STRANDED, State
 
-CHECKS = 200  # of N+1 in one step: the best moves that are checked before the planner gives up
+CHECKS = 200  # checks of N+1 in one step: the best moves that are checked before the planner gives up
+MENDING_CHECKS = 64  # while N+1 is broken: moves by their gain, and as many by size, that are checked for mending it
 REMOVED_MAX = 7  # steps that one trial takes out
 TRIALS_MAX = 1000
 TRIALS_EFFORT = 1_000_000  # domains x nodes x trials
 BETTER = 1e-7  # of the score
-MENDING_CHECKS = 64  # the same while N+1 is broken: each is checked, because it may mend N+1
 
 
 def affordable(cluster: Cluster) -> int:
